@@ -1,0 +1,270 @@
+"""The command line: parse, call, print. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+
+class _OneLineErrors(TyperGroup):
+    """Turns what the user can mend into one line on stderr: 2 bad input, 1 failed, 130 Ctrl-C."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except Exception as error:
+            code = _exit_code(error)
+            if code is None or ctx.params.get("debug"):
+                raise
+            text = error.format_message() if hasattr(error, "format_message") else str(error)
+            print(f"lesionsearch: {' '.join(text.split())}", file=sys.stderr)
+            raise typer.Exit(code) from None
+
+
+def _exit_code(error: Exception) -> int | None:
+    if hasattr(error, "format_message") and type(error).__name__ != "NoArgsIsHelpError":
+        return 2  # typer's own: an unknown option, a missing argument
+    if "lesionseg.errors" not in sys.modules:
+        return None
+    from lesionseg.errors import InputError
+
+    if isinstance(error, InputError):
+        return 2
+    failed = getattr(sys.modules.get("search.run"), "Failed", None)
+    return 1 if failed and isinstance(error, failed) else None
+
+
+app = typer.Typer(
+    cls=_OneLineErrors,
+    help="Hyperparameter search and AutoML for skin-lesion segmentation.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(help="Look at data, or make some.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Name = Annotated[str, typer.Argument(help="A study's folder, or its name under runs/.")]
+Data = Annotated[
+    Path, typer.Option(help="Folder of images and masks, or a CSV manifest.", show_default=False)
+]
+Out = Annotated[
+    Path | None, typer.Option(help="The study's folder; its name names the study. [runs/STUDY]")
+]
+Storage = Annotated[
+    str | None,
+    typer.Option(
+        help="Database URL, such as postgresql+psycopg://user@host/db; also from the environment "
+        "variable LESIONSEARCH_STORAGE. [study.db in the study's folder]"
+    ),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the study; may be repeated."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. [all cores]")]
+
+
+@app.callback()
+def main(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Hyperparameter search and AutoML for skin-lesion segmentation."""
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="The study's folder.")] = Path("runs/demo"),
+    images: Annotated[int, typer.Option(min=20, help="Synthetic images to make.")] = 160,
+) -> None:
+    """Search on synthetic lesions: study, final test and report in minutes, without a GPU."""
+    from lesionseg.data.synthetic import write_dataset
+    from search import console as show
+
+    console = show.make_console()
+    data = out.with_name(f"{out.name}-data")
+    if not data.exists():
+        with show.counting(console, "drawing lesions") as tick:
+            write_dataset(data, images, on_progress=lambda done: tick(done, images))
+    console.print(f"{images} synthetic dermoscopic images in {data}")
+    overrides = ["name=demo", "budget.trials=8", "budget.epochs=8"]
+    _run("quick", data, out, None, overrides, "auto", None, final=True)
+
+
+@app.command()
+def run(
+    study: Annotated[str, typer.Argument(help="A study file, or the name of a shipped study.")],
+    data: Data,
+    out: Out = None,
+    storage: Storage = None,
+    trials: Annotated[int | None, typer.Option(help="Budget: trials in all.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Budget: hours in all.")] = None,
+    set_: Set = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    final: Annotated[bool, typer.Option(help="Retrain, test and report at the end.")] = True,
+) -> None:
+    """Create a study or go on with it; at the end retrain the best, test it, write the report."""
+    overrides = list(set_ or [])
+    overrides += [f"budget.trials={trials}"] if trials is not None else []
+    overrides += [f"budget.hours={timeout}"] if timeout is not None else []
+    _run(study, data, out, storage, overrides, device, threads, final=final)
+
+
+@app.command()
+def status(
+    name: Annotated[str | None, typer.Argument(help="A study; without it, all.")] = None,
+    storage: Storage = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Where a study stands: trials by state, the best so far, the test."""
+    import json
+
+    from search import console as show
+    from search import status as standing
+
+    console = show.make_console()
+    names = [name] if name else standing.list_runs()
+    found = [standing.status(standing.find_run(n), storage) for n in names]
+    if as_json:
+        print(json.dumps(found[0] if name else found, indent=1))
+        return
+    if not found:
+        console.print("no studies under runs/; `lesionsearch demo` makes one")
+    for each in found:
+        show.print_status(console, each)
+
+
+@app.command(name="final")
+def final_(
+    name: Name,
+    data: Annotated[Path | None, typer.Option(help="Where the data are now. [as run]")] = None,
+    storage: Storage = None,
+    again: Annotated[bool, typer.Option(help="Test once more; it is counted.")] = False,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Retrain a study's best configuration and test it once."""
+    from search import console as show
+    from search.final import finalize
+    from search.report import write_report
+    from search.run import default_slot, sigterm_as_interrupt
+    from search.status import find_run
+    from search.study import locked, open_study
+
+    folder = find_run(name)
+    with locked(folder), sigterm_as_interrupt():
+        opened = open_study(folder, storage=storage, data=data)
+        report = finalize(opened, default_slot(device, threads), again=again)
+    console = show.make_console()
+    show.print_final(console, report)
+    console.print(f"report: {write_report(folder, storage=storage)}")
+
+
+@app.command()
+def report(name: Name, storage: Storage = None) -> None:
+    """Rebuild a study's report.html."""
+    from search.report import write_report
+    from search.status import find_run
+
+    print(write_report(find_run(name), storage=storage))
+
+
+@app.command()
+def options(
+    family: Annotated[str | None, typer.Argument(help="One family only.")] = None,
+) -> None:
+    """Every model, loss, augmentation, optimizer, schedule and setting, with its ranges."""
+    from lesionseg.errors import InputError, nearest
+    from lesionseg.families import FAMILIES
+    from search import console as show
+
+    if family is not None and family not in FAMILIES:
+        raise InputError(f"options: unknown family {family!r} ({nearest(family, FAMILIES)})")
+    chosen = {family: FAMILIES[family]} if family else FAMILIES
+    show.print_options(show.make_console(), chosen)
+
+
+@data_app.command(name="check")
+def data_check(
+    root: Annotated[Path, typer.Argument(metavar="DIR", help="Folder or CSV manifest.")],
+    layout: Annotated[str, typer.Option(help="The layout's name; auto finds out.")] = "auto",
+) -> None:
+    """Read every pair of a data set and say what is there and what is wrong."""
+    from lesionseg.data.audit import audit
+    from search import console as show
+
+    console = show.make_console()
+    with show.counting(console, "reading pairs") as tick:
+        found = audit(root, layout, on_progress=tick)
+    show.print_audit(console, found)
+    found.refuse_broken()
+
+
+@data_app.command(name="synth")
+def data_synth(
+    root: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
+    n: Annotated[int, typer.Option("-n", "--number", help="Images to make.")] = 160,
+    seed: Annotated[int, typer.Option(help="The same seed makes the same images.")] = 0,
+    height: Annotated[int, typer.Option(help="In pixels.")] = 384,
+    width: Annotated[int, typer.Option(help="In pixels.")] = 512,
+) -> None:
+    """Make synthetic dermoscopic images with exact masks, in the ISIC 2018 layout."""
+    from lesionseg.data.synthetic import write_dataset
+    from lesionseg.errors import InputError
+    from search import console as show
+
+    with show.counting(show.make_console(), "drawing lesions") as tick:
+        try:
+            write_dataset(
+                root, n, seed=seed, height=height, width=width, on_progress=lambda i: tick(i, n)
+            )
+        except ValueError as error:
+            raise InputError(f"data synth: {error}") from error
+    print(f"{n} images and masks in {root}")
+
+
+def _run(
+    study: str,
+    data: Path,
+    out: Path | None,
+    storage: str | None,
+    overrides: list[str],
+    device: str,
+    threads: int | None,
+    *,
+    final: bool,
+) -> None:
+    from search import console as show
+    from search.job import run_study
+    from search.spec import load_spec
+
+    console = show.make_console()
+    spec = load_spec(study, overrides)
+    try:
+        run_study(
+            console,
+            spec,
+            data,
+            out or Path("runs") / spec.name,
+            storage=storage,
+            device=device,
+            threads=threads,
+            final=final,
+        )
+    except KeyboardInterrupt:
+        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        console.print(f"interrupted; nothing finished is lost. Go on with:\n  {command}")
+        raise
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,1 @@
+"""Skin-lesion segmentation: data, models, training, evaluation. Knows nothing of the search."""

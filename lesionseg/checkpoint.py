@@ -1,0 +1,59 @@
+"""Weights and the configuration that they belong to, in one file that is safe to open.
+
+A safetensors file holds numbers and a JSON header, and nothing that could run; the
+configuration is in its header, so that the file alone is enough to build the network again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lesionseg.config import TrialConfig
+from lesionseg.errors import InputError
+from lesionseg.models import build_model
+
+FORMAT = "lesionsearch/1"
+
+
+def save(path: Path, weights: Mapping[str, Tensor], config: TrialConfig) -> None:
+    """Writes the file, or nothing: under its name lies a whole one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    metadata = {"format": FORMAT, "config": json.dumps(config.to_dict())}
+    plain = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    save_file(plain, partial, metadata=metadata)
+    os.replace(partial, path)
+
+
+def load(path: Path) -> tuple[nn.Module, TrialConfig]:
+    """The network with its weights, in evaluation mode on the CPU, and its configuration.
+
+    Raises InputError: no such file, another format, or weights that do not fit the network.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a safetensors file ({error})") from None
+    if metadata.get("format") != FORMAT:
+        raise InputError(
+            f"{path}: holds no {FORMAT} model, its format is {metadata.get('format')!r}"
+        )
+    config = TrialConfig.from_dict(json.loads(metadata["config"]))
+    model = build_model(config.model)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: the weights do not fit {config.model.name}: {reason}") from None
+    return model.eval(), config

@@ -1,0 +1,101 @@
+"""TrialConfig: everything that determines one training."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from lesionseg.errors import InputError, nearest
+from lesionseg.space import Categorical, Domain, Float, Int, Pick
+
+#: The plain numbers of a configuration, beside its five picks.
+SETTINGS: Mapping[str, Domain] = {
+    "image_size": Int(16, 4096, default=256),
+    "batch_size": Int(1, 4096, default=16, log=True),
+    "epochs": Int(1, 100_000, default=40),
+    "patience": Int(0, 100_000, default=0),
+    "clip_norm": Float(0.0, 1e6, default=1.0),
+    "amp": Categorical(("auto", "off"), default="auto"),
+    "seed": Int(0, 2**31 - 1, default=0),
+}
+
+#: One line for people on each of them.
+ABOUT_SETTINGS: Mapping[str, str] = {
+    "image_size": "side in pixels of the square that images are resized to",
+    "batch_size": "images in one step",
+    "epochs": "passes over the training images, at most",
+    "patience": "epochs without a better validation Dice before stopping early; 0 never does",
+    "clip_norm": "largest norm of the gradient; 0 clips nothing",
+    "amp": "mixed precision where the device has it, or off",
+    "seed": "of the weights, the order of images and the augmentation",
+}
+
+#: The pick of a family that a study does not name.
+DEFAULTS: Mapping[str, str] = {
+    "model": "unet",
+    "loss": "bce_dice",
+    "augment": "flips",
+    "optimizer": "adamw",
+    "schedule": "cosine",
+}
+
+
+@dataclass(frozen=True)
+class TrialConfig:
+    """One point of the search space, complete: two equal configurations train alike.
+
+    Raises InputError where a setting lies outside its domain in SETTINGS.
+    """
+
+    model: Pick = Pick(DEFAULTS["model"])
+    loss: Pick = Pick(DEFAULTS["loss"])
+    augment: Pick = Pick(DEFAULTS["augment"])
+    optimizer: Pick = Pick(DEFAULTS["optimizer"])
+    schedule: Pick = Pick(DEFAULTS["schedule"])
+    image_size: int = 256
+    batch_size: int = 16
+    epochs: int = 40
+    patience: int = 0
+    clip_norm: float = 1.0
+    amp: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, domain in SETTINGS.items():
+            try:
+                domain.check(getattr(self, name))
+            except InputError as error:
+                raise InputError(f"{name} {error}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, fit for JSON and YAML; ``from_dict`` gives the same configuration back."""
+        plain: dict[str, Any] = {f: {getattr(self, f).name: dict(getattr(self, f).params)}
+                                 for f in DEFAULTS}  # fmt: skip
+        return plain | {name: getattr(self, name) for name in SETTINGS}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> TrialConfig:
+        """The configuration of ``to_dict``; InputError names an unknown key."""
+        known = [f.name for f in fields(cls)]
+        for key in plain:
+            if key not in known:
+                raise InputError(f"unknown key {key!r} ({nearest(key, known)})")
+        values: dict[str, Any] = {k: _pick(v) if k in DEFAULTS else v for k, v in plain.items()}
+        return cls(**values)
+
+    def digest(self) -> str:
+        """Twelve hexadecimal digits that name this configuration."""
+        canonical = json.dumps(self.to_dict(), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def _pick(value: Any) -> Pick:
+    if isinstance(value, str):
+        return Pick(value)
+    if isinstance(value, Mapping) and len(value) == 1:
+        name, params = next(iter(value.items()))
+        return Pick(name, dict(params or {}))
+    raise InputError(f"a pick must be a name or {{name: parameters}}, got {value!r}")

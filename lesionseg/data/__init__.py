@@ -1,0 +1,1 @@
+"""From folders of pictures to batches: layouts, splits, the cache, the loader."""

@@ -1,0 +1,84 @@
+"""Reading one image or one mask from disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from lesionseg.errors import InputError
+
+Pixels = NDArray[np.uint8]
+
+#: A mask that is not binary is thresholded here, if it is nearly binary.
+MASK_THRESHOLD = 128
+#: Nearly binary: at least this share of pixels lies within NEAR of black or white.
+NEARLY = 0.95
+NEAR = 32
+
+
+def open_picture(path: Path) -> Image.Image:
+    """The picture, upright; its pixels are still to be decoded. InputError if it is none."""
+    try:
+        return Image.open(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise InputError(f"{path}: not a picture ({_reason(error)})") from None
+
+
+def read_image(path: Path, draft: int | None = None) -> Image.Image:
+    """An upright RGB image; InputError where the file is no picture or is cut off.
+
+    draft: a side in pixels that is enough; a JPEG is then decoded at a half, a quarter or an
+    eighth of its size, whichever is still as large.
+    """
+    with open_picture(path) as picture:
+        if draft:
+            picture.draft("RGB", (draft, draft))
+        return _decode(path, picture, "RGB")
+
+
+def read_mask(path: Path) -> tuple[NDArray[np.bool_], bool]:
+    """A mask [H, W], True on the lesion, and whether it had to be thresholded.
+
+    Black is skin; any other single value is lesion. A mask with more values is thresholded at
+    MASK_THRESHOLD if it is nearly binary (a JPEG, smoothed edges); else InputError.
+    """
+    with open_picture(path) as picture:
+        grey = np.asarray(_decode(path, picture, "L"))
+    values = np.flatnonzero(np.bincount(grey.ravel(), minlength=256))
+    if len(values) == 1 or (len(values) == 2 and values[0] == 0):
+        return grey > 0, False
+    if ((grey < NEAR) | (grey > 255 - NEAR)).mean() >= NEARLY:
+        return grey >= MASK_THRESHOLD, True
+    raise InputError(
+        f"{path}: the mask is not binary: {len(values)} grey levels from {values[0]} to "
+        f"{values[-1]}; save it with 0 for skin and 255 for lesion"
+    )
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """Height and width in pixels, upright, from the file's header alone."""
+    with open_picture(path) as picture:
+        width, height = picture.size
+        turned = picture.getexif().get(0x0112, 1) >= 5  # orientations that swap the axes
+    return (width, height) if turned else (height, width)
+
+
+def _decode(path: Path, picture: Image.Image, mode: str) -> Image.Image:
+    try:
+        picture.load()
+        if picture.mode.startswith("I"):  # 16 bits a channel: PIL's own conversion would clip
+            wide = np.asarray(picture).astype(np.uint32)
+            picture = Image.fromarray((wide >> (8 if wide.max() > 255 else 0)).astype(np.uint8))
+        return ImageOps.exif_transpose(picture).convert(mode)
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        raise InputError(f"{path}: the picture is damaged ({_reason(error)})") from None
+
+
+def _reason(error: Exception) -> str:
+    # PIL repeats the whole path in its message.
+    return str(error).split(" '")[0].split(" <")[0].strip() or type(error).__name__

@@ -1,0 +1,79 @@
+"""Where and how to compute: CUDA, Apple's MPS or the CPU; seeds, precision, threads."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from lesionseg.errors import InputError
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device of that name; ``auto`` takes CUDA, then MPS, then the CPU.
+
+    InputError where it is no device or this machine lacks it.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"device: must be auto, cpu, mps, cuda or cuda:N, got {name!r}") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"device: {name!r} is not here ({torch.cuda.device_count()} CUDA devices); use cpu"
+        )
+    if device.type == "mps" and not _has_mps():
+        raise InputError("device: 'mps' is not here; use cpu")
+    return device
+
+
+def prepare(device: torch.device, seed: int) -> None:
+    """Seeds every generator and sets what makes CPU runs repeat to the last digit."""
+    torch.manual_seed(seed)
+    if device.type == "cpu":
+        # Unpooling is on torch's list of doubtful operations, since indices that occur twice
+        # would race; those of a 2x2 pooling never do.
+        warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    else:
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+
+
+def amp_dtype(device: torch.device, mode: str) -> torch.dtype | None:
+    """The half precision to train in, or None for float32 throughout."""
+    if mode == "off" or device.type != "cuda":
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    """A context of mixed precision, or one that does nothing."""
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def loader_workers(device: torch.device) -> int:
+    """Processes that augment ahead of the device.
+
+    None on a CPU: there the training itself keeps every core busy.
+    """
+    return 0 if device.type == "cpu" else max(1, min(8, (os.cpu_count() or 2) - 1))
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes used so far: on the device for CUDA, else by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+
+
+def _has_mps() -> bool:
+    return torch.backends.mps.is_available()

@@ -1,0 +1,19 @@
+"""FAMILIES: the five tables by the name that a study and a TrialConfig use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lesionseg.augment import AUGMENTS
+from lesionseg.losses import LOSSES
+from lesionseg.models import MODELS
+from lesionseg.optim import OPTIMIZERS, SCHEDULES
+from lesionseg.space import Option
+
+FAMILIES: Mapping[str, Mapping[str, Option]] = {
+    "model": MODELS,
+    "loss": LOSSES,
+    "augment": AUGMENTS,
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+}

@@ -1,0 +1,201 @@
+"""train(): one configuration, one training, from fresh weights to the best epoch's.
+
+Notable choices: the loss is summed on the device and read once an epoch, so that no step waits
+for the host; validation counts pixels per image on the device and scores once; what is told to
+``on_epoch`` and what is returned is the same statistic, the mean Dice per validation image at
+the configuration's image size.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lesionseg import checkpoint, metrics
+from lesionseg.augment import build_augment
+from lesionseg.config import TrialConfig
+from lesionseg.data.cache import Cache
+from lesionseg.data.loader import in_order, to_device, train_loader
+from lesionseg.device import amp_dtype, autocast, loader_workers, peak_memory, prepare
+from lesionseg.losses import Loss, build_loss
+from lesionseg.metrics import Metrics
+from lesionseg.models import build_model
+from lesionseg.optim import build_optimizer, build_schedule
+
+Stopped = Literal["finished", "early", "asked"]
+Weights = dict[str, Tensor]
+
+
+class Diverged(RuntimeError):
+    """The training loss or the network's output became NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class TrainData:
+    """A cache at the configuration's image size and the positions in it to train and judge on."""
+
+    cache: Cache
+    train: NDArray[np.int64]
+    val: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What one epoch gave. Epochs count from 1; lr is that of its last step; seconds its own."""
+
+    epoch: int
+    train_loss: float
+    val_loss: float
+    metrics: Metrics
+    lr: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """best: the record of the epoch whose weights were kept. peak_memory: bytes, of the device
+    for CUDA and else of the process. checkpoint: where the weights lie, if a path was given."""
+
+    best: EpochRecord
+    history: tuple[EpochRecord, ...]
+    stopped: Stopped
+    seconds: float
+    peak_memory: int
+    checkpoint: Path | None
+
+
+def train(
+    config: TrialConfig,
+    data: TrainData,
+    on_epoch: Callable[[EpochRecord], bool] = lambda record: False,
+    *,
+    device: torch.device | None = None,
+    save_to: Path | None = None,
+    keep: Literal["best", "last"] = "best",
+    model: nn.Module | None = None,
+) -> TrainResult:
+    """Trains the configuration's network.
+
+    on_epoch: called after each epoch; True ends the training with what it has.
+    save_to: a .safetensors file for the weights kept: those of the epoch of the best validation
+        Dice, or of the last one.
+    model: a network built beforehand from the same configuration, else one is built here.
+    On a CPU, equal arguments and threads give equal results to the last digit.
+    Raises InputError for a pick that cannot be built, and Diverged.
+    """
+    device = device or torch.device("cpu")
+    began = time.perf_counter()
+    prepare(device, config.seed)
+    loop = _Loop(config, data, device, model or build_model(config.model))
+    history: list[EpochRecord] = []
+    best, kept, stopped = None, None, "finished"
+    for epoch in range(1, config.epochs + 1):
+        record = loop.epoch(epoch)
+        history.append(record)
+        if keep == "last" or best is None or record.metrics.dice > best.metrics.dice:
+            best, kept = record, _clone(loop.model)
+        if on_epoch(record):
+            stopped = "asked"
+            break
+        if config.patience and epoch - best.epoch >= config.patience:
+            stopped = "early"
+            break
+    assert best is not None and kept is not None
+    if save_to is not None:
+        checkpoint.save(save_to, kept, config)
+    return TrainResult(
+        best=best,
+        history=tuple(history),
+        stopped=stopped,  # type: ignore[arg-type]
+        seconds=time.perf_counter() - began,
+        peak_memory=peak_memory(device),
+        checkpoint=save_to,
+    )
+
+
+class _Loop:
+    """The state of one training and what is done with it each epoch."""
+
+    def __init__(
+        self, config: TrialConfig, data: TrainData, device: torch.device, model: nn.Module
+    ) -> None:
+        self.config, self.data, self.device = config, data, device
+        # Convolutions are fastest over channels last, on the CPU as on tensor cores.
+        self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.loss: Loss = build_loss(config.loss)
+        self.loader, self.plan = train_loader(
+            data.cache,
+            data.train,
+            config.batch_size,
+            build_augment(config.augment),
+            seed=config.seed,
+            workers=loader_workers(device),
+            pin=device.type == "cuda",
+        )
+        self.optimizer = build_optimizer(config.optimizer, self.model.parameters())
+        steps = len(self.plan)
+        self.schedule = build_schedule(config.schedule, self.optimizer, config.epochs, steps)
+        self.dtype = amp_dtype(device, config.amp)
+        # bfloat16 has float32's range: only float16 needs its gradients scaled.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+
+    def epoch(self, number: int) -> EpochRecord:
+        began = time.perf_counter()
+        self.plan.epoch = number
+        train_loss = self._train()
+        lr = float(self.optimizer.param_groups[0]["lr"])
+        if not math.isfinite(train_loss):
+            raise Diverged(f"the training loss became {train_loss} in epoch {number}")
+        val_loss, scores = self._validate()
+        if not math.isfinite(val_loss):
+            raise Diverged(f"the validation loss became {val_loss} in epoch {number}")
+        self.schedule.after_epoch(scores.dice)
+        seconds = time.perf_counter() - began
+        return EpochRecord(number, train_loss, val_loss, scores, lr, seconds)
+
+    def _train(self) -> float:
+        self.model.train()
+        total = torch.zeros((), device=self.device)
+        for batch in self.loader:
+            total += self._step(*to_device(batch, self.device))
+        return float(total) / len(self.plan)
+
+    def _step(self, images: Tensor, masks: Tensor) -> Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        with autocast(self.device, self.dtype):
+            logits = self.model(images)
+        loss = self.loss(logits, masks)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        if self.config.clip_norm:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.after_step()
+        return loss.detach()
+
+    @torch.inference_mode()
+    def _validate(self) -> tuple[float, Metrics]:
+        self.model.eval()
+        total, counts = torch.zeros((), device=self.device), []
+        for batch in in_order(self.data.cache, self.data.val, self.config.batch_size):
+            images, masks = to_device(batch, self.device)
+            with autocast(self.device, self.dtype):
+                logits = self.model(images)
+            total += self.loss(logits, masks) * len(images)
+            counts.append(metrics.count(logits > 0, masks > 0.5))
+        scores = metrics.mean(metrics.score(torch.cat(counts).cpu().numpy()))
+        return float(total) / len(self.data.val), scores
+
+
+def _clone(model: nn.Module) -> Weights:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}

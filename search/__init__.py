@@ -1,0 +1,1 @@
+"""The search: study files, samplers, pruners, storage, workers, the final test, the report."""

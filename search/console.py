@@ -1,0 +1,202 @@
+"""What the command line shows: tables, and the progress of a search as it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from optuna.trial import FrozenTrial
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from lesionseg.config import ABOUT_SETTINGS, DEFAULTS, SETTINGS, TrialConfig
+from lesionseg.data.audit import Audit
+from lesionseg.metrics import METRICS
+from lesionseg.space import Option
+from lesionseg.train import EpochRecord
+from search import trials
+
+STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "skipped": "dim"}
+
+
+def make_console() -> Console:
+    """Standard output; plain and unwrapped where it is no terminal."""
+    console = Console(highlight=False)
+    # A file or a pipe has no width: a line must not be cut to a terminal's there.
+    return console if console.is_terminal else Console(highlight=False, width=240, soft_wrap=True)
+
+
+def brief(config: TrialConfig | Mapping[str, Any]) -> str:
+    """A configuration in one line: ``unet(width=16, depth=4) · dice · flips · ...``."""
+    plain = config.to_dict() if isinstance(config, TrialConfig) else config
+    parts = []
+    for family in DEFAULTS:
+        name, params = next(iter(plain[family].items()))
+        inner = ", ".join(f"{k}={_short(v)}" for k, v in params.items())
+        parts.append(f"{name}({inner})" if inner else name)
+    return " · ".join(parts)
+
+
+class TrialLines:
+    """A line per finished trial; on a terminal, bars for the study and the trial at work."""
+
+    def __init__(self, console: Console, budget: int, spent: int, epochs: int) -> None:
+        self.console, self.epochs = console, epochs
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.study = self.bars.add_task("study", total=budget, completed=spent, note="")
+        self.trial: TaskID | None = None
+
+    def trial_started(self, number: int, config: TrialConfig) -> None:
+        """Shows a bar for its epochs."""
+        self._drop()
+        self.trial = self.bars.add_task(f"trial {number}", total=self.epochs, note=brief(config))
+
+    def epoch_ended(self, number: int, record: EpochRecord) -> None:
+        """Moves the trial's bar."""
+        if self.trial is not None:
+            note = f"Dice {record.metrics.dice:.4f}  loss {record.train_loss:.4f}"
+            self.bars.update(self.trial, completed=record.epoch, note=note)
+
+    def trial_ended(self, trial: FrozenTrial, best: FrozenTrial | None) -> None:
+        """Prints its line and the best so far."""
+        self._drop()
+        state = trials.state_of(trial)
+        if state in {"complete", "pruned", "failed"}:
+            self.bars.advance(self.study)
+        if best is not None:
+            self.bars.update(self.study, note=f"best {best.value:.4f} (trial {best.number})")
+        value = trial.value if trial.value is not None else _last(trial)
+        dice = "     -" if value is None else f"{value:.4f}"
+        style = STYLES.get(state, "")
+        what = trial.user_attrs.get("message") or _cost(trial)
+        config = trial.user_attrs.get("config")
+        line = f"trial {trial.number:>3}  [{style}]{state:<8}[/]  {dice}  {escape(what)}"
+        self.console.print(line + (f"  {escape(brief(config))}" if config else ""))
+
+    def _drop(self) -> None:
+        if self.trial is not None:
+            self.bars.remove_task(self.trial)
+            self.trial = None
+
+
+@contextmanager
+def counting(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for work of known length; nothing where there is no terminal."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+    )
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def print_status(console: Console, status: Mapping[str, Any]) -> None:
+    """A study's standing."""
+    budget = status["budget"]["trials"]
+    console.print(f"[bold]{escape(status['study'])}[/]: {status['spent']} of {budget} trials")
+    table = Table("state", "trials", box=None, pad_edge=False)
+    for state, count in status["counts"].items():
+        if count:
+            table.add_row(state, str(count))
+    console.print(table)
+    if status["reasons"]:
+        console.print("reasons: " + ", ".join(f"{r} {n}" for r, n in status["reasons"].items()))
+    for worker in status["workers"]:
+        console.print(f"at work: trial {worker['trial']}, epoch {worker['epoch']}")
+    best = status["best"]
+    if best:
+        line = f"best: trial {best['number']}, validation Dice {best['value']:.4f}"
+        console.print(f"{line}, {escape(brief(best['config']))}")
+    if status["test"]:
+        console.print(
+            f"test Dice: {_with_interval(status['test']['dice'], status['test']['ci95'])}"
+        )
+    console.print(f"looks at the test images: {status['test_looks']}")
+
+
+def print_final(console: Console, report: Mapping[str, Any]) -> None:
+    """The final test, its intervals and how far the number can be trusted."""
+    test, val = report["test"], report["val"]
+    table = Table("test", "mean", "95% interval", box=None, pad_edge=False)
+    for name in METRICS:
+        low, high = report["ci95"][name]
+        table.add_row(name.replace("_", " "), f"{test[name]:.4f}", f"{low:.4f} .. {high:.4f}")
+    console.print(table)
+    console.print(
+        f"{test['n']} test images, at their masks' own size; "
+        f"trial {report['trial']}, {brief(report['config'])}"
+    )
+    if val["gap"] is not None:
+        verdict = "reproduced" if val["reproduced"] else "[red]NOT reproduced[/]"
+        console.print(
+            f"validation Dice: search {val['search']:.4f}, retrained {val['retrained']:.4f}, "
+            f"gap {val['gap']:+.4f}: {verdict}"
+        )
+    looks = report["test_looks"]
+    times = "once" if looks == 1 else f"[yellow]{looks} times[/]"
+    console.print(f"this study's test images were looked at {times}")
+
+
+def print_options(console: Console, families: Mapping[str, Mapping[str, Option]]) -> None:
+    """Every family, option and range."""
+    for family, table in families.items():
+        shown = Table(
+            title=family, title_justify="left", title_style="bold", box=None, pad_edge=False
+        )
+        for column in ("option", "parameters", "what it is"):
+            shown.add_column(column)
+        for name, option in table.items():
+            params = "\n".join(f"{k}: {escape(str(d))}" for k, d in option.space.items())
+            shown.add_row(name, params, option.about)
+        console.print(shown, "")
+    shown = Table(
+        title="settings", title_justify="left", title_style="bold", box=None, pad_edge=False
+    )
+    for column in ("setting", "range", "what it is"):
+        shown.add_column(column)
+    for name, domain in SETTINGS.items():
+        shown.add_row(name, escape(str(domain)), ABOUT_SETTINGS[name])
+    console.print(shown)
+
+
+def print_audit(console: Console, audit: Audit) -> None:
+    """What was found in a data set; every pair that cannot be used on a line of its own."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, fact in audit.facts().items():
+        table.add_row(name, escape(fact))
+    console.print(table)
+    for problem in audit.problems:
+        console.print(f"[red]{escape(problem)}[/]")
+
+
+def _cost(trial: FrozenTrial) -> str:
+    epochs, seconds = trial.user_attrs.get("epochs"), trial.user_attrs.get("seconds")
+    return f"{epochs:>3} epochs {seconds:6.1f} s" if epochs else ""
+
+
+def _last(trial: FrozenTrial) -> float | None:
+    values = trial.intermediate_values
+    return values[max(values)] if values else None
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _with_interval(mean: float, interval: list[float]) -> str:
+    return f"{mean:.4f} ({interval[0]:.4f} .. {interval[1]:.4f})"

@@ -1,0 +1,251 @@
+"""The end of a study: retrain the best configuration, look at the test images once."""
+
+from __future__ import annotations
+
+import csv
+import json
+import platform
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import yaml
+from optuna.trial import FrozenTrial
+
+from lesionseg import metrics
+from lesionseg.config import TrialConfig
+from lesionseg.data.index import Record
+from lesionseg.metrics import METRICS
+from lesionseg.train import EpochRecord, TrainResult
+from search import trials
+from search.child import Broke, Built, Child, Tested, TestJob, Trained, TrainJob
+from search.run import Failed
+from search.study import OpenStudy, count_look
+from search.worker import Slot, flat
+
+#: The retrained validation Dice counts as reproduced within this of the search's.
+REPRODUCED = 0.02
+
+OnEpoch = Callable[[int, EpochRecord], None]
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """One retraining; ``weights`` lies beside the others until one is chosen."""
+
+    seed: int
+    result: TrainResult
+    params: int
+    weights: Path
+
+
+def finalize(
+    opened: OpenStudy,
+    slot: Slot,
+    *,
+    again: bool = False,
+    on_epoch: OnEpoch = lambda seed, record: None,
+) -> dict[str, Any]:
+    """Retrains the study's best configuration, tests it, writes ``final/``; its metrics.json.
+
+    A study whose best was tested already is not tested again unless ``again`` says so: each
+    look at the test images is counted, and more than one makes the number a little less
+    trustworthy. Files appear under ``final/`` all together or not at all.
+    Raises Failed where there is no complete trial, or the retraining breaks.
+    """
+    best = best_of(opened.study)
+    folder = opened.folder / "final"
+    done = read_metrics(opened.folder)
+    if done and done["trial"] == best.number and not again:
+        return done
+    partial = opened.folder / "final.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        report = _finalize(opened, slot, best, partial, on_epoch)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return report
+
+
+def best_of(study: optuna.Study) -> FrozenTrial:
+    """The complete trial of the best validation Dice; Failed, with the reasons, without one."""
+    known = trials.all_trials(study)
+    ranking = trials.ranked(known)
+    if not ranking:
+        why = ", ".join(f"{reason} {n}" for reason, n in trials.reasons(known).items())
+        raise Failed(f"{study.study_name}: no trial was completed ({why or 'none was run'})")
+    return ranking[0]
+
+
+def read_metrics(folder: Path) -> dict[str, Any] | None:
+    """What ``final/metrics.json`` of a study's folder holds; None before there is one."""
+    path = folder / "final" / "metrics.json"
+    if not path.is_file():
+        return None
+    stored: dict[str, Any] = json.loads(path.read_text())
+    return stored
+
+
+def _finalize(
+    opened: OpenStudy, slot: Slot, best: FrozenTrial, folder: Path, on_epoch: OnEpoch
+) -> dict[str, Any]:
+    config = TrialConfig.from_dict(trials.config_of(best))
+    runs = [
+        _retrain(opened, slot, best, replace(config, seed=config.seed + i), folder, on_epoch)
+        for i in range(opened.spec.final.seeds)
+    ]
+    # By validation Dice, never by test Dice; the first of equals.
+    chosen = max(runs, key=lambda run: run.result.best.metrics.dice)
+    chosen.weights.rename(folder / "model.safetensors")
+    for run in runs:
+        run.weights.unlink(missing_ok=True)
+    looks = count_look(opened.study)
+    tested = _test(opened, slot, folder)
+    report = _report(opened, best, runs, chosen, tested, looks)
+    final = replace(config, seed=chosen.seed)
+    (folder / "config.yaml").write_text(yaml.safe_dump(final.to_dict(), sort_keys=False))
+    _write_rows(folder / "history.csv", [flat(r) for r in chosen.result.history])
+    _write_rows(folder / "per_image.csv", _per_image(_records(opened), tested))
+    (folder / "metrics.json").write_text(json.dumps(report, indent=2))
+    return report
+
+
+def _retrain(
+    opened: OpenStudy,
+    slot: Slot,
+    best: FrozenTrial,
+    config: TrialConfig,
+    folder: Path,
+    on_epoch: OnEpoch,
+) -> Retrained:
+    material = opened.material
+    both = opened.spec.final.fit_on == "train_val"
+    weights = folder / f"seed_{config.seed}.safetensors"
+    job = TrainJob(
+        config.to_dict(),
+        material.cache,
+        np.concatenate([material.train, material.val]) if both else material.train,
+        material.val,
+        slot.device,
+        slot.threads,
+        save_to=weights,
+        # Without images to choose an epoch by, the search's choice of epoch is taken over.
+        keep="last" if both else "best",
+    )
+    last_epoch = int(best.user_attrs["best_epoch"]) if both else config.epochs
+    params = 0
+    with Child(job) as child:
+        for message in child.messages():
+            match message:
+                case Built(count):
+                    params = count
+                    child.reply(stop=False)
+                case EpochRecord():
+                    on_epoch(config.seed, message)
+                    child.reply(stop=both and message.epoch >= last_epoch)
+                case Trained(result):
+                    return Retrained(config.seed, result, params, weights)
+                case Broke(reason, text):
+                    raise Failed(
+                        f"final: the retraining of trial {best.number} broke: {reason}: {text}"
+                    )
+    raise AssertionError("a child ends with Trained or Broke")
+
+
+def _test(opened: OpenStudy, slot: Slot, folder: Path) -> Tested:
+    job = TestJob(
+        folder / "model.safetensors",
+        opened.cache.path,
+        _records(opened),
+        slot.device,
+        slot.threads,
+        folder / "overlays",
+    )
+    with Child(job) as child:
+        for message in child.messages():
+            match message:
+                case Tested():
+                    return message
+                case Broke(reason, text):
+                    raise Failed(f"final: the test broke: {reason}: {text}")
+    raise AssertionError("a child ends with Tested or Broke")
+
+
+def _records(opened: OpenStudy) -> tuple[Record, ...]:
+    wanted = set(opened.split.test)
+    return tuple(r for r in opened.index.records if r.name in wanted)
+
+
+def _report(
+    opened: OpenStudy,
+    best: FrozenTrial,
+    runs: list[Retrained],
+    chosen: Retrained,
+    tested: Tested,
+    looks: int,
+) -> dict[str, Any]:
+    scores = metrics.score(tested.counts)
+    groups = [r.group for r in _records(opened)]
+    shares = tested.counts / tested.counts.sum(axis=1, keepdims=True)
+    held_out = opened.spec.final.fit_on == "train"
+    retrained = [r.result.best.metrics.dice for r in runs]
+    # The first run repeats the trial, seed and all; the gap is between these two.
+    gap = retrained[0] - float(best.value or 0.0) if held_out else None
+    return {
+        "study": opened.name,
+        "trial": best.number,
+        "test": asdict(metrics.mean(scores)) | {"n": len(groups), "groups": len(set(groups))},
+        "ci95": {k: list(v) for k, v in metrics.bootstrap(scores, groups).items()},
+        "confusion": dict(zip(("tp", "fp", "fn", "tn"), shares.mean(axis=0).tolist(), strict=True)),
+        "val": {
+            "search": best.value,
+            "retrained": retrained[0] if held_out else None,
+            "gap": gap,
+            "reproduced": None if gap is None else abs(gap) <= REPRODUCED,
+            "seeds": {str(r.seed): d for r, d in zip(runs, retrained, strict=True)}
+            if held_out
+            else None,
+        },
+        "test_looks": looks,
+        "overlays": [list(pair) for pair in tested.overlays],
+        "seconds": sum(r.result.seconds for r in runs),
+        "images_per_second": tested.images_per_second,
+        "params": chosen.params,
+        "seed": chosen.seed,
+        "config": replace(
+            TrialConfig.from_dict(trials.config_of(best)), seed=chosen.seed
+        ).to_dict(),
+        "versions": _versions(),
+    }
+
+
+def _per_image(records: tuple[Record, ...], tested: Tested) -> list[dict[str, Any]]:
+    scores = metrics.score(tested.counts)
+    rows = []
+    for i, record in enumerate(records):
+        height, width = tested.shapes[i]
+        row: dict[str, Any] = {"name": record.name, "group": record.group}
+        row |= {"height": height, "width": width}
+        row |= dict(zip(("tp", "fp", "fn", "tn"), tested.counts[i].tolist(), strict=True))
+        rows.append(row | {name: float(scores[name][i]) for name in METRICS})
+    return rows
+
+
+def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _versions() -> dict[str, str]:
+    packages = ("lesionsearch", "torch", "optuna", "albumentations", "segmentation-models-pytorch")
+    return {"python": platform.python_version()} | {p: version(p) for p in packages}

@@ -1,0 +1,165 @@
+"""SearchSpace: what a study file's ``search`` and ``fixed`` leave open, checked against the tables.
+
+A study names options of a family and may narrow their ranges; it can never widen a row.
+
+    model: unet                                   one option, its whole ranges
+    model: [unet, segnet]                         several
+    model: all                                    every row of the table
+    model: {unet: {width: [16, 64], depth: 4}}    a narrower range; a value
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from lesionseg.config import DEFAULTS, SETTINGS
+from lesionseg.errors import InputError, nearest
+from lesionseg.families import FAMILIES
+from lesionseg.space import Domain, Float, Option, Scalar, lookup
+
+#: A parameter is open (a domain) or settled (a value).
+Param = Domain | Scalar
+Params = Mapping[str, Param]
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """picks: family -> option -> parameter. settings: the plain numbers of a TrialConfig."""
+
+    picks: Mapping[str, Mapping[str, Params]]
+    settings: Params
+
+    def is_finite(self) -> bool:
+        """Whether it holds finitely many configurations, so that a grid can list them."""
+        params = [p for options in self.picks.values() for o in options.values() for p in o.items()]
+        return not any(isinstance(p, Float) for _, p in [*params, *self.settings.items()])
+
+
+def parse_space(
+    search: Mapping[str, object],
+    fixed: Mapping[str, object],
+    settings: Mapping[str, Scalar],
+) -> tuple[SearchSpace, list[str]]:
+    """The space and every error found on the way, each naming its key.
+
+    settings: what the study says elsewhere (image size, epochs, seed); not to be said twice.
+    """
+    errors: list[str] = []
+    picks: dict[str, Mapping[str, Params]] = {}
+    open_settings: dict[str, Param] = dict(settings)
+    for key, wanted in search.items():
+        if key in FAMILIES:
+            picks[key] = _family(key, wanted, errors)
+        else:
+            _setting(f"search.{key}", key, wanted, settings, open_settings, errors)
+    for key, wanted in fixed.items():
+        if isinstance(wanted, list):
+            errors.append(f"fixed.{key}: must be one value, got {wanted!r}; ranges go to search")
+        elif key in search:
+            errors.append(f"fixed.{key}: stands under search too; keep one of them")
+        else:
+            _setting(f"fixed.{key}", key, wanted, settings, open_settings, errors)
+    for family, default in DEFAULTS.items():
+        picks.setdefault(family, {default: dict(_defaults(FAMILIES[family][default]))})
+    size = open_settings["image_size"]
+    errors += [] if errors else _refused_sizes(picks["model"], size)
+    return SearchSpace(picks, open_settings), errors
+
+
+def _setting(
+    where: str,
+    key: str,
+    wanted: object,
+    taken: Mapping[str, Scalar],
+    into: dict[str, Param],
+    errors: list[str],
+) -> None:
+    if key in taken:
+        home = {"image_size": "data", "epochs": "budget", "patience": "budget"}.get(key)
+        errors.append(f"{where}: belongs {f'under {home}' if home else 'to the top level'}")
+    elif key not in SETTINGS:
+        known = [*SETTINGS, *(FAMILIES if where.startswith("search") else ())]
+        errors.append(f"{where}: unknown key ({nearest(key, known)})")
+    else:
+        _collect(where, SETTINGS[key], wanted, into, key, errors)
+
+
+def _family(family: str, wanted: object, errors: list[str]) -> dict[str, Params]:
+    table = FAMILIES[family]
+    where = f"search.{family}"
+    if wanted == "all":
+        wanted = list(table)
+    if isinstance(wanted, str):
+        wanted = [wanted]
+    if isinstance(wanted, list):
+        if len(set(map(str, wanted))) < len(wanted):
+            errors.append(f"{where}: names an option twice: {wanted!r}")
+        wanted = {str(name): {} for name in wanted}
+    if not isinstance(wanted, Mapping) or not wanted:
+        errors.append(
+            f"{where}: must name at least one option ({', '.join(table)}), got {wanted!r}"
+        )
+        return {}
+    options: dict[str, Params] = {}
+    for name, params in wanted.items():
+        try:
+            option = lookup(family, table, str(name))
+        except InputError as error:
+            errors.append(f"{where}: {error}")
+            continue
+        options[str(name)] = _params(f"{where}.{name}", option, params, errors)
+    return options
+
+
+def _params(where: str, option: Option, wanted: object, errors: list[str]) -> Params:
+    into: dict[str, Param] = dict(option.space)
+    if wanted is None:
+        return into
+    if not isinstance(wanted, Mapping):
+        errors.append(f"{where}: must be {{parameter: value or range}}, got {wanted!r}")
+        return into
+    for key, value in wanted.items():
+        if key not in option.space:
+            known = nearest(key, option.space) if option.space else "it has none"
+            errors.append(f"{where}: unknown parameter {key!r} ({known})")
+        else:
+            _collect(f"{where}.{key}", option.space[key], value, into, key, errors)
+    return into
+
+
+def _collect(
+    where: str, domain: Domain, wanted: object, into: dict[str, Param], key: str, errors: list[str]
+) -> None:
+    try:
+        into[key] = domain.narrow(wanted) if isinstance(wanted, list) else domain.check(wanted)
+    except InputError as error:
+        errors.append(f"{where}: {error}")
+
+
+def _defaults(option: Option) -> Iterator[tuple[str, Scalar]]:
+    return ((name, domain.default) for name, domain in option.space.items())
+
+
+def _refused_sizes(models: Mapping[str, Params], size: Param) -> list[str]:
+    """An error for each model that cannot take the image size with all of its parameters."""
+    errors = []
+    for name, params in models.items():
+        option = FAMILIES["model"][name]
+        corners = [p.corners() if isinstance(p, Domain) else (p,) for p in params.values()]
+        stride = max(
+            option.stride(**dict(zip(params, values, strict=True)))
+            for values in itertools.product(*corners)
+        )
+        assert isinstance(size, int)
+        if size % stride or size < max(stride, option.smallest):
+            lower = size // stride * stride
+            takes = [s for s in (lower, lower + stride) if s >= max(stride, option.smallest)]
+            takes = takes or [-(-max(stride, option.smallest) // stride) * stride]
+            errors.append(
+                f"data.image_size: {name} takes multiples of {stride} from "
+                f"{max(stride, option.smallest)} on, got {size}; "
+                f"the nearest is {min(takes, key=lambda s: abs(s - size))}"
+            )
+    return errors

@@ -1,0 +1,99 @@
+"""What a trial of ours is, seen from its record in the storage.
+
+Optuna knows waiting, running, complete, pruned and failed. Ours has one more word, skipped,
+for trials that were closed without being trained to an end of their own: a configuration that
+was already tried or that a constraint forbids, or a training that was cut off and put back into
+the queue. Skipped trials cost no budget.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import optuna
+from optuna.trial import FrozenTrial
+from optuna.trial import TrialState as Optuna
+
+State = Literal["waiting", "running", "complete", "pruned", "failed", "skipped"]
+STATES: tuple[State, ...] = ("waiting", "running", "complete", "pruned", "failed", "skipped")
+
+#: Reasons that a trial was skipped for.
+DUPLICATE, CONSTRAINT, LOST, INTERRUPTED = "duplicate", "constraint", "lost", "interrupted"
+SKIPS = frozenset({DUPLICATE, CONSTRAINT, LOST, INTERRUPTED})
+
+_STATES: dict[Optuna, State] = {
+    Optuna.WAITING: "waiting",
+    Optuna.RUNNING: "running",
+    Optuna.COMPLETE: "complete",
+    Optuna.PRUNED: "pruned",
+    Optuna.FAIL: "failed",
+}
+
+
+def state_of(trial: FrozenTrial) -> State:
+    """Its state in our words."""
+    return "skipped" if reason_of(trial) in SKIPS else _STATES[trial.state]
+
+
+def reason_of(trial: FrozenTrial) -> str | None:
+    """Why it failed, was skipped or ended early; None for a trial that simply ran."""
+    reason: str | None = trial.user_attrs.get("reason")
+    return reason
+
+
+def all_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Every trial, by number; not to be changed."""
+    return study.get_trials(deepcopy=False)
+
+
+def counts(trials: Iterable[FrozenTrial]) -> dict[State, int]:
+    """How many there are of each state."""
+    counted = Counter(state_of(t) for t in trials)
+    return {state: counted[state] for state in STATES}
+
+
+def reasons(trials: Iterable[FrozenTrial]) -> dict[str, int]:
+    """How often each reason occurs, most frequent first."""
+    return dict(Counter(r for t in trials if (r := reason_of(t))).most_common())
+
+
+def spent(trials: Iterable[FrozenTrial]) -> int:
+    """Trials that count against the budget: those with an end of their own."""
+    return sum(state_of(t) in {"complete", "pruned", "failed"} for t in trials)
+
+
+def hours_spent(trials: Iterable[FrozenTrial]) -> float:
+    """Hours of training over all sessions, what was cut off included."""
+    return sum(t.duration.total_seconds() for t in trials if t.duration is not None) / 3600
+
+
+def ranked(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """Complete trials, best first; the earlier of two equals before the later."""
+    complete = [t for t in trials if state_of(t) == "complete" and t.value is not None]
+    return sorted(complete, key=lambda t: (-_value(t), t.number))
+
+
+def twin_of(digest: str, trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
+    """An earlier trial that was trained with this very configuration."""
+    return next(
+        (
+            t
+            for t in trials
+            if t.user_attrs.get("digest") == digest
+            and state_of(t) in {"complete", "pruned", "failed", "running"}
+        ),
+        None,
+    )
+
+
+def config_of(trial: FrozenTrial) -> dict[str, Any]:
+    """Its TrialConfig as plain data."""
+    config: dict[str, Any] = trial.user_attrs["config"]
+    return config
+
+
+def _value(trial: FrozenTrial) -> float:
+    assert trial.value is not None
+    return trial.value
