@@ -1,0 +1,133 @@
+"""What the search costs beside the training: suggest, report, prune, tell, the child's start.
+
+Runs real trials through the real worker (SQLite, TPE, hyperband, 40 epochs each) on networks so
+small that nothing but the bookkeeping takes time, and takes what is not spent inside an epoch.
+The share is of a trial of 60 seconds, the first trial apart: it pays for starting the server
+that has torch imported.
+
+    python -m bench.overhead [--trials 20] [--stored 200]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from optuna.trial import FrozenTrial
+from PIL import Image
+
+from lesionseg.config import TrialConfig
+from lesionseg.train import EpochRecord
+from search.run import default_slot
+from search.spec import spec_from
+from search.study import OpenStudy, create_or_resume, prepare_sampling
+from search.worker import Worker
+
+EPOCHS = 40
+TRIAL_SECONDS = 60.0
+
+
+class Stopwatch:
+    """A listener that adds up the seconds inside the epochs of the trial at work."""
+
+    def __init__(self) -> None:
+        self.training = 0.0
+        self.epochs = 0
+
+    def trial_started(self, number: int, config: TrialConfig) -> None:
+        self.training, self.epochs = 0.0, 0
+
+    def epoch_ended(self, number: int, record: EpochRecord) -> None:
+        self.training += record.seconds
+        self.epochs += 1
+
+    def trial_ended(self, trial: FrozenTrial, best: FrozenTrial | None) -> None:
+        pass
+
+
+def make_data(folder: Path, n: int = 12) -> Path:
+    """Pairs of 16 pixels with a square lesion."""
+    for part in ("images", "masks"):
+        (folder / part).mkdir(parents=True)
+    for i in range(n):
+        mask = np.zeros((16, 16), np.uint8)
+        mask[4 : 8 + i % 4, 4:12] = 255
+        Image.fromarray(mask).save(folder / "masks" / f"{i}.png")
+        Image.fromarray(np.stack([255 - mask] * 3, axis=2)).save(folder / "images" / f"{i}.png")
+    return folder
+
+
+def open_bench_study(folder: Path) -> OpenStudy:
+    """A study of tiny trials over a space with conditional parameters."""
+    spec = spec_from(
+        {
+            "name": "bench",
+            "data": {"image_size": 16},
+            "budget": {"trials": 100_000, "epochs": EPOCHS},
+            "pruner": {"name": "none"},
+            "search": {
+                "model": {"unet": {"width": [4, 8], "depth": [1, 2]}},
+                "loss": ["bce", "dice", "focal", "bce_dice"],
+                "augment": ["none", "flips"],
+                "optimizer": ["adam", "adamw", "sgd"],
+                "schedule": ["constant", "cosine", "onecycle", "plateau"],
+            },
+        },
+        "bench",
+    )
+    return create_or_resume(spec, make_data(folder / "data"), folder / "bench")
+
+
+def store_trials(opened: OpenStudy, n: int) -> None:
+    """Finished trials for the sampler to model, without training them."""
+    from search.suggest import suggest
+
+    rng = np.random.default_rng(0)
+    for _ in range(n):
+        trial = opened.study.ask()
+        suggest(trial, opened.spec.space)
+        opened.study.tell(trial, float(rng.uniform(0.5, 0.9)))
+
+
+def measure(opened: OpenStudy, n: int) -> list[float]:
+    """Seconds beside the training of each trial, scaled to EPOCHS epochs' reports."""
+    watch = Stopwatch()
+    worker = Worker(
+        opened.study, opened.spec, opened.material, opened.folder, default_slot("cpu", 1), watch
+    )
+    seconds = []
+    for _ in range(n):
+        began = time.perf_counter()
+        done = worker.run_one()
+        if done.state.name == "COMPLETE":
+            seconds.append(time.perf_counter() - began - watch.training)
+    return seconds
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--stored", type=int, default=200)
+    given = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        opened = open_bench_study(Path(folder))
+        prepare_sampling(opened)
+        store_trials(opened, given.stored)
+        first, *rest = measure(opened, given.trials + 1)
+    middle = statistics.median(rest)
+    share = middle / TRIAL_SECONDS
+    print(
+        f"trials measured            {len(rest)}, {EPOCHS} epochs each, {given.stored} stored before"
+    )
+    print(f"first trial of a process   {first:.2f} s beside its training")
+    print(f"later trials               median {middle:.3f} s, most {max(rest):.3f} s")
+    print(f"share of a 60 s trial      {share:.2%} (at most 2%)")
+
+
+if __name__ == "__main__":
+    main()

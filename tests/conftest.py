@@ -1,0 +1,105 @@
+"""What tests share: small data sets, real data, a real PostgreSQL.
+
+Real data and PostgreSQL are looked for where the environment says. On a user's machine a test
+that lacks one is skipped with the reason; in continuous integration (LESIONSEARCH_CI) it fails.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sqlalchemy
+from PIL import Image, ImageDraw
+
+IN_CI = bool(os.environ.get("LESIONSEARCH_CI"))
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or fills the user's cache."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("LESIONSEARCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+    patch.delenv("LESIONSEARCH_STORAGE", raising=False)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests run in a folder of their own: what a command leaves behind is seen."""
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+
+def write_pair(root: Path, name: str, *, size: tuple[int, int] = (48, 40), seed: int = 0) -> None:
+    """A skin-coloured picture with a brown ellipse, and its exact mask; size is (width, height)."""
+    rng = np.random.default_rng(seed)
+    (root / "images").mkdir(parents=True, exist_ok=True)
+    (root / "masks").mkdir(parents=True, exist_ok=True)
+    width, height = size
+    rx, ry = rng.uniform(0.12, 0.4, 2) * (width, height)
+    cx, cy = rng.uniform(0.35, 0.65, 2) * (width, height)
+    box = (cx - rx, cy - ry, cx + rx, cy + ry)
+    image, mask = Image.new("RGB", size, (222, 180, 160)), Image.new("L", size, 0)
+    ImageDraw.Draw(image).ellipse(box, fill=(110, 70, 50))
+    ImageDraw.Draw(mask).ellipse(box, fill=255)
+    noise = rng.normal(0, 6, (height, width, 3))
+    pixels = np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8)
+    Image.fromarray(pixels).save(root / "images" / f"{name}.png")
+    mask.save(root / "masks" / f"{name}.png")
+
+
+def write_folder(root: Path, n: int) -> Path:
+    """``n`` pairs in the generic layout, called im000, im001, ..."""
+    for i in range(n):
+        write_pair(root, f"im{i:03}", seed=i)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """30 small pairs in the generic layout; not to be changed."""
+    return write_folder(tmp_path_factory.mktemp("tiny"), 30)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real dermoscopy: isic2018/, ph2/, ham10000/."""
+    folder = Path(os.environ.get("LESIONSEARCH_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not (folder / "isic2018").is_dir():
+        _lacking(f"no real images at {folder}; LESIONSEARCH_TEST_DATA names their folder")
+    return folder
+
+
+@pytest.fixture
+def postgres_url() -> Iterator[str]:
+    """A fresh, empty database on a real server; dropped afterwards."""
+    base = sqlalchemy.make_url(
+        os.environ.get(
+            "LESIONSEARCH_TEST_POSTGRES", "postgresql+psycopg://postgres@127.0.0.1:5432/test"
+        )
+    )
+    name = f"lesionsearch_{uuid.uuid4().hex[:12]}"
+    server = sqlalchemy.create_engine(base, isolation_level="AUTOCOMMIT")
+    try:
+        with server.connect() as connection:
+            connection.exec_driver_sql(f'CREATE DATABASE "{name}"')
+    except sqlalchemy.exc.OperationalError as error:
+        _lacking(f"no PostgreSQL ({error.orig}); LESIONSEARCH_TEST_POSTGRES is its URL")
+    yield base.set(database=name).render_as_string(hide_password=False)
+    with server.connect() as connection:
+        connection.exec_driver_sql(f'DROP DATABASE "{name}" WITH (FORCE)')
+    server.dispose()
+
+
+def _lacking(what: str) -> None:
+    if IN_CI:
+        pytest.fail(what)
+    pytest.skip(what)

@@ -1,0 +1,308 @@
+"""Synthetic dermoscopy: the pictures repeat, the masks are exact, and neither is too easy."""
+
+import ast
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lesionseg.data import synthetic
+from lesionseg.data.synthetic import Sample, _dataset, _render, render, write_dataset
+from lesionseg.data.synthetic._fields import Field, Frame
+from lesionseg.data.synthetic._outline import Outline, _signed_distance, draw_outline
+
+IMAGES = "ISIC2018_Task1-2_Training_Input"
+MASKS = "ISIC2018_Task1_Training_GroundTruth"
+SMALL = (96, 128)
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[Sample]:
+    return [render(seed, *SMALL) for seed in range(60)]
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Path:
+    """An empty folder of the test's own, whatever else lies in `tmp_path`."""
+    folder = tmp_path / "shelf"
+    folder.mkdir()
+    return folder
+
+
+def _files(root: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _dice(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
+    return float(2 * (predicted & truth).sum() / (predicted.sum() + truth.sum()))
+
+
+def _otsu(image: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    _, dark = cv2.threshold(grey, 0, 1, cv2.THRESH_BINARY_INV | cv2.THRESH_OTSU)
+    return dark.astype(np.bool_)
+
+
+def _lab(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    lab = cv2.cvtColor(image.astype(np.float32) / np.float32(255), cv2.COLOR_RGB2LAB)
+    return np.asarray(lab, dtype=np.float32)
+
+
+def _contrast(sample: Sample) -> float:
+    """Lab distance between the mean colours of a band inside and a band outside the contour."""
+    inside = cv2.distanceTransform(sample.mask, cv2.DIST_L2, 5)
+    outside = cv2.distanceTransform(255 - sample.mask, cv2.DIST_L2, 5)
+    lab = _lab(sample.image)
+    within = lab[(inside > 2) & (inside <= 10)] if inside.max() > 3 else lab[inside > 0]
+    return float(np.linalg.norm(within.mean(0) - lab[(outside > 2) & (outside <= 10)].mean(0)))
+
+
+# --- repeatability -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**63])
+def test_same_arguments_give_the_same_bytes(seed: int) -> None:
+    first, second = render(seed, *SMALL), render(seed, *SMALL)
+    assert first.image.tobytes() == second.image.tobytes()
+    assert first.mask.tobytes() == second.mask.tobytes()
+
+
+def test_other_seeds_give_other_lesions() -> None:
+    masks = {render(seed, *SMALL).mask.tobytes() for seed in range(12)}
+    assert len(masks) == 12
+
+
+def test_a_larger_set_begins_with_the_smaller_one(shelf: Path) -> None:
+    write_dataset(shelf / "two", 2, seed=5, height=48, width=64)
+    write_dataset(shelf / "four", 4, seed=5, height=48, width=64)
+    two, four = _files(shelf / "two"), _files(shelf / "four")
+    assert len(two) == 4
+    assert two.items() <= four.items()
+
+
+def test_sets_of_other_seeds_share_no_picture(shelf: Path) -> None:
+    write_dataset(shelf / "a", 3, seed=0, height=48, width=64)
+    write_dataset(shelf / "b", 3, seed=1, height=48, width=64)
+    assert not set(_files(shelf / "a").values()) & set(_files(shelf / "b").values())
+
+
+# --- masks ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (33, 47), (97, 64), (96, 128), (40, 300)])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_every_size_gives_rgb_and_a_binary_mask(seed: int, height: int, width: int) -> None:
+    sample = render(seed, height, width)
+    assert sample.image.shape == (height, width, 3)
+    assert sample.mask.shape == (height, width)
+    assert sample.image.dtype == sample.mask.dtype == np.uint8
+    assert set(np.unique(sample.mask)) <= {0, 255}
+
+
+def test_no_mask_is_empty_and_each_is_one_piece_without_holes() -> None:
+    for seed in range(150):
+        mask = render(seed, 33, 47).mask
+        contours, tree = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        assert len(contours) == 1, f"seed {seed}: {len(contours)} contours, {tree}"
+
+
+def test_the_mask_is_the_half_level_of_a_symmetric_edge() -> None:
+    frame = Frame(160, 160)
+    outline = draw_outline(np.random.default_rng(3), frame, raggedness=0.4, softness=0.2)
+    assert np.array_equal(outline.coverage > 0.5, outline.mask)
+    edge = np.abs(outline.inside_px) < 4.0
+    assert 0.0 < outline.coverage[edge].min() < outline.coverage[edge].max() < 1.0
+    for distance in (0.5, 1.5, 2.5):
+        inner = outline.coverage[np.isclose(outline.inside_px, distance)].mean()
+        outer = outline.coverage[np.isclose(outline.inside_px, -distance)].mean()
+        assert inner + outer == pytest.approx(1.0, abs=0.02)
+
+
+def test_depth_stays_finite_where_a_lesion_fills_the_frame() -> None:
+    frame = Frame(40, 50)
+    mask = np.ones(frame.shape, dtype=np.bool_)
+    covered = np.ones(frame.shape, dtype=np.float32)
+    outline = Outline(mask, _signed_distance(mask), covered, 30.0, (25.0, 20.0))
+    assert outline.inside_px.max() <= np.hypot(40, 50)
+    assert np.array_equal(outline.depth(), np.ones(frame.shape))
+
+
+def test_artefacts_change_the_picture_but_not_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = [render(seed, *SMALL) for seed in range(8)]
+
+    def leave_out(*arguments: object) -> object:
+        return next(each for each in arguments if isinstance(each, np.ndarray))
+
+    for layer in ("place_markings", "lay_hairs", "spread_gel"):
+        monkeypatch.setattr(_render, layer, leave_out)
+    bare = [render(seed, *SMALL) for seed in range(8)]
+    assert all(np.array_equal(a.mask, b.mask) for a, b in zip(drawn, bare, strict=True))
+    assert sum(not np.array_equal(a.image, b.image) for a, b in zip(drawn, bare, strict=True)) >= 4
+
+
+# --- likeness ------------------------------------------------------------------------------
+
+
+def test_areas_are_spread_like_those_of_real_lesions(samples: list[Sample]) -> None:
+    area = np.array([np.mean(sample.mask > 0) for sample in samples])
+    smallest, lower, median, upper, largest = np.quantile(area, [0.0, 0.1, 0.5, 0.9, 1.0])
+    assert smallest > 0.004
+    assert lower < 0.08
+    assert 0.1 < median < 0.3
+    assert upper > 0.4
+    assert largest > 0.6
+
+
+def test_some_lesions_reach_the_border_and_most_do_not(samples: list[Sample]) -> None:
+    inner = (slice(1, -1), slice(1, -1))
+    reach = [sample.mask.sum() > np.pad(sample.mask[inner], 1).sum() for sample in samples]
+    assert 0.08 < np.mean(reach) < 0.4
+
+
+def test_most_lesions_differ_visibly_from_the_skin_around(samples: list[Sample]) -> None:
+    partial = [sample for sample in samples if np.mean(sample.mask > 0) < 0.8]
+    contrast = np.array([_contrast(sample) for sample in partial])
+    assert np.mean(contrast > 3.0) > 0.85
+    assert 10.0 < np.median(contrast) < 30.0
+
+
+def test_skin_ranges_from_dark_to_light(samples: list[Sample]) -> None:
+    tones = [_lab(s.image)[s.mask == 0].mean(0) for s in samples if np.mean(s.mask > 0) < 0.8]
+    lightness, redness, yellowness = np.array(tones).T
+    assert lightness.min() < 55.0
+    assert lightness.max() > 80.0
+    assert redness.std() > 3.0
+    assert yellowness.std() > 3.0
+
+
+def test_a_threshold_solves_the_task_only_in_part(samples: list[Sample]) -> None:
+    scores = [_dice(_otsu(sample.image), sample.mask > 0) for sample in samples]
+    assert 0.6 < np.mean(scores) < 0.85
+    assert min(scores) < 0.5
+
+
+# --- data sets on disk ---------------------------------------------------------------------
+
+
+def test_the_official_layout_is_written(shelf: Path) -> None:
+    counts: list[int] = []
+    write_dataset(shelf / "set", 3, seed=9, height=48, width=64, on_progress=counts.append)
+    assert counts == [1, 2, 3]
+    assert sorted(_files(shelf / "set")) == [
+        *(f"{IMAGES}/SYNTH_000000{i}.jpg" for i in range(3)),
+        *(f"{MASKS}/SYNTH_000000{i}_segmentation.png" for i in range(3)),
+    ]
+    assert [path.name for path in shelf.iterdir()] == ["set"]
+
+
+def test_written_files_hold_what_was_drawn(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Sample] = []
+
+    def remember(seed: int, height: int, width: int) -> Sample:
+        drawn.append(render(seed, height, width))
+        return drawn[-1]
+
+    monkeypatch.setattr(_dataset, "render", remember)
+    write_dataset(shelf / "set", 1, height=96, width=128)
+    mask = cv2.imread(str(shelf / "set" / MASKS / "SYNTH_0000000_segmentation.png"), -1)
+    image = cv2.imread(str(shelf / "set" / IMAGES / "SYNTH_0000000.jpg"))
+    assert mask is not None
+    assert image is not None
+    assert np.array_equal(mask, drawn[0].mask)
+    error = np.abs(image[..., ::-1].astype(int) - drawn[0].image.astype(int))
+    assert error.mean() < 3.0
+
+
+def test_parents_are_made_and_an_empty_folder_is_taken(shelf: Path) -> None:
+    root = shelf / "a" / "b"
+    root.mkdir(parents=True)
+    write_dataset(root, 1, height=32, width=32)
+    write_dataset(shelf / "c" / "d", 1, height=32, width=32)
+    assert len(_files(root)) == len(_files(shelf / "c" / "d")) == 2
+
+
+@pytest.mark.parametrize(
+    ("call", "parts"),
+    [
+        (lambda root: write_dataset(root, 0), ["n must be at least 1", "got 0"]),
+        (lambda root: write_dataset(root, -3), ["n must be at least 1", "got -3"]),
+        (lambda root: write_dataset(root, 1, height=31), ["height", "at least 32", "got 31"]),
+        (lambda root: write_dataset(root, 1, width=8), ["width", "at least 32", "got 8"]),
+        (lambda root: write_dataset(root, 1, seed=-1), ["seed", "0 or more", "got -1"]),
+        (lambda root: render(0, 31, 64), ["height", "at least 32", "got 31"]),
+        (lambda root: render(0, 64, 31), ["width", "at least 32", "got 31"]),
+        (lambda root: render(-2), ["seed", "0 or more", "got -2"]),
+    ],
+)
+def test_impossible_requests_are_refused(
+    shelf: Path, call: Callable[[Path], object], parts: list[str]
+) -> None:
+    with pytest.raises(ValueError) as refusal:
+        call(shelf / "set")
+    assert all(part in str(refusal.value) for part in parts), refusal.value
+    assert list(shelf.iterdir()) == []
+
+
+@pytest.mark.parametrize("occupied_by", ["a file within", "a file itself"])
+def test_an_occupied_root_is_refused_and_left_alone(shelf: Path, occupied_by: str) -> None:
+    root = shelf / "set"
+    kept = root / "notes.txt" if occupied_by == "a file within" else root
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text("mine")
+    with pytest.raises(ValueError, match="new or empty folder") as refusal:
+        write_dataset(root, 1, height=32, width=32)
+    assert str(root) in str(refusal.value)
+    assert kept.read_text() == "mine"
+
+
+@pytest.mark.parametrize("failing_call", [1, 4, 6])
+def test_a_failing_encoder_leaves_nothing_behind(
+    shelf: Path, monkeypatch: pytest.MonkeyPatch, failing_call: int
+) -> None:
+    encode, calls = cv2.imencode, iter(range(1, 100))
+
+    def fail_once(
+        extension: str, pixels: Field, options: list[int]
+    ) -> tuple[bool, NDArray[np.uint8]]:
+        if next(calls) == failing_call:
+            return False, np.zeros(0, dtype=np.uint8)
+        return encode(extension, pixels, options)
+
+    monkeypatch.setattr(cv2, "imencode", fail_once)
+    with pytest.raises(OSError, match="cannot encode"):
+        write_dataset(shelf / "set", 3, height=32, width=32)
+    assert list(shelf.iterdir()) == []
+
+
+def test_an_interrupt_leaves_nothing_behind(shelf: Path) -> None:
+    def interrupt(done: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_dataset(shelf / "set", 3, height=32, width=32, on_progress=interrupt)
+    assert list(shelf.iterdir()) == []
+
+
+# --- weight --------------------------------------------------------------------------------
+
+
+def test_drawing_needs_only_numpy_and_opencv() -> None:
+    folder = Path(synthetic.__file__).parent
+    modules: set[str] = set()
+    for path in folder.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                modules.add(str(node.module))
+            elif isinstance(node, ast.Import):
+                modules.update(alias.name for alias in node.names)
+    heavy = {name.split(".")[0] for name in modules} & {"optuna", "typer", "yaml", "torch"}
+    assert modules
+    assert not heavy
