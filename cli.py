@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,18 +16,28 @@ from typer.core import TyperGroup
 class _OneLineErrors(TyperGroup):
     """Turns what the user can mend into one line on stderr: 2 bad input, 1 failed, 130 Ctrl-C."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        with _one_line(ctx):
+            return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with _one_line(ctx):
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
-        except Exception as error:
-            code = _exit_code(error)
-            if code is None or ctx.params.get("debug"):
-                raise
-            text = error.format_message() if hasattr(error, "format_message") else str(error)
-            print(f"lesionsearch: {' '.join(text.split())}", file=sys.stderr)
-            raise typer.Exit(code) from None
+
+
+@contextmanager
+def _one_line(ctx: Any) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None or ctx.params.get("debug"):
+            raise
+        text = error.format_message() if hasattr(error, "format_message") else str(error)
+        print(f"lesionsearch: {' '.join(text.split())}", file=sys.stderr)
+        raise typer.Exit(code) from None
 
 
 def _exit_code(error: Exception) -> int | None:
@@ -94,7 +106,7 @@ def demo(
     if not data.exists():
         with show.counting(console, "drawing lesions") as tick:
             write_dataset(data, images, on_progress=lambda done: tick(done, images))
-    console.print(f"{images} synthetic dermoscopic images in {data}")
+    console.print(f"{images} synthetic dermoscopic images in {data}", markup=False)
     overrides = ["name=demo", "budget.trials=8", "budget.epochs=8"]
     _run("quick", data, out, None, overrides, "auto", None, final=True)
 
@@ -166,7 +178,7 @@ def final_(
         report = finalize(opened, default_slot(device, threads), again=again)
     console = show.make_console()
     show.print_final(console, report)
-    console.print(f"report: {write_report(folder, storage=storage)}")
+    console.print(f"report: {write_report(folder, storage=storage)}", markup=False)
 
 
 @app.command()
@@ -227,7 +239,7 @@ def data_synth(
             write_dataset(
                 root, n, seed=seed, height=height, width=width, on_progress=lambda i: tick(i, n)
             )
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise InputError(f"data synth: {error}") from error
     print(f"{n} images and masks in {root}")
 
@@ -262,7 +274,8 @@ def _run(
         )
     except KeyboardInterrupt:
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        console.print(f"interrupted; nothing finished is lost. Go on with:\n  {command}")
+        told = f"interrupted; nothing finished is lost. Go on with:\n  {command}"
+        console.print(told, markup=False, soft_wrap=True)
         raise
 
 

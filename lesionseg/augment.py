@@ -2,19 +2,21 @@
 
 Every row builds an albumentations pipeline for ``pipeline(image=..., mask=...)`` with images
 [H, W, 3] uint8 and masks [H, W] uint8 in {0, 1}; it keeps sizes, dtypes and the mask's values.
-Randomness is the caller's: ``pipeline.set_random_seed(seed)`` before each batch (see
+Randomness is the caller's: ``reseed(pipeline, seed)`` before each batch (see
 ``lesionseg.data.loader``).
 """
 
 from __future__ import annotations
 
 import os
+import random
 
 # Looking for a newer version at import would need the network on every worker.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import albumentations as A
 import cv2
+import numpy as np
 
 from lesionseg.space import Float, Option, Pick, build
 
@@ -83,3 +85,12 @@ def build_augment(pick: Pick) -> A.Compose:
     """The picked pipeline; InputError if the pick is not in the table."""
     pipeline: A.Compose = build("augment", AUGMENTS, pick)
     return pipeline
+
+
+def reseed(pipeline: A.Compose, seed: int) -> None:
+    """Fixes all that the pipeline will draw.
+
+    Its own ``set_random_seed`` hands every transform a generator of that one seed, so that all
+    of them draw the same numbers: a horizontal flip would never come without a vertical one.
+    """
+    pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))  # noqa: S311

@@ -28,14 +28,18 @@ def save(path: Path, weights: Mapping[str, Tensor], config: TrialConfig) -> None
     partial = path.with_name(f".{path.name}.partial")
     metadata = {"format": FORMAT, "config": json.dumps(config.to_dict())}
     plain = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-    save_file(plain, partial, metadata=metadata)
-    os.replace(partial, path)
+    try:
+        save_file(plain, partial, metadata=metadata)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def load(path: Path) -> tuple[nn.Module, TrialConfig]:
     """The network with its weights, in evaluation mode on the CPU, and its configuration.
 
-    Raises InputError: no such file, another format, or weights that do not fit the network.
+    Raises InputError: no such file, another format, a configuration that cannot be built, or
+    weights that do not fit the network.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
@@ -49,8 +53,11 @@ def load(path: Path) -> tuple[nn.Module, TrialConfig]:
         raise InputError(
             f"{path}: holds no {FORMAT} model, its format is {metadata.get('format')!r}"
         )
-    config = TrialConfig.from_dict(json.loads(metadata["config"]))
-    model = build_model(config.model)
+    try:
+        config = TrialConfig.from_dict(json.loads(metadata.get("config", "")))
+        model = build_model(config.model)
+    except (ValueError, TypeError, AttributeError) as error:  # InputError is a ValueError
+        raise InputError(f"{path}: its configuration cannot be used: {error}") from None
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

@@ -66,9 +66,10 @@ class TrialConfig:
     def __post_init__(self) -> None:
         for name, domain in SETTINGS.items():
             try:
-                domain.check(getattr(self, name))
+                value = domain.check(getattr(self, name))
             except InputError as error:
                 raise InputError(f"{name} {error}") from None
+            object.__setattr__(self, name, value)  # "16" and 16.0 are 16
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, fit for JSON and YAML; ``from_dict`` gives the same configuration back."""
@@ -97,5 +98,6 @@ def _pick(value: Any) -> Pick:
         return Pick(value)
     if isinstance(value, Mapping) and len(value) == 1:
         name, params = next(iter(value.items()))
-        return Pick(name, dict(params or {}))
+        if params is None or isinstance(params, Mapping):
+            return Pick(name, dict(params or {}))
     raise InputError(f"a pick must be a name or {{name: parameters}}, got {value!r}")

@@ -22,8 +22,11 @@ def pick_device(name: str = "auto") -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
     try:
         device = torch.device(name)
+        known = device.type in {"cpu", "mps", "cuda"}  # torch knows many more, such as meta
     except RuntimeError:
-        raise InputError(f"device: must be auto, cpu, mps, cuda or cuda:N, got {name!r}") from None
+        known = False
+    if not known:
+        raise InputError(f"device: must be auto, cpu, mps, cuda or cuda:N, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(
             f"device: {name!r} is not here ({torch.cuda.device_count()} CUDA devices); use cpu"

@@ -1,4 +1,4 @@
-"""Pictures that people look at: overlays, learning curves, the confusion matrix.
+"""Pictures that people look at: images with the true and the predicted outline.
 
 Colours are of the Okabe-Ito palette, told apart by colour-blind people; the true outline is
 drawn in sky blue, the predicted one in orange.
@@ -63,7 +63,7 @@ def telling(dice: NDArray[np.float64]) -> dict[str, list[int]]:
 def draw_overlays(
     model: nn.Module, cache: Cache, evaluation: Evaluation, folder: Path, device: torch.device
 ) -> tuple[tuple[str, str], ...]:
-    """Writes the best, median and worst overlays; (kind, record's name) in the order shown.
+    """Writes the best, median and worst overlays; (kind, file's name) in the order shown.
 
     Files are called ``best_1_NAME.png``, 1 being the best, the median or the worst of its kind.
     """

@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import sigmoid_focal_loss
 
 from lesionseg.space import Float, Option, Pick, build
 
@@ -36,10 +35,13 @@ def build_focal(gamma: float, alpha: float) -> Loss:
     """Focal loss, mean over pixels; ``alpha`` weighs the lesion. Lin et al., arXiv:1708.02002."""
 
     def focal(logits: Tensor, target: Tensor) -> Tensor:
-        loss: Tensor = sigmoid_focal_loss(
-            logits.float(), target.float(), alpha=alpha, gamma=gamma, reduction="mean"
-        )
-        return loss
+        logits, target = logits.float(), target.float()
+        lesion, skin = F.logsigmoid(logits), F.logsigmoid(-logits)
+        # (1 - p) ** gamma as exp(gamma log(1 - p)): for gamma < 1 the gradient of the power
+        # itself is infinite where p rounds to 1, and NaN times the zero gradient of p.
+        of_lesion = -alpha * (gamma * skin).exp() * lesion
+        of_skin = -(1 - alpha) * (gamma * lesion).exp() * skin
+        return (target * of_lesion + (1 - target) * of_skin).mean()
 
     return focal
 

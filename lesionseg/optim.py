@@ -103,8 +103,15 @@ def build_onecycle(optimizer: Optimizer, epochs: int, steps: int, rise: float) -
     """One cycle up to the optimizer's learning rate and down again; Smith, arXiv:1708.07120."""
     peaks = [group["lr"] for group in optimizer.param_groups]
     # The optimizer's last step is one more than the cycle has moves for: torch refuses it.
+    total = epochs * steps + 1
+    # The peak is put on a whole step: torch's may fall between two, and divides by zero where
+    # it falls on the first. The momentum is the optimizer's own parameter and stays as given.
+    start = (max(1, round(rise * (total - 1))) + 1) / total
     return Schedule(
-        OneCycleLR(optimizer, max_lr=peaks, total_steps=epochs * steps + 1, pct_start=rise), "step"
+        OneCycleLR(
+            optimizer, max_lr=peaks, total_steps=total, pct_start=start, cycle_momentum=False
+        ),
+        "step",
     )
 
 
@@ -112,7 +119,9 @@ def build_plateau(
     optimizer: Optimizer, epochs: int, steps: int, factor: float, patience: int
 ) -> Schedule:
     """Times ``factor`` after ``patience`` + 1 epochs without a better validation Dice."""
-    scheduler = ReduceLROnPlateau(optimizer, mode="max", factor=factor, patience=patience)
+    scheduler = ReduceLROnPlateau(
+        optimizer, mode="max", factor=factor, patience=patience, threshold=0.0
+    )
     return Schedule(scheduler, "epoch")
 
 

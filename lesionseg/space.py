@@ -31,7 +31,7 @@ class Float:
         """The value as a float; InputError if it is none or lies outside the range."""
         number = _number(value)
         if not self.low <= number <= self.high:
-            raise InputError(f"must lie in [{self.low:g}, {self.high:g}], got {number:g}")
+            raise InputError(f"must lie in [{self.low:g}, {self.high:g}], got {number:.12g}")
         return number
 
     def narrow(self, wanted: object) -> Float:
@@ -180,7 +180,7 @@ def _number(value: object) -> float:
         raise InputError(f"must be a number, got {value!r}")
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise InputError(f"must be a number, got {value!r}") from None
     if not math.isfinite(number):
         raise InputError(f"must be finite, got {value!r}")

@@ -152,7 +152,6 @@ class _Loop:
         began = time.perf_counter()
         self.plan.epoch = number
         train_loss = self._train()
-        lr = float(self.optimizer.param_groups[0]["lr"])
         if not math.isfinite(train_loss):
             raise Diverged(f"the training loss became {train_loss} in epoch {number}")
         val_loss, scores = self._validate()
@@ -160,7 +159,7 @@ class _Loop:
             raise Diverged(f"the validation loss became {val_loss} in epoch {number}")
         self.schedule.after_epoch(scores.dice)
         seconds = time.perf_counter() - began
-        return EpochRecord(number, train_loss, val_loss, scores, lr, seconds)
+        return EpochRecord(number, train_loss, val_loss, scores, self.lr, seconds)
 
     def _train(self) -> float:
         self.model.train()
@@ -180,6 +179,7 @@ class _Loop:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.lr = float(self.optimizer.param_groups[0]["lr"])  # before the schedule moves it on
         self.schedule.after_step()
         return loss.detach()
 

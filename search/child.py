@@ -15,8 +15,10 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import traceback
+import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -97,7 +99,8 @@ class Child:
         self._pipe, theirs = context.Pipe()
         watched, self._lifeline = context.Pipe(duplex=False)
         self._process = context.Process(target=_enter, args=(theirs, watched, job))
-        self._process.start()
+        with _without_main():
+            self._process.start()
         theirs.close()
         watched.close()
 
@@ -112,7 +115,7 @@ class Child:
         while True:
             try:
                 message = self._pipe.recv()
-            except (EOFError, ConnectionResetError):
+            except (EOFError, OSError):  # OSError: it died in the middle of a message
                 self._process.join()
                 message = Broke("crash", _how_it_ended(self._process.exitcode))
             yield message
@@ -121,7 +124,7 @@ class Child:
 
     def reply(self, stop: bool) -> None:
         """The answer to Built and to EpochRecord."""
-        with contextlib.suppress(BrokenPipeError):  # it died; messages() will tell
+        with contextlib.suppress(ConnectionError):  # it died; messages() will tell
             self._pipe.send(stop)
 
     def close(self) -> None:
@@ -140,9 +143,25 @@ class Child:
         self.close()
 
 
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Hides the program's main module from a child that is being started.
+
+    multiprocessing would import it again in every child, and with it whatever a user's script
+    does at its top level; a child needs nothing of it.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
 def _enter(pipe: Connection, lifeline: Connection, job: TrainJob | TestJob) -> None:
-    # Ctrl-C reaches the whole process group; what to do about it is for the parent to say.
+    # Either reaches the whole process group; what to do about it is for the parent to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_die_with, args=(lifeline,), daemon=True).start()
     from search import child_main
 
@@ -150,7 +169,7 @@ def _enter(pipe: Connection, lifeline: Connection, job: TrainJob | TestJob) -> N
         end = child_main.work(job, pipe)
     except Exception as error:
         end = child_main.broke(error, traceback.format_exc(limit=-8))
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(ConnectionError):
         pipe.send(end)
 
 

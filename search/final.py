@@ -68,11 +68,20 @@ def finalize(
     partial.mkdir(parents=True)
     try:
         report = _finalize(opened, slot, best, partial, on_epoch)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        _replace(folder, partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return report
+
+
+def _replace(folder: Path, new: Path) -> None:
+    """Puts ``new`` in the place of ``folder``; the old one is deleted when that was done."""
+    old = folder.with_name("final.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def best_of(study: optuna.Study) -> FrozenTrial:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
@@ -12,7 +13,7 @@ from search import trials
 from search.final import finalize
 from search.run import Outcome, default_slot, search, sigterm_as_interrupt
 from search.spec import StudySpec
-from search.study import OpenStudy, create_or_resume, locked
+from search.study import OpenStudy, create_or_resume, is_study, locked
 from search.worker import Slot
 
 
@@ -32,9 +33,15 @@ def run_study(
     Raises InputError, Failed and KeyboardInterrupt; the study can be resumed after each.
     """
     slot = default_slot(device, threads)
-    with show.counting(console, "reading pictures") as tick, sigterm_as_interrupt():
-        opened = create_or_resume(spec, data, folder, storage, on_progress=tick)
-    with locked(folder), sigterm_as_interrupt():
+    with ExitStack() as held:
+        held.enter_context(sigterm_as_interrupt())
+        there = is_study(folder)
+        if there:  # another process that is at work on it must not find its spec changed
+            held.enter_context(locked(folder))
+        with show.counting(console, "reading pictures") as tick:
+            opened = create_or_resume(spec, data, folder, storage, on_progress=tick)
+        if not there:
+            held.enter_context(locked(folder))
         _introduce(console, opened, slot)
         _search(console, opened, slot)
         if not final:
@@ -43,7 +50,7 @@ def run_study(
 
         console.print("retraining the best configuration, then the test images")
         show.print_final(console, finalize(opened, slot))
-        console.print(f"report: {write_report(folder, storage=storage)}")
+        console.print(f"report: {write_report(folder, storage=storage)}", markup=False)
 
 
 def _introduce(console: Console, opened: OpenStudy, slot: Slot) -> None:
@@ -54,8 +61,9 @@ def _introduce(console: Console, opened: OpenStudy, slot: Slot) -> None:
     )
     odd = opened.cache.thresholded
     if odd:
-        console.print(f"{len(odd)} masks were not binary and were cut at 128: {some(odd)}")
-    console.print(f"study {opened.name} in {opened.folder}, on {slot.device}")
+        told = f"{len(odd)} masks were not binary and were cut at 128: {some(odd)}"
+        console.print(told, markup=False)
+    console.print(f"study {opened.name} in {opened.folder}, on {slot.device}", markup=False)
 
 
 def _search(console: Console, opened: OpenStudy, slot: Slot) -> None:

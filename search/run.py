@@ -18,9 +18,9 @@ from search.samplers import SAMPLERS
 from search.study import OpenStudy, prepare_sampling
 from search.worker import Listener, Slot, Worker, reap
 
-#: After so many skipped trials in a row the sampler gives way to random draws ...
+#: After so many skipped trials in a row the sampler gives way to draws that are new ...
 GIVE_WAY = 10
-#: ... and after so many the space counts as exhausted.
+#: ... and after so many the space counts as exhausted, if it is too large to be counted.
 EXHAUSTED = 100
 
 
@@ -53,14 +53,13 @@ def search(opened: OpenStudy, slot: Slot, listener: Listener) -> Outcome:
     worker = Worker(
         opened.study, opened.spec, opened.material, opened.folder, slot, listener, clock.is_over
     )
-    skipped, own = 0, opened.study.sampler
-    while trials.spent(trials.all_trials(opened.study)) < opened.spec.budget.trials:
+    skipped, own, size = 0, opened.study.sampler, opened.spec.space.size()
+    while trials.spent(known := trials.all_trials(opened.study)) < opened.spec.budget.trials:
         if clock.is_over():
             return Outcome(exhausted=False, out_of_time=True)
-        if skipped >= EXHAUSTED:
+        if len(trials.tried(known)) >= size or skipped >= EXHAUSTED:
             return Outcome(exhausted=True, out_of_time=False)
-        stuck = skipped >= GIVE_WAY and opened.spec.sampler.name != "grid"
-        opened.study.sampler = _random(opened) if stuck else own
+        opened.study.sampler = _fresh(opened) if skipped >= GIVE_WAY else own
         done = worker.run_one()
         skipped = skipped + 1 if trials.state_of(done) == "skipped" else 0
     return Outcome(exhausted=False, out_of_time=False)
@@ -83,8 +82,9 @@ def sigterm_as_interrupt() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _random(opened: OpenStudy) -> BaseSampler:
-    return SAMPLERS["random"](opened.spec.seed + len(trials.all_trials(opened.study)), 0)
+def _fresh(opened: OpenStudy) -> BaseSampler:
+    name = "grid" if opened.spec.space.is_finite() else "random"
+    return SAMPLERS[name](opened.spec.seed + len(trials.all_trials(opened.study)), 0)
 
 
 class _Clock:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import optuna
 from optuna.samplers import BaseSampler, BruteForceSampler, QMCSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial
+
+from search import trials
 
 
 def build_tpe(seed: int, startup: int) -> BaseSampler:
@@ -36,7 +40,21 @@ def build_grid(seed: int, startup: int) -> BaseSampler:
     """Every configuration of a finite space, once, conditional parameters included."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return BruteForceSampler(seed=seed)
+        return _EveryOne(seed=seed)
+
+
+class _EveryOne(BruteForceSampler):
+    """Optuna's, fit for ask and tell and for trials that were cut off."""
+
+    @staticmethod
+    def _populate_tree(tree: Any, known: list[FrozenTrial], params: dict[str, Any]) -> None:
+        # What was cut off is queued again. It may lack parameters, and a path that ends early
+        # would be taken for another space.
+        whole = [t for t in known if not trials.was_cut_off(t)]
+        BruteForceSampler._populate_tree(tree, whole, params)
+
+    def after_trial(self, *_: Any) -> None:
+        """Nothing: Optuna's ends study.optimize() here, and raises where trials are asked for."""
 
 
 SAMPLERS: Mapping[str, Callable[[int, int], BaseSampler]] = {

@@ -11,13 +11,14 @@ A study names options of a family and may narrow their ranges; it can never wide
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from lesionseg.config import DEFAULTS, SETTINGS
 from lesionseg.errors import InputError, nearest
 from lesionseg.families import FAMILIES
-from lesionseg.space import Domain, Float, Option, Scalar, lookup
+from lesionseg.space import Categorical, Domain, Float, Int, Option, Scalar, lookup
 
 #: A parameter is open (a domain) or settled (a value).
 Param = Domain | Scalar
@@ -31,10 +32,14 @@ class SearchSpace:
     picks: Mapping[str, Mapping[str, Params]]
     settings: Params
 
+    def size(self) -> float:
+        """How many configurations it holds; infinity where a range of real numbers is open."""
+        families = [sum(map(_product, options.values())) for options in self.picks.values()]
+        return math.prod(families) * _product(self.settings)
+
     def is_finite(self) -> bool:
         """Whether it holds finitely many configurations, so that a grid can list them."""
-        params = [p for options in self.picks.values() for o in options.values() for p in o.items()]
-        return not any(isinstance(p, Float) for _, p in [*params, *self.settings.items()])
+        return self.size() < math.inf
 
 
 def parse_space(
@@ -63,8 +68,9 @@ def parse_space(
             _setting(f"fixed.{key}", key, wanted, settings, open_settings, errors)
     for family, default in DEFAULTS.items():
         picks.setdefault(family, {default: dict(_defaults(FAMILIES[family][default]))})
-    size = open_settings["image_size"]
-    errors += [] if errors else _refused_sizes(picks["model"], size)
+    # A model's stride is that of its parameters: it is not known where these are wrong.
+    if not any(error.startswith("search.model") for error in errors):
+        errors += _refused_sizes(picks["model"], open_settings["image_size"])
     return SearchSpace(picks, open_settings), errors
 
 
@@ -136,6 +142,22 @@ def _collect(
         into[key] = domain.narrow(wanted) if isinstance(wanted, list) else domain.check(wanted)
     except InputError as error:
         errors.append(f"{where}: {error}")
+
+
+def _product(params: Params) -> float:
+    return math.prod(map(_count, params.values()))
+
+
+def _count(param: Param) -> float:
+    match param:
+        case Float(low, high):
+            return 1 if low == high else math.inf
+        case Int(low, high, step=step):
+            return (high - low) // step + 1
+        case Categorical(choices):
+            return len(choices)
+        case _:
+            return 1
 
 
 def _defaults(option: Option) -> Iterator[tuple[str, Scalar]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from lesionseg.data.index import LAYOUTS
 from lesionseg.errors import InputError, nearest
+from lesionseg.families import FAMILIES
 from search.pruners import PRUNERS
 from search.samplers import SAMPLERS
 from search.space import SearchSpace, parse_space
@@ -211,20 +213,33 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice, which YAML would silently take the last of."""
+    """Refuses a key that stands twice, which YAML would silently take the last of.
+
+    Only true and false are truth values: ``amp: off`` is a word to whoever writes it.
+    """
 
 
 def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Hashable, Any]:
     seen: set[Hashable] = set()
     for key_node, _ in node.value:
+        if key_node.tag == _MERGE:
+            continue  # what ``<<`` brings in may be overridden: that is its use
         key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, Hashable):
+            raise yaml.MarkedYAMLError(None, None, "a key must be a word", key_node.start_mark)
         if key in seen:
             raise yaml.MarkedYAMLError(None, None, f"key {key!r} stands twice", key_node.start_mark)
         seen.add(key)
     return loader.construct_mapping(node, deep=True)
 
 
+_MERGE, _BOOL = "tag:yaml.org,2002:merge", "tag:yaml.org,2002:bool"
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag != _BOOL]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), "tTfF")
 
 
 def _find(study: str) -> tuple[Path, str]:
@@ -264,16 +279,25 @@ def _override(plain: dict[str, Any], text: str) -> None:
         raise InputError(f"--set: must be KEY=VALUE such as budget.epochs=3, got {text!r}")
     *parents, last = key.strip().split(".")
     home = plain
-    for parent in parents:
+    for depth, parent in enumerate(parents, 1):
         inner = home.get(parent)
         if not isinstance(inner, dict):
-            # A list of options or a word gives way to the mapping that the key asks for.
-            inner = home[parent] = {n: {} for n in inner} if isinstance(inner, list) else {}
+            inner = home[parent] = _spelt_out(parents[:depth], inner)
         home = inner
     try:
-        home[last] = yaml.safe_load(value)
+        home[last] = yaml.load(value, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError:
         raise InputError(f"--set: {key}: the value is not YAML: {value!r}") from None
+
+
+def _spelt_out(path: Sequence[str], short: object) -> dict[str, Any]:
+    """The mapping that a word or a list stands for, so that a key below it can be set."""
+    if path == ["data", "split"] and isinstance(short, str):
+        return {"mode": short}
+    if path[0] == "search" and short == "all":
+        return {name: {} for name in FAMILIES.get(path[-1], ())}
+    names = [short] if path[0] == "search" and isinstance(short, str) else short
+    return {str(name): {} for name in names} if isinstance(names, list) else {}
 
 
 def _told(error: Any, plain: Mapping[str, Any]) -> str:
@@ -301,9 +325,12 @@ def _space_errors(plain: Mapping[str, Any]) -> list[str]:
     search, fixed = plain.get("search", {}), plain.get("fixed", {})
     if not isinstance(search, dict) or not isinstance(fixed, dict):
         return []
-    # The size may be among the broken values; every model takes this one.
-    neutral = {"image_size": 4096, "epochs": 1, "patience": 0, "seed": 0}
-    return parse_space(search, fixed, neutral)[1]
+    try:
+        size = DataSpec.model_validate(plain.get("data", {})).image_size
+    except ValidationError:
+        size = 4096  # which every model takes
+    settings = {"image_size": size, "epochs": 1, "patience": 0, "seed": 0}
+    return parse_space(search, fixed, settings)[1]
 
 
 def _one_of(value: str, known: Sequence[str] | Mapping[str, object]) -> str:

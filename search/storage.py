@@ -22,22 +22,33 @@ ENVIRONMENT = "LESIONSEARCH_STORAGE"
 def storage_url(given: str | None, folder: Path) -> URL:
     """The given URL, or that of the environment, or ``study.db`` in the study's folder.
 
-    InputError where it is no URL or of a database other than SQLite and PostgreSQL.
+    InputError where it is no URL, or of a database other than an SQLite file and PostgreSQL.
     """
     text = given or os.environ.get(ENVIRONMENT)
     if not text:
-        return URL.create("sqlite", database=str(folder.resolve() / "study.db"))
+        return local_url(folder)
     try:
         url = make_url(text)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # the latter for a port that is no number
         raise InputError(
             "storage: not a database URL; it looks like "
             "postgresql+psycopg://user:password@host:5432/database or sqlite:///study.db"
         ) from None
+    if "password" in url.query:  # it would be shown wherever the URL is
+        raise InputError("storage: the password stands in its query; write user:password@host")
     backend = url.get_backend_name()
     if backend not in {"sqlite", "postgresql", "postgres"}:
         raise InputError(f"storage: {masked(url)}: must be sqlite or postgresql, got {backend!r}")
-    return url if backend == "sqlite" else url.set(drivername="postgresql+psycopg")
+    if backend != "sqlite":
+        return url.set(drivername="postgresql+psycopg")
+    if url.database in {None, "", ":memory:"}:
+        raise InputError(f"storage: {masked(url)}: needs a file, such as sqlite:///study.db")
+    return url.set(database=str(Path(str(url.database)).resolve()))
+
+
+def local_url(folder: Path) -> URL:
+    """``study.db`` in the study's folder."""
+    return URL.create("sqlite", database=str(folder.resolve() / "study.db"))
 
 
 def masked(url: URL) -> str:

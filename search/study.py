@@ -22,6 +22,7 @@ import optuna
 import yaml
 from filelock import FileLock, Timeout
 from optuna.study import StudyDirection
+from sqlalchemy.engine import URL
 
 from lesionseg.data.cache import Cache, build_cache
 from lesionseg.data.index import DatasetIndex
@@ -31,11 +32,14 @@ from search import trials
 from search.pruners import PRUNERS
 from search.samplers import SAMPLERS
 from search.spec import StudySpec, differences, spec_from
-from search.storage import masked, open_storage, storage_url
+from search.storage import ENVIRONMENT, local_url, masked, open_storage, storage_url
 from search.worker import Material
 
 #: Keys that a study may be resumed with another value of: they change no trial.
 MAY_CHANGE = ("budget.trials", "budget.hours", "final.fit_on", "final.seeds")
+
+#: What a folder may hold of a study that was cut off while it was made.
+BEGUN = frozenset({"study.db", "study.db-journal", "study.yaml", "split.json", "trials", ".lock"})
 
 Progress = Callable[[int, int], None]
 
@@ -72,7 +76,7 @@ def create_or_resume(
     storage: str | None = None,
     on_progress: Progress = lambda done, total: None,
 ) -> OpenStudy:
-    """The study of this folder's name: a new one, or the one that is there.
+    """The folder's study: a new one of its name, or the one that is there.
 
     Everything that can be wrong with the input is found before anything is written.
     Raises InputError: data, folder or storage that cannot be used; a study of this name with
@@ -81,26 +85,22 @@ def create_or_resume(
     index = DatasetIndex.read(data, spec.data.layout)
     _refuse_foreign(folder)
     _refuse_unwritable(folder)
-    url = storage_url(storage, folder)
-    local = url.get_backend_name() == "sqlite"
-    known = _stored(folder) if local else None
-    if known:
-        _refuse_changed(folder.name, known, spec, index)
+    study = open_records(folder, storage=storage)[0] if is_study(folder) else None
+    url = storage_url(storage, folder) if study is None else _recorded_url(folder, storage)
+    if study is not None:
+        _refuse_changed(study, spec, index)
+    elif url.get_backend_name() != "sqlite":
+        open_storage(url)  # a server that cannot be reached is told before the pictures are read
     cache = build_cache(index, spec.data.image_size, on_progress=on_progress)
     split = _split(spec, index, cache)
-    _make_folder(folder)
-    study = optuna.create_study(
-        study_name=folder.name,
-        storage=open_storage(url),
-        direction=StudyDirection.MAXIMIZE,
-        load_if_exists=True,
-    )
+    study = study or _create(folder, url)
     # Another host may have created it in a shared storage: what lies there is what counts.
     if "spec" in study.user_attrs:
-        _refuse_changed(folder.name, study.user_attrs, spec, index)
+        _refuse_changed(study, spec, index)
         split = Split.from_dict(study.user_attrs["split"])
+    _make_folder(folder)
     opened = OpenStudy(folder, spec, index, cache, split, study)
-    _write(opened, masked(url), data)
+    _write(opened, url, data)
     return opened
 
 
@@ -112,7 +112,7 @@ def open_study(folder: Path, *, storage: str | None = None, data: Path | None = 
     study, about = open_records(folder, storage=storage)
     spec = spec_from(study.user_attrs["spec"], f"{folder / 'study.yaml'}")
     index = DatasetIndex.read(data or Path(about["data"]), spec.data.layout)
-    _refuse_changed(folder.name, study.user_attrs, spec, index)
+    _refuse_changed(study, spec, index)
     cache = build_cache(index, spec.data.image_size)
     split = Split.from_dict(study.user_attrs["split"])
     return OpenStudy(folder, spec, index, cache, split, study)
@@ -123,21 +123,20 @@ def open_records(
 ) -> tuple[optuna.Study, dict[str, Any]]:
     """A study's trials without its pictures, and its run.json."""
     about = read_about(folder)
-    if storage is None and about["storage"] is not None and "***" in about["storage"]:
-        storage = os.environ.get("LESIONSEARCH_STORAGE")
-        if storage is None:
-            raise InputError(
-                f"storage: the study lies in {about['storage']}, whose password is not kept; "
-                f"give --storage or set LESIONSEARCH_STORAGE"
-            )
-    opened = open_storage(storage_url(storage or about["storage"], folder))
+    url = _recorded_url(folder, storage)
+    lacking = f"{folder}: {masked(url)} holds no study {about['study']!r}; was it moved or deleted?"
+    if url.get_backend_name() == "sqlite" and not Path(str(url.database)).is_file():
+        raise InputError(lacking)  # opening it would make an empty one
     try:
-        study = optuna.load_study(study_name=about["study"], storage=opened)
+        study = optuna.load_study(study_name=about["study"], storage=open_storage(url))
     except KeyError:
-        raise InputError(
-            f"{folder}: its storage holds no study {about['study']!r}; was it moved or deleted?"
-        ) from None
+        raise InputError(lacking) from None
     return study, about
+
+
+def is_study(folder: Path) -> bool:
+    """Whether a study was created here."""
+    return (folder / "run.json").is_file()
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -206,15 +205,37 @@ def _split(spec: StudySpec, index: DatasetIndex, cache: Cache) -> Split:
     )
 
 
-def _stored(folder: Path) -> dict[str, Any] | None:
-    if not (folder / "run.json").is_file():
-        return None
-    return dict(open_records(folder)[0].user_attrs)
+def _recorded_url(folder: Path, given: str | None) -> URL:
+    """Where an existing study lies: as said now, else as its run.json says.
+
+    The environment is asked for a password only: it must not lead away from where the study is.
+    """
+    recorded = read_about(folder)["storage"]
+    if given is None and recorded is None:
+        return local_url(folder)
+    if given is None and "***" in recorded:
+        given = os.environ.get(ENVIRONMENT)
+        if not given:
+            raise InputError(
+                f"storage: the study lies in {recorded}, whose password is not kept; "
+                f"give --storage or set {ENVIRONMENT}"
+            )
+    return storage_url(given or recorded, folder)
 
 
-def _refuse_changed(
-    name: str, stored: dict[str, Any], spec: StudySpec, index: DatasetIndex
-) -> None:
+def _create(folder: Path, url: URL) -> optuna.Study:
+    if url == local_url(folder):
+        _make_folder(folder)  # with another storage, not before that was opened
+    return optuna.create_study(
+        study_name=folder.resolve().name,  # of "." too
+        storage=open_storage(url),
+        direction=StudyDirection.MAXIMIZE,
+        load_if_exists=True,
+    )
+
+
+def _refuse_changed(study: optuna.Study, spec: StudySpec, index: DatasetIndex) -> None:
+    stored, name = study.user_attrs, study.study_name
     keys = differences(stored["spec"], spec.model_dump(mode="json"))
     keys = [k for k in keys if k not in MAY_CHANGE]
     if keys:
@@ -230,7 +251,9 @@ def _refuse_changed(
 
 
 def _refuse_foreign(folder: Path) -> None:
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "run.json").is_file():
+    if not folder.is_dir() or is_study(folder):
+        return
+    if any(p.name not in BEGUN for p in folder.iterdir()):
         raise InputError(f"--out: {folder} holds other things than a study; give a new folder")
 
 
@@ -249,7 +272,7 @@ def _make_folder(folder: Path) -> None:
         raise InputError(f"--out: {folder} cannot be made: {error.strerror}") from None
 
 
-def _write(opened: OpenStudy, storage: str, data: Path) -> None:
+def _write(opened: OpenStudy, url: URL, data: Path) -> None:
     plain = opened.spec.model_dump(mode="json")
     if "spec" not in opened.study.user_attrs:
         opened.study.set_user_attr("data", opened.index.fingerprint())
@@ -257,12 +280,18 @@ def _write(opened: OpenStudy, storage: str, data: Path) -> None:
     opened.study.set_user_attr("spec", plain)
     about = {
         "study": opened.name,
-        "storage": None if storage.startswith("sqlite") else storage,
+        "storage": None if url == local_url(opened.folder) else masked(url),
         "data": str(data.resolve()),
         "layout": opened.index.layout,
         "version": version("lesionsearch"),
     }
     folder = opened.folder
-    (folder / "study.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
-    (folder / "split.json").write_text(json.dumps(opened.split.to_dict(), indent=1))
-    (folder / "run.json").write_text(json.dumps(about, indent=1))
+    _put(folder / "study.yaml", yaml.safe_dump(plain, sort_keys=False))
+    _put(folder / "split.json", json.dumps(opened.split.to_dict(), indent=1))
+    _put(folder / "run.json", json.dumps(about, indent=1))  # last: it says that the rest is there
+
+
+def _put(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)

@@ -43,6 +43,11 @@ def reason_of(trial: FrozenTrial) -> str | None:
     return reason
 
 
+def was_cut_off(trial: FrozenTrial) -> bool:
+    """Whether its training was ended from outside; its parameters were queued again."""
+    return reason_of(trial) in {LOST, INTERRUPTED}
+
+
 def all_trials(study: optuna.Study) -> list[FrozenTrial]:
     """Every trial, by number; not to be changed."""
     return study.get_trials(deepcopy=False)
@@ -64,9 +69,20 @@ def spent(trials: Iterable[FrozenTrial]) -> int:
     return sum(state_of(t) in {"complete", "pruned", "failed"} for t in trials)
 
 
+def tried(trials: Iterable[FrozenTrial]) -> set[str]:
+    """Digests of the configurations that need no other trial: trained, at work or forbidden."""
+    found = [t for t in trials if state_of(t) != "skipped" or reason_of(t) == CONSTRAINT]
+    return {t.user_attrs["digest"] for t in found if "digest" in t.user_attrs}
+
+
 def hours_spent(trials: Iterable[FrozenTrial]) -> float:
-    """Hours of training over all sessions, what was cut off included."""
-    return sum(t.duration.total_seconds() for t in trials if t.duration is not None) / 3600
+    """Hours of training over all sessions, what was interrupted included.
+
+    Not that of lost trials: they were closed when the next session found them, and nobody knows
+    when they ended.
+    """
+    known = [t.duration for t in trials if reason_of(t) != LOST]
+    return sum(d.total_seconds() for d in known if d is not None) / 3600
 
 
 def ranked(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:

@@ -85,8 +85,8 @@ class Worker:
         try:
             self._run(trial)
         except KeyboardInterrupt:
-            requeue(self.study, trial.number, trials.INTERRUPTED)
-            self._clean(trial.number)
+            if requeue(self.study, trial.number, trials.INTERRUPTED):
+                self._clean(trial.number)
             raise
         known = trials.all_trials(self.study)
         done, ranking = known[trial.number], trials.ranked(known)
@@ -240,20 +240,24 @@ def is_gone(who: dict[str, Any] | None) -> bool:
         return True
 
 
-def requeue(study: optuna.Study, number: int, reason: str) -> None:
+def requeue(study: optuna.Study, number: int, reason: str) -> bool:
     """Closes a trial that was cut off and queues its parameters again; it counts once.
 
-    Queued first, closed second: a process killed between the two leaves a double, which is
-    recognised as one, and never a hole.
+    Returns False, having done nothing, where the trial had reached its end. Queued first, closed
+    second: a process killed between the two leaves a double, which is recognised as one, and
+    never a hole.
     """
     trial = trials.all_trials(study)[number]
     if trial.state.is_finished():
-        return
-    if trial.params:  # one that was cut off before it drew any has nothing to repeat
+        return False
+    # One that came from the queue itself may not have drawn what it was given there.
+    params = trial.system_attrs.get("fixed_params", {}) | trial.params
+    if params:  # one that was cut off before it drew any has nothing to repeat
         first = trial.user_attrs.get("retry_of", number)
-        study.enqueue_trial(trial.params, user_attrs={"retry_of": first})
+        study.enqueue_trial(params, user_attrs={"retry_of": first})
     study._storage.set_trial_user_attr(trial._trial_id, "reason", reason)
     study.tell(number, state=TrialState.FAIL)
+    return True
 
 
 def reap(study: optuna.Study, folder: Path) -> list[int]:

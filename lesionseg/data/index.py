@@ -84,8 +84,12 @@ class Layout:
 
 
 def pictures(folder: Path) -> list[Path]:
-    """The picture files of a folder, sorted by name."""
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES and p.is_file())
+    """The picture files of a folder, sorted by name, but for hidden ones such as ``._x.jpg``."""
+    return sorted(
+        p
+        for p in folder.iterdir()
+        if p.suffix.lower() in PICTURES and not p.name.startswith(".") and p.is_file()
+    )
 
 
 def pair(images: Path, masks: Path, split: str | None = None) -> Iterator[Record]:

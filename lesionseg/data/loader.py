@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from lesionseg.augment import reseed
 from lesionseg.data.cache import Cache
 
 #: The mean and deviation of ImageNet's pixels, which pretrained encoders expect; RGB, of 255.
@@ -47,7 +48,7 @@ class BatchDataset(Dataset[tuple[Tensor, Tensor]]):
         if self.augment is not None and self.augment.transforms:
             # OpenCV's own threads would fight those of the training for the same cores.
             cv2.setNumThreads(0)
-            self.augment.set_random_seed(batch_seed(self.seed, key.epoch, key.step))
+            reseed(self.augment, batch_seed(self.seed, key.epoch, key.step))
             for i in range(len(members)):
                 changed = self.augment(image=images[i], mask=masks[i])
                 images[i], masks[i] = changed["image"], changed["mask"]

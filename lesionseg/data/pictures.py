@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from lesionseg.errors import InputError
 
@@ -18,6 +18,11 @@ MASK_THRESHOLD = 128
 NEARLY = 0.95
 NEAR = 32
 
+#: What PIL raises for a file that is no picture, a damaged one, or one too large to be true.
+_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+#: The EXIF tag that says how the camera was held, and its values that swap the axes.
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
+
 
 def open_picture(path: Path) -> Image.Image:
     """The picture, upright; its pixels are still to be decoded. InputError if it is none."""
@@ -25,7 +30,7 @@ def open_picture(path: Path) -> Image.Image:
         return Image.open(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except _UNREADABLE as error:
         raise InputError(f"{path}: not a picture ({_reason(error)})") from None
 
 
@@ -52,7 +57,9 @@ def read_mask(path: Path) -> tuple[NDArray[np.bool_], bool]:
     values = np.flatnonzero(np.bincount(grey.ravel(), minlength=256))
     if len(values) == 1 or (len(values) == 2 and values[0] == 0):
         return grey > 0, False
-    if ((grey < NEAR) | (grey > 255 - NEAR)).mean() >= NEARLY:
+    near = (grey < NEAR) | (grey > 255 - NEAR)
+    # Labels such as 0, 1 and 2 are all near black: cut at the threshold, no lesion would be left.
+    if values[-1] >= MASK_THRESHOLD and near.mean() >= NEARLY:
         return grey >= MASK_THRESHOLD, True
     raise InputError(
         f"{path}: the mask is not binary: {len(values)} grey levels from {values[0]} to "
@@ -61,22 +68,32 @@ def read_mask(path: Path) -> tuple[NDArray[np.bool_], bool]:
 
 
 def size_of(path: Path) -> tuple[int, int]:
-    """Height and width in pixels, upright, from the file's header alone."""
+    """Height and width in pixels, upright. InputError where the file is no picture."""
     with open_picture(path) as picture:
-        width, height = picture.size
-        turned = picture.getexif().get(0x0112, 1) >= 5  # orientations that swap the axes
+        try:
+            if picture.format == "TIFF":
+                picture.load()  # PIL turns these itself, some versions the size before the pixels
+            width, height = picture.size
+            turned = picture.getexif().get(_ORIENTATION) in _TURNED  # a PNG is decoded for it
+        except _UNREADABLE as error:
+            raise _damaged(path, error) from None
     return (width, height) if turned else (height, width)
 
 
 def _decode(path: Path, picture: Image.Image, mode: str) -> Image.Image:
     try:
         picture.load()
+        picture = ImageOps.exif_transpose(picture)
         if picture.mode.startswith("I"):  # 16 bits a channel: PIL's own conversion would clip
             wide = np.asarray(picture).astype(np.uint32)
             picture = Image.fromarray((wide >> (8 if wide.max() > 255 else 0)).astype(np.uint8))
-        return ImageOps.exif_transpose(picture).convert(mode)
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
-        raise InputError(f"{path}: the picture is damaged ({_reason(error)})") from None
+        return picture.convert(mode)
+    except _UNREADABLE as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path}: the picture is damaged ({_reason(error)})")
 
 
 def _reason(error: Exception) -> str:

@@ -1,0 +1,42 @@
+"""The words of an InputError: hints and shortened lists."""
+
+import pytest
+
+from lesionseg.errors import InputError, nearest, some
+
+
+def test_an_input_error_is_a_value_error():
+    assert issubclass(InputError, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "hint"),
+    [
+        ("unte", ["unet", "segnet"], "did you mean 'unet'?"),
+        ("focall", {"focal": 1, "dice": 2}, "did you mean 'focal'?"),
+        ("xyz", ["unet", "segnet"], "known: segnet, unet"),
+        ("xyz", [], "known: "),
+        (7, [], "known: "),
+        (7, [30, 4], "known: 30, 4"),
+    ],
+)
+def test_the_nearest_name_is_hinted_at_or_all_are_listed(name, known, hint):
+    assert nearest(name, known) == hint
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        ([], ""),
+        (["a"], "a"),
+        (["a", "b", "c"], "a, b, c"),
+        (["a", "b", "c", "d"], "a, b, c and 1 more"),
+        (range(10), "0, 1, 2 and 7 more"),
+    ],
+)
+def test_many_names_are_shortened_to_the_first_few(names, text):
+    assert some(names) == text
+
+
+def test_the_limit_of_a_shortened_list_is_the_callers():
+    assert some("abc", limit=1) == "a and 2 more"

@@ -1,0 +1,91 @@
+"""Small studies for the tests of the search: seconds on one core, real in every other respect."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+
+from search.spec import StudySpec, load_spec, spec_from
+from search.study import OpenStudy, create_or_resume, prepare_sampling
+from search.worker import Slot
+
+#: One core: tests run beside one another, and equal threads give equal digits.
+SLOT = Slot("cpu", 1)
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "data": {"image_size": 16},
+    "budget": {"trials": 3, "epochs": 2},
+    "sampler": {"name": "random"},
+    "pruner": {"name": "none"},
+    "fixed": {"batch_size": 8},
+    "search": {
+        "model": {"unet": {"width": [4, 8], "depth": 1}},
+        "loss": "bce",
+        "augment": "none",
+        "optimizer": {"adam": {"lr": [0.001, 0.1]}},
+        "schedule": "constant",
+    },
+}
+
+
+def tiny_plain(changes: dict[str, Any] | None = None) -> dict[str, Any]:
+    """TINY with dotted keys changed, as plain data."""
+    plain = copy.deepcopy(TINY)
+    for key, value in (changes or {}).items():
+        *parents, last = key.split(".")
+        home = plain
+        for parent in parents:
+            home = home.setdefault(parent, {})
+        home[last] = value
+    return plain
+
+
+def tiny_spec(changes: dict[str, Any] | None = None) -> StudySpec:
+    return spec_from(tiny_plain(changes), "tiny")
+
+
+def write_study(path: Path, changes: dict[str, Any] | None = None) -> Path:
+    """The same as a file."""
+    path.write_text(yaml.safe_dump(tiny_plain(changes)))
+    return path
+
+
+def open_tiny(data: Path, folder: Path, changes: dict[str, Any] | None = None) -> OpenStudy:
+    opened = create_or_resume(tiny_spec(changes), data, folder)
+    prepare_sampling(opened)
+    return opened
+
+
+def read_spec(path: Path, text: str, overrides: tuple[str, ...] = ()) -> StudySpec:
+    """What load_spec makes of a file of this text."""
+    path.write_text(text)
+    return load_spec(str(path), overrides)
+
+
+class Listening:
+    """A listener that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.started: list[int] = []
+        self.epochs: list[tuple[int, int]] = []
+        self.ended: list[tuple[int, str, int | None]] = []
+
+    def trial_started(self, number, config) -> None:
+        self.started.append(number)
+
+    def epoch_ended(self, number, record) -> None:
+        self.epochs.append((number, record.epoch))
+
+    def trial_ended(self, trial, best) -> None:
+        self.ended.append((trial.number, trial.state.name, best and best.number))
+
+
+def in_memory(sampler=None, pruner=None, name: str | None = None) -> optuna.Study:
+    return optuna.create_study(
+        study_name=name, direction="maximize", sampler=sampler, pruner=pruner
+    )

@@ -1,0 +1,340 @@
+"""Real child processes: what they say, how they end, and that none outlives its parent."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from lesionseg import checkpoint
+from lesionseg.config import TrialConfig
+from lesionseg.data.cache import build_cache
+from lesionseg.data.index import DatasetIndex
+from lesionseg.errors import InputError
+from lesionseg.models import build_model, count_params
+from lesionseg.space import Pick
+from lesionseg.train import Diverged, EpochRecord
+from search import child as side
+from search.child import Broke, Built, Child, Trained, TrainJob
+from search.child_main import broke
+from tests.conftest import ROOT
+
+CONFIG = TrialConfig(
+    model=Pick("unet", {"width": 4, "depth": 1}),
+    loss=Pick("bce"),
+    augment=Pick("none"),
+    optimizer=Pick("adam", {"lr": 0.01}),
+    schedule=Pick("constant"),
+    image_size=16,
+    batch_size=8,
+    epochs=3,
+    amp="off",
+)
+
+
+@pytest.fixture(scope="session")
+def index(tiny_data):
+    return DatasetIndex.read(tiny_data)
+
+
+@pytest.fixture(scope="session")
+def job(index):
+    cache = build_cache(index, 16)
+    return TrainJob(CONFIG.to_dict(), cache.path, np.arange(20), np.arange(20, 30), "cpu", 1)
+
+
+def of(job, **changes) -> TrainJob:
+    """The same job with settings of its configuration changed."""
+    return replace(job, config=replace(CONFIG, **changes).to_dict())
+
+
+def follow(job, stop_at=None, on_epoch=lambda child, record: None):
+    """Every message; on_epoch is called before the answer to an epoch."""
+    said = []
+    with Child(job) as child:
+        for message in child.messages():
+            said.append(message)
+            if isinstance(message, EpochRecord):
+                on_epoch(child, message)
+            if isinstance(message, Built | EpochRecord):
+                child.reply(stop=stop_at is not None and getattr(message, "epoch", 0) >= stop_at)
+        pid = child.pid
+    assert is_gone(pid)
+    return said
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def wait_until(what, seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if what():
+            return True
+        time.sleep(0.02)
+    return what()
+
+
+# --- what a child says -------------------------------------------------------------------------
+
+
+def test_a_job_is_built_trained_epoch_by_epoch_and_ended(job, tmp_path):
+    path = tmp_path / "deep" / "model.safetensors"
+    built, *records, trained = follow(replace(job, save_to=path))
+    assert built == Built(count_params(build_model(CONFIG.model)))
+    assert [r.epoch for r in records] == [1, 2, 3]
+    assert isinstance(trained, Trained)
+    assert trained.result.history == tuple(records)
+    assert trained.result.stopped == "finished"
+    assert trained.result.best == max(records, key=lambda r: (r.metrics.dice, -r.epoch))
+    assert trained.result.checkpoint == path
+    _, config = checkpoint.load(path)
+    assert config == CONFIG
+
+
+def test_the_same_job_says_the_same_again(job):
+    def told(said):
+        return [(r.train_loss, r.val_loss, r.metrics, r.lr) for r in said[1:-1]]
+
+    assert told(follow(job)) == told(follow(job))
+
+
+def test_a_training_that_is_stopped_keeps_what_it_has(job):
+    *_, trained = follow(job, stop_at=2)
+    assert trained.result.stopped == "asked"
+    assert len(trained.result.history) == 2
+
+
+def test_a_network_that_is_refused_is_not_trained(job):
+    built, end = follow(job, stop_at=0)
+    assert isinstance(built, Built)
+    assert end.reason == "config"
+    assert end.message == "refused before training"
+
+
+def test_a_test_job_gives_counts_speed_and_overlays(job, index, tmp_path):
+    weights = tmp_path / "model.safetensors"
+    follow(replace(job, save_to=weights))
+    records = index.records[20:]
+    (tested,) = follow(side.TestJob(weights, job.cache, records, "cpu", 1, tmp_path / "overlays"))
+    assert isinstance(tested, side.Tested)
+    assert tested.counts.shape == (10, 4)
+    assert tested.shapes == ((40, 48),) * 10  # height and width of the masks on disk
+    assert (tested.counts.sum(axis=1) == 40 * 48).all()
+    assert tested.images_per_second > 0
+    assert all((tmp_path / "overlays" / file).is_file() for _, file in tested.overlays)
+
+
+# --- what goes wrong ---------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_number_is_told_as_diverged(job, tmp_path):
+    """No learning rate of the tables makes such a network diverge for sure; broken pixels do."""
+    shutil.copytree(job.cache, tmp_path / "cache")
+    pixels = np.load(job.cache / "images.npy").astype(np.float32)
+    np.save(tmp_path / "cache" / "images.npy", np.full_like(pixels, np.nan))
+    built, end = follow(replace(job, cache=tmp_path / "cache", save_to=tmp_path / "w"))
+    assert isinstance(built, Built)
+    assert end.reason == "diverged"
+    assert end.message == "the training loss became nan in epoch 1"
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "fragment"),
+    [
+        ({"model": {"unte": {}}}, "unknown model 'unte' (did you mean 'unet'?)"),
+        ({"model": {"unet": {"width": 1000}}}, "model.unet: width must lie in [4, 128]"),
+        ({"optimizer": {"adam": {"lr": 50.0}}}, "optimizer.adam: lr must lie in"),
+        ({"bach_size": 3}, "unknown key 'bach_size' (did you mean 'batch_size'?)"),
+    ],
+)
+def test_a_configuration_that_cannot_be_built_is_told_in_one_line(job, config, fragment):
+    *_, end = follow(replace(job, config=CONFIG.to_dict() | config))
+    assert isinstance(end, Broke)
+    assert end.reason == "config"
+    assert fragment in end.message
+    assert "\n" not in end.message
+    assert "InputError" in end.trace
+
+
+def test_a_cache_that_is_gone_breaks_the_job_and_not_the_parent(job, tmp_path):
+    *_, end = follow(replace(job, cache=tmp_path / "none"))
+    assert isinstance(end, Broke)
+    assert end.reason == "crash"
+    assert end.message.startswith("FileNotFoundError: ")
+
+
+def test_weights_that_cannot_be_written_break_the_job(job, tmp_path):
+    (tmp_path / "file").write_text("")
+    *_, end = follow(replace(job, save_to=tmp_path / "file" / "model.safetensors"))
+    assert isinstance(end, Broke)
+    assert end.reason == "crash"
+
+
+def test_a_test_of_damaged_weights_is_told(job, index, tmp_path):
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"\0" * 100)
+    (end,) = follow(side.TestJob(weights, job.cache, index.records, "cpu", 1, tmp_path / "o"))
+    assert isinstance(end, Broke)
+    assert "not a safetensors file" in end.message
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "hint"),
+    [
+        (signal.SIGKILL, "SIGKILL", " (out of memory?)"),
+        (signal.SIGSEGV, "SIGSEGV", ""),
+        (signal.SIGABRT, "SIGABRT", ""),
+        (signal.SIGBUS, "SIGBUS", ""),
+    ],
+)
+def test_a_child_that_is_killed_is_told_with_the_signals_name(job, number, name, hint):
+    def kill(child, record):
+        if record.epoch == 2:
+            os.kill(child.pid, number)
+            assert wait_until(lambda: is_gone(child.pid), 5)
+
+    built, first, second, end = follow(of(job, epochs=1000), on_epoch=kill)
+    assert isinstance(built, Built)
+    assert (first.epoch, second.epoch) == (1, 2)
+    assert end == Broke("crash", f"the training's process was ended by {name}{hint}")
+
+
+def test_ctrl_c_and_termination_of_the_group_are_left_to_the_parent(job):
+    def interrupt(child, record):
+        os.kill(child.pid, signal.SIGINT)
+        os.kill(child.pid, signal.SIGTERM)
+
+    *records, end = follow(of(job, epochs=3), on_epoch=interrupt)
+    assert len(records) == 1 + 3
+    assert isinstance(end, Trained)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "message"),
+    [
+        (MemoryError("9 GiB"), "oom", "MemoryError: 9 GiB"),
+        (torch.OutOfMemoryError("CUDA\nout of memory"), "oom", "OutOfMemoryError: CUDA out of m"),
+        (Diverged("the loss became nan"), "diverged", "the loss became nan"),
+        (InputError("model: no"), "config", "model: no"),
+        (ZeroDivisionError("x"), "crash", "ZeroDivisionError: x"),
+        (RuntimeError(""), "crash", "RuntimeError: "),
+    ],
+)
+def test_an_exception_becomes_a_reason_and_one_line(error, reason, message):
+    end = broke(error, "trace")
+    assert end.reason == reason
+    assert end.message.startswith(message)
+    assert "\n" not in end.message
+    assert end.trace == "trace"
+
+
+def test_a_long_message_is_cut():
+    assert len(broke(RuntimeError("x" * 10_000), "").message) <= 500
+
+
+# --- how it ends -------------------------------------------------------------------------------
+
+
+def test_leaving_a_child_ends_it_in_the_middle(job):
+    with Child(of(job, epochs=100_000)) as child:
+        messages = child.messages()
+        assert isinstance(next(messages), Built)
+        child.reply(stop=False)
+        assert isinstance(next(messages), EpochRecord)
+        pid = child.pid
+        assert not is_gone(pid)
+    assert is_gone(pid)
+
+
+def test_an_exception_in_the_parent_ends_the_child(job):
+    with pytest.raises(ZeroDivisionError), Child(of(job, epochs=100_000)) as child:
+        pid = child.pid
+        raise ZeroDivisionError
+    assert is_gone(pid)
+
+
+def test_closing_twice_and_replying_to_the_dead_is_nothing(job):
+    child = Child(of(job, epochs=100_000))
+    assert isinstance(next(child.messages()), Built)
+    os.kill(child.pid, signal.SIGKILL)
+    assert wait_until(lambda: is_gone(child.pid), 5)
+    child.reply(stop=False)
+    child.reply(stop=False)
+    child.close()
+    child.close()
+
+
+def test_the_second_start_is_quick(job):
+    follow(of(job, epochs=1))  # the server imports torch for the first
+    took = []
+    for _ in range(5):
+        began = time.perf_counter()
+        with Child(of(job, epochs=1)) as child:
+            assert isinstance(next(child.messages()), Built)
+            took.append(time.perf_counter() - began)
+    # An import of torch alone takes longer than that. The best of some: machines are busy.
+    assert min(took) < 1
+
+
+def test_a_child_does_not_outlive_a_parent_that_is_killed(job):
+    """SIGKILL leaves the parent no chance to clean up: the child has to notice by itself."""
+    script = textwrap.dedent(
+        f"""
+        import sys, pathlib
+        import numpy as np
+        from search.child import Built, Child, TrainJob
+
+        if __name__ == "__main__":
+            job = TrainJob({of(job, epochs=100_000).config!r}, pathlib.Path({str(job.cache)!r}),
+                           np.arange(20), np.arange(20, 30), "cpu", 1)
+            with Child(job) as child:
+                for message in child.messages():
+                    if not isinstance(message, Built):
+                        print(child.pid, flush=True)
+                    child.reply(stop=False)
+        """
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+    )
+    try:
+        pid = int(parent.stdout.readline())
+        others = psutil.Process(parent.pid).children(recursive=True)
+        assert pid in {p.pid for p in others}
+        parent.kill()
+        parent.wait()
+        assert wait_until(lambda: is_gone(pid), 2)
+        # The server that forked it and multiprocessing's tracker go as well.
+        assert wait_until(lambda: all(is_gone(p.pid) for p in others), 5)
+    finally:
+        parent.kill()
+        parent.stdout.close()
+
+
+def test_this_side_of_the_pipe_needs_no_torch():
+    found = subprocess.run(
+        [sys.executable, "-c", "import sys, search.child; print('torch' in sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    assert found.stdout.strip() == "False"

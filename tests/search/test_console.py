@@ -1,0 +1,145 @@
+"""What people read: names are shown as they are, numbers are the record's."""
+
+import io
+
+import pytest
+from optuna.trial import TrialState, create_trial
+from rich.console import Console
+
+from lesionseg.config import DEFAULTS, SETTINGS, TrialConfig
+from lesionseg.data.audit import audit
+from lesionseg.families import FAMILIES
+from lesionseg.space import Pick
+from search import console as show
+from search import trials
+from tests.conftest import write_pair
+
+
+@pytest.fixture
+def shown():
+    """A console without terminal, and what was written on it so far."""
+    file = io.StringIO()
+    return Console(file=file, highlight=False, width=240, soft_wrap=True), file.getvalue
+
+
+def record(number=7, state=TrialState.COMPLETE, value=0.875, **attrs):
+    made = create_trial(state=state, value=value, user_attrs=attrs)
+    made.number = number
+    return made
+
+
+def test_a_configuration_in_one_line_has_every_pick_and_parameter():
+    config = TrialConfig(
+        model=Pick("unet", {"width": 16, "depth": 3}),
+        optimizer=Pick("adam", {"lr": 0.00123456}),
+        loss=Pick("dice"),
+    )
+    line = show.brief(config)
+    assert line == "unet(width=16, depth=3) · dice · flips · adam(lr=0.00123) · cosine"
+    assert show.brief(config.to_dict()) == line
+    assert line.count(" · ") == len(DEFAULTS) - 1
+
+
+@pytest.mark.parametrize(
+    ("trial", "fragments"),
+    [
+        (
+            record(epochs=12, seconds=3.21, config=TrialConfig().to_dict()),
+            ["trial   7", "complete", "0.8750", "12 epochs", "3.2 s", "unet"],
+        ),
+        (
+            record(3, TrialState.FAIL, None, reason="oom", message="MemoryError: [9 GiB] [/b]"),
+            ["trial   3", "failed", " - ", "MemoryError: [9 GiB] [/b]"],
+        ),
+        (
+            record(4, TrialState.FAIL, None, reason=trials.DUPLICATE, message="the same as 2"),
+            ["trial   4", "skipped", "the same as 2"],
+        ),
+    ],
+)
+def test_a_line_per_trial_says_number_state_dice_and_cost(shown, trial, fragments):
+    console, read = shown
+    lines = show.TrialLines(console, budget=12, spent=0, epochs=12)
+    with lines.bars:
+        lines.trial_ended(trial, None)
+    (line,) = read().splitlines()
+    for fragment in fragments:
+        assert fragment in line
+
+
+def test_the_bar_moves_for_trials_that_cost_budget_only(shown):
+    lines = show.TrialLines(shown[0], budget=5, spent=2, epochs=1)
+    lines.trial_ended(record(), record())
+    lines.trial_ended(record(state=TrialState.FAIL, value=None, reason=trials.LOST), record())
+    lines.trial_ended(record(state=TrialState.PRUNED, value=None), record())
+    assert lines.bars.tasks[0].completed == 4
+
+
+def test_every_row_of_every_table_is_shown_with_its_parameters(shown):
+    console, read = shown
+    show.print_options(console, FAMILIES)
+    text = read()
+    for family, table in FAMILIES.items():
+        assert f"\n{family}" in f"\n{text}"
+        for name, option in table.items():
+            (line,) = [row for row in text.splitlines() if row.split()[:1] == [name]]
+            assert option.about in line
+            for key, domain in option.space.items():
+                assert f"{key}: {domain}" in text
+    for name, domain in SETTINGS.items():
+        assert f"{name} " in text
+        assert str(domain) in text
+
+
+def test_what_looks_like_markup_in_a_name_is_shown_as_it_is(shown, tmp_path):
+    console, read = shown
+    write_pair(tmp_path, "a[red]b")
+    (tmp_path / "masks" / "a[red]b.png").write_bytes(b"not a picture")
+    show.print_audit(console, audit(tmp_path))
+    assert "a[red]b.png: not a picture" in read()
+
+
+def test_counting_shows_nothing_where_there_is_no_terminal(shown):
+    console, read = shown
+    with show.counting(console, "reading") as tick:
+        tick(1, 2)
+        tick(2, 2)
+    assert read().strip() == ""
+
+
+def status_of(**changes):
+    return {
+        "study": "s",
+        "spent": 3,
+        "counts": {"complete": 2, "failed": 1, "waiting": 0},
+        "reasons": {"oom": 1},
+        "budget": {"trials": 12, "hours": None},
+        "best": {"number": 1, "value": 0.75, "config": TrialConfig().to_dict()},
+        "workers": [{"trial": 3, "epoch": 2}],
+        "test": {"dice": 0.7, "ci95": [0.6, 0.8]},
+        "test_looks": 1,
+    } | changes
+
+
+def test_a_standing_says_it_all(shown):
+    console, read = shown
+    show.print_status(console, status_of())
+    text = read()
+    for fragment in (
+        "s: 3 of 12 trials",
+        "reasons: oom 1",
+        "at work: trial 3, epoch 2",
+        "best: trial 1, validation Dice 0.7500, unet",
+        "test Dice: 0.7000 (0.6000 .. 0.8000)",
+        "looks at the test images: 1",
+    ):
+        assert fragment in text
+    assert "waiting" not in text
+
+
+def test_a_standing_of_nothing_is_shown(shown):
+    console, read = shown
+    empty = status_of(best=None, workers=[], test=None, test_looks=0, reasons={}, spent=0)
+    show.print_status(console, empty)
+    assert "0 of 12" in read()
+    assert "best" not in read()

@@ -1,0 +1,149 @@
+"""What a trial is in our words, from records made by hand."""
+
+from datetime import datetime, timedelta
+
+import pytest
+from optuna.trial import TrialState, create_trial
+
+from search import trials
+from search.trials import SKIPS, STATES
+
+START = datetime(2026, 1, 1)
+FINISHED = {TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL}
+
+
+def trial(number, state, value=None, hours=None, **attrs):
+    made = create_trial(
+        state=state, value=value if state == TrialState.COMPLETE else None, user_attrs=attrs
+    )
+    made.number = number
+    made.datetime_start = START if hours is not None else None
+    made.datetime_complete = START + timedelta(hours=hours) if hours is not None else None
+    return made
+
+
+C, P, F, R, W = (
+    TrialState.COMPLETE,
+    TrialState.PRUNED,
+    TrialState.FAIL,
+    TrialState.RUNNING,
+    TrialState.WAITING,
+)
+
+KNOWN = [
+    trial(0, C, 0.5, digest="a"),
+    trial(1, P, digest="b"),
+    trial(2, F, reason="oom", digest="c"),
+    trial(3, F, reason=trials.DUPLICATE),
+    trial(4, P, reason=trials.CONSTRAINT, digest="d"),
+    trial(5, F, reason=trials.LOST, digest="e"),
+    trial(6, F, reason=trials.INTERRUPTED, digest="f"),
+    trial(7, C, 0.75, reason="early stopping", digest="g"),
+    trial(8, P, reason="time", digest="h"),
+    trial(9, R, digest="i"),
+    trial(10, W),
+    trial(11, F, reason="oom", digest="j"),
+]
+
+
+def test_every_trial_has_the_state_that_it_ended_in():
+    assert [trials.state_of(t) for t in KNOWN] == [
+        "complete",
+        "pruned",
+        "failed",
+        "skipped",
+        "skipped",
+        "skipped",
+        "skipped",
+        "complete",
+        "pruned",
+        "running",
+        "waiting",
+        "failed",
+    ]
+
+
+@pytest.mark.parametrize("state", TrialState)
+def test_every_state_of_optuna_has_a_word(state):
+    assert trials.state_of(trial(0, state, 0.5)) in set(STATES) - {"skipped"}
+
+
+@pytest.mark.parametrize("reason", sorted(SKIPS))
+@pytest.mark.parametrize("state", sorted(FINISHED, key=lambda s: s.value))
+def test_every_reason_to_skip_makes_a_trial_skipped(reason, state):
+    assert trials.state_of(trial(0, state, 0.5, reason=reason)) == "skipped"
+
+
+def test_counts_are_of_every_state_and_add_up():
+    counts = trials.counts(KNOWN)
+    assert counts == {
+        "waiting": 1,
+        "running": 1,
+        "complete": 2,
+        "pruned": 2,
+        "failed": 2,
+        "skipped": 4,
+    }
+    assert tuple(counts) == STATES
+    assert trials.counts([]) == dict.fromkeys(STATES, 0)
+
+
+def test_reasons_are_counted_most_frequent_first():
+    assert next(iter(trials.reasons(KNOWN).items())) == ("oom", 2)
+    assert sum(trials.reasons(KNOWN).values()) == 8
+    assert trials.reasons([]) == {}
+
+
+def test_what_is_skipped_waiting_or_running_costs_no_budget():
+    assert trials.spent(KNOWN) == 6
+    assert trials.spent([]) == 0
+
+
+def test_hours_are_those_of_training_but_not_of_trials_that_were_lost():
+    known = [
+        trial(0, C, 0.5, hours=1),
+        trial(1, F, hours=0.5, reason=trials.INTERRUPTED),
+        # Its process was killed; that was noticed when somebody came back the next week.
+        trial(2, F, hours=168, reason=trials.LOST),
+        trial(3, R),
+        trial(4, W),
+    ]
+    assert trials.hours_spent(known) == pytest.approx(1.5)
+    assert trials.hours_spent([]) == 0
+
+
+def test_the_best_comes_first_and_of_equals_the_earlier():
+    values = [(0, 0.5), (1, 0.75), (2, 0.25), (3, 0.75), (4, 0.0)]
+    known = [trial(n, C, v) for n, v in values]
+    assert [t.number for t in trials.ranked(reversed(known))] == [1, 3, 0, 2, 4]
+
+
+def test_only_complete_trials_are_ranked():
+    assert [t.number for t in trials.ranked(KNOWN)] == [7, 0]
+    assert trials.ranked([]) == []
+
+
+@pytest.mark.parametrize(
+    ("digest", "twin"),
+    [
+        ("a", 0),  # complete
+        ("b", 1),  # pruned
+        ("c", 2),  # failed: it would fail again
+        ("i", 9),  # at work now
+        ("e", None),  # lost: to be trained again
+        ("f", None),  # interrupted: to be trained again
+        ("d", None),  # refused by a constraint: never trained
+        ("z", None),
+    ],
+)
+def test_a_twin_is_one_that_was_or_is_trained(digest, twin):
+    found = trials.twin_of(digest, KNOWN)
+    assert (found and found.number) == twin
+
+
+def test_tried_are_the_configurations_that_need_no_other_trial():
+    assert trials.tried(KNOWN) == set("abcdghij")
+
+
+def test_cut_off_are_those_that_were_queued_again():
+    assert [t.number for t in KNOWN if trials.was_cut_off(t)] == [5, 6]

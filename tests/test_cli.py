@@ -1,0 +1,302 @@
+"""The command line: help for everything, and every command on real files."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import cli
+from lesionseg.config import SETTINGS
+from lesionseg.data.index import DatasetIndex
+from lesionseg.families import FAMILIES
+from tests.conftest import ROOT, write_pair
+from tests.search.helpers import write_study
+
+RUNNER = CliRunner()
+COMMAND = Path(sys.executable).with_name("lesionsearch")
+
+
+def commands(command=None, name=()):
+    """Every command and group, with the words that call it."""
+    command = command or typer.main.get_command(cli.app)
+    yield name, command
+    for word, inner in getattr(command, "commands", {}).items():
+        yield from commands(inner, (*name, word))
+
+
+ALL = list(commands())
+IDS = [" ".join(name) or "lesionsearch" for name, _ in ALL]
+
+
+def run(*args, code=0):
+    result = RUNNER.invoke(cli.app, [str(a) for a in args])
+    assert result.exit_code == code, result.stderr
+    return result
+
+
+# --- help --------------------------------------------------------------------------------------
+
+
+def test_there_are_commands():
+    assert {"run", "status", "final", "report", "options", "demo", "data", "data check"} <= set(IDS)
+
+
+@pytest.mark.parametrize(("name", "command"), ALL, ids=IDS)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_every_command_and_group_has_help(name, command, flag):
+    out = run(*name, flag).stdout
+    assert "Usage:" in out
+    assert command.help
+    assert command.help.split(".")[0].split("\n")[0][:20] in out
+
+
+@pytest.mark.parametrize(("name", "command"), ALL, ids=IDS)
+def test_every_option_and_argument_is_described(name, command):
+    for param in command.params:
+        assert getattr(param, "help", None), f"{' '.join(name)}: {param.name} says nothing"
+
+
+def test_help_and_a_wrong_word_import_nothing_heavy():
+    script = """
+import sys
+import cli
+
+heavy = {"torch", "optuna", "numpy", "cv2", "matplotlib", "sqlalchemy", "albumentations", "yaml"}
+for words in [[], ["--help"], ["run", "--help"], ["data", "synth", "--help"], ["nope"]]:
+    try:
+        cli.app(words)
+    except SystemExit:
+        pass
+    found = heavy & set(sys.modules)
+    assert not found, (words, found)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_console_script_is_the_app():
+    done = subprocess.run([COMMAND, "status"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "no studies under runs/; `lesionsearch demo` makes one\n"
+    assert list(Path.cwd().iterdir()) == []
+
+
+# --- the README --------------------------------------------------------------------------------
+
+
+def readme_lines() -> list[str]:
+    """Every line of its code blocks that calls lesionsearch, continuation lines joined."""
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"^```[^\n]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    plain = [line.strip().removeprefix("$ ") for line in lines]
+    return [line for line in plain if re.match(r"(\S*/)?lesionsearch(\s|$)", line)]
+
+
+def parse(line: str) -> None:
+    """Raises where the real command line would not take it; runs nothing."""
+    words = shlex.split(line, comments=True)
+    ends = [i for i, w in enumerate(words) if w in {"|", "||", "&&", ";", "&"} or w[0] in "<>"]
+    words = words[1 : min(ends, default=len(words))]
+    command, context = typer.main.get_command(cli.app), None
+    while True:
+        group = hasattr(command, "commands")
+        context = command.make_context(command.name, list(words), parent=context)
+        if not group:
+            return
+        words = [*context._protected_args, *context.args]
+        name, command, words = command.resolve_command(context, words)
+
+
+@pytest.mark.parametrize("line", readme_lines())
+def test_every_command_in_the_readme_exists_with_its_options(line):
+    try:
+        parse(line)
+    except SystemExit as end:  # --help
+        assert end.code in (0, None)
+    except typer.Exit as end:
+        assert end.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "lesionsearch run quick --data DIR --trials 3 --set seed=1",
+        ".venv/bin/lesionsearch data synth DIR -n 5 > log && echo",
+        "lesionsearch status  # all of them",
+        "lesionsearch run --help",
+    ],
+)
+def test_the_check_of_the_readme_takes_what_is_right(line):
+    test_every_command_in_the_readme_exists_with_its_options(line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "lesionsearch rum quick --data DIR",
+        "lesionsearch run quick --date DIR",
+        "lesionsearch run quick",
+        "lesionsearch data fetch_all DIR",
+        "lesionsearch run quick --data DIR --trials many",
+    ],
+)
+def test_the_check_of_the_readme_finds_what_is_wrong(line):
+    with pytest.raises(Exception) as caught:  # noqa: B017 - the parser's own, which is private
+        parse(line)
+    assert hasattr(caught.value, "format_message") or isinstance(caught.value, typer.Exit)
+    assert getattr(caught.value, "exit_code", 2) == 2
+
+
+# --- options -----------------------------------------------------------------------------------
+
+
+def test_options_shows_every_row_of_every_table_and_every_setting():
+    text = run("options").stdout
+    for table in FAMILIES.values():
+        for name, option in table.items():
+            assert re.search(rf"^{re.escape(name)}\s", text, re.MULTILINE), name
+            assert all(f"{key}: {domain}" in text for key, domain in option.space.items())
+    for name in SETTINGS:
+        assert re.search(rf"^{name}\s", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_options_of_one_family_shows_no_other(family):
+    words = [line.split()[0] for line in run("options", family).stdout.splitlines() if line.strip()]
+    assert words[0] == family
+    assert set(FAMILIES[family]) <= set(words)
+    assert not (set(FAMILIES) - {family}) & set(words)
+
+
+# --- data --------------------------------------------------------------------------------------
+
+
+def facts(out: str) -> dict[str, str]:
+    pairs = (re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in out.splitlines())
+    return dict(pair for pair in pairs if len(pair) == 2)
+
+
+def test_check_of_good_data_says_what_is_there(tiny_data):
+    result = run("data", "check", tiny_data)
+    told = facts(result.stdout)
+    assert told["layout"] == "folders"
+    assert told["pairs"] == "30"
+    assert told["not usable"] == "0"
+    assert told["sizes"] == "1, most often 48x40 (30)"
+    assert result.stderr == ""
+
+
+def test_check_of_broken_data_names_every_broken_pair_and_fails(tmp_path):
+    for i in range(4):
+        write_pair(tmp_path / "d", f"im{i}", seed=i)
+    (tmp_path / "d" / "images" / "im1.png").write_bytes(b"no picture")
+    write_pair(tmp_path / "other", "x", size=(20, 20))
+    (tmp_path / "other" / "masks" / "x.png").rename(tmp_path / "d" / "masks" / "im3.png")
+    result = run("data", "check", tmp_path / "d", code=2)
+    assert facts(result.stdout)["not usable"] == "2"
+    assert "im1.png: not a picture" in result.stdout
+    assert "im3.png: the mask has 20x20 pixels" in result.stdout
+    assert len(result.stderr.splitlines()) == 1
+    assert "2 of 4 pairs cannot be used" in result.stderr
+
+
+def test_check_of_real_ph2_finds_every_pair_usable(real_data):
+    result = run("data", "check", real_data / "ph2")
+    told = facts(result.stdout)
+    assert told["layout"] == "ph2"
+    assert told["not usable"] == "0"
+    assert int(told["pairs"]) == len(DatasetIndex.read(real_data / "ph2").records)
+
+
+def test_synth_makes_data_that_check_finds_good(tmp_path):
+    root = tmp_path / "made"
+    result = run("data", "synth", root, "-n", "3", "--height", "64", "--width", "80")
+    assert result.stdout == f"3 images and masks in {root}\n"
+    told = facts(run("data", "check", root).stdout)
+    assert (told["pairs"], told["layout"], told["not usable"]) == ("3", "isic2018", "0")
+    assert told["sizes"] == "1, most often 80x64 (3)"
+    assert list(tmp_path.glob(".*")) in ([], [tmp_path / "cwd"])
+
+
+def test_synth_of_one_seed_is_the_same_and_of_another_is_not(tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run(
+            "data", "synth", tmp_path / name, "-n", 1, "--seed", seed, "--height", 48, "--width", 48
+        )
+
+    def files(name):
+        return sorted(p.read_bytes() for p in (tmp_path / name).rglob("*.*"))
+
+    assert files("a") == files("b") != files("c")
+
+
+# --- a study from end to end -------------------------------------------------------------------
+
+
+def test_a_study_from_the_command_line(tiny_data, tmp_path):
+    spec = write_study(tmp_path / "mine.yaml")
+    args = ["--data", tiny_data, "--device", "cpu", "--threads", "1"]
+    out = run("run", spec, *args, "--trials", "2", "--no-final").stdout
+    # Without --out: runs/ and the study's name, below where one is.
+    folder = Path("runs") / "tiny"
+    assert folder.is_dir()
+    assert "the budget of 2 trials is spent: 2 complete" in out
+    plain = json.loads(run("status", "tiny", "--json").stdout)
+    assert plain["study"] == "tiny"
+    assert plain["counts"]["complete"] == plain["budget"]["trials"] == 2
+    assert plain["test"] is None
+    assert json.loads(run("status", "--json").stdout) == [plain]
+    assert "tiny: 2 of 2 trials" in run("status").stdout
+    assert "tiny: 2 of 2 trials" in run("status", folder).stdout
+    out = run("final", "tiny", "--device", "cpu", "--threads", "1").stdout
+    assert "reproduced" in out
+    assert "NOT reproduced" not in out
+    assert "this study's test images were looked at once" in out
+    assert (folder / "report.html").is_file()
+    (folder / "report.html").unlink()
+    assert run("report", "tiny").stdout == f"{folder / 'report.html'}\n"
+    assert (folder / "report.html").is_file()
+    out = run("final", "tiny", "--again", "--device", "cpu", "--threads", "1").stdout
+    assert "2 times" in out
+    assert json.loads(run("status", "tiny", "--json").stdout)["test_looks"] == 2
+
+
+def test_a_final_without_a_complete_trial_ends_with_1(tiny_data, tmp_path):
+    spec = write_study(tmp_path / "mine.yaml")
+    run("run", spec, "--data", tiny_data, "--no-final", "--timeout", "1e-12", "--device", "cpu")
+    result = run("final", "tiny", code=1)
+    assert result.stderr == "lesionsearch: tiny: no trial was completed (none was run)\n"
+
+
+def test_set_may_be_repeated(tiny_data, tmp_path):
+    spec = write_study(tmp_path / "mine.yaml")
+    sets = ["--set", "name=other", "--set", "budget.epochs=1", "--set", "search.loss=[dice]"]
+    run("run", spec, "--data", tiny_data, "--no-final", "--trials", 1, "--device", "cpu", *sets)
+    best = json.loads(run("status", "other", "--json").stdout)["best"]
+    assert best["config"]["epochs"] == 1
+    assert best["config"]["loss"] == {"dice": {}}
+
+
+def test_debug_shows_the_traceback():
+    result = RUNNER.invoke(cli.app, ["--debug", "status", "nope"])
+    assert type(result.exception).__name__ == "InputError"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_demo_runs_to_its_report_and_once_more(tmp_path):
+    out = run("demo", "--images", "40").stdout
+    assert "the budget of 8 trials is spent" in out
+    assert (Path("runs") / "demo" / "report.html").is_file()
+    plain = json.loads(run("status", "demo", "--json").stdout)
+    assert plain["spent"] == 8
+    assert plain["test"]["dice"] > 0
+    run("demo", "--images", "40")
+    assert json.loads(run("status", "demo", "--json").stdout)["test_looks"] == 1

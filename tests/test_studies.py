@@ -1,0 +1,50 @@
+"""Every study file that comes with lesionsearch."""
+
+from pathlib import Path
+
+import pytest
+
+import studies
+from search.spec import load_spec, shipped, spec_from
+from search.suggest import suggest
+from tests.search.helpers import in_memory
+
+FOLDER = Path(studies.__file__).parent
+FILES = sorted(p for p in FOLDER.rglob("*") if p.suffix in {".yaml", ".yml"})
+NAMES = [p.relative_to(FOLDER).with_suffix("").as_posix() for p in FILES]
+
+
+def test_all_files_on_disk_are_shipped_and_none_was_lost():
+    assert shipped() == dict(zip(NAMES, FILES, strict=True))
+    # A literal number: a study that vanishes with its file would go unnoticed otherwise.
+    assert len(FILES) == 3
+    assert {"quick", "isic2018", "ph2"} <= set(NAMES)
+
+
+@pytest.mark.parametrize(("name", "path"), list(zip(NAMES, FILES, strict=True)), ids=NAMES)
+def test_a_shipped_study_is_found_by_name_and_is_called_like_its_file(name, path):
+    spec = load_spec(name)
+    assert spec == load_spec(str(path))
+    assert spec.name == path.stem
+    assert spec.problems() == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_study_fits_the_tables_and_proposes_configurations(name):
+    spec = load_spec(name)
+    study = in_memory()
+    for _ in range(5):
+        config = suggest(study.ask(), spec.space)
+        assert config.image_size == spec.data.image_size
+        assert config.epochs == spec.budget.epochs
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_study_survives_being_stored(name):
+    spec = load_spec(name)
+    assert spec_from(spec.model_dump(mode="json"), name) == spec
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_a_shipped_study_says_what_it_is_for(path):
+    assert path.read_text().startswith("# ")
