@@ -7,6 +7,10 @@ that lacks one is skipped with the reason; in continuous integration (LESIONSEAR
 from __future__ import annotations
 
 import os
+
+# Before torch is imported: tests share their cores with the processes that they start.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
