@@ -81,9 +81,17 @@ for words in [[], ["--help"], ["run", "--help"], ["data", "synth", "--help"], ["
 
 
 def test_the_console_script_is_the_app():
-    done = subprocess.run([COMMAND, "status"], capture_output=True, text=True)
+    done = subprocess.run([COMMAND, "--help"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "no studies under runs/; `lesionsearch demo` makes one\n"
+    assert "Usage: lesionsearch [OPTIONS] COMMAND" in done.stdout
+    done = subprocess.run([COMMAND, "xyz"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "lesionsearch: No such command 'xyz'.\n"
+
+
+def test_status_where_there_is_nothing_says_what_to_do():
+    assert run("status").stdout == "no studies under runs/; `lesionsearch demo` makes one\n"
+    assert run("status", "--json").stdout == "[]\n"
     assert list(Path.cwd().iterdir()) == []
 
 
@@ -111,7 +119,7 @@ def parse(line: str) -> None:
         if not group:
             return
         words = [*context._protected_args, *context.args]
-        name, command, words = command.resolve_command(context, words)
+        _, command, words = command.resolve_command(context, words)
 
 
 @pytest.mark.parametrize("line", readme_lines())
@@ -148,7 +156,7 @@ def test_the_check_of_the_readme_takes_what_is_right(line):
     ],
 )
 def test_the_check_of_the_readme_finds_what_is_wrong(line):
-    with pytest.raises(Exception) as caught:  # noqa: B017 - the parser's own, which is private
+    with pytest.raises(Exception) as caught:  # the parser's own, which is private
         parse(line)
     assert hasattr(caught.value, "format_message") or isinstance(caught.value, typer.Exit)
     assert getattr(caught.value, "exit_code", 2) == 2

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from lesionseg.data.index import SPLITS, Record
 from lesionseg.errors import InputError
 
+#: Into how many sizes of lesion the groups are sorted before they are dealt, at most.
+RUNS = 20
+
 
 @dataclass(frozen=True)
 class Split:
@@ -92,12 +95,13 @@ def _deal(
 ) -> dict[str, list[int]]:
     """Deals groups, sorted by lesion area, each to the part that lacks most.
 
-    Neighbours in area are shuffled in runs of a tenth of a part's worth, so that the seed
-    matters and each part still gets its share of every size of lesion.
+    Neighbours in area are shuffled in at most RUNS runs, each long enough for every part to
+    get one of it: any group may come to any part, and each part gets every size of lesion.
     """
     groups = sorted(groups, key=lambda g: (float(areas[g].mean()), g[0]))
-    run = max(2, len(groups) // 20)
-    order = [g for k in range(0, len(groups), run) for g in _shuffled(groups[k : k + run], rng)]
+    runs = int(len(groups) * min(share for share in shares.values() if share > 0))
+    ranks = np.array_split(np.arange(len(groups)), min(max(runs, 1), RUNS))
+    order = [groups[k] for run in ranks for k in rng.permutation(run)]
     dealt: dict[str, list[int]] = {part: [] for part in SPLITS}
     total = 0
     for group in order:
@@ -105,10 +109,6 @@ def _deal(
         lack = {p: shares[p] * total - len(dealt[p]) for p in SPLITS if shares[p] > 0}
         dealt[max(lack, key=lambda p: lack[p])] += group
     return dealt
-
-
-def _shuffled(items: list[list[int]], rng: np.random.Generator) -> list[list[int]]:
-    return [items[i] for i in rng.permutation(len(items))]
 
 
 def _thin(members: list[int], areas: NDArray[np.float64], limit: int) -> list[int]:

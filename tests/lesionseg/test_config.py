@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 
@@ -115,7 +116,7 @@ def test_the_digest_is_the_same_in_another_process():
         capture_output=True,
         text=True,
         check=True,
-        env={"PYTHONHASHSEED": "7"},
+        env=os.environ | {"PYTHONHASHSEED": "7"},
     )
     assert done.stdout.strip() == FULL.digest()
     assert len(FULL.digest()) == 12 and int(FULL.digest(), 16) >= 0

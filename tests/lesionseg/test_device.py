@@ -17,14 +17,6 @@ from lesionseg.errors import InputError
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-@pytest.fixture(autouse=True)
-def _torch_as_it_was():
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    yield
-    torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-
-
 def pretend(monkeypatch, *, cuda, mps):
     """A machine with so many CUDA devices, and with or without Apple's; no test can own both."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)

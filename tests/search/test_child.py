@@ -261,10 +261,16 @@ def test_leaving_a_child_ends_it_in_the_middle(job):
 
 
 def test_an_exception_in_the_parent_ends_the_child(job):
-    with pytest.raises(ZeroDivisionError), Child(of(job, epochs=100_000)) as child:
-        pid = child.pid
-        raise ZeroDivisionError
-    assert is_gone(pid)
+    pids = []
+
+    def fail():
+        with Child(of(job, epochs=100_000)) as child:
+            pids.append(child.pid)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert is_gone(*pids)
 
 
 def test_closing_twice_and_replying_to_the_dead_is_nothing(job):
@@ -290,38 +296,44 @@ def test_the_second_start_is_quick(job):
     assert min(took) < 1
 
 
-def test_a_child_does_not_outlive_a_parent_that_is_killed(job):
-    """SIGKILL leaves the parent no chance to clean up: the child has to notice by itself."""
+def test_a_child_does_not_outlive_a_parent_that_is_killed(job, tmp_path):
+    """SIGKILL leaves the parent no chance to clean up: the child has to notice by itself.
+
+    The script keeps no ``if __name__ == "__main__"``: a child must not run it once more.
+    """
     script = textwrap.dedent(
         f"""
-        import sys, pathlib
+        import pathlib
         import numpy as np
         from search.child import Built, Child, TrainJob
 
-        if __name__ == "__main__":
-            job = TrainJob({of(job, epochs=100_000).config!r}, pathlib.Path({str(job.cache)!r}),
-                           np.arange(20), np.arange(20, 30), "cpu", 1)
-            with Child(job) as child:
-                for message in child.messages():
-                    if not isinstance(message, Built):
-                        print(child.pid, flush=True)
-                    child.reply(stop=False)
+        print("top", flush=True)
+        job = TrainJob({of(job, epochs=100_000).config!r}, pathlib.Path({str(job.cache)!r}),
+                       np.arange(20), np.arange(20, 30), "cpu", 1)
+        with Child(job) as child:
+            for message in child.messages():
+                if not isinstance(message, Built):
+                    print(child.pid, flush=True)
+                child.reply(stop=False)
         """
     )
+    (tmp_path / "script.py").write_text(script)
     parent = subprocess.Popen(
-        [sys.executable, "-c", script],
+        [sys.executable, tmp_path / "script.py"],
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         start_new_session=True,
     )
     try:
+        assert parent.stdout.readline() == "top\n"
         pid = int(parent.stdout.readline())
         others = psutil.Process(parent.pid).children(recursive=True)
         assert pid in {p.pid for p in others}
         parent.kill()
         parent.wait()
         assert wait_until(lambda: is_gone(pid), 2)
+        assert "top" not in parent.stdout.read()
         # The server that forked it and multiprocessing's tracker go as well.
         assert wait_until(lambda: all(is_gone(p.pid) for p in others), 5)
     finally:

@@ -93,6 +93,7 @@ def finished(folder: Path) -> dict[int, list[float]]:
     }
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_with_130_and_the_command_that_goes_on(tiny_data, tmp_path):
     # A list in the command must survive a console that has a markup of its own.
     args = words(tmp_path, tiny_data, 5, "--no-final", "--set", "search.loss=[bce,dice]")

@@ -246,15 +246,20 @@ def test_a_night_between_a_kill_and_the_next_session_is_not_training_time(tiny_d
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_either_signal_is_an_interrupt_once_and_the_handlers_come_back(number):
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
-    calm = False
-    with pytest.raises(KeyboardInterrupt), sigterm_as_interrupt():
-        try:
-            os.kill(os.getpid(), number)
-        finally:
-            # An impatient second and third change nothing while the first is dealt with.
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGTERM)
-            calm = True
+    calm = []
+
+    def be_interrupted():
+        with sigterm_as_interrupt():
+            try:
+                os.kill(os.getpid(), number)
+            finally:
+                # An impatient second and third change nothing while the first is dealt with.
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGTERM)
+                calm.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        be_interrupted()
     assert calm
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
 

@@ -1,7 +1,6 @@
 """A study's folder: created, opened again, refused where it is not the same any more."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -28,7 +27,7 @@ from search.study import (
     test_looks,
 )
 from search.suggest import suggest
-from tests.conftest import ROOT, write_folder, write_pair
+from tests.conftest import write_folder, write_pair
 from tests.search.helpers import SLOT, Listening, open_tiny, tiny_spec
 
 test_looks.__test__ = False  # it is the code's, not a test
@@ -303,13 +302,13 @@ def test_a_second_process_is_kept_off_a_folder_until_the_first_is_done_or_dead(t
         [
             sys.executable,
             "-c",
-            "import sys, time, pathlib\nfrom search.study import locked\n"
-            "with locked(pathlib.Path(sys.argv[1])):\n  print('held', flush=True); time.sleep(60)",
-            str(tmp_path),
+            # What locked() holds, without its imports.
+            "import sys, time, filelock\nlock = filelock.FileLock(sys.argv[1])\nlock.acquire()\n"
+            "print('held', flush=True); time.sleep(60)",
+            str(tmp_path / ".lock"),
         ],
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     try:
         assert holder.stdout.readline() == "held\n"

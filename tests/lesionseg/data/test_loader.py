@@ -1,0 +1,218 @@
+"""Batches follow from (seed, epoch, step) alone, whoever prepares them."""
+
+import itertools
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torchvision.transforms.v2 import functional as tv
+
+from lesionseg.augment import build_augment
+from lesionseg.data.cache import build_cache
+from lesionseg.data.index import DatasetIndex
+from lesionseg.data.loader import (
+    MEAN,
+    STD,
+    BatchDataset,
+    EpochPlan,
+    batch_seed,
+    in_order,
+    normalise,
+    to_device,
+    train_loader,
+)
+from lesionseg.space import Pick
+
+CPU = torch.device("cpu")
+NONE, FULL = Pick("none"), Pick("full", {"strength": 1.0})
+
+
+@pytest.fixture(scope="module")
+def cache(tiny_data, tmp_path_factory):
+    """30 pictures of 16 x 16."""
+    return build_cache(DatasetIndex.read(tiny_data), 16, tmp_path_factory.mktemp("cache"))
+
+
+def batches(cache, members, batch_size, pick, *, seed=0, workers=0, epochs=(1,)):
+    """The batches of each of the epochs, as a training would draw them."""
+    members = np.asarray(members, dtype=np.int64)
+    loader, plan = train_loader(
+        cache, members, batch_size, build_augment(pick), seed=seed, workers=workers
+    )
+    drawn = []
+    for epoch in epochs:
+        plan.epoch = epoch
+        drawn.append([(i.clone(), m.clone()) for i, m in loader])
+    return drawn
+
+
+def alike(one, other):
+    return len(one) == len(other) and all(
+        torch.equal(a, b)
+        for p, q in zip(one, other, strict=True)
+        for a, b in zip(p, q, strict=True)
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_batches_are_the_same_whoever_prepares_them(cache, workers):
+    alone = batches(cache, range(30), 4, FULL, epochs=(1, 2, 5))
+    helped = batches(cache, range(30), 4, FULL, workers=workers, epochs=(1, 2, 5))
+    assert all(alike(a, b) for a, b in zip(alone, helped, strict=True))
+
+
+def test_going_on_from_a_later_epoch_draws_what_it_would_have_drawn(cache):
+    (_, _, third) = batches(cache, range(30), 4, FULL, epochs=(1, 2, 3))
+    (again,) = batches(cache, range(30), 4, FULL, epochs=(3,))
+    assert alike(third, again)
+
+
+def test_no_epoch_and_no_step_repeats_the_changes_of_another(cache):
+    """Of one picture only, so that nothing but the changes can differ."""
+    first, second = batches(cache, [3] * 24, 4, FULL, epochs=(1, 2))
+    pictures = [
+        image.numpy().tobytes() for epoch in (first, second) for i, _ in epoch for image in i
+    ]
+    assert len(pictures) == 48
+    assert len(set(pictures)) == 48
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_order_of_every_epoch_is_another(cache, workers):
+    epochs = batches(cache, range(30), 5, NONE, workers=workers, epochs=(1, 2, 3))
+    assert not any(alike(a, b) for a, b in itertools.combinations(epochs, 2))
+
+
+def test_another_seed_is_another_order_and_other_changes(cache):
+    (one,), (other,) = (batches(cache, range(30), 5, NONE, seed=s) for s in (0, 1))
+    assert not alike(one, other)
+    (one,), (other,) = (batches(cache, [3] * 5, 5, FULL, seed=s) for s in (0, 1))
+    assert not alike(one, other)
+
+
+def test_an_image_travels_with_its_own_mask(cache):
+    (epoch,) = batches(cache, range(30), 7, NONE)
+    known = {cache.images[i].tobytes(): cache.masks[i].tobytes() for i in range(30)}
+    assert len(known) == 30
+    for images, masks in epoch:
+        assert images.shape == (7, 16, 16, 3) and images.dtype == torch.uint8
+        assert masks.shape == (7, 16, 16) and masks.dtype == torch.uint8
+        for image, mask in zip(images.numpy(), masks.numpy(), strict=True):
+            assert known[image.tobytes()] == mask.tobytes()
+
+
+def test_only_members_are_drawn(cache):
+    members = [2, 3, 5, 7, 11, 13]
+    (epoch,) = batches(cache, members, 2, NONE)
+    drawn = [image.tobytes() for images, _ in epoch for image in images.numpy()]
+    assert sorted(drawn) == sorted(cache.images[i].tobytes() for i in members)
+
+
+def test_the_changes_do_not_reach_the_cache(cache):
+    before = cache.images.tobytes()
+    batches(cache, range(30), 5, FULL, epochs=(1, 2))
+    assert cache.images.tobytes() == before
+
+
+def test_what_goes_to_a_helper_is_small(cache):
+    augment = build_augment(FULL)
+    assert cache.images.sum() > 0  # mapped, so that it could be sent by mistake
+    sent = pickle.dumps(BatchDataset(cache, augment, 0))
+    assert len(sent) - len(pickle.dumps(augment)) < 1000
+
+
+# --- the plan of an epoch ------------------------------------------------------------------------
+
+
+def plan_of(members, batch_size, seed=0, epoch=1):
+    plan = EpochPlan(np.asarray(members, dtype=np.int64), batch_size, seed)
+    plan.epoch = epoch
+    return plan
+
+
+@given(st.integers(1, 50), st.integers(1, 20), st.integers(0, 100), st.integers(0, 100))
+def test_a_plan_draws_no_picture_twice_and_drops_less_than_a_batch(n, batch_size, seed, epoch):
+    plan = plan_of(range(100, 100 + n), batch_size, seed, epoch)
+    keys = list(plan)
+    assert len(keys) == len(plan)
+    assert [(k.epoch, k.step) for k in keys] == [(epoch, i) for i in range(len(keys))]
+    drawn = [i for k in keys for i in k.members]
+    assert len(set(drawn)) == len(drawn) and set(drawn) <= set(range(100, 100 + n))
+    if n < batch_size:  # the only batch is never dropped
+        assert len(keys) == 1 and len(drawn) == n
+    else:
+        assert {len(k.members) for k in keys} == {batch_size}
+        assert n - len(drawn) == n % batch_size
+    assert keys == list(plan_of(range(100, 100 + n), batch_size, seed, epoch))
+
+
+def test_whoever_is_dropped_changes_from_epoch_to_epoch():
+    plan = plan_of(range(10), 4)
+    dropped = set()
+    for epoch in range(40):
+        plan.epoch = epoch
+        dropped |= set(range(10)) - {i for key in plan for i in key.members}
+    assert dropped == set(range(10))
+
+
+def test_one_picture_makes_one_batch():
+    assert [k.members for k in plan_of([7], 16)] == [(7,)]
+
+
+def test_every_batch_has_a_seed_of_its_own():
+    keys = list(itertools.product(range(3), range(20), range(20)))
+    assert len({batch_seed(*key) for key in keys}) == len(keys)
+    assert batch_seed(1, 2, 3) == batch_seed(1, 2, 3)
+
+
+# --- in order, and to the device -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 7, 30, 100])
+def test_in_order_gives_every_member_once_and_unchanged(cache, batch_size):
+    members = np.array([5, 1, 29, 0, 12, 7, 8])
+    given = list(in_order(cache, members, batch_size))
+    assert torch.equal(torch.cat([i for i, _ in given]), torch.from_numpy(cache.images[members]))
+    assert torch.equal(torch.cat([m for _, m in given]), torch.from_numpy(cache.masks[members]))
+    assert [len(i) for i, _ in given[:-1]] == [batch_size] * (len(given) - 1)
+
+
+def test_in_order_of_nobody_gives_nothing(cache):
+    assert list(in_order(cache, np.array([], dtype=np.int64), 4)) == []
+
+
+def test_normalising_is_torchvisions(cache):
+    images = torch.from_numpy(cache.images[:5].copy())
+    ours = normalise(images)
+    theirs = tv.normalize(
+        tv.to_dtype(images.permute(0, 3, 1, 2), torch.float32, scale=True),
+        mean=[0.485, 0.456, 0.406],
+        std=[0.229, 0.224, 0.225],
+    )
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    assert ours.shape == (5, 3, 16, 16) and ours.dtype == torch.float32
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    assert tuple(m / 255 for m in MEAN) == pytest.approx((0.485, 0.456, 0.406))
+    assert tuple(s / 255 for s in STD) == pytest.approx((0.229, 0.224, 0.225))
+
+
+def test_a_batch_reaches_the_device_as_a_network_wants_it(cache):
+    batch = next(in_order(cache, np.arange(3), 3))
+    images, masks = to_device(batch, CPU)
+    assert torch.equal(images, normalise(batch[0]))
+    assert masks.shape == (3, 1, 16, 16) and masks.dtype == torch.float32
+    assert set(masks.unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(masks[:, 0], batch[1].float())
+
+
+def test_normalised_images_can_be_trained_on_after_an_evaluation(cache):
+    """What was made first without gradients must not be in the way of them later."""
+    batch = next(in_order(cache, np.arange(2), 2))
+    with torch.inference_mode():
+        normalise(batch[0])
+    layer = torch.nn.Conv2d(3, 1, 1)
+    layer(normalise(batch[0])).sum().backward()
+    assert layer.weight.grad.isfinite().all()

@@ -1,0 +1,279 @@
+"""Splits: nobody in two parts, shares kept, areas alike, official parts respected."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.stats import ks_2samp
+
+from lesionseg.data.index import DatasetIndex, Record
+from lesionseg.data.split import Split, has_official, make_split, positions
+from lesionseg.errors import InputError
+
+SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
+PARTS = ("train", "val", "test")
+
+
+def records_of(groups, splits=None):
+    """One record for each entry, called r000, r001, ..., of that group and official split."""
+    return [
+        Record(f"r{i:03}", Path(f"{i}.jpg"), Path(f"{i}.png"), g, splits[i] if splits else None)
+        for i, g in enumerate(groups)
+    ]
+
+
+def single(n, splits=None):
+    return records_of([f"g{i}" for i in range(n)], splits)
+
+
+def areas_of(n, seed=0):
+    return np.random.default_rng(seed).beta(2, 5, n)
+
+
+def sizes(split):
+    return {part: len(getattr(split, part)) for part in PARTS}
+
+
+group_sizes = st.lists(st.integers(1, 5), min_size=1, max_size=60)
+shares_strategy = st.sampled_from(
+    [SHARES, {"train": 0.34, "val": 0.33, "test": 0.33}, {"train": 0.9, "val": 0.05, "test": 0.05}]
+)
+
+
+@given(group_sizes, shares_strategy, st.integers(0, 2**31), st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_parts_are_a_partition_of_whole_groups_of_about_the_given_shares(
+    group_sizes, shares, seed, alike
+):
+    groups = [f"g{i}" for i, size in enumerate(group_sizes) for _ in range(size)]
+    n = len(groups)
+    records = records_of(groups)
+    areas = np.full(n, 0.3) if alike else areas_of(n, seed % 1000)
+    try:
+        split = make_split(records, areas, shares, seed=seed)
+    except InputError as error:
+        assert "too few" in str(error)
+        assume(False)
+    parted = [name for part in PARTS for name in getattr(split, part)]
+    assert sorted(parted) == [r.name for r in records]
+    home = {name: part for part in PARTS for name in getattr(split, part)}
+    for group in set(groups):
+        assert len({home[r.name] for r in records if r.group == group}) == 1
+    for part in PARTS:
+        assert list(getattr(split, part)) == sorted(getattr(split, part))
+        # A group goes to the part that lacks most, which lacks a third of it or more: no part
+        # ever has 2/3 of a group too much, so that none lacks more than twice that.
+        assert abs(sizes(split)[part] - shares[part] * n) <= 4 / 3 * max(group_sizes) + 1e-9
+
+
+@pytest.mark.parametrize("n", [20, 100, 1000])
+def test_single_pictures_are_dealt_to_the_shares(n):
+    split = make_split(single(n), areas_of(n), SHARES)
+    assert sizes(split) == pytest.approx({p: s * n for p, s in SHARES.items()}, abs=1)
+
+
+def test_the_seed_decides():
+    def split(seed):
+        return make_split(single(100), areas_of(100), SHARES, seed=seed)
+
+    assert split(3) == split(3)
+    assert len({split(seed).test for seed in range(20)}) == 20
+
+
+def test_every_picture_can_come_to_the_test():
+    """No picture is bound to a part by its area alone."""
+    tested = Counter()
+    for seed in range(200):
+        tested.update(make_split(single(40), areas_of(40), SHARES, seed=seed).test)
+    assert len(tested) == 40
+    assert max(tested.values()) < 4 * 200 * 0.15
+
+
+ELSEWHERE = """
+import json, sys
+import numpy as np
+from pathlib import Path
+from lesionseg.data.index import Record
+from lesionseg.data.split import make_split
+
+groups, areas, shares = json.loads(sys.argv[1])
+records = [Record(f"r{i:03}", Path(f"{i}.jpg"), Path(f"{i}.png"), g) for i, g in enumerate(groups)]
+print(json.dumps(make_split(records, np.array(areas), shares, seed=7).to_dict()))
+"""
+
+
+def test_the_split_does_not_depend_on_the_hashes_of_a_process():
+    """Workers on other machines make the split by themselves."""
+    groups, areas = [f"p{i % 23}" for i in range(60)], areas_of(60)
+    here = make_split(records_of(groups), areas, SHARES, seed=7)
+    given = json.dumps([groups, areas.tolist(), SHARES])
+    for hashes in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", ELSEWHERE, given],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"PYTHONHASHSEED": hashes},
+        )
+        assert Split.from_dict(json.loads(done.stdout)) == here
+
+
+@pytest.fixture(scope="module")
+def isic(real_data):
+    """Records of the real ISIC masks and the lesion's share of each."""
+    records = DatasetIndex.read(real_data / "isic2018").records
+    areas = [float((np.asarray(Image.open(r.mask)) > 0).mean()) for r in records]
+    return records, np.array(areas)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_parts_of_real_lesions_are_alike_in_area(isic, seed):
+    records, areas = isic
+    split = make_split(records, areas, SHARES, seed=seed)
+    assert sizes(split) == pytest.approx({p: s * 2057 for p, s in SHARES.items()}, abs=1)
+    order = [r.name for r in records]
+    parts = {part: areas[positions(getattr(split, part), order)] for part in PARTS}
+    for part in PARTS:
+        # At random, 309 of 2057 pictures would be about 0.05 away from all of them.
+        assert ks_2samp(parts[part], areas).statistic < 0.02
+    limited = make_split(records, areas, SHARES, seed=seed, limits={"train": 200, "val": 50})
+    assert sizes(limited) == {"train": 200, "val": 50, "test": sizes(split)["test"]}
+    for part in ("train", "val"):
+        assert set(getattr(limited, part)) < set(getattr(split, part))
+        thin = areas[positions(getattr(limited, part), order)]
+        assert ks_2samp(thin, areas).statistic < 0.04
+
+
+def test_groups_of_unlike_size_stay_alike_in_area():
+    rng = np.random.default_rng(0)
+    group_of = rng.integers(0, 150, 600)
+    areas = np.clip(0.2 + 0.1 * (group_of % 7) / 7 + rng.normal(0, 0.01, 600), 0, 1)
+    records = records_of([f"p{g}" for g in group_of])
+    split = make_split(records, areas, SHARES)
+    order = [r.name for r in records]
+    for part in PARTS:
+        assert ks_2samp(areas[positions(getattr(split, part), order)], areas).statistic < 0.12
+
+
+# --- official parts ------------------------------------------------------------------------------
+
+
+def test_official_parts_are_taken_as_they_are():
+    splits = ["train"] * 6 + ["val"] * 3 + ["test"] * 1
+    split = make_split(single(10, splits), areas_of(10), SHARES, official=True, seed=5)
+    assert sizes(split) == {"train": 6, "val": 3, "test": 1}
+    assert split.test == ("r009",) and split.val == ("r006", "r007", "r008")
+
+
+def test_a_missing_official_val_is_cut_from_its_train():
+    splits = ["train"] * 80 + ["test"] * 20
+    records = single(100, splits)
+    split = make_split(records, areas_of(100), SHARES, official=True)
+    assert set(split.test) == {r.name for r in records[80:]}
+    assert set(split.train) | set(split.val) == {r.name for r in records[:80]}
+    assert sizes(split) == {"train": 68, "val": 12, "test": 20}  # 15% of 80
+    other = make_split(records, areas_of(100), SHARES, official=True, seed=1)
+    assert other.test == split.test and other.val != split.val
+
+
+def test_a_val_cut_from_train_keeps_groups_whole():
+    groups = [f"p{i // 4}" for i in range(80)] + [f"t{i}" for i in range(10)]
+    records = records_of(groups, ["train"] * 80 + ["test"] * 10)
+    split = make_split(records, areas_of(90), SHARES, official=True)
+    group_of = {r.name: r.group for r in records}
+    homes = [{group_of[n] for n in getattr(split, part)} for part in PARTS]
+    assert not homes[0] & homes[1] and not homes[0] & homes[2] and not homes[1] & homes[2]
+
+
+def test_official_parts_are_not_looked_at_unless_asked_for():
+    splits = ["train"] * 80 + ["test"] * 20
+    with_, without = (
+        make_split(single(100, s), areas_of(100), SHARES, seed=2) for s in (splits, None)
+    )
+    assert with_ == without
+
+
+def test_what_a_data_set_says_of_itself():
+    assert not has_official(single(3))
+    assert not has_official(single(3, ["train", "val", None]))
+    assert has_official(single(3, ["train", None, "test"]))
+
+
+def test_official_parts_that_are_not_there_are_refused():
+    with pytest.raises(InputError) as caught:
+        make_split(single(10, ["train"] * 10), areas_of(10), SHARES, official=True)
+    assert str(caught.value) == "data.split: official: the data set's folders name no test images"
+
+
+# --- limits and too few --------------------------------------------------------------------------
+
+
+def test_limits_cut_a_part_and_nothing_else():
+    free = make_split(single(100), areas_of(100), SHARES)
+    cut = make_split(
+        single(100), areas_of(100), SHARES, limits={"train": 10, "val": None, "test": 1000}
+    )
+    assert sizes(cut) == {"train": 10, "val": 15, "test": 15}
+    assert set(cut.train) < set(free.train)
+    assert cut.val == free.val and cut.test == free.test
+
+
+@given(st.integers(1, 60), st.integers(0, 1000))
+@settings(max_examples=60, deadline=None)
+def test_a_limit_is_met_exactly_whatever_the_areas(limit, seed):
+    areas = np.round(areas_of(100, seed), 1)  # many alike
+    split = make_split(single(100), areas, SHARES, limits={"train": limit})
+    assert len(set(split.train)) == len(split.train) == limit
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+def test_too_few_images_are_refused(n):
+    with pytest.raises(InputError) as caught:
+        make_split(single(n), areas_of(n), SHARES)
+    text = str(caught.value)
+    assert text.startswith(f"data.split: {n} images are too few for it: ")
+    assert " would be empty (train " in text and "\n" not in text
+
+
+def test_the_refusal_names_every_empty_part():
+    with pytest.raises(InputError) as caught:
+        make_split(single(1), areas_of(1), SHARES)
+    assert str(caught.value) == (
+        "data.split: 1 images are too few for it: val and test would be empty "
+        "(train 1, val 0, test 0); add images or change data.split"
+    )
+
+
+def test_five_images_are_enough():
+    assert sizes(make_split(single(5), areas_of(5), SHARES)) == {"train": 3, "val": 1, "test": 1}
+
+
+def test_many_pictures_of_one_patient_are_too_few():
+    with pytest.raises(InputError, match="val and test would be empty"):
+        make_split(records_of(["p"] * 50), areas_of(50), SHARES)
+
+
+# --- plain data ----------------------------------------------------------------------------------
+
+
+def test_a_split_comes_back_from_plain_data():
+    split = make_split(single(20), areas_of(20), SHARES)
+    plain = split.to_dict()
+    assert list(plain) == list(PARTS)
+    assert Split.from_dict(json.loads(json.dumps(plain))) == split
+
+
+def test_positions_are_looked_up_in_the_order_asked_for():
+    found = positions(["c", "a"], ["a", "b", "c"])
+    assert found.tolist() == [2, 0] and found.dtype == np.int64
+    assert positions([], ["a"]).shape == (0,)
+    with pytest.raises(KeyError):
+        positions(["d"], ["a"])
