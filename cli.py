@@ -107,7 +107,7 @@ def demo(
         with show.counting(console, "drawing lesions") as tick:
             write_dataset(data, images, on_progress=lambda done: tick(done, images))
     console.print(f"{images} synthetic dermoscopic images in {data}", markup=False)
-    overrides = ["name=demo", "budget.trials=8", "budget.epochs=12", "fixed.batch_size=8"]
+    overrides = ["name=demo", "budget.trials=10", "budget.epochs=12", "fixed.batch_size=8"]
     _run("quick", data, out, None, overrides, "auto", None, final=True)
 
 

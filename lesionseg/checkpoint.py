@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from lesionseg.config import TrialConfig
@@ -29,7 +29,8 @@ def save(path: Path, weights: Mapping[str, Tensor], config: TrialConfig) -> None
     metadata = {"format": FORMAT, "config": json.dumps(config.to_dict())}
     plain = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     try:
-        save_file(plain, partial, metadata=metadata)
+        # Its own save_file makes a file that nobody else may read; a lab shares its models.
+        partial.write_bytes(to_bytes(plain, metadata=metadata))
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

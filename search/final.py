@@ -53,7 +53,8 @@ def finalize(
 ) -> dict[str, Any]:
     """Retrains the study's best configuration, tests it, writes ``final/``; its metrics.json.
 
-    A study whose best was tested already is not tested again unless ``again`` says so: each
+    A study whose best was tested already, as the spec asks, is not tested again unless ``again``
+    says so: each
     look at the test images is counted, and more than one makes the number a little less
     trustworthy. Files appear under ``final/`` all together or not at all.
     Raises Failed where there is no complete trial, or the retraining breaks.
@@ -61,7 +62,8 @@ def finalize(
     best = best_of(opened.study)
     folder = opened.folder / "final"
     done = read_metrics(opened.folder)
-    if done and done["trial"] == best.number and not again:
+    asked = opened.spec.final.model_dump()
+    if done and (done["trial"], done["final"]) == (best.number, asked) and not again:
         return done
     partial = opened.folder / "final.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -211,6 +213,7 @@ def _report(
     return {
         "study": opened.name,
         "trial": best.number,
+        "final": opened.spec.final.model_dump(),
         "test": asdict(metrics.mean(scores)) | {"n": len(groups), "groups": len(set(groups))},
         "ci95": {k: list(v) for k, v in metrics.bootstrap(scores, groups).items()},
         "confusion": dict(zip(("tp", "fp", "fn", "tn"), shares.mean(axis=0).tolist(), strict=True)),

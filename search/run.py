@@ -15,7 +15,7 @@ from optuna.samplers import BaseSampler
 from lesionseg.device import pick_device
 from search import trials
 from search.samplers import SAMPLERS
-from search.study import OpenStudy, prepare_sampling
+from search.study import OpenStudy, prepare_sampling, read_about
 from search.worker import Listener, Slot, Worker, reap
 
 #: After so many skipped trials in a row the sampler gives way to draws that are new ...
@@ -45,9 +45,12 @@ def default_slot(device: str = "auto", threads: int | None = None) -> Slot:
 def search(opened: OpenStudy, slot: Slot, listener: Listener) -> Outcome:
     """Runs trials until the study's budget is spent, whoever ran the earlier ones.
 
+    The folder is to be ``locked``.
+
     KeyboardInterrupt leaves the study fit to be resumed.
     """
-    reap(opened.study, opened.folder)
+    # A database in the folder itself has no other users: its lock is ours.
+    reap(opened.study, opened.folder, alone=read_about(opened.folder)["storage"] is None)
     prepare_sampling(opened)
     clock = _Clock(opened)
     worker = Worker(

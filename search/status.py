@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from optuna.trial import FrozenTrial
+
 from lesionseg.errors import InputError
 from search import trials
 from search.final import read_metrics
 from search.study import open_records, test_looks
+from search.worker import is_gone
 
 
 def find_run(name: str, root: Path = Path("runs")) -> Path:
@@ -41,15 +44,21 @@ def status(folder: Path, storage: str | None = None) -> dict[str, Any]:
         "counts": trials.counts(known),
         "reasons": trials.reasons(known),
         "spent": trials.spent(known),
-        "hours": round(trials.hours_spent(known), 4),
+        "hours": round(trials.hours_spent(known), 6),
         "budget": {"trials": budget["trials"], "hours": budget["hours"]},
         "best": best
         and {"number": best.number, "value": best.value, "config": trials.config_of(best)},
         "workers": [
             {"trial": t.number, "epoch": t.last_step or 0, **t.user_attrs.get("owner", {})}
             for t in known
-            if trials.state_of(t) == "running"
+            if _is_at_work(t)
         ],
         "test_looks": len(test_looks(study)),
         "test": final and {"dice": final["test"]["dice"], "ci95": final["ci95"]["dice"]},
     }
+
+
+def _is_at_work(trial: FrozenTrial) -> bool:
+    # One without an owner was claimed this very moment; one whose owner is gone waits to be found.
+    owner = trial.user_attrs.get("owner")
+    return trials.state_of(trial) == "running" and not (owner and is_gone(owner))

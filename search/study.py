@@ -236,7 +236,7 @@ def _create(folder: Path, url: URL) -> optuna.Study:
 
 def _refuse_changed(study: optuna.Study, spec: StudySpec, index: DatasetIndex) -> None:
     stored, name = study.user_attrs, study.study_name
-    keys = differences(stored["spec"], spec.model_dump(mode="json"))
+    keys = differences(_as_now(stored["spec"]), spec.model_dump(mode="json"))
     keys = [k for k in keys if k not in MAY_CHANGE]
     if keys:
         raise InputError(
@@ -248,6 +248,14 @@ def _refuse_changed(study: optuna.Study, spec: StudySpec, index: DatasetIndex) -
             f"study {name!r} was run on other data (fingerprint {stored['data']}, now "
             f"{index.fingerprint()}); give the same folder, or start anew with another --out"
         )
+
+
+def _as_now(stored: dict[str, Any]) -> dict[str, Any]:
+    """A stored spec with the defaults of keys that have been added since it was stored."""
+    try:
+        return spec_from(stored, "the stored spec").model_dump(mode="json")
+    except InputError:  # a key or an option is gone: the difference is to be told as it is
+        return stored
 
 
 def _refuse_foreign(folder: Path) -> None:

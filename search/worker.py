@@ -24,6 +24,8 @@ from search.child import Broke, Built, Child, Trained, TrainJob
 from search.spec import StudySpec
 from search.suggest import suggest
 
+#: How often a trial may be lost with its worker and still be queued again.
+MAY_BE_LOST = 3
 #: Weights are kept for this many of the best trials.
 KEEP_BEST = 3
 
@@ -243,6 +245,9 @@ def is_gone(who: dict[str, Any] | None) -> bool:
 def requeue(study: optuna.Study, number: int, reason: str) -> bool:
     """Closes a trial that was cut off and queues its parameters again; it counts once.
 
+    One that was lost with its worker MAY_BE_LOST times and once more is taken for what kills its
+    worker: it fails for good.
+
     Returns False, having done nothing, where the trial had reached its end. Queued first, closed
     second: a process killed between the two leaves a double, which is recognised as one, and
     never a hole.
@@ -254,18 +259,28 @@ def requeue(study: optuna.Study, number: int, reason: str) -> bool:
     params = trial.system_attrs.get("fixed_params", {}) | trial.params
     if params:  # one that was cut off before it drew any has nothing to repeat
         first = trial.user_attrs.get("retry_of", number)
-        study.enqueue_trial(params, user_attrs={"retry_of": first})
+        losses = trial.user_attrs.get("losses", 0) + (reason == trials.LOST)
+        if losses > MAY_BE_LOST:
+            reason = "crash"
+            message = f"its worker died with it {losses} times"
+            study._storage.set_trial_user_attr(trial._trial_id, "message", message)
+        else:
+            study.enqueue_trial(params, user_attrs={"retry_of": first, "losses": losses})
     study._storage.set_trial_user_attr(trial._trial_id, "reason", reason)
     study.tell(number, state=TrialState.FAIL)
     return True
 
 
-def reap(study: optuna.Study, folder: Path) -> list[int]:
-    """Requeues the running trials whose processes are gone; their numbers."""
+def reap(study: optuna.Study, folder: Path, *, alone: bool = False) -> list[int]:
+    """Requeues the running trials whose processes are gone; their numbers.
+
+    alone: nobody else can be at work on this study, so that every running trial is a dead one,
+    also that of another host name: a container is given a new one at each start.
+    """
     lost = [
         t.number
         for t in trials.all_trials(study)
-        if t.state == TrialState.RUNNING and is_gone(t.user_attrs.get("owner"))
+        if t.state == TrialState.RUNNING and (alone or is_gone(t.user_attrs.get("owner")))
     ]
     for number in lost:
         requeue(study, number, trials.LOST)

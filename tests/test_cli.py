@@ -301,10 +301,10 @@ def test_debug_shows_the_traceback():
 @pytest.mark.timeout(900)
 def test_the_demo_runs_to_its_report_and_once_more(tmp_path):
     out = run("demo", "--images", "40").stdout
-    assert "the budget of 8 trials is spent" in out
+    assert "the budget of 10 trials is spent" in out
     assert (Path("runs") / "demo" / "report.html").is_file()
     plain = json.loads(run("status", "demo", "--json").stdout)
-    assert plain["spent"] == 8
+    assert plain["spent"] == 10
     assert plain["test"]["dice"] > 0
     run("demo", "--images", "40")
     assert json.loads(run("status", "demo", "--json").stdout)["test_looks"] == 1

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.metrics import accuracy_score, f1_score
 from torch import nn
 
 from lesionseg.data.cache import build_cache
@@ -116,3 +117,109 @@ def test_probabilities_are_interpolated_before_they_are_cut():
 
 def test_a_probability_of_exactly_one_half_is_skin():
     assert not to_mask(np.full((2, 2), 0.5, np.float32), (4, 4)).any()
+
+
+# --- against other libraries, and where sizes differ ---------------------------------------------
+
+
+class Known(nn.Module):
+    """Answers with the given logits maps, one for each image, in the order it is asked."""
+
+    def __init__(self, maps):
+        super().__init__()
+        self.left = [torch.as_tensor(np.asarray(m), dtype=torch.float32)[None] for m in maps]
+
+    def forward(self, images):
+        return torch.stack([self.left.pop(0) for _ in images])
+
+
+def columns(height, width, n):
+    """A lesion in the first columns."""
+    mask = np.zeros((height, width), np.uint8)
+    mask[:, :n] = 1
+    return mask
+
+
+def written(root, **masks):
+    """A data set of those masks, cached at 16 x 16."""
+    for name, mask in masks.items():
+        for folder in ("images", "masks"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((*mask.shape, 3), 90, np.uint8)).save(root / f"images/{name}.png")
+        Image.fromarray(mask * 255).save(root / f"masks/{name}.png")
+    index = DatasetIndex.read(root)
+    return index.records, build_cache(index, 16)
+
+
+def sure(n):
+    """Logits of a lesion in the first of 16 columns."""
+    return columns(16, 16, n) * 40.0 - 20.0
+
+
+def test_counts_of_known_answers_at_four_sizes(tmp_path):
+    records, cache = written(
+        tmp_path / "d",
+        a=columns(32, 64, 32),
+        b=columns(64, 32, 4),
+        c=columns(10, 20, 0),
+        d=columns(16, 16, 16),
+    )
+    found = evaluate(Known([sure(8), sure(8), sure(0), sure(8)]), cache, records, device=CPU)
+    # tp, fp, fn, tn
+    expected = [[1024, 0, 0, 1024], [256, 768, 0, 1024], [0, 0, 0, 200], [128, 0, 128, 0]]
+    assert found.counts.tolist() == expected
+    assert found.counts.dtype == np.int64
+
+
+def test_the_mask_on_disk_is_judged_against_and_not_the_small_one(tmp_path):
+    """One pixel vanishes in the cache; it counts all the same."""
+    mask = np.zeros((64, 64), np.uint8)
+    mask[30, 30] = 1
+    records, cache = written(tmp_path / "d", a=mask)
+    assert not cache.masks.any()
+    found = evaluate(Known([sure(0)]), cache, records, device=CPU)
+    assert found.counts.tolist() == [[0, 0, 1, 4095]]
+
+
+def test_scores_are_scikit_learns_at_full_size(tiny_data):
+    records = DatasetIndex.read(tiny_data).records
+    cache = build_cache(DatasetIndex.read(tiny_data), 16)
+    # The right answers, turned upside down: neither all right nor all wrong.
+    answers = [cache.masks[i][::-1] * 40.0 - 20.0 for i in range(30)]
+    shown = []
+    found = evaluate(
+        Known(answers), cache, records, device=CPU, on_image=lambda *a: shown.append(a)
+    )
+    assert len({round(d, 6) for d in found.scores["dice"]}) > 20
+    for i, (record, predicted, truth) in enumerate(shown):
+        assert np.array_equal(truth, np.asarray(Image.open(record.mask)) > 0)
+        for name, judge in (("dice", f1_score), ("accuracy", accuracy_score)):
+            expected = judge(truth.ravel(), predicted.ravel())
+            assert found.scores[name][i] == pytest.approx(expected)
+
+
+def test_a_probability_is_the_sigmoid_of_the_logit(tiny_data):
+    cache = build_cache(DatasetIndex.read(tiny_data), 16)
+    maps = [np.full((16, 16), z) for z in (-1e4, -1.0, 0.0, 2.0)]
+    given = list(predict(Known(maps), cache, np.arange(4), device=CPU))
+    expected = [0.0, 1 / (1 + np.e), 0.5, 1 / (1 + np.exp(-2))]
+    assert [float(p.max()) for p in given] == pytest.approx(expected)
+    assert [float(p.min()) for p in given] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (23, 41), (64, 20), (7, 5), (1, 1)])
+def test_a_mask_of_another_size_is_torchs_interpolation_cut(shape):
+    probability = np.random.default_rng(0).random((16, 16), dtype=np.float32)
+    soft = nn.functional.interpolate(
+        torch.from_numpy(probability)[None, None], shape, mode="bilinear", align_corners=False
+    )[0, 0].numpy()
+    mask = to_mask(probability, shape)
+    assert mask.shape == shape and mask.dtype == bool
+    certain = np.abs(soft - 0.5) > 1e-3
+    assert np.array_equal(mask[certain], soft[certain] > 0.5)
+
+
+@pytest.mark.parametrize("factor", [2, 3, 10])
+def test_a_straight_edge_stays_where_it_is(factor):
+    mask = to_mask(columns(16, 16, 4).astype(np.float32), (16 * factor, 16 * factor))
+    assert np.array_equal(mask, columns(16 * factor, 16 * factor, 4 * factor))

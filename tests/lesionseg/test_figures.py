@@ -63,3 +63,69 @@ def test_written_overlays_are_listed_in_the_order_shown(tmp_path):
     assert [name.split("_")[1] for _, name in drawn[:3]] == ["1", "2", "3"]
     assert {name.rsplit("_", 1)[1] for _, name in drawn} == {f"{r.name}.png" for r in records}
     assert all(Image.open(tmp_path / "o" / name).mode == "RGB" for _, name in drawn)
+
+
+def test_outlines_of_a_large_picture_lie_where_they_do_in_the_small_one():
+    """Four times too large: an edge at pixel 400 is drawn at pixel 100."""
+    truth, predicted = np.zeros((1440, 1920), bool), np.zeros((1440, 1920), bool)
+    truth[400:800, 400:800] = True
+    predicted[400:800, 1200:1600] = True
+    drawn = figures.overlay(np.full((1440, 1920, 3), 128, np.uint8), truth, predicted)
+    assert drawn.shape == (360, 480, 3)
+    for colour, left in ((figures.TRUE_COLOUR, 100), (figures.PREDICTED_COLOUR, 300)):
+        rows, columns = np.nonzero(
+            (drawn == colour).all(axis=2) & (np.arange(480) // 240 == left // 240)
+        )
+        assert abs(rows.min() - 100) <= 1 and abs(rows.max() - 199) <= 1
+        assert abs(columns.min() - left) <= 1 and abs(columns.max() - left - 99) <= 1
+        assert tuple(drawn[150, left + 50]) == (128, 128, 128)
+
+
+def test_where_both_outlines_lie_the_prediction_is_on_top():
+    mask = np.zeros((40, 40), bool)
+    mask[10:30, 10:30] = True
+    drawn = figures.overlay(np.zeros((40, 40, 3), np.uint8), mask, mask)
+    assert tuple(drawn[10, 20]) == figures.PREDICTED_COLOUR
+    assert not (drawn == figures.TRUE_COLOUR).all(axis=2).any()
+
+
+def test_every_lesion_of_a_mask_is_outlined():
+    truth = np.zeros((60, 80), bool)
+    truth[5:20, 5:20] = truth[35:50, 50:70] = True
+    drawn = figures.overlay(np.zeros((60, 80, 3), np.uint8), truth, np.zeros((60, 80), bool))
+    assert tuple(drawn[5, 12]) == tuple(drawn[49, 60]) == figures.TRUE_COLOUR
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2000), (2000, 1), (480, 480), (481, 3)])
+def test_pictures_of_any_aspect_can_be_drawn(shape):
+    mask = np.ones(shape, bool)
+    drawn = figures.overlay(np.zeros((*shape, 3), np.uint8), mask, ~mask)
+    assert max(drawn.shape) <= 480 and min(drawn.shape) >= 1
+    assert drawn.any()
+
+
+@pytest.mark.parametrize(
+    ("n", "expected"),
+    [
+        (1, ([0], [], [])),
+        (2, ([0, 1], [], [])),
+        (3, ([0, 1, 2], [], [])),
+        (4, ([0, 1, 2], [], [3])),
+        (5, ([0, 1, 2], [], [4, 3])),
+        (7, ([0, 1, 2], [3], [6, 5, 4])),
+        (12, ([0, 1, 2], [5, 6, 7], [11, 10, 9])),
+    ],
+)
+def test_of_few_images_the_best_and_the_worst_come_first(n, expected):
+    """Images in falling order of Dice."""
+    chosen = figures.telling(np.linspace(1, 0, n))
+    assert tuple(chosen.values()) == expected
+    assert list(chosen) == ["best", "median", "worst"]
+
+
+def test_images_of_one_dice_keep_their_order():
+    assert figures.telling(np.full(9, 0.5)) == {
+        "best": [0, 1, 2],
+        "median": [3, 4, 5],
+        "worst": [8, 7, 6],
+    }

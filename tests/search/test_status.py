@@ -13,6 +13,7 @@ from search.run import search
 from search.status import find_run, list_runs, status
 from search.suggest import suggest
 from search.trials import STATES
+from search.worker import owner
 from tests.search.helpers import SLOT, Listening, open_tiny
 
 KEYS = {
@@ -89,11 +90,13 @@ def test_every_state_is_counted_and_who_is_at_work_is_named(tiny_data, tmp_path)
     working.report(0.1, 1)
     working.report(0.2, 2)
     ask()
+    orphan = ask()  # of a process of this host that began before any that runs now
+    orphan.set_user_attr("owner", owner() | {"since": 0.0})
     study.enqueue_trial({"model.unet.width": 5})
     plain = as_json(tmp_path / "s")
     assert plain["counts"] == {
         "waiting": 1,
-        "running": 2,
+        "running": 3,
         "complete": 0,
         "pruned": 1,
         "failed": 1,

@@ -18,6 +18,7 @@ from lesionseg.metrics import METRICS
 from lesionseg.train import EpochRecord
 from search import trials
 from search.pruners import PRUNERS
+from search.suggest import suggest
 from search.worker import KEEP_BEST, Slot, Worker, is_gone, owner, reap, requeue
 from tests.conftest import write_folder
 from tests.search.helpers import SLOT, Listening, open_tiny
@@ -375,3 +376,23 @@ def test_a_double_that_a_kill_between_queueing_and_closing_leaves_is_recognised(
     states = [trials.state_of(worker.run_one()) for _ in range(2)]
     assert states == ["complete", "skipped"]
     assert trials.spent(opened.study.trials) == 1
+
+
+def test_a_trial_that_keeps_killing_its_worker_fails_for_good(opened):
+    for _ in range(4):
+        claimed = opened.study.ask()
+        suggest(claimed, opened.spec.space)
+        assert reap(opened.study, opened.folder, alone=True) == [claimed.number]
+    known = trials.all_trials(opened.study)
+    assert [trials.state_of(t) for t in known] == ["skipped"] * 3 + ["failed"]
+    assert len({str(t.params) for t in known}) == 1
+    assert "4 times" in known[-1].user_attrs["message"]
+    assert trials.spent(known) == 1
+
+
+def test_a_trial_of_another_host_is_dead_where_nobody_else_can_be_at_work(opened):
+    claimed = opened.study.ask()
+    suggest(claimed, opened.spec.space)
+    claimed.set_user_attr("owner", {"host": "elsewhere", "pid": 1, "since": 0.0})
+    assert reap(opened.study, opened.folder) == []
+    assert reap(opened.study, opened.folder, alone=True) == [claimed.number]
