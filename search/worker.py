@@ -265,7 +265,8 @@ def requeue(study: optuna.Study, number: int, reason: str) -> bool:
             message = f"its worker died with it {losses} times"
             study._storage.set_trial_user_attr(trial._trial_id, "message", message)
         else:
-            study.enqueue_trial(params, user_attrs={"retry_of": first, "losses": losses})
+            known = {"retry_of": first} | ({"losses": losses} if losses else {})
+            study.enqueue_trial(params, user_attrs=known)
     study._storage.set_trial_user_attr(trial._trial_id, "reason", reason)
     study.tell(number, state=TrialState.FAIL)
     return True
