@@ -238,6 +238,30 @@ def test_gradients_are_clipped_to_the_given_norm(data):
     assert moved(0.0) > 5 * moved(0.01)
 
 
+def test_every_epoch_trains_on_other_batches_and_judges_on_the_same(data):
+    class Watching(Scripted):
+        """Notes what it is shown: one list of batches for each epoch, twice."""
+
+        def __init__(self, script):
+            super().__init__(script)
+            self.seen = {True: [], False: []}
+
+        def forward(self, images):
+            shown = self.seen[self.training]
+            if len(shown) == self.epoch + self.training:
+                shown.append([])
+            shown[-1].append(images.numpy().tobytes())
+            return super().forward(images)
+
+    model = Watching(script_of(data, [0.5] * 3))
+    train(change(augment=Pick("none")), data, model=model)
+    first, second, third = model.seen[True]
+    assert len(first) == len(second) == len(third) == 5
+    assert not set(first) & set(second) | set(second) & set(third) | set(first) & set(third)
+    judged = model.seen[False]
+    assert judged[0] == judged[1] == judged[2] and len(judged[0]) == 3
+
+
 # --- what is kept --------------------------------------------------------------------------------
 
 
