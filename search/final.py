@@ -54,9 +54,8 @@ def finalize(
     """Retrains the study's best configuration, tests it, writes ``final/``; its metrics.json.
 
     A study whose best was tested already, as the spec asks, is not tested again unless ``again``
-    says so: each
-    look at the test images is counted, and more than one makes the number a little less
-    trustworthy. Files appear under ``final/`` all together or not at all.
+    says so: each look at the test images is counted, and more than one makes the number a little
+    less trustworthy. Files appear under ``final/`` all together or not at all.
     Raises Failed where there is no complete trial, or the retraining breaks.
     """
     best = best_of(opened.study)
