@@ -84,16 +84,19 @@ class Int:
 
 @dataclass(frozen=True)
 class Categorical:
-    """One of some values."""
+    """One of some values; with ``files``, the path of a file as well (a word with a ``/``)."""
 
     choices: tuple[Scalar, ...]
     default: Scalar
+    files: bool = False
 
     def check(self, value: object) -> Scalar:
         """The value itself; InputError if it is not one of the choices."""
         for choice in self.choices:
             if type(choice) is type(value) and choice == value:
                 return choice
+        if self.files and isinstance(value, str) and "/" in value:
+            return value
         hint = nearest(value, [str(c) for c in self.choices])
         raise InputError(f"must be one of its choices, got {value!r} ({hint})")
 
@@ -104,14 +107,15 @@ class Categorical:
         chosen = tuple(self.check(v) for v in wanted)
         if len(set(chosen)) < len(chosen):
             raise InputError(f"names a choice twice: {wanted!r}")
-        return Categorical(chosen, self.default if self.default in chosen else chosen[0])
+        default = self.default if self.default in chosen else chosen[0]
+        return Categorical(chosen, default, self.files)
 
     def corners(self) -> tuple[Scalar, ...]:
         """All of its values."""
         return self.choices
 
     def __str__(self) -> str:
-        return " | ".join(str(c) for c in self.choices)
+        return " | ".join([*map(str, self.choices), *(["a file's path"] if self.files else [])])
 
 
 Domain = Float | Int | Categorical
@@ -127,6 +131,9 @@ class Option:
     stride: for models, the number that the image size must be a multiple of, given the
         parameters.
     smallest: for models, the smallest image size in pixels.
+    sized: ``build`` takes ``image_size`` too, since the thing is planned from it.
+    settled: parameters that a study leaves at their default unless it names them: they cost much,
+        need what not everybody has, or mean the same as another parameter.
     """
 
     build: Callable[..., Any]
@@ -134,6 +141,8 @@ class Option:
     about: str = ""
     stride: Callable[..., int] = lambda **_: 1
     smallest: int = 1
+    sized: bool = False
+    settled: frozenset[str] = frozenset()
 
     def resolve(self, params: Mapping[str, object]) -> dict[str, Scalar]:
         """Every parameter: those given, checked, and the defaults of the others."""
@@ -164,14 +173,26 @@ def lookup(family: str, table: Mapping[str, Option], name: str) -> Option:
     return table[name]
 
 
-def build(family: str, table: Mapping[str, Option], pick: Pick, *args: Any) -> Any:
-    """What the picked row builds from the family's own arguments and the picked parameters."""
+def build(
+    family: str,
+    table: Mapping[str, Option],
+    pick: Pick,
+    *args: Any,
+    image_size: int | None = None,
+) -> Any:
+    """What the picked row builds from the family's own arguments and the picked parameters.
+
+    image_size: handed on to rows that are planned from it (``Option.sized``).
+    Raises InputError: no such row or parameter, a value outside its domain, or parameters that
+    do not go together.
+    """
     option = lookup(family, table, pick.name)
     try:
         params = option.resolve(pick.params)
     except InputError as error:
         raise InputError(f"{family}.{pick.name}: {error}") from None
-    return option.build(*args, **params)
+    planned = {"image_size": image_size} if option.sized else {}
+    return option.build(*args, **params, **planned)
 
 
 def _number(value: object) -> float:
