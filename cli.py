@@ -62,6 +62,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Look at data, or make some.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+seeds_app = typer.Typer(help="The published systems, side by side.", no_args_is_help=True)
+app.add_typer(seeds_app, name="seeds")
 
 Name = Annotated[str, typer.Argument(help="A study's folder, or its name under runs/.")]
 Data = Annotated[
@@ -193,8 +195,9 @@ def report(name: Name, storage: Storage = None) -> None:
 @app.command()
 def options(
     family: Annotated[str | None, typer.Argument(help="One family only.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As docs/options.md.")] = False,
 ) -> None:
-    """Every model, loss, augmentation, optimizer, schedule and setting, with its ranges."""
+    """Every model, loss, augmentation, mix, optimizer, schedule and setting, with its ranges."""
     from lesionseg.errors import InputError, nearest
     from lesionseg.families import FAMILIES
     from search import console as show
@@ -202,6 +205,11 @@ def options(
     if family is not None and family not in FAMILIES:
         raise InputError(f"options: unknown family {family!r} ({nearest(family, FAMILIES)})")
     chosen = {family: FAMILIES[family]} if family else FAMILIES
+    if markdown:
+        from search.options import options_markdown
+
+        print(options_markdown(chosen), end="")
+        return
     show.print_options(show.make_console(), chosen)
 
 
@@ -244,6 +252,56 @@ def data_synth(
     print(f"{n} images and masks in {root}")
 
 
+@seeds_app.command(name="list")
+def seeds_list() -> None:
+    """The presets: where each is from and what it is."""
+    from search import console as show
+    from search import presets
+
+    show.print_presets(show.make_console(), [presets.preset(n) for n in presets.names()])
+
+
+@seeds_app.command(name="run")
+def seeds_run(
+    data: Data,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Presets, by comma; may be repeated. [all]")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 40,
+    image_size: Annotated[int, typer.Option(min=16, help="Side in pixels.")] = 256,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each preset.")] = 1,
+    out: Annotated[Path, typer.Option(help="The study's folder.")] = Path("runs/seeds"),
+    storage: Storage = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A key of data, or seed."),
+    ] = None,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Train the published systems under one budget, test each, and write one table."""
+    from search import console as show
+    from search.seeds import make_spec, run_seeds
+
+    console = show.make_console()
+    spec = make_spec(image_size, epochs, set_ or [])
+    names = [name.strip() for each in only or [] for name in each.split(",") if name.strip()]
+    with _told_how_to_go_on(console):
+        rows = run_seeds(
+            console,
+            spec,
+            data,
+            out,
+            only=names,
+            repeats=seeds,
+            storage=storage,
+            device=device,
+            threads=threads,
+        )
+    show.print_seeds(console, rows)
+    console.print(f"table and figures: {out}", markup=False)
+
+
 def _run(
     study: str,
     data: Path,
@@ -261,7 +319,7 @@ def _run(
 
     console = show.make_console()
     spec = load_spec(study, overrides)
-    try:
+    with _told_how_to_go_on(console):
         run_study(
             console,
             spec,
@@ -272,6 +330,13 @@ def _run(
             threads=threads,
             final=final,
         )
+
+
+@contextmanager
+def _told_how_to_go_on(console: Any) -> Iterator[None]:
+    """Says, where work is interrupted, which command goes on with it."""
+    try:
+        yield
     except KeyboardInterrupt:
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
         told = f"interrupted; nothing finished is lost. Go on with:\n  {command}"

@@ -11,13 +11,18 @@ from typing import Any
 from lesionseg.errors import InputError, nearest
 from lesionseg.space import Categorical, Domain, Float, Int, Pick
 
-#: The plain numbers of a configuration, beside its five picks.
+#: The plain numbers of a configuration, beside its picks.
 SETTINGS: Mapping[str, Domain] = {
     "image_size": Int(16, 4096, default=256),
     "batch_size": Int(1, 4096, default=16, log=True),
+    "accumulate": Int(1, 64, default=1),
     "epochs": Int(1, 100_000, default=40),
     "patience": Int(0, 100_000, default=0),
     "clip_norm": Float(0.0, 1e6, default=1.0),
+    "overlap": Categorical(("image", "batch"), default="image"),
+    "label_smoothing": Float(0.0, 0.5, default=0.0),
+    "flooding": Float(0.0, 1.0, default=0.0),
+    "ema": Float(0.0, 0.9999, default=0.0),
     "amp": Categorical(("auto", "off"), default="auto"),
     "seed": Int(0, 2**31 - 1, default=0),
 }
@@ -26,9 +31,16 @@ SETTINGS: Mapping[str, Domain] = {
 ABOUT_SETTINGS: Mapping[str, str] = {
     "image_size": "side in pixels of the square that images are resized to",
     "batch_size": "images in one step",
+    "accumulate": "parts that a batch is computed in, one after the other: less memory, the same "
+    "step but for what looks at a whole batch (batch norm, flooding, pooled overlap)",
     "epochs": "passes over the training images, at most",
     "patience": "epochs without a better validation Dice before stopping early; 0 never does",
     "clip_norm": "largest norm of the gradient; 0 clips nothing",
+    "overlap": "whether overlap losses are means over images or pooled over the batch",
+    "label_smoothing": "share of each target that is moved to one half, in training only",
+    "flooding": "level b of |loss - b| + b, in training only; 0 floods nothing; arXiv:2002.08709",
+    "ema": "decay of the moving average of the weights that is judged and kept; 0 keeps the "
+    "weights themselves",
     "amp": "mixed precision where the device has it, or off",
     "seed": "of the weights, the order of images and the augmentation",
 }
@@ -38,6 +50,7 @@ DEFAULTS: Mapping[str, str] = {
     "model": "unet",
     "loss": "bce_dice",
     "augment": "flips",
+    "mix": "none",
     "optimizer": "adamw",
     "schedule": "cosine",
 }
@@ -53,13 +66,19 @@ class TrialConfig:
     model: Pick = Pick(DEFAULTS["model"])
     loss: Pick = Pick(DEFAULTS["loss"])
     augment: Pick = Pick(DEFAULTS["augment"])
+    mix: Pick = Pick(DEFAULTS["mix"])
     optimizer: Pick = Pick(DEFAULTS["optimizer"])
     schedule: Pick = Pick(DEFAULTS["schedule"])
     image_size: int = 256
     batch_size: int = 16
+    accumulate: int = 1
     epochs: int = 40
     patience: int = 0
     clip_norm: float = 1.0
+    overlap: str = "image"
+    label_smoothing: float = 0.0
+    flooding: float = 0.0
+    ema: float = 0.0
     amp: str = "auto"
     seed: int = 0
 

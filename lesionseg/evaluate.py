@@ -17,6 +17,9 @@ from lesionseg.data.index import Record
 from lesionseg.data.loader import in_order, normalise
 from lesionseg.data.pictures import read_mask
 from lesionseg.data.split import positions
+from lesionseg.inference import PLAIN, Inference
+from lesionseg.postprocess import finish, refine
+from lesionseg.tta import averaged
 
 Probabilities = NDArray[np.float32]
 
@@ -27,19 +30,34 @@ class Evaluation:
 
     counts: int64 [N, 4], true positive, false positive, false negative and true negative
     pixels at the mask's own size. shapes: its height and width.
+    surface: float64 [N, 3], the distances of ``metrics.SURFACE`` in pixels at that size.
+    tallies: int64 [N, 2, bins], pixels by probability, as ``metrics.tally`` counts them.
     """
 
     records: tuple[Record, ...]
     counts: NDArray[np.int64]
     shapes: tuple[tuple[int, int], ...]
+    surface: metrics.Floats
+    tallies: NDArray[np.int64]
 
     @property
     def scores(self) -> dict[str, metrics.Floats]:
-        """Scores of each image by name, float64 [N]."""
+        """Overlap scores of each image by name, float64 [N], each in [0, 1]."""
         return metrics.score(self.counts)
 
+    @property
+    def distances(self) -> dict[str, metrics.Floats]:
+        """Surface distances of each image, float64 [N]: ``hd`` in pixels at the mask's own size,
+        ``hd_percent`` in percent of its diagonal, and so on for the others."""
+        found: dict[str, metrics.Floats] = {}
+        for i, name in enumerate(metrics.SURFACE):
+            pixels = self.surface[:, i]
+            shares = [metrics.percent(v, s) for v, s in zip(pixels, self.shapes, strict=True)]
+            found[name] = pixels
+            found[f"{name}_percent"] = np.asarray(shares, dtype=np.float64)
+        return found
 
-@torch.inference_mode()
+
 def predict(
     model: nn.Module,
     cache: Cache,
@@ -47,20 +65,17 @@ def predict(
     *,
     device: torch.device,
     batch_size: int = 16,
+    inference: Inference = PLAIN,
 ) -> Iterator[Probabilities]:
     """The lesion's probability [S, S] in [0, 1] for each member of a cache, in order."""
     model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     for images, _ in in_order(cache, members, batch_size):
-        logits = model(normalise(images.to(device)))
-        yield from logits.float().sigmoid().squeeze(1).cpu().numpy()
-
-
-def to_mask(probability: Probabilities, shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """A mask [H, W] at another size: probabilities are interpolated, then cut at one half."""
-    height, width = shape
-    full = cv2.resize(probability, (width, height), interpolation=cv2.INTER_LINEAR)
-    mask: NDArray[np.bool_] = full > 0.5
-    return mask
+        with torch.inference_mode():
+            found = averaged(model, normalise(images.to(device)), inference.tta)
+        for image, probability in zip(
+            images.numpy(), found.float().squeeze(1).cpu().numpy(), strict=True
+        ):
+            yield refine(inference.chain, probability, image)
 
 
 def evaluate(
@@ -69,23 +84,33 @@ def evaluate(
     records: Sequence[Record],
     *,
     device: torch.device,
+    inference: Inference = PLAIN,
     on_image: Callable[[Record, NDArray[np.bool_], NDArray[np.bool_]], None] | None = None,
 ) -> Evaluation:
     """Judges a network on records of a cache against their masks as they lie on disk.
 
+    inference: what is done to its output, chosen beforehand on other images.
     on_image: called with each record, its predicted mask and its true one, [H, W] each.
     """
     where = positions([r.name for r in records], cache.names)
-    counts, shapes = [], []
-    for record, probability in zip(
-        records, predict(model, cache, where, device=device), strict=True
-    ):
+    counts, shapes, surface, tallies = [], [], [], []
+    found = predict(model, cache, where, device=device, inference=inference)
+    for record, probability in zip(records, found, strict=True):
         truth, _ = read_mask(record.mask)
-        predicted = to_mask(probability, truth.shape)
+        predicted = finish(inference.chain, probability, (truth.shape[0], truth.shape[1]))
         pair = (torch.from_numpy(m[None]) for m in (predicted, truth))
         counts.append(metrics.count(*pair).numpy()[0])
         shapes.append((truth.shape[0], truth.shape[1]))
+        distances = metrics.surface(predicted, truth)
+        surface.append([distances[name] for name in metrics.SURFACE])
+        full = cv2.resize(probability, truth.shape[::-1], interpolation=cv2.INTER_LINEAR)
+        tallies.append(metrics.tally(full.astype(np.float32, copy=False), truth))
         if on_image:
             on_image(record, predicted, truth)
-    stacked = np.stack(counts) if counts else np.zeros((0, 4), dtype=np.int64)
-    return Evaluation(tuple(records), stacked, tuple(shapes))
+    return Evaluation(
+        tuple(records),
+        np.asarray(counts, dtype=np.int64).reshape(-1, 4),
+        tuple(shapes),
+        np.asarray(surface, dtype=np.float64).reshape(-1, len(metrics.SURFACE)),
+        np.stack(tallies) if tallies else np.zeros((0, 2, 1), dtype=np.int64),
+    )

@@ -1,4 +1,4 @@
-"""FAMILIES: the five tables by the name that a study and a TrialConfig use."""
+"""FAMILIES: the tables by the name that a study and a TrialConfig use."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from lesionseg.augment import AUGMENTS
 from lesionseg.losses import LOSSES
+from lesionseg.mix import MIXES
 from lesionseg.models import MODELS
 from lesionseg.optim import OPTIMIZERS, SCHEDULES
 from lesionseg.space import Option
@@ -14,6 +15,7 @@ FAMILIES: Mapping[str, Mapping[str, Option]] = {
     "model": MODELS,
     "loss": LOSSES,
     "augment": AUGMENTS,
+    "mix": MIXES,
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
 }

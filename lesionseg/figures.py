@@ -19,6 +19,7 @@ from lesionseg.data.cache import Cache
 from lesionseg.data.index import Record
 from lesionseg.data.pictures import Pixels, read_image
 from lesionseg.evaluate import Evaluation, evaluate
+from lesionseg.inference import PLAIN, Inference
 
 Mask = NDArray[np.bool_]
 
@@ -33,14 +34,22 @@ SHOWN = 3
 
 def overlay(image: Pixels, truth: Mask, predicted: Mask) -> Pixels:
     """The image [H, W, 3] with both outlines; scaled down to OVERLAY_SIDE if it is larger."""
-    scale = min(1.0, OVERLAY_SIDE / max(image.shape[:2]))
-    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    size = _overlay_size(image.shape)
     canvas: Pixels = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
     for mask, colour in ((truth, TRUE_COLOUR), (predicted, PREDICTED_COLOUR)):
         small = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
         outlines, _ = cv2.findContours(small, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(canvas, outlines, -1, colour, thickness=2, lineType=cv2.LINE_AA)
     return canvas
+
+
+def shrunk(mask: Mask) -> Mask:
+    """A mask [H, W] at the size that ``overlay`` would draw it at."""
+    small = cv2.resize(
+        mask.astype(np.uint8), _overlay_size(mask.shape), interpolation=cv2.INTER_NEAREST
+    )
+    kept: Mask = small.astype(bool)
+    return kept
 
 
 def telling(dice: NDArray[np.float64]) -> dict[str, list[int]]:
@@ -61,7 +70,12 @@ def telling(dice: NDArray[np.float64]) -> dict[str, list[int]]:
 
 
 def draw_overlays(
-    model: nn.Module, cache: Cache, evaluation: Evaluation, folder: Path, device: torch.device
+    model: nn.Module,
+    cache: Cache,
+    evaluation: Evaluation,
+    folder: Path,
+    device: torch.device,
+    inference: Inference = PLAIN,
 ) -> tuple[tuple[str, str], ...]:
     """Writes the best, median and worst overlays; (kind, file's name) in the order shown.
 
@@ -72,7 +86,7 @@ def draw_overlays(
     for kind, members in telling(evaluation.scores["dice"]).items():
         records = [evaluation.records[i] for i in members]
         masks = _Kept()
-        evaluate(model, cache, records, device=device, on_image=masks)
+        evaluate(model, cache, records, device=device, inference=inference, on_image=masks)
         shown = zip(records, masks.pairs, strict=True)
         for place, (record, (predicted, truth)) in enumerate(shown):
             picture = overlay(np.asarray(read_image(record.image)), truth, predicted)
@@ -90,3 +104,9 @@ class _Kept:
 
     def __call__(self, record: Record, predicted: Mask, truth: Mask) -> None:
         self.pairs.append((predicted, truth))
+
+
+def _overlay_size(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Width and height within OVERLAY_SIDE."""
+    scale = min(1.0, OVERLAY_SIDE / max(shape[:2]))
+    return max(1, round(shape[1] * scale)), max(1, round(shape[0] * scale))

@@ -3,7 +3,9 @@
 Notable choices: the loss is summed on the device and read once an epoch, so that no step waits
 for the host; validation counts pixels per image on the device and scores once; what is told to
 ``on_epoch`` and what is returned is the same statistic, the mean Dice per validation image at
-the configuration's image size.
+the configuration's image size. What is there to train better (flooding, label smoothing, mixing,
+the heads of deep supervision) is left out of the validation loss, so that it can be compared
+between configurations of one loss.
 """
 
 from __future__ import annotations
@@ -22,12 +24,14 @@ from torch import Tensor, nn
 
 from lesionseg import checkpoint, metrics
 from lesionseg.augment import build_augment
+from lesionseg.averaging import Average
 from lesionseg.config import TrialConfig
 from lesionseg.data.cache import Cache
 from lesionseg.data.loader import in_order, to_device, train_loader
 from lesionseg.device import amp_dtype, autocast, loader_workers, peak_memory, prepare
 from lesionseg.losses import Loss, build_loss
 from lesionseg.metrics import Metrics
+from lesionseg.mix import build_mix
 from lesionseg.models import build_model
 from lesionseg.optim import build_optimizer, build_schedule
 
@@ -95,14 +99,15 @@ def train(
     device = device or torch.device("cpu")
     began = time.perf_counter()
     prepare(device, config.seed)
-    loop = _Loop(config, data, device, model or build_model(config.model))
+    network = model or build_model(config.model, image_size=config.image_size)
+    loop = _Loop(config, data, device, network)
     history: list[EpochRecord] = []
     best, kept, stopped = None, None, "finished"
     for epoch in range(1, config.epochs + 1):
         record = loop.epoch(epoch)
         history.append(record)
         if keep == "last" or best is None or record.metrics.dice > best.metrics.dice:
-            best, kept = record, _clone(loop.model)
+            best, kept = record, _clone(loop.judged)
         if on_epoch(record):
             stopped = "asked"
             break
@@ -131,7 +136,15 @@ class _Loop:
         self.config, self.data, self.device = config, data, device
         # Convolutions are fastest over channels last, on the CPU as on tensor cores.
         self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.loss: Loss = build_loss(config.loss)
+        self.loss: Loss = build_loss(
+            config.loss,
+            overlap=config.overlap,
+            label_smoothing=config.label_smoothing,
+            flooding=config.flooding,
+        )
+        self.val_loss: Loss = build_loss(config.loss, overlap=config.overlap)
+        self.mix = build_mix(config.mix)
+        self.average = Average(self.model, config.ema) if config.ema else None
         self.loader, self.plan = train_loader(
             data.cache,
             data.train,
@@ -147,6 +160,11 @@ class _Loop:
         self.dtype = amp_dtype(device, config.amp)
         # bfloat16 has float32's range: only float16 needs its gradients scaled.
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+
+    @property
+    def judged(self) -> nn.Module:
+        """The network that is validated and kept: the averaged one, if there is one."""
+        return self.average.model if self.average else self.model
 
     def epoch(self, number: int) -> EpochRecord:
         began = time.perf_counter()
@@ -164,34 +182,50 @@ class _Loop:
     def _train(self) -> float:
         self.model.train()
         total = torch.zeros((), device=self.device)
+        # Its own stream: the order and the augmentation of a configuration stay as they are.
+        rng = np.random.default_rng([self.config.seed, self.plan.epoch, 1])
         for batch in self.loader:
-            total += self._step(*to_device(batch, self.device))
+            images, masks = to_device(batch, self.device)
+            if self.mix is not None:
+                images, masks = self.mix(images, masks, rng)
+            total += self._step(images, masks)
         return float(total) / len(self.plan)
 
     def _step(self, images: Tensor, masks: Tensor) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
-        with autocast(self.device, self.dtype):
-            logits = self.model(images)
-        loss = self.loss(logits, masks)
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        loss = self._backward(images, masks)
         if self.config.clip_norm:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.average:
+            self.average.update(self.model)
         self.lr = float(self.optimizer.param_groups[0]["lr"])  # before the schedule moves it on
         self.schedule.after_step()
-        return loss.detach()
+        return loss
+
+    def _backward(self, images: Tensor, masks: Tensor) -> Tensor:
+        """Gradients of the batch's mean loss, summed over its parts; that loss, detached."""
+        total = torch.zeros((), device=self.device)
+        parts = min(self.config.accumulate, len(images))
+        for x, y in zip(images.tensor_split(parts), masks.tensor_split(parts), strict=True):
+            with autocast(self.device, self.dtype):
+                outputs = self.model(x)
+            loss = self.loss(outputs, y) * (len(x) / len(images))
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return total
 
     @torch.inference_mode()
     def _validate(self) -> tuple[float, Metrics]:
-        self.model.eval()
+        network = self.judged.eval()
         total, counts = torch.zeros((), device=self.device), []
         for batch in in_order(self.data.cache, self.data.val, self.config.batch_size):
             images, masks = to_device(batch, self.device)
             with autocast(self.device, self.dtype):
-                logits = self.model(images)
-            total += self.loss(logits, masks) * len(images)
+                logits = network(images)
+            total += self.val_loss(logits, masks) * len(images)
             counts.append(metrics.count(logits > 0, masks > 0.5))
         scores = metrics.mean(metrics.score(torch.cat(counts).cpu().numpy()))
         return float(total) / len(self.data.val), scores

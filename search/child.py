@@ -1,7 +1,7 @@
 """The training's own process, and the pipe to it.
 
 A child knows neither the database nor Optuna. It sends what it has to say (Built, EpochRecord,
-Trained, Tested or Broke) and, after Built and each EpochRecord, waits to be told whether to
+Trained, Chosen, Tested or Broke) and, after Built and each EpochRecord, waits to be told whether to
 stop. So a CUDA error, a leak, a segfault or an out-of-memory kill costs one trial.
 
 Children are forked from a server that has imported torch already: a start costs tens of
@@ -20,7 +20,7 @@ import threading
 import traceback
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
@@ -46,22 +46,47 @@ class TrainJob:
 
 
 @dataclass(frozen=True)
+class ChooseJob:
+    """The choice of what is done to a network's output, on validation images alone.
+
+    members: positions in the cache. The choice is noted in the checkpoint ``weights``.
+    """
+
+    weights: Path
+    cache: Path
+    members: NDArray[np.int64]
+    device: str
+    threads: int
+    tta: bool = True
+    postprocess: bool = True
+
+
+@dataclass(frozen=True)
 class TestJob:
-    """One test. records: lesionseg.data.index.Record of each image."""
+    """One test. records: lesionseg.data.index.Record of each image.
+
+    overlays: where pictures of the best, the median and the worst are drawn, if anywhere.
+    show: names of records whose predicted masks are wanted.
+    """
 
     weights: Path
     cache: Path
     records: tuple[Any, ...]
     device: str
     threads: int
-    overlays: Path
+    overlays: Path | None = None
+    show: tuple[str, ...] = ()
+
+
+Job = TrainJob | ChooseJob | TestJob
 
 
 @dataclass(frozen=True)
 class Built:
-    """The network was built and has so many trainable parameters."""
+    """The network was built: its trainable parameters, and its multiply-adds for one image."""
 
     params: int
+    macs: int
 
 
 @dataclass(frozen=True)
@@ -72,13 +97,24 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Tested:
-    """The end of a TestJob. counts: int64 [N, 4]; images_per_second: of the network alone."""
+class Chosen:
+    """The end of a ChooseJob; choice: lesionseg.inference.Choice."""
 
-    counts: NDArray[np.int64]
-    shapes: tuple[tuple[int, int], ...]
-    images_per_second: float
-    overlays: tuple[tuple[str, str], ...]
+    choice: Any
+
+
+@dataclass(frozen=True)
+class Tested:
+    """The end of a TestJob.
+
+    evaluation: lesionseg.evaluate.Evaluation. speed: images a second of the network alone, in
+    batches and one by one. overlays: (kind, file's name) of each. shown: the masks wanted.
+    """
+
+    evaluation: Any
+    speed: dict[str, float]
+    overlays: tuple[tuple[str, str], ...] = ()
+    shown: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,7 +129,7 @@ class Broke:
 class Child:
     """A job at work. ``messages`` is to be read to its end; ``close`` ends it in any case."""
 
-    def __init__(self, job: TrainJob | TestJob) -> None:
+    def __init__(self, job: Job) -> None:
         # Threads that wait for each other shall sleep, not spin: spinning gains next to nothing on
         # an idle machine, and on one whose cores are shared it made epochs five times as long.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -114,7 +150,7 @@ class Child:
         return self._process.pid
 
     def messages(self) -> Iterator[Any]:
-        """What the child says, the end of its job last: Trained, Tested or Broke."""
+        """What the child says, the end of its job last: Trained, Chosen, Tested or Broke."""
         while True:
             try:
                 message = self._pipe.recv()
@@ -122,7 +158,7 @@ class Child:
                 self._process.join()
                 message = Broke("crash", _how_it_ended(self._process.exitcode))
             yield message
-            if isinstance(message, Trained | Tested | Broke):
+            if isinstance(message, Trained | Chosen | Tested | Broke):
                 return
 
     def reply(self, stop: bool) -> None:
@@ -161,7 +197,7 @@ def _without_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _enter(pipe: Connection, lifeline: Connection, job: TrainJob | TestJob) -> None:
+def _enter(pipe: Connection, lifeline: Connection, job: Job) -> None:
     # Either reaches the whole process group; what to do about it is for the parent to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

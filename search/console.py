@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,10 +14,12 @@ from rich.table import Table
 
 from lesionseg.config import ABOUT_SETTINGS, DEFAULTS, SETTINGS, TrialConfig
 from lesionseg.data.audit import Audit
-from lesionseg.metrics import METRICS
+from lesionseg.metrics import METRICS, SURFACE
 from lesionseg.space import Option
 from lesionseg.train import EpochRecord
 from search import trials
+from search.presets import Preset
+from search.seeds_table import HEADINGS, Row, headline
 
 STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "skipped": "dim"}
 
@@ -33,8 +35,10 @@ def brief(config: TrialConfig | Mapping[str, Any]) -> str:
     """A configuration in one line: ``unet(width=16, depth=4) · dice · flips · ...``."""
     plain = config.to_dict() if isinstance(config, TrialConfig) else config
     parts = []
-    for family in DEFAULTS:
+    for family, default in DEFAULTS.items():
         name, params = next(iter(plain[family].items()))
+        if family == "mix" and name == default:
+            continue  # a second "none" in the line would say nothing
         inner = ", ".join(f"{k}={_short(v)}" for k, v in params.items())
         parts.append(f"{name}({inner})" if inner else name)
     return " · ".join(parts)
@@ -81,6 +85,8 @@ class TrialLines:
         style = STYLES.get(state, "")
         what = trial.user_attrs.get("message") or _cost(trial)
         config = trial.user_attrs.get("config")
+        preset = trial.user_attrs.get(trials.PRESET)
+        what = f"{what}  {preset}" if preset else what
         line = f"trial {trial.number:>3}  [{style}]{state:<8}[/]  {dice}  {escape(what)}"
         self.console.print(line + (f"  {escape(brief(config))}" if config else ""))
 
@@ -134,12 +140,26 @@ def print_final(console: Console, report: Mapping[str, Any]) -> None:
     test, val = report["test"], report["val"]
     table = Table("test", "mean", "95% interval", box=None, pad_edge=False)
     for name in METRICS:
-        low, high = report["ci95"][name]
-        table.add_row(name.replace("_", " "), f"{test[name]:.4f}", f"{low:.4f} .. {high:.4f}")
+        _score_row(table, name.replace("_", " "), test[name], report["ci95"][name], 4)
+    for name in SURFACE:
+        _score_row(table, f"{name} (pixels)", test[name], report["ci95"][name], 1)
+        percent = f"{name}_percent"
+        _score_row(table, f"{name} (% of diagonal)", test[percent], report["ci95"][percent], 2)
+    table.add_row("average precision", f"{test['average_precision']:.4f}", "")
+    table.add_row("calibration error", f"{test['calibration_error']:.4f}", "")
     console.print(table)
     console.print(
         f"{test['n']} test images, at their masks' own size; "
         f"trial {report['trial']}, {brief(report['config'])}"
+    )
+    inference = report["inference"]
+    done = [f"TTA {inference['tta']}"] * (inference["tta"] != "none")
+    done += [_named(step) for step in inference["chain"]]
+    console.print(
+        f"after the network, chosen on validation images: {', '.join(done) or 'nothing'}; "
+        f"{report['images_per_second']:.0f} images/s in batches, "
+        f"{report['images_per_second_single']:.0f} one by one",
+        markup=False,
     )
     if val["gap"] is not None:
         verdict = "reproduced" if val["reproduced"] else "[red]NOT reproduced[/]"
@@ -161,9 +181,13 @@ def print_options(console: Console, families: Mapping[str, Mapping[str, Option]]
         for column in ("option", "parameters", "what it is"):
             shown.add_column(column)
         for name, option in table.items():
-            params = "\n".join(f"{k}: {escape(str(d))}" for k, d in option.space.items())
+            params = "\n".join(
+                f"{k}{'*' if k in option.settled else ''}: {escape(str(d))}"
+                for k, d in option.space.items()
+            )
             shown.add_row(name, params, option.about)
         console.print(shown, "")
+    console.print("* stays at its default unless a study names it\n", markup=False)
     shown = Table(
         title="settings", title_justify="left", title_style="bold", box=None, pad_edge=False
     )
@@ -172,6 +196,24 @@ def print_options(console: Console, families: Mapping[str, Mapping[str, Option]]
     for name, domain in SETTINGS.items():
         shown.add_row(name, escape(str(domain)), ABOUT_SETTINGS[name])
     console.print(shown)
+
+
+def print_presets(console: Console, found: Sequence[Preset]) -> None:
+    """The published systems."""
+    table = Table("preset", "source", "what it is", box=None, pad_edge=False)
+    for preset in found:
+        table.add_row(preset.name, preset.source, escape(preset.about))
+    console.print(table)
+
+
+def print_seeds(console: Console, found: Sequence[Row]) -> None:
+    """The table of the published systems, best first."""
+    table = Table(box=None, pad_edge=False)
+    for heading in HEADINGS:
+        table.add_column(heading, overflow="fold")
+    for row in found:
+        table.add_row(*map(escape, headline(row)))
+    console.print(table)
 
 
 def print_audit(console: Console, audit: Audit) -> None:
@@ -196,6 +238,20 @@ def _last(trial: FrozenTrial) -> float | None:
 
 def _short(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _score_row(
+    table: Table, name: str, mean: float, interval: Sequence[float], digits: int
+) -> None:
+    low, high = interval
+    table.add_row(name, f"{mean:.{digits}f}", f"{low:.{digits}f} .. {high:.{digits}f}")
+
+
+def _named(step: Mapping[str, Any]) -> str:
+    """One step after the network: ``opening(radius=0.5)``."""
+    name, params = next(iter(step.items()))
+    inner = ", ".join(f"{k}={_short(v)}" for k, v in params.items())
+    return f"{name}({inner})" if inner else name
 
 
 def _with_interval(mean: float, interval: list[float]) -> str:

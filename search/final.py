@@ -7,7 +7,7 @@ import json
 import platform
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,29 @@ from typing import Any
 import numpy as np
 import optuna
 import yaml
+from numpy.typing import NDArray
 from optuna.trial import FrozenTrial
 
 from lesionseg import metrics
+from lesionseg.checkpoint import set_inference
 from lesionseg.config import TrialConfig
 from lesionseg.data.index import Record
-from lesionseg.metrics import METRICS
+from lesionseg.evaluate import Evaluation
+from lesionseg.inference import PLAIN, Choice
 from lesionseg.train import EpochRecord, TrainResult
 from search import trials
-from search.child import Broke, Built, Child, Tested, TestJob, Trained, TrainJob
+from search.child import (
+    Broke,
+    Built,
+    Child,
+    ChooseJob,
+    Chosen,
+    Job,
+    Tested,
+    TestJob,
+    Trained,
+    TrainJob,
+)
 from search.run import Failed
 from search.study import OpenStudy, count_look
 from search.worker import Slot, flat
@@ -41,6 +55,7 @@ class Retrained:
     seed: int
     result: TrainResult
     params: int
+    macs: int
     weights: Path
 
 
@@ -117,13 +132,24 @@ def _finalize(
     chosen.weights.rename(folder / "model.safetensors")
     for run in runs:
         run.weights.unlink(missing_ok=True)
+    choice = _choose(opened, slot, best, folder)
     looks = count_look(opened.study)
-    tested = _test(opened, slot, folder)
-    report = _report(opened, best, runs, chosen, tested, looks)
+    records = test_records(opened)
+    tested = test(
+        TestJob(
+            folder / "model.safetensors",
+            opened.cache.path,
+            records,
+            slot.device,
+            slot.threads,
+            folder / "overlays",
+        )
+    )
+    report = _report(opened, best, runs, chosen, choice, tested, looks)
     final = replace(config, seed=chosen.seed)
     (folder / "config.yaml").write_text(yaml.safe_dump(final.to_dict(), sort_keys=False))
-    _write_rows(folder / "history.csv", [flat(r) for r in chosen.result.history])
-    _write_rows(folder / "per_image.csv", _per_image(_records(opened), tested))
+    write_rows(folder / "history.csv", [flat(r) for r in chosen.result.history])
+    write_rows(folder / "per_image.csv", per_image(tested.evaluation))
     (folder / "metrics.json").write_text(json.dumps(report, indent=2))
     return report
 
@@ -151,18 +177,18 @@ def _retrain(
         keep="last" if both else "best",
     )
     last_epoch = int(best.user_attrs["best_epoch"]) if both else config.epochs
-    params = 0
+    built = Built(0, 0)
     with Child(job) as child:
         for message in child.messages():
             match message:
-                case Built(count):
-                    params = count
+                case Built():
+                    built = message
                     child.reply(stop=False)
                 case EpochRecord():
                     on_epoch(config.seed, message)
                     child.reply(stop=both and message.epoch >= last_epoch)
                 case Trained(result):
-                    return Retrained(config.seed, result, params, weights)
+                    return Retrained(config.seed, result, built.params, built.macs, weights)
                 case Broke(reason, text):
                     raise Failed(
                         f"final: the retraining of trial {best.number} broke: {reason}: {text}"
@@ -170,28 +196,96 @@ def _retrain(
     raise AssertionError("a child ends with Trained or Broke")
 
 
-def _test(opened: OpenStudy, slot: Slot, folder: Path) -> Tested:
-    job = TestJob(
-        folder / "model.safetensors",
+def _choose(opened: OpenStudy, slot: Slot, best: FrozenTrial, folder: Path) -> Choice | None:
+    """Settles on validation images what is done to the output; None where nothing may be.
+
+    A network that was fitted to the validation images too knows them, and would teach nothing of
+    how it errs. There the choice is made with the search's own weights of the same configuration,
+    which are kept of its best trials, and handed on.
+    """
+    asked, weights = opened.spec.final, folder / "model.safetensors"
+    if not (asked.tta or asked.postprocess):
+        return None
+    judge = weights
+    if asked.fit_on == "train_val":
+        judge = folder / "of_the_search.safetensors"
+        kept = opened.folder / "trials" / str(best.number) / "model.safetensors"
+        if not kept.is_file():
+            return None
+        shutil.copy(kept, judge)
+    job = ChooseJob(
+        judge,
         opened.cache.path,
-        _records(opened),
+        opened.material.val,
         slot.device,
         slot.threads,
-        folder / "overlays",
+        tta=asked.tta,
+        postprocess=asked.postprocess,
     )
+    choice: Choice = _ended(job, Chosen, "the choice of inference").choice
+    if judge != weights:
+        set_inference(weights, choice.inference)
+        judge.unlink()
+    return choice
+
+
+def test(job: TestJob) -> Tested:
+    """A checkpoint judged on images in a process of its own; Failed, with the reason, if not."""
+    tested: Tested = _ended(job, Tested, "the test")
+    return tested
+
+
+def _ended(job: Job, wanted: type, what: str) -> Any:
     with Child(job) as child:
         for message in child.messages():
-            match message:
-                case Tested():
-                    return message
-                case Broke(reason, text):
-                    raise Failed(f"final: the test broke: {reason}: {text}")
-    raise AssertionError("a child ends with Tested or Broke")
+            if isinstance(message, wanted):
+                return message
+            if isinstance(message, Broke):
+                raise Failed(f"final: {what} broke: {message.reason}: {message.message}")
+    raise AssertionError("a child ends with its job's answer or Broke")
 
 
-def _records(opened: OpenStudy) -> tuple[Record, ...]:
+def test_records(opened: OpenStudy) -> tuple[Record, ...]:
+    """The records of a study's test part."""
     wanted = set(opened.split.test)
     return tuple(r for r in opened.index.records if r.name in wanted)
+
+
+def judged(evaluation: Evaluation) -> dict[str, Any]:
+    """What metrics.json says of a set of images: ``test``, ``ci95``, ``confusion``, ``curves``.
+
+    Means over images with 95% intervals over groups. Surface distances in pixels at the masks' own
+    sizes, and in percent of their diagonals. Curves are of the probabilities before thresholding.
+    """
+    groups = [r.group for r in evaluation.records]
+    scores = evaluation.scores | evaluation.distances
+    pooled = metrics.pooled(evaluation.tallies)
+    curve = metrics.precision_recall(pooled)
+    calibration = metrics.calibration(pooled)
+    shown = np.linspace(0, len(curve.recall) - 1, 101).round().astype(int)
+    return {
+        "test": {name: float(values.mean()) for name, values in scores.items()}
+        | {
+            "average_precision": metrics.average_precision(pooled),
+            "calibration_error": metrics.calibration_error(pooled),
+            "n": len(groups),
+            "groups": len(set(groups)),
+        },
+        "ci95": {k: list(v) for k, v in metrics.bootstrap(scores, groups).items()},
+        "confusion": metrics.confusion(evaluation.counts),
+        "curves": {
+            "precision": np.asarray(curve.precision)[shown].tolist(),
+            "recall": np.asarray(curve.recall)[shown].tolist(),
+            "confidence": _plain(calibration.confidence),
+            "frequency": _plain(calibration.frequency),
+            "share": _plain(calibration.share),
+        },
+    }
+
+
+def _plain(values: NDArray[np.float64]) -> list[float | None]:
+    """JSON knows no NaN: an empty bin is null."""
+    return [None if np.isnan(v) else float(v) for v in values]
 
 
 def _report(
@@ -199,12 +293,10 @@ def _report(
     best: FrozenTrial,
     runs: list[Retrained],
     chosen: Retrained,
+    choice: Choice | None,
     tested: Tested,
     looks: int,
 ) -> dict[str, Any]:
-    scores = metrics.score(tested.counts)
-    groups = [r.group for r in _records(opened)]
-    shares = tested.counts / tested.counts.sum(axis=1, keepdims=True)
     held_out = opened.spec.final.fit_on == "train"
     retrained = [r.result.best.metrics.dice for r in runs]
     # The first run repeats the trial, seed and all; the gap is between these two.
@@ -212,10 +304,9 @@ def _report(
     return {
         "study": opened.name,
         "trial": best.number,
+        "preset": best.user_attrs.get(trials.PRESET),
         "final": opened.spec.final.model_dump(),
-        "test": asdict(metrics.mean(scores)) | {"n": len(groups), "groups": len(set(groups))},
-        "ci95": {k: list(v) for k, v in metrics.bootstrap(scores, groups).items()},
-        "confusion": dict(zip(("tp", "fp", "fn", "tn"), shares.mean(axis=0).tolist(), strict=True)),
+        **judged(tested.evaluation),
         "val": {
             "search": best.value,
             "retrained": retrained[0] if held_out else None,
@@ -225,11 +316,17 @@ def _report(
             if held_out
             else None,
         },
+        "inference": (choice.inference if choice else PLAIN).to_dict(),
+        "inference_choice": choice
+        and {"dice": choice.dice, "plain_dice": choice.plain_dice, "rows": choice.rows},
         "test_looks": looks,
         "overlays": [list(pair) for pair in tested.overlays],
         "seconds": sum(r.result.seconds for r in runs),
-        "images_per_second": tested.images_per_second,
+        "images_per_second": tested.speed["batch"],
+        "images_per_second_single": tested.speed["single"],
+        "peak_memory": max(r.result.peak_memory for r in runs),
         "params": chosen.params,
+        "macs": chosen.macs,
         "seed": chosen.seed,
         "config": replace(
             TrialConfig.from_dict(trials.config_of(best)), seed=chosen.seed
@@ -238,19 +335,21 @@ def _report(
     }
 
 
-def _per_image(records: tuple[Record, ...], tested: Tested) -> list[dict[str, Any]]:
-    scores = metrics.score(tested.counts)
+def per_image(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """A row for each image: its size, its counts, its scores and its distances."""
+    columns = evaluation.scores | evaluation.distances
     rows = []
-    for i, record in enumerate(records):
-        height, width = tested.shapes[i]
+    for i, record in enumerate(evaluation.records):
+        height, width = evaluation.shapes[i]
         row: dict[str, Any] = {"name": record.name, "group": record.group}
         row |= {"height": height, "width": width}
-        row |= dict(zip(("tp", "fp", "fn", "tn"), tested.counts[i].tolist(), strict=True))
-        rows.append(row | {name: float(scores[name][i]) for name in METRICS})
+        row |= dict(zip(("tp", "fp", "fn", "tn"), evaluation.counts[i].tolist(), strict=True))
+        rows.append(row | {name: float(values[i]) for name, values in columns.items()})
     return rows
 
 
-def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """A CSV with a header; at least one row."""
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -258,5 +357,13 @@ def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _versions() -> dict[str, str]:
-    packages = ("lesionsearch", "torch", "optuna", "albumentations", "segmentation-models-pytorch")
+    packages = (
+        "lesionsearch",
+        "torch",
+        "optuna",
+        "albumentations",
+        "segmentation-models-pytorch",
+        "timm",
+        "monai",
+    )
     return {"python": platform.python_version()} | {p: version(p) for p in packages}

@@ -11,7 +11,7 @@ from lesionseg.errors import some
 from search import console as show
 from search import trials
 from search.final import finalize
-from search.run import Outcome, default_slot, search, sigterm_as_interrupt
+from search.run import Outcome, default_slot, need_weights, search, sigterm_as_interrupt
 from search.spec import StudySpec
 from search.study import OpenStudy, create_or_resume, is_study, locked
 from search.worker import Slot
@@ -33,6 +33,7 @@ def run_study(
     Raises InputError, Failed and KeyboardInterrupt; the study can be resumed after each.
     """
     slot = default_slot(device, threads)
+    need_weights(spec.space)
     with ExitStack() as held:
         held.enter_context(sigterm_as_interrupt())
         there = is_study(folder)

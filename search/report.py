@@ -52,6 +52,18 @@ DEFINITIONS: Mapping[str, tuple[str, str]] = {
     "recall": ("Recall", "TP / (TP + FN), also called sensitivity"),
     "specificity": ("Specificity", "TN / (TN + FP)"),
     "accuracy": ("Accuracy", "(TP + TN) / (TP + FP + FN + TN)"),
+    "volume_similarity": ("Volume similarity", "1 - |FN - FP| / (2 TP + FP + FN)"),
+    "assd": ("Average symmetric surface distance", "pixels at the mask's own size"),
+    "assd_percent": ("Average symmetric surface distance", "percent of the image's diagonal"),
+    "hd": ("Hausdorff distance", "pixels at the mask's own size"),
+    "hd_percent": ("Hausdorff distance", "percent of the image's diagonal"),
+    "hd95": ("95% Hausdorff distance", "pixels at the mask's own size"),
+    "hd95_percent": ("95% Hausdorff distance", "percent of the image's diagonal"),
+    "average_precision": ("Average precision", "area under the precision-recall curve of pixels"),
+    "calibration_error": (
+        "Calibration error",
+        "how far predicted probabilities lie from observed frequencies; less is better",
+    ),
 }
 
 

@@ -13,8 +13,10 @@ from types import FrameType
 from optuna.samplers import BaseSampler
 
 from lesionseg.device import pick_device
+from lesionseg.models.weights import ensure_weights
 from search import trials
 from search.samplers import SAMPLERS
+from search.space import SearchSpace, values
 from search.study import OpenStudy, prepare_sampling, read_about
 from search.worker import Listener, Slot, Worker, reap
 
@@ -40,6 +42,18 @@ def default_slot(device: str = "auto", threads: int | None = None) -> Slot:
     """This machine's device, with all the cores that this process may use."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return Slot(str(pick_device(device)), threads or usable or 1)
+
+
+def need_weights(space: SearchSpace) -> None:
+    """Makes sure of the pretrained weights that a space may ask for, before anything is begun.
+
+    InputError names what is lacking and how to put it in place.
+    """
+    for params in space.picks["model"].values():
+        if "weights" in params:
+            for weights in values(params["weights"]):
+                for encoder in values(params["encoder"]):
+                    ensure_weights(str(encoder), str(weights))
 
 
 def search(opened: OpenStudy, slot: Slot, listener: Listener) -> Outcome:

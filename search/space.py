@@ -6,6 +6,10 @@ A study names options of a family and may narrow their ranges; it can never wide
     model: [unet, segnet]                         several
     model: all                                    every row of the table
     model: {unet: {width: [16, 64], depth: 4}}    a narrower range; a value
+    model: {unet: {dropout: {choices: [0, 0.2]}}} some values of a range
+    model: {unet: all}                            the settled parameters too
+
+Settled parameters (``Option.settled``) stay at their default unless a study names them.
 """
 
 from __future__ import annotations
@@ -60,7 +64,7 @@ def parse_space(
         else:
             _setting(f"search.{key}", key, wanted, settings, open_settings, errors)
     for key, wanted in fixed.items():
-        if isinstance(wanted, list):
+        if isinstance(wanted, list | Mapping):
             errors.append(f"fixed.{key}: must be one value, got {wanted!r}; ranges go to search")
         elif key in search:
             errors.append(f"fixed.{key}: stands under search too; keep one of them")
@@ -70,8 +74,13 @@ def parse_space(
         picks.setdefault(family, {default: dict(_defaults(FAMILIES[family][default]))})
     # A model's stride is that of its parameters: it is not known where these are wrong.
     if not any(error.startswith("search.model") for error in errors):
-        errors += _refused_sizes(picks["model"], open_settings["image_size"])
+        errors += refused_sizes(picks["model"], open_settings["image_size"])
     return SearchSpace(picks, open_settings), errors
+
+
+def values(param: Param) -> tuple[Scalar, ...]:
+    """What a parameter can be, by its extremes where it is a range."""
+    return param.corners() if isinstance(param, Domain) else (param,)
 
 
 def _setting(
@@ -121,6 +130,9 @@ def _family(family: str, wanted: object, errors: list[str]) -> dict[str, Params]
 
 def _params(where: str, option: Option, wanted: object, errors: list[str]) -> Params:
     into: dict[str, Param] = dict(option.space)
+    if wanted == "all":
+        return into
+    into |= {name: option.space[name].default for name in option.settled}
     if wanted is None:
         return into
     if not isinstance(wanted, Mapping):
@@ -139,9 +151,24 @@ def _collect(
     where: str, domain: Domain, wanted: object, into: dict[str, Param], key: str, errors: list[str]
 ) -> None:
     try:
-        into[key] = domain.narrow(wanted) if isinstance(wanted, list) else domain.check(wanted)
+        into[key] = _narrowed(domain, wanted)
     except InputError as error:
         errors.append(f"{where}: {error}")
+
+
+def _narrowed(domain: Domain, wanted: object) -> Param:
+    """A value, a part of the domain, or ``{choices: [...]}``: some of its values."""
+    if isinstance(wanted, Mapping):
+        values = wanted.get("choices")
+        if set(wanted) != {"choices"} or not isinstance(values, list) or not values:
+            raise InputError(
+                f"must be a value, a range or {{choices: [value, ...]}}, got {wanted!r}"
+            )
+        checked = tuple(domain.check(value) for value in values)
+        if len(set(checked)) < len(checked):
+            raise InputError(f"names a choice twice: {values!r}")
+        return Categorical(checked, checked[0])
+    return domain.narrow(wanted) if isinstance(wanted, list) else domain.check(wanted)
 
 
 def _product(params: Params) -> float:
@@ -164,24 +191,26 @@ def _defaults(option: Option) -> Iterator[tuple[str, Scalar]]:
     return ((name, domain.default) for name, domain in option.space.items())
 
 
-def _refused_sizes(models: Mapping[str, Params], size: Param) -> list[str]:
-    """An error for each model that cannot take the image size with all of its parameters."""
+def refused_sizes(models: Mapping[str, Params], size: Param, who: str = "") -> list[str]:
+    """An error for each model that cannot take the image size with all of its parameters.
+
+    who: what wants the models, where that is not the study's own space.
+    """
     errors = []
     for name, params in models.items():
         option = FAMILIES["model"][name]
-        corners = [p.corners() if isinstance(p, Domain) else (p,) for p in params.values()]
-        stride = max(
-            option.stride(**dict(zip(params, values, strict=True)))
-            for values in itertools.product(*corners)
-        )
+        whole = dict(_defaults(option)) | dict(params)
+        corners = itertools.product(*map(values, whole.values()))
+        stride = max(option.stride(**dict(zip(whole, c, strict=True))) for c in corners)
         assert isinstance(size, int)
-        if size % stride or size < max(stride, option.smallest):
+        least = max(stride, option.smallest)
+        if size % stride or size < least:
             lower = size // stride * stride
-            takes = [s for s in (lower, lower + stride) if s >= max(stride, option.smallest)]
-            takes = takes or [-(-max(stride, option.smallest) // stride) * stride]
+            takes = [s for s in (lower, lower + stride) if s >= least]
+            takes = takes or [-(-least // stride) * stride]
             errors.append(
-                f"data.image_size: {name} takes multiples of {stride} from "
-                f"{max(stride, option.smallest)} on, got {size}; "
+                f"data.image_size: {f'{who}: ' if who else ''}{name} takes multiples of {stride} "
+                f"from {least} on, got {size}; "
                 f"the nearest is {min(takes, key=lambda s: abs(s - size))}"
             )
     return errors

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
-import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from lesionseg.data.index import LAYOUTS
 from lesionseg.errors import InputError, nearest
 from lesionseg.families import FAMILIES
+from search import presets, yamls
 from search.pruners import PRUNERS
 from search.samplers import SAMPLERS
-from search.space import SearchSpace, parse_space
+from search.space import SearchSpace, parse_space, refused_sizes
 
 
 class _Part(BaseModel):
@@ -107,16 +107,27 @@ class PrunerSpec(_Part):
 
 
 class ConstraintSpec(_Part):
-    """What a configuration must keep to; one that does not is refused before training."""
+    """What a configuration must keep to; one that does not is refused before training.
+
+    max_params_m: millions of trainable parameters. max_gmacs: billions of multiply-adds for one
+    image at the study's size.
+    """
 
     max_params_m: float | None = Field(None, gt=0)
+    max_gmacs: float | None = Field(None, gt=0)
 
 
 class FinalSpec(_Part):
-    """How the best configuration is trained again before the test."""
+    """How the best configuration is trained again before the test.
+
+    tta, postprocess: whether what is done to the network's output is chosen on the validation
+    images: test-time augmentation; threshold, components, morphology, CRF.
+    """
 
     fit_on: Literal["train", "train_val"] = "train"
     seeds: int = Field(1, ge=1, le=100)
+    tta: bool = True
+    postprocess: bool = True
 
 
 class StudySpec(_Part):
@@ -131,7 +142,15 @@ class StudySpec(_Part):
     constraints: ConstraintSpec = ConstraintSpec()
     fixed: dict[str, Any] = {}
     search: dict[str, Any] = {}
+    warm_start: tuple[str, ...] = ()
     final: FinalSpec = FinalSpec()
+
+    @field_validator("warm_start")
+    @classmethod
+    def _presets(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            _one_of(name, [presets.ALL, *presets.names()])
+        return value
 
     @cached_property
     def space(self) -> SearchSpace:
@@ -158,6 +177,9 @@ class StudySpec(_Part):
                 f"pruner.min_epochs: must be at most budget.epochs ({self.budget.epochs}), "
                 f"got {self.pruner.min_epochs}"
             )
+        for name in presets.selected(self.warm_start):
+            pick = presets.config(name, self.data.image_size, self.budget.epochs).model
+            errors += refused_sizes({pick.name: pick.params}, self.data.image_size, name)
         return errors
 
 
@@ -168,11 +190,16 @@ def load_spec(study: str, overrides: Sequence[str] = ()) -> StudySpec:
     Raises InputError with all errors of the file in one line.
     """
     path, text = _find(study)
-    plain = _parse(path, text)
-    for override in overrides:
-        _override(plain, override)
+    plain = with_overrides(yamls.parse(path, text), overrides)
     plain.setdefault("name", path.stem)
     return spec_from(plain, str(path))
+
+
+def with_overrides(plain: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The same plain data with ``budget.epochs=3`` and the like put into it."""
+    for override in overrides:
+        _override(plain, override)
+    return plain
 
 
 def spec_from(plain: Mapping[str, Any], where: str) -> StudySpec:
@@ -197,7 +224,7 @@ def spec_from(plain: Mapping[str, Any], where: str) -> StudySpec:
 def shipped() -> dict[str, Path]:
     """The study files that come with lesionsearch, by name."""
     root = Path(str(importlib.resources.files("studies")))
-    return {p.relative_to(root).with_suffix("").as_posix(): p for p in sorted(root.rglob("*.yaml"))}
+    return {p.stem: p for p in sorted(root.glob("*.yaml"))}  # studies/seeds/ holds presets
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -210,39 +237,6 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         elif a != b:
             keys.append(f"{prefix}{key}")
     return keys
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice, which YAML would silently take the last of.
-
-    Only true and false are truth values: ``amp: off`` is a word to whoever writes it.
-    """
-
-
-def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Hashable, Any]:
-    seen: set[Hashable] = set()
-    for key_node, _ in node.value:
-        if key_node.tag == _MERGE:
-            continue  # what ``<<`` brings in may be overridden: that is its use
-        key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, Hashable):
-            raise yaml.MarkedYAMLError(None, None, "a key must be a word", key_node.start_mark)
-        if key in seen:
-            raise yaml.MarkedYAMLError(None, None, f"key {key!r} stands twice", key_node.start_mark)
-        seen.add(key)
-    return loader.construct_mapping(node, deep=True)
-
-
-_MERGE, _BOOL = "tag:yaml.org,2002:merge", "tag:yaml.org,2002:bool"
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in known if tag != _BOOL]
-    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-# YAML 1.1 reads 1e-3 as a word; to whoever writes it, it is a number.
-_EXPONENT = re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$")
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
-_Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), "tTfF")
 
 
 def _find(study: str) -> tuple[Path, str]:
@@ -262,20 +256,6 @@ def _find(study: str) -> tuple[Path, str]:
     return known[study], known[study].read_text(encoding="utf-8")
 
 
-def _parse(path: Path, text: str) -> dict[str, Any]:
-    try:
-        plain = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        at = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise InputError(f"{path}: not YAML: {at}{error.problem}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(plain, dict):
-        raise InputError(f"{path}: a study must be keys and values, got {type(plain).__name__}")
-    return plain
-
-
 def _override(plain: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
@@ -288,7 +268,7 @@ def _override(plain: dict[str, Any], text: str) -> None:
             inner = home[parent] = _spelt_out(parents[:depth], inner)
         home = inner
     try:
-        home[last] = yaml.load(value, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        home[last] = yamls.value(value)
     except yaml.YAMLError:
         raise InputError(f"--set: {key}: the value is not YAML: {value!r}") from None
 

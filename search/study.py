@@ -28,7 +28,7 @@ from lesionseg.data.cache import Cache, build_cache
 from lesionseg.data.index import DatasetIndex
 from lesionseg.data.split import Split, has_official, make_split, positions
 from lesionseg.errors import InputError
-from search import trials
+from search import trials, warm_start
 from search.pruners import PRUNERS
 from search.samplers import SAMPLERS
 from search.spec import StudySpec, differences, spec_from
@@ -36,7 +36,14 @@ from search.storage import ENVIRONMENT, local_url, masked, open_storage, storage
 from search.worker import Material
 
 #: Keys that a study may be resumed with another value of: they change no trial.
-MAY_CHANGE = ("budget.trials", "budget.hours", "final.fit_on", "final.seeds")
+MAY_CHANGE = (
+    "budget.trials",
+    "budget.hours",
+    "final.fit_on",
+    "final.seeds",
+    "final.tta",
+    "final.postprocess",
+)
 
 #: What a folder may hold of a study that was cut off while it was made.
 BEGUN = frozenset({"study.db", "study.db-journal", "study.yaml", "split.json", "trials", ".lock"})
@@ -285,6 +292,7 @@ def _write(opened: OpenStudy, url: URL, data: Path) -> None:
     if "spec" not in opened.study.user_attrs:
         opened.study.set_user_attr("data", opened.index.fingerprint())
         opened.study.set_user_attr("split", opened.split.to_dict())
+        warm_start.enqueue(opened.study, opened.spec)
     opened.study.set_user_attr("spec", plain)
     about = {
         "study": opened.name,

@@ -20,8 +20,14 @@ State = Literal["waiting", "running", "complete", "pruned", "failed", "skipped"]
 STATES: tuple[State, ...] = ("waiting", "running", "complete", "pruned", "failed", "skipped")
 
 #: Reasons that a trial was skipped for.
-DUPLICATE, CONSTRAINT, LOST, INTERRUPTED = "duplicate", "constraint", "lost", "interrupted"
-SKIPS = frozenset({DUPLICATE, CONSTRAINT, LOST, INTERRUPTED})
+DUPLICATE, CONSTRAINT, CONFIG = "duplicate", "constraint", "config"
+LOST, INTERRUPTED = "lost", "interrupted"
+SKIPS = frozenset({DUPLICATE, CONSTRAINT, CONFIG, LOST, INTERRUPTED})
+
+#: User attributes of a trial that was queued for a published system: the preset's name and, where
+#: the study's space does not hold it, the configuration itself.
+PRESET, GIVEN = "preset", "given"
+QUEUED = frozenset({PRESET, GIVEN})
 
 _STATES: dict[Optuna, State] = {
     Optuna.WAITING: "waiting",
@@ -71,7 +77,7 @@ def spent(trials: Iterable[FrozenTrial]) -> int:
 
 def tried(trials: Iterable[FrozenTrial]) -> set[str]:
     """Digests of the configurations that need no other trial: trained, at work or forbidden."""
-    found = [t for t in trials if state_of(t) != "skipped" or reason_of(t) == CONSTRAINT]
+    found = [t for t in trials if state_of(t) != "skipped" or reason_of(t) in {CONSTRAINT, CONFIG}]
     return {t.user_attrs["digest"] for t in found if "digest" in t.user_attrs}
 
 

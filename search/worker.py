@@ -6,7 +6,7 @@ import csv
 import os
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -61,7 +61,11 @@ class Listener(Protocol):
 
 
 class Worker:
-    """Runs the trials of one study in one slot, one after the other."""
+    """Runs the trials of one study in one slot, one after the other.
+
+    keep: weights are kept for this many of the best trials; None keeps all.
+    twins: a configuration that was tried already is trained once more.
+    """
 
     def __init__(
         self,
@@ -72,10 +76,12 @@ class Worker:
         slot: Slot,
         listener: Listener,
         deadline: Callable[[], bool] = lambda: False,
+        keep: int | None = KEEP_BEST,
+        twins: bool = False,
     ) -> None:
         self.study, self.spec, self.material = study, spec, material
         self.folder, self.slot, self.listener = folder, slot, listener
-        self.deadline = deadline
+        self.deadline, self.keep, self.twins = deadline, keep, twins
 
     def run_one(self) -> FrozenTrial:
         """Claims and finishes one trial; its record afterwards.
@@ -92,15 +98,17 @@ class Worker:
             raise
         known = trials.all_trials(self.study)
         done, ranking = known[trial.number], trials.ranked(known)
-        self._keep_best(ranking)
+        if self.keep is not None:
+            drop_weights(self.folder, ranking[: self.keep])
         self.listener.trial_ended(done, ranking[0] if ranking else None)
         return done
 
     def _run(self, trial: optuna.Trial) -> None:
         trial.set_user_attr("owner", owner())
-        config = suggest(trial, self.spec.space)
+        given = trial.user_attrs.get(trials.GIVEN)
+        config = TrialConfig.from_dict(given) if given else suggest(trial, self.spec.space)
         twin = trials.twin_of(config.digest(), trials.all_trials(self.study))
-        if twin is not None:
+        if twin is not None and not self.twins:
             trial.set_user_attr("twin", twin.number)
             self._fail(trial, trials.DUPLICATE, f"the same configuration as trial {twin.number}")
             return
@@ -126,8 +134,8 @@ class Worker:
         verdict: str | None = None
         for message in child.messages():
             match message:
-                case Built(params):
-                    verdict = self._refused(trial, params)
+                case Built():
+                    verdict = self._refused(trial, message)
                     child.reply(stop=verdict is not None)
                 case EpochRecord():
                     history.append(message)
@@ -144,20 +152,24 @@ class Worker:
                     trial.set_user_attr("trace", trace[-4000:])
                     self._fail(trial, reason, text)
 
-    def _refused(self, trial: optuna.Trial, params: int) -> str | None:
-        trial.set_user_attr("params", params)
-        limit = self.spec.constraints.max_params_m
-        if limit is None:
-            return None
-        excess = params / 1e6 - limit
-        trial.set_constraint("max_params_m", excess)
-        if excess <= 0:
+    def _refused(self, trial: optuna.Trial, built: Built) -> str | None:
+        trial.set_user_attr("params", built.params)
+        trial.set_user_attr("macs", built.macs)
+        limits = self.spec.constraints
+        told = []
+        for key, value, limit, what in (
+            ("max_params_m", built.params / 1e6, limits.max_params_m, "million parameters"),
+            ("max_gmacs", built.macs / 1e9, limits.max_gmacs, "billion multiply-adds an image"),
+        ):
+            if limit is None:
+                continue
+            trial.set_constraint(key, value - limit)
+            if value > limit:
+                told.append(f"{value:.2f} {what}; constraints.{key} is {limit:g}")
+        if not told:
             return None
         trial.set_user_attr("reason", trials.CONSTRAINT)
-        trial.set_user_attr(
-            "message",
-            f"{params / 1e6:.2f} million parameters; constraints.max_params_m is {limit:g}",
-        )
+        trial.set_user_attr("message", "; ".join(told))
         return trials.CONSTRAINT
 
     def _stop(self, trial: optuna.Trial, record: EpochRecord) -> str | None:
@@ -204,14 +216,16 @@ class Worker:
                 writer.writeheader()
             writer.writerow(row)
 
-    def _keep_best(self, ranking: list[FrozenTrial]) -> None:
-        kept = {t.number for t in ranking[:KEEP_BEST]}
-        for weights in (self.folder / "trials").glob("*/model.safetensors"):
-            if int(weights.parent.name) not in kept:
-                weights.unlink(missing_ok=True)
-
     def _clean(self, number: int) -> None:
         shutil.rmtree(self._place(number), ignore_errors=True)
+
+
+def drop_weights(folder: Path, kept: Sequence[FrozenTrial]) -> None:
+    """Deletes the weights of a study's trials but for these."""
+    numbers = {t.number for t in kept}
+    for weights in (folder / "trials").glob("*/model.safetensors"):
+        if int(weights.parent.name) not in numbers:
+            weights.unlink(missing_ok=True)
 
 
 def flat(record: EpochRecord) -> dict[str, Any]:
@@ -257,7 +271,8 @@ def requeue(study: optuna.Study, number: int, reason: str) -> bool:
         return False
     # One that came from the queue itself may not have drawn what it was given there.
     params = trial.system_attrs.get("fixed_params", {}) | trial.params
-    if params:  # one that was cut off before it drew any has nothing to repeat
+    # One that was cut off before it drew any parameter has nothing to repeat.
+    if params or trials.GIVEN in trial.user_attrs:
         first = trial.user_attrs.get("retry_of", number)
         losses = trial.user_attrs.get("losses", 0) + (reason == trials.LOST)
         if losses > MAY_BE_LOST:
@@ -266,6 +281,7 @@ def requeue(study: optuna.Study, number: int, reason: str) -> bool:
             study._storage.set_trial_user_attr(trial._trial_id, "message", message)
         else:
             known = {"retry_of": first} | ({"losses": losses} if losses else {})
+            known |= {k: v for k, v in trial.user_attrs.items() if k in trials.QUEUED}
             study.enqueue_trial(params, user_attrs=known)
     study._storage.set_trial_user_attr(trial._trial_id, "reason", reason)
     study.tell(number, state=TrialState.FAIL)

@@ -1,38 +1,43 @@
 """MODELS: networks from an RGB image to one logit per pixel.
 
 Every row builds an ``nn.Module`` that maps float images [N, 3, H, W], normalised, to logits
-[N, 1, H, W], where H and W are multiples of the row's ``stride``.
+[N, 1, H, W], where H and W are multiples of the row's ``stride``. In training mode a network
+with deep supervision gives a tuple of such logits, the main output first.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from torch import nn
 
-from lesionseg.models.segnet import build_segnet
+from lesionseg.models.hardnet_mseg import HARDNET_MSEG
+from lesionseg.models.monai import monai_options
+from lesionseg.models.segnet import SEGNET
 from lesionseg.models.smp import smp_options
-from lesionseg.models.unet import build_unet
-from lesionseg.space import Int, Option, Pick, build
+from lesionseg.models.unet import UNET
+from lesionseg.models.weights import untouched
+from lesionseg.space import Option, Pick, build
 
 MODELS: dict[str, Option] = {
-    "unet": Option(
-        build_unet,
-        {"width": Int(4, 128, default=32, log=True), "depth": Int(1, 6, default=4)},
-        "U-Net with batch norm; arXiv:1505.04597",
-        stride=lambda width, depth: 2**depth,
-    ),
-    "segnet": Option(
-        build_segnet,
-        {"width": Int(4, 64, default=64, log=True)},
-        "SegNet, VGG16-like, unpooling by the encoder's indices; arXiv:1511.00561",
-        stride=lambda width: 32,
-    ),
+    "unet": UNET,
+    "segnet": SEGNET,
+    "hardnet_mseg": HARDNET_MSEG,
+    **monai_options(),
     **smp_options(),
 }
 
 
-def build_model(pick: Pick) -> nn.Module:
-    """The picked network with fresh weights; InputError if the pick is not in the table."""
-    model: nn.Module = build("model", MODELS, pick)
+def build_model(pick: Pick, *, image_size: int, fresh: bool = True) -> nn.Module:
+    """The picked network for square images of ``image_size`` pixels.
+
+    fresh: its weights are to be trained from here on, so that pretrained ones are looked up; else
+    they are about to be replaced, and nothing is.
+    Raises InputError: the pick is not in the table, its parameters do not go together, or the
+    pretrained weights are not at hand.
+    """
+    with nullcontext() if fresh else untouched():
+        model: nn.Module = build("model", MODELS, pick, image_size=image_size)
     return model
 
 

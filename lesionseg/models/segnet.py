@@ -1,9 +1,15 @@
-"""SegNet (Badrinarayanan, Kendall, Cipolla, arXiv:1511.00561): VGG16-like, index unpooling."""
+"""SegNet (Badrinarayanan, Kendall, Cipolla, arXiv:1511.00561): VGG16-like, index unpooling.
+
+As published, but for one class and without a bias before batch norm, which would undo it.
+Weights start as torch does by itself.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from lesionseg.space import Int, Option
 
 #: Convolutions in each of the five stages, as in VGG16.
 STAGES = (2, 2, 3, 3, 3)
@@ -38,7 +44,7 @@ class SegNet(nn.Module):
         self.head = nn.Conv2d(width, 1, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [N, 3, H, W] to logits [N, 1, H, W]."""
+        """Images [N, 3, H, W] to logits [N, 1, H, W]; H and W are multiples of 32."""
         x, indices = images, []
         for stage in self.encoder:
             x, where = F.max_pool2d(stage(x), 2, return_indices=True)
@@ -52,3 +58,11 @@ class SegNet(nn.Module):
 def build_segnet(width: int) -> SegNet:
     """SegNet with ``width`` channels in its first stage (64 as published); arXiv:1511.00561."""
     return SegNet(width)
+
+
+SEGNET = Option(
+    build_segnet,
+    {"width": Int(4, 64, default=64, log=True)},
+    "SegNet, VGG16-like, unpooling by the encoder's indices; arXiv:1511.00561",
+    stride=lambda width: int(2 ** len(STAGES)),
+)

@@ -1,60 +1,27 @@
-"""OPTIMIZERS and SCHEDULES.
+"""SCHEDULES: a row builds from the optimizer, the number of epochs and the steps in each.
 
-A row of OPTIMIZERS builds from a network's parameters; a row of SCHEDULES from the optimizer,
-the number of epochs and the steps in each.
+Throughout, T is the number of optimizer steps in the training, ``epochs`` x ``steps``, and step t
+of 0 .. T - 1 is made at the rate lr(t). The optimizer's own learning rate is the highest.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from torch.nn import Parameter
-from torch.optim import SGD, Adam, AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import (
+    ExponentialLR,
+    LambdaLR,
+    LRScheduler,
+    MultiStepLR,
+    OneCycleLR,
+    PolynomialLR,
+    ReduceLROnPlateau,
+)
 
 from lesionseg.space import Float, Int, Option, Pick, build
-
-Parameters = Iterable[Parameter]
-
-
-def build_adam(parameters: Parameters, lr: float) -> Optimizer:
-    """Adam; Kingma and Ba, arXiv:1412.6980."""
-    return Adam(parameters, lr=lr)
-
-
-def build_adamw(parameters: Parameters, lr: float, weight_decay: float) -> Optimizer:
-    """Adam with decoupled weight decay; Loshchilov and Hutter, arXiv:1711.05101."""
-    return AdamW(parameters, lr=lr, weight_decay=weight_decay)
-
-
-def build_sgd(parameters: Parameters, lr: float, momentum: float, weight_decay: float) -> Optimizer:
-    """Stochastic gradient descent with Nesterov momentum; Sutskever et al., ICML 2013."""
-    return SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=True)
-
-
-OPTIMIZERS: dict[str, Option] = {
-    "adam": Option(build_adam, {"lr": Float(1e-5, 1e-1, default=1e-3, log=True)}, "Adam"),
-    "adamw": Option(
-        build_adamw,
-        {
-            "lr": Float(1e-5, 1e-1, default=1e-3, log=True),
-            "weight_decay": Float(1e-6, 1e-1, default=1e-2, log=True),
-        },
-        "Adam with decoupled weight decay",
-    ),
-    "sgd": Option(
-        build_sgd,
-        {
-            "lr": Float(1e-4, 1.0, default=5e-2, log=True),
-            "momentum": Float(0.5, 0.99, default=0.9),
-            "weight_decay": Float(1e-6, 1e-2, default=1e-4, log=True),
-        },
-        "SGD with Nesterov momentum",
-    ),
-}
 
 
 @dataclass
@@ -83,12 +50,31 @@ def build_constant(optimizer: Optimizer, epochs: int, steps: int) -> Schedule:
     return Schedule(LambdaLR(optimizer, lambda _: 1.0), "epoch")
 
 
+def build_step(
+    optimizer: Optimizer, epochs: int, steps: int, factor: float, drops: int
+) -> Schedule:
+    """Times ``factor`` at each of ``drops`` moments that part the training evenly.
+
+    lr(t) = lr(0) * factor^floor(t * (drops + 1) / T). It moves per step, so that a training of
+    few epochs has all its drops.
+    """
+    total, parts = epochs * steps, drops + 1
+    # In whole numbers: rounding could put a drop on the step after its own.
+    when = [-(-total * part // parts) for part in range(1, parts)]
+    return Schedule(MultiStepLR(optimizer, when, gamma=factor), "step")
+
+
+def build_exponential(optimizer: Optimizer, epochs: int, steps: int, end: float) -> Schedule:
+    """The same share off in every step: lr(t) = lr(0) * end^(t / T)."""
+    return Schedule(ExponentialLR(optimizer, end ** (1 / (epochs * steps))), "step")
+
+
 def build_cosine(optimizer: Optimizer, epochs: int, steps: int, warmup: float) -> Schedule:
     """Linear warm-up over the first share of the steps, then half a cosine down to zero.
 
     Loshchilov and Hutter, arXiv:1608.03983, without restarts.
     """
-    total = max(1, epochs * steps)
+    total = epochs * steps
     rising = round(warmup * total)
 
     def factor(step: int) -> float:
@@ -115,6 +101,15 @@ def build_onecycle(optimizer: Optimizer, epochs: int, steps: int, rise: float) -
     )
 
 
+def build_polynomial(optimizer: Optimizer, epochs: int, steps: int, power: float) -> Schedule:
+    """Down to zero along lr(t) = lr(0) * (1 - t / T)^power.
+
+    The "poly" policy of DeepLab, Chen et al., arXiv:1606.00915, section 4.1.2, and of nnU-Net,
+    Isensee et al., arXiv:1904.08128; both have a power of 0.9.
+    """
+    return Schedule(PolynomialLR(optimizer, total_iters=epochs * steps, power=power), "step")
+
+
 def build_plateau(
     optimizer: Optimizer, epochs: int, steps: int, factor: float, patience: int
 ) -> Schedule:
@@ -127,11 +122,24 @@ def build_plateau(
 
 SCHEDULES: dict[str, Option] = {
     "constant": Option(build_constant, {}, "the learning rate as given"),
+    "step": Option(
+        build_step,
+        {"factor": Float(0.1, 0.8, default=0.5), "drops": Int(1, 10, default=3)},
+        "lower at evenly spaced moments",
+    ),
+    "exponential": Option(
+        build_exponential,
+        {"end": Float(1e-4, 0.5, default=1e-2, log=True)},
+        "the same share off in every step",
+    ),
     "cosine": Option(
         build_cosine, {"warmup": Float(0.0, 0.5, default=0.05)}, "warm-up, then half a cosine to 0"
     ),
     "onecycle": Option(
         build_onecycle, {"rise": Float(0.1, 0.5, default=0.3)}, "one cycle up and down"
+    ),
+    "polynomial": Option(
+        build_polynomial, {"power": Float(0.5, 2.0, default=0.9)}, "a power of what is left, to 0"
     ),
     "plateau": Option(
         build_plateau,
@@ -141,13 +149,7 @@ SCHEDULES: dict[str, Option] = {
 }
 
 
-def build_optimizer(pick: Pick, parameters: Parameters) -> Optimizer:
-    """The picked optimizer; InputError if the pick is not in the table."""
-    optimizer: Optimizer = build("optimizer", OPTIMIZERS, pick, parameters)
-    return optimizer
-
-
 def build_schedule(pick: Pick, optimizer: Optimizer, epochs: int, steps: int) -> Schedule:
-    """The picked schedule over ``epochs`` x ``steps`` optimizer steps."""
+    """The picked schedule over ``epochs`` x ``steps`` optimizer steps, each at least 1."""
     schedule: Schedule = build("schedule", SCHEDULES, pick, optimizer, epochs, steps)
     return schedule

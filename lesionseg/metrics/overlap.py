@@ -26,7 +26,12 @@ JACCARD_THRESHOLD = 0.65
 
 @dataclass(frozen=True)
 class Metrics:
-    """Means over images, each in [0, 1]; higher is better."""
+    """Means over images, each in [0, 1]; higher is better.
+
+    ``volume_similarity`` compares the two areas alone, wherever they lie: 1 - |fn - fp| /
+    (2 tp + fp + fn). It is 1 for a lesion of the right size in the wrong place, so read it
+    beside the others (Taha and Hanbury 2015, doi:10.1186/s12880-015-0068-x).
+    """
 
     dice: float
     jaccard: float
@@ -35,6 +40,7 @@ class Metrics:
     recall: float
     specificity: float
     accuracy: float
+    volume_similarity: float
 
 
 #: Their names, in order.
@@ -44,8 +50,15 @@ METRICS: tuple[str, ...] = tuple(f.name for f in fields(Metrics))
 def count(predicted: Tensor, truth: Tensor) -> Tensor:
     """True positives, false positives, false negatives and true negatives of each image.
 
-    predicted, truth: bool, [N, ...] of one shape. Returns int64 [N, 4], on their device and
-    without waiting for it.
+    Args:
+        predicted: Bool, [N, ...].
+        truth: Bool, of the same shape.
+
+    Returns:
+        int64 [N, 4], on their device and without waiting for it.
+
+    Raises:
+        ValueError: The shapes differ.
     """
     if predicted.shape != truth.shape:
         raise ValueError(
@@ -60,20 +73,26 @@ def count(predicted: Tensor, truth: Tensor) -> Tensor:
 def score(counts: NDArray[np.int64]) -> dict[str, Floats]:
     """The scores of each image, by their names in METRICS.
 
-    counts: [N, 4] as ``count`` gives them. Returns float64 [N] each.
+    Args:
+        counts: [N, 4] as ``count`` gives them.
+
+    Returns:
+        float64 [N] each, in [0, 1].
     """
     tp, fp, fn, tn = (counts[:, i].astype(np.float64) for i in range(4))
     no_lesion = _agree(tp, fp, fn)
     no_skin = _agree(tn, fp, fn)
+    both = 2 * tp + fp + fn
     jaccard = _ratio(tp, tp + fp + fn, no_lesion)
     return {
-        "dice": _ratio(2 * tp, 2 * tp + fp + fn, no_lesion),
+        "dice": _ratio(2 * tp, both, no_lesion),
         "jaccard": jaccard,
         "thresholded_jaccard": np.where(jaccard >= JACCARD_THRESHOLD, jaccard, 0.0),
         "precision": _ratio(tp, tp + fp, no_lesion),
         "recall": _ratio(tp, tp + fn, no_lesion),
         "specificity": _ratio(tn, tn + fp, no_skin),
         "accuracy": (tp + tn) / (tp + fp + fn + tn),
+        "volume_similarity": _ratio(both - np.abs(fn - fp), both, no_lesion),
     }
 
 
@@ -82,34 +101,6 @@ def mean(scores: dict[str, Floats]) -> Metrics:
     if not len(scores["dice"]):
         raise ValueError("a mean over images needs at least one image, got none")
     return Metrics(**{name: float(scores[name].mean()) for name in METRICS})
-
-
-def bootstrap(
-    scores: dict[str, Floats],
-    groups: list[str],
-    *,
-    resamples: int = 5000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> dict[str, tuple[float, float]]:
-    """Percentile intervals of the means, drawing whole groups with replacement.
-
-    groups: the patient or lesion of each of the N images; pictures of one lesion are not
-    independent, so that drawing single images would make the interval too narrow (Field and
-    Welsh 2007, doi:10.1111/j.1467-9868.2007.00593.x).
-    """
-    _, member = np.unique(np.asarray(groups), return_inverse=True)
-    n_groups = int(member.max()) + 1
-    sizes = np.bincount(member)
-    sums = np.stack([np.bincount(member, weights=scores[name]) for name in METRICS])
-    rng = np.random.default_rng(seed)
-    means = np.empty((resamples, len(METRICS)))
-    for i in range(resamples):
-        times = np.bincount(rng.integers(n_groups, size=n_groups), minlength=n_groups)
-        means[i] = sums @ times / (sizes @ times)
-    tail = 100 * (1 - level) / 2
-    low, high = np.percentile(means, [tail, 100 - tail], axis=0)
-    return {m: (float(low[i]), float(high[i])) for i, m in enumerate(METRICS)}
 
 
 def _agree(hits: Floats, fp: Floats, fn: Floats) -> Floats:

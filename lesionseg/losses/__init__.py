@@ -1,0 +1,92 @@
+"""LOSSES: from logits and a mask to one number, lower for a better mask.
+
+Every row builds a callable of logits [N, 1, H, W], of any float dtype, and targets
+[N, 1, H, W] in [0, 1], soft ones too (MixUp, label smoothing); it gives a finite scalar in
+float32 with finite gradients, for an empty or full mask too. ``build`` of a row takes first
+``pooled``: whether overlap is counted over the whole batch or per image and then averaged, as in
+the metric that is searched for. Losses that are means over pixels are the same either way.
+"""
+
+from __future__ import annotations
+
+from lesionseg.errors import InputError
+from lesionseg.losses.base import Loss
+from lesionseg.losses.compound import build_bce_dice, build_focal_dice
+from lesionseg.losses.distance import build_boundary, build_hausdorff
+from lesionseg.losses.modifiers import Criterion, Outputs, over_outputs
+from lesionseg.losses.overlap import (
+    build_dice,
+    build_focal_tversky,
+    build_jaccard,
+    build_lovasz,
+    build_mcc,
+    build_tversky,
+)
+from lesionseg.losses.pixel import build_bce, build_focal
+from lesionseg.space import Float, Option, Pick, build
+
+__all__ = ["LOSSES", "OVERLAPS", "Criterion", "Loss", "Outputs", "build_loss", "over_outputs"]
+
+#: Where overlap is counted: in each image, then averaged, or in the batch as one large image.
+OVERLAPS = ("image", "batch")
+
+_FOCAL = {"gamma": Float(0.5, 4.0, default=2.0), "alpha": Float(0.1, 0.9, default=0.5)}
+_WEIGHT = {"weight": Float(0.1, 0.9, default=0.5)}
+_TVERSKY = {"alpha": Float(0.1, 0.9, default=0.3), "beta": Float(0.1, 0.9, default=0.7)}
+
+LOSSES: dict[str, Option] = {
+    "bce": Option(
+        build_bce,
+        {"pos_weight": Float(0.1, 20.0, default=1.0, log=True)},
+        "binary cross-entropy",
+        settled=frozenset({"pos_weight"}),
+    ),
+    "dice": Option(build_dice, {}, "soft Dice; arXiv:1606.04797"),
+    "jaccard": Option(build_jaccard, {}, "soft Jaccard (IoU); arXiv:2302.05666"),
+    "focal": Option(build_focal, _FOCAL, "focal loss; arXiv:1708.02002"),
+    "bce_dice": Option(build_bce_dice, _WEIGHT, "weighted sum of cross-entropy and soft Dice"),
+    "focal_dice": Option(
+        build_focal_dice, {**_FOCAL, **_WEIGHT}, "weighted sum of focal loss and soft Dice"
+    ),
+    "tversky": Option(
+        build_tversky, _TVERSKY, "false positives and negatives weighed apart; arXiv:1706.05721"
+    ),
+    "focal_tversky": Option(
+        build_focal_tversky,
+        {**_TVERSKY, "gamma": Float(1.0, 3.0, default=4 / 3)},
+        "root of Tversky, which dwells on what is nearly right; arXiv:1810.07842",
+    ),
+    "lovasz": Option(build_lovasz, {}, "Lovasz hinge, a convex form of Jaccard; arXiv:1705.08790"),
+    "mcc": Option(build_mcc, {}, "Matthews correlation coefficient; arXiv:2010.13454"),
+    "boundary": Option(
+        build_boundary, _WEIGHT, "weighted sum of boundary loss and soft Dice; arXiv:1812.07032"
+    ),
+    "hausdorff": Option(
+        build_hausdorff,
+        {"alpha": Float(1.0, 3.0, default=2.0), **_WEIGHT},
+        "weighted sum of Hausdorff distance-transform loss and soft Dice; arXiv:1904.10030",
+    ),
+}
+
+
+def build_loss(
+    pick: Pick, *, overlap: str = "image", label_smoothing: float = 0.0, flooding: float = 0.0
+) -> Criterion:
+    """The picked loss, of one output or of several; without modifiers the one to validate with.
+
+    Args:
+        pick: a row of LOSSES and its parameters.
+        overlap: one of OVERLAPS. Per image a small lesion weighs as much as a large one.
+        label_smoothing: in [0, 1); targets are drawn towards 1/2 by it.
+        flooding: at least 0; the level below which the loss is turned round.
+
+    Raises InputError: no such row or parameter, or a value out of its range.
+    """
+    if overlap not in OVERLAPS:
+        raise InputError(f"loss: overlap must be {' or '.join(OVERLAPS)}, got {overlap!r}")
+    if not 0 <= label_smoothing < 1:
+        raise InputError(f"loss: label_smoothing must lie in [0, 1), got {label_smoothing!r}")
+    if not 0 <= flooding < float("inf"):
+        raise InputError(f"loss: flooding must be finite and at least 0, got {flooding!r}")
+    loss: Loss = build("loss", LOSSES, pick, overlap == "batch")
+    return Criterion(loss, label_smoothing, flooding)

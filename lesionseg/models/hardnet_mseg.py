@@ -1,0 +1,213 @@
+"""HarDNet-MSEG (Huang, Wu, Lin, arXiv:2101.07172): HarDNet-68, receptive fields, dense decoder.
+
+The backbone is HarDNet-68 (Chao et al., arXiv:1909.00948), the receptive-field blocks and the
+cascaded partial decoder are those of Wu, Su, Huang (arXiv:1904.08739). Where the papers leave
+something open, it is as in the authors' code: ReLU6 in the backbone, no activation between the
+decoder's convolutions, upsampling with aligned corners in the decoder and without at the end.
+Their code builds further layers that it never calls; here are only those that are used.
+Weights start as torch does by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lesionseg.space import Option
+
+
+class Block(NamedTuple):
+    """One harmonic dense block of the backbone and what follows it."""
+
+    layers: int
+    growth: int
+    outputs: int  # channels after the 1x1 transition
+    pooled: bool  # whether 2x2 max-pooling follows
+
+
+#: HarDNet-68, table 2 of arXiv:1909.00948.
+HARDNET68 = (
+    Block(8, 14, 128, pooled=True),
+    Block(16, 16, 256, pooled=False),
+    Block(16, 20, 320, pooled=True),
+    Block(16, 40, 640, pooled=True),
+    Block(4, 160, 1024, pooled=False),
+)
+MULTIPLIER = 1.7
+#: Of the stem: what the first, strided convolution gives, and the second.
+STEM = (32, 64)
+#: Channels of the decoder.
+WIDTH = 32
+
+
+def links(layer: int) -> list[int]:
+    """The layers that a layer takes: ``layer - 2**i`` wherever ``2**i`` divides it; from 1 on."""
+    return [layer - 2**i for i in range(layer.bit_length()) if layer % 2**i == 0]
+
+
+def layer_width(layer: int, growth: int) -> int:
+    """Channels of a layer: the growth rate times 1.7 for each link but the first, made even."""
+    width = growth * MULTIPLIER ** (len(links(layer)) - 1)
+    return int(width + 1) // 2 * 2
+
+
+def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Sequential:
+    """The backbone's convolution: batch norm and ReLU6 follow."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU6(inplace=True),
+    )
+
+
+class HarDBlock(nn.Module):
+    """Harmonic dense block: layers on links of powers of two; keeps height and width.
+
+    It gives its odd layers and its last, concatenated; ``outputs`` is their number of channels.
+    """
+
+    def __init__(self, inputs: int, layers: int, growth: int) -> None:
+        super().__init__()
+        widths = [inputs] + [layer_width(n, growth) for n in range(1, layers + 1)]
+        self.layers = nn.ModuleList(
+            _conv(sum(widths[k] for k in links(n)), widths[n], 3) for n in range(1, layers + 1)
+        )
+        self.given = [n for n in range(1, layers + 1) if n % 2 or n == layers]
+        self.outputs = sum(widths[n] for n in self.given)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features [N, inputs, H, W] to [N, outputs, H, W]."""
+        done = [features]
+        for n, layer in enumerate(self.layers, start=1):
+            taken = [done[k] for k in links(n)]
+            done.append(layer(torch.cat(taken, dim=1) if len(taken) > 1 else taken[0]))
+        return torch.cat([done[n] for n in self.given], dim=1)
+
+
+class HarDNet(nn.Module):
+    """The features of HarDNet-68; its ImageNet classifier is left out."""
+
+    def __init__(self, blocks: Sequence[Block] = HARDNET68) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            _conv(3, STEM[0], 3, stride=2),
+            _conv(STEM[0], STEM[1], 3),
+            nn.MaxPool2d(3, stride=2, padding=1),
+        )
+        self.stages = nn.ModuleList()
+        channels = STEM[1]
+        for block in blocks:
+            dense = HarDBlock(channels, block.layers, block.growth)
+            self.stages.append(nn.Sequential(dense, _conv(dense.outputs, block.outputs, 1)))
+            channels = block.outputs
+        self.pooled = [block.pooled for block in blocks]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Images [N, 3, H, W] to what each stage gives, at strides 4, 8, 8, 16 and 32."""
+        x, features = self.stem(images), []
+        for stage, pooled in zip(self.stages, self.pooled, strict=True):
+            features.append(stage(x))
+            x = F.max_pool2d(features[-1], 2) if pooled else features[-1]
+        return features
+
+
+def _linear(
+    inputs: int, outputs: int, size: int | tuple[int, int], dilation: int = 1
+) -> nn.Sequential:
+    """The decoder's convolution: batch norm, but no activation; keeps height and width."""
+    height, width = (size, size) if isinstance(size, int) else size
+    padding = (dilation * (height // 2), dilation * (width // 2))
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, size, padding=padding, dilation=dilation, bias=False),
+        nn.BatchNorm2d(outputs),
+    )
+
+
+class ReceptiveField(nn.Module):
+    """Receptive-field block: branches that look 1, 3, 5 and 7 far, and a shortcut.
+
+    Features [N, inputs, H, W] to [N, outputs, H, W], not negative.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList([_linear(inputs, outputs, 1)])
+        for reach in (3, 5, 7):
+            branch = _linear(inputs, outputs, 1)
+            for size, dilation in (((1, reach), 1), ((reach, 1), 1), ((3, 3), reach)):
+                branch.extend(_linear(outputs, outputs, size, dilation))
+            self.branches.append(branch)
+        self.join = _linear(4 * outputs, outputs, 3)
+        self.shortcut = _linear(inputs, outputs, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """See the class."""
+        joined = self.join(torch.cat([branch(features) for branch in self.branches], dim=1))
+        return F.relu(joined + self.shortcut(features), inplace=True)
+
+
+def _double(features: Tensor) -> Tensor:
+    return F.interpolate(features, scale_factor=2, mode="bilinear", align_corners=True)
+
+
+class DenseAggregation(nn.Module):
+    """Cascaded partial decoder: what is deep weighs what is shallow, then both are joined."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.deep_to_middle = _linear(width, width, 3)
+        self.deep_to_shallow = _linear(width, width, 3)
+        self.middle_to_shallow = _linear(width, width, 3)
+        self.deep_beside = _linear(width, width, 3)
+        self.middle_beside = _linear(2 * width, 2 * width, 3)
+        self.join_middle = _linear(2 * width, 2 * width, 3)
+        self.join_shallow = _linear(3 * width, 3 * width, 3)
+        self.last = _linear(3 * width, 3 * width, 3)
+        self.head = nn.Conv2d(3 * width, 1, 1)
+
+    def forward(self, shallow: Tensor, middle: Tensor, deep: Tensor) -> Tensor:
+        """Features [N, width, ...] of H x W, H/2 x W/2 and H/4 x W/4 to logits [N, 1, H, W]."""
+        doubled = _double(deep)
+        weighed = self.deep_to_middle(doubled) * middle
+        joined = self.join_middle(torch.cat([weighed, self.deep_beside(doubled)], dim=1))
+        # Doubled twice: with aligned corners that is not the same as four times at once.
+        weighed = self.deep_to_shallow(_double(doubled)) * self.middle_to_shallow(_double(middle))
+        beside = self.middle_beside(_double(joined))
+        joined = self.join_shallow(torch.cat([weighed * shallow, beside], dim=1))
+        logits: Tensor = self.head(self.last(joined))
+        return logits
+
+
+class HarDNetMSEG(nn.Module):
+    """HarDNet-68 whose features at strides 8, 16 and 32 are decoded to one map at stride 8."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = HarDNet()
+        self.fields = nn.ModuleList(ReceptiveField(block.outputs, WIDTH) for block in HARDNET68[2:])
+        self.decoder = DenseAggregation(WIDTH)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [N, 3, H, W] to logits [N, 1, H, W]; H and W are multiples of 32."""
+        features = self.backbone(images)[2:]
+        logits = self.decoder(*(f(x) for f, x in zip(self.fields, features, strict=True)))
+        return F.interpolate(logits, scale_factor=8, mode="bilinear", align_corners=False)
+
+
+def build_hardnet_mseg() -> HarDNetMSEG:
+    """HarDNet-MSEG as published, without pretrained weights; arXiv:2101.07172."""
+    return HarDNetMSEG()
+
+
+HARDNET_MSEG = Option(
+    build_hardnet_mseg,
+    about="HarDNet-68, receptive-field blocks, cascaded partial decoder; arXiv:2101.07172",
+    stride=lambda: 32,
+    # At 32 pixels the deepest map is one pixel: batch norm would have one value per image, and
+    # refuses a batch of one in training. At 64 there are four.
+    smallest=64,
+)

@@ -1,0 +1,175 @@
+"""Networks of MONAI: nnU-Net's planned U-Net, SegResNet and the attention U-Net.
+
+MONAI is imported when a network is built, since the import takes seconds.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lesionseg.errors import InputError
+from lesionseg.models.plan import divisor, plan
+from lesionseg.space import Categorical, Float, Int, Option
+
+if TYPE_CHECKING:
+    from monai.networks.nets.dynunet import DynUNet
+
+#: Blocks on SegResNet's way down, as published; each stage but the first halves the size.
+BLOCKS_DOWN = (1, 2, 2, 4)
+
+
+class PlannedUNet(nn.Module):
+    """The blocks of MONAI's DynUNet in a plain loop.
+
+    MONAI chains the blocks in a second set of modules, so that a checkpoint would hold each
+    tensor twice, and stacks the outputs of deep supervision. Here each block is held once and
+    the outputs are a tuple. Images are padded with zeros to what the strides divide, as in
+    nnU-Net, and the logits are cropped again, so that every size will do.
+    """
+
+    def __init__(self, blocks: DynUNet, multiple: int) -> None:
+        super().__init__()
+        self.multiple = multiple
+        self.down = nn.ModuleList([blocks.input_block, *blocks.downsamples])
+        self.bottleneck = blocks.bottleneck
+        self.up = blocks.upsamples
+        self.coarse_heads = blocks.deep_supervision_heads if blocks.deep_supervision else None
+        self.head = blocks.output_block
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Images [N, 3, H, W] to logits [N, 1, H, W].
+
+        In training with deep supervision, a tuple of such logits: the main ones, then those of
+        the coarser stages, enlarged to the nearest.
+        """
+        height, width = images.shape[-2:]
+        x = F.pad(images, (0, -width % self.multiple, 0, -height % self.multiple))
+        decoded = self._decode(x)
+        outputs = [self.head(decoded[0])]
+        if self.training and self.coarse_heads is not None:
+            for head, features in zip(self.coarse_heads, decoded[1:], strict=False):
+                outputs.append(F.interpolate(head(features), x.shape[-2:]))
+        cropped = tuple(logits[..., :height, :width] for logits in outputs)
+        return cropped if self.training and self.coarse_heads is not None else cropped[0]
+
+    def _decode(self, x: Tensor) -> list[Tensor]:
+        """The decoder's feature maps, the finest first."""
+        kept = []
+        for block in self.down:
+            x = block(x)
+            kept.append(x)
+        x = self.bottleneck(x)
+        decoded = []
+        for block, skip in zip(self.up, reversed(kept), strict=True):
+            x = block(x, skip)
+            decoded.append(x)
+        return decoded[::-1]
+
+
+def build_dynunet(
+    width: int, deep_supervision: bool, residual: bool, image_size: int | None = None
+) -> PlannedUNet:
+    """The U-Net that nnU-Net plans for images of this size, with instance norm and leaky ReLU.
+
+    Args:
+        width: channels of the first stage; 32 as published. They double with each stage to 512.
+        deep_supervision: losses at all resolutions but the two lowest.
+        residual: residual blocks instead of two plain convolutions.
+        image_size: side of the images in pixels, at least 16.
+
+    Source: Isensee et al. 2021, doi:10.1038/s41592-020-01008-z. Raises InputError where the size
+    is missing or gives fewer than the three stages that MONAI asks for.
+    """
+    from monai.networks.nets.dynunet import DynUNet
+
+    if image_size is None or image_size < 16:
+        raise InputError(f"model.dynunet: image_size must be at least 16, got {image_size}")
+    planned = plan(image_size, width)
+    stages = len(planned.strides)
+    blocks = DynUNet(
+        spatial_dims=2,
+        in_channels=3,
+        out_channels=1,
+        kernel_size=planned.kernels,
+        strides=planned.strides,
+        upsample_kernel_size=planned.strides[1:],
+        filters=planned.features,
+        deep_supervision=deep_supervision,
+        deep_supr_num=max(stages - 3, 1),
+        res_block=residual,
+        trans_bias=True,
+    )
+    return PlannedUNet(blocks, divisor(planned))
+
+
+def build_segresnet(init_filters: int, dropout: float) -> nn.Module:
+    """SegResNet without its variational branch (Myronenko 2018, arXiv:1810.11654).
+
+    Args:
+        init_filters: channels of the first stage, a multiple of the 8 groups of its norm.
+        dropout: probability in [0, 1) that a channel of the first features is dropped.
+    """
+    from monai.networks.nets.segresnet import SegResNet
+
+    model: nn.Module = SegResNet(
+        spatial_dims=2,
+        in_channels=3,
+        out_channels=1,
+        init_filters=init_filters,
+        dropout_prob=dropout,
+        blocks_down=BLOCKS_DOWN,
+    )
+    return model
+
+
+def build_attention_unet(width: int, depth: int) -> nn.Module:
+    """U-Net whose skips are gated by what comes up from below (Oktay et al., arXiv:1804.03999).
+
+    Args:
+        width: channels of the first stage; they double with each of the ``depth`` stages below.
+        depth: number of halvings; images are multiples of ``2**depth``.
+    """
+    from monai.networks.nets.attentionunet import AttentionUnet
+
+    model: nn.Module = AttentionUnet(
+        spatial_dims=2,
+        in_channels=3,
+        out_channels=1,
+        channels=[width * 2**level for level in range(depth + 1)],
+        strides=[2] * depth,
+    )
+    return model
+
+
+def monai_options() -> dict[str, Option]:
+    """The rows ``dynunet``, ``segresnet`` and ``attention_unet`` of MODELS."""
+    return {
+        "dynunet": Option(
+            build_dynunet,
+            {
+                "width": Int(8, 64, default=32, log=True),
+                "deep_supervision": Categorical((False, True), default=False),
+                "residual": Categorical((False, True), default=False),
+            },
+            "U-Net as nnU-Net plans it from the image size; doi:10.1038/s41592-020-01008-z",
+            smallest=16,
+            sized=True,
+        ),
+        "segresnet": Option(
+            build_segresnet,
+            # Every width is a multiple of the norm's 8 groups, hence the step.
+            {"init_filters": Int(8, 32, default=16, step=8), "dropout": Float(0.0, 0.5, 0.2)},
+            "SegResNet, residual blocks with group norm; arXiv:1810.11654",
+            stride=lambda **_: 2 ** (len(BLOCKS_DOWN) - 1),
+            smallest=16,
+        ),
+        "attention_unet": Option(
+            build_attention_unet,
+            {"width": Int(8, 64, default=32, log=True), "depth": Int(2, 5, default=4)},
+            "attention U-Net, gated skips; arXiv:1804.03999",
+            stride=lambda width, depth: 2**depth,
+        ),
+    }

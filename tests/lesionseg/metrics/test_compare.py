@@ -1,0 +1,231 @@
+"""Intervals of means and of paired differences against theory, SciPy and hand-worked cases."""
+
+import time
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lesionseg.metrics import METRICS, Paired, bootstrap, compare, paired
+
+
+def some_scores(dice):
+    """Scores of which all are the given ones."""
+    return {name: np.asarray(dice, dtype=np.float64) for name in METRICS}
+
+
+def single(n):
+    return [str(i) for i in range(n)]
+
+
+def width(interval):
+    return interval[1] - interval[0]
+
+
+def test_an_interval_holds_the_mean_and_is_the_same_each_time():
+    rng = np.random.default_rng(0)
+    scores = {name: rng.random(40) for name in METRICS}
+    first = bootstrap(scores, single(40), resamples=500)
+    assert first == bootstrap(scores, single(40), resamples=500)
+    assert first != bootstrap(scores, single(40), resamples=500, seed=1)
+    assert tuple(first) == METRICS
+    for name, (low, high) in first.items():
+        assert low < scores[name].mean() < high
+
+
+def test_a_surer_interval_is_wider():
+    scores = some_scores(np.random.default_rng(0).random(40))
+    narrow, wide = (
+        bootstrap(scores, single(40), resamples=500, level=v)["dice"] for v in (0.5, 0.95)
+    )
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]
+
+
+def test_the_interval_is_as_wide_as_theory_says():
+    """For a mean of many values: 1.96 standard errors to each side."""
+    values = np.random.default_rng(0).random(400)
+    low, high = bootstrap(some_scores(values), single(400))["dice"]
+    expected = 2 * 1.96 * values.std() / np.sqrt(400)
+    assert high - low == pytest.approx(expected, rel=0.06)
+    assert (low + high) / 2 == pytest.approx(values.mean(), abs=0.1 * expected)
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(150):
+        low, high = bootstrap(some_scores(rng.beta(8, 2, 50)), single(50), resamples=200)["dice"]
+        covered += low <= 0.8 <= high
+    assert 0.88 <= covered / 150 <= 0.99
+
+
+def test_pictures_of_one_lesion_make_the_interval_wider():
+    rng = np.random.default_rng(0)
+    values = np.repeat(rng.random(30), 6) + rng.normal(0, 0.01, 180)
+    groups = [str(i // 6) for i in range(180)]
+    alone = bootstrap(some_scores(values), single(180), resamples=1000)["dice"]
+    together = bootstrap(some_scores(values), groups, resamples=1000)["dice"]
+    # Six pictures that say the same are worth one: the square root of six wider.
+    assert width(together) / width(alone) == pytest.approx(np.sqrt(6), rel=0.15)
+
+
+def test_groups_are_drawn_whole_and_weigh_by_their_pictures():
+    # Two groups: three pictures of 0 and one of 1. A draw of two groups gives 0 (one in four),
+    # 1/4 (two in four) or 1 (one in four).
+    scores, groups = some_scores([0, 0, 1, 0]), ["a", "a", "b", "a"]
+    assert bootstrap(scores, groups, level=0.4)["dice"] == (0.25, 0.25)
+    assert bootstrap(scores, groups, level=0.95)["dice"] == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "groups", "expected"),
+    [([0.7], ["a"], 0.7), ([0.2, 0.4], ["a", "a"], 0.3), ([0.5] * 5, list("abcde"), 0.5)],
+    ids=["one-image", "one-group", "all-alike"],
+)
+def test_an_interval_without_any_doubt_is_a_point(values, groups, expected):
+    low, high = bootstrap(some_scores(values), groups, resamples=50)["dice"]
+    assert (low, high) == pytest.approx((expected, expected))
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.sampled_from("abcd")), min_size=1, max_size=12))
+@settings(max_examples=50, deadline=None)
+def test_an_interval_lies_within_the_values_in_any_case(pairs):
+    values, groups = zip(*pairs, strict=True)
+    low, high = bootstrap(some_scores(values), list(groups), resamples=40)["dice"]
+    assert min(values) - 1e-9 <= low <= high <= max(values) + 1e-9
+
+
+def test_what_groups_are_called_does_not_matter():
+    values = np.random.default_rng(0).random(12)
+    plain = bootstrap(some_scores(values), [f"{i // 3:02}" for i in range(12)], resamples=300)
+    renamed = bootstrap(some_scores(values), [f"p{i // 3:02}" for i in range(12)], resamples=300)
+    assert plain == renamed
+
+
+def test_every_name_given_has_its_interval_of_the_same_draws():
+    values = np.random.default_rng(0).random(30)
+    intervals = bootstrap({"hd95": values, "twice": 2 * values}, single(30), resamples=200)
+    assert list(intervals) == ["hd95", "twice"]
+    assert intervals["twice"] == pytest.approx(tuple(2 * v for v in intervals["hd95"]))
+    alone = bootstrap({"a": values}, single(30), resamples=200)["a"]
+    assert intervals["hd95"] == pytest.approx(alone)
+    assert bootstrap({}, single(30)) == {}
+
+
+def test_an_interval_is_that_of_draws_made_one_by_one():
+    """The same resamples with the pictures of each drawn group written out."""
+    rng = np.random.default_rng(3)
+    values, groups = rng.random(20), rng.choice(list("abcdefg"), 20)
+    names = np.unique(groups)
+    draws = np.random.default_rng(5)
+    means = []
+    for _ in range(300):
+        drawn = draws.integers(len(names), size=len(names))
+        means.append(np.concatenate([values[groups == names[i]] for i in drawn]).mean())
+    interval = bootstrap({"a": values}, list(groups), resamples=300, level=0.9, seed=5)["a"]
+    assert interval == pytest.approx(tuple(np.percentile(means, [5, 95])))
+
+
+def test_an_interval_is_about_scipys():
+    values = np.random.default_rng(0).beta(8, 2, 60)
+    theirs = scipy.stats.bootstrap(
+        (values,), np.mean, method="percentile", n_resamples=5000, rng=np.random.default_rng(0)
+    ).confidence_interval
+    ours = bootstrap({"a": values}, single(60))["a"]
+    assert ours == pytest.approx((theirs.low, theirs.high), abs=0.05 * width(ours))
+
+
+@pytest.mark.parametrize("block", [1, 40, 1000])
+def test_the_size_of_a_block_changes_nothing(monkeypatch, block):
+    values = np.random.default_rng(0).random(12)
+    whole = bootstrap({"a": values}, single(12), resamples=101)
+    monkeypatch.setattr(compare, "_BLOCK", block)
+    assert bootstrap({"a": values}, single(12), resamples=101)["a"] == pytest.approx(whole["a"])
+
+
+def test_a_paired_interval_is_that_of_the_differences_under_the_same_draws():
+    rng = np.random.default_rng(0)
+    a, b = rng.random(40), rng.random(40)
+    groups = [str(i // 4) for i in range(40)]
+    result = paired(a, b, groups, resamples=400, level=0.8, seed=3)
+    alone = bootstrap({"d": a - b}, groups, resamples=400, level=0.8, seed=3)["d"]
+    assert result == Paired((a - b).mean(), *alone)
+    draws = np.random.default_rng(3).integers(10, size=(400, 10))
+    of_a, of_b = (v.reshape(10, 4).mean(1)[draws].mean(1) for v in (a, b))
+    assert (result.low, result.high) == pytest.approx(tuple(np.percentile(of_a - of_b, [10, 90])))
+
+
+def test_a_small_difference_on_every_image_is_told_from_none():
+    """The images differ far more from each other than the two models do."""
+    rng = np.random.default_rng(0)
+    b = rng.random(60)
+    a = b + 0.02 + rng.normal(0, 0.01, 60)
+    of_a, of_b = (bootstrap({"x": v}, single(60))["x"] for v in (a, b))
+    assert of_a[0] < of_b[1]  # apart, the two intervals tell nothing
+    result = paired(a, b, single(60))
+    assert 0 < result.low < result.difference < result.high
+    assert result.difference == pytest.approx(0.02, abs=0.005)
+
+
+def test_the_same_scores_have_no_difference():
+    a = np.random.default_rng(0).random(20)
+    assert paired(a, a.copy(), single(20), resamples=50) == Paired(0.0, 0.0, 0.0)
+
+
+def test_the_other_way_round_the_interval_is_mirrored():
+    rng = np.random.default_rng(0)
+    a, b = rng.random(20), rng.random(20)
+    one, other = (paired(*pair, single(20), resamples=200) for pair in ((a, b), (b, a)))
+    assert (one.difference, one.low, one.high) == pytest.approx(
+        (-other.difference, -other.high, -other.low)
+    )
+
+
+def test_groups_that_pull_apart_widen_the_paired_interval():
+    difference = np.repeat(np.random.default_rng(0).normal(0.1, 0.2, 20), 5)
+    zero, groups = np.zeros(100), [str(i // 5) for i in range(100)]
+    alone, together = (paired(difference, zero, g, resamples=1000) for g in (single(100), groups))
+    ratio = (together.high - together.low) / (alone.high - alone.low)
+    assert ratio == pytest.approx(np.sqrt(5), rel=0.15)
+
+
+def test_five_thousand_resamples_of_400_images_take_well_under_a_second():
+    scores = dict.fromkeys(METRICS, np.random.default_rng(0).random(400))
+    start = time.process_time()
+    bootstrap(scores, single(400))
+    assert time.process_time() - start < 0.8
+
+
+@pytest.mark.parametrize("shape", [(3,), (5,), (4, 1), ()])
+def test_scores_that_do_not_fit_the_groups_are_refused(shape):
+    wrong, right = np.zeros(shape), np.zeros(4)
+    with pytest.raises(ValueError, match=r"dice must have one value .* of 4 images"):
+        bootstrap({"jaccard": right, "dice": wrong}, list("abcd"))
+    for pair, name in (((wrong, right), "a"), ((right, wrong), "b")):
+        with pytest.raises(ValueError, match=f"^{name} must have one value per image"):
+            paired(*pair, list("abcd"))
+
+
+def test_no_image_has_no_interval():
+    with pytest.raises(ValueError, match="at least one image, got none"):
+        bootstrap(some_scores([]), [])
+    with pytest.raises(ValueError, match="at least one image, got none"):
+        paired(np.zeros(0), np.zeros(0), [])
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ({"resamples": 0}, "resamples must be 1 or more, got 0"),
+        ({"level": 0.0}, "level must lie between 0 and 1, got 0.0"),
+        ({"level": 1.0}, "level must lie between 0 and 1, got 1.0"),
+        ({"level": 95}, "level must lie between 0 and 1, got 95"),
+    ],
+)
+def test_resamples_and_levels_that_cannot_be_are_refused(named, message):
+    with pytest.raises(ValueError, match=message):
+        bootstrap({"a": np.zeros(2)}, ["x", "y"], **named)
+    with pytest.raises(ValueError, match=message):
+        paired(np.zeros(2), np.zeros(2), ["x", "y"], **named)

@@ -1,0 +1,196 @@
+import importlib
+import itertools
+import runpy
+import sys
+
+import pytest
+import torch
+
+import lesionseg.models.monai
+from lesionseg.errors import InputError
+from lesionseg.models.monai import build_dynunet, monai_options
+from lesionseg.models.plan import divisor, plan
+from lesionseg.space import Pick, build
+
+ROWS = monai_options()
+
+SMALL = {
+    "dynunet": {"width": 8},
+    "segresnet": {"init_filters": 8},
+    "attention_unet": {"width": 8, "depth": 2},
+}
+
+
+def images(size, n=2):
+    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(size))
+
+
+def fresh(name, params, size):
+    torch.manual_seed(0)
+    return build("model", ROWS, Pick(name, params), image_size=size)
+
+
+def least(name, params):
+    row = ROWS[name]
+    resolved = row.resolve(params)
+    return max(row.stride(**resolved), row.smallest)
+
+
+def outputs(given):
+    return given if isinstance(given, tuple) else (given,)
+
+
+def corners(name):
+    """The small values, and every combination of the choices."""
+    choices = {k: d.choices for k, d in ROWS[name].space.items() if hasattr(d, "choices")}
+    for values in itertools.product(*choices.values()):
+        yield name, {**SMALL[name], **dict(zip(choices, values, strict=True))}
+
+
+@pytest.mark.parametrize(("name", "params"), [c for n in ROWS for c in corners(n)])
+def test_every_parameter_learns_at_the_smallest_size_with_two_images(name, params):
+    size = least(name, params)
+    model = fresh(name, params, size).train()
+    given = outputs(model(images(size)))
+    assert all(logits.shape == (2, 1, size, size) for logits in given)
+    sum(logits.square().mean() for logits in given).backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters())
+
+
+@pytest.mark.parametrize(("name", "params"), [c for n in ROWS for c in corners(n)])
+def test_in_evaluation_one_tensor_is_given_and_images_do_not_mix(name, params):
+    size = 2 * least(name, params)
+    model = fresh(name, params, size).eval()
+    with torch.inference_mode():
+        together, alone = model(images(size, 3)), model(images(size, 3)[1:2])
+    assert isinstance(together, torch.Tensor)
+    assert together.shape == (3, 1, size, size)
+    torch.testing.assert_close(alone, together[1:2], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_range_of_each_number_builds(name):
+    space = {k: d for k, d in ROWS[name].space.items() if not hasattr(d, "choices")}
+    for values in itertools.product(*(d.corners() for d in space.values())):
+        params = dict(zip(space, values, strict=True))
+        size = least(name, params)
+        with torch.device("meta"):
+            model = fresh(name, params, size).eval()
+            assert model(torch.zeros(2, 3, size, size)).shape == (2, 1, size, size)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_what_comes_last_is_the_bias_of_the_logits(name):
+    model = fresh(name, SMALL[name], 32).eval()
+    with torch.inference_mode():
+        before = model(images(32))
+        list(model.parameters())[-1].add_(3.0)
+        torch.testing.assert_close(model(images(32)), before + 3.0, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["segresnet", "attention_unet"])
+def test_a_size_off_the_stride_is_none_of_the_row(name):
+    stride = ROWS[name].stride(**ROWS[name].resolve(SMALL[name]))
+    model = fresh(name, SMALL[name], 32).eval()
+    with pytest.raises(RuntimeError, match="size"):
+        model(images(3 * stride + stride // 2))
+
+
+@pytest.mark.parametrize("size", [16, 20, 33, 48])
+@pytest.mark.parametrize("deep", [False, True])
+def test_dynunet_takes_every_size_and_crops_what_it_padded(size, deep):
+    model = fresh("dynunet", {"width": 8, "deep_supervision": deep}, size)
+    for logits in outputs(model.train()(images(size))):
+        assert logits.shape == (2, 1, size, size)
+    multiple = divisor(plan(size))
+    padded = -(-size // multiple) * multiple
+    whole = torch.zeros(2, 3, padded, padded)
+    whole[..., :size, :size] = images(size)
+    with torch.inference_mode():
+        model.eval()
+        assert torch.equal(model(images(size)), model(whole)[..., :size, :size])
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("size", [16, 64])
+def test_dynunet_gives_what_the_library_gives(size, residual):
+    """The library's own forward pass over the very same blocks, stacked by it in training."""
+    from monai.networks.nets import DynUNet
+
+    planned = plan(size, 8)
+    torch.manual_seed(0)
+    theirs = DynUNet(
+        2,
+        3,
+        1,
+        planned.kernels,
+        planned.strides,
+        planned.strides[1:],
+        filters=planned.features,
+        deep_supervision=True,
+        deep_supr_num=max(len(planned.strides) - 3, 1),
+        res_block=residual,
+        trans_bias=True,
+    ).train()
+    params = {"width": 8, "deep_supervision": True, "residual": residual}
+    ours = fresh("dynunet", params, size).train()
+    expected = theirs(images(size)).unbind(1)
+    given = ours(images(size))
+    assert len(given) == len(expected)
+    for one, other in zip(given, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(ours.eval()(images(size)), theirs.eval()(images(size)))
+
+
+@pytest.mark.parametrize(("size", "heads"), [(16, 2), (32, 2), (64, 3), (256, 5)])
+def test_all_resolutions_but_the_two_lowest_are_supervised(size, heads):
+    # 16 px: three stages; the one resolution that is left and, as the library asks, one more.
+    params = {"width": 8, "deep_supervision": True}
+    with torch.device("meta"):
+        given = fresh("dynunet", params, size).train()(torch.zeros(2, 3, size, size))
+    assert len(given) == heads
+
+
+@pytest.mark.parametrize("params", [p for _, p in corners("dynunet")])
+def test_dynunet_keeps_each_tensor_once(params):
+    model = fresh("dynunet", params, 32)
+    kept = model.state_dict()
+    assert len({t.data_ptr() for t in kept.values()}) == len(kept)
+    assert sum(t.numel() for t in kept.values()) == sum(p.numel() for p in model.parameters())
+    torch.manual_seed(1)
+    other = build("model", ROWS, Pick("dynunet", params), image_size=32)
+    other.load_state_dict(kept)
+    with torch.inference_mode():
+        assert torch.equal(other.eval()(images(32)), model.eval()(images(32)))
+
+
+def test_dynunet_has_as_many_parameters_as_by_hand():
+    def block(a, b):  # two convolutions without bias, each with a norm of weight and bias
+        return 9 * a * b + 9 * b * b + 4 * b
+
+    down = block(3, 8) + block(8, 16) + block(16, 32)
+    up = 4 * 32 * 16 + 16 + block(32, 16) + 4 * 16 * 8 + 8 + block(16, 8)
+    model = fresh("dynunet", {"width": 8}, 16)
+    assert sum(p.numel() for p in model.parameters()) == down + up + 8 + 1
+
+
+@pytest.mark.parametrize("size", [None, 8, 15, -1])
+def test_dynunet_without_a_fitting_size_is_refused(size):
+    with pytest.raises(InputError, match=rf"^model\.dynunet: image_size must be .* got {size}$"):
+        build_dynunet(width=8, deep_supervision=False, residual=False, image_size=size)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_segresnet_drops_features_as_often_as_it_is_told(dropout):
+    model = fresh("segresnet", {"init_filters": 8, "dropout": dropout}, 16).train()
+    one, two = model(images(16)), model(images(16))
+    assert torch.equal(one, two) == (dropout == 0.0)
+
+
+def test_the_table_is_made_without_importing_monai(monkeypatch):
+    monkeypatch.setitem(sys.modules, "monai", None)
+    with pytest.raises(ImportError):
+        importlib.import_module("monai")
+    fresh_module = runpy.run_path(lesionseg.models.monai.__file__)
+    assert fresh_module["monai_options"]().keys() == ROWS.keys()

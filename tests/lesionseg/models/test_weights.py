@@ -1,0 +1,293 @@
+import socket
+import threading
+import time
+
+import huggingface_hub
+import pytest
+import segmentation_models_pytorch as smp
+import timm
+import torch
+from safetensors.torch import save_file
+
+from lesionseg.errors import InputError
+from lesionseg.models import weights
+from lesionseg.models.smp import ENCODERS, TRANSFORMERS, build_smp
+from lesionseg.models.weights import ensure_weights, load_encoder, source_of, untouched
+
+#: Encoders of each kind: the library's own and three ways of timm's.
+KINDS = {
+    "resnet18": "unet",
+    "mit_b0": "unet",
+    "tu-convnext_atto": "fpn",
+    "tu-mobilenetv3_large_100": "pspnet",
+    "tu-vit_tiny_patch16_224": "dpt",
+}
+
+
+def published(encoder, seed=7):
+    """What the hub's file of an encoder holds, with other numbers."""
+    torch.manual_seed(seed)
+    if encoder.startswith("tu-"):
+        return timm.create_model(encoder.removeprefix("tu-")).state_dict()
+    return smp.encoders.get_encoder(encoder).state_dict()
+
+
+def put(cache, encoder, state):
+    """A file as the hub's client keeps it: pinned by its commit, or reached by a branch."""
+    source = source_of(encoder)
+    folder = cache / f"models--{source.repository.replace('/', '--')}"
+    commit = "0123456789abcdef" if source.revision == "main" else source.revision
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(commit)
+    file = folder / "snapshots" / commit / "model.safetensors"
+    file.parent.mkdir(parents=True)
+    save_file(state, file)
+    return file
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache of the hub, without a network."""
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def online(cache, monkeypatch):
+    """The same, but the network is tried; the hub is a port of this machine."""
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+        yield silent
+
+
+@pytest.mark.parametrize(("encoder", "architecture"), KINDS.items())
+def test_the_encoder_holds_what_the_cache_holds(cache, encoder, architecture):
+    state = published(encoder)
+    put(cache, encoder, state)
+    ensure_weights(encoder, "imagenet")
+    model = build_smp(architecture, encoder=encoder, weights="imagenet")
+    kept = {k: v for k, v in model.encoder.state_dict().items() if "num_batches" not in k}
+    # A flattened name is the only thing that timm's extractors change.
+    theirs = {k.replace(".", "_"): v for k, v in state.items()}
+    assert len(kept) > 50
+    for name, tensor in kept.items():
+        assert torch.equal(tensor, theirs[name.removeprefix("model.").replace(".", "_")])
+
+
+@pytest.mark.parametrize("encoder", ["tu-convnext_atto", "tu-mobilenetv3_large_100"])
+def test_the_features_are_those_of_timm_with_the_same_file(tmp_path, encoder):
+    file = tmp_path / "weights.safetensors"
+    save_file(published(encoder), file)
+    theirs = timm.create_model(
+        encoder.removeprefix("tu-"),
+        features_only=True,
+        pretrained=True,
+        pretrained_cfg_overlay={"file": str(file)},
+    ).eval()
+    ours = build_smp("fpn", encoder=encoder, weights=str(file)).encoder.eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        for one, other in zip(reversed(ours(x)), reversed(theirs(x)), strict=False):
+            torch.testing.assert_close(one, other)
+
+
+def test_the_rest_of_the_network_is_as_without_weights(cache):
+    put(cache, "resnet18", published("resnet18"))
+    torch.manual_seed(0)
+    plain = build_smp("unet", encoder="resnet18").state_dict()
+    torch.manual_seed(0)
+    loaded = build_smp("unet", encoder="resnet18", weights="imagenet").state_dict()
+    assert plain.keys() == loaded.keys()
+    for name in plain:
+        if not name.startswith("encoder."):
+            assert torch.equal(plain[name], loaded[name])
+    assert not torch.equal(plain["encoder.conv1.weight"], loaded["encoder.conv1.weight"])
+
+
+def test_the_cache_may_be_named_itself(tmp_path, cache, monkeypatch):
+    put(tmp_path / "elsewhere", "mit_b0", published("mit_b0"))
+    with pytest.raises(InputError):
+        ensure_weights("mit_b0", "imagenet")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "elsewhere"))
+    ensure_weights("mit_b0", "imagenet")
+
+
+@pytest.mark.parametrize("encoder", [*ENCODERS, *TRANSFORMERS])
+def test_an_encoder_that_is_missing_offline_says_how_to_get_it(cache, encoder):
+    start = time.perf_counter()
+    with pytest.raises(InputError) as caught:
+        ensure_weights(encoder, "imagenet")
+    assert time.perf_counter() - start < 2
+    said, source = str(caught.value), source_of(encoder)
+    assert "\n" not in said
+    assert "HF_HUB_OFFLINE is set" in said
+    assert str(cache) in said
+    assert f"hf download {source.repository} model.safetensors --revision" in said
+    assert f"--revision {source.revision}`" in said
+    assert f"models--{source.repository.replace('/', '--')} " in said
+
+
+def test_building_without_the_file_names_the_row(cache):
+    with pytest.raises(InputError, match=r"^model\.smp_fpn: weights: 'imagenet' of encoder 'res"):
+        build_smp("fpn", encoder="resnet18", weights="imagenet")
+
+
+def test_a_network_that_refuses_is_given_up_at_once(online):
+    start = time.perf_counter()
+    with pytest.raises(InputError, match=r"cannot be fetched \([^)]+\); with a network run"):
+        ensure_weights("resnet18", "imagenet")
+    assert time.perf_counter() - start < 3
+
+
+def test_a_network_that_is_silent_is_given_up_soon(online, monkeypatch):
+    monkeypatch.setattr(weights, "PATIENCE", 0.3)
+    online.listen()
+    start = time.perf_counter()
+    with pytest.raises(InputError, match="cannot be fetched"):
+        ensure_weights("resnet18", "imagenet")
+    assert 0.2 < time.perf_counter() - start < 5
+
+
+def test_online_the_pinned_file_is_fetched_into_the_cache(online, cache, monkeypatch):
+    asked = []
+
+    def download(repository, file, **options):
+        asked.append((repository, file, options["revision"], options["cache_dir"]))
+        return str(put(cache, "resnet18", published("resnet18")))
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    source = source_of("resnet18")
+    for _ in range(2):  # the second time it is there
+        ensure_weights("resnet18", "imagenet")
+    assert asked == [(source.repository, "model.safetensors", source.revision, cache)]
+
+
+def test_without_weights_nothing_is_looked_for(cache):
+    ensure_weights("resnet18", "none")
+    ensure_weights("no such encoder", "none")
+    model = build_smp("unet", encoder="resnet18")
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    load_encoder(model, "resnet18", "none")
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_untouched_networks_need_no_file(cache):
+    with untouched():
+        with untouched():
+            build_smp("fpn", encoder="resnet18", weights="imagenet")
+        torch.manual_seed(0)
+        one = build_smp("fpn", encoder="resnet18", weights="/no/such/file.pth").state_dict()
+    torch.manual_seed(0)
+    other = build_smp("fpn", encoder="resnet18").state_dict()
+    assert all(torch.equal(one[k], other[k]) for k in other)
+    with pytest.raises(InputError):
+        build_smp("fpn", encoder="resnet18", weights="imagenet")
+
+
+def test_untouched_ends_with_an_error_and_holds_for_its_thread_only(cache):
+    with pytest.raises(KeyError), untouched():
+        raise KeyError
+    failed = []
+
+    def elsewhere():
+        try:
+            build_smp("fpn", encoder="resnet18", weights="imagenet")
+        except InputError as error:
+            failed.append(error)
+
+    with untouched():
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+    assert len(failed) == 1
+
+
+@pytest.mark.parametrize("prefix", ["", "encoder.", "model.", "module.", "backbone."])
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
+def test_a_file_of_ones_own_may_carry_prefixes(tmp_path, prefix, wrapper):
+    state = {prefix + k: v for k, v in published("resnet18").items()}
+    state["fc.weight"] = torch.zeros(7, 512)
+    file = tmp_path / "own.pth"
+    torch.save({wrapper: state, "epoch": 3} if wrapper else state, file)
+    ensure_weights("resnet18", str(file))
+    model = build_smp("pspnet", encoder="resnet18", weights=str(file))
+    assert torch.equal(model.encoder.conv1.weight, state[prefix + "conv1.weight"])
+
+
+def broken(tmp_path, name, state):
+    file = tmp_path / name
+    if isinstance(state, bytes):
+        file.write_bytes(state)
+    elif name.endswith(".pth"):
+        torch.save(state, file)
+    else:
+        save_file(state, file)
+    return str(file)
+
+
+def test_a_share_of_nine_tenths_of_the_tensors_is_enough(tmp_path):
+    model = build_smp("unet", encoder="resnet18")
+    state = dict(model.encoder.state_dict())
+    counted = [k for k in state if "num_batches" not in k]
+    assert len(counted) == 100
+    for name in counted[:10]:
+        del state[name]
+    load_encoder(model, "resnet18", broken(tmp_path, "enough.pth", state))
+    del state[counted[10]]
+    with pytest.raises(InputError, match=r"holds 89 of the 100 tensors .* at least 90% are"):
+        load_encoder(model, "resnet18", broken(tmp_path, "few.pth", state))
+
+
+@pytest.mark.parametrize(
+    ("name", "state", "said"),
+    [
+        ("other.pth", {"a": torch.zeros(1)}, "holds 0 of the 100 tensors of encoder 'resnet18'"),
+        ("other.safetensors", {"a": torch.zeros(1)}, "holds 0 of the 100 tensors"),
+        ("empty.pth", {}, "holds 0 of the 100"),
+        ("list.pth", [torch.zeros(1)], "cannot be read"),
+        ("object.pth", {"a": threading.Thread}, "cannot be read"),
+        ("garbage.pth", b"garbage", "cannot be read"),
+        ("garbage.safetensors", b"garbage", "cannot be read"),
+        ("nothing.safetensors", b"", "cannot be read"),
+    ],
+)
+def test_a_file_that_is_none_of_the_encoder_is_refused(tmp_path, name, state, said):
+    file = broken(tmp_path, name, state)
+    model = build_smp("unet", encoder="resnet18")
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(InputError, match=said) as caught:
+        load_encoder(model, "resnet18", file)
+    assert file in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_another_encoder_with_the_same_names_is_refused_by_its_shapes(tmp_path):
+    file = broken(tmp_path, "b1.pth", published("mit_b1"))
+    with pytest.raises(InputError, match=r"other shapes than encoder 'mit_b0' for .* instead of"):
+        build_smp("unet", encoder="mit_b0", weights=file)
+
+
+@pytest.mark.parametrize("path", ["./no/such.pth", "/no/such.safetensors"])
+def test_a_file_that_is_not_there_is_refused(path):
+    with pytest.raises(InputError, match=rf"^weights: there is no file '{path}'$"):
+        ensure_weights("resnet18", path)
+
+
+@pytest.mark.parametrize("path", ["./weights.npz", "./weights", "imagenett"])
+def test_a_file_of_another_kind_is_refused(path):
+    with pytest.raises(InputError, match=r"must be a \.safetensors or \.pth file, got"):
+        ensure_weights("resnet18", path)
+
+
+@pytest.mark.parametrize("encoder", ["resnet18x", "tu-no_such", "tu-test_vit"])
+def test_an_encoder_without_known_weights_is_refused(encoder, cache):
+    with pytest.raises(InputError):
+        ensure_weights(encoder, "imagenet")
