@@ -14,6 +14,7 @@ from rich.table import Table
 
 from lesionseg.config import ABOUT_SETTINGS, DEFAULTS, SETTINGS, TrialConfig
 from lesionseg.data.audit import Audit
+from lesionseg.families import FAMILIES
 from lesionseg.metrics import METRICS, SURFACE
 from lesionseg.space import Option
 from lesionseg.train import EpochRecord
@@ -39,8 +40,14 @@ def brief(config: TrialConfig | Mapping[str, Any]) -> str:
         name, params = next(iter(plain[family].items()))
         if family == "mix" and name == default:
             continue  # a second "none" in the line would say nothing
-        inner = ", ".join(f"{k}={_short(v)}" for k, v in params.items())
-        parts.append(f"{name}({inner})" if inner else name)
+        # What stands at its default where no study said otherwise would hide what was chosen.
+        settled = FAMILIES[family][name].settled if name in FAMILIES[family] else ()
+        told = {
+            k: v
+            for k, v in params.items()
+            if k not in settled or v != FAMILIES[family][name].space[k].default
+        }
+        parts.append(_called(name, told))
     return " · ".join(parts)
 
 
@@ -250,6 +257,10 @@ def _score_row(
 def _named(step: Mapping[str, Any]) -> str:
     """One step after the network: ``opening(radius=0.5)``."""
     name, params = next(iter(step.items()))
+    return _called(name, params)
+
+
+def _called(name: str, params: Mapping[str, Any]) -> str:
     inner = ", ".join(f"{k}={_short(v)}" for k, v in params.items())
     return f"{name}({inner})" if inner else name
 

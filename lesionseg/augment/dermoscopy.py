@@ -100,18 +100,19 @@ class Bubbles(Drawn):
 class Vignette(Drawn):
     """Darkens what lies outside a round field of view, near the corners.
 
-    ``strength`` makes the field smaller, down to 0.8 of the half diagonal, and the dark darker.
+    ``strength`` makes the field smaller, down to 0.8 of the half diagonal, and its edge sharper.
     """
 
     def plan(self, height: int, width: int) -> dict[str, Any]:
         """``centre`` (x, y), ``radius`` and ``edge`` (its width) in pixels, ``dark`` in [0, 1]."""
         draw, half = self.random_generator, float(np.hypot(height, width)) / 2
+        soft = draw.uniform(1 - self.strength, 1)
         return {
             "centre": np.array([width, height]) * (0.5 + draw.normal(0, 0.015, 2)),
             "radius": half * draw.uniform(0.97 - 0.17 * self.strength, 0.97),
-            # Log: a tube's edge is sharp, a lamp's light fades.
-            "edge": half * np.exp(draw.uniform(np.log(0.01), np.log(0.4))),
-            "dark": draw.uniform(0.35, 0.5 + 0.5 * self.strength),
+            # A tube's edge is sharp and black behind; a lamp's light fades, and never wholly.
+            "edge": half * 0.01 * 40**soft,
+            "dark": 0.97 - 0.4 * soft,
         }
 
     def apply(

@@ -28,7 +28,7 @@ def build_boundary(pooled: bool, weight: float) -> Loss:
     """``weight`` x boundary loss + (1 - ``weight``) x soft Dice; Kervadec et al., arXiv:1812.07032.
 
     The boundary loss is the mean of phi (p - g), for the signed distance phi and the rounded
-    target g. The paper leaves out its constant, the mean of phi g (eq. 5): with it the loss is 0
+    target g. The paper leaves out its constant, the mean of phi g: with it the loss is 0
     at best and never negative. Soft targets are soft for Dice alone.
     """
     return blend(weight, _boundary, build_dice(pooled))
@@ -37,7 +37,7 @@ def build_boundary(pooled: bool, weight: float) -> Loss:
 def build_hausdorff(pooled: bool, alpha: float, weight: float) -> Loss:
     """``weight`` x distance-transform loss + (1 - ``weight``) x soft Dice.
 
-    Karimi and Salcudean, arXiv:1904.10030, eq. 8: the mean of
+    Karimi and Salcudean, arXiv:1904.10030, the form with both distance maps: the mean of
     (p - t)^2 (d_t^alpha + d_p^alpha), for distances d from the boundaries of the rounded target
     and of the predicted mask. Twice the transforms of the boundary loss. The distances from the
     prediction jump where a logit changes sign, so a slightly better mask may cost more.

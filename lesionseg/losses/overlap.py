@@ -49,7 +49,7 @@ def count(logits: Tensor, target: Tensor, pooled: bool) -> Counts:
 
 
 def build_tversky(pooled: bool, alpha: float, beta: float) -> Loss:
-    """1 - tp / (tp + ``alpha`` fp + ``beta`` fn); Salehi et al., arXiv:1706.05721, eq. 4.
+    """1 - tp / (tp + ``alpha`` fp + ``beta`` fn); Salehi et al., arXiv:1706.05721.
 
     alpha: the weight of false positives.
     beta: the weight of false negatives.
@@ -68,7 +68,7 @@ def build_jaccard(pooled: bool) -> Loss:
 
 
 def build_focal_tversky(pooled: bool, alpha: float, beta: float, gamma: float) -> Loss:
-    """Tversky loss ** (1 / ``gamma``); Abraham and Khan, arXiv:1810.07842, eq. 4.
+    """Tversky loss ** (1 / ``gamma``); Abraham and Khan, arXiv:1810.07842.
 
     The exponent is 1 / gamma as in the paper, not gamma: above 1 a mask that is nearly right
     still counts. The root is taken of each image (or of the batch), then the mean.
@@ -101,7 +101,7 @@ def build_mcc(pooled: bool) -> Loss:
 
 
 def build_lovasz(pooled: bool) -> Loss:
-    """Lovasz hinge; Berman et al., arXiv:1705.08790, eq. 13 and algorithm 1.
+    """Lovasz hinge; Berman et al., arXiv:1705.08790, algorithm 1.
 
     A convex loss of the logits themselves, 0 where all are right by 1 or more, without bound
     where they are wrong. A soft target t has the mean of its two hinges,

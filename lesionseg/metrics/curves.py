@@ -192,7 +192,7 @@ def _mean_shares(pixels: NDArray[np.int64]) -> Floats:
     totals = pixels.sum(axis=tuple(range(1, pixels.ndim)))
     if not len(pixels) or not totals.all():
         raise ValueError("a mean over images needs at least one image, and pixels in each")
-    shares: Floats = pixels.sum(axis=0) / totals.sum()
+    shares: Floats = (pixels.T / totals).T.mean(axis=0)
     return shares
 
 

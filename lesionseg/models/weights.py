@@ -127,7 +127,7 @@ def _locate(encoder: str, weights: str) -> Path:
 
 
 def _from_hub(encoder: str, source: Source) -> Path:
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
     cache = _cache()
     kept = try_to_load_from_cache(
@@ -138,15 +138,7 @@ def _from_hub(encoder: str, source: Source) -> Path:
     reason = "HF_HUB_OFFLINE is set"
     if not _offline():
         try:
-            return Path(
-                hf_hub_download(
-                    source.repository,
-                    source.file,
-                    revision=source.revision,
-                    cache_dir=cache,
-                    etag_timeout=PATIENCE,
-                )
-            )
+            return _fetch(source, cache)
         # The hub's client lets the errors of several libraries through.
         except Exception as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -155,6 +147,17 @@ def _from_hub(encoder: str, source: Source) -> Path:
         f"({reason}); with a network run `hf download {source.repository} {source.file} "
         f"--revision {source.revision}` and copy the cache folder "
         f"models--{source.repository.replace('/', '--')} into it, or give the path of the file"
+    )
+
+
+def _fetch(source: Source, cache: Path) -> Path:
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+
+    # Asked for once beforehand: the download itself tries a missing network for half a minute.
+    url = hf_hub_url(source.repository, source.file, revision=source.revision)
+    get_hf_file_metadata(url, timeout=PATIENCE)
+    return Path(
+        hf_hub_download(source.repository, source.file, revision=source.revision, cache_dir=cache)
     )
 
 

@@ -63,7 +63,9 @@ def online(cache, monkeypatch):
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        template = address + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         yield silent
 
 
@@ -148,7 +150,7 @@ def test_a_network_that_refuses_is_given_up_at_once(online):
 
 def test_a_network_that_is_silent_is_given_up_soon(online, monkeypatch):
     monkeypatch.setattr(weights, "PATIENCE", 0.3)
-    online.listen()
+    online.listen()  # and never answer
     start = time.perf_counter()
     with pytest.raises(InputError, match="cannot be fetched"):
         ensure_weights("resnet18", "imagenet")
@@ -162,6 +164,7 @@ def test_online_the_pinned_file_is_fetched_into_the_cache(online, cache, monkeyp
         asked.append((repository, file, options["revision"], options["cache_dir"]))
         return str(put(cache, "resnet18", published("resnet18")))
 
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url, timeout: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     source = source_of("resnet18")
     for _ in range(2):  # the second time it is there
