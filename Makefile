@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint format bench lock clean
+.PHONY: demo test test-slow lint format docs bench lock clean
 
 demo: $(READY)  ## synthetic lesions -> search -> final test -> runs/demo/report.html
 	$(BIN)/lesionsearch demo
@@ -24,6 +24,9 @@ lint: $(READY)  ## formatting, lint and types
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(READY)  ## docs/options.md, made from the tables
+	$(BIN)/lesionsearch options --markdown > docs/options.md
 
 bench: $(READY)  ## measurements; results under bench/results/ are from named machines
 	$(BIN)/python -m bench.overhead

@@ -304,7 +304,33 @@ SPEC = [
     Case(
         "an image size that the model cannot take",
         lambda here: run(here, "--set", "data.image_size=17"),
-        ("data.image_size: unet takes multiples of 2 from 2 on, got 17; the nearest is 16",),
+        ("data.image_size: unet takes multiples of 2 from 4 on, got 17; the nearest is 16",),
+    ),
+    Case(
+        "an unknown published system",
+        lambda here: ["seeds", "run", "--data", data_of(here), "--only", "unet-dise"],
+        ("unknown preset 'unet-dise' (did you mean 'unet-dice'?)",),
+    ),
+    Case(
+        "a size that a published system cannot take",
+        lambda here: ["seeds", "run", "--data", data_of(here), "--image-size", 48],
+        ("segnet-bce: segnet takes multiples of 32 from 32 on, got 48",),
+    ),
+    Case(
+        "a published system that shall be another",
+        lambda here: ["seeds", "run", "--data", data_of(here), "--set", "fixed.ema=0.9"],
+        ("--set: fixed.ema=0.9: only keys of data, and seed, can be set here",),
+    ),
+    Case(
+        "weights that are not there",
+        lambda here: run(
+            here,
+            "--set",
+            "data.image_size=32",
+            "--set",
+            "search.model={smp_fpn: {encoder: resnet18, weights: /no/such/file.safetensors}}",
+        ),
+        ("/no/such/file.safetensors",),
     ),
     Case("--set without a value", lambda here: run(here, "--set", "seed"), ("--set: ", "'seed'")),
     Case(

@@ -15,6 +15,7 @@ import cli
 from lesionseg.config import SETTINGS
 from lesionseg.data.index import DatasetIndex
 from lesionseg.families import FAMILIES
+from search import presets
 from tests.conftest import ROOT, write_pair
 from tests.search.helpers import write_study
 
@@ -170,9 +171,35 @@ def test_options_shows_every_row_of_every_table_and_every_setting():
     for table in FAMILIES.values():
         for name, option in table.items():
             assert re.search(rf"^{re.escape(name)}\s", text, re.MULTILINE), name
-            assert all(f"{key}: {domain}" in text for key, domain in option.space.items())
+            for key, domain in option.space.items():
+                first = str(domain).split(" | ")[0]
+                assert f"{key}{'*' if key in option.settled else ''}: {first}" in text
     for name in SETTINGS:
         assert re.search(rf"^{name}\s", text, re.MULTILINE)
+
+
+def test_options_as_markdown_is_the_page_of_the_docs():
+    assert run("options", "--markdown").stdout == (ROOT / "docs" / "options.md").read_text()
+    alone = run("options", "mix", "--markdown").stdout
+    assert "## mix" in alone and "## loss" not in alone
+
+
+def test_seeds_list_names_every_preset_with_its_source():
+    text = run("seeds", "list").stdout
+    for name in presets.names():
+        assert re.search(rf"^{name}\s+{presets.preset(name).source}\s", text, re.MULTILINE)
+
+
+def test_seeds_run_trains_tests_and_tells_where_the_table_is(tiny_data):
+    few = [f"--set=data.limit.{part}=4" for part in ("train", "val", "test")]
+    names = ["--only", "c-baseline-unet,e-unet-ham-v1", "--only", "c-deeper-unet"]
+    done = run("seeds", "run", "--data", tiny_data, "--image-size", 32, "--epochs", 1, *few, *names)
+    assert done.exit_code == 0
+    assert "table and figures: runs/seeds" in done.stdout
+    table = Path("runs/seeds/table.md").read_text()
+    for name in ("c-baseline-unet", "e-unet-ham-v1", "c-deeper-unet"):
+        assert name in done.stdout and f"| {name} |" in table
+    assert "unet-dice" not in table
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,7 +1,8 @@
 """SegNet (Badrinarayanan, Kendall, Cipolla, arXiv:1511.00561): VGG16-like, index unpooling.
 
 As published, but for one class and without a bias before batch norm, which would undo it.
-Weights start as torch does by itself.
+Weights start as torch does by itself: from the paper's start they differ in scale alone, and
+batch norm takes that out.
 """
 
 from __future__ import annotations

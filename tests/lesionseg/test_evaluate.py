@@ -11,7 +11,10 @@ from torch import nn
 
 from lesionseg.data.cache import build_cache
 from lesionseg.data.index import DatasetIndex
-from lesionseg.evaluate import evaluate, predict, to_mask
+from lesionseg.evaluate import evaluate, predict
+from lesionseg.inference import Inference
+from lesionseg.postprocess import finish
+from lesionseg.space import Pick
 
 CPU = torch.device("cpu")
 
@@ -110,13 +113,13 @@ def test_predicting_leaves_batch_norm_as_it_was(tmp_path):
 
 def test_probabilities_are_interpolated_before_they_are_cut():
     # One certain and one doubtful pixel: the middle between 1 and 0.2 is 0.6, lesion.
-    row = to_mask(np.array([[1.0, 0.2]], dtype=np.float32), (1, 4))
+    row = finish((), np.array([[1.0, 0.2]], dtype=np.float32), (1, 4))
     # Linear, pixel centres at 0.5 and 1.5: values 1, 0.8, 0.4, 0.2.
     assert row.tolist() == [[True, True, False, False]]
 
 
 def test_a_probability_of_exactly_one_half_is_skin():
-    assert not to_mask(np.full((2, 2), 0.5, np.float32), (4, 4)).any()
+    assert not finish((), np.full((2, 2), 0.5, np.float32), (4, 4)).any()
 
 
 # --- against other libraries, and where sizes differ ---------------------------------------------
@@ -213,7 +216,7 @@ def test_a_mask_of_another_size_is_torchs_interpolation_cut(shape):
     soft = nn.functional.interpolate(
         torch.from_numpy(probability)[None, None], shape, mode="bilinear", align_corners=False
     )[0, 0].numpy()
-    mask = to_mask(probability, shape)
+    mask = finish((), probability, shape)
     assert mask.shape == shape and mask.dtype == bool
     certain = np.abs(soft - 0.5) > 1e-3
     assert np.array_equal(mask[certain], soft[certain] > 0.5)
@@ -221,5 +224,58 @@ def test_a_mask_of_another_size_is_torchs_interpolation_cut(shape):
 
 @pytest.mark.parametrize("factor", [2, 3, 10])
 def test_a_straight_edge_stays_where_it_is(factor):
-    mask = to_mask(columns(16, 16, 4).astype(np.float32), (16 * factor, 16 * factor))
+    mask = finish((), columns(16, 16, 4).astype(np.float32), (16 * factor, 16 * factor))
     assert np.array_equal(mask, columns(16 * factor, 16 * factor, 4 * factor))
+
+
+# --- what is done after the network, and what is kept for curves and distances -------------------
+
+
+class Leftmost(nn.Module):
+    """Answers by the column alone, so that a flip changes what it says."""
+
+    def forward(self, images):
+        n, _, height, width = images.shape
+        ramp = torch.linspace(6, -6, width).expand(n, 1, height, width)
+        return ramp.clone()
+
+
+def test_test_time_augmentation_averages_what_the_mirrored_image_gives(tmp_path):
+    _, cache = data(tmp_path / "d")
+    members = np.array([0])
+    plain = next(predict(Leftmost(), cache, members, device=CPU))
+    flips = next(predict(Leftmost(), cache, members, device=CPU, inference=Inference("flips")))
+    assert np.allclose(flips, (plain + plain[:, ::-1]) / 2, atol=1e-6)
+    assert not np.allclose(flips, plain, atol=0.1)
+
+
+def test_the_chain_decides_what_is_lesion(tmp_path):
+    records, cache = data(tmp_path / "d")
+    strict = Inference(chain=(Pick("threshold", {"value": 0.9}),))
+    # A logit of 1 is a probability of 0.73.
+    assert evaluate(Constant(1.0), cache, records, device=CPU).scores["recall"].tolist() == [1.0]
+    found = evaluate(Constant(1.0), cache, records, device=CPU, inference=strict)
+    assert found.scores["recall"].tolist() == [0.0]
+
+
+def test_distances_are_in_pixels_of_the_mask_and_in_percent_of_its_diagonal(tmp_path):
+    records, cache = written(tmp_path / "d", a=columns(48, 64, 16), b=columns(32, 32, 0))
+    found = evaluate(Known([sure(8), sure(0)]), cache, records, device=CPU)
+    # Half of 64 columns instead of a quarter: the far edge lies 16 pixels off.
+    assert found.distances["hd"].tolist() == [16.0, 0.0]
+    assert found.distances["hd_percent"].tolist() == [16.0 / 80 * 100, 0.0]
+    assert found.distances.keys() == {
+        f"{name}{unit}" for name in ("assd", "hd", "hd95") for unit in ("", "_percent")
+    }
+
+
+def test_every_pixel_is_tallied_once_by_its_probability_and_its_truth(tmp_path):
+    shapes = ((64, 96), (40, 40))
+    records, cache = data(tmp_path / "d", shapes)
+    found = evaluate(RedIsLesion(), cache, records, device=CPU)
+    assert found.tallies.sum(axis=(1, 2)).tolist() == [64 * 96, 40 * 40]
+    assert found.tallies[:, 1].sum(axis=1).tolist() == [32 * 96, 20 * 40]
+    middle = found.tallies.shape[2] // 2
+    # Skin below one half, lesion above, but for the row at the edge.
+    assert found.tallies[0, 1, middle:].sum() >= 30 * 96
+    assert found.tallies[0, 0, :middle].sum() >= 30 * 96

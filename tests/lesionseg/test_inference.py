@@ -122,6 +122,14 @@ def test_specks_are_taken_away():
     assert choice.plain_dice < 0.98
 
 
+def test_an_operation_that_was_taken_is_not_tried_again():
+    choice = choose(Red(), *specked(), device=CPU)
+    tried = [row["what"] for row in choice.rows]
+    assert names(choice) == ["largest"]
+    assert tried.count("largest") == 1
+    assert tried.count("fill_holes") == 2
+
+
 def test_holes_are_filled():
     masks = discs(8)
     red = np.where(masks, 0.9, 0.1)

@@ -124,7 +124,7 @@ def test_another_seed_is_another_training(data):
 def test_a_network_built_beforehand_trains_like_one_built_here(data):
     config = change(seed=5)
     torch.manual_seed(5)
-    model = build_model(config.model)
+    model = build_model(config.model, image_size=config.image_size)
     given, built = train(config, data, model=model), train(config, data)
     assert timeless(given.history) == timeless(built.history)
 
@@ -228,7 +228,7 @@ def test_gradients_are_clipped_to_the_given_norm(data):
 
     def moved(clip_norm):
         torch.manual_seed(0)
-        model = build_model(config.model)
+        model = build_model(config.model, image_size=config.image_size)
         before = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
         train(dataclasses.replace(config, clip_norm=clip_norm), data, model=model)
         after = torch.cat([p.detach().flatten() for p in model.parameters()])
@@ -464,3 +464,76 @@ def test_a_network_of_ours_learns_eight_pictures_by_heart(tmp_path, pick):
         schedule=Pick("onecycle"),
     )
     assert train(config, TrainData(cache, everyone, everyone)).best.metrics.dice > 0.95
+
+
+# --- what is there to train better ---------------------------------------------------------------
+
+
+def kept(config, data, path):
+    train(config, data, save_to=path)
+    return load_file(path)
+
+
+def test_a_batch_computed_in_parts_makes_the_same_step(data, tmp_path):
+    """Group norm looks at one image at a time, so that nothing depends on the parts."""
+    model = Pick("unet", {"width": 4, "depth": 1, "norm": "group"})
+    config = change(model=model, loss=Pick("bce_dice"), epochs=2, batch_size=5, clip_norm=0.0)
+    optimizer = Pick("sgd", {"lr": 0.1, "momentum": 0.5})
+    config = dataclasses.replace(config, optimizer=optimizer, augment=Pick("none"))
+    whole = kept(config, data, tmp_path / "whole.safetensors")
+    parts = kept(dataclasses.replace(config, accumulate=2), data, tmp_path / "parts.safetensors")
+    more = kept(dataclasses.replace(config, accumulate=64), data, tmp_path / "more.safetensors")
+    for name in whole:
+        torch.testing.assert_close(parts[name], whole[name], atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(more[name], whole[name], atol=2e-5, rtol=1e-4)
+
+
+def test_the_averaged_network_is_the_one_that_is_judged_and_kept(data, tmp_path):
+    config = change(ema=0.99, epochs=2)
+    path = tmp_path / "model.safetensors"
+    plain = train(change(epochs=2), data, save_to=tmp_path / "plain.safetensors")
+    result = train(config, data, save_to=path)
+    assert [r.train_loss for r in result.history] == [r.train_loss for r in plain.history]
+    assert [r.val_loss for r in result.history] != [r.val_loss for r in plain.history]
+    model, _ = checkpoint.load(path)
+    found = np.stack(list(predict(model, data.cache, data.val, device=CPU))) > 0.5
+    dice = [
+        sklearn.metrics.f1_score(data.cache.masks[i].ravel(), mask.ravel())
+        for i, mask in zip(data.val, found, strict=True)
+    ]
+    assert np.mean(dice) == pytest.approx(result.best.metrics.dice)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"flooding": 0.9}, {"label_smoothing": 0.3}, {"mix": Pick("cutmix", {"alpha": 1.0})}],
+)
+def test_what_helps_training_changes_it_and_leaves_the_validation_loss_alone(data, settings):
+    """An untrained network that is never moved: only how it is judged is left."""
+    still = {"optimizer": Pick("sgd", {"lr": 1e-4, "momentum": 0.5}), "epochs": 1}
+    plain = train(change(**still), data).history[0]
+    other = train(change(**still, **settings), data).history[0]
+    assert abs(other.train_loss - plain.train_loss) > 1e-3
+    assert other.val_loss == pytest.approx(plain.val_loss, abs=2e-3)
+
+
+def test_the_loss_is_never_below_the_flood_level(data):
+    history = train(change(flooding=0.5, epochs=4), data).history
+    assert all(r.train_loss >= 0.5 for r in history)
+
+
+@pytest.mark.parametrize("mix", ["mixup", "cutmix"])
+def test_mixing_repeats_to_the_last_digit(data, mix):
+    config = change(mix=Pick(mix, {"alpha": 0.4}), epochs=2)
+    assert timeless(train(config, data).history) == timeless(train(config, data).history)
+
+
+def test_a_network_with_deep_supervision_trains_and_is_judged_by_its_main_output(data, tmp_path):
+    model = Pick("unet", {"width": 4, "depth": 3, "deep_supervision": True})
+    path = tmp_path / "model.safetensors"
+    result = train(change(model=model, epochs=2), data, save_to=path)
+    weights = load_file(path)
+    torch.manual_seed(SMALL.seed)
+    fresh = build_model(model, image_size=16).state_dict()
+    moved = [k for k in weights if "extra_heads" in k and not torch.equal(weights[k], fresh[k])]
+    assert moved and all(math.isfinite(r.val_loss) for r in result.history)

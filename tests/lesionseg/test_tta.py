@@ -65,11 +65,11 @@ def test_a_rows_views_are_those_of_its_group_each_once(name):
     assert len(TTA[name]) == len(views)
 
 
-@pytest.mark.parametrize("view", SYMMETRIES, ids=str)
-def test_a_view_is_undone_exactly(view):
+def test_a_view_is_undone_exactly():
     x = images(5)
-    assert torch.equal(view.undo(view.apply(x)), x)
-    assert torch.equal(view.apply(view.undo(x)), x)
+    for view in SYMMETRIES:
+        assert torch.equal(view.undo(view.apply(x)), x), view
+        assert torch.equal(view.apply(view.undo(x)), x), view
 
 
 @pytest.mark.parametrize("name", TTA)
@@ -83,13 +83,15 @@ def test_a_pointwise_network_gains_nothing_and_loses_nothing(name):
 
 
 @pytest.mark.parametrize("name", TTA)
-@pytest.mark.parametrize("how", BY_HAND)
-def test_the_mean_turns_with_the_image_under_its_own_group_only(name, how):
+def test_the_mean_turns_with_the_image_under_its_own_group_only(name):
     x, model = images(), Crooked()
-    turned_after = moved(averaged(model, x, name), how)
-    turned_before = averaged(model, moved(x, how), name)
-    agree = torch.allclose(turned_after, turned_before, atol=1e-6)
-    assert agree == (how in NAMES[name])
+    mean = averaged(model, x, name)
+    agree = [
+        how
+        for how in BY_HAND
+        if torch.allclose(moved(mean, how), averaged(model, moved(x, how), name), atol=1e-6)
+    ]
+    assert agree == NAMES[name]
 
 
 def test_the_mean_is_that_of_probabilities_and_not_of_logits():

@@ -19,7 +19,9 @@ from lesionseg.config import TrialConfig
 from lesionseg.data.cache import build_cache
 from lesionseg.data.index import DatasetIndex
 from lesionseg.errors import InputError
+from lesionseg.inference import PLAIN
 from lesionseg.models import build_model, count_params
+from lesionseg.models.cost import multiply_adds
 from lesionseg.space import Pick
 from lesionseg.train import Diverged, EpochRecord
 from search import child as side
@@ -93,7 +95,8 @@ def wait_until(what, seconds: float) -> bool:
 def test_a_job_is_built_trained_epoch_by_epoch_and_ended(job, tmp_path):
     path = tmp_path / "deep" / "model.safetensors"
     built, *records, trained = follow(replace(job, save_to=path))
-    assert built == Built(count_params(build_model(CONFIG.model)))
+    model = build_model(CONFIG.model, image_size=CONFIG.image_size)
+    assert built == Built(count_params(model), multiply_adds(model, CONFIG.image_size))
     assert [r.epoch for r in records] == [1, 2, 3]
     assert isinstance(trained, Trained)
     assert trained.result.history == tuple(records)
@@ -130,11 +133,36 @@ def test_a_test_job_gives_counts_speed_and_overlays(job, index, tmp_path):
     records = index.records[20:]
     (tested,) = follow(side.TestJob(weights, job.cache, records, "cpu", 1, tmp_path / "overlays"))
     assert isinstance(tested, side.Tested)
-    assert tested.counts.shape == (10, 4)
-    assert tested.shapes == ((40, 48),) * 10  # height and width of the masks on disk
-    assert (tested.counts.sum(axis=1) == 40 * 48).all()
-    assert tested.images_per_second > 0
+    found = tested.evaluation
+    assert found.counts.shape == (10, 4)
+    assert found.shapes == ((40, 48),) * 10  # height and width of the masks on disk
+    assert (found.counts.sum(axis=1) == 40 * 48).all()
+    assert tested.speed.keys() == {"batch", "single"} and min(tested.speed.values()) > 0
+    assert tested.overlays and tested.shown == {}
     assert all((tmp_path / "overlays" / file).is_file() for _, file in tested.overlays)
+
+
+def test_masks_are_shown_of_the_images_that_are_asked_for(job, index, tmp_path):
+    weights = tmp_path / "model.safetensors"
+    follow(replace(job, save_to=weights))
+    records = index.records[20:]
+    (tested,) = follow(side.TestJob(weights, job.cache, records, "cpu", 1, show=(records[3].name,)))
+    assert tested.shown.keys() == {records[3].name}
+    assert tested.shown[records[3].name].shape == (40, 48)
+    assert tested.overlays == ()
+
+
+def test_what_is_chosen_on_validation_images_is_noted_with_the_weights(job, tmp_path):
+    weights = tmp_path / "model.safetensors"
+    follow(replace(job, save_to=weights))
+    (chosen,) = follow(side.ChooseJob(weights, job.cache, job.val, "cpu", 1))
+    assert isinstance(chosen, side.Chosen)
+    assert checkpoint.read_inference(weights) == chosen.choice.inference
+    assert checkpoint.load(weights)[1] == CONFIG
+    (plain,) = follow(
+        side.ChooseJob(weights, job.cache, job.val, "cpu", 1, tta=False, postprocess=False)
+    )
+    assert plain.choice.inference == PLAIN == checkpoint.read_inference(weights)
 
 
 # --- what goes wrong ---------------------------------------------------------------------------

@@ -37,7 +37,14 @@ def test_a_configuration_in_one_line_has_every_pick_and_parameter():
     line = show.brief(config)
     assert line == "unet(width=16, depth=3) · dice · flips · adam(lr=0.00123) · cosine"
     assert show.brief(config.to_dict()) == line
-    assert line.count(" · ") == len(DEFAULTS) - 1
+    assert line.count(" · ") == len(DEFAULTS) - 2  # no word of mixing, where there is none
+
+
+def test_what_stands_at_its_default_unless_it_is_named_is_not_shown():
+    params = {"width": 16, "depth": 3, "norm": "batch", "attention": True}
+    config = TrialConfig(model=Pick("unet", params), mix=Pick("cutmix", {"alpha": 1.0}))
+    line = show.brief(config)
+    assert line.startswith("unet(width=16, depth=3, attention=True) · bce_dice · flips · cutmix(")
 
 
 @pytest.mark.parametrize(
@@ -82,10 +89,14 @@ def test_every_row_of_every_table_is_shown_with_its_parameters(shown):
     for family, table in FAMILIES.items():
         assert f"\n{family}" in f"\n{text}"
         for name, option in table.items():
-            (line,) = [row for row in text.splitlines() if row.split()[:1] == [name]]
-            assert option.about in line
+            lines = [row for row in text.splitlines() if row.split()[:1] == [name]]
+            assert any(option.about in line for line in lines)
             for key, domain in option.space.items():
-                assert f"{key}: {domain}" in text
+                star = "*" if key in option.settled else ""
+                # A long list of choices goes on in the next line of its cell.
+                first, *others = str(domain).split(" | ")
+                assert f"{key}{star}: {first}" in text
+                assert all(other in text for other in others)
     for name, domain in SETTINGS.items():
         assert f"{name} " in text
         assert str(domain) in text

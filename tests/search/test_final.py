@@ -14,8 +14,10 @@ from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
 from lesionseg import checkpoint
 from lesionseg.config import TrialConfig
 from lesionseg.data.pictures import read_mask
-from lesionseg.evaluate import predict, to_mask
-from lesionseg.metrics import METRICS
+from lesionseg.evaluate import predict
+from lesionseg.inference import PLAIN, Inference
+from lesionseg.metrics import METRICS, SURFACE
+from lesionseg.postprocess import finish
 from search import trials
 from search.final import best_of, finalize, read_metrics
 from search.run import Failed, search
@@ -69,12 +71,20 @@ def test_the_report_has_every_key_of_its_contract(finished):
     opened, report = finished
     assert report["study"] == opened.name
     assert report["trial"] == best_of(opened.study).number
-    assert report["test"].keys() == {*METRICS, "n", "groups"}
-    assert report["ci95"].keys() == set(METRICS)
+    distances = {f"{name}{unit}" for name in SURFACE for unit in ("", "_percent")}
+    of_pixels = {"average_precision", "calibration_error"}
+    assert report["test"].keys() == {*METRICS, *distances, *of_pixels, "n", "groups"}
+    assert report["ci95"].keys() == {*METRICS, *distances}
+    curves = {"precision", "recall", "confidence", "frequency", "share"}
+    assert report["curves"].keys() == curves
     assert report["confusion"].keys() == {"tp", "fp", "fn", "tn"}
     assert report["val"].keys() == {"search", "retrained", "gap", "reproduced", "seeds"}
     assert report["seconds"] > 0
     assert report["images_per_second"] > 0
+    assert report["images_per_second_single"] > 0
+    assert report["peak_memory"] > 10_000_000
+    assert report["macs"] == best_of(opened.study).user_attrs["macs"] > 0
+    assert report["preset"] is None
     assert report["params"] == best_of(opened.study).user_attrs["params"]
     assert report["seed"] == 0
     assert report["test_looks"] == 1
@@ -94,12 +104,13 @@ def test_every_image_of_the_test_part_has_its_row_once_and_no_other_has(finished
 def test_the_means_are_those_of_the_rows(finished):
     opened, report = finished
     rows = rows_of(opened.folder / "final" / "per_image.csv")
-    for name in METRICS:
+    for name in report["ci95"]:
         mean = statistics.fmean(float(r[name]) for r in rows)
-        assert report["test"][name] == pytest.approx(mean, abs=1e-12)
+        assert report["test"][name] == pytest.approx(mean, abs=1e-9)
         low, high = report["ci95"][name]
-        assert min(float(r[name]) for r in rows) - 1e-12 <= low
-        assert low <= mean <= high <= max(float(r[name]) for r in rows) + 1e-12
+        assert min(float(r[name]) for r in rows) - 1e-9 <= low
+        assert low - 1e-9 <= mean <= high + 1e-9
+        assert high <= max(float(r[name]) for r in rows) + 1e-9
     shares = {
         k: statistics.fmean(float(r[k]) / (40 * 48) for r in rows) for k in report["confusion"]
     }
@@ -116,11 +127,12 @@ def test_the_rows_are_those_of_the_stored_network_by_another_library(finished):
     names = opened.cache.names
     where = np.array([names.index(r["name"]) for r in rows])
     device = next(model.parameters()).device
-    predicted = predict(model, opened.cache, where, device=device)
+    inference = checkpoint.read_inference(opened.folder / "final" / "model.safetensors")
+    predicted = predict(model, opened.cache, where, device=device, inference=inference)
     masks = {r.name: r.mask for r in opened.index.records}
     for row, probability in zip(rows, predicted, strict=True):
         truth, _ = read_mask(masks[row["name"]])
-        mask = to_mask(probability, truth.shape)
+        mask = finish(inference.chain, probability, truth.shape)
         t, p = truth.ravel(), mask.ravel()
         tn, fp, fn, tp = confusion_matrix(t, p, labels=[False, True]).ravel()
         assert [int(row[k]) for k in ("tp", "fp", "fn", "tn")] == [tp, fp, fn, tn]
@@ -166,7 +178,8 @@ def test_a_tested_study_is_not_tested_again_unless_that_is_said(searched):
     again = finalize(searched, SLOT, again=True)
     assert again["test_looks"] == len(test_looks(searched.study)) == 2
     # Nothing but the count and the clocks has changed.
-    clocks = {"test_looks", "seconds", "images_per_second"}
+    clocks = {"test_looks", "seconds", "peak_memory"}
+    clocks |= {"images_per_second", "images_per_second_single"}
     assert {k: v for k, v in again.items() if k not in clocks} == {
         k: v for k, v in report.items() if k not in clocks
     }
@@ -223,6 +236,43 @@ def test_train_and_val_together_are_trained_as_long_as_the_best_epoch(tiny_data,
     }
     assert report["test"]["n"] == len(opened.split.test)
     assert len(rows_of(opened.folder / "final" / "history.csv")) == len(heard)
+
+
+# --- what is done after the network --------------------------------------------------------------
+
+
+def test_what_was_chosen_is_in_the_report_and_in_the_checkpoint(finished):
+    opened, report = finished
+    kept = checkpoint.read_inference(opened.folder / "final" / "model.safetensors")
+    assert kept.to_dict() == report["inference"]
+    choice = report["inference_choice"]
+    assert choice["dice"] >= choice["plain_dice"] - 1e-9
+    assert [row["what"] for row in choice["rows"]]
+
+
+def test_without_leave_nothing_is_done_after_the_network(tiny_data, tmp_path):
+    changes = {"budget.trials": 1, "final": {"tta": False, "postprocess": False}}
+    opened = open_tiny(tiny_data, tmp_path / "s", changes)
+    search(opened, SLOT, Listening())
+    report = finalize(opened, SLOT)
+    assert report["inference"] == PLAIN.to_dict()
+    assert report["inference_choice"] is None
+    weights = opened.folder / "final" / "model.safetensors"
+    assert checkpoint.read_inference(weights) == Inference()
+
+
+def test_a_network_fitted_to_the_validation_images_takes_over_the_searchs_choice(
+    tiny_data, tmp_path
+):
+    changes = {"budget.trials": 1, "final": {"fit_on": "train_val"}}
+    opened = open_tiny(tiny_data, tmp_path / "s", changes)
+    search(opened, SLOT, Listening())
+    report = finalize(opened, SLOT)
+    # Judged with the search's weights, whose Dice on these images is the trial's own.
+    assert report["inference_choice"]["plain_dice"] == pytest.approx(report["val"]["search"])
+    final = opened.folder / "final"
+    assert checkpoint.read_inference(final / "model.safetensors").to_dict() == report["inference"]
+    assert sorted(p.name for p in final.iterdir()) == FILES
 
 
 # --- what goes wrong ---------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from PIL import Image
 
 from lesionseg import metrics
 from lesionseg.errors import InputError
-from lesionseg.metrics import METRICS
+from lesionseg.metrics import METRICS, SURFACE
 from search import report, trials
 from search.final import read_metrics
 from search.report import DEFINITIONS, write_report
@@ -159,7 +159,9 @@ def make_final(
         for i, (n, g) in enumerate(zip(names, groups, strict=True))
     ]
     write_csv(folder / "final" / "per_image.csv", ["name", "group", *METRICS], rows)
-    rows = [[e, 1 / e, 1.1 / e, 1e-3, 2.0, *[d] * 7] for e, d in enumerate(curve_to(0.9), 1)]
+    rows = [
+        [e, 1 / e, 1.1 / e, 1e-3, 2.0, *[d] * len(METRICS)] for e, d in enumerate(curve_to(0.9), 1)
+    ]
     header = ["epoch", "train_loss", "val_loss", "lr", "seconds", *METRICS]
     write_csv(folder / "final" / "history.csv", header, rows)
     return told
@@ -285,14 +287,21 @@ def test_every_number_of_the_test_is_that_of_metrics_json(finished, page):
 
 
 def test_every_metric_has_a_name_and_a_definition():
-    assert tuple(DEFINITIONS) == METRICS
+    assert tuple(DEFINITIONS)[: len(METRICS)] == METRICS
+    distances = {f"{name}{unit}" for name in SURFACE for unit in ("", "_percent")}
+    assert set(DEFINITIONS) == {*METRICS, *distances, "average_precision", "calibration_error"}
 
 
 def test_an_unknown_metric_without_interval_is_shown_under_its_key(done):
     folder, _, told = done
-    told["test"]["hd95"] = 3.25
+    told["test"]["unheard"] = 3.25
     (folder / "final" / "metrics.json").write_text(json.dumps(told))
-    assert Page(write_report(folder)).table("scores")[-1] == ["hd95", "3.2500", "\N{EN DASH}", ""]
+    assert Page(write_report(folder)).table("scores")[-1] == [
+        "unheard",
+        "3.2500",
+        "\N{EN DASH}",
+        "",
+    ]
 
 
 def test_how_it_was_found_is_told_in_a_sentence(finished, page):

@@ -17,7 +17,9 @@ SPACE, _ = parse(
     }
 )
 #: The same with real numbers.
-REAL, _ = parse({"model": ["unet", "segnet"], "loss": ["bce", "focal"], "optimizer": "all"})
+REAL, _ = parse(
+    {"model": ["unet", "segnet"], "loss": ["bce", "focal"], "optimizer": ["adam", "adamw", "sgd"]}
+)
 
 
 def value_of(trial) -> float:

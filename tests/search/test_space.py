@@ -49,7 +49,7 @@ def test_a_family_that_is_not_named_is_settled_at_its_defaults(family):
 def test_all_names_every_row_with_its_whole_ranges(family):
     space, errors = parse({family: "all"})
     assert errors == []
-    assert space.picks[family] == {n: dict(o.space) for n, o in FAMILIES[family].items()}
+    assert space.picks[family] == {n: usual(o) for n, o in FAMILIES[family].items()}
 
 
 @pytest.mark.parametrize(("family", "name"), ROWS)
@@ -57,7 +57,68 @@ def test_a_word_a_list_and_a_mapping_say_the_same_of_every_row(family, name):
     ways = [name, [name], {name: {}}, {name: None}]
     spaces = [parse({family: way}) for way in ways]
     assert all(errors == [] for _, errors in spaces)
-    assert all(space.picks[family] == {name: FAMILIES[family][name].space} for space, _ in spaces)
+    expected = usual(FAMILIES[family][name])
+    assert all(space.picks[family] == {name: expected} for space, _ in spaces)
+
+
+@pytest.mark.parametrize(("family", "name"), ROWS)
+def test_the_word_all_opens_what_is_settled_too(family, name):
+    space, errors = parse({family: {name: "all"}})
+    assert errors == []
+    assert space.picks[family] == {name: dict(FAMILIES[family][name].space)}
+
+
+def test_settled_parameters_are_opened_by_name_one_by_one():
+    space, errors = parse({"model": {"unet": {"norm": ["batch", "group"], "dropout": [0, 0.2]}}})
+    assert errors == []
+    unet = space.picks["model"]["unet"]
+    assert unet["norm"] == Categorical(("batch", "group"), "batch")
+    assert unet["dropout"] == Float(0, 0.2, 0)
+    assert unet["attention"] is False
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ({"choices": [16, 64]}, Categorical((16, 64), 16)),
+        ({"choices": [8]}, Categorical((8,), 8)),
+    ],
+)
+def test_some_values_of_a_range_are_choices(wanted, expected):
+    space, errors = parse({"model": {"unet": {"width": wanted}}})
+    assert errors == []
+    assert space.picks["model"]["unet"]["width"] == expected
+    config = suggest(in_memory().ask(), space)
+    assert config.model.params["width"] in expected.choices
+
+
+@pytest.mark.parametrize(
+    ("wanted", "told"),
+    [
+        ({"choices": []}, "must be a value, a range or {choices: [value, ...]}"),
+        ({"choices": 16}, "must be a value, a range or {choices: [value, ...]}"),
+        ({"choice": [16]}, "must be a value, a range or {choices: [value, ...]}"),
+        ({"choices": [16, 16]}, "names a choice twice"),
+        ({"choices": [16, 500]}, "must lie in [4, 128], got 500"),
+    ],
+)
+def test_choices_that_are_none_are_refused(wanted, told):
+    (error,) = errors_of({"model": {"unet": {"width": wanted}}})
+    assert error.startswith("search.model.unet.width: ") and told in error
+
+
+def test_a_file_of_ones_own_is_taken_where_weights_are_named():
+    space, errors = parse({"model": {"smp_fpn": {"weights": ["none", "/w/mine.safetensors"]}}})
+    assert errors == []
+    weights = space.picks["model"]["smp_fpn"]["weights"]
+    assert weights.choices == ("none", "/w/mine.safetensors")
+    (error,) = errors_of({"model": {"smp_fpn": {"weights": "imagenett"}}})
+    assert error.startswith("search.model.smp_fpn.weights: must be one of its choices")
+
+
+def usual(option):
+    """What stands in the space of a row that is named without more: settled ones as values."""
+    return {k: d.default if k in option.settled else d for k, d in option.space.items()}
 
 
 def value_in(domain):
@@ -80,13 +141,13 @@ def test_every_parameter_takes_a_value_and_a_range_of_its_own(family, name, key,
     whole = list(domain.choices) if isinstance(domain, Categorical) else [domain.low, domain.high]
     space, errors = parse({family: {name: {key: whole}}})
     assert errors == []
-    assert space.picks[family][name] == FAMILIES[family][name].space
+    assert space.picks[family][name] == usual(FAMILIES[family][name]) | {key: domain}
 
 
 @pytest.mark.parametrize(("family", "name", "key", "domain"), PARAMS)
 def test_no_parameter_can_be_widened_past_its_row(family, name, key, domain):
     if isinstance(domain, Categorical):
-        beyond = [["no such choice"], "no such choice", [domain.choices[0]] * 2, []]
+        beyond = [["no such choice"], "no such choice", [domain.choices[0]] * 2, [], {}]
     else:
         beyond = [
             domain.low - 1,
@@ -254,7 +315,7 @@ def narrowed(draw, domain):
 def lies_in(value, wanted):
     if not isinstance(wanted, list):
         return value == wanted
-    if isinstance(wanted[0], str):
+    if isinstance(wanted[0], str | bool):
         return value in wanted
     return wanted[0] <= value <= wanted[1]
 

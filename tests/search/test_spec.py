@@ -78,7 +78,7 @@ def test_a_key_that_is_no_word_is_refused_as_yaml(path, text):
     ("text", "kind"), [("", "NoneType"), ("- a", "list"), ("3", "int"), ("word", "str")]
 )
 def test_a_file_that_is_no_mapping_is_refused(path, text, kind):
-    assert refusal(path, text) == f"a study must be keys and values, got {kind}"
+    assert refusal(path, text) == f"a file must be keys and values, got {kind}"
 
 
 def test_a_file_that_is_not_text_is_refused(path):
@@ -98,7 +98,7 @@ def test_a_missing_file_and_a_folder_are_refused_with_the_systems_reason(tmp_pat
 def test_an_unknown_study_is_answered_with_the_nearest_or_with_all():
     with pytest.raises(InputError, match=r"unknown study 'quik' \(did you mean 'quick'\?\)"):
         load_spec("quik")
-    with pytest.raises(InputError, match=r"\(known: isic2018, ph2, quick\)"):
+    with pytest.raises(InputError, match=r"\(known: everything, isic2018, ph2, quick\)"):
         load_spec("zzz")
 
 
@@ -140,7 +140,7 @@ def test_off_is_a_word_and_only_true_and_false_are_truth_values(path):
             "search: {model: {unet: {widht: 8}}}",
             "search.model.unet: unknown parameter 'widht' (did you mean 'width'?)",
         ),
-        ("search: {loss: {bce: {x: 1}}}", "search.loss.bce: unknown parameter 'x' (it has none)"),
+        ("search: {loss: {dice: {x: 1}}}", "search.loss.dice: unknown parameter 'x' (it has none)"),
         ("search: {augment: {flips: 3}}", "must be {parameter: value or range}, got 3"),
     ],
 )

@@ -56,10 +56,12 @@ def test_a_complete_trial_is_on_record_with_all_that_is_said_of_it(opened):
     assert done.params == {"model.unet.width": 4, "optimizer.adam.lr": 0.01}
     attrs = done.user_attrs
     config = TrialConfig.from_dict(attrs["config"])
-    assert config.model.params == {"width": 4, "depth": 1}
+    assert (config.model.params["width"], config.model.params["depth"]) == (4, 1)
+    assert config.model.params["norm"] == "batch"  # what is settled is on record too
     assert attrs["digest"] == config.digest()
     assert attrs["epochs"] == 2
     assert attrs["params"] > 0
+    assert attrs["macs"] > 0
     assert attrs["seconds"] > 0
     assert attrs["peak_memory"] > 0
     assert attrs["owner"] == owner()

@@ -4,6 +4,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from lesionseg.models.cost import multiply_adds
+from lesionseg.models.monai import build_dynunet, monai_options
+from lesionseg.models.smp import smp_options
+from lesionseg.space import Pick, build
 
 
 class Attention(nn.Module):
@@ -72,10 +75,18 @@ def test_the_mode_comes_back_after_a_failure_too():
 
 
 def test_deep_supervision_costs_nothing_as_it_is_off_in_evaluation():
-    from lesionseg.models.monai import build_dynunet
-
     plain, deep = (
         build_dynunet(width=8, deep_supervision=d, residual=False, image_size=64)
         for d in (False, True)
     )
     assert multiply_adds(plain, 64) == multiply_adds(deep, 64) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*smp_options(), *monai_options()])
+def test_the_networks_of_the_libraries_can_be_counted(name):
+    model = build("model", {**smp_options(), **monai_options()}, Pick(name), image_size=128)
+    cost = multiply_adds(model, 128)
+    # Nearly all is convolutions, whose work grows with the pixels; attention's faster still.
+    assert 3.5 * cost < multiply_adds(model, 256) < 6 * cost
+    assert model.training

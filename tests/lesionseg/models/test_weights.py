@@ -83,8 +83,8 @@ def test_the_encoder_holds_what_the_cache_holds(cache, encoder, architecture):
         assert torch.equal(tensor, theirs[name.removeprefix("model.").replace(".", "_")])
 
 
-@pytest.mark.parametrize("encoder", ["tu-convnext_atto", "tu-mobilenetv3_large_100"])
-def test_the_features_are_those_of_timm_with_the_same_file(tmp_path, encoder):
+def test_the_features_are_those_of_timm_with_the_same_file(tmp_path):
+    encoder = "tu-convnext_atto"
     file = tmp_path / "weights.safetensors"
     save_file(published(encoder), file)
     theirs = timm.create_model(
@@ -103,9 +103,9 @@ def test_the_features_are_those_of_timm_with_the_same_file(tmp_path, encoder):
 def test_the_rest_of_the_network_is_as_without_weights(cache):
     put(cache, "resnet18", published("resnet18"))
     torch.manual_seed(0)
-    plain = build_smp("unet", encoder="resnet18").state_dict()
+    plain = build_smp("pspnet", encoder="resnet18").state_dict()
     torch.manual_seed(0)
-    loaded = build_smp("unet", encoder="resnet18", weights="imagenet").state_dict()
+    loaded = build_smp("pspnet", encoder="resnet18", weights="imagenet").state_dict()
     assert plain.keys() == loaded.keys()
     for name in plain:
         if not name.startswith("encoder."):
@@ -121,24 +121,26 @@ def test_the_cache_may_be_named_itself(tmp_path, cache, monkeypatch):
     ensure_weights("mit_b0", "imagenet")
 
 
-@pytest.mark.parametrize("encoder", [*ENCODERS, *TRANSFORMERS])
-def test_an_encoder_that_is_missing_offline_says_how_to_get_it(cache, encoder):
+def test_an_encoder_that_is_missing_offline_says_how_to_get_it(cache):
     start = time.perf_counter()
-    with pytest.raises(InputError) as caught:
-        ensure_weights(encoder, "imagenet")
-    assert time.perf_counter() - start < 2
-    said, source = str(caught.value), source_of(encoder)
-    assert "\n" not in said
-    assert "HF_HUB_OFFLINE is set" in said
-    assert str(cache) in said
-    assert f"hf download {source.repository} model.safetensors --revision" in said
-    assert f"--revision {source.revision}`" in said
-    assert f"models--{source.repository.replace('/', '--')} " in said
+    for encoder in [*ENCODERS, *TRANSFORMERS]:
+        with pytest.raises(InputError) as caught:
+            ensure_weights(encoder, "imagenet")
+        said, source = str(caught.value), source_of(encoder)
+        assert "\n" not in said
+        assert "HF_HUB_OFFLINE is set" in said
+        assert str(cache) in said
+        assert f"hf download {source.repository} model.safetensors --revision" in said
+        assert f"--revision {source.revision}`" in said
+        assert f"models--{source.repository.replace('/', '--')} " in said
+    assert time.perf_counter() - start < 5
 
 
 def test_building_without_the_file_names_the_row(cache):
-    with pytest.raises(InputError, match=r"^model\.smp_fpn: weights: 'imagenet' of encoder 'res"):
-        build_smp("fpn", encoder="resnet18", weights="imagenet")
+    with pytest.raises(
+        InputError, match=r"^model\.smp_pspnet: weights: 'imagenet' of encoder 'res"
+    ):
+        build_smp("pspnet", encoder="resnet18", weights="imagenet")
 
 
 def test_a_network_that_refuses_is_given_up_at_once(online):
@@ -172,10 +174,9 @@ def test_online_the_pinned_file_is_fetched_into_the_cache(online, cache, monkeyp
     assert asked == [(source.repository, "model.safetensors", source.revision, cache)]
 
 
-def test_without_weights_nothing_is_looked_for(cache):
+def test_without_weights_nothing_is_looked_for(cache, model):
     ensure_weights("resnet18", "none")
     ensure_weights("no such encoder", "none")
-    model = build_smp("unet", encoder="resnet18")
     before = {k: v.clone() for k, v in model.state_dict().items()}
     load_encoder(model, "resnet18", "none")
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
@@ -184,14 +185,14 @@ def test_without_weights_nothing_is_looked_for(cache):
 def test_untouched_networks_need_no_file(cache):
     with untouched():
         with untouched():
-            build_smp("fpn", encoder="resnet18", weights="imagenet")
+            build_smp("pspnet", encoder="resnet18", weights="imagenet")
         torch.manual_seed(0)
-        one = build_smp("fpn", encoder="resnet18", weights="/no/such/file.pth").state_dict()
+        one = build_smp("pspnet", encoder="resnet18", weights="/no/file.pth").state_dict()
     torch.manual_seed(0)
-    other = build_smp("fpn", encoder="resnet18").state_dict()
+    other = build_smp("pspnet", encoder="resnet18").state_dict()
     assert all(torch.equal(one[k], other[k]) for k in other)
     with pytest.raises(InputError):
-        build_smp("fpn", encoder="resnet18", weights="imagenet")
+        build_smp("pspnet", encoder="resnet18", weights="imagenet")
 
 
 def test_untouched_ends_with_an_error_and_holds_for_its_thread_only(cache):
@@ -201,7 +202,7 @@ def test_untouched_ends_with_an_error_and_holds_for_its_thread_only(cache):
 
     def elsewhere():
         try:
-            build_smp("fpn", encoder="resnet18", weights="imagenet")
+            build_smp("pspnet", encoder="resnet18", weights="imagenet")
         except InputError as error:
             failed.append(error)
 
@@ -212,16 +213,30 @@ def test_untouched_ends_with_an_error_and_holds_for_its_thread_only(cache):
     assert len(failed) == 1
 
 
+@pytest.fixture(scope="module")
+def model():
+    """A network to load into; what an earlier test left in it does not matter."""
+    return build_smp("unet", encoder="resnet18")
+
+
+@pytest.fixture(scope="module")
+def state():
+    return published("resnet18")
+
+
 @pytest.mark.parametrize("prefix", ["", "encoder.", "model.", "module.", "backbone."])
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
-def test_a_file_of_ones_own_may_carry_prefixes(tmp_path, prefix, wrapper):
-    state = {prefix + k: v for k, v in published("resnet18").items()}
-    state["fc.weight"] = torch.zeros(7, 512)
+def test_a_file_of_ones_own_may_carry_prefixes(tmp_path, model, state, prefix, wrapper):
+    torch.manual_seed(0)
+    held = {prefix + k: v for k, v in state.items()}
+    held[prefix + "conv1.weight"] = first = torch.randn(64, 3, 7, 7)
+    held["fc.weight"] = torch.zeros(7, 512)
     file = tmp_path / "own.pth"
-    torch.save({wrapper: state, "epoch": 3} if wrapper else state, file)
-    ensure_weights("resnet18", str(file))
-    model = build_smp("pspnet", encoder="resnet18", weights=str(file))
-    assert torch.equal(model.encoder.conv1.weight, state[prefix + "conv1.weight"])
+    torch.save({wrapper: held, "epoch": 3} if wrapper else held, file)
+    with torch.no_grad():
+        model.encoder.conv1.weight.zero_()
+    load_encoder(model, "resnet18", str(file))
+    assert torch.equal(model.encoder.conv1.weight, first)
 
 
 def broken(tmp_path, name, state):
@@ -235,8 +250,7 @@ def broken(tmp_path, name, state):
     return str(file)
 
 
-def test_a_share_of_nine_tenths_of_the_tensors_is_enough(tmp_path):
-    model = build_smp("unet", encoder="resnet18")
+def test_a_share_of_nine_tenths_of_the_tensors_is_enough(tmp_path, model):
     state = dict(model.encoder.state_dict())
     counted = [k for k in state if "num_batches" not in k]
     assert len(counted) == 100
@@ -249,7 +263,7 @@ def test_a_share_of_nine_tenths_of_the_tensors_is_enough(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "state", "said"),
+    ("name", "held", "said"),
     [
         ("other.pth", {"a": torch.zeros(1)}, "holds 0 of the 100 tensors of encoder 'resnet18'"),
         ("other.safetensors", {"a": torch.zeros(1)}, "holds 0 of the 100 tensors"),
@@ -261,9 +275,8 @@ def test_a_share_of_nine_tenths_of_the_tensors_is_enough(tmp_path):
         ("nothing.safetensors", b"", "cannot be read"),
     ],
 )
-def test_a_file_that_is_none_of_the_encoder_is_refused(tmp_path, name, state, said):
-    file = broken(tmp_path, name, state)
-    model = build_smp("unet", encoder="resnet18")
+def test_a_file_that_is_none_of_the_encoder_is_refused(tmp_path, model, name, held, said):
+    file = broken(tmp_path, name, held)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with pytest.raises(InputError, match=said) as caught:
         load_encoder(model, "resnet18", file)
@@ -275,7 +288,7 @@ def test_a_file_that_is_none_of_the_encoder_is_refused(tmp_path, name, state, sa
 def test_another_encoder_with_the_same_names_is_refused_by_its_shapes(tmp_path):
     file = broken(tmp_path, "b1.pth", published("mit_b1"))
     with pytest.raises(InputError, match=r"other shapes than encoder 'mit_b0' for .* instead of"):
-        build_smp("unet", encoder="mit_b0", weights=file)
+        build_smp("pspnet", encoder="mit_b0", weights=file)
 
 
 @pytest.mark.parametrize("path", ["./no/such.pth", "/no/such.safetensors"])

@@ -1,0 +1,134 @@
+"""Published systems as a study's first trials."""
+
+import pytest
+
+from lesionseg.errors import InputError
+from search import presets, trials
+from search.run import search
+from search.study import open_study
+from search.suggest import suggest
+from search.warm_start import enqueue, expressed
+from tests.search.helpers import SLOT, Listening, in_memory, open_tiny, tiny_spec
+
+#: A space that holds every row of the one table but those of other networks.
+WIDE = {
+    "data.image_size": 32,
+    "search": {
+        "model": {"unet": {"width": [8, 64], "depth": [3, 5]}},
+        "loss": ["bce", "bce_dice", "dice"],
+        "augment": ["none", "full", "rotations"],
+        "optimizer": {"adam": {"lr": [1e-4, 1e-2]}},
+        "schedule": "constant",
+        "batch_size": [8, 16],
+        "clip_norm": {"choices": [0, 1]},
+    },
+    "fixed": {},
+}
+
+
+def test_what_lies_in_the_space_is_said_by_parameters_that_draw_it_again():
+    spec = tiny_spec(WIDE)
+    config = presets.config("c-bigger-unet", 32, spec.budget.epochs)
+    params = expressed(config, spec.space)
+    assert params == {
+        "model.unet.width": 64,
+        "model.unet.depth": 4,
+        "loss": "bce_dice",
+        "loss.bce_dice.weight": 0.5,
+        "augment": "none",
+        "optimizer.adam.lr": 1e-3,
+        "batch_size": 16,
+        "clip_norm": 0.0,
+    }
+    study = in_memory()
+    study.enqueue_trial(params)
+    assert suggest(study.ask(), spec.space).digest() == config.digest()
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("segnet-bce", "another network"),
+        ("unet-focal", "another loss"),
+        ("c-baseline-scheduler", "another schedule"),
+        ("c-baseline-flooding", "a setting that the study leaves at its default"),
+        ("e-unet-ham-v1", "half of the epochs"),
+    ],
+)
+def test_what_does_not_lie_in_the_space_cannot_be_said(name, why):
+    spec = tiny_spec(WIDE)
+    assert expressed(presets.config(name, 32, spec.budget.epochs), spec.space) is None, why
+
+
+def test_a_value_outside_a_narrowed_range_cannot_be_said():
+    spec = tiny_spec(WIDE | {"search.model": {"unet": {"width": [8, 32], "depth": [3, 5]}}})
+    assert expressed(presets.config("c-bigger-unet", 32, 2), spec.space) is None
+    assert expressed(presets.config("c-deeper-unet", 32, 2), spec.space) is not None
+
+
+def test_every_preset_is_queued_once_with_its_name():
+    spec = tiny_spec(WIDE | {"warm_start": ["seeds"], "data.image_size": 64})
+    study = in_memory()
+    assert enqueue(study, spec) == presets.names()
+    queued = study.get_trials(deepcopy=False)
+    assert [t.user_attrs[trials.PRESET] for t in queued] == presets.names()
+    for trial in queued:
+        config = presets.config(trial.user_attrs[trials.PRESET], 64, 2)
+        given = trial.user_attrs.get(trials.GIVEN)
+        said = trial.system_attrs["fixed_params"]
+        assert (given == config.to_dict()) != bool(said)
+
+
+def test_they_are_the_studys_first_trials_and_are_trained_as_they_are(tiny_data, tmp_path):
+    changes = {
+        "data.image_size": 32,
+        "warm_start": ["c-baseline-unet"],
+        "budget": {"trials": 2, "epochs": 1},
+    }
+    opened = open_tiny(tiny_data, tmp_path / "s", changes)
+    search(opened, SLOT, Listening())
+    first, second = trials.all_trials(opened.study)
+    assert first.user_attrs[trials.PRESET] == "c-baseline-unet"
+    expected = presets.config("c-baseline-unet", 32, 1)
+    assert trials.config_of(first) == expected.to_dict()
+    assert trials.state_of(first) == "complete" and first.params == {}
+    assert trials.PRESET not in second.user_attrs and second.params
+    # Opened again, nothing is queued a second time.
+    assert len(trials.all_trials(open_study(tmp_path / "s").study)) == 2
+
+
+def test_a_preset_that_was_cut_off_is_queued_again_as_it_is(tiny_data, tmp_path):
+    changes = {"data.image_size": 32, "warm_start": ["c-baseline-unet"]}
+    opened = open_tiny(tiny_data, tmp_path / "s", changes | {"budget": {"trials": 1, "epochs": 1}})
+
+    class Interrupting(Listening):
+        def trial_started(self, number, config):
+            super().trial_started(number, config)
+            if number == 0:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search(opened, SLOT, Interrupting())
+    search(open_study(tmp_path / "s"), SLOT, Listening())
+    lost, again = trials.all_trials(opened.study)
+    assert trials.reason_of(lost) == trials.INTERRUPTED
+    assert again.user_attrs[trials.PRESET] == "c-baseline-unet"
+    assert trials.config_of(again) == trials.config_of(lost)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"warm_start": ["sedes"]}, "did you mean 'seeds'?"),
+        ({"warm_start": ["unet-dise"]}, "did you mean 'unet-dice'?"),
+        ({"warm_start": "seeds"}, "warm_start"),
+        (
+            {"warm_start": ["segnet-bce"], "data.image_size": 48},
+            "data.image_size: segnet-bce: segnet takes multiples of 32 from 32 on, got 48",
+        ),
+    ],
+)
+def test_what_cannot_be_queued_is_told_with_the_files_other_errors(changes, told):
+    with pytest.raises(InputError) as caught:
+        tiny_spec(changes)
+    assert told in str(caught.value)
