@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -22,6 +25,9 @@ from lesionseg.postprocess import finish, refine
 from lesionseg.tta import averaged
 
 Probabilities = NDArray[np.float32]
+
+#: Images that are judged side by side.
+AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -93,24 +99,51 @@ def evaluate(
     on_image: called with each record, its predicted mask and its true one, [H, W] each.
     """
     where = positions([r.name for r in records], cache.names)
-    counts, shapes, surface, tallies = [], [], [], []
     found = predict(model, cache, where, device=device, inference=inference)
-    for record, probability in zip(records, found, strict=True):
-        truth, _ = read_mask(record.mask)
-        predicted = finish(inference.chain, probability, (truth.shape[0], truth.shape[1]))
-        pair = (torch.from_numpy(m[None]) for m in (predicted, truth))
-        counts.append(metrics.count(*pair).numpy()[0])
-        shapes.append((truth.shape[0], truth.shape[1]))
-        distances = metrics.surface(predicted, truth)
-        surface.append([distances[name] for name in metrics.SURFACE])
-        full = cv2.resize(probability, truth.shape[::-1], interpolation=cv2.INTER_LINEAR)
-        tallies.append(metrics.tally(full.astype(np.float32, copy=False), truth))
-        if on_image:
-            on_image(record, predicted, truth)
+    pairs = zip(records, found, strict=True)
+    judged: list[_Judged] = []
+    # Distances between the boundaries of large masks take a second each, without the GIL. A few
+    # at a time, so that few masks of full size are in memory.
+    with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
+        while few := list(islice(pairs, AT_ONCE)):
+            for (record, _), (row, predicted, truth) in zip(
+                few, pool.map(lambda pair: _judge(pair[0], pair[1], inference), few), strict=True
+            ):
+                judged.append(row)
+                if on_image:
+                    on_image(record, predicted, truth)
     return Evaluation(
         tuple(records),
-        np.asarray(counts, dtype=np.int64).reshape(-1, 4),
-        tuple(shapes),
-        np.asarray(surface, dtype=np.float64).reshape(-1, len(metrics.SURFACE)),
-        np.stack(tallies) if tallies else np.zeros((0, 2, 1), dtype=np.int64),
+        np.asarray([row.counts for row in judged], dtype=np.int64).reshape(-1, 4),
+        tuple(row.shape for row in judged),
+        np.asarray([row.surface for row in judged]).reshape(-1, len(metrics.SURFACE)),
+        np.stack([row.tally for row in judged]) if judged else np.zeros((0, 2, 1), np.int64),
     )
+
+
+class _Judged(NamedTuple):
+    """One image's part of an Evaluation."""
+
+    counts: NDArray[np.int64]
+    shape: tuple[int, int]
+    surface: list[float]
+    tally: NDArray[np.int64]
+
+
+def _judge(
+    record: Record, probability: Probabilities, inference: Inference
+) -> tuple[_Judged, NDArray[np.bool_], NDArray[np.bool_]]:
+    """One image's row, its predicted mask and its true one."""
+    truth, _ = read_mask(record.mask)
+    shape = (truth.shape[0], truth.shape[1])
+    predicted = finish(inference.chain, probability, shape)
+    counts = metrics.count(torch.from_numpy(predicted[None]), torch.from_numpy(truth[None]))
+    distances = metrics.surface(predicted, truth)
+    full = cv2.resize(probability, shape[::-1], interpolation=cv2.INTER_LINEAR)
+    row = _Judged(
+        counts.numpy()[0],
+        shape,
+        [distances[name] for name in metrics.SURFACE],
+        metrics.tally(full.astype(np.float32, copy=False), truth),
+    )
+    return row, predicted, truth
