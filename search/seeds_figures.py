@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter
 from PIL import Image
 
 from lesionseg.data.index import Record
@@ -25,8 +26,8 @@ LOOKS = {
     "D": ("#d55e00", "D"),
     "E": ("#cc79a7", "v"),
 }
-#: Points of the figure's width within which two labels would cover each other.
-LABEL_HEIGHT = 9.0
+#: Points (1/72 inch) that a label is high and about as wide as: closer ones cover each other.
+LABEL_HEIGHT, LABEL_WIDTH = 9.0, 120.0
 
 
 def dice_vs_time(found: Sequence[Row], path: Path) -> None:
@@ -48,6 +49,8 @@ def dice_vs_time(found: Sequence[Row], path: Path) -> None:
             alpha=0.9,
         )
     axes.set_xscale("log")
+    for formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
     axes.set_xlabel("seconds of training (logarithmic)")
     axes.set_ylabel("mean test Dice, 95% interval")
     axes.grid(alpha=0.25, linewidth=0.5)
@@ -71,7 +74,7 @@ def _label(axes: Axes, shown: Sequence[Row]) -> None:
         scale = 72.0 / axes.figure.dpi
         x, y = float(x) * scale, float(y) * scale
         text_y = y
-        while any(abs(text_y - b) < LABEL_HEIGHT and abs(x - a) < 110 for a, b in placed):
+        while any(abs(text_y - b) < LABEL_HEIGHT and abs(x - a) < LABEL_WIDTH for a, b in placed):
             text_y += 1.0
         placed.append((x, text_y))
         axes.annotate(
@@ -119,7 +122,7 @@ def overlays(found: Sequence[Row], records: Sequence[Record], results: Path, pat
     figure.subplots_adjust(
         left=2.2 / figure.get_figwidth(),
         right=0.99,
-        top=0.97,
+        top=1 - 0.3 / figure.get_figheight(),
         bottom=0.01,
         wspace=0.03,
         hspace=0.03,

@@ -16,14 +16,7 @@ from search import presets, trials
 
 #: What a row gives of each image, in the columns' order.
 SCORES = (
-    "dice",
-    "jaccard",
-    "thresholded_jaccard",
-    "precision",
-    "recall",
-    "specificity",
-    "accuracy",
-    "volume_similarity",
+    *metrics.METRICS,
     *(f"{name}{unit}" for name in metrics.SURFACE for unit in ("", "_percent")),
 )
 
