@@ -161,7 +161,7 @@ def print_final(console: Console, report: Mapping[str, Any]) -> None:
     )
     inference = report["inference"]
     done = [f"TTA {inference['tta']}"] * (inference["tta"] != "none")
-    done += [_named(step) for step in inference["chain"]]
+    done += [named(step) for step in inference["chain"]]
     console.print(
         f"after the network, chosen on validation images: {', '.join(done) or 'nothing'}; "
         f"{report['images_per_second']:.0f} images/s in batches, "
@@ -254,7 +254,7 @@ def _score_row(
     table.add_row(name, f"{mean:.{digits}f}", f"{low:.{digits}f} .. {high:.{digits}f}")
 
 
-def _named(step: Mapping[str, Any]) -> str:
+def named(step: Mapping[str, Any]) -> str:
     """One step after the network: ``opening(radius=0.5)``."""
     name, params = next(iter(step.items()))
     return _called(name, params)

@@ -28,6 +28,7 @@ from lesionseg.config import DEFAULTS
 from lesionseg.errors import some
 from lesionseg.metrics import JACCARD_THRESHOLD
 from search import charts, trials
+from search.console import named
 from search.final import REPRODUCED, read_metrics
 from search.importance import importances
 from search.study import open_records, test_looks
@@ -162,6 +163,7 @@ def _contents(folder: Path, study: optuna.Study, about: Mapping[str, Any]) -> di
         "spec_yaml": _yaml(stored["spec"]),
         "command": f"lesionsearch run {shlex.quote(str(folder / 'study.yaml'))} "
         f"--data DIR --out NEW",
+        "after": _after(final),
         **_test(folder, final, stored["spec"]),
     }
 
@@ -182,6 +184,16 @@ def _test(folder: Path, final: Mapping[str, Any] | None, spec: Mapping[str, Any]
         "spread": charts.dice_chart(list(images.values())) if images else None,
         "retraining": charts.retraining_chart(epochs, _kept(epochs, last)) if epochs else None,
     }
+
+
+def _after(final: Mapping[str, Any] | None) -> str | None:
+    """What is done to the network's output, in words; None where that is not known."""
+    chosen = final and final.get("inference")
+    if not chosen:
+        return None
+    views = {"none": [], "flips": ["the mean over flips"], "d4": ["the mean over flips and turns"]}
+    steps = views.get(chosen["tta"], [chosen["tta"]])
+    return ", ".join([*steps, *map(named, chosen["chain"])]) or "nothing"
 
 
 def _scores(final: Mapping[str, Any]) -> Iterator[Score]:

@@ -286,6 +286,25 @@ def test_every_number_of_the_test_is_that_of_metrics_json(finished, page):
     assert "\N{MINUS SIGN}0.0012 reproduced" in page.text
 
 
+@pytest.mark.parametrize(
+    ("chosen", "told"),
+    [
+        ({"tta": "none", "chain": []}, "on the validation images: nothing."),
+        (
+            {"tta": "d4", "chain": [{"threshold": {"value": 0.4}}, {"largest": {}}]},
+            "the mean over flips and turns, threshold(value=0.4), largest.",
+        ),
+    ],
+)
+def test_what_is_done_after_the_network_is_told(done, chosen, told):
+    folder, _, report_ = done
+    page = Page(write_report(folder))
+    assert "After the network" not in page.text  # of an older study it is not known
+    report_["inference"] = chosen
+    (folder / "final" / "metrics.json").write_text(json.dumps(report_))
+    assert told in " ".join(Page(write_report(folder)).text.split())
+
+
 def test_every_metric_has_a_name_and_a_definition():
     assert tuple(DEFINITIONS)[: len(METRICS)] == METRICS
     distances = {f"{name}{unit}" for name in SURFACE for unit in ("", "_percent")}
