@@ -169,9 +169,8 @@ def test_a_pick_outside_the_table_is_refused():
 
 def lesions(size, n=8):
     """The largest lesions of a few pictures: what is a pixel or two wide, nothing can learn."""
-    samples = sorted(
-        (render(seed, size, size) for seed in range(3 * n)), key=lambda s: -s.mask.sum()
-    )
+    drawn = [render(seed, size, size) for seed in range(3 * n)]
+    samples = sorted(drawn, key=lambda s: int(s.mask.sum()), reverse=True)
     pixels = np.stack([s.image for s in samples[:n]])
     masks = np.stack([s.mask > 0 for s in samples[:n]])
     return normalise(torch.from_numpy(pixels)), torch.from_numpy(masks)[:, None].float()
