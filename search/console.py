@@ -155,9 +155,10 @@ def print_final(console: Console, report: Mapping[str, Any]) -> None:
     table.add_row("average precision", f"{test['average_precision']:.4f}", "")
     table.add_row("calibration error", f"{test['calibration_error']:.4f}", "")
     console.print(table)
+    preset = f" ({report['preset']})" if report.get("preset") else ""
     console.print(
         f"{test['n']} test images, at their masks' own size; "
-        f"trial {report['trial']}, {brief(report['config'])}"
+        f"trial {report['trial']}{preset}, {brief(report['config'])}"
     )
     inference = report["inference"]
     done = [f"TTA {inference['tta']}"] * (inference["tta"] != "none")

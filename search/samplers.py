@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, BruteForceSampler, QMCSampler, RandomSampler, TPESampler
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from search import trials
 
@@ -33,7 +34,7 @@ def build_qmc(seed: int, startup: int) -> BaseSampler:
     """Scrambled Sobol points: random search with fewer gaps; conditional parameters at random."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return QMCSampler(seed=seed, warn_independent_sampling=False)
+        return _Sobol(seed=seed, warn_independent_sampling=False)
 
 
 def build_grid(seed: int, startup: int) -> BaseSampler:
@@ -43,14 +44,28 @@ def build_grid(seed: int, startup: int) -> BaseSampler:
         return _EveryOne(seed=seed)
 
 
+class _Sobol(QMCSampler):
+    """Optuna's, for studies that begin with configurations from outside their space."""
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        # Optuna's takes the first trial's parameters for the space; a preset may have none.
+        ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        drawn = [t for t in ended if t.distributions]
+        if drawn:
+            return dict(drawn[0].distributions)
+        return super().infer_relative_search_space(study, trial)
+
+
 class _EveryOne(BruteForceSampler):
     """Optuna's, fit for ask and tell and for trials that were cut off."""
 
     @staticmethod
     def _populate_tree(tree: Any, known: list[FrozenTrial], params: dict[str, Any]) -> None:
-        # What was cut off is queued again. It may lack parameters, and a path that ends early
-        # would be taken for another space.
-        whole = [t for t in known if not trials.was_cut_off(t)]
+        # What was cut off is queued again, and a preset may lie outside the space. Either may
+        # lack parameters, and a path that ends early would be taken for another space.
+        whole = [t for t in known if not trials.was_cut_off(t) and not trials.is_given(t)]
         BruteForceSampler._populate_tree(tree, whole, params)
 
     def after_trial(self, *_: Any) -> None:

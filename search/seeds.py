@@ -37,6 +37,7 @@ from search.study import (
     is_study,
     locked,
     prepare_sampling,
+    read_about,
 )
 from search.worker import KEEP_BEST, Slot, Worker, drop_weights, reap
 
@@ -145,7 +146,8 @@ def _work(
     console: Console, opened: OpenStudy, slot: Slot, wanted: Sequence[tuple[str, TrialConfig]]
 ) -> None:
     study = opened.study
-    reap(study, opened.folder, alone=True)
+    # A database in the folder itself has no other users: its lock is ours.
+    reap(study, opened.folder, alone=read_about(opened.folder)["storage"] is None)
     for trial in trials.all_trials(study):
         _test_missing(console, opened, slot, trial)
     _enqueue(opened, wanted)
@@ -177,6 +179,8 @@ def _enqueue(opened: OpenStudy, wanted: Sequence[tuple[str, TrialConfig]]) -> No
 def _test_missing(console: Console, opened: OpenStudy, slot: Slot, trial: FrozenTrial) -> None:
     weights = opened.folder / "trials" / str(trial.number) / "model.safetensors"
     if trials.state_of(trial) != "complete" or _place(opened.folder, trial.number).is_dir():
+        return
+    if not weights.is_file():  # another host trained it, and tests it
         return
     count_look(opened.study)
     tested = test(

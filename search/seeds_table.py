@@ -169,8 +169,7 @@ def _row(
 ) -> Row:
     done = [t for t in members if t.number in results]
     if scores is None:
-        last = members[-1]
-        return Row(name, message=last.user_attrs.get("message") or trials.state_of(last))
+        return Row(name, message=_why_not(members[-1]))
     attrs = [t.user_attrs for t in done]
     speeds = [results[t.number]["speed"] for t in done]
     return Row(
@@ -187,6 +186,14 @@ def _row(
         means={key: float(values.mean()) for key, values in scores.items()},
         ci95=metrics.bootstrap(scores, groups),
     )
+
+
+def _why_not(trial: FrozenTrial) -> str:
+    state = trials.state_of(trial)
+    if state == "complete":
+        return "trained on another host"
+    message: str = trial.user_attrs.get("message") or state
+    return message
 
 
 def _with_gap(

@@ -54,6 +54,11 @@ def was_cut_off(trial: FrozenTrial) -> bool:
     return reason_of(trial) in {LOST, INTERRUPTED}
 
 
+def is_given(trial: FrozenTrial) -> bool:
+    """Whether its configuration was given and not drawn: it may lie outside the study's space."""
+    return GIVEN in trial.user_attrs
+
+
 def all_trials(study: optuna.Study) -> list[FrozenTrial]:
     """Every trial, by number; not to be changed."""
     return study.get_trials(deepcopy=False)
@@ -76,8 +81,9 @@ def spent(trials: Iterable[FrozenTrial]) -> int:
 
 
 def tried(trials: Iterable[FrozenTrial]) -> set[str]:
-    """Digests of the configurations that need no other trial: trained, at work or forbidden."""
-    found = [t for t in trials if state_of(t) != "skipped" or reason_of(t) in {CONSTRAINT, CONFIG}]
+    """Digests of drawn configurations that need no other trial: trained, at work or forbidden."""
+    drawn = [t for t in trials if not is_given(t)]
+    found = [t for t in drawn if state_of(t) != "skipped" or reason_of(t) in {CONSTRAINT, CONFIG}]
     return {t.user_attrs["digest"] for t in found if "digest" in t.user_attrs}
 
 

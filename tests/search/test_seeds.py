@@ -166,6 +166,15 @@ def test_what_presets_settle_cannot_be_set(text):
         make_spec(64, 5, [text])
 
 
+def test_two_hosts_share_the_work_and_each_tests_what_it_trained(tiny_data, tmp_path, postgres_url):
+    """The other host is a folder of its own beside the same database."""
+    run(tiny_data, tmp_path / "one" / "s", TWO[:1], storage=postgres_url)
+    found = run(tiny_data, tmp_path / "two" / "s", TWO, storage=postgres_url)
+    assert [(row.preset, row.tested) for row in found] == [(TWO[1], True), (TWO[0], False)]
+    assert found[1].message == "trained on another host"
+    assert not (tmp_path / "two" / "s" / "results" / "0").exists()
+
+
 # --- the table from made-up results ----------------------------------------------------------
 
 

@@ -1,10 +1,13 @@
 """Published systems as a study's first trials."""
 
+import math
+
 import pytest
 
 from lesionseg.errors import InputError
 from search import presets, trials
 from search.run import search
+from search.samplers import SAMPLERS
 from search.study import open_study
 from search.suggest import suggest
 from search.warm_start import enqueue, expressed
@@ -114,6 +117,42 @@ def test_a_preset_that_was_cut_off_is_queued_again_as_it_is(tiny_data, tmp_path)
     assert trials.reason_of(lost) == trials.INTERRUPTED
     assert again.user_attrs[trials.PRESET] == "c-baseline-unet"
     assert trials.config_of(again) == trials.config_of(lost)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_goes_on_from_presets_and_the_whole_space_is_tried(
+    tiny_data, tmp_path, sampler
+):
+    """Presets outside the space are no part of it: three widths are left, and three are tried."""
+    changes = {
+        "data.image_size": 32,
+        "sampler": {"name": sampler, "startup": 2},
+        "warm_start": ["c-baseline-unet", "e-unet-ham-v1"],
+        "budget": {"trials": 20, "epochs": 1},
+        "search.model": {"unet": {"width": {"choices": [4, 5, 6]}, "depth": 1}},
+        "search.optimizer": {"adam": {"lr": 0.01}},
+    }
+    opened = open_tiny(tiny_data, tmp_path / "s", changes)
+    assert search(opened, SLOT, Listening()).exhausted
+    done = [t for t in trials.all_trials(opened.study) if trials.state_of(t) == "complete"]
+    assert [t.user_attrs.get(trials.PRESET) for t in done[:2]] == changes["warm_start"]
+    assert sorted(t.params["model.unet.width"] for t in done[2:]) == [4, 5, 6]
+
+
+def test_quasi_random_points_fill_the_space_after_a_preset_without_parameters():
+    study = in_memory(SAMPLERS["qmc"](0, 0))
+    space = tiny_spec({"search.model": {"unet": {"width": [4, 128], "depth": [1, 4]}}}).space
+    study.enqueue_trial({}, user_attrs={trials.GIVEN: {}})
+    study.tell(study.ask(), 0.5)
+    drawn = []
+    for _ in range(33):
+        trial = study.ask()
+        suggest(trial, space)
+        drawn.append(trial.params["optimizer.adam.lr"])
+        study.tell(trial, 0.5)
+    # Sobol points after the first: as many in each eighth of the range, up to one.
+    eighth = [int(8 * math.log(lr / 0.001) / math.log(100)) for lr in drawn[1:]]
+    assert {eighth.count(i) for i in range(8)} <= {3, 4, 5}
 
 
 @pytest.mark.parametrize(
