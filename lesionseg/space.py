@@ -115,10 +115,17 @@ class Categorical:
         return self.choices
 
     def __str__(self) -> str:
-        return " | ".join([*map(str, self.choices), *(["a file's path"] if self.files else [])])
+        return " | ".join([*map(spelt, self.choices), *(["a file's path"] if self.files else [])])
 
 
 Domain = Float | Int | Categorical
+
+
+def spelt(value: Scalar) -> str:
+    """A value as it is written in a study file."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 @dataclass(frozen=True)

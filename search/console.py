@@ -16,7 +16,7 @@ from lesionseg.config import ABOUT_SETTINGS, DEFAULTS, SETTINGS, TrialConfig
 from lesionseg.data.audit import Audit
 from lesionseg.families import FAMILIES
 from lesionseg.metrics import METRICS, SURFACE
-from lesionseg.space import Option
+from lesionseg.space import Option, spelt
 from lesionseg.train import EpochRecord
 from search import trials
 from search.presets import Preset
@@ -245,6 +245,8 @@ def _last(trial: FrozenTrial) -> float | None:
 
 
 def _short(value: object) -> str:
+    if isinstance(value, bool):
+        return spelt(value)
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

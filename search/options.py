@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from lesionseg.config import ABOUT_SETTINGS, DEFAULTS, SETTINGS
 from lesionseg.postprocess import POSTPROCESS
-from lesionseg.space import Domain, Option
+from lesionseg.space import Domain, Option, spelt
 from lesionseg.tta import TTA
 
 _HEAD = """# Options
@@ -67,9 +67,7 @@ def _sizes(option: Option) -> str:
 
 
 def _ranged(domain: Domain) -> str:
-    default = domain.default
-    shown = f"{default:g}" if isinstance(default, float) else str(default)
-    return f"{domain} ({shown})"
+    return f"{domain} ({spelt(domain.default)})"
 
 
 def _line(cells: list[str]) -> str:

@@ -44,7 +44,7 @@ def test_what_stands_at_its_default_unless_it_is_named_is_not_shown():
     params = {"width": 16, "depth": 3, "norm": "batch", "attention": True}
     config = TrialConfig(model=Pick("unet", params), mix=Pick("cutmix", {"alpha": 1.0}))
     line = show.brief(config)
-    assert line.startswith("unet(width=16, depth=3, attention=True) · bce_dice · flips · cutmix(")
+    assert line.startswith("unet(width=16, depth=3, attention=true) · bce_dice · flips · cutmix(")
 
 
 @pytest.mark.parametrize(
