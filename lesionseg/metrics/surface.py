@@ -19,6 +19,9 @@ SURFACE: tuple[str, ...] = ("assd", "hd", "hd95")
 #: Pixels of skin kept around both masks: one row in which their boundaries end.
 _MARGIN = 1
 
+#: No caller can mend it.
+_DEPRECATED = "(?s).*always_return_as_numpy"
+
 Mask = NDArray[np.bool_]
 
 
@@ -95,15 +98,23 @@ def _distances(predicted: Mask, truth: Mask) -> dict[str, float]:
 
     # MONAI takes a batch of channels, and would leave the first channel out as background.
     p, t = (torch.from_numpy(np.ascontiguousarray(mask))[None, None] for mask in (predicted, truth))
-    with warnings.catch_warnings():
-        # MONAI 1.6 warns of an argument that it passes to itself; no caller can mend that.
-        warnings.filterwarnings("ignore", "(?s).*always_return_as_numpy", FutureWarning)
-        distances = (
-            compute_average_surface_distance(p, t, include_background=True, symmetric=True),
-            compute_hausdorff_distance(p, t, include_background=True),
-            compute_hausdorff_distance(p, t, include_background=True, percentile=95),
-        )
+    _hush()
+    distances = (
+        compute_average_surface_distance(p, t, include_background=True, symmetric=True),
+        compute_hausdorff_distance(p, t, include_background=True),
+        compute_hausdorff_distance(p, t, include_background=True, percentile=95),
+    )
     return {name: float(d) for name, d in zip(SURFACE, distances, strict=True)}
+
+
+def _hush() -> None:
+    """Silences what MONAI 1.6 says of an argument that it passes to itself.
+
+    For the whole process and for good: a filter that is put back afterwards belongs to all
+    threads, and one that ends would take it from the others.
+    """
+    if not any(kept[1] is not None and kept[1].pattern == _DEPRECATED for kept in warnings.filters):
+        warnings.filterwarnings("ignore", _DEPRECATED, FutureWarning)
 
 
 def _check(predicted: Mask, truth: Mask) -> None:

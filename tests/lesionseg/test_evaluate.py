@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -279,3 +282,28 @@ def test_every_pixel_is_tallied_once_by_its_probability_and_its_truth(tmp_path):
     # Skin below one half, lesion above, but for the row at the edge.
     assert found.tallies[0, 1, middle:].sum() >= 30 * 96
     assert found.tallies[0, 0, :middle].sum() >= 30 * 96
+
+
+def test_images_are_judged_side_by_side_without_a_word_on_the_console(tmp_path):
+    """In a process of its own: what a test's own process shows, pytest has in its hands."""
+    data(tmp_path / "d", ((64, 96),) * 40)
+    code = """
+import sys
+from pathlib import Path
+import torch
+from lesionseg.data.cache import build_cache
+from lesionseg.data.index import DatasetIndex
+from lesionseg.evaluate import evaluate
+torch.set_num_threads(4)
+index = DatasetIndex.read(Path(sys.argv[1]))
+network = torch.nn.Conv2d(3, 1, 1)
+cache = build_cache(index, 32)
+print(len(evaluate(network, cache, index.records, device=torch.device("cpu")).counts))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "d")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (done.stdout, done.stderr) == ("40\n", "")
