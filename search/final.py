@@ -241,7 +241,7 @@ def _ended(job: Job, wanted: type, what: str) -> Any:
             if isinstance(message, wanted):
                 return message
             if isinstance(message, Broke):
-                raise Failed(f"final: {what} broke: {message.reason}: {message.message}")
+                raise Failed(f"{what} broke: {message.reason}: {message.message}")
     raise AssertionError("a child ends with its job's answer or Broke")
 
 
@@ -255,13 +255,15 @@ def judged(evaluation: Evaluation) -> dict[str, Any]:
     """What metrics.json says of a set of images: ``test``, ``ci95``, ``confusion``, ``curves``.
 
     Means over images with 95% intervals over groups. Surface distances in pixels at the masks' own
-    sizes, and in percent of their diagonals. Curves are of the probabilities before thresholding.
+    sizes, and in percent of their diagonals. Curves are of the probabilities that are thresholded,
+    after test-time augmentation and a random field where these were chosen.
     """
     groups = [r.group for r in evaluation.records]
     scores = evaluation.scores | evaluation.distances
     pooled = metrics.pooled(evaluation.tallies)
     curve = metrics.precision_recall(pooled)
     calibration = metrics.calibration(pooled)
+    # A hundred points draw the curve; the whole of it would be most of the file.
     shown = np.linspace(0, len(curve.recall) - 1, 101).round().astype(int)
     return {
         "test": {name: float(values.mean()) for name, values in scores.items()}
@@ -274,8 +276,9 @@ def judged(evaluation: Evaluation) -> dict[str, Any]:
         "ci95": {k: list(v) for k, v in metrics.bootstrap(scores, groups).items()},
         "confusion": metrics.confusion(evaluation.counts),
         "curves": {
-            "precision": np.asarray(curve.precision)[shown].tolist(),
-            "recall": np.asarray(curve.recall)[shown].tolist(),
+            "thresholds": curve.thresholds[shown].tolist(),
+            "precision": curve.precision[shown].tolist(),
+            "recall": curve.recall[shown].tolist(),
             "confidence": _plain(calibration.confidence),
             "frequency": _plain(calibration.frequency),
             "share": _plain(calibration.share),

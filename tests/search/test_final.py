@@ -75,8 +75,11 @@ def test_the_report_has_every_key_of_its_contract(finished):
     of_pixels = {"average_precision", "calibration_error"}
     assert report["test"].keys() == {*METRICS, *distances, *of_pixels, "n", "groups"}
     assert report["ci95"].keys() == {*METRICS, *distances}
-    curves = {"precision", "recall", "confidence", "frequency", "share"}
+    curves = {"thresholds", "precision", "recall", "confidence", "frequency", "share"}
     assert report["curves"].keys() == curves
+    thresholds, recall = report["curves"]["thresholds"], report["curves"]["recall"]
+    assert thresholds[0] == 0 and thresholds == sorted(thresholds) and thresholds[-1] < 1
+    assert recall[0] == 1 and recall == sorted(recall, reverse=True)
     assert report["confusion"].keys() == {"tp", "fp", "fn", "tn"}
     assert report["val"].keys() == {"search", "retrained", "gap", "reproduced", "seeds"}
     assert report["seconds"] > 0
