@@ -2,19 +2,34 @@
 
 PYTHON ?= python3
 VENV   := .venv
+JOBS   ?= 2
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint format docs bench lock clean
+.PHONY: demo test test-beside test-alone test-slow test-slow-beside test-slow-alone test-cluster lint format docs bench lock clean
 
 demo: $(READY)  ## synthetic lesions -> search -> final test -> runs/demo/report.html
 	$(BIN)/lesionsearch demo
 
-test: $(READY)  ## the quick tests
-	$(BIN)/python -m pytest -m "not slow"
+test: test-beside test-alone  ## the quick tests
 
-test-slow: $(READY)  ## the tests that take minutes
-	$(BIN)/python -m pytest -m slow
+test-slow: test-slow-beside test-slow-alone  ## the tests that take minutes
+
+# Files side by side, JOBS at a time; what measures time runs by itself.
+test-beside: $(READY)
+	$(BIN)/python -m pytest -m "not slow and not alone and not cluster" -n $(JOBS) --dist loadfile
+
+test-alone: $(READY)
+	$(BIN)/python -m pytest -m "not slow and alone and not cluster"
+
+test-slow-beside: $(READY)
+	$(BIN)/python -m pytest -m "slow and not alone and not cluster" -n $(JOBS) --dist loadfile
+
+test-slow-alone: $(READY)
+	$(BIN)/python -m pytest -m "slow and alone and not cluster"
+
+test-cluster: $(READY)  ## the engines on clusters of this machine's own
+	$(BIN)/python -m pytest -m cluster
 
 lint: $(READY)  ## formatting, lint and types
 	$(BIN)/ruff format --check .

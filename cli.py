@@ -62,6 +62,10 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Look at data, or make some.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+trials_app = typer.Typer(
+    help="A study's trials: queue them, take them along.", no_args_is_help=True
+)
+app.add_typer(trials_app, name="trials")
 seeds_app = typer.Typer(help="The published systems, side by side.", no_args_is_help=True)
 app.add_typer(seeds_app, name="seeds")
 
@@ -75,8 +79,9 @@ Out = Annotated[
 Storage = Annotated[
     str | None,
     typer.Option(
-        help="Database URL, such as postgresql+psycopg://user@host/db; also from the environment "
-        "variable LESIONSEARCH_STORAGE. [study.db in the study's folder]"
+        help="Database URL, such as postgresql+psycopg://user@host/db, or @FILE that holds it; "
+        "also from LESIONSEARCH_STORAGE or LESIONSEARCH_STORAGE_FILE. [study.db in the study's "
+        "folder]"
     ),
 ]
 Set = Annotated[
@@ -110,7 +115,7 @@ def demo(
             write_dataset(data, images, on_progress=lambda done: tick(done, images))
     console.print(f"{images} synthetic dermoscopic images in {data}", markup=False)
     overrides = ["name=demo", "budget.trials=10", "budget.epochs=12", "fixed.batch_size=8"]
-    _run("quick", data, out, None, overrides, "auto", None, final=True)
+    _run("quick", data, out, overrides, final=True)
 
 
 @app.command()
@@ -119,18 +124,80 @@ def run(
     data: Data,
     out: Out = None,
     storage: Storage = None,
+    artifacts: Annotated[
+        str | None,
+        typer.Option(
+            help="Where checkpoints and weights are kept: a folder that all hosts share, or "
+            "s3://bucket/prefix. [the study's folder]"
+        ),
+    ] = None,
     trials: Annotated[int | None, typer.Option(help="Budget: trials in all.")] = None,
     timeout: Annotated[float | None, typer.Option(help="Budget: hours in all.")] = None,
+    gpu_hours: Annotated[float | None, typer.Option(help="Budget: hours of all GPUs.")] = None,
     set_: Set = None,
     device: Device = "auto",
     threads: Threads = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Processes that train side by side; 0: others work. [1]"),
+    ] = None,
+    gpus: Annotated[str | None, typer.Option(help="GPUs to train on, such as 0,1.")] = None,
+    workers_per_gpu: Annotated[int, typer.Option(min=1, help="Workers that share a GPU.")] = 1,
+    engine: Annotated[str, typer.Option(help="local, ray or slurm.")] = "local",
+    engine_set: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="For the engine, such as partition=gpu."),
+    ] = None,
     final: Annotated[bool, typer.Option(help="Retrain, test and report at the end.")] = True,
 ) -> None:
     """Create a study or go on with it; at the end retrain the best, test it, write the report."""
+    from search.crew import make_crew
+
     overrides = list(set_ or [])
-    overrides += [f"budget.trials={trials}"] if trials is not None else []
-    overrides += [f"budget.hours={timeout}"] if timeout is not None else []
-    _run(study, data, out, storage, overrides, device, threads, final=final)
+    for key, value in (("trials", trials), ("hours", timeout), ("gpu_hours", gpu_hours)):
+        overrides += [f"budget.{key}={value}"] if value is not None else []
+    crew = make_crew(
+        engine,
+        device=device,
+        threads=threads,
+        workers=workers,
+        gpus=gpus,
+        workers_per_gpu=workers_per_gpu,
+        settings=engine_set or [],
+    )
+    _run(study, data, out, overrides, storage=storage, artifacts=artifacts, crew=crew, final=final)
+
+
+@app.command()
+def worker(
+    name: Annotated[str, typer.Argument(help="The study's name in the storage.")],
+    storage: Storage = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Where the images are on this host. [as the study has them]")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The study's folder. [runs/NAME]")] = None,
+    study: Annotated[
+        str | None, typer.Option(help="A study file that the study must agree with.")
+    ] = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    share: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="Of the GPU's memory: 0.5 where two share it.")
+    ] = 1.0,
+    memory_gb: Annotated[
+        float | None, typer.Option(min=0.1, help="Of the host's memory. [90 %]")
+    ] = None,
+    max_trials: Annotated[int | None, typer.Option(min=1, help="Leave after so many.")] = None,
+    forever: Annotated[bool, typer.Option(help="Wait for more where the study is done.")] = False,
+) -> None:
+    """Join a study and work on it until it is done; SIGTERM puts the trial at work back."""
+    from search.join import Join
+    from search.shift import run_worker
+    from search.slots import worker_slot
+
+    join = Join(name, out or Path("runs") / name, storage, data)
+    slot = worker_slot(device, threads, share=share, memory_gb=memory_gb)
+    run_worker(join, slot, study=study, max_trials=max_trials, forever=forever)
 
 
 @app.command()
@@ -138,23 +205,44 @@ def status(
     name: Annotated[str | None, typer.Argument(help="A study; without it, all.")] = None,
     storage: Storage = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Again every two seconds.")] = False,
 ) -> None:
-    """Where a study stands: trials by state, the best so far, the test."""
+    """Where a study stands: trials by state, workers, the best so far, the test."""
     import json
 
     from search import console as show
     from search import status as standing
 
+    def look() -> list[dict[str, Any]]:
+        names = [name] if name else standing.list_runs()
+        return [standing.status(standing.find_run(n), storage) for n in names]
+
     console = show.make_console()
-    names = [name] if name else standing.list_runs()
-    found = [standing.status(standing.find_run(n), storage) for n in names]
     if as_json:
+        found = look()
         print(json.dumps(found[0] if name else found, indent=1))
-        return
-    if not found:
-        console.print("no studies under runs/; `lesionsearch demo` makes one")
-    for each in found:
-        show.print_status(console, each)
+    elif watch:
+        show.watch_status(console, look)
+    else:
+        show.print_statuses(console, look())
+
+
+@app.command()
+def pause(name: Name, storage: Storage = None) -> None:
+    """Have a study's workers put their trials down and wait."""
+    _command(name, storage, "pause")
+
+
+@app.command()
+def resume(name: Name, storage: Storage = None) -> None:
+    """Have a paused study's workers go on."""
+    _command(name, storage, "run")
+
+
+@app.command()
+def stop(name: Name, storage: Storage = None) -> None:
+    """Have a study's workers put their trials down and leave; `run` goes on with it."""
+    _command(name, storage, "stop")
 
 
 @app.command(name="final")
@@ -169,10 +257,12 @@ def final_(
     """Retrain a study's best configuration and test it once."""
     from search import console as show
     from search.final import finalize
+    from search.folder import locked
     from search.report import write_report
-    from search.run import default_slot, sigterm_as_interrupt
+    from search.run import sigterm_as_interrupt
+    from search.slots import default_slot
     from search.status import find_run
-    from search.study import locked, open_study
+    from search.study import open_study
 
     folder = find_run(name)
     with locked(folder), sigterm_as_interrupt():
@@ -252,6 +342,63 @@ def data_synth(
     print(f"{n} images and masks in {root}")
 
 
+@trials_app.command(name="retry")
+def trials_retry(
+    name: Name,
+    numbers: Annotated[list[int], typer.Argument(help="Trials that have ended.")],
+    storage: Storage = None,
+) -> None:
+    """Queue trials once more, with the same configurations."""
+    from search.queueing import retry, room
+
+    found = _records(name, storage)
+    made = retry(found, numbers)
+    _queued(made, room(found))
+
+
+@trials_app.command(name="enqueue")
+def trials_enqueue(
+    name: Name,
+    file: Annotated[Path, typer.Argument(help="YAML: a configuration, or a list of them.")],
+    storage: Storage = None,
+) -> None:
+    """Queue configurations of your own: parameters, whole ones, or `preset: NAME`."""
+    from search.queueing import enqueue, room
+    from search.spec import spec_from
+
+    found = _records(name, storage)
+    spec = spec_from(found.user_attrs["spec"], f"study {found.study_name!r}")
+    _queued(enqueue(found, spec, file), room(found))
+
+
+@trials_app.command(name="export")
+def trials_export(
+    name: Name,
+    file: Annotated[Path | None, typer.Argument(help="Where to. [standard output]")] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="A row a trial, for spreadsheets.")] = False,
+    storage: Storage = None,
+) -> None:
+    """Write a study with all of its trials as JSON lines."""
+    from search.transfer_files import export_to
+
+    export_to(_records(name, storage), file, csv=csv)
+
+
+@trials_app.command(name="import")
+def trials_import(
+    file: Annotated[Path, typer.Argument(help="What `trials export` wrote.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Where the images are now. [known when it is run]")
+    ] = None,
+    out: Out = None,
+    storage: Storage = None,
+) -> None:
+    """Make a study of JSON lines; `run` goes on with it."""
+    from search.transfer_files import import_from
+
+    print(import_from(file, out, storage, data))
+
+
 @seeds_app.command(name="list")
 def seeds_list() -> None:
     """The presets: where each is from and what it is."""
@@ -306,30 +453,45 @@ def _run(
     study: str,
     data: Path,
     out: Path | None,
-    storage: str | None,
     overrides: list[str],
-    device: str,
-    threads: int | None,
     *,
+    storage: str | None = None,
+    artifacts: str | None = None,
+    crew: Any = None,
     final: bool,
 ) -> None:
     from search import console as show
-    from search.job import run_study
+    from search.crew import make_crew
+    from search.job import Place, run_study
     from search.spec import load_spec
 
     console = show.make_console()
     spec = load_spec(study, overrides)
+    place = Place(out or Path("runs") / spec.name, storage, artifacts)
     with _told_how_to_go_on(console):
-        run_study(
-            console,
-            spec,
-            data,
-            out or Path("runs") / spec.name,
-            storage=storage,
-            device=device,
-            threads=threads,
-            final=final,
-        )
+        run_study(console, spec, data, place, crew or make_crew(), final=final)
+
+
+def _records(name: str, storage: str | None) -> Any:
+    from search.status import find_run
+    from search.study import open_records
+
+    return open_records(find_run(name), storage=storage)[0]
+
+
+def _command(name: str, storage: str | None, word: Any) -> None:
+    from search.ledger import Ledger
+
+    ledger = Ledger(_records(name, storage))
+    ledger.command = word
+    there = len(ledger.workers())
+    print(f"{name}: {there} worker{'s' if there != 1 else ''} told to {word}")
+
+
+def _queued(numbers: list[int], room: int) -> None:
+    print(f"queued as trial{'s' if len(numbers) != 1 else ''} {', '.join(map(str, numbers))}")
+    if room < len(numbers):
+        print(f"the budget has room for {max(0, room)} of them; `run` with a larger --trials")
 
 
 @contextmanager

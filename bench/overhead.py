@@ -23,7 +23,7 @@ from PIL import Image
 
 from lesionseg.config import TrialConfig
 from lesionseg.train import EpochRecord
-from search.run import default_slot
+from search.slots import default_slot
 from search.spec import spec_from
 from search.study import OpenStudy, create_or_resume, prepare_sampling
 from search.worker import Worker
@@ -100,7 +100,7 @@ def measure(opened: OpenStudy, n: int) -> list[float]:
     """Seconds beside the training of each trial, scaled to EPOCHS epochs' reports."""
     watch = Stopwatch()
     worker = Worker(
-        opened.study, opened.spec, opened.material, opened.folder, default_slot("cpu", 1), watch
+        opened.study, opened.spec, opened.material, opened.depot, default_slot("cpu", 1), watch
     )
     seconds = []
     for _ in range(n):

@@ -1,8 +1,9 @@
 """The training's own process, and the pipe to it.
 
-A child knows neither the database nor Optuna. It sends what it has to say (Built, EpochRecord,
-Trained, Chosen, Tested or Broke) and, after Built and each EpochRecord, waits to be told whether to
-stop. So a CUDA error, a leak, a segfault or an out-of-memory kill costs one trial.
+A child knows neither the database nor Optuna. It sends what it has to say (``search.jobs``) and,
+after Built and each EpochRecord, waits to be told whether to stop. At any time it may be told to
+suspend: it saves its state and ends. So a CUDA error, a leak, a segfault or an out-of-memory kill
+costs one trial.
 
 Children are forked from a server that has imported torch already: a start costs tens of
 milliseconds. When the parent dies, whatever the way, its end of a second pipe closes, and the
@@ -12,6 +13,7 @@ child ends at once.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 import signal
@@ -20,110 +22,20 @@ import threading
 import traceback
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+import psutil
 
-Reason = Literal["oom", "diverged", "config", "crash"]
+from search.jobs import GO_ON, STOP, SUSPEND, Broke, End, Job
 
+#: Added to how readily Linux ends a training when the host is out of memory: it is to be the
+#: training, not its worker or the database.
+OOM_SCORE = "500"
 
-@dataclass(frozen=True)
-class TrainJob:
-    """One training. train, val: positions in the cache at ``cache``."""
-
-    config: dict[str, Any]
-    cache: Path
-    train: NDArray[np.int64]
-    val: NDArray[np.int64]
-    device: str
-    threads: int
-    save_to: Path | None = None
-    keep: Literal["best", "last"] = "best"
-
-
-@dataclass(frozen=True)
-class ChooseJob:
-    """The choice of what is done to a network's output, on validation images alone.
-
-    members: positions in the cache. The choice is noted in the checkpoint ``weights``.
-    """
-
-    weights: Path
-    cache: Path
-    members: NDArray[np.int64]
-    device: str
-    threads: int
-    tta: bool = True
-    postprocess: bool = True
-
-
-@dataclass(frozen=True)
-class TestJob:
-    """One test. records: lesionseg.data.index.Record of each image.
-
-    overlays: where pictures of the best, the median and the worst are drawn, if anywhere.
-    show: names of records whose predicted masks are wanted.
-    """
-
-    weights: Path
-    cache: Path
-    records: tuple[Any, ...]
-    device: str
-    threads: int
-    overlays: Path | None = None
-    show: tuple[str, ...] = ()
-
-
-Job = TrainJob | ChooseJob | TestJob
-
-
-@dataclass(frozen=True)
-class Built:
-    """The network was built: its trainable parameters, and its multiply-adds for one image."""
-
-    params: int
-    macs: int
-
-
-@dataclass(frozen=True)
-class Trained:
-    """The end of a TrainJob; result: lesionseg.train.TrainResult."""
-
-    result: Any
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The end of a ChooseJob; choice: lesionseg.inference.Choice."""
-
-    choice: Any
-
-
-@dataclass(frozen=True)
-class Tested:
-    """The end of a TestJob.
-
-    evaluation: lesionseg.evaluate.Evaluation. speed: images a second of the network alone, in
-    batches and one by one. overlays: (kind, file's name) of each. shown: the masks wanted.
-    """
-
-    evaluation: Any
-    speed: dict[str, float]
-    overlays: tuple[tuple[str, str], ...] = ()
-    shown: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Broke:
-    """The job could not be done; message: one line; trace: for whoever looks closer."""
-
-    reason: Reason
-    message: str
-    trace: str = ""
+#: Two threads that start children at once would each hide the other's stand-in.
+_STARTING = threading.Lock()
 
 
 class Child:
@@ -134,7 +46,8 @@ class Child:
         # an idle machine, and on one whose cores are shared it made epochs five times as long.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["search.child_main"])
+        context.set_forkserver_preload([job.program, *job.imports])
+        self._oom_kills = oom_kills()
         self._pipe, theirs = context.Pipe()
         watched, self._lifeline = context.Pipe(duplex=False)
         self._process = context.Process(target=_enter, args=(theirs, watched, job))
@@ -145,34 +58,68 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Its process number."""
+        """Its process number, which is its group's too."""
         assert self._process.pid is not None
         return self._process.pid
 
     def messages(self) -> Iterator[Any]:
-        """What the child says, the end of its job last: Trained, Chosen, Tested or Broke."""
+        """What the child says, the end of its job last."""
         while True:
-            try:
-                message = self._pipe.recv()
-            except (EOFError, OSError):  # OSError: it died in the middle of a message
-                self._process.join()
-                message = Broke("crash", _how_it_ended(self._process.exitcode))
+            message = self.next()
             yield message
-            if isinstance(message, Trained | Chosen | Tested | Broke):
+            if isinstance(message, End):
                 return
+
+    def next(self, timeout: float | None = None) -> Any:
+        """The next message, or None where none came within so many seconds.
+
+        A child that died without a word gives Broke, with how it ended.
+        """
+        ready = wait([self._pipe, self._process.sentinel], timeout)
+        if not ready:
+            return None
+        # What it said before it died comes first.
+        if self._pipe in ready or self._pipe.poll():
+            # OSError: it died in the middle of a message
+            with contextlib.suppress(EOFError, OSError):
+                return self._pipe.recv()
+        self._process.join()
+        return self._post_mortem()
 
     def reply(self, stop: bool) -> None:
         """The answer to Built and to EpochRecord."""
-        with contextlib.suppress(ConnectionError):  # it died; messages() will tell
-            self._pipe.send(stop)
+        self._say(STOP if stop else GO_ON)
+
+    def suspend(self) -> None:
+        """Asks it to save its state and to end with Suspended; it may have ended otherwise."""
+        self._say(SUSPEND)
+
+    def memory(self) -> int:
+        """Bytes of the host's memory that are its own and its loaders', shared pages left out."""
+        total = 0
+        with contextlib.suppress(psutil.Error):
+            top = psutil.Process(self.pid)
+            for process in (top, *top.children(recursive=True)):
+                with contextlib.suppress(psutil.Error):
+                    used = process.memory_info()
+                    total += used.rss - getattr(used, "shared", 0)
+        return total
+
+    def kill(self) -> None:
+        """Ends it and whatever it started, at once."""
+        # Its group is its own from its first line on; before that there is only itself.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getpgid(self.pid) == self.pid:
+                os.killpg(self.pid, signal.SIGKILL)
+        self._process.kill()
+        self._process.join()
 
     def close(self) -> None:
         """Ends the process if it still runs, and waits for it."""
         self._lifeline.close()
-        self._process.join(timeout=5)
+        self._process.join(timeout=1)
         if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+            self.kill()
         self._pipe.close()
 
     def __enter__(self) -> Child:
@@ -180,6 +127,28 @@ class Child:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _say(self, word: str) -> None:
+        with contextlib.suppress(ConnectionError):  # it died; messages() will tell
+            self._pipe.send(word)
+
+    def _post_mortem(self) -> Broke:
+        code = self._process.exitcode
+        if code == -signal.SIGKILL and oom_kills() > self._oom_kills:
+            return Broke("oom", "the kernel ended the training's process: out of memory")
+        return Broke("crash", _how_it_ended(code))
+
+
+def oom_kills() -> int:
+    """How many processes the kernel has ended for want of memory; 0 where it does not tell."""
+    counted = 0
+    for path in ("/proc/vmstat", "/sys/fs/cgroup/memory.events"):
+        with contextlib.suppress(OSError, ValueError):
+            for line in Path(path).read_text().splitlines():
+                key, _, value = line.partition(" ")
+                if key == "oom_kill":
+                    counted += int(value)
+    return counted
 
 
 @contextlib.contextmanager
@@ -189,25 +158,28 @@ def _without_main() -> Iterator[None]:
     multiprocessing would import it again in every child, and with it whatever a user's script
     does at its top level; a child needs nothing of it.
     """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+    with _STARTING:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
 def _enter(pipe: Connection, lifeline: Connection, job: Job) -> None:
+    os.setpgid(0, 0)  # so that what it starts can be ended with it
     # Either reaches the whole process group; what to do about it is for the parent to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
     threading.Thread(target=_die_with, args=(lifeline,), daemon=True).start()
-    from search import child_main
-
+    program = importlib.import_module(job.program)
     try:
-        end = child_main.work(job, pipe)
+        end = program.work(job, pipe)
     except Exception as error:
-        end = child_main.broke(error, traceback.format_exc(limit=-8))
+        end = program.broke(error, traceback.format_exc(limit=-8))
     with contextlib.suppress(ConnectionError):
         pipe.send(end)
 
@@ -215,7 +187,7 @@ def _enter(pipe: Connection, lifeline: Connection, job: Job) -> None:
 def _die_with(lifeline: Connection) -> None:
     with contextlib.suppress(EOFError, OSError):
         lifeline.recv()
-    os._exit(1)
+    os.killpg(0, signal.SIGKILL)  # its loaders too
 
 
 def _how_it_ended(code: int | None) -> str:

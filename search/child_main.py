@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import time
 from multiprocessing.connection import Connection
 
 import numpy as np
 import torch
+import torch._dynamo  # torch does with the first optimizer: here once, before the fork
 from numpy.typing import NDArray
 
 from lesionseg import checkpoint, figures
@@ -20,21 +23,35 @@ from lesionseg.models import build_model, count_params
 from lesionseg.models.cost import multiply_adds
 from lesionseg.speed import images_per_second
 from lesionseg.train import Diverged, EpochRecord, TrainData, train
-from search.child import (
+from lesionseg.train import Suspended as Put
+from search.jobs import (
+    GO_ON,
+    STOP,
+    SUSPEND,
+    Alive,
     Broke,
     Built,
     ChooseJob,
     Chosen,
+    End,
     Job,
     Reason,
+    Resumed,
+    Saved,
+    Suspended,
     Tested,
     TestJob,
     Trained,
     TrainJob,
 )
 
+#: Seconds between two signs of life of a training, at least.
+SIGN_OF_LIFE = 5.0
+#: How torch, and libraries under it, tell of too little memory in a plain RuntimeError.
+NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC")
 
-def work(job: Job, pipe: Connection) -> Trained | Chosen | Tested | Broke:
+
+def work(job: Job, pipe: Connection) -> End:
     """Does the job; ``pipe`` takes Built and EpochRecords and gives the answers."""
     torch.set_num_threads(job.threads)
     match job:
@@ -52,10 +69,16 @@ def broke(error: Exception, trace: str) -> Broke:
     match error:
         case torch.OutOfMemoryError() | MemoryError():
             reason = "oom"
+        case RuntimeError() if any(told in str(error) for told in NO_MEMORY):
+            reason = "oom"
         case Diverged():
             reason = "diverged"
         case InputError():
             reason = "config"
+        case FileNotFoundError():
+            reason = "data"
+        case OSError() if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            reason = "disk"
     text = " ".join(str(error).split())
     message = (
         text if isinstance(error, Diverged | InputError) else f"{type(error).__name__}: {text}"
@@ -63,28 +86,61 @@ def broke(error: Exception, trace: str) -> Broke:
     return Broke(reason, message[:500], trace)
 
 
-def _train(job: TrainJob, pipe: Connection) -> Trained:
+def _train(job: TrainJob, pipe: Connection) -> Trained | Suspended:
     config = TrialConfig.from_dict(job.config)
+    device = pick_device(job.device)
+    if device.type == "cuda" and job.share < 1:
+        torch.cuda.set_per_process_memory_fraction(job.share, device)
     torch.manual_seed(config.seed)  # before the weights are drawn
     model = build_model(config.model, image_size=config.image_size)
-
-    def ask(message: Built | EpochRecord) -> bool:
-        pipe.send(message)
-        stop: bool = pipe.recv()
-        return stop
-
-    if ask(Built(count_params(model), multiply_adds(model, config.image_size))):
+    line = _Line(pipe)
+    if line.ask(Built(count_params(model), multiply_adds(model, config.image_size))):
         raise InputError("refused before training")
-    result = train(
-        config,
-        TrainData(Cache(job.cache), job.train, job.val),
-        ask,
-        device=pick_device(job.device),
-        save_to=job.save_to,
-        keep=job.keep,
-        model=model,
-    )
+    try:
+        result = train(
+            config,
+            TrainData(Cache(job.cache), job.train, job.val),
+            line.ask,
+            device=device,
+            save_to=job.save_to,
+            keep=job.keep,
+            model=model,
+            state=job.state,
+            parts=job.parts,
+            suspend=line.is_to_suspend,
+            on_resume=lambda history: pipe.send(Resumed(history)),
+            on_step=line.step,
+            on_saved=lambda epoch: pipe.send(Saved(epoch)),
+        )
+    except Put as put:
+        return Suspended(put.epoch)
     return Trained(result)
+
+
+class _Line:
+    """The training's end of the pipe: what it says, what it is told, and when."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self.pipe, self.suspending, self.spoke = pipe, False, time.monotonic()
+
+    def ask(self, message: Built | EpochRecord) -> bool:
+        """Whether to stop."""
+        self.pipe.send(message)
+        answer = GO_ON if self.suspending else self.pipe.recv()
+        self.suspending = self.suspending or answer == SUSPEND
+        return bool(answer == STOP)
+
+    def is_to_suspend(self) -> bool:
+        """Whether the training is to be put down here and now."""
+        if not self.suspending and self.pipe.poll():
+            self.suspending = self.pipe.recv() == SUSPEND
+        return self.suspending
+
+    def step(self, epoch: int, step: int, steps: int) -> None:
+        """Says now and then that it goes on."""
+        if time.monotonic() - self.spoke > SIGN_OF_LIFE:
+            self.spoke = time.monotonic()
+            self.pipe.send(Alive(epoch, step, steps))
 
 
 def _choose(job: ChooseJob) -> Chosen:

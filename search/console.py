@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -68,6 +69,10 @@ class TrialLines:
         self.study = self.bars.add_task("study", total=budget, completed=spent, note="")
         self.trial: TaskID | None = None
 
+    def expect(self, n: int) -> None:
+        """That many trials are to come in all."""
+        self.bars.update(self.study, total=n)
+
     def trial_started(self, number: int, config: TrialConfig) -> None:
         """Shows a bar for its epochs."""
         self._drop()
@@ -129,8 +134,12 @@ def print_status(console: Console, status: Mapping[str, Any]) -> None:
     console.print(table)
     if status["reasons"]:
         console.print("reasons: " + ", ".join(f"{r} {n}" for r, n in status["reasons"].items()))
-    for worker in status["workers"]:
-        console.print(f"at work: trial {worker['trial']}, epoch {worker['epoch']}")
+    if status["command"] != "run":
+        console.print(f"its workers are told to {status['command']}")
+    if status["workers"]:
+        console.print(_workers(status["workers"]))
+    if status["hours_left"] is not None and status["spent"] < budget:
+        console.print(f"about {_duration(status['hours_left'])} left at the pace so far")
     best = status["best"]
     if best:
         line = f"best: trial {best['number']}, validation Dice {best['value']:.4f}"
@@ -139,7 +148,47 @@ def print_status(console: Console, status: Mapping[str, Any]) -> None:
         console.print(
             f"test Dice: {_with_interval(status['test']['dice'], status['test']['ci95'])}"
         )
+    console.print(f"checkpoints and weights: {status['disk_bytes'] / 1e6:.1f} MB")
     console.print(f"looks at the test images: {status['test_looks']}")
+
+
+def print_statuses(console: Console, found: Sequence[Mapping[str, Any]]) -> None:
+    """The standing of each study, or where one comes from."""
+    for each in found:
+        print_status(console, each)
+    if not found:
+        console.print("no studies under runs/; `lesionsearch demo` makes one")
+
+
+def watch_status(
+    console: Console, look: Callable[[], Sequence[Mapping[str, Any]]], every: float = 2.0
+) -> None:
+    """The same, over and over, until it is interrupted."""
+    while True:
+        found = look()  # before the screen is cleared: it takes a moment
+        console.clear()
+        print_statuses(console, found)
+        time.sleep(every)
+
+
+def _workers(workers: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table("host", "pid", "device", "does", "last beat", box=None, pad_edge=False)
+    for each in workers:
+        does = f"trial {each['trial']}, epoch {each['epoch']}"
+        silent = " (silent)" if each["silent"] else ""
+        table.add_row(
+            escape(each["host"]),
+            str(each["pid"]),
+            each["device"] + (f" x {each['share']:.2g}" if each["share"] < 1 else ""),
+            each["state"] if each["trial"] is None else does,
+            f"{each['beat_seconds_ago']:.0f} s ago{silent}",
+        )
+    return table
+
+
+def _duration(hours: float) -> str:
+    minutes = hours * 60
+    return f"{minutes:.0f} minutes" if minutes < 120 else f"{hours:.1f} hours"
 
 
 def print_final(console: Console, report: Mapping[str, Any]) -> None:

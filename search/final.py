@@ -24,12 +24,13 @@ from lesionseg.config import TrialConfig
 from lesionseg.data.index import Record
 from lesionseg.evaluate import Evaluation
 from lesionseg.inference import PLAIN, Choice
+from lesionseg.models import needs
 from lesionseg.train import EpochRecord, TrainResult
 from search import trials
-from search.child import (
+from search.child import Child
+from search.jobs import (
     Broke,
     Built,
-    Child,
     ChooseJob,
     Chosen,
     Job,
@@ -38,9 +39,11 @@ from search.child import (
     Trained,
     TrainJob,
 )
+from search.join import Slot
 from search.run import Failed
 from search.study import OpenStudy, count_look
-from search.worker import Slot, flat
+from search.tidy import WEIGHTS
+from search.worker import flat
 
 #: The retrained validation Dice counts as reproduced within this of the search's.
 REPRODUCED = 0.02
@@ -175,6 +178,7 @@ def _retrain(
         save_to=weights,
         # Without images to choose an epoch by, the search's choice of epoch is taken over.
         keep="last" if both else "best",
+        imports=needs([config.model.name]),
     )
     last_epoch = int(best.user_attrs["best_epoch"]) if both else config.epochs
     built = Built(0, 0)
@@ -209,8 +213,8 @@ def _choose(opened: OpenStudy, slot: Slot, best: FrozenTrial, folder: Path) -> C
     judge = weights
     if asked.fit_on == "train_val":
         judge = folder / "of_the_search.safetensors"
-        kept = opened.folder / "trials" / str(best.number) / "model.safetensors"
-        if not kept.is_file():
+        kept = opened.depot.fetch(best.number, WEIGHTS)
+        if kept is None:
             return None
         shutil.copy(kept, judge)
     job = ChooseJob(

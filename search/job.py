@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
@@ -10,51 +11,64 @@ from rich.console import Console
 from lesionseg.errors import some
 from search import console as show
 from search import trials
+from search.crew import Crew, run_crew
 from search.final import finalize
-from search.run import Outcome, default_slot, need_weights, search, sigterm_as_interrupt
+from search.folder import is_study, locked
+from search.join import Join
+from search.ledger import Ledger
+from search.run import Clock, Interrupts, need_weights
+from search.serve import work
+from search.slots import default_slot
 from search.spec import StudySpec
-from search.study import OpenStudy, create_or_resume, is_study, locked
-from search.worker import Slot
+from search.study import OpenStudy, create_or_resume
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a study is kept. artifacts: a shared folder or s3://bucket/prefix; None: the folder."""
+
+    folder: Path
+    storage: str | None = field(default=None, repr=False)
+    artifacts: str | None = None
 
 
 def run_study(
-    console: Console,
-    spec: StudySpec,
-    data: Path,
-    folder: Path,
-    *,
-    storage: str | None,
-    device: str,
-    threads: int | None,
-    final: bool,
+    console: Console, spec: StudySpec, data: Path, place: Place, crew: Crew, *, final: bool
 ) -> None:
-    """Creates or resumes the study and works until it is done.
+    """Creates or resumes the study and has it worked on until it is done.
 
     Raises InputError, Failed and KeyboardInterrupt; the study can be resumed after each.
     """
-    slot = default_slot(device, threads)
     need_weights(spec.space)
+    interrupts = Interrupts()
     with ExitStack() as held:
-        held.enter_context(sigterm_as_interrupt())
-        there = is_study(folder)
+        held.enter_context(interrupts.taken())
+        there = is_study(place.folder)
         if there:  # another process that is at work on it must not find its spec changed
-            held.enter_context(locked(folder))
+            held.enter_context(locked(place.folder))
         with show.counting(console, "reading pictures") as tick:
-            opened = create_or_resume(spec, data, folder, storage, on_progress=tick)
+            opened = create_or_resume(
+                spec, data, place.folder, place.storage, place.artifacts, on_progress=tick
+            )
         if not there:
-            held.enter_context(locked(folder))
-        _introduce(console, opened, slot)
-        _search(console, opened, slot)
-        if not final:
+            held.enter_context(locked(place.folder))
+        Ledger(opened.study).command = "run"
+        _introduce(console, opened, crew)
+        join = Join(opened.name, place.folder, place.storage, data)
+        how = _search(console, opened, crew, join, interrupts)
+        console.print(_how_it_ended(opened, how))
+        if not final or how == "asked":
             return
         from search.report import write_report  # matplotlib waits until it is needed
 
         console.print("retraining the best configuration, then the test images")
+        slot = crew.slots[0] if crew.alone else default_slot()
         show.print_final(console, finalize(opened, slot))
-        console.print(f"report: {write_report(folder, storage=storage)}", markup=False)
+        report = write_report(place.folder, storage=place.storage)
+        console.print(f"report: {report}", markup=False)
 
 
-def _introduce(console: Console, opened: OpenStudy, slot: Slot) -> None:
+def _introduce(console: Console, opened: OpenStudy, crew: Crew) -> None:
     split = opened.split
     console.print(
         f"{opened.index.layout}: {len(opened.index.records)} pairs; train {len(split.train)}, "
@@ -64,26 +78,55 @@ def _introduce(console: Console, opened: OpenStudy, slot: Slot) -> None:
     if odd:
         told = f"{len(odd)} masks were not binary and were cut at 128: {some(odd)}"
         console.print(told, markup=False)
-    console.print(f"study {opened.name} in {opened.folder}, on {slot.device}", markup=False)
+    console.print(f"study {opened.name} in {opened.folder}, {_who(crew)}", markup=False)
 
 
-def _search(console: Console, opened: OpenStudy, slot: Slot) -> None:
+def _who(crew: Crew) -> str:
+    if crew.alone:
+        return f"on {crew.slots[0].device}"
+    if crew.engine != "local":
+        return f"workers by {crew.engine}"
+    if not crew.slots:
+        return "worked on by others"
+    return f"{len(crew.slots)} workers on {', '.join(dict.fromkeys(s.device for s in crew.slots))}"
+
+
+def _search(
+    console: Console, opened: OpenStudy, crew: Crew, join: Join, interrupts: Interrupts
+) -> str:
+    """Has the budget spent; how that ended, as ``serve.work`` says it."""
     budget = opened.spec.budget
     spent = trials.spent(trials.all_trials(opened.study))
     if spent:
         console.print(f"going on after {spent} of {budget.trials} trials")
     lines = show.TrialLines(console, budget.trials, spent, budget.epochs)
-    with lines.bars:
-        outcome = search(opened, slot, lines)
-    console.print(_how_it_ended(opened, outcome))
+
+    def event(told: str) -> None:
+        console.print(told, markup=False)
+
+    with lines.bars, interrupts.held():
+        if crew.alone:
+            return work(opened, crew.slots[0], lines, interrupts.stopping, on_event=event).why
+        run_crew(opened, crew, join, lines, interrupts.stopping, event)
+    return _why(opened)
 
 
-def _how_it_ended(opened: OpenStudy, outcome: Outcome) -> str:
+def _why(opened: OpenStudy) -> str:
+    known, budget = trials.all_trials(opened.study), opened.spec.budget
+    if trials.spent(known) >= budget.trials:
+        return "done"
+    if Clock(budget.hours, budget.gpu_hours).is_over(known):
+        return "time"
+    return "asked" if Ledger(opened.study).command == "stop" else "exhausted"
+
+
+def _how_it_ended(opened: OpenStudy, why: str) -> str:
     known = trials.all_trials(opened.study)
     counted = trials.counts(known)
     told = ", ".join(f"{n} {state}" for state, n in counted.items() if n)
-    if outcome.exhausted:
-        return f"no new configuration is left to try: {told}"
-    if outcome.out_of_time:
-        return f"the time is over: {told}"
-    return f"the budget of {opened.spec.budget.trials} trials is spent: {told}"
+    words = {
+        "exhausted": "no new configuration is left to try",
+        "time": "the time is over",
+        "asked": "stopped, as `lesionsearch stop` asked",
+    }
+    return f"{words.get(why, f'the budget of {opened.spec.budget.trials} trials is spent')}: {told}"

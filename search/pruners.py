@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
+import binascii
+import math
 from collections.abc import Callable, Mapping
+from datetime import datetime
 
 import optuna
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
+from optuna.pruners import BasePruner, MedianPruner, NopPruner
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
+
+#: Of this many trials hyperband lets one pass a rung; the next is at this many times the epochs.
+FACTOR = 3
 
 
 def build_median(epochs: int, min_epochs: int, startup: int) -> BasePruner:
@@ -15,7 +22,7 @@ def build_median(epochs: int, min_epochs: int, startup: int) -> BasePruner:
     Golovin et al., KDD 2017 (Vizier's median stopping rule).
     """
     # Its warm-up counts steps from 0, our epochs count from 1: it judges from min_epochs on.
-    return MedianPruner(n_startup_trials=startup, n_warmup_steps=min_epochs)
+    return _Median(n_startup_trials=startup, n_warmup_steps=min_epochs)
 
 
 def build_hyperband(epochs: int, min_epochs: int, startup: int) -> BasePruner:
@@ -23,14 +30,115 @@ def build_hyperband(epochs: int, min_epochs: int, startup: int) -> BasePruner:
 
     A third of the trials passes each rung: at min_epochs, 3 x min_epochs, ...
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return HyperbandPruner(min_resource=min_epochs, max_resource=epochs, reduction_factor=3)
+    return Hyperband(min_epochs, epochs)
 
 
 def build_none(epochs: int, min_epochs: int, startup: int) -> BasePruner:
     """Every trial is trained to its end."""
     return NopPruner()
+
+
+class _Median(MedianPruner):
+    """Optuna's, which reads all trials before it looks whether the epoch is to be judged."""
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        epoch = trial.last_step
+        if epoch is None or epoch < self._n_warmup_steps:
+            return False
+        return super().prune(study, trial)
+
+
+class Hyperband(BasePruner):
+    """Decides as ``optuna.pruners.HyperbandPruner``, and reads the trials at rungs only.
+
+    Bracket b has rungs at min_epochs x FACTOR ** b, times FACTOR again and again. A trial belongs
+    to one bracket, by a hash of the study's name and its number, and competes with those of its
+    bracket that reached the rung. Between rungs nobody can be stopped: there Optuna reads every
+    trial, here none is read. Values at rungs are stored under Optuna's own names: a study that
+    began with its pruner goes on with this one.
+
+    Optuna's samplers see only the bracket's trials where the pruner is an HyperbandPruner, which
+    made a grid repeat itself; this is none, and every sampler sees all.
+
+    min_epochs, epochs: at least 1; nobody is stopped where epochs is the smaller.
+    """
+
+    def __init__(self, min_epochs: int, epochs: int) -> None:
+        self.min_epochs = min_epochs
+        brackets = math.floor(math.log(epochs / min_epochs, FACTOR)) + 1
+        #: A bracket's share of the trials: Li et al., algorithm 1, up to a common factor.
+        self.shares = [math.ceil(brackets * FACTOR**s / (s + 1)) for s in reversed(range(brackets))]
+        # The trial asked about last and how many rungs it has behind it; else they are read.
+        self._last: tuple[tuple[str, int, datetime | None], int] | None = None
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Whether the trial, at its latest epoch, is not among the best third at a rung."""
+        epoch = trial.last_step
+        if not self.shares or epoch is None:
+            return False
+        bracket = self.bracket_of(study.study_name, trial.number)
+        if epoch < self.rung_epoch(bracket, 0):
+            return False
+        rung = self._rungs_behind(study, trial)
+        known: list[FrozenTrial] | None = None
+        while epoch >= self.rung_epoch(bracket, rung):
+            value = trial.intermediate_values[epoch]
+            if math.isnan(value):
+                return True
+            known = known or study.get_trials(deepcopy=False)
+            rivals = self._rivals(study, known, bracket, rung)
+            self._store(study, trial, rung, value)
+            if not is_among_best(value, rivals, study.direction):
+                return True
+            rung += 1
+        return False
+
+    def bracket_of(self, study_name: str, number: int) -> int:
+        """The bracket, from 0, that a trial of this number is dealt to."""
+        left = binascii.crc32(f"{study_name}_{number}".encode()) % sum(self.shares)
+        for bracket, share in enumerate(self.shares):
+            left -= share
+            if left < 0:
+                return bracket
+        raise AssertionError("the remainder is below the sum of the shares")
+
+    def rung_epoch(self, bracket: int, rung: int) -> int:
+        """The epoch, from 1, of a bracket's rung, from 0."""
+        epoch: int = self.min_epochs * FACTOR ** (bracket + rung)
+        return epoch
+
+    def _rungs_behind(self, study: optuna.Study, trial: FrozenTrial) -> int:
+        who = (study.study_name, trial._trial_id, trial.datetime_start)
+        if self._last is None or self._last[0] != who:
+            attrs = trial.system_attrs  # each look at it is a query where the trial is running
+            self._last = who, next(r for r in range(len(attrs) + 1) if _key(r) not in attrs)
+        return self._last[1]
+
+    def _store(self, study: optuna.Study, trial: FrozenTrial, rung: int, value: float) -> None:
+        study._storage.set_trial_system_attr(trial._trial_id, _key(rung), value)
+        self._last = (study.study_name, trial._trial_id, trial.datetime_start), rung + 1
+
+    def _rivals(
+        self, study: optuna.Study, known: list[FrozenTrial], bracket: int, rung: int
+    ) -> list[float]:
+        name, key = study.study_name, _key(rung)
+        there = [t for t in known if key in t.system_attrs]
+        return [t.system_attrs[key] for t in there if self.bracket_of(name, t.number) == bracket]
+
+
+def is_among_best(value: float, rivals: list[float], direction: StudyDirection) -> bool:
+    """Whether it is among the best third, rounded down, of itself and its rivals.
+
+    While that is nobody, it is enough to be the best.
+    """
+    ranked = sorted([*rivals, value], reverse=direction == StudyDirection.MAXIMIZE)
+    last = ranked[max(len(ranked) // FACTOR, 1) - 1]
+    return value >= last if direction == StudyDirection.MAXIMIZE else value <= last
+
+
+def _key(rung: int) -> str:
+    """The system attribute in which Optuna's pruner keeps a trial's value at a rung."""
+    return f"completed_rung_{rung}"
 
 
 PRUNERS: Mapping[str, Callable[[int, int, int], BasePruner]] = {

@@ -1,47 +1,22 @@
-"""The main job: create or resume a study, work until its budget is spent."""
+"""What whoever works on a study needs: a slot, weights, signals, a clock, a way to fail."""
 
 from __future__ import annotations
 
-import os
 import signal
-import time
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import FrameType
 
-from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial
 
-from lesionseg.device import pick_device
 from lesionseg.models.weights import ensure_weights
 from search import trials
-from search.samplers import SAMPLERS
 from search.space import SearchSpace, values
-from search.study import OpenStudy, prepare_sampling, read_about
-from search.worker import Listener, Slot, Worker, reap
-
-#: After so many skipped trials in a row the sampler gives way to draws that are new ...
-GIVE_WAY = 10
-#: ... and after so many the space counts as exhausted, if it is too large to be counted.
-EXHAUSTED = 100
 
 
 class Failed(RuntimeError):
     """The work was done as asked and came to nothing; the command line exits with code 1."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How the search ended; exhausted: before its budget, for want of new configurations."""
-
-    exhausted: bool
-    out_of_time: bool
-
-
-def default_slot(device: str = "auto", threads: int | None = None) -> Slot:
-    """This machine's device, with all the cores that this process may use."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Slot(str(pick_device(device)), threads or usable or 1)
 
 
 def need_weights(space: SearchSpace) -> None:
@@ -56,62 +31,65 @@ def need_weights(space: SearchSpace) -> None:
                     ensure_weights(str(encoder), str(weights))
 
 
-def search(opened: OpenStudy, slot: Slot, listener: Listener) -> Outcome:
-    """Runs trials until the study's budget is spent, whoever ran the earlier ones.
+class Interrupts:
+    """SIGINT and SIGTERM as this process takes them, while entered.
 
-    The folder is to be ``locked``.
-
-    KeyboardInterrupt leaves the study fit to be resumed.
+    Each sets ``stopping``. Outside of ``held`` it is also raised as KeyboardInterrupt, at once;
+    within, whoever works there sees ``stopping`` and puts the work down in its own time, and the
+    interrupt is raised at the end. A second signal changes nothing more.
     """
-    # A database in the folder itself has no other users: its lock is ours.
-    reap(opened.study, opened.folder, alone=read_about(opened.folder)["storage"] is None)
-    prepare_sampling(opened)
-    clock = _Clock(opened)
-    worker = Worker(
-        opened.study, opened.spec, opened.material, opened.folder, slot, listener, clock.is_over
-    )
-    skipped, own, size = 0, opened.study.sampler, opened.spec.space.size()
-    while trials.spent(known := trials.all_trials(opened.study)) < opened.spec.budget.trials:
-        if clock.is_over():
-            return Outcome(exhausted=False, out_of_time=True)
-        if len(trials.tried(known)) >= size or skipped >= EXHAUSTED:
-            return Outcome(exhausted=True, out_of_time=False)
-        opened.study.sampler = _fresh(opened) if skipped >= GIVE_WAY else own
-        done = worker.run_one()
-        skipped = skipped + 1 if trials.state_of(done) == "skipped" else 0
-    return Outcome(exhausted=False, out_of_time=False)
+
+    def __init__(self) -> None:
+        self.stopping = threading.Event()
+        self.number: int | None = None
+        self._held = False
+
+    @contextmanager
+    def taken(self) -> Iterator[Interrupts]:
+        """Within it, the signals come here."""
+        known = (signal.SIGINT, signal.SIGTERM)
+        before = {each: signal.signal(each, self._hear) for each in known}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Within it, a signal only sets ``stopping``."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        if self.stopping.is_set():
+            raise KeyboardInterrupt
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if self.stopping.is_set():
+            return
+        self.number = number
+        self.stopping.set()
+        if not self._held:
+            raise KeyboardInterrupt
 
 
 @contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
     """Within it, SIGTERM does what Ctrl-C does, and a second of either changes nothing more."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    before = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with Interrupts().taken():
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
-def _fresh(opened: OpenStudy) -> BaseSampler:
-    name = "grid" if opened.spec.space.is_finite() else "random"
-    return SAMPLERS[name](opened.spec.seed + len(trials.all_trials(opened.study)), 0)
+class Clock:
+    """The hours that a study may take, those of earlier sessions and other workers included."""
 
+    def __init__(self, hours: float | None, gpu_hours: float | None) -> None:
+        self.hours, self.gpu_hours = hours, gpu_hours
 
-class _Clock:
-    """Hours of training, those of earlier sessions included."""
-
-    def __init__(self, opened: OpenStudy) -> None:
-        self.limit = opened.spec.budget.hours
-        self.before = trials.hours_spent(trials.all_trials(opened.study))
-        self.began = time.monotonic()
-
-    def is_over(self) -> bool:
-        spent = self.before + (time.monotonic() - self.began) / 3600
-        return self.limit is not None and spent >= self.limit
+    def is_over(self, known: Sequence[FrozenTrial]) -> bool:
+        """Whether either is spent by these trials."""
+        if self.hours is not None and trials.hours_spent(known) >= self.hours:
+            return True
+        return self.gpu_hours is not None and trials.gpu_hours_spent(known) >= self.gpu_hours

@@ -24,22 +24,19 @@ from lesionseg.config import TrialConfig
 from lesionseg.errors import InputError
 from search import console as show
 from search import presets, trials
-from search.child import Tested, TestJob
 from search.final import judged, per_image, test, test_records, write_rows
-from search.run import default_slot, sigterm_as_interrupt
+from search.folder import is_study, locked
+from search.jobs import Tested, TestJob
+from search.join import Slot
+from search.ledger import Claim
+from search.run import sigterm_as_interrupt
 from search.seeds_table import Row, rows, table_csv, table_markdown
+from search.slots import default_slot
 from search.space import refused_sizes
 from search.spec import StudySpec, spec_from, with_overrides
-from search.study import (
-    OpenStudy,
-    count_look,
-    create_or_resume,
-    is_study,
-    locked,
-    prepare_sampling,
-    read_about,
-)
-from search.worker import KEEP_BEST, Slot, Worker, drop_weights, reap
+from search.study import OpenStudy, count_look, create_or_resume, prepare_sampling
+from search.tidy import WEIGHTS
+from search.worker import KEEP_BEST, Worker
 
 #: Shares of the test images, by lesion area, at which the pictured ones stand.
 SHOWN = (0.05, 0.3, 0.5, 0.7, 0.95)
@@ -146,21 +143,20 @@ def _work(
     console: Console, opened: OpenStudy, slot: Slot, wanted: Sequence[tuple[str, TrialConfig]]
 ) -> None:
     study = opened.study
-    # A database in the folder itself has no other users: its lock is ours.
-    reap(study, opened.folder, alone=read_about(opened.folder)["storage"] is None)
-    for trial in trials.all_trials(study):
-        _test_missing(console, opened, slot, trial)
-    _enqueue(opened, wanted)
-    waiting = trials.counts(trials.all_trials(study))["waiting"]
-    lines = show.TrialLines(console, waiting, 0, opened.spec.budget.epochs)
+    lines = show.TrialLines(console, 0, 0, opened.spec.budget.epochs)
     worker = Worker(
-        study, opened.spec, opened.material, opened.folder, slot, lines, keep=None, twins=True
+        study, opened.spec, opened.material, opened.depot, slot, lines, keep=None, twins=True
     )
-    with lines.bars:
-        while trials.counts(trials.all_trials(study))["waiting"]:
-            done = worker.run_one()
-            _test_missing(console, opened, slot, done)
-            drop_weights(opened.folder, trials.ranked(trials.all_trials(study))[:KEEP_BEST])
+    with worker, lines.bars:
+        worker.ledger.reap()
+        for trial in trials.all_trials(study):
+            _test_missing(console, opened, slot, trial)
+        _enqueue(opened, wanted)
+        lines.expect(trials.counts(trials.all_trials(study))["waiting"])
+        while isinstance(claim := worker.claim(bounded=False, fresh=False), Claim):
+            _test_missing(console, opened, slot, worker.run(claim))
+            for trial in trials.ranked(trials.all_trials(study))[KEEP_BEST:]:
+                opened.depot.drop(trial.number, WEIGHTS)
 
 
 def _enqueue(opened: OpenStudy, wanted: Sequence[tuple[str, TrialConfig]]) -> None:
@@ -177,10 +173,10 @@ def _enqueue(opened: OpenStudy, wanted: Sequence[tuple[str, TrialConfig]]) -> No
 
 
 def _test_missing(console: Console, opened: OpenStudy, slot: Slot, trial: FrozenTrial) -> None:
-    weights = opened.folder / "trials" / str(trial.number) / "model.safetensors"
     if trials.state_of(trial) != "complete" or _place(opened.folder, trial.number).is_dir():
         return
-    if not weights.is_file():  # another host trained it, and tests it
+    weights = opened.depot.fetch(trial.number, WEIGHTS)
+    if weights is None:  # another host trained it, and tests it
         return
     count_look(opened.study)
     tested = test(

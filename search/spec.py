@@ -73,11 +73,18 @@ class DataSpec(_Part):
 
 
 class BudgetSpec(_Part):
-    """trials: of the whole study, whoever runs them. hours: of training, over all sessions."""
+    """trials: of the whole study, whoever runs them.
+
+    hours: by the clock, while anybody trains, over all sessions. gpu_hours: of all GPUs together.
+    trial_minutes: that one trial may take. stall_minutes: that it may be silent within a step.
+    """
 
     trials: int = Field(50, ge=1)
     epochs: int = Field(40, ge=1, le=100_000)
     hours: float | None = Field(None, gt=0)
+    gpu_hours: float | None = Field(None, gt=0)
+    trial_minutes: float | None = Field(None, gt=0)
+    stall_minutes: float | None = Field(15.0, gt=0)
     patience: int = Field(0, ge=0)
 
 

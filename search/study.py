@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import uuid
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -20,7 +20,7 @@ from typing import Any
 
 import optuna
 import yaml
-from filelock import FileLock, Timeout
+from optuna.exceptions import StorageInternalError
 from optuna.study import StudyDirection
 from sqlalchemy.engine import URL
 
@@ -29,24 +29,43 @@ from lesionseg.data.index import DatasetIndex
 from lesionseg.data.split import Split, has_official, make_split, positions
 from lesionseg.errors import InputError
 from search import trials, warm_start
+from search.depot import Depot, open_depot
+from search.folder import (
+    is_study,
+    make_folder,
+    put,
+    read_about,
+    refuse_foreign,
+    refuse_unwritable,
+)
+from search.join import Join, Stopping
+from search.ledger import Ledger
+from search.patience import PatientStorage
 from search.pruners import PRUNERS
 from search.samplers import SAMPLERS
 from search.spec import StudySpec, differences, spec_from
-from search.storage import ENVIRONMENT, local_url, masked, open_storage, storage_url
+from search.storage import (
+    ENVIRONMENT,
+    ENVIRONMENT_FILE,
+    local_url,
+    masked,
+    open_storage,
+    storage_url,
+)
 from search.worker import Material
 
 #: Keys that a study may be resumed with another value of: they change no trial.
 MAY_CHANGE = (
     "budget.trials",
     "budget.hours",
+    "budget.gpu_hours",
+    "budget.trial_minutes",
+    "budget.stall_minutes",
     "final.fit_on",
     "final.seeds",
     "final.tta",
     "final.postprocess",
 )
-
-#: What a folder may hold of a study that was cut off while it was made.
-BEGUN = frozenset({"study.db", "study.db-journal", "study.yaml", "split.json", "trials", ".lock"})
 
 Progress = Callable[[int, int], None]
 
@@ -61,6 +80,7 @@ class OpenStudy:
     cache: Cache
     split: Split
     study: optuna.Study
+    depot: Depot
 
     @property
     def name(self) -> str:
@@ -75,38 +95,74 @@ class OpenStudy:
             self.cache.path, positions(self.split.train, names), positions(self.split.val, names)
         )
 
+    def wait_for_storage(self, stopping: Stopping, on_wait: Callable[[str], None]) -> None:
+        """How a lost database is waited for: until this is set, and who is told."""
+        self._backend.stopping, self._backend.on_wait = stopping, on_wait
+
+    def told(self, error: Exception) -> str:
+        """What the database said of an error that is not to be waited out, in one line."""
+        cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+        text = str(getattr(cause, "orig", None) or cause or error)
+        return f"storage: {self._backend.hide(' '.join(text.split()))[:300]}"
+
+    @property
+    def _backend(self) -> PatientStorage:
+        storage: Any = self.study._storage
+        backend: PatientStorage = getattr(storage, "_backend", storage)
+        return backend
+
 
 def create_or_resume(
     spec: StudySpec,
     data: Path,
     folder: Path,
     storage: str | None = None,
+    artifacts: str | None = None,
     on_progress: Progress = lambda done, total: None,
 ) -> OpenStudy:
     """The folder's study: a new one of its name, or the one that is there.
 
+    artifacts: where weights and checkpoints are kept, if not in the folder (``search.depot``).
     Everything that can be wrong with the input is found before anything is written.
     Raises InputError: data, folder or storage that cannot be used; a study of this name with
     another spec or other data (the keys that differ are named).
     """
     index = DatasetIndex.read(data, spec.data.layout)
-    _refuse_foreign(folder)
-    _refuse_unwritable(folder)
+    refuse_foreign(folder)
+    refuse_unwritable(folder)
+    artifacts = _from_anywhere(artifacts)
     study = open_records(folder, storage=storage)[0] if is_study(folder) else None
     url = storage_url(storage, folder) if study is None else _recorded_url(folder, storage)
     if study is not None:
         _refuse_changed(study, spec, index)
-    elif url.get_backend_name() != "sqlite":
+        _refuse_other_place(study, artifacts)
+    else:
+        open_depot(artifacts, folder)
+    if study is None and url.get_backend_name() != "sqlite":
         open_storage(url)  # a server that cannot be reached is told before the pictures are read
     cache = build_cache(index, spec.data.image_size, on_progress=on_progress)
     split = _split(spec, index, cache)
     study = study or _create(folder, url)
-    # Another host may have created it in a shared storage: what lies there is what counts.
-    if "spec" in study.user_attrs:
+    plain = spec.model_dump(mode="json")
+    founded = Ledger(study).found(
+        {
+            "data": index.fingerprint(),
+            "split": split.to_dict(),
+            "artifacts": artifacts,
+            "uuid": uuid.uuid4().hex,
+            "spec": plain,
+        },
+        warm_start.queue(spec),
+    )
+    # Another host may have founded it in a shared storage: what lies there is what counts.
+    if not founded:
         _refuse_changed(study, spec, index)
         split = Split.from_dict(study.user_attrs["split"])
-    _make_folder(folder)
-    opened = OpenStudy(folder, spec, index, cache, split, study)
+        _refuse_other_place(study, artifacts)
+        study.set_user_attr("spec", plain)
+    make_folder(folder)
+    depot = _depot(study, folder, founding=True)
+    opened = OpenStudy(folder, spec, index, cache, split, study, depot)
     _write(opened, url, data)
     return opened
 
@@ -117,12 +173,52 @@ def open_study(folder: Path, *, storage: str | None = None, data: Path | None = 
     InputError where the folder holds none, or its data are not those that it was run on.
     """
     study, about = open_records(folder, storage=storage)
-    spec = spec_from(study.user_attrs["spec"], f"{folder / 'study.yaml'}")
-    index = DatasetIndex.read(data or Path(about["data"]), spec.data.layout)
+    if data is None and about["data"] is None:
+        raise InputError("--data: say where the images are on this host")
+    return _opened(study, folder, data or Path(about["data"]))
+
+
+def join_study(join: Join) -> OpenStudy:
+    """A study that exists, as a worker of any host finds it: in its folder, or in the storage.
+
+    InputError where there is none of the name, the data are not its own, or the folder is not the
+    one that its checkpoints lie in.
+    """
+    if is_study(join.folder):
+        return open_study(join.folder, storage=join.storage, data=join.data)
+    if not (join.storage or os.environ.get(ENVIRONMENT) or os.environ.get(ENVIRONMENT_FILE)):
+        raise InputError(
+            f"{join.folder}: no study here, and no --storage that one could be in; give the "
+            f"database's URL, or the study's folder as --out"
+        )
+    url = storage_url(join.storage, join.folder)
+    study = _load(url, join.name, f"{masked(url)} holds no study {join.name!r}; is it the name?")
+    if "spec" not in study.user_attrs:
+        raise InputError(f"{masked(url)}: study {join.name!r} was not made by lesionsearch")
+    if join.data is None:
+        raise InputError("--data: say where the images are on this host")
+    opened = _opened(study, join.folder, join.data)
+    make_folder(join.folder)
+    _write(opened, url, join.data)
+    return opened
+
+
+def _opened(study: optuna.Study, folder: Path, data: Path) -> OpenStudy:
+    spec = spec_from(study.user_attrs["spec"], f"study {study.study_name!r}")
+    index = DatasetIndex.read(data, spec.data.layout)
     _refuse_changed(study, spec, index)
+    depot = _depot(study, folder, founding=False)
     cache = build_cache(index, spec.data.image_size)
     split = Split.from_dict(study.user_attrs["split"])
-    return OpenStudy(folder, spec, index, cache, split, study)
+    return OpenStudy(folder, spec, index, cache, split, study, depot)
+
+
+def _depot(study: optuna.Study, folder: Path, *, founding: bool) -> Depot:
+    """Where the study's weights are, once it is sure that they are this study's."""
+    depot = open_depot(study.user_attrs.get("artifacts"), folder, study.study_name)
+    marker = study.user_attrs["uuid"]
+    (depot.claim_marker if founding else depot.check_marker)(marker)
+    return depot
 
 
 def open_records(
@@ -132,55 +228,27 @@ def open_records(
     about = read_about(folder)
     url = _recorded_url(folder, storage)
     lacking = f"{folder}: {masked(url)} holds no study {about['study']!r}; was it moved or deleted?"
+    return _load(url, about["study"], lacking), about
+
+
+def _load(url: URL, name: str, lacking: str) -> optuna.Study:
     if url.get_backend_name() == "sqlite" and not Path(str(url.database)).is_file():
         raise InputError(lacking)  # opening it would make an empty one
     try:
-        study = optuna.load_study(study_name=about["study"], storage=open_storage(url))
+        return optuna.load_study(study_name=name, storage=open_storage(url))
     except KeyError:
         raise InputError(lacking) from None
-    return study, about
 
 
-def is_study(folder: Path) -> bool:
-    """Whether a study was created here."""
-    return (folder / "run.json").is_file()
-
-
-def read_about(folder: Path) -> dict[str, Any]:
-    """The folder's run.json; InputError where it is no study."""
-    try:
-        about: dict[str, Any] = json.loads((folder / "run.json").read_text())
-    except (OSError, json.JSONDecodeError):
-        raise InputError(
-            f"{folder}: no study here; `lesionsearch status` lists those under runs/"
-        ) from None
-    return about
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keeps a second process from working on this folder; InputError if one does already."""
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(
-            f"{folder}: another process is at work on this study; wait for it or stop it"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def prepare_sampling(opened: OpenStudy) -> None:
+def prepare_sampling(opened: OpenStudy, ordinal: int = 0) -> None:
     """Gives the study the spec's sampler and pruner.
 
     The seed moves with the number of trials there are: a sampler that began again from the
-    spec's own seed would propose the trials of the last session once more.
+    spec's own seed would propose the trials of the last session once more. It moves with the
+    worker's ordinal too: two samplers of one seed propose the same.
     """
     spec, study = opened.spec, opened.study
-    seed = (spec.seed + 1_000_003 * len(trials.all_trials(study))) % 2**31
+    seed = (spec.seed + 1_000_003 * len(trials.all_trials(study)) + 7_368_787 * ordinal) % 2**31
     study.sampler = SAMPLERS[spec.sampler.name](seed, spec.sampler.startup)
     study.pruner = PRUNERS[spec.pruner.name](
         spec.budget.epochs, spec.pruner.min_epochs, spec.pruner.startup
@@ -232,7 +300,7 @@ def _recorded_url(folder: Path, given: str | None) -> URL:
 
 def _create(folder: Path, url: URL) -> optuna.Study:
     if url == local_url(folder):
-        _make_folder(folder)  # with another storage, not before that was opened
+        make_folder(folder)  # with another storage, not before that was opened
     return optuna.create_study(
         study_name=folder.resolve().name,  # of "." too
         storage=open_storage(url),
@@ -265,49 +333,50 @@ def _as_now(stored: dict[str, Any]) -> dict[str, Any]:
         return stored
 
 
-def _refuse_foreign(folder: Path) -> None:
-    if not folder.is_dir() or is_study(folder):
-        return
-    if any(p.name not in BEGUN for p in folder.iterdir()):
-        raise InputError(f"--out: {folder} holds other things than a study; give a new folder")
+def _from_anywhere(artifacts: str | None) -> str | None:
+    """The same place, also for a process that works in another folder."""
+    if artifacts is None or ":/" in artifacts:
+        return artifacts
+    return str(Path(artifacts).expanduser().resolve())
 
 
-def _refuse_unwritable(folder: Path) -> None:
-    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if not there.is_dir():
-        raise InputError(f"--out: {folder} cannot be made: {there} is a file")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"--out: {folder} cannot be written: no permission in {there}")
+def _refuse_other_place(study: optuna.Study, artifacts: str | None) -> None:
+    there = study.user_attrs.get("artifacts")
+    if artifacts is not None and artifacts != there:
+        raise InputError(
+            f"--artifacts: study {study.study_name!r} keeps its checkpoints in "
+            f"{there or 'its own folder'}, got {artifacts}; leave the option out"
+        )
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out: {folder} cannot be made: {error.strerror}") from None
+def settle(study: optuna.Study, folder: Path, url: URL, spec: StudySpec, data: Path | None) -> None:
+    """Makes a folder the home of a study that came from elsewhere."""
+    _depot(study, folder, founding=True)
+    _put_files(folder, url, spec, study.study_name, study.user_attrs["split"], data)
 
 
 def _write(opened: OpenStudy, url: URL, data: Path) -> None:
-    plain = opened.spec.model_dump(mode="json")
-    if "spec" not in opened.study.user_attrs:
-        opened.study.set_user_attr("data", opened.index.fingerprint())
-        opened.study.set_user_attr("split", opened.split.to_dict())
-        warm_start.enqueue(opened.study, opened.spec)
-    opened.study.set_user_attr("spec", plain)
+    split = opened.split.to_dict()
+    _put_files(opened.folder, url, opened.spec, opened.name, split, data, opened.index.layout)
+
+
+def _put_files(
+    folder: Path,
+    url: URL,
+    spec: StudySpec,
+    name: str,
+    split: Mapping[str, Any],
+    data: Path | None,
+    layout: str | None = None,
+) -> None:
     about = {
-        "study": opened.name,
-        "storage": None if url == local_url(opened.folder) else masked(url),
-        "data": str(data.resolve()),
-        "layout": opened.index.layout,
+        "study": name,
+        "storage": None if url == local_url(folder) else masked(url),
+        "data": None if data is None else str(data.resolve()),
+        "layout": layout,
         "version": version("lesionsearch"),
     }
-    folder = opened.folder
-    _put(folder / "study.yaml", yaml.safe_dump(plain, sort_keys=False))
-    _put(folder / "split.json", json.dumps(opened.split.to_dict(), indent=1))
-    _put(folder / "run.json", json.dumps(about, indent=1))  # last: it says that the rest is there
-
-
-def _put(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    plain = spec.model_dump(mode="json")
+    put(folder / "study.yaml", yaml.safe_dump(plain, sort_keys=False))
+    put(folder / "split.json", json.dumps(split, indent=1))
+    put(folder / "run.json", json.dumps(about, indent=1))  # last: it says that the rest is there

@@ -8,6 +8,7 @@ the queue. Skipped trials cost no budget.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
@@ -22,12 +23,23 @@ STATES: tuple[State, ...] = ("waiting", "running", "complete", "pruned", "failed
 #: Reasons that a trial was skipped for.
 DUPLICATE, CONSTRAINT, CONFIG = "duplicate", "constraint", "config"
 LOST, INTERRUPTED = "lost", "interrupted"
-SKIPS = frozenset({DUPLICATE, CONSTRAINT, CONFIG, LOST, INTERRUPTED})
+#: ... of these, the ones that go on under another number.
+HANDED_ON = frozenset({LOST, INTERRUPTED})
+SKIPS = frozenset({DUPLICATE, CONSTRAINT, CONFIG}) | HANDED_ON
 
 #: User attributes of a trial that was queued for a published system: the preset's name and, where
 #: the study's space does not hold it, the configuration itself.
-PRESET, GIVEN = "preset", "given"
-QUEUED = frozenset({PRESET, GIVEN})
+#: AGAIN: its configuration may have been tried already.
+#: RETRIES: the number of the trial that it repeats.
+PRESET, GIVEN, AGAIN, RETRIES = "preset", "given", "again", "retries"
+QUEUED = frozenset({PRESET, GIVEN, AGAIN, RETRIES})
+
+#: User attributes of a trial that goes on with another: the number it had first, and the numbers
+#: of the latest attempts, oldest first.
+RETRY_OF, ATTEMPTS = "retry_of", "attempts"
+
+#: The study's user attribute that says what its workers are to do.
+COMMAND = "command"
 
 _STATES: dict[Optuna, State] = {
     Optuna.WAITING: "waiting",
@@ -51,7 +63,7 @@ def reason_of(trial: FrozenTrial) -> str | None:
 
 def was_cut_off(trial: FrozenTrial) -> bool:
     """Whether its training was ended from outside; its parameters were queued again."""
-    return reason_of(trial) in {LOST, INTERRUPTED}
+    return reason_of(trial) in HANDED_ON
 
 
 def is_given(trial: FrozenTrial) -> bool:
@@ -87,14 +99,30 @@ def tried(trials: Iterable[FrozenTrial]) -> set[str]:
     return {t.user_attrs["digest"] for t in found if "digest" in t.user_attrs}
 
 
-def hours_spent(trials: Iterable[FrozenTrial]) -> float:
-    """Hours of training over all sessions, what was interrupted included.
+def hours_spent(trials: Iterable[FrozenTrial], now: float | None = None) -> float:
+    """Hours by the clock in which at least one worker trained.
 
-    Not that of lost trials: they were closed when the next session found them, and nobody knows
-    when they ended.
+    now: seconds since 1970, the end of trials at work. A lost trial ended with its worker's last
+    beat.
     """
-    known = [t.duration for t in trials if reason_of(t) != LOST]
-    return sum(d.total_seconds() for d in known if d is not None) / 3600
+    total, until = 0.0, 0.0
+    for began, ended in sorted(_spans(trials, now)):
+        total += max(0.0, ended - max(began, until))
+        until = max(until, ended)
+    return total / 3600
+
+
+def gpu_hours_spent(trials: Iterable[FrozenTrial], now: float | None = None) -> float:
+    """Hours of training on GPUs, added up over all workers; one that has half a GPU counts half."""
+    on_gpu = [t for t in trials if str(_owner(t).get("device")).startswith("cuda")]
+    return (
+        sum(
+            (ended - began) * float(_owner(t).get("share", 1.0))
+            for t in on_gpu
+            for began, ended in _spans([t], now)
+        )
+        / 3600
+    )
 
 
 def ranked(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
@@ -120,6 +148,28 @@ def config_of(trial: FrozenTrial) -> dict[str, Any]:
     """Its TrialConfig as plain data."""
     config: dict[str, Any] = trial.user_attrs["config"]
     return config
+
+
+def _owner(trial: FrozenTrial) -> dict[str, Any]:
+    owner: dict[str, Any] = trial.user_attrs.get("owner", {})
+    return owner
+
+
+def _spans(trials: Iterable[FrozenTrial], now: float | None) -> list[tuple[float, float]]:
+    """When trials were trained; by the database's clock, which is one for all hosts."""
+    now = time.time() if now is None else now
+    return [(_began(t), _ended(t, now)) for t in trials if t.datetime_start is not None]
+
+
+def _began(trial: FrozenTrial) -> float:
+    assert trial.datetime_start is not None
+    return float(trial.user_attrs.get("began", trial.datetime_start.timestamp()))
+
+
+def _ended(trial: FrozenTrial, now: float) -> float:
+    if "ended" in trial.user_attrs:
+        return float(trial.user_attrs["ended"])
+    return now if trial.datetime_complete is None else trial.datetime_complete.timestamp()
 
 
 def _value(trial: FrozenTrial) -> float:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import optuna
-
 from lesionseg.config import DEFAULTS, SETTINGS, TrialConfig
 from lesionseg.errors import InputError
 from lesionseg.space import Categorical, Domain, Float, Int, Scalar
@@ -14,29 +12,37 @@ from search import presets, trials
 from search.space import Param, SearchSpace
 from search.spec import StudySpec
 
+Queue = list[tuple[dict[str, Any], dict[str, Any]]]
 
-def enqueue(study: optuna.Study, spec: StudySpec) -> list[str]:
-    """Queues the presets that a spec's ``warm_start`` names; their names.
 
-    One that lies within the study's space is queued by its parameters, so that the sampler learns
-    from it. One that does not is queued as it is: it is trained and ranked like any trial, and the
-    sampler knows nothing of it.
+def queue(spec: StudySpec) -> Queue:
+    """Parameters and user attributes of the trials that a spec's ``warm_start`` names.
+
+    A preset that lies within the study's space is queued by its parameters, so that the sampler
+    learns from it. One that does not is queued as it is: it is trained and ranked like any trial,
+    and the sampler knows nothing of it.
     """
-    chosen = presets.selected(spec.warm_start)
-    for name in chosen:
-        config = presets.config(
-            name,
-            spec.data.image_size,
-            spec.budget.epochs,
-            seed=spec.seed,
-            patience=spec.budget.patience,
-        )
-        params = expressed(config, spec.space)
-        attrs: dict[str, Any] = {trials.PRESET: name}
-        if params is None:
-            attrs[trials.GIVEN] = config.to_dict()
-        study.enqueue_trial(params or {}, user_attrs=attrs)
-    return chosen
+    return [_queued(name, spec) for name in presets.selected(spec.warm_start)]
+
+
+def preset_config(name: str, spec: StudySpec) -> TrialConfig:
+    """A published system under a study's image size, epochs, patience and seed.
+
+    Raises InputError where there is none of the name.
+    """
+    budget = spec.budget
+    return presets.config(
+        name, spec.data.image_size, budget.epochs, seed=spec.seed, patience=budget.patience
+    )
+
+
+def _queued(name: str, spec: StudySpec) -> tuple[dict[str, Any], dict[str, Any]]:
+    config = preset_config(name, spec)
+    params = expressed(config, spec.space)
+    attrs: dict[str, Any] = {trials.PRESET: name}
+    if params is None:
+        attrs[trials.GIVEN] = config.to_dict()
+    return dict(params or {}), attrs
 
 
 def expressed(config: TrialConfig, space: SearchSpace) -> dict[str, Scalar] | None:
@@ -74,12 +80,13 @@ def _within(
             value = param.check(values[name])
         except InputError:
             return False
-        if _is_open(param):
+        if is_open(param):
             into[prefix + name] = value
     return True
 
 
-def _is_open(domain: Domain) -> bool:
+def is_open(domain: Domain) -> bool:
+    """Whether a domain leaves a choice, so that a trial has a parameter of it."""
     match domain:
         case Float(low, high) | Int(low, high):
             return low < high

@@ -30,6 +30,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     patch = pytest.MonkeyPatch()
     patch.setenv("LESIONSEARCH_CACHE", str(tmp_path_factory.mktemp("cache")))
     patch.delenv("LESIONSEARCH_STORAGE", raising=False)
+    patch.delenv("LESIONSEARCH_STORAGE_FILE", raising=False)
     yield
     patch.undo()
 

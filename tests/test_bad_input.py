@@ -15,6 +15,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import cli
+from search.spec import load_spec
+from search.study import create_or_resume
 from tests.conftest import ROOT, write_folder, write_pair
 from tests.search.helpers import write_study
 
@@ -47,12 +49,9 @@ def text(here: Path, content: str) -> list[object]:
     return run(here, study=here / "study.yaml")
 
 
-def started(here: Path, out: str = "runs/tiny", *more) -> Path:
+def started(here: Path, out: str = "runs/tiny") -> Path:
     """A study that exists already."""
-    result = CliRunner().invoke(
-        cli.app, [str(a) for a in run(here, "--timeout", "1e-12", "--out", out, *more)]
-    )
-    assert result.exit_code == 0, result.stderr
+    create_or_resume(load_spec(str(study_of(here))), data_of(here), Path(out))
     return Path(out)
 
 
@@ -364,6 +363,26 @@ def changed_data(here: Path) -> list[object]:
     return ["run", here / "study.yaml", "--data", here / "data", "--no-final"]
 
 
+def storage_of(here: Path) -> Path:
+    return started(here).resolve() / "study.db"
+
+
+def url_of(here: Path) -> str:
+    return f"sqlite:///{storage_of(here)}"
+
+
+def another_in_mind(here: Path) -> list[object]:
+    started(here)
+    other = write_study(here / "other.yaml", {"budget.epochs": 7, "seed": 3})
+    return ["worker", "tiny", "--study", other, "--device", "cpu"]
+
+
+def elsewhere(here: Path) -> list[object]:
+    started(here)
+    study = here / "study.yaml"
+    return ["run", study, "--data", here / "data", "--artifacts", here / "kept"]
+
+
 PLACES = [
     Case(
         "a study that exists with another spec",
@@ -436,7 +455,42 @@ PLACES = [
             lambda here, command=command: [command, "nope"],
             ("no study 'nope' here or under runs/ (there: none)",),
         )
-        for command in ("status", "final", "report")
+        for command in ("status", "final", "report", "pause", "resume", "stop")
+    ),
+    Case(
+        "a worker for a study that is nowhere",
+        lambda here: ["worker", "nope", "--device", "cpu"],
+        ("runs/nope: no study here, and no --storage that one could be in",),
+    ),
+    Case(
+        "a worker at a storage that does not hold its study",
+        lambda here: ["worker", "nope", "--storage", f"sqlite:///{storage_of(here)}"],
+        ("study.db holds no study 'nope'; is it the name?",),
+    ),
+    Case(
+        "a worker that does not know where the images are",
+        lambda here: ["worker", "tiny", "--storage", url_of(here), "--out", here / "other"],
+        ("--data: say where the images are on this host",),
+    ),
+    Case(
+        "a worker with another study in mind",
+        another_in_mind,
+        ("is not the study 'tiny': seed, budget.epochs differ",),
+    ),
+    Case(
+        "checkpoints in a place of an unknown kind",
+        lambda here: run(here, "--artifacts", "ftp://bucket/prefix"),
+        ("depot: must be a folder or s3://bucket/prefix, got 'ftp://bucket/prefix'",),
+    ),
+    Case(
+        "checkpoints in a place with a password",
+        lambda here: run(here, "--artifacts", f"s3://u:{SECRET}@bucket"),
+        ("depot: takes no credentials",),
+    ),
+    Case(
+        "checkpoints elsewhere than the study has them",
+        elsewhere,
+        ("--artifacts: study 'tiny' keeps its checkpoints in its own folder, got ",),
     ),
     Case(
         "status of a study whose storage is gone",
@@ -491,6 +545,52 @@ WORDS = [
         "a device that is not here",
         lambda here: run(here, "--device", "cuda:63"),
         ("device: 'cuda:63' is not here", "use cpu"),
+    ),
+    Case(
+        "GPUs that are no numbers",
+        lambda here: run(here, "--gpus", "a,b"),
+        ("--gpus: must be numbers such as 0,1, got 'a,b'",),
+    ),
+    Case(
+        "a GPU named twice",
+        lambda here: run(here, "--gpus", "1,1"),
+        ("--gpus: must name each GPU once",),
+    ),
+    Case(
+        "a GPU that is not here",
+        lambda here: run(here, "--gpus", "63"),
+        ("device: 'cuda:63' is not here",),
+    ),
+    Case(
+        "GPUs and a number of workers",
+        lambda here: run(here, "--gpus", "0", "--workers", 2),
+        ("--gpus and --workers: give one",),
+    ),
+    Case("fewer workers than none", lambda here: run(here, "--workers", -1), ("--workers",)),
+    Case(
+        "an unknown engine",
+        lambda here: run(here, "--engine", "rya"),
+        ("--engine: unknown engine 'rya' (did you mean 'ray'?)",),
+    ),
+    Case(
+        "settings of an engine that has none",
+        lambda here: run(here, "--engine-set", "partition=gpu"),
+        ("--engine-set: the engine local has no settings; is --engine lacking?",),
+    ),
+    Case(
+        "an engine's setting without a value",
+        lambda here: run(here, "--engine", "slurm", "--engine-set", "partition"),
+        ("--engine-set: must be KEY=VALUE such as partition=gpu, got 'partition'",),
+    ),
+    Case(
+        "GPUs for an engine that finds them",
+        lambda here: run(here, "--engine", "ray", "--gpus", "0"),
+        ("--gpus: the engine ray finds the GPUs; say --workers",),
+    ),
+    Case(
+        "a worker's share of nothing",
+        lambda here: ["worker", "tiny", "--share", "0"],
+        ("--share",),
     ),
     Case(
         "an unknown family",

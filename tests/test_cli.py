@@ -17,7 +17,7 @@ from lesionseg.data.index import DatasetIndex
 from lesionseg.families import FAMILIES
 from search import presets
 from tests.conftest import ROOT, write_pair
-from tests.search.helpers import write_study
+from tests.search.helpers import open_tiny, queue, write_study
 
 RUNNER = CliRunner()
 COMMAND = Path(sys.executable).with_name("lesionsearch")
@@ -46,6 +46,7 @@ def run(*args, code=0):
 
 def test_there_are_commands():
     assert {"run", "status", "final", "report", "options", "demo", "data", "data check"} <= set(IDS)
+    assert {"worker", "pause", "resume", "stop"} <= set(IDS)
 
 
 @pytest.mark.parametrize(("name", "command"), ALL, ids=IDS)
@@ -303,11 +304,48 @@ def test_a_study_from_the_command_line(tiny_data, tmp_path):
     assert json.loads(run("status", "tiny", "--json").stdout)["test_looks"] == 2
 
 
-def test_a_final_without_a_complete_trial_ends_with_1(tiny_data, tmp_path):
-    spec = write_study(tmp_path / "mine.yaml")
-    run("run", spec, "--data", tiny_data, "--no-final", "--timeout", "1e-12", "--device", "cpu")
+def test_a_final_without_a_complete_trial_ends_with_1(tiny_data):
+    open_tiny(tiny_data, Path("runs") / "tiny")
     result = run("final", "tiny", code=1)
     assert result.stderr == "lesionsearch: tiny: no trial was completed (none was run)\n"
+
+
+def told(name: str = "tiny") -> dict:
+    """The standing of a study, as machines read it."""
+    return json.loads(run("status", name, "--json").stdout)
+
+
+def test_workers_are_told_to_pause_to_go_on_and_to_stop(tiny_data):
+    open_tiny(tiny_data, Path("runs") / "tiny")
+    assert told()["command"] == "run"
+    for command, word in (("pause", "pause"), ("resume", "run"), ("stop", "stop")):
+        assert run(command, "tiny").stdout == f"tiny: 0 workers told to {word}\n"
+        assert told()["command"] == word
+    assert "its workers are told to stop" in run("status", "tiny").stdout
+
+
+def test_a_worker_joins_a_study_and_does_what_it_is_to(tiny_data, tmp_path):
+    opened = open_tiny(tiny_data, Path("runs") / "tiny", {"budget.epochs": 1})
+    queue(opened, width=7, lr=0.05)
+    words = ["worker", "tiny", "--device", "cpu", "--threads", 1]
+    out = run(*words, "--max-trials", 1).stdout
+    lines = [line.partition(" ")[2] for line in out.splitlines()]
+    assert lines[0] == "worker on cpu joins tiny"
+    assert re.fullmatch(r"trial 0: [0-9a-f]+ begins", lines[1])
+    assert re.fullmatch(r"trial 0: complete [01]\.\d{4}", lines[2])
+    assert lines[3:] == ["1 trials; its share of trials is done"]
+    assert told()["best"]["config"]["model"]["unet"]["width"] == 7
+    # With the same study in mind, it goes on to the end; the next one has nothing to do.
+    study = write_study(tmp_path / "mine.yaml", {"budget.epochs": 1, "budget.trials": 9})
+    assert "2 trials; the study is done" in run(*words, "--study", study).stdout
+    assert "0 trials; the study is done" in run(*words).stdout
+    assert (told()["spent"], told()["workers"]) == (3, [])
+
+
+def test_a_worker_is_told_to_stop_before_it_begins(tiny_data):
+    open_tiny(tiny_data, Path("runs") / "tiny")
+    run("stop", "tiny")
+    assert "0 trials; asked to leave" in run("worker", "tiny", "--device", "cpu").stdout
 
 
 def test_set_may_be_repeated(tiny_data, tmp_path):

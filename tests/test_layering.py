@@ -85,7 +85,10 @@ def test_no_commands_help_needs_torch():
     assert "torch" not in loaded
 
 
-def test_the_side_of_a_child_that_workers_import_brings_in_no_torch():
+@pytest.mark.parametrize("name", ["search.child", "search.jobs", "search.join"])
+def test_the_side_of_a_child_that_workers_import_brings_in_no_torch(name):
     """Workers and the command line talk to trainings without paying for torch themselves."""
-    assert "search.child" in {m.name for m in pkgutil.iter_modules(search.__path__, "search.")}
-    assert "torch" not in modules_after("import search.child")
+    assert name in {m.name for m in pkgutil.iter_modules(search.__path__, "search.")}
+    loaded = modules_after(f"import {name}")
+    assert name in loaded
+    assert not loaded & {"torch", "optuna", "sqlalchemy"}

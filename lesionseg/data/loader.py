@@ -56,7 +56,7 @@ class BatchDataset(Dataset[tuple[Tensor, Tensor]]):
 
 
 class EpochPlan(Sampler[Key]):
-    """The keys of one epoch: a fresh order of the members, in batches.
+    """The keys of one epoch from step ``start`` on: a fresh order of the members, in batches.
 
     A last batch that is not full is dropped, unless it is the only one: batch norm over one or
     two images would spoil the running statistics.
@@ -64,15 +64,16 @@ class EpochPlan(Sampler[Key]):
 
     def __init__(self, members: NDArray[np.int64], batch_size: int, seed: int) -> None:
         self.members, self.batch_size, self.seed = members, batch_size, seed
-        self.epoch = 0
+        self.epoch = self.start = 0
 
     def __len__(self) -> int:
+        """The steps of a whole epoch, wherever it starts."""
         return max(1, len(self.members) // self.batch_size)
 
     def __iter__(self) -> Iterator[Key]:
         rng = np.random.default_rng([self.seed, self.epoch])
         order = self.members[rng.permutation(len(self.members))]
-        for step in range(len(self)):
+        for step in range(self.start, len(self)):
             chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
             yield Key(self.epoch, step, tuple(int(i) for i in chosen))
 
@@ -92,7 +93,10 @@ def train_loader(
     workers: int = 0,
     pin: bool = False,
 ) -> tuple[DataLoader[tuple[Tensor, Tensor]], EpochPlan]:
-    """A loader of training batches, and its plan, whose ``epoch`` is to be set before each."""
+    """A loader of training batches, and its plan, whose ``epoch`` is to be set before each.
+
+    The plan's ``start`` is the step to begin an epoch at, to go on within one.
+    """
     plan = EpochPlan(members, batch_size, seed)
     loader = DataLoader(
         BatchDataset(cache, augment, seed),
@@ -101,6 +105,8 @@ def train_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=pin,
+        # Its own: it draws once an epoch, which would shift what the network draws.
+        generator=torch.Generator().manual_seed(seed),
     )
     return loader, plan
 

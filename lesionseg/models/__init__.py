@@ -7,10 +7,12 @@ with deep supervision gives a tuple of such logits, the main output first.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import nullcontext
 
 from torch import nn
 
+from lesionseg.models import monai, smp
 from lesionseg.models.hardnet_mseg import HARDNET_MSEG
 from lesionseg.models.monai import monai_options
 from lesionseg.models.segnet import SEGNET
@@ -39,6 +41,15 @@ def build_model(pick: Pick, *, image_size: int, fresh: bool = True) -> nn.Module
     with nullcontext() if fresh else untouched():
         model: nn.Module = build("model", MODELS, pick, image_size=image_size)
     return model
+
+
+def needs(names: Iterable[str]) -> tuple[str, ...]:
+    """Modules that building these rows of the table imports, which takes seconds.
+
+    A process that others are forked from imports them beforehand.
+    """
+    known = {**dict.fromkeys(monai_options(), monai), **dict.fromkeys(smp_options(), smp)}
+    return tuple(dict.fromkeys(m for n in names if n in known for m in known[n].NEEDS))
 
 
 def count_params(model: nn.Module) -> int:

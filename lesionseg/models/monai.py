@@ -17,6 +17,8 @@ from lesionseg.space import Categorical, Float, Int, Option
 if TYPE_CHECKING:
     from monai.networks.nets.dynunet import DynUNet
 
+#: What is imported when a network is built.
+NEEDS = ("monai.networks.nets",)
 #: Blocks on SegResNet's way down, as published; each stage but the first halves the size.
 BLOCKS_DOWN = (1, 2, 2, 4)
 

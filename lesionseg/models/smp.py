@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
-import segmentation_models_pytorch as smp
 import torch
 from torch import Tensor, nn
 
@@ -84,6 +83,8 @@ ARCHITECTURES = {
     "dpt": Architecture("DPT", "2103.13413", 32),
 }
 
+#: What is imported when a network is built.
+NEEDS = ("segmentation_models_pytorch",)
 #: Channels of the decoder's stages, the coarsest first, as the library has them.
 DECODER_CHANNELS = (256, 128, 64, 32, 16)
 
@@ -157,6 +158,8 @@ def _stride(fixed: int, *, encoder_depth: int = 5, **_: object) -> int:
 
 def _make(architecture: str, encoder: str, depth: int, attention: str) -> nn.Module:
     row = ARCHITECTURES[architecture]
+    import segmentation_models_pytorch as smp  # seconds, for who builds none of them
+
     # By name from the module, so that no misspelt argument is swallowed on the way.
     maker = getattr(smp, row.name)
     chosen: dict[str, object] = {}

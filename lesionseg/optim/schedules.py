@@ -7,8 +7,9 @@ of 0 .. T - 1 is made at the rate lr(t). The optimizer's own learning rate is th
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
@@ -22,6 +23,11 @@ from torch.optim.lr_scheduler import (
 )
 
 from lesionseg.space import Float, Int, Option, Pick, build
+
+#: What changes in torch's schedulers as they move; the rest follows from how they were built.
+_MOVING = frozenset(
+    {"last_epoch", "_step_count", "_last_lr", "best", "num_bad_epochs", "cooldown_counter"}
+)
 
 
 @dataclass
@@ -43,6 +49,14 @@ class Schedule:
             self.scheduler.step(val_dice)
         elif self.moves == "epoch":
             self.scheduler.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far it is, in plain numbers; the learning rates lie in the optimizer's state."""
+        return {k: v for k, v in self.scheduler.state_dict().items() if k in _MOVING}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state_dict`` gave, over an optimizer that does so too."""
+        self.scheduler.load_state_dict(self.scheduler.state_dict() | dict(state))
 
 
 def build_constant(optimizer: Optimizer, epochs: int, steps: int) -> Schedule:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import copy
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import optuna
+import psutil
 import yaml
 
+from search.join import Served, Slot
+from search.ledger import Ledger
+from search.serve import work
 from search.spec import StudySpec, load_spec, spec_from
 from search.study import OpenStudy, create_or_resume, prepare_sampling
-from search.worker import Slot
+from search.worker import Worker
 
 #: One core: tests run beside one another, and equal threads give equal digits.
 SLOT = Slot("cpu", 1)
@@ -59,6 +65,43 @@ def open_tiny(data: Path, folder: Path, changes: dict[str, Any] | None = None) -
     opened = create_or_resume(tiny_spec(changes), data, folder)
     prepare_sampling(opened)
     return opened
+
+
+def worker_of(opened: OpenStudy, listener: Any = None, **settings: Any) -> Worker:
+    """A worker of the study, not entered yet; settings: of Worker."""
+    slot = settings.pop("slot", SLOT)
+    listener = listener or Listening()
+    return Worker(
+        opened.study, opened.spec, opened.material, opened.depot, slot, listener, **settings
+    )
+
+
+def queue(opened: OpenStudy, width: int = 4, lr: float = 0.01) -> int:
+    """Queues a trial of TINY's space; its number."""
+    return Ledger(opened.study).enqueue({"model.unet.width": width, "optimizer.adam.lr": lr})
+
+
+def search(opened: OpenStudy, listener: Any = None, slot: Slot = SLOT, **terms: Any) -> Served:
+    """Has the study worked on by this process; terms: as ``search.serve.work`` takes them."""
+    return work(opened, slot, listener or Listening(), **terms)
+
+
+def is_gone(pid: int) -> bool:
+    """Whether the process has ended."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def wait_until(what: Callable[[], Any], seconds: float) -> bool:
+    """Waits for it to become true; whether it did."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if what():
+            return True
+        time.sleep(0.02)
+    return bool(what())
 
 
 def read_spec(path: Path, text: str, overrides: tuple[str, ...] = ()) -> StudySpec:

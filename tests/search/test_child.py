@@ -24,10 +24,12 @@ from lesionseg.models import build_model, count_params
 from lesionseg.models.cost import multiply_adds
 from lesionseg.space import Pick
 from lesionseg.train import Diverged, EpochRecord
-from search import child as side
-from search.child import Broke, Built, Child, Trained, TrainJob
+from search import jobs
+from search.child import Child
 from search.child_main import broke
+from search.jobs import Alive, Broke, Built, Resumed, Saved, Suspended, Trained, TrainJob
 from tests.conftest import ROOT
+from tests.search.helpers import is_gone, wait_until
 
 CONFIG = TrialConfig(
     model=Pick("unet", {"width": 4, "depth": 1}),
@@ -63,6 +65,8 @@ def follow(job, stop_at=None, on_epoch=lambda child, record: None):
     said = []
     with Child(job) as child:
         for message in child.messages():
+            if isinstance(message, Alive):  # as often as the machine is slow
+                continue
             said.append(message)
             if isinstance(message, EpochRecord):
                 on_epoch(child, message)
@@ -71,22 +75,6 @@ def follow(job, stop_at=None, on_epoch=lambda child, record: None):
         pid = child.pid
     assert is_gone(pid)
     return said
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
-def wait_until(what, seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if what():
-            return True
-        time.sleep(0.02)
-    return what()
 
 
 # --- what a child says -------------------------------------------------------------------------
@@ -131,8 +119,8 @@ def test_a_test_job_gives_counts_speed_and_overlays(job, index, tmp_path):
     weights = tmp_path / "model.safetensors"
     follow(replace(job, save_to=weights))
     records = index.records[20:]
-    (tested,) = follow(side.TestJob(weights, job.cache, records, "cpu", 1, tmp_path / "overlays"))
-    assert isinstance(tested, side.Tested)
+    (tested,) = follow(jobs.TestJob(weights, job.cache, records, "cpu", 1, tmp_path / "overlays"))
+    assert isinstance(tested, jobs.Tested)
     found = tested.evaluation
     assert found.counts.shape == (10, 4)
     assert found.shapes == ((40, 48),) * 10  # height and width of the masks on disk
@@ -146,7 +134,7 @@ def test_masks_are_shown_of_the_images_that_are_asked_for(job, index, tmp_path):
     weights = tmp_path / "model.safetensors"
     follow(replace(job, save_to=weights))
     records = index.records[20:]
-    (tested,) = follow(side.TestJob(weights, job.cache, records, "cpu", 1, show=(records[3].name,)))
+    (tested,) = follow(jobs.TestJob(weights, job.cache, records, "cpu", 1, show=(records[3].name,)))
     assert tested.shown.keys() == {records[3].name}
     assert tested.shown[records[3].name].shape == (40, 48)
     assert tested.overlays == ()
@@ -155,14 +143,97 @@ def test_masks_are_shown_of_the_images_that_are_asked_for(job, index, tmp_path):
 def test_what_is_chosen_on_validation_images_is_noted_with_the_weights(job, tmp_path):
     weights = tmp_path / "model.safetensors"
     follow(replace(job, save_to=weights))
-    (chosen,) = follow(side.ChooseJob(weights, job.cache, job.val, "cpu", 1))
-    assert isinstance(chosen, side.Chosen)
+    (chosen,) = follow(jobs.ChooseJob(weights, job.cache, job.val, "cpu", 1))
+    assert isinstance(chosen, jobs.Chosen)
     assert checkpoint.read_inference(weights) == chosen.choice.inference
     assert checkpoint.load(weights)[1] == CONFIG
     (plain,) = follow(
-        side.ChooseJob(weights, job.cache, job.val, "cpu", 1, tta=False, postprocess=False)
+        jobs.ChooseJob(weights, job.cache, job.val, "cpu", 1, tta=False, postprocess=False)
     )
     assert plain.choice.inference == PLAIN == checkpoint.read_inference(weights)
+
+
+# --- put down, and gone on with ----------------------------------------------------------------
+
+
+def test_a_training_is_put_down_at_any_time_and_gone_on_with(job, tmp_path):
+    """Asked before its first step; asked between two epochs; left in peace."""
+    job = replace(of(job, epochs=4), state=tmp_path / "state.pt", save_to=tmp_path / "w")
+    whole = [message for message in follow(job) if isinstance(message, EpochRecord)]
+    job.save_to.unlink()
+    job.state.unlink()
+    seen: list[EpochRecord] = []
+    for stop_after, at in ((0, 0), (2, 0), (None, 2)):
+        with Child(job) as child:
+            for message in child.messages():
+                match message:
+                    case Resumed(history):
+                        assert list(history) == seen
+                        assert len(seen) == at
+                    case Built():
+                        child.suspend() if stop_after == 0 else child.reply(stop=False)
+                    case EpochRecord():
+                        seen.append(message)
+                        asked = stop_after == message.epoch
+                        child.suspend() if asked else child.reply(stop=False)
+            if stop_after is None:
+                assert isinstance(message, Trained)
+            else:
+                assert message == Suspended(stop_after)
+                assert job.state.is_file() and not job.save_to.exists()
+
+    def told(records):
+        return [(r.epoch, r.train_loss, r.val_loss, r.metrics, r.lr) for r in records]
+
+    assert told(seen) == told(whole)
+    assert message.result.history == tuple(seen)
+    assert job.save_to.is_file()
+
+
+def test_a_save_is_told_with_the_epochs_that_are_in_it(job, tmp_path):
+    said = follow(replace(of(job, epochs=2), state=tmp_path / "state.pt"))
+    saved = [message.epoch for message in said if isinstance(message, Saved)]
+    assert saved in ([1], [])  # by its cost
+    assert not any(isinstance(message, Resumed) for message in said)
+
+
+def test_a_state_of_another_training_is_not_gone_on_from(job, tmp_path):
+    state = tmp_path / "state.pt"
+    with Child(replace(of(job, epochs=3), state=state)) as child:
+        for message in child.messages():
+            if isinstance(message, Built):
+                child.suspend()
+    assert state.is_file()
+    said = follow(replace(of(job, epochs=3, seed=5), state=state))
+    assert not any(isinstance(message, Resumed) for message in said)
+    assert isinstance(said[-1], Trained)
+
+
+def test_in_parts_it_is_the_same_training_but_for_rounding(job):
+    whole, parts = follow(job)[-1].result, follow(replace(job, parts=4))[-1].result
+    losses = [[r.train_loss for r in result.history] for result in (whole, parts)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert losses[0] != losses[1]  # batch norm sees two images at a time
+
+
+# --- watched from outside ----------------------------------------------------------------------
+
+
+def test_a_child_that_says_nothing_is_not_waited_for_longer_than_that(job):
+    with Child(of(job, epochs=100_000)) as child:
+        assert isinstance(next(child.messages()), Built)
+        assert child.next(0.05) is None  # it waits for its answer
+        child.reply(stop=False)
+        assert isinstance(child.next(30), EpochRecord)
+
+
+def test_the_memory_of_a_child_is_its_own_and_what_it_started(job):
+    with Child(of(job, epochs=100_000)) as child:
+        assert isinstance(next(child.messages()), Built)
+        assert 1e6 < child.memory() < 4e9
+        child.kill()
+        assert is_gone(child.pid)
+        assert child.memory() == 0
 
 
 # --- what goes wrong ---------------------------------------------------------------------------
@@ -201,7 +272,7 @@ def test_a_configuration_that_cannot_be_built_is_told_in_one_line(job, config, f
 def test_a_cache_that_is_gone_breaks_the_job_and_not_the_parent(job, tmp_path):
     *_, end = follow(replace(job, cache=tmp_path / "none"))
     assert isinstance(end, Broke)
-    assert end.reason == "crash"
+    assert end.reason == "data"
     assert end.message.startswith("FileNotFoundError: ")
 
 
@@ -215,7 +286,7 @@ def test_weights_that_cannot_be_written_break_the_job(job, tmp_path):
 def test_a_test_of_damaged_weights_is_told(job, index, tmp_path):
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"\0" * 100)
-    (end,) = follow(side.TestJob(weights, job.cache, index.records, "cpu", 1, tmp_path / "o"))
+    (end,) = follow(jobs.TestJob(weights, job.cache, index.records, "cpu", 1, tmp_path / "o"))
     assert isinstance(end, Broke)
     assert "not a safetensors file" in end.message
 
@@ -260,6 +331,11 @@ def test_ctrl_c_and_termination_of_the_group_are_left_to_the_parent(job):
         (InputError("model: no"), "config", "model: no"),
         (ZeroDivisionError("x"), "crash", "ZeroDivisionError: x"),
         (RuntimeError(""), "crash", "RuntimeError: "),
+        (RuntimeError("[enforce fail] can't allocate memory"), "oom", "RuntimeError: [enforce"),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"), "oom", "RuntimeError: CUBLAS"),
+        (FileNotFoundError(2, "No such file"), "data", "FileNotFoundError: "),
+        (OSError(28, "No space left on device"), "disk", "OSError: [Errno 28]"),
+        (PermissionError(13, "Permission denied"), "crash", "PermissionError: "),
     ],
 )
 def test_an_exception_becomes_a_reason_and_one_line(error, reason, message):
@@ -282,7 +358,7 @@ def test_leaving_a_child_ends_it_in_the_middle(job):
         messages = child.messages()
         assert isinstance(next(messages), Built)
         child.reply(stop=False)
-        assert isinstance(next(messages), EpochRecord)
+        assert any(isinstance(message, EpochRecord) for message in messages)
         pid = child.pid
         assert not is_gone(pid)
     assert is_gone(pid)
@@ -333,7 +409,8 @@ def test_a_child_does_not_outlive_a_parent_that_is_killed(job, tmp_path):
         f"""
         import pathlib
         import numpy as np
-        from search.child import Built, Child, TrainJob
+        from search.child import Child
+        from search.jobs import Built, TrainJob
 
         print("top", flush=True)
         job = TrainJob({of(job, epochs=100_000).config!r}, pathlib.Path({str(job.cache)!r}),

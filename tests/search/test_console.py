@@ -118,6 +118,20 @@ def test_counting_shows_nothing_where_there_is_no_terminal(shown):
     assert read().strip() == ""
 
 
+def worker_of(**changes):
+    return {
+        "host": "here[1]",
+        "pid": 42,
+        "device": "cuda:0",
+        "share": 0.5,
+        "state": "training",
+        "trial": 3,
+        "epoch": 2,
+        "beat_seconds_ago": 7.4,
+        "silent": False,
+    } | changes
+
+
 def status_of(**changes):
     return {
         "study": "s",
@@ -126,7 +140,10 @@ def status_of(**changes):
         "reasons": {"oom": 1},
         "budget": {"trials": 12, "hours": None},
         "best": {"number": 1, "value": 0.75, "config": TrialConfig().to_dict()},
-        "workers": [{"trial": 3, "epoch": 2}],
+        "command": "run",
+        "hours_left": 1.5,
+        "disk_bytes": 12_340_000,
+        "workers": [worker_of()],
         "test": {"dice": 0.7, "ci95": [0.6, 0.8]},
         "test_looks": 1,
     } | changes
@@ -139,18 +156,38 @@ def test_a_standing_says_it_all(shown):
     for fragment in (
         "s: 3 of 12 trials",
         "reasons: oom 1",
-        "at work: trial 3, epoch 2",
+        "about 90 minutes left at the pace so far",
+        "checkpoints and weights: 12.3 MB",
         "best: trial 1, validation Dice 0.7500, unet",
         "test Dice: 0.7000 (0.6000 .. 0.8000)",
         "looks at the test images: 1",
     ):
         assert fragment in text
     assert "waiting" not in text
+    assert "told to" not in text
+    (line,) = [row for row in text.splitlines() if "here[1]" in row]
+    assert line.split() == [
+        *("here[1]", "42", "cuda:0", "x", "0.5"),
+        *("trial", "3,", "epoch", "2", "7", "s", "ago"),
+    ]
+
+
+def test_workers_that_wait_or_are_silent_and_what_all_are_told_are_shown(shown):
+    console, read = shown
+    idle = worker_of(state="idle", trial=None, share=1.0, device="cpu", silent=True)
+    show.print_status(console, status_of(workers=[idle], command="pause", hours_left=30.0))
+    text = read()
+    assert "its workers are told to pause" in text
+    assert "about 30.0 hours left" in text
+    assert "idle" in text and "7 s ago (silent)" in text and "cpu x" not in text
 
 
 def test_a_standing_of_nothing_is_shown(shown):
     console, read = shown
-    empty = status_of(best=None, workers=[], test=None, test_looks=0, reasons={}, spent=0)
+    empty = status_of(
+        best=None, workers=[], test=None, test_looks=0, reasons={}, spent=0, hours_left=None
+    )
     show.print_status(console, empty)
     assert "0 of 12" in read()
     assert "best" not in read()
+    assert " left" not in read()

@@ -20,10 +20,10 @@ from lesionseg.metrics import METRICS, SURFACE
 from lesionseg.postprocess import finish
 from search import trials
 from search.final import best_of, finalize, read_metrics
-from search.run import Failed, search
+from search.join import Slot
+from search.run import Failed
 from search.study import open_study, test_looks
-from search.worker import Slot
-from tests.search.helpers import SLOT, Listening, open_tiny
+from tests.search.helpers import SLOT, open_tiny, search
 
 test_looks.__test__ = False  # it is the code's, not a test
 
@@ -41,14 +41,14 @@ FILES = [
 def finished(tiny_data, tmp_path_factory):
     """A study of three trials with its final test; not to be changed."""
     opened = open_tiny(tiny_data, tmp_path_factory.mktemp("finished") / "s", {"budget.epochs": 4})
-    search(opened, SLOT, Listening())
+    search(opened)
     return opened, finalize(opened, SLOT)
 
 
 @pytest.fixture
 def searched(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s", {"budget.trials": 2})
-    search(opened, SLOT, Listening())
+    search(opened)
     return opened
 
 
@@ -205,7 +205,7 @@ def test_a_better_trial_is_a_new_model_and_a_second_look(searched, tiny_data):
 
 def test_several_seeds_are_retrained_and_the_best_on_validation_is_tested(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s", {"budget.trials": 1, "final": {"seeds": 2}})
-    search(opened, SLOT, Listening())
+    search(opened)
     heard = []
     report = finalize(
         opened, SLOT, on_epoch=lambda seed, record: heard.append((seed, record.epoch))
@@ -224,7 +224,7 @@ def test_several_seeds_are_retrained_and_the_best_on_validation_is_tested(tiny_d
 def test_train_and_val_together_are_trained_as_long_as_the_best_epoch(tiny_data, tmp_path):
     changes = {"budget.trials": 2, "budget.epochs": 4, "final": {"fit_on": "train_val"}}
     opened = open_tiny(tiny_data, tmp_path / "s", changes)
-    search(opened, SLOT, Listening())
+    search(opened)
     heard = []
     report = finalize(opened, SLOT, on_epoch=lambda seed, record: heard.append(record))
     best = best_of(opened.study)
@@ -256,7 +256,7 @@ def test_what_was_chosen_is_in_the_report_and_in_the_checkpoint(finished):
 def test_without_leave_nothing_is_done_after_the_network(tiny_data, tmp_path):
     changes = {"budget.trials": 1, "final": {"tta": False, "postprocess": False}}
     opened = open_tiny(tiny_data, tmp_path / "s", changes)
-    search(opened, SLOT, Listening())
+    search(opened)
     report = finalize(opened, SLOT)
     assert report["inference"] == PLAIN.to_dict()
     assert report["inference_choice"] is None
@@ -269,7 +269,7 @@ def test_a_network_fitted_to_the_validation_images_takes_over_the_searchs_choice
 ):
     changes = {"budget.trials": 1, "final": {"fit_on": "train_val"}}
     opened = open_tiny(tiny_data, tmp_path / "s", changes)
-    search(opened, SLOT, Listening())
+    search(opened)
     report = finalize(opened, SLOT)
     # Judged with the search's weights, whose Dice on these images is the trial's own.
     assert report["inference_choice"]["plain_dice"] == pytest.approx(report["val"]["search"])

@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 
 import cli
 from search import trials
+from search.folder import is_study
 from search.status import status
-from search.study import is_study, open_records
-from tests.search.helpers import write_study
-from tests.search.test_child import is_gone, wait_until
+from search.study import open_records
+from tests.search.helpers import is_gone, wait_until, write_study
 
 COMMAND = Path(sys.executable).with_name("lesionsearch")
 
@@ -191,6 +191,63 @@ def test_a_second_run_on_the_folder_is_refused_and_changes_nothing(tiny_data, tm
         assert process.poll() is None
         final = CliRunner().invoke(cli.app, ["final", str(tmp_path / "s")])
         assert (final.exit_code, "another process is at work" in final.stderr) == (2, True)
+
+
+@pytest.mark.slow
+def test_two_workers_of_one_command_spend_the_budget_exactly(tiny_data, tmp_path):
+    args = [*words(tmp_path, tiny_data, 6), "--workers", "2"]
+    out = go_on(args)
+    folder = tmp_path / "s"
+    assert f"study s in {folder}, 2 workers on cpu" in out
+    assert sum(line.startswith("trial ") for line in out.splitlines()) == 6
+    assert "the budget of 6 trials is spent: 6 complete" in out
+    check_whole(folder, 6)
+    known = trials.all_trials(open_records(folder)[0])
+    assert len({t.user_attrs["owner"]["pid"] for t in known}) == 2
+    assert {p.name for p in (folder / "workers").iterdir()} == {"0.log", "1.log"}
+    assert status(folder)["workers"] == []
+    assert (folder / "final" / "metrics.json").is_file()
+
+
+@pytest.mark.slow
+def test_workers_that_are_interrupted_or_killed_lose_nothing(tiny_data, tmp_path):
+    args = [*words(tmp_path, tiny_data, 8, "--no-final"), "--workers", "2"]
+    with started(args) as process:
+        wait_for_trials(process, 2)
+        workers = [w["pid"] for w in status(tmp_path / "s")["workers"]]
+        os.kill(workers[0], signal.SIGKILL)  # another takes its place
+        wait_for_trials(process, 2)
+        family = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "")
+    assert "died (signal 9); another starts in 1 s" in out
+    assert wait_until(lambda: all(is_gone(p.pid) for p in family), 5)
+    assert status(tmp_path / "s")["workers"] == []
+    before = finished(tmp_path / "s")
+    go_on(args)
+    check_whole(tmp_path / "s", 8, before)
+
+
+@pytest.mark.slow
+def test_a_study_that_is_stopped_from_outside_ends_its_command_and_goes_on_later(
+    tiny_data, tmp_path
+):
+    args = words(tmp_path, tiny_data, 1000)
+    with started(args) as process:
+        wait_for_trials(process, 1)
+        stopped = CliRunner().invoke(cli.app, ["stop", str(tmp_path / "s")])
+        assert stopped.stdout == f"{tmp_path / 's'}: 1 worker told to stop\n"
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    assert "stopped, as `lesionsearch stop` asked: " in out
+    assert not (tmp_path / "s" / "final").exists()
+    plain = status(tmp_path / "s")
+    assert (plain["command"], plain["counts"]["running"]) == ("stop", 0)
+    before = finished(tmp_path / "s")
+    more = len(before) + 2
+    go_on(words(tmp_path, tiny_data, more))
+    check_whole(tmp_path / "s", more, before)
 
 
 @pytest.mark.slow

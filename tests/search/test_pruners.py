@@ -1,9 +1,18 @@
 """Every row of PRUNERS through real ask, report and tell: exactly who is stopped, and when."""
 
+import math
+import pickle
+import warnings
+
+import numpy as np
+import optuna
 import pytest
+from optuna.pruners import HyperbandPruner, MedianPruner
+from optuna.storages import InMemoryStorage
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from search.pruners import PRUNERS
+from search.pruners import PRUNERS, Hyperband, is_among_best
 from tests.search.helpers import in_memory
 
 
@@ -126,3 +135,164 @@ def test_two_sessions_decide_as_one_would(name):
         else:
             study.tell(trial, max(curve))
     assert stopped == whole
+
+
+def of_optuna(name, epochs, min_epochs, startup):
+    """Optuna's own pruner of this name."""
+    if name == "median":
+        return MedianPruner(n_startup_trials=startup, n_warmup_steps=min_epochs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return HyperbandPruner(min_resource=min_epochs, max_resource=epochs, reduction_factor=3)
+
+
+def decisions(pruners, seed, *, direction="maximize", trials=60, epochs=30):
+    """Every answer of a study of random curves, and what is stored at the end.
+
+    Four trials at a time, whose epochs come in any order; NaN among their values, epochs without
+    a report, reports without a question, trials that fail; the pruners take turns, by trial.
+    """
+    rng = np.random.default_rng(seed)
+    study = optuna.create_study(study_name=f"study{seed}", direction=direction)
+    told, running, left = [], {}, trials
+    while left or running:
+        while left and len(running) < 4:
+            running[study.ask()], left = 0, left - 1
+        trial = list(running)[int(rng.integers(len(running)))]
+        running[trial] += 1 + (rng.random() < 0.1)
+        epoch = running[trial]
+        value = math.nan if rng.random() < 0.01 else round(float(rng.normal(0.5, 0.2)), 1)
+        trial.report(value, epoch)
+        study.pruner = pruners[trial.number % len(pruners)]
+        asked = rng.random() < 0.95
+        stop = asked and trial.should_prune()
+        told.append((trial.number, epoch, stop))
+        if stop and rng.random() < 0.9:  # and else goes on, as if it had not heard
+            study.tell(trial, state=TrialState.PRUNED)
+            del running[trial]
+        elif epoch >= epochs:
+            failed = rng.random() < 0.1
+            study.tell(trial, None if failed else 0.5, TrialState.FAIL if failed else None)
+            del running[trial]
+    return told, [t.system_attrs for t in study.trials]
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(
+    ("name", "min_epochs"), [("hyperband", 1), ("hyperband", 2), ("hyperband", 5), ("median", 4)]
+)
+def test_decides_as_optunas_own_does(name, min_epochs, seed, direction):
+    ours = decisions([PRUNERS[name](30, min_epochs, 3)], seed, direction=direction)
+    own = decisions([of_optuna(name, 30, min_epochs, 3)], seed, direction=direction)
+    assert ours == own
+    stops = [stop for _, _, stop in ours[0]]
+    assert any(stops) and not all(stops)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_hyperband_goes_on_with_a_study_that_began_with_optunas(seed):
+    """They share the names of what is stored, and take turns without anybody noticing."""
+    own = of_optuna("hyperband", 30, 2, 3)
+    mixed = [PRUNERS["hyperband"](30, 2, 3), own, PRUNERS["hyperband"](30, 2, 3)]
+    assert decisions(mixed, seed) == decisions([own], seed)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "min_epochs"), [(1, 1), (2, 1), (3, 1), (8, 3), (9, 1), (60, 5), (243, 1), (4, 5)]
+)
+def test_hyperband_deals_trials_to_brackets_as_optunas_does(epochs, min_epochs):
+    ours, own = Hyperband(min_epochs, epochs), of_optuna("hyperband", epochs, min_epochs, 0)
+    study = in_memory(name="dealt")
+    own._try_initialization(study)
+    assert ours.shares == own._trial_allocation_budgets
+    for number in range(100 if ours.shares else 0):
+        trial = optuna.trial.create_trial(value=0.0)
+        trial.number = number
+        assert ours.bracket_of("dealt", number) == own._get_bracket_id(study, trial)
+
+
+class Counting(InMemoryStorage):
+    """Optuna's storage in memory, which counts what it is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+
+    def get_all_trials(self, *args, **kwargs):
+        self.asked.append("all")
+        return super().get_all_trials(*args, **kwargs)
+
+    def get_trial_system_attrs(self, trial_id):
+        self.asked.append("one")
+        return super().get_trial_system_attrs(trial_id)
+
+
+def reads(name, epochs, min_epochs):
+    """What is read at each epoch of a trial that is never stopped."""
+    storage = Counting()
+    study = optuna.create_study(
+        storage=storage, study_name="s", pruner=PRUNERS[name](epochs, min_epochs, 0)
+    )
+    trial, found = study.ask(), []
+    for epoch in range(1, epochs + 1):
+        storage.asked.clear()
+        trial.report(0.5, epoch)
+        assert not trial.should_prune()
+        found.append(list(storage.asked))
+    return trial.number, found
+
+
+def test_hyperband_reads_the_trials_at_rungs_only():
+    pruner = Hyperband(2, 20)
+    number, found = reads("hyperband", 20, 2)
+    bracket = pruner.bracket_of("s", number)
+    rungs = [pruner.rung_epoch(bracket, rung) for rung in range(3)]
+    assert [i + 1 for i, asked in enumerate(found) if "all" in asked] == [
+        r for r in rungs if r <= 20
+    ]
+    # Which rungs it has behind it is read once.
+    assert sum(asked.count("one") for asked in found) == 1
+
+
+def test_median_reads_nothing_before_min_epochs():
+    _, found = reads("median", 6, 4)
+    assert found == [[], [], [], ["all"], ["all"], ["all"]]
+
+
+def test_hyperband_told_without_a_report_stops_nobody():
+    study = in_memory(pruner=PRUNERS["hyperband"](9, 1, 0))
+    assert not study.ask().should_prune()
+
+
+def test_hyperband_tells_trials_of_equal_numbers_apart():
+    """One pruner, two studies of one name: what it remembers of a trial is not another's."""
+    pruner = PRUNERS["hyperband"](9, 1, 0)
+    for _ in range(2):
+        study = in_memory(pruner=pruner, name="same")
+        trial = study.ask()
+        trial.report(0.5, 9)
+        trial.should_prune()
+        assert any(key.startswith("completed_rung") for key in study.trials[0].system_attrs)
+
+
+@pytest.mark.parametrize("name", PRUNERS)
+def test_a_pruner_can_be_sent_to_another_process(name):
+    sent = pickle.loads(pickle.dumps(PRUNERS[name](9, 1, 0)))
+    assert type(sent) is type(PRUNERS[name](9, 1, 0))
+
+
+@pytest.mark.parametrize(
+    ("value", "rivals", "among"),
+    [
+        (0.5, [], True),
+        (0.5, [0.5], True),
+        (0.5, [0.6], False),
+        (0.5, [0.6, 0.4, 0.4, 0.4], False),
+        (0.5, [0.6, 0.4, 0.4, 0.4, 0.4], True),
+        (0.5, [0.6, 0.7, 0.4, 0.4, 0.4], False),
+    ],
+)
+def test_the_best_third_rounded_down_and_at_least_one(value, rivals, among):
+    assert is_among_best(value, rivals, StudyDirection.MAXIMIZE) == among
+    assert is_among_best(-value, [-r for r in rivals], StudyDirection.MINIMIZE) == among

@@ -1,10 +1,18 @@
 """Every row of SAMPLERS through real ask, report and tell."""
 
+import warnings
+
+import numpy as np
+import optuna
 import pytest
+from optuna.pruners import HyperbandPruner
+from optuna.samplers import TPESampler
+from optuna.samplers._tpe.sampler import default_gamma
 from optuna.trial import TrialState
 
 from search import trials
-from search.samplers import SAMPLERS
+from search.pruners import PRUNERS
+from search.samplers import MODELLED, SAMPLERS, BoundedTPE
 from search.suggest import suggest
 from tests.search.helpers import in_memory
 from tests.search.test_space import parse
@@ -132,3 +140,172 @@ def test_several_trials_at_once_are_proposed(name):
     if name == "grid":
         assert len({str(t.params) for t in asked}) == 5
     assert [t.state for t in study.trials] == [TrialState.COMPLETE] * 5
+
+
+def tpe_of_optuna(seed, startup, kind=TPESampler):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return kind(seed=seed, n_startup_trials=startup, multivariate=True, group=True)
+
+
+class Recorded:
+    """Keeps the numbers of the trials that each density was made of."""
+
+    made: list[tuple[bool, list[int]]]
+
+    def _build_parzen_estimator(self, study, search_space, trials, handle_below):
+        held = [t for t in trials if search_space.keys() <= self._get_params(t, study).keys()]
+        self.made.append((handle_below, [t.number for t in held]))
+        return super()._build_parzen_estimator(study, search_space, trials, handle_below)
+
+
+class RecordedOptuna(Recorded, TPESampler):
+    pass
+
+
+class RecordedOurs(Recorded, BoundedTPE):
+    pass
+
+
+def searched(sampler, n, *, pruner=None, at_once=1, space=REAL, seed=0):
+    """Parameters and states of n trials of every end there is, some of them at work together."""
+    study = in_memory(sampler, pruner, name="searched")
+    rng = np.random.default_rng(seed)
+    for _ in range(0, n, at_once):
+        asked = [study.ask() for _ in range(at_once)]
+        for trial in asked:
+            suggest(trial, space)
+        for trial in reversed(asked):
+            if trial.number % 11 == 5:
+                trial.set_constraint("size", float(rng.normal()))
+            end(study, trial, float(rng.uniform()))
+    return [(t.params, t.state, t.value) for t in study.trials]
+
+
+def end(study, trial, dice):
+    for epoch in range(1, 10):
+        trial.report(dice * epoch / 9, epoch)
+        if trial.should_prune():
+            study.tell(trial, state=TrialState.PRUNED)
+            return
+    failed = trial.number % 9 == 4
+    study.tell(trial, None if failed else dice, TrialState.FAIL if failed else None)
+
+
+@pytest.mark.parametrize("at_once", [1, 4])
+@pytest.mark.parametrize("space", [SPACE, REAL])
+def test_tpe_proposes_what_optunas_own_does_up_to_its_bound(space, at_once):
+    ours = searched(SAMPLERS["tpe"](5, 6), 36, at_once=at_once, space=space)
+    assert ours == searched(tpe_of_optuna(5, 6), 36, at_once=at_once, space=space)
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_tpe_and_hyperband_together_search_as_optunas_own_do(at_once):
+    ours = searched(
+        SAMPLERS["tpe"](1, 6), 36, pruner=PRUNERS["hyperband"](9, 1, 0), at_once=at_once
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        pruner = HyperbandPruner(min_resource=1, max_resource=9, reduction_factor=3)
+    assert ours == searched(tpe_of_optuna(1, 6), 36, pruner=pruner, at_once=at_once)
+    assert {state.name for _, state, _ in ours} == {"COMPLETE", "PRUNED", "FAIL"}
+
+
+def test_the_bound_is_exact():
+    """With a bound of as many as are not good nothing is left out; with half of it, many are."""
+    whole = searched(tpe_of_optuna(2, 5), 40)
+    ended = sum(state.name != "FAIL" for _, state, _ in whole[:-1])
+    others = ended - default_gamma(ended)
+    assert searched(BoundedTPE(2, 5, others), 40) == whole
+    assert searched(BoundedTPE(2, 5, others // 2), 40) != whole
+
+
+def recorded(kind, sampler, n, at_work):
+    """What the densities of trial n are made of, with so many others at work."""
+    study = in_memory()
+    study.sampler = SAMPLERS["random"](0, 0)
+    rng = np.random.default_rng(1)
+    for _ in range(n - at_work):
+        trial = study.ask()
+        suggest(trial, REAL)
+        study.tell(trial, float(rng.uniform()))
+    for _ in range(at_work):
+        suggest(study.ask(), REAL)
+    sampler.made = []
+    study.sampler = sampler
+    suggest(study.ask(), REAL)
+    return sampler.made
+
+
+@pytest.mark.parametrize(("bound", "at_work"), [(1, 0), (20, 3), (60, 3)])
+def test_above_the_bound_good_trials_are_optunas_and_the_others_an_even_spread(bound, at_work):
+    n = 150
+    ours = recorded(RecordedOurs, RecordedOurs(0, 5, bound), n, at_work)
+    own = recorded(RecordedOptuna, tpe_of_optuna(0, 5, RecordedOptuna), n, at_work)
+    assert len(ours) == len(own) > 6
+    running = set(range(n - at_work, n))
+    for (good, mine), (_, theirs) in zip(ours, own, strict=True):
+        if good:
+            assert mine == theirs
+            continue
+        ended = [number for number in theirs if number not in running]
+        spread = [number for number in mine if number not in running]
+        assert set(mine) & running == set(theirs) & running
+        assert len(spread) == min(len(ended), bound)
+        assert spread[-1] == ended[-1]
+        places = [ended.index(number) for number in spread]
+        steps = np.diff(places)
+        assert bound == 1 or steps.max() - steps.min() <= 1
+        assert places[0] <= len(ended) / bound
+
+
+def test_a_long_study_models_no_more_than_the_bound():
+    made = recorded(RecordedOurs, RecordedOurs(0, 5), MODELLED + 60, 0)
+    assert max(len(numbers) for good, numbers in made if not good) == MODELLED
+    assert {len(numbers) for good, numbers in made if good} <= set(range(26))
+
+
+def test_the_good_ones_are_a_tenth_and_at_most_25():
+    """Optuna's private default_gamma, on which the bound of the good ones rests."""
+    assert [default_gamma(n) for n in (0, 1, 10, 11, 250, 251, 10**6)] == [0, 1, 1, 2, 25, 25, 25]
+
+
+def test_a_bounded_tpe_learns_as_well():
+    """With a bound of 20 of 80: the option and the range that are good, from the second half."""
+    study = in_memory(BoundedTPE(0, 8, 20))
+    for _ in range(80):
+        trial = study.ask()
+        suggest(trial, REAL)
+        lr = trial.params.get("optimizer.sgd.lr")
+        study.tell(trial, 0.1 if lr is None else 0.5 + (lr > 0.1))
+    late = [t.params for t in study.trials[40:]]
+    assert sum(p["optimizer"] == "sgd" for p in late) > 27  # a third at random
+    lrs = [p["optimizer.sgd.lr"] for p in late if p["optimizer"] == "sgd"]
+    assert sum(lr > 0.1 for lr in lrs) > len(lrs) * 0.6  # a quarter at random, on a log scale
+
+
+def test_the_first_trials_that_name_a_parameter_later_are_modelled_too():
+    """Groups are split when a trial comes that has half of one; the same with and without us."""
+
+    def told(sampler):
+        study = in_memory(sampler)
+        for i in range(40):
+            trial = study.ask()
+            x = trial.suggest_float("x", 0, 1)
+            y = trial.suggest_float("y", 0, 1) if i % 3 or i < 9 else 0.0
+            z = trial.suggest_int("z", 1, 9) if i > 20 and x > 0.5 else 0
+            study.tell(trial, x - y + z)
+        return [t.params for t in study.trials]
+
+    assert told(BoundedTPE(3, 4)) == told(tpe_of_optuna(3, 4))
+
+
+def test_a_grid_under_hyperband_lists_every_configuration_once():
+    """Under Optuna's own pruner a sampler sees one bracket's trials, and a grid repeats itself."""
+    study = in_memory(SAMPLERS["grid"](0, 0), PRUNERS["hyperband"](9, 1, 0), name="grid")
+    digests = []
+    for _ in range(34):
+        trial = study.ask()
+        digests.append(suggest(trial, SPACE).digest())
+        end(study, trial, value_of(trial))
+    assert len(set(digests)) == 34

@@ -1,6 +1,7 @@
 """Where a study stands, as plain data: the contract that machines read."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from optuna.trial import TrialState
@@ -9,22 +10,29 @@ from lesionseg.config import TrialConfig
 from lesionseg.errors import InputError
 from search import trials
 from search.final import finalize
-from search.run import search
+from search.join import Slot
+from search.ledger import Ledger
 from search.status import find_run, list_runs, status
 from search.suggest import suggest
 from search.trials import STATES
-from search.worker import owner
-from tests.search.helpers import SLOT, Listening, open_tiny
+from search.who import this_process
+from search.worker import WEIGHTS, _taken_up
+from tests.search.helpers import SLOT, open_tiny, queue, search
 
 KEYS = {
     "study",
+    "command",
     "counts",
     "reasons",
     "spent",
     "hours",
+    "gpu_hours",
+    "hours_left",
     "budget",
     "best",
+    "queue",
     "workers",
+    "disk_bytes",
     "test_looks",
     "test",
 }
@@ -41,13 +49,18 @@ def test_a_new_study_stands_at_nothing(tiny_data, tmp_path):
     plain = as_json(tmp_path / "s")
     assert plain == {
         "study": "s",
+        "command": "run",
         "counts": dict.fromkeys(STATES, 0),
         "reasons": {},
         "spent": 0,
         "hours": 0,
-        "budget": {"trials": 3, "hours": 2},
+        "gpu_hours": 0,
+        "hours_left": 2,  # at no pace at all, what the clock allows
+        "budget": {"trials": 3, "hours": 2, "gpu_hours": None},
         "best": None,
+        "queue": [],
         "workers": [],
+        "disk_bytes": len((tmp_path / "s" / "trials" / ".study").read_bytes()),
         "test_looks": 0,
         "test": None,
     }
@@ -56,12 +69,15 @@ def test_a_new_study_stands_at_nothing(tiny_data, tmp_path):
 
 def test_a_finished_study_stands_at_its_best_and_its_test(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s", {"budget.trials": 2})
-    search(opened, SLOT, Listening())
+    search(opened)
     report = finalize(opened, SLOT)
     plain = as_json(tmp_path / "s")
     assert plain.keys() == KEYS
     assert plain["counts"] == dict.fromkeys(STATES, 0) | {"complete": 2}
-    assert (plain["spent"], plain["budget"]) == (2, {"trials": 2, "hours": None})
+    assert (plain["spent"], plain["budget"]) == (
+        2,
+        {"trials": 2, "hours": None, "gpu_hours": None},
+    )
     best = trials.ranked(opened.study.trials)[0]
     assert plain["best"]["number"] == best.number
     assert plain["best"]["value"] == best.value
@@ -69,53 +85,98 @@ def test_a_finished_study_stands_at_its_best_and_its_test(tiny_data, tmp_path):
     assert plain["test"] == {"dice": report["test"]["dice"], "ci95": report["ci95"]["dice"]}
     assert plain["test_looks"] == 1
     assert 0 < plain["hours"] < 1
+    assert (plain["gpu_hours"], plain["hours_left"]) == (0, 0)
+    assert (plain["workers"], plain["queue"]) == ([], [])
+    files = [p for p in (opened.folder / "trials").rglob("*") if p.is_file()]
+    assert plain["disk_bytes"] == sum(p.stat().st_size for p in files)
+    assert len([p for p in files if p.name == WEIGHTS]) == 2
 
 
 def test_every_state_is_counted_and_who_is_at_work_is_named(tiny_data, tmp_path):
-    opened = open_tiny(tiny_data, tmp_path / "s")
-    study = opened.study
+    opened = open_tiny(tiny_data, tmp_path / "s", {"budget.trials": 8})
+    ledger = Ledger(opened.study, grace=60.0)
 
-    def ask():
-        trial = study.ask()
-        suggest(trial, opened.spec.space)
-        return trial
+    def come(device="cpu", **who):
+        slot = Slot(device, 2, 0.5, 4.0)
+        return ledger.join(slot, replace(this_process(), **who))
 
     ended = {"oom": TrialState.FAIL, trials.DUPLICATE: TrialState.FAIL, "time": TrialState.PRUNED}
+    first = come()
     for reason, state in ended.items():
-        trial = ask()
-        trial.set_user_attr("reason", reason)
-        study.tell(trial, state=state)
-    working = ask()
-    working.set_user_attr("owner", {"host": "h", "pid": 7, "since": 1.5})
-    working.report(0.1, 1)
-    working.report(0.2, 2)
-    ask()
-    orphan = ask()  # of a process of this host that began before any that runs now
-    orphan.set_user_attr("owner", owner() | {"since": 0.0})
-    study.enqueue_trial({"model.unet.width": 5})
+        ledger.finish(ledger.claim(first), state, attrs={"reason": reason})
+    ledger.leave(first)
+    here, there, idle = come(), come("cuda:1", host="h", pid=7), come(since=0.0)
+    claim, theirs = ledger.claim(here), ledger.claim(there)
+    suggest(_taken_up(opened.study, claim), opened.spec.space)
+    ledger.beat(here, claim, 2)
+    queue(opened, width=5)
+    ledger.enqueue({}, {trials.PRESET: "unet-bce", trials.GIVEN: {}})
+    assert ledger.requeue(claim, trials.INTERRUPTED) == 7
+    claim = ledger.claim(here)  # goes before what was queued earlier
+    assert claim.number == 7
+    ledger.beat(here, claim, 2)
+    ledger.command = "pause"
     plain = as_json(tmp_path / "s")
+    assert plain["command"] == "pause"
     assert plain["counts"] == {
-        "waiting": 1,
-        "running": 3,
+        "waiting": 2,
+        "running": 2,
         "complete": 0,
         "pruned": 1,
         "failed": 1,
-        "skipped": 1,
+        "skipped": 2,
     }
-    assert plain["reasons"] == {"oom": 1, trials.DUPLICATE: 1, "time": 1}
+    assert plain["reasons"] == {"oom": 1, trials.DUPLICATE: 1, "time": 1, trials.INTERRUPTED: 1}
     assert plain["spent"] == 2
+    assert plain["queue"] == [
+        {"number": 5, "retry_of": None, "preset": None},
+        {"number": 6, "retry_of": None, "preset": "unet-bce"},
+    ]
+    ages = [worker.pop("beat_seconds_ago") for worker in plain["workers"]]
+    assert all(0 <= age < 60 for age in ages)
+    common = {"share": 0.5, "threads": 2}
+    us = this_process()
     assert plain["workers"] == [
-        {"trial": 3, "epoch": 2, "host": "h", "pid": 7, "since": 1.5},
-        {"trial": 4, "epoch": 0},
+        common
+        | {"id": row.id, "host": host, "pid": pid, "device": device, "state": state}
+        | {"trial": trial, "epoch": epoch, "silent": silent}
+        for row, host, pid, device, state, trial, epoch, silent in [
+            (here, us.host, us.pid, "cpu", "training", 7, 2, False),
+            (there, "h", 7, "cuda:1", "training", theirs.number, 0, False),
+            # Its process number is another process's by now.
+            (idle, us.host, us.pid, "cpu", "idle", None, 0, True),
+        ]
     ]
     assert plain["best"] is None
 
 
+def test_the_time_that_is_left_follows_from_the_pace_and_from_the_clock(tiny_data, tmp_path):
+    opened = open_tiny(tiny_data, tmp_path / "s", {"budget.trials": 4})
+    ledger = Ledger(opened.study)
+    row = ledger.join(SLOT)
+    assert status(tmp_path / "s")["hours_left"] is None
+    claim = ledger.claim(row)
+    ledger.finish(claim, TrialState.COMPLETE, 0.5, {"config": TrialConfig().to_dict()})
+    trial = opened.study.trials[0]
+    took = (trial.user_attrs["ended"] - trial.user_attrs["began"]) / 3600
+    plain = status(tmp_path / "s")
+    assert plain["hours"] == pytest.approx(took, abs=1e-6)
+    assert plain["hours_left"] == pytest.approx(3 * took, abs=3e-6)
+    # More time by the clock than the trials take changes nothing; less of it is the end.
+    for hours, left in ((1000.0, 3 * took), (2 * took, took)):
+        open_tiny(tiny_data, tmp_path / "s", {"budget.trials": 4, "budget.hours": hours})
+        assert status(tmp_path / "s")["hours_left"] == pytest.approx(left, abs=3e-6)
+
+
 def test_status_changes_nothing(tiny_data, tmp_path):
     open_tiny(tiny_data, tmp_path / "s").study._storage.remove_session()
-    before = {p.name: p.read_bytes() for p in (tmp_path / "s").iterdir()}
+
+    def contents():
+        return {str(p): p.read_bytes() for p in (tmp_path / "s").rglob("*") if p.is_file()}
+
+    before = contents()
     status(tmp_path / "s")
-    assert {p.name: p.read_bytes() for p in (tmp_path / "s").iterdir()} == before
+    assert contents() == before
 
 
 def test_runs_are_found_by_path_and_by_name(tiny_data, tmp_path, monkeypatch):

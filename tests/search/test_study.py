@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -12,23 +13,24 @@ import pytest
 import yaml
 
 from lesionseg.errors import InputError
-from search.run import search
+from search.folder import is_study, locked, read_about
+from search.join import Join
+from search.pruners import PRUNERS
 from search.spec import load_spec
-from search.storage import ENVIRONMENT, local_url, open_storage
+from search.storage import ENVIRONMENT, local_url, open_storage, storage_url
 from search.study import (
+    OpenStudy,
     count_look,
     create_or_resume,
-    is_study,
-    locked,
+    join_study,
     open_records,
     open_study,
     prepare_sampling,
-    read_about,
     test_looks,
 )
 from search.suggest import suggest
 from tests.conftest import write_folder, write_pair
-from tests.search.helpers import SLOT, Listening, open_tiny, tiny_spec
+from tests.search.helpers import open_tiny, search, tiny_spec
 
 test_looks.__test__ = False  # it is the code's, not a test
 
@@ -44,6 +46,10 @@ def tree(folder):
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
 
 
+def contents(folder):
+    return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
 # --- what is made ------------------------------------------------------------------------------
 
 
@@ -52,7 +58,8 @@ def test_a_new_study_has_its_files_and_says_where_things_are(tiny_data, tmp_path
     opened = create_or_resume(spec, tiny_data, tmp_path / "deep" / "mine")
     folder = tmp_path / "deep" / "mine"
     assert is_study(folder)
-    assert tree(folder) == ["run.json", "split.json", "study.db", "study.yaml"]
+    files = ["run.json", "split.json", "study.db", "study.yaml", "trials", "trials/.study"]
+    assert tree(folder) == files
     about = json.loads((folder / "run.json").read_text())
     assert about == read_about(folder)
     assert about["study"] == opened.name == "mine"
@@ -137,12 +144,12 @@ def test_data_that_moved_are_the_same_data(tiny_data, tmp_path):
 )
 def test_another_spec_is_refused_and_the_keys_are_named(tiny_data, tmp_path, changes, keys):
     open_tiny(tiny_data, tmp_path / "s")
-    before = {p: (tmp_path / "s" / p).read_bytes() for p in tree(tmp_path / "s")}
+    before = contents(tmp_path / "s")
     assert refusal(open_tiny, tiny_data, tmp_path / "s", changes) == (
         f"study 's' exists with another spec: {keys} differ; "
         f"put the old values back, or start anew with another --out"
     )
-    assert {p: (tmp_path / "s" / p).read_bytes() for p in tree(tmp_path / "s")} == before
+    assert contents(tmp_path / "s") == before
 
 
 @pytest.mark.parametrize(
@@ -151,6 +158,7 @@ def test_another_spec_is_refused_and_the_keys_are_named(tiny_data, tmp_path, cha
         {"budget.trials": 50},
         {"budget.trials": 1},
         {"budget.hours": 3},
+        {"budget.gpu_hours": 3, "budget.trial_minutes": 9, "budget.stall_minutes": 1},
         {"final": {"seeds": 2, "fit_on": "train_val"}},
     ],
 )
@@ -266,7 +274,7 @@ def test_a_study_on_postgresql_is_found_again_and_its_password_is_not_kept(
     with_password = postgres_url.replace("postgres@", "postgres:hunter2secret@")
     first = create_or_resume(tiny_spec(), tiny_data, tmp_path / "s", with_password)
     first.study.tell(first.study.ask(), 0.5)
-    kept = "".join(p.read_text() for p in (tmp_path / "s").iterdir())
+    kept = "".join(p.read_text() for p in (tmp_path / "s").rglob("*") if p.is_file())
     assert "hunter2secret" not in kept
     assert "postgres:***@" in kept
     message = refusal(open_records, tmp_path / "s")
@@ -292,6 +300,68 @@ def test_another_host_joins_a_study_on_postgresql_and_agrees_on_everything(
     )
     assert "another spec: seed differ" in message
     assert not (tmp_path / "third").exists()
+
+
+# --- workers of other hosts --------------------------------------------------------------------
+
+
+def joined(url, folder, data) -> OpenStudy:
+    return join_study(Join("s", folder, url, data))
+
+
+def test_a_worker_joins_by_the_folder_or_by_the_storage_and_agrees_on_everything(
+    tiny_data, tmp_path
+):
+    url = f"sqlite:///{tmp_path}/shared.db"
+    kept = tmp_path / "kept"
+    here = create_or_resume(tiny_spec(), tiny_data, tmp_path / "here", url, str(kept))
+    assert here.name == "here"
+    again = join_study(Join("here", tmp_path / "here"))
+    there = join_study(Join("here", tmp_path / "there" / "mine", url, tiny_data))
+    for other in (again, there):
+        assert (other.name, other.spec, other.split) == (here.name, here.spec, here.split)
+        assert other.material.cache == here.material.cache
+        assert other.depot.local(3, "x") == kept / "here" / "trials" / "3" / "x"
+    assert is_study(tmp_path / "there" / "mine")
+    assert "study.db" not in tree(tmp_path / "there" / "mine")
+
+
+def test_a_worker_is_refused_where_it_would_lose_its_work(tiny_data, tmp_path):
+    url = f"sqlite:///{tmp_path}/shared.db"
+    create_or_resume(tiny_spec(), tiny_data, tmp_path / "s", url)
+    assert "holds nothing of the study as this host sees it" in refusal(
+        joined, url, tmp_path / "elsewhere" / "s", tiny_data
+    )
+    other = shutil.copytree(tiny_data, tmp_path / "other")
+    write_pair(other, "one_more")
+    assert "was run on other data" in refusal(joined, url, tmp_path / "x" / "s", other)
+    assert "--data: say where" in refusal(joined, url, tmp_path / "x" / "s", None)
+    assert "no --storage that one could be in" in refusal(
+        joined, None, tmp_path / "x" / "s", tiny_data
+    )
+    optuna.create_study(study_name="foreign", storage=open_storage(storage_url(url, tmp_path)))
+    assert "was not made by lesionsearch" in refusal(
+        join_study, Join("foreign", tmp_path / "x" / "foreign", url, tiny_data)
+    )
+    assert not (tmp_path / "x").exists() and not (tmp_path / "elsewhere").exists()
+
+
+def test_checkpoints_stay_where_the_studys_creator_put_them(tiny_data, tmp_path):
+    make = partial(create_or_resume, tiny_spec(), tiny_data)
+    first = make(tmp_path / "s", artifacts=str(tmp_path / "kept"))
+    assert make(tmp_path / "s").depot.local(0, "x") == first.depot.local(0, "x")
+    assert make(tmp_path / "s", artifacts=str(tmp_path / "kept")).name == "s"
+    message = refusal(make, tmp_path / "s", artifacts=str(tmp_path / "other"))
+    assert message == (
+        f"--artifacts: study 's' keeps its checkpoints in {tmp_path / 'kept'}, "
+        f"got {tmp_path / 'other'}; leave the option out"
+    )
+    # A path is kept as it is seen from anywhere.
+    assert make(tmp_path / "t", artifacts="near").study.user_attrs["artifacts"] == str(
+        Path.cwd() / "near"
+    )
+    assert "depot: must be a folder" in refusal(make, tmp_path / "new", artifacts="ftp://a/b")
+    assert not (tmp_path / "new").exists()
 
 
 # --- one process at a time ---------------------------------------------------------------------
@@ -361,9 +431,9 @@ def test_looks_are_counted_and_kept_with_their_time(tiny_data, tmp_path):
 
 def test_a_spec_without_effect_on_trials_reaches_the_next_session(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s", {"budget.trials": 1})
-    search(opened, SLOT, Listening())
+    search(opened)
     opened = open_tiny(tiny_data, tmp_path / "s", {"budget.trials": 2})
-    search(opened, SLOT, Listening())
+    search(opened)
     assert yaml.safe_load((tmp_path / "s" / "study.yaml").read_text())["budget"]["trials"] == 2
     assert len(opened.study.trials) == 2
 
@@ -372,8 +442,8 @@ def test_prepare_sampling_gives_the_specs_sampler_and_pruner(tiny_data, tmp_path
     changes = {"sampler.name": "tpe", "pruner": {"name": "median", "min_epochs": 1}}
     opened = open_tiny(tiny_data, tmp_path / "s", changes)
     prepare_sampling(opened)
-    assert type(opened.study.sampler).__name__ == "TPESampler"
-    assert type(opened.study.pruner).__name__ == "MedianPruner"
+    assert isinstance(opened.study.sampler, optuna.samplers.TPESampler)
+    assert type(opened.study.pruner) is type(PRUNERS["median"](1, 1, 1))
 
 
 def test_too_few_images_for_the_split_leave_no_folder(tmp_path):

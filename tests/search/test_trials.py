@@ -22,6 +22,15 @@ def trial(number, state, value=None, hours=None, **attrs):
     return made
 
 
+def span(number, state, began, ended=None, **attrs):
+    """A trial with its hours by the database's clock, which go before those of its host."""
+    attrs |= {"began": began * 3600.0} | ({} if ended is None else {"ended": ended * 3600.0})
+    made = trial(number, state, 0.5, hours=1000, **attrs)
+    if not state.is_finished():
+        made.datetime_complete = None
+    return made
+
+
 C, P, F, R, W = (
     TrialState.COMPLETE,
     TrialState.PRUNED,
@@ -99,17 +108,50 @@ def test_what_is_skipped_waiting_or_running_costs_no_budget():
     assert trials.spent([]) == 0
 
 
-def test_hours_are_those_of_training_but_not_of_trials_that_were_lost():
+def test_hours_are_those_of_training_one_after_another():
     known = [
         trial(0, C, 0.5, hours=1),
-        trial(1, F, hours=0.5, reason=trials.INTERRUPTED),
+        trial(1, R),
+        trial(2, W),
         # Its process was killed; that was noticed when somebody came back the next week.
-        trial(2, F, hours=168, reason=trials.LOST),
-        trial(3, R),
-        trial(4, W),
+        span(3, F, START.timestamp() / 3600 + 2, START.timestamp() / 3600 + 2.5, reason="lost"),
     ]
     assert trials.hours_spent(known) == pytest.approx(1.5)
     assert trials.hours_spent([]) == 0
+
+
+@pytest.mark.parametrize(
+    ("spans", "hours"),
+    [
+        ([(0, 1), (1, 2)], 2),  # one after another
+        ([(0, 1), (5, 6)], 2),  # with a night between
+        ([(0, 2), (0, 2), (1, 2)], 2),  # side by side
+        ([(0, 4), (1, 2)], 4),  # one within another
+        ([(1, 3), (0, 2)], 3),  # overlapping, the later first
+        ([(2, 1)], 0),  # clocks that were put back
+    ],
+)
+def test_hours_go_by_the_clock_however_many_train(spans, hours):
+    known = [span(i, C, *each) for i, each in enumerate(spans)]
+    assert trials.hours_spent(known) == pytest.approx(hours)
+
+
+def test_a_trial_at_work_counts_up_to_now_and_one_that_was_interrupted_as_long_as_it_ran():
+    known = [span(0, F, 0, 1, reason=trials.INTERRUPTED), span(1, R, 2)]
+    assert trials.hours_spent(known, now=2.5 * 3600) == pytest.approx(1.5)
+    assert trials.hours_spent(known, now=4 * 3600) == pytest.approx(3)
+
+
+def test_hours_of_gpus_are_added_up_and_a_part_of_one_counts_as_that():
+    owners = [("cuda:0", 1.0), ("cuda:1", 1.0), ("cuda", 0.5), ("cpu", 1.0), ("mps", 1.0)]
+    known = [
+        span(i, C, 0, 2, owner={"device": device, "share": share})
+        for i, (device, share) in enumerate(owners)
+    ]
+    at_work = span(9, R, 0, owner={"device": "cuda:0", "share": 1.0})
+    assert trials.gpu_hours_spent(known) == pytest.approx(5)
+    assert trials.gpu_hours_spent([*known, at_work], now=1 * 3600) == pytest.approx(6)
+    assert trials.gpu_hours_spent([span(0, C, 0, 2)]) == 0  # nobody knows on what
 
 
 def test_the_best_comes_first_and_of_equals_the_earlier():
@@ -139,6 +181,12 @@ def test_only_complete_trials_are_ranked():
 def test_a_twin_is_one_that_was_or_is_trained(digest, twin):
     found = trials.twin_of(digest, KNOWN)
     assert (found and found.number) == twin
+
+
+def test_what_was_given_is_no_part_of_what_was_drawn():
+    known = [trial(0, C, 0.5, digest="a", given={}), trial(1, C, 0.5, digest="b")]
+    assert [trials.is_given(t) for t in known] == [True, False]
+    assert trials.tried(known) == {"b"}
 
 
 def test_tried_are_the_configurations_that_need_no_other_trial():

@@ -6,12 +6,13 @@ import pytest
 
 from lesionseg.errors import InputError
 from search import presets, trials
-from search.run import search
 from search.samplers import SAMPLERS
+from search.serve import Terms
 from search.study import open_study
 from search.suggest import suggest
-from search.warm_start import enqueue, expressed
-from tests.search.helpers import SLOT, Listening, in_memory, open_tiny, tiny_spec
+from search.warm_start import expressed, queue
+from tests.search import troubles
+from tests.search.helpers import Listening, in_memory, open_tiny, search, tiny_spec
 
 #: A space that holds every row of the one table but those of other networks.
 WIDE = {
@@ -71,15 +72,21 @@ def test_a_value_outside_a_narrowed_range_cannot_be_said():
 
 def test_every_preset_is_queued_once_with_its_name():
     spec = tiny_spec(WIDE | {"warm_start": ["seeds"], "data.image_size": 64})
-    study = in_memory()
-    assert enqueue(study, spec) == presets.names()
-    queued = study.get_trials(deepcopy=False)
-    assert [t.user_attrs[trials.PRESET] for t in queued] == presets.names()
-    for trial in queued:
-        config = presets.config(trial.user_attrs[trials.PRESET], 64, 2)
-        given = trial.user_attrs.get(trials.GIVEN)
-        said = trial.system_attrs["fixed_params"]
-        assert (given == config.to_dict()) != bool(said)
+    queued = queue(spec)
+    assert [attrs[trials.PRESET] for _, attrs in queued] == presets.names()
+    for params, attrs in queued:
+        config = presets.config(attrs[trials.PRESET], 64, 2)
+        assert (attrs.get(trials.GIVEN) == config.to_dict()) != bool(params)
+    assert queue(tiny_spec(WIDE)) == []
+
+
+def test_founding_a_study_writes_its_queue_once(tiny_data, tmp_path):
+    changes = {"warm_start": ["c-baseline-unet", "e-unet-ham-v1"], "data.image_size": 32}
+    for _ in range(2):  # made, and opened again
+        opened = open_tiny(tiny_data, tmp_path / "s", changes)
+        known = trials.all_trials(opened.study)
+        assert [trials.state_of(t) for t in known] == ["waiting"] * 2
+        assert [t.user_attrs[trials.PRESET] for t in known] == changes["warm_start"]
 
 
 def test_they_are_the_studys_first_trials_and_are_trained_as_they_are(tiny_data, tmp_path):
@@ -89,7 +96,7 @@ def test_they_are_the_studys_first_trials_and_are_trained_as_they_are(tiny_data,
         "budget": {"trials": 2, "epochs": 1},
     }
     opened = open_tiny(tiny_data, tmp_path / "s", changes)
-    search(opened, SLOT, Listening())
+    search(opened)
     first, second = trials.all_trials(opened.study)
     assert first.user_attrs[trials.PRESET] == "c-baseline-unet"
     expected = presets.config("c-baseline-unet", 32, 1)
@@ -111,8 +118,8 @@ def test_a_preset_that_was_cut_off_is_queued_again_as_it_is(tiny_data, tmp_path)
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        search(opened, SLOT, Interrupting())
-    search(open_study(tmp_path / "s"), SLOT, Listening())
+        search(opened, Interrupting())
+    search(open_study(tmp_path / "s"))
     lost, again = trials.all_trials(opened.study)
     assert trials.reason_of(lost) == trials.INTERRUPTED
     assert again.user_attrs[trials.PRESET] == "c-baseline-unet"
@@ -133,7 +140,8 @@ def test_every_sampler_goes_on_from_presets_and_the_whole_space_is_tried(
         "search.optimizer": {"adam": {"lr": 0.01}},
     }
     opened = open_tiny(tiny_data, tmp_path / "s", changes)
-    assert search(opened, SLOT, Listening()).exhausted
+    # Trainings that need no time: how they train is no matter here.
+    assert search(opened, terms=Terms(program=troubles.__name__)).why == "exhausted"
     done = [t for t in trials.all_trials(opened.study) if trials.state_of(t) == "complete"]
     assert [t.user_attrs.get(trials.PRESET) for t in done[:2]] == changes["warm_start"]
     assert sorted(t.params["model.unet.width"] for t in done[2:]) == [4, 5, 6]

@@ -1,39 +1,36 @@
 """One trial's life: claimed, trained in a child process, reported, told; or cut off."""
 
+import contextlib
 import csv
 import os
 import shutil
 import signal
-import socket
 import subprocess
-from dataclasses import fields
+import threading
+from dataclasses import fields, replace
 
 import psutil
 import pytest
+import torch
 from optuna.trial import TrialState
 
 from lesionseg import checkpoint
 from lesionseg.config import TrialConfig
 from lesionseg.metrics import METRICS
 from lesionseg.train import EpochRecord
-from search import trials
+from search import attempt, trials
+from search.books import MAY_BE_LOST, Claim
+from search.join import Slot
+from search.ledger import Ledger
 from search.pruners import PRUNERS
+from search.study import open_study
 from search.suggest import suggest
-from search.worker import KEEP_BEST, Slot, Worker, is_gone, owner, reap, requeue
+from search.who import Who, this_process
+from search.worker import HISTORY, KEEP_BEST, STATE, WEIGHTS, _taken_up
 from tests.conftest import write_folder
-from tests.search.helpers import SLOT, Listening, open_tiny
-
-
-def worker_of(opened, listener=None, **kwargs) -> Worker:
-    return Worker(
-        opened.study,
-        opened.spec,
-        opened.material,
-        opened.folder,
-        kwargs.pop("slot", SLOT),
-        listener or Listening(),
-        **kwargs,
-    )
+from tests.search import troubles
+from tests.search.helpers import SLOT, Listening, is_gone, open_tiny, queue, wait_until, worker_of
+from tests.search.troubles import MIDDLE, WAYS
 
 
 @pytest.fixture
@@ -41,8 +38,26 @@ def opened(tiny_data, tmp_path):
     return open_tiny(tiny_data, tmp_path / "s")
 
 
-def queue(opened, width=4, lr=0.01):
-    opened.study.enqueue_trial({"model.unet.width": width, "optimizer.adam.lr": lr})
+def dead() -> Who:
+    """A process that has ended."""
+    process = subprocess.Popen(["true"])
+    since = psutil.Process(process.pid).create_time()
+    process.wait()
+    return replace(this_process(), pid=process.pid, since=since)
+
+
+def claimed_by(opened, who: Who) -> Claim:
+    """A trial in the hands of somebody else."""
+    ledger = Ledger(opened.study)
+    claim = ledger.claim(ledger.join(SLOT, who), bounded=False)
+    assert isinstance(claim, Claim)
+    return claim
+
+
+def rows_of(opened, number: int) -> list[dict[str, str]]:
+    """A trial's history."""
+    with (opened.folder / "trials" / str(number) / HISTORY).open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 # --- a trial that runs its course --------------------------------------------------------------
@@ -51,7 +66,8 @@ def queue(opened, width=4, lr=0.01):
 def test_a_complete_trial_is_on_record_with_all_that_is_said_of_it(opened):
     heard = Listening()
     queue(opened)
-    done = worker_of(opened, heard).run_one()
+    worker = worker_of(opened, heard)
+    done = worker.run_one()
     assert done.state == TrialState.COMPLETE
     assert done.params == {"model.unet.width": 4, "optimizer.adam.lr": 0.01}
     attrs = done.user_attrs
@@ -64,7 +80,10 @@ def test_a_complete_trial_is_on_record_with_all_that_is_said_of_it(opened):
     assert attrs["macs"] > 0
     assert attrs["seconds"] > 0
     assert attrs["peak_memory"] > 0
-    assert attrs["owner"] == owner()
+    assert attrs["owner"]["worker"] == worker.pulse.row.id
+    assert attrs["owner"]["pid"] == os.getpid()
+    assert (attrs["owner"]["device"], attrs["owner"]["threads"]) == ("cpu", 1)
+    assert attrs["began"] < attrs["ended"] < attrs["began"] + 300
     # What was reported each epoch, what is told, and what is said of the best epoch agree.
     assert list(done.intermediate_values) == [1, 2]
     assert done.value == max(done.intermediate_values.values())
@@ -79,8 +98,7 @@ def test_a_complete_trial_is_on_record_with_all_that_is_said_of_it(opened):
 def test_history_and_weights_lie_in_the_trials_folder(opened):
     done = worker_of(opened).run_one()
     place = opened.folder / "trials" / "0"
-    with (place / "history.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_of(opened, 0)
     plain = [f.name for f in fields(EpochRecord) if f.name != "metrics"]
     assert list(rows[0]) == [*plain, *METRICS]
     assert [int(r["epoch"]) for r in rows] == [1, 2]
@@ -198,6 +216,16 @@ def test_a_network_that_is_small_enough_is_trained_and_its_slack_is_on_record(ti
     assert done.constraints["max_params_m"] == pytest.approx(done.user_attrs["params"] / 1e6 - 1)
 
 
+def test_a_configuration_that_cannot_be_read_is_skipped_with_the_reason(opened):
+    """As one of another version of lesionsearch that was queued whole."""
+    worker = worker_of(opened)
+    worker.ledger.enqueue({}, {trials.GIVEN: {"bach_size": 3}})
+    done = worker.run_one()
+    assert trials.state_of(done) == "skipped"
+    assert trials.reason_of(done) == trials.CONFIG
+    assert "unknown key 'bach_size'" in done.user_attrs["message"]
+
+
 # --- trials that fail --------------------------------------------------------------------------
 
 
@@ -209,7 +237,7 @@ def test_a_training_that_breaks_is_recorded_and_costs_one_trial(tiny_data, tmp_p
     worker = worker_of(opened)
     done = worker.run_one()
     assert done.state == TrialState.FAIL
-    assert done.user_attrs["reason"] == "crash"
+    assert done.user_attrs["reason"] == "data"
     assert done.user_attrs["message"].startswith("FileNotFoundError: ")
     assert "Traceback" in done.user_attrs["trace"]
     assert trials.spent([done]) == 1
@@ -225,9 +253,10 @@ def test_a_child_that_is_killed_costs_one_trial_with_the_reason(tiny_data, tmp_p
             super().epoch_ended(number, record)
             if number == 0 and record.epoch == 3:
                 for process in psutil.Process().children(recursive=True):
-                    if process.ppid() != os.getpid():  # not the server that forks them
-                        process.send_signal(signal.SIGKILL)
-                        process.wait(5)
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        if process.ppid() != os.getpid():  # not the server that forks them
+                            process.send_signal(signal.SIGKILL)
+                            process.wait(5)
 
     done = worker_of(opened, Killing()).run_one()
     assert done.state == TrialState.FAIL
@@ -246,7 +275,7 @@ def test_a_device_that_is_not_there_fails_the_trial(opened):
 
 
 class Interrupting(Listening):
-    """Ctrl-C after one epoch of its first trial, or when the trial was told."""
+    """Ctrl-C when the trial begins, or after its first epoch."""
 
     def __init__(self, at: str):
         super().__init__()
@@ -270,110 +299,243 @@ def test_an_interrupted_trial_is_queued_again_and_counts_once(opened, at):
     assert trials.state_of(cut) == "skipped"
     assert trials.reason_of(cut) == trials.INTERRUPTED
     assert waiting.state == TrialState.WAITING
-    assert waiting.user_attrs == {"retry_of": 0}
-    assert not (opened.folder / "trials" / "0").exists()
+    assert waiting.user_attrs.pop("digest") == cut.user_attrs["digest"]
+    assert waiting.user_attrs == {trials.RETRY_OF: 0, trials.ATTEMPTS: [0]}
+    assert set(opened.depot.names(0)) <= {STATE}
     done = worker_of(opened).run_one()
     assert (done.number, done.state) == (1, TrialState.COMPLETE)
     assert done.params == cut.params == {"model.unet.width": 4, "optimizer.adam.lr": 0.02}
     assert trials.spent(opened.study.trials) == 1
+    assert not (opened.folder / "trials" / "0").exists()
+    assert [int(row["epoch"]) for row in rows_of(opened, 1)] == [1, 2]
     # Cut off again, it still points at the first.
     queue(opened, lr=0.03)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             worker_of(opened, Interrupting(at)).run_one()
-    assert opened.study.trials[-1].user_attrs == {"retry_of": 2}
+    again = opened.study.trials[-1].user_attrs
+    assert (again[trials.RETRY_OF], again[trials.ATTEMPTS]) == (2, [2, 3])
 
 
-def test_an_interruption_after_a_trial_was_told_takes_nothing_of_it_away(opened, monkeypatch):
-    worker = worker_of(opened)
+def test_an_interruption_after_a_trial_was_told_takes_nothing_of_it_away(opened):
+    class Interrupted(Ledger):
+        def finish(self, *args):
+            assert super().finish(*args)
+            raise KeyboardInterrupt
 
-    def finish_then_interrupt(trial, result, verdict, finish=worker._finish):
-        finish(trial, result, verdict)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(worker, "_finish", finish_then_interrupt)
     with pytest.raises(KeyboardInterrupt):
-        worker.run_one()
+        worker_of(opened, ledger=Interrupted(opened.study)).run_one()
     (done,) = opened.study.trials
     assert done.state == TrialState.COMPLETE
-    assert (opened.folder / "trials" / "0" / "model.safetensors").is_file()
+    assert {WEIGHTS, HISTORY} <= set(opened.depot.names(0))
 
 
 def test_a_queued_trial_that_is_cut_off_before_it_drew_keeps_its_parameters(opened):
     queue(opened, width=7, lr=0.05)
-    claimed = opened.study.ask()
-    assert requeue(opened.study, claimed.number, trials.LOST)
-    again = worker_of(opened).run_one()
+    worker = worker_of(opened)
+    claim = worker.claim()
+    assert worker.ledger.requeue(claim, trials.LOST) == 1
+    again = worker.run_one()
     assert again.params == {"model.unet.width": 7, "optimizer.adam.lr": 0.05}
-    assert again.user_attrs["retry_of"] == claimed.number
+    assert again.user_attrs[trials.RETRY_OF] == claim.number
 
 
 def test_a_trial_that_is_cut_off_before_it_drew_anything_is_closed_and_not_repeated(opened):
-    claimed = opened.study.ask()
-    assert requeue(opened.study, claimed.number, trials.LOST)
+    worker = worker_of(opened)
+    assert worker.ledger.requeue(worker.claim(), trials.LOST) is None
     (closed,) = opened.study.trials
     assert trials.state_of(closed) == "skipped"
 
 
 def test_a_trial_that_reached_its_end_is_not_queued_again(opened):
-    done = worker_of(opened).run_one()
-    assert not requeue(opened.study, done.number, trials.INTERRUPTED)
+    worker = worker_of(opened)
+    claim = worker.claim()
+    assert worker.run(claim).state == TrialState.COMPLETE
+    assert worker.ledger.requeue(claim, trials.INTERRUPTED) is None
     assert [t.state for t in opened.study.trials] == [TrialState.COMPLETE]
 
 
-def dead() -> dict:
-    """The identity of a process that has ended."""
-    process = subprocess.Popen(["true"])
-    since = psutil.Process(process.pid).create_time()
-    process.wait()
-    return {"host": socket.gethostname(), "pid": process.pid, "since": since}
+# --- trials that are put down, and gone on with ------------------------------------------------
+
+#: As many steps an epoch as there are images, so that there is a middle to be hit.
+LONG = {
+    "budget.epochs": 5,
+    "fixed.batch_size": 4,
+    "search.model": {"unet": {"width": [4, 128], "depth": 1}},
+}
+WAITS = WAYS["waits in the middle"]
+#: Seconds: orders are heard every sixth of it, and a machine may be busy for longer than one.
+GRACE = 3.0
 
 
-@pytest.mark.parametrize(
-    ("who", "gone"),
-    [
-        (lambda: None, True),
-        (owner, False),
-        (dead, True),
-        # The number was given to another process: this one.
-        (lambda: owner() | {"since": 0.0}, True),
-        # Another host's processes cannot be seen from here.
-        (lambda: dead() | {"host": "elsewhere"}, False),
-    ],
-)
-def test_a_process_is_gone_only_where_that_is_known(who, gone):
-    assert is_gone(who()) is gone
+class Calling(Listening):
+    """Does something when an epoch of a trial has ended."""
+
+    def __init__(self, number: int, epoch: int, call):
+        super().__init__()
+        self.when, self.call = (number, epoch), call
+
+    def epoch_ended(self, number, record):
+        super().epoch_ended(number, record)
+        if (number, record.epoch) == self.when:
+            self.call()
+
+
+@pytest.fixture
+def long(tiny_data, tmp_path):
+    """A study whose one trial waits in the middle of its third epoch until it is put down."""
+    opened = open_tiny(tiny_data, tmp_path / "long", LONG)
+    queue(opened, width=WAITS)
+    return opened
+
+
+def undisturbed(tiny_data, folder) -> list[float]:
+    """Every epoch's Dice of the same training, left in peace."""
+    opened = open_tiny(tiny_data, folder, LONG)
+    queue(opened, width=WAITS)
+    return list(worker_of(opened).run_one().intermediate_values.values())
+
+
+def check_put_down(opened) -> None:
+    """Trial 0 has been put down in the middle of its third epoch and is queued as trial 1."""
+    cut, waiting = opened.study.trials
+    assert trials.reason_of(cut) == trials.INTERRUPTED
+    assert list(cut.intermediate_values) == [1, 2]
+    assert trials.state_of(waiting) == "waiting"
+    assert waiting.user_attrs[trials.ATTEMPTS] == [0]
+    assert opened.depot.names(0) == [STATE]
+    state = torch.load(opened.depot.local(0, STATE), weights_only=True)["state"]
+    assert (len(state["history"]) + 1, state["step"]) == MIDDLE
+    assert trials.spent(opened.study.trials) == 0
+
+
+def check_gone_on(opened, done, expected) -> None:
+    """Trial 1 went on where trial 0 was put down, to the last digit, and counts once."""
+    assert (done.number, done.state) == (1, TrialState.COMPLETE)
+    assert done.user_attrs["resumed_at"] == 2
+    assert done.intermediate_values == dict(enumerate(expected, 1))
+    assert [int(row["epoch"]) for row in rows_of(opened, 1)] == [1, 2, 3, 4, 5]
+    assert [float(row["dice"]) for row in rows_of(opened, 1)] == expected
+    assert done.user_attrs["epochs"] == 5
+    assert trials.spent(opened.study.trials) == 1
+    assert opened.depot.names(0) == []
+    assert opened.depot.names(1) == sorted([WEIGHTS, HISTORY])
+
+
+def test_a_trial_that_is_put_down_in_an_epoch_goes_on_from_there_to_the_last_digit(
+    long, tiny_data, tmp_path
+):
+    stopping = threading.Event()
+    heard = Calling(0, 2, stopping.set)
+    with worker_of(long, heard, stopping=stopping, program=troubles.__name__) as worker:
+        worker.run_one()
+    check_put_down(long)
+    after = Listening()
+    done = worker_of(open_study(long.folder), after, program=troubles.__name__).run_one()
+    assert after.epochs == [(1, 3), (1, 4), (1, 5)]
+    check_gone_on(long, done, undisturbed(tiny_data, tmp_path / "other"))
+
+
+@pytest.mark.parametrize("word", ["pause", "stop"])
+def test_a_command_puts_the_trial_at_work_down(long, word):
+    ledger = Ledger(long.study, grace=GRACE)
+
+    def command():
+        ledger.command = word
+
+    heard = Calling(0, 2, command)
+    with worker_of(long, heard, ledger=ledger, program=troubles.__name__) as worker:
+        worker.run_one()
+        assert worker.pulse.command == word
+    check_put_down(long)
+
+
+def test_a_trial_that_cannot_save_its_state_is_queued_again_from_its_beginning(
+    tiny_data, tmp_path, monkeypatch
+):
+    """It does not hear that it is to be put down, and no state of it lies anywhere."""
+    monkeypatch.setattr(attempt, "PUT_DOWN_WITHIN", 0.3)
+    opened = open_tiny(tiny_data, tmp_path / "s", LONG)
+    queue(opened, width=WAYS["is deaf"])
+    stopping = threading.Event()
+    stopping.set()
+    with worker_of(opened, stopping=stopping, program=troubles.__name__) as worker:
+        cut = worker.run_one()
+    assert trials.reason_of(cut) == trials.INTERRUPTED
+    again = worker_of(opened).run_one()  # the real training
+    assert again.state == TrialState.COMPLETE
+    assert "resumed_at" not in again.user_attrs
+    assert list(again.intermediate_values) == [1, 2, 3, 4, 5]
+
+
+def test_a_worker_that_was_taken_for_dead_tells_nothing_and_comes_back_under_a_new_name(
+    long, tiny_data, tmp_path
+):
+    others = Ledger(long.study, grace=0.0)  # in their eyes everyone is silent for too long
+    handed_on = []
+
+    def reap():
+        assert wait_until(lambda: others.healthy > 0, 5)
+        handed_on.extend(others.reap())
+
+    heard = Calling(0, 2, reap)
+    ledger = Ledger(long.study, grace=GRACE)
+    with worker_of(long, heard, ledger=ledger, program=troubles.__name__) as worker:
+        before = worker.pulse.row.id
+        cut = worker.run_one()
+        assert handed_on == [(0, 1)]
+        children = [
+            p.pid for p in psutil.Process().children(recursive=True) if p.ppid() != os.getpid()
+        ]
+        assert wait_until(lambda: all(is_gone(pid) for pid in children), 5)
+        assert trials.reason_of(cut) == trials.LOST
+        assert list(cut.intermediate_values) == [1, 2]
+        # What lies there is for whoever goes on with it.
+        assert HISTORY in long.depot.names(0)
+        worker.stopping.set()  # so that the successor, which waits at no state, is put down too
+        claim = worker.claim()
+        assert (claim.number, worker.pulse.row.id != before) == (1, True)
+        owner = long.study.trials[1].user_attrs["owner"]["worker"]
+        assert owner == worker.pulse.row.id
+        assert [row.id for row in ledger.workers() if row.trial == 1] == [owner]
+        worker.run(claim)
+    assert [trials.reason_of(t) for t in long.study.trials] == ["lost", "interrupted", None]
+    assert long.study.trials[2].user_attrs[trials.ATTEMPTS] == [0, 1]
+    assert trials.spent(long.study.trials) == 0
+
+
+# --- workers that are gone ---------------------------------------------------------------------
 
 
 def test_the_trials_of_dead_processes_go_back_to_the_queue_and_others_do_not(opened):
     study = opened.study
-    owners = [dead(), owner(), dead() | {"host": "elsewhere"}, None]
-    for i, who in enumerate(owners):
+    for i in range(4):
         queue(opened, lr=0.01 * (i + 1))
-        trial = study.ask()
-        trial.suggest_int("model.unet.width", 4, 8, log=True)
-        if who:
-            trial.set_user_attr("owner", who)
-        (opened.folder / "trials" / str(i)).mkdir(parents=True)
-    assert reap(study, opened.folder) == [0, 3]
+    for who in (dead(), this_process(), replace(dead(), host="elsewhere")):
+        claim = claimed_by(opened, who)
+        _taken_up(study, claim).suggest_int("model.unet.width", 4, 8, log=True)
+        opened.depot.local(claim.number, HISTORY).write_text("")
+    study.ask()  # nobody's: not claimed through the ledger
+    opened.depot.local(3, HISTORY).write_text("")
+    ledger = Ledger(study)
+    assert ledger.reap() == [(0, 4), (3, 5)]
     states = [trials.state_of(t) for t in study.trials]
     assert states == ["skipped", "running", "running", "skipped", "waiting", "waiting"]
-    assert [t.user_attrs["retry_of"] for t in study.trials[4:]] == [0, 3]
-    assert {p.name for p in (opened.folder / "trials").iterdir()} == {"1", "2"}
-    assert reap(study, opened.folder) == []
+    assert [t.user_attrs[trials.RETRY_OF] for t in study.trials[4:]] == [0, 3]
+    assert ledger.reap() == []
     # What was queued for it is repeated in full, drawn or not.
     worker = worker_of(opened)
     assert worker.run_one().params == {"model.unet.width": 4, "optimizer.adam.lr": 0.01}
     assert worker.run_one().params == {"model.unet.width": 4, "optimizer.adam.lr": 0.04}
+    # What lay there of it goes when its successor begins.
+    assert {p.name for p in (opened.folder / "trials").glob("[0-9]*")} == {"1", "2", "4", "5"}
 
 
-def test_a_double_that_a_kill_between_queueing_and_closing_leaves_is_recognised(opened):
+def test_a_double_of_a_trial_that_was_lost_is_recognised(opened):
     queue(opened)
-    trial = opened.study.ask()
-    trial.set_user_attr("owner", dead())
-    # The killed process had queued it again already.
-    opened.study.enqueue_trial(trial._cached_frozen_trial.system_attrs["fixed_params"])
-    reap(opened.study, opened.folder)
+    claim = claimed_by(opened, dead())
+    queue(opened)
+    assert Ledger(opened.study).reap() == [(claim.number, 2)]
     worker = worker_of(opened)
     states = [trials.state_of(worker.run_one()) for _ in range(2)]
     assert states == ["complete", "skipped"]
@@ -381,20 +543,39 @@ def test_a_double_that_a_kill_between_queueing_and_closing_leaves_is_recognised(
 
 
 def test_a_trial_that_keeps_killing_its_worker_fails_for_good(opened):
-    for _ in range(4):
-        claimed = opened.study.ask()
-        suggest(claimed, opened.spec.space)
-        assert reap(opened.study, opened.folder, alone=True) == [claimed.number]
+    ledger, who = Ledger(opened.study), dead()
+    for i in range(MAY_BE_LOST + 1):
+        suggest(_taken_up(opened.study, claimed_by(opened, who)), opened.spec.space)
+        assert ledger.reap() == [(i, i + 1 if i < MAY_BE_LOST else None)]
     known = trials.all_trials(opened.study)
-    assert [trials.state_of(t) for t in known] == ["skipped"] * 3 + ["failed"]
+    assert [trials.state_of(t) for t in known] == ["skipped"] * MAY_BE_LOST + ["failed"]
     assert len({str(t.params) for t in known}) == 1
-    assert "4 times" in known[-1].user_attrs["message"]
+    assert f"{MAY_BE_LOST + 1} times" in known[-1].user_attrs["message"]
     assert trials.spent(known) == 1
 
 
-def test_a_trial_of_another_host_is_dead_where_nobody_else_can_be_at_work(opened):
-    claimed = opened.study.ask()
-    suggest(claimed, opened.spec.space)
-    claimed.set_user_attr("owner", {"host": "elsewhere", "pid": 1, "since": 0.0})
-    assert reap(opened.study, opened.folder) == []
-    assert reap(opened.study, opened.folder, alone=True) == [claimed.number]
+def test_a_trial_of_another_host_is_lost_when_that_has_been_silent_for_too_long(opened):
+    claim = claimed_by(opened, replace(dead(), host="elsewhere"))
+    suggest(_taken_up(opened.study, claim), opened.spec.space)
+    assert Ledger(opened.study).reap() == []
+    impatient = Ledger(opened.study, grace=0.0)
+    assert wait_until(lambda: impatient.healthy > 0, 5)
+    assert impatient.reap() == [(claim.number, 1)]
+
+
+# --- weights beside other workers' -------------------------------------------------------------
+
+
+def test_weights_of_a_trial_that_is_not_told_yet_are_never_deleted(tiny_data, tmp_path):
+    opened = open_tiny(tiny_data, tmp_path / "s", {"budget.epochs": 1})
+    other = claimed_by(opened, this_process())
+    theirs = opened.depot.local(other.number, WEIGHTS)
+    theirs.write_bytes(b"")
+    worker = worker_of(opened)
+    for i in range(KEEP_BEST + 1):
+        queue(opened, lr=0.01 * (i + 1))
+        worker.run_one()
+        assert theirs.exists()
+    assert worker.ledger.finish(other, TrialState.COMPLETE, 0.0)
+    worker.run_one()
+    assert not theirs.exists()  # it is told, and the worst

@@ -36,15 +36,15 @@ def cache(tiny_data, tmp_path_factory):
     return build_cache(DatasetIndex.read(tiny_data), 16, tmp_path_factory.mktemp("cache"))
 
 
-def batches(cache, members, batch_size, pick, *, seed=0, workers=0, epochs=(1,)):
-    """The batches of each of the epochs, as a training would draw them."""
+def batches(cache, members, batch_size, pick, *, seed=0, workers=0, epochs=(1,), start=0):
+    """The batches of each of the epochs, the first from a step on, as a training draws them."""
     members = np.asarray(members, dtype=np.int64)
     loader, plan = train_loader(
         cache, members, batch_size, build_augment(pick), seed=seed, workers=workers
     )
     drawn = []
     for epoch in epochs:
-        plan.epoch = epoch
+        plan.epoch, plan.start = epoch, start if epoch == epochs[0] else 0
         drawn.append([(i.clone(), m.clone()) for i, m in loader])
     return drawn
 
@@ -68,6 +68,23 @@ def test_going_on_from_a_later_epoch_draws_what_it_would_have_drawn(cache):
     (_, _, third) = batches(cache, range(30), 4, FULL, epochs=(1, 2, 3))
     (again,) = batches(cache, range(30), 4, FULL, epochs=(3,))
     assert alike(third, again)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("start", [1, 4, 6, 7])
+def test_going_on_within_an_epoch_draws_the_rest_of_it(cache, workers, start):
+    whole, after = batches(cache, range(30), 4, FULL, epochs=(2, 3))
+    rest, again = batches(cache, range(30), 4, FULL, workers=workers, epochs=(2, 3), start=start)
+    assert len(whole) == 7
+    assert alike(rest, whole[start:])
+    assert alike(again, after)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_draws_nothing_of_what_the_network_draws(cache, workers):
+    before = torch.get_rng_state()
+    batches(cache, range(30), 5, FULL, workers=workers, epochs=(1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_no_epoch_and_no_step_repeats_the_changes_of_another(cache):

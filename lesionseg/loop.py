@@ -1,0 +1,244 @@
+"""Loop: one training and what is done with it each epoch; lesionseg.train drives it.
+
+Notable choices: the loss is summed on the device and read once an epoch, so that no step waits
+for the host; validation counts pixels per image on the device and scores once. What is there to
+train better (flooding, label smoothing, mixing, the heads of deep supervision) is left out of
+the validation loss, so that it can be compared between configurations of one loss.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lesionseg import metrics
+from lesionseg.augment import build_augment
+from lesionseg.averaging import Average
+from lesionseg.config import TrialConfig
+from lesionseg.data.loader import in_order, to_device, train_loader
+from lesionseg.device import amp_dtype, autocast, loader_workers, peak_memory
+from lesionseg.losses import Loss, build_loss
+from lesionseg.metrics import Metrics
+from lesionseg.mix import build_mix
+from lesionseg.optim import build_optimizer, build_schedule
+from lesionseg.records import Diverged, EpochRecord, Suspended, TrainData
+from lesionseg.state import Keeper, State, load_optimizer, random_state, set_random_state
+
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """The arguments of ``train`` that a loop needs between its steps."""
+
+    suspend: Callable[[], bool]
+    on_step: Callable[[int, int, int], None]
+    keeper: Keeper
+    parts: int
+
+
+class Loop:
+    """One training and what is done with it each epoch.
+
+    history, best, kept: what it has given so far. step: how many steps of the epoch under way
+    are done; total: the sum of their losses.
+    """
+
+    def __init__(
+        self,
+        config: TrialConfig,
+        data: TrainData,
+        device: torch.device,
+        model: nn.Module,
+        hooks: Hooks,
+    ) -> None:
+        self.config, self.data, self.device, self.hooks = config, data, device, hooks
+        self.began = self.epoch_began = time.perf_counter()
+        self.earlier = self.epoch_earlier = 0.0
+        self.peak, self.lr = 0, 0.0
+        self.history: list[EpochRecord] = []
+        self.best: EpochRecord | None = None
+        self.kept: Weights | None = None
+        self.step, self.total = 0, torch.zeros((), device=device)
+        self.rng = np.random.default_rng()  # of the mix; seeded by each epoch
+        # Convolutions are fastest over channels last, on the CPU as on tensor cores.
+        self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.loss: Loss = build_loss(
+            config.loss,
+            overlap=config.overlap,
+            label_smoothing=config.label_smoothing,
+            flooding=config.flooding,
+        )
+        self.val_loss: Loss = build_loss(config.loss, overlap=config.overlap)
+        self.mix = build_mix(config.mix)
+        self.average = Average(self.model, config.ema) if config.ema else None
+        self.loader, self.plan = train_loader(
+            data.cache,
+            data.train,
+            config.batch_size,
+            build_augment(config.augment),
+            seed=config.seed,
+            workers=loader_workers(device),
+            pin=device.type == "cuda",
+        )
+        self.optimizer = build_optimizer(config.optimizer, self.model.parameters())
+        steps = len(self.plan)
+        self.schedule = build_schedule(config.schedule, self.optimizer, config.epochs, steps)
+        self.dtype = amp_dtype(device, config.amp)
+        # bfloat16 has float32's range: only float16 needs its gradients scaled.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+
+    @property
+    def judged(self) -> nn.Module:
+        """The network that is validated and kept: the averaged one, if there is one."""
+        return self.average.model if self.average else self.model
+
+    @property
+    def peak_memory(self) -> int:
+        """Bytes, over all processes that this training had."""
+        return max(self.peak, peak_memory(self.device))
+
+    def clock(self) -> float:
+        """Seconds trained, in this process and before."""
+        return self.earlier + time.perf_counter() - self.began
+
+    def epoch_clock(self) -> float:
+        """Those of the epoch under way."""
+        return self.epoch_earlier + time.perf_counter() - self.epoch_began
+
+    def state_dict(self) -> State:
+        """All that the rest of the training follows from; its tensors are the live ones."""
+        at_best = self.best is not None and self.best.epoch == len(self.history) and not self.step
+        return {
+            "history": [asdict(record) for record in self.history],
+            "best": self.best.epoch if self.best else 0,
+            "kept": None if at_best else self.kept,
+            "step": self.step,
+            "total": self.total,
+            "lr": self.lr,
+            "mix": self.rng.bit_generator.state,
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict() if self.average else {},
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": random_state(self.device),
+            "seconds": self.clock(),
+            "epoch_seconds": self.epoch_clock() if self.step else 0.0,
+            "peak_memory": self.peak_memory,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state_dict`` gave, to the same digits."""
+        self.history = [
+            EpochRecord(**record | {"metrics": Metrics(**record["metrics"])})
+            for record in state["history"]
+        ]
+        self.best = self.history[state["best"] - 1] if state["best"] else None
+        self.step, self.total = state["step"], state["total"].to(self.device)
+        self.lr, self.rng.bit_generator.state = state["lr"], state["mix"]
+        self.model.load_state_dict(state["model"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
+        self.kept = state["kept"] or (clone(self.judged) if self.best else None)
+        load_optimizer(self.optimizer, state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if state["scaler"] and self.scaler.is_enabled():  # empty from a device that needs none
+            self.scaler.load_state_dict(state["scaler"])
+        set_random_state(self.device, state["random"])
+        self.earlier, self.epoch_earlier = state["seconds"], state["epoch_seconds"]
+        self.peak = state["peak_memory"]
+
+    def pause(self, *, middle: bool = True) -> None:
+        """Between two steps or epochs: saves what is due, and raises Suspended if asked to."""
+        asked, epochs = self.hooks.suspend(), len(self.history)
+        saved = (asked or self.hooks.keeper.due(middle=middle)) and self.hooks.keeper.save(
+            self, epochs
+        )
+        if asked:
+            raise Suspended(epochs, saved)
+
+    def epoch(self, number: int) -> EpochRecord:
+        """Trains and validates once more, or what is left of it; the record is in ``history``."""
+        self.plan.epoch, self.epoch_began = number, time.perf_counter()
+        train_loss = self._train()
+        if not math.isfinite(train_loss):
+            raise Diverged(f"the training loss became {train_loss} in epoch {number}")
+        val_loss, scores = self._validate()
+        if not math.isfinite(val_loss):
+            raise Diverged(f"the validation loss became {val_loss} in epoch {number}")
+        self.schedule.after_epoch(scores.dice)
+        seconds = self.epoch_clock()
+        self.history.append(EpochRecord(number, train_loss, val_loss, scores, self.lr, seconds))
+        self.step, self.total, self.epoch_earlier = 0, torch.zeros_like(self.total), 0.0
+        return self.history[-1]
+
+    def _train(self) -> float:
+        self.model.train()
+        if not self.step:
+            # Its own stream: the order and the augmentation of a configuration stay as they are.
+            self.rng = np.random.default_rng([self.config.seed, self.plan.epoch, 1])
+        self.plan.start = self.step
+        for batch in self.loader:
+            images, masks = to_device(batch, self.device)
+            if self.mix is not None:
+                images, masks = self.mix(images, masks, self.rng)
+            self.total += self._step(images, masks)
+            self.step += 1
+            self.hooks.on_step(self.plan.epoch, self.step, len(self.plan))
+            self.pause()
+        return float(self.total) / len(self.plan)
+
+    def _step(self, images: Tensor, masks: Tensor) -> Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self._backward(images, masks)
+        if self.config.clip_norm:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average:
+            self.average.update(self.model)
+        self.lr = float(self.optimizer.param_groups[0]["lr"])  # before the schedule moves it on
+        self.schedule.after_step()
+        return loss
+
+    def _backward(self, images: Tensor, masks: Tensor) -> Tensor:
+        """Gradients of the batch's mean loss, summed over its parts; that loss, detached."""
+        total = torch.zeros((), device=self.device)
+        parts = min(self.config.accumulate * self.hooks.parts, len(images))
+        for x, y in zip(images.tensor_split(parts), masks.tensor_split(parts), strict=True):
+            with autocast(self.device, self.dtype):
+                outputs = self.model(x)
+            loss = self.loss(outputs, y) * (len(x) / len(images))
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return total
+
+    @torch.inference_mode()
+    def _validate(self) -> tuple[float, Metrics]:
+        network = self.judged.eval()
+        total = torch.zeros((), device=self.device)
+        counts: list[Tensor] = []
+        for batch in in_order(self.data.cache, self.data.val, self.config.batch_size):
+            if counts:
+                self.pause()
+            images, masks = to_device(batch, self.device)
+            with autocast(self.device, self.dtype):
+                logits = network(images)
+            total += self.val_loss(logits, masks) * len(images)
+            counts.append(metrics.count(logits > 0, masks > 0.5))
+        scores = metrics.mean(metrics.score(torch.cat(counts).cpu().numpy()))
+        return float(total) / len(self.data.val), scores
+
+
+def clone(model: nn.Module) -> Weights:
+    """The network's weights as they are now."""
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}

@@ -1,0 +1,142 @@
+"""A program for trainings that go wrong, each in the way that its network's width says.
+
+At any other width a training that needs no time is told. When the trouble begins is
+written beside the weights, by the clock that all processes of a host share.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+import zlib
+from multiprocessing.connection import Connection
+
+import numpy as np
+import psutil
+
+from lesionseg.metrics import METRICS, Metrics
+from lesionseg.train import EpochRecord, TrainResult
+from search import child_main
+from search.jobs import Alive, Broke, Built, End, Trained, TrainJob
+
+#: Of these widths: none that a published system has.
+WAYS = {
+    "allocates": 101,
+    "segfaults": 102,
+    "aborts": 103,
+    "leaves": 104,
+    "is killed": 105,
+    "stops": 106,
+    "sleeps": 107,
+    "chatters": 108,
+    "fits in halves": 109,
+    "fits in quarters": 110,
+    "never fits": 111,
+    "is deaf": 112,
+    "waits in the middle": 113,
+}
+#: Epoch and step after which "waits in the middle" waits for a word.
+MIDDLE = (3, 2)
+#: Bytes, at which "allocates" says that its trouble begins; it goes on to four times as many.
+LARGE = 300_000_000
+
+broke = child_main.broke
+
+
+def work(job: TrainJob, pipe: Connection) -> End:
+    """Goes wrong, or does not."""
+    width = job.config["model"]["unet"]["width"]
+    way = next((name for name, each in WAYS.items() if each == width), "")
+    match way:
+        case "waits in the middle":
+            child_main._Line = _Waiting  # in this process only
+            return child_main.work(job, pipe)
+        case "fits in halves" | "fits in quarters" | "never fits":
+            wanted = {"fits in halves": 2, "fits in quarters": 4}.get(way, 1000)
+            if job.parts < wanted:
+                return Broke("oom", f"no room for a batch in {job.parts} parts")
+        case "":
+            pass
+        case _:
+            _go_wrong(way, job, pipe)
+    return _quick(job, pipe)
+
+
+def _quick(job: TrainJob, pipe: Connection) -> End:
+    _note(job, "base", _own_memory())
+    pipe.send(Built(10, 20))
+    pipe.recv()
+    records = []
+    # In [0, 1): as good as the configuration has it, and better with each epoch.
+    good = zlib.crc32(repr(job.config).encode()) / 2**32
+    for epoch in range(1, job.config["epochs"] + 1):
+        scores = Metrics(**dict.fromkeys(METRICS, good * epoch / job.config["epochs"]))
+        records.append(EpochRecord(epoch, 0.5, 0.5, scores, 0.01, 0.0))
+        pipe.send(records[-1])
+        pipe.recv()
+    assert job.save_to is not None
+    job.save_to.write_bytes(b"weights")
+    return Trained(TrainResult(records[-1], tuple(records), "finished", 0.0, 1, job.save_to))
+
+
+def _go_wrong(way: str, job: TrainJob, pipe: Connection) -> None:
+    _note(job, "pid", os.getpid())
+    if way != "stops":  # one that hangs before its first word
+        pipe.send(Built(10, 20))
+        pipe.recv()
+    if way == "allocates":
+        _allocate(job)
+    _note(job, "trouble", time.monotonic())
+    match way:
+        case "segfaults":
+            ctypes.string_at(0)
+        case "aborts":
+            os.abort()
+        case "leaves":
+            os._exit(3)
+        case "is killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "stops":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        case "chatters":
+            while True:
+                pipe.send(Alive(1, 1, 1))
+                time.sleep(0.05)
+        case _:  # also what is deaf to being suspended
+            time.sleep(600)
+
+
+def _allocate(job: TrainJob) -> None:
+    kept = []
+    for i in range(4 * LARGE // 20_000_000):
+        kept.append(np.ones(20_000_000, np.uint8))
+        if (i + 1) * 20_000_000 == LARGE:
+            _note(job, "trouble", time.monotonic())
+    time.sleep(600)
+
+
+class _Waiting(child_main._Line):
+    """Hears nothing but between two steps of the third epoch, where it waits for a word."""
+
+    at = (0, 0)
+
+    def step(self, epoch: int, step: int, steps: int) -> None:
+        self.at = (epoch, step)
+
+    def is_to_suspend(self) -> bool:
+        if self.at != MIDDLE:
+            return self.suspending
+        self.pipe.poll(600)
+        return super().is_to_suspend()
+
+
+def _own_memory() -> float:
+    used = psutil.Process().memory_info()
+    return used.rss - used.shared
+
+
+def _note(job: TrainJob, name: str, value: float) -> None:
+    assert job.save_to is not None
+    job.save_to.with_name(name).write_text(repr(value))
