@@ -7,6 +7,17 @@ import re
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from lesionseg.errors import InputError
+
+
+class StorageAway(InputError):
+    """The first connection failed for a reason that may pass; reason: in the database's words."""
+
+    def __init__(self, told: str, reason: str) -> None:
+        super().__init__(told)
+        self.reason = reason
+
+
 #: PostgreSQL's codes of errors that pass: connections that break or are refused for now, and
 #: transactions that lost against another one and may simply be repeated.
 _PASSING = frozenset(
@@ -38,6 +49,8 @@ def why_lost(error: BaseException) -> str | None:
     """
     seen: BaseException | None = error
     while seen is not None:
+        if isinstance(seen, StorageAway):
+            return seen.reason
         if isinstance(seen, PoolTimeout):
             return "no connection became free"
         if isinstance(seen, DBAPIError):

@@ -20,7 +20,7 @@ from search.depot import DepotLost
 from search.jobs import PROGRAM
 from search.join import Join, Served, Slot, Stopping
 from search.ledger import Claim, Ledger
-from search.patience import StorageLost
+from search.patience import StorageLost, patiently
 from search.run import Clock, Failed, need_weights
 from search.samplers import SAMPLERS
 from search.study import OpenStudy, join_study, prepare_sampling
@@ -31,6 +31,8 @@ from search.worker import Listener, Worker
 GIVE_WAY = 10
 #: ... and after so many the space counts as exhausted, if it is too large to be counted.
 EXHAUSTED = 100
+#: Seconds for which a worker waits at its door for a database that is away.
+AT_THE_DOOR = 60.0
 #: Seconds between two questions of a worker that waits for others.
 SHORTEST, LONGEST = 0.2, 5.0
 
@@ -71,10 +73,21 @@ def serve(
     """Joins a study and works on it.
 
     stopping: set when the worker is to put its trial down and leave. Raises InputError where the
-    study, its data or the slot are not what they should be, and Failed.
+    study, its data or the slot are not what they should be, and Failed. A database that is away
+    is waited for, for a minute: it may be started together with its workers, or again.
     """
     slot = replace(slot, device=str(pick_device(slot.device)))
-    opened = join_study(join)
+    try:
+        opened = patiently(
+            lambda: join_study(join),
+            stopping=stopping,
+            patience=AT_THE_DOOR,
+            on_wait=on_event,
+        )
+    except StorageLost:
+        if stopping.is_set():
+            return Served(0, "asked")
+        opened = join_study(join)  # in its own words, if they still hold
     need_weights(opened.spec.space)
     return work(opened, slot, listener or Silent(), stopping, terms, on_event)
 

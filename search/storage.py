@@ -15,6 +15,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from lesionseg.errors import InputError
+from search.lost import StorageAway, why_lost
 from search.patience import PatientStorage
 from search.tables import make_tables
 
@@ -102,7 +103,8 @@ def open_storage(url: URL) -> PatientStorage:
     """Connects, and makes the tables where there are none.
 
     This first connection is not waited for. InputError, with the password masked, where the
-    database cannot be reached or holds the tables of another Optuna.
+    database cannot be reached or holds the tables of another Optuna; StorageAway, which is one,
+    where it might be reached later.
     """
     # Its lines speak of "studies created in RDB"; ours say what happened.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -118,7 +120,9 @@ def open_storage(url: URL) -> PatientStorage:
             f"install lesionsearch with its extra 'postgres'"
         ) from None
     except (SQLAlchemyError, NoSuchModuleError, RuntimeError, OSError) as error:
-        raise InputError(f"storage: {masked(url)}: cannot be used: {_reason(error, url)}") from None
+        reason = _reason(error, url)
+        told = f"storage: {masked(url)}: cannot be used: {reason}"
+        raise (StorageAway(told, reason) if why_lost(error) else InputError(told)) from None
 
 
 def begin_immediate(engine: Engine) -> None:

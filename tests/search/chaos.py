@@ -159,7 +159,7 @@ class _Chaos:
                 self._thaw()
                 self._act(sample().ended)
                 time.sleep(self.chance.uniform(0, 0.05))
-            self.told.peak = sample().peak
+            self.told.peak = self._last_look(sample).peak
         self.told.seconds = time.monotonic() - began
         self.told.orphans = self._left_over()
         return self.told
@@ -202,6 +202,13 @@ class _Chaos:
             self.frozen[pid] = time.monotonic() + 1.5 * self.plan.grace
             return self.nursery.signal(pid, signal.SIGSTOP)
         return _killed(_servers(pid) if kind == "server" else _trainings(pid), self.chance)
+
+    def _last_look(self, sample: Callable[[], Books]) -> Books:
+        """A look that began after everybody had left."""
+        enough, until = sample().looks + 2, time.monotonic() + GONE_WITHIN
+        while sample().looks < enough and time.monotonic() < until:
+            time.sleep(0.01)
+        return sample()
 
     def _left_over(self) -> list[str]:
         until = time.monotonic() + GONE_WITHIN

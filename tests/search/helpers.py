@@ -94,6 +94,10 @@ def is_gone(pid: int) -> bool:
         return True
 
 
+#: Seconds in which something happens that needs no time: long, for hosts that do much besides.
+PATIENCE = 60.0
+
+
 def wait_until(what: Callable[[], Any], seconds: float) -> bool:
     """Waits for it to become true; whether it did."""
     end = time.monotonic() + seconds

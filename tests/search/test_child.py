@@ -29,7 +29,7 @@ from search.child import Child
 from search.child_main import broke
 from search.jobs import Alive, Broke, Built, Resumed, Saved, Suspended, Trained, TrainJob
 from tests.conftest import ROOT
-from tests.search.helpers import is_gone, wait_until
+from tests.search.helpers import PATIENCE, is_gone, wait_until
 
 CONFIG = TrialConfig(
     model=Pick("unet", {"width": 4, "depth": 1}),
@@ -304,7 +304,7 @@ def test_a_child_that_is_killed_is_told_with_the_signals_name(job, number, name,
     def kill(child, record):
         if record.epoch == 2:
             os.kill(child.pid, number)
-            assert wait_until(lambda: is_gone(child.pid), 5)
+            assert wait_until(lambda: is_gone(child.pid), PATIENCE)
 
     built, first, second, end = follow(of(job, epochs=1000), on_epoch=kill)
     assert isinstance(built, Built)
@@ -381,7 +381,7 @@ def test_closing_twice_and_replying_to_the_dead_is_nothing(job):
     child = Child(of(job, epochs=100_000))
     assert isinstance(next(child.messages()), Built)
     os.kill(child.pid, signal.SIGKILL)
-    assert wait_until(lambda: is_gone(child.pid), 5)
+    assert wait_until(lambda: is_gone(child.pid), PATIENCE)
     child.reply(stop=False)
     child.reply(stop=False)
     child.close()
@@ -437,10 +437,10 @@ def test_a_child_does_not_outlive_a_parent_that_is_killed(job, tmp_path):
         assert pid in {p.pid for p in others}
         parent.kill()
         parent.wait()
-        assert wait_until(lambda: is_gone(pid), 2)
+        assert wait_until(lambda: is_gone(pid), PATIENCE)
         assert "top" not in parent.stdout.read()
         # The server that forked it and multiprocessing's tracker go as well.
-        assert wait_until(lambda: all(is_gone(p.pid) for p in others), 5)
+        assert wait_until(lambda: all(is_gone(p.pid) for p in others), PATIENCE)
     finally:
         parent.kill()
         parent.stdout.close()

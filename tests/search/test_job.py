@@ -20,7 +20,7 @@ from search import trials
 from search.folder import is_study
 from search.status import status
 from search.study import open_records
-from tests.search.helpers import is_gone, wait_until, write_study
+from tests.search.helpers import PATIENCE, is_gone, wait_until, write_study
 
 COMMAND = Path(sys.executable).with_name("lesionsearch")
 
@@ -106,7 +106,7 @@ def test_ctrl_c_ends_with_130_and_the_command_that_goes_on(tiny_data, tmp_path):
     assert process.returncode == 130
     assert err == ""
     assert "interrupted; nothing finished is lost. Go on with:" in out
-    assert wait_until(lambda: all(is_gone(p.pid) for p in family), 5)
+    assert wait_until(lambda: all(is_gone(p.pid) for p in family), PATIENCE)
     command = out.rstrip().splitlines()[-1]
     assert shlex.split(command) == ["lesionsearch", *args]
     plain = status(tmp_path / "s")
@@ -154,7 +154,7 @@ def kill_and_go_on(args, folder: Path, budget: int, rounds: int, storage=None) -
             family = psutil.Process(process.pid).children(recursive=True)
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
-        assert wait_until(lambda each=family: all(is_gone(p.pid) for p in each), 5)
+        assert wait_until(lambda each=family: all(is_gone(p.pid) for p in each), PATIENCE)
         now = finished(folder)
         assert now.items() >= before.items()
         assert len(now) > len(before)
@@ -216,13 +216,13 @@ def test_workers_that_are_interrupted_or_killed_lose_nothing(tiny_data, tmp_path
         wait_for_trials(process, 2)
         workers = [w["pid"] for w in status(tmp_path / "s")["workers"]]
         os.kill(workers[0], signal.SIGKILL)  # another takes its place
-        wait_for_trials(process, 2)
+        said = wait_for_trials(process, 2)
         family = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "")
-    assert "died (signal 9); another starts in 1 s" in out
-    assert wait_until(lambda: all(is_gone(p.pid) for p in family), 5)
+    assert "died (signal 9); another starts in 1 s" in said + out
+    assert wait_until(lambda: all(is_gone(p.pid) for p in family), PATIENCE)
     assert status(tmp_path / "s")["workers"] == []
     before = finished(tmp_path / "s")
     go_on(args)

@@ -12,17 +12,19 @@ from dataclasses import replace
 import pytest
 from optuna.trial import TrialState
 
+from lesionseg.errors import InputError
 from search import trials
 from search.engines.local import worker_command
-from search.join import Join, Slot
+from search.join import Join, Served, Slot
 from search.ledger import GRACE_VARIABLE, Ledger
 from search.run import Failed
 from search.samplers import SAMPLERS
 from search.serve import EXHAUSTED, Terms, serve
-from search.study import open_records, open_study
+from search.study import create_or_resume, open_records, open_study
 from search.suggest import suggest
 from search.worker import HISTORY, KEEP_BEST, WEIGHTS, _taken_up
 from tests.conftest import ROOT
+from tests.postgres import private_postgres  # noqa: F401
 from tests.search import troubles
 from tests.search.helpers import (
     SLOT,
@@ -31,6 +33,7 @@ from tests.search.helpers import (
     open_tiny,
     queue,
     search,
+    tiny_spec,
     wait_until,
 )
 from tests.search.test_samplers import SPACE
@@ -462,6 +465,42 @@ def test_whoever_finds_the_rest_at_work_waits_for_it(tiny_data, tmp_path):
 
 
 # --- what goes wrong ---------------------------------------------------------------------------
+
+
+def test_who_comes_while_the_database_restarts_waits_at_the_door(
+    tiny_data, tmp_path, request, monkeypatch
+):
+    server = request.getfixturevalue("private_postgres")
+    name = f"door_{os.urandom(4).hex()}"
+    url = server.create(name)
+    spec = tiny_spec({"budget.trials": 1})
+    create_or_resume(spec, tiny_data, tmp_path / "s", url)
+    join, told = Join("s", tmp_path / "s", url), []
+
+    def on_event(text: str) -> None:
+        told.append(text)
+        if text.endswith("waiting"):
+            server.start()
+
+    server.stop("immediate")
+    served = serve(join, SLOT, threading.Event(), QUICK, on_event=on_event)
+    assert (served.trials, served.why) == (1, "done")
+    assert [text.split(":")[0].rstrip("0123456789. s") for text in told[:2]] == [
+        "storage lost",
+        "storage back after",
+    ]
+    # It does not wait for ever, leaves when it is asked to, and says why in the database's words.
+    monkeypatch.setattr("search.serve.AT_THE_DOOR", 0.3)
+    server.stop("immediate")
+    try:
+        with pytest.raises(InputError, match=r"cannot be used: .*refused"):
+            serve(join, SLOT, threading.Event(), QUICK)
+        asked = threading.Event()
+        asked.set()
+        assert serve(join, SLOT, asked, QUICK) == Served(0, "asked")
+    finally:
+        server.start()
+    server.run(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def test_joining_looks_at_the_slot_first(tiny_data, tmp_path):

@@ -29,7 +29,16 @@ from search.who import Who, this_process
 from search.worker import HISTORY, KEEP_BEST, STATE, WEIGHTS, _taken_up
 from tests.conftest import write_folder
 from tests.search import troubles
-from tests.search.helpers import SLOT, Listening, is_gone, open_tiny, queue, wait_until, worker_of
+from tests.search.helpers import (
+    PATIENCE,
+    SLOT,
+    Listening,
+    is_gone,
+    open_tiny,
+    queue,
+    wait_until,
+    worker_of,
+)
 from tests.search.troubles import MIDDLE, WAYS
 
 
@@ -468,6 +477,12 @@ def test_a_trial_that_cannot_save_its_state_is_queued_again_from_its_beginning(
     assert list(again.intermediate_values) == [1, 2, 3, 4, 5]
 
 
+def trainings() -> list[psutil.Process]:
+    """What this process's fork server has started."""
+    servers = [p for p in psutil.Process().children() if "forkserver" in " ".join(p.cmdline())]
+    return [child for server in servers for child in server.children()]
+
+
 def test_a_worker_that_was_taken_for_dead_tells_nothing_and_comes_back_under_a_new_name(
     long, tiny_data, tmp_path
 ):
@@ -475,7 +490,7 @@ def test_a_worker_that_was_taken_for_dead_tells_nothing_and_comes_back_under_a_n
     handed_on = []
 
     def reap():
-        assert wait_until(lambda: others.healthy > 0, 5)
+        assert wait_until(lambda: others.healthy > 0, PATIENCE)
         handed_on.extend(others.reap())
 
     heard = Calling(0, 2, reap)
@@ -484,10 +499,7 @@ def test_a_worker_that_was_taken_for_dead_tells_nothing_and_comes_back_under_a_n
         before = worker.pulse.row.id
         cut = worker.run_one()
         assert handed_on == [(0, 1)]
-        children = [
-            p.pid for p in psutil.Process().children(recursive=True) if p.ppid() != os.getpid()
-        ]
-        assert wait_until(lambda: all(is_gone(pid) for pid in children), 5)
+        assert wait_until(lambda: not trainings(), PATIENCE)
         assert trials.reason_of(cut) == trials.LOST
         assert list(cut.intermediate_values) == [1, 2]
         # What lies there is for whoever goes on with it.
@@ -559,7 +571,7 @@ def test_a_trial_of_another_host_is_lost_when_that_has_been_silent_for_too_long(
     suggest(_taken_up(opened.study, claim), opened.spec.space)
     assert Ledger(opened.study).reap() == []
     impatient = Ledger(opened.study, grace=0.0)
-    assert wait_until(lambda: impatient.healthy > 0, 5)
+    assert wait_until(lambda: impatient.healthy > 0, PATIENCE)
     assert impatient.reap() == [(claim.number, 1)]
 
 
