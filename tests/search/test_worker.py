@@ -33,7 +33,6 @@ from tests.search.helpers import (
     PATIENCE,
     SLOT,
     Listening,
-    is_gone,
     open_tiny,
     queue,
     wait_until,
@@ -490,6 +489,7 @@ def test_a_worker_that_was_taken_for_dead_tells_nothing_and_comes_back_under_a_n
     handed_on = []
 
     def reap():
+        assert trainings()
         assert wait_until(lambda: others.healthy > 0, PATIENCE)
         handed_on.extend(others.reap())
 
