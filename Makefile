@@ -6,7 +6,7 @@ JOBS   ?= 2
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-beside test-alone test-slow test-slow-beside test-slow-alone test-cluster lint format docs bench lock clean
+.PHONY: demo test test-beside test-alone test-slow test-slow-beside test-slow-alone test-long lint format docs bench lock clean
 
 demo: $(READY)  ## synthetic lesions -> search -> final test -> runs/demo/report.html
 	$(BIN)/lesionsearch demo
@@ -17,19 +17,19 @@ test-slow: test-slow-beside test-slow-alone  ## the tests that take minutes
 
 # Files side by side, JOBS at a time; what measures time runs by itself.
 test-beside: $(READY)
-	$(BIN)/python -m pytest -m "not slow and not alone and not cluster" -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not alone and not long" -n $(JOBS) --dist loadfile
 
 test-alone: $(READY)
-	$(BIN)/python -m pytest -m "not slow and alone and not cluster"
+	$(BIN)/python -m pytest -m "not slow and alone and not long"
 
 test-slow-beside: $(READY)
-	$(BIN)/python -m pytest -m "slow and not alone and not cluster" -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -m "slow and not alone and not long" -n $(JOBS) --dist loadfile
 
 test-slow-alone: $(READY)
-	$(BIN)/python -m pytest -m "slow and alone and not cluster"
+	$(BIN)/python -m pytest -m "slow and alone and not long"
 
-test-cluster: $(READY)  ## the engines on clusters of this machine's own
-	$(BIN)/python -m pytest -m cluster
+test-long: $(READY)  ## the longest: chaos in full, and a SLURM of its own where it is installed
+	$(BIN)/python -m pytest -m long
 
 lint: $(READY)  ## formatting, lint and types
 	$(BIN)/ruff format --check .

@@ -38,6 +38,10 @@ pytestmark = pytest.mark.alone
 COMMAND = Path(sys.executable).with_name("lesionsearch")
 SMALL = Plan(workers=3, trials=24, kill_workers=4, kill_children=3, kill_servers=1)
 
+MIDDLE = Plan(
+    8, 60, kill_workers=9, kill_children=5, kill_servers=1, freezes=1, grace=20.0, patience=600
+)
+
 #: Seconds within which a worker that is sent away is gone.
 GONE_WITHIN = 10.0
 
@@ -81,15 +85,19 @@ def test_the_same_on_postgresql(nursery, tmp_path, postgres_url):
     check(*survive(nursery, tmp_path, SMALL, postgres_url), SMALL)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_hundred_trials_survive_fifty_kills(nursery, tmp_path):
     check(*survive(nursery, tmp_path, FULL), FULL)
 
 
-@pytest.mark.slow
-def test_the_same_on_a_server_that_is_restarted_meanwhile(nursery, tmp_path, restartable):
+@pytest.mark.parametrize(
+    "plan",
+    [pytest.param(MIDDLE, marks=pytest.mark.slow), pytest.param(FULL, marks=pytest.mark.long)],
+    ids=["60 trials", "200 trials"],
+)
+def test_the_same_on_a_server_that_is_restarted_meanwhile(nursery, tmp_path, restartable, plan):
     server, url = restartable
-    plan = replace(FULL, restarts=2)
+    plan = replace(plan, restarts=2)
     pauses = random.Random(0)
 
     def restart() -> None:
@@ -205,8 +213,7 @@ def write_real(path: Path, changes: dict) -> Path:
     return path
 
 
-@pytest.mark.cluster
-@pytest.mark.slow
+@pytest.mark.long
 def test_weights_are_those_of_a_study_that_nobody_disturbed(real_data, tmp_path):
     """Five times one of three workers is killed with all that it started."""
     folder, study = tmp_path / "s", write_real(tmp_path / "study.yaml", {})
@@ -295,7 +302,6 @@ def test_a_worker_that_is_sent_away_leaves_its_trial_to_another(real_data, tmp_p
     check_as_if_uninterrupted(folder, 1, tmp_path)
 
 
-@pytest.mark.cluster
 @pytest.mark.slow
 def test_it_leaves_as_fast_when_the_database_is_away(real_data, tmp_path, restartable):
     server, url = restartable

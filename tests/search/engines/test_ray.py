@@ -1,10 +1,11 @@
-"""The Ray engine on real clusters of this machine; the work is a stub that counts."""
+"""The Ray engine on real clusters of this machine; mostly with a stub that counts as the work."""
 
 import importlib.util
 import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -18,11 +19,16 @@ import psutil
 import pytest
 
 from lesionseg.errors import InputError
+from search import trials
 from search.join import Join, Served, Slot
+from search.status import status
+from search.study import open_records
 from tests.conftest import _lacking
+from tests.search.helpers import wait_until, write_study
 
-pytestmark = [pytest.mark.alone, pytest.mark.cluster]
+pytestmark = pytest.mark.alone
 
+COMMAND = Path(sys.executable).with_name("lesionsearch")
 UNITS, SECONDS = 60, 0.2
 SECRET = "pa55-w0rd"
 STORAGE = f"postgresql+psycopg://me:{SECRET}@db.example:5432/studies"
@@ -260,6 +266,41 @@ def test_every_node_works_and_every_unit_is_done_once(cluster, folder, monkeypat
 
 
 @pytest.mark.slow
+def test_a_study_survives_the_loss_of_a_node(cluster, tiny_data, tmp_path):
+    """The real command with real trainings, one of which goes with its node."""
+    study = write_study(tmp_path / "tiny.yaml", {"budget.epochs": 60, "budget.trials": 10})
+    place = tmp_path / "s"
+    command = [COMMAND, "run", study, "--data", tiny_data, "--out", place, "--no-final"]
+    command += ["--engine", "ray", "--engine-set", f"address={cluster.address}"]
+    command += ["--device", "cpu", "--threads", "1"]
+    with subprocess.Popen(
+        command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as run:
+        try:
+            ended = "complete", "pruned"
+            assert wait_until(lambda: (place / "run.json").exists(), 60)
+            assert wait_until(
+                lambda: sum(status(place)["counts"][word] for word in ended) >= 2, 120
+            )
+            going = cluster.list_all_nodes()[1]
+            cluster.remove_node(going, allow_graceful=False)
+            told, _ = run.communicate(timeout=240)
+        finally:
+            run.kill()
+            cluster.add_node(**NODE)
+    assert run.returncode == 0, told
+    counts = status(place)["counts"]
+    assert counts["complete"] + counts["pruned"] == 10, told
+    assert counts["running"] == counts["waiting"] == counts["failed"] == 0
+    known = trials.all_trials(open_records(place)[0])
+    assert len({t.user_attrs["owner"]["worker"] for t in known if "owner" in t.user_attrs}) >= 3
+    lost = [t for t in known if trials.reason_of(t) == trials.LOST]
+    again = {t.user_attrs.get("retry_of") for t in known}
+    assert len(lost) == counts["skipped"] == 1
+    assert lost[0].number in again
+
+
+@pytest.mark.slow
 def test_no_more_workers_than_asked_for(cluster, folder):
     drive(folder, address=cluster.address, workers=2)
     assert_all_done_once(folder)
@@ -491,7 +532,7 @@ def test_a_password_is_seen_nowhere(quiet_ray, cluster, folder, monkeypatch):
             storage=STORAGE,
             is_done=is_done,
         )
-    assert "_Worker" in shown[-1]
+    assert "RayWorker" in shown[-1]
     assert "lesionsearch" in shown[-1]
     logs = [p for p in quiet_ray.rglob("*") if p.is_file()]
     assert any("gcs_server" in p.name for p in logs)

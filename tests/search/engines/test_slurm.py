@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -22,12 +23,15 @@ from search.engines import slurm_fleet
 from search.engines.slurm import SlurmSettings, run_on_slurm
 from search.engines.slurm_job import Asked, WorkerJob
 from search.join import Join, Served, Slot
+from search.status import status
 from search.storage import ENVIRONMENT, ENVIRONMENT_FILE, storage_url
+from tests.search.helpers import write_study
 
-pytestmark = [pytest.mark.alone, pytest.mark.cluster]
+pytestmark = pytest.mark.alone
 
 submitit = pytest.importorskip("submitit")
 
+COMMAND = Path(sys.executable).with_name("lesionsearch")
 LOCAL = SlurmSettings(cluster="local", gpus=0, cpus=1, time_minutes=10)
 URL = "postgresql+psycopg://ann:open-sesame@db/studies"
 
@@ -379,6 +383,22 @@ def test_a_signal_ends_a_wait_that_it_interrupts():
     assert asked.heard == {signal.SIGALRM}
 
 
+@pytest.mark.slow
+def test_a_study_by_submitted_jobs_that_trains(tiny_data, tmp_path):
+    """The real command; submitit's own processes stand for SLURM's jobs."""
+    study = write_study(tmp_path / "tiny.yaml", {"budget.trials": 6})
+    command = [COMMAND, "run", study, "--data", tiny_data, "--out", tmp_path / "s"]
+    command += ["--engine", "slurm", "--engine-set", "cluster=local", "--workers", "2"]
+    command += ["--device", "cpu", "--threads", "1"]
+    done_ = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (done_.returncode, done_.stderr) == (0, ""), done_
+    found = status(tmp_path / "s")
+    assert sum(found["counts"].values()) == 6
+    assert found["counts"]["complete"] > 0
+    assert found["counts"]["failed"] == found["counts"]["waiting"] == 0
+    assert (tmp_path / "s" / "final" / "metrics.json").is_file()
+
+
 # Slurm itself, where a root user may start one. -------------------------------------------------
 
 CONF = """\
@@ -460,7 +480,7 @@ def in_queue():
     return run("squeue", "-h", "--array", "-o", "%i|%T").split()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("how", "lost"),
     [("scontrol requeue", 0), ("scancel --signal=TERM", 0), ("scancel", 1), ("kill -9", 1)],
@@ -493,7 +513,7 @@ def test_on_slurm_a_job_that_is_put_down_or_lost_comes_back(folder, cluster, how
     assert in_queue() == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_on_slurm_stopping_cancels_what_runs_and_what_waits(folder, cluster):
     put(folder, *(f"long{i}" for i in range(6)))
     stopping, began = threading.Event(), []
@@ -520,7 +540,7 @@ def test_on_slurm_stopping_cancels_what_runs_and_what_waits(folder, cluster):
     assert holding(folder, "open-sesame") == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_on_slurm_a_refusal_of_sbatch_is_an_input_error(folder, cluster):
     with pytest.raises(InputError, match=r"sbatch refused the jobs: .*partition"):
         drive(folder, serve, settings=SlurmSettings(gpus=0, partition="nowhere"))
