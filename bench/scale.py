@@ -81,8 +81,10 @@ def instead_of_training(
         history.append(EpochRecord(epoch, 0.1, 0.1, metrics, 0.001, 0.0))
         if on_message(history[-1]):
             break
+    assert job.save_to is not None
+    job.save_to.write_bytes(b"weights")
     MARKS["ended"] = time.perf_counter()
-    return Trained(TrainResult(history[-1], tuple(history), "finished", 0.0, 0, None))
+    return Trained(TrainResult(history[-1], tuple(history), "finished", 0.0, 0, job.save_to))
 
 
 MARKS: dict[str, float] = {}
