@@ -2,10 +2,11 @@
 
 Two tables, on SQLite and on PostgreSQL. Overhead: one worker in a study of so many stored trials;
 seconds from the wish for a trial to the start of its training, and from its end to the end being
-told, with TPE. Throughput: so many workers at one study with random draws, trials a second. A
-trial reports five epochs and asks the pruner after each; nothing is trained, so that nothing but
-the bookkeeping takes time. The bare script does the same with ``study.ask``, ``suggest_*``,
-``report``, ``should_prune``, ``set_user_attr`` of what we keep, and ``tell``.
+told, with TPE. Throughput: so many workers at one study with random draws, trials a second; that
+they join is left out. A trial reports five epochs and asks the pruner after each; nothing is
+trained, so that nothing but the bookkeeping takes time. The bare script does the same with
+``study.ask``, ``suggest_*``, ``report``, ``should_prune``, ``set_user_attr`` of what we keep, and
+``tell``.
 
     python -m bench.scale [--stored 10 1000 5000] [--workers 1 8 32 64] [--trials 192]
 """
@@ -24,6 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -39,6 +41,7 @@ from search.jobs import Built, End, Trained, TrainJob
 from search.join import Slot
 from search.ledger import Claim
 from search.serve import Silent
+from search.space import SearchSpace
 from search.spec import spec_from
 from search.study import OpenStudy, create_or_resume, open_study, prepare_sampling
 from search.suggest import suggest
@@ -112,18 +115,16 @@ def storages(folder: Path) -> Iterator[dict[str, str]]:
         server.dispose()
 
 
+SPEC = {
+    "data": {"image_size": 16},
+    "budget": {"trials": 1_000_000, "epochs": EPOCHS},
+    "pruner": {"name": "median", "min_epochs": 1},
+    "search": SEARCH,
+}
+
+
 def open_ours(folder: Path, url: str, name: str, sampler: str) -> OpenStudy:
-    spec = spec_from(
-        {
-            "name": name,
-            "data": {"image_size": 16},
-            "budget": {"trials": 1_000_000, "epochs": EPOCHS},
-            "pruner": {"name": "median", "min_epochs": 1},
-            "sampler": {"name": sampler},
-            "search": SEARCH,
-        },
-        "bench",
-    )
+    spec = spec_from(SPEC | {"name": name, "sampler": {"name": sampler}}, "bench")
     data = folder / "data"
     if not data.exists():
         make_data(data)
@@ -148,32 +149,38 @@ def store(opened: OpenStudy, n: int) -> None:
     study.sampler = sampler
 
 
-def ours(opened: OpenStudy, n: int, ordinal: int = 0) -> list[Marks]:
-    """So many trials through the real worker."""
+@contextmanager
+def worker_of(opened: OpenStudy, ordinal: int = 0) -> Iterator[Worker]:
+    """A real worker that trains nothing."""
     prepare_sampling(opened, ordinal)
     worker = Worker(
         opened.study, opened.spec, opened.material, opened.depot, Slot("cpu"), Silent(), keep=3
     )
-    done: list[Marks] = []
     with patch("search.worker.follow", instead_of_training), worker:
-        while len(done) < n:
-            wished = time.perf_counter()
-            claim = worker.claim()
-            assert isinstance(claim, Claim)
-            MARKS["began"] = MARKS["ended"] = 0.0
-            worker.run(claim)
-            if MARKS["began"]:  # not a duplicate
-                done.append(Marks(wished, MARKS["began"], MARKS["ended"], time.perf_counter()))
+        yield worker
+
+
+def ours(worker: Worker, n: int) -> list[Marks]:
+    """So many trials through it."""
+    done: list[Marks] = []
+    while len(done) < n:
+        wished = time.perf_counter()
+        claim = worker.claim()
+        assert isinstance(claim, Claim)
+        MARKS["began"] = MARKS["ended"] = 0.0
+        worker.run(claim)
+        if MARKS["began"]:  # not a duplicate
+            done.append(Marks(wished, MARKS["began"], MARKS["ended"], time.perf_counter()))
     return done
 
 
-def bare(study: optuna.Study, opened: OpenStudy, n: int) -> list[Marks]:
+def bare(study: optuna.Study, space: SearchSpace, n: int) -> list[Marks]:
     """The same by a script that knows Optuna alone."""
     done = []
     for _ in range(n):
         wished = time.perf_counter()
         trial = study.ask()
-        config = suggest(trial, opened.spec.space)
+        config = suggest(trial, space)
         trial.set_user_attr("config", config.to_dict())
         trial.set_user_attr("digest", config.digest())
         began = time.perf_counter()
@@ -218,7 +225,9 @@ def overhead(stored: Sequence[int], repeats: int) -> list[str]:
             for n in stored:
                 store(opened, n)
                 fill(plain, opened)
-                mine, theirs = ours(opened, repeats)[1:], bare(plain, opened, repeats)[1:]
+                with worker_of(opened) as worker:
+                    mine = ours(worker, repeats)[1:]
+                theirs = bare(plain, opened.spec.space, repeats)[1:]
                 start = statistics.median(m.began - m.wished for m in mine)
                 end = statistics.median(m.told - m.ended for m in mine)
                 whole = statistics.median(m.told - m.wished for m in mine)
@@ -237,27 +246,31 @@ def fill(plain: optuna.Study, opened: OpenStudy) -> None:
     plain.add_trials(opened.study.get_trials(deepcopy=False)[there:])
 
 
-def crew_member(kind: str, folder: Path, url: str, n: int, gate: object, told: object) -> None:
-    """One process of the throughput's crew."""
-    opened = open_study(folder / "ours", storage=url)
-    study = None
-    if kind == "bare":
+def crew_member(kind: str, folder: Path, url: str, n: int, gate: Any, told: Any) -> None:
+    """One process of the throughput's crew; the first trial, before the gate, is not counted."""
+    if kind == "ours":
+        opened = open_study(folder / "ours", storage=url)
+        with worker_of(opened, ordinal=os.getpid()) as worker:
+            told.put(worked(lambda k: ours(worker, k), n, gate))
+    else:
         study = bare_study(url, "bare", optuna.samplers.RandomSampler())
-    gate.wait(120)  # type: ignore[attr-defined]
-    errors, done = 0, 0
-    while done < n:
+        space = spec_from(SPEC | {"name": "bare"}, "bench").space
+        told.put(worked(lambda k: bare(study, space, k), n, gate))
+
+
+def worked(do: Callable[[int], object], n: int, gate: Any) -> tuple[int, int]:
+    """Trials done and errors met on the way."""
+    errors = done = 0
+    while done <= n and errors <= 5 * n:
         try:
-            if study is None:
-                ours(opened, n - done, ordinal=os.getpid())
-                done = n
-            else:
-                bare(study, opened, 1)
-                done += 1
+            do(1)
         except Exception:
             errors += 1
-            if errors > 5 * n:
-                break
-    told.put((done, errors))  # type: ignore[attr-defined]
+            continue
+        if done == 0:
+            gate.wait(300)
+        done += 1
+    return done - 1, errors
 
 
 def throughput(crews: Sequence[int], trials: int) -> list[str]:

@@ -11,7 +11,11 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from optuna.distributions import json_to_distribution
+from optuna.distributions import (
+    check_distribution_compatibility,
+    distribution_to_json,
+    json_to_distribution,
+)
 from optuna.storages._rdb import models
 from optuna.trial import TrialState, create_trial
 from sqlalchemy import func, select, update
@@ -20,7 +24,7 @@ from sqlalchemy.orm import Session
 from search import ledger_tables as tables
 from search import trials
 from search.join import Slot
-from search.patience import PatientStorage
+from search.patience import Drawn, PatientStorage
 from search.who import Who
 
 #: A row of Optuna's tables, whose columns carry no types.
@@ -113,6 +117,20 @@ class Books:
             row = {"study_id": self._study_id, "key": key, "value_json": json.dumps(value)}
             self.session.add(models.StudyUserAttributeModel(**row))
 
+    def describe(self, attrs: Mapping[str, Any]) -> None:
+        """Writes Optuna's own attributes of the study."""
+        model = models.StudySystemAttributeModel
+        there: Iterable[Row] = self.session.scalars(
+            select(model).where(model.study_id == self._study_id, model.key.in_(attrs))
+        )
+        known = {row.key: row for row in there}
+        for key, value in attrs.items():
+            if key in known:
+                known[key].value_json = json.dumps(value)
+            else:
+                row = {"study_id": self._study_id, "key": key, "value_json": json.dumps(value)}
+                self.session.add(model(**row))
+
     def enrolled(self) -> int:
         """How many workers ever joined."""
         count = select(func.count()).where(tables.Worker.study_id == self._study_id)
@@ -133,15 +151,54 @@ class Books:
         now, mine = self.now(), Claim(trial.trial_id, trial.number)
         trial.state, trial.datetime_start = TrialState.RUNNING, datetime.now()
         self.attrs(mine.trial_id, {"owner": owner(worker), "began": now})
-        self.set(worker, trial_id=mine.trial_id, trial=mine.number)
-        self.set(worker, state="training", beat=now, epoch=0)
+        held = {"trial_id": mine.trial_id, "trial": mine.number}
+        self.set(worker, **held, state="training", beat=now, epoch=0)
         return mine
 
     def attrs(self, trial_id: int, attrs: Mapping[str, Any]) -> None:
-        """Writes user attributes of a trial that has not ended."""
+        """Writes user attributes of a trial that has not ended, all by one statement."""
+        self._refuse_ended(trial_id)
+        model = models.TrialUserAttributeModel
+        there: Iterable[Row] = self.session.scalars(
+            select(model).where(model.trial_id == trial_id, model.key.in_(attrs))
+        )
+        known = {row.key: row for row in there}
+        for key, value in attrs.items():
+            if key in known:
+                known[key].value_json = json.dumps(value)
+            else:
+                row = {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
+                self.session.add(model(**row))
+
+    def draw(self, trial_id: int, drawn: Iterable[Drawn]) -> None:
+        """Writes parameters that were drawn for a trial that has not ended."""
+        self._refuse_ended(trial_id)
+        model = models.TrialParamModel
+        there = set(
+            self.session.scalars(select(model.param_name).where(model.trial_id == trial_id))
+        )
+        for name, value, distribution, before in drawn:
+            if name in there:  # only the answer got lost on its way
+                continue
+            if before is None:  # not known to this process: Optuna asks the other trials
+                self._storage._set_trial_param_without_commit(
+                    self.session, trial_id, name, value, distribution
+                )
+                continue
+            check_distribution_compatibility(before, distribution)
+            row = {"trial_id": trial_id, "param_name": name, "param_value": value}
+            row["distribution_json"] = distribution_to_json(distribution)
+            self.session.add(model(**row))
+
+    def _refuse_ended(self, trial_id: int) -> None:
+        trial: Row = models.TrialModel.find_or_raise_by_id(trial_id, self.session)
+        self._storage.check_trial_is_updatable(trial_id, trial.state)
+
+    def system_attrs(self, trial_id: int, attrs: Mapping[str, Any]) -> None:
+        """Writes Optuna's own attributes of a trial that has not ended."""
         for key, value in attrs.items():
             self._storage._set_trial_attr_without_commit(
-                self.session, models.TrialUserAttributeModel, trial_id, key, value
+                self.session, models.TrialSystemAttributeModel, trial_id, key, value
             )
 
     def locked(self, trial_id: int) -> Row:

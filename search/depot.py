@@ -125,10 +125,13 @@ class Depot(ABC):
 
         InputError where it is another study's.
         """
-        found = self._marker()
-        if found is None:
+        if self._marker() is None:
             self._mark(study_id)
-        elif found != study_id:
+        self.refuse_marked(study_id)
+
+    def refuse_marked(self, study_id: str | None = None) -> None:
+        """InputError where the depot is marked as any study's but this one's."""
+        if self._marker() not in {None, study_id}:
             raise InputError(
                 f"depot: {self}: holds another study of this name; "
                 "name another place or study, or delete what is there"

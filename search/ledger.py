@@ -20,6 +20,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -33,7 +34,7 @@ from search import ledger_tables as tables
 from search import trials
 from search.books import Books, Claim, Command, Expired, Orders, Refusal, WorkerRow, seen
 from search.join import Slot
-from search.patience import PatientStorage, patiently
+from search.patience import Drawn, PatientStorage, patiently
 from search.who import Who, this_process
 
 __all__ = ["Claim", "Command", "Expired", "Ledger", "Orders", "Refusal", "WorkerRow"]
@@ -172,14 +173,26 @@ class Ledger:
 
         return self._whole(take)
 
-    def configure(self, claim: Claim, attrs: Mapping[str, Any], digest: str | None) -> int | None:
+    def gathering(self) -> AbstractContextManager[list[Drawn]]:
+        """Within it, what this thread draws is not written, but to be given to ``configure``."""
+        return self._storage.gathering()
+
+    def configure(
+        self,
+        claim: Claim,
+        attrs: Mapping[str, Any],
+        digest: str | None,
+        drawn: Sequence[Drawn] = (),
+    ) -> int | None:
         """Notes what a claimed trial is about to train, unless another one has it.
 
         digest: of a configuration that must be trained once only; None for one that may be
-        repeated. Returns the number of the trial that has it, or None where it was noted.
+        repeated. drawn: its parameters, which are noted in any case. Returns the number of the
+        trial that has it, or None where it was noted.
         """
 
         def note(books: Books) -> int | None:
+            books.draw(claim.trial_id, drawn)
             twin = None if digest is None else books.twin(claim, digest)
             if twin is None:
                 books.attrs(claim.trial_id, attrs)
@@ -208,8 +221,12 @@ class Ledger:
         state: TrialState,
         value: float | None = None,
         attrs: Mapping[str, Any] | None = None,
+        system: Mapping[str, Any] | None = None,
     ) -> bool:
-        """Brings a trial to its end with all that is said of it; False where the lease was lost."""
+        """Brings a trial to its end with all that is said of it; False where the lease was lost.
+
+        attrs, system: user attributes, and Optuna's own.
+        """
 
         def end(books: Books) -> bool:
             trial = books.locked(claim.trial_id)
@@ -217,12 +234,17 @@ class Ledger:
                 reason = books.reason(claim.trial_id)
                 return bool(trial.state == state) and reason not in trials.HANDED_ON
             books.attrs(claim.trial_id, {**(attrs or {}), "ended": books.now()})
+            books.system_attrs(claim.trial_id, system or {})
             if value is not None:
                 self._storage._set_trial_value_without_commit(books.session, trial, 0, value)
             books.close(trial, state)
             return True
 
         return self._whole(end)
+
+    def describe(self, attrs: Mapping[str, Any]) -> None:
+        """Writes Optuna's own attributes of the study, all or none."""
+        self._whole(lambda books: books.describe(attrs), lock=False)
 
     def requeue(self, claim: Claim, reason: str, *, epoch: int = 0) -> int | None:
         """Closes a trial that was cut off and queues it again; the number it goes on under.

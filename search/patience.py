@@ -5,11 +5,14 @@ from __future__ import annotations
 import functools
 import logging
 import random
+import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
@@ -75,6 +78,15 @@ def patiently(
         pause = min(2 * pause, LONGEST)
 
 
+class Drawn(NamedTuple):
+    """A parameter as Optuna writes it. before: its distribution in earlier trials, if known."""
+
+    name: str
+    value: float
+    distribution: BaseDistribution
+    before: BaseDistribution | None
+
+
 class PatientStorage(RDBStorage):
     """Optuna's storage, whose every operation waits for a lost database and is done once.
 
@@ -97,6 +109,35 @@ class PatientStorage(RDBStorage):
             on_wait=self.on_wait,
             hide=self.hide,
         )
+
+    @contextmanager
+    def gathering(self) -> Iterator[list[Drawn]]:
+        """Within it, parameters that this thread draws are gathered here and not written.
+
+        Otherwise each of them is a transaction of its own. Whoever enters it has to write them.
+        """
+        local = self.__dict__.setdefault("_local", threading.local())
+        local.drawn = []
+        try:
+            yield local.drawn
+        finally:
+            local.drawn = None
+
+    def _set_trial_param(
+        self,
+        trial_id: int,
+        param_name: str,
+        param_value_internal: float,
+        distribution: BaseDistribution,
+        previous_distribution: BaseDistribution | None,
+    ) -> None:
+        drawn = Drawn(param_name, param_value_internal, distribution, previous_distribution)
+        gathered: list[Drawn] | None = getattr(self.__dict__.get("_local"), "drawn", None)
+        if gathered is not None:
+            gathered.append(drawn)
+            return
+        plain = super()._set_trial_param
+        self.patiently(lambda: plain(trial_id, *drawn))
 
     def create_new_study(
         self, directions: Sequence[StudyDirection], study_name: str | None = None
@@ -225,7 +266,7 @@ REPEATED = (
     *("set_study_user_attr", "set_study_system_attr"),
     *("get_trial", "get_trial_id_from_study_id_trial_number", "get_trial_param"),
     *("get_trial_user_attrs", "get_trial_system_attrs", "_get_trials", "_get_best_trial_id"),
-    *("_set_trial_param", "set_trial_intermediate_value"),
+    "set_trial_intermediate_value",
     *("set_trial_user_attr", "set_trial_system_attr"),
     *("record_heartbeat", "_get_stale_trial_ids"),
 )

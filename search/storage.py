@@ -25,9 +25,10 @@ from search.tables import make_tables
 ENVIRONMENT = "LESIONSEARCH_STORAGE"
 ENVIRONMENT_FILE = "LESIONSEARCH_STORAGE_FILE"
 
-#: A worker asks little of its database. Connections are tested before use and are not kept for
-#: longer than firewalls and servers usually bear.
-_POOL = {"pool_size": 2, "max_overflow": 2, "pool_pre_ping": True, "pool_recycle": 1800}
+#: A worker asks little of its database, and a server has room for 100 connections unless it is
+#: told otherwise: one is kept, and others are made while that is busy. They are tested before use
+#: and are not kept for longer than firewalls and servers usually bear.
+_POOL = {"pool_size": 1, "max_overflow": 3, "pool_pre_ping": True, "pool_recycle": 1800}
 #: Seconds (tcp_user_timeout: milliseconds) after which a host that went silent is given up.
 _LINK: dict[str, Any] = {
     "connect_timeout": 5,

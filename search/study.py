@@ -28,7 +28,7 @@ from lesionseg.data.cache import Cache, build_cache
 from lesionseg.data.index import DatasetIndex
 from lesionseg.data.split import Split, has_official, make_split, positions
 from lesionseg.errors import InputError
-from search import trials, warm_start
+from search import datacard, trials, warm_start
 from search.depot import Depot, open_depot
 from search.folder import (
     is_study,
@@ -137,7 +137,9 @@ def create_or_resume(
         _refuse_changed(study, spec, index)
         _refuse_other_place(study, artifacts)
     else:
-        open_depot(artifacts, folder)
+        depot = open_depot(artifacts, folder)
+        if url == local_url(folder) and not (folder / "study.db").exists():
+            depot.refuse_marked()  # nobody else can have founded this very study
     if study is None and url.get_backend_name() != "sqlite":
         open_storage(url)  # a server that cannot be reached is told before the pictures are read
     cache = build_cache(index, spec.data.image_size, on_progress=on_progress)
@@ -161,8 +163,9 @@ def create_or_resume(
         _refuse_other_place(study, artifacts)
         study.set_user_attr("spec", plain)
     make_folder(folder)
-    depot = _depot(study, folder, founding=True)
-    opened = OpenStudy(folder, spec, index, cache, split, study, depot)
+    opened = OpenStudy(
+        folder, spec, index, cache, split, study, _depot(study, folder, founding=True)
+    )
     _write(opened, url, data)
     return opened
 
@@ -357,6 +360,8 @@ def settle(study: optuna.Study, folder: Path, url: URL, spec: StudySpec, data: P
 
 def _write(opened: OpenStudy, url: URL, data: Path) -> None:
     split = opened.split.to_dict()
+    card = datacard.data_card(opened.index, opened.cache, opened.split)
+    put(opened.folder / datacard.NAME, json.dumps(card, indent=1))
     _put_files(opened.folder, url, opened.spec, opened.name, split, data, opened.index.layout)
 
 

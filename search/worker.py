@@ -21,7 +21,7 @@ from lesionseg.config import TrialConfig
 from lesionseg.errors import InputError
 from lesionseg.models import MODELS, needs
 from lesionseg.train import EpochRecord, TrainResult
-from search import trials
+from search import artifacts, notes, trials
 from search.attempt import Fenced, Limits, Watch, follow
 from search.depot import Depot, DepotLost
 from search.jobs import (
@@ -41,12 +41,10 @@ from search.pulse import Pulse
 from search.run import Failed
 from search.spec import StudySpec
 from search.suggest import suggest
-from search.tidy import HISTORY, STATE, WEIGHTS
+from search.tidy import HISTORY, PICTURE, PUSHED_OUT, STATE, WEIGHTS, drop_pictures
 
 #: Weights are kept for this many of the best trials.
 KEEP_BEST = 3
-#: Of those just behind the best, so many are looked at for weights to delete.
-PUSHED_OUT = 8
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ class Listener(Protocol):
 class Worker:
     """Runs the trials of one study in one slot, one after the other, while it is entered.
 
-    keep: weights are kept for this many of the best trials; None keeps all.
+    keep: weights are kept for this many of the best trials; None keeps all, pictures too.
     twins: a configuration that was tried already is trained once more.
     stopping: set when the trial at work is to be put down and queued again.
     program: the module that trains (see ``search.jobs``).
@@ -101,6 +99,7 @@ class Worker:
         self.ledger = ledger or Ledger(study)
         self.stopping: Stopping = stopping or threading.Event()
         self.deadline, self.keep, self.twins, self.program = deadline, keep, twins, program
+        self.mark = str(study.user_attrs.get("uuid", ""))
         self.pulse = Pulse(self.ledger, slot)
         presets = MODELS if spec.warm_start else ()
         self.imports = needs([*spec.space.picks["model"], *presets])
@@ -154,6 +153,10 @@ class Worker:
         done, ranking = known[claim.number], trials.ranked(known)
         if self.keep is not None:
             self._drop_weights(done, ranking)
+        with suppress(Exception):  # what people look at: no trial is worse for the lack of it
+            self.ledger.describe(notes.attrs_of(done))
+            if self.keep is not None:
+                drop_pictures(self.depot, known)
         self.listener.trial_ended(done, ranking[0] if ranking else None)
         return done
 
@@ -161,7 +164,8 @@ class Worker:
         trial = _taken_up(self.study, claim)
         given = trial.user_attrs.get(trials.GIVEN)
         try:
-            config = TrialConfig.from_dict(given) if given else suggest(trial, self.spec.space)
+            with self.ledger.gathering() as drawn:
+                config = TrialConfig.from_dict(given) if given else suggest(trial, self.spec.space)
         except InputError as error:  # one that was queued by hand, or by another version
             self._fail(claim, trials.CONFIG, str(error))
             return
@@ -170,6 +174,7 @@ class Worker:
             claim,
             {"config": config.to_dict(), "digest": config.digest()},
             digest=None if may_repeat else config.digest(),
+            drawn=drawn,
         )
         if twin is not None:
             text = f"the same configuration as trial {twin}"
@@ -196,7 +201,7 @@ class Worker:
         if self.ledger.requeue(claim, trials.INTERRUPTED) is None:
             return
         # What it goes on from stays; the rest is written anew.
-        for name in (HISTORY, WEIGHTS):
+        for name in (HISTORY, WEIGHTS, PICTURE):
             self.depot.drop(claim.number, name)
 
     def _fail(
@@ -212,9 +217,14 @@ class Worker:
         state: TrialState,
         value: float | None = None,
         attrs: dict[str, Any] | None = None,
+        files: Sequence[str] = (),
     ) -> None:
-        """Brings a trial to its end. Raises Fenced where it is another's by now."""
-        if not self.ledger.finish(claim, state, value, attrs):
+        """Brings a trial to its end. Raises Fenced where it is another's by now.
+
+        files: names of what the depot has of it for people to look at.
+        """
+        listed = artifacts.listed(self.mark, claim.number, files)
+        if not self.ledger.finish(claim, state, value, attrs, listed):
             raise Fenced("the trial was handed on to another worker")
         # Not before: a worker that dies between the two must not have to begin anew.
         self.depot.drop(claim.number, STATE)
@@ -264,7 +274,8 @@ class Training:
             case Broke() if self.verdict == trials.CONSTRAINT:
                 self._told(TrialState.PRUNED)
             case Broke(reason, text, trace):
-                self.worker._fail(self.claim, reason, text, {"trace": trace[-4000:]})
+                told = {"reason": reason, "message": text, "trace": trace[-4000:]}
+                self._told(TrialState.FAIL, attrs=told)
 
     def _put_down(self) -> None:
         depot, number = self.worker.depot, self.claim.number
@@ -291,6 +302,7 @@ class Training:
             share=slot.share,
             program=self.worker.program,
             imports=self.worker.imports,
+            picture=place(self.claim.number, PICTURE),
         )
 
     def _limits(self) -> Limits:
@@ -354,6 +366,8 @@ class Training:
             if limit is None:
                 continue
             self.trial.set_constraint(key, value - limit)
+            # The dashboard shows user attributes and does not see Optuna's constraints.
+            attrs[f"constraint.{key}"] = round(value - limit, 6)
             if value > limit:
                 told.append(f"{value:.2f} {what}; constraints.{key} is {limit:g}")
         if told:
@@ -393,9 +407,14 @@ class Training:
     def _told(
         self, state: TrialState, value: float | None = None, attrs: dict[str, Any] | None = None
     ) -> None:
+        depot, files = self.worker.depot, []
         if self.history:  # one that is refused before training has none
-            self.worker.depot.put(self.claim.number, HISTORY)
-        self.worker.told(self.claim, state, value, attrs)
+            depot.put(self.claim.number, HISTORY)
+            files.append(HISTORY)
+        with suppress(DepotLost, InputError, OSError):  # there may be no picture
+            depot.put(self.claim.number, PICTURE)
+            files.append(PICTURE)
+        self.worker.told(self.claim, state, value, attrs, files)
 
     def _record(self, records: Sequence[EpochRecord]) -> None:
         """Adds epochs to the history file; the first ones begin it anew."""

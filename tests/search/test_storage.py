@@ -255,7 +255,7 @@ def test_a_password_is_hidden_in_every_spelling(spelling):
 
 def test_a_worker_holds_few_connections_and_notices_a_silent_host(private_postgres, tmp_path):
     storage = open_storage(storage_url(private_postgres.create("pool"), tmp_path))
-    assert storage.engine.pool.size() == 2
+    assert storage.engine.pool.size() == 1
     with storage.engine.connect() as connection:
         assert connection.exec_driver_sql("SHOW application_name").scalar() == "lesionsearch"
         with socket.socket(fileno=connection.connection.fileno()) as line:

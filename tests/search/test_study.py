@@ -362,6 +362,9 @@ def test_checkpoints_stay_where_the_studys_creator_put_them(tiny_data, tmp_path)
     )
     assert "depot: must be a folder" in refusal(make, tmp_path / "new", artifacts="ftp://a/b")
     assert not (tmp_path / "new").exists()
+    twin = tmp_path / "elsewhere" / "s"
+    assert "holds another study" in refusal(make, twin, artifacts=str(tmp_path / "kept"))
+    assert not twin.exists()
 
 
 # --- one process at a time ---------------------------------------------------------------------
