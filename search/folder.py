@@ -23,6 +23,7 @@ BEGUN = frozenset(
         "study.db-shm",
         "study.yaml",
         "split.json",
+        "data.json",
         "trials",
         ".lock",
         MARKER,

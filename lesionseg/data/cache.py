@@ -84,6 +84,18 @@ class Cache:
         """Names of the masks that were not binary and had to be thresholded."""
         return list(self.meta["thresholded"])
 
+    @property
+    def shapes(self) -> list[tuple[int, int]] | None:
+        """Height and width of each picture as it lies on disk; None in a cache of older times."""
+        found = self.meta.get("shapes")
+        return None if found is None else [(int(h), int(w)) for h, w in found]
+
+    @property
+    def digests(self) -> list[str] | None:
+        """A digest of each picture's pixels: equal ones are one picture. None as for shapes."""
+        found = self.meta.get("digests")
+        return None if found is None else list(found)
+
     def __reduce__(self) -> tuple[type[Cache], tuple[Path]]:
         return (Cache, (self.path,))
 
@@ -169,10 +181,13 @@ def _fill(
     images = _allocate(folder / "images.npy", (n, size, size, 3))
     masks = _allocate(folder / "masks.npy", (n, size, size))
     areas, thresholded, broken = [0.0] * n, [], []
+    shapes, digests = [(0, 0)] * n, [""] * n
 
     def work(i: int) -> InputError | bool:
         try:
             images[i], masks[i], areas[i], odd = read_pair(records[i], size)
+            shapes[i] = size_of(records[i].image)
+            digests[i] = hashlib.blake2b(images[i].tobytes(), digest_size=8).hexdigest()
             return odd
         except InputError as error:
             return error
@@ -189,7 +204,13 @@ def _fill(
         raise InputError(f"data: {some(broken, limit=1)}{more}")
     images.flush()
     masks.flush()
-    return {"names": [r.name for r in records], "areas": areas, "thresholded": thresholded}
+    return {
+        "names": [r.name for r in records],
+        "areas": areas,
+        "thresholded": thresholded,
+        "shapes": shapes,
+        "digests": digests,
+    }
 
 
 def _allocate(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.uint8]]:
