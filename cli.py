@@ -283,6 +283,40 @@ def report(name: Name, storage: Storage = None) -> None:
 
 
 @app.command()
+def dashboard(
+    name: Annotated[
+        str | None, typer.Argument(help="A study; without it, all of the storage.")
+    ] = None,
+    storage: Storage = None,
+    out: Annotated[Path | None, typer.Option(help="The study's folder. [runs/NAME]")] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; others than this host need the password.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8080,
+    password_file: Annotated[
+        Path | None,
+        typer.Option(help="A file of one line; also from LESIONSEARCH_DASHBOARD_PASSWORD."),
+    ] = None,
+    public: Annotated[
+        str | None,
+        typer.Option(help="Origin that a reverse proxy shows it under: https://lab.example."),
+    ] = None,
+    allow_edit: Annotated[bool, typer.Option("--allow-edit", help="Let notes be written.")] = False,
+) -> None:
+    """Show studies in the browser: trials, curves, pictures, notes, figures."""
+    from search.reach import Reach, read_password
+
+    reach = Reach(host, port, read_password(password_file), public, allow_edit)
+    from search.dashboard import Dashboard, find
+
+    def told(line: str) -> None:
+        print(f"lesionsearch: {line}", file=sys.stderr)
+
+    shown = Dashboard(find(name, storage, out), reach, told)
+    shown.serve(lambda url: print(f"dashboard: {url} (Ctrl-C ends it)", flush=True))
+
+
+@app.command()
 def options(
     family: Annotated[str | None, typer.Argument(help="One family only.")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="As docs/options.md.")] = False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import time
 from multiprocessing.connection import Connection
@@ -21,6 +22,7 @@ from lesionseg.evaluate import evaluate
 from lesionseg.inference import choose
 from lesionseg.models import build_model, count_params
 from lesionseg.models.cost import multiply_adds
+from lesionseg.sheet import draw_sheet, spread
 from lesionseg.speed import images_per_second
 from lesionseg.train import Diverged, EpochRecord, TrainData, train
 from lesionseg.train import Suspended as Put
@@ -114,7 +116,18 @@ def _train(job: TrainJob, pipe: Connection) -> Trained | Suspended:
         )
     except Put as put:
         return Suspended(put.epoch)
+    _draw(job, device)
     return Trained(result)
+
+
+def _draw(job: TrainJob, device: torch.device) -> None:
+    """The trial's picture, with the weights that were kept; without it a trial is as good."""
+    if job.picture is None or job.save_to is None:
+        return
+    with contextlib.suppress(Exception):
+        model, _ = checkpoint.load(job.save_to)
+        cache = Cache(job.cache)
+        draw_sheet(model, cache, spread(cache, job.val), job.picture, device)
 
 
 class _Line:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from lesionseg.errors import some
 from search import console as show
-from search import trials
+from search import showcase, trials
 from search.crew import Crew, run_crew
 from search.final import finalize
 from search.folder import is_study, locked
 from search.join import Join
 from search.ledger import Ledger
+from search.live import Following
 from search.run import Clock, Interrupts, need_weights
 from search.serve import work
 from search.slots import default_slot
 from search.spec import StudySpec
+from search.status import Standing
 from search.study import OpenStudy, create_or_resume
 
 
@@ -57,6 +61,8 @@ def run_study(
         join = Join(opened.name, place.folder, place.storage, data)
         how = _search(console, opened, crew, join, interrupts)
         console.print(_how_it_ended(opened, how))
+        with suppress(Exception):  # what people look at: the search is as good without it
+            showcase.refresh(opened.study)
         if not final or how == "asked":
             return
         from search.report import write_report  # matplotlib waits until it is needed
@@ -99,16 +105,24 @@ def _search(
     spent = trials.spent(trials.all_trials(opened.study))
     if spent:
         console.print(f"going on after {spent} of {budget.trials} trials")
-    lines = show.TrialLines(console, budget.trials, spent, budget.epochs)
+    lines = show.TrialLines(console, budget.trials, spent, budget.epochs, bars=False)
 
     def event(told: str) -> None:
         console.print(told, markup=False)
 
-    with lines.bars, interrupts.held():
+    with _followed(console, join), interrupts.held():
         if crew.alone:
             return work(opened, crew.slots[0], lines, interrupts.stopping, on_event=event).why
         run_crew(opened, crew, join, lines, interrupts.stopping, event)
     return _why(opened)
+
+
+def _followed(console: Console, join: Join) -> Following:
+    def look() -> Callable[[], dict[str, Any]]:
+        standing = Standing(join.folder, join.storage)
+        return lambda: standing.look(disk=False)
+
+    return Following(console, look)
 
 
 def _why(opened: OpenStudy) -> str:

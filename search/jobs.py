@@ -35,7 +35,8 @@ class TrainJob(AnyJob):
 
     state: where the training's state is kept, and gone on from if one is there. parts: each batch
     is computed in so many times more parts than the configuration says, for want of memory. share:
-    of the GPU's memory, which is enforced.
+    of the GPU's memory, which is enforced. picture: where a picture of some validation images is
+    drawn at the end, if anywhere; it needs save_to.
     """
 
     config: dict[str, Any]
@@ -49,6 +50,7 @@ class TrainJob(AnyJob):
     state: Path | None = None
     parts: int = 1
     share: float = 1.0
+    picture: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,47 @@ from search import trials
 from search.depot import Depot
 
 WEIGHTS, STATE, HISTORY = "model.safetensors", "state.pt", "history.csv"
+#: Some validation images with their outlines.
+PICTURE = "validation.jpg"
+#: Pictures are kept of this many of the best trials, and of the latest.
+BEST_PICTURES, LATEST_PICTURES = 16, 16
+#: Of trials just behind the ones that something is kept of, so many are looked at.
+PUSHED_OUT = 8
+
+
+def pictured(known: Sequence[FrozenTrial]) -> set[int]:
+    """Numbers of the trials whose pictures are kept, if they have any."""
+    best = [t.number for t in trials.ranked(known)[:BEST_PICTURES]]
+    return {*best, *_latest(known)[:LATEST_PICTURES]}
+
+
+def drop_pictures(depot: Depot, known: Sequence[FrozenTrial]) -> None:
+    """Deletes the pictures that were kept until lately; ``sweep`` finds those left over.
+
+    A depot of thousands of trials is not asked for each.
+    """
+    best = [t.number for t in trials.ranked(known)]
+    behind = {
+        *best[BEST_PICTURES : BEST_PICTURES + PUSHED_OUT],
+        *_latest(known)[LATEST_PICTURES : LATEST_PICTURES + PUSHED_OUT],
+    }
+    for number in sorted(behind - pictured(known)):
+        depot.drop(number, PICTURE)
+
+
+def _latest(known: Sequence[FrozenTrial]) -> list[int]:
+    """Trials that may have a picture, the latest first."""
+    drawn = {"complete", "pruned"}
+    return [t.number for t in reversed(known) if trials.state_of(t) in drawn]
 
 
 def sweep(depot: Depot, known: Sequence[FrozenTrial]) -> None:
     """Deletes what nobody needs any more: states of trials that ended, all of those handed on.
 
     Workers clear up behind themselves; this is for what those left who were killed. What a trial
-    in the queue or at work may go on from stays.
+    in the queue or at work may go on from stays. Pictures go as ``pictured`` says.
     """
+    shown = pictured(known)
     needed = {
         number
         for t in known
@@ -34,3 +67,5 @@ def sweep(depot: Depot, known: Sequence[FrozenTrial]) -> None:
         else:
             depot.drop(number, STATE)
             depot.drop_parts(number)
+            if number not in shown:
+                depot.drop(number, PICTURE)

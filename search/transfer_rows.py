@@ -19,16 +19,19 @@ from optuna.trial import FrozenTrial
 from sqlalchemy import Table, select
 from sqlalchemy.orm import Session
 
+from search import notes
+
 #: Optuna's columns carry no types.
 Rows = Mapping[int, Sequence[Any]]
 
 
 def attrs_of(session: Session, study_id: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A study's user and system attributes."""
+    """A study's user and system attributes; notes of trials are called by the trials' numbers."""
     user, system = models.StudyUserAttributeModel, models.StudySystemAttributeModel
     found = [select(m.key, m.value_json).where(m.study_id == study_id) for m in (user, system)]
     user_attrs, system_attrs = (_attrs(session.execute(query).all()) for query in found)
-    return user_attrs, system_attrs
+    numbers = {i: number for number, i in _ids(session, study_id).items()}
+    return user_attrs, notes.renumbered(system_attrs, numbers)
 
 
 def lines_of(session: Session, study_id: int) -> Iterator[dict[str, Any]]:
@@ -78,19 +81,25 @@ def insert(
     session.flush()
     study_id, of_study = int(study.study_id), {"study_id": int(study.study_id)}
     maximize = {"objective": 0, "direction": StudyDirection.MAXIMIZE}
-    user, system = _json_rows(user_attrs), _json_rows(system_attrs)
     _write(session, models.StudyDirectionModel, [of_study | maximize])
+    user = _json_rows(user_attrs)
     _write(session, models.StudyUserAttributeModel, [of_study | row for row in user])
-    _write(session, models.StudySystemAttributeModel, [of_study | row for row in system])
     # One after the other: Optuna counts the smaller ids to number the next trial.
     _write(session, models.TrialModel, [of_study | _trial_row(t) for t in known])
-    trial = models.TrialModel
-    found = select(trial.number, trial.trial_id).where(trial.study_id == study_id)
-    ids = {row.number: row.trial_id for row in session.execute(found)}
+    ids = _ids(session, study_id)
+    system = _json_rows(notes.renumbered(system_attrs, ids))
+    _write(session, models.StudySystemAttributeModel, [of_study | row for row in system])
     for model, rows_of in _OF_A_TRIAL.items():
         rows = ({"trial_id": ids[t.number]} | row for t in known for row in rows_of(t))
         _write(session, model, list(rows))
     return study_id
+
+
+def _ids(session: Session, study_id: int) -> dict[int, int]:
+    """Trials' ids by their numbers."""
+    trial = models.TrialModel
+    found = select(trial.number, trial.trial_id).where(trial.study_id == study_id)
+    return {row.number: row.trial_id for row in session.execute(found)}
 
 
 @lru_cache(maxsize=4096)
