@@ -205,24 +205,24 @@ def status(
     name: Annotated[str | None, typer.Argument(help="A study; without it, all.")] = None,
     storage: Storage = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Again every two seconds.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Until Ctrl-C: drawn anew on a terminal, else printed.")
+    ] = False,
 ) -> None:
     """Where a study stands: trials by state, workers, the best so far, the test."""
     import json
 
     from search import console as show
-    from search import status as standing
+    from search import live
+    from search.status import looking
 
-    def look() -> list[dict[str, Any]]:
-        names = [name] if name else standing.list_runs()
-        return [standing.status(standing.find_run(n), storage) for n in names]
-
+    look = looking(name, storage)
     console = show.make_console()
     if as_json:
         found = look()
         print(json.dumps(found[0] if name else found, indent=1))
     elif watch:
-        show.watch_status(console, look)
+        live.watch(console, lambda: look(disk=False))
     else:
         show.print_statuses(console, look())
 
@@ -274,12 +274,24 @@ def final_(
 
 
 @app.command()
-def report(name: Name, storage: Storage = None) -> None:
-    """Rebuild a study's report.html."""
-    from search.report import write_report
+def report(
+    name: Name,
+    storage: Storage = None,
+    formats: Annotated[
+        str, typer.Option("--format", help="html, md and json, or some of them, by comma.")
+    ] = "html",
+    against: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a `seeds run` on the same test images, to compare with."),
+    ] = None,
+) -> None:
+    """Write a study's report: a page, tables for a paper, or every number for machines."""
+    from search.report import parse_formats, write_reports
     from search.status import find_run
 
-    print(write_report(find_run(name), storage=storage))
+    wanted = parse_formats(formats)
+    for path in write_reports(find_run(name), wanted, storage=storage, against=against):
+        print(path)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import resource
 import sys
 import warnings
@@ -80,3 +81,22 @@ def peak_memory(device: torch.device) -> int:
 
 def _has_mps() -> bool:
     return torch.backends.mps.is_available()
+
+
+def describe(device: torch.device | str) -> str:
+    """What it is for people: ``cuda:0 (NVIDIA H200)``, ``cpu (AMD EPYC 7763)``."""
+    device = torch.device(device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return f"{device} ({name})" if name else str(device)
+
+
+def _processor() -> str:
+    """The processor's name; empty where the system does not tell."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            names = (
+                line.partition(":")[2].strip() for line in file if line.startswith("model name")
+            )
+            return next(names, "")
+    except OSError:  # no Linux
+        return platform.processor()

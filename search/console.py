@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -53,9 +52,14 @@ def brief(config: TrialConfig | Mapping[str, Any]) -> str:
 
 
 class TrialLines:
-    """A line per finished trial; on a terminal, bars for the study and the trial at work."""
+    """A line per finished trial; on a terminal, bars for the study and the trial at work.
 
-    def __init__(self, console: Console, budget: int, spent: int, epochs: int) -> None:
+    bars: whether these are wanted.
+    """
+
+    def __init__(
+        self, console: Console, budget: int, spent: int, epochs: int, *, bars: bool = True
+    ) -> None:
         self.console, self.epochs = console, epochs
         self.bars = Progress(
             TextColumn("{task.description}"),
@@ -64,7 +68,7 @@ class TrialLines:
             TextColumn("{task.fields[note]}"),
             TimeElapsedColumn(),
             console=console,
-            disable=not console.is_terminal,
+            disable=not (bars and console.is_terminal),
         )
         self.study = self.bars.add_task("study", total=budget, completed=spent, note="")
         self.trial: TaskID | None = None
@@ -139,7 +143,7 @@ def print_status(console: Console, status: Mapping[str, Any]) -> None:
     if status["workers"]:
         console.print(_workers(status["workers"]))
     if status["hours_left"] is not None and status["spent"] < budget:
-        console.print(f"about {_duration(status['hours_left'])} left at the pace so far")
+        console.print(f"about {duration(status['hours_left'])} left at the pace so far")
     best = status["best"]
     if best:
         line = f"best: trial {best['number']}, validation Dice {best['value']:.4f}"
@@ -148,7 +152,8 @@ def print_status(console: Console, status: Mapping[str, Any]) -> None:
         console.print(
             f"test Dice: {_with_interval(status['test']['dice'], status['test']['ci95'])}"
         )
-    console.print(f"checkpoints and weights: {status['disk_bytes'] / 1e6:.1f} MB")
+    if status["disk_bytes"] is not None:
+        console.print(f"checkpoints and weights: {status['disk_bytes'] / 1e6:.1f} MB")
     console.print(f"looks at the test images: {status['test_looks']}")
 
 
@@ -158,17 +163,6 @@ def print_statuses(console: Console, found: Sequence[Mapping[str, Any]]) -> None
         print_status(console, each)
     if not found:
         console.print("no studies under runs/; `lesionsearch demo` makes one")
-
-
-def watch_status(
-    console: Console, look: Callable[[], Sequence[Mapping[str, Any]]], every: float = 2.0
-) -> None:
-    """The same, over and over, until it is interrupted."""
-    while True:
-        found = look()  # before the screen is cleared: it takes a moment
-        console.clear()
-        print_statuses(console, found)
-        time.sleep(every)
 
 
 def _workers(workers: Sequence[Mapping[str, Any]]) -> Table:
@@ -186,7 +180,8 @@ def _workers(workers: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _duration(hours: float) -> str:
+def duration(hours: float) -> str:
+    """``34 minutes`` or ``2.5 hours``."""
     minutes = hours * 60
     return f"{minutes:.0f} minutes" if minutes < 120 else f"{hours:.1f} hours"
 

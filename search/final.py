@@ -22,6 +22,7 @@ from lesionseg import metrics
 from lesionseg.checkpoint import set_inference
 from lesionseg.config import TrialConfig
 from lesionseg.data.index import Record
+from lesionseg.device import describe
 from lesionseg.evaluate import Evaluation
 from lesionseg.inference import PLAIN, Choice
 from lesionseg.models import needs
@@ -149,6 +150,7 @@ def _finalize(
         )
     )
     report = _report(opened, best, runs, chosen, choice, tested, looks)
+    report |= {"device": describe(slot.device), "threads": slot.threads}
     final = replace(config, seed=chosen.seed)
     (folder / "config.yaml").write_text(yaml.safe_dump(final.to_dict(), sort_keys=False))
     write_rows(folder / "history.csv", [flat(r) for r in chosen.result.history])

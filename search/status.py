@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,47 +32,119 @@ def list_runs(root: Path = Path("runs")) -> list[str]:
 
 
 def status(folder: Path, storage: str | None = None) -> dict[str, Any]:
-    """The study's counts, budget, workers and best trial, fit for JSON.
+    """The study's counts, budget, workers and best trial, fit for JSON; see ``Standing.look``."""
+    return Standing(folder, storage).look()
 
-    ``best`` is None before a trial was completed. ``workers``: everyone who has not left, with the
-    trial that is held, if any, and the seconds since the last beat. ``hours_left``: what the trials
-    that are left take at the pace so far, None before there is one.
+
+def looking(name: str | None, storage: str | None = None) -> Callable[..., list[dict[str, Any]]]:
+    """Called, it gives the standing of that study, or of all under ``runs/``; as ``look`` does.
+
+    Called again, it looks at the same ones over the same connections.
     """
-    study, _ = open_records(folder, storage=storage)
-    known = trials.all_trials(study)
-    ranking = trials.ranked(known)
-    best = ranking[0] if ranking else None
-    budget = study.user_attrs["spec"]["budget"]
-    final = read_metrics(folder)
-    ledger = Ledger(study)
-    spent, hours = trials.spent(known), trials.hours_spent(known)
-    depot = open_depot(study.user_attrs.get("artifacts"), folder, study.study_name)
+    known: dict[str, Standing] = {}
+
+    def look(*, disk: bool = True) -> list[dict[str, Any]]:
+        found = []
+        for each in [name] if name else list_runs():
+            if each not in known:
+                known[each] = Standing(find_run(each), storage)
+            found.append(known[each].look(disk=disk))
+        return found
+
+    return look
+
+
+class Standing:
+    """A study that is looked at again and again, over one connection.
+
+    Optuna keeps the trials that have ended: a second look reads what is new and what runs.
+    InputError as ``open_records``.
+    """
+
+    def __init__(self, folder: Path, storage: str | None = None) -> None:
+        self.folder = folder
+        self.study, _ = open_records(folder, storage=storage)
+        self.ledger = Ledger(self.study)
+
+    def look(self, *, disk: bool = True) -> dict[str, Any]:
+        """Where it stands now.
+
+        ``best`` is None before a trial was completed. ``workers``: everyone who has not left, with
+        the trial that is held, if any, and the seconds since the last beat. ``running``: the
+        trials at work with the validation Dice of each epoch so far. ``hours_left``: see
+        ``hours_left``. ``disk_bytes``: None where ``disk`` says not to count them.
+        """
+        study, folder = self.study, self.folder
+        known = trials.all_trials(study)
+        ranking = trials.ranked(known)
+        best = ranking[0] if ranking else None
+        spec = study.user_attrs["spec"]
+        budget, epochs = spec["budget"], spec["budget"]["epochs"]
+        final = read_metrics(folder)
+        return {
+            "study": study.study_name,
+            "command": self.ledger.command,
+            "counts": trials.counts(known),
+            "reasons": trials.reasons(known),
+            "spent": trials.spent(known),
+            "hours": round(trials.hours_spent(known), 6),
+            "gpu_hours": round(trials.gpu_hours_spent(known), 6),
+            "hours_left": hours_left(known, budget),
+            "budget": {key: budget.get(key) for key in ("trials", "hours", "gpu_hours")},
+            "best": best
+            and {"number": best.number, "value": best.value, "config": trials.config_of(best)},
+            "queue": [_queued(t) for t in known if trials.state_of(t) == "waiting"],
+            "running": [_running(t, epochs) for t in known if trials.state_of(t) == "running"],
+            "workers": [_worker(row, self.ledger.grace) for row in self.ledger.workers()],
+            "disk_bytes": self._size() if disk else None,
+            "test_looks": len(test_looks(study)),
+            "test": final and {"dice": final["test"]["dice"], "ci95": final["ci95"]["dice"]},
+        }
+
+    def _size(self) -> int:
+        where = self.study.user_attrs.get("artifacts")
+        return open_depot(where, self.folder, self.study.study_name).size()
+
+
+def hours_left(known: Sequence[FrozenTrial], budget: Mapping[str, Any]) -> float | None:
+    """How long the study will go on, by the clock; None while nothing tells.
+
+    By the pace: the hours in which anybody trained so far, divided by the trials that have ended
+    and the parts of trials at work (epochs of ``budget.epochs``), times the trials that are left.
+    By the clock: what ``budget.hours`` and ``budget.gpu_hours`` leave. The shortest counts. There
+    is no pace before the first trial has ended.
+    """
+    spent, hours, gpu = (
+        trials.spent(known),
+        trials.hours_spent(known),
+        trials.gpu_hours_spent(known),
+    )
+    done = spent + sum(
+        min(1.0, len(t.intermediate_values) / budget["epochs"])
+        for t in known
+        if trials.state_of(t) == "running"
+    )
+    by = []
+    if spent and hours:
+        by.append(hours / done * (budget["trials"] - done))
+    if budget.get("hours") is not None:
+        by.append(budget["hours"] - hours)
+    if budget.get("gpu_hours") is not None and gpu:
+        by.append((budget["gpu_hours"] - gpu) * hours / gpu)
+    return round(max(0.0, float(min(by))), 6) if by else None
+
+
+def _running(trial: FrozenTrial, epochs: int) -> dict[str, Any]:
+    reported = sorted(trial.intermediate_values.items())
+    config = trial.user_attrs.get("config")
     return {
-        "study": study.study_name,
-        "command": ledger.command,
-        "counts": trials.counts(known),
-        "reasons": trials.reasons(known),
-        "spent": spent,
-        "hours": round(hours, 6),
-        "gpu_hours": round(trials.gpu_hours_spent(known), 6),
-        "hours_left": _hours_left(budget, spent, hours),
-        "budget": {key: budget.get(key) for key in ("trials", "hours", "gpu_hours")},
-        "best": best
-        and {"number": best.number, "value": best.value, "config": trials.config_of(best)},
-        "queue": [_queued(t) for t in known if trials.state_of(t) == "waiting"],
-        "workers": [_worker(row, ledger.grace) for row in ledger.workers()],
-        "disk_bytes": depot.size(),
-        "test_looks": len(test_looks(study)),
-        "test": final and {"dice": final["test"]["dice"], "ci95": final["ci95"]["dice"]},
+        "number": trial.number,
+        "epochs": config["epochs"] if config else epochs,
+        # A value that is no number has no place in JSON.
+        "curve": [value if math.isfinite(value) else None for _, value in reported],
+        "config": config,
+        "preset": trial.user_attrs.get(trials.PRESET),
     }
-
-
-def _hours_left(budget: Mapping[str, Any], spent: int, hours: float) -> float | None:
-    left = budget["trials"] - spent
-    by_pace = hours / spent * left if spent and hours else None
-    by_clock = None if budget.get("hours") is None else budget["hours"] - hours
-    known = [max(0.0, float(each)) for each in (by_pace, by_clock) if each is not None]
-    return round(min(known), 6) if known else None
 
 
 def _queued(trial: FrozenTrial) -> dict[str, Any]:

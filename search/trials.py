@@ -125,6 +125,15 @@ def gpu_hours_spent(trials: Iterable[FrozenTrial], now: float | None = None) -> 
     )
 
 
+def seconds_of(trial: FrozenTrial, now: float | None = None) -> float | None:
+    """Seconds by the clock that a worker had it; None for one that was never begun.
+
+    now: as in ``hours_spent``.
+    """
+    spans = _spans([trial], now)
+    return max(0.0, spans[0][1] - spans[0][0]) if spans else None
+
+
 def ranked(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     """Complete trials, best first; the earlier of two equals before the later."""
     complete = [t for t in trials if state_of(t) == "complete" and t.value is not None]

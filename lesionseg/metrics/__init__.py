@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lesionseg.metrics.compare import Paired, bootstrap, paired
+from lesionseg.metrics.compare import Paired, bootstrap, holm, paired, wilcoxon
 from lesionseg.metrics.curves import (
     Calibration,
     Curve,
@@ -41,6 +41,7 @@ __all__ = [
     "confusion",
     "count",
     "diagonal",
+    "holm",
     "mean",
     "paired",
     "percent",
@@ -49,4 +50,5 @@ __all__ = [
     "score",
     "surface",
     "tally",
+    "wilcoxon",
 ]

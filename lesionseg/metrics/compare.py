@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 from lesionseg.metrics.overlap import Floats
 
@@ -90,6 +91,51 @@ def paired(
         {"difference": difference}, groups, resamples=resamples, level=level, seed=seed
     )
     return Paired(float(difference.mean()), *interval["difference"])
+
+
+def wilcoxon(a: Floats, b: Floats, groups: Sequence[str]) -> float:
+    """The p-value of Wilcoxon's signed-rank test that a - b has no tendency; two-sided.
+
+    Pictures of one group are no independent observations: the test is over the groups' mean
+    differences. Groups without a difference are ranked and then dropped (Pratt 1959). Where no
+    group differs, the p-value is 1.
+
+    Args:
+        a: float64 [N].
+        b: float64 [N], of the same images in the same order.
+        groups: The patient or lesion of each of the N images.
+
+    Raises:
+        ValueError: Scores that are not [N], or no image.
+    """
+    _check({"a": a, "b": b}, groups, resamples=1, level=0.5)
+    _, member = np.unique(np.asarray(groups), return_inverse=True)
+    means = np.bincount(member, weights=a - b) / np.bincount(member)
+    if not means.any():
+        return 1.0
+    return float(stats.wilcoxon(means, zero_method="pratt").pvalue)
+
+
+def holm(chances: Sequence[float]) -> list[float]:
+    """P-values raised for their number, in their order, by Holm's step-down method (1979).
+
+    Rejecting those below a level then errs in any of them with at most that probability. The k-th
+    smallest of n is multiplied by n - k + 1; none falls below a smaller one, and none exceeds 1.
+
+    Args:
+        chances: In [0, 1]; none gives none.
+
+    Raises:
+        ValueError: One outside [0, 1].
+    """
+    if not all(0 <= p <= 1 for p in chances):
+        raise ValueError(f"p-values must lie in [0, 1], got {list(chances)}")
+    raised = [0.0] * len(chances)
+    most = 0.0
+    for rank, i in enumerate(sorted(range(len(chances)), key=lambda i: chances[i])):
+        most = max(most, min(1.0, (len(chances) - rank) * chances[i]))
+        raised[i] = most
+    return raised
 
 
 def _resampled(values: Floats, groups: Sequence[str], resamples: int, seed: int) -> Floats:

@@ -1,5 +1,8 @@
 """Which device is taken, what is refused, what `prepare` fixes."""
 
+import re
+from pathlib import Path
+
 import psutil
 import pytest
 import torch
@@ -7,6 +10,7 @@ import torch
 from lesionseg.device import (
     amp_dtype,
     autocast,
+    describe,
     loader_workers,
     peak_memory,
     pick_device,
@@ -114,3 +118,9 @@ def test_the_peak_is_in_bytes_and_no_less_than_what_is_held():
     used = psutil.Process().memory_info().rss
     assert 0.9 * used < peak < 100 * used
     assert held.sum() > 0
+
+
+def test_a_device_is_described_by_its_name():
+    assert describe("cpu").startswith("cpu")
+    if Path("/proc/cpuinfo").is_file() and "model name" in Path("/proc/cpuinfo").read_text():
+        assert re.fullmatch(r"cpu \(.+\)", describe("cpu"))

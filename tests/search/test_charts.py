@@ -9,6 +9,7 @@ import pytest
 from optuna.trial import TrialState
 
 from search import charts
+from search.charts import progress
 
 SHARES = {"tp": 0.2, "fp": 0.05, "fn": 0.1, "tn": 0.65}
 ROWS = [
@@ -54,6 +55,27 @@ def label(chart):
     return drawn(chart)[0].get("aria-label")
 
 
+CURVES = {
+    "thresholds": [0.0, 0.5, 0.9],
+    "precision": [0.3, 0.8, 1.0],
+    "recall": [1.0, 0.75, 0.1],
+    "confidence": [0.1, 0.5, 0.9],
+    "frequency": [0.05, None, 0.95],
+    "share": [0.6, 0.0, 0.4],
+}
+SPACE = [
+    {"number": i, "state": state, "dice": dice, "params": params}
+    for i, (state, dice, params) in enumerate(
+        [
+            ("complete", 0.8, {"model": "unet", "lr": 1e-4, "ema": True, "loss.focal.gamma": 2.0}),
+            ("complete", 0.9, {"model": "segnet", "lr": 1e-2, "ema": False}),
+            ("pruned", 0.5, {"model": "unet", "lr": 1e-3, "ema": True}),
+            ("failed", None, {"model": "unet", "lr": 1e-3, "ema": True}),
+        ]
+    )
+]
+NAMES = ["model", "lr", "ema", "loss.focal.gamma"]
+
 ALL = {
     "history": lambda: charts.history_chart(some_trials(), 2),
     "curves": lambda: charts.curves_chart(some_trials(), 2),
@@ -61,6 +83,11 @@ ALL = {
     "importance": lambda: charts.importance_chart({"model": 0.75, "loss.focal.gamma": 0.25}),
     "confusion": lambda: charts.confusion_chart(SHARES),
     "dice": lambda: charts.dice_chart([0.2, 0.8, 0.9]),
+    "recall": lambda: charts.recall_chart(CURVES, 0.9),
+    "calibration": lambda: charts.calibration_chart(CURVES, 0.02),
+    "size": lambda: charts.size_chart([0.01, 0.2, 0.0], [0.4, 0.9, 1.0]),
+    "slices": lambda: charts.slices_chart(SPACE, NAMES, 1),
+    "parallel": lambda: charts.parallel_chart(SPACE, NAMES, 1),
 }
 
 
@@ -115,11 +142,11 @@ def test_history_without_winner_or_trials_is_drawn():
 
 def test_the_axis_begins_under_the_lowest_value_that_is_no_outlier():
     usual = np.linspace(0.8, 0.9, 11).tolist()
-    assert charts._floor(usual) == pytest.approx(0.794)
-    assert charts._floor([0.01, *usual]) == pytest.approx(0.794)
-    assert charts._floor([0.5, 0.5]) == pytest.approx(0.47)
-    assert charts._floor([0.0]) == 0
-    assert charts._floor([]) == 0
+    assert progress._floor(usual) == pytest.approx(0.794)
+    assert progress._floor([0.01, *usual]) == pytest.approx(0.794)
+    assert progress._floor([0.5, 0.5]) == pytest.approx(0.47)
+    assert progress._floor([0.0]) == 0
+    assert progress._floor([]) == 0
 
 
 def test_outliers_are_drawn_at_the_edge():
@@ -164,7 +191,7 @@ def test_importances_are_bars_with_names_and_shares():
 
 def test_at_most_so_many_bars_are_drawn():
     chart = charts.importance_chart({f"parameter_{i:02d}": 1 / 40 for i in range(40)})
-    assert sum(text.startswith("parameter") for text in texts(chart)) == charts.MOST_BARS
+    assert sum(text.startswith("parameter") for text in texts(chart)) == progress.MOST_BARS
 
 
 def test_names_are_text_and_no_formula():
@@ -187,3 +214,73 @@ def test_confusion_of_masks_without_lesion_is_drawn():
 def test_dice_of_any_number_of_images_is_drawn(values):
     chart = charts.dice_chart(values)
     assert f"over {len(values)} test images: median {np.median(values):.4f}" in label(chart)
+
+
+def test_recall_marks_the_usual_threshold():
+    chart = charts.recall_chart(CURVES, 0.9)
+    assert "threshold 0.5" in texts(chart)
+    assert label(chart) == (
+        "Precision over recall: area 0.9000, recall 0.7500 and precision 0.8000 at threshold 0.5."
+    )
+
+
+def test_calibration_leaves_empty_bins_out():
+    chart = charts.calibration_chart(CURVES, 0.02)
+    assert "in 2 bins: error 0.0200" in label(chart)
+    empty = {"confidence": [0.5], "frequency": [None], "share": [0.0]}
+    assert "in 0 bins" in label(charts.calibration_chart(empty, 0.0))
+
+
+def test_images_without_lesion_have_no_size_to_stand_at():
+    assert label(charts.size_chart([0.01, 0.2, 0.0], [0.4, 0.9, 1.0])) == (
+        "Dice over lesion size of 2 test images; 1 without lesion are left out."
+    )
+    assert "of 0 test images" in label(charts.size_chart([0.0], [1.0]))
+
+
+def test_slices_have_an_axis_a_parameter_and_the_names_of_choices():
+    shown = texts(charts.slices_chart(SPACE, NAMES, 1))
+    assert {*NAMES, "segnet", "unet", "true", "false"} <= set(shown)
+
+
+def test_at_most_so_many_slices_are_drawn():
+    rows = [
+        {
+            "number": i,
+            "state": "complete",
+            "dice": 0.5 + i / 10,
+            "params": dict.fromkeys("abcdefgh", i),
+        }
+        for i in range(3)
+    ]
+    shown = texts(charts.slices_chart(rows, list("abcdefgh"), None))
+    assert [t for t in shown if t in "abcdefgh"] == list("abcdef")
+
+
+def test_a_slice_of_pruned_trials_only_is_drawn():
+    chart = charts.slices_chart(SPACE[2:3], ["lr"], None)
+    assert label(chart) == "Validation Dice against each of lr."
+
+
+def test_parallel_coordinates_are_of_complete_trials_with_the_ends_of_each_axis():
+    chart = charts.parallel_chart(SPACE, NAMES, 1)
+    assert "of 2 complete trials over model, lr, ema, loss.focal.gamma and Dice" in label(chart)
+    assert {"0.0001", "0.01", "segnet", "unet", "0.800", "0.900", "the winner"} <= set(texts(chart))
+
+
+def test_trials_of_one_dice_are_drawn():
+    rows = [SPACE[0], SPACE[1] | {"dice": 0.8}]
+    assert "of 2 complete trials" in label(charts.parallel_chart(rows, ["model"], None))
+
+
+def test_places_on_a_scale():
+    from search.charts.space import _Scale
+
+    names = _Scale(["b", "a", "c"])
+    assert [names.height(v) for v in "abc"] == [0, 0.5, 1]
+    assert names.height(None) < 0
+    log = _Scale([1e-4, 1e-2])
+    assert log.height(1e-3) == pytest.approx(0.5)
+    assert _Scale([1, 3]).height(2) == 0.5
+    assert _Scale([3, 3]).height(3) == 0.5
+    assert _Scale([True, False]).labels() == [(0, "false"), (1, "true")]

@@ -102,6 +102,12 @@ def test_every_row_of_every_table_is_shown_with_its_parameters(shown):
         assert str(domain) in text
 
 
+def test_no_bars_are_drawn_where_they_are_not_wanted(shown):
+    terminal = Console(file=io.StringIO(), force_terminal=True)
+    assert not show.TrialLines(terminal, 5, 0, 1).bars.disable
+    assert show.TrialLines(terminal, 5, 0, 1, bars=False).bars.disable
+
+
 def test_what_looks_like_markup_in_a_name_is_shown_as_it_is(shown, tmp_path):
     console, read = shown
     write_pair(tmp_path, "a[red]b")

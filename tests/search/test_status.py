@@ -2,9 +2,10 @@
 
 import json
 from dataclasses import replace
+from datetime import datetime
 
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 
 from lesionseg.config import TrialConfig
 from lesionseg.errors import InputError
@@ -12,7 +13,7 @@ from search import trials
 from search.final import finalize
 from search.join import Slot
 from search.ledger import Ledger
-from search.status import find_run, list_runs, status
+from search.status import Standing, find_run, hours_left, list_runs, looking, status
 from search.suggest import suggest
 from search.trials import STATES
 from search.who import this_process
@@ -31,6 +32,7 @@ KEYS = {
     "budget",
     "best",
     "queue",
+    "running",
     "workers",
     "disk_bytes",
     "test_looks",
@@ -59,6 +61,7 @@ def test_a_new_study_stands_at_nothing(tiny_data, tmp_path):
         "budget": {"trials": 3, "hours": 2, "gpu_hours": None},
         "best": None,
         "queue": [],
+        "running": [],
         "workers": [],
         "disk_bytes": len((tmp_path / "s" / "trials" / ".study").read_bytes()),
         "test_looks": 0,
@@ -148,6 +151,8 @@ def test_every_state_is_counted_and_who_is_at_work_is_named(tiny_data, tmp_path)
         ]
     ]
     assert plain["best"] is None
+    assert [each["number"] for each in plain["running"]] == [theirs.number, 7]
+    assert plain["running"][1]["curve"] == []
 
 
 def test_the_time_that_is_left_follows_from_the_pace_and_from_the_clock(tiny_data, tmp_path):
@@ -166,6 +171,69 @@ def test_the_time_that_is_left_follows_from_the_pace_and_from_the_clock(tiny_dat
     for hours, left in ((1000.0, 3 * took), (2 * took, took)):
         open_tiny(tiny_data, tmp_path / "s", {"budget.trials": 4, "budget.hours": hours})
         assert status(tmp_path / "s")["hours_left"] == pytest.approx(left, abs=3e-6)
+
+
+NOW = 2_000_000_000.0
+
+
+def ended(seconds, number=0):
+    attrs = {"began": 1000.0 * number, "ended": 1000.0 * number + seconds}
+    made = create_trial(state=TrialState.PRUNED, user_attrs=attrs)
+    made.datetime_start = datetime.now()
+    return made
+
+
+def at_work(seconds, epochs, device="cpu"):
+    attrs = {"began": NOW - seconds, "owner": {"device": device}}
+    values = dict.fromkeys(range(1, epochs + 1), 0.5)
+    return create_trial(state=TrialState.RUNNING, user_attrs=attrs, intermediate_values=values)
+
+
+@pytest.mark.parametrize(
+    ("known", "budget", "hours"),
+    [
+        ([], {}, None),
+        ([at_work(3600, 2)], {}, None),  # nothing has ended: no pace
+        ([ended(3600)], {}, 9.0),
+        # One and a half trials in one and a half hours.
+        ([ended(3600), at_work(1800, 2)], {}, 8.5),
+        # Two side by side from the same time on: the hours are not added up.
+        ([ended(3600), ended(3600)], {}, 4.0),
+        ([ended(3600)], {"hours": 3}, 2.0),
+        ([ended(3600)] * 12, {}, 0.0),
+        ([ended(7200)], {"hours": 1}, 0.0),
+        ([at_work(3600, 1, "cuda:0")], {"gpu_hours": 3}, 2.0),
+    ],
+)
+def test_what_is_left_follows_its_rule(monkeypatch, known, budget, hours):
+    monkeypatch.setattr(trials.time, "time", lambda: NOW)
+    left = hours_left(known, {"trials": 10, "epochs": 4} | budget)
+    assert left == (None if hours is None else pytest.approx(hours, abs=0.01))
+
+
+def test_a_standing_sees_what_is_new_over_one_connection(tiny_data, tmp_path):
+    opened = open_tiny(tiny_data, tmp_path / "runs" / "s", {"budget.trials": 4})
+    standing = Standing(tmp_path / "runs" / "s")
+    assert standing.look()["spent"] == 0
+    ledger = Ledger(opened.study)
+    claim = ledger.claim(ledger.join(SLOT))
+    ledger.report(claim, {1: 0.25, 2: 0.5})
+    (running,) = standing.look(disk=False)["running"]
+    assert (running["number"], running["curve"]) == (0, [0.25, 0.5])
+    ledger.finish(claim, TrialState.COMPLETE, 0.5, {"config": TrialConfig().to_dict()})
+    now = standing.look(disk=False)
+    assert (now["spent"], now["running"], now["disk_bytes"]) == (1, [], None)
+
+
+def test_all_runs_are_looked_at_and_new_ones_are_found(tiny_data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    look = looking(None)
+    assert look() == []
+    open_tiny(tiny_data, tmp_path / "runs" / "b")
+    assert [each["study"] for each in look()] == ["b"]
+    open_tiny(tiny_data, tmp_path / "runs" / "a")
+    assert [each["study"] for each in look(disk=False)] == ["a", "b"]
+    assert [each["study"] for each in looking("b")()] == ["b"]
 
 
 def test_status_changes_nothing(tiny_data, tmp_path):

@@ -58,8 +58,8 @@ def test_a_new_study_has_its_files_and_says_where_things_are(tiny_data, tmp_path
     opened = create_or_resume(spec, tiny_data, tmp_path / "deep" / "mine")
     folder = tmp_path / "deep" / "mine"
     assert is_study(folder)
-    files = ["run.json", "split.json", "study.db", "study.yaml", "trials", "trials/.study"]
-    assert tree(folder) == files
+    files = ["data.json", "run.json", "split.json", "study.db", "study.yaml", "trials"]
+    assert tree(folder) == [*files, "trials/.study"]
     about = json.loads((folder / "run.json").read_text())
     assert about == read_about(folder)
     assert about["study"] == opened.name == "mine"

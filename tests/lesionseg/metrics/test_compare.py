@@ -1,5 +1,6 @@
 """Intervals of means and of paired differences against theory, SciPy and hand-worked cases."""
 
+import itertools
 import time
 
 import numpy as np
@@ -8,7 +9,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lesionseg.metrics import METRICS, Paired, bootstrap, compare, paired
+from lesionseg.metrics import METRICS, Paired, bootstrap, compare, holm, paired, wilcoxon
 
 
 def some_scores(dice):
@@ -229,3 +230,69 @@ def test_resamples_and_levels_that_cannot_be_are_refused(named, message):
         bootstrap({"a": np.zeros(2)}, ["x", "y"], **named)
     with pytest.raises(ValueError, match=message):
         paired(np.zeros(2), np.zeros(2), ["x", "y"], **named)
+
+
+def by_all_signs(differences):
+    """Wilcoxon's exact p-value: how many of all sign patterns are as far out as this one."""
+    ranks = scipy.stats.rankdata(np.abs(differences))
+    seen = abs((ranks * np.sign(differences)).sum())
+    every = itertools.product((-1, 1), repeat=len(ranks))
+    return np.mean([abs((ranks * signs).sum()) >= seen - 1e-9 for signs in every])
+
+
+@pytest.mark.parametrize(
+    "differences", [[0.1, 0.2, 0.3, 0.4, 0.5], [0.3, -0.1, 0.2, 0.5, -0.4, 0.6], [0.2]]
+)
+def test_wilcoxon_counts_the_patterns_of_signs(differences):
+    a = np.array(differences)
+    groups = [f"g{i}" for i in range(len(a))]
+    assert wilcoxon(a, np.zeros(len(a)), groups) == pytest.approx(by_all_signs(a))
+    assert wilcoxon(np.zeros(len(a)), a, groups) == pytest.approx(by_all_signs(a))
+
+
+def test_wilcoxon_is_over_groups_and_not_over_pictures():
+    differences = np.array([0.1, 0.2, 0.3, 0.4, 0.5])
+    groups = ["a", "b", "c", "d", "e"]
+    alone = wilcoxon(differences, np.zeros(5), groups)
+    # Each picture ten times tells nothing new.
+    again = wilcoxon(np.repeat(differences, 10), np.zeros(50), list(np.repeat(groups, 10)))
+    assert again == pytest.approx(alone)
+
+
+def test_wilcoxon_of_no_difference_is_one():
+    same = np.array([0.5, 0.6])
+    assert wilcoxon(same, same, ["a", "b"]) == 1
+    assert wilcoxon(same, same[::-1].copy(), ["a", "a"]) == 1
+
+
+def test_wilcoxon_needs_an_image():
+    with pytest.raises(ValueError, match="at least one image"):
+        wilcoxon(np.zeros(0), np.zeros(0), [])
+
+
+@pytest.mark.parametrize(
+    ("chances", "raised"),
+    [
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),  # 4 x 0.005, 3 x 0.01, 2 x 0.03
+        ([0.5, 0.6], [1.0, 1.0]),
+        ([0.02], [0.02]),
+        ([], []),
+    ],
+)
+def test_holm_multiplies_step_by_step(chances, raised):
+    assert holm(chances) == pytest.approx(raised)
+
+
+@given(st.lists(st.floats(0, 1), max_size=20))
+def test_holm_keeps_the_order_and_lies_between_the_raw_values_and_bonferronis(chances):
+    raised = holm(chances)
+    for p, q in zip(chances, raised, strict=True):
+        assert p <= q <= min(1, len(chances) * p) + 1e-12
+    for i, p in enumerate(chances):
+        assert all(raised[i] <= raised[j] for j, q in enumerate(chances) if p < q)
+
+
+@pytest.mark.parametrize("chances", [[1.5], [-0.1], [float("nan")]])
+def test_holm_refuses_what_is_no_chance(chances):
+    with pytest.raises(ValueError, match=r"p-values must lie in \[0, 1\]"):
+        holm(chances)

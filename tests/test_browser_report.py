@@ -1,0 +1,130 @@
+"""The report in a real browser: no error, no request, and a look in light, in dark and on paper."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from search.report import write_report
+from tests.conftest import _lacking
+from tests.search.report.invented import EVIL, add, fill, make_final, make_study
+
+pytestmark = pytest.mark.slow
+
+#: What the browser is called, from system to system.
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A Chromium of this machine, driven by playwright."""
+    path = next((found for name in NAMES if (found := shutil.which(name))), None)
+    if path is None:
+        _lacking(f"no browser ({', '.join(NAMES)})")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """The report of a finished study."""
+    folder = tmp_path_factory.mktemp("browser") / "run"
+    study = make_study(folder)
+    fill(study, 24)
+    make_final(folder, study)
+    return write_report(folder)
+
+
+class Visit:
+    """A page that was opened, and what the browser had to say."""
+
+    def __init__(self, browser, path: Path, **terms) -> None:
+        self.page = browser.new_page(viewport={"width": 1100, "height": 900}, **terms)
+        self.requests: list[str] = []
+        self.said: list[str] = []
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("console", lambda message: self.said.append(message.text))
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.said.append(dialog.message), dialog.dismiss()))
+        self.url = path.as_uri()
+        self.page.goto(self.url, wait_until="load")
+
+    def looks(self) -> np.ndarray:
+        """What the whole page looks like, RGB."""
+        with Image.open(io.BytesIO(self.page.screenshot(full_page=True))) as picture:
+            return np.asarray(picture.convert("RGB"))
+
+    def outside(self) -> list[str]:
+        """Requests for anything but the file itself and what lies within it."""
+        return [url for url in self.requests if url != self.url and not url.startswith("data:")]
+
+
+def test_the_report_asks_for_nothing_and_looks_right_in_light_dark_and_print(browser, report):
+    light = Visit(browser, report, color_scheme="light")
+    dark = Visit(browser, report, color_scheme="dark")
+    for visit in (light, dark):
+        assert visit.said == []
+        assert visit.outside() == []
+    bright, dim = light.looks(), dark.looks()
+    assert bright.shape[0] > 3000  # all of it is there
+    # Most of a page is paper: white by day, near black at night; and neither is blank.
+    assert np.median(bright) > 240
+    assert np.median(dim) < 60
+    assert bright.std() > 10
+    assert dim.std() > 10
+    dark.page.emulate_media(media="print")
+    printed = dark.looks()
+    assert np.median(printed) > 240  # no dark background is put on paper
+    assert printed.std() > 10
+    assert printed.shape != bright.shape or not np.array_equal(printed, bright)
+    assert not dark.page.locator("nav").is_visible()
+    pdf = light.page.pdf(format="A4")
+    assert pdf.startswith(b"%PDF")
+    assert 2 <= pdf.count(b"/Type /Page\n") + pdf.count(b"/Type /Page ") <= 30
+
+
+@pytest.mark.parametrize("width", [400, 1100])
+def test_the_page_is_no_wider_than_the_window(browser, report, width):
+    visit = Visit(browser, report)
+    visit.page.set_viewport_size({"width": width, "height": 800})
+    wide = visit.page.evaluate("document.documentElement.scrollWidth")
+    assert wide <= width
+
+
+def test_the_browser_sees_the_tree_that_was_written(browser, report):
+    """Where HTML is not as it should be, a browser moves or makes elements."""
+    page = Visit(browser, report).page
+    source = report.read_text(encoding="utf-8")
+    counted = page.evaluate(
+        "Object.fromEntries(['section','table','tr','p','svg','figure','h2','h3','li','td','th']"
+        ".map(tag => [tag, document.querySelectorAll(tag).length]))"
+    )
+    for tag, n in counted.items():
+        assert source.count(f"<{tag}>") + source.count(f"<{tag} ") == n, tag
+    assert page.evaluate("document.compatMode") == "CSS1Compat"
+    labels = page.evaluate(
+        "[...document.querySelectorAll('svg,img')].map(e => e.ariaLabel || e.alt || '')"
+    )
+    assert all(labels)
+
+
+def test_what_looks_like_a_script_in_a_name_is_not_run(browser, tmp_path):
+    evil = "<img src=x onerror=alert(1)>"
+    study = make_study(tmp_path, name=EVIL)
+    add(study, "complete", [0.5])
+    add(study, "failed", [], f"crash{evil}", evil)
+    make_final(tmp_path, study, [f"{i}&lt;{evil[:4]}" for i in range(9)], versions={evil: EVIL})
+    visit = Visit(browser, write_report(tmp_path))
+    assert visit.said == []
+    assert visit.outside() == []
+    assert visit.page.title() == f"{EVIL}: report"
+    assert evil in visit.page.locator("#reasons").inner_text()
