@@ -29,7 +29,7 @@ PATIENCE = 2.0
 #: Characters that a curve is drawn with at most, and from lowest to highest.
 LONGEST, BLOCKS = 24, "▁▂▃▄▅▆▇█"
 #: Columns of a terminal below which what is less needed is left out.
-NARROW, VERY_NARROW = 90, 50
+WIDE, NARROW, VERY_NARROW = 120, 90, 50
 
 Status = Mapping[str, Any]
 
@@ -117,7 +117,10 @@ def _workers(status: Status, width: int) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for name, needed in _COLUMNS:
         if width >= needed:
-            table.add_column(name, no_wrap=True, overflow="ellipsis")
+            # The configuration, without a name, takes what the others leave.
+            ratio = None if name else 1
+            table.add_column(name, no_wrap=True, overflow="ellipsis", ratio=ratio)
+    table.expand = width >= WIDE
     for worker in status["workers"]:
         trial = running.pop(worker["trial"], None)
         _row(table, width, _who(worker), trial, worker["epoch"], _beat(worker), top)
@@ -129,7 +132,7 @@ def _workers(status: Status, width: int) -> Table:
 #: Each column and the columns of a terminal that it needs.
 _COLUMNS = (
     ("worker", 0), ("device", NARROW), ("trial", 0), ("epoch", 0), ("Dice", 0),
-    ("by epoch", VERY_NARROW), ("last beat", VERY_NARROW), ("", 120),
+    ("by epoch", VERY_NARROW), ("last beat", VERY_NARROW), ("", WIDE),
 )  # fmt: skip
 
 

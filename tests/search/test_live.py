@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 
 from lesionseg.config import TrialConfig
+from lesionseg.space import Pick
 from search import live
 from search.ledger import Ledger
 from tests.conftest import ROOT
@@ -94,6 +95,15 @@ def test_no_line_is_longer_than_the_terminal(width):
     lines = drawn(status, width)
     assert max(map(len, lines)) <= width
     assert any("trial" in line for line in lines)
+
+
+@pytest.mark.parametrize("width", [120, 200])
+def test_a_long_configuration_takes_only_what_the_others_leave(width):
+    long = TrialConfig(model=Pick("smp_linknet", {"encoder": "mobilenet_v2" * 20})).to_dict()
+    *_, row = drawn(status_of(running=[trial_of(config=long)]), width)
+    assert row.startswith("here[1]:42  cuda:0 x 0.5  3      3/12   0.7500  ")
+    assert "7 s ago    smp_linknet(encoder=mob" in row
+    assert row.endswith("\N{HORIZONTAL ELLIPSIS}")
 
 
 def test_a_worker_without_trial_and_a_trial_without_worker_have_their_rows():
