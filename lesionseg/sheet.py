@@ -29,7 +29,7 @@ SHOWN, COLUMNS = 6, 3
 SIDE, LINE = 240, 20
 #: Bytes that a sheet may take; its quality gives way.
 MOST_BYTES = 80_000
-_QUALITIES = (85, 75, 65, 50, 35, 20)
+_QUALITIES = (85, 75, 65, 50, 35, 20, 10, 5, 2)
 
 Positions = NDArray[np.int64]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -120,7 +120,7 @@ def _jpeg(sheet: Image.Image) -> bytes:
     for quality in _QUALITIES:
         stream = io.BytesIO()
         # Without subsampling the colours of thin outlines stay where they are.
-        sheet.save(stream, "JPEG", quality=quality, subsampling=0, optimize=True)
+        sheet.save(stream, "JPEG", quality=quality, subsampling=0)
         data = stream.getvalue()
         if len(data) <= MOST_BYTES:
             break

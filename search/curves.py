@@ -65,5 +65,5 @@ def _line(
 ) -> None:
     points = [(row["epoch"], row[key]) for row in rows if math.isfinite(row.get(key, math.nan))]
     mark = "o" if len(points) == 1 else ""
-    axes.plot([x for x, _ in points], [y for _, y in points], mark, ls="-", ms=4, color=colour,
+    axes.plot([x for x, _ in points], [y for _, y in points], marker=mark, ms=4, color=colour,
               lw=1.3, label=label)  # fmt: skip

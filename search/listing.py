@@ -78,9 +78,7 @@ class Listing:
         known = self._known.setdefault(study_id, _Known())
         with known.lock:
             self._read(study_id, known)
-            if known.study is None or "spec" not in known.study.user_attrs:
-                return None
-            return _told(known, study_id, after)
+            return None if known.study is None else _told(known, study_id, after)
 
     def _answer(self, study_id: int) -> bottle.HTTPResponse | None:
         after = bottle.request.query.get("after", "0")
@@ -95,8 +93,8 @@ class Listing:
     def _read(self, study_id: int, known: _Known) -> None:
         if time.monotonic() - known.read < FRESH:
             return
-        found = (s for s in self.storage.get_all_studies() if s._study_id == study_id)
-        known.study = next(found, None)
+        of_id = (s for s in self.storage.get_all_studies() if s._study_id == study_id)
+        known.study = next((s for s in of_id if "spec" in s.user_attrs), None)
         if known.study is None:
             return
         known.trials = self.storage.get_all_trials(study_id, deepcopy=False)
@@ -151,14 +149,15 @@ def _array(known: _Known, study_id: int, chosen: Iterable[FrozenTrial]) -> str:
 
 def _text(known: _Known, study_id: int, trial: FrozenTrial) -> str:
     note, seen = known.notes.get(trial._trial_id, {}), trial.number in known.shown
-    # A note that was written anew has another version; and what still runs changes all the while.
+    # A note that was written anew has another version.
     state = (note.get(notes.version_key(trial._trial_id)), seen)
     kept = known.texts.get(trial.number)
-    if kept is not None and kept[0] == state and trial.state.is_finished():
+    if kept is not None and kept[0] == state:
         return kept[1]
     told = _serializer.serialize_frozen_trial(study_id, trial, note)
     told["artifacts"] = artifacts.of_trial(trial.system_attrs, pictured=seen)
     told["user_attrs"] = [a for a in told["user_attrs"] if a["key"] not in LEFT_OUT]
     text = json.dumps(told)
-    known.texts[trial.number] = (state, text)
+    if trial.state.is_finished():  # until then it changes all the while
+        known.texts[trial.number] = (state, text)
     return text
