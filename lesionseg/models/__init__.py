@@ -12,6 +12,7 @@ from contextlib import nullcontext
 
 from torch import nn
 
+from lesionseg.errors import InputError
 from lesionseg.models import monai, smp
 from lesionseg.models.hardnet_mseg import HARDNET_MSEG
 from lesionseg.models.monai import monai_options
@@ -19,7 +20,7 @@ from lesionseg.models.segnet import SEGNET
 from lesionseg.models.smp import smp_options
 from lesionseg.models.unet import UNET
 from lesionseg.models.weights import untouched
-from lesionseg.space import Option, Pick, build
+from lesionseg.space import Option, Pick, build, lookup
 
 MODELS: dict[str, Option] = {
     "unet": UNET,
@@ -41,6 +42,20 @@ def build_model(pick: Pick, *, image_size: int, fresh: bool = True) -> nn.Module
     with nullcontext() if fresh else untouched():
         model: nn.Module = build("model", MODELS, pick, image_size=image_size)
     return model
+
+
+def check_size(pick: Pick, image_size: int) -> None:
+    """InputError where the pick is none, or cannot take square images of ``image_size`` pixels."""
+    option = lookup("model", MODELS, pick.name)
+    try:
+        stride = option.stride(**option.resolve(pick.params))
+    except InputError as error:
+        raise InputError(f"model.{pick.name}: {error}") from None
+    least = max(stride, option.smallest)
+    if image_size % stride or image_size < least:
+        raise InputError(
+            f"image_size: {pick.name} takes multiples of {stride} from {least} on, got {image_size}"
+        )
 
 
 def needs(names: Iterable[str]) -> tuple[str, ...]:

@@ -221,6 +221,143 @@ def test_a_foreign_or_tampered_header(tmp_path, metadata, message):
     assert refusal(path).startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("[" * 100_000, "its configuration cannot be used: maximum recursion depth"),
+        ('{"a":' * 100_000, "its configuration cannot be used: maximum recursion depth"),
+        ('{"epochs": 1e999}', "its configuration cannot be used: epochs must be finite"),
+        ('{"epochs": ' + "9" * 5000 + "}", "its configuration cannot be used: "),
+        ('{"image_size": 17}', "its configuration cannot be used: image_size: unet takes multip"),
+        ('{"model": {"smp_pan": {}}, "image_size": 64}', "its configuration cannot be used: image"),
+        (
+            '{"model": {"' + "x" * 5000 + '": {}}}',
+            "its configuration cannot be used: unknown model",
+        ),
+    ],
+    ids=["lists", "mappings", "infinite", "long-number", "off-stride", "too-small", "long-name"],
+)
+def test_a_configuration_made_to_do_harm(tmp_path, config, message):
+    path = tmp_path / "model.safetensors"
+    save_file({"w": torch.zeros(2)}, path, metadata={"format": "lesionsearch/1", "config": config})
+    text = refusal(path)
+    assert text.startswith(message)
+    assert len(text) < 400
+
+
+@pytest.mark.parametrize("noted", ["{", "[]", '{"tta": "d5"}', "[" * 100_000, '{"chain": [3]}'])
+def test_what_it_says_of_inference_is_checked(saved, noted):
+    with safe_open(saved, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    save_file(tensors, saved, metadata=metadata | {"inference": noted})
+    with pytest.raises(InputError) as caught:
+        checkpoint.read_inference(saved)
+    text = str(caught.value)
+    assert text.startswith(f"{saved}: what it says of inference cannot be used: ")
+    assert "\n" not in text and len(text) < 500 + len(str(saved))
+
+
+def write_raw(path, header, size):
+    """A header as it is claimed, and a file of so many bytes after it, none of them on disk."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + size)
+
+
+def metadata_of(config):
+    return {"format": "lesionsearch/1", "config": json.dumps(config)}
+
+
+#: The largest that the table allows.
+HUGE = {"model": {"unet": {"width": 128, "depth": 6}}}
+TERA = 2**40
+
+
+def single(shape, end, config):
+    """A header of one tensor that is said to have this shape and to end there."""
+    tensor = {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}
+    return {"__metadata__": metadata_of(config), "w": tensor}
+
+
+#: Headers of files with four bytes after them, and what is said of each.
+CLAIMS = {
+    # A network of 11 GB, and a file that holds next to nothing of it.
+    "network": (single([1], 4, HUGE), "the weights do not fit unet: "),
+    # A tensor of a tebibyte, shapes that do not agree with the bytes, and such as overflow.
+    "tensor": (single([TERA // 4], TERA, {}), "not a safetensors file ("),
+    "shape": (single([TERA], 4, {}), "not a safetensors file ("),
+    "overflow": (single([2**62, 2**62], 4, {}), "not a safetensors file ("),
+    "header": (b" " * (9 * 2**20), "not a safetensors file (its header claims 9,437,184 bytes, at"),
+}
+
+#: Loads files under a limit of memory: a gigabyte more than what importing took.
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from lesionseg import checkpoint
+from lesionseg.errors import InputError
+from lesionseg.models import build_model
+from lesionseg.space import Pick
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+limit = pages * resource.getpagesize() + 2**30
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+for name in sys.argv[1:]:
+    try:
+        checkpoint.load(Path(name))
+    except InputError as error:
+        print(error)
+try:
+    build_model(Pick("unet", {"width": 128, "depth": 6}), image_size=256)
+except RuntimeError as error:
+    print("limited" if "allocate" in str(error) else error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits address space as Linux does")
+def test_what_a_file_claims_is_not_given_memory(tmp_path):
+    """And under the same limit the network of the first claim cannot be built."""
+    paths = [tmp_path / f"{name}.safetensors" for name in CLAIMS]
+    for path, (header, _) in zip(paths, CLAIMS.values(), strict=True):
+        write_raw(path, header, 4)
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, *map(str, paths)], capture_output=True, text=True
+    )
+    said = done.stdout.splitlines()
+    assert len(said) == len(CLAIMS) + 1 and said[-1] == "limited", done.stderr[-2000:]
+    for line, path, (_, message) in zip(said, paths, CLAIMS.values(), strict=False):
+        assert line.startswith(f"{path}: {message}")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_no_numbers(saved, tmp_path, value):
+    weights = trained(UNET, 16).state_dict()
+    weights["stem.4.running_var"][1] = value
+    checkpoint.save(saved, weights, UNET)
+    assert refusal(saved) == (
+        "its weights hold NaN or infinity (stem.4.running_var); train it again"
+    )
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.int8])
+def test_weights_of_another_kind_of_number(saved, kind):
+    weights = trained(UNET, 16).state_dict()
+    weights["head.weight"] = weights["head.weight"].to(kind)
+    checkpoint.save(saved, weights, UNET)
+    text = refusal(saved)
+    assert text.startswith("the weights do not fit unet: head.weight is ")
+    assert text.endswith("it should be F32 [1, 4, 1, 1]")
+
+
+def test_a_file_that_nobody_may_read(saved, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.open", refuse)
+    assert refusal(saved) == "cannot be read: Permission denied"
+
+
 def changed(weights, change):
     weights = dict(weights)
     change(weights)
