@@ -295,6 +295,71 @@ def report(
 
 
 @app.command()
+def predict(
+    run: Annotated[
+        str, typer.Argument(help="A study's folder or name, its final/, or a model's file.")
+    ],
+    images: Annotated[
+        list[str], typer.Argument(help="Files, folders, or patterns such as 'skin/**/*.jpg'.")
+    ],
+    out: Annotated[Path, typer.Option(help="A new folder.", show_default=False)],
+    masks: Annotated[
+        Path | None, typer.Option(help="Folder of true masks, to tell the Dice of each image.")
+    ] = None,
+    overlays: Annotated[bool, typer.Option(help="Draw the outlines on the images too.")] = True,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images per pass. [by their size, 16 at most]")
+    ] = None,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Mark the lesion in any images: masks, overlays and a table."""
+    from search import console as show
+    from search.inputs import find_images, find_masks
+    from search.predict import check_out, open_final, predict_files, print_summary
+    from search.run import sigterm_as_interrupt
+
+    check_out(out)
+    found = find_images(images)
+    truth = None if masks is None else find_masks(found, masks)
+    segmenter, workers = open_final(run, device, threads)
+    console = show.make_console()
+    with sigterm_as_interrupt(), show.counting(console, "predicting") as tick:
+        summary = predict_files(
+            segmenter,
+            found,
+            out,
+            masks=truth,
+            overlays=overlays,
+            batch_size=batch_size,
+            threads=workers,
+            on_image=tick,
+            on_broken=_warn,
+        )
+    print_summary(summary, out)
+
+
+@app.command()
+def export(
+    run: Annotated[
+        str, typer.Argument(help="A study's folder or name, its final/, or a model's file.")
+    ],
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("model.onnx"),
+    check: Annotated[
+        Path | None, typer.Option(help="Folder of images to compare with torch on. [synthetic]")
+    ] = None,
+) -> None:
+    """Write a study's final model as ONNX, checked against torch; needs the extra onnx."""
+    from search.export import export_model
+    from search.inputs import find_images
+    from search.predict import open_final
+
+    segmenter, _ = open_final(run, "cpu")
+    images = None if check is None else find_images([str(check)])
+    print(export_model(segmenter, out, images).told())
+
+
+@app.command()
 def dashboard(
     name: Annotated[
         str | None, typer.Argument(help="A study; without it, all of the storage.")
@@ -516,6 +581,10 @@ def _run(
     place = Place(out or Path("runs") / spec.name, storage, artifacts)
     with _told_how_to_go_on(console):
         run_study(console, spec, data, place, crew or make_crew(), final=final)
+
+
+def _warn(error: Exception) -> None:
+    print(f"lesionsearch: {' '.join(str(error).split())}", file=sys.stderr)
 
 
 def _records(name: str, storage: str | None) -> Any:

@@ -1,1 +1,23 @@
-"""Skin-lesion segmentation: data, models, training, evaluation. Knows nothing of the search."""
+"""Skin-lesion segmentation: data, models, training, evaluation. Knows nothing of the search.
+
+    import lesionseg
+    found = lesionseg.load("runs/isic").predict("photograph.jpg")
+
+Importing the package alone brings in neither torch nor NumPy; the first use of a name does.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lesionseg.segmenter import Prediction, Segmenter, load
+
+__all__ = ["Prediction", "Segmenter", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(importlib.import_module("lesionseg.segmenter"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

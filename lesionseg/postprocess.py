@@ -147,10 +147,22 @@ def finish(chain: Chain, probability: Probability, shape: tuple[int, int]) -> Ma
     Probabilities are interpolated linearly and cut strictly above the chain's threshold, or
     above one half.
     """
-    height, width = shape
-    full = cv2.resize(
-        probability.astype(np.float32, copy=False), (width, height), interpolation=cv2.INTER_LINEAR
+    return cut(chain, enlarge(probability, shape))
+
+
+def enlarge(probability: Probability, shape: tuple[int, int]) -> Probability:
+    """Probabilities [H, W] of that shape from [S, S], interpolated linearly."""
+    full: Probability = np.asarray(
+        cv2.resize(
+            probability.astype(np.float32, copy=False), shape[::-1], interpolation=cv2.INTER_LINEAR
+        ),
+        np.float32,
     )
+    return full
+
+
+def cut(chain: Chain, full: Probability) -> Mask:
+    """The second and third stage from probabilities [H, W] that were enlarged already."""
     cuts = [step.value for step in map(_build, chain) if isinstance(step, Threshold)]
     mask: Mask = full > (cuts[0] if cuts else CUT)
     return operate(chain, mask)

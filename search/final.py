@@ -21,13 +21,13 @@ from optuna.trial import FrozenTrial
 from lesionseg import metrics
 from lesionseg.checkpoint import set_inference
 from lesionseg.config import TrialConfig
-from lesionseg.data.index import Record
+from lesionseg.data.index import SPLITS, Record
 from lesionseg.device import describe
 from lesionseg.evaluate import Evaluation
 from lesionseg.inference import PLAIN, Choice
 from lesionseg.models import needs
 from lesionseg.train import EpochRecord, TrainResult
-from search import trials
+from search import card, trials
 from search.child import Child
 from search.jobs import (
     Broke,
@@ -156,7 +156,14 @@ def _finalize(
     write_rows(folder / "history.csv", [flat(r) for r in chosen.result.history])
     write_rows(folder / "per_image.csv", per_image(tested.evaluation))
     (folder / "metrics.json").write_text(json.dumps(report, indent=2))
+    (folder / card.NAME).write_text(_card(opened, report), encoding="utf-8")
     return report
+
+
+def _card(opened: OpenStudy, report: dict[str, Any]) -> str:
+    parts = {part: len(getattr(opened.split, part)) for part in SPLITS}
+    fingerprint = str(opened.study.user_attrs["data"])
+    return card.model_card(report, layout=opened.index.layout, parts=parts, fingerprint=fingerprint)
 
 
 def _retrain(

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lesionseg.data.index import DatasetIndex, Record
-from lesionseg.data.pictures import Pixels, read_image, read_mask, size_of
+from lesionseg.data.pictures import Pixels, read_image, read_mask, size_of, squeeze
 from lesionseg.errors import InputError, some
 
 #: Raise it when what a cache holds changes: old ones are then left alone and built anew.
@@ -143,15 +143,13 @@ def read_pair(record: Record, size: int) -> tuple[Pixels, Pixels, float, bool]:
     """A pair at ``size`` x ``size``: image [S, S, 3], mask [S, S] in {0, 1}, the lesion's share
     at its own size, and whether the mask had to be thresholded. InputError as ``check_pair``."""
     check_pair(record)
-    image = read_image(record.image, draft=size * 2).resize(
-        (size, size), Image.Resampling.BILINEAR, reducing_gap=3.0
-    )
+    image = squeeze(read_image(record.image, draft=size * 2), size)
     mask, thresholded = read_mask(record.mask)
     soft = Image.fromarray(mask.astype(np.uint8) * 255).resize(
         (size, size), Image.Resampling.BILINEAR
     )
     small = (np.asarray(soft) >= 128).astype(np.uint8)
-    return np.asarray(image), small, float(mask.mean()), thresholded
+    return image, small, float(mask.mean()), thresholded
 
 
 def _key(index: DatasetIndex, image_size: int) -> str:

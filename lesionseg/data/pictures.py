@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,10 @@ _UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBo
 #: The EXIF tag that says how the camera was held, and its values that swap the axes.
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
 
+# PIL warns from its limit on and refuses from twice that on. What is refused is told as an error;
+# what lies between is large and taken, without words of a "decompression bomb" on the way.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
 
 def open_picture(path: Path) -> Image.Image:
     """The picture, upright; its pixels are still to be decoded. InputError if it is none."""
@@ -30,6 +35,12 @@ def open_picture(path: Path) -> Image.Image:
         return Image.open(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
+    except Image.DecompressionBombError:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise InputError(
+            f"{path}: the picture has more than the {most / 1e6:.0f} million pixels that are "
+            f"taken; scale it down"
+        ) from None
     except _UNREADABLE as error:
         raise InputError(f"{path}: not a picture ({_reason(error)})") from None
 
@@ -44,6 +55,30 @@ def read_image(path: Path, draft: int | None = None) -> Image.Image:
         if draft:
             picture.draft("RGB", (draft, draft))
         return _decode(path, picture, "RGB")
+
+
+def read_image_and_size(path: Path, draft: int) -> tuple[Image.Image, tuple[int, int]]:
+    """``read_image`` and the height and width in pixels that the picture has in full, upright."""
+    with open_picture(path) as picture:
+        before = picture.size
+        picture.draft("RGB", (draft, draft))
+        smaller = picture.size != before  # only a JPEG's; its header says how it was held
+        turned = smaller and picture.getexif().get(_ORIENTATION) in _TURNED
+        image = _decode(path, picture, "RGB")
+    if not smaller:
+        return image, (image.height, image.width)
+    return image, (before if turned else before[::-1])
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """An image of PIL as ``read_image`` would give its file: upright, RGB."""
+    return _decode(Path(getattr(picture, "filename", "") or "picture"), picture, "RGB")
+
+
+def squeeze(image: Image.Image, size: int) -> Pixels:
+    """What a network sees of an RGB image: uint8 [size, size, 3], whatever its aspect was."""
+    small = image.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)
+    return np.asarray(small)
 
 
 def read_mask(path: Path) -> tuple[NDArray[np.bool_], bool]:

@@ -9,6 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
 
 from lesionseg import checkpoint
@@ -28,6 +29,7 @@ from tests.search.helpers import SLOT, open_tiny, search
 test_looks.__test__ = False  # it is the code's, not a test
 
 FILES = [
+    "README.md",
     "config.yaml",
     "history.csv",
     "metrics.json",
@@ -161,6 +163,17 @@ def test_the_configuration_file_gives_the_configuration(finished):
     assert config.digest() == best_of(opened.study).user_attrs["digest"]
     assert config.to_dict() == report["config"]
     assert checkpoint.load(opened.folder / "final" / "model.safetensors")[1] == config
+
+
+def test_the_model_card_has_the_numbers_of_the_report_and_says_where_they_are_from(finished):
+    opened, report = finished
+    found = ModelCard.load(opened.folder / "final" / "README.md", ignore_metadata_errors=False)
+    told = {r.metric_type: r.metric_value for r in found.data.eval_results}
+    assert told == {name: report["test"][name] for name in told} and "dice" in told
+    assert found.data.model_name == opened.name
+    parts = ", ".join(str(len(getattr(opened.split, p))) for p in ("train", "val", "test"))
+    assert f"| images: training, validation, test | {parts} |" in found.text
+    assert f"`{opened.index.fingerprint()}`" in found.text
 
 
 def test_the_overlays_that_are_named_are_there(finished):

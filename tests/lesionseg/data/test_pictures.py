@@ -218,7 +218,7 @@ def png_of(width, height):
 def test_a_picture_too_large_to_be_true_is_refused(tmp_path, read):
     path = tmp_path / "a.png"
     path.write_bytes(png_of(60_000, 60_000))
-    assert "exceeds limit" in refusal(read, path)
+    assert "more than the 179 million pixels that are taken" in refusal(read, path)
 
 
 def encoded():

@@ -1,0 +1,127 @@
+"""Every model family as ONNX: the largest difference from torch, and the Dice of both.
+
+Each network is trained for a few steps on real or synthetic images, so that its probabilities are
+not all near one half, then exported and run on images that it has not seen.
+
+    python -m bench.export [--data DIR] [--steps 30] [--only unet,segnet]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from lesionseg import metrics
+from lesionseg.config import TrialConfig
+from lesionseg.data.cache import read_pair
+from lesionseg.data.index import DatasetIndex
+from lesionseg.data.loader import normalise
+from lesionseg.data.pictures import Pixels
+from lesionseg.data.synthetic import write_dataset
+from lesionseg.errors import InputError
+from lesionseg.export import OnnxModel, export_onnx
+from lesionseg.models import MODELS, build_model, count_params
+from lesionseg.segmenter import Segmenter
+from lesionseg.space import Pick, Scalar
+
+#: Images to train on and to compare on.
+TRAIN, TEST = 32, 32
+#: Parameters of a row that make it quick to train.
+SMALL: dict[str, Scalar] = {"width": 8, "init_filters": 8, "encoder": "efficientnet-b0"}
+
+
+def pairs(root: Path, size: int) -> tuple[Pixels, Pixels]:
+    """TRAIN + TEST images [N, S, S, 3] and masks [N, S, S] of a data set, spread over it."""
+    records = DatasetIndex.read(root).records
+    chosen = np.linspace(0, len(records) - 1, TRAIN + TEST).astype(int)
+    read = [read_pair(records[i], size) for i in chosen]
+    return np.stack([r[0] for r in read]), np.stack([r[1] for r in read])
+
+
+def trained(name: str, images: Pixels, masks: Pixels, size: int, steps: int) -> Segmenter:
+    """A row's network after a few steps."""
+    space = MODELS[name].space
+    params = {k: v for k, v in SMALL.items() if k in space and _is_in(space[k], v)}
+    config = TrialConfig(model=Pick(name, params), image_size=size)
+    torch.manual_seed(0)
+    model = build_model(config.model, image_size=size).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    rng = np.random.default_rng(0)
+    for _ in range(steps):
+        batch = rng.choice(TRAIN, 8, replace=False)
+        given = model(normalise(torch.from_numpy(images[batch])))
+        logits = given[0] if isinstance(given, tuple) else given
+        target = torch.from_numpy(masks[batch]).float()[:, None]
+        optimizer.zero_grad()
+        F.binary_cross_entropy_with_logits(logits, target).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return Segmenter(model, config)
+
+
+def _is_in(domain: object, value: Scalar) -> bool:
+    try:
+        domain.check(value)  # type: ignore[attr-defined]
+    except InputError:
+        return False
+    return True
+
+
+def dice(probability: Pixels | np.ndarray, masks: Pixels) -> float:
+    """The mean Dice over images, cut at one half."""
+    found = torch.from_numpy(probability > 0.5)
+    counts = metrics.count(found, torch.from_numpy(masks > 0)).numpy()
+    return float(metrics.score(counts)["dice"].mean())
+
+
+def row(name: str, root: Path, size: int, steps: int, folder: Path) -> str:
+    """One family's row of the table."""
+    size = max(size, MODELS[name].smallest)
+    images, masks = pairs(root, size)
+    segmenter = trained(name, images, masks, size, steps)
+    path = folder / f"{name}.onnx"
+    began = time.perf_counter()
+    try:
+        export_onnx(segmenter, path)
+    except InputError as error:
+        return f"| `{name}` | {size} | | cannot: {error} | | | | |"
+    seconds = time.perf_counter() - began
+    model = OnnxModel(path)
+    ours = np.concatenate([segmenter.probabilities(images[i : i + 8]) for i in range(TRAIN, 64, 8)])
+    theirs = np.concatenate([model.probabilities(images[i : i + 8]) for i in range(TRAIN, 64, 8)])
+    largest = float(np.abs(ours - theirs).max())
+    return (
+        f"| `{name}` | {size} | {count_params(segmenter.model) / 1e6:.2f} M | {largest:.1e} | "
+        f"{dice(ours, masks[TRAIN:]):.6f} | {dice(theirs, masks[TRAIN:]):.6f} | "
+        f"{path.stat().st_size / 1e6:.1f} MB | {seconds:.0f} s |"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--only", default=",".join(MODELS))
+    given = parser.parse_args(argv)
+    print("| model | side | parameters | difference | Dice, torch | Dice, ONNX | file | took |")
+    print("|---|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as name:
+        root = given.data or Path(name) / "data"
+        if given.data is None:
+            write_dataset(root, TRAIN + TEST)
+        for each in given.only.split(","):
+            print(row(each, root, given.size, given.steps, Path(name)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
