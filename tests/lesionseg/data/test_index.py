@@ -296,6 +296,84 @@ def test_isic_images_without_their_ground_truth_folder(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("layout", "folders"),
+    [
+        (
+            "isic2016",
+            {
+                "train": (
+                    "ISBI2016_ISIC_Part1_Training_Data",
+                    "ISBI2016_ISIC_Part1_Training_GroundTruth",
+                ),
+                "test": ("ISBI2016_ISIC_Part1_Test_Data", "ISBI2016_ISIC_Part1_Test_GroundTruth"),
+            },
+        ),
+        (
+            "isic2017",
+            {
+                "train": ("ISIC-2017_Training_Data", "ISIC-2017_Training_Part1_GroundTruth"),
+                "val": ("ISIC-2017_Validation_Data", "ISIC-2017_Validation_Part1_GroundTruth"),
+                "test": ("ISIC-2017_Test_v2_Data", "ISIC-2017_Test_v2_Part1_GroundTruth"),
+            },
+        ),
+    ],
+)
+def test_other_years_of_the_challenge_with_their_official_splits(tmp_path, layout, folders):
+    for i, (images, masks) in enumerate(folders.values()):
+        put(tmp_path, f"{images}/ISIC_{i}.jpg", f"{masks}/ISIC_{i}_Segmentation.png")
+        put(tmp_path, f"{images}/ISIC_{i}_superpixels.png", f"{images}/{images}_metadata.csv")
+    index = DatasetIndex.read(tmp_path)
+    assert index.layout == layout
+    assert [(r.name, r.split) for r in index.records] == [
+        (f"ISIC_{i}", split) for i, split in enumerate(folders)
+    ]
+    # One part alone is no split.
+    images, masks = folders["train"]
+    put(tmp_path / "alone", f"{images}/ISIC_0.jpg", f"{masks}/ISIC_0_Segmentation.png")
+    assert [r.split for r in DatasetIndex.read(tmp_path / "alone").records] == [None]
+
+
+HAM = ("HAM10000_images_part_1/a.jpg", "HAM10000_images_part_2/b.jpg")
+HAM += tuple(f"HAM10000_segmentations_lesion_tschandl/{n}_segmentation.png" for n in "ab")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("HAM10000_metadata", "lesion_id,image_id,dx\nL1,a,nv\nL1,b,nv\nL2,c,nv\n"),
+        ("HAM10000_metadata.csv", "\ufeffimage_id,lesion_id\na,L1\nb,L1\n"),
+        ("HAM10000_metadata.tab", 'lesion_id\timage_id\n"L1"\t"a"\n"L1"\t"b"\n'),
+    ],
+)
+def test_images_of_one_lesion_of_ham10000_are_one_group(tmp_path, name, text):
+    put(tmp_path, *HAM)
+    write_csv(tmp_path, text, name)
+    index = DatasetIndex.read(tmp_path)
+    assert index.layout == "ham10000"
+    assert [(r.name, r.group, r.split) for r in index.records] == [
+        ("a", "L1", None),
+        ("b", "L1", None),
+    ]
+
+
+def test_ham10000_without_what_holds_lesions_together(tmp_path):
+    put(tmp_path, *HAM)
+    assert "HAM10000_metadata is missing; its column lesion_id" in refusal(tmp_path)
+    write_csv(tmp_path, "lesion,image_id\nL1,a\n", "HAM10000_metadata")
+    assert "needs the columns lesion_id and image_id, lacks 'lesion_id'" in refusal(tmp_path)
+    write_csv(tmp_path, "lesion_id,image_id\nL1,a\n", "HAM10000_metadata")
+    assert "HAM10000_metadata has no row of b" in refusal(tmp_path)
+    shutil.rmtree(tmp_path / "HAM10000_segmentations_lesion_tschandl")
+    assert "HAM10000_segmentations_lesion_tschandl is not" in refusal(tmp_path)
+
+
+def test_the_real_ham10000_keeps_its_lesions_together(real_data):
+    index = DatasetIndex.read(real_data / "ham10000")
+    assert (index.layout, len(index.records)) == ("ham10000", 155)
+    assert len({r.group for r in index.records}) == 115
+
+
 def test_a_ph2_case_without_lesion(tmp_path):
     put(tmp_path, "IMD002/IMD002_Dermoscopic_Image/IMD002.bmp")
     assert refusal(tmp_path) == (
