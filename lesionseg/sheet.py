@@ -74,7 +74,8 @@ def _tile(image: Pixels, mask: Pixels, probability: NDArray[np.float32], name: s
     # Enlarged before it is cut: outlines of small networks are smooth, not stairs.
     truth = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_LINEAR) >= 0.5
     predicted = cv2.resize(probability, size, interpolation=cv2.INTER_LINEAR) >= 0.5
-    large = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+    how = cv2.INTER_AREA if len(image) > SIDE else cv2.INTER_LINEAR
+    large = np.asarray(cv2.resize(image, size, interpolation=how), np.uint8)
     tile = Image.new("RGB", (SIDE, SIDE + LINE), "white")
     tile.paste(Image.fromarray(overlay(large, truth, predicted)), (0, 0))
     draw, font = ImageDraw.Draw(tile), ImageFont.load_default(13)

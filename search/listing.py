@@ -31,7 +31,9 @@ from search.tidy import pictured
 #: The route that is answered here.
 ROUTE = "/api/studies/<study_id:int>"
 #: User attributes that are left out of the list: a trial's note tells what is in them.
-LEFT_OUT = frozenset({"config", "owner", "trace", "digest", "attempts"})
+LEFT_OUT = frozenset(
+    {"config", "owner", "trace", "digest", "attempts", "val", "began", "ended", "message"}
+)
 #: Seconds for which an answer is good; and attributes of the study, which are many with notes.
 FRESH = 5.0
 
@@ -130,6 +132,7 @@ def _told(known: _Known, study_id: int, after: int) -> str:
         "has_intermediate_values": known.extra.has_intermediate_values,
         "note": _note.get_note_from_system_attrs(own, None),
         "is_preferential": False,
+        "objective_names": ["validation Dice"],
         "feedback_component_type": {"output_type": "note"},
         "plotly_graph_objects": [
             {"id": key, "graph_object": figure}

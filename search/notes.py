@@ -138,8 +138,10 @@ def _headline(trial: FrozenTrial) -> str:
 
 def _configuration(config: Mapping[str, Any]) -> list[Row]:
     picks = [(family, shown(config[family])) for family in DEFAULTS if family in config]
-    rest = [(key.replace("_", " "), short(v)) for key, v in config.items() if key not in DEFAULTS]
-    return [*picks, *rest]
+    rest = [
+        f"{key.replace('_', ' ')} {short(v)}" for key, v in config.items() if key not in DEFAULTS
+    ]
+    return [*picks, ("settings", ", ".join(rest))]
 
 
 def _cost(attrs: Mapping[str, Any]) -> Iterable[Row]:

@@ -137,7 +137,7 @@ def _total(spent: Mapping[str, Mapping[str, float]]) -> Callable[[str], float]:
 def _figure(title: str, x: str, y: str) -> go.Figure:
     figure = go.Figure()
     # Plotly's own template is as long as the figure, and the dashboard has its own.
-    figure.update_layout(template=None, title=title, hovermode="closest", legend_title_text="")
+    figure.update_layout(template=None, title=title, hovermode="closest", showlegend=True)
     figure.update_xaxes(title=x, showgrid=False)
     figure.update_yaxes(title=y, gridcolor="#d9dee3")
     return figure

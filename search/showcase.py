@@ -70,13 +70,19 @@ def _standing(spec: Mapping[str, Any], known: Sequence[FrozenTrial]) -> str:
 
 def _leader(place: int, trial: FrozenTrial) -> notes.Row:
     attrs = trial.user_attrs
-    config = attrs.get("config") or {}
-    picks = [
-        notes.shown(config[family]) if family in config else "" for family in ("model", "loss")
-    ]
+    picks = [_drawn(trial, family) for family in ("model", "loss")]
     params = f"{attrs['params'] / 1e6:.2f} M" if "params" in attrs else ""
     seconds = f"{attrs['seconds']:.0f} s" if "seconds" in attrs else ""
     return (place, trial.number, f"{trial.value:.4f}", *picks, params, seconds)
+
+
+def _drawn(trial: FrozenTrial, family: str) -> str:
+    """A pick with those of its parameters that were searched: the others are all alike."""
+    config = trial.user_attrs.get("config") or {}
+    name = next(iter(config.get(family, {})), "")
+    start = f"{family}.{name}."
+    found = {k.removeprefix(start): v for k, v in trial.params.items() if k.startswith(start)}
+    return notes.shown({name: found})
 
 
 def _data(spec: Mapping[str, Any], attrs: Mapping[str, Any]) -> list[notes.Row]:

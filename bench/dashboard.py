@@ -1,0 +1,278 @@
+"""The dashboard on a study of thousands of trials, and what a trial pays for what is shown of it.
+
+First view: a study of finished trials of 40 epochs, as workers leave them, in SQLite; the real
+command serves it and the page's own questions are asked, the first time as soon as it listens.
+With --plain the same questions to optuna-dashboard as it comes. Cost: seconds that the picture,
+the note and the attributes take, against the training of the same trial.
+
+    python -m bench.dashboard [--trials 5000] [--plain] [--cost]
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import http.client
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from wsgiref.simple_server import WSGIRequestHandler, make_server
+
+import numpy as np
+import optuna
+import torch
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.orm import Session
+
+from bench.overhead import open_bench_study
+from lesionseg.config import TrialConfig
+from search import artifacts, notes
+from search.ledger import Ledger
+from search.study import OpenStudy, create_or_resume, prepare_sampling
+from search.suggest import suggest
+from search.tidy import HISTORY, PICTURE
+from search.transfer_rows import _OF_A_TRIAL, _ids, _trial_row, _write
+from search.worker import Worker
+
+EPOCHS = 40
+METRICS = ("dice", "jaccard", "thresholded_jaccard", "precision", "recall", "specificity")
+
+
+def fill(opened: OpenStudy, n: int) -> None:
+    """Finished trials as workers leave them: drawn, reported, described; nothing is trained."""
+    from optuna.storages._rdb import models
+
+    rng, mark = np.random.default_rng(0), opened.study.user_attrs["uuid"]
+    drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    began = datetime.now() - timedelta(days=2)
+    made = []
+    for number in range(n):
+        trial = drawn.ask()
+        config = suggest(trial, opened.spec.space)
+        frozen = trial._cached_frozen_trial
+        made.append(_ended(number, frozen, config, rng, mark, began))
+    backend = Ledger(opened.study)._storage
+    study_id = opened.study._study_id
+    with Session(backend.engine) as session, session.begin():
+        _write(session, models.TrialModel, [{"study_id": study_id} | _trial_row(t) for t in made])
+        ids = _ids(session, study_id)
+        for model, rows_of in _OF_A_TRIAL.items():
+            rows = ({"trial_id": ids[t.number]} | row for t in made for row in rows_of(t))
+            _write(session, model, list(rows))
+
+
+def _ended(
+    number: int,
+    frozen: FrozenTrial,
+    config: TrialConfig,
+    rng: np.random.Generator,
+    mark: str,
+    began: datetime,
+) -> FrozenTrial:
+    top = float(rng.uniform(0.5, 0.9))
+    pruned = number % 2 == 1
+    epochs = int(rng.integers(4, EPOCHS)) if pruned else EPOCHS
+    curve = {e: top * (1 - 0.7**e) for e in range(1, epochs + 1)}
+    start = began + timedelta(seconds=30 * number)
+    attrs = {
+        "config": config.to_dict(), "digest": config.digest(), "params": 1000 + number,
+        "macs": 10**9, "epochs": epochs, "best_epoch": epochs, "seconds": 0.7 * epochs,
+        "val": dict.fromkeys(METRICS, curve[epochs]), "peak_memory": 10**9,
+        "owner": {"host": "lab", "pid": 1, "device": "cpu", "worker": "w" * 32},
+        "began": start.timestamp(), "ended": start.timestamp() + 28,
+    }  # fmt: skip
+    return FrozenTrial(
+        number=number, trial_id=number, value=None if pruned else curve[epochs],
+        state=TrialState.PRUNED if pruned else TrialState.COMPLETE,
+        datetime_start=start, datetime_complete=start + timedelta(seconds=28),
+        params=frozen.params, distributions=frozen.distributions, intermediate_values=curve,
+        user_attrs=attrs, system_attrs=artifacts.listed(mark, number, [HISTORY, PICTURE]),
+    )  # fmt: skip
+
+
+def describe(opened: OpenStudy) -> None:
+    """The trials' notes, as their workers would have written them."""
+    ledger, known = Ledger(opened.study), opened.study.get_trials(deepcopy=False)
+    for at in range(0, len(known), 500):
+        texts = [notes.attrs_of(t) for t in known[at : at + 500]]
+        ledger.describe({key: value for text in texts for key, value in text.items()})
+
+
+def _command() -> str:
+    return str(Path(sys.executable).with_name("lesionsearch"))
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[int]:
+    """The real command; its port."""
+    command = [_command(), "dashboard", str(folder)]
+    began = time.perf_counter()
+    process = subprocess.Popen([*command, "--port", "0"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        found = re.search(r":(\d+)/", process.stdout.readline())
+        assert found
+        print(f"{'until it listens':44}{time.perf_counter() - began:8.2f} s")
+        yield int(found[1])
+    finally:
+        process.terminate()
+        process.wait()
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def plain(opened: OpenStudy) -> Iterator[int]:
+    """Optuna-dashboard by itself."""
+    import optuna_dashboard
+
+    url = f"sqlite:///{opened.folder}/study.db"
+    app = optuna_dashboard.wsgi(optuna.storages.RDBStorage(url))
+    with make_server("127.0.0.1", 0, app, handler_class=_Quiet) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+def ask(port: int, path: str, what: str) -> None:
+    """Asks once, as a browser does, and prints what that took."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1800)
+    began = time.perf_counter()
+    connection.request("GET", path, headers={"Accept-Encoding": "gzip"})
+    answer = connection.getresponse()
+    body = answer.read()
+    took = time.perf_counter() - began
+    whole = gzip.decompress(body) if answer.getheader("Content-Encoding") == "gzip" else body
+    size = f"{len(body) / 1e6:8.2f} MB sent, {len(whole) / 1e6:7.2f} MB unpacked"
+    print(f"{what:44}{took:8.2f} s {size}, {answer.status}", flush=True)
+
+
+def views(port: int, study: int, trials: int) -> None:
+    """What the first page asks, and what it asks again every ten seconds."""
+    ask(port, "/dashboard", "the page")
+    ask(port, "/api/studies", "the list of studies")
+    ask(port, f"/api/studies/{study}?after=0", "the study, the first time")
+    ask(port, f"/api/studies/{study}?after=0", "the study, a second browser")
+    time.sleep(6)  # what is kept is looked at anew
+    ask(port, f"/api/studies/{study}?after={trials}", "the study, what is new in it")
+    ask(port, f"/api/studies/{study}/param_importances", "importances")
+
+
+def cost(folder: Path, trials: int) -> None:
+    """What the picture, the note and the attributes add to trials, in one run, in turns."""
+    from lesionseg.data.synthetic import write_dataset
+    from search.spec import spec_from
+
+    write_dataset(folder / "data", 120, height=192, width=256)
+    spec = spec_from(
+        {
+            "name": "cost",
+            "data": {"image_size": 128},
+            "budget": {"trials": 1000, "epochs": 3},
+            "pruner": {"name": "none"},
+            "fixed": {"batch_size": 8},
+            "search": {"model": {"unet": {"width": 16, "depth": 4}}, "loss": "bce_dice",
+                       "optimizer": {"adamw": {"lr": [1e-4, 1e-2]}}},
+        },
+        "bench",
+    )  # fmt: skip
+    opened = create_or_resume(spec, folder / "data", folder / "cost")
+    prepare_sampling(opened)
+    from bench.overhead import Stopwatch
+    from search.slots import default_slot
+
+    both: dict[bool, list[float]] = {True: [], False: []}
+    training: list[float] = []
+    watch = Stopwatch()
+    worker = Worker(
+        opened.study, opened.spec, opened.material, opened.depot, default_slot("cpu", 2), watch
+    )
+    with worker:
+        worker.run_one()
+        for turn in range(2 * trials):
+            shown = turn % 2 == 0
+            with _without(worker) if not shown else _as_it_is():
+                began = time.perf_counter()
+                worker.run_one()
+                both[shown].append(time.perf_counter() - began - watch.training)
+            training.append(watch.training)
+    with_, without = statistics.median(both[True]), statistics.median(both[False])
+    added, trained = with_ - without, statistics.median(training)
+    print(f"trials, each way                            {trials}")
+    print(f"training of a trial                         {trained:.2f} s")
+    print(f"beside it, with picture, note, attributes   {with_:.3f} s")
+    print(f"beside it, without                          {without:.3f} s")
+    print(f"added                                       {added:.3f} s, {added / trained:.2%} here")
+    print(f"of a trial of 60 s                          {added / 60:.2%} (at most 2%)")
+
+
+@contextmanager
+def _as_it_is() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _without(worker: Worker) -> Iterator[None]:
+    """A worker that leaves nothing to look at."""
+    from unittest.mock import patch
+
+    from search.worker import Training
+
+    job: Callable[..., object] = Training._job
+
+    def unseen(self: Training, parts: int) -> object:
+        made = job(self, parts)
+        object.__setattr__(made, "picture", None)
+        return made
+
+    with (
+        patch.object(Training, "_job", unseen),
+        patch("search.worker.artifacts.listed", lambda *_: {}),
+        patch("search.worker.notes.attrs_of", side_effect=RuntimeError),
+    ):
+        yield
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trials", type=int, default=5000)
+    parser.add_argument("--plain", action="store_true", help="optuna-dashboard as it comes, too")
+    parser.add_argument("--cost", action="store_true", help="what a trial pays, and nothing else")
+    given = parser.parse_args(argv)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if given.cost:
+            cost(folder, 10)
+            return
+        os.environ["LESIONSEARCH_CACHE"] = str(folder / "cache")
+        opened = open_bench_study(folder)
+        fill(opened, given.trials)
+        describe(opened)
+        print(f"{given.trials} trials; torch {torch.__version__}, optuna {optuna.__version__}")
+        with served(opened.folder) as port:
+            views(port, opened.study._study_id, given.trials)
+        began = time.perf_counter()
+        command = [_command(), "status", str(opened.folder)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        print(f"{'lesionsearch status, the whole command':44}{time.perf_counter() - began:8.2f} s")
+        if given.plain:
+            print("optuna-dashboard as it comes:", flush=True)
+            with plain(opened) as port:
+                views(port, opened.study._study_id, given.trials)
+
+
+if __name__ == "__main__":
+    main()
