@@ -13,6 +13,7 @@ from lesionseg.errors import InputError
 from search import trials
 from search.depot import open_depot
 from search.final import read_metrics
+from search.glance import Glance
 from search.ledger import Ledger, WorkerRow
 from search.study import open_records, test_looks
 
@@ -57,7 +58,7 @@ def looking(name: str | None, storage: str | None = None) -> Callable[..., list[
 class Standing:
     """A study that is looked at again and again, over one connection.
 
-    Optuna keeps the trials that have ended: a second look reads what is new and what runs.
+    A second look reads what is new and what runs.
     InputError as ``open_records``.
     """
 
@@ -65,6 +66,7 @@ class Standing:
         self.folder = folder
         self.study, _ = open_records(folder, storage=storage)
         self.ledger = Ledger(self.study)
+        self.glance = Glance(self.study)
 
     def look(self, *, disk: bool = True) -> dict[str, Any]:
         """Where it stands now.
@@ -75,7 +77,7 @@ class Standing:
         ``hours_left``. ``disk_bytes``: None where ``disk`` says not to count them.
         """
         study, folder = self.study, self.folder
-        known = trials.all_trials(study)
+        known = self.glance.look()
         ranking = trials.ranked(known)
         best = ranking[0] if ranking else None
         spec = study.user_attrs["spec"]
