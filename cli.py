@@ -430,6 +430,42 @@ def data_check(
     found.refuse_broken()
 
 
+@data_app.command(name="fetch")
+def data_fetch(
+    name: Annotated[str, typer.Argument(help="isic2016, isic2017, isic2018 or ham10000.")],
+    root: Annotated[Path, typer.Option(help="The data set's folder.")],
+    accept_license: Annotated[
+        bool, typer.Option("--accept-license", help="You have read the licence and accept it.")
+    ] = False,
+    mirror: Annotated[
+        str | None, typer.Option(metavar="URL", help="Where else the owner's files lie.")
+    ] = None,
+    keep_archives: Annotated[
+        bool, typer.Option("--keep-archives", help="Leave them in .fetch/ when unpacked.")
+    ] = False,
+) -> None:
+    """Fetch a public data set from its owner; started again, it goes on where it was."""
+    from lesionseg.data.fetch import FetchFailed, fetch
+    from lesionseg.data.index import DatasetIndex
+    from search import console as show
+    from search.run import Failed
+
+    with show.fetching(show.make_console()) as tick:
+        try:
+            fetch(
+                name,
+                root,
+                accept=accept_license,
+                base=mirror,
+                keep_archives=keep_archives,
+                on_progress=tick,
+            )
+        except FetchFailed as error:
+            raise Failed(f"data fetch: {error}") from error
+    index = DatasetIndex.read(root, name)
+    print(f"{len(index.records)} pairs in {root}")
+
+
 @data_app.command(name="synth")
 def data_synth(
     root: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],

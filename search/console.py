@@ -9,7 +9,16 @@ from typing import Any
 from optuna.trial import FrozenTrial
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
 from lesionseg.config import ABOUT_SETTINGS, DEFAULTS, SETTINGS, TrialConfig
@@ -125,6 +134,29 @@ def counting(console: Console, what: str) -> Iterator[Callable[[int, int], None]
     ) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def fetching(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each file that is fetched; without a terminal a line when one is there."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+
+        def tick(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(escape(name), total=total)
+            bar.update(tasks[name], completed=done)
+            if done == total and not console.is_terminal:
+                console.print(f"{name}: {total / 1e6:.0f} MB", markup=False)
+
+        yield tick
 
 
 def print_status(console: Console, status: Mapping[str, Any]) -> None:
