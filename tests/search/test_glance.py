@@ -8,15 +8,18 @@ from lesionseg.config import TrialConfig
 from search import trials
 from search.glance import READ, Glance
 from search.ledger import Ledger
-from tests.search.helpers import SLOT, open_tiny, queue
+from search.study import create_or_resume, prepare_sampling
+from tests.search.helpers import SLOT, open_tiny, queue, tiny_spec
 
 CONFIG = {"config": TrialConfig().to_dict()}
 
 
-@pytest.fixture
-def opened(tiny_data, tmp_path):
+@pytest.fixture(params=["sqlite", "postgresql"])
+def opened(request, tiny_data, tmp_path):
     """A study with trials in every state, and its ledger's worker."""
-    study = open_tiny(tiny_data, tmp_path / "s", {"budget.trials": 20})
+    url = request.getfixturevalue("postgres_url") if request.param == "postgresql" else None
+    study = create_or_resume(tiny_spec({"budget.trials": 20}), tiny_data, tmp_path / "s", url)
+    prepare_sampling(study)
     ledger = Ledger(study.study)
     row = ledger.join(SLOT)
     for reason, state, value in (
