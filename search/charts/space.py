@@ -25,6 +25,8 @@ from search.charts.drawing import (
 
 #: Slices drawn at most, and in a row; axes of parallel coordinates at most.
 MOST_SLICES, IN_A_ROW, MOST_AXES = 6, 3, 7
+#: Points of a slice at most: more are neither seen nor light.
+MOST_POINTS = 2000
 #: Lines of parallel coordinates at most, the best ones.
 MOST_LINES = 200
 #: A name longer than this is cut in a tick label.
@@ -50,7 +52,7 @@ def slices_chart(rows: Sequence[Trial], names: Sequence[str], winner: int | None
         for i, name in enumerate(shown):
             axes = panel(figure, name, "" if i % IN_A_ROW else "validation Dice",
                          lines, columns, i + 1)  # fmt: skip
-            members = [row for row in seen if name in row["params"]]
+            members = _some([row for row in seen if name in row["params"]], winner)
             place = _scale([row["params"][name] for row in members])
             _slice(axes, members, name, place, winner)
             _ticks(axes.xaxis, place)
@@ -184,6 +186,12 @@ def _slice(
         if row["number"] == winner:
             x = place.position(row["params"][name])
             axes.plot(x, row["dice"], "*", color=VERMILION, ms=9, mew=0, zorder=5, clip_on=False)
+
+
+def _some(members: Sequence[Trial], winner: int | None) -> list[Trial]:
+    """MOST_POINTS of them, evenly chosen, and the winner."""
+    step = max(1, math.ceil(len(members) / MOST_POINTS))
+    return [row for i, row in enumerate(members) if i % step == 0 or row["number"] == winner]
 
 
 def _aside(place: _Scale, number: int) -> float:

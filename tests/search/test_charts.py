@@ -9,7 +9,7 @@ import pytest
 from optuna.trial import TrialState
 
 from search import charts
-from search.charts import progress
+from search.charts import progress, space
 
 SHARES = {"tp": 0.2, "fp": 0.05, "fn": 0.1, "tn": 0.65}
 ROWS = [
@@ -274,13 +274,24 @@ def test_trials_of_one_dice_are_drawn():
 
 
 def test_places_on_a_scale():
-    from search.charts.space import _Scale
-
-    names = _Scale(["b", "a", "c"])
+    names = space._Scale(["b", "a", "c"])
     assert [names.height(v) for v in "abc"] == [0, 0.5, 1]
     assert names.height(None) < 0
-    log = _Scale([1e-4, 1e-2])
+    log = space._Scale([1e-4, 1e-2])
     assert log.height(1e-3) == pytest.approx(0.5)
-    assert _Scale([1, 3]).height(2) == 0.5
-    assert _Scale([3, 3]).height(3) == 0.5
-    assert _Scale([True, False]).labels() == [(0, "false"), (1, "true")]
+    assert space._Scale([1, 3]).height(2) == 0.5
+    assert space._Scale([3, 3]).height(3) == 0.5
+    assert space._Scale([True, False]).labels() == [(0, "false"), (1, "true")]
+
+
+def test_slices_of_very_many_trials_stay_light_and_keep_the_winner():
+    rows = [
+        {"number": i, "state": "complete", "dice": 0.5 + i / 40_000, "params": {"x": i / 7}}
+        for i in range(20_000)
+    ]
+    chart = charts.slices_chart(rows, ["x"], 19_999)
+    assert len(chart) < 300_000
+    assert chart.count("<use") < 2200
+    assert len(space._some(rows, 19_999)) == 2001
+    assert space._some(rows, 19_999)[-1]["number"] == 19_999
+    assert space._some(rows[:5], None) == rows[:5]
