@@ -16,12 +16,13 @@ from optuna.storages._cached_storage import _CachedStorage
 from optuna.study._frozen import FrozenStudy
 
 from lesionseg.errors import InputError
-from search import showcase, trials
+from search import showcase
 from search.door import MOST_BYTES, Door
 from search.gallery import Gallery
 from search.listing import Listing
 from search.patience import PatientStorage
 from search.reach import Reach, bracketed
+from search.rows import RowStorage
 from search.run import Interrupts
 from search.status import find_run, list_runs
 from search.storage import from_environment, masked, open_storage, storage_url
@@ -38,13 +39,15 @@ THREADS = 6
 class Shown(_CachedStorage):
     """A storage as the dashboard sees it: what ended is read once, and some studies only.
 
-    only: the name of the one study that is shown; None for all.
+    only: the name of the one study that is shown; None for all. writing: the storage that notes
+    and figures are written to; reading has connections of its own.
     """
 
-    def __init__(self, backend: PatientStorage, only: str | None = None) -> None:
-        backend.patience = PATIENCE
-        super().__init__(backend)
-        self.only = only
+    def __init__(self, writing: PatientStorage, only: str | None = None) -> None:
+        reading = RowStorage.beside(writing)
+        reading.patience = writing.patience = PATIENCE
+        super().__init__(reading)
+        self.writing, self.only = writing, only
 
     def get_all_studies(self) -> list[FrozenStudy]:
         """Those that are shown."""
@@ -144,12 +147,13 @@ class Dashboard:
         for frozen in self.source.storage.get_all_studies():
             if "spec" not in frozen.user_attrs:
                 continue  # somebody else's
-            study = optuna.Study(frozen.study_name, self.source.storage)
-            ended = sum(t.state.is_finished() for t in trials.all_trials(study))
-            if self._ended.get(frozen._study_id) != ended:
-                showcase.refresh(study)
-                self._ended[frozen._study_id] = ended
             self.listing.detail(frozen._study_id)  # so that the first view need not wait for it
+            known = self.source.storage.get_all_trials(frozen._study_id, deepcopy=False)
+            ended = sum(t.state.is_finished() for t in known)
+            if self._ended.get(frozen._study_id) != ended:
+                study = optuna.Study(frozen.study_name, self.source.storage.writing)
+                showcase.refresh(study, known)
+                self._ended[frozen._study_id] = ended
 
     def _keep(self, over: threading.Event) -> None:
         while True:

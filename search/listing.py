@@ -34,7 +34,7 @@ ROUTE = "/api/studies/<study_id:int>"
 LEFT_OUT = frozenset(
     {"config", "owner", "trace", "digest", "attempts", "val", "began", "ended", "message"}
 )
-#: Seconds for which an answer is good; and attributes of the study, which are many with notes.
+#: Seconds for which what was read is good: the attributes of a study are many, with the notes.
 FRESH = 5.0
 
 

@@ -30,9 +30,13 @@ def is_ours(study: optuna.Study) -> bool:
     return "spec" in study.user_attrs
 
 
-def refresh(study: optuna.Study) -> None:
-    """Writes the study's note and figures as they are now, and notes that trials lack."""
-    ledger, known = Ledger(study), trials.all_trials(study)
+def refresh(study: optuna.Study, known: Sequence[FrozenTrial] | None = None) -> None:
+    """Writes the study's note and figures as they are now, and notes that trials lack.
+
+    known: its trials, where they are at hand.
+    """
+    ledger = Ledger(study)
+    known = trials.all_trials(study) if known is None else known
     told = study._storage.get_study_system_attrs(study._study_id)
     lacking = notes.missing(told, known)
     for at in range(0, len(lacking), AT_ONCE):

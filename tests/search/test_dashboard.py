@@ -290,7 +290,7 @@ def test_what_cannot_be_written_is_told_once_and_looking_goes_on(opened, monkeyp
     told = []
     shown = Dashboard(find(str(opened.folder)), Reach(), told.append)
 
-    def broken(study):
+    def broken(study, known):
         raise OSError("read-only")
 
     monkeypatch.setattr(showcase, "refresh", broken)
