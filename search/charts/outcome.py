@@ -25,6 +25,9 @@ from search.charts.drawing import (
     panel,
 )
 
+#: From this ratio on, sizes are told apart on a logarithmic axis only.
+WIDELY = 8.0
+
 
 def confusion_chart(shares: Mapping[str, float]) -> Markup:
     """The four shares of pixels (tp, fp, fn, tn; they add up to 1), with per cent of each row."""
@@ -115,14 +118,17 @@ def calibration_chart(curves: Mapping[str, Sequence[float | None]], error: float
 
 
 def size_chart(shares: Sequence[float], dice: Sequence[float]) -> Markup:
-    """Dice of each test image over the lesion's share of it, in (0, 1], on a logarithmic axis."""
+    """Dice of each test image over the lesion's share of it, in (0, 1].
+
+    The axis is logarithmic where the largest lesion is WIDELY times the smallest, or more.
+    """
     seen = [(share, d) for share, d in zip(shares, dice, strict=True) if share > 0]
 
     def paint(figure: Figure) -> None:
         axes = panel(figure, "lesion's share of the image, per cent", "Dice of the image")
         x, y = [100 * share for share, _ in seen], [d for _, d in seen]
         axes.plot(x, y, "o", color=BLUE, ms=2.8, mew=0, alpha=0.6)
-        if seen:
+        if seen and max(x) >= WIDELY * min(x):
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
             axes.xaxis.set_minor_formatter(NullFormatter())

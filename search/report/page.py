@@ -72,7 +72,9 @@ def view(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def _alike(leaders: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Families that say nothing of the leaders, being the same for all: each with its option."""
-    found = {}
+    found: dict[str, str] = {}
+    if len(leaders) < 2:
+        return found
     for family in DEFAULTS:
         told = [
             (name, params(family, name, given))

@@ -295,3 +295,11 @@ def test_slices_of_very_many_trials_stay_light_and_keep_the_winner():
     assert len(space._some(rows, 19_999)) == 2001
     assert space._some(rows, 19_999)[-1]["number"] == 19_999
     assert space._some(rows[:5], None) == rows[:5]
+
+
+def test_sizes_that_are_close_are_told_by_numbers_too():
+    close = texts(charts.size_chart([0.3, 0.31, 0.32], [0.4, 0.9, 1.0]))
+    ticks = [float(t) for t in close if t.replace(".", "").isdigit()]
+    assert len([t for t in ticks if 29 <= t <= 33]) >= 2
+    wide = texts(charts.size_chart([0.001, 0.9], [0.4, 0.9]))
+    assert {"1", "10"} <= set(wide)

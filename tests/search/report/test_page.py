@@ -373,3 +373,10 @@ def test_names_of_every_picture_and_landmark_are_there(page):
         assert len(page.of(tag)) == 1
     assert page.of("html") == [{"lang": "en"}]
     assert "color-scheme" in {meta.get("name") for meta in page.of("meta")}
+
+
+def test_families_that_are_the_same_for_all_leaders_are_told_once(finished, page):
+    assert "All have augment flips, mix none." in page.text
+    heads = page.table("leaderboard")[0]
+    assert "Augment" not in heads
+    assert {"Model", "Loss", "Optimizer"} <= set(heads)
