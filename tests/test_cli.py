@@ -299,6 +299,10 @@ def test_a_study_from_the_command_line(tiny_data, tmp_path):
     (folder / "report.html").unlink()
     assert run("report", "tiny").stdout == f"{folder / 'report.html'}\n"
     assert (folder / "report.html").is_file()
+    written = run("report", "tiny", "--format", "md,json").stdout.splitlines()
+    assert written == [str(folder / "report.md"), str(folder / "report.json")]
+    told = json.loads((folder / "report.json").read_text())["test"]["metrics"]
+    assert told == json.loads((folder / "final" / "metrics.json").read_text())
     out = run("final", "tiny", "--again", "--device", "cpu", "--threads", "1").stdout
     assert "2 times" in out
     assert json.loads(run("status", "tiny", "--json").stdout)["test_looks"] == 2
