@@ -14,7 +14,7 @@ from torch import nn
 from lesionseg import checkpoint
 from lesionseg.config import TrialConfig
 from lesionseg.data.loader import normalise
-from lesionseg.data.pictures import Pixels, read_image_and_size, squeeze, upright
+from lesionseg.data.pictures import Pixels, enough, read_image_and_size, squeeze, upright
 from lesionseg.device import amp_dtype, autocast, pick_device
 from lesionseg.errors import InputError
 from lesionseg.findings import Findings, Mask, Probability, describe
@@ -105,7 +105,7 @@ class Segmenter:
         """As the network sees it, uint8 [S, S, 3], and its height and width."""
         size = self.image_size
         if isinstance(picture, str | Path):
-            image, shape = read_image_and_size(Path(picture), draft=2 * size)
+            image, shape = read_image_and_size(Path(picture), draft=enough(size))
             return squeeze(image, size), shape
         if isinstance(picture, np.ndarray):
             picture = Image.fromarray(_checked(picture))

@@ -20,7 +20,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from lesionseg.data.pictures import Pixels, open_picture, read_image_and_size, squeeze
+from lesionseg.data.pictures import Pixels, enough, open_picture, read_image_and_size, squeeze
 from lesionseg.errors import InputError
 from lesionseg.findings import Probability
 from lesionseg.segmenter import Segmenter
@@ -159,7 +159,7 @@ def _pixels(path: Path) -> int:
 
 def _read(path: Path, size: int, view: int) -> Taken:
     # As when the network was trained, so that it sees the very same pixels.
-    image, shape = read_image_and_size(path, draft=2 * size)
+    image, shape = read_image_and_size(path, draft=enough(size))
     small = squeeze(image, size)
     return Taken(path, small, shape, _view(path, image, shape, view) if view else None)
 

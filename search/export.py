@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from lesionseg import export
-from lesionseg.data.pictures import Pixels, read_image, squeeze
+from lesionseg.data.pictures import Pixels, enough, read_image, squeeze
 from lesionseg.data.synthetic import render
 from lesionseg.errors import InputError
 from lesionseg.export import Check, compare, export_onnx
@@ -89,6 +89,6 @@ def _images(size: int, check: list[Path] | None) -> Pixels:
     if check:
         # Spread over all that are there, since neighbours are often alike.
         chosen = np.linspace(0, len(check) - 1, min(IMAGES, len(check))).round().astype(int)
-        return np.stack([squeeze(read_image(check[i], draft=2 * size), size) for i in chosen])
+        return np.stack([squeeze(read_image(check[i], draft=enough(size)), size) for i in chosen])
     drawn = (Image.fromarray(render(seed).image) for seed in range(IMAGES))
     return np.stack([squeeze(image, size) for image in drawn])

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock
@@ -26,11 +26,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lesionseg.data.index import DatasetIndex, Record
-from lesionseg.data.pictures import Pixels, read_image, read_mask, size_of, squeeze
+from lesionseg.data.pictures import (
+    Pixels,
+    enough,
+    read_binary,
+    read_image_and_size,
+    size_of,
+    squeeze,
+)
 from lesionseg.errors import InputError, some
 
 #: Raise it when what a cache holds changes: old ones are then left alone and built anew.
-VERSION = 1
+VERSION = 2
 
 Progress = Callable[[int, int], None]
 
@@ -130,26 +137,42 @@ def build_cache(
 
 def check_pair(record: Record) -> tuple[int, int]:
     """Height and width of a pair, from the headers; InputError if its mask is of another size."""
-    image, mask = size_of(record.image), size_of(record.mask)
+    image = size_of(record.image)
+    _refuse_sizes(record, image, size_of(record.mask))
+    return image
+
+
+class Pair(NamedTuple):
+    """A pair as a cache keeps it: image uint8 [S, S, 3], mask uint8 [S, S] in {0, 1}.
+
+    area: the lesion's share, and shape: height and width, both at the pair's own size.
+    thresholded: whether the mask was not binary.
+    """
+
+    image: Pixels
+    mask: Pixels
+    area: float
+    thresholded: bool
+    shape: tuple[int, int]
+
+
+def read_pair(record: Record, size: int) -> Pair:
+    """A pair at ``size`` x ``size``; InputError as ``check_pair``."""
+    image, shape = read_image_and_size(record.image, draft=enough(size))
+    mask, thresholded = read_binary(record.mask)
+    _refuse_sizes(record, shape, (mask.height, mask.width))
+    area = mask.histogram()[255] / (mask.height * mask.width)
+    soft = mask.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)
+    small = (np.asarray(soft) >= 128).astype(np.uint8)
+    return Pair(squeeze(image, size), small, area, thresholded, shape)
+
+
+def _refuse_sizes(record: Record, image: tuple[int, int], mask: tuple[int, int]) -> None:
     if image != mask:
         raise InputError(
             f"{record.mask}: the mask has {mask[1]}x{mask[0]} pixels, "
             f"its image {image[1]}x{image[0]}; they must be of one size"
         )
-    return image
-
-
-def read_pair(record: Record, size: int) -> tuple[Pixels, Pixels, float, bool]:
-    """A pair at ``size`` x ``size``: image [S, S, 3], mask [S, S] in {0, 1}, the lesion's share
-    at its own size, and whether the mask had to be thresholded. InputError as ``check_pair``."""
-    check_pair(record)
-    image = squeeze(read_image(record.image, draft=size * 2), size)
-    mask, thresholded = read_mask(record.mask)
-    soft = Image.fromarray(mask.astype(np.uint8) * 255).resize(
-        (size, size), Image.Resampling.BILINEAR
-    )
-    small = (np.asarray(soft) >= 128).astype(np.uint8)
-    return image, small, float(mask.mean()), thresholded
 
 
 def _key(index: DatasetIndex, image_size: int) -> str:
@@ -183,8 +206,7 @@ def _fill(
 
     def work(i: int) -> InputError | bool:
         try:
-            images[i], masks[i], areas[i], odd = read_pair(records[i], size)
-            shapes[i] = size_of(records[i].image)
+            images[i], masks[i], areas[i], odd, shapes[i] = read_pair(records[i], size)
             digests[i] = hashlib.blake2b(images[i].tobytes(), digest_size=8).hexdigest()
             return odd
         except InputError as error:

@@ -57,6 +57,11 @@ def read_image(path: Path, draft: int | None = None) -> Image.Image:
         return _decode(path, picture, "RGB")
 
 
+def enough(size: int) -> int:
+    """The side that a JPEG needs to be decoded at, in pixels, to be squeezed to ``size`` as if in full."""
+    return 2 * size
+
+
 def read_image_and_size(path: Path, draft: int) -> tuple[Image.Image, tuple[int, int]]:
     """``read_image`` and the height and width in pixels that the picture has in full, upright."""
     with open_picture(path) as picture:
@@ -87,19 +92,30 @@ def read_mask(path: Path) -> tuple[NDArray[np.bool_], bool]:
     Black is skin; any other single value is lesion. A mask with more values is thresholded at
     MASK_THRESHOLD if it is nearly binary (a JPEG, smoothed edges); else InputError.
     """
+    picture, thresholded = read_binary(path)
+    return np.asarray(picture) > 0, thresholded
+
+
+def read_binary(path: Path) -> tuple[Image.Image, bool]:
+    """``read_mask``, whose mask is a picture of one channel: 255 on the lesion, else 0."""
     with open_picture(path) as picture:
-        grey = np.asarray(_decode(path, picture, "L"))
-    values = np.flatnonzero(np.bincount(grey.ravel(), minlength=256))
+        grey = _decode(path, picture, "L")
+    counts = grey.histogram()
+    values = [value for value, count in enumerate(counts) if count]
     if len(values) == 1 or (len(values) == 2 and values[0] == 0):
-        return grey > 0, False
-    near = (grey < NEAR) | (grey > 255 - NEAR)
+        return (grey if values[-1] == 255 else _cut(grey, 1)), False
+    near = sum(counts[:NEAR]) + sum(counts[256 - NEAR :])
     # Labels such as 0, 1 and 2 are all near black: cut at the threshold, no lesion would be left.
-    if values[-1] >= MASK_THRESHOLD and near.mean() >= NEARLY:
-        return grey >= MASK_THRESHOLD, True
+    if values[-1] >= MASK_THRESHOLD and near >= NEARLY * sum(counts):
+        return _cut(grey, MASK_THRESHOLD), True
     raise InputError(
         f"{path}: the mask is not binary: {len(values)} grey levels from {values[0]} to "
         f"{values[-1]}; save it with 0 for skin and 255 for lesion"
     )
+
+
+def _cut(grey: Image.Image, threshold: int) -> Image.Image:
+    return grey.point([255 * (value >= threshold) for value in range(256)])
 
 
 def size_of(path: Path) -> tuple[int, int]:
@@ -118,11 +134,11 @@ def size_of(path: Path) -> tuple[int, int]:
 def _decode(path: Path, picture: Image.Image, mode: str) -> Image.Image:
     try:
         picture.load()
-        picture = ImageOps.exif_transpose(picture)
+        ImageOps.exif_transpose(picture, in_place=True)
         if picture.mode.startswith("I"):  # 16 bits a channel: PIL's own conversion would clip
             wide = np.asarray(picture).astype(np.uint32)
             picture = Image.fromarray((wide >> (8 if wide.max() > 255 else 0)).astype(np.uint8))
-        return picture.convert(mode)
+        return picture if picture.mode == mode else picture.convert(mode)
     except _UNREADABLE as error:
         raise _damaged(path, error) from None
 

@@ -139,7 +139,8 @@ def test_a_turned_image_fits_its_upright_mask(tmp_path):
     Image.fromarray(stored).save(tmp_path / "images/a.png", exif=exif)
     (record,) = index_of(tmp_path).records
     assert check_pair(record) == (20, 40)
-    image, mask, area, odd = read_pair(record, 16)
+    image, mask, area, odd, shape = read_pair(record, 16)
+    assert shape == (20, 40)
     assert image[:3].mean() > 200 and image[6:].mean() < 5
     assert mask.all() and area == 1.0 and not odd
 

@@ -1,0 +1,96 @@
+"""Building the cache of large photographs, beside the plain loop of a notebook.
+
+    python -m bench.data [--images 200] [--sizes 96 256] [--to FILE]
+
+The photographs are generated: JPEGs of 3000 x 2000 with their masks. The loop opens each pair
+with PIL, converts and resizes it and keeps the arrays. A second start maps what the first built.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from lesionseg.data.cache import build_cache
+from lesionseg.data.index import DatasetIndex
+
+HEIGHT, WIDTH = 2000, 3000
+
+
+def write_photographs(folder: Path, n: int) -> Path:
+    """Skin-coloured noise with a dark ellipse, as detailed as a photograph is."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    for part in ("images", "masks"):
+        (folder / part).mkdir(parents=True)
+    grain = rng.normal(0, 12, (HEIGHT, WIDTH, 1))
+    for i in range(n):
+        cy, cx = rng.uniform(0.35, 0.65, 2) * (HEIGHT, WIDTH)
+        ry, rx = rng.uniform(0.1, 0.3, 2) * (HEIGHT, WIDTH)
+        mask = ((y - cy) / ry) ** 2 + ((x - cx) / rx) ** 2 < 1
+        skin = np.array([205, 160, 140]) + np.roll(grain, 37 * i, axis=0)
+        skin[mask] -= (70, 80, 70)
+        pixels = np.clip(skin, 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{i:04}.jpg", quality=92)
+        Image.fromarray(mask.astype(np.uint8) * 255).save(folder / "masks" / f"{i:04}.png")
+    return folder
+
+
+def notebook_loop(folder: Path, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """What most would write."""
+    images, masks = [], []
+    for path in sorted((folder / "images").iterdir()):
+        image = Image.open(path).convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+        mask = Image.open(folder / "masks" / f"{path.stem}.png").convert("L")
+        images.append(np.asarray(image))
+        masks.append(np.asarray(mask.resize((size, size), Image.Resampling.NEAREST)) > 127)
+    return np.stack(images), np.stack(masks)
+
+
+def measure(folder: Path, size: int, root: Path) -> str:
+    """A row of the table."""
+    began = time.perf_counter()
+    notebook_loop(folder, size)
+    loop = time.perf_counter() - began
+    began = time.perf_counter()
+    build_cache(DatasetIndex.read(folder), size, root)
+    built = time.perf_counter() - began
+    began = time.perf_counter()
+    again = build_cache(DatasetIndex.read(folder), size, root)
+    assert again.images[0].any() and again.masks.shape[1:] == (size, size)
+    mapped = time.perf_counter() - began
+    return f"| {size} | {loop:.1f} s | {built:.1f} s | {loop / built:.1f} | {mapped:.3f} s |"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--sizes", type=int, nargs="*", default=[96, 256])
+    parser.add_argument("--to", type=Path, help="a Markdown file for the table")
+    given = parser.parse_args(argv)
+    head = "| image size | loop | cache | loop / cache | second start |\n|---|---|---|---|---|"
+    print(head)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = write_photographs(Path(scratch) / "data", given.images)
+        rows = []
+        for size in given.sizes:
+            rows.append(measure(folder, size, Path(scratch) / "cache"))
+            print(rows[-1], flush=True)
+    if given.to:
+        machine = (
+            f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+        )
+        title = f"# {given.images} photographs of {WIDTH} x {HEIGHT}\n\n`python -m bench.data`: "
+        given.to.write_text(f"{title}{machine}.\n\n{head}\n" + "\n".join(rows) + "\n")
+
+
+if __name__ == "__main__":
+    main()
