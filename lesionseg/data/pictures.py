@@ -58,7 +58,7 @@ def read_image(path: Path, draft: int | None = None) -> Image.Image:
 
 
 def enough(size: int) -> int:
-    """The side that a JPEG needs to be decoded at, in pixels, to be squeezed to ``size`` as if in full."""
+    """The pixels of a side that a JPEG is decoded at to look as in full when it is squeezed."""
     return 2 * size
 
 
