@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -314,6 +315,8 @@ def predict(
     threads: Threads = None,
 ) -> None:
     """Mark the lesion in any images: masks, overlays and a table."""
+    # Before torch is imported: its threads are to sleep, not spin, while others read and write.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from search import console as show
     from search.inputs import find_images, find_masks
     from search.predict import check_out, open_final, predict_files, print_summary

@@ -65,6 +65,13 @@ def trained(name: str, images: Pixels, masks: Pixels, size: int, steps: int) -> 
         optimizer.zero_grad()
         F.binary_cross_entropy_with_logits(logits, target).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+    # So few steps leave batch norm's statistics behind the weights: they are taken anew.
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.reset_running_stats()
+            layer.momentum = None
+    with torch.no_grad():
+        model(normalise(torch.from_numpy(images[:TRAIN])))
     return Segmenter(model, config)
 
 
