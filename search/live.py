@@ -24,6 +24,8 @@ from search.run import sigterm_as_interrupt
 
 #: Seconds between two looks.
 EVERY = 1.0
+#: Of a core, what a view beside the work may take.
+SHARE = 0.02
 #: Seconds that the last look of a view may take when its work has ended.
 PATIENCE = 2.0
 #: Characters that a curve is drawn with at most, and from lowest to highest.
@@ -221,12 +223,18 @@ class Following:
     def _draw(self) -> None:
         look: Callable[[], Status] | None = None
         while not self.over.is_set():
+            began = time.thread_time()
             try:
                 look = look or self.open()
                 self.live.update(_drawn(self.console, [look()]), refresh=True)
             except Exception:  # noqa: S110
                 pass  # the work itself tells what is wrong; a view must not end it
-            self.over.wait(self.every)
+            self.over.wait(pause(self.every, time.thread_time() - began))
+
+
+def pause(every: float, took: float) -> float:
+    """Seconds until the next look: longer where a look takes long, SHARE of a core at most."""
+    return max(every, took / SHARE)
 
 
 def can_draw(console: Console) -> bool:

@@ -194,6 +194,11 @@ def test_a_view_that_fails_ends_nothing_and_the_cursor_comes_back():
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
 
 
+@pytest.mark.parametrize(("took", "seconds"), [(0.0, 1.0), (0.01, 1.0), (0.1, 5.0), (1.0, 50.0)])
+def test_a_view_that_costs_much_is_drawn_more_rarely(took, seconds):
+    assert live.pause(1.0, took) == pytest.approx(seconds)
+
+
 class Terminal:
     """A process in a pseudo-terminal of a size, and what it has written."""
 
