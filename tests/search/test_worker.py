@@ -18,13 +18,14 @@ from lesionseg import checkpoint
 from lesionseg.config import TrialConfig
 from lesionseg.metrics import METRICS
 from lesionseg.train import EpochRecord
-from search import attempt, trials
+from search import attempt, notes, trials
 from search.books import MAY_BE_LOST, Claim
 from search.join import Slot
 from search.ledger import Ledger
 from search.pruners import PRUNERS
 from search.study import open_study
 from search.suggest import suggest
+from search.tidy import PICTURE
 from search.who import Who, this_process
 from search.worker import HISTORY, KEEP_BEST, STATE, WEIGHTS, _taken_up
 from tests.conftest import write_folder
@@ -427,7 +428,7 @@ def check_gone_on(opened, done, expected) -> None:
     assert done.user_attrs["epochs"] == 5
     assert trials.spent(opened.study.trials) == 1
     assert opened.depot.names(0) == []
-    assert opened.depot.names(1) == sorted([WEIGHTS, HISTORY])
+    assert opened.depot.names(1) == sorted([WEIGHTS, HISTORY, PICTURE])
 
 
 def test_a_trial_that_is_put_down_in_an_epoch_goes_on_from_there_to_the_last_digit(
@@ -591,3 +592,30 @@ def test_weights_of_a_trial_that_is_not_told_yet_are_never_deleted(tiny_data, tm
     assert worker.ledger.finish(other, TrialState.COMPLETE, 0.0)
     worker.run_one()
     assert not theirs.exists()  # it is told, and the worst
+
+
+# --- what people look at -----------------------------------------------------------------------
+
+
+def test_a_picture_or_a_note_that_cannot_be_made_costs_no_trial(opened, monkeypatch):
+    def broken(*_):
+        raise OSError("no")
+
+    monkeypatch.setattr("search.worker.notes.attrs_of", broken)
+    monkeypatch.setattr("search.worker.drop_pictures", broken)
+    place = opened.depot.local(0, PICTURE)
+    place.mkdir()  # the child cannot put its picture there
+    done = worker_of(opened).run_one()
+    assert done.state == TrialState.COMPLETE
+    assert done.value is not None
+    assert not list(place.iterdir())
+
+
+def test_a_failed_trial_leaves_its_note(opened):
+    queue(opened, width=WAYS["segfaults"])
+    done = worker_of(opened, program=troubles.__name__).run_one()
+    assert (done.state, trials.reason_of(done)) == (TrialState.FAIL, "crash")
+    attrs = opened.study._storage.get_study_system_attrs(opened.study._study_id)
+    text = notes.by_trial(attrs)[done._trial_id][f"dashboard:{done._trial_id}:note_str:0"]
+    assert text == notes.of_trial(done)
+    assert "SIGSEGV" in text
