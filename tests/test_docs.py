@@ -85,3 +85,18 @@ def test_every_link_within_the_project_leads_somewhere(page):
 def test_no_page_holds_a_placeholder():
     for page in PAGES:
         assert "@@" not in page.read_text(), page.name
+
+
+def test_the_dashboards_page_shows_proxies_that_lead_to_its_port_and_tell_the_name():
+    """As nginx and Caddy read them: braces that close, statements that end, the default port."""
+    page = (ROOT / "docs" / "dashboard.md").read_text()
+    nginx, caddy = (
+        re.search(rf"```{n}\n(.*?)```", page, re.DOTALL)[1] for n in ("nginx", "caddyfile")
+    )
+    for text in (nginx, caddy):
+        depth = [text[: i + 1].count("{") - text[: i + 1].count("}") for i in range(len(text))]
+        assert min(depth) == depth[-1] == 0
+        assert "127.0.0.1:8080" in text
+    ends = [line.strip()[-1] for line in nginx.splitlines() if line.strip()]
+    assert set(ends) <= set("{};")
+    assert "proxy_set_header Host $host;" in nginx  # Caddy hands it on by itself
