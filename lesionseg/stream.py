@@ -100,6 +100,8 @@ def stream(
                 return _read(path, segmenter.image_size, view)
         except InputError as error:
             return error
+        except MemoryError:
+            return InputError(f"{path}: too large for the memory that is left; scale it down")
 
     def finish(taken: Taken, probability: Probability) -> T | InputError:
         try:

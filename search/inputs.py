@@ -88,7 +88,7 @@ def _meant(text: str) -> list[Path]:
                 f"{path}: no picture in this folder; '{path / '**' / '*'}' looks below it too"
             )
         return found
-    if path.exists():
+    if path.is_file():
         return [path]
     matched = sorted(map(Path, glob.glob(text, recursive=True)))
     found = [p for p in matched if _is_picture(p)]

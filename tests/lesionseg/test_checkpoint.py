@@ -245,6 +245,24 @@ def test_a_configuration_made_to_do_harm(tmp_path, config, message):
     assert len(text) < 400
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["smp_unet", "smp_dpt"])  # between them, every encoder
+def test_every_encoder_is_described_without_memory_for_it(name, tmp_path):
+    """By what is refused: an empty file lacks exactly the tensors that the network has."""
+    option = MODELS[name]
+    for encoder in option.space["encoder"].choices:
+        config = TrialConfig(model=Pick(name, {"encoder": encoder}))
+        with torch.device("meta"), checkpoint._NumbersOnCpu():
+            model = build_model(config.model, image_size=256, fresh=False)
+        assert {p.device.type for p in model.parameters()} == {"meta"}
+        path = tmp_path / f"{encoder}.safetensors"
+        checkpoint.save(path, {}, config)
+        n = len(model.state_dict())
+        assert refusal(path).startswith(
+            f"the weights do not fit {name}: {n} of {n} tensors are missing: "
+        )
+
+
 @pytest.mark.parametrize("noted", ["{", "[]", '{"tta": "d5"}', "[" * 100_000, '{"chain": [3]}'])
 def test_what_it_says_of_inference_is_checked(saved, noted):
     with safe_open(saved, framework="pt") as file:

@@ -134,6 +134,15 @@ def test_a_large_jpeg_that_is_held_sideways_has_its_own_size(run, tmp_path):
     assert lesionseg.load(run, device="cpu").predict(tmp_path / "a.jpg").mask.shape == (900, 400)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (1, 50_000), (50_000, 1), (3, 40_000)])
+def test_pictures_of_any_shape_are_marked_at_their_size(run, shape):
+    dark = np.full((*shape, 3), 40, np.uint8)
+    found = lesionseg.load(run, device="cpu").predict(dark)
+    assert found.mask.shape == found.probability.shape == shape
+    assert found.mask.all()
+    assert found.centre == ((shape[1] - 1) / 2, (shape[0] - 1) / 2)
+
+
 @pytest.mark.parametrize(
     ("picture", "told"),
     [

@@ -72,6 +72,20 @@ def test_pictures_that_cannot_be_used_are_told_in_their_place(segmenter, paths):
     assert segmenter.model.batches == [2, 2, 2, 2, 1]
 
 
+def test_a_picture_that_memory_does_not_hold_is_told(segmenter, paths, monkeypatch):
+    real = streaming._read
+
+    def read(path, size, view):
+        if path == paths[0]:
+            raise MemoryError
+        return real(path, size, view)
+
+    monkeypatch.setattr(streaming, "_read", read)
+    found = list(stream(segmenter, paths, grey_of))
+    assert str(found[0]).startswith(f"{paths[0]}: too large for the memory that is left")
+    assert len(found) == 11 and found[1][0] == "01.png"
+
+
 def test_nothing_gives_nothing(segmenter):
     assert list(stream(segmenter, [], grey_of)) == []
 
