@@ -2,8 +2,8 @@
 
 First view: a study of finished trials of 40 epochs, as workers leave them, in SQLite; the real
 command serves it and the page's own questions are asked, the first time as soon as it listens.
-With --plain the same questions to optuna-dashboard as it comes. Cost: seconds that the picture,
-the note and the attributes take, against the training of the same trial.
+With --plain the same questions to optuna-dashboard as it comes. Cost: CPU seconds of a trial's
+picture and note, against those of a training in the same process.
 
     python -m bench.dashboard [--trials 5000] [--plain] [--cost]
 """
@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -35,13 +35,13 @@ from sqlalchemy.orm import Session
 
 from bench.overhead import open_bench_study
 from lesionseg.config import TrialConfig
+from lesionseg.space import Pick
 from search import artifacts, notes
 from search.ledger import Ledger
-from search.study import OpenStudy, create_or_resume, prepare_sampling
+from search.study import OpenStudy, create_or_resume
 from search.suggest import suggest
 from search.tidy import HISTORY, PICTURE
 from search.transfer_rows import _OF_A_TRIAL, _ids, _trial_row, _write
-from search.worker import Worker
 
 EPOCHS = 40
 METRICS = ("dice", "jaccard", "thresholded_jaccard", "precision", "recall", "specificity")
@@ -170,79 +170,45 @@ def views(port: int, study: int, trials: int) -> None:
     ask(port, f"/api/studies/{study}/param_importances", "importances")
 
 
-def cost(folder: Path, trials: int) -> None:
-    """What the picture, the note and the attributes add to trials, in one run, in turns."""
+def cost(folder: Path) -> None:
+    """CPU seconds of a training, and of what is then made to look at; in one process, one run."""
+    from lesionseg import checkpoint
     from lesionseg.data.synthetic import write_dataset
+    from lesionseg.sheet import draw_sheet, spread
+    from lesionseg.train import TrainData, train
     from search.spec import spec_from
 
-    write_dataset(folder / "data", 120, height=192, width=256)
-    spec = spec_from(
-        {
-            "name": "cost",
-            "data": {"image_size": 128},
-            "budget": {"trials": 1000, "epochs": 3},
-            "pruner": {"name": "none"},
-            "fixed": {"batch_size": 8},
-            "search": {"model": {"unet": {"width": 16, "depth": 4}}, "loss": "bce_dice",
-                       "optimizer": {"adamw": {"lr": [1e-4, 1e-2]}}},
-        },
-        "bench",
-    )  # fmt: skip
-    opened = create_or_resume(spec, folder / "data", folder / "cost")
-    prepare_sampling(opened)
-    from bench.overhead import Stopwatch
-    from search.slots import default_slot
-
-    both: dict[bool, list[float]] = {True: [], False: []}
-    training: list[float] = []
-    watch = Stopwatch()
-    worker = Worker(
-        opened.study, opened.spec, opened.material, opened.depot, default_slot("cpu", 2), watch
-    )
-    with worker:
-        worker.run_one()
-        for turn in range(2 * trials):
-            shown = turn % 2 == 0
-            with _without(worker) if not shown else _as_it_is():
-                began = time.perf_counter()
-                worker.run_one()
-                both[shown].append(time.perf_counter() - began - watch.training)
-            training.append(watch.training)
-    with_, without = statistics.median(both[True]), statistics.median(both[False])
-    added, trained = with_ - without, statistics.median(training)
-    print(f"trials, each way                            {trials}")
-    print(f"training of a trial                         {trained:.2f} s")
-    print(f"beside it, with picture, note, attributes   {with_:.3f} s")
-    print(f"beside it, without                          {without:.3f} s")
-    print(f"added                                       {added:.3f} s, {added / trained:.2%} here")
-    print(f"of a trial of 60 s                          {added / 60:.2%} (at most 2%)")
-
-
-@contextmanager
-def _as_it_is() -> Iterator[None]:
-    yield
-
-
-@contextmanager
-def _without(worker: Worker) -> Iterator[None]:
-    """A worker that leaves nothing to look at."""
-    from unittest.mock import patch
-
-    from search.worker import Training
-
-    job: Callable[..., object] = Training._job
-
-    def unseen(self: Training, parts: int) -> object:
-        made = job(self, parts)
-        object.__setattr__(made, "picture", None)
-        return made
-
-    with (
-        patch.object(Training, "_job", unseen),
-        patch("search.worker.artifacts.listed", lambda *_: {}),
-        patch("search.worker.notes.attrs_of", side_effect=RuntimeError),
-    ):
-        yield
+    write_dataset(folder / "data", 60, height=128, width=128)
+    search = {"model": {"unet": {"width": 16, "depth": 4}}, "loss": "bce_dice"}
+    plain = {"name": "cost", "data": {"image_size": 128}, "search": search}
+    opened = create_or_resume(spec_from(plain, "bench"), folder / "data", folder / "cost")
+    unet = Pick("unet", {"width": 16, "depth": 4})
+    config = TrialConfig(model=unet, image_size=128, batch_size=8, epochs=2)
+    data = TrainData(opened.cache, opened.material.train, opened.material.val)
+    weights, cpu = folder / "model.safetensors", torch.device("cpu")
+    began = time.process_time()
+    train(config, data, save_to=weights)
+    epoch = (time.process_time() - began) / config.epochs
+    drawn = []
+    for _ in range(7):
+        began = time.process_time()
+        model, _ = checkpoint.load(weights)
+        draw_sheet(model, data.cache, spread(data.cache, data.val), folder / "s.jpg", cpu)
+        drawn.append(time.process_time() - began)
+    ledger, trial = Ledger(opened.study), opened.study.ask()
+    opened.study.tell(trial, 0.5)
+    done, noted = opened.study.trials[0], []
+    for _ in range(7):
+        began = time.process_time()
+        ledger.describe(notes.attrs_of(done))
+        noted.append(time.process_time() - began)
+    added = statistics.median(drawn) + statistics.median(noted)
+    print(f"an epoch of {len(data.train)} images of 128 px          {epoch:8.2f} CPU seconds")
+    print(f"the picture                                {statistics.median(drawn):8.3f}")
+    print(f"the note                                   {statistics.median(noted):8.3f}")
+    for epochs in (10, EPOCHS):
+        print(f"share of a trial of {epochs} epochs               {added / (epochs * epoch):8.2%}")
+    print(f"share of a trial of 60 CPU seconds         {added / 60:8.2%} (at most 2%)")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -255,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if given.cost:
-            cost(folder, 10)
+            cost(folder)
             return
         os.environ["LESIONSEARCH_CACHE"] = str(folder / "cache")
         opened = open_bench_study(folder)
