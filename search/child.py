@@ -19,10 +19,12 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 import types
 from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,9 @@ from search.jobs import GO_ON, STOP, SUSPEND, Broke, End, Job
 #: Added to how readily Linux ends a training when the host is out of memory: it is to be the
 #: training, not its worker or the database.
 OOM_SCORE = "500"
+
+#: How often a start is tried while the server that forks the children is being killed.
+STARTS = 5
 
 #: Two threads that start children at once would each hide the other's stand-in.
 _STARTING = threading.Lock()
@@ -48,13 +53,30 @@ class Child:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([job.program, *job.imports])
         self._oom_kills = oom_kills()
+        for left in reversed(range(STARTS)):
+            try:
+                self._start(context, job)
+                return
+            except (ConnectionError, EOFError):  # the server was killed just now
+                if not left:
+                    raise
+                time.sleep(0.05)  # until that is seen, and another one started
+
+    def _start(self, context: ForkServerContext, job: Job) -> None:
         self._pipe, theirs = context.Pipe()
         watched, self._lifeline = context.Pipe(duplex=False)
         self._process = context.Process(target=_enter, args=(theirs, watched, job))
-        with _without_main():
-            self._process.start()
-        theirs.close()
-        watched.close()
+        try:
+            with _without_main():
+                self._process.start()
+        except BaseException:
+            # A server may have forked the child before it died: without a lifeline that ends too.
+            for end in (self._pipe, self._lifeline):
+                end.close()
+            raise
+        finally:
+            theirs.close()
+            watched.close()
 
     @property
     def pid(self) -> int:

@@ -8,6 +8,7 @@ import sys
 import textwrap
 import time
 from dataclasses import replace
+from multiprocessing import forkserver
 
 import numpy as np
 import psutil
@@ -455,3 +456,34 @@ def test_this_side_of_the_pipe_needs_no_torch():
         cwd=ROOT,
     )
     assert found.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("step", ["ensure_running", "connect_to_new_process"])
+def test_a_server_that_is_killed_while_it_starts_a_child_is_replaced(job, monkeypatch, step):
+    follow(job)  # so that there is one
+    server, killed = forkserver._forkserver, []
+    place = server if step == "ensure_running" else forkserver
+    real = getattr(place, step)
+
+    def and_then_it_dies(*given):
+        done = real(*given)
+        if not killed:
+            killed.append(psutil.Process(server._forkserver_pid))
+            killed[0].kill()
+            assert wait_until(lambda: killed[0].status() == psutil.STATUS_ZOMBIE, PATIENCE)
+        return done
+
+    monkeypatch.setattr(place, step, and_then_it_dies)
+    assert isinstance(follow(job)[-1], Trained)
+    assert killed[0].pid != server._forkserver_pid
+
+
+def test_a_server_that_dies_each_time_is_told(job, monkeypatch):
+    def refused(*_):
+        raise ConnectionRefusedError("nobody listens")
+
+    monkeypatch.setattr(forkserver, "connect_to_new_process", refused)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(ConnectionRefusedError):
+        Child(job)
+    assert len(os.listdir("/proc/self/fd")) == before
