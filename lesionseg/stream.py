@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -79,8 +79,10 @@ def stream(
     view: int = 0,
     batch_size: int | None = None,
     threads: int = 2,
-) -> Iterator[T | InputError]:
+) -> Generator[T | InputError, None, None]:
     """What ``use`` makes of each picture, in order; the error of one that cannot be used.
+
+    Who leaves before the end closes it: that waits for what the threads have begun.
 
     Args:
         segmenter: its network runs in the caller's thread.

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,7 @@ def predict_files(
     names = dict(zip(images, names_for(images), strict=True))
     with _whole(out) as folder:
         artist = _Artist(segmenter, folder, names, masks, overlays)
-        rows = stream(
+        finished = stream(
             segmenter,
             images,
             artist.use,
@@ -124,9 +124,13 @@ def predict_files(
         )
         columns = [*COLUMNS, *(["dice"] if masks is not None else [])]
         # Names of files are bytes to the system, and not always text.
-        with (folder / TABLE).open(
-            "w", newline="", encoding="utf-8", errors="surrogateescape"
-        ) as file:
+        # Closed before the folder goes: its threads would write there after it was emptied.
+        with (
+            closing(finished) as rows,
+            (folder / TABLE).open(
+                "w", newline="", encoding="utf-8", errors="surrogateescape"
+            ) as file,
+        ):
             table = csv.DictWriter(file, columns)
             table.writeheader()
             for done, row in enumerate(rows, 1):

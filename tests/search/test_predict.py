@@ -4,6 +4,7 @@ import csv
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from lesionseg import checkpoint
 from lesionseg.config import TrialConfig
 from lesionseg.data.pictures import read_mask
 from lesionseg.errors import InputError
-from lesionseg.figures import PREDICTED_COLOUR
+from lesionseg.figures import PREDICTED_COLOUR, overlay
 from lesionseg.inference import Inference
 from lesionseg.space import Pick
 from search import predict
@@ -183,7 +184,13 @@ def test_a_full_disk_leaves_nothing_half_written(segmenter, pairs, tmp_path, mon
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cwd", "data"]
 
 
-def test_an_interrupt_leaves_nothing_half_written(segmenter, pairs, tmp_path):
+def test_an_interrupt_leaves_nothing_half_written(segmenter, pairs, tmp_path, monkeypatch):
+    def slowly(*args):
+        time.sleep(0.05)  # so that threads still draw when the interrupt comes
+        return overlay(*args)
+
+    monkeypatch.setattr("search.predict.overlay", slowly)
+
     def stop(done, total):
         if done == 3:
             raise KeyboardInterrupt
