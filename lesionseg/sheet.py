@@ -82,7 +82,7 @@ def _tile(image: Pixels, mask: Pixels, probability: NDArray[np.float32], name: s
     dice = f"Dice {_dice(probability, mask):.3f}"
     draw.text((SIDE - 4, SIDE + 2), dice, "black", font, anchor="ra")
     room = SIDE - 16 - draw.textlength(dice, font)
-    draw.text((4, SIDE + 2), _shortened(draw, name, font, room), "black", font)
+    draw.text((4, SIDE + 2), shortened(draw, name, font, room), "black", font)
     return tile
 
 
@@ -92,7 +92,8 @@ def _dice(probability: NDArray[np.float32], mask: Pixels) -> float:
     return float(metrics.score(counts)["dice"][0])
 
 
-def _shortened(draw: ImageDraw.ImageDraw, name: str, font: Font, room: float) -> str:
+def shortened(draw: ImageDraw.ImageDraw, name: str, font: Font, room: float) -> str:
+    """The name as far as it fits into so many pixels, with an ellipsis where it does not."""
     shown = name
     while len(shown) > 1 and draw.textlength(shown, font) > room:
         shown = shown[:-2] + "\N{HORIZONTAL ELLIPSIS}"

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
+import cv2
 import numpy as np
+from PIL import Image
 
-from lesionseg.data.cache import check_pair
+from lesionseg.data.cache import Cache, check_pair
 from lesionseg.data.index import DatasetIndex, Record
-from lesionseg.data.pictures import read_image, read_mask
+from lesionseg.data.likeness import SIDE
+from lesionseg.data.pictures import Pixels, enough, read_binary, read_image_and_size
+from lesionseg.data.similar import Look, look
 from lesionseg.errors import InputError, some
+
+Progress = Callable[[int, int], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """What was seen of one pair. area: the lesion's share of the picture, in [0, 1]."""
+    """What was seen of one pair. area: the lesion's share of the picture, in [0, 1].
+
+    components: pieces of the mask that do not touch, not even at a corner. look: what copies of the
+    picture are known by; None where the pair cannot be used.
+    """
 
     name: str
     shape: tuple[int, int] = (0, 0)
@@ -27,6 +40,8 @@ class Pair:
     on_border: bool = False
     thresholded: bool = False
     problem: str | None = None
+    components: int = 0
+    look: Look | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -41,9 +56,23 @@ class Audit:
         """What keeps pairs from being used, one line each."""
         return [p.problem for p in self.pairs if p.problem]
 
+    @property
+    def whole(self) -> list[Pair]:
+        """The pairs that can be used."""
+        return [p for p in self.pairs if not p.problem]
+
+    def odd(self) -> dict[str, list[Pair]]:
+        """Usable pairs that are worth a look, by what is odd about their masks."""
+        kinds: dict[str, Callable[[Pair], bool]] = {
+            "empty": lambda p: p.area == 0,
+            "full": lambda p: p.area == 1,
+            "not binary": lambda p: p.thresholded,
+            "several components": lambda p: p.components > 1,
+        }
+        return {kind: [p for p in self.whole if is_odd(p)] for kind, is_odd in kinds.items()}
+
     def facts(self) -> dict[str, str]:
         """What there is, by what it is called."""
-        whole = [p for p in self.pairs if not p.problem]
         splits = Counter(r.split for r in self.index.records if r.split)
         facts = {
             "layout": self.index.layout,
@@ -52,9 +81,7 @@ class Audit:
             "official split": ", ".join(f"{k} {n}" for k, n in splits.items()) or "none",
             "not usable": str(len(self.problems)),
         }
-        if whole:
-            facts |= _seen(whole)
-        return facts
+        return facts | _seen(self) if self.whole else facts
 
     def refuse_broken(self) -> None:
         """InputError where a pair cannot be used."""
@@ -65,42 +92,106 @@ class Audit:
             )
 
 
-def audit(
-    root: Path, layout: str = "auto", on_progress: Callable[[int, int], None] | None = None
-) -> Audit:
-    """Reads every pair at its own size. InputError where the layout itself is wrong."""
-    index = DatasetIndex.read(root, layout)
+def audit(root: Path, layout: str = "auto", on_progress: Progress | None = None) -> Audit:
+    """Reads every pair once, its mask at its own size. InputError where the layout is wrong.
+
+    Groups that lie in two official splits are taken as they are: ``leaks.check`` finds them.
+    """
+    index = DatasetIndex.read(root, layout, torn=True)
+    return Audit(index, _each(_read, index.records, on_progress))
+
+
+def audit_cached(index: DatasetIndex, cache: Cache) -> Audit:
+    """What an audit sees of the pictures in a cache, of pairs that can all be used.
+
+    Masks are seen at the cache's size, so that what is tiny may be missed. Pictures are read again
+    only where those of the cache are too small to tell copies from others.
+    """
+    shapes = cache.shapes or [(0, 0)] * len(index.records)
+    thresholded = set(cache.thresholded)
+
+    def seen(i: int) -> Pair:
+        record, mask, small = index.records[i], cache.masks[i], cache.images[i]
+        known = cache.digests[i] if cache.digests else _digest(small, shapes[i])
+        if len(small) >= SIDE:
+            picture = Image.fromarray(small)
+        else:
+            picture, _ = read_image_and_size(record.image, draft=enough(SIDE))
+        return Pair(
+            record.name,
+            shapes[i],
+            float(cache.areas[i]),
+            _on_border(mask),
+            record.name in thresholded,
+            components=_components(mask),
+            look=look(picture, known),
+        )
+
+    return Audit(index, _each(seen, range(len(index.records))))
+
+
+def _each(
+    work: Callable[[T], Pair], of: Sequence[T], on_progress: Progress | None = None
+) -> tuple[Pair, ...]:
     pairs = []
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for i, pair in enumerate(pool.map(_look, index.records)):
+        for i, pair in enumerate(pool.map(work, of)):
             pairs.append(pair)
             if on_progress:
-                on_progress(i + 1, len(index.records))
-    return Audit(index, tuple(pairs))
+                on_progress(i + 1, len(of))
+    return tuple(pairs)
 
 
-def _look(record: Record) -> Pair:
+def _read(record: Record) -> Pair:
     try:
-        shape = check_pair(record)
-        read_image(record.image)
-        mask, thresholded = read_mask(record.mask)
+        # Half of a large JPEG's pixels are enough to know its copies by; all of it is still read.
+        image, shape = read_image_and_size(record.image, draft=enough(SIDE))
+        binary = read_binary(record.mask)
+        if (binary.picture.height, binary.picture.width) != shape:
+            check_pair(record)
     except InputError as error:
         return Pair(record.name, problem=str(error))
-    border = mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any()
-    return Pair(record.name, shape, float(mask.mean()), bool(border), thresholded)
+    mask = np.asarray(binary.picture)
+    return Pair(
+        record.name,
+        shape,
+        binary.area,
+        _on_border(mask),
+        binary.thresholded,
+        components=_components(mask),
+        look=look(image, _digest(np.asarray(image), shape)),
+    )
 
 
-def _seen(pairs: list[Pair]) -> dict[str, str]:
-    areas = np.array([p.area for p in pairs])
+def _on_border(mask: Pixels) -> bool:
+    return any(bool(edge.any()) for edge in (mask[0], mask[-1], mask[:, 0], mask[:, -1]))
+
+
+def _components(mask: Pixels) -> int:
+    found, _ = cv2.connectedComponents(np.ascontiguousarray(mask), connectivity=8)
+    return int(found) - 1
+
+
+def _digest(pixels: Pixels, shape: tuple[int, int]) -> str:
+    return hashlib.blake2b(repr(shape).encode() + pixels.tobytes(), digest_size=8).hexdigest()
+
+
+def _seen(audit: Audit) -> dict[str, str]:
+    pairs, odd = audit.whole, audit.odd()
     shapes = Counter(p.shape for p in pairs)
     (height, width), most = shapes.most_common(1)[0]
-    low, middle, high = np.percentile(areas, [5, 50, 95])
-    odd = [p.name for p in pairs if p.thresholded]
+    low, middle, high = np.percentile([p.area for p in pairs], [5, 50, 95])
     return {
         "sizes": f"{len(shapes)}, most often {width}x{height} ({most})",
         "lesion area": f"median {middle:.1%}, 5 to 95%: {low:.1%} to {high:.1%}",
-        "empty masks": str(int((areas == 0).sum())),
-        "full masks": str(int((areas == 1).sum())),
+        "empty masks": _told(odd["empty"]),
+        "full masks": _told(odd["full"]),
         "lesions on the border": f"{np.mean([p.on_border for p in pairs]):.1%}",
-        "masks not binary": f"{len(odd)}, cut at 128: {some(odd)}" if odd else "0",
+        "several components": _told(odd["several components"]),
+        "masks not binary": _told(odd["not binary"], "cut at 128: "),
     }
+
+
+def _told(pairs: Sequence[Pair], word: str = "") -> str:
+    names = [p.name for p in pairs]
+    return f"{len(names)}, {word}{some(names)}" if names else "0"

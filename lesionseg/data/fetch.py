@@ -75,7 +75,8 @@ def fetch(
     accept: whether the user accepts the data set's licence. base: of a mirror, in place of the
     owner's address. keep_archives: leaves them in ``.fetch/``.
 
-    InputError: no such data set, a licence that was not accepted, too little room on the disk.
+    InputError: no such data set, a licence that was not accepted, too little room on the disk, a
+    folder that cannot be written to.
     FetchFailed: a server that has not, or does not send, what it should, after several attempts.
     """
     if name in BY_HAND:
@@ -89,13 +90,23 @@ def fetch(
             f"({source.terms}); read it, and accept it with --accept-license"
         )
     scratch = root / ".fetch"
-    scratch.mkdir(parents=True, exist_ok=True)
     try:
+        scratch.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(scratch / "lock", blocking=False):
             _Fetch(source, root, scratch, base or source.base, on_progress).all(keep_archives)
     except filelock.Timeout:
         raise InputError(f"data fetch: {root}: another process is fetching into it") from None
+    except OSError as error:
+        raise _of_disk(error, root) from error
     return root
+
+
+def _of_disk(error: OSError, root: Path) -> InputError | FetchFailed:
+    """What a folder that cannot be written to, or a disk that fills up, is told as."""
+    where, why = error.filename or root, error.strerror or error
+    if isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
+        return InputError(f"data fetch: {where}: {why}; --root must be a folder to write to")
+    return FetchFailed(f"{where}: {why}; what is there is kept, start again to go on")
 
 
 class _Fetch:

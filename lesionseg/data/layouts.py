@@ -161,8 +161,8 @@ def _read_csv(root: Path) -> Iterator[Record]:
             for column in ("image", "mask"):
                 if column not in columns:
                     raise InputError(
-                        f"data: {path}: needs the columns image and mask (group and split may "
-                        f"follow), got {', '.join(columns) or 'none'}"
+                        f"data: {path}: needs the columns image and mask (group, split and set "
+                        f"may follow), got {', '.join(columns) or 'none'}"
                     )
             for row in rows:
                 yield _csv_record(path, rows.line_num, row)
@@ -180,14 +180,15 @@ def _csv_record(path: Path, line: int, row: Mapping[str, str | None]) -> Record:
     if split not in (None, *SPLITS):
         raise InputError(f"data: {path}:{line}: split must be train, val or test, got {split!r}")
     name = files["image"].stem
-    return Record(name, files["image"], files["mask"], row.get("group") or name, split)
+    group, origin = row.get("group") or name, (row.get("set") or "").strip()
+    return Record(name, files["image"], files["mask"], group, split, origin)
 
 
 LAYOUTS: Mapping[str, Layout] = {
     "csv": Layout(
         lambda root: _manifest(root).is_file(),
         _read_csv,
-        "a .csv file, or manifest.csv in the folder, with columns image, mask, group, split",
+        "a .csv file, or manifest.csv in the folder, with columns image, mask, group, split, set",
     ),
     **{name: _challenge(name) for name in CHALLENGES},
     "ham10000": Layout(

@@ -17,13 +17,19 @@ MASK_SUFFIXES = ("", "_segmentation", "_mask", "_lesion", "_gt", "_label", "-mas
 
 @dataclass(frozen=True)
 class Record:
-    """One pair. ``group`` is the patient or lesion; ``split`` the official one, where there is."""
+    """One pair. ``group`` is the patient or lesion; ``split`` the official one, where there is.
+
+    ``set``: the data set it is counted with, "" for the only one. ``home``: which of several data
+    sets that are used together it was read from, "" for the only one.
+    """
 
     name: str
     image: Path
     mask: Path
     group: str
     split: str | None = None
+    set: str = ""
+    home: str = ""
 
 
 def pictures(folder: Path) -> list[Path]:

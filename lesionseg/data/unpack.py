@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 #: An archive that grows to more than this many times its size is not one of pictures.
@@ -35,7 +36,7 @@ def unpack(archive: Path, home: Path, scratch: Path) -> Path:
             _refuse_unsafe(archive, members)
             for member in members:
                 zipped.extract(member, part)  # checks each member's CRC
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:
         shutil.rmtree(part, ignore_errors=True)
         raise BadArchive(f"{archive.name}: broken: {error}") from None
     except BaseException:

@@ -47,12 +47,12 @@ def sound(tmp_path):
 
 def test_each_pair_is_seen_as_it_is(sound):
     assert audit(sound).pairs == (
-        Pair("a_plain", (20, 40), 0.25, on_border=False),
-        Pair("b_corner", (20, 40), 0.25, on_border=True),
-        Pair("c_bottom", (20, 40), 0.01, on_border=True),
+        Pair("a_plain", (20, 40), 0.25, on_border=False, components=1),
+        Pair("b_corner", (20, 40), 0.25, on_border=True, components=1),
+        Pair("c_bottom", (20, 40), 0.01, on_border=True, components=1),
         Pair("d_empty", (20, 40), 0.0, on_border=False),
-        Pair("e_full", (20, 40), 1.0, on_border=True),
-        Pair("f_soft", (20, 40), 0.25, on_border=False, thresholded=True),
+        Pair("e_full", (20, 40), 1.0, on_border=True, components=1),
+        Pair("f_soft", (20, 40), 0.25, on_border=False, thresholded=True, components=1),
         Pair("g_tall", (40, 20), 0.0, on_border=False),
     )
 
@@ -70,9 +70,10 @@ def test_the_facts_of_a_data_set(sound):
         "not usable": "0",
         "sizes": "2, most often 40x20 (6)",
         "lesion area": "median 25.0%, 5 to 95%: 0.0% to 77.5%",
-        "empty masks": "2",
-        "full masks": "1",
+        "empty masks": "2, d_empty, g_tall",
+        "full masks": "1, e_full",
         "lesions on the border": "42.9%",
+        "several components": "0",
         "masks not binary": "1, cut at 128: f_soft",
     }
 

@@ -1,13 +1,16 @@
 """Fetching from a server of the true layout that breaks off, refuses and lies."""
 
+import errno
 import hashlib
 import io
 import json
+import os
 import shutil
 import threading
 import zipfile
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import urlsplit
 
@@ -353,6 +356,15 @@ def damaged() -> bytes:
     return whole[:200] + b"\0\0\0\0" + whole[204:]
 
 
+def deflated() -> bytes:
+    """Whose compressed stream is none any more."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("ISIC_0.jpg", bytes(range(256)) * 40)
+    whole = stream.getvalue()
+    return whole[:60] + b"\xff" * 40 + whole[100:]
+
+
 def bomb() -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as file:
@@ -369,11 +381,12 @@ def bomb() -> bytes:
         (zipped(**{"C:/outside.txt": "x"}), "leads out"),
         (link(), "holds a link"),
         (damaged(), "broken"),
+        (deflated(), "broken"),
         (b"<html>please log in</html>", "broken"),
         (zipped(), "holds no file"),
         (bomb(), "no set of pictures"),
     ],
-    ids=["up", "root", "backslash", "drive", "link", "crc", "html", "empty", "bomb"],
+    ids=["up", "root", "backslash", "drive", "link", "crc", "deflate", "html", "empty", "bomb"],
 )
 def test_an_archive_that_is_none_leaves_nothing_behind(server, tmp_path, content, message):
     root = tmp_path / "a" / "b"
@@ -394,6 +407,31 @@ def test_a_full_disk_is_told_before_anything_is_fetched(server, root, monkeypatc
     told = refusal(InputError, server, root)
     assert "GB are free; make room, or name another --root" in told
     assert not any(method == "GET" for method, *_ in server.log)
+
+
+def test_a_disk_that_fills_up_while_unpacking_leaves_no_folder(server, root, monkeypatch):
+    whole = zipfile.ZipFile.extract
+
+    def extract(self, member, path):
+        if member.filename.endswith("ISIC_1.jpg") or list(Path(path).glob("*")):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return whole(self, member, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zipfile.ZipFile, "extract", extract)
+        told = refusal(FetchFailed, server, root)
+    assert "No space left on device; what is there is kept, start again" in told
+    assert not any(".unpacking" in p.name for p in (root / ".fetch").iterdir())
+    before = len(server.log)
+    had(server, root)
+    assert is_whole(root)
+    again = [path for method, path, *_ in server.log[before:] if method == "GET"]
+    assert not any(FIRST in path for path in again)
+
+
+def test_a_root_that_is_a_file_is_told(server, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "--root must be a folder" in refusal(InputError, server, tmp_path / "file" / "set")
 
 
 # --- the command ---------------------------------------------------------------------------------

@@ -395,13 +395,14 @@ def test_a_ph2_case_without_lesion(tmp_path):
         ),
         (
             "picture,mask\na.jpg,a.png\n",
-            ": needs the columns image and mask (group and split may follow), got picture, mask",
+            ": needs the columns image and mask (group, split and set may follow), got picture, "
+            "mask",
         ),
         (
             "image;mask\na.jpg;a.png\n",
-            ": needs the columns image and mask (group and split may follow), got image;mask",
+            ": needs the columns image and mask (group, split and set may follow), got image;mask",
         ),
-        ("", ": needs the columns image and mask (group and split may follow), got none"),
+        ("", ": needs the columns image and mask (group, split and set may follow), got none"),
         ("image,mask\n", ": no pair of image and mask (a .csv file, or manifest.csv in the"),
         (b"image,mask\n\xff\xfe,b.png\n", ": not a readable CSV file: 'utf-8' codec can't decode"),
         ('image,mask\n"a.jpg\0",a.png\n', ""),

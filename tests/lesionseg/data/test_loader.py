@@ -1,7 +1,9 @@
 """Batches follow from (seed, epoch, step) alone, whoever prepares them."""
 
+import gc
 import itertools
 import pickle
+import threading
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from lesionseg.data.index import DatasetIndex
 from lesionseg.data.loader import (
     MEAN,
     STD,
+    Ahead,
     BatchDataset,
     EpochPlan,
     batch_seed,
@@ -39,9 +42,8 @@ def cache(tiny_data, tmp_path_factory):
 def batches(cache, members, batch_size, pick, *, seed=0, workers=0, epochs=(1,), start=0):
     """The batches of each of the epochs, the first from a step on, as a training draws them."""
     members = np.asarray(members, dtype=np.int64)
-    loader, plan = train_loader(
-        cache, members, batch_size, build_augment(pick), seed=seed, workers=workers
-    )
+    dataset = BatchDataset(cache, build_augment(pick), seed)
+    loader, plan = train_loader(dataset, members, batch_size, seed=seed, workers=workers)
     drawn = []
     for epoch in epochs:
         plan.epoch, plan.start = epoch, start if epoch == epochs[0] else 0
@@ -139,6 +141,54 @@ def test_what_goes_to_a_helper_is_small(cache):
     assert cache.images.sum() > 0  # mapped, so that it could be sent by mistake
     sent = pickle.dumps(BatchDataset(cache, augment, 0))
     assert len(sent) - len(pickle.dumps(augment)) < 1000
+
+
+class Made:
+    """Notes which batches were made, and by whom; number ``broken`` cannot be."""
+
+    def __init__(self, broken=None):
+        self.steps, self.threads, self.broken = [], set(), broken
+        self.more = threading.Event()
+
+    def __getitem__(self, key):
+        if key.step == self.broken:
+            raise OSError("the disk went away")
+        self.steps.append(key.step)
+        self.threads.add(threading.current_thread())
+        if key.step == 1:
+            self.more.set()
+        return key.step
+
+
+def test_the_next_batch_is_made_while_one_is_trained_on():
+    made = Made()
+    given = iter(Ahead(made, plan_of(range(40), 4)))
+    assert next(given) == 0
+    assert made.more.wait(10)  # without being asked for
+    assert list(given) == list(range(1, 10)) == made.steps[1:]
+    assert len(made.threads) == 1 and threading.main_thread() not in made.threads
+
+
+def test_no_more_than_one_batch_is_made_ahead():
+    made = Made()
+    for step in Ahead(made, plan_of(range(40), 4)):
+        assert len(made.steps) <= step + 2
+
+
+def test_a_batch_that_cannot_be_made_is_an_error_where_it_is_asked_for():
+    given = iter(Ahead(Made(broken=2), plan_of(range(40), 4)))
+    assert [next(given), next(given)] == [0, 1]
+    with pytest.raises(OSError, match="went away"):
+        next(given)
+
+
+def test_an_epoch_that_is_broken_off_leaves_no_thread():
+    made = Made()
+    given = iter(Ahead(made, plan_of(range(40), 4)))
+    next(given)
+    del given
+    gc.collect()
+    assert not any(thread.is_alive() for thread in made.threads)
 
 
 # --- the plan of an epoch ------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.stats import ks_2samp
 
 from lesionseg.data.index import DatasetIndex, Record
-from lesionseg.data.split import Split, has_official, make_split, positions
+from lesionseg.data.split import Fold, Split, has_official, make_split, positions
 from lesionseg.errors import InputError
 
 SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
@@ -257,7 +257,8 @@ def test_five_images_are_enough():
 
 
 def test_many_pictures_of_one_patient_are_too_few():
-    with pytest.raises(InputError, match="val and test would be empty"):
+    told = r"val and test would be empty \(in 1 groups that stay whole, train 50"
+    with pytest.raises(InputError, match=told):
         make_split(records_of(["p"] * 50), areas_of(50), SHARES)
 
 
@@ -277,3 +278,126 @@ def test_positions_are_looked_up_in_the_order_asked_for():
     assert positions([], ["a"]).shape == (0,)
     with pytest.raises(KeyError):
         positions(["d"], ["a"])
+
+
+# --- folds ---------------------------------------------------------------------------------------
+
+
+def names_of(records):
+    return [r.name for r in records]
+
+
+@given(group_sizes, st.integers(2, 7), st.integers(0, 2**31), st.sampled_from([0.1, 0.3]))
+@settings(max_examples=150, deadline=None)
+def test_every_record_that_is_not_for_testing_is_validated_on_once(group_sizes, kfold, seed, test):
+    groups = [f"g{i}" for i, size in enumerate(group_sizes) for _ in range(size)]
+    records, areas = records_of(groups), areas_of(len(groups), seed % 1000)
+    try:
+        split = make_split(records, areas, {"test": test}, seed=seed, kfold=kfold)
+    except InputError as error:
+        assert "too few" in str(error) or "must be at most the number of groups" in str(error)
+        assume(False)
+    assert len(split.folds) == kfold
+    assert (split.folds[0].train, split.folds[0].val) == (split.train, split.val)
+    pool = sorted({*names_of(records)} - {*split.test})
+    assert sorted(name for fold in split.folds for name in fold.val) == pool
+    group = {r.name: r.group for r in records}
+    for fold in split.folds:
+        assert fold.val
+        assert sorted(fold.train + fold.val) == pool
+        parts = [{group[name] for name in part} for part in (fold.train, fold.val, split.test)]
+        assert not parts[0] & parts[1] and not (parts[0] | parts[1]) & parts[2]
+        assert abs(len(fold.val) - len(pool) / kfold) <= 4 / 3 * max(group_sizes) + 1e-9
+
+
+@pytest.mark.parametrize(("n", "kfold"), [(20, 2), (100, 5), (1000, 10)])
+def test_folds_of_single_pictures_are_equally_large(n, kfold):
+    split = make_split(single(n), areas_of(n), {"test": 0.2}, kfold=kfold)
+    assert len(split.test) == 0.2 * n
+    assert {len(fold.val) for fold in split.folds} <= {
+        int(0.8 * n / kfold),
+        -(-8 * n // (10 * kfold)),
+    }
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_folds_are_alike_in_lesion_area(seed):
+    n, kfold = 1000, 5
+    records, areas = single(n), areas_of(n, seed)
+    split = make_split(records, areas, {"test": 0.15}, seed=seed, kfold=kfold)
+    area = dict(zip(names_of(records), areas, strict=True))
+    for fold in split.folds:
+        found = ks_2samp([area[name] for name in fold.val], areas)
+        assert found.statistic < 0.05  # of draws that were not sorted the median is near 0.07
+
+
+def test_as_many_folds_as_groups_and_no_more():
+    records = records_of(["a", "a", "b", "c", "d", "t"], [*["train"] * 3, "val", "train", "test"])
+    areas = areas_of(6)
+    split = make_split(records, areas, {"test": 0.15}, official=True, kfold=4)
+    assert sorted(fold.val for fold in split.folds) == [
+        ("r000", "r001"),
+        *(("r002",), ("r003",), ("r004",)),
+    ]
+    assert split.test == ("r005",)
+    with pytest.raises(InputError) as caught:
+        make_split(records, areas, {"test": 0.15}, official=True, kfold=5)
+    assert str(caught.value) == (
+        "data.split.kfold: must be at most the number of groups that are not for testing (4), got 5"
+    )
+
+
+def test_folds_of_official_parts_leave_the_test_as_it_is():
+    splits = [*["train"] * 20, *["val"] * 5, *["test"] * 7]
+    records, areas = single(32, splits), areas_of(32)
+    split = make_split(records, areas, {"test": 0.5}, official=True, kfold=5)
+    assert split.test == tuple(names_of(records)[25:])
+    assert [len(fold.val) for fold in split.folds] == [5] * 5
+
+
+def test_few_groups_of_many_sets_fill_every_fold():
+    """Each set by itself has fewer groups than there are folds."""
+    records = [
+        Record(f"r{i}", Path(f"{i}.jpg"), Path(f"{i}.png"), f"g{i}", None, f"set {i // 3}")
+        for i in range(30)
+    ]
+    split = make_split(records, areas_of(30), {"test": 0.2}, kfold=6)
+    assert sorted(len(fold.val) for fold in split.folds) == [4] * 6
+
+
+def test_limits_count_for_each_fold_and_do_not_thin_the_others():
+    n, limits = 100, {"train": 30, "val": 7, "test": 5}
+    records = single(n)
+    split = make_split(records, areas_of(n), {"test": 0.2}, kfold=4, limits=limits)
+    assert len(split.test) == 5
+    assert [(len(fold.train), len(fold.val)) for fold in split.folds] == [(30, 7)] * 4
+    assert not any({*fold.train} & {*fold.val} for fold in split.folds)
+    assert Split.from_dict(json.loads(json.dumps(split.to_dict()))) == split
+
+
+def test_folds_as_plain_data_and_back():
+    split = make_split(single(40), areas_of(40), {"test": 0.2}, kfold=4)
+    plain = json.loads(json.dumps(split.to_dict()))
+    assert list(plain) == ["train", "val", "test", "folds"]
+    assert [tuple(names) for names in plain["folds"]] == [fold.val for fold in split.folds]
+    assert Split.from_dict(plain) == split
+    assert Split.from_dict({"train": ["a"], "val": ["b"], "test": ["c"]}).folds == ()
+    two = Split(("a",), ("b",), ("c",), (Fold(("a",), ("b",)), Fold(("b",), ("a",))))
+    assert Split.from_dict(two.to_dict()) == two
+
+
+def test_without_folds_the_plain_data_has_no_word_of_them():
+    split = make_split(single(40), areas_of(40), SHARES)
+    assert list(split.to_dict()) == ["train", "val", "test"]
+
+
+@pytest.mark.parametrize("kfold", [None, 5])
+def test_the_lesions_of_the_real_ham10000_never_cross_a_split(real_data, kfold):
+    index = DatasetIndex.read(real_data / "ham10000")
+    group = {r.name: r.group for r in index.records}
+    for seed in range(20):
+        areas = areas_of(len(index.records), seed)
+        split = make_split(index.records, areas, SHARES, seed=seed, kfold=kfold)
+        for train, val in [(f.train, f.val) for f in split.folds] or [(split.train, split.val)]:
+            parts = [{group[name] for name in part} for part in (train, val, split.test)]
+            assert sum(map(len, parts)) == len(set.union(*parts)) == 115

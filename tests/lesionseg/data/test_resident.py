@@ -1,0 +1,135 @@
+"""Batches of which only the plan travels, on the CPU, which computes them as a GPU would."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from lesionseg.augment import build_augment
+from lesionseg.data import resident
+from lesionseg.data.cache import build_cache
+from lesionseg.data.index import DatasetIndex
+from lesionseg.data.loader import BatchDataset, brought, to_device, train_loader
+from lesionseg.data.resident import PlanDataset, Resident, executor
+from lesionseg.errors import InputError
+from lesionseg.space import Pick
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+FULL = build_augment(Pick("full"))
+
+
+@pytest.fixture(scope="module")
+def cache(tiny_data, tmp_path_factory):
+    """30 pictures of 32 x 32."""
+    return build_cache(DatasetIndex.read(tiny_data), 32, tmp_path_factory.mktemp("cache"))
+
+
+def epoch(cache, *, on_device, members=range(30), workers=0, start=0):
+    """The batches of a second epoch, as a network is given them."""
+    members, pipeline = np.asarray(members), build_augment(Pick("full", {"strength": 1.0}))
+    if on_device:
+        there = Resident(cache, members, CPU)
+        dataset, bring = PlanDataset(there, pipeline, 7), there.batch
+    else:
+        dataset = BatchDataset(cache, pipeline, 7)
+
+        def bring(batch):
+            return to_device(batch, CPU)
+
+    loader, plan = train_loader(dataset, members, 4, seed=7, workers=workers)
+    plan.epoch, plan.start = 2, start
+    return list(brought(loader, bring, CPU))
+
+
+def same(one, other):
+    return len(one) == len(other) and all(
+        torch.equal(a, b)
+        for p, q in zip(one, other, strict=True)
+        for a, b in zip(p, q, strict=True)
+    )
+
+
+@pytest.mark.parametrize("members", [range(30), [28, 3, 5, 11, 2, 17, 9, 4, 21]])
+def test_the_device_makes_the_batches_that_the_host_would_have_made(cache, members):
+    host = epoch(cache, on_device=False, members=members)
+    ours = epoch(cache, on_device=True, members=members)
+    assert len(host) == len(ours)
+    for (images, masks), (others, other_masks) in zip(host, ours, strict=True):
+        assert others.shape == images.shape and others.dtype == images.dtype
+        assert others.is_contiguous(memory_format=torch.channels_last)
+        # In deviations of ImageNet's pixels: a tenth is six grey levels.
+        assert (images - others).abs().mean() < 0.1
+        assert masks.shape == other_masks.shape and (masks != other_masks).float().mean() < 0.02
+        assert set(other_masks.unique().tolist()) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_batches_are_the_same_whoever_plans_them(cache, workers):
+    assert same(epoch(cache, on_device=True), epoch(cache, on_device=True, workers=workers))
+
+
+def test_going_on_within_an_epoch_makes_the_rest_of_it(cache):
+    assert same(epoch(cache, on_device=True)[3:], epoch(cache, on_device=True, start=3))
+
+
+def test_what_lies_there_is_what_the_cache_holds(cache):
+    members = np.array([9, 2, 9, 25])
+    there = Resident(cache, members, CPU)
+    assert there.images.shape == (3, 32, 32, 3)
+    rows = there.rows(members)
+    assert np.array_equal(there.images[rows].numpy(), cache.images[members])
+    assert np.array_equal(there.masks[rows].numpy(), cache.masks[members])
+
+
+def test_it_is_brought_a_few_at_a_time(cache, monkeypatch):
+    monkeypatch.setattr(resident, "AT_ONCE", 7)
+    there = Resident(cache, np.arange(30), CPU)
+    assert np.array_equal(there.images.numpy(), cache.images)
+    assert np.array_equal(there.masks.numpy(), cache.masks)
+
+
+def test_what_goes_to_a_helper_holds_no_images(cache):
+    sent = pickle.dumps(PlanDataset(Resident(cache, np.arange(30), CPU), FULL, 0))
+    assert len(sent) - len(pickle.dumps(FULL)) < 2000
+
+
+# --- who augments --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "free", "who"),
+    [
+        (None, CUDA, 4 * 10 * 64 * 64 * 4, "device"),
+        (None, CUDA, 4 * 10 * 64 * 64 * 4 - 4, "host"),  # they would take more than a quarter
+        (None, CPU, 2**40, "host"),
+        ("auto", CPU, 2**40, "host"),
+        ("device", CPU, 0, "device"),
+        ("device", CUDA, 0, "device"),
+        ("host", CUDA, 2**40, "host"),
+    ],
+)
+def test_the_device_augments_where_the_images_fit(monkeypatch, asked, device, free, who):
+    monkeypatch.setattr(resident, "_free", lambda device: free)
+    monkeypatch.delenv(resident.VARIABLE, raising=False)
+    if asked:
+        monkeypatch.setenv(resident.VARIABLE, asked)
+    assert executor(FULL, 64, 10, device) == who
+
+
+def test_a_policy_that_torch_does_not_know_stays_with_the_host(monkeypatch):
+    import albumentations as A
+
+    unknown = A.Compose([A.Solarize()])
+    monkeypatch.setattr(resident, "_free", lambda device: 2**40)
+    monkeypatch.delenv(resident.VARIABLE, raising=False)
+    assert executor(unknown, 64, 10, CUDA) == "host"
+    monkeypatch.setenv(resident.VARIABLE, "device")
+    with pytest.raises(InputError, match="on the host only"):
+        executor(unknown, 64, 10, CUDA)
+
+
+def test_another_word_is_refused(monkeypatch):
+    monkeypatch.setenv(resident.VARIABLE, "gpu")
+    with pytest.raises(InputError, match="LESIONSEARCH_AUGMENT: must be auto, host, device, got"):
+        executor(FULL, 64, 10, CPU)

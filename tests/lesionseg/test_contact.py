@@ -1,0 +1,89 @@
+"""The contact sheet: what is on it, and that it can always be drawn."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lesionseg import contact
+from lesionseg.data.leaks import audit_sets
+from lesionseg.errors import InputError
+from lesionseg.figures import TRUE_COLOUR
+from tests.lesionseg.data.copies import CHANGES, texture
+from tests.lesionseg.data.test_leaks import put
+
+
+def drawn(found, path):
+    n = contact.draw_suspects(found, path)
+    with Image.open(path) as sheet:
+        return n, np.asarray(sheet.convert("RGB")).astype(int)
+
+
+def test_nothing_that_is_worth_a_look(tmp_path):
+    put(tmp_path / "data", "a", texture(0))
+    n, sheet = drawn(audit_sets([tmp_path / "data"]), tmp_path / "s.png")
+    assert n == 0
+    assert sheet.min() < 100 and sheet.mean() > 240  # a line of words on white
+
+
+def test_every_kind_of_suspect_has_its_section(tmp_path):
+    root = tmp_path / "data"
+    for i, name in enumerate("abcdef"):
+        put(root, name, texture(i), "train")
+    put(root, "z", CHANGES["half the size"](texture(0)), "test")
+    put(root, "b2", texture(1), "train")
+    (root / "train/images/c.png").write_bytes(b"nothing")
+    Image.new("L", (240, 180)).save(root / "train/masks/d.png")
+    Image.new("L", (240, 180), 255).save(root / "train/masks/e.png")
+    two = np.zeros((180, 240), np.uint8)
+    two[9:20, 9:20] = two[50:60, 50:60] = 255
+    two[9] = np.where(two[9] > 0, 150, 0)
+    Image.fromarray(two).save(root / "train/masks/f.png")
+    found = audit_sets([root])
+    titles = [section.title for section in contact._sections(found)]
+    assert titles == [
+        "Leaks: copies in two splits or two sets: 1",
+        "Copies within a split: 1",
+        "Cannot be used: 1",
+        "Masks without lesion: 1",
+        "Masks without skin: 1",
+        "Masks that are not binary: 1",
+        "Masks in several components: 1",
+    ]
+    n, sheet = drawn(found, tmp_path / "s.png")
+    assert n == 7
+    assert sheet.shape[0] == 7 * (contact._HEADING + contact._TILE)
+    assert (np.abs(sheet - TRUE_COLOUR).sum(axis=-1) < 30).any()  # the outlines
+    assert (np.abs(sheet - (200, 0, 0)).sum(axis=-1) < 30).any()  # the broken picture's cross
+    # The leak's two pictures stand side by side and show the same.
+    top, side, gap = contact._HEADING, contact.SIDE, contact.GAP
+    left = sheet[top : top + side, gap : gap + side]
+    right = sheet[top : top + side, 2 * gap + side : 2 * gap + 2 * side]
+    assert np.corrcoef(left.ravel(), right.ravel())[0, 1] > 0.9
+
+
+def test_a_long_list_is_cut_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(contact, "MOST", 3)
+    for i in range(5):
+        put(tmp_path / "data", f"p{i}", texture(i))
+        Image.new("L", (240, 180)).save(tmp_path / "data" / "masks" / f"p{i}.png")
+    found = audit_sets([tmp_path / "data"])
+    (section,) = contact._sections(found)
+    assert section.title == "Masks without lesion: 5, the first 3"
+    assert len(section.strips) == 3
+    assert drawn(found, tmp_path / "s.jpg")[0] == 5
+
+
+def test_many_copies_of_one_picture_stand_four_abreast(tmp_path):
+    for i in range(6):
+        put(tmp_path / "data", f"p{i}", texture(0))
+    (section,) = contact._sections(audit_sets([tmp_path / "data"]))
+    (strip,) = section.strips
+    assert [tile.name for tile in strip] == ["p0", "p1", "p2", "p3"]
+    assert [tile.note for tile in strip] == ["same pixels", "", "", "and 2 more"]
+
+
+@pytest.mark.parametrize("name", ["none/s.png", "s.unknown", "s"])
+def test_a_sheet_that_cannot_be_written_is_one_line(tmp_path, name):
+    put(tmp_path / "data", "a", texture(0))
+    with pytest.raises(InputError, match=r"^--sheet: .*; give a file ending in \.png or \.jpg"):
+        contact.draw_suspects(audit_sets([tmp_path / "data"]), tmp_path / name)

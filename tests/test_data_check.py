@@ -1,0 +1,97 @@
+"""`lesionsearch data check` from the command line: what it prints, writes, and exits with."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from tests.lesionseg.data.copies import recompressed, scaled, texture
+from tests.lesionseg.data.test_leaks import put
+from tests.test_cli import run
+
+
+@pytest.fixture
+def splits(tmp_path):
+    for i in range(8):
+        put(tmp_path / "data", f"p{i}", texture(i), "train" if i < 5 else "test")
+    return tmp_path / "data"
+
+
+def plant(root):
+    put(root, "planted", recompressed(scaled(texture(1), 0.6), 50), "test", "jpg")
+
+
+def test_sound_data_leave_with_0_and_say_so(splits):
+    out = run("data", "check", splits).stdout
+    assert "copies: none" in out
+    assert "official split         train 5, test 3" in out
+
+
+def test_a_planted_copy_leaves_with_1_and_is_named_written_and_drawn(splits, tmp_path):
+    plant(splits)
+    paths = [tmp_path / "a.json", tmp_path / "a.png"]
+    done = run("data", "check", splits, "--json", paths[0], "--sheet", paths[1], code=1)
+    assert "leak: p1 (train), planted (test): alike by 0." in done.stdout
+    assert done.stderr.startswith(
+        "lesionsearch: data check: 1 picture lies in two official splits: p1 (train), planted"
+    )
+    assert done.stderr.count("\n") == 1
+    told = json.loads(paths[0].read_text())
+    assert told["leaks"] == 1
+    assert [p["name"] for p in told["copies"][0]["pictures"]] == ["p1", "planted"]
+    with Image.open(paths[1]) as sheet:
+        assert sheet.width > 1000
+
+
+def test_against_other_sets_may_be_given_again_and_again(splits, tmp_path):
+    put(tmp_path / "first", "a", texture(20))
+    put(tmp_path / "second", "b", scaled(texture(6), 2))
+    run("data", "check", splits, "--against", tmp_path / "first")
+    more = ["--against", tmp_path / "first", "--against", tmp_path / "second"]
+    done = run("data", "check", splits, *more, code=1)
+    assert "1 picture lies in two sets: p6 (data test), b (second)" in done.stderr
+    assert done.stdout.index("data\n") < done.stdout.index("first\n") < done.stdout.index("second")
+
+
+def test_broken_pairs_leave_with_2_and_with_1_where_there_are_leaks_too(splits):
+    (splits / "train" / "images" / "p0.png").write_bytes(b"nothing")
+    done = run("data", "check", splits, code=2)
+    assert "1 of 8 pairs cannot be used" in done.stderr
+    plant(splits)
+    done = run("data", "check", splits, code=1)
+    assert "p1 (train), planted (test)" in done.stderr
+    assert done.stderr.strip().endswith("; and 1 pairs cannot be used")
+
+
+def test_what_leaks_is_refused_by_run_too(splits, tmp_path):
+    plant(splits)
+    done = run("run", "quick", "--data", splits, "--out", tmp_path / "s", code=2)
+    assert "1 picture lies in two official splits: p1 (train), planted (test)" in done.stderr
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.slow
+def test_a_copy_planted_into_real_pictures_is_found_and_nothing_else_leaks(real_data, tmp_path):
+    """155 photographs of 115 lesions, of which one is in the other split, smaller and lossier."""
+    source = real_data / "ham10000"
+    images = sorted(source.glob("HAM10000_images_part_*/*.jpg"))
+    masks = source / "HAM10000_segmentations_lesion_tschandl"
+    metadata = (source / "HAM10000_metadata").read_text().splitlines()[1:]
+    lesion = {row.split(",")[1]: row.split(",")[0] for row in metadata}
+    rows = ["image,mask,group,split"]
+    for image in images:
+        group = lesion[image.stem]
+        split = "test" if sum(map(ord, group)) % 4 == 0 else "train"
+        rows.append(f"{image},{masks / image.stem}_segmentation.png,{group},{split}")
+    train = next(row.split(",") for row in rows[1:] if row.endswith("train"))
+    with Image.open(train[0]) as picture:
+        recompressed(scaled(picture.convert("RGB"), 0.5), 40).save(tmp_path / "planted.jpg")
+    with Image.open(train[1]) as mask:
+        mask.resize((166, 125)).save(tmp_path / "planted.png")
+    (tmp_path / "clean.csv").write_text("\n".join(rows))
+    run("data", "check", tmp_path / "clean.csv")
+    rows.append(f"{tmp_path}/planted.jpg,{tmp_path}/planted.png,planted,test")
+    (tmp_path / "leaky.csv").write_text("\n".join(rows))
+    done = run("data", "check", tmp_path / "leaky.csv", code=1)
+    assert "1 picture lies in two official splits: ISIC_" in done.stderr
+    assert "planted (test)" in done.stderr
