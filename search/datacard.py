@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lesionseg.data.cache import Cache
-from lesionseg.data.index import SPLITS, DatasetIndex
+from lesionseg.data.index import SPLITS, DatasetIndex, Record
 from lesionseg.data.split import Split, positions
 
 NAME = "data.json"
@@ -29,6 +29,9 @@ def data_card(index: DatasetIndex, cache: Cache, split: Split) -> dict[str, Any]
     width and how many pictures have them, None where the cache does not say. ``doubles``: pictures
     of the very same pixels under several names, and how many of these lie in several parts
     (``leaks``); None where that is not known. ``thresholded``: masks that were not binary.
+    ``sets``: of each data set its ``name``, its ``pairs``, how many of them are in each part, and
+    how many show a lesion that another set's own parts have elsewhere (``disputed``); none where
+    there is only one data set.
     """
     groups = {r.name: r.group for r in index.records}
     parts = {part: getattr(split, part) for part in SPLITS}
@@ -44,6 +47,7 @@ def data_card(index: DatasetIndex, cache: Cache, split: Split) -> dict[str, Any]
         "doubles": None if cache.digests is None else _doubles(cache, used),
         "groups_in_several_parts": _torn(used, groups),
         "thresholded": len(set(cache.thresholded) & used.keys()),
+        "sets": _sets(index.records, used),
     }
 
 
@@ -87,6 +91,24 @@ def _doubles(cache: Cache, used: Mapping[str, str]) -> dict[str, Any]:
     found = [sorted(names) for names in same.values() if len(names) > 1]
     leaks = [names for names in found if len({used[name] for name in names}) > 1]
     return {"sets": len(found), "leaks": len(leaks), "names": sorted(leaks or found)[:MOST]}
+
+
+def _sets(records: Sequence[Record], used: Mapping[str, str]) -> list[dict[str, Any]]:
+    names = sorted({r.set for r in records})
+    own: dict[str, set[str]] = {}
+    for r in records:
+        if r.split:
+            own.setdefault(r.group, set()).add(r.split)
+    rows = []
+    for name in names if len(names) > 1 else ():
+        mine = [r for r in records if r.set == name]
+        where = Counter(used[r.name] for r in mine if r.name in used)
+        disputed = sum(len(own.get(r.group, ())) > 1 for r in mine)
+        rows.append(
+            {"name": name, "pairs": len(mine), "disputed": disputed}
+            | {part: where[part] for part in SPLITS}
+        )
+    return rows
 
 
 def _torn(used: Mapping[str, str], groups: Mapping[str, str]) -> int:

@@ -29,16 +29,42 @@ class SplitSpec(_Part):
 
     ``mode`` auto takes the data set's official parts where it has a test part, and else the
     shares; official insists on them; shares never looks at them. The shares must add up to 1.
+    ``kfold``: into so many folds what is not for testing; there is no share of train and val then,
+    and mode is auto where it is left out.
     """
 
     mode: Literal["auto", "official", "shares"] = "shares"
-    train: float = Field(0.7, gt=0, lt=1)
-    val: float = Field(0.15, gt=0, lt=1)
+    train: float | None = Field(0.7, gt=0, lt=1)
+    val: float | None = Field(0.15, gt=0, lt=1)
     test: float = Field(0.15, gt=0, lt=1)
     seed: int = Field(0, ge=0)
+    kfold: int | None = Field(None, ge=2)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Those that are settled, by part."""
+        given = {"train": self.train, "val": self.val, "test": self.test}
+        return {part: share for part, share in given.items() if share is not None}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_shares(cls, plain: Any) -> Any:
+        if isinstance(plain, Mapping) and plain.get("kfold") is not None:
+            return {"mode": "auto", "train": None, "val": None, **plain}
+        return plain
 
     @model_validator(mode="after")
     def _whole(self) -> SplitSpec:
+        if self.kfold:
+            given = [part for part in ("train", "val") if part in self.shares]
+            if given:
+                raise ValueError(
+                    f"kfold deals all that is not for testing into equal folds, each of them val "
+                    f"once; leave {' and '.join(given)} out"
+                )
+            return self
+        if self.train is None or self.val is None:
+            raise ValueError("train and val are shares, unless kfold is given")
         total = self.train + self.val + self.test
         if abs(total - 1) > 1e-6:
             raise ValueError(f"train, val and test must add up to 1, got {total:g}")
@@ -54,12 +80,17 @@ class LimitSpec(_Part):
 
 
 class DataSpec(_Part):
-    """What of the data is used, and how."""
+    """What of the data is used, and how.
+
+    leaks: what is done where official splits share pictures: nothing is begun; the copies that
+    are less held out are left out; or they are kept.
+    """
 
     image_size: int = Field(256, ge=16, le=4096)
     layout: str = "auto"
     split: SplitSpec = SplitSpec(mode="auto")
     limit: LimitSpec = LimitSpec()
+    leaks: Literal["refuse", "drop", "allow"] = "refuse"
 
     @field_validator("layout")
     @classmethod
@@ -92,7 +123,7 @@ class SamplerSpec(_Part):
     """startup: trials at random before the sampler trusts its model."""
 
     name: str = "tpe"
-    startup: int = Field(10, ge=0)
+    startup: int = Field(5, ge=0)
 
     @field_validator("name")
     @classmethod
@@ -101,10 +132,13 @@ class SamplerSpec(_Part):
 
 
 class PrunerSpec(_Part):
-    """min_epochs: no trial is stopped before. startup: finished trials needed to compare with."""
+    """min_epochs: no trial is stopped before.
 
-    name: str = "hyperband"
-    min_epochs: int = Field(3, ge=1)
+    startup: finished trials that the median, and means over folds, are compared with at least.
+    """
+
+    name: str = "halving"
+    min_epochs: int = Field(1, ge=1)
     startup: int = Field(5, ge=0)
 
     @field_validator("name")

@@ -1,9 +1,9 @@
 """A study and its folder: created, opened again, refused where it is not the same any more.
 
 ``runs/<name>/`` holds study.yaml (the spec as it was run), run.json (where its data and its
-storage are), split.json, study.db unless the storage is elsewhere, trials/<n>/, final/ and
-report.html. What workers must agree on (spec, data, split) lies in the storage itself; the
-folder's copies are for people.
+storage are), split.json, data.json, audit.json, study.db unless the storage is elsewhere,
+trials/<n>/, final/ and report.html. What workers must agree on (spec, data, split, groups) lies in
+the storage itself; the folder's copies are for people.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -26,9 +26,12 @@ from sqlalchemy.engine import URL
 
 from lesionseg.data.cache import Cache, build_cache
 from lesionseg.data.index import DatasetIndex
+from lesionseg.data.regroup import regrouped
+from lesionseg.data.sets import Roots, each_root, placed
 from lesionseg.data.split import Split, has_official, make_split, positions
 from lesionseg.errors import InputError
 from search import datacard, trials, warm_start
+from search.audited import Audited, audit_study, write_audit
 from search.depot import Depot, open_depot
 from search.folder import (
     is_study,
@@ -38,9 +41,10 @@ from search.folder import (
     refuse_foreign,
     refuse_unwritable,
 )
+from search.folds import BetweenFolds
 from search.join import Join, Stopping
 from search.ledger import Ledger
-from search.patience import PatientStorage
+from search.patience import PatientStorage, backend_of
 from search.pruners import PRUNERS
 from search.samplers import SAMPLERS
 from search.spec import StudySpec, differences, spec_from
@@ -91,9 +95,9 @@ class OpenStudy:
     def material(self) -> Material:
         """What trials train and are judged on."""
         names = self.cache.names
-        return Material(
-            self.cache.path, positions(self.split.train, names), positions(self.split.val, names)
-        )
+        folds = [(positions(f.train, names), positions(f.val, names)) for f in self.split.folds]
+        train, val = positions(self.split.train, names), positions(self.split.val, names)
+        return Material(self.cache.path, train, val, tuple(folds))
 
     def wait_for_storage(self, stopping: Stopping, on_wait: Callable[[str], None]) -> None:
         """How a lost database is waited for: until this is set, and who is told."""
@@ -107,14 +111,12 @@ class OpenStudy:
 
     @property
     def _backend(self) -> PatientStorage:
-        storage: Any = self.study._storage
-        backend: PatientStorage = getattr(storage, "_backend", storage)
-        return backend
+        return backend_of(self.study)
 
 
 def create_or_resume(
     spec: StudySpec,
-    data: Path,
+    data: Roots,
     folder: Path,
     storage: str | None = None,
     artifacts: str | None = None,
@@ -143,13 +145,20 @@ def create_or_resume(
     if study is None and url.get_backend_name() != "sqlite":
         open_storage(url)  # a server that cannot be reached is told before the pictures are read
     cache = build_cache(index, spec.data.image_size, on_progress=on_progress)
-    split = _split(spec, index, cache)
-    study = study or _create(folder, url)
+    # What was settled when the study was founded stays; its pictures are audited only then.
+    audited = None
+    if study is None:
+        audited = _audited(spec, index, cache)
+        split = _split(spec, index, cache, audited)
+        study = _create(folder, url)
+    else:
+        split = _split_of(study)
     plain = spec.model_dump(mode="json")
     founded = Ledger(study).found(
         {
             "data": index.fingerprint(),
             "split": split.to_dict(),
+            "groups": dict(audited.groups) if audited else {},
             "artifacts": artifacts,
             "uuid": uuid.uuid4().hex,
             "spec": plain,
@@ -159,18 +168,21 @@ def create_or_resume(
     # Another host may have founded it in a shared storage: what lies there is what counts.
     if not founded:
         _refuse_changed(study, spec, index)
-        split = Split.from_dict(study.user_attrs["split"])
+        split = _split_of(study)
         _refuse_other_place(study, artifacts)
         study.set_user_attr("spec", plain)
     make_folder(folder)
+    index = _regrouped(study, index)
     opened = OpenStudy(
         folder, spec, index, cache, split, study, _depot(study, folder, founding=True)
     )
+    if audited:  # of the same data and spec as whoever founded it
+        write_audit(folder, audited)
     _write(opened, url, data)
     return opened
 
 
-def open_study(folder: Path, *, storage: str | None = None, data: Path | None = None) -> OpenStudy:
+def open_study(folder: Path, *, storage: str | None = None, data: Roots | None = None) -> OpenStudy:
     """A study that exists, as it was run. data: where its pictures are now, if they moved.
 
     InputError where the folder holds none, or its data are not those that it was run on.
@@ -178,7 +190,7 @@ def open_study(folder: Path, *, storage: str | None = None, data: Path | None = 
     study, about = open_records(folder, storage=storage)
     if data is None and about["data"] is None:
         raise InputError("--data: say where the images are on this host")
-    return _opened(study, folder, data or Path(about["data"]))
+    return _opened(study, folder, data or _recorded_data(about))
 
 
 def join_study(join: Join) -> OpenStudy:
@@ -206,14 +218,19 @@ def join_study(join: Join) -> OpenStudy:
     return opened
 
 
-def _opened(study: optuna.Study, folder: Path, data: Path) -> OpenStudy:
+def _recorded_data(about: Mapping[str, Any]) -> Roots:
+    there = about["data"]
+    return Path(there) if isinstance(there, str) else tuple(map(Path, there))
+
+
+def _opened(study: optuna.Study, folder: Path, data: Roots) -> OpenStudy:
     spec = spec_from(study.user_attrs["spec"], f"study {study.study_name!r}")
     index = DatasetIndex.read(data, spec.data.layout)
     _refuse_changed(study, spec, index)
     depot = _depot(study, folder, founding=False)
     cache = build_cache(index, spec.data.image_size)
-    split = Split.from_dict(study.user_attrs["split"])
-    return OpenStudy(folder, spec, index, cache, split, study, depot)
+    index = _regrouped(study, index)
+    return OpenStudy(folder, spec, index, cache, _split_of(study), study, depot)
 
 
 def _depot(study: optuna.Study, folder: Path, *, founding: bool) -> Depot:
@@ -256,6 +273,8 @@ def prepare_sampling(opened: OpenStudy, ordinal: int = 0) -> None:
     study.pruner = PRUNERS[spec.pruner.name](
         spec.budget.epochs, spec.pruner.min_epochs, spec.pruner.startup
     )
+    if spec.data.split.kfold and spec.pruner.name != "none":
+        study.pruner = BetweenFolds(study.pruner, spec.budget.epochs, spec.pruner.startup)
 
 
 def test_looks(study: optuna.Study) -> list[str]:
@@ -270,17 +289,38 @@ def count_look(study: optuna.Study) -> int:
     return len(looks)
 
 
-def _split(spec: StudySpec, index: DatasetIndex, cache: Cache) -> Split:
+def _is_official(spec: StudySpec, index: DatasetIndex) -> bool:
+    mode = spec.data.split.mode
+    return mode == "official" or (mode == "auto" and has_official(index.records))
+
+
+def _audited(spec: StudySpec, index: DatasetIndex, cache: Cache) -> Audited:
+    return audit_study(index, cache, official=_is_official(spec, index), leaks=spec.data.leaks)
+
+
+def _split(spec: StudySpec, index: DatasetIndex, cache: Cache, audited: Audited) -> Split:
     wanted = spec.data.split
-    official = wanted.mode == "official" or (wanted.mode == "auto" and has_official(index.records))
+    records = regrouped(index.records, audited.groups)
+    used = [i for i, r in enumerate(records) if r.name not in audited.left_out]
     return make_split(
-        index.records,
-        cache.areas,
-        {"train": wanted.train, "val": wanted.val, "test": wanted.test},
+        [records[i] for i in used],
+        cache.areas[used],
+        wanted.shares,
         seed=wanted.seed,
-        official=official,
+        official=_is_official(spec, index),
         limits=spec.data.limit.model_dump(),
+        kfold=wanted.kfold,
     )
+
+
+def _split_of(study: optuna.Study) -> Split:
+    return Split.from_dict(study.user_attrs["split"])
+
+
+def _regrouped(study: optuna.Study, index: DatasetIndex) -> DatasetIndex:
+    """The index with copies in one group, as the study was founded with."""
+    groups = study.user_attrs.get("groups", {})
+    return replace(index, records=regrouped(index.records, groups))
 
 
 def _recorded_url(folder: Path, given: str | None) -> URL:
@@ -324,7 +364,7 @@ def _refuse_changed(study: optuna.Study, spec: StudySpec, index: DatasetIndex) -
     if stored["data"] != index.fingerprint():
         raise InputError(
             f"study {name!r} was run on other data (fingerprint {stored['data']}, now "
-            f"{index.fingerprint()}); give the same folder, or start anew with another --out"
+            f"{index.fingerprint()}); give the same folders, or start anew with another --out"
         )
 
 
@@ -352,17 +392,25 @@ def _refuse_other_place(study: optuna.Study, artifacts: str | None) -> None:
         )
 
 
-def settle(study: optuna.Study, folder: Path, url: URL, spec: StudySpec, data: Path | None) -> None:
+def settle(
+    study: optuna.Study, folder: Path, url: URL, spec: StudySpec, data: Roots | None
+) -> None:
     """Makes a folder the home of a study that came from elsewhere."""
     _depot(study, folder, founding=True)
     _put_files(folder, url, spec, study.study_name, study.user_attrs["split"], data)
 
 
-def _write(opened: OpenStudy, url: URL, data: Path) -> None:
+def _write(opened: OpenStudy, url: URL, data: Roots) -> None:
     split = opened.split.to_dict()
     card = datacard.data_card(opened.index, opened.cache, opened.split)
     put(opened.folder / datacard.NAME, json.dumps(card, indent=1))
     _put_files(opened.folder, url, opened.spec, opened.name, split, data, opened.index.layout)
+
+
+def _as_text(data: Roots) -> str | list[str]:
+    """Where the data are; of several sets a list, in the order of their names."""
+    places = sorted(str(root) for root in each_root(placed(data)))
+    return places[0] if len(places) == 1 else places
 
 
 def _put_files(
@@ -371,13 +419,13 @@ def _put_files(
     spec: StudySpec,
     name: str,
     split: Mapping[str, Any],
-    data: Path | None,
+    data: Roots | None,
     layout: str | None = None,
 ) -> None:
     about = {
         "study": name,
         "storage": None if url == local_url(folder) else masked(url),
-        "data": None if data is None else str(data.resolve()),
+        "data": None if data is None else _as_text(data),
         "layout": layout,
         "version": version("lesionsearch"),
     }

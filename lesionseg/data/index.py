@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from lesionseg.data.layouts import LAYOUTS
 from lesionseg.data.pairs import MASK_SUFFIXES, PICTURES, SPLITS, Record, pair, pictures
+from lesionseg.data.sets import Roots, each_root, labels, merge
 from lesionseg.errors import InputError, nearest, some
 
 __all__ = [
@@ -25,19 +27,27 @@ __all__ = [
 
 @dataclass(frozen=True)
 class DatasetIndex:
-    """All pairs of a data set, sorted by name."""
+    """All pairs of a data set, sorted by name.
+
+    Of several sets together, root is the folder that all of them lie in.
+    """
 
     root: Path
     layout: str
     records: tuple[Record, ...]
 
     @classmethod
-    def read(cls, root: Path, layout: str = "auto") -> DatasetIndex:
-        """Lists the pairs below ``root`` (a folder, or a CSV manifest).
+    def read(cls, roots: Roots, layout: str = "auto", *, torn: bool = False) -> DatasetIndex:
+        """Lists the pairs below a folder, or of a CSV manifest, or of several of them together.
 
+        Several are the same index in whatever order (``lesionseg.data.sets.merge``).
+        torn: of one set, take groups that lie in two official splits as they are.
         Raises InputError: nothing there, no known layout, images without mask, one name twice,
-        a group in two official splits.
+        a group in two official splits of one set, a set that is given twice or overlaps another.
         """
+        if isinstance(roots, tuple) and len(roots) != 1:
+            return cls._together(roots, layout)
+        (root,) = each_root(roots)
         if not root.exists():
             raise InputError(f"data: no such folder: {root}; --data takes the data set's folder")
         name = _recognise(root) if layout == "auto" else layout
@@ -47,8 +57,21 @@ class DatasetIndex:
         if not records:
             raise InputError(f"data: {root}: no pair of image and mask ({LAYOUTS[name].about})")
         _refuse_doubles(root, records)
-        _refuse_groups_across_splits(root, records)
+        if not torn:
+            _refuse_groups_across_splits(root, records)
         return cls(root, name, tuple(records))
+
+    @classmethod
+    def _together(cls, roots: tuple[Path, ...], layout: str) -> DatasetIndex:
+        named = sorted(zip(labels(roots), roots, strict=True))
+        read = {label: cls.read(root, layout) for label, root in named}
+        records = sorted(
+            merge({label: index.records for label, index in read.items()}), key=lambda r: r.name
+        )
+        top = Path(os.path.commonpath([root.resolve() for root in roots]))
+        _refuse_doubles(top, records)
+        layouts = dict.fromkeys(index.layout for index in read.values())
+        return cls(top, " + ".join(layouts), tuple(records))
 
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits of names, file sizes, groups and official splits.

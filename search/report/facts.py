@@ -16,7 +16,8 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial
 
-from search import trials
+from lesionseg.data.pairs import SPLITS
+from search import audited, trials
 from search.datacard import read_card
 from search.final import read_metrics
 from search.report.against import compared
@@ -68,8 +69,10 @@ def _data(folder: Path, stored: Mapping[str, Any], about: Mapping[str, Any]) -> 
         "layout": about["layout"],
         "fingerprint": stored["data"],
         "image_size": stored["spec"]["data"]["image_size"],
-        "split": {part: len(names) for part, names in stored["split"].items()},
+        "split": {part: len(stored["split"][part]) for part in SPLITS},
+        "folds": [len(names) for names in stored["split"].get("folds", ())],
         "card": read_card(folder),
+        "audit": audited.summary(folder, stored["split"]),
     }
 
 

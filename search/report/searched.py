@@ -84,7 +84,6 @@ def shown_parameters(known: Sequence[FrozenTrial], shares: dict[str, float]) -> 
 
 def _trial(trial: FrozenTrial, now: float | None) -> dict[str, Any]:
     attrs = trial.user_attrs
-    reported = sorted(trial.intermediate_values.items())
     return {
         "number": trial.number,
         "state": trials.state_of(trial),
@@ -97,7 +96,11 @@ def _trial(trial: FrozenTrial, now: float | None) -> dict[str, Any]:
         "best_epoch": attrs.get("best_epoch"),
         "seconds": attrs.get("seconds"),
         "worker_seconds": trials.seconds_of(trial, now),
-        "curve": [[epoch, value if math.isfinite(value) else None] for epoch, value in reported],
+        "curve": [
+            [epoch, value if math.isfinite(value) else None]
+            for epoch, value in trials.curve(trial).items()
+        ],
+        **({"folds": folds} if (folds := trials.folds_of(trial)) else {}),
     }
 
 

@@ -164,6 +164,18 @@ def test_an_unknown_key_is_answered_with_the_nearest_at_every_level(path, text, 
         ("data: {split: offical}", "data.split.mode: input should be 'auto', 'official' or"),
         ("data: {split: {train: 0.5}}", "data.split: train, val and test must add up to 1"),
         ("data: {split: {train: .nan}}", "data.split.train"),
+        ("data: {split: {train: null}}", "data.split: train and val are shares, unless kfold is"),
+        ("data: {split: {kfold: 1}}", "data.split.kfold: input should be greater than or equal to"),
+        ("data: {split: {kfold: 2.5}}", "data.split.kfold: input should be a valid integer"),
+        (
+            "data: {split: {kfold: 5, val: 0.2}}",
+            "data.split: kfold deals all that is not for testing into equal folds, each of them "
+            "val once; leave val out",
+        ),
+        (
+            "data: {split: {kfold: 5, train: 0.7, val: 0.15, test: 0.15}}",
+            "leave train and val out",
+        ),
         ("data: {layout: isic}", "data.layout: must be one of auto"),
         ("data: {image_size: 8}", "data.image_size"),
         ("sampler: {name: tpee}", "did you mean 'tpe'?"),
@@ -247,6 +259,15 @@ def test_a_grid_over_real_ranges_is_refused_and_one_of_values_is_not(path):
 
 def test_the_word_for_a_split_stands_for_its_mode(path):
     assert read_spec(path, "data: {split: official}").data.split.mode == "official"
+
+
+def test_folds_take_the_official_test_unless_told_otherwise(path):
+    split = read_spec(path, "data: {split: {kfold: 5}}").data.split
+    assert (split.kfold, split.mode, split.shares) == (5, "auto", {"test": 0.15})
+    split = read_spec(path, "data: {split: {kfold: 5, mode: shares, test: 0.3}}").data.split
+    assert (split.mode, split.shares) == ("shares", {"test": 0.3})
+    split = read_spec(path, "data: {split: official}", ("data.split.kfold=3",)).data.split
+    assert (split.kfold, split.mode) == (3, "official")
 
 
 def test_a_spec_cannot_be_changed():
@@ -335,7 +356,12 @@ def test_set_of_an_unknown_key_is_refused_with_the_nearest(path, override):
 
 @pytest.mark.parametrize(
     "overrides",
-    [(), ("search.loss=all",), ("fixed.amp=off", "data.split=official", "budget.hours=0.5")],
+    [
+        (),
+        ("search.loss=all",),
+        ("fixed.amp=off", "data.split=official", "budget.hours=0.5"),
+        ("data.split.kfold=4",),
+    ],
 )
 def test_what_is_stored_of_a_spec_gives_it_back(overrides, path):
     spec = read_spec(path, yaml.safe_dump(tiny_plain()), overrides)

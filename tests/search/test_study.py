@@ -1,5 +1,6 @@
 """A study's folder: created, opened again, refused where it is not the same any more."""
 
+import csv
 import json
 import shutil
 import signal
@@ -13,9 +14,11 @@ import pytest
 import yaml
 
 from lesionseg.errors import InputError
+from search.final import finalize
 from search.folder import is_study, locked, read_about
 from search.join import Join
 from search.pruners import PRUNERS
+from search.report import write_reports
 from search.spec import load_spec
 from search.storage import ENVIRONMENT, local_url, open_storage, storage_url
 from search.study import (
@@ -30,7 +33,7 @@ from search.study import (
 )
 from search.suggest import suggest
 from tests.conftest import write_folder, write_pair
-from tests.search.helpers import open_tiny, search, tiny_spec
+from tests.search.helpers import SLOT, open_tiny, search, tiny_spec
 
 test_looks.__test__ = False  # it is the code's, not a test
 
@@ -58,7 +61,15 @@ def test_a_new_study_has_its_files_and_says_where_things_are(tiny_data, tmp_path
     opened = create_or_resume(spec, tiny_data, tmp_path / "deep" / "mine")
     folder = tmp_path / "deep" / "mine"
     assert is_study(folder)
-    files = ["data.json", "run.json", "split.json", "study.db", "study.yaml", "trials"]
+    files = [
+        "audit.json",
+        "data.json",
+        "run.json",
+        "split.json",
+        "study.db",
+        "study.yaml",
+        "trials",
+    ]
     assert tree(folder) == [*files, "trials/.study"]
     about = json.loads((folder / "run.json").read_text())
     assert about == read_about(folder)
@@ -119,6 +130,79 @@ def test_the_folder_one_is_in_gives_its_name(tiny_data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "mine")
     assert open_tiny(tiny_data, Path(".")).name == "mine"
     assert open_tiny(tiny_data, tmp_path / "mine").name == "mine"
+
+
+@pytest.fixture
+def two_sets(tmp_path):
+    """Two data sets that share three names."""
+    for n, seed, name in ((20, 0, "one"), (12, 50, "two")):
+        for i in range(n):
+            write_pair(tmp_path / name, f"im{i:03}" if i < 3 else f"{name}{i:03}", seed=seed + i)
+    return tmp_path / "one", tmp_path / "two"
+
+
+def test_a_study_of_two_sets_goes_on_with_them_in_any_order(two_sets, tmp_path):
+    first = open_tiny(two_sets, tmp_path / "s")
+    about, files = read_about(tmp_path / "s"), contents(tmp_path / "s")
+    assert about["data"] == sorted(map(str, two_sets))
+    again = open_tiny(two_sets[::-1], tmp_path / "s")
+    assert again.split == first.split
+    assert again.cache == first.cache
+    same = {k: v for k, v in files.items() if "study.db" not in k}
+    assert {k: v for k, v in contents(tmp_path / "s").items() if k in same} == same
+    opened = open_study(tmp_path / "s")  # where run.json says that they are
+    assert opened.index == first.index
+    assert join_study(Join("s", tmp_path / "s", data=two_sets[::-1])).index == first.index
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_study_of_two_sets_is_none_of_one(two_sets, tmp_path, which):
+    open_tiny(two_sets, tmp_path / "s")
+    told = refusal(open_tiny, two_sets[which], tmp_path / "s")
+    assert "was run on other data" in told
+
+
+def test_a_study_of_one_set_is_none_of_two(two_sets, tmp_path):
+    open_tiny(two_sets[0], tmp_path / "s")
+    assert "was run on other data" in refusal(open_tiny, two_sets, tmp_path / "s")
+
+
+def test_the_card_counts_each_set(two_sets, tmp_path):
+    opened = open_tiny(two_sets, tmp_path / "s")
+    card = json.loads((tmp_path / "s" / "data.json").read_text())
+    assert [(row["name"], row["pairs"], row["disputed"]) for row in card["sets"]] == [
+        ("one", 20, 0),
+        ("two", 12, 0),
+    ]
+    where = {r.name: r.set for r in opened.index.records}
+    for row in card["sets"]:
+        for part in ("train", "val", "test"):
+            mine = [name for name in getattr(opened.split, part) if where[name] == row["name"]]
+            assert row[part] == len(mine)
+
+
+def test_a_study_of_two_sets_is_searched_and_tested(two_sets, tmp_path):
+    opened = open_tiny(two_sets, tmp_path / "s", {"budget.trials": 1})
+    search(opened)
+    finalize(opened, SLOT)
+    with (tmp_path / "s" / "final" / "per_image.csv").open(newline="") as file:
+        assert [row["name"] for row in csv.DictReader(file)] == sorted(opened.split.test)
+    write_reports(tmp_path / "s", ("html", "md"))
+    for name in ("report.html", "report.md"):
+        assert "Another set has the lesion" in (tmp_path / "s" / name).read_text()
+
+
+def test_the_folds_are_stored_with_the_split(tiny_data, tmp_path):
+    opened = open_tiny(tiny_data, tmp_path / "s", {"data.split": {"kfold": 4, "test": 0.2}})
+    split = json.loads((tmp_path / "s" / "split.json").read_text())
+    assert len(split["test"]) == 6
+    assert [len(names) for names in split["folds"]] == [6] * 4
+    assert split["val"] == split["folds"][0]
+    assert opened.study.user_attrs["split"] == split
+    names = opened.cache.names
+    for (train, val), told in zip(opened.material.folds, split["folds"], strict=True):
+        assert [names[i] for i in val] == told
+        assert {names[i] for i in train} == {*names} - {*told} - {*split["test"]}
 
 
 def test_data_that_moved_are_the_same_data(tiny_data, tmp_path):
