@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from lesionseg import metrics
 from lesionseg.data.cache import Cache
@@ -21,6 +21,7 @@ from lesionseg.data.loader import in_order, normalise
 from lesionseg.data.pictures import read_mask
 from lesionseg.data.split import positions
 from lesionseg.inference import PLAIN, Inference
+from lesionseg.memory import Portions
 from lesionseg.postprocess import finish, refine
 from lesionseg.tta import averaged
 
@@ -73,14 +74,19 @@ def predict(
     batch_size: int = 16,
     inference: Inference = PLAIN,
 ) -> Iterator[Probabilities]:
-    """The lesion's probability [S, S] in [0, 1] for each member of a cache, in order."""
+    """The lesion's probability [S, S] in [0, 1] for each member of a cache, in order.
+
+    batch_size: how many at once, or fewer where they do not fit into memory.
+    """
     model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    for images, _ in in_order(cache, members, batch_size):
-        with torch.inference_mode():
-            found = averaged(model, normalise(images.to(device)), inference.tta)
-        for image, probability in zip(
-            images.numpy(), found.float().squeeze(1).cpu().numpy(), strict=True
-        ):
+
+    @torch.inference_mode()
+    def few(part: slice) -> tuple[Tensor, Tensor]:
+        images, _ = next(in_order(cache, members[part], part.stop - part.start))
+        return images, averaged(model, normalise(images.to(device)), inference.tta).float().cpu()
+
+    for images, found in Portions(batch_size, device)(len(members), few):
+        for image, probability in zip(images.numpy(), found.squeeze(1).numpy(), strict=True):
             yield refine(inference.chain, probability, image)
 
 

@@ -3,7 +3,8 @@
 Notable choices: the loss is summed on the device and read once an epoch, so that no step waits
 for the host; validation counts pixels per image on the device and scores once. What is there to
 train better (flooding, label smoothing, mixing, the heads of deep supervision) is left out of
-the validation loss, so that it can be compared between configurations of one loss.
+the validation loss, so that it can be compared between configurations of one loss. A step that
+does not fit into memory is computed again in twice as many parts, from what it began with.
 """
 
 from __future__ import annotations
@@ -12,24 +13,43 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
-from lesionseg import metrics
+from lesionseg import compiled, metrics
 from lesionseg.augment import build_augment
 from lesionseg.averaging import Average
 from lesionseg.config import TrialConfig
-from lesionseg.data.loader import in_order, to_device, train_loader
+from lesionseg.data.loader import (
+    Batch,
+    BatchDataset,
+    brought,
+    in_order,
+    to_device,
+    train_loader,
+)
+from lesionseg.data.resident import PlanDataset, Resident, executor
 from lesionseg.device import amp_dtype, autocast, loader_workers, peak_memory
 from lesionseg.losses import Loss, build_loss
+from lesionseg.memory import Portions, is_short, unless_short
 from lesionseg.metrics import Metrics
 from lesionseg.mix import build_mix
 from lesionseg.optim import build_optimizer, build_schedule
 from lesionseg.records import Diverged, EpochRecord, Suspended, TrainData
-from lesionseg.state import Keeper, State, load_optimizer, random_state, set_random_state
+from lesionseg.state import (
+    Before,
+    Keeper,
+    State,
+    load_optimizer,
+    random_state,
+    set_random_state,
+)
 
 Weights = dict[str, Tensor]
 
@@ -63,6 +83,7 @@ class Loop:
         self.began = self.epoch_began = time.perf_counter()
         self.earlier = self.epoch_earlier = 0.0
         self.peak, self.lr = 0, 0.0
+        self.parts = config.accumulate * hooks.parts
         self.history: list[EpochRecord] = []
         self.best: EpochRecord | None = None
         self.kept: Weights | None = None
@@ -70,6 +91,9 @@ class Loop:
         self.rng = np.random.default_rng()  # of the mix; seeded by each epoch
         # Convolutions are fastest over channels last, on the CPU as on tensor cores.
         self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.forward: compiled.Forward = self.model
+        self.compiled = False
+        self._compile_if_it_pays()
         self.loss: Loss = build_loss(
             config.loss,
             overlap=config.overlap,
@@ -79,11 +103,15 @@ class Loop:
         self.val_loss: Loss = build_loss(config.loss, overlap=config.overlap)
         self.mix = build_mix(config.mix)
         self.average = Average(self.model, config.ema) if config.ema else None
+        self.before = Before(self.model, device)
+        # Without gradients several times as many fit; a CPU gains nothing by them.
+        together = 4 if device.type == "cuda" else 1
+        self.portions = Portions(together * config.batch_size, device)
+        self.resident, dataset = _feed(config, data, device)
         self.loader, self.plan = train_loader(
-            data.cache,
+            dataset,
             data.train,
             config.batch_size,
-            build_augment(config.augment),
             seed=config.seed,
             workers=loader_workers(device),
             pin=device.type == "cuda",
@@ -124,6 +152,7 @@ class Loop:
             "total": self.total,
             "lr": self.lr,
             "mix": self.rng.bit_generator.state,
+            "parts": self.parts,
             "model": self.model.state_dict(),
             "average": self.average.state_dict() if self.average else {},
             "optimizer": self.optimizer.state_dict(),
@@ -144,6 +173,7 @@ class Loop:
         self.best = self.history[state["best"] - 1] if state["best"] else None
         self.step, self.total = state["step"], state["total"].to(self.device)
         self.lr, self.rng.bit_generator.state = state["lr"], state["mix"]
+        self.parts = max(self.parts, state["parts"])
         self.model.load_state_dict(state["model"])
         if self.average:
             self.average.load_state_dict(state["average"])
@@ -168,7 +198,7 @@ class Loop:
     def epoch(self, number: int) -> EpochRecord:
         """Trains and validates once more, or what is left of it; the record is in ``history``."""
         self.plan.epoch, self.epoch_began = number, time.perf_counter()
-        train_loss = self._train()
+        train_loss = self.steps()
         if not math.isfinite(train_loss):
             raise Diverged(f"the training loss became {train_loss} in epoch {number}")
         val_loss, scores = self._validate()
@@ -178,16 +208,22 @@ class Loop:
         seconds = self.epoch_clock()
         self.history.append(EpochRecord(number, train_loss, val_loss, scores, self.lr, seconds))
         self.step, self.total, self.epoch_earlier = 0, torch.zeros_like(self.total), 0.0
+        self._compile_if_it_pays((self.config.epochs - number) * seconds)
         return self.history[-1]
 
-    def _train(self) -> float:
+    def _compile_if_it_pays(self, seconds_left: float = 0.0) -> None:
+        if not self.compiled and compiled.pays(self.device, seconds_left):
+            self.forward, self.compiled = compiled.compiled(self.model), True
+
+    def steps(self) -> float:
+        """Trains one epoch, or what is left of it; the mean loss of all its steps."""
         self.model.train()
         if not self.step:
             # Its own stream: the order and the augmentation of a configuration stay as they are.
             self.rng = np.random.default_rng([self.config.seed, self.plan.epoch, 1])
         self.plan.start = self.step
-        for batch in self.loader:
-            images, masks = to_device(batch, self.device)
+        bring = self.resident.batch if self.resident else partial(to_device, device=self.device)
+        for images, masks in brought(self.loader, bring, self.device):
             if self.mix is not None:
                 images, masks = self.mix(images, masks, self.rng)
             self.total += self._step(images, masks)
@@ -197,8 +233,7 @@ class Loop:
         return float(self.total) / len(self.plan)
 
     def _step(self, images: Tensor, masks: Tensor) -> Tensor:
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self._backward(images, masks)
+        loss = self._compiled_or_not(images, masks)
         if self.config.clip_norm:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
@@ -210,13 +245,44 @@ class Loop:
         self.schedule.after_step()
         return loss
 
-    def _backward(self, images: Tensor, masks: Tensor) -> Tensor:
+    def _compiled_or_not(self, images: Tensor, masks: Tensor) -> Tensor:
+        if not self.compiled:
+            return self._gradients(images, masks)
+        try:
+            return self._gradients(images, masks)
+        except Exception as error:  # whatever a compiler raises, at a first step or a later one
+            if is_short(error) or self.forward is self.model:
+                raise
+            compiled.failed(error)
+        self._as_before()
+        self.forward = self.model
+        return self._gradients(images, masks)
+
+    def _gradients(self, images: Tensor, masks: Tensor) -> Tensor:
+        """``_backward`` in as many parts as it takes to fit; they stay for the steps to come."""
+        self.before.note()
+        while True:
+            parts = min(self.parts, len(images))
+            attempt = partial(self._backward, images, masks, parts)
+            if parts == len(images):  # cannot be parted further: the error is the caller's
+                return attempt()
+            loss = unless_short(attempt, self.device)
+            if loss is not None:
+                return loss
+            self._as_before()
+            self.parts = 2 * parts
+
+    def _as_before(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.before.restore()
+
+    def _backward(self, images: Tensor, masks: Tensor, parts: int) -> Tensor:
         """Gradients of the batch's mean loss, summed over its parts; that loss, detached."""
+        self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
-        parts = min(self.config.accumulate * self.hooks.parts, len(images))
         for x, y in zip(images.tensor_split(parts), masks.tensor_split(parts), strict=True):
             with autocast(self.device, self.dtype):
-                outputs = self.model(x)
+                outputs = self.forward(x)
             loss = self.loss(outputs, y) * (len(x) / len(images))
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
@@ -224,19 +290,44 @@ class Loop:
 
     @torch.inference_mode()
     def _validate(self) -> tuple[float, Metrics]:
-        network = self.judged.eval()
+        network, members = self.judged.eval(), self.data.val
         total = torch.zeros((), device=self.device)
         counts: list[Tensor] = []
-        for batch in in_order(self.data.cache, self.data.val, self.config.batch_size):
-            if counts:
+        for loss, counted in self.portions(
+            len(members), lambda part: self._judge(network, members[part])
+        ):
+            total += loss
+            counts.append(counted)
+            if sum(map(len, counts)) < len(members):
                 self.pause()
-            images, masks = to_device(batch, self.device)
-            with autocast(self.device, self.dtype):
-                logits = network(images)
-            total += self.val_loss(logits, masks) * len(images)
-            counts.append(metrics.count(logits > 0, masks > 0.5))
         scores = metrics.mean(metrics.score(torch.cat(counts).cpu().numpy()))
-        return float(total) / len(self.data.val), scores
+        return float(total) / len(members), scores
+
+    def _judge(self, network: nn.Module, members: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """The sum of the losses of some validation images, and the counts of each."""
+        images, masks = to_device(self._unchanged(members), self.device)
+        with autocast(self.device, self.dtype):
+            logits = network(images)
+        loss = self.val_loss(logits, masks) * len(images)
+        return loss, metrics.count(logits > 0, masks > 0.5)
+
+    def _unchanged(self, members: NDArray[np.int64]) -> Batch:
+        if self.resident is None:
+            return next(in_order(self.data.cache, members, len(members)))
+        rows = self.resident.rows(members).to(self.device)
+        return self.resident.images[rows], self.resident.masks[rows]
+
+
+def _feed(
+    config: TrialConfig, data: TrainData, device: torch.device
+) -> tuple[Resident | None, Dataset[Any]]:
+    """Where the images lie, if on the device, and what is made of them for each step."""
+    pipeline = build_augment(config.augment)
+    members = np.union1d(data.train, data.val)
+    if executor(pipeline, config.image_size, len(members), device) == "host":
+        return None, BatchDataset(data.cache, pipeline, config.seed)
+    resident = Resident(data.cache, members, device)
+    return resident, PlanDataset(resident, pipeline, config.seed)
 
 
 def clone(model: nn.Module) -> Weights:

@@ -19,14 +19,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lesionseg.config import TrialConfig
 from lesionseg.data.cache import Cache
 from lesionseg.errors import InputError
 
 #: Raise the number when what a state holds changes: old ones are then begun afresh.
-FORMAT = "lesionsearch-state/1"
+FORMAT = "lesionsearch-state/2"
 #: A save costs at most one in so many seconds of training.
 SHARE = 20.0
 #: In the middle of an epoch saves are at least so many seconds apart.
@@ -183,16 +183,49 @@ def set_random_state(device: torch.device, states: Mapping[str, Tensor]) -> None
         torch.mps.set_rng_state(states["mps"])
 
 
+class Before:
+    """What a forward pass changes in a network, as it was: its buffers and torch's generators.
+
+    Kept so that a step can be done again as if it had not been begun.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self.device = device
+        self.buffers = list(model.buffers())
+        self.copies = [torch.empty_like(buffer) for buffer in self.buffers]
+        self.random: dict[str, Tensor] = {}
+
+    def note(self) -> None:
+        """Before a step; the host does not wait for the device."""
+        self.random = random_state(self.device)
+        if self.buffers:  # an empty list is refused by torch
+            torch._foreach_copy_(self.copies, self.buffers)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """As it was when noted last."""
+        set_random_state(self.device, self.random)
+        if self.buffers:
+            torch._foreach_copy_(self.buffers, self.copies)
+
+
 def load_optimizer(optimizer: torch.optim.Optimizer, state: State) -> None:
     """Take up the optimizer's own ``state_dict``, its counters on the host as they were.
 
     torch moves all but one kind of them to the device, and would then wait for it every step.
+    What is computed in one kernel has them on the device, and waits for nothing.
     """
+    fused = [group.get("fused") for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
-    for parameter, held in optimizer.state.items():
-        for name, value in held.items():
-            if isinstance(value, Tensor) and not value.ndim and parameter.ndim:
-                held[name] = value.cpu()
+    for group, one_kernel in zip(optimizer.param_groups, fused, strict=True):
+        if "fused" in group:  # as this device has it, not as the state's had
+            group["fused"] = one_kernel
+        for parameter in group["params"]:
+            for name, value in optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor) and not value.ndim and parameter.ndim:
+                    optimizer.state[parameter][name] = (
+                        value.to(parameter.device, torch.float32) if one_kernel else value.cpu()
+                    )
 
 
 def _read(path: Path) -> Any:

@@ -16,10 +16,11 @@ from lesionseg import checkpoint, figures
 from lesionseg.config import TrialConfig
 from lesionseg.data.cache import Cache
 from lesionseg.data.index import Record
-from lesionseg.device import pick_device
+from lesionseg.device import keep_memory, pick_device
 from lesionseg.errors import InputError
 from lesionseg.evaluate import evaluate
 from lesionseg.inference import choose
+from lesionseg.memory import is_short
 from lesionseg.models import build_model, count_params
 from lesionseg.models.cost import multiply_adds
 from lesionseg.sheet import draw_sheet, spread
@@ -49,13 +50,13 @@ from search.jobs import (
 
 #: Seconds between two signs of life of a training, at least.
 SIGN_OF_LIFE = 5.0
-#: How torch, and libraries under it, tell of too little memory in a plain RuntimeError.
-NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC")
 
 
 def work(job: Job, pipe: Connection) -> End:
     """Does the job; ``pipe`` takes Built and EpochRecords and gives the answers."""
     torch.set_num_threads(job.threads)
+    if pick_device(job.device).type == "cpu":
+        keep_memory()
     match job:
         case TrainJob():
             return _train(job, pipe)
@@ -69,9 +70,7 @@ def broke(error: Exception, trace: str) -> Broke:
     """An exception as a reason that people can act on."""
     reason: Reason = "crash"
     match error:
-        case torch.OutOfMemoryError() | MemoryError():
-            reason = "oom"
-        case RuntimeError() if any(told in str(error) for told in NO_MEMORY):
+        case _ if is_short(error):
             reason = "oom"
         case Diverged():
             reason = "diverged"

@@ -6,12 +6,13 @@ here changes the mask: the lesion is where it was, seen or not.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import albumentations as A
 import numpy as np
 
-from lesionseg.augment.drawing import Drawn, Picture, Points, ellipse, layer, lines, paint, soften
+from lesionseg.augment.drawing import Drawn, Layer, Points, ellipse, layer, lines, soften
 from lesionseg.augment.hair import Hair, HairRemoval
 
 
@@ -38,13 +39,13 @@ class Ruler(Drawn):
             "opacity": draw.uniform(0.35, 0.45 + 0.5 * self.strength),
         }
 
-    def apply(
-        self, img: Picture, marks: Points, line: float, opacity: float, **params: Any
-    ) -> Picture:
-        """The image with the planned marks."""
-        drawn = layer(img)
+    def layers(
+        self, shape: tuple[int, int], marks: Points, line: float, opacity: float, **planned: Any
+    ) -> Iterator[Layer]:
+        """The planned marks."""
+        drawn = layer(shape)
         lines(drawn, marks, [line] * len(marks), opacity)
-        return paint(img, drawn, (25, 22, 25))
+        yield drawn, (25, 22, 25)
 
 
 def _beside(side: int, points: Points) -> Points:
@@ -74,17 +75,17 @@ class Bubbles(Drawn):
             "opacity": draw.uniform(0.3, 0.4 + 0.4 * self.strength),
         }
 
-    def apply(
+    def layers(
         self,
-        img: Picture,
+        shape: tuple[int, int],
         centres: Points,
         radii: Points,
         light: float,
         opacity: float,
-        **params: Any,
-    ) -> Picture:
-        """The image with the planned bubbles."""
-        dark, bright = layer(img), layer(img)
+        **planned: Any,
+    ) -> Iterator[Layer]:
+        """The planned bubbles: what is dark of them, and what is bright."""
+        dark, bright = layer(shape), layer(shape)
         toward = np.array([np.cos(light), np.sin(light)])
         for centre, radius in zip(centres, radii, strict=True):
             round_ = np.array([radius, radius])
@@ -92,9 +93,9 @@ class Bubbles(Drawn):
             ellipse(dark, centre, round_, 0, 0.45 * opacity, width=0.1 * radius)
             ellipse(bright, centre, 0.86 * round_, 0, 0.45 * opacity, width=0.14 * radius)
             ellipse(bright, centre + 0.5 * radius * toward, 0.17 * round_, 0, opacity)
-        sigma = 0.002 * min(img.shape[:2])
-        shaded = paint(img, soften(dark, sigma), (45, 35, 35))
-        return paint(shaded, soften(bright, sigma), (255, 252, 248))
+        sigma = 0.002 * min(shape)
+        yield soften(dark, sigma), (45, 35, 35)
+        yield soften(bright, sigma), (255, 252, 248)
 
 
 class Vignette(Drawn):
@@ -115,15 +116,21 @@ class Vignette(Drawn):
             "dark": 0.97 - 0.4 * soft,
         }
 
-    def apply(
-        self, img: Picture, centre: Points, radius: float, edge: float, dark: float, **params: Any
-    ) -> Picture:
-        """The image in its round field."""
-        height, width = img.shape[:2]
+    def layers(
+        self,
+        shape: tuple[int, int],
+        centre: Points,
+        radius: float,
+        edge: float,
+        dark: float,
+        **planned: Any,
+    ) -> Iterator[Layer]:
+        """What lies outside the planned field."""
+        height, width = shape
         x = np.arange(width, dtype=np.float32) - np.float32(centre[0])
         y = np.arange(height, dtype=np.float32)[:, None] - np.float32(centre[1])
         outside = np.clip((np.sqrt(x * x + y * y) - np.float32(radius)) / np.float32(edge), 0, 1)
-        return paint(img, np.rint(outside * np.float32(255 * dark)).astype(np.uint8), (8, 6, 6))
+        yield np.rint(outside * np.float32(255 * dark)).astype(np.uint8), (8, 6, 6)
 
 
 class Glare(Drawn):
@@ -145,20 +152,20 @@ class Glare(Drawn):
             "opacity": draw.uniform(0.4, 0.5 + 0.5 * self.strength),
         }
 
-    def apply(
+    def layers(
         self,
-        img: Picture,
+        shape: tuple[int, int],
         centres: Points,
         axes: Points,
         angles: Points,
         opacity: float,
-        **params: Any,
-    ) -> Picture:
-        """The image with the planned reflections."""
-        drawn = layer(img)
+        **planned: Any,
+    ) -> Iterator[Layer]:
+        """The planned reflections."""
+        drawn = layer(shape)
         for centre, half, angle in zip(centres, axes, angles, strict=True):
             ellipse(drawn, centre, half, float(angle), opacity)
-        return paint(img, soften(drawn, 0.008 * min(img.shape[:2])), (255, 253, 248))
+        yield soften(drawn, 0.008 * min(shape)), (255, 253, 248)
 
 
 def artefacts(strength: float, share: float = 1.0) -> list[A.BasicTransform]:

@@ -6,7 +6,7 @@ A layer is [H, W] uint8; 0 leaves the image as it is, 255 hides it.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import albumentations as A
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 Picture = NDArray[np.uint8]
 Points = NDArray[np.float64]
+Colour = Iterable[float]
+Layer = tuple[Picture, Colour]
 
 #: OpenCV draws at whole pixels unless told how many bits of a coordinate are fraction.
 _BITS = 4
@@ -42,12 +44,26 @@ class Drawn(A.ImageOnlyTransform):  # type: ignore[misc]
 
     @abstractmethod
     def plan(self, height: int, width: int) -> dict[str, Any]:
-        """The random parameters of ``apply`` for an image of that size in pixels."""
+        """The random parameters of ``layers`` for an image of that size in pixels."""
+
+    def layers(self, *args: Any, **planned: Any) -> Iterator[Layer]:
+        """What was planned, each layer with its colour, in the order in which they are painted.
+
+        The same number of them whatever was drawn. They follow from ``shape``, the height and
+        width, and from the plan alone.
+        """
+        raise NotImplementedError
+
+    def apply(self, img: Picture, *args: Any, **params: Any) -> Picture:
+        """The image with the planned layers painted over it."""
+        for on, colour in self.layers(**params | {"shape": img.shape[:2]}):
+            img = paint(img, on, colour)
+        return img
 
 
-def layer(image: Picture) -> Picture:
-    """An empty layer of the image's size."""
-    return np.zeros(image.shape[:2], np.uint8)
+def layer(shape: tuple[int, ...]) -> Picture:
+    """An empty layer of that height and width."""
+    return np.zeros(shape[:2], np.uint8)
 
 
 def lines(on: Picture, curves: Iterable[Points], widths: Iterable[float], opacity: float) -> None:
@@ -85,7 +101,7 @@ def soften(on: Picture, sigma: float) -> Picture:
     return on if sigma < 1 / 3 else cv2.GaussianBlur(on, (0, 0), sigma)  # type: ignore[return-value]
 
 
-def paint(image: Picture, on: Picture, colour: Iterable[float]) -> Picture:
+def paint(image: Picture, on: Picture, colour: Colour) -> Picture:
     """The image with a colour (three values in [0, 255]) over it where the layer is opaque."""
     # Whole numbers of eight bits: OpenCV does them several times faster than numpy does floats.
     rest = cv2.cvtColor(cv2.bitwise_not(on), cv2.COLOR_GRAY2RGB)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import cv2
 import numpy as np
 
-from lesionseg.augment.drawing import Drawn, Picture, Points, layer, lines, paint
+from lesionseg.augment.drawing import Drawn, Layer, Picture, Points, layer, lines
 
 #: Along each hair; a quadratic curve is smooth to the eye with these.
 _STEPS = np.linspace(0, 1, 14)[:, None]
@@ -35,19 +36,19 @@ class Hair(Drawn):
             "opacity": draw.uniform(0.4, 0.55 + 0.4 * self.strength),
         }
 
-    def apply(
+    def layers(
         self,
-        img: Picture,
+        shape: tuple[int, int],
         curves: Points,
         widths: Points,
         colour: Points,
         opacity: float,
-        **params: Any,
-    ) -> Picture:
-        """The image with the planned hairs."""
-        drawn = layer(img)
+        **planned: Any,
+    ) -> Iterator[Layer]:
+        """The planned hairs."""
+        drawn = layer(shape)
         lines(drawn, curves, widths, opacity)
-        return paint(img, drawn, colour)
+        yield drawn, colour
 
 
 def _curves(start: Points, control: Points, end: Points) -> Points:

@@ -102,6 +102,9 @@ OPTIMIZERS: dict[str, Option] = {
     ),
 }
 
+#: Those that torch can compute in one kernel.
+FUSED = (Adam, AdamW, SGD)
+
 
 def build_optimizer(pick: Pick, parameters: Iterable[Parameter]) -> Optimizer:
     """The picked optimizer; InputError if the pick is not in the table.
@@ -113,7 +116,20 @@ def build_optimizer(pick: Pick, parameters: Iterable[Parameter]) -> Optimizer:
     decays = "weight_decay" in lookup("optimizer", OPTIMIZERS, pick.name).space
     given = _groups(parameters) if decays else parameters
     optimizer: Optimizer = build("optimizer", OPTIMIZERS, pick, given)
+    if isinstance(optimizer, FUSED) and _on_cuda(optimizer):
+        _fuse(optimizer)
     return optimizer
+
+
+def _on_cuda(optimizer: Optimizer) -> bool:
+    return all(p.is_cuda for group in optimizer.param_groups for p in group["params"])
+
+
+def _fuse(optimizer: Optimizer) -> None:
+    """One kernel for all weights rather than several for each operation; CUDA has it."""
+    optimizer.defaults["fused"] = True
+    for group in optimizer.param_groups:
+        group["fused"] = True
 
 
 def _groups(parameters: Iterable[Parameter]) -> list[dict[str, Any]]:

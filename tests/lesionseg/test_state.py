@@ -99,7 +99,7 @@ def foreign(path, kind):
         case "list":
             torch.save([1, 2], path)
         case "older":
-            torch.save({"format": "lesionsearch-state/0", "identity": WHOSE, "state": {}}, path)
+            torch.save({"format": "lesionsearch-state/1", "identity": WHOSE, "state": {}}, path)
         case "part":
             torch.save({"format": state.FORMAT, "identity": WHOSE}, path)
         case "folder":
@@ -110,10 +110,10 @@ def foreign(path, kind):
     ("kind", "message"),
     [
         ("text", "damaged or no training state"),
-        ("weights", "holds no lesionsearch-state/1"),
+        ("weights", "holds no lesionsearch-state/2"),
         ("code", "damaged or no training state"),
-        ("list", "holds no lesionsearch-state/1"),
-        ("older", "holds no lesionsearch-state/1"),
+        ("list", "holds no lesionsearch-state/2"),
+        ("older", "holds no lesionsearch-state/2"),
         ("part", "lacks a part"),
         ("folder", "no such file"),
         ("none", "no such file"),

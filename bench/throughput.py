@@ -1,0 +1,279 @@
+"""Images a second in training, beside the bare model step and beside a notebook's loop.
+
+The bare step: the same network, loss and optimizer on one batch that lies on the device already,
+normalised and channels last. Ours: the training itself with `full` augmentation, without its
+validation. The notebook's loop: each epoch PIL opens and resizes photographs of 3000 x 2000, the
+same augmentation runs in a DataLoader of two processes, and float32 throughout.
+
+All in turns within one run, a few steps each, so that whatever else the machine does meets all
+alike; medians over rounds of the ratio within a round. On a machine that others use too the clock
+says little of two loops that take turns with strangers; the processor time that an image costs
+says what the clock would on a quiet one whose cores are all busy.
+
+    python -m bench.throughput [--rounds 7] [--steps 6] [--photographs 48] [--to FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+# As the command line has it, before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import albumentations as A
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from bench.data import write_photographs
+from lesionseg.augment import build_augment
+from lesionseg.config import TrialConfig
+from lesionseg.data.cache import Cache, build_cache
+from lesionseg.data.index import DatasetIndex
+from lesionseg.data.loader import in_order, to_device
+from lesionseg.data.synthetic import write_dataset
+from lesionseg.device import amp_dtype, autocast, describe, keep_memory, pick_device, prepare
+from lesionseg.loop import Hooks, Loop
+from lesionseg.losses import build_loss
+from lesionseg.models import build_model
+from lesionseg.optim import build_optimizer
+from lesionseg.records import TrainData
+from lesionseg.space import Pick
+from lesionseg.state import Keeper
+from search.slots import cores
+
+#: By what people would call them; a GPU takes the larger ones too.
+NETWORKS = {
+    "U-Net 32, depth 4": Pick("unet"),
+    "U-Net 8, depth 3": Pick("unet", {"width": 8, "depth": 3}),
+    "SegNet": Pick("segnet"),
+    "U-Net, ResNet-34": Pick("smp_unet", {"encoder": "resnet34", "weights": "none"}),
+}
+FULL = Pick("full")
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds that an image takes by the clock, and by the processor time of all threads."""
+
+    clock: float
+    work: float
+
+
+def config_of(network: str, size: int) -> TrialConfig:
+    """The defaults, with full augmentation."""
+    return TrialConfig(model=NETWORKS[network], augment=FULL, image_size=size, batch_size=BATCH)
+
+
+class Bare:
+    """The model step alone, over and over, on one batch."""
+
+    def __init__(self, config: TrialConfig, cache: Cache, device: torch.device) -> None:
+        torch.manual_seed(config.seed)
+        model = build_model(config.model, image_size=config.image_size)
+        self.model = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self.loss = build_loss(config.loss, overlap=config.overlap)
+        self.optimizer = build_optimizer(config.optimizer, self.model.parameters())
+        members = np.arange(config.batch_size) % len(cache.names)
+        batch = next(in_order(cache, members, config.batch_size))
+        self.images, self.masks = to_device(batch, device)
+        self.device, self.dtype = device, amp_dtype(device, config.amp)
+
+    def run(self, steps: int) -> int:
+        """So many steps; how many images they were."""
+        for _ in range(steps):
+            step(self.model, self.loss, self.optimizer, self.images, self.masks, self.dtype)
+        return steps * len(self.images)
+
+
+def step(
+    model: nn.Module,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    masks: Tensor,
+    dtype: torch.dtype | None,
+) -> None:
+    """What every way to train has in common."""
+    optimizer.zero_grad(set_to_none=True)
+    with autocast(images.device, dtype):
+        outputs = model(images)
+    loss(outputs, masks).backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+
+
+class Ours:
+    """The training of this project, an epoch at a time."""
+
+    def __init__(self, config: TrialConfig, cache: Cache, device: torch.device, steps: int) -> None:
+        torch.manual_seed(config.seed)
+        model = build_model(config.model, image_size=config.image_size)
+        # An epoch is as long as a block of the others: members occur several times.
+        members = np.arange(steps * config.batch_size) % len(cache.names)
+        hooks = Hooks(lambda: False, lambda *told: None, Keeper(None, {}), 1)
+        self.loop = Loop(config, TrainData(cache, members, members), device, model, hooks)
+
+    def run(self, steps: int) -> int:
+        """An epoch of ``steps`` steps; how many images they were."""
+        self.loop.plan.epoch, self.loop.step = self.loop.plan.epoch + 1, 0
+        self.loop.total.zero_()
+        self.loop.steps()
+        return steps * self.loop.config.batch_size
+
+
+class Photographs(Dataset[tuple[Tensor, Tensor]]):
+    """What most would write."""
+
+    def __init__(self, folder: Path, size: int, augment: A.Compose) -> None:
+        self.images = sorted((folder / "images").iterdir())
+        self.masks = sorted((folder / "masks").iterdir())
+        self.size, self.augment = size, augment
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        square = (self.size, self.size)
+        image = Image.open(self.images[index]).convert("RGB").resize(square)
+        mask = Image.open(self.masks[index]).convert("L").resize(square, Image.Resampling.NEAREST)
+        inside = (np.asarray(mask) > 127).astype(np.uint8)
+        changed = self.augment(image=np.asarray(image), mask=inside)
+        image_tensor = torch.from_numpy(changed["image"]).permute(2, 0, 1).float() / 255
+        return image_tensor, torch.from_numpy(changed["mask"]).unsqueeze(0).float()
+
+
+class Notebook:
+    """A plain loop over a folder of photographs, an epoch at a time."""
+
+    def __init__(self, config: TrialConfig, folder: Path, device: torch.device) -> None:
+        torch.manual_seed(config.seed)
+        self.model = build_model(config.model, image_size=config.image_size).to(device).train()
+        self.loss = build_loss(config.loss, overlap=config.overlap)
+        self.optimizer = build_optimizer(config.optimizer, self.model.parameters())
+        photographs = Photographs(folder, config.image_size, build_augment(config.augment))
+        self.loader = DataLoader(photographs, config.batch_size, shuffle=True, num_workers=2)
+        self.device = device
+
+    def run(self, steps: int) -> int:
+        """One epoch, whatever ``steps`` says; how many images it was."""
+        n = 0
+        for images, masks in self.loader:
+            images, masks = images.to(self.device), masks.to(self.device)
+            step(self.model, self.loss, self.optimizer, images, masks, None)
+            n += len(images)
+        return n
+
+
+def pace(run: Callable[[int], int], steps: int, device: torch.device) -> Pace:
+    """How long an image takes."""
+    wait(device)
+    clock, work = time.perf_counter(), time.process_time()
+    n = run(steps)
+    wait(device)
+    return Pace((time.perf_counter() - clock) / n, (time.process_time() - work) / n)
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def against_bare(
+    network: str, size: int, cache: Cache, device: torch.device, rounds: int, steps: int
+) -> Iterator[str]:
+    """A row of the first table."""
+    config = config_of(network, size)
+    bare, ours = Bare(config, cache, device), Ours(config, cache, device, steps)
+    pace(bare.run, 1, device), pace(ours.run, steps, device)
+    pairs = [(pace(bare.run, steps, device), pace(ours.run, steps, device)) for _ in range(rounds)]
+    clock = statistics.median(b.clock / o.clock for b, o in pairs)
+    work = statistics.median(b.work / o.work for b, o in pairs)
+    alone, whole = (statistics.median(1 / p[i].clock for p in pairs) for i in (0, 1))
+    yield f"| {network} | {size} | {alone:.1f} | {whole:.1f} | {clock:.3f} | {work:.3f} |"
+
+
+def against_notebook(
+    network: str, size: int, folder: Path, root: Path, device: torch.device, rounds: int
+) -> Iterator[str]:
+    """A row of the second table."""
+    cache = build_cache(DatasetIndex.read(folder), size, root)
+    config = config_of(network, size)
+    ours = Ours(config, cache, device, max(1, len(cache.names) // BATCH))
+    steps = len(ours.loop.plan)
+    notebook = Notebook(config, folder, device)
+    pace(ours.run, steps, device)
+    pairs = [
+        (pace(notebook.run, steps, device), pace(ours.run, steps, device)) for _ in range(rounds)
+    ]
+    ratio = statistics.median(n.clock / o.clock for n, o in pairs)
+    theirs, whole = (statistics.median(1 / p[i].clock for p in pairs) for i in (0, 1))
+    yield f"| {network} | {size} | {theirs:.1f} | {whole:.1f} | {ratio:.2f} |"
+
+
+BARE_HEAD = """\
+| network | image size | bare step, images/s | ours, images/s | ours / bare | by processor time |
+|---|---|---|---|---|---|"""
+NOTEBOOK_HEAD = """\
+| network | image size | notebook, images/s | ours, images/s | ours / notebook |
+|---|---|---|---|---|"""
+
+
+def measure(given: argparse.Namespace, scratch: Path, device: torch.device) -> Iterator[str]:
+    """Both tables, line by line."""
+    write_dataset(scratch / "lesions", 2 * BATCH)
+    index = DatasetIndex.read(scratch / "lesions")
+    yield BARE_HEAD
+    for size in given.sizes:
+        cache = build_cache(index, size, scratch / "cache")
+        for network in given.networks:
+            yield from against_bare(network, size, cache, device, given.rounds, given.steps)
+    if not given.photographs:
+        return
+    folder = write_photographs(scratch / "photographs", given.photographs)
+    yield f"\n{NOTEBOOK_HEAD}"
+    rounds = max(1, given.rounds // 2)
+    for network in given.networks:
+        yield from against_notebook(network, 96, folder, scratch / "cache", device, rounds)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--sizes", type=int, nargs="*", default=[96, 256])
+    parser.add_argument("--networks", nargs="*", default=list(NETWORKS)[:2], choices=NETWORKS)
+    parser.add_argument("--photographs", type=int, default=48)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--to", type=Path, help="a Markdown file for the tables")
+    given = parser.parse_args(argv)
+    device = pick_device(given.device)
+    torch.set_num_threads(cores())
+    prepare(device, 0)
+    if device.type == "cpu":
+        keep_memory()  # as every training of a study does
+    lines = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for line in measure(given, Path(scratch), device):
+            print(line, flush=True)
+            lines.append(line)
+    if given.to:
+        machine = f"{describe(device)}, {cores()} cores, Python {platform.python_version()}"
+        told = f"torch {torch.__version__}, batches of {BATCH}, `full` augmentation"
+        title = f"# Training throughput\n\n`python -m bench.throughput`: {machine}; {told}.\n\n"
+        given.to.write_text(title + "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

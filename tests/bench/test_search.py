@@ -1,0 +1,128 @@
+"""Searches replayed on curves made up by hand: the clock, the slots and who is pruned."""
+
+import json
+
+import optuna
+import pytest
+from optuna.pruners import NopPruner, ThresholdPruner
+from optuna.samplers import GridSampler, RandomSampler
+
+from bench.search import ARMS, BARE, OURS, RANDOM, Arm, Table, main, replay, told
+
+SPACE = {"model": ["a", "b"], "lr": [0.001, 0.1]}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quiet():
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Four trainings of three epochs: b at 0.1 alone comes to 0.9; a at 0.1 diverges."""
+    rows = [
+        ("a", 0.001, [0.1, 0.2, 0.3], [1.0, 1.0, 1.0]),
+        ("a", 0.1, [0.1, None], [1.0, 0.5]),
+        ("b", 0.001, [0.2, 0.5, 0.4], [2.0, 2.0, 2.0]),
+        ("b", 0.1, [0.3, 0.6, 0.9], [2.0, 2.0, 2.0]),
+    ]
+    lines = [
+        json.dumps({"point": {"model": m, "lr": lr}, "dice": dice, "seconds": seconds})
+        for m, lr, dice, seconds in rows
+    ]
+    (tmp_path / "curves.jsonl").write_text("\n".join(lines))
+    return tmp_path / "curves.jsonl"
+
+
+class Script(GridSampler):
+    """Proposes these, one after the other, to whoever asks."""
+
+    def __init__(self, points):
+        super().__init__({"model": ["a", "b"]})
+        self.points = points
+
+    def before_trial(self, study, trial):
+        pass
+
+    def after_trial(self, *_):
+        pass
+
+    def sample_independent(self, study, trial, name, distribution):
+        return self.points[trial.number][name]
+
+
+def scripted(*points, pruner=None):
+    points = [{"model": model, "lr": lr} for model, lr in points]
+    return Arm(lambda seed: Script(points), lambda epochs: pruner or NopPruner())
+
+
+def test_the_clock_is_the_sum_of_the_epochs_that_were_trained(path):
+    table = Table.read(path)
+    arm = scripted(("a", 0.001), ("b", 0.001), ("b", 0.1))
+    found = replay(table, arm, 0.9, seed=0)
+    assert (found.seconds, found.trials, found.epochs, found.reached) == (3 + 6 + 6, 3, 9, True)
+
+
+def test_a_target_is_reached_within_a_trial(path):
+    found = replay(Table.read(path), scripted(("b", 0.1)), 0.6, seed=0)
+    assert (found.seconds, found.epochs) == (4, 2)
+
+
+def test_a_training_that_diverged_costs_what_it_took(path):
+    found = replay(Table.read(path), scripted(("a", 0.1), ("b", 0.1)), 0.9, seed=0)
+    assert found.seconds == 1.5 + 6
+
+
+def test_who_is_pruned_frees_its_slot_at_once(path):
+    pruner = ThresholdPruner(lower=0.25)
+    arm = scripted(("a", 0.001), ("b", 0.001), ("b", 0.1), pruner=pruner)
+    found = replay(Table.read(path), arm, 0.9, seed=0)
+    assert (found.seconds, found.epochs) == (1 + 2 + 6, 5)
+
+
+def test_workers_train_side_by_side(path):
+    points = (("a", 0.001), ("b", 0.001), ("b", 0.1), ("a", 0.001), ("a", 0.001), ("a", 0.001))
+    found = replay(Table.read(path), scripted(*points), 0.9, seed=0, workers=2)
+    assert found.seconds == 3 + 6  # the first slot is free after a's three seconds
+
+
+def test_rates_between_those_recorded_get_the_nearest_on_a_log_scale(path):
+    table = Table.read(path)
+    found = replay(table, scripted(("b", 0.0099), ("b", 0.0101)), 0.9, seed=0)
+    assert (found.trials, found.seconds) == (2, 12)
+
+
+def test_the_target_is_what_so_many_configurations_reach(path):
+    table = Table.read(path)
+    assert [table.target(n) for n in (1, 2, 3, 4)] == [0.9, 0.5, 0.3, 0.1]
+
+
+def test_a_grid_with_a_hole_is_refused(path):
+    path.write_text("\n".join(path.read_text().splitlines()[:3]))
+    with pytest.raises(ValueError, match="3 curves of a grid of 4"):
+        Table.read(path)
+
+
+def test_one_seed_is_one_search(path):
+    table = Table.read(path)
+    arm = Arm(lambda seed: RandomSampler(seed), lambda epochs: NopPruner())
+    first, second, other = (replay(table, arm, 0.9, seed) for seed in (1, 1, 2))
+    assert first == second != other
+
+
+def test_the_table_has_ratios_to_both_baselines(path, capsys):
+    main([str(path), "--repeats", "5", "--top", "1", "--to", str(path.with_suffix(".md"))])
+    shown = capsys.readouterr().out
+    assert path.with_suffix(".md").read_text().strip() == shown.strip()
+    rows = {row.split(" | ")[0].strip("| "): row for row in shown.splitlines() if "|" in row}
+    assert set(ARMS) == {RANDOM, BARE, OURS} <= set(rows)
+    assert rows[RANDOM].split(" | ")[-2] == "1.00"
+    assert rows[BARE].split(" | ")[-1] == "1.00 |"
+
+
+def test_ratios_are_of_medians(path):
+    table = Table.read(path)
+    slow = [replay(table, scripted(("a", 0.001), ("b", 0.1)), 0.9, 0)]  # 9 seconds
+    quick = [replay(table, scripted(("b", 0.1)), 0.9, 0)]  # 6
+    row = told({RANDOM: slow, BARE: slow, OURS: quick})[-1]
+    assert "| 0.67 | 0.67 |" in row

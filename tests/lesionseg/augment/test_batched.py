@@ -1,0 +1,229 @@
+"""The batched executor against albumentations: one policy, the same pictures."""
+
+import copy
+
+import albumentations as A
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from lesionseg.augment import AUGMENTS, build_augment, reseed
+from lesionseg.augment.batched import carry_out, draw, is_known, pixels
+from lesionseg.augment.geometry import Symmetries, Warp
+from lesionseg.augment.hair import Hair, HairRemoval
+from lesionseg.data.synthetic import render
+from lesionseg.space import Pick
+
+from .samples import marker, noise
+
+SIDE = 64
+FULL = build_augment(Pick("full", {"strength": 1.0}))
+
+
+@pytest.fixture(scope="module")
+def lesions():
+    """12 drawn lesions, uint8 [12, 64, 64, 3], and their masks."""
+    drawn = [render(i, SIDE, SIDE) for i in range(12)]
+    masks = np.stack([(d.mask > 0).astype(np.uint8) for d in drawn])
+    return np.stack([d.image for d in drawn]), masks
+
+
+def on_host(pipeline, images, masks, seed=0):
+    reseed(pipeline, seed)
+    pairs = [pipeline(image=i, mask=m) for i, m in zip(images, masks, strict=True)]
+    return np.stack([p["image"] for p in pairs]), np.stack([p["mask"] for p in pairs])
+
+
+def batched(pipeline, images, masks, seed=0):
+    reseed(pipeline, seed)
+    plan = draw(pipeline, len(images), images.shape[1])
+    found = carry_out(plan, torch.from_numpy(images), torch.from_numpy(masks))
+    return tuple(t.numpy() for t in found)
+
+
+def always(transform):
+    """The transform alone, for every image."""
+    own = copy.deepcopy(transform)
+    own.p = 1.0
+    return A.Compose([own])
+
+
+#: Mean difference in grey levels that rounding may make: a quarter; a half where the host cuts off
+#: rather than rounds; more where it rounds several times, or holds hues in steps of two degrees.
+CLOSE = {"RandomGamma": 0.8, "ColorJitter": 2.5, "CLAHE": 2.0, "HairRemoval": 1.0}
+
+
+@pytest.mark.parametrize("transform", FULL.transforms, ids=lambda t: type(t).__name__)
+def test_every_transform_gives_the_hosts_picture(transform, lesions):
+    pipeline, (images, masks) = always(transform), lesions
+    for seed in range(2):
+        host, host_masks = on_host(pipeline, images, masks, seed)
+        ours, our_masks = batched(pipeline, images, masks, seed)
+        limit = CLOSE.get(type(transform).__name__, 0.3)
+        assert np.abs(host - ours).mean() < limit
+        # Far less than what it changes, or nothing was shown; the lesions have few hairs.
+        if not isinstance(transform, HairRemoval):
+            assert np.abs(host - ours).mean() < 0.2 * np.abs(host.astype(float) - images).mean()
+        assert (host_masks != our_masks).mean() < 0.002
+
+
+@pytest.mark.parametrize("strength", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("name", AUGMENTS)
+def test_every_row_gives_the_hosts_pictures(name, strength, lesions):
+    params = {"strength": strength} if AUGMENTS[name].space else {}
+    pipeline, (images, masks) = build_augment(Pick(name, params)), lesions
+    assert is_known(pipeline)
+    for seed in range(3):
+        host, host_masks = on_host(pipeline, images, masks, seed)
+        ours, our_masks = batched(pipeline, images, masks, seed)
+        assert np.abs(host - ours).mean() < 4.0
+        assert (host_masks != our_masks).sum() < 0.02 * host_masks.sum()
+
+
+def statistics(images, masks, before):
+    """Of each picture: brightness, contrast, redness, saturation, sharpness, area, place."""
+    x = images.astype(np.float32)
+    sharp = [cv2.Laplacian(i.mean(axis=2), cv2.CV_32F).std() for i in x]
+    y, _ = np.mgrid[:SIDE, :SIDE]
+    area = masks.mean(axis=(1, 2))
+    return np.stack(
+        [
+            x.mean(axis=(1, 2, 3)),
+            x.std(axis=(1, 2, 3)),
+            (x[..., 0] - x[..., 2]).mean(axis=(1, 2)),
+            (x.max(axis=3) - x.min(axis=3)).mean(axis=(1, 2)),
+            np.array(sharp),
+            area,
+            (masks * y).mean(axis=(1, 2)) / np.maximum(area, 1e-3),
+            np.abs(x - before).mean(axis=(1, 2, 3)) > 1,
+        ],
+        axis=1,
+    )
+
+
+@pytest.mark.parametrize("name", ["geometric", "colour", "dermoscopy", "full"])
+def test_both_draw_from_the_same_distribution(name, lesions):
+    """Many changes of one lesion each, from seeds of their own; only chance is between them."""
+    pipeline, n = build_augment(Pick(name)), 360
+    images, masks = (np.repeat(a[:1], n, axis=0) for a in lesions)
+    one = statistics(*on_host(pipeline, images, masks, seed=1), images)
+    other = statistics(*batched(pipeline, images, masks, seed=2), images)
+    spread = np.sqrt((one.var(axis=0) + other.var(axis=0)) / n) + 1e-6
+    # Five deviations of a difference of means: by chance in one of two million.
+    allowed = 5 * spread + [0.5, 0.5, 0.5, 0.5, 0.3, 0.0, 0.01, 0.0]  # and what rounding makes
+    assert (np.abs(one.mean(axis=0) - other.mean(axis=0)) < allowed).all()
+    # The spread of a normal sample is known to 1 / sqrt(2 n); long tails make it wider.
+    moved = one.std(axis=0) > 0.02 * np.abs(one.mean(axis=0)) + 1e-6
+    ratio = other.std(axis=0)[moved] / one.std(axis=0)[moved]
+    assert moved.any() and (np.abs(ratio - 1) < 5 * 2 / np.sqrt(2 * n)).all()
+
+
+@pytest.mark.parametrize("strength", [0.1, 1.0])
+@pytest.mark.parametrize("size", [16, 33, 64])
+def test_sizes_and_mask_values_are_kept_and_the_inputs_left_alone(strength, size):
+    pipeline = build_augment(Pick("full", {"strength": strength}))
+    image, mask = noise(size)
+    images, masks = np.stack([image] * 9), np.stack([mask] * 9)
+    before = images.copy(), masks.copy()
+    for seed in range(4):
+        found, found_masks = batched(pipeline, images, masks, seed)
+        assert found.shape == images.shape and found_masks.shape == masks.shape
+        assert found_masks.dtype == np.uint8 and set(np.unique(found_masks)) <= {0, 1}
+        assert np.isfinite(found).all() and found.min() >= -1e-3 and found.max() <= 255.001
+    assert np.array_equal(images, before[0]) and np.array_equal(masks, before[1])
+
+
+def test_what_moves_the_image_moves_the_mask():
+    pipeline = build_augment(Pick("geometric", {"strength": 1.0}))
+    image, mask = marker(96, 96)
+    found, masks = batched(pipeline, np.stack([image] * 40), np.stack([mask] * 40))
+    for one, inside in zip(found, masks, strict=True):
+        seen = one.mean(axis=2) > 130
+        assert (seen & (inside > 0)).sum() > 0.9 * (seen | (inside > 0)).sum()
+
+
+def test_an_image_that_is_only_flipped_keeps_every_pixel():
+    image, mask = noise(33)
+    images, masks = np.stack([image] * 30), np.stack([mask] * 30)
+    pipeline = A.Compose([Symmetries(p=1.0)])
+    host, host_masks = on_host(pipeline, images, masks)
+    ours, our_masks = batched(pipeline, images, masks)
+    assert np.array_equal(np.rint(ours), host) and np.array_equal(our_masks, host_masks)
+    assert len({h.tobytes() for h in host}) == 8
+
+
+def test_the_plan_is_the_same_for_the_same_seed_and_small():
+    plans = []
+    for seed in (3, 3, 4):
+        reseed(FULL, seed)
+        plans.append(draw(FULL, 8, 256))
+    assert torch.equal(plans[0].matrix, plans[1].matrix)
+    assert not torch.equal(plans[0].matrix, plans[2].matrix)
+    assert [name for name, _ in plans[0].changes] == [name for name, _ in plans[1].changes]
+    for (_, one), (_, other) in zip(plans[0].changes, plans[1].changes, strict=True):
+        assert all(torch.equal(one[k], other[k]) for k in one)
+    sent = sum(
+        v.nbytes for _, values in plans[0].changes for k, v in values.items() if k != "layer"
+    )
+    assert sent < 8 * 1024
+
+
+def test_a_policy_in_an_order_that_one_resampling_cannot_stand_for_is_not_known():
+    turn, *_ = [t for t in FULL.transforms if type(t) is Warp]
+    bend = FULL.transforms[2]
+    assert is_known(A.Compose([turn, bend]))
+    assert not is_known(A.Compose([bend, turn]))
+    assert not is_known(A.Compose([A.RandomGamma(), turn]))
+    assert not is_known(A.Compose([A.Solarize()]))
+
+
+# --- against others ------------------------------------------------------------------------------
+
+
+def as_batch(image):
+    return torch.from_numpy(image).permute(2, 0, 1)[None].float()
+
+
+def test_lab_is_opencvs_and_comes_back():
+    image = noise(48)[0]
+    ours = pixels.to_lab(as_batch(image))[0].permute(1, 2, 0).numpy()
+    theirs = cv2.cvtColor(np.float32(image) / 255, cv2.COLOR_RGB2LAB) * (2.55, 1, 1)
+    # OpenCV reads its curves from tables.
+    assert np.abs(ours - theirs).max() < 0.6
+    again = pixels.from_lab(torch.from_numpy(ours).permute(2, 0, 1)[None])
+    assert (again - as_batch(image)).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("size", [16, 50, 64])
+@pytest.mark.parametrize("clip", [1.0, 2.5, 4.0, 40.0])
+def test_equalisation_is_opencvs(size, clip):
+    light = np.ascontiguousarray(render(3, 64, 64).image[:size, :size, 0])
+    theirs = cv2.createCLAHE(clip, (4, 4)).apply(light)
+    ours = pixels._equalised(torch.from_numpy(light)[None].float(), torch.tensor([clip]))[0]
+    assert np.abs(ours.numpy() - theirs).max() <= 0.51
+
+
+def test_hue_is_turned_as_in_opencvs_colour_space():
+    image = np.float32(noise(32)[0]) / 255
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+    hsv[..., 0] = (hsv[..., 0] + 0.3 * 360) % 360
+    theirs = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) * 255
+    ours = pixels.turn_hue(as_batch(noise(32)[0]), torch.tensor([0.3]))
+    assert np.abs(ours[0].permute(1, 2, 0).numpy() - theirs).max() < 0.1
+
+
+def test_hair_that_was_drawn_is_removed_as_on_the_host():
+    """Nearly all of the difference that the hairs made is gone, and nothing else is changed."""
+    skin = np.full((8, 96, 96, 3), (205, 165, 150), np.uint8)
+    masks = np.zeros(skin.shape[:3], np.uint8)
+    hairy, _ = on_host(always(Hair(1.0)), skin, masks)
+    made = np.abs(hairy.astype(float) - skin).mean()
+    removal = always(HairRemoval(1.0))
+    left = [
+        np.abs(f(removal, hairy, masks)[0].astype(float) - skin).mean() for f in (on_host, batched)
+    ]
+    assert made > 2
+    assert left[1] < 0.35 * made and left[1] < left[0] + 0.1 * made
+    clean, _ = batched(removal, skin, masks)
+    assert np.array_equal(clean, skin)
