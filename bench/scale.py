@@ -156,7 +156,7 @@ def worker_of(opened: OpenStudy, ordinal: int = 0) -> Iterator[Worker]:
     worker = Worker(
         opened.study, opened.spec, opened.material, opened.depot, Slot("cpu"), Silent(), keep=3
     )
-    with patch("search.worker.follow", instead_of_training), worker:
+    with patch("search.training.follow", instead_of_training), worker:
         yield worker
 
 

@@ -25,6 +25,15 @@ def build_median(epochs: int, min_epochs: int, startup: int) -> BasePruner:
     return _Median(n_startup_trials=startup, n_warmup_steps=min_epochs)
 
 
+def build_halving(epochs: int, min_epochs: int, startup: int) -> BasePruner:
+    """Successive halving of all trials, half of them with time to start slowly.
+
+    Half of those at a rung pass it: at min_epochs, 2 x min_epochs, 4 x min_epochs, ...
+    Asynchronous as in Li et al., arXiv:1810.05934.
+    """
+    return Halving(min_epochs, epochs)
+
+
 def build_hyperband(epochs: int, min_epochs: int, startup: int) -> BasePruner:
     """Successive halving with several first rungs; Li et al., arXiv:1603.06560.
 
@@ -126,6 +135,56 @@ class Hyperband(BasePruner):
         return [t.system_attrs[key] for t in there if self.bracket_of(name, t.number) == bracket]
 
 
+class Halving(BasePruner):
+    """Stops a trial whose best so far is not in the better half of all that came to a rung.
+
+    What counts is the best epoch so far, not the last: a learning curve at a high rate dips, and
+    it is the best epoch that a trial is judged by in the end. One trial alone, or the best of
+    those at a rung, always passes.
+
+    Halves that are taken early are the cheapest, and wrong about whatever starts slowly. So every
+    second trial is judged from the rung PATIENT on only (or at the last), beside all others there.
+    Without them a sampler that learns from what it sees fills the rungs with trials of one kind,
+    beside which no other kind passes any more, however good it would become.
+
+    A rung is looked at when a trial is at its epoch, and other trials are read at no other time.
+
+    min_epochs, epochs: at least 1; nobody is stopped where epochs is the smaller.
+    """
+
+    #: The first rung, from 0, at which every second trial is judged.
+    PATIENT = 2
+
+    def __init__(self, min_epochs: int, epochs: int) -> None:
+        rungs = (min_epochs * 2**k for k in range(epochs.bit_length()))
+        self.rungs = [epoch for epoch in rungs if epoch <= epochs]
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Whether the trial, at its latest epoch, is at a rung and not in the better half."""
+        epoch = trial.last_step
+        first = min(self.PATIENT, len(self.rungs) - 1) if trial.number % 2 else 0
+        if epoch is None or epoch not in self.rungs[first:]:
+            return False
+        sign = 1 if study.direction == StudyDirection.MAXIMIZE else -1
+        own = _best_until(trial, epoch, sign)
+        if own is None:
+            return True
+        known = study.get_trials(deepcopy=False)
+        rivals = [
+            _best_until(other, epoch, sign)
+            for other in known
+            if epoch in other.intermediate_values and other.number != trial.number
+        ]
+        better = sum(rival is not None and rival > own for rival in rivals)
+        return better >= max((len(rivals) + 1) // 2, 1)
+
+
+def _best_until(trial: FrozenTrial, epoch: int, sign: int) -> float | None:
+    """The best value up to an epoch, larger being better; None without a number."""
+    values = [v for at, v in trial.intermediate_values.items() if at <= epoch]
+    return max((sign * v for v in values if not math.isnan(v)), default=None)
+
+
 def is_among_best(value: float, rivals: list[float], direction: StudyDirection) -> bool:
     """Whether it is among the best third, rounded down, of itself and its rivals.
 
@@ -142,6 +201,7 @@ def _key(rung: int) -> str:
 
 
 PRUNERS: Mapping[str, Callable[[int, int, int], BasePruner]] = {
+    "halving": build_halving,
     "median": build_median,
     "hyperband": build_hyperband,
     "none": build_none,

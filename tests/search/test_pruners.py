@@ -106,6 +106,53 @@ def test_no_trial_is_stopped_before_min_epochs(name, min_epochs):
     assert bool(stopped) == (name != "none")
 
 
+#: Epochs below eight and min_epochs 1 leave rungs at 1, 2, 4 and 8.
+HALVING_CURVES = [
+    [0.1] * 9,  # alone it passes everything
+    # An odd number is judged from the third rung on: at epoch 4 it is the worse of two.
+    [0.0, 0.0, 0.0, 0.05, 0.9, 0.9, 0.9, 0.9, 0.9],
+    # Below one of three: of three, one passes.
+    [0.05] * 9,
+    # A slow starter with an odd number lives to be the best.
+    [0.0, 0.0, 0.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.6],
+    # Its best so far counts, not its last value: it passes the rung at 2, and that at 4 as the
+    # second of four, and is the second of three at 8.
+    [0.2, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05, 0.9],
+    # As good as another: nobody is better, and it passes.
+    [0.2, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.7],
+]
+
+
+def test_halving_passes_the_better_half_at_each_rung():
+    stopped = pruned("halving", HALVING_CURVES, epochs=9, min_epochs=1)
+    assert stopped == [(1, 4), (2, 1), (4, 8)]
+
+
+def test_halving_judges_every_second_trial_late_but_always():
+    good, bad = [0.9] * 12, [0.1] * 12
+    rounds = [good, good, bad, bad]
+    for min_epochs, late in ((1, 4), (2, 8), (3, 12), (5, 10), (7, 7)):
+        stopped = pruned("halving", rounds, epochs=12, min_epochs=min_epochs)
+        assert stopped == [(2, min_epochs), (3, late)]
+
+
+def test_halving_stops_what_has_no_number_and_learns_nothing_from_it():
+    nan = float("nan")
+    curves = [[nan, 0.5, 0.5], [0.4] * 3, [0.1, nan, 0.5], [nan] * 3]
+    # The first rung finds no number in the first; the third is second to 0.4 there.
+    assert pruned("halving", curves, epochs=3, min_epochs=1) == [(0, 1), (2, 1), (3, 2)]
+    assert pruned("halving", [curves[1], curves[1], curves[2]], epochs=2, min_epochs=2) == [(2, 2)]
+
+
+@pytest.mark.parametrize(("direction", "sign"), [("maximize", 1), ("minimize", -1)])
+def test_halving_knows_which_way_is_better(direction, sign):
+    study = optuna.create_study(direction=direction, pruner=PRUNERS["halving"](4, 1, 0))
+    for value, stop in ((0.5, False), (0.5, False), (0.1, True), (0.1, False), (0.6, False)):
+        trial = study.ask()
+        trial.report(sign * value, 1)
+        assert trial.should_prune() == stop
+
+
 def test_none_never_stops_a_trial():
     curves = [[0.9] * 5] * 5 + [[0.0] * 5] * 5
     assert pruned("none", curves, epochs=5, min_epochs=1) == []
@@ -253,6 +300,11 @@ def test_hyperband_reads_the_trials_at_rungs_only():
     ]
     # Which rungs it has behind it is read once.
     assert sum(asked.count("one") for asked in found) == 1
+
+
+def test_halving_reads_the_trials_at_rungs_only():
+    _, found = reads("halving", 9, 2)
+    assert [i + 1 for i, asked in enumerate(found) if asked] == [2, 4, 8]
 
 
 def test_median_reads_nothing_before_min_epochs():

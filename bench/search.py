@@ -1,0 +1,269 @@
+"""How long a search takes to find a good configuration: our default beside what else one would run.
+
+    python -m bench.search [CURVES] [--repeats 100] [--workers 1] [--top 3] [--to FILE] [--variants]
+
+Replays whole searches on learning curves that ``bench.curves`` recorded of real trainings: a trial
+costs the seconds that its epochs cost then, and reports the Dice that they gave. A search is over
+when a trial reports the target: what only the best ``--top`` configurations of the grid ever reach.
+Every arm draws from one space (model, loss, augmentation, learning rate on a log scale, which is
+given the nearest recorded curve), with the same seeds, and runs the samplers and pruners that a
+study runs. ``--variants`` compares other defaults too. The time that a sampler takes itself is left
+out: see sampling-cpu.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import json
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.pruners import BasePruner, NopPruner
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.trial import Trial, TrialState
+
+from search.pruners import PRUNERS
+from search.samplers import SAMPLERS
+from search.spec import PrunerSpec, SamplerSpec
+
+CURVES = Path(__file__).parent / "results" / "curves-cpu.jsonl"
+LONGEST = 400  # trials; a search that has not found it by then is given the time that it took
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One training: the validation Dice and the seconds of each epoch; None where it diverged."""
+
+    dice: tuple[float | None, ...]
+    seconds: tuple[float, ...]
+
+    @property
+    def best(self) -> float:
+        """The best epoch's Dice."""
+        return max(dice or 0.0 for dice in self.dice)
+
+
+@dataclass(frozen=True)
+class Table:
+    """All that was recorded: a curve for each point of a grid."""
+
+    curves: Mapping[tuple[str, ...], Curve]
+    rates: tuple[float, ...]
+    choices: Mapping[str, tuple[str, ...]]
+
+    @classmethod
+    def read(cls, path: Path) -> Table:
+        """ValueError where a point of the grid is lacking."""
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        points = [line["point"] for line in lines]
+        rates = tuple(sorted({p["lr"] for p in points}))
+        keys = [key for key in points[0] if key != "lr"]
+        choices = {key: tuple(sorted({_name(p[key]) for p in points})) for key in keys}
+        curves = {
+            (*(_name(p[key]) for key in keys), str(p["lr"])): Curve(
+                tuple(line["dice"]), tuple(line["seconds"])
+            )
+            for p, line in zip(points, lines, strict=True)
+        }
+        whole = len(rates) * math.prod(len(values) for values in choices.values())
+        if len(curves) != whole:
+            raise ValueError(f"{path}: {len(curves)} curves of a grid of {whole}")
+        return cls(curves, rates, choices)
+
+    @property
+    def epochs(self) -> int:
+        """Of the longest training."""
+        return max(len(c.dice) for c in self.curves.values())
+
+    def draw(self, trial: Trial) -> Curve:
+        """What a trial trains."""
+        chosen = [
+            str(trial.suggest_categorical(name, values)) for name, values in self.choices.items()
+        ]
+        wide = (self.rates[1] / self.rates[0]) ** 0.5  # each recorded rate has an equal share
+        lr = trial.suggest_float("lr", self.rates[0] / wide, self.rates[-1] * wide, log=True)
+        nearest = min(self.rates, key=lambda rate: abs(math.log(rate / lr)))
+        return self.curves[(*chosen, str(nearest))]
+
+    def target(self, top: int) -> float:
+        """The Dice that ``top`` configurations reach."""
+        return sorted((curve.best for curve in self.curves.values()), reverse=True)[top - 1]
+
+
+def _name(pick: Any) -> str:
+    if isinstance(pick, str):
+        return pick
+    [(name, params)] = pick.items()
+    return " ".join([name, *(f"{k}={v}" for k, v in params.items())])
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to search: how to make its sampler, by seed, and its pruner, by number of epochs."""
+
+    sampler: Callable[[int], BaseSampler]
+    pruner: Callable[[int], BasePruner]
+
+
+def ours(sampler: SamplerSpec | None = None, pruner: PrunerSpec | None = None) -> Arm:
+    """What a study file that says nothing of it runs, or with another part."""
+    s, p = sampler or SamplerSpec(), pruner or PrunerSpec()
+    return Arm(
+        lambda seed: SAMPLERS[s.name](seed, s.startup),
+        lambda epochs: PRUNERS[p.name](epochs, p.min_epochs, p.startup),
+    )
+
+
+OURS, RANDOM, BARE = "lesionsearch's default", "random, no pruning", "Optuna's defaults"
+
+#: What is compared always.
+ARMS: Mapping[str, Arm] = {
+    RANDOM: Arm(lambda seed: RandomSampler(seed), lambda epochs: NopPruner()),
+    BARE: Arm(
+        lambda seed: optuna.samplers.TPESampler(seed=seed),
+        lambda epochs: optuna.pruners.MedianPruner(),
+    ),
+    OURS: ours(),
+}
+
+#: What the default could be instead.
+VARIANTS: Mapping[str, Arm] = {
+    "tpe, no pruning": ours(pruner=PrunerSpec(name="none")),
+    "tpe, median": ours(pruner=PrunerSpec(name="median")),
+    "tpe, hyperband": ours(pruner=PrunerSpec(name="hyperband")),
+    "random, hyperband": ours(SamplerSpec(name="random"), PrunerSpec(name="hyperband")),
+    "random, median": ours(SamplerSpec(name="random"), PrunerSpec(name="median")),
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """A search: seconds by the clock until the target, and what was trained for it."""
+
+    seconds: float
+    trials: int
+    epochs: int
+    reached: bool
+
+
+def replay(table: Table, arm: Arm, target: float, seed: int, workers: int = 1) -> Found:
+    """One search by ``workers`` that each go on as soon as a trial of theirs has ended.
+
+    Each has a sampler of its own seed, as in a study, and sees what the others have told.
+    """
+    study = optuna.create_study(
+        direction="maximize",
+        storage=optuna.storages.InMemoryStorage(),
+        study_name=f"replay-{seed}",
+        pruner=arm.pruner(table.epochs),
+    )
+    samplers = [arm.sampler(seed + 7_368_787 * i) for i in range(workers)]
+    at_work: list[tuple[Trial, Curve, int] | None] = [None] * workers
+    queue = [(0.0, worker) for worker in range(workers)]
+    trials = epochs = 0
+    while True:
+        now, worker = heapq.heappop(queue)
+        task = at_work[worker]
+        if task is not None:  # the epoch that it was at has ended
+            trial, curve, epoch = task
+            epochs += 1
+            dice = curve.dice[epoch - 1]
+            if dice is not None and dice >= target:
+                return Found(now, trials, epochs, True)
+            task = (trial, curve, epoch + 1) if _goes_on(study, trial, curve, epoch) else None
+        if task is None:
+            if trials == LONGEST:
+                return Found(now, trials, epochs, False)
+            study.sampler = samplers[worker]
+            trial = study.ask()
+            trials += 1
+            task = trial, table.draw(trial), 1
+        at_work[worker] = task
+        heapq.heappush(queue, (now + task[1].seconds[task[2] - 1], worker))
+
+
+def _goes_on(study: optuna.Study, trial: Trial, curve: Curve, epoch: int) -> bool:
+    """Whether a trial has another epoch to train; if not, how it ended is told."""
+    dice = curve.dice[epoch - 1]
+    if dice is None:
+        study.tell(trial, state=TrialState.FAIL)
+        return False
+    trial.report(dice, epoch)
+    if epoch == len(curve.dice):
+        study.tell(trial, curve.best)
+        return False
+    if trial.should_prune():
+        study.tell(trial, state=TrialState.PRUNED)
+        return False
+    return True
+
+
+def search(
+    table: Table, arms: Mapping[str, Arm], target: float, repeats: int, workers: int
+) -> dict[str, list[Found]]:
+    """All arms, each over the same seeds."""
+    return {
+        name: [replay(table, arm, target, seed, workers) for seed in range(repeats)]
+        for name, arm in arms.items()
+    }
+
+
+def told(results: Mapping[str, Sequence[Found]]) -> list[str]:
+    """A table: median seconds, quartiles, trials and epochs, and the ratio to the baselines."""
+    medians = {k: statistics.median(f.seconds for f in v) for k, v in results.items()}
+    lines = [
+        "| search | median seconds to the target | quartiles | trials | epochs | not found "
+        "| / random | / Optuna |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, found in results.items():
+        low, high = np.percentile([f.seconds for f in found], [25, 75])
+        lines.append(
+            f"| {name} | {medians[name]:.0f} | {low:.0f} .. {high:.0f} "
+            f"| {statistics.median(f.trials for f in found):.0f} "
+            f"| {statistics.median(f.epochs for f in found):.0f} "
+            f"| {sum(not f.reached for f in found)} of {len(found)} "
+            f"| {medians[name] / medians[RANDOM]:.2f} | {medians[name] / medians[BARE]:.2f} |"
+        )
+    return lines
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Replays, and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("curves", type=Path, nargs="?", default=CURVES)
+    parser.add_argument("--repeats", type=int, default=100)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1])
+    parser.add_argument("--top", type=int, nargs="+", default=[3])
+    parser.add_argument("--variants", action="store_true")
+    parser.add_argument("--to", type=Path)
+    asked = parser.parse_args(argv)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    table = Table.read(asked.curves)
+    arms = {**ARMS, **(VARIANTS if asked.variants else {})}
+    lines = []
+    for workers in asked.workers:
+        for top in asked.top:
+            target = table.target(top)
+            lines += [
+                f"Target: validation Dice {target:.4f}, which {top} of {len(table.curves)} "
+                f"configurations reach; {workers} worker{'s' * (workers > 1)}; {asked.repeats} "
+                "searches each.",
+                "",
+                *told(search(table, arms, target, asked.repeats, workers)),
+                "",
+            ]
+            print("\n".join(lines[-len(arms) - 5 :]), flush=True)
+    if asked.to:
+        asked.to.write_text("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
