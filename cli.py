@@ -72,7 +72,15 @@ app.add_typer(seeds_app, name="seeds")
 
 Name = Annotated[str, typer.Argument(help="A study's folder, or its name under runs/.")]
 Data = Annotated[
-    Path, typer.Option(help="Folder of images and masks, or a CSV manifest.", show_default=False)
+    list[Path],
+    typer.Option(
+        help="Folder of images and masks, or a CSV manifest; repeat it for several sets together.",
+        show_default=False,
+    ),
+]
+DataNow = Annotated[
+    list[Path] | None,
+    typer.Option("--data", help="Where the images are now, each set. [as run]"),
 ]
 Out = Annotated[
     Path | None, typer.Option(help="The study's folder; its name names the study. [runs/STUDY]")
@@ -116,7 +124,7 @@ def demo(
             write_dataset(data, images, on_progress=lambda done: tick(done, images))
     console.print(f"{images} synthetic dermoscopic images in {data}", markup=False)
     overrides = ["name=demo", "budget.trials=10", "budget.epochs=12", "fixed.batch_size=8"]
-    _run("quick", data, out, overrides, final=True)
+    _run("quick", [data], out, overrides, final=True)
 
 
 @app.command()
@@ -174,7 +182,11 @@ def worker(
     name: Annotated[str, typer.Argument(help="The study's name in the storage.")],
     storage: Storage = None,
     data: Annotated[
-        Path | None, typer.Option(help="Where the images are on this host. [as the study has them]")
+        list[Path] | None,
+        typer.Option(
+            help="Where the images are on this host; repeated for several sets. [as the study has "
+            "them]"
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The study's folder. [runs/NAME]")] = None,
     study: Annotated[
@@ -192,11 +204,12 @@ def worker(
     forever: Annotated[bool, typer.Option(help="Wait for more where the study is done.")] = False,
 ) -> None:
     """Join a study and work on it until it is done; SIGTERM puts the trial at work back."""
+    from lesionseg.data.sets import as_roots
     from search.join import Join
     from search.shift import run_worker
     from search.slots import worker_slot
 
-    join = Join(name, out or Path("runs") / name, storage, data)
+    join = Join(name, out or Path("runs") / name, storage, as_roots(data))
     slot = worker_slot(device, threads, share=share, memory_gb=memory_gb)
     run_worker(join, slot, study=study, max_trials=max_trials, forever=forever)
 
@@ -249,13 +262,14 @@ def stop(name: Name, storage: Storage = None) -> None:
 @app.command(name="final")
 def final_(
     name: Name,
-    data: Annotated[Path | None, typer.Option(help="Where the data are now. [as run]")] = None,
+    data: DataNow = None,
     storage: Storage = None,
     again: Annotated[bool, typer.Option(help="Test once more; it is counted.")] = False,
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
     """Retrain a study's best configuration and test it once."""
+    from lesionseg.data.sets import as_roots
     from search import console as show
     from search.final import finalize
     from search.folder import locked
@@ -267,7 +281,7 @@ def final_(
 
     folder = find_run(name)
     with locked(folder), sigterm_as_interrupt():
-        opened = open_study(folder, storage=storage, data=data)
+        opened = open_study(folder, storage=storage, data=as_roots(data))
         report = finalize(opened, default_slot(device, threads), again=again)
     console = show.make_console()
     show.print_final(console, report)
@@ -421,16 +435,33 @@ def options(
 def data_check(
     root: Annotated[Path, typer.Argument(metavar="DIR", help="Folder or CSV manifest.")],
     layout: Annotated[str, typer.Option(help="The layout's name; auto finds out.")] = "auto",
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(help="A data set that is to share no picture with it; may be repeated."),
+    ] = None,
+    json_: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="All that was found, for machines."),
+    ] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="A picture of all suspects.")
+    ] = None,
 ) -> None:
-    """Read every pair of a data set and say what is there and what is wrong."""
-    from lesionseg.data.audit import audit
+    """Read every pair of a data set; say what is there, what is wrong, and what leaks (exit 1)."""
+    from lesionseg.contact import draw_suspects
+    from lesionseg.data.leaks import audit_sets
     from search import console as show
+    from search.audited import refuse_leaks, write_json
 
     console = show.make_console()
     with show.counting(console, "reading pairs") as tick:
-        found = audit(root, layout, on_progress=tick)
-    show.print_audit(console, found)
-    found.refuse_broken()
+        found = audit_sets([root, *(against or [])], layout, on_progress=tick)
+    show.print_check(console, found)
+    if json_:
+        write_json(found, json_)
+    if sheet:
+        console.print(f"{draw_suspects(found, sheet)} suspects: {sheet}", markup=False)
+    refuse_leaks(found)
 
 
 @data_app.command(name="fetch")
@@ -538,15 +569,17 @@ def trials_export(
 def trials_import(
     file: Annotated[Path, typer.Argument(help="What `trials export` wrote.")],
     data: Annotated[
-        Path | None, typer.Option(help="Where the images are now. [known when it is run]")
+        list[Path] | None,
+        typer.Option(help="Where the images are now. [known when it is run]"),
     ] = None,
     out: Out = None,
     storage: Storage = None,
 ) -> None:
     """Make a study of JSON lines; `run` goes on with it."""
+    from lesionseg.data.sets import as_roots
     from search.transfer_files import import_from
 
-    print(import_from(file, out, storage, data))
+    print(import_from(file, out, storage, as_roots(data)))
 
 
 @seeds_app.command(name="list")
@@ -577,6 +610,7 @@ def seeds_run(
     threads: Threads = None,
 ) -> None:
     """Train the published systems under one budget, test each, and write one table."""
+    from lesionseg.data.sets import some_roots
     from search import console as show
     from search.seeds import make_spec, run_seeds
 
@@ -587,7 +621,7 @@ def seeds_run(
         rows = run_seeds(
             console,
             spec,
-            data,
+            some_roots(data),
             out,
             only=names,
             repeats=seeds,
@@ -601,7 +635,7 @@ def seeds_run(
 
 def _run(
     study: str,
-    data: Path,
+    data: list[Path],
     out: Path | None,
     overrides: list[str],
     *,
@@ -610,6 +644,7 @@ def _run(
     crew: Any = None,
     final: bool,
 ) -> None:
+    from lesionseg.data.sets import some_roots
     from search import console as show
     from search.crew import make_crew
     from search.job import Place, run_study
@@ -619,7 +654,7 @@ def _run(
     spec = load_spec(study, overrides)
     place = Place(out or Path("runs") / spec.name, storage, artifacts)
     with _told_how_to_go_on(console):
-        run_study(console, spec, data, place, crew or make_crew(), final=final)
+        run_study(console, spec, some_roots(data), place, crew or make_crew(), final=final)
 
 
 def _warn(error: Exception) -> None:

@@ -30,12 +30,14 @@ class Fenced(RuntimeError):
 class Limits:
     """What a training may take; None is no limit.
 
-    seconds: in all. stall: between two signs of life. memory: bytes of the host's.
+    seconds: in all. stall: between two signs of life. memory: bytes of the host's. spent: seconds
+    that were taken before.
     """
 
     seconds: float | None = None
     stall: float | None = None
     memory: int | None = None
+    spent: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class _Followed:
 
     def _overdue(self, now: float) -> Broke | None:
         total, stall = self.limits.seconds, self.limits.stall
-        if total is not None and now - self.began > total:
+        if total is not None and self.limits.spent + now - self.began > total:
             text = f"it took longer than {total / 60:g} minutes (budget.trial_minutes)"
             return Broke("timeout", text)
         if stall is not None and now - self.heard > stall:

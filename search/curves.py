@@ -63,7 +63,11 @@ def _numbers(history: str) -> list[dict[str, float]]:
 def _line(
     axes: Axes, rows: Sequence[Mapping[str, float]], key: str, label: str, colour: str
 ) -> None:
-    points = [(row["epoch"], row[key]) for row in rows if math.isfinite(row.get(key, math.nan))]
-    mark = "o" if len(points) == 1 else ""
-    axes.plot([x for x, _ in points], [y for _, y in points], marker=mark, ms=4, color=colour,
-              lw=1.3, label=label)  # fmt: skip
+    """A line for each fold where there are several, the first one's stronger than the others."""
+    for place, fold in enumerate(sorted({row.get("fold", 1.0) for row in rows})):
+        mine = [row for row in rows if row.get("fold", 1.0) == fold]
+        points = [(row["epoch"], row[key]) for row in mine if math.isfinite(row.get(key, math.nan))]
+        mark = "o" if len(points) == 1 else ""
+        axes.plot([x for x, _ in points], [y for _, y in points], marker=mark, ms=4, color=colour,
+                  lw=0.8 if place else 1.3, alpha=0.5 if place else 1.0,
+                  label="" if place else label)  # fmt: skip

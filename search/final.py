@@ -44,7 +44,7 @@ from search.join import Slot
 from search.run import Failed
 from search.study import OpenStudy, count_look
 from search.tidy import WEIGHTS
-from search.worker import flat
+from search.training import flat
 
 #: The retrained validation Dice counts as reproduced within this of the search's.
 REPRODUCED = 0.02
@@ -316,7 +316,10 @@ def _report(
     held_out = opened.spec.final.fit_on == "train"
     retrained = [r.result.best.metrics.dice for r in runs]
     # The first run repeats the trial, seed and all; the gap is between these two.
-    gap = retrained[0] - float(best.value or 0.0) if held_out else None
+    folds = trials.folds_of(best)
+    # Of a cross-validation, its first fold.
+    repeated = folds["dice"][0] if folds else float(best.value or 0.0)
+    gap = retrained[0] - repeated if held_out else None
     return {
         "study": opened.name,
         "trial": best.number,
@@ -331,6 +334,7 @@ def _report(
             "seeds": {str(r.seed): d for r, d in zip(runs, retrained, strict=True)}
             if held_out
             else None,
+            **({"folds": folds} if folds else {}),
         },
         "inference": (choice.inference if choice else PLAIN).to_dict(),
         "inference_choice": choice

@@ -24,6 +24,7 @@ BEGUN = frozenset(
         "study.yaml",
         "split.json",
         "data.json",
+        "audit.json",
         "trials",
         ".lock",
         MARKER,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timezone
 from typing import Any
 
 import optuna
@@ -18,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, select
 
 from search import trials
-from search.patience import PatientStorage
+from search.patience import backend_of, local_time
 
 #: User attributes that are read of every trial.
 READ = ("reason", "owner", "began", "ended", trials.RETRY_OF, trials.PRESET)
@@ -35,16 +34,15 @@ class Glance:
 
     def __init__(self, study: optuna.Study) -> None:
         self.study_id = study._study_id
-        storage: Any = study._storage
-        self.storage: PatientStorage = getattr(storage, "_backend", storage)
+        self.storage = backend_of(study)
         self.ended: dict[int, FrozenTrial] = {}
         self.since = 0
 
     def look(self) -> list[FrozenTrial]:
         """Every trial, by number, with its state, value, times and the attributes READ.
 
-        There are no parameters; values by epoch are of trials at work alone, and so is ``config``,
-        which the best trial has too. Raises as the storage does.
+        There are no parameters; values by epoch are of trials at work alone, and so are ``config``
+        and ``folds``, which the best trial has too. Raises as the storage does.
         """
         found = self.storage.patiently(self._read)
         self.ended |= {t._trial_id: t for t in found if t.state.is_finished()}
@@ -86,8 +84,8 @@ class Glance:
                 number=row.number,
                 state=row.state,
                 value=told.get(row.trial_id) if row.state == TrialState.COMPLETE else None,
-                datetime_start=_local(row.datetime_start),
-                datetime_complete=_local(row.datetime_complete),
+                datetime_start=local_time(row.datetime_start),
+                datetime_complete=local_time(row.datetime_complete),
                 params={},
                 distributions={},
                 user_attrs=attrs.get(row.trial_id, {}) | configs.get(row.trial_id, {}),
@@ -110,13 +108,6 @@ class Glance:
         trial.user_attrs = trial.user_attrs | found.get(trial._trial_id, {})
 
 
-def _local(stored: datetime | None) -> datetime | None:
-    """As Optuna has it in a trial: stored in UTC, told in local time, neither saying so."""
-    if stored is None:
-        return None
-    return stored.replace(tzinfo=timezone.utc).astimezone().replace(tzinfo=None)
-
-
 def _grouped(rows: Iterable[Any]) -> dict[int, dict[str, Any]]:
     found: dict[int, dict[str, Any]] = {}
     for trial_id, key, value in rows:
@@ -125,7 +116,7 @@ def _grouped(rows: Iterable[Any]) -> dict[int, dict[str, Any]]:
 
 
 def _configs(connection: Connection, of: Sequence[int]) -> dict[int, dict[str, Any]]:
-    wanted = _ATTR.trial_id.in_(of) & (_ATTR.key == "config")
+    wanted = _ATTR.trial_id.in_(of) & _ATTR.key.in_(("config", trials.FOLDS))
     return _grouped(
         connection.execute(select(_ATTR.trial_id, _ATTR.key, _ATTR.value_json).where(wanted))
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -10,9 +11,10 @@ from typing import Any
 
 from rich.console import Console
 
+from lesionseg.data.sets import Roots
 from lesionseg.errors import some
+from search import audited, showcase, trials
 from search import console as show
-from search import showcase, trials
 from search.crew import Crew, run_crew
 from search.final import finalize
 from search.folder import is_study, locked
@@ -37,7 +39,7 @@ class Place:
 
 
 def run_study(
-    console: Console, spec: StudySpec, data: Path, place: Place, crew: Crew, *, final: bool
+    console: Console, spec: StudySpec, data: Roots, place: Place, crew: Crew, *, final: bool
 ) -> None:
     """Creates or resumes the study and has it worked on until it is done.
 
@@ -79,11 +81,18 @@ def _introduce(console: Console, opened: OpenStudy, crew: Crew) -> None:
     console.print(
         f"{opened.index.layout}: {len(opened.index.records)} pairs; train {len(split.train)}, "
         f"val {len(split.val)}, test {len(split.test)}"
+        + (f" in the first of {len(split.folds)} folds" if split.folds else "")
     )
+    sets = Counter(r.set for r in opened.index.records)
+    if len(sets) > 1:
+        console.print(", ".join(f"{name} {n}" for name, n in sorted(sets.items())), markup=False)
     odd = opened.cache.thresholded
     if odd:
         told = f"{len(odd)} masks were not binary and were cut at 128: {some(odd)}"
         console.print(told, markup=False)
+    copies = audited.told(audited.summary(opened.folder, opened.split.to_dict()))
+    if copies:
+        console.print(copies, markup=False)
     console.print(f"study {opened.name} in {opened.folder}, {_who(crew)}", markup=False)
 
 

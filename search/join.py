@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from lesionseg.data.sets import Roots
+
 
 class Stopping(Protocol):
     """A threading.Event, or what behaves like one: set when the work is to be put down."""
@@ -38,13 +40,14 @@ class Join:
 
     name: the study's, in the storage. folder: where histories, checkpoints and weights are put.
     storage: the database's URL, password included, which is why it is never shown; None for
-    ``study.db`` in the folder. data: the images; None for where the study's creator had them.
+    ``study.db`` in the folder. data: the images, or those of several data sets; None for where the
+    study's creator had them.
     """
 
     name: str
     folder: Path
     storage: str | None = field(default=None, repr=False)
-    data: Path | None = None
+    data: Roots | None = None
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from search import ledger_tables as tables
 from search import trials
 from search.books import Books, Claim, Command, Expired, Orders, Refusal, WorkerRow, seen
 from search.join import Slot
-from search.patience import Drawn, PatientStorage, patiently
+from search.patience import Drawn, backend_of, patiently
 from search.who import Who, this_process
 
 __all__ = ["Claim", "Command", "Expired", "Ledger", "Orders", "Refusal", "WorkerRow"]
@@ -62,10 +62,7 @@ class Ledger:
         self.study, self.on_wait = study, on_wait
         self.grace = float(os.environ.get(GRACE_VARIABLE, GRACE)) if grace is None else grace
         self._study_id = study._study_id
-        backend = study._storage
-        backend = getattr(backend, "_backend", backend)  # under Optuna's cache of finished trials
-        assert isinstance(backend, PatientStorage)
-        self._storage = backend
+        self._storage = backend = backend_of(study)
         self._troubled = time.monotonic()
         patiently(lambda: tables.create(backend.engine), stopping=backend.stopping)
 

@@ -52,7 +52,15 @@ def of_trial(trial: FrozenTrial) -> str:
         parts.append(f"> {plain(attrs['message'])}")
     if "val" in attrs:
         rows = [(name.replace("_", " "), f"{value:.4f}") for name, value in attrs["val"].items()]
-        parts.append(table((f"validation, epoch {attrs.get('best_epoch')}", ""), rows))
+        folds = trials.folds_of(trial)
+        where = (
+            f"mean of {len(folds['dice'])} folds" if folds else f"epoch {attrs.get('best_epoch')}"
+        )
+        parts.append(table((f"validation, {where}", ""), rows))
+        if folds:
+            pairs = zip(folds["dice"], folds["best_epochs"], strict=True)
+            told = [(n, f"{dice:.4f}", epoch) for n, (dice, epoch) in enumerate(pairs, 1)]
+            parts.append(table(("fold", "Dice", "best epoch"), told))
     if "config" in attrs:
         parts.append(table(("configuration", ""), _configuration(attrs["config"])))
     cost = list(_cost(attrs))
@@ -132,6 +140,8 @@ def _headline(trial: FrozenTrial) -> str:
         return f"{told}, validation Dice **{trial.value:.4f}**"
     if trial.last_step is not None:
         last = trial.intermediate_values[trial.last_step]
+        if trial.last_step not in trials.curve(trial):
+            return f"{told}, mean validation Dice {last:.4f} of the folds it was trained on"
         return f"{told}, validation Dice {last:.4f} in epoch {trial.last_step}, its last"
     return told
 

@@ -10,8 +10,10 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
+import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
@@ -270,6 +272,21 @@ REPEATED = (
     *("set_trial_user_attr", "set_trial_system_attr"),
     *("record_heartbeat", "_get_stale_trial_ids"),
 )
+
+
+def backend_of(study: optuna.Study) -> PatientStorage:
+    """A study's storage itself, under Optuna's cache of finished trials."""
+    storage: Any = study._storage
+    backend = getattr(storage, "_backend", storage)
+    assert isinstance(backend, PatientStorage)
+    return backend
+
+
+def local_time(stored: datetime | None) -> datetime | None:
+    """A time of a row as Optuna has it in a trial: stored in UTC, told in local time, naive."""
+    if stored is None:
+        return None
+    return stored.replace(tzinfo=timezone.utc).astimezone().replace(tzinfo=None)
 
 
 def _repeated(plain: Callable[..., T]) -> Callable[..., T]:

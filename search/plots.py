@@ -94,17 +94,17 @@ def _curves(known: Sequence[FrozenTrial]) -> go.Figure:
     x: list[float | None] = []
     y: list[float | None] = []
     for trial in pruned[::step]:
-        steps = sorted(trial.intermediate_values)
-        x += [*steps, None]
-        y += [*_rounded(trial.intermediate_values[s] for s in steps), None]
+        curve = trials.curve(trial)
+        x += [*curve, None]
+        y += [*_rounded(curve.values()), None]
     figure.add_scatter(
         x=x, y=y, mode="lines+markers", name=f"{len(pruned[::step])} of {len(pruned)} pruned",
         line={"color": GREY, "width": 1}, marker={"size": 3}, opacity=0.6,
     )  # fmt: skip
     for best in trials.ranked(known)[:1]:
-        steps = sorted(best.intermediate_values)
+        curve = trials.curve(best)
         figure.add_scatter(
-            x=steps, y=_rounded(best.intermediate_values[s] for s in steps),
+            x=list(curve), y=_rounded(curve.values()),
             mode="lines+markers", name=f"trial {best.number}, the best",
             line={"color": COLOURS[0], "width": 2.5},
         )  # fmt: skip

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Container, Sequence
-from datetime import datetime, timezone
 from typing import Any
 
 from optuna.storages._rdb import models
@@ -19,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import ColumnElement, Connection, or_, select
 from sqlalchemy.engine import URL
 
-from search.patience import PatientStorage
+from search.patience import PatientStorage, local_time
 from search.transfer_rows import distribution
 
 # Any: the columns of Optuna's tables are declared in a way that select's types do not know.
@@ -107,8 +106,8 @@ def _read(connection: Connection, where: ColumnElement[bool]) -> list[FrozenTria
                 state=row.state,
                 value=None,
                 values=_values(values[i]),
-                datetime_start=_local(row.datetime_start),
-                datetime_complete=_local(row.datetime_complete),
+                datetime_start=local_time(row.datetime_start),
+                datetime_complete=local_time(row.datetime_complete),
                 params={name: kinds[name].to_external_repr(v) for name, v, _ in params[i]},
                 distributions=kinds,
                 user_attrs={key: json.loads(text) for key, text in users[i]},
@@ -124,10 +123,3 @@ def _read(connection: Connection, where: ColumnElement[bool]) -> list[FrozenTria
 def _values(rows: Sequence[Any]) -> list[float] | None:
     told = sorted((place, _VALUE.stored_repr_to_value(v, kind)) for place, v, kind in rows)
     return [value for _, value in told] or None
-
-
-def _local(stored: datetime | None) -> datetime | None:
-    """As Optuna has it in a trial: stored in UTC, told in local time, neither saying so."""
-    if stored is None:
-        return None
-    return stored.replace(tzinfo=timezone.utc).astimezone().replace(tzinfo=None)

@@ -21,6 +21,7 @@ from PIL import Image
 from rich.console import Console
 
 from lesionseg.config import TrialConfig
+from lesionseg.data.sets import Roots
 from lesionseg.errors import InputError
 from search import console as show
 from search import presets, trials
@@ -66,7 +67,7 @@ def make_spec(image_size: int, epochs: int, overrides: Sequence[str] = ()) -> St
 def run_seeds(
     console: Console,
     spec: StudySpec,
-    data: Path,
+    data: Roots,
     folder: Path,
     *,
     only: Sequence[str] = (),

@@ -73,7 +73,9 @@ class Standing:
 
         ``best`` is None before a trial was completed. ``workers``: everyone who has not left, with
         the trial that is held, if any, and the seconds since the last beat. ``running``: the
-        trials at work with the validation Dice of each epoch so far. ``hours_left``: see
+        trials at work with the validation Dice of each epoch so far. Of a cross-validation both
+        have ``folds`` (``search.folds.summary``) too, and ``epochs`` are those of all folds, the
+        curve is the first one's. ``hours_left``: see
         ``hours_left``. ``disk_bytes``: None where ``disk`` says not to count them.
         """
         study, folder = self.study, self.folder
@@ -93,8 +95,7 @@ class Standing:
             "gpu_hours": round(trials.gpu_hours_spent(known), 6),
             "hours_left": hours_left(known, budget),
             "budget": {key: budget.get(key) for key in ("trials", "hours", "gpu_hours")},
-            "best": best
-            and {"number": best.number, "value": best.value, "config": trials.config_of(best)},
+            "best": best and _best(best),
             "queue": [_queued(t) for t in known if trials.state_of(t) == "waiting"],
             "running": [_running(t, epochs) for t in known if trials.state_of(t) == "running"],
             "workers": [_worker(row, self.ledger.grace) for row in self.ledger.workers()],
@@ -122,9 +123,7 @@ def hours_left(known: Sequence[FrozenTrial], budget: Mapping[str, Any]) -> float
         trials.gpu_hours_spent(known),
     )
     done = spent + sum(
-        min(1.0, len(t.intermediate_values) / budget["epochs"])
-        for t in known
-        if trials.state_of(t) == "running"
+        _part_done(t, budget["epochs"]) for t in known if trials.state_of(t) == "running"
     )
     by = []
     if spent and hours:
@@ -136,14 +135,28 @@ def hours_left(known: Sequence[FrozenTrial], budget: Mapping[str, Any]) -> float
     return round(max(0.0, float(min(by))), 6) if by else None
 
 
+def _part_done(trial: FrozenTrial, epochs: int) -> float:
+    """How much of a trial at work is done, in [0, 1]; of a fold after the first nothing tells."""
+    folds = trials.folds_of(trial)
+    first = min(1.0, len(trials.curve(trial)) / epochs)
+    return max(first, len(folds["dice"])) / folds["of"] if folds else first
+
+
+def _best(trial: FrozenTrial) -> dict[str, Any]:
+    config, folds = trials.config_of(trial), trials.folds_of(trial)
+    told = {"number": trial.number, "value": trial.value, "config": config}
+    return told | ({"folds": folds} if folds else {})
+
+
 def _running(trial: FrozenTrial, epochs: int) -> dict[str, Any]:
-    reported = sorted(trial.intermediate_values.items())
-    config = trial.user_attrs.get("config")
+    config, folds = trial.user_attrs.get("config"), trials.folds_of(trial)
+    each = config["epochs"] if config else epochs
     return {
         "number": trial.number,
-        "epochs": config["epochs"] if config else epochs,
+        "epochs": each * folds["of"] if folds else each,
         # A value that is no number has no place in JSON.
-        "curve": [value if math.isfinite(value) else None for _, value in reported],
+        "curve": [v if math.isfinite(v) else None for v in trials.curve(trial).values()],
+        **({"folds": folds} if folds else {}),
         "config": config,
         "preset": trial.user_attrs.get(trials.PRESET),
     }

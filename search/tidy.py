@@ -10,6 +10,8 @@ from search import trials
 from search.depot import Depot
 
 WEIGHTS, STATE, HISTORY = "model.safetensors", "state.pt", "history.csv"
+#: What the folds of a cross-validation that are done have given, while there are others to do.
+FOLDS = "folds.json"
 #: Some validation images with their outlines.
 PICTURE = "validation.jpg"
 #: Pictures are kept of this many of the best trials, and of the latest.
@@ -66,6 +68,7 @@ def sweep(depot: Depot, known: Sequence[FrozenTrial]) -> None:
             depot.clear(number)
         else:
             depot.drop(number, STATE)
+            depot.drop(number, FOLDS)
             depot.drop_parts(number)
             if number not in shown:
                 depot.drop(number, PICTURE)

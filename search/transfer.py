@@ -26,6 +26,7 @@ from lesionseg.config import DEFAULTS, SETTINGS
 from lesionseg.errors import InputError
 from search import ledger_tables, trials
 from search.books import Books
+from search.patience import backend_of
 from search.storage import masked, open_storage
 from search.transfer_lines import FORMAT, Head, local, read_lines, safe
 from search.transfer_rows import attrs_of, insert, lines_of
@@ -118,8 +119,7 @@ def write_csv(study: optuna.Study, file: TextIO) -> int:
 
 def _read(study: optuna.Study) -> _Read:
     """The study as it is at one moment, whatever its workers write meanwhile."""
-    storage: Any = study._storage
-    storage = getattr(storage, "_backend", storage)  # under Optuna's cache of finished trials
+    storage = backend_of(study)
     engine = storage.engine
     if engine.name != "sqlite":  # where a transaction keeps writers out
         engine = engine.execution_options(isolation_level="REPEATABLE READ")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import optuna
 
+from lesionseg.data.sets import Roots
 from lesionseg.errors import InputError
 from search.folder import is_study, make_folder, refuse_foreign, refuse_unwritable
 from search.spec import spec_from
@@ -37,7 +38,7 @@ def export_to(study: optuna.Study, path: Path | None, *, csv: bool = False) -> N
         partial.unlink(missing_ok=True)
 
 
-def import_from(path: Path, out: Path | None, storage: str | None, data: Path | None) -> Path:
+def import_from(path: Path, out: Path | None, storage: str | None, data: Roots | None) -> Path:
     """Makes a study of what ``export_to`` wrote; its folder.
 
     out: the folder, whose name names the study. data: where the images are; where it is not said,

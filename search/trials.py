@@ -38,6 +38,9 @@ QUEUED = frozenset({PRESET, GIVEN, AGAIN, RETRIES})
 #: of the latest attempts, oldest first.
 RETRY_OF, ATTEMPTS = "retry_of", "attempts"
 
+#: The user attribute of a trial that is cross-validated: what its folds have given.
+FOLDS = "folds"
+
 #: The study's user attribute that says what its workers are to do.
 COMMAND = "command"
 
@@ -48,6 +51,19 @@ _STATES: dict[Optuna, State] = {
     Optuna.PRUNED: "pruned",
     Optuna.FAIL: "failed",
 }
+
+
+def curve(trial: FrozenTrial) -> dict[int, float]:
+    """The validation Dice of each epoch; of a cross-validation, of its first fold's epochs."""
+    epochs = trial.user_attrs.get("config", {}).get("epochs")
+    reported = sorted(trial.intermediate_values.items())
+    return {step: value for step, value in reported if epochs is None or step <= epochs}
+
+
+def folds_of(trial: FrozenTrial) -> dict[str, Any] | None:
+    """What its folds have given so far (``search.folds.summary``); None where it has none."""
+    found: dict[str, Any] | None = trial.user_attrs.get(FOLDS)
+    return found
 
 
 def state_of(trial: FrozenTrial) -> State:

@@ -11,14 +11,19 @@ import os
 # Before torch is imported: tests share their cores with the processes that they start.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import sqlalchemy
 from PIL import Image, ImageDraw
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 IN_CI = bool(os.environ.get("LESIONSEARCH_CI"))
 ROOT = Path(__file__).resolve().parent.parent
@@ -108,3 +113,21 @@ def _lacking(what: str) -> None:
     if IN_CI:
         pytest.fail(what)
     pytest.skip(what)
+
+
+#: What a Chromium is called, from system to system.
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A Chromium of this machine, driven by playwright."""
+    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if found is None:
+        _lacking(f"no browser ({', '.join(BROWSERS)})")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield running
+        running.close()

@@ -383,6 +383,8 @@ def elsewhere(here: Path) -> list[object]:
     return ["run", study, "--data", here / "data", "--artifacts", here / "kept"]
 
 
+SOME = "image,mask\nimages/im000.png,masks/im000.png\n"
+
 PLACES = [
     Case(
         "a study that exists with another spec",
@@ -393,6 +395,26 @@ PLACES = [
         "a study that was run on other data",
         changed_data,
         ("study 'tiny' was run on other data", "give the same folder"),
+    ),
+    Case(
+        "one data set twice",
+        lambda here: run(here, "--data", data_of(here)),
+        ("--data: ", "data is given twice; give each data set once"),
+    ),
+    Case(
+        "two data sets that overlap",
+        lambda here: run(here, "--data", put(here / "data" / "some.csv", SOME)),
+        ("--data: 1 pictures of some.csv are also part of data: im000.png",),
+    ),
+    Case(
+        "a second data set that is none",
+        lambda here: run(here, "--data", put(here / "other" / "notes.txt", "x").parent),
+        ("data: ", "other: no pairs in a known layout"),
+    ),
+    Case(
+        "more folds than patients",
+        lambda here: run(here, "--set", "data.split.kfold=1000"),
+        ("data.split.kfold: must be at most the number of groups", "got 1000"),
     ),
     Case(
         "an output folder below a file",

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import io
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from search import artifacts, notes, showcase
-from tests.conftest import _lacking
 from tests.search.dashboards import served
 from tests.search.helpers import open_tiny, search
 
 pytestmark = pytest.mark.slow
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 NAME = "<img src=x onerror=alert(1)>"
 EVIL = (
     "<script>alert(2)</script> <img src=x onerror=alert(3)> [click](javascript:alert(4)) "
@@ -65,17 +62,6 @@ class Seen:
     def _heard(self, asked: str, url: str) -> None:
         if not asked.startswith((url, "data:", "blob:")):
             self.strangers.append(asked)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-    if found is None:
-        _lacking(f"no browser ({', '.join(BROWSERS)})")
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield running
-        running.close()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,27 +10,9 @@ import pytest
 from PIL import Image
 
 from search.report import write_report
-from tests.conftest import _lacking
 from tests.search.report.invented import EVIL, add, fill, make_final, make_study
 
 pytestmark = pytest.mark.slow
-
-#: What the browser is called, from system to system.
-NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """A Chromium of this machine, driven by playwright."""
-    path = next((found for name in NAMES if (found := shutil.which(name))), None)
-    if path is None:
-        _lacking(f"no browser ({', '.join(NAMES)})")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")

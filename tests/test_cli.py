@@ -16,7 +16,7 @@ from lesionseg.config import SETTINGS
 from lesionseg.data.index import DatasetIndex
 from lesionseg.families import FAMILIES
 from search import presets
-from tests.conftest import ROOT, write_pair
+from tests.conftest import ROOT, write_folder, write_pair
 from tests.search.helpers import open_tiny, queue, write_study
 
 RUNNER = CliRunner()
@@ -364,6 +364,32 @@ def test_set_may_be_repeated(tiny_data, tmp_path):
 def test_debug_shows_the_traceback():
     result = RUNNER.invoke(cli.app, ["--debug", "status", "nope"])
     assert type(result.exception).__name__ == "InputError"
+
+
+@pytest.mark.slow
+def test_two_data_sets_are_cross_validated_by_two_workers(tmp_path):
+    for name, n in (("one", 14), ("two", 10)):
+        write_folder(tmp_path / name, n)  # of the same names
+    study = write_study(tmp_path / "study.yaml", {"data.split": {"kfold": 3}, "budget.trials": 2})
+    data = ("--data", tmp_path / "one", "--data", tmp_path / "two")
+    # In processes of their own, which are told of both sets.
+    done = subprocess.run(
+        [COMMAND, "run", study, *data, "--workers", "2", "--threads", "1", "--device", "cpu"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "folders: 24 pairs" in done.stdout
+    assert "in the first of 3 folds" in done.stdout
+    assert "one 14, two 10" in done.stdout
+    best = json.loads(run("status", "tiny", "--json").stdout)["best"]
+    assert len(best["folds"]["dice"]) == 3
+    assert f"mean of 3 folds: {best['folds']['dice'][0]:.4f}" in run("status", "tiny").stdout
+    report = json.loads((Path("runs") / "tiny" / "final" / "metrics.json").read_text())
+    assert report["val"]["folds"] == best["folds"]
+    page = (Path("runs") / "tiny" / "report.html").read_text()
+    assert "Of 3 folds" in page and "Another set has the lesion" in page
+    run("run", study, *data[2:], *data[:2], "--no-final")  # the other way round
 
 
 @pytest.mark.slow

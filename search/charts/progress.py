@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial
 
+from search import trials
 from search.charts.drawing import (
     BLUE,
     GREEN,
@@ -152,7 +153,7 @@ def _points(
 
 
 def _reported(trial: FrozenTrial) -> Points:
-    return [(e, v) for e, v in sorted(trial.intermediate_values.items()) if math.isfinite(v)]
+    return [(e, v) for e, v in trials.curve(trial).items() if math.isfinite(v)]
 
 
 def _floor(values: list[float]) -> float:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from lesionseg.data.sets import each_root
 from lesionseg.errors import InputError
 from search.join import Join, Slot, Stopping
 from search.run import Failed
@@ -67,7 +68,8 @@ def worker_command(join: Join, slot: Slot) -> list[str]:
     command += ["--device", slot.device, "--threads", str(slot.threads), "--share", f"{slot.share}"]
     if slot.memory_gb is not None:
         command += ["--memory-gb", f"{slot.memory_gb:.3f}"]
-    return command + (["--data", str(join.data)] if join.data else [])
+    roots = each_root(join.data) if join.data else ()
+    return command + [word for root in roots for word in ("--data", str(root))]
 
 
 class _Post:

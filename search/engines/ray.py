@@ -18,11 +18,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from lesionseg.data.sets import placed
 from lesionseg.errors import InputError
 from search.engines.ray_cluster import connected, ray
 from search.engines.ray_node import RayWorker, Sealed, Told
@@ -78,7 +80,9 @@ def run_on_ray(
         need = _Need(slot.threads, slot.share if slot.device == "cuda" else 0)
         if ours and not _room(need):
             raise InputError(f"engine: this machine has less than one worker needs: {need}")
-        join = replace(join, folder=join.folder.absolute(), data=join.data and join.data.absolute())
+        join = replace(
+            join, folder=join.folder.absolute(), data=join.data and placed(join.data, Path.absolute)
+        )
         sealed = Sealed(ray.cloudpickle.dumps((join, slot, serve)))
         crew = _Crew(sealed, need, workers, _masking(join.storage), on_event, ended)
         try:

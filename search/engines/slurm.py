@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from lesionseg.data.sets import placed
 from lesionseg.errors import InputError
 from search.engines.slurm_fleet import Fleet
 from search.engines.slurm_job import Serve, WorkerJob
@@ -123,7 +124,7 @@ def _url_kept_out(join: Join, folder: Path) -> Iterator[tuple[Join, bool]]:
 
     A URL that came from elsewhere is in a file of mode 0600 meanwhile, and the join names that.
     """
-    data = None if join.data is None else join.data.resolve()
+    data = None if join.data is None else placed(join.data)
     bare = replace(join, storage=None, folder=join.folder.resolve(), data=data)
     if join.storage in {None, from_environment(), os.environ.get(ENVIRONMENT)}:
         yield bare, from_environment() is not None

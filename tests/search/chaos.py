@@ -103,14 +103,15 @@ def stub_spec(plan: Plan, name: str) -> StudySpec:
 
 
 def write_pairs(folder: Path, n: int = 12) -> Path:
-    """Pictures of 16 pixels with a square lesion: a study needs some."""
+    """Pictures of 16 pixels with a square lesion, no two alike: a study needs some."""
     for part in ("images", "masks"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     for i in range(n):
         mask = np.zeros((16, 16), np.uint8)
         mask[4 : 8 + i % 4, 4:12] = 255
         Image.fromarray(mask).save(folder / "masks" / f"{i}.png")
-        Image.fromarray(np.stack([255 - mask] * 3, axis=2)).save(folder / "images" / f"{i}.png")
+        grain = np.random.default_rng(i).integers(0, 200, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(grain + (255 - mask[..., None]) // 5).save(folder / "images" / f"{i}.png")
     return folder
 
 

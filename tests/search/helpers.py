@@ -95,7 +95,7 @@ def is_gone(pid: int) -> bool:
 
 
 #: Seconds in which something happens that needs no time: long, for hosts that do much besides.
-PATIENCE = 60.0
+PATIENCE = 120.0
 
 
 def wait_until(what: Callable[[], Any], seconds: float) -> bool:

@@ -13,6 +13,7 @@ from lesionseg.space import Pick
 from search import console as show
 from search import trials
 from tests.conftest import write_pair
+from tests.search.statuses import worker_of
 
 
 @pytest.fixture
@@ -122,20 +123,6 @@ def test_counting_shows_nothing_where_there_is_no_terminal(shown):
         tick(1, 2)
         tick(2, 2)
     assert read().strip() == ""
-
-
-def worker_of(**changes):
-    return {
-        "host": "here[1]",
-        "pid": 42,
-        "device": "cuda:0",
-        "share": 0.5,
-        "state": "training",
-        "trial": 3,
-        "epoch": 2,
-        "beat_seconds_ago": 7.4,
-        "silent": False,
-    } | changes
 
 
 def status_of(**changes):

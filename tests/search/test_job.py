@@ -282,6 +282,7 @@ def test_the_main_job_says_what_it_does_and_writes_everything(tiny_data, tmp_pat
     assert lines[4] == "the budget of 2 trials is spent: 2 complete"
     assert lines[-1] == f"report: {folder / 'report.html'}"
     assert {p.name for p in folder.iterdir()} - {".lock"} == {
+        "audit.json",
         "data.json",
         "final",
         "report.html",

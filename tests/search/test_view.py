@@ -9,22 +9,9 @@ from rich.console import Console
 from lesionseg.config import TrialConfig
 from lesionseg.space import Pick
 from search import view
+from tests.search.statuses import worker_of
 
 CONFIG = TrialConfig().to_dict()
-
-
-def worker_of(**changes):
-    return {
-        "host": "here[1]",
-        "pid": 42,
-        "device": "cuda:0",
-        "share": 0.5,
-        "state": "training",
-        "trial": 3,
-        "epoch": 2,
-        "beat_seconds_ago": 7.4,
-        "silent": False,
-    } | changes
 
 
 def trial_of(**changes):

@@ -1,7 +1,7 @@
 """A program for trainings that go wrong, each in the way that its network's width says.
 
 At any other width a training that needs no time is told. When the trouble begins is
-written beside the weights, by the clock that all processes of a host share.
+written beside the state, by the clock that all processes of a host share.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def _quick(job: TrainJob, pipe: Connection) -> End:
         records.append(EpochRecord(epoch, 0.5, 0.5, scores, 0.01, 0.0))
         pipe.send(records[-1])
         pipe.recv()
-    assert job.save_to is not None
-    job.save_to.write_bytes(b"weights")
+    if job.save_to is not None:  # as it is of a cross-validation's later folds
+        job.save_to.write_bytes(b"weights")
     return Trained(TrainResult(records[-1], tuple(records), "finished", 0.0, 1, job.save_to))
 
 
@@ -138,5 +138,6 @@ def _own_memory() -> float:
 
 
 def _note(job: TrainJob, name: str, value: float) -> None:
-    assert job.save_to is not None
-    job.save_to.with_name(name).write_text(repr(value))
+    beside = job.save_to or job.state  # a cross-validation's later folds keep no weights
+    assert beside is not None
+    beside.with_name(name).write_text(repr(value))

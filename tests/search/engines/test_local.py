@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -138,6 +139,13 @@ def test_the_password_goes_by_the_environment_and_not_by_the_command(join):
     assert SECRET not in repr(join)
     run(join, 'printf %s "$LESIONSEARCH_STORAGE" > "$MARKS/url"', slots=SLOTS[:1])
     assert (join.folder / "url").read_text() == join.storage
+
+
+def test_a_worker_is_told_of_every_data_set(join, tmp_path):
+    sets = (tmp_path / "one", tmp_path / "two")
+    command = worker_command(replace(join, data=sets), Slot("cpu", 1))
+    assert command[-4:] == ["--data", str(sets[0]), "--data", str(sets[1])]
+    assert "--data" not in worker_command(replace(join, data=None), Slot("cpu", 1))
 
 
 def test_a_worker_sees_its_own_gpu_alone(join, monkeypatch):
