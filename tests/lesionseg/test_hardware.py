@@ -1,10 +1,8 @@
 """What a training does for the device's sake leaves what it gives as it was."""
 
 import copy
-import dataclasses
 import warnings
 
-import numpy as np
 import pytest
 import torch
 from torch.optim import SGD, Adam, AdamW
@@ -12,13 +10,12 @@ from torch.optim import SGD, Adam, AdamW
 from lesionseg import compiled
 from lesionseg.config import TrialConfig
 from lesionseg.data import resident
-from lesionseg.data.cache import build_cache
-from lesionseg.data.index import DatasetIndex
 from lesionseg.errors import InputError
 from lesionseg.optim import optimizers
 from lesionseg.space import Pick
 from lesionseg.state import load_optimizer
-from lesionseg.train import Suspended, TrainData, train
+from lesionseg.train import Suspended, train
+from tests.lesionseg.small import timeless
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 CONFIG = TrialConfig(
@@ -31,16 +28,8 @@ CONFIG = TrialConfig(
 )
 
 
-@pytest.fixture(scope="module")
-def data(tiny_data, tmp_path_factory):
-    """30 pictures of 16 x 16, 20 to train and 10 to judge on."""
-    cache = build_cache(DatasetIndex.read(tiny_data), 16, tmp_path_factory.mktemp("cache"))
-    return TrainData(cache, np.arange(20), np.arange(20, 30))
-
-
 def records(data, **options):
-    history = train(CONFIG, data, **options).history
-    return [dataclasses.replace(r, seconds=0.0) for r in history]
+    return timeless(train(CONFIG, data, **options).history)
 
 
 # --- augmentation on the device ------------------------------------------------------------------

@@ -10,13 +10,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lesionseg.config import TrialConfig
-from lesionseg.data.cache import build_cache
-from lesionseg.data.index import DatasetIndex
 from lesionseg.evaluate import predict
 from lesionseg.memory import Portions, is_short, unless_short
 from lesionseg.models import build_model
 from lesionseg.space import Pick
-from lesionseg.train import Suspended, TrainData, train
+from lesionseg.train import Suspended, train
+from tests.lesionseg.small import timeless
 
 CPU = torch.device("cpu")
 # With all that a step looks at or draws: statistics of the batch, dropout, an average, a mix.
@@ -28,13 +27,6 @@ CONFIG = TrialConfig(
     batch_size=4,
     epochs=2,
 )
-
-
-@pytest.fixture(scope="module")
-def data(tiny_data, tmp_path_factory):
-    """30 pictures of 16 x 16, 20 to train and 10 to judge on."""
-    cache = build_cache(DatasetIndex.read(tiny_data), 16, tmp_path_factory.mktemp("cache"))
-    return TrainData(cache, np.arange(20), np.arange(20, 30))
 
 
 class Tight(nn.Module):
@@ -62,14 +54,10 @@ def sizes(model, training):
     return [n for kind, n in model.seen if kind == training]
 
 
-def timeless(result):
-    return [dataclasses.replace(r, seconds=0.0) for r in result.history]
-
-
 def trained(data, model, ema=0.9, **options):
     torch.manual_seed(CONFIG.seed)
     config = dataclasses.replace(CONFIG, ema=ema)
-    return timeless(train(config, data, model=model, **options))
+    return timeless(train(config, data, model=model, **options).history)
 
 
 # --- a training ----------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from lesionseg.optim import OPTIMIZERS, SCHEDULES
 from lesionseg.space import Pick
 from lesionseg.train import Diverged, Suspended, TrainData, train
 from tests.conftest import ROOT, write_folder
+from tests.lesionseg.small import timeless
 
 SMALL = TrialConfig(
     model=Pick("unet", {"width": 4, "depth": 2}),
@@ -38,20 +39,8 @@ STILL = {"optimizer": Pick("sgd", {"lr": 1e-4, "momentum": 0.5}), "epochs": 6}
 STEPS, ASKED = 5, 8
 
 
-@pytest.fixture(scope="module")
-def data(tiny_data, tmp_path_factory):
-    """30 pictures of 16 x 16, 20 to train and 10 to judge on."""
-    cache = build_cache(DatasetIndex.read(tiny_data), 16, tmp_path_factory.mktemp("cache"))
-    return TrainData(cache, np.arange(20), np.arange(20, 30))
-
-
 def change(**settings):
     return dataclasses.replace(SMALL, **settings)
-
-
-def timeless(history):
-    """The records but for the clock."""
-    return [dataclasses.replace(r, seconds=0.0) for r in history]
 
 
 class At:

@@ -22,6 +22,7 @@ from lesionseg.models import build_model
 from lesionseg.space import Pick
 from lesionseg.train import Diverged, EpochRecord, TrainData, train
 from tests.conftest import write_folder
+from tests.lesionseg.small import timeless
 
 CPU = torch.device("cpu")
 SMALL = TrialConfig(
@@ -35,20 +36,8 @@ SMALL = TrialConfig(
 )
 
 
-@pytest.fixture(scope="module")
-def data(tiny_data, tmp_path_factory):
-    """30 pictures of 16 x 16, 20 to train and 10 to judge on."""
-    cache = build_cache(DatasetIndex.read(tiny_data), 16, tmp_path_factory.mktemp("cache"))
-    return TrainData(cache, np.arange(20), np.arange(20, 30))
-
-
 def change(**settings):
     return dataclasses.replace(SMALL, **settings)
-
-
-def timeless(history):
-    """The records but for the clock."""
-    return [dataclasses.replace(r, seconds=0.0) for r in history]
 
 
 class Scripted(nn.Module):

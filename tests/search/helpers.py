@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
 import psutil
 import yaml
+from optuna.trial import TrialState
 
 from search.join import Served, Slot
 from search.ledger import Ledger
@@ -136,3 +137,24 @@ def in_memory(sampler=None, pruner=None, name: str | None = None) -> optuna.Stud
     return optuna.create_study(
         study_name=name, direction="maximize", sampler=sampler, pruner=pruner
     )
+
+
+def stopped(
+    pruner: Any, curves: Sequence[Mapping[int, float]], name: str = "curves"
+) -> list[tuple[int, int]]:
+    """(trial, step) of each that a pruner stopped, when trials report one after another.
+
+    curves: what each trial reports, by step. name: the study's; Hyperband deals trials by it.
+    """
+    study, found = in_memory(pruner=pruner, name=name), []
+    for curve in curves:
+        trial = study.ask()
+        for step, value in curve.items():
+            trial.report(value, step)
+            if trial.should_prune():
+                found.append((trial.number, step))
+                study.tell(trial, state=TrialState.PRUNED)
+                break
+        else:
+            study.tell(trial, max(curve.values()))
+    return found

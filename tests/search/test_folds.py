@@ -38,6 +38,7 @@ from tests.search.helpers import (
     in_memory,
     open_tiny,
     queue,
+    stopped,
     wait_until,
     worker_of,
 )
@@ -195,22 +196,6 @@ def test_a_fold_that_breaks_ends_the_trial_with_its_reason(tiny_data, tmp_path):
 
 
 # --- pruning -------------------------------------------------------------------------------------
-
-
-def stopped(pruner, curves):
-    """(trial, step) of each that was stopped; a curve: values by step."""
-    study, found = in_memory(pruner=pruner, name="folds"), []
-    for curve in curves:
-        trial = study.ask()
-        for step, value in curve.items():
-            trial.report(value, step)
-            if trial.should_prune():
-                found.append((trial.number, step))
-                study.tell(trial, state=TrialState.PRUNED)
-                break
-        else:
-            study.tell(trial, value)
-    return found
 
 
 def test_between_folds_only_means_over_as_many_folds_are_compared():

@@ -54,15 +54,25 @@ def started(args):
         process.communicate()
 
 
-def wait_for_trials(process, n: int) -> str:
+def wait_for_trials(process, n: int) -> None:
     """Reads its lines until n trials have ended."""
+    for _ in range(n):
+        wait_for(process, lambda line: line.startswith("trial "))
+
+
+def wait_for(process, wanted) -> None:
+    """Reads its lines until one that is wanted."""
     read = ""
     for line in process.stdout:
         read += line
-        n -= line.startswith("trial ")
-        if n <= 0:
-            return read
+        if wanted(line):
+            return
     raise AssertionError(f"it ended too early: {read}{process.stderr.read()}")
+
+
+def others_than(pid: int, folder: Path) -> int:
+    """How many other workers of the study are there."""
+    return sum(worker["pid"] != pid for worker in status(folder)["workers"])
 
 
 def go_on(args) -> str:
@@ -195,7 +205,8 @@ def test_a_second_run_on_the_folder_is_refused_and_changes_nothing(tiny_data, tm
 
 @pytest.mark.slow
 def test_two_workers_of_one_command_spend_the_budget_exactly(tiny_data, tmp_path):
-    args = [*words(tmp_path, tiny_data, 6), "--workers", "2"]
+    # Trials of some seconds: the second to come must not find all of them taken.
+    args = [*words(tmp_path, tiny_data, 6), "--workers", "2", "--set", "budget.epochs=60"]
     out = go_on(args)
     folder = tmp_path / "s"
     assert f"study s in {folder}, 2 workers on cpu" in out
@@ -211,22 +222,26 @@ def test_two_workers_of_one_command_spend_the_budget_exactly(tiny_data, tmp_path
 
 @pytest.mark.slow
 def test_workers_that_are_interrupted_or_killed_lose_nothing(tiny_data, tmp_path):
-    args = [*words(tmp_path, tiny_data, 8, "--no-final"), "--workers", "2"]
-    with started(args) as process:
+    folder = tmp_path / "s"
+    # More trials than can be done before all of this has happened, however slow a start is.
+    with started([*words(tmp_path, tiny_data, 10_000, "--no-final"), "--workers", "2"]) as process:
         wait_for_trials(process, 2)
-        workers = [w["pid"] for w in status(tmp_path / "s")["workers"]]
-        os.kill(workers[0], signal.SIGKILL)  # another takes its place
-        said = wait_for_trials(process, 2)
+        assert wait_until(lambda: len(status(folder)["workers"]) == 2, PATIENCE)
+        victim = status(folder)["workers"][0]["pid"]
+        os.kill(victim, signal.SIGKILL)  # another takes its place
+        wait_for(process, lambda line: "died (signal 9); another starts in 1 s" in line)
+        assert wait_until(lambda: others_than(victim, folder) == 2, PATIENCE)
+        wait_for_trials(process, 2)
         family = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "")
-    assert "died (signal 9); another starts in 1 s" in said + out
     assert wait_until(lambda: all(is_gone(p.pid) for p in family), PATIENCE)
-    assert status(tmp_path / "s")["workers"] == []
-    before = finished(tmp_path / "s")
-    go_on(args)
-    check_whole(tmp_path / "s", 8, before)
+    assert status(folder)["workers"] == []
+    before = finished(folder)
+    budget = trials.spent(trials.all_trials(open_records(folder)[0])) + 4
+    go_on([*words(tmp_path, tiny_data, budget, "--no-final"), "--workers", "2"])
+    check_whole(folder, budget, before)
 
 
 @pytest.mark.slow

@@ -13,25 +13,13 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from search.pruners import PRUNERS, Hyperband, is_among_best
-from tests.search.helpers import in_memory
+from tests.search.helpers import in_memory, stopped
 
 
 def pruned(name, curves, *, epochs, min_epochs, startup=0, study_name="curves"):
     """(trial, epoch) of each that was stopped, when the curves are trained one after another."""
     pruner = PRUNERS[name](epochs, min_epochs, startup)
-    study = in_memory(pruner=pruner, name=study_name)
-    stopped = []
-    for curve in curves:
-        trial = study.ask()
-        for epoch, dice in enumerate(curve, 1):
-            trial.report(dice, epoch)
-            if trial.should_prune():
-                stopped.append((trial.number, epoch))
-                study.tell(trial, state=TrialState.PRUNED)
-                break
-        else:
-            study.tell(trial, max(curve))
-    return stopped
+    return stopped(pruner, [dict(enumerate(c, 1)) for c in curves], study_name)
 
 
 MEDIAN_CURVES = [
