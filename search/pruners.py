@@ -12,6 +12,8 @@ from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
+from search import trials
+
 #: Of this many trials hyperband lets one pass a rung; the next is at this many times the epochs.
 FACTOR = 3
 
@@ -173,7 +175,9 @@ class Halving(BasePruner):
         rivals = [
             _best_until(other, epoch, sign)
             for other in known
-            if epoch in other.intermediate_values and other.number != trial.number
+            if epoch in other.intermediate_values
+            and other.number != trial.number
+            and not trials.was_cut_off(other)  # it goes on as another, maybe as this one
         ]
         better = sum(rival is not None and rival > own for rival in rivals)
         return better >= max((len(rivals) + 1) // 2, 1)

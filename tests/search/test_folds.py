@@ -220,7 +220,7 @@ def test_between_folds_startup_trials_are_waited_for():
     assert stopped(BetweenFolds(NopPruner(), 10, 0), curves) == [(1, 11), (2, 11), (3, 11)]
 
 
-@pytest.mark.parametrize("name", ["median", "hyperband"])
+@pytest.mark.parametrize("name", ["median", "hyperband", "halving"])
 def test_within_the_first_fold_the_studys_own_pruner_decides_as_ever(name):
     rng = np.random.default_rng(0)
     curves = [dict(enumerate(rng.random(9), 1)) for _ in range(40)]

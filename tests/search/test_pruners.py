@@ -12,6 +12,7 @@ from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
+from search import trials
 from search.pruners import PRUNERS, Hyperband, is_among_best
 from tests.search.helpers import in_memory, stopped
 
@@ -122,6 +123,21 @@ def test_halving_judges_every_second_trial_late_but_always():
     for min_epochs, late in ((1, 4), (2, 8), (3, 12), (5, 10), (7, 7)):
         stopped = pruned("halving", rounds, epochs=12, min_epochs=min_epochs)
         assert stopped == [(2, min_epochs), (3, late)]
+
+
+def test_halving_does_not_count_trials_that_go_on_as_others():
+    study = in_memory(pruner=PRUNERS["halving"](4, 1, 0), name="ghosts")
+    told = [(0.9, None), (0.1, trials.LOST), (0.1, trials.INTERRUPTED), (0.1, trials.LOST)]
+    for value, reason in told:
+        trial = study.ask()
+        trial.report(value, 1)
+        if reason:
+            trial.set_user_attr("reason", reason)
+        study.tell(trial, None if reason else value, TrialState.FAIL if reason else None)
+    last = study.ask()
+    last.report(0.5, 1)
+    # The worse of two. Beside the three that were cut off it would be the second of five.
+    assert last.should_prune()
 
 
 def test_halving_stops_what_has_no_number_and_learns_nothing_from_it():
