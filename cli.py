@@ -451,8 +451,9 @@ def data_check(
     from lesionseg.contact import draw_suspects
     from lesionseg.data.leaks import audit_sets
     from search import console as show
-    from search.audited import refuse_leaks, write_json
+    from search.audited import check_files, refuse_leaks, write_json
 
+    check_files(json_, sheet)
     console = show.make_console()
     with show.counting(console, "reading pairs") as tick:
         found = audit_sets([root, *(against or [])], layout, on_progress=tick)

@@ -1,9 +1,10 @@
 """Building the cache of large photographs, beside the plain loop of a notebook.
 
-    python -m bench.data [--images 200] [--sizes 96 256] [--to FILE]
+    python -m bench.data [--images 200] [--rounds 3] [--sizes 96 256] [--to FILE]
 
 The photographs are generated: JPEGs of 3000 x 2000 with their masks. The loop opens each pair
 with PIL, converts and resizes it and keeps the arrays. A second start maps what the first built.
+Loop and cache take turns, and the ratio is the median over rounds of the ratio within a round.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -55,24 +58,37 @@ def notebook_loop(folder: Path, size: int) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(images), np.stack(masks)
 
 
-def measure(folder: Path, size: int, root: Path) -> str:
-    """A row of the table."""
+def measure(folder: Path, size: int, root: Path, rounds: int) -> str:
+    """A row of the table: medians over rounds, the ratio that of each round."""
+    loops: list[float] = []
+    builds: list[float] = []
+    maps: list[float] = []
+    for i in range(rounds):
+        loops.append(seconds(notebook_loop, folder, size))
+        builds.append(seconds(start, folder, size, root / str(i)))
+        maps.append(seconds(start, folder, size, root / str(i)))
+    ratio = statistics.median(loop / built for loop, built in zip(loops, builds, strict=True))
+    loop, built, mapped = map(statistics.median, (loops, builds, maps))
+    return f"| {size} | {loop:.1f} s | {built:.1f} s | {ratio:.2f} | {mapped:.3f} s |"
+
+
+def seconds(work: Callable[..., object], *args: Any) -> float:
+    """How long it takes."""
     began = time.perf_counter()
-    notebook_loop(folder, size)
-    loop = time.perf_counter() - began
-    began = time.perf_counter()
-    build_cache(DatasetIndex.read(folder), size, root)
-    built = time.perf_counter() - began
-    began = time.perf_counter()
-    again = build_cache(DatasetIndex.read(folder), size, root)
-    assert again.images[0].any() and again.masks.shape[1:] == (size, size)
-    mapped = time.perf_counter() - began
-    return f"| {size} | {loop:.1f} s | {built:.1f} s | {loop / built:.1f} | {mapped:.3f} s |"
+    work(*args)
+    return time.perf_counter() - began
+
+
+def start(folder: Path, size: int, root: Path) -> None:
+    """What the start of a study does with its images."""
+    cache = build_cache(DatasetIndex.read(folder), size, root)
+    assert cache.images[0].any() and cache.masks.shape[1:] == (size, size)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sizes", type=int, nargs="*", default=[96, 256])
     parser.add_argument("--to", type=Path, help="a Markdown file for the table")
     given = parser.parse_args(argv)
@@ -82,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = write_photographs(Path(scratch) / "data", given.images)
         rows = []
         for size in given.sizes:
-            rows.append(measure(folder, size, Path(scratch) / "cache"))
+            rows.append(measure(folder, size, Path(scratch) / f"cache-{size}", given.rounds))
             print(rows[-1], flush=True)
     if given.to:
         machine = (

@@ -42,7 +42,8 @@ from lesionseg.data.cache import Cache, build_cache
 from lesionseg.data.index import DatasetIndex
 from lesionseg.data.loader import in_order, to_device
 from lesionseg.data.synthetic import write_dataset
-from lesionseg.device import amp_dtype, autocast, describe, keep_memory, pick_device, prepare
+from lesionseg.device import amp_dtype, autocast, describe, pick_device, prepare
+from lesionseg.heap import keep_memory
 from lesionseg.loop import Hooks, Loop
 from lesionseg.losses import build_loss
 from lesionseg.models import build_model

@@ -7,7 +7,6 @@ it back: by itself nothing is compiled before an epoch has shown how long the ot
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -15,11 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lesionseg.errors import InputError
+from lesionseg.switches import COMPILE, switch
 
-#: The variable of the environment that says whether to; what it may say.
-VARIABLE = "LESIONSEARCH_COMPILE"
-CHOICES = ("auto", "off", "on")
 #: Seconds that the epochs to come must be expected to take. A gain of a tenth of them is then
 #: thrice the minute that compiling takes.
 LEAST_LEFT = 1800.0
@@ -33,9 +29,7 @@ def pays(device: torch.device, seconds_left: float = 0.0) -> bool:
     seconds_left: what the epochs to come are expected to take; 0 before the first.
     Raises InputError where the variable says something else.
     """
-    asked = os.environ.get(VARIABLE, "auto")
-    if asked not in CHOICES:
-        raise InputError(f"{VARIABLE}: must be {', '.join(CHOICES)}, got {asked!r}")
+    asked = switch(COMPILE)
     return asked == "on" or (
         asked == "auto" and device.type == "cuda" and seconds_left >= LEAST_LEFT
     )
@@ -57,7 +51,7 @@ def failed(error: Exception) -> None:
     told = " ".join(str(error).split())[:200]
     warnings.warn(
         f"the network could not be compiled ({type(error).__name__}: {told}); "
-        f"it is trained as it is; {VARIABLE}=off spares the attempt",
+        f"it is trained as it is; {COMPILE}=off spares the attempt",
         RuntimeWarning,
         stacklevel=2,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import resource
@@ -53,28 +52,6 @@ def prepare(device: torch.device, seed: int) -> None:
         torch.backends.cudnn.benchmark = True
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
-
-
-#: What glibc's mallopt calls them: at how much free memory some is given back, and how many
-#: pieces may be asked of the system one by one.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-
-
-def keep_memory() -> bool:
-    """Lets this process keep the memory that it frees, for what it asks for next; whether it does.
-
-    On a CPU torch asks for every activation anew. glibc gives large pieces back to the system at
-    once, which hands them out again page by page, each filled with zeros: a third of the time of
-    a small U-Net's step at 256 pixels. A process that trains and ends may keep them. Elsewhere
-    than with glibc nothing is done.
-    """
-    if sys.platform != "linux":
-        return False
-    try:
-        set_option = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # another C library
-        return False
-    return bool(set_option(_M_TRIM_THRESHOLD, 2**31 - 1) and set_option(_M_MMAP_MAX, 0))
 
 
 def amp_dtype(device: torch.device, mode: str) -> torch.dtype | None:

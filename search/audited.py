@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from search.folder import put
 from search.run import Failed
 
 NAME = "audit.json"
+#: What a sheet's file may end in.
+PICTURES = (".png", ".jpg", ".jpeg")
 #: Pictures under several names that a summary lists at most.
 MOST = 20
 
@@ -63,6 +66,25 @@ def audit_study(index: DatasetIndex, cache: Cache, *, official: bool, leaks: str
     left_out = less_held_out(crossed) if leaks == "drop" else set()
     groups = one_group(index.records, found.copies, official=official)
     return Audited(found, groups, frozenset(left_out))
+
+
+def check_files(json_: Path | None, sheet: Path | None) -> None:
+    """InputError where a file cannot be written that is to tell of an audit.
+
+    Asked before it: of tens of thousands of pictures an audit takes minutes.
+    """
+    for option, path in (("--json", json_), ("--sheet", sheet)):
+        if path is None:
+            continue
+        folder = path.absolute().parent
+        if path.is_dir():
+            raise InputError(f"{option}: {path} is a folder; name a file")
+        if not folder.is_dir():
+            raise InputError(f"{option}: {path}: there is no folder {folder}; make it first")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise InputError(f"{option}: {path} cannot be written: no permission in {folder}")
+    if sheet is not None and sheet.suffix.lower() not in PICTURES:
+        raise InputError(f"--sheet: {sheet}: must end in {' or '.join(PICTURES)}")
 
 
 def write_json(found: Check, path: Path) -> None:

@@ -16,9 +16,10 @@ from lesionseg import checkpoint, figures
 from lesionseg.config import TrialConfig
 from lesionseg.data.cache import Cache
 from lesionseg.data.index import Record
-from lesionseg.device import keep_memory, pick_device
+from lesionseg.device import pick_device
 from lesionseg.errors import InputError
 from lesionseg.evaluate import evaluate
+from lesionseg.heap import keep_memory
 from lesionseg.inference import choose
 from lesionseg.memory import is_short
 from lesionseg.models import build_model, count_params

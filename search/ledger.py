@@ -16,6 +16,7 @@ The names with an underscore that are used here are Optuna 5's; tests hold them.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import uuid
@@ -30,6 +31,7 @@ from optuna.trial import TrialState
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from lesionseg.errors import InputError
 from search import ledger_tables as tables
 from search import trials
 from search.books import Books, Claim, Command, Expired, Orders, Refusal, WorkerRow, seen
@@ -60,7 +62,7 @@ class Ledger:
         on_wait: Callable[[str], None] = lambda told: None,
     ) -> None:
         self.study, self.on_wait = study, on_wait
-        self.grace = float(os.environ.get(GRACE_VARIABLE, GRACE)) if grace is None else grace
+        self.grace = _grace() if grace is None else grace
         self._study_id = study._study_id
         self._storage = backend = backend_of(study)
         self._troubled = time.monotonic()
@@ -322,3 +324,19 @@ class Ledger:
     def _waited(self, told: str) -> None:
         self._troubled = time.monotonic()
         self.on_wait(told)
+
+
+def _grace() -> float:
+    """Of the environment, if it says; InputError where that is no number above 0."""
+    said = os.environ.get(GRACE_VARIABLE)
+    if said is None:
+        return GRACE
+    try:
+        seconds = float(said)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise InputError(
+            f"{GRACE_VARIABLE}: must be seconds above 0, got {said!r}; unset it for {GRACE:g}"
+        )
+    return seconds

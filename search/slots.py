@@ -9,6 +9,7 @@ import psutil
 
 from lesionseg.device import pick_device
 from lesionseg.errors import InputError
+from lesionseg.switches import check_switches
 from search.join import Slot
 
 #: Of the host's memory, what trainings may take together; the rest is for workers and others.
@@ -16,7 +17,8 @@ OF_MEMORY = 0.9
 
 
 def default_slot(device: str = "auto", threads: int | None = None) -> Slot:
-    """This machine's device, with all the cores that this process may use."""
+    """This machine's device, with all the cores that this process may use. Raises InputError."""
+    check_switches()
     return Slot(str(pick_device(device)), threads or cores(), memory_gb=_memory_gb() * OF_MEMORY)
 
 
@@ -46,6 +48,7 @@ def local_slots(
     many there are on the CPU; 0 for none at all. threads: of each worker; the cores are parted
     evenly where it is not said. Raises InputError.
     """
+    check_switches()
     if gpus is not None and workers is not None:
         raise InputError(
             "--gpus and --workers: give one; --workers-per-gpu says how many share one"

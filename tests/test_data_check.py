@@ -43,6 +43,26 @@ def test_a_planted_copy_leaves_with_1_and_is_named_written_and_drawn(splits, tmp
         assert sheet.width > 1000
 
 
+@pytest.mark.parametrize(
+    ("option", "file", "told"),
+    [
+        ("--json", "no/a.json", "there is no folder"),
+        ("--json", "data", "is a folder; name a file"),
+        ("--sheet", "no/a.png", "there is no folder"),
+        ("--sheet", "a.txt", "must end in .png or .jpg"),
+        ("--sheet", "sheet", "must end in .png or .jpg"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_read(
+    splits, tmp_path, option, file, told
+):
+    (splits / "train" / "images" / "p0.png").write_bytes(b"nothing")  # what reading would tell
+    done = run("data", "check", splits, option, tmp_path / file, code=2)
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"lesionsearch: {option}: {tmp_path / file}")
+    assert (told in done.stderr, done.stderr.count("\n")) == (True, 1)
+
+
 def test_against_other_sets_may_be_given_again_and_again(splits, tmp_path):
     put(tmp_path / "first", "a", texture(20))
     put(tmp_path / "second", "b", scaled(texture(6), 2))

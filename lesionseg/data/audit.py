@@ -21,6 +21,7 @@ from lesionseg.data.likeness import SIDE
 from lesionseg.data.pictures import Pixels, enough, read_binary, read_image_and_size
 from lesionseg.data.similar import Look, look
 from lesionseg.errors import InputError, some
+from lesionseg.heap import memory_kept
 
 Progress = Callable[[int, int], None]
 T = TypeVar("T")
@@ -134,7 +135,7 @@ def _each(
     work: Callable[[T], Pair], of: Sequence[T], on_progress: Progress | None = None
 ) -> tuple[Pair, ...]:
     pairs = []
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with memory_kept(), ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         for i, pair in enumerate(pool.map(work, of)):
             pairs.append(pair)
             if on_progress:

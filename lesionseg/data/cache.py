@@ -35,6 +35,7 @@ from lesionseg.data.pictures import (
     squeeze,
 )
 from lesionseg.errors import InputError, some
+from lesionseg.heap import memory_kept
 
 #: Raise it when what a cache holds changes: old ones are then left alone and built anew.
 VERSION = 3
@@ -211,7 +212,8 @@ def _fill(
         except InputError as error:
             return error
 
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # PIL decodes without the GIL
+    # PIL decodes without the GIL.
+    with memory_kept(), ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         for i, outcome in enumerate(pool.map(work, range(n))):
             if isinstance(outcome, InputError):
                 broken.append(str(outcome))

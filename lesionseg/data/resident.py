@@ -8,7 +8,6 @@ it is brought there once; each batch is gathered there and changed there, by
 
 from __future__ import annotations
 
-import os
 from typing import Literal
 
 import albumentations as A
@@ -23,14 +22,12 @@ from lesionseg.augment.batched import Plan, carry_out, draw, is_known, to
 from lesionseg.data.cache import Cache
 from lesionseg.data.loader import Batch, Key, batch_seed, normalise
 from lesionseg.errors import InputError
+from lesionseg.switches import AUGMENT, switch
 
 #: The most of the device's free memory that images may take; the rest is the training's.
 SHARE = 0.25
 #: Images brought to the device at once.
 AT_ONCE = 256
-#: The variable of the environment that says who augments; what it may say.
-VARIABLE = "LESIONSEARCH_AUGMENT"
-CHOICES = ("auto", "host", "device")
 
 #: The rows of a Resident to gather, int64 [N], and what is to be done to them.
 Planned = tuple[Tensor, Plan]
@@ -45,11 +42,9 @@ def executor(
     that is free; on a CPU albumentations does, which takes a third of the time of torch there.
     Raises InputError where the variable says something else, or where the device cannot.
     """
-    asked = os.environ.get(VARIABLE, "auto")
-    if asked not in CHOICES:
-        raise InputError(f"{VARIABLE}: must be {', '.join(CHOICES)}, got {asked!r}")
+    asked = switch(AUGMENT)
     if asked == "device" and not is_known(pipeline):
-        raise InputError(f"{VARIABLE}: this augmentation runs on the host only; unset it")
+        raise InputError(f"{AUGMENT}: this augmentation runs on the host only; unset it")
     if asked == "host" or not is_known(pipeline):
         return "host"
     fits = device.type == "cuda" and images * image_size**2 * 4 <= SHARE * _free(device)

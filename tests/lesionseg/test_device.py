@@ -1,8 +1,6 @@
 """Which device is taken, what is refused, what `prepare` fixes."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import psutil
@@ -127,32 +125,3 @@ def test_a_device_is_described_by_its_name():
     assert describe("cpu").startswith("cpu")
     if Path("/proc/cpuinfo").is_file() and "model name" in Path("/proc/cpuinfo").read_text():
         assert re.fullmatch(r"cpu \(.+\)", describe("cpu"))
-
-
-FAULTS = """
-import resource, sys
-import torch
-from lesionseg.device import keep_memory
-
-if sys.argv[1] == "keeping":
-    assert keep_memory()
-for _ in range(10):  # until the heap is as large as it gets
-    torch.ones(16_000_000)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
-    torch.ones(16_000_000)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator is Linux's")
-def test_memory_that_is_kept_is_not_asked_of_the_system_again():
-    faults = {
-        way: int(
-            subprocess.run(
-                [sys.executable, "-c", FAULTS, way], capture_output=True, check=True, text=True
-            ).stdout
-        )
-        for way in ("plain", "keeping")
-    }
-    assert faults["keeping"] < faults["plain"] / 10, faults

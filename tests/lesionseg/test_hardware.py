@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch.optim import SGD, Adam, AdamW
 
-from lesionseg import compiled
+from lesionseg import compiled, switches
 from lesionseg.config import TrialConfig
-from lesionseg.data import resident
 from lesionseg.errors import InputError
 from lesionseg.optim import optimizers
 from lesionseg.space import Pick
@@ -37,7 +36,7 @@ def records(data, **options):
 
 def test_a_training_augmented_by_torch_repeats_and_is_close_to_the_hosts(data, monkeypatch):
     host = records(data)
-    monkeypatch.setenv(resident.VARIABLE, "device")
+    monkeypatch.setenv(switches.AUGMENT, "device")
     one, other = records(data), records(data)
     assert one == other
     assert one != host
@@ -46,7 +45,7 @@ def test_a_training_augmented_by_torch_repeats_and_is_close_to_the_hosts(data, m
 
 
 def test_it_goes_on_from_a_break_to_the_last_digit(data, monkeypatch, tmp_path):
-    monkeypatch.setenv(resident.VARIABLE, "device")
+    monkeypatch.setenv(switches.AUGMENT, "device")
     whole, asked = records(data), iter([False] * 6 + [True])
     with pytest.raises(Suspended):
         records(data, state=tmp_path / "s.pt", suspend=lambda: next(asked))
@@ -70,14 +69,14 @@ def test_it_goes_on_from_a_break_to_the_last_digit(data, monkeypatch, tmp_path):
 def test_only_long_trainings_on_cuda_are_compiled_unless_told(
     monkeypatch, asked, device, left, does
 ):
-    monkeypatch.delenv(compiled.VARIABLE, raising=False)
+    monkeypatch.delenv(switches.COMPILE, raising=False)
     if asked:
-        monkeypatch.setenv(compiled.VARIABLE, asked)
+        monkeypatch.setenv(switches.COMPILE, asked)
     assert compiled.pays(device, left) == does
 
 
 def test_another_word_is_refused_before_the_training(data, monkeypatch):
-    monkeypatch.setenv(compiled.VARIABLE, "yes")
+    monkeypatch.setenv(switches.COMPILE, "yes")
     with pytest.raises(InputError, match="LESIONSEARCH_COMPILE: must be auto, off, on, got 'yes'"):
         records(data)
 
@@ -94,7 +93,7 @@ def test_the_compiled_network_is_what_trains_and_the_plain_one_what_is_judged(da
 
     plain = records(data)
     monkeypatch.setattr(torch, "compile", compile)
-    monkeypatch.setenv(compiled.VARIABLE, "on")
+    monkeypatch.setenv(switches.COMPILE, "on")
     assert records(data) == plain
     assert calls == [True] * 15  # three epochs of five steps
 
@@ -117,7 +116,7 @@ def test_a_compiler_that_fails_costs_a_warning(data, monkeypatch, when):
 
     plain = records(data)
     monkeypatch.setattr(torch, "compile", compile)
-    monkeypatch.setenv(compiled.VARIABLE, "on")
+    monkeypatch.setenv(switches.COMPILE, "on")
     with pytest.warns(RuntimeWarning, match="could not be compiled .RuntimeError: no compiler"):
         found = records(data)
     assert found == plain
@@ -135,7 +134,7 @@ def test_an_error_of_the_networks_own_is_no_failure_to_compile(data, monkeypatch
             raise ValueError("the network's own")
 
     monkeypatch.setattr(torch, "compile", lambda model, **options: lambda images: model(images))
-    monkeypatch.setenv(compiled.VARIABLE, "on")
+    monkeypatch.setenv(switches.COMPILE, "on")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(ValueError, match="the network's own"):

@@ -17,6 +17,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 from sqlalchemy import text
 
+from lesionseg.errors import InputError
 from search import trials
 from search.books import MAY_BE_LOST
 from search.join import Slot
@@ -440,3 +441,10 @@ def test_a_study_that_is_deleted_takes_its_workers_along(url, study, ledger):
         with ledger._storage.engine.begin() as connection:
             left = connection.execute(text("SELECT count(*) FROM lesionsearch_workers"))
             assert left.scalar() == 0
+
+
+@pytest.mark.parametrize("said", ["soon", "0", "-1", "nan", "inf", ""])
+def test_a_grace_that_is_no_number_of_seconds_is_refused(study, monkeypatch, said):
+    monkeypatch.setenv("LESIONSEARCH_GRACE", said)
+    with pytest.raises(InputError, match="LESIONSEARCH_GRACE: must be seconds above 0, got"):
+        Ledger(study)

@@ -121,3 +121,14 @@ def test_workers_that_share_a_gpu_have_a_part_of_it_and_of_the_host(whole):
 def test_workers_are_of_the_cpu_and_a_gpu_has_workers_of_its_own():
     with pytest.raises(InputError, match="--workers: these are for the CPU"):
         local_slots("cuda:0", workers=2)
+
+
+@pytest.mark.parametrize("switch", ["LESIONSEARCH_AUGMENT", "LESIONSEARCH_COMPILE"])
+@pytest.mark.parametrize("make", [default_slot, worker_slot, local_slots])
+def test_a_switch_of_the_environment_that_says_nothing_is_told_at_the_door(
+    monkeypatch, switch, make
+):
+    """Else every trial of a study would end with it."""
+    monkeypatch.setenv(switch, "gpu")
+    with pytest.raises(InputError, match=f"{switch}: must be auto, .*, got 'gpu'; or unset it"):
+        make("cpu")

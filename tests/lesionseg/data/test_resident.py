@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from lesionseg import switches
 from lesionseg.augment import build_augment
 from lesionseg.data import resident
 from lesionseg.data.cache import build_cache
@@ -111,9 +112,9 @@ def test_what_goes_to_a_helper_holds_no_images(cache):
 )
 def test_the_device_augments_where_the_images_fit(monkeypatch, asked, device, free, who):
     monkeypatch.setattr(resident, "_free", lambda device: free)
-    monkeypatch.delenv(resident.VARIABLE, raising=False)
+    monkeypatch.delenv(switches.AUGMENT, raising=False)
     if asked:
-        monkeypatch.setenv(resident.VARIABLE, asked)
+        monkeypatch.setenv(switches.AUGMENT, asked)
     assert executor(FULL, 64, 10, device) == who
 
 
@@ -122,14 +123,14 @@ def test_a_policy_that_torch_does_not_know_stays_with_the_host(monkeypatch):
 
     unknown = A.Compose([A.Solarize()])
     monkeypatch.setattr(resident, "_free", lambda device: 2**40)
-    monkeypatch.delenv(resident.VARIABLE, raising=False)
+    monkeypatch.delenv(switches.AUGMENT, raising=False)
     assert executor(unknown, 64, 10, CUDA) == "host"
-    monkeypatch.setenv(resident.VARIABLE, "device")
+    monkeypatch.setenv(switches.AUGMENT, "device")
     with pytest.raises(InputError, match="on the host only"):
         executor(unknown, 64, 10, CUDA)
 
 
 def test_another_word_is_refused(monkeypatch):
-    monkeypatch.setenv(resident.VARIABLE, "gpu")
+    monkeypatch.setenv(switches.AUGMENT, "gpu")
     with pytest.raises(InputError, match="LESIONSEARCH_AUGMENT: must be auto, host, device, got"):
         executor(FULL, 64, 10, CPU)
