@@ -12,6 +12,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import shutil
+import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,10 @@ from PIL import Image, ImageDraw
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+
+# Of a shell's background jobs every process ignores Ctrl-C, and so would all that tests start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 IN_CI = bool(os.environ.get("LESIONSEARCH_CI"))
 ROOT = Path(__file__).resolve().parent.parent

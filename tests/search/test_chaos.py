@@ -30,7 +30,7 @@ from tests.postgres import private_postgres  # noqa: F401
 from tests.search import stub
 from tests.search.chaos import FULL, Plan, stub_spec, survive, write_pairs
 from tests.search.chaos_checks import rows_of
-from tests.search.helpers import tiny_plain, tiny_spec, wait_until, write_study
+from tests.search.helpers import PATIENCE, tiny_plain, tiny_spec, wait_until, write_study
 from tests.search.nursery import Nursery
 
 pytestmark = pytest.mark.alone
@@ -106,6 +106,19 @@ def test_the_same_on_a_server_that_is_restarted_meanwhile(nursery, tmp_path, res
     check(*survive(nursery, tmp_path, plan, url, restart), plan)
 
 
+def stop_between_writes(nursery, worker: int, database: Path) -> None:
+    """Stops a worker, but not in the middle of a write: nobody can take SQLite's lock from it."""
+    while True:
+        assert nursery.signal(worker, signal.SIGSTOP)
+        try:
+            with contextlib.closing(sqlite3.connect(database, timeout=1)) as there:
+                there.execute("BEGIN IMMEDIATE")
+            return
+        except sqlite3.OperationalError:
+            assert nursery.signal(worker, signal.SIGCONT)
+            time.sleep(0.05)
+
+
 def test_a_worker_that_slept_too_long_tells_nothing_when_it_wakes(nursery, tmp_path):
     plan = Plan(2, 1, 0, 0, 0, epochs=5, grace=2.0)
     create_or_resume(stub_spec(plan, "s"), write_pairs(tmp_path / "data"), tmp_path / "s")
@@ -116,17 +129,17 @@ def test_a_worker_that_slept_too_long_tells_nothing_when_it_wakes(nursery, tmp_p
     def lines(what: str) -> list[stub.Line]:
         return [line for line in stub.read_log(join.folder) if line.what == what]
 
-    assert wait_until(lambda: lines(stub.SAVED), 60)
-    assert nursery.signal(sleeper, signal.SIGSTOP)
+    assert wait_until(lambda: lines(stub.SAVED), PATIENCE)
+    stop_between_writes(nursery, sleeper, join.folder / "study.db")
     other = nursery.start(join, tmp_path / "log", environment)
     ended: dict[int, int] = {}
-    assert wait_until(lambda: ended.update(nursery.ended()) or other in ended, 60)
+    assert wait_until(lambda: ended.update(nursery.ended()) or other in ended, PATIENCE)
     of_trials = "SELECT * FROM trials", "SELECT * FROM trial_user_attributes ORDER BY 1"
     of_trials += ("SELECT * FROM trial_intermediate_values ORDER BY 1",)
     before = [rows_of(join, query) for query in of_trials]
     log = stub.read_log(join.folder)
     assert nursery.signal(sleeper, signal.SIGCONT)
-    assert wait_until(lambda: ended.update(nursery.ended()) or sleeper in ended, 60)
+    assert wait_until(lambda: ended.update(nursery.ended()) or sleeper in ended, PATIENCE)
     assert ended == {sleeper: 0, other: 0}
     assert [rows_of(join, query) for query in of_trials] == before
     assert stub.read_log(join.folder) == log
