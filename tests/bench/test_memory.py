@@ -49,8 +49,10 @@ def test_growth_is_told_where_there_is_some():
     assert (growth(once), peak(once)) == (0, 50)
 
 
-def test_of_two_workers_that_join_at_once_one_builds_the_cache_that_both_map(pictures, tmp_path):
-    seen = share(pictures, tmp_path / "study", tmp_path / "cache", epochs=10)
+def test_of_two_workers_that_join_at_once_one_builds_the_cache_that_both_map(tmp_path):
+    # So many that whoever builds the cache is seen at it.
+    many = write_pictures(tmp_path / "many", 3000)
+    seen = share(many, tmp_path / "study", tmp_path / "cache", epochs=10)
     assert len(seen.builders) == 1
     assert seen.caches == 1
     assert len(seen.trainings) == 2
