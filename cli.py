@@ -480,7 +480,8 @@ def data_fetch(
     ] = False,
 ) -> None:
     """Fetch a public data set from its owner; started again, it goes on where it was."""
-    from lesionseg.data.fetch import FetchFailed, fetch
+    from lesionseg.data.download import FetchFailed
+    from lesionseg.data.fetch import fetch
     from lesionseg.data.index import DatasetIndex
     from search import console as show
     from search.run import Failed

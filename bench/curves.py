@@ -1,7 +1,9 @@
 """Records the whole learning curve of every configuration of a grid, trained on real images.
 
-    python -m bench.curves DATA [--to FILE] [--workers 2] [--size 64] [--epochs 15] [--device cpu]
+    python -m bench.curves DATA [--grid tuning] [--to FILE] [--workers 2] [--size 64] [--device cpu]
 
+The grid ``tuning`` is what the defaults of a search are chosen from, ``check`` has other networks,
+losses, augmentations, optimizer, images and length, to see what they are worth where nobody looked.
 ``bench.search`` replays searches on such a file in seconds. A line holds one training: its
 configuration, the validation Dice of each epoch, the seconds of each epoch, and the Dice of each
 validation image at the best epoch; a training that diverged ends with an epoch without Dice. On a
@@ -18,6 +20,7 @@ import multiprocessing as mp
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -33,46 +36,83 @@ from lesionseg.data.split import make_split, positions
 from lesionseg.records import Diverged, EpochRecord, TrainData
 from lesionseg.train import train
 
-#: What the grid is made of. A search draws the learning rate from the whole range and is given
-#: the curve of the nearest that was recorded.
-GRID: Mapping[str, Sequence[Any]] = {
-    "model": (
-        {"unet": {"width": 8, "depth": 3}},
-        {"segnet": {"width": 8}},
-        {"dynunet": {"width": 8}},
-        {"smp_linknet": {"encoder": "mobilenet_v2", "encoder_depth": 5}},
+
+@dataclass(frozen=True)
+class Grid:
+    """What is trained: every combination of ``axes``.
+
+    A search draws the learning rate ``lr`` from the whole range and is given the curve of the
+    nearest that was recorded. seed: of the split; limits: images for training and validation.
+    """
+
+    axes: Mapping[str, Sequence[Any]]
+    optimizer: str
+    epochs: int
+    limits: tuple[int, int]
+    seed: int = 0
+
+
+GRIDS: Mapping[str, Grid] = {
+    "tuning": Grid(
+        {
+            "model": (
+                {"unet": {"width": 8, "depth": 3}},
+                {"segnet": {"width": 8}},
+                {"dynunet": {"width": 8}},
+                {"smp_linknet": {"encoder": "mobilenet_v2", "encoder_depth": 5}},
+            ),
+            "loss": ("bce_dice", "dice", "focal"),
+            "augment": ("none", {"full": {}}),
+            "lr": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+        },
+        optimizer="adamw",
+        epochs=15,
+        limits=(320, 150),
     ),
-    "loss": ("bce_dice", "dice", "focal"),
-    "augment": ("none", {"full": {}}),
-    "lr": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+    "check": Grid(
+        {
+            "model": (
+                {"unet": {"width": 6, "depth": 4, "residual": True}},
+                {"attention_unet": {"width": 8, "depth": 3}},
+                {"smp_fpn": {"encoder": "mobilenet_v2"}},
+            ),
+            "loss": ("bce", "tversky", "lovasz"),
+            "augment": ("flips", {"geometric": {}}),
+            "lr": (1e-3, 4e-3, 1.6e-2, 6.4e-2, 0.256),
+        },
+        optimizer="sgd",
+        epochs=16,
+        limits=(240, 150),
+        seed=1,
+    ),
 }
 SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
 
 
-def configurations(size: int, epochs: int) -> Iterator[tuple[dict[str, Any], TrialConfig]]:
+def configurations(grid: Grid, size: int) -> Iterator[tuple[dict[str, Any], TrialConfig]]:
     """Every point of the grid, as its coordinates and as a configuration."""
-    for values in itertools.product(*GRID.values()):
-        point = dict(zip(GRID, values, strict=True))
+    for values in itertools.product(*grid.axes.values()):
+        point = dict(zip(grid.axes, values, strict=True))
         plain = {key: value for key, value in point.items() if key != "lr"}
-        plain |= {"optimizer": {"adamw": {"lr": point["lr"]}}}
-        plain |= {"image_size": size, "epochs": epochs, "batch_size": 16}
+        plain |= {"optimizer": {grid.optimizer: {"lr": point["lr"]}}}
+        plain |= {"image_size": size, "epochs": grid.epochs, "batch_size": 16}
         yield point, TrialConfig.from_dict(plain)
 
 
 @lru_cache
-def material(data: Path, size: int, limit: tuple[int, int]) -> TrainData:
+def material(data: Path, size: int, limit: tuple[int, int], seed: int) -> TrainData:
     """What all of them train on and are judged by; the test part is not touched."""
     index = DatasetIndex.read(data)
     cache = build_cache(index, size)
     limits = {"train": limit[0], "val": limit[1]}
-    split = make_split(index.records, cache.areas, SHARES, limits=limits)
+    split = make_split(index.records, cache.areas, SHARES, seed=seed, limits=limits)
     return TrainData(cache, positions(split.train, cache.names), positions(split.val, cache.names))
 
 
-def record(job: tuple[Path, dict[str, Any], TrialConfig, tuple[int, int], str]) -> dict[str, Any]:
+def record(job: tuple[Path, dict[str, Any], TrialConfig, Grid, str]) -> dict[str, Any]:
     """One training, from fresh weights to the last epoch."""
-    path, point, config, limit, device = job
-    data = material(path, config.image_size, limit)
+    path, point, config, grid, device = job
+    data = material(path, config.image_size, grid.limits, grid.seed)
     where = torch.device(device)
     clock = time.perf_counter
     if where.type == "cpu":
@@ -131,20 +171,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Records what is not in the file yet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("data", type=Path)
+    parser.add_argument("--grid", choices=GRIDS, default="tuning")
     parser.add_argument("--to", type=Path, default=Path("bench/results/curves-cpu.jsonl"))
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--epochs", type=int, default=15)
-    parser.add_argument("--train", type=int, default=320)
-    parser.add_argument("--val", type=int, default=150)
     parser.add_argument("--device", default="cpu")
     asked = parser.parse_args(argv)
-    limit = (asked.train, asked.val)
-    material(asked.data, asked.size, limit)  # once, before several ask for it
+    grid = GRIDS[asked.grid]
+    # Once, before several ask for it.
+    material(asked.data, asked.size, grid.limits, grid.seed)
     there = known(asked.to)
     jobs = [
-        (asked.data, point, config, limit, asked.device)
-        for point, config in configurations(asked.size, asked.epochs)
+        (asked.data, point, config, grid, asked.device)
+        for point, config in configurations(grid, asked.size)
         if config.digest() not in there
     ]
     context = mp.get_context("spawn")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +45,20 @@ class Audited:
         }
 
 
-def audit_study(index: DatasetIndex, cache: Cache, *, official: bool, leaks: str) -> Audited:
+def audit_study(
+    index: DatasetIndex, cache: Cache, *, official: bool, leaks: str, pooled: bool = False
+) -> Audited:
     """Audits the pictures of a study that is founded, from its cache.
 
     official: its split is the data set's own. leaks: refuse, drop or allow, as data.leaks says.
+    pooled: folds are dealt of train and val together: the border between them is none.
     Copies are put into one group. InputError where official splits share pictures and that is
     refused.
     """
+    if pooled:
+        one = {"val": "train"}
+        records = (replace(r, split=one.get(r.split or "", r.split)) for r in index.records)
+        index = replace(index, records=tuple(records))
     found = check({"": audit_cached(index, cache)})
     crossed = crossing(found.copies) if official else []
     if crossed and leaks == "refuse":

@@ -36,6 +36,8 @@ def data_card(index: DatasetIndex, cache: Cache, split: Split) -> dict[str, Any]
     groups = {r.name: r.group for r in index.records}
     parts = {part: getattr(split, part) for part in SPLITS}
     used = {name: part for part, names in parts.items() for name in names}
+    for fold in split.folds:  # whose limits may leave other images than those of the first one
+        used |= {name: "train" for name in (*fold.train, *fold.val) if name not in used}
     shapes = None if cache.shapes is None else dict(zip(cache.names, cache.shapes, strict=True))
     return {
         "layout": index.layout,

@@ -180,7 +180,7 @@ def _retrain(
     job = TrainJob(
         config.to_dict(),
         material.cache,
-        np.concatenate([material.train, material.val]) if both else material.train,
+        material.train_val if both else material.train,
         material.val,
         slot.device,
         slot.threads,

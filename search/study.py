@@ -295,7 +295,13 @@ def _is_official(spec: StudySpec, index: DatasetIndex) -> bool:
 
 
 def _audited(spec: StudySpec, index: DatasetIndex, cache: Cache) -> Audited:
-    return audit_study(index, cache, official=_is_official(spec, index), leaks=spec.data.leaks)
+    return audit_study(
+        index,
+        cache,
+        official=_is_official(spec, index),
+        leaks=spec.data.leaks,
+        pooled=spec.data.split.kfold is not None,
+    )
 
 
 def _split(spec: StudySpec, index: DatasetIndex, cache: Cache, audited: Audited) -> Split:

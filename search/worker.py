@@ -54,6 +54,13 @@ class Material:
         """Train and val of each training of a trial."""
         return self.folds or ((self.train, self.val),)
 
+    @property
+    def train_val(self) -> NDArray[np.int64]:
+        """All that some training learns from or is judged on."""
+        if not self.folds:
+            return np.concatenate([self.train, self.val])
+        return np.unique(np.concatenate([part for fold in self.folds for part in fold]))
+
 
 class Listener(Protocol):
     """Who wants to know; the command line shows it."""

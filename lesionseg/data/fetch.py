@@ -11,45 +11,30 @@ import hashlib
 import json
 import os
 import shutil
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import filelock
 import requests
-import urllib3
 
+from lesionseg.data.download import (
+    CHUNK,
+    TIMEOUT,
+    FetchFailed,
+    Progress,
+    Remote,
+    ask,
+    download,
+    there_of,
+)
 from lesionseg.data.sources import BY_HAND, SOURCES, Source
 from lesionseg.data.unpack import SPARE, BadArchive, unpack
 from lesionseg.errors import InputError, nearest
 
-#: Attempts in a row that bring nothing before a file is given up, and the seconds before the
-#: second of them; each pause is twice the last one.
-ATTEMPTS, PAUSE, LONGEST = 8, 1.0, 60.0
-#: Seconds in which a server must answer, and between two pieces of what it sends.
-TIMEOUT = (15, 60)
-CHUNK = 1 << 20
 #: Unpacked pictures of these sets take about as much as their archives.
 ROOM = 2.2
-
-#: Called with a file's name, its bytes so far and in all.
-Progress = Callable[[str, int, int], None]
-
-
-class FetchFailed(RuntimeError):
-    """The data set could not be had; one line. What is there of it is gone on with next time."""
-
-
-@dataclass(frozen=True)
-class Remote:
-    """A file to be had. size: in bytes; md5: as its keeper says, where it does."""
-
-    name: str
-    url: str
-    size: int
-    md5: str | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +105,7 @@ class _Fetch:
 
     def all(self, keep_archives: bool) -> None:
         missing = [name for name in self.source.files if not self._is_whole(name)]
+        self._refuse_foreign(missing)
         remotes = self._listed(missing)
         self._refuse_full(remotes)
         for remote in remotes:
@@ -128,9 +114,23 @@ class _Fetch:
     def _is_whole(self, name: str) -> bool:
         return name in self.done and (self.root / name.removesuffix(".zip")).exists()
 
+    def _refuse_foreign(self, missing: list[str]) -> None:
+        """InputError where something stands in the way that was not fetched by us.
+
+        It may be whole or not, and hold files of the user's own. What we have unpacked and not
+        noted yet has its archive still there.
+        """
+        for name in missing:
+            path = self.root / name.removesuffix(".zip")
+            if path.exists() and not (self.scratch / name).exists():
+                raise InputError(
+                    f"data fetch: {path}: is there and was not fetched by this command; move it "
+                    f"away to fetch it, or use the folder as it is"
+                )
+
     def _one(self, remote: Remote, keep_archives: bool) -> None:
         path = self.scratch / remote.name
-        done = self._checked(remote, self._downloaded(remote, path))
+        done = self._checked(remote, download(self.http, remote, path, self.on_progress))
         try:
             if path.suffix == ".zip":
                 unpack(path, self.root, self.scratch)
@@ -157,11 +157,9 @@ class _Fetch:
 
     def _of_server(self, name: str) -> Remote:
         url = f"{self.base}/{name}"
-        answer = self._asked(
-            lambda: self.http.head(url, timeout=TIMEOUT, allow_redirects=True), url
-        )
+        answer = ask(lambda: self.http.head(url, timeout=TIMEOUT, allow_redirects=True), url)
         length = answer.headers.get("Content-Length", "")
-        if not length.isdecimal():
+        if not length.isdecimal() or not int(length):
             raise FetchFailed(f"{url}: the server does not say how large it is")
         return Remote(name, url, int(length))
 
@@ -169,7 +167,7 @@ class _Fetch:
         """Files of a Dataverse have numbers for names; its native API tells them."""
         dataset = self.source.dataset
         url = f"{self.base}/api/datasets/:persistentId/?persistentId={dataset}"
-        answer = self._asked(lambda: self.http.get(url, timeout=TIMEOUT), url)
+        answer = ask(lambda: self.http.get(url, timeout=TIMEOUT), url)
         try:
             rows = [row["dataFile"] for row in answer.json()["data"]["latestVersion"]["files"]]
             known = {_stem(r["filename"]): r for r in rows}
@@ -185,7 +183,7 @@ class _Fetch:
         return Remote(name, url, size, None if table else row.get("md5"))
 
     def _refuse_full(self, remotes: list[Remote]) -> None:
-        there = sum(_size(self.scratch / r.name) for r in remotes)
+        there = sum(there_of(self.scratch / r.name) for r in remotes)
         needed = int(ROOM * sum(r.size for r in remotes)) - there + (SPARE if remotes else 0)
         free = shutil.disk_usage(self.root).free
         if needed > free:
@@ -195,71 +193,6 @@ class _Fetch:
             )
 
     # --- one file --------------------------------------------------------------------------------
-
-    def _downloaded(self, remote: Remote, path: Path) -> Path:
-        """Brings a file to its size, going on from what is there of it."""
-        if _size(path) == remote.size:
-            return path
-        part, tag = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.etag")
-        failures, most = 0, _size(part)
-        while True:
-            try:
-                reason = self._append(remote, part, tag)
-            except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-                reason = _why(error)
-            except OSError as error:
-                raise FetchFailed(f"{part}: {error.strerror}; start again to go on") from None
-            have = _size(part)
-            if have == remote.size:
-                os.replace(part, path)
-                tag.unlink(missing_ok=True)
-                return path
-            failures = 0 if have > most else failures + 1
-            most = max(most, have)
-            if failures >= ATTEMPTS:
-                raise FetchFailed(
-                    f"{remote.url}: {reason or 'it ends too early'}, {ATTEMPTS} times in a row; "
-                    f"{have} of {remote.size} bytes are kept, start again to go on"
-                )
-            _pause(failures)
-
-    def _append(self, remote: Remote, part: Path, tag: Path) -> str | None:
-        """One attempt; why it was none, if it was not."""
-        have = _size(part)
-        if have > remote.size:
-            part.unlink()
-            have = 0
-        headers = {"Accept-Encoding": "identity"}
-        if have:
-            headers["Range"] = f"bytes={have}-"
-            if tag.exists():  # of a file that has changed since, all is sent anew
-                headers["If-Range"] = tag.read_text()
-        with self.http.get(remote.url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
-            if answer.status_code == 416:  # what is there is not a beginning of what they have
-                part.unlink(missing_ok=True)
-                return "the server has less of it than was fetched"
-            if answer.status_code not in {200, 206}:
-                _refuse_final(answer, remote.url)
-                return f"the server answers {answer.status_code} {answer.reason}"
-            goes_on = answer.status_code == 206 and _begins_at(answer, have)
-            if etag := answer.headers.get("ETag"):
-                tag.write_text(etag)
-            with part.open("ab" if goes_on else "wb") as file:
-                self._write(answer, file, remote, have if goes_on else 0)
-        return None
-
-    def _write(self, answer: requests.Response, file: Any, remote: Remote, have: int) -> None:
-        # Not iter_content: what came of a piece before the line broke would be lost with it.
-        while piece := answer.raw.read1(CHUNK):
-            have += len(piece)
-            if have > remote.size:
-                Path(file.name).unlink()
-                raise FetchFailed(
-                    f"{remote.url}: the server sends more than the {remote.size} bytes that it "
-                    f"said it has; nothing of it was used"
-                )
-            file.write(piece)
-            self.on_progress(remote.name, have, remote.size)
 
     def _checked(self, remote: Remote, path: Path) -> Done:
         """What it is; FetchFailed where its keeper, or an earlier time, says otherwise."""
@@ -278,8 +211,8 @@ class _Fetch:
         if known and known.sha256 != sha256.hexdigest():
             raise FetchFailed(
                 f"{remote.url}: is another file than when it was fetched first (SHA-256 "
-                f"{sha256.hexdigest()[:12]}, then {known.sha256[:12]}); to take it, delete "
-                f"{self.scratch / 'done.json'}"
+                f"{sha256.hexdigest()[:12]}, then {known.sha256[:12]}); to take it, take "
+                f"its entry out of {self.scratch / 'done.json'}"
             )
         return Done(path.stat().st_size, sha256.hexdigest(), remote.url)
 
@@ -289,55 +222,10 @@ class _Fetch:
         part.write_text(json.dumps({k: asdict(v) for k, v in self.done.items()}, indent=1))
         os.replace(part, self.scratch / "done.json")
 
-    def _asked(self, ask: Callable[[], requests.Response], url: str) -> requests.Response:
-        """An answer that is one, after several attempts."""
-        reason = ""
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                _pause(attempt)
-            try:
-                answer = ask()
-            except requests.RequestException as error:
-                reason = _why(error)
-                continue
-            if answer.ok:
-                return answer
-            _refuse_final(answer, url)
-            reason = f"the server answers {answer.status_code} {answer.reason}"
-        raise FetchFailed(f"{url}: {reason}, {ATTEMPTS} times in a row")
-
 
 def _is_to_blame(error: BadArchive) -> bool:
     """Whether fetching it again may help."""
     return "are free" not in str(error)
-
-
-def _refuse_final(answer: requests.Response, url: str) -> None:
-    """FetchFailed for an answer that will be the same next time."""
-    if 400 <= answer.status_code < 500 and answer.status_code not in {408, 416, 429}:
-        raise FetchFailed(f"{url}: the server answers {answer.status_code} {answer.reason}")
-
-
-def _begins_at(answer: requests.Response, have: int) -> bool:
-    return answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-
-
-def _pause(failures: int) -> None:
-    if failures:
-        time.sleep(min(LONGEST, PAUSE * 2 ** (failures - 1)))
-
-
-def _why(error: Exception) -> str:
-    """In one line, without the library's nesting."""
-    cause: Any = error
-    while getattr(cause, "args", None) and isinstance(cause.args[0], Exception):
-        cause = cause.args[0]
-    cause = getattr(cause, "reason", None) or cause
-    return " ".join(str(cause).split())[:200] or type(error).__name__
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
 
 
 def _stem(name: str) -> str:

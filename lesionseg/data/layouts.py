@@ -99,7 +99,9 @@ def _ham_lesions(root: Path) -> dict[str, str]:
             head = file.readline()
             file.seek(0)
             rows = csv.DictReader(file, delimiter="\t" if "\t" in head else ",")
-            return {row["image_id"]: row["lesion_id"] for row in rows}
+            return {
+                row["image_id"]: (row["lesion_id"] or "").strip() or row["image_id"] for row in rows
+            }
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"data: {path}: not a readable CSV file: {error}") from None
     except KeyError as error:
@@ -180,7 +182,8 @@ def _csv_record(path: Path, line: int, row: Mapping[str, str | None]) -> Record:
     if split not in (None, *SPLITS):
         raise InputError(f"data: {path}:{line}: split must be train, val or test, got {split!r}")
     name = files["image"].stem
-    group, origin = row.get("group") or name, (row.get("set") or "").strip()
+    # Blanks around a patient's number would make two patients of one.
+    group, origin = (row.get("group") or "").strip() or name, (row.get("set") or "").strip()
     return Record(name, files["image"], files["mask"], group, split, origin)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from lesionseg.data import png
 from lesionseg.errors import InputError
 
 Pixels = NDArray[np.uint8]
@@ -31,10 +32,13 @@ _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-def open_picture(path: Path) -> Image.Image:
-    """The picture, upright; its pixels are still to be decoded. InputError if it is none."""
+def open_picture(path: Path, decode: bool = False) -> Image.Image:
+    """The picture, its pixels still to be decoded. InputError if it is none.
+
+    decode: that they will be, and not the header alone be looked at.
+    """
     try:
-        return Image.open(path)
+        return Image.open((png.inflated(path) if decode else None) or path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except Image.DecompressionBombError:
@@ -53,7 +57,7 @@ def read_image(path: Path, draft: int | None = None) -> Image.Image:
     draft: a side in pixels that is enough; a JPEG is then decoded at a half, a quarter or an
     eighth of its size, whichever is still as large.
     """
-    with open_picture(path) as picture:
+    with open_picture(path, decode=True) as picture:
         if draft:
             picture.draft("RGB", (draft, draft))
         return _decode(path, picture, "RGB")
@@ -70,7 +74,7 @@ def enough(size: int) -> int:
 
 def read_image_and_size(path: Path, draft: int) -> tuple[Image.Image, tuple[int, int]]:
     """``read_image`` and the height and width in pixels that the picture has in full, upright."""
-    with open_picture(path) as picture:
+    with open_picture(path, decode=True) as picture:
         before = picture.size
         picture.draft("RGB", (draft, draft))
         smaller = picture.size != before  # only a JPEG's; its header says how it was held
@@ -115,7 +119,7 @@ class Binary(NamedTuple):
 
 def read_binary(path: Path) -> Binary:
     """As ``read_mask``, without an array of its size."""
-    with open_picture(path) as picture:
+    with open_picture(path, decode=True) as picture:
         grey = _decode(path, picture, "L")
     levels = np.asarray(grey)
     inside, highest = cv2.countNonZero(levels), int(levels.max())

@@ -159,22 +159,23 @@ def _official(
 def _own_parts(records: Sequence[Record]) -> tuple[dict[int, str], set[int], set[int]]:
     """Whose part is settled, with that; who is of a train that val is cut from; who is dealt.
 
-    Of a set that has parts, records without one are in none of the three.
+    Of a set that has parts, records without one are of its train.
     """
     own: dict[int, str] = {}
     cut: set[int] = set()
     dealt: set[int] = set()
-    for home in dict.fromkeys(r.home for r in records):
-        members = [i for i, r in enumerate(records) if r.home == home]
-        there = {records[i].split for i in members}
-        for i in members:
-            split = records[i].split
-            if there == {None}:
-                dealt.add(i)
-            elif split == "train" and "val" not in there:
-                cut.add(i)
-            elif split is not None:
-                own[i] = split
+    there: dict[tuple[str, str], set[str | None]] = {}
+    for r in records:
+        there.setdefault((r.home, r.set), set()).add(r.split)
+    for i, r in enumerate(records):
+        known = there[r.home, r.set]
+        split = r.split or "train"
+        if known == {None}:
+            dealt.add(i)
+        elif split == "train" and "val" not in known:
+            cut.add(i)
+        else:
+            own[i] = split
     return own, cut, dealt
 
 
@@ -216,7 +217,7 @@ def _deal(
     shares: Mapping[str, float],
     rng: np.random.Generator,
 ) -> dict[str, list[int]]:
-    """Deals groups, deck by deck, each to the part that lacks most of all that were dealt.
+    """Deals groups, deck by deck, each to the part that lacks most of what was dealt.
 
     A deck is sorted by lesion area. Neighbours in area are shuffled in at most RUNS runs, each
     long enough for every part to get one of it: any group may come to any part, and each part
@@ -229,10 +230,17 @@ def _deal(
         groups = sorted(deck, key=lambda g: (float(areas[g].mean()), g[0]))
         runs = int(len(groups) * min(wanted.values()))
         ranks = np.array_split(np.arange(len(groups)), min(max(runs, 1), RUNS))
+        # What a large group of an earlier deck has upset is made up for by one group of this one,
+        # and not by half the deck, whose share each part should get too.
+        most = max(map(len, groups), default=0)
+        owed = {p: share * total - len(dealt[p]) for p, share in wanted.items()}
+        lack = {p: max(-most, min(most, lacks)) for p, lacks in owed.items()}
         for group in (groups[k] for run in ranks for k in rng.permutation(run)):
             total += len(group)
-            lack = {part: share * total - len(dealt[part]) for part, share in wanted.items()}
-            dealt[max(lack, key=lambda p: lack[p])] += group
+            lack = {p: lack[p] + share * len(group) for p, share in wanted.items()}
+            part = max(lack, key=lambda p: lack[p])
+            dealt[part] += group
+            lack[part] -= len(group)
     return dealt
 
 

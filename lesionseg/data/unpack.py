@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import shutil
 import stat
@@ -14,6 +15,10 @@ MOST_GROWTH = 100
 #: What is left free on the disk, in bytes.
 SPARE = 100_000_000
 
+#: What zipfile and its decompressors raise for archives that are damaged, or encrypted
+#: (RuntimeError, of which NotImplementedError is one).
+_BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError)
+
 
 class BadArchive(RuntimeError):
     """An archive that is broken, or that should not be unpacked; one line."""
@@ -23,31 +28,36 @@ def unpack(archive: Path, home: Path, scratch: Path) -> Path:
     """Unpacks a zip into the folder of its name below ``home``; that folder.
 
     What the archive has in a folder of its own name is not put one level deeper. A folder that is
-    there already is replaced. scratch: a folder on the same disk, for what is not whole yet.
+    there already is replaced, by two renames: never is a part of one there. scratch: a folder on
+    the same disk, for what is not whole yet, or any more.
 
     BadArchive where it is broken, or holds a link, or a name that leads out of it, or would
     fill the disk; nothing appears below ``home`` then.
     """
     folder, part = home / archive.stem, scratch / f"{archive.stem}.unpacking"
-    shutil.rmtree(part, ignore_errors=True)
+    old = scratch / f"{archive.stem}.old"
+    for each in (part, old):
+        shutil.rmtree(each, ignore_errors=True)
     try:
         with zipfile.ZipFile(archive) as zipped:
             members = _wanted(zipped)
             _refuse_unsafe(archive, members)
             for member in members:
                 zipped.extract(member, part)  # checks each member's CRC
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:
+    except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
-        raise BadArchive(f"{archive.name}: broken: {error}") from None
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
+        if isinstance(error, _BROKEN) and not isinstance(error, BadArchive):
+            raise BadArchive(f"{archive.name}: broken: {error}") from None
+        if isinstance(error, OSError) and error.errno is None:  # bz2's, not the disk's
+            raise BadArchive(f"{archive.name}: broken: {error}") from None
         raise
     inner = part / archive.stem
     whole = inner if inner.is_dir() and list(part.iterdir()) == [inner] else part
     if folder.exists():
-        shutil.rmtree(folder)
+        os.replace(folder, old)
     os.replace(whole, folder)
-    shutil.rmtree(part, ignore_errors=True)
+    for each in (part, old):
+        shutil.rmtree(each, ignore_errors=True)
     return folder
 
 
@@ -65,10 +75,13 @@ def _wanted(zipped: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
 def _refuse_unsafe(archive: Path, members: list[zipfile.ZipInfo]) -> None:
     if not members:
         raise BadArchive(f"{archive.name}: holds no file")
-    for member in members:
-        path = PurePosixPath(member.filename.replace("\\", "/"))
-        if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+    paths = [PurePosixPath(member.filename.replace("\\", "/")) for member in members]
+    folders = {folder for path in paths for folder in path.parents}
+    for member, path in zip(members, paths, strict=True):
+        if path.is_absolute() or ".." in path.parts or ":" in path.as_posix().partition("/")[0]:
             raise BadArchive(f"{archive.name}: holds a name that leads out: {member.filename!r}")
+        if path in folders or not path.parts:
+            raise BadArchive(f"{archive.name}: holds a file that is a folder: {member.filename!r}")
         if stat.S_ISLNK(member.external_attr >> 16):
             raise BadArchive(f"{archive.name}: holds a link: {member.filename!r}")
     size = sum(m.file_size for m in members)

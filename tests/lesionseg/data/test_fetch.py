@@ -19,6 +19,7 @@ import pytest
 from typer.testing import CliRunner
 
 import cli
+from lesionseg.data import download as line
 from lesionseg.data import fetch as module
 from lesionseg.data.fetch import FetchFailed, fetch
 from lesionseg.data.index import DatasetIndex
@@ -61,8 +62,14 @@ class Server:
 
     faults: for a file's name a list of what its next requests meet: an HTTP status; "break" (half
     of what was asked for, then the connection is closed); "whole" (it knows no ranges); "swap"
-    (from here on another file of that length); "longer" (it sends more than it said).
+    (from here on another file of that length); "longer" (it sends more than it said); "elsewhere"
+    (another part of the file than was asked for); "rangeless" (a part, without saying which).
+    weak: its tags are weak ones. deaf: it does not know If-Range. wait: what it says in
+    Retry-After beside a refusal.
     """
+
+    weak = deaf = False
+    wait = ""
 
     def __init__(self, files: dict[str, bytes]) -> None:
         self.files, self.faults, self.log = dict(files), {}, []
@@ -84,7 +91,7 @@ class Server:
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.http.server_port}"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
 
     def answer(self, to: BaseHTTPRequestHandler, *, head: bool) -> None:
         path = urlsplit(to.path).path
@@ -97,29 +104,39 @@ class Server:
         content = self.files.get(name)
         status = fault if isinstance(fault, int) else 200 if content is not None else 404
         if status != 200:
-            return self.reply(to, status, b"no", {}, head)
-        etag = f'"{hashlib.sha256(content).hexdigest()[:8]}"'
+            waiting = {"Retry-After": self.wait} if self.wait and status != 404 else {}
+            return self.reply(to, status, b"no", waiting, head)
+        etag = f'{"W/" * self.weak}"{hashlib.sha256(content).hexdigest()[:8]}"'
         headers = {"ETag": etag, "Accept-Ranges": "bytes"}
         start = 0
         asked = to.headers.get("Range")
-        if asked and fault != "whole" and to.headers.get("If-Range", etag) == etag:
+        unchanged = to.headers.get("If-Range", etag) == etag and not to.headers.get(
+            "If-Range", ""
+        ).startswith("W/")
+        if asked and fault != "whole" and (unchanged or self.deaf):
             start = int(asked.removeprefix("bytes=").rstrip("-"))
             if start >= len(content):
                 return self.reply(to, 416, b"", {"Content-Range": f"bytes */{len(content)}"}, head)
             status = 206
-            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        body = content[start:] + (b"more" if fault == "longer" else b"")
+            start += 7 if fault == "elsewhere" else 0
+            if fault != "rangeless":
+                headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        body = content[start:]
+        if fault == "longer":
+            body, headers["Connection"] = body + b"more", "close"
         self.sent[name] += 0 if head else len(body) // (2 if fault == "break" else 1)
         return self.reply(to, status, body, headers, head, cut=fault == "break")
 
     def reply(self, to, status, body, headers, head, cut=False) -> None:
         to.send_response(status)
-        for key, value in {**headers, "Content-Length": str(len(body))}.items():
+        if "Connection" not in headers:  # else it ends where the line ends
+            headers = {**headers, "Content-Length": str(len(body))}
+        for key, value in headers.items():
             to.send_header(key, value)
         to.end_headers()
         if not head:
             to.wfile.write(body[: len(body) // 2] if cut else body)
-        to.close_connection = cut
+        to.close_connection = cut or "Connection" in headers
 
 
 @pytest.fixture
@@ -132,8 +149,8 @@ def root(tmp_path):
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(module, "PAUSE", 0.001)
-    monkeypatch.setattr(module, "CHUNK", 1000)
+    monkeypatch.setattr(line, "PAUSE", 0.001)
+    monkeypatch.setattr(line, "CHUNK", 1000)
     monkeypatch.setattr(module, "SPARE", 0)
     with_files = Server(archives_of("isic2018"))
     yield with_files
@@ -246,10 +263,10 @@ def test_it_goes_on_where_it_broke_off_and_fetches_nothing_twice(server, root, f
 
 
 def test_a_later_command_goes_on_too(server, root):
-    server.faults[FIRST] = ["break", *[503] * module.ATTEMPTS]
+    server.faults[FIRST] = ["break", *[503] * line.ATTEMPTS]
     told = refusal(FetchFailed, server, root)
     size = len(server.files[FIRST])
-    assert f"503 Service Unavailable, {module.ATTEMPTS} times in a row" in told
+    assert f"503 Service Unavailable, {line.ATTEMPTS} times in a row" in told
     assert f"{size // 2} of {size} bytes are kept" in told
     assert [p.name for p in root.iterdir()] == [".fetch"]
     with pytest.raises(InputError):
@@ -291,6 +308,77 @@ def test_416_begins_anew(server, root):
     assert is_whole(root)
 
 
+@pytest.mark.parametrize("fault", ["elsewhere", "rangeless"])
+def test_a_part_that_does_not_belong_there_is_not_put_there(server, root, fault):
+    server.faults[FIRST] = ["break", fault]
+    had(server, root)
+    assert is_whole(root)
+    assert (root / FIRST.removesuffix(".zip") / "ISIC_0.jpg").read_bytes() == NOISE
+
+
+def test_a_server_that_always_sends_another_part_is_given_up_soon(server, root):
+    server.faults[FIRST] = ["break", "elsewhere"] * 20
+    told = refusal(FetchFailed, server, root)
+    assert "sends another part than it was asked for, 3 times in a row" in told
+    assert server.sent[FIRST] <= 4 * len(server.files[FIRST])
+
+
+def test_a_server_that_does_not_know_if_range_cannot_stitch_two_files(server, root):
+    server.deaf = True
+    half = server.files[FIRST]
+    server.files[FIRST] = zipped(**{"ISIC2018_Task1-2_Training_Input/ISIC_0.jpg": NOISE[::-1]})[
+        ::-1
+    ].ljust(len(half), b"x")
+    server.faults[FIRST] = ["break"]
+    real = server.answer
+
+    def answer(to, *, head):
+        if to.headers.get("Range"):
+            server.files[FIRST] = half
+        real(to, head=head)
+
+    server.answer = answer
+    had(server, root)
+    assert is_whole(root)
+    assert (root / FIRST.removesuffix(".zip") / "ISIC_0.jpg").read_bytes() == NOISE
+
+
+def test_weak_tags_are_gone_on_with(server, root):
+    server.weak = True
+    server.faults[FIRST] = ["break"] * 4
+    had(server, root)
+    assert is_whole(root)
+    assert server.sent[FIRST] == len(server.files[FIRST])
+
+
+def test_a_whole_file_that_was_not_renamed_yet_is_not_fetched_again(server, root):
+    part = root / ".fetch" / f"{FIRST}.part"
+    part.parent.mkdir()
+    part.write_bytes(server.files[FIRST])
+    had(server, root)
+    assert is_whole(root)
+    assert server.sent[FIRST] == 0
+
+
+def test_many_short_advances_after_a_new_beginning_are_no_failures(server, root):
+    server.faults[FIRST] = ["break"] * 4 + [416] + ["break"] * 12
+    had(server, root)
+    assert is_whole(root)
+
+
+@pytest.mark.parametrize(
+    ("told", "seconds"), [("7", 7), ("100000", line.PATIENCE), ("soon", 0.001), ("", 0.001)]
+)
+def test_a_busy_server_says_how_long_to_wait(server, root, monkeypatch, told, seconds):
+    waited = []
+    monkeypatch.setattr(line.time, "sleep", waited.append)
+    server.wait = told
+    server.faults[FIRST] = [503]
+    had(server, root)
+    assert is_whole(root)
+    assert max(waited) == seconds
+
+
 # --- what is not there, or not what it says ------------------------------------------------------
 
 
@@ -303,7 +391,7 @@ def test_404_is_told_at_once_and_nothing_is_begun(server, root):
 
 
 def test_a_server_that_nobody_answers_at(root, monkeypatch, server):
-    monkeypatch.setattr(module, "ATTEMPTS", 2)
+    monkeypatch.setattr(line, "ATTEMPTS", 2)
     server.url = "http://127.0.0.1:9"
     assert "refused, 2 times in a row" in refusal(FetchFailed, server, root)
 
@@ -326,8 +414,63 @@ def test_less_than_was_said_is_not_taken(server, root):
 
     server.answer = answer
     told = refusal(FetchFailed, server, root)
-    assert f"{module.ATTEMPTS} times in a row" in told
+    assert f"said that it has {len(whole)} bytes, and sends {len(whole) - 500}" in told
     assert not (root / "ISIC2018_Task1-2_Training_Input").exists()
+    assert server.sent[FIRST] <= len(whole)
+
+
+def test_a_server_that_does_not_say_how_much_it_has_is_told(server, root):
+    server.files[FIRST] = b""
+    assert "does not say how large it is" in refusal(FetchFailed, server, root)
+
+
+def test_a_folder_that_was_not_fetched_is_left_alone(server, root):
+    mine = root / FIRST.removesuffix(".zip")
+    mine.mkdir()
+    (mine / "notes.txt").write_text("mine")
+    assert "was not fetched by this command; move it away" in refusal(InputError, server, root)
+    assert not any(method == "GET" for method, *_ in server.log)
+    assert (mine / "notes.txt").read_text() == "mine"
+
+
+def test_a_folder_that_was_unpacked_and_not_noted_is_unpacked_again(server, root):
+    had(server, root, keep_archives=True)
+    (root / ".fetch" / "done.json").unlink()
+    (root / FIRST.removesuffix(".zip") / "ISIC_0.jpg").write_bytes(b"")
+    before = server.sent.copy()
+    had(server, root)
+    assert is_whole(root)
+    assert (root / FIRST.removesuffix(".zip") / "ISIC_0.jpg").read_bytes() == NOISE
+    assert server.sent == before
+    assert not list((root / ".fetch").glob("*.old"))
+
+
+def test_a_folder_is_never_there_in_part_while_it_is_replaced(server, root, monkeypatch):
+    had(server, root, keep_archives=True)
+    (root / ".fetch" / "done.json").unlink()
+    folder = root / FIRST.removesuffix(".zip")
+    whole = sorted(p.name for p in folder.iterdir())
+    real, seen = shutil.rmtree, []
+
+    def rmtree(path, *args, **options):
+        seen.append(sorted(p.name for p in folder.iterdir()))
+        real(path, *args, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    had(server, root)
+    assert seen
+    assert all(names == whole for names in seen)
+
+
+def test_a_break_needs_no_more_room_than_none(server, root, monkeypatch):
+    server.faults[FIRST] = ["break", *[503] * line.ATTEMPTS]
+    refusal(FetchFailed, server, root)
+    there = (root / ".fetch" / f"{FIRST}.part").stat().st_size
+    free = int(module.ROOM * sum(map(len, server.files.values()))) - there
+    disk = {root: SimpleNamespace(free=free), root / ".fetch": SimpleNamespace(free=10**12)}
+    monkeypatch.setattr(module.shutil, "disk_usage", disk.__getitem__)
+    had(server, root)
+    assert is_whole(root)
 
 
 def test_another_file_than_the_first_time_is_told(server, root):
@@ -365,6 +508,25 @@ def deflated() -> bytes:
     return whole[:60] + b"\xff" * 40 + whole[100:]
 
 
+def squeezed(method, spoil) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", method) as file:
+        file.writestr("ISIC_0.jpg", NOISE[::3] * 40)
+    whole = bytearray(stream.getvalue())
+    spoil(whole)
+    return bytes(whole)
+
+
+def locked(whole: bytearray) -> None:
+    """Marks its only member as encrypted, where it stands and in the directory."""
+    whole[6] |= 1
+    whole[whole.index(b"PK\1\2") + 8] |= 1
+
+
+def spoilt(whole: bytearray) -> None:
+    whole[90:130] = b"\xff" * 40
+
+
 def bomb() -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as file:
@@ -385,8 +547,29 @@ def bomb() -> bytes:
         (b"<html>please log in</html>", "broken"),
         (zipped(), "holds no file"),
         (bomb(), "no set of pictures"),
+        (squeezed(zipfile.ZIP_LZMA, spoilt), "broken"),
+        (squeezed(zipfile.ZIP_BZIP2, spoilt), "broken"),
+        (squeezed(zipfile.ZIP_DEFLATED, locked), "encrypted"),
+        (zipped(**{".": "x"}), "a file that is a folder"),
+        (zipped(**{"a": "x", "a/b.jpg": "x"}), "a file that is a folder"),
     ],
-    ids=["up", "root", "backslash", "drive", "link", "crc", "deflate", "html", "empty", "bomb"],
+    ids=[
+        "up",
+        "root",
+        "backslash",
+        "drive",
+        "link",
+        "crc",
+        "deflate",
+        "html",
+        "empty",
+        "bomb",
+        "lzma",
+        "bzip2",
+        "encrypted",
+        "dot",
+        "both",
+    ],
 )
 def test_an_archive_that_is_none_leaves_nothing_behind(server, tmp_path, content, message):
     root = tmp_path / "a" / "b"
