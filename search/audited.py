@@ -60,7 +60,7 @@ def audit_study(
         records = (replace(r, split=one.get(r.split or "", r.split)) for r in index.records)
         index = replace(index, records=tuple(records))
     found = check({"": audit_cached(index, cache)})
-    crossed = crossing(found.copies) if official else []
+    crossed = crossing(index.records, found.copies) if official else []
     if crossed and leaks == "refuse":
         shown = "; ".join(map(str, crossed[:3]))
         more = f"; and {len(crossed) - 3} more" if len(crossed) > 3 else ""
@@ -68,10 +68,11 @@ def audit_study(
         raise InputError(
             f"data: {len(crossed)} {many} in two official splits: {shown}{more}; look at them with "
             f"`lesionsearch data check DIR --sheet FILE.png`; data.leaks=drop leaves out the "
-            f"copies that are less held out, data.leaks=allow keeps them"
+            f"copies that are less held out, with their groups, data.leaks=allow keeps them"
         )
     left_out = less_held_out(crossed) if leaks == "drop" else set()
-    groups = one_group(index.records, found.copies, official=official)
+    used = [r for r in index.records if r.name not in left_out]
+    groups = one_group(used, found.copies, official=official)
     return Audited(found, groups, frozenset(left_out))
 
 
@@ -159,5 +160,8 @@ def told(summed: Mapping[str, Any] | None) -> str | None:
     if summed["across"]:
         line += f"{summed['across']} of them are in more than one part, as data.leaks allows"
     else:
-        line += "each is one group"
-    return line + (f"; {summed['left_out']} copies are left out" if summed["left_out"] else "")
+        line += "those that are used are one group each"
+    left_out = summed["left_out"]
+    if not left_out:
+        return line
+    return f"{line}; {left_out} pictures of training or validation are left out for them"

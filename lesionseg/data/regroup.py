@@ -1,31 +1,60 @@
-"""What is done about copies before pictures are split: put into one group, or left out."""
+"""What is done about copies before pictures are split: put into one group, or left out.
+
+Copies link the groups that they belong to: who shows a lesion of which another picture is a copy
+shows that lesion too. So whole groups are judged, not the copies alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from lesionseg.data.index import SPLITS, Record
-from lesionseg.data.leaks import Copies, Member
+from lesionseg.data.leaks import Copies
 
 
-def crossing(copies: Sequence[Copies]) -> list[Copies]:
-    """Those in several official splits that are not known to be one group already."""
-    return [c for c in copies if c.is_leak and len({m.record.group for m in c.members}) > 1]
+@dataclass(frozen=True)
+class Linked:
+    """Groups that copies link, directly or through others: all their records, and the copies."""
+
+    records: tuple[Record, ...]
+    copies: tuple[Copies, ...]
+
+    @property
+    def splits(self) -> list[str]:
+        """The official splits that they lie in, the one that is held out most last."""
+        return sorted({r.split for r in self.records if r.split}, key=SPLITS.index)
+
+    def __str__(self) -> str:
+        # Copies that lie in two splits themselves say it best; else what links them is said.
+        shown = [c for c in self.copies if c.is_leak] or list(self.copies)
+        return " and, through their groups, ".join(map(str, shown[:3]))
 
 
-def less_held_out(copies: Sequence[Copies]) -> set[str]:
-    """Names of the copies to leave out, so that none is in two official splits.
+def crossing(records: Sequence[Record], copies: Sequence[Copies]) -> list[Linked]:
+    """Groups in several official splits that only their copies tell to be one."""
+    homes = _Homes(records)
+    for each in copies:
+        homes.link(m.record.group for m in each.members)
+    by_home: dict[str, tuple[list[Record], list[Copies]]] = {}
+    for r in records:
+        by_home.setdefault(homes.of(r.group), ([], []))[0].append(r)
+    for each in copies:
+        by_home[homes.of(each.members[0].record.group)][1].append(each)
+    lots = (Linked(tuple(known), tuple(links)) for known, links in by_home.values())
+    return [
+        lot
+        for lot in lots
+        if len(lot.splits) > 1 and len({m.record.group for c in lot.copies for m in c.members}) > 1
+    ]
+
+
+def less_held_out(crossed: Iterable[Linked]) -> set[str]:
+    """Names of the records to leave out, so that no lesion is in two official splits.
 
     What is for testing stays before what is for validation, and either before training.
     """
-    out: set[str] = set()
-    for each in copies:
-        splits = {m.record.split for m in each.members if m.record.split}
-        if len(splits) > 1:
-            kept = max(splits, key=SPLITS.index)
-            out |= {m.record.name for m in each.members if m.record.split not in (None, kept)}
-    return out
+    return {r.name for lot in crossed for r in lot.records if r.split not in (None, lot.splits[-1])}
 
 
 def one_group(
@@ -33,22 +62,17 @@ def one_group(
 ) -> dict[str, str]:
     """The groups of records, by name, that change where copies are put into one group.
 
-    Groups that copies link become the first of them, whole. official: the official splits count,
-    and copies in several of them stay apart.
+    records: those that are used; others are passed over in ``copies``. Groups that copies link
+    become the first of them, whole. official: the official splits count, and groups stay apart
+    whose link would bring pictures of several of them together.
     """
-    order = {group: i for i, group in enumerate(dict.fromkeys(r.group for r in records))}
-    home = {group: group for group in order}
-
-    def root(group: str) -> str:
-        while home[group] != group:
-            group = home[group]
-        return group
-
-    for each in copies:
-        for members in _together(each) if official else [each.members]:
-            first, *others = sorted({root(m.record.group) for m in members}, key=order.__getitem__)
-            home |= dict.fromkeys(others, first)
-    return {r.name: root(r.group) for r in records if root(r.group) != r.group}
+    homes = _Homes(records)
+    used = {r.name for r in records}
+    lots = [[m.record for m in each.members if m.record.name in used] for each in copies]
+    # What is held out most comes first, and so takes what has no split of its own.
+    for lot in sorted(lots, key=lambda lot: min(map(_openness, lot), default=0)):
+        homes.link((r.group for r in sorted(lot, key=_openness)), apart=official)
+    return {r.name: homes.of(r.group) for r in records if homes.of(r.group) != r.group}
 
 
 def regrouped(records: Sequence[Record], groups: Mapping[str, str]) -> tuple[Record, ...]:
@@ -56,11 +80,45 @@ def regrouped(records: Sequence[Record], groups: Mapping[str, str]) -> tuple[Rec
     return tuple(replace(r, group=groups.get(r.name, r.group)) for r in records)
 
 
-def _together(copies: Copies) -> list[list[Member]]:
-    """The members by their official split; those without one go with what is held out most."""
-    splits = {m.record.split for m in copies.members if m.record.split}
-    most = max(splits, key=SPLITS.index, default=None)
-    found: dict[str | None, list[Member]] = {}
-    for m in copies.members:
-        found.setdefault(m.record.split or most, []).append(m)
-    return list(found.values())
+def _openness(record: Record) -> int:
+    """0 for what is held out most, the most for what has no official split."""
+    return len(SPLITS) - 1 - SPLITS.index(record.split) if record.split else len(SPLITS)
+
+
+class _Homes:
+    """Which groups are one, each lot called by the first of them in the order of the records."""
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self.home = {r.group: r.group for r in records}
+        self.order = {group: i for i, group in enumerate(self.home)}
+        self.splits: dict[str, set[str]] = {group: set() for group in self.home}
+        for r in records:
+            if r.split:
+                self.splits[r.group].add(r.split)
+
+    def of(self, group: str) -> str:
+        while self.home[group] != group:
+            group = self.home[group]
+        return group
+
+    def link(self, groups: Iterable[str], *, apart: bool = False) -> None:
+        """Makes groups one. apart: but not with such as lie in other official splits."""
+        lots: list[str] = []
+        for group in groups:
+            root = self.of(group)
+            for i, lot in enumerate(lots):
+                if root == lot or not (apart and self._torn_by(lot, root)):
+                    lots[i] = self._union(lot, root)
+                    break
+            else:
+                lots.append(root)
+
+    def _torn_by(self, a: str, b: str) -> bool:
+        mine, theirs = self.splits[a], self.splits[b]
+        return bool(mine and theirs and mine != theirs)
+
+    def _union(self, a: str, b: str) -> str:
+        first, other = sorted((a, b), key=self.order.__getitem__)
+        self.home[other] = first
+        self.splits[first] |= self.splits[other]
+        return first

@@ -60,7 +60,8 @@ def test_official_splits_that_share_a_picture_are_refused_in_one_line(official, 
     told = refusal(open_tiny, official, tmp_path / "s")
     assert told.startswith("data: 1 picture lies in two official splits: p03 (train), q (test): al")
     assert told.endswith(
-        "data.leaks=drop leaves out the copies that are less held out, data.leaks=allow keeps them"
+        "data.leaks=drop leaves out the copies that are less held out, with their groups, "
+        "data.leaks=allow keeps them"
     )
     assert not (tmp_path / "s").exists()
 
@@ -83,8 +84,8 @@ def test_dropping_takes_the_copy_out_of_training_and_nothing_else(official, tmp_
     summed = audited.summary(tmp_path / "s", opened.split.to_dict())
     assert (summed["copies"], summed["across"], summed["left_out"]) == (1, 0, 1)
     assert audited.told(summed) == (
-        "1 pictures lie under several names, such as p03 = q; each is one group; "
-        "1 copies are left out"
+        "1 pictures lie under several names, such as p03 = q; those that are used are one group "
+        "each; 1 pictures of training or validation are left out for them"
     )
 
 
@@ -95,6 +96,24 @@ def test_allowing_keeps_the_parts_as_they_are_and_says_so(official, tmp_path):
     summed = audited.summary(tmp_path / "s", opened.split.to_dict())
     assert (summed["across"], summed["names"]) == (1, [["p03", "q"]])
     assert "1 of them are in more than one part, as data.leaks allows" in audited.told(summed)
+
+
+def test_folds_are_dealt_of_train_and_val_so_that_copies_in_both_are_one_group(tmp_path):
+    root = tmp_path / "data"
+    for i in range(20):
+        put(root, f"p{i:02}", texture(i), "train" if i < 12 else "val" if i < 16 else "test")
+    for i in range(4):
+        put(root, f"c{i}", recompressed(texture(i), 60), "val", "jpg")
+    options = {"data.split": {"kfold": 3}}
+    opened = open_tiny(root, tmp_path / "s", options)
+    for fold in opened.split.folds:
+        for i in range(4):
+            assert len({f"p{i:02}", f"c{i}"} & set(fold.val)) in {0, 2}
+    assert sum(len(fold.val) for fold in opened.split.folds) == 20
+    assert audited.read_audit(tmp_path / "s")["left_out"] == []
+    # A test picture among them is refused all the same.
+    put(root, "t", recompressed(texture(1), 60), "test", "jpg")
+    assert "in two official splits" in refusal(open_tiny, root, tmp_path / "t", options)
 
 
 @pytest.mark.parametrize("seed", range(4))

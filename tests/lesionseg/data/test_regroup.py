@@ -3,7 +3,6 @@
 from lesionseg.data.index import Record
 from lesionseg.data.leaks import Copies, Member
 from lesionseg.data.regroup import crossing, less_held_out, one_group, regrouped
-from tests.lesionseg.data.test_leaks import names
 
 
 def records(*rows):
@@ -42,11 +41,55 @@ def test_what_is_held_out_most_is_kept():
         ("a", "a", "train"), ("b", "b", "val"), ("c", "c", "test"), ("d", "d", "test"),
         ("e", "e", "train"), ("f", "f", "val"), ("g", "g", "train"), ("h", "h", "train"),
     )  # fmt: skip
-    assert less_held_out(copies_of(known, "abcd", "ef", "gh")) == {"a", "b", "e"}
+    crossed = crossing(known, copies_of(known, "abcd", "ef", "gh"))
+    assert [lot.splits for lot in crossed] == [["train", "val", "test"], ["train", "val"]]
+    assert less_held_out(crossed) == {"a", "b", "e"}
 
 
 def test_copies_of_one_group_are_known_and_do_not_cross():
     known = records(
         ("a", "p", "train"), ("b", "p", "test"), ("c", "c", "train"), ("d", "d", "test")
     )
-    assert [names(c) for c in crossing(copies_of(known, "ab", "cd"))] == [["c", "d"]]
+    crossed = crossing(known, copies_of(known, "ab", "cd"))
+    assert [[r.name for r in lot.records] for lot in crossed] == [["c", "d"]]
+    assert str(crossed[0]) == "c (train), d (test): alike by 0.90"
+
+
+def test_who_shares_a_group_with_a_copy_is_left_out_with_it():
+    known = records(
+        ("copy", "c", "test"), ("p", "lesion", "train"), ("mate", "lesion", "train"),
+        ("other", "o", "train"),
+    )  # fmt: skip
+    copies = copies_of(known, ("copy", "p"))
+    assert less_held_out(crossing(known, copies)) == {"p", "mate"}
+    used = [r for r in known if r.name in {"copy", "other"}]
+    assert one_group(used, copies, official=True) == {}
+
+
+def test_a_group_without_splits_may_bridge_two():
+    """a is a copy of b, c of d; b and d are pictures of one lesion."""
+    known = records(
+        ("a", "a", "train"), ("c", "c", "test"), ("b", "bridge", None), ("d", "bridge", None)
+    )
+    copies = copies_of(known, "ab", "cd")
+    (lot,) = crossing(known, copies)
+    assert sorted(r.name for r in lot.records) == ["a", "b", "c", "d"]
+    assert str(lot) == (
+        "a (train), b: alike by 0.90 and, through their groups, c (test), d: alike by 0.90"
+    )
+    assert less_held_out([lot]) == {"a"}
+    # Where that is allowed, the bridge is held out and the training picture stays.
+    assert one_group(known, copies, official=True) == {"b": "c", "d": "c"}
+    assert one_group(known, copies[::-1], official=True) == {"b": "c", "d": "c"}
+
+
+def test_groups_that_copies_tie_in_a_ring_are_one_lot():
+    known = records(*((n, n, "train") for n in "abc"), ("d", "d", "test"))
+    (lot,) = crossing(known, copies_of(known, "ab", "bc", "ca", "cd"))
+    assert len(lot.records) == 4 and len(lot.copies) == 4
+    assert less_held_out([lot]) == {"a", "b", "c"}
+
+
+def test_without_copies_nothing_crosses():
+    assert crossing(records(("a", "a", "train"), ("b", "b", "test")), []) == []
+    assert crossing([], []) == []

@@ -187,6 +187,17 @@ def test_a_column_of_a_manifest_names_the_set(tmp_path):
 # --- what is refused -----------------------------------------------------------------------------
 
 
+def test_blanks_around_a_group_make_no_other_patient_and_no_group_is_no_patient(tmp_path):
+    for name in "abcd":
+        write_pair(tmp_path, name)
+    rows = ["image,mask,group"]
+    for name, group in zip("abcd", ("p 3", " p 3 ", "", "  "), strict=True):
+        rows.append(f"images/{name}.png,masks/{name}.png,{group}")
+    (tmp_path / "manifest.csv").write_text("\n".join(rows))
+    index = DatasetIndex.read(tmp_path)
+    assert [r.group for r in index.records] == ["p 3", "p 3", "c", "d"]
+
+
 def test_a_set_that_is_given_twice(tmp_path):
     one, two = put(tmp_path / "one", "a"), put(tmp_path / "two", "b")
     assert refusal(one, two, tmp_path / "two" / ".." / "one").endswith(

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -191,6 +192,48 @@ def test_a_val_cut_from_train_keeps_groups_whole():
     group_of = {r.name: r.group for r in records}
     homes = [{group_of[n] for n in getattr(split, part)} for part in PARTS]
     assert not homes[0] & homes[1] and not homes[0] & homes[2] and not homes[1] & homes[2]
+
+
+def of_set(name, records):
+    return [replace(r, name=f"{name}{r.name}", group=f"{name}{r.group}", set=name) for r in records]
+
+
+def test_a_set_of_a_manifest_without_parts_is_dealt_beside_one_that_has_them():
+    """As of two folders: nothing is used nowhere."""
+    known = of_set("a", single(40, ["train"] * 28 + ["val"] * 6 + ["test"] * 6))
+    records = known + of_set("b", single(40))
+    split = make_split(records, areas_of(80), SHARES, official=True)
+    told = {part: Counter(name[0] for name in getattr(split, part)) for part in PARTS}
+    assert [told[part]["a"] for part in PARTS] == [28, 6, 6]
+    assert [told[part]["b"] for part in PARTS] == [28, 6, 6]
+    split = make_split(records, areas_of(80), SHARES, official=True, kfold=4)
+    assert Counter(name[0] for name in (*split.train, *split.val)) == {"a": 34, "b": 34}
+
+
+@pytest.mark.parametrize(
+    ("splits", "expected"),
+    [
+        (["train", None, "val", "test"] * 10, (20, 10, 10)),
+        ([None, None, None, "test"] * 10, (24, 6, 10)),
+    ],
+)
+def test_what_has_no_part_of_its_own_is_of_the_training_part(splits, expected):
+    records = single(40, splits)
+    split = make_split(records, areas_of(40), {**SHARES, "val": 0.2}, official=True)
+    assert tuple(sizes(split).values()) == expected
+    assert set(split.test) == {r.name for r in records if r.split == "test"}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_large_groups_of_one_set_do_not_cost_another_its_share(seed):
+    """Ten patients of 30 pictures each, beside 100 single pictures."""
+    large = of_set("a", records_of([f"p{i // 30}" for i in range(300)]))
+    records = large + of_set("b", single(100))
+    split = make_split(records, areas_of(400), SHARES, seed=seed)
+    told = {part: Counter(name[0] for name in getattr(split, part)) for part in PARTS}
+    assert told["val"]["b"] >= 8 and told["test"]["b"] >= 8
+    split = make_split(records, areas_of(400), {"test": 0.15}, seed=seed, kfold=5)
+    assert all(Counter(n[0] for n in fold.val)["b"] >= 8 for fold in split.folds)
 
 
 def test_official_parts_are_not_looked_at_unless_asked_for():
