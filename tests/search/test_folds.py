@@ -23,6 +23,7 @@ from lesionseg.records import EpochRecord, TrainData, TrainResult
 from lesionseg.train import train
 from search import attempt, final, folds, notes, trials
 from search.curves import draw_curves
+from search.datacard import data_card
 from search.final import finalize
 from search.folds import BetweenFolds
 from search.ledger import Ledger
@@ -446,11 +447,23 @@ def test_fitted_to_all_but_the_test_it_trains_for_the_folds_mean_of_best_epochs(
     monkeypatch.setattr(final, "Child", lambda job: jobs.append(job) or real(job))
     finalize(opened, SLOT)
     names = np.array(opened.cache.names)
-    assert sorted(names[jobs[0].train]) == sorted({*names} - {*opened.split.test})
+    assert list(names[jobs[0].train]) == sorted({*names} - {*opened.split.test})
     with (opened.folder / "final" / "history.csv").open(newline="") as file:
         epochs = [int(row["epoch"]) for row in csv.DictReader(file)]
     best = trial.user_attrs["folds"]["best_epochs"]
     assert epochs == list(range(1, round(np.mean(best)) + 1))
+
+
+def test_what_the_limits_leave_of_any_fold_is_used(tiny_data, tmp_path):
+    """Each fold is thinned by itself, so that together they know more than the first one."""
+    opened = open_folded(tiny_data, tmp_path / "s", {"data.limit": {"train": 4, "val": 2}})
+    known = {n for fold in opened.split.folds for n in (*fold.train, *fold.val)}
+    first = opened.split.folds[0]
+    assert known > {*first.train, *first.val}
+    names = np.array(opened.cache.names)
+    assert list(names[opened.material.train_val]) == sorted(known)
+    card = data_card(opened.index, opened.cache, opened.split)
+    assert card["used"] == len(known) + len(opened.split.test)
 
 
 def test_a_study_of_folds_is_another_than_one_without(tiny_data, tmp_path):
