@@ -191,6 +191,7 @@ def test_seeds_list_names_every_preset_with_its_source():
         assert re.search(rf"^{name}\s+{presets.preset(name).source}\s", text, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_seeds_run_trains_tests_and_tells_where_the_table_is(tiny_data):
     few = [f"--set=data.limit.{part}=4" for part in ("train", "val", "test")]
     names = ["--only", "c-baseline-unet,e-unet-ham-v1", "--only", "c-deeper-unet"]

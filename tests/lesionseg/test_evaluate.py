@@ -284,6 +284,7 @@ def test_every_pixel_is_tallied_once_by_its_probability_and_its_truth(tmp_path):
     assert found.tallies[0, 0, :middle].sum() >= 30 * 96
 
 
+@pytest.mark.slow
 def test_images_are_judged_side_by_side_without_a_word_on_the_console(tmp_path):
     """In a process of its own: what a test's own process shows, pytest has in its hands."""
     data(tmp_path / "d", ((64, 96),) * 40)

@@ -81,6 +81,7 @@ def test_workers_and_trainings_that_are_killed_lose_and_repeat_nothing(nursery, 
     check(*survive(nursery, tmp_path, SMALL), SMALL)
 
 
+@pytest.mark.slow
 def test_the_same_on_postgresql(nursery, tmp_path, postgres_url):
     check(*survive(nursery, tmp_path, SMALL, postgres_url), SMALL)
 

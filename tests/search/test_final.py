@@ -186,6 +186,7 @@ def test_the_overlays_that_are_named_are_there(finished):
 # --- how often the test images are looked at ---------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_tested_study_is_not_tested_again_unless_that_is_said(searched):
     report = finalize(searched, SLOT)
     assert finalize(searched, SLOT) == report
@@ -201,6 +202,7 @@ def test_a_tested_study_is_not_tested_again_unless_that_is_said(searched):
     }
 
 
+@pytest.mark.slow
 def test_a_better_trial_is_a_new_model_and_a_second_look(searched, tiny_data):
     finalize(searched, SLOT)
     best = best_of(searched.study)
@@ -216,6 +218,7 @@ def test_a_better_trial_is_a_new_model_and_a_second_look(searched, tiny_data):
 # --- other ways to retrain ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_several_seeds_are_retrained_and_the_best_on_validation_is_tested(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s", {"budget.trials": 1, "final": {"seeds": 2}})
     search(opened)
@@ -234,6 +237,7 @@ def test_several_seeds_are_retrained_and_the_best_on_validation_is_tested(tiny_d
     assert sorted(p.name for p in (opened.folder / "final").iterdir()) == FILES
 
 
+@pytest.mark.slow
 def test_train_and_val_together_are_trained_as_long_as_the_best_epoch(tiny_data, tmp_path):
     changes = {"budget.trials": 2, "budget.epochs": 4, "final": {"fit_on": "train_val"}}
     opened = open_tiny(tiny_data, tmp_path / "s", changes)
@@ -266,6 +270,7 @@ def test_what_was_chosen_is_in_the_report_and_in_the_checkpoint(finished):
     assert [row["what"] for row in choice["rows"]]
 
 
+@pytest.mark.slow
 def test_without_leave_nothing_is_done_after_the_network(tiny_data, tmp_path):
     changes = {"budget.trials": 1, "final": {"tta": False, "postprocess": False}}
     opened = open_tiny(tiny_data, tmp_path / "s", changes)
@@ -329,6 +334,7 @@ def test_an_interrupted_retraining_leaves_nothing_and_an_old_final_as_it_was(sea
     assert [p.name for p in searched.folder.glob("final*")] == ["final"]
 
 
+@pytest.mark.slow
 def test_what_a_killed_final_left_behind_is_swept_up(searched):
     partial = searched.folder / "final.partial"
     (partial / "overlays").mkdir(parents=True)

@@ -143,6 +143,7 @@ def test_termination_of_the_whole_group_is_no_failure_of_a_trial(tiny_data, tmp_
     check_whole(tmp_path / "s", 4, before)
 
 
+@pytest.mark.slow
 def test_termination_before_the_first_trial_leaves_a_study_that_goes_on(tiny_data, tmp_path):
     args = words(tmp_path, tiny_data, 1, "--no-final")
     with started(args) as process:

@@ -127,6 +127,7 @@ def plain(text):
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("columns", "environment"), [(100, {}), (32, {"NO_COLOR": "1"})], ids=["wide", "narrow"]
 )
@@ -147,6 +148,7 @@ def test_a_terminal_shows_the_study_and_is_restored_after_ctrl_c(
     assert bool(re.search(r"\x1b\[3[0-9]m", there.text)) == (not environment)
 
 
+@pytest.mark.slow
 def test_what_is_no_terminal_gets_plain_lines(tiny_data, tmp_path):
     open_tiny(tiny_data, tmp_path / "runs" / "s")
     process = subprocess.Popen(

@@ -94,6 +94,7 @@ def test_the_table_is_printed_whole(done):
     assert all(row.preset in text for row in found)
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_trained_again_and_others_are_added(tiny_data, tmp_path):
     folder = tmp_path / "s"
     run(tiny_data, folder, TWO[:1])
@@ -123,6 +124,7 @@ def test_a_run_that_was_cut_off_before_its_test_goes_on_with_it(tiny_data, tmp_p
     assert len(trials.all_trials(open_study(folder).study)) == 1
 
 
+@pytest.mark.slow
 def test_a_system_that_breaks_has_a_row_with_the_reason_and_the_others_go_on(
     tiny_data, tmp_path, monkeypatch
 ):
@@ -166,6 +168,7 @@ def test_what_presets_settle_cannot_be_set(text):
         make_spec(64, 5, [text])
 
 
+@pytest.mark.slow
 def test_two_hosts_share_the_work_and_each_tests_what_it_trained(tiny_data, tmp_path, postgres_url):
     """The other host is a folder of its own beside the same database."""
     run(tiny_data, tmp_path / "one" / "s", TWO[:1], storage=postgres_url)

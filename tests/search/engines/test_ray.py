@@ -218,6 +218,7 @@ def folder(tmp_path):
 # --- a cluster of the engine's own
 
 
+@pytest.mark.slow
 def test_without_a_cluster_it_starts_one_and_ends_it(quiet_ray, folder):
     import ray
 

@@ -161,6 +161,7 @@ def test_two_workers_share_the_work_and_each_item_is_done_once(folder):
     assert (folder / "slurm").is_dir()
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced_and_the_rest_is_done(folder):
     put(folder, "a", "poison", "z")
     events = drive(folder, serve, workers=1)
@@ -189,6 +190,7 @@ def test_an_unexpected_error_is_a_loss_that_names_its_log(folder, monkeypatch):
     assert "RuntimeError: boom" in Path(path).read_text()
 
 
+@pytest.mark.slow
 def test_an_input_error_of_a_worker_is_one_here_and_ends_the_others(folder):
     put(folder, "only one of two may claim this")
     with pytest.raises(InputError, match=r"^data: no such folder /nowhere; give --data$"):
@@ -211,6 +213,7 @@ def no_process_of(folder):
     return str(folder) not in listed.stdout
 
 
+@pytest.mark.slow
 def test_stopping_puts_the_work_down_within_seconds_and_leaves_nobody(folder):
     put(folder, "long1", "long2")
     stopping, began = threading.Event(), []
@@ -230,6 +233,7 @@ def test_stopping_puts_the_work_down_within_seconds_and_leaves_nobody(folder):
     until(lambda: no_process_of(folder))
 
 
+@pytest.mark.slow
 def test_a_pre_empted_job_puts_its_trial_down_and_then_runs_again_as_the_same_job(folder):
     put(folder, "long")
     told = []
@@ -252,6 +256,7 @@ def test_a_pre_empted_job_puts_its_trial_down_and_then_runs_again_as_the_same_jo
     assert order == ["began", "waits", "asked", "began"]
 
 
+@pytest.mark.slow
 def test_without_requeue_the_engine_submits_another_job_instead(folder):
     put(folder, "long")
     told = []
@@ -272,6 +277,7 @@ def test_without_requeue_the_engine_submits_another_job_instead(folder):
     assert sum("submitted" in event for event in events) == 2
 
 
+@pytest.mark.slow
 def test_a_study_that_is_done_ends_workers_that_wait(folder, monkeypatch):
     monkeypatch.setattr(slurm_fleet, "GRACE", 0.5)
     put(folder, "long")
@@ -280,6 +286,7 @@ def test_a_study_that_is_done_ends_workers_that_wait(folder, monkeypatch):
     until(lambda: no_process_of(folder))
 
 
+@pytest.mark.slow
 def test_a_url_of_the_command_line_is_in_one_file_that_only_its_owner_reads(folder):
     found = []
 
@@ -294,6 +301,7 @@ def test_a_url_of_the_command_line_is_in_one_file_that_only_its_owner_reads(fold
     assert holding(folder, "open-sesame") == []  # nor afterwards
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [URL, None])
 def test_a_url_of_the_environment_is_written_nowhere(folder, monkeypatch, given):
     monkeypatch.setenv(ENVIRONMENT, URL)
@@ -319,6 +327,7 @@ def test_an_environment_that_does_not_reach_the_job_is_told_and_not_replaced_by_
     assert done(folder) == []
 
 
+@pytest.mark.slow
 def test_a_url_in_a_file_of_the_users_own_is_read_by_the_job(folder, tmp_path_factory):
     place = tmp_path_factory.mktemp("secret") / "url"
     place.touch(0o600)
