@@ -87,13 +87,20 @@ class Hyperband(BasePruner):
         epoch = trial.last_step
         if not self.shares or epoch is None:
             return False
-        bracket = self.bracket_of(study.study_name, trial.number)
+        first = trials.first_number(trial)
+        bracket = self.bracket_of(study.study_name, first)
         if epoch < self.rung_epoch(bracket, 0):
             return False
         rung = self._rungs_behind(study, trial)
         known: list[FrozenTrial] | None = None
         while epoch >= self.rung_epoch(bracket, rung):
+            at = self.rung_epoch(bracket, rung)
             value = trial.intermediate_values[epoch]
+            if first != trial.number and at < epoch and at in trial.intermediate_values:
+                # It passed this rung under another number, with what it was worth then.
+                self._store(study, trial, rung, trial.intermediate_values[at])
+                rung += 1
+                continue
             if math.isnan(value):
                 return True
             known = known or study.get_trials(deepcopy=False)
@@ -133,8 +140,12 @@ class Hyperband(BasePruner):
         self, study: optuna.Study, known: list[FrozenTrial], bracket: int, rung: int
     ) -> list[float]:
         name, key = study.study_name, _key(rung)
-        there = [t for t in known if key in t.system_attrs]
-        return [t.system_attrs[key] for t in there if self.bracket_of(name, t.number) == bracket]
+        there = [t for t in known if key in t.system_attrs and not trials.was_cut_off(t)]
+        return [
+            t.system_attrs[key]
+            for t in there
+            if self.bracket_of(name, trials.first_number(t)) == bracket
+        ]
 
 
 class Halving(BasePruner):
@@ -144,17 +155,18 @@ class Halving(BasePruner):
     it is the best epoch that a trial is judged by in the end. One trial alone, or the best of
     those at a rung, always passes.
 
-    Halves that are taken early are the cheapest, and wrong about whatever starts slowly. So every
-    second trial is judged from the rung PATIENT on only (or at the last), beside all others there.
-    Without them a sampler that learns from what it sees fills the rungs with trials of one kind,
-    beside which no other kind passes any more, however good it would become.
+    Halves that are taken early are the cheapest, and wrong about whatever starts slowly. So one of
+    every two trials, by lot, is judged from the rung PATIENT on only (or at the last), beside all
+    others there. By lot, because the numbers of a quasi-random sampler say where in the space a
+    trial lies. Without patient trials a sampler that learns from what it sees fills the rungs with
+    trials of one kind, beside which no other kind passes any more, however good it would become.
 
     A rung is looked at when a trial is at its epoch, and other trials are read at no other time.
 
     min_epochs, epochs: at least 1; nobody is stopped where epochs is the smaller.
     """
 
-    #: The first rung, from 0, at which every second trial is judged.
+    #: The first rung, from 0, at which patient trials are judged.
     PATIENT = 2
 
     def __init__(self, min_epochs: int, epochs: int) -> None:
@@ -164,7 +176,8 @@ class Halving(BasePruner):
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """Whether the trial, at its latest epoch, is at a rung and not in the better half."""
         epoch = trial.last_step
-        first = min(self.PATIENT, len(self.rungs) - 1) if trial.number % 2 else 0
+        late = min(self.PATIENT, len(self.rungs) - 1)
+        first = late if self.is_patient(study.study_name, trials.first_number(trial)) else 0
         if epoch is None or epoch not in self.rungs[first:]:
             return False
         sign = 1 if study.direction == StudyDirection.MAXIMIZE else -1
@@ -181,6 +194,12 @@ class Halving(BasePruner):
         ]
         better = sum(rival is not None and rival > own for rival in rivals)
         return better >= max((len(rivals) + 1) // 2, 1)
+
+    @staticmethod
+    def is_patient(study_name: str, number: int) -> bool:
+        """Whether the trial of this number is: one of 0 and 1, one of 2 and 3, ..."""
+        lot = binascii.crc32(f"{study_name}_{number // 2}".encode()) % 2
+        return number % 2 == lot
 
 
 def _best_until(trial: FrozenTrial, epoch: int, sign: int) -> float | None:

@@ -41,7 +41,7 @@ def build_random(seed: int, startup: int) -> BaseSampler:
 
 
 def build_qmc(seed: int, startup: int) -> BaseSampler:
-    """Scrambled Sobol points: random search with fewer gaps; conditional parameters at random."""
+    """Sobol points: random search with fewer gaps; conditional parameters at random."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return _Sobol(seed=seed, warn_independent_sampling=False)
@@ -70,6 +70,7 @@ class BoundedTPE(TPESampler):
     Optuna's own, digit for digit.
 
     Optuna reads and splits all trials anew for each group; here it is done once for each trial.
+    Trials whose configuration was given, outside the space, are not seen at all.
     """
 
     def __init__(self, seed: int, startup: int, bound: int = MODELLED) -> None:
@@ -84,14 +85,31 @@ class BoundedTPE(TPESampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Every group's parameters, from one reading of the study."""
-        ended = study._get_trials(deepcopy=False, states=ENDED, use_cache=True)
-        if len(ended) < self._n_startup_trials:
+        if self._begins(study):
             return {}
         self._split = _Split.of(study, trial)
         try:
             return super().sample_relative(study, trial, search_space)
         finally:
             self._split = None
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """A parameter that no trial had before; at random while the study begins."""
+        draw = super().sample_independent
+        if self._begins(study):
+            draw = self._random_sampler.sample_independent
+        return draw(study, trial, param_name, param_distribution)
+
+    def _begins(self, study: optuna.Study) -> bool:
+        """Whether fewer trials than it begins with were drawn and have ended."""
+        ended = study._get_trials(deepcopy=False, states=ENDED, use_cache=True)
+        return sum(not trials.is_given(t) for t in ended) < self._n_startup_trials
 
     def _sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -127,6 +145,9 @@ class _Split:
         """All trials but this one, split as Optuna does it."""
         # Not from the cache of the trial: what other workers are at now is to be seen.
         known = study.get_trials(deepcopy=False, states=(*ENDED, TrialState.RUNNING))
+        # A configuration that was given has none of the space's parameters: among the good ones it
+        # would take the place of one that has, and say nothing itself.
+        known = [t for t in known if not trials.is_given(t)]
         running = [t for t in known if t.state == TrialState.RUNNING and t.number != trial.number]
         ended = [t for t in known if t.state != TrialState.RUNNING]
         good, others = _split_trials(study, ended, default_gamma(len(ended)))

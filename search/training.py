@@ -60,7 +60,10 @@ class Training:
         self._take_up_folds()
         while True:
             end = self._one_training()
-            self.uploads.finish()
+            if self.verdict == "pruned":
+                self.uploads.give_up()  # the state is of use to nobody, and a slot is waiting
+            else:
+                self.uploads.finish()
             if not isinstance(end, Trained):
                 break
             self.results.append(end.result)
@@ -71,6 +74,8 @@ class Training:
         match end:
             case Trained():
                 self._finish()
+            case Suspended() if self.verdict == "pruned":
+                self._told(TrialState.PRUNED)  # it was asked to leave when it had just been judged
             case Suspended():
                 self._put_down()
             case Broke("disk", text):
@@ -338,6 +343,19 @@ class Uploads:
         """Waits for what is under way."""
         if self.thread is not None:
             self.thread.join()
+
+    def give_up(self) -> None:
+        """Waits for nothing; what is under way is dropped when it has arrived."""
+        under_way = self.thread
+        if under_way is None or not under_way.is_alive():
+            return
+
+        def drop() -> None:
+            under_way.join()
+            with suppress(DepotLost, InputError, OSError):
+                self.depot.drop(self.number, STATE)
+
+        threading.Thread(target=drop, daemon=True).start()
 
 
 def flat(record: EpochRecord) -> dict[str, Any]:

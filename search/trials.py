@@ -82,6 +82,11 @@ def was_cut_off(trial: FrozenTrial) -> bool:
     return reason_of(trial) in HANDED_ON
 
 
+def first_number(trial: FrozenTrial) -> int:
+    """The number that it had first, if it goes on with a trial that was cut off; else its own."""
+    return int(trial.user_attrs.get(RETRY_OF, trial.number))
+
+
 def is_given(trial: FrozenTrial) -> bool:
     """Whether its configuration was given and not drawn: it may lie outside the study's space."""
     return GIVEN in trial.user_attrs

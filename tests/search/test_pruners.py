@@ -3,6 +3,7 @@
 import math
 import pickle
 import warnings
+from collections import Counter
 
 import numpy as np
 import optuna
@@ -13,7 +14,8 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from search import trials
-from search.pruners import PRUNERS, Hyperband, is_among_best
+from search.pruners import PRUNERS, Halving, Hyperband, is_among_best
+from search.samplers import SAMPLERS
 from tests.search.helpers import in_memory, stopped
 
 
@@ -95,6 +97,12 @@ def test_no_trial_is_stopped_before_min_epochs(name, min_epochs):
     assert bool(stopped) == (name != "none")
 
 
+def of_odd_patience(pairs):
+    """A study's name whose lots make the second of each of the first pairs the patient one."""
+    names = (f"curves{i}" for i in range(1000))
+    return next(n for n in names if all(Halving.is_patient(n, 2 * k + 1) for k in range(pairs)))
+
+
 #: Epochs below eight and min_epochs 1 leave rungs at 1, 2, 4 and 8.
 HALVING_CURVES = [
     [0.1] * 9,  # alone it passes everything
@@ -113,20 +121,87 @@ HALVING_CURVES = [
 
 
 def test_halving_passes_the_better_half_at_each_rung():
-    stopped = pruned("halving", HALVING_CURVES, epochs=9, min_epochs=1)
+    name = of_odd_patience(3)
+    stopped = pruned("halving", HALVING_CURVES, epochs=9, min_epochs=1, study_name=name)
     assert stopped == [(1, 4), (2, 1), (4, 8)]
 
 
-def test_halving_judges_every_second_trial_late_but_always():
+def test_one_of_every_two_is_patient_by_lot():
+    patient = [[Halving.is_patient(name, n) for n in range(400)] for name in "abc"]
+    assert all(a != b for each in patient for a, b in zip(each[::2], each[1::2], strict=True))
+    # A fair lot gives 70 to 130 of 200 in all but one of 50,000 names.
+    assert all(70 < sum(each[1::2]) < 130 for each in patient)
+    assert patient[0] != patient[1] != patient[2]
+
+
+def test_patience_says_nothing_of_where_a_quasi_random_trial_lies():
+    study = in_memory(SAMPLERS["qmc"](0, 0), "sobol")
+    where = Counter()
+    for _ in range(128):
+        trial = study.ask()
+        high = [trial.suggest_float(name, 0, 1) > 0.5 for name in "xyz"]
+        patient = Halving.is_patient("sobol", trial.number)
+        where.update((i, side, patient) for i, side in enumerate(high))
+        study.tell(trial, 0.5)
+    assert all(where[i, side, True] >= 16 for i in range(3) for side in (False, True))
+
+
+def test_who_goes_on_under_another_number_stays_as_patient_as_it_was():
+    name = of_odd_patience(2)
+    study = in_memory(pruner=PRUNERS["halving"](9, 1, 0), name=name)
+    first = study.ask()
+    first.report(0.9, 1)
+    study.tell(first, 0.9)
+    for number, of, stopped_at in ((1, None, None), (2, 1, None), (3, 0, 1)):
+        trial = study.ask()
+        if of is not None:
+            trial.set_user_attr(trials.RETRY_OF, of)
+        trial.report(0.1, 1)
+        assert (trial.number, trial.should_prune()) == (number, stopped_at == 1)
+        trial.set_user_attr("reason", trials.LOST)
+        study.tell(trial, state=TrialState.FAIL)
+
+
+def test_hyperband_takes_what_a_resumed_trial_was_worth_at_each_rung():
+    """It comes back with epochs 1 to 7 behind it; the rungs are 1, 3 and 9 or 3 and 9."""
+    study = in_memory(pruner=PRUNERS["hyperband"](9, 1, 0), name="resumed")
+    pruner = study.pruner
+    first = next(n for n in range(50) if pruner.bracket_of("resumed", n) == 0)
+    trial = study.ask()
+    trial.set_user_attr(trials.RETRY_OF, first)
+    for epoch, value in enumerate([0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8], 1):
+        trial.report(value, epoch)
+    assert not trial.should_prune()
+    stored = {k: v for k, v in study.trials[0].system_attrs.items() if "rung" in k}
+    assert stored == {"completed_rung_0": 0.3, "completed_rung_1": 0.5}
+    trial.report(0.9, 9)
+    assert not trial.should_prune()
+    assert study.trials[0].system_attrs["completed_rung_2"] == 0.9
+
+
+def test_hyperband_does_not_count_trials_that_go_on_as_others():
+    study = in_memory(pruner=PRUNERS["hyperband"](2, 1, 0), name="ghosts")
+    for reason in (trials.LOST, trials.INTERRUPTED, None):
+        trial = study.ask()
+        trial.report(0.9 if reason else 0.5, 1)
+        assert not trial.should_prune()  # 0.5 is alone
+        if reason:
+            trial.set_user_attr("reason", reason)
+        study.tell(trial, state=TrialState.FAIL if reason else TrialState.PRUNED)
+
+
+def test_halving_judges_patient_trials_late_but_always():
     good, bad = [0.9] * 12, [0.1] * 12
     rounds = [good, good, bad, bad]
     for min_epochs, late in ((1, 4), (2, 8), (3, 12), (5, 10), (7, 7)):
-        stopped = pruned("halving", rounds, epochs=12, min_epochs=min_epochs)
+        stopped = pruned(
+            "halving", rounds, epochs=12, min_epochs=min_epochs, study_name=of_odd_patience(2)
+        )
         assert stopped == [(2, min_epochs), (3, late)]
 
 
 def test_halving_does_not_count_trials_that_go_on_as_others():
-    study = in_memory(pruner=PRUNERS["halving"](4, 1, 0), name="ghosts")
+    study = in_memory(pruner=PRUNERS["halving"](4, 1, 0), name=of_odd_patience(3))
     told = [(0.9, None), (0.1, trials.LOST), (0.1, trials.INTERRUPTED), (0.1, trials.LOST)]
     for value, reason in told:
         trial = study.ask()
@@ -144,13 +219,17 @@ def test_halving_stops_what_has_no_number_and_learns_nothing_from_it():
     nan = float("nan")
     curves = [[nan, 0.5, 0.5], [0.4] * 3, [0.1, nan, 0.5], [nan] * 3]
     # The first rung finds no number in the first; the third is second to 0.4 there.
-    assert pruned("halving", curves, epochs=3, min_epochs=1) == [(0, 1), (2, 1), (3, 2)]
+    name = of_odd_patience(2)
+    stopped = pruned("halving", curves, epochs=3, min_epochs=1, study_name=name)
+    assert stopped == [(0, 1), (2, 1), (3, 2)]
     assert pruned("halving", [curves[1], curves[1], curves[2]], epochs=2, min_epochs=2) == [(2, 2)]
 
 
 @pytest.mark.parametrize(("direction", "sign"), [("maximize", 1), ("minimize", -1)])
 def test_halving_knows_which_way_is_better(direction, sign):
-    study = optuna.create_study(direction=direction, pruner=PRUNERS["halving"](4, 1, 0))
+    study = optuna.create_study(
+        study_name=of_odd_patience(3), direction=direction, pruner=PRUNERS["halving"](4, 1, 0)
+    )
     for value, stop in ((0.5, False), (0.5, False), (0.1, True), (0.1, False), (0.6, False)):
         trial = study.ask()
         trial.report(sign * value, 1)
@@ -279,11 +358,11 @@ class Counting(InMemoryStorage):
         return super().get_trial_system_attrs(trial_id)
 
 
-def reads(name, epochs, min_epochs):
+def reads(name, epochs, min_epochs, study_name="s"):
     """What is read at each epoch of a trial that is never stopped."""
     storage = Counting()
     study = optuna.create_study(
-        storage=storage, study_name="s", pruner=PRUNERS[name](epochs, min_epochs, 0)
+        storage=storage, study_name=study_name, pruner=PRUNERS[name](epochs, min_epochs, 0)
     )
     trial, found = study.ask(), []
     for epoch in range(1, epochs + 1):
@@ -307,7 +386,7 @@ def test_hyperband_reads_the_trials_at_rungs_only():
 
 
 def test_halving_reads_the_trials_at_rungs_only():
-    _, found = reads("halving", 9, 2)
+    _, found = reads("halving", 9, 2, of_odd_patience(1))
     assert [i + 1 for i, asked in enumerate(found) if asked] == [2, 4, 8]
 
 

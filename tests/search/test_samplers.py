@@ -97,6 +97,30 @@ def test_tpe_learns_which_option_and_which_value_is_good():
     assert sum(lr > 0.1 for lr in lrs) > len(lrs) * 0.6  # a quarter at random, on a log scale
 
 
+def proposed(startup, given_at, value, n=16):
+    """What TPE draws in a study in which others were given, outside the space, of that value."""
+    study = in_memory(SAMPLERS["tpe"](5, startup))
+    drawn = []
+    while len(drawn) < n:
+        trial = study.ask()
+        if trial.number in given_at:
+            trial.set_user_attr(trials.GIVEN, {"model": "elsewhere"})
+            study.tell(trial, value)
+            continue
+        drawn.append(suggest(trial, REAL).digest())
+        study.tell(trial, value_of(trial))
+    return drawn
+
+
+@pytest.mark.parametrize("startup", [3, 6])
+@pytest.mark.parametrize("value", [0.0, 0.99])
+def test_what_was_given_outside_the_space_changes_no_proposal(startup, value):
+    """Neither as trials to begin with nor as good ones, in whose place others would be missing."""
+    alone = proposed(startup, (), value)
+    assert proposed(startup, range(8), value) == alone
+    assert proposed(startup, (2, 5, 6, 11, 12, 13), value) == alone
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_grid_lists_every_configuration_once(seed):
     drawn = proposals("grid", seed, 34)

@@ -12,14 +12,16 @@ from dataclasses import fields, replace
 import psutil
 import pytest
 import torch
+from optuna.pruners import ThresholdPruner
 from optuna.trial import TrialState
 
 from lesionseg import checkpoint
 from lesionseg.config import TrialConfig
 from lesionseg.metrics import METRICS
 from lesionseg.train import EpochRecord
-from search import attempt, notes, trials
+from search import attempt, notes, training, trials
 from search.books import MAY_BE_LOST, Claim
+from search.jobs import Suspended, Trained
 from search.join import Slot
 from search.ledger import Ledger
 from search.pruners import PRUNERS
@@ -619,3 +621,47 @@ def test_a_failed_trial_leaves_its_note(opened):
     text = notes.by_trial(attrs)[done._trial_id][f"dashboard:{done._trial_id}:note_str:0"]
     assert text == notes.of_trial(done)
     assert "SIGSEGV" in text
+
+
+def test_a_trial_that_was_pruned_as_it_was_to_be_put_down_is_pruned(
+    tiny_data, tmp_path, monkeypatch
+):
+    """The word to leave crossed its last epoch on the way: it must not be queued once more."""
+    opened = open_tiny(tiny_data, tmp_path / "s", {"budget.epochs": 3})
+    opened.study.pruner = ThresholdPruner(lower=2.0)
+    real = training.follow
+
+    def crossed(*args):
+        end = real(*args)
+        assert isinstance(end, Trained)
+        return Suspended()
+
+    monkeypatch.setattr(training, "follow", crossed)
+    queue(opened)
+    done = worker_of(opened).run_one()
+    assert (done.state, list(done.intermediate_values)) == (TrialState.PRUNED, [1])
+    assert len(opened.study.trials) == 1
+    assert trials.spent(opened.study.trials) == 1
+
+
+def test_what_nobody_needs_is_not_waited_for_and_dropped_when_it_has_arrived():
+    arrived, dropped = threading.Event(), threading.Event()
+
+    class Slow:
+        is_here = False
+
+        def put(self, number, name):
+            assert arrived.wait(30)
+
+        def drop(self, number, name):
+            assert arrived.is_set()
+            assert (number, name) == (7, STATE)
+            dropped.set()
+
+    uploads = training.Uploads(Slow(), 7)
+    uploads.give_up()  # of nothing
+    uploads.state()
+    uploads.give_up()
+    assert not dropped.is_set()
+    arrived.set()
+    assert dropped.wait(30)
