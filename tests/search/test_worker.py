@@ -634,7 +634,7 @@ def test_a_trial_that_was_pruned_as_it_was_to_be_put_down_is_pruned(
     def crossed(*args):
         end = real(*args)
         assert isinstance(end, Trained)
-        return Suspended()
+        return Suspended(1)
 
     monkeypatch.setattr(training, "follow", crossed)
     queue(opened)
