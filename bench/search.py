@@ -1,30 +1,35 @@
 """How long a search takes to find a good configuration: our default beside what else one would run.
 
-    python -m bench.search [CURVES] [--repeats 100] [--workers 1] [--top 3] [--to FILE] [--variants]
+    python -m bench.search [CURVES] [--repeats 300] [--workers 1] [--top 3] [--to FILE] [--variants]
+                           [--interpolate] [--only AXIS=WORD ...] [--without AXIS=WORD ...]
 
 Replays whole searches on learning curves that ``bench.curves`` recorded of real trainings: a trial
 costs the seconds that its epochs cost then, and reports the Dice that they gave. A search is over
 when a trial reports the target: what only the best ``--top`` configurations of the grid ever reach.
 Every arm draws from one space (model, loss, augmentation, learning rate on a log scale, which is
 given the nearest recorded curve), with the same seeds, and runs the samplers and pruners that a
-study runs. ``--variants`` compares other defaults too. The time that a sampler takes itself is left
-out: see sampling-cpu.md.
+study runs. ``--variants`` compares other defaults too. ``--interpolate`` gives a rate between two
+recorded ones what lies between their curves, so that rates that are near each other are not the
+same training. ``--only model=unet`` and ``--without model=dynunet`` search parts of the grid. The
+time that a sampler takes itself is left out: see sampling-cpu.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import heapq
+import itertools
 import json
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
+from numpy.typing import NDArray
 from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import Trial, TrialState
@@ -34,6 +39,7 @@ from search.samplers import SAMPLERS
 from search.spec import PrunerSpec, SamplerSpec
 
 CURVES = Path(__file__).parent / "results" / "curves-cpu.jsonl"
+DRAWS = 2000  # of the bootstrap
 LONGEST = 400  # trials; a search that has not found it by then is given the time that it took
 
 
@@ -49,6 +55,14 @@ class Curve:
         """The best epoch's Dice."""
         return max(dice or 0.0 for dice in self.dice)
 
+    def towards(self, other: Curve, share: float) -> Curve:
+        """The curve that lies this share of the way to another, of as many epochs."""
+        between = [
+            tuple((1 - share) * (x or 0.0) + share * (y or 0.0) for x, y in zip(a, b, strict=True))
+            for a, b in ((self.dice, other.dice), (self.seconds, other.seconds))
+        ]
+        return Curve(*between)
+
 
 @dataclass(frozen=True)
 class Table:
@@ -57,6 +71,7 @@ class Table:
     curves: Mapping[tuple[str, ...], Curve]
     rates: tuple[float, ...]
     choices: Mapping[str, tuple[str, ...]]
+    interpolated: bool = False
 
     @classmethod
     def read(cls, path: Path) -> Table:
@@ -89,8 +104,28 @@ class Table:
         ]
         wide = (self.rates[1] / self.rates[0]) ** 0.5  # each recorded rate has an equal share
         lr = trial.suggest_float("lr", self.rates[0] / wide, self.rates[-1] * wide, log=True)
-        nearest = min(self.rates, key=lambda rate: abs(math.log(rate / lr)))
-        return self.curves[(*chosen, str(nearest))]
+        low = max((r for r in self.rates if r <= lr), default=self.rates[0])
+        high = min((r for r in self.rates if r >= lr), default=self.rates[-1])
+        share = math.log(lr / low) / math.log(high / low) if low < lr < high else float(lr >= high)
+        a, b = (self.curves[(*chosen, str(rate))] for rate in (low, high))
+        # What diverges does so from some rate on, and not in part.
+        if self.interpolated and None not in (*a.dice, *b.dice):
+            return a.towards(b, share)
+        return b if share > 0.5 else a
+
+    def part(self, only: Mapping[str, str], without: Mapping[str, str]) -> Table:
+        """The table with the values alone, or but for those, in which a word occurs, by axis."""
+        choices = {
+            axis: tuple(
+                v
+                for v in values
+                if only.get(axis, "") in v and not (axis in without and without[axis] in v)
+            )
+            for axis, values in self.choices.items()
+        }
+        kept = set(itertools.product(*choices.values()))
+        curves = {key: curve for key, curve in self.curves.items() if key[:-1] in kept}
+        return replace(self, curves=curves, choices=choices)
 
     def target(self, top: int) -> float:
         """The Dice that ``top`` configurations reach."""
@@ -216,37 +251,60 @@ def search(
 
 
 def told(results: Mapping[str, Sequence[Found]]) -> list[str]:
-    """A table: median seconds, quartiles, trials and epochs, and the ratio to the baselines."""
-    medians = {k: statistics.median(f.seconds for f in v) for k, v in results.items()}
+    """A table: seconds, trials and epochs, and the ratio to the baselines, of medians.
+
+    In brackets the 95% interval of a ratio, by bootstrap over searches.
+    """
+    seconds = {k: np.array([f.seconds for f in v]) for k, v in results.items()}
     lines = [
-        "| search | median seconds to the target | quartiles | trials | epochs | not found "
+        "| search | median seconds to the target | quartiles | mean | trials | epochs | not found "
         "| / random | / Optuna |",
-        "|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, found in results.items():
-        low, high = np.percentile([f.seconds for f in found], [25, 75])
+        low, high = np.percentile(seconds[name], [25, 75])
         lines.append(
-            f"| {name} | {medians[name]:.0f} | {low:.0f} .. {high:.0f} "
+            f"| {name} | {np.median(seconds[name]):.0f} | {low:.0f} .. {high:.0f} "
+            f"| {seconds[name].mean():.0f} "
             f"| {statistics.median(f.trials for f in found):.0f} "
             f"| {statistics.median(f.epochs for f in found):.0f} "
             f"| {sum(not f.reached for f in found)} of {len(found)} "
-            f"| {medians[name] / medians[RANDOM]:.2f} | {medians[name] / medians[BARE]:.2f} |"
+            f"| {_ratio(seconds[name], seconds[RANDOM])} | {_ratio(seconds[name], seconds[BARE])} |"
         )
     return lines
+
+
+def _ratio(seconds: NDArray[np.float64], baseline: NDArray[np.float64]) -> str:
+    """Of medians, with its interval where it is no comparison with itself."""
+    ratio = np.median(seconds) / np.median(baseline)
+    if seconds is baseline:
+        return f"{ratio:.2f}"
+    rng = np.random.default_rng(0)
+    draws = [
+        np.median(rng.choice(each, (DRAWS, len(each))), axis=1) for each in (seconds, baseline)
+    ]
+    low, high = np.percentile(draws[0] / draws[1], [2.5, 97.5])
+    return f"{ratio:.2f} ({low:.2f} .. {high:.2f})"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Replays, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("curves", type=Path, nargs="?", default=CURVES)
-    parser.add_argument("--repeats", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=300)
     parser.add_argument("--workers", type=int, nargs="+", default=[1])
     parser.add_argument("--top", type=int, nargs="+", default=[3])
     parser.add_argument("--variants", action="store_true")
+    parser.add_argument("--interpolate", action="store_true")
+    parser.add_argument("--only", nargs="*", default=[], metavar="AXIS=WORD")
+    parser.add_argument("--without", nargs="*", default=[], metavar="AXIS=WORD")
     parser.add_argument("--to", type=Path)
     asked = parser.parse_args(argv)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    table = Table.read(asked.curves)
+    only, without = (
+        dict(pair.split("=", 1) for pair in given) for given in (asked.only, asked.without)
+    )
+    table = replace(Table.read(asked.curves), interpolated=asked.interpolate).part(only, without)
     arms = {**ARMS, **(VARIANTS if asked.variants else {})}
     lines = []
     for workers in asked.workers:
