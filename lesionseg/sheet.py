@@ -19,6 +19,7 @@ from torch import nn
 
 from lesionseg import metrics
 from lesionseg.data.cache import Cache
+from lesionseg.data.pairs import printable
 from lesionseg.data.pictures import Pixels
 from lesionseg.evaluate import predict
 from lesionseg.figures import PREDICTED_COLOUR, TRUE_COLOUR, overlay
@@ -93,8 +94,8 @@ def _dice(probability: NDArray[np.float32], mask: Pixels) -> float:
 
 
 def shortened(draw: ImageDraw.ImageDraw, name: str, font: Font, room: float) -> str:
-    """The name as far as it fits into so many pixels, with an ellipsis where it does not."""
-    shown = name
+    """The name, printable, as far as it fits into so many pixels; else it ends in an ellipsis."""
+    shown = printable(name)
     while len(shown) > 1 and draw.textlength(shown, font) > room:
         shown = shown[:-2] + "\N{HORIZONTAL ELLIPSIS}"
     return shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -131,6 +132,22 @@ def same_names(here: Path) -> list[object]:
     return run(here, data=data)
 
 
+def same_names_in_two_parts(here: Path) -> list[object]:
+    data = data_of(here)
+    for split in ("train", "test"):
+        write_pair(data / split, "im004")
+    for folder in ("images", "masks"):
+        shutil.rmtree(data / folder)
+    return run(here, data=data)
+
+
+def link_to_nothing(here: Path) -> list[object]:
+    data = data_of(here)
+    (data / "images" / "im004.png").unlink()
+    (data / "images" / "im004.png").symlink_to("gone.png")
+    return run(here, data=data)
+
+
 DATA = [
     Case(
         "no such folder",
@@ -201,6 +218,16 @@ DATA = [
     ),
     Case("one name twice", same_names, ("1 names stand twice: im004",)),
     Case(
+        "one name in two official parts",
+        same_names_in_two_parts,
+        ("1 names stand twice: im004 (train and test); ", "rename or take away all but one"),
+    ),
+    Case(
+        "a link to what is not there",
+        link_to_nothing,
+        ("1 pictures are links to what is not there: im004.png -> gone.png; mend the links",),
+    ),
+    Case(
         "a manifest without a column",
         lambda here: manifest(here, "image,msk\na.png,b.png\n"),
         ("list.csv: needs the columns image and mask", "got image, msk"),
@@ -230,6 +257,14 @@ DATA = [
         "data check of a folder that does not exist",
         lambda here: ["data", "check", here / "nowhere"],
         ("no such folder", "nowhere"),
+    ),
+    Case(
+        "data check against a folder that does not exist",
+        lambda here: ["data", "check", data_of(here), "--against", here / "nowhere"],
+        (
+            "data check: no such folder: ",
+            "nowhere; DIR and --against take the folder of a data set",
+        ),
     ),
     Case(
         "data check of broken pairs",

@@ -1,12 +1,14 @@
 """`lesionsearch data check` from the command line: what it prints, writes, and exits with."""
 
 import json
+import os
 
 import pytest
 from PIL import Image
 
 from tests.lesionseg.data.copies import recompressed, scaled, texture
 from tests.lesionseg.data.test_leaks import put
+from tests.lesionseg.data.test_pictures import HELD, ODD_TAGS, with_tags
 from tests.test_cli import run
 
 
@@ -81,6 +83,62 @@ def test_broken_pairs_leave_with_2_and_with_1_where_there_are_leaks_too(splits):
     done = run("data", "check", splits, code=1)
     assert "p1 (train), planted (test)" in done.stderr
     assert done.stderr.strip().endswith("; and 1 pairs cannot be used")
+
+
+def test_broken_pairs_of_another_set_leave_with_2_as_well(splits, tmp_path):
+    other = tmp_path / "other"
+    for i in range(2):
+        put(other, f"q{i}", texture(20 + i))
+    (other / "images" / "q1.png").write_bytes(b"nothing")
+    done = run("data", "check", splits, "--against", other, code=2)
+    assert f"1 of 2 pairs cannot be used: {other}/images/q1.png: not a picture" in done.stderr
+
+
+def test_a_link_to_nothing_leaves_with_2_and_is_refused_by_run(splits, tmp_path):
+    image = splits / "train" / "images" / "p0.png"
+    image.unlink()
+    image.symlink_to("/nowhere/p0.png")
+    done = run("data", "check", splits, code=2)
+    assert f"1 of 8 pairs cannot be used: {image}: no such file" in done.stderr
+    done = run("run", "quick", "--data", splits, "--out", tmp_path / "s", code=2)
+    assert "1 pictures are links to what is not there: p0.png -> /nowhere/p0.png" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_layout_that_is_named_is_the_one_that_is_read(splits):
+    (splits / "manifest.csv").write_text("image,mask\ntrain/images/p0.png,train/masks/p0.png\n")
+    assert "pairs                  1 " in run("data", "check", splits).stdout
+    out = run("data", "check", splits, "--layout", "folders").stdout
+    assert "layout                 folders" in out and "pairs                  8 " in out
+
+
+@pytest.mark.parametrize("odd", ODD_TAGS)
+def test_an_odd_tag_in_a_photograph_leaves_with_0_and_says_nothing(tmp_path, odd):
+    root = tmp_path / "data"
+    put(root, "a", texture(0))
+    put(root, "b", texture(1))
+    (root / "images" / "b.png").unlink()
+    stored = texture(1).transpose(Image.Transpose.ROTATE_90)
+    with_tags(root / "images" / "b.jpg", stored, *sorted([HELD, ODD_TAGS[odd]]))
+    done = run("data", "check", root)
+    assert "not usable             0" in done.stdout and done.stderr == ""
+
+
+def test_a_name_in_two_splits_is_told_as_a_leak(splits, tmp_path):
+    put(splits, "p0", texture(0), "test")
+    done = run("data", "check", splits, "--sheet", tmp_path / "s.png", code=1)
+    assert "1 picture lies in two official splits: p0 (train), p0 (test): the same" in done.stderr
+
+
+def test_names_that_are_no_text_are_told_written_and_drawn(tmp_path):
+    root = tmp_path / "data"
+    for name in ("two\nlines", os.fsdecode(b"latin-\xe9")):
+        put(root, name, texture(0))
+    files = ["--json", tmp_path / "a.json", "--sheet", tmp_path / "a.png"]
+    out = run("data", "check", root, *files).stdout
+    assert "  latin-\\udce9, two\\nlines: the same\n" in out
+    (copies,) = json.loads((tmp_path / "a.json").read_text())["copies"]
+    assert [p["name"] for p in copies["pictures"]] == [os.fsdecode(b"latin-\xe9"), "two\nlines"]
 
 
 def test_what_leaks_is_refused_by_run_too(splits, tmp_path):

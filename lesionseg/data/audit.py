@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,7 +18,14 @@ from PIL import Image
 from lesionseg.data.cache import Cache, check_pair
 from lesionseg.data.index import DatasetIndex, Record
 from lesionseg.data.likeness import SIDE
-from lesionseg.data.pictures import Pixels, enough, read_binary, read_image_and_size
+from lesionseg.data.pairs import printable
+from lesionseg.data.pictures import (
+    Pixels,
+    enough,
+    read_binary,
+    read_image,
+    read_image_and_size,
+)
 from lesionseg.data.similar import Look, look
 from lesionseg.errors import InputError, some
 from lesionseg.heap import memory_kept
@@ -31,8 +38,10 @@ T = TypeVar("T")
 class Pair:
     """What was seen of one pair. area: the lesion's share of the picture, in [0, 1].
 
-    components: pieces of the mask that do not touch, not even at a corner. look: what copies of the
-    picture are known by; None where the pair cannot be used.
+    name: the record's; where two official splits have one of this name, with its split before it,
+    as in train/ISIC_0000001. components: pieces of the mask that do not touch, not even at a
+    corner. look: what copies of the picture are known by; None where the pair cannot be used. Its
+    digest is that of the picture made smaller, and of all pixels where the picture shows nothing.
     """
 
     name: str
@@ -82,6 +91,8 @@ class Audit:
             "official split": ", ".join(f"{k} {n}" for k, n in splits.items()) or "none",
             "not usable": str(len(self.problems)),
         }
+        alone = self.index.masks_without_image
+        facts |= {"masks without image": f"{len(alone)}, {_named(alone)}"} if alone else {}
         return facts | _seen(self) if self.whole else facts
 
     def refuse_broken(self) -> None:
@@ -96,24 +107,29 @@ class Audit:
 def audit(root: Path, layout: str = "auto", on_progress: Progress | None = None) -> Audit:
     """Reads every pair once, its mask at its own size. InputError where the layout is wrong.
 
-    Groups that lie in two official splits are taken as they are: ``leaks.check`` finds them.
+    Groups and names that lie in two official splits are taken as they are: ``leaks.check`` finds
+    them.
     """
     index = DatasetIndex.read(root, layout, torn=True)
-    return Audit(index, _each(_read, index.records, on_progress))
+    pairs = _each(_read, index.records, on_progress)
+    called = _called(index.records)
+    return Audit(index, tuple(replace(p, name=n) for p, n in zip(pairs, called, strict=True)))
 
 
 def audit_cached(index: DatasetIndex, cache: Cache) -> Audit:
     """What an audit sees of the pictures in a cache, of pairs that can all be used.
 
     Masks are seen at the cache's size, so that what is tiny may be missed. Pictures are read again
-    only where those of the cache are too small to tell copies from others.
+    only where those of the cache are too small to tell copies from others, or show nothing.
     """
     shapes = cache.shapes or [(0, 0)] * len(index.records)
-    thresholded = set(cache.thresholded)
+    # Each makes a list of all pictures: once for all of them, not once for each.
+    digests, areas, thresholded = cache.digests, cache.areas, set(cache.thresholded)
 
     def seen(i: int) -> Pair:
         record, mask, small = index.records[i], cache.masks[i], cache.images[i]
-        known = cache.digests[i] if cache.digests else _digest(small, shapes[i])
+        # Pictures of two shapes are not the same, however equal they are as squares.
+        known = f"{shapes[i]}-{digests[i]}" if digests else _digest(small, shapes[i])
         if len(small) >= SIDE:
             picture = Image.fromarray(small)
         else:
@@ -121,14 +137,43 @@ def audit_cached(index: DatasetIndex, cache: Cache) -> Audit:
         return Pair(
             record.name,
             shapes[i],
-            float(cache.areas[i]),
+            float(areas[i]),
             _on_border(mask),
             record.name in thresholded,
             components=_components(mask),
-            look=look(picture, known),
+            look=_look(record, picture, known),
         )
 
     return Audit(index, _each(seen, range(len(index.records))))
+
+
+def full_digests(records: Sequence[Record]) -> list[str]:
+    """For each record a digest of all of its picture's pixels, whatever the kind of its file.
+
+    InputError where a picture cannot be read.
+    """
+    with memory_kept(), ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        return list(pool.map(_full_digest, records))
+
+
+def _full_digest(record: Record) -> str:
+    image = read_image(record.image)
+    return _digest(np.asarray(image), (image.height, image.width))
+
+
+def _look(record: Record, picture: Image.Image, digest: str) -> Look:
+    """What a record's picture, made smaller, is known by.
+
+    Of what shows nothing the small picture says nothing: black frames of any size are one there,
+    and a lone bright pixel is gone.
+    """
+    seen = look(picture, digest)
+    return seen._replace(digest=_full_digest(record)) if seen.is_flat else seen
+
+
+def _called(records: Sequence[Record]) -> list[str]:
+    counted = Counter(r.name.lower() for r in records)
+    return [f"{r.split}/{r.name}" if counted[r.name.lower()] > 1 else r.name for r in records]
 
 
 def _each(
@@ -150,8 +195,9 @@ def _read(record: Record) -> Pair:
         binary = read_binary(record.mask)
         if (binary.picture.height, binary.picture.width) != shape:
             check_pair(record)
+        seen = _look(record, image, _digest(np.asarray(image), shape))
     except InputError as error:
-        return Pair(record.name, problem=str(error))
+        return Pair(record.name, problem=printable(str(error)))
     mask = np.asarray(binary.picture)
     return Pair(
         record.name,
@@ -160,7 +206,7 @@ def _read(record: Record) -> Pair:
         _on_border(mask),
         binary.thresholded,
         components=_components(mask),
-        look=look(image, _digest(np.asarray(image), shape)),
+        look=seen,
     )
 
 
@@ -194,5 +240,8 @@ def _seen(audit: Audit) -> dict[str, str]:
 
 
 def _told(pairs: Sequence[Pair], word: str = "") -> str:
-    names = [p.name for p in pairs]
-    return f"{len(names)}, {word}{some(names)}" if names else "0"
+    return f"{len(pairs)}, {word}{_named([p.name for p in pairs])}" if pairs else "0"
+
+
+def _named(names: Sequence[str]) -> str:
+    return some(map(printable, names))

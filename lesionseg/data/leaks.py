@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lesionseg.data.audit import Audit, Pair, audit
+from lesionseg.data.audit import Audit, Pair, audit, full_digests
 from lesionseg.data.index import SPLITS, Record
-from lesionseg.data.similar import Twin, clusters, find_twins
+from lesionseg.data.pairs import looking_into, printable
+from lesionseg.data.similar import Look, Twin, clusters, find_twins
 from lesionseg.errors import InputError, some
 
 #: Raised when a key of the JSON changes its meaning or goes away.
@@ -34,15 +35,15 @@ class Member:
 
     def __str__(self) -> str:
         where = " ".join(part for part in (self.set, self.record.split) if part)
-        return f"{self.record.name} ({where})" if where else self.record.name
+        return printable(f"{self.record.name} ({where})" if where else self.record.name)
 
 
 @dataclass(frozen=True)
 class Copies:
     """Pictures that are copies of one another, directly or through others.
 
-    likeness: of the two least alike that are linked, 1 for equal pixels. exact: whether all are
-    equal pixel by pixel.
+    likeness: of the two least alike that were compared, 1 for equal pixels; of many copies not
+    every two are (``find_twins``). exact: whether all were found equal pixel by pixel.
     """
 
     members: tuple[Member, ...]
@@ -53,7 +54,12 @@ class Copies:
     def is_leak(self) -> bool:
         """Whether they lie in two official splits or two sets."""
         splits = {m.record.split for m in self.members} - {None}
-        return len(splits) > 1 or len({m.set for m in self.members}) > 1
+        return len(splits) > 1 or self.is_in_two_sets
+
+    @property
+    def is_in_two_sets(self) -> bool:
+        """Whether they lie in two sets."""
+        return len({m.set for m in self.members}) > 1
 
     def __str__(self) -> str:
         how = "the same" if self.exact else f"alike by {self.likeness:.2f}"
@@ -78,7 +84,7 @@ class Torn:
 
     def __str__(self) -> str:
         where = " and ".join(self.splits)
-        return f"{self.group} in {where}" + (f" of {self.set}" if self.set else "")
+        return printable(f"{self.group} in {where}" + (f" of {self.set}" if self.set else ""))
 
 
 @dataclass(frozen=True)
@@ -97,10 +103,12 @@ class Check:
     def told(self) -> str | None:
         """All leaks in one line, the first few by name; None where there are none."""
         said = []
-        if self.leaks:
-            across = "sets" if len(self.audits) > 1 else "official splits"
-            many = "pictures lie" if len(self.leaks) > 1 else "picture lies"
-            said.append(f"{len(self.leaks)} {many} in two {across}: {_listed(self.leaks)}")
+        across = [c for c in self.leaks if c.is_in_two_sets]
+        within = [c for c in self.leaks if not c.is_in_two_sets]
+        for found, where in ((across, "sets"), (within, "official splits")):
+            if found:
+                many = "pictures lie" if len(found) > 1 else "picture lies"
+                said.append(f"{len(found)} {many} in two {where}: {_listed(found)}")
         if self.torn:
             many = "groups lie" if len(self.torn) > 1 else "group lies"
             said.append(f"{len(self.torn)} {many} in two official splits: {_listed(self.torn)}")
@@ -142,9 +150,17 @@ def audit_sets(
 ) -> Check:
     """Reads each set and looks for copies within and across them.
 
-    layout: of the first set; those of the others are found out. InputError where a layout is
-    wrong or a set is given twice.
+    layout: of the first set; those of the others are found out. InputError where a set is not
+    there or is given twice, or its layout is wrong.
     """
+    for root in roots:
+        with looking_into(root):
+            there = root.exists()
+        if not there:
+            raise InputError(
+                f"data check: no such folder: {root}; DIR and --against take the folder of a data "
+                f"set or a CSV manifest"
+            )
     places = [root.resolve() for root in roots]
     twice = [str(p) for p, n in Counter(places).items() if n > 1]
     if twice:
@@ -159,16 +175,29 @@ def audit_sets(
 def check(audits: Mapping[str, Audit], on_progress: Progress = lambda done, total: None) -> Check:
     """What the sets share that they must not. Pairs that cannot be used are left out."""
     members = [
-        (Member(name, record, pair), pair.look)
+        Member(name, record, pair)
         for name, each in audits.items()
         for record, pair in zip(each.index.records, each.pairs, strict=True)
         if pair.look is not None
     ]
-    twins = find_twins([look for _, look in members if look is not None], on_progress)
-    copies = _copies([m for m, _ in members], twins)
+    copies = _copies(members, find_twins(_looks(members), on_progress))
     copies.sort(key=lambda c: (not c.is_leak, not c.exact, -c.likeness))
     torn = [t for name, each in audits.items() for t in _torn(name, each.index.records)]
     return Check(audits, tuple(copies), tuple(torn))
+
+
+def _looks(members: Sequence[Member]) -> list[Look]:
+    """What the members are known by, of equal digests only where all pixels are equal.
+
+    Pictures that are equal when they are small need not be so in full: these few are read again.
+    """
+    looks = [m.pair.look for m in members if m.pair.look is not None]
+    counted = Counter(look.digest for look in looks)
+    again = [k for k, look in enumerate(looks) if counted[look.digest] > 1 and not look.is_flat]
+    digests = full_digests([members[k].record for k in again])
+    for k, digest in zip(again, digests, strict=True):
+        looks[k] = looks[k]._replace(digest=digest)
+    return looks
 
 
 def _copies(members: Sequence[Member], twins: Sequence[Twin]) -> list[Copies]:
@@ -189,13 +218,16 @@ def _copies(members: Sequence[Member], twins: Sequence[Twin]) -> list[Copies]:
 
 def _torn(name: str, records: Sequence[Record]) -> list[Torn]:
     homes: dict[str, set[str]] = {}
+    names: dict[str, set[str]] = {}
     for r in records:
         if r.split:
             homes.setdefault(r.group, set()).add(r.split)
+            names.setdefault(r.group, set()).add(r.name)
+    # Pictures without a group are called by their names, which says nothing of what they show.
     return [
         Torn(name, group, tuple(sorted(splits, key=SPLITS.index)))
         for group, splits in sorted(homes.items())
-        if len(splits) > 1
+        if len(splits) > 1 and names[group] != {group}
     ]
 
 
@@ -205,7 +237,8 @@ def _names(roots: Sequence[Path]) -> list[str]:
         return [""]
     short = [root.resolve().name for root in roots]
     alone = {name for name, n in Counter(short).items() if n == 1}
-    return [s if s in alone else str(root) for s, root in zip(short, roots, strict=True)]
+    names = [s if s in alone else str(root) for s, root in zip(short, roots, strict=True)]
+    return list(map(printable, names))
 
 
 def _listed(found: Sequence[object]) -> str:
@@ -225,6 +258,7 @@ def _set(name: str, each: Audit) -> dict[str, Any]:
         "groups": len({r.group for r in each.index.records}),
         "official_splits": dict(splits),
         "sizes": [{"height": h, "width": w, "images": n} for (h, w), n in sizes.most_common()],
+        "masks_without_image": list(each.index.masks_without_image),
         "broken": [{"name": p.name, "problem": p.problem} for p in each.pairs if p.problem],
         "empty": [p.name for p in odd["empty"]],
         "full": [p.name for p in odd["full"]],

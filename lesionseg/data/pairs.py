@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,13 +33,45 @@ class Record:
     home: str = ""
 
 
+def printable(text: str) -> str:
+    """The text as a line that any terminal and any font takes.
+
+    Names of files may hold line breaks, and bytes that are no characters: these are escaped.
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+@contextmanager
+def looking_into(folder: Path) -> Iterator[None]:
+    """InputError where the system refuses to show what is in a folder."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"data: {error.filename or folder}: cannot be read: {error.strerror or error}; make it "
+            f"readable for this user"
+        ) from error
+
+
+def is_dangling(path: Path) -> bool:
+    """Whether it is a link to what is not there."""
+    return path.is_symlink() and not path.exists()
+
+
 def pictures(folder: Path) -> list[Path]:
-    """The picture files of a folder, sorted by name, but for hidden ones such as ``._x.jpg``."""
-    return sorted(
-        p
-        for p in folder.iterdir()
-        if p.suffix.lower() in PICTURES and not p.name.startswith(".") and p.is_file()
-    )
+    """The picture files of a folder, sorted by name, but for hidden ones such as ``._x.jpg``.
+
+    Links to what is not there are among them: whoever reads them says so. InputError where the
+    folder cannot be read.
+    """
+    with looking_into(folder):
+        return sorted(
+            p
+            for p in folder.iterdir()
+            if p.suffix.lower() in PICTURES
+            and not p.name.startswith(".")
+            and (p.is_file() or is_dangling(p))
+        )
 
 
 def pair(images: Path, masks: Path, split: str | None = None) -> Iterator[Record]:
@@ -55,7 +88,7 @@ def pair(images: Path, masks: Path, split: str | None = None) -> Iterator[Record
             continue
         mask = next((by_stem[stem + s] for s in MASK_SUFFIXES if stem + s in by_stem), None)
         if mask is None:
-            missing.append(image.name)
+            missing.append(printable(image.name))
         else:
             found.append(Record(image.stem, image, mask, image.stem, split))
     if missing and found:
@@ -71,8 +104,24 @@ def pair(images: Path, masks: Path, split: str | None = None) -> Iterator[Record
     yield from found
 
 
+def without_image(records: Iterable[Record]) -> list[Path]:
+    """The masks beside those of the records whose name fits none of their images."""
+    known: dict[Path, set[str]] = {}
+    for r in records:
+        stem = r.image.stem.lower()
+        known.setdefault(r.mask.parent, set()).update(stem + s for s in MASK_SUFFIXES)
+    return [
+        mask
+        for folder, names in sorted(known.items())
+        for mask in pictures(folder)
+        if mask.stem.lower() not in names
+    ]
+
+
 def child(root: Path, name: str) -> Path | None:
-    """The folder of that name, without regard to case."""
-    if not root.is_dir():
-        return None
-    return next((p for p in root.iterdir() if p.name.lower() == name.lower() and p.is_dir()), None)
+    """The folder of that name, without regard to case. InputError where root cannot be read."""
+    with looking_into(root):
+        if not root.is_dir():
+            return None
+        named = (p for p in root.iterdir() if p.name.lower() == name.lower())
+        return next((p for p in named if p.is_dir()), None)

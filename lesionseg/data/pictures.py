@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from lesionseg.data import png
 from lesionseg.errors import InputError
@@ -22,14 +25,42 @@ MASK_THRESHOLD = 128
 NEARLY = 0.95
 NEAR = 32
 
-#: What PIL raises for a file that is no picture, a damaged one, or one too large to be true.
-_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
-#: The EXIF tag that says how the camera was held, and its values that swap the axes.
-_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
+#: What PIL raises for a file that is no picture, a damaged one, or one too large to be true. It
+#: takes what a header says at its word, so that errors of every kind come of a wrong one.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+#: The EXIF tag that says how the camera was held, what makes each of its values upright, and the
+#: values that swap the axes.
+_ORIENTATION = 0x0112
+_UPRIGHT: Mapping[int, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_TURNED = (5, 6, 7, 8)
+#: Where PIL keeps what a file says of its orientation.
+_METADATA = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
 
 # PIL warns from its limit on and refuses from twice that on. What is refused is told as an error;
 # what lies between is large and taken, without words of a "decompression bomb" on the way.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Of metadata nothing but the orientation is used: what else is wrong with it is nobody's concern.
+warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
 
 
 def open_picture(path: Path, decode: bool = False) -> Image.Image:
@@ -78,7 +109,7 @@ def read_image_and_size(path: Path, draft: int) -> tuple[Image.Image, tuple[int,
         before = picture.size
         picture.draft("RGB", (draft, draft))
         smaller = picture.size != before  # only a JPEG's; its header says how it was held
-        turned = smaller and picture.getexif().get(_ORIENTATION) in _TURNED
+        turned = smaller and _orientation(picture) in _TURNED
         image = _decode(path, picture, "RGB")
     if not smaller:
         return image, (image.height, image.width)
@@ -147,19 +178,20 @@ def size_of(path: Path) -> tuple[int, int]:
     """Height and width in pixels, upright. InputError where the file is no picture."""
     with open_picture(path) as picture:
         try:
-            if picture.format == "TIFF":
-                picture.load()  # PIL turns these itself, some versions the size before the pixels
-            width, height = picture.size
-            turned = picture.getexif().get(_ORIENTATION) in _TURNED  # a PNG is decoded for it
+            # PIL turns a TIFF itself, in some versions the size before the pixels; the metadata of
+            # a PNG may follow its pixels.
+            if picture.format in {"TIFF", "PNG"} and "exif" not in picture.info:
+                picture.load()
         except _UNREADABLE as error:
             raise _damaged(path, error) from None
-    return (width, height) if turned else (height, width)
+        width, height = picture.size
+        return (width, height) if _orientation(picture) in _TURNED else (height, width)
 
 
 def _decode(path: Path, picture: Image.Image, mode: str) -> Image.Image:
     try:
         picture.load()
-        ImageOps.exif_transpose(picture, in_place=True)
+        picture = _turned_upright(picture)
         if picture.mode.startswith("I"):  # 16 bits a channel: PIL's own conversion would clip
             wide = np.asarray(picture).astype(np.uint32)
             picture = Image.fromarray((wide >> (8 if wide.max() > 255 else 0)).astype(np.uint8))
@@ -168,10 +200,39 @@ def _decode(path: Path, picture: Image.Image, mode: str) -> Image.Image:
         raise _damaged(path, error) from None
 
 
+def _orientation(picture: Image.Image) -> int:
+    """How the camera was held, from 1 to 8; 1, which is upright, where that cannot be made out.
+
+    Metadata that cannot be read do not make a picture unusable whose pixels are sound.
+    """
+    try:
+        found: object = picture.getexif().get(_ORIENTATION)
+        return int(found) if isinstance(found, int) and found in _UPRIGHT else 1
+    except _UNREADABLE:
+        return 1
+
+
+def _turned_upright(picture: Image.Image) -> Image.Image:
+    """The picture, its pixels decoded, upright.
+
+    ``ImageOps.exif_transpose`` writes the metadata anew, which fails where one of its many tags is
+    of another kind than it should be.
+    """
+    way = _UPRIGHT.get(_orientation(picture))
+    if way is None:
+        return picture
+    turned = picture.transpose(way)
+    for key in _METADATA:  # else it would be turned again by whoever reads them
+        turned.info.pop(key, None)
+    return turned
+
+
 def _damaged(path: Path, error: Exception) -> InputError:
     return InputError(f"{path}: the picture is damaged ({_reason(error)})")
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     # PIL repeats the whole path in its message.
     return str(error).split(" '")[0].split(" <")[0].strip() or type(error).__name__

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import islice
+from typing import NamedTuple, TypeVar
 
 import cv2
 import imagehash
@@ -34,8 +35,12 @@ COARSE = 0.85
 #: Grey levels: a picture of a smaller standard deviation shows nothing that could be compared.
 FLAT = 3.0
 _COARSE_SIDE = 16
-#: Rows of the table of all pairs that are compared at once.
-_ROWS = 16
+#: Rows of the table of all pairs that are compared at once; pairs whose coarse structure is; and
+#: those that are laid upon each other before it is asked again which are linked by now.
+_ROWS, _AT_ONCE, _BATCH = 16, 8192, 64
+
+Positions = NDArray[np.intp]
+Square = TypeVar("Square", Pixels, Floats)
 
 
 class Look(NamedTuple):
@@ -47,6 +52,11 @@ class Look(NamedTuple):
     digest: str
     thumb: Pixels
     hashes: NDArray[np.uint64]
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether it shows nothing that could be compared."""
+        return float(self.thumb.std()) < FLAT
 
 
 @dataclass(frozen=True, order=True)
@@ -75,27 +85,33 @@ def look(image: Image.Image, digest: str) -> Look:
 def find_twins(
     looks: Sequence[Look], on_progress: Callable[[int, int], None] = lambda done, total: None
 ) -> list[Twin]:
-    """All pairs of copies, in order. Of equal pictures each is paired with the first one only.
+    """Pairs of copies, in order, that link all copies of each picture with one another.
 
-    Pictures without structure (FLAT) are copies only where their pixels are equal. Takes about
-    7 KB of memory a picture beside the looks themselves.
+    Pictures that are linked, directly or through others, are not compared any more, so that n
+    copies of one picture cost about n comparisons and give about n pairs. Of equal pictures each
+    is paired with the first one only. Pictures without structure (FLAT) are copies only where
+    their pixels are equal. The same looks give the same pairs, however many threads there are.
+    on_progress: how many pictures were compared with those after them, of how many.
+    Takes about 2 KB of memory a picture beside the looks, and 10 KB where all of them are copies.
     """
     twins, fresh = _equal(looks)
-    judged = [i for i in fresh if looks[i].thumb.std() >= FLAT]
-    hashes = np.array([looks[i].hashes for i in judged])
-    pairs = _candidates(hashes, [looks[i].thumb for i in judged]) if len(judged) > 1 else []
+    judged = [i for i in fresh if not looks[i].is_flat]
+    thumbs = [looks[i].thumb for i in judged]
+    home = np.arange(len(judged))  # of each picture the first one that it is linked with
 
-    def confirm(pair: tuple[int, int, int]) -> float:
-        first, second, view = pair
-        other = _view(looks[judged[second]].thumb, view)
-        return likeness(looks[judged[first]].thumb, other)
+    def confirm(pair: _Candidate) -> float:
+        return likeness(thumbs[pair.plain], _view(thumbs[pair.viewed], pair.view))
 
+    candidates = _candidates([looks[i].hashes for i in judged], thumbs, home, on_progress)
+    todo = (pair for pair in candidates if home[pair.plain] != home[pair.viewed])
     with ThreadPoolExecutor() as pool:  # OpenCV works without the GIL
-        for done, (pair, found) in enumerate(zip(pairs, pool.map(confirm, pairs), strict=True), 1):
-            if found >= FINE:
-                first, second = sorted((judged[pair[0]], judged[pair[1]]))
-                twins.append(Twin(first, second, round(found, 3), exact=False))
-            on_progress(done, len(pairs))
+        while batch := list(islice(todo, _BATCH)):
+            for pair, found in zip(batch, pool.map(confirm, batch), strict=True):
+                if found >= FINE:
+                    first, second = sorted((judged[pair.plain], judged[pair.viewed]))
+                    twins.append(Twin(first, second, round(found, 3), exact=False))
+                    ends = home[[pair.plain, pair.viewed]]
+                    home[home == ends.max()] = ends.min()
     return sorted(twins)
 
 
@@ -130,7 +146,7 @@ def _shrunk(thumb: Pixels) -> Pixels:
     return np.asarray(small)
 
 
-def _laid(square: NDArray[np.generic], way: int) -> Pixels:
+def _laid(square: Square, way: int) -> Square:
     """The square [..., S, S] turned by 90 degrees ``way % 4`` times, from 4 on mirrored first."""
     mirrored = square[..., ::-1] if way >= 4 else square
     return np.ascontiguousarray(np.rot90(mirrored, way % 4, axes=(-2, -1)))
@@ -153,44 +169,76 @@ def _equal(looks: Sequence[Look]) -> tuple[list[Twin], list[int]]:
     return twins, list(first.values())
 
 
-def _candidates(hashes: NDArray[np.uint64], thumbs: Sequence[Pixels]) -> list[tuple[int, int, int]]:
-    """Pairs whose hashes and coarse structure agree, each with the second one's view of that."""
-    best: dict[tuple[int, int], tuple[float, int, int, int]] = {}
-    for zoom in range(len(ZOOMS)):
-        coarse = np.stack([_coarse(thumb) for thumb in thumbs])
-        parts = (
-            coarse
-            if ZOOMS[zoom] == 1
-            else np.stack([_coarse(_zoomed(thumb, zoom)) for thumb in thumbs])
-        )
-        for way in range(WAYS):
-            view = zoom * WAYS + way
-            laid = _laid(parts, way).reshape(len(parts), -1)
-            plain = coarse.reshape(len(coarse), -1)
-            for i, j in _near(hashes[:, 0], hashes[:, view], both_ways=zoom > 0):
-                alike = np.einsum("nk,nk->n", plain[i], laid[j])
-                for k in np.flatnonzero(alike >= COARSE).tolist():
-                    a, b, value = int(i[k]), int(j[k]), float(alike[k])
-                    key = (min(a, b), max(a, b))
-                    if key not in best or best[key][0] < value:
-                        best[key] = (value, a, b, view)
-    return [found[1:] for _, found in sorted(best.items())]
+class _Candidate(NamedTuple):
+    """Two pictures, by their positions, that may be copies: one as it is, one in one of its views.
 
-
-def _near(
-    plain: NDArray[np.uint64], views: NDArray[np.uint64], *, both_ways: bool
-) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Positions i and j of hashes within RADIUS, some rows of the table at a time.
-
-    both_ways: whether i > j is to be looked at too, as where views are not each other's inverse.
+    alike: what their coarse structure correlates by.
     """
-    for top in range(0, len(plain), _ROWS):
-        left = 0 if both_ways else top
-        apart = np.bitwise_count(plain[top : top + _ROWS, None] ^ views[None, left:])
-        i, j = np.nonzero(apart <= RADIUS)
-        i, j = i + top, j + left
-        kept = (i != j) if both_ways else (i < j)
-        yield i[kept], j[kept]
+
+    alike: float
+    plain: int
+    viewed: int
+    view: int
+
+
+def _candidates(
+    hashes: Sequence[NDArray[np.uint64]],
+    thumbs: Sequence[Pixels],
+    home: Positions,
+    on_progress: Callable[[int, int], None],
+) -> Iterator[_Candidate]:
+    """Pairs whose hashes and coarse structure agree, each in the view in which they do best.
+
+    home: [N], changed while this goes on; pairs that share one are left out.
+    """
+    if len(thumbs) < 2:
+        return
+    table = np.array(hashes)
+    parts = [np.stack([_coarse(_zoomed(t, zoom)) for t in thumbs]) for zoom in range(len(ZOOMS))]
+    for top in range(0, len(thumbs), _ROWS):
+        best: dict[tuple[int, int], _Candidate] = {}
+        for view in range(table.shape[1]):
+            for plain, viewed in _near(table, view, top):
+                apart = home[plain] != home[viewed]
+                for found in _coarsely_alike(parts, plain[apart], viewed[apart], view):
+                    key = (min(found.plain, found.viewed), max(found.plain, found.viewed))
+                    if key not in best or best[key].alike < found.alike:
+                        best[key] = found
+        yield from (found for _, found in sorted(best.items()))
+        on_progress(min(top + _ROWS, len(thumbs)), len(thumbs))
+
+
+def _near(hashes: NDArray[np.uint64], view: int, top: int) -> Iterator[tuple[Positions, Positions]]:
+    """Pictures whose hash, as they are, lies within RADIUS of that of others in this view.
+
+    hashes: [N, views]. By positions, those as they are first. One of the two lies in the _ROWS
+    from top on and the other after it: from all tops come all pairs, once in either order.
+    """
+    plain, views = hashes[:, 0], hashes[:, view]
+    yield _within(plain, views, top)
+    if view >= WAYS:  # the other views undo each other: both orders say the same
+        viewed, as_it_is = _within(views, plain, top)
+        yield as_it_is, viewed
+
+
+def _within(a: NDArray[np.uint64], b: NDArray[np.uint64], top: int) -> tuple[Positions, Positions]:
+    apart = np.bitwise_count(a[top : top + _ROWS, None] ^ b[None, top:])
+    i, j = np.nonzero(apart <= RADIUS)
+    later = i < j
+    return i[later] + top, j[later] + top
+
+
+def _coarsely_alike(
+    parts: Sequence[Floats], plain: Positions, viewed: Positions, view: int
+) -> Iterator[_Candidate]:
+    """Those of the pairs whose coarse structure agrees, some of them at once."""
+    zoom, way = divmod(view, WAYS)
+    for at in range(0, len(plain), _AT_ONCE):
+        i, j = plain[at : at + _AT_ONCE], viewed[at : at + _AT_ONCE]
+        laid = _laid(parts[zoom][j], way)
+        alike = np.einsum("nyx,nyx->n", parts[0][i], laid)
+        for k in np.flatnonzero(alike >= COARSE).tolist():
+            yield _Candidate(float(alike[k]), int(i[k]), int(j[k]), view)
 
 
 def _coarse(thumb: Pixels) -> Floats:

@@ -1,13 +1,16 @@
 """The contact sheet: what is on it, and that it can always be drawn."""
 
+import os
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from lesionseg import contact
 from lesionseg.data.leaks import audit_sets
 from lesionseg.errors import InputError
 from lesionseg.figures import TRUE_COLOUR
+from lesionseg.sheet import shortened
 from tests.lesionseg.data.copies import CHANGES, texture
 from tests.lesionseg.data.test_leaks import put
 
@@ -80,6 +83,29 @@ def test_many_copies_of_one_picture_stand_four_abreast(tmp_path):
     (strip,) = section.strips
     assert [tile.name for tile in strip] == ["p0", "p1", "p2", "p3"]
     assert [tile.note for tile in strip] == ["same pixels", "", "", "and 2 more"]
+
+
+def test_names_that_stand_in_two_splits_or_are_no_text_can_be_drawn(tmp_path):
+    root = tmp_path / "data"
+    for split in ("train", "test"):
+        put(root, "twice", texture(0), split)
+    for name in ("two\nlines", os.fsdecode(b"latin-\xe9")):
+        put(root, name, texture(1), "train")
+    found = audit_sets([root])
+    leak, other = contact._sections(found)
+    assert [tile.name for tile in leak.strips[0]] == ["twice (train)", "twice (test)"]
+    assert [tile.name for tile in other.strips[0]] == [
+        "latin-\\udce9 (train)",
+        "two\\nlines (train)",
+    ]
+    assert drawn(found, tmp_path / "s.png")[0] == 2
+
+
+def test_a_caption_is_one_line_of_what_a_font_has(tmp_path):
+    """Fonts are drawn of characters only, and a line break would run into the next picture."""
+    draw, font = ImageDraw.Draw(Image.new("RGB", (9, 9))), ImageFont.load_default(11)
+    assert shortened(draw, "a\nb" + os.fsdecode(b"\xff"), font, 500) == "a\\nb\\udcff"
+    assert shortened(draw, "läsion 日本", font, 500) == "läsion 日本"
 
 
 @pytest.mark.parametrize("name", ["none/s.png", "s.unknown", "s"])

@@ -1,5 +1,7 @@
 """What an audit sees of a data set, sound and faulty."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -92,6 +94,68 @@ def test_one_pixel_inside_is_not_on_the_border(tmp_path):
     mask[1, 38] = 255
     put(tmp_path / "data", "a", mask)
     assert not audit(tmp_path / "data").pairs[0].on_border
+
+
+def test_what_touches_at_a_corner_is_one_component(tmp_path):
+    for name, left in (("a_touching", 10), ("b_apart", 11)):
+        mask = boxed(2, 10, 2, 10)
+        mask[10:14, left : left + 6] = 255
+        put(tmp_path / "data", name, mask)
+    assert [pair.components for pair in audit(tmp_path / "data").pairs] == [1, 2]
+
+
+def test_masks_without_an_image_are_counted_and_named(tmp_path):
+    for split, names in (("train", "abcd"), ("test", "ef")):
+        for name in names:
+            put(tmp_path / "data", name, boxed(5, 15, 10, 30), split)
+    for name in ("train/images/b.png", "train/images/c.png", "test/images/f.png"):
+        (tmp_path / "data" / name).unlink()
+    # A second mask of an image has one; so has none what is no picture, or is hidden.
+    (tmp_path / "data/train/masks/a_mask.png").rename(tmp_path / "data/train/masks/a.png")
+    for name in ("a_seg.png", "notes.txt", "._x.png"):
+        (tmp_path / "data/train/masks" / name).write_bytes(b"x")
+    seen = audit(tmp_path / "data")
+    assert seen.facts()["masks without image"] == "3, f_mask.png, b_mask.png, c_mask.png"
+    assert seen.index.masks_without_image == ("f_mask.png", "b_mask.png", "c_mask.png")
+    assert [p.name for p in seen.whole] == ["a", "d", "e"]
+
+
+def test_a_manifest_may_leave_out_masks(sound):
+    rows = "train/images/a_plain.png,train/masks/a_plain_mask.png\n"
+    (sound / "manifest.csv").write_text(f"image,mask\n{rows}")
+    assert audit(sound).index.masks_without_image == ()
+
+
+def test_a_link_to_nothing_is_a_pair_that_cannot_be_used(tmp_path):
+    root = write_folder(tmp_path / "data", 3)
+    for path in (root / "images/im001.png", root / "masks/im002.png"):
+        path.unlink()
+        path.symlink_to(tmp_path / "gone.png")
+    assert audit(root).problems == [
+        f"{root}/images/im001.png: no such file",
+        f"{root}/masks/im002.png: no such file",
+    ]
+
+
+def test_a_name_in_two_splits_is_told_with_its_split(sound):
+    put(sound, "a_plain", boxed(0, 1, 0, 1), "test")
+    put(sound, "d_empty", boxed(0, 1, 0, 1), "test")
+    seen = audit(sound)
+    areas = {p.name: p.area for p in seen.pairs}
+    assert len(areas) == 9 and list(areas)[:2] == ["train/a_plain", "test/a_plain"]
+    assert (areas["train/a_plain"], areas["test/a_plain"]) == (0.25, 1 / 800)
+    assert seen.facts()["empty masks"] == "2, train/d_empty, g_tall"
+
+
+def test_names_that_break_a_line_or_are_no_text_are_told_in_one_line(tmp_path):
+    put(tmp_path / "data", "two\nlines", blank())
+    put(tmp_path / "data", os.fsdecode(b"latin-\xe9"), blank())
+    put(tmp_path / "data", "broken\n", blank())
+    (tmp_path / "data/train/images/broken\n.png").write_bytes(b"")
+    seen = audit(tmp_path / "data")
+    assert seen.facts()["empty masks"] == "2, latin-\\udce9, two\\nlines"
+    (problem,) = seen.problems
+    assert problem.startswith(f"{tmp_path}/data/train/images/broken\\n.png: not a picture (")
 
 
 def test_every_fault_is_found_and_counted(tmp_path):

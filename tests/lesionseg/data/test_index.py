@@ -2,6 +2,9 @@
 
 import os
 import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +24,9 @@ def write_csv(root, text, name="manifest.csv"):
     root.mkdir(parents=True, exist_ok=True)
     (root / name).write_bytes(text.encode() if isinstance(text, str) else text)
     return root / name
+
+
+OWN_NAME = "a picture's name must be its own: rename or take away all but one"
 
 
 def listed(index):
@@ -237,13 +243,105 @@ def test_folders_without_any_picture(tmp_path):
 @pytest.mark.parametrize("names", [("a.jpg", "a.png"), ("a.jpg", "A.png")])
 def test_two_images_of_one_name(tmp_path, names):
     put(tmp_path, *(f"images/{n}" for n in names), "masks/a.png")
-    assert refusal(tmp_path) == f"data: {tmp_path}: 1 names stand twice: a"
+    told = "a" if names[1] == "a.png" else "A and a"
+    assert refusal(tmp_path) == f"data: {tmp_path}: 1 names stand twice: {told}; {OWN_NAME}"
+    with pytest.raises(InputError, match="1 names stand twice"):  # an audit takes none of these
+        DatasetIndex.read(tmp_path, torn=True)
 
 
 def test_one_name_in_two_splits(tmp_path):
-    for split in ("train", "test"):
-        put(tmp_path, f"{split}/images/a.jpg", f"{split}/masks/a.png")
-    assert refusal(tmp_path) == f"data: {tmp_path}: 1 names stand twice: a"
+    put(
+        tmp_path,
+        "train/images/A_1.jpg",
+        "train/masks/A_1.png",
+        "val/images/b.jpg",
+        "val/masks/b.png",
+    )
+    put(
+        tmp_path,
+        "train/images/b.jpg",
+        "train/masks/b.png",
+        "test/images/a_1.jpg",
+        "test/masks/a_1.png",
+    )
+    assert refusal(tmp_path) == (
+        f"data: {tmp_path}: 2 names stand twice: A_1 and a_1 (train and test), b (train and val); "
+        f"{OWN_NAME}"
+    )
+    index = DatasetIndex.read(tmp_path, torn=True)
+    assert [(r.name, r.split) for r in index.records] == [
+        ("A_1", "train"),
+        ("a_1", "test"),
+        ("b", "train"),
+        ("b", "val"),
+    ]
+
+
+@pytest.mark.parametrize("splits", [("train", "train", "test"), ("train", None)])
+def test_a_name_twice_in_one_split_or_outside_of_them_is_one_too_many(tmp_path, splits):
+    put(tmp_path, *(f"{i}/a.jpg" for i in range(3)), "m.png")
+    rows = [f"{i}/a.jpg,m.png,{split or ''}" for i, split in enumerate(splits)]
+    write_csv(tmp_path, "\n".join(["image,mask,split", *rows]))
+    with pytest.raises(InputError, match="1 names stand twice: a "):
+        DatasetIndex.read(tmp_path, torn=True)
+
+
+def test_a_link_to_nothing_is_refused_for_a_study_and_taken_by_an_audit(tmp_path):
+    put(tmp_path, "images/a.jpg", "masks/a.png", "images/b.jpg", "masks/c.png", "else/c.jpg")
+    (tmp_path / "masks/b.png").symlink_to("../gone.png")
+    (tmp_path / "images/c.jpg").symlink_to("../else/c.jpg")
+    assert refusal(tmp_path) == (
+        f"data: {tmp_path}: 1 pictures are links to what is not there: b.png -> ../gone.png; mend "
+        f"the links, or take the pairs away"
+    )
+    assert [r.name for r in DatasetIndex.read(tmp_path, torn=True).records] == ["a", "b", "c"]
+
+
+@contextmanager
+def without_rights(folder, mode):
+    """As a user who is not the superuser, the folder being of that mode."""
+    folder.chmod(mode)
+    own = os.geteuid()
+    try:
+        if own == 0:
+            os.seteuid(65534)
+        yield
+    finally:
+        os.seteuid(own)
+        folder.chmod(0o755)
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o644])
+@pytest.mark.parametrize("name", [".", "images", "train", "train/masks"])
+def test_a_folder_that_cannot_be_read(name, mode):
+    with tempfile.TemporaryDirectory() as place:  # pytest's own folders are root's alone
+        root = Path(place)
+        root.chmod(0o755)
+        put(
+            root,
+            *(f"{split}{n}" for split in ("", "train/") for n in ("images/a.jpg", "masks/a.png")),
+        )
+        with without_rights(root / name, mode):
+            text = refusal(root, "folders")
+            if name == "images":  # which others list too
+                with pytest.raises(InputError, match="cannot be read: Permission denied"):
+                    pictures(root / name)
+    assert text.startswith(f"data: {root / name}")
+    assert text.endswith(": cannot be read: Permission denied; make it readable for this user")
+
+
+def test_masks_of_both_parts_of_ham10000_have_images(tmp_path):
+    put(tmp_path, *HAM, "HAM10000_segmentations_lesion_tschandl/c_segmentation.png")
+    write_csv(tmp_path, "lesion_id,image_id\nL1,a\nL1,b\n", "HAM10000_metadata")
+    index = DatasetIndex.read(tmp_path)
+    assert index.masks_without_image == ("c_segmentation.png",)
+
+
+def test_names_that_break_a_line_are_refused_in_one(tmp_path):
+    put(tmp_path, "images/a.jpg", "images/b\nc.jpg", "masks/a.png")
+    assert "1 of 2 images have no mask" in refusal(tmp_path)
+    put(tmp_path, "masks/b\nc.png", "images/b\nC.jpg")
+    assert "1 names stand twice: b\\nC and b\\nc; " in refusal(tmp_path)
 
 
 def test_a_patient_in_two_official_splits(tmp_path):

@@ -7,9 +7,15 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin, TiffTags
 
-from lesionseg.data.pictures import read_image, read_mask, size_of
+from lesionseg.data.pictures import (
+    read_image,
+    read_image_and_size,
+    read_mask,
+    size_of,
+    upright,
+)
 from lesionseg.errors import InputError
 
 WIDTH, HEIGHT = 23, 17
@@ -146,6 +152,54 @@ def test_an_orientation_that_does_not_exist_is_none(tmp_path, orientation):
     assert np.array_equal(np.asarray(read_image(path)), scene())
 
 
+def with_tags(path, array, *entries):
+    """A JPEG whose EXIF holds these entries: tag, type, count and the four bytes of the value."""
+    head = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries))
+    body = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in entries)
+    return save(path, np.ascontiguousarray(array), exif=head + body + bytes(4), quality=95)
+
+
+HELD = (0x0112, 3, 1, struct.pack("<HH", 6, 0))
+#: What cameras and editors leave in EXIF that is of another kind than it should be.
+ODD_TAGS = {
+    "resolution as text": (0x011A, 2, 4, b"72 \0"),
+    "width as text": (0x0100, 2, 4, b"abc\0"),
+    "an EXIF folder as text": (0x8769, 2, 4, b"abc\0"),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_TAGS)
+def test_an_odd_tag_beside_the_orientation_does_no_harm(tmp_path, odd):
+    tags = sorted([HELD, ODD_TAGS[odd]])
+    path = with_tags(tmp_path / "a.jpg", STORED[6](scene()), *tags)
+    assert size_of(path) == (HEIGHT, WIDTH)
+    assert np.abs(np.asarray(read_image(path)).astype(int) - scene()).mean() < 8
+    big = np.kron(scene(), np.ones((16, 16, 1), np.uint8))
+    small, size = read_image_and_size(with_tags(tmp_path / "b.jpg", STORED[6](big), *tags), 100)
+    assert size == (16 * HEIGHT, 16 * WIDTH)
+    assert small.width > small.height and small.width < 16 * WIDTH
+
+
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0", b"Exif\0\0nonsense", b"Exif\0\0II*\0\xff\xff\xff\x7f"]
+)
+def test_metadata_that_cannot_be_read_say_nothing_of_the_orientation(tmp_path, exif):
+    path = save(tmp_path / "a.jpg", scene(), exif=exif, quality=95)
+    assert size_of(path) == (HEIGHT, WIDTH)
+    assert np.abs(np.asarray(read_image(path)).astype(int) - scene()).mean() < 8
+
+
+@pytest.mark.parametrize("orientation", STORED)
+def test_a_picture_is_turned_once_however_often_it_is_asked_for(tmp_path, orientation):
+    path = with_orientation(tmp_path / "a.png", STORED[orientation](scene()), orientation)
+    with Image.open(path) as opened:
+        stored = opened.size
+        once = upright(opened)
+        assert np.array_equal(np.asarray(upright(once)), scene())
+        assert np.array_equal(np.asarray(upright(opened)), scene())
+        assert opened.size == stored  # the caller's picture is left as it was
+
+
 def test_sixteen_bits_are_turned_upright_too(tmp_path):
     deep = scene()[..., 0].astype(np.uint16) * 257
     path = with_orientation(tmp_path / "a.png", STORED[6](deep), 6)
@@ -198,6 +252,16 @@ def test_a_picture_that_is_cut_off_is_damaged(tmp_path, name, share):
     path.write_bytes(content[: int(len(content) * share)])
     for read in (read_image, read_mask):
         assert refusal(read, path).startswith(("the picture is damaged (", "not a picture ("))
+
+
+def test_a_header_of_another_kind_than_it_should_be_is_damage(tmp_path):
+    """Where a TIFF's pixels lie is a number; PIL takes whatever is there to be one."""
+    where = TiffImagePlugin.ImageFileDirectory_v2()
+    where.tagtype[273] = TiffTags.ASCII
+    where[273] = "x"
+    path = save(tmp_path / "a.tif", scene(), tiffinfo=where)
+    for read in (read_image, read_mask, size_of):
+        assert refusal(read, path).startswith("the picture is damaged (")
 
 
 def png_of(width, height):

@@ -1,5 +1,8 @@
 """Copies are found whatever was done to them; strangers are not taken for copies."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,7 +10,14 @@ from PIL import Image
 from lesionseg.data import similar
 from lesionseg.data.likeness import FINE, likeness
 from lesionseg.data.similar import Twin, clusters, find_twins, look
-from tests.lesionseg.data.copies import CHANGES, texture
+from tests.lesionseg.data.copies import CHANGES, cropped, recompressed, texture
+
+#: What no view and no zoom about the centre lays upon the whole: it has to be moved to fit.
+MOVED = {
+    "5% cut off one side": lambda i: i.crop((i.width // 20, 0, i.width, i.height)),
+    "4% cut off at a corner": lambda i: i.crop((i.width // 25, i.height // 25, i.width, i.height)),
+    "turned by 3 degrees": lambda i: cropped(i.rotate(3, Image.Resampling.BICUBIC), 0.03),
+}
 
 
 def looks_of(*images):
@@ -20,10 +30,25 @@ def strangers():
     return [look(texture(seed), f"s{seed}") for seed in range(12)]
 
 
-@pytest.mark.parametrize("change", CHANGES)
+def noisy(seed, n):
+    """So many copies of one texture, each with noise of its own."""
+    rng = np.random.default_rng(seed)
+    pixels = np.asarray(texture(seed)).astype(int)
+    for _ in range(n):
+        noise = rng.integers(-3, 4, pixels.shape)
+        yield Image.fromarray((pixels + noise).clip(0, 255).astype("u1"))
+
+
+def faint(seed, contrast):
+    """A texture of which so much of the contrast is left, about a middle grey."""
+    pixels = np.asarray(texture(seed)).astype(float)
+    return Image.fromarray((150 + (pixels - 150) * contrast).astype("u1"))
+
+
+@pytest.mark.parametrize("change", {**CHANGES, **MOVED})
 def test_a_copy_is_found_whatever_was_done_to_it(strangers, change):
     for seed in (3, 8):
-        copy = look(CHANGES[change](texture(seed)), "copy")
+        copy = look({**CHANGES, **MOVED}[change](texture(seed)), "copy")
         (twin,) = find_twins([*strangers, copy])
         assert (twin.first, twin.second, twin.exact) == (seed, 12, False)
         assert FINE <= twin.likeness <= 1
@@ -45,7 +70,8 @@ def test_equal_pixels_are_exact_copies_each_of_the_first_one():
     found = find_twins([*(look(image, digest) for digest in "abaac"), look(texture(2), "z")])
     exact = [t for t in found if t.exact]
     assert exact == [Twin(0, 2, 1.0, exact=True), Twin(0, 3, 1.0, exact=True)]
-    # Other digests of the same picture: copies as well, by what they look like.
+    # Other digests of the same picture: copies as well, by what they look like. So few are laid
+    # upon each other all at once, before it is known which of them are linked.
     assert [(t.first, t.second) for t in found if not t.exact] == [(0, 1), (0, 4), (1, 4)]
     assert all(t.likeness == pytest.approx(1) for t in found)
 
@@ -72,6 +98,16 @@ def test_uniform_pictures_are_copies_only_where_their_pixels_are_equal():
     assert find_twins(looks_of(*noisy)) == []
 
 
+def test_what_shows_next_to_nothing_is_a_copy_only_where_its_pixels_are_equal():
+    """Grey levels of a standard deviation of less than 3, however alike they are."""
+    pair = [look(faint(1, 0.06), "a"), look(recompressed(faint(1, 0.06), 95), "b")]
+    assert all(1.5 < each.thumb.std() < 3 for each in pair)
+    assert find_twins(pair) == []
+    pair = [look(faint(1, 0.1), "a"), look(recompressed(faint(1, 0.1), 95), "b")]
+    assert all(3 < each.thumb.std() < 4 for each in pair)
+    assert len(find_twins(pair)) == 1
+
+
 def test_positions_are_those_of_the_looks_given_flat_ones_among_them():
     flat = Image.new("RGB", (40, 30))
     image = texture(5)
@@ -87,21 +123,71 @@ def test_hashes_within_the_radius_are_those_that_counting_bits_finds():
         for bit in rng.choice(64, int(rng.integers(0, 25)), replace=False):
             views[i] ^= np.uint64(1) << np.uint64(bit)
     views = np.roll(views, 1)
-    for both in (False, True):
+    hashes = np.stack([plain] + [views] * 15, axis=1)
+    # Views of the whole picture undo each other: there one order says what the other does.
+    for view, both in ((1, False), (9, True)):
         wanted = {
             (i, j)
             for i in range(70)
             for j in range(70)
-            if (i != j if both else i < j)
-            and bin(int(plain[i]) ^ int(views[j])).count("1") <= similar.RADIUS
+            if (i != j if both else i < j) and bin(int(plain[i]) ^ int(views[j])).count("1") <= 12
         }
         found = [
             pair
-            for i, j in similar._near(plain, views, both_ways=both)
+            for top in range(0, 70, similar._ROWS)
+            for i, j in similar._near(hashes, view, top)
             for pair in zip(i.tolist(), j.tolist(), strict=True)
         ]
         assert len(found) == len(set(found))
         assert set(found) == wanted and len(wanted) > 5
+
+
+@pytest.mark.parametrize(("bits", "found"), [(12, 1), (13, 0)])
+def test_hashes_of_copies_differ_in_twelve_bits_at_most(bits, found):
+    one = look(texture(0), "one")
+    other = one._replace(digest="other", hashes=one.hashes ^ np.uint64(2**bits - 1))
+    assert len(find_twins([one, other])) == found
+
+
+def counted(monkeypatch):
+    """The pairs of which the likeness is asked, as they are asked for."""
+    calls = []
+    monkeypatch.setattr(similar, "likeness", lambda a, b: calls.append(1) or likeness(a, b))
+    return calls
+
+
+def test_many_copies_of_one_picture_are_one_set_and_few_of_their_pairs_are_compared(monkeypatch):
+    calls = counted(monkeypatch)
+    found = find_twins([look(image, f"{i}") for i, image in enumerate(noisy(1, 300))])
+    assert clusters(300, found) == [list(range(300))]
+    # Of 44,850 pairs: each picture once, and what is asked before it is known to be linked.
+    assert 299 <= len(calls) <= 299 + 2 * similar._BATCH
+    assert len(found) <= len(calls)
+
+
+def test_all_copies_are_linked_in_whatever_order_they_come(monkeypatch):
+    """Also those that are copies of a copy only, and sets that stand between one another."""
+    monkeypatch.setattr(similar, "_BATCH", 2)  # so that linked pairs are left out among few
+    changes = ["as it is", "JPEG 60", "rotate_90", "darker", "cropped by 2%", "twice the size"]
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(18).tolist()
+        looks, homes = [None] * 18, {}
+        for place, k in enumerate(order):
+            image, change = texture(k % 3), changes[k // 3]
+            looks[place] = look(CHANGES.get(change, lambda i: i)(image), f"{k}")
+            homes.setdefault(k % 3, []).append(place)
+        assert clusters(18, find_twins(looks)) == sorted(sorted(each) for each in homes.values())
+
+
+def test_the_same_is_found_whatever_the_number_of_threads(monkeypatch):
+    looks = [look(image, f"{i}") for i, image in enumerate([*noisy(1, 50), *noisy(2, 50)])]
+    told = []
+    for workers in (1, 2, 3 * (os.cpu_count() or 1)):
+        monkeypatch.setattr(
+            similar, "ThreadPoolExecutor", lambda workers=workers: ThreadPoolExecutor(workers)
+        )
+        told.append(find_twins(looks))
+    assert told[0] == told[1] == told[2] and 98 <= len(told[0]) < 300
 
 
 def test_likeness_is_one_of_itself_and_near_none_of_a_stranger():
@@ -119,8 +205,6 @@ def test_what_is_linked_through_another_is_one_set():
 
 def test_progress_is_told_to_its_end(strangers):
     told = []
-    find_twins(
-        [*strangers, look(CHANGES["darker"](texture(0)), "copy")],
-        lambda done, total: told.append((done, total)),
-    )
-    assert told and told[-1][0] == told[-1][1] == len(told)
+    copies = [look(CHANGES["darker"](texture(k)), f"copy {k}") for k in range(6)]
+    find_twins([*strangers, *copies], lambda done, total: told.append((done, total)))
+    assert told == [(16, 18), (18, 18)]
