@@ -1,9 +1,11 @@
 """Records the whole learning curve of every configuration of a grid, trained on real images.
 
     python -m bench.curves DATA [--grid tuning] [--to FILE] [--workers 2] [--size 64] [--device cpu]
+    python -m bench.curves DATA --grid tuning --again FILE [--best 6] [--seeds 4] [--to OTHER]
 
 The grid ``tuning`` is what the defaults of a search are chosen from, ``check`` has other networks,
 losses, augmentations, optimizer, images and length, to see what they are worth where nobody looked.
+``--again`` trains the best configurations of a file with other seeds: what luck is worth.
 ``bench.search`` replays searches on such a file in seconds. A line holds one training: its
 configuration, the validation Dice of each epoch, the seconds of each epoch, and the Dice of each
 validation image at the best epoch; a training that diverged ends with an epoch without Dice. On a
@@ -20,7 +22,7 @@ import multiprocessing as mp
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -160,6 +162,19 @@ def per_image(weights: Path, data: TrainData, device: torch.device) -> list[floa
     return [round(float(d), 3) for d in scores["dice"]]
 
 
+def of_other_seeds(
+    jobs: Sequence[tuple[dict[str, Any], TrialConfig]], path: Path, best: int, seeds: int
+) -> Iterator[tuple[dict[str, Any], TrialConfig]]:
+    """The best configurations of a file of curves, with each of the seeds 1, 2, ..."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines.sort(key=lambda line: max(dice or 0 for dice in line["dice"]), reverse=True)
+    of = {config.digest(): (point, config) for point, config in jobs}
+    for line in lines[:best]:
+        point, config = of[line["digest"]]
+        for seed in range(1, seeds + 1):
+            yield point, replace(config, seed=seed)
+
+
 def known(path: Path) -> set[str]:
     """The digests of what a file holds already."""
     if not path.is_file():
@@ -173,6 +188,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--grid", choices=GRIDS, default="tuning")
     parser.add_argument("--to", type=Path, default=Path("bench/results/curves-cpu.jsonl"))
+    parser.add_argument("--again", type=Path, metavar="FILE")
+    parser.add_argument("--best", type=int, default=6)
+    parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--device", default="cpu")
@@ -181,9 +199,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Once, before several ask for it.
     material(asked.data, asked.size, grid.limits, grid.seed)
     there = known(asked.to)
+    wanted = list(configurations(grid, asked.size))
+    if asked.again:
+        wanted = list(of_other_seeds(wanted, asked.again, asked.best, asked.seeds))
     jobs = [
         (asked.data, point, config, grid, asked.device)
-        for point, config in configurations(grid, asked.size)
+        for point, config in wanted
         if config.digest() not in there
     ]
     context = mp.get_context("spawn")

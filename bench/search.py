@@ -1,7 +1,8 @@
 """How long a search takes to find a good configuration: our default beside what else one would run.
 
     python -m bench.search [CURVES] [--repeats 300] [--workers 1] [--top 3] [--to FILE] [--variants]
-                           [--interpolate] [--only AXIS=WORD ...] [--without AXIS=WORD ...]
+                           [--noise 0.009] [--interpolate] [--only AXIS=WORD ...]
+                           [--without AXIS=WORD ...]
 
 Replays whole searches on learning curves that ``bench.curves`` recorded of real trainings: a trial
 costs the seconds that its epochs cost then, and reports the Dice that they gave. A search is over
@@ -12,6 +13,12 @@ study runs. ``--variants`` compares other defaults too. ``--interpolate`` gives 
 recorded ones what lies between their curves, so that rates that are near each other are not the
 same training. ``--only model=unet`` and ``--without model=dynunet`` search parts of the grid. The
 time that a sampler takes itself is left out: see sampling-cpu.md.
+
+A training that is done again with another seed, or at a rate that differs a little, gives another
+Dice. A replay without that luck would give a search the very same curve again and again: if the one
+it likes best lies a hair below the target, it never ends, as no real search would. So each trial's
+curve is shifted by a draw of standard deviation ``--noise``: what seeds alone were worth when the
+best configurations were trained again (search-cpu.md).
 """
 
 from __future__ import annotations
@@ -39,6 +46,7 @@ from search.samplers import SAMPLERS
 from search.spec import PrunerSpec, SamplerSpec
 
 CURVES = Path(__file__).parent / "results" / "curves-cpu.jsonl"
+NOISE = 0.009  # of validation Dice
 DRAWS = 2000  # of the bootstrap
 LONGEST = 400  # trials; a search that has not found it by then is given the time that it took
 
@@ -54,6 +62,11 @@ class Curve:
     def best(self) -> float:
         """The best epoch's Dice."""
         return max(dice or 0.0 for dice in self.dice)
+
+    def shifted(self, by: float) -> Curve:
+        """The curve with every Dice so much higher, within [0, 1]."""
+        dice = (None if d is None else min(max(d + by, 0.0), 1.0) for d in self.dice)
+        return replace(self, dice=tuple(dice))
 
     def towards(self, other: Curve, share: float) -> Curve:
         """The curve that lies this share of the way to another, of as many epochs."""
@@ -72,6 +85,7 @@ class Table:
     rates: tuple[float, ...]
     choices: Mapping[str, tuple[str, ...]]
     interpolated: bool = False
+    noise: float = 0.0
 
     @classmethod
     def read(cls, path: Path) -> Table:
@@ -97,8 +111,13 @@ class Table:
         """Of the longest training."""
         return max(len(c.dice) for c in self.curves.values())
 
+    def train(self, trial: Trial, seed: int) -> Curve:
+        """What a trial gets, with the luck that is its own in the search of this seed."""
+        luck = np.random.default_rng([seed, trial.number]).normal(0.0, self.noise)
+        return self.draw(trial).shifted(float(luck)) if self.noise else self.draw(trial)
+
     def draw(self, trial: Trial) -> Curve:
-        """What a trial trains."""
+        """What a trial's configuration gave when it was recorded, or what lies between two."""
         chosen = [
             str(trial.suggest_categorical(name, values)) for name, values in self.choices.items()
         ]
@@ -219,7 +238,7 @@ def replay(table: Table, arm: Arm, target: float, seed: int, workers: int = 1) -
             study.sampler = samplers[worker]
             trial = study.ask()
             trials += 1
-            task = trial, table.draw(trial), 1
+            task = trial, table.train(trial, seed), 1
         at_work[worker] = task
         heapq.heappush(queue, (now + task[1].seconds[task[2] - 1], worker))
 
@@ -295,6 +314,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1])
     parser.add_argument("--top", type=int, nargs="+", default=[3])
     parser.add_argument("--variants", action="store_true")
+    parser.add_argument("--noise", type=float, default=NOISE)
     parser.add_argument("--interpolate", action="store_true")
     parser.add_argument("--only", nargs="*", default=[], metavar="AXIS=WORD")
     parser.add_argument("--without", nargs="*", default=[], metavar="AXIS=WORD")
@@ -304,7 +324,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     only, without = (
         dict(pair.split("=", 1) for pair in given) for given in (asked.only, asked.without)
     )
-    table = replace(Table.read(asked.curves), interpolated=asked.interpolate).part(only, without)
+    table = Table.read(asked.curves).part(only, without)
+    table = replace(table, interpolated=asked.interpolate, noise=asked.noise)
     arms = {**ARMS, **(VARIANTS if asked.variants else {})}
     lines = []
     for workers in asked.workers:

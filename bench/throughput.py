@@ -8,9 +8,14 @@ same augmentation runs in a DataLoader of two processes, and float32 throughout.
 All in turns within one run, a few steps each, so that whatever else the machine does meets all
 alike; medians over rounds of the ratio within a round. On a machine that others use too the clock
 says little of two loops that take turns with strangers; the processor time that an image costs
-says what the clock would on a quiet one whose cores are all busy.
+says what the clock would on a quiet one whose cores are all busy. It is that of one process, and
+not told where others make the batches.
 
-    python -m bench.throughput [--rounds 7] [--steps 6] [--photographs 48] [--to FILE]
+Each epoch begins with nothing prepared: on a GPU, whose steps are short, that is spread over more
+of them. `--executors host device` trains with either way to augment, in turns too.
+
+    python -m bench.throughput [--rounds 7] [--steps 6] [--photographs 48] [--executors host device]
+        [--device cuda] [--to FILE]
 """
 
 from __future__ import annotations
@@ -42,7 +47,14 @@ from lesionseg.data.cache import Cache, build_cache
 from lesionseg.data.index import DatasetIndex
 from lesionseg.data.loader import in_order, to_device
 from lesionseg.data.synthetic import write_dataset
-from lesionseg.device import amp_dtype, autocast, describe, pick_device, prepare
+from lesionseg.device import (
+    amp_dtype,
+    autocast,
+    describe,
+    loader_workers,
+    pick_device,
+    prepare,
+)
 from lesionseg.heap import keep_memory
 from lesionseg.loop import Hooks, Loop
 from lesionseg.losses import build_loss
@@ -51,6 +63,7 @@ from lesionseg.optim import build_optimizer
 from lesionseg.records import TrainData
 from lesionseg.space import Pick
 from lesionseg.state import Keeper
+from lesionseg.switches import AUGMENT, SWITCHES, switch
 from search.slots import cores
 
 #: By what people would call them; a GPU takes the larger ones too.
@@ -62,6 +75,10 @@ NETWORKS = {
 }
 FULL = Pick("full")
 BATCH = 16
+#: Steps in a block, by the kind of device.
+STEPS = {"cpu": 6, "mps": 100, "cuda": 100}
+#: Of the notebook's epochs, which start two processes each, at least.
+NOTEBOOK_STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -117,13 +134,26 @@ def step(
 class Ours:
     """The training of this project, an epoch at a time."""
 
-    def __init__(self, config: TrialConfig, cache: Cache, device: torch.device, steps: int) -> None:
+    def __init__(
+        self,
+        config: TrialConfig,
+        cache: Cache,
+        device: torch.device,
+        steps: int,
+        executor: str,
+    ) -> None:
         torch.manual_seed(config.seed)
         model = build_model(config.model, image_size=config.image_size)
+        os.environ[AUGMENT] = executor  # which is looked at once, by the loop
         # An epoch is as long as a block of the others: members occur several times.
         members = np.arange(steps * config.batch_size) % len(cache.names)
         hooks = Hooks(lambda: False, lambda *told: None, Keeper(None, {}), 1)
         self.loop = Loop(config, TrainData(cache, members, members), device, model, hooks)
+
+    @property
+    def executor(self) -> str:
+        """Who augments."""
+        return "device" if self.loop.resident else "host"
 
     def run(self, steps: int) -> int:
         """An epoch of ``steps`` steps; how many images they were."""
@@ -134,7 +164,7 @@ class Ours:
 
 
 class Photographs(Dataset[tuple[Tensor, Tensor]]):
-    """What most would write."""
+    """What most would write; few photographs come up more than once in an epoch."""
 
     def __init__(self, folder: Path, size: int, augment: A.Compose) -> None:
         self.images = sorted((folder / "images").iterdir())
@@ -142,10 +172,10 @@ class Photographs(Dataset[tuple[Tensor, Tensor]]):
         self.size, self.augment = size, augment
 
     def __len__(self) -> int:
-        return len(self.images)
+        return max(len(self.images), NOTEBOOK_STEPS * BATCH)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        square = (self.size, self.size)
+        square, index = (self.size, self.size), index % len(self.images)
         image = Image.open(self.images[index]).convert("RGB").resize(square)
         mask = Image.open(self.masks[index]).convert("L").resize(square, Image.Resampling.NEAREST)
         inside = (np.asarray(mask) > 127).astype(np.uint8)
@@ -192,29 +222,40 @@ def wait(device: torch.device) -> None:
 
 
 def against_bare(
-    network: str, size: int, cache: Cache, device: torch.device, rounds: int, steps: int
+    network: str, size: int, cache: Cache, device: torch.device, given: argparse.Namespace
 ) -> Iterator[str]:
-    """A row of the first table."""
-    config = config_of(network, size)
-    bare, ours = Bare(config, cache, device), Ours(config, cache, device, steps)
-    pace(bare.run, 1, device), pace(ours.run, steps, device)
-    pairs = [(pace(bare.run, steps, device), pace(ours.run, steps, device)) for _ in range(rounds)]
-    clock = statistics.median(b.clock / o.clock for b, o in pairs)
-    work = statistics.median(b.work / o.work for b, o in pairs)
-    alone, whole = (statistics.median(1 / p[i].clock for p in pairs) for i in (0, 1))
-    yield f"| {network} | {size} | {alone:.1f} | {whole:.1f} | {clock:.3f} | {work:.3f} |"
+    """The rows of the first table of one network, one for each way to augment."""
+    config, steps = config_of(network, size), given.steps
+    bare = Bare(config, cache, device)
+    arms = [Ours(config, cache, device, steps, executor) for executor in given.executors]
+    runs = [bare.run, *(arm.run for arm in arms)]
+    for run in runs:
+        pace(run, steps, device)
+    turns = [[pace(run, steps, device) for run in runs] for _ in range(given.rounds)]
+    alone = statistics.median(1 / turn[0].clock for turn in turns)
+    for i, arm in enumerate(arms, start=1):
+        whole = statistics.median(1 / turn[i].clock for turn in turns)
+        clock = statistics.median(turn[0].clock / turn[i].clock for turn in turns)
+        work = statistics.median(turn[0].work / turn[i].work for turn in turns)
+        told = "-" if loader_workers(device) else f"{work:.3f}"
+        yield (
+            f"| {network} | {size} | {arm.executor} | {alone:.1f} | {whole:.1f} "
+            f"| {clock:.3f} | {told} |"
+        )
 
 
 def against_notebook(
-    network: str, size: int, folder: Path, root: Path, device: torch.device, rounds: int
+    network: str, folder: Path, root: Path, device: torch.device, given: argparse.Namespace
 ) -> Iterator[str]:
     """A row of the second table."""
+    size, rounds = 96, max(1, given.rounds // 2)
     cache = build_cache(DatasetIndex.read(folder), size, root)
     config = config_of(network, size)
-    ours = Ours(config, cache, device, max(1, len(cache.names) // BATCH))
-    steps = len(ours.loop.plan)
+    steps = max(NOTEBOOK_STEPS, len(cache.names) // BATCH)
+    ours = Ours(config, cache, device, steps, given.executors[0])
     notebook = Notebook(config, folder, device)
-    pace(ours.run, steps, device)
+    for run in (notebook.run, ours.run):
+        pace(run, steps, device)
     pairs = [
         (pace(notebook.run, steps, device), pace(ours.run, steps, device)) for _ in range(rounds)
     ]
@@ -223,9 +264,10 @@ def against_notebook(
     yield f"| {network} | {size} | {theirs:.1f} | {whole:.1f} | {ratio:.2f} |"
 
 
-BARE_HEAD = """\
-| network | image size | bare step, images/s | ours, images/s | ours / bare | by processor time |
-|---|---|---|---|---|---|"""
+BARE_HEAD = (
+    "| network | image size | augments | bare step, images/s | ours, images/s | ours / bare "
+    "| by processor time |\n|---|---|---|---|---|---|---|"
+)
 NOTEBOOK_HEAD = """\
 | network | image size | notebook, images/s | ours, images/s | ours / notebook |
 |---|---|---|---|---|"""
@@ -239,27 +281,30 @@ def measure(given: argparse.Namespace, scratch: Path, device: torch.device) -> I
     for size in given.sizes:
         cache = build_cache(index, size, scratch / "cache")
         for network in given.networks:
-            yield from against_bare(network, size, cache, device, given.rounds, given.steps)
+            yield from against_bare(network, size, cache, device, given)
     if not given.photographs:
         return
     folder = write_photographs(scratch / "photographs", given.photographs)
     yield f"\n{NOTEBOOK_HEAD}"
-    rounds = max(1, given.rounds // 2)
     for network in given.networks:
-        yield from against_notebook(network, 96, folder, scratch / "cache", device, rounds)
+        yield from against_notebook(network, folder, scratch / "cache", device, given)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--steps", type=int, help=f"of a block; by the device: {STEPS}")
     parser.add_argument("--sizes", type=int, nargs="*", default=[96, 256])
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS)[:2], choices=NETWORKS)
     parser.add_argument("--photographs", type=int, default=48)
     parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--executors", nargs="+", default=[switch(AUGMENT)], choices=SWITCHES[AUGMENT]
+    )
     parser.add_argument("--to", type=Path, help="a Markdown file for the tables")
     given = parser.parse_args(argv)
     device = pick_device(given.device)
+    given.steps = given.steps or STEPS[device.type]
     torch.set_num_threads(cores())
     prepare(device, 0)
     if device.type == "cpu":

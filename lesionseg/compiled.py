@@ -2,7 +2,8 @@
 
 torch.compile fuses what lies between convolutions, and takes a minute or more to do so. Most
 trainings of a search are stopped within a few epochs, so that it is the long ones alone that earn
-it back: by itself nothing is compiled before an epoch has shown how long the others will take.
+it back: by itself nothing is compiled before an epoch has shown how long the others will take, and
+not by a process's first epoch, in which loaders start and cuDNN tries its algorithms.
 """
 
 from __future__ import annotations

@@ -58,7 +58,9 @@ def amp_dtype(device: torch.device, mode: str) -> torch.dtype | None:
     """The half precision to train in, or None for float32 throughout."""
     if mode == "off" or device.type != "cuda":
         return None
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    # A GPU without bfloat16 of its own (V100, T4) computes it through float32, slower than that.
+    own = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if own else torch.float16
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
@@ -69,9 +71,16 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
 def loader_workers(device: torch.device) -> int:
     """Processes that augment ahead of the device.
 
-    None on a CPU: there a thread does it, beside a training that keeps every core busy.
+    None on a CPU: there a thread does it, beside a training that keeps every core busy. Else one
+    less than torch has threads here, from 1 to 8: of a host that several trainings share, a
+    training's threads are its part.
     """
-    return 0 if device.type == "cpu" else max(1, min(8, (os.cpu_count() or 2) - 1))
+    if device.type == "cpu":
+        return 0
+    threads = torch.get_num_threads()
+    if hasattr(os, "sched_getaffinity"):  # Linux: a scheduler may have left fewer cores than that
+        threads = min(threads, len(os.sched_getaffinity(0)))
+    return max(1, min(8, threads - 1))
 
 
 def peak_memory(device: torch.device) -> int:

@@ -92,7 +92,7 @@ class Loop:
         # Convolutions are fastest over channels last, on the CPU as on tensor cores.
         self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward: compiled.Forward = self.model
-        self.compiled = False
+        self.compiled, self.warm = False, False
         self._compile_if_it_pays()
         self.loss: Loss = build_loss(
             config.loss,
@@ -208,7 +208,9 @@ class Loop:
         seconds = self.epoch_clock()
         self.history.append(EpochRecord(number, train_loss, val_loss, scores, self.lr, seconds))
         self.step, self.total, self.epoch_earlier = 0, torch.zeros_like(self.total), 0.0
-        self._compile_if_it_pays((self.config.epochs - number) * seconds)
+        if self.warm:  # the first epoch of a process tells little of those to come
+            self._compile_if_it_pays((self.config.epochs - number) * seconds)
+        self.warm = True
         return self.history[-1]
 
     def _compile_if_it_pays(self, seconds_left: float = 0.0) -> None:
@@ -323,10 +325,12 @@ def _feed(
 ) -> tuple[Resident | None, Dataset[Any]]:
     """Where the images lie, if on the device, and what is made of them for each step."""
     pipeline = build_augment(config.augment)
-    members = np.union1d(data.train, data.val)
-    if executor(pipeline, config.image_size, len(members), device) == "host":
+    members, resident = np.union1d(data.train, data.val), None
+    if executor(pipeline, config.image_size, len(members), device) == "device":
+        # Others compute there too: what was free a moment ago may not be any more.
+        resident = unless_short(lambda: Resident(data.cache, members, device), device)
+    if resident is None:
         return None, BatchDataset(data.cache, pipeline, config.seed)
-    resident = Resident(data.cache, members, device)
     return resident, PlanDataset(resident, pipeline, config.seed)
 
 

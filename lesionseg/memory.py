@@ -15,8 +15,17 @@ import torch
 
 T = TypeVar("T")
 
-#: How torch, and libraries under it, tell of too little memory in a plain RuntimeError.
-NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC")
+#: How torch, and libraries under it, tell of too little memory in a plain RuntimeError. Algorithms
+#: of cuDNN whose workspace cannot be had are passed over; where none is left, no engine is found.
+#: Of a convolution that it cannot do at all it says the same, down to a single image.
+NO_MEMORY = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "CUBLAS_STATUS_ALLOC",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "unable to find an engine",
+)
 
 
 def is_short(error: BaseException) -> bool:

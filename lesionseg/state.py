@@ -191,22 +191,25 @@ class Before:
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self.device = device
-        self.buffers = list(model.buffers())
-        self.copies = [torch.empty_like(buffer) for buffer in self.buffers]
+        # By kind: of a list of several, CUDA copies each tensor by a kernel of its own.
+        alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+        for buffer in model.buffers():
+            alike.setdefault((buffer.device, buffer.dtype), []).append(buffer)
+        self.pairs = [(list(map(torch.empty_like, kind)), kind) for kind in alike.values()]
         self.random: dict[str, Tensor] = {}
 
     def note(self) -> None:
         """Before a step; the host does not wait for the device."""
         self.random = random_state(self.device)
-        if self.buffers:  # an empty list is refused by torch
-            torch._foreach_copy_(self.copies, self.buffers)
+        for copies, buffers in self.pairs:
+            torch._foreach_copy_(copies, buffers)
 
     @torch.no_grad()
     def restore(self) -> None:
         """As it was when noted last."""
         set_random_state(self.device, self.random)
-        if self.buffers:
-            torch._foreach_copy_(self.buffers, self.copies)
+        for copies, buffers in self.pairs:
+            torch._foreach_copy_(buffers, copies)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: State) -> None:

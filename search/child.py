@@ -117,14 +117,13 @@ class Child:
         self._say(SUSPEND)
 
     def memory(self) -> int:
-        """Bytes of the host's memory that are its own and its loaders', shared pages left out."""
+        """Bytes of the host's memory that are its own and its loaders', but for pages of files."""
         total = 0
         with contextlib.suppress(psutil.Error):
             top = psutil.Process(self.pid)
             for process in (top, *top.children(recursive=True)):
                 with contextlib.suppress(psutil.Error):
-                    used = process.memory_info()
-                    total += used.rss - getattr(used, "shared", 0)
+                    total += _held(process)
         return total
 
     def kill(self) -> None:
@@ -159,6 +158,24 @@ class Child:
         if code == -signal.SIGKILL and oom_kills() > self._oom_kills:
             return Broke("oom", "the kernel ended the training's process: out of memory")
         return Broke("crash", _how_it_ended(code))
+
+
+def _held(process: psutil.Process) -> int:
+    """Bytes of memory that no file backs; of a page that several processes share, its part.
+
+    Loaders share what the training had when it forked them: counted for each, eight that hold
+    nothing would be eight trainings.
+    """
+    parts = [0]
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key in {"Pss_Anon", "Pss_Shmem"}:
+                parts.append(1024 * int(value.split()[0]))
+    if any(parts):
+        return sum(parts)
+    used = process.memory_info()  # an older kernel, or no Linux
+    return int(used.rss - getattr(used, "shared", 0))
 
 
 def oom_kills() -> int:

@@ -7,6 +7,13 @@ epoch repeats the last: the trap of generators that are copied at fork.
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import multiprocessing
+import os
+import signal
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,6 +37,13 @@ Batch = tuple[Tensor, Tensor]
 #: The mean and deviation of ImageNet's pixels, which pretrained encoders expect; RGB, of 255.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
+
+#: How loaders are started; None, elsewhere than on Linux, for what is usual there. A training of a
+#: study comes from a fork server, and by itself would start another, whose loaders each import
+#: torch anew: seconds of all cores. A fork is safe after CUDA was started too, as long as what was
+#: forked leaves CUDA alone: data sets for loaders are numpy throughout.
+LINUX = sys.platform == "linux"
+START = "fork" if LINUX else None
 
 
 @dataclass(frozen=True)
@@ -133,10 +147,43 @@ def train_loader(
         num_workers=workers,
         persistent_workers=True,
         pin_memory=pin,
+        multiprocessing_context=START,
+        worker_init_fn=_begin if LINUX else None,
         # Its own: it draws once an epoch, which would shift what the network draws.
         generator=torch.Generator().manual_seed(seed),
     )
     return loader, plan
+
+
+#: Linux's prctl: the signal that a process gets when the thread that forked it ends.
+_PDEATHSIG = 1
+
+
+def _begin(number: int) -> None:
+    """What a loader's process does first: from here on it ends with its training, and not before.
+
+    A signal to a training's whole group, as schedulers send it, is for the training to answer: it
+    saves its state, and must not find its loaders dead meanwhile.
+    """
+    # What came with the fork is the training's to tidy up: tensors on a device among it.
+    gc.freeze()
+    # OpenCV's threads did not come along, and would fight those of the training for its cores.
+    cv2.setNumThreads(0)
+    # An orphan would keep the device's memory and the training's pipes open for seconds.
+    ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL)
+    training = multiprocessing.parent_process()
+    if training is None or os.getppid() != training.pid:  # it ended before
+        os._exit(0)
+    # Not ignored: it is how multiprocessing ends loaders when a program exits, and waits for it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_obey, args=(training.pid,), daemon=True).start()
+
+
+def _obey(training: int | None) -> None:
+    """Ends this process at a SIGTERM of the training's own; anybody else's is dropped."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != training:
+        pass
+    os._exit(0)
 
 
 def brought(
@@ -144,13 +191,13 @@ def brought(
 ) -> Iterator[Batch]:
     """Each batch as ``bring`` puts it on the device.
 
-    On CUDA that is done on a stream of its own: a step is queued long before it is computed, so
-    that the next batch travels, and is augmented, while it is.
+    On CUDA that is done on a stream of its own: a step is queued before it is computed, so that the
+    next batch travels, and is augmented, while it is.
     """
     if device.type != "cuda":
         yield from map(bring, batches)
         return
-    aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    aside = _aside(device)
     training = torch.cuda.current_stream(device)
     aside.wait_stream(training)  # for what lies there already
     for batch in batches:
@@ -160,6 +207,12 @@ def brought(
         for tensor in (images, masks):
             tensor.record_stream(training)  # else its memory would be given away under the step
         yield images, masks
+
+
+@lru_cache
+def _aside(device: torch.device) -> torch.cuda.Stream:
+    # One for all epochs: memory once used on a stream is kept for that stream alone.
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def in_order(cache: Cache, members: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:

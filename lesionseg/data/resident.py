@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lesionseg.augment import reseed
-from lesionseg.augment.batched import Plan, carry_out, draw, is_known, to
+from lesionseg.augment.batched import Packed, carry_out, draw, is_known, pack, unpack
 from lesionseg.data.cache import Cache
 from lesionseg.data.loader import Batch, Key, batch_seed, normalise
 from lesionseg.errors import InputError
@@ -28,9 +28,6 @@ from lesionseg.switches import AUGMENT, switch
 SHARE = 0.25
 #: Images brought to the device at once.
 AT_ONCE = 256
-
-#: The rows of a Resident to gather, int64 [N], and what is to be done to them.
-Planned = tuple[Tensor, Plan]
 
 
 def executor(
@@ -52,11 +49,17 @@ def executor(
 
 
 def _free(device: torch.device) -> int:
-    return int(torch.cuda.mem_get_info(device)[0])
+    """Bytes that this process may still take: of the device's, and of its share of them."""
+    free, total = torch.cuda.mem_get_info(device)
+    share = torch.cuda.get_per_process_memory_fraction(device) * total
+    return int(min(free, share - torch.cuda.memory_reserved(device)))
 
 
 class Resident:
-    """Members of a cache on a device: uint8 [M, S, S, 3] and their masks [M, S, S]."""
+    """Members of a cache on a device: uint8 [M, S, S, 3] and their masks [M, S, S].
+
+    Raises whatever torch does where the device's memory is short.
+    """
 
     def __init__(self, cache: Cache, members: NDArray[np.int64], device: torch.device) -> None:
         self.members = np.unique(members)
@@ -75,22 +78,26 @@ class Resident:
         """Where members of the cache lie here, int64 on the host."""
         return torch.from_numpy(np.searchsorted(self.members, members))
 
-    def batch(self, planned: Planned) -> Batch:
+    def batch(self, packed: Packed) -> Batch:
         """A planned batch, augmented and normalised, as ``to_device`` gives one."""
-        rows, plan = planned[0].to(self.images.device, non_blocking=True), planned[1]
-        images, masks = carry_out(to(plan, rows.device), self.images[rows], self.masks[rows])
+        content = packed.content.to(self.images.device, non_blocking=True)
+        rows, plan = unpack(Packed(content, packed.layout))
+        images, masks = carry_out(plan, self.images[rows], self.masks[rows])
         return normalise(images), masks.unsqueeze(1).float()
 
 
-class PlanDataset(Dataset[Planned]):
-    """Gives for a Key the plan of the batch that ``BatchDataset`` would make of it."""
+class PlanDataset(Dataset[Packed]):
+    """Gives for a Key the plan of the batch that ``BatchDataset`` would make of it.
+
+    Its rows are those of the Resident.
+    """
 
     def __init__(self, resident: Resident, pipeline: A.Compose, seed: int) -> None:
         # Not the resident itself: what lies on a device cannot go to a helper.
         self.members, self.size = resident.members, resident.images.shape[1]
         self.pipeline, self.seed = pipeline, seed
 
-    def __getitem__(self, key: Key) -> Planned:
+    def __getitem__(self, key: Key) -> Packed:
         reseed(self.pipeline, batch_seed(self.seed, key.epoch, key.step))
         rows = np.searchsorted(self.members, np.asarray(key.members))
-        return torch.from_numpy(rows), draw(self.pipeline, len(rows), self.size)
+        return pack(torch.from_numpy(rows), draw(self.pipeline, len(rows), self.size))

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import optuna
 import pytest
 from optuna.pruners import NopPruner, ThresholdPruner
@@ -143,6 +144,23 @@ def test_a_rate_between_two_is_given_what_lies_between_their_curves(path):
     # What diverges is not halved: the nearer one is given.
     assert table.draw(FixedTrial({"model": "a", "lr": 0.02})).dice == (0.1, None)
     assert table.draw(FixedTrial({"model": "a", "lr": 0.005})).dice == (0.1, 0.2, 0.3)
+
+
+def test_luck_is_a_trials_own_and_the_same_for_every_arm(path):
+    table = replace(Table.read(path), noise=0.01)
+    study = optuna.create_study(sampler=Script([{"model": "b", "lr": 0.1}] * 400))
+    asked = [study.ask() for _ in range(400)]
+    curves = [table.train(trial, 3).dice for trial in asked]
+    by = np.array(curves) - [0.3, 0.6, 0.9]
+    assert np.allclose(by, by[:, :1])  # a whole curve is shifted
+    assert abs(by.mean()) < 0.002 and abs(by.std() - 0.01) < 0.002
+    assert table.train(asked[7], 3).dice == curves[7] != table.train(asked[7], 4).dice
+    diverged = study.ask()
+    study.sampler.points.append({"model": "a", "lr": 0.1})
+    assert table.train(diverged, 0).dice[1] is None
+    assert replace(table, noise=0.0).train(asked[0], 3).dice == (0.3, 0.6, 0.9)
+    high = replace(table, noise=5.0)
+    assert all(0 <= d <= 1 for trial in asked for d in high.train(trial, 0).dice)
 
 
 def test_parts_of_a_grid(path):

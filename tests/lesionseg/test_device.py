@@ -1,5 +1,6 @@
 """Which device is taken, what is refused, what `prepare` fixes."""
 
+import os
 import re
 from pathlib import Path
 
@@ -96,7 +97,10 @@ def test_half_precision_can_be_turned_off():
 
 @pytest.mark.parametrize(("bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
 def test_half_precision_is_bfloat16_where_there_is_such(monkeypatch, bf16, dtype):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
+    def supported(including_emulation=True):  # as torch answers of a V100 and of an A100
+        return bf16 or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
     assert amp_dtype(CUDA, "auto") == dtype
 
 
@@ -108,9 +112,19 @@ def test_autocast_computes_in_the_given_precision_or_leaves_it_alone(dtype):
     assert (a @ a).dtype == torch.float32
 
 
-def test_a_cpu_gets_no_loader_processes_and_a_gpu_some():
+@pytest.mark.parametrize(
+    ("threads", "cores", "loaders"),
+    [(1, 64, 1), (2, 64, 1), (4, 64, 3), (9, 64, 8), (64, 64, 8), (16, 3, 2), (16, 1, 1)],
+)
+def test_a_gpu_gets_loaders_by_its_trainings_threads_and_a_cpu_none(
+    monkeypatch, threads, cores, loaders
+):
+    """cores: those that a scheduler has left to this process, of a host that has many."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 256)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert loader_workers(CUDA) == loaders
     assert loader_workers(CPU) == 0
-    assert 1 <= loader_workers(CUDA) <= 8
 
 
 def test_the_peak_is_in_bytes_and_no_less_than_what_is_held():

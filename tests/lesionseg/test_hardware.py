@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.optim import SGD, Adam, AdamW
 
-from lesionseg import compiled, switches
+from lesionseg import compiled, loop, switches
 from lesionseg.config import TrialConfig
 from lesionseg.errors import InputError
 from lesionseg.optim import optimizers
@@ -52,6 +52,29 @@ def test_it_goes_on_from_a_break_to_the_last_digit(data, monkeypatch, tmp_path):
     assert records(data, state=tmp_path / "s.pt") == whole
 
 
+def test_images_that_do_not_fit_after_all_are_augmented_by_the_host(data, monkeypatch):
+    """Somebody else took the memory between the look at it and the taking."""
+    host = records(data)
+
+    def short(*given):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setenv(switches.AUGMENT, "device")
+    assert records(data) != host
+    monkeypatch.setattr(loop, "Resident", short)
+    assert records(data) == host
+
+
+def test_another_error_of_bringing_them_there_ends_it(data, monkeypatch):
+    def broken(*given):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setenv(switches.AUGMENT, "device")
+    monkeypatch.setattr(loop, "Resident", broken)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        records(data)
+
+
 # --- compiling -----------------------------------------------------------------------------------
 
 
@@ -73,6 +96,25 @@ def test_only_long_trainings_on_cuda_are_compiled_unless_told(
     if asked:
         monkeypatch.setenv(switches.COMPILE, asked)
     assert compiled.pays(device, left) == does
+
+
+def test_what_is_to_come_is_told_by_no_first_epoch_of_a_process(data, monkeypatch, tmp_path):
+    asked = []
+
+    def pays(device, seconds_left=0.0):
+        asked.append(seconds_left)
+        return False
+
+    monkeypatch.setattr(compiled, "pays", pays)
+    suspended = iter([False] * 8 + [True])  # at the first step of the second epoch
+    with pytest.raises(Suspended):
+        train(CONFIG, data, state=tmp_path / "s.pt", suspend=lambda: next(suspended))
+    assert asked == [0.0]
+    history = train(CONFIG, data, state=tmp_path / "s.pt").history
+    # Once more before the first step, and after the third epoch; the second was this one's first.
+    assert len(history) == 3 and asked == [0.0, 0.0, 0.0]
+    train(CONFIG, data)
+    assert asked[3] == 0.0 and asked[4] > 0.0 and len(asked) == 6
 
 
 def test_another_word_is_refused_before_the_training(data, monkeypatch):

@@ -257,6 +257,62 @@ def test_a_save_that_fails_is_not_told_and_tried_again_later(tmp_path):
     assert keeper.due(middle=False) and told == []
 
 
+# --- what a step changes -------------------------------------------------------------------------
+
+
+class Buffers(torch.nn.Module):
+    """With buffers of several kinds, among each other, as layers of batch norm have them."""
+
+    def __init__(self):
+        super().__init__()
+        for i in range(3):
+            self.register_buffer(f"mean{i}", torch.full((4,), float(i)))
+            self.register_buffer(f"seen{i}", torch.tensor(i))
+        self.register_buffer("flag", torch.tensor([True, False]))
+
+    def change(self):
+        for buffer in self.buffers():
+            buffer.copy_(~buffer if buffer.dtype == torch.bool else buffer + 5)
+
+
+def kept(model):
+    return {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+
+def test_buffers_of_every_kind_are_as_they_were():
+    model = Buffers()
+    before, noted = state.Before(model, torch.device("cpu")), kept(model)
+    for _ in range(2):
+        before.note()
+        model.change()
+        assert all((kept(model)[name] != noted[name]).any() for name in noted)
+        before.restore()
+        assert all(torch.equal(kept(model)[name], noted[name]) for name in noted)
+    model.change()
+    before.note()
+    noted = kept(model)
+    model.change()
+    before.restore()
+    assert all(torch.equal(kept(model)[name], noted[name]) for name in noted)
+
+
+def test_buffers_are_copied_kind_by_kind(monkeypatch):
+    """A list of several kinds CUDA copies tensor by tensor."""
+    copied, copy = [], torch._foreach_copy_
+
+    def each(to, given):
+        copied.append([(a.dtype, b.dtype) for a, b in zip(to, given, strict=True)])
+        copy(to, given)
+
+    monkeypatch.setattr(torch, "_foreach_copy_", each)
+    before = state.Before(Buffers(), torch.device("cpu"))
+    before.note()
+    before.restore()
+    assert len(copied) == 2 * 3 and all(len(set(kinds)) == 1 for kinds in copied)
+    assert sum(map(len, copied)) == 2 * 7
+    state.Before(torch.nn.ReLU(), torch.device("cpu")).note()  # none at all
+
+
 # --- generators and optimizers -------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ import textwrap
 import time
 from dataclasses import replace
 from multiprocessing import forkserver
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -30,6 +31,7 @@ from search.child import Child
 from search.child_main import broke
 from search.jobs import Alive, Broke, Built, Resumed, Saved, Suspended, Trained, TrainJob
 from tests.conftest import ROOT
+from tests.search import loading
 from tests.search.helpers import PATIENCE, is_gone, wait_until
 
 CONFIG = TrialConfig(
@@ -235,6 +237,129 @@ def test_the_memory_of_a_child_is_its_own_and_what_it_started(job):
         child.kill()
         assert is_gone(child.pid)
         assert child.memory() == 0
+
+
+class Pid:
+    """Stands for a child of which only its number is asked."""
+
+    def __init__(self, pid):
+        self.pid = pid
+
+
+@pytest.fixture
+def family():
+    """A process that holds 200 MB and has forked four; each of these holds 20 MB of its own."""
+    script = """
+        import os, time
+        held = bytearray(os.urandom(1000)) * 200_000
+        for i in range(4):
+            if os.fork() == 0:
+                own = bytearray(os.urandom(1000)) * 20_000
+                break
+        os.write(1, b"ready\\n")
+        time.sleep(1000)
+    """
+    top = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert [top.stdout.readline() for _ in range(5)] == ["ready\n"] * 5
+        yield Pid(top.pid)
+    finally:
+        os.killpg(top.pid, signal.SIGKILL)
+        top.communicate()
+
+
+def test_memory_that_is_shared_since_a_fork_is_counted_once(family):
+    assert 280e6 < Child.memory(family) < 360e6
+
+
+def test_where_the_kernel_does_not_tell_more_it_is_counted_for_each(family, monkeypatch):
+    def unknown(path):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_text", unknown)
+    assert 5 * 200e6 + 4 * 20e6 < Child.memory(family) < 1300e6
+
+
+# --- with loader processes, as on a GPU -----------------------------------------------------------
+
+
+def with_loaders(job, **changes):
+    return replace(of(job, **changes), program=loading.__name__)
+
+
+def loaders_of(child):
+    """All that the training has started."""
+    return psutil.Process(child.pid).children(recursive=True)
+
+
+def test_loaders_are_forked_from_the_training_and_change_nothing(job):
+    seen = []
+
+    def look(child, record):
+        seen.append([(loader.pid, loader.ppid()) for loader in loaders_of(child)])
+
+    changes = {"augment": Pick("full")}
+    plain, helped = follow(of(job, **changes)), []
+    job = with_loaders(job, **changes)
+    with Child(job) as child:
+        for message in child.messages():
+            helped += [message] if isinstance(message, EpochRecord) else []
+            if isinstance(message, EpochRecord):
+                look(child, message)
+            if isinstance(message, Built | EpochRecord):
+                child.reply(stop=False)
+        pid = child.pid
+    # Two, of its own and no server's, and the same in every epoch.
+    assert len(seen) == 3 and seen[0] == seen[1] == seen[2]
+    assert [parent for _, parent in seen[0]] == [pid] * loading.LOADERS
+    assert all(is_gone(loader) for loader, _ in seen[0])
+
+    def told(records):
+        return [(r.train_loss, r.val_loss, r.metrics, r.lr) for r in records]
+
+    assert told(helped) == told(plain[1:-1])
+
+
+def test_a_signal_to_all_in_an_epoch_costs_no_step(job, tmp_path):
+    """The group is told to end; the worker's own word comes later, when batches were due."""
+    job = replace(with_loaders(job, epochs=50, batch_size=2), state=tmp_path / "state.pt")
+    told, last = False, None
+    with Child(job) as child:
+        for message in child.messages():
+            if isinstance(message, Built | EpochRecord):
+                child.reply(stop=False)
+            elif isinstance(message, Alive):
+                if not told and (message.epoch, message.step) >= (2, 2):
+                    os.killpg(child.pid, signal.SIGTERM)
+                    told = True
+                # More than any loader has made beforehand.
+                if last is None and (message.epoch, message.step) >= (3, 4):
+                    last = message
+                    child.suspend()
+    assert isinstance(message, Suspended)
+    kept = torch.load(job.state, weights_only=True)["state"]
+    assert (len(kept["history"]) + 1, kept["step"]) >= (last.epoch, last.step)
+
+
+@pytest.mark.parametrize("how", ["closed", "killed"])
+def test_loaders_end_with_their_training(job, how):
+    with Child(with_loaders(job, epochs=100_000)) as child:
+        for message in child.messages():
+            if isinstance(message, EpochRecord):
+                break
+            if isinstance(message, Built):
+                child.reply(stop=False)
+        loaders = [loader.pid for loader in loaders_of(child)]
+        assert len(loaders) == loading.LOADERS and not any(map(is_gone, loaders))
+        if how == "killed":
+            os.kill(child.pid, signal.SIGKILL)
+            assert wait_until(lambda: all(map(is_gone, loaders)), PATIENCE)
+    assert wait_until(lambda: all(map(is_gone, loaders)), PATIENCE)
 
 
 # --- what goes wrong ---------------------------------------------------------------------------

@@ -8,10 +8,12 @@ give the same pictures, up to rounding, to how often a picture is resampled (her
 what ``strands`` says of hair removed.
 
 Only what is drawn with lines and ellipses is drawn on the host, as layers of opacity of a byte a
-pixel; they travel with the plan, and are painted where the batch lies.
+pixel; they travel with the plan, and are painted where the batch lies. ``pack`` makes one piece of
+memory of it all for the way.
 """
 
 from lesionseg.augment.batched.carry import carry_out
-from lesionseg.augment.batched.plan import Plan, draw, is_known, to
+from lesionseg.augment.batched.packing import Packed, pack, unpack
+from lesionseg.augment.batched.plan import Plan, draw, is_known
 
-__all__ = ["Plan", "carry_out", "draw", "is_known", "to"]
+__all__ = ["Packed", "Plan", "carry_out", "draw", "is_known", "pack", "unpack"]

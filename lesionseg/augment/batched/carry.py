@@ -18,8 +18,7 @@ from lesionseg.augment.batched.strands import without_hair
 
 #: By the name in a plan: images float [n, 3, S, S] in [0, 255] and their values to images.
 CHANGES: dict[str, Callable[..., Tensor]] = {
-    "blend": pixels.blend,
-    "hue": pixels.turn_hue,
+    "jitter": pixels.jitter,
     "gamma": pixels.gamma,
     "clahe": pixels.clahe,
     "blur": pixels.blur,

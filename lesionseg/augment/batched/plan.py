@@ -77,18 +77,6 @@ def draw(pipeline: A.Compose, n: int, size: int) -> Plan:
     )
 
 
-def to(plan: Plan, device: torch.device) -> Plan:
-    """The plan on a device; nothing is waited for if its memory is pinned."""
-    return Plan(
-        plan.matrix.to(device, non_blocking=True),
-        plan.bend.to(device, non_blocking=True),
-        [
-            (name, {k: v.to(device, non_blocking=True) for k, v in values.items()})
-            for name, values in plan.changes
-        ],
-    )
-
-
 def _drawn(transform: A.BasicTransform, shape: tuple[int, int, int]) -> Params:
     """What the transform draws for one image; the map of all its pixels is not needed."""
     if isinstance(transform, CoarseElastic):
@@ -145,24 +133,27 @@ def _jitter(transform: A.ColorJitter, rows: Rows, params: Sequence[Params], size
     """Four changes after each other, in an order of each image's own.
 
     Brightness, contrast and saturation are one formula, a x + b grey + c mean of grey, with
-    ``blend`` [n, 3] = (a, b, c); only hue is another.
+    (a, b, c) for each; only hue is another. So that all images turn their hues at once, there is
+    room for three before it and three after: (1, 0, 0) changes nothing.
     """
-    changes: Named = []
-    for place in range(4):
-        blend, hues, hued = np.tile([1.0, 0.0, 0.0], (len(rows), 1)), [], []
-        for k, values in enumerate(params):
-            what = values["order"][place]
-            if what == 3:
-                hued.append(rows[k])
-                hues.append(values["hue"])
-            else:
+    places = np.tile([1.0, 0.0, 0.0], (len(rows), 6, 1))
+    hues = np.zeros(len(rows))
+    for k, values in enumerate(params):
+        order = list(values["order"])
+        hues[k] = values["hue"]
+        hued = order.index(3)
+        for place, what in enumerate(order):
+            if what != 3:
                 factor = values[("brightness", "contrast", "saturation")[what]]
-                blend[k, 0] = factor
-                blend[k, (0, 2, 1)[what]] += (0.0, 1 - factor, 1 - factor)[what]
-        changes.append(("blend", {"rows": rows, "blend": blend}))
-        if hued:
-            changes.append(("hue", {"rows": np.array(hued), "shift": np.array(hues)}))
-    return changes
+                own = places[k, place + 3 - hued if place < hued else place + 2 - hued]
+                own[0] = factor
+                own[(0, 2, 1)[what]] += (0.0, 1 - factor, 1 - factor)[what]
+    return [
+        (
+            "jitter",
+            {"rows": rows, "before": places[:, :3], "shift": hues, "after": places[:, 3:]},
+        )
+    ]
 
 
 def _gamma(transform: A.RandomGamma, rows: Rows, params: Sequence[Params], size: int) -> Named:

@@ -46,9 +46,10 @@ def _long(lines: Tensor, least: float) -> Tensor:
     reach = torch.stack([x, -x, y, -y]).expand(len(lines), -1, -1, -1)
     outside = (lines - 1) * far
     reach = reach * lines + outside
+    most = far * lines + outside
     times = int(least) + 1
     for _ in range(times):
-        reach = torch.minimum(_grown(reach, 3), far * lines + outside)
+        reach = torch.minimum(_grown(reach, 3), most)
     extent = torch.maximum(reach[:, 0] + reach[:, 1], reach[:, 2] + reach[:, 3])[:, None] + 1
     long = (extent > least).to(lines.dtype) * lines
     for _ in range(times):
@@ -59,10 +60,10 @@ def _long(lines: Tensor, least: float) -> Tensor:
 def _filled(x: Tensor, gone: Tensor, rings: int) -> Tensor:
     """The images with the pixels of ``gone`` [n, 1, H, W] in {0, 1} filled in from around."""
     known = 1 - gone
-    filled = x * known
+    # Colours, and in a fourth channel whether they are known: one mean is that of both.
+    filled = torch.cat([x * known, known], dim=1)
     for _ in range(rings):
-        near = F.avg_pool2d(known, 3, stride=1, padding=1)
-        mean = F.avg_pool2d(filled, 3, stride=1, padding=1) / near.clamp(min=1e-6)
-        filled = torch.where(known > 0, filled, mean * (near > 0))
-        known = torch.maximum(known, (near > 0).to(known.dtype))
-    return torch.where(known > 0, filled, x)
+        near = F.avg_pool2d(filled, 3, stride=1, padding=1)
+        mean = near / near[:, 3:].clamp(min=1e-6)
+        filled = torch.where(filled[:, 3:] > 0, filled, mean)
+    return torch.where(filled[:, 3:] > 0, filled[:, :3], x)

@@ -1,15 +1,17 @@
 """The batched executor against albumentations: one policy, the same pictures."""
 
 import copy
+import pickle
 
 import albumentations as A
 import cv2
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lesionseg.augment import AUGMENTS, build_augment, reseed
-from lesionseg.augment.batched import carry_out, draw, is_known, pixels
+from lesionseg.augment.batched import Packed, carry_out, draw, is_known, pack, pixels, unpack
 from lesionseg.augment.geometry import Symmetries, Warp
 from lesionseg.augment.hair import Hair, HairRemoval
 from lesionseg.data.synthetic import render
@@ -167,6 +169,91 @@ def test_the_plan_is_the_same_for_the_same_seed_and_small():
         v.nbytes for _, values in plans[0].changes for k, v in values.items() if k != "layer"
     )
     assert sent < 8 * 1024
+
+
+# --- how much a host has to ask of a device ------------------------------------------------------
+
+
+class Asked(TorchDispatchMode):
+    """Counts operations that compute something; views do not."""
+
+    def __init__(self):
+        super().__init__()
+        self.n = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        aliases = [r.alias_info for r in function._schema.returns]
+        self.n += not any(a is not None and not a.is_write for a in aliases)
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [("geometric", 25), ("colour", 165), ("dermoscopy", 265), ("full", 430)]
+)
+def test_a_batch_takes_no_more_operations_than_that(name, most):
+    """Of 16 x 256 x 256; on a device of which only shapes are known. Each is a launch on a GPU."""
+    pipeline, meta = build_augment(Pick(name)), torch.device("meta")
+    images = torch.empty(16, 256, 256, 3, dtype=torch.uint8, device=meta)
+    masks = torch.empty(16, 256, 256, dtype=torch.uint8, device=meta)
+    asked = []
+    for seed in range(4):
+        reseed(pipeline, seed)
+        packed = pack(torch.arange(16), draw(pipeline, 16, 256))
+        _, plan = unpack(Packed(packed.content.to(meta), packed.layout))
+        carry_out(plan, images, masks)  # what is the same for all batches is made once
+        with Asked() as counter:
+            carry_out(plan, images, masks)
+        asked.append(counter.n)
+    assert 0 < max(asked) <= most
+
+
+# --- packed --------------------------------------------------------------------------------------
+
+
+def alike(one, other):
+    """Whether two plans hold the same names, in the same order, and equal tensors."""
+    pairs = [(one.matrix, other.matrix), (one.bend, other.bend)]
+    for (name, values), (same, others) in zip(one.changes, other.changes, strict=True):
+        assert name == same and list(values) == list(others)
+        pairs += [(values[key], others[key]) for key in values]
+    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("n", [1, 5])
+@pytest.mark.parametrize("name", AUGMENTS)
+def test_a_plan_comes_out_of_a_packet_as_it_went_in(name, n):
+    pipeline = build_augment(Pick(name))
+    for seed in range(3):
+        reseed(pipeline, seed)
+        plan = draw(pipeline, n, 33)  # layers of 1089 bytes, which is no multiple of anything
+        packed = pack(torch.arange(n), plan)
+        rows, found = unpack(pickle.loads(pickle.dumps(packed)))
+        assert torch.equal(rows, torch.arange(n)) and alike(found, plan)
+
+
+def test_a_packet_is_one_piece_in_which_every_number_is_aligned():
+    reseed(FULL, 0)
+    packed = pack(torch.arange(7), draw(FULL, 7, 33))
+    rows, plan = unpack(packed)
+    tensors = [rows, plan.matrix, plan.bend]
+    tensors += [value for _, values in plan.changes for value in values.values()]
+    assert len(tensors) > 20 and packed.content.dtype == torch.uint8
+    begin, end = packed.content.data_ptr(), packed.content.data_ptr() + packed.content.nbytes
+    # Views, each after the last, with less than eight bytes between two.
+    for tensor in tensors:
+        if tensor.numel():
+            assert tensor.data_ptr() % tensor.itemsize == 0
+            assert 0 <= tensor.data_ptr() - begin < 8
+            begin = tensor.data_ptr() + tensor.nbytes
+    assert 0 <= end - begin < 8
+
+
+def test_a_plan_of_nothing_is_packed_too():
+    empty = A.Compose([])
+    rows, plan = unpack(pack(torch.arange(3), draw(empty, 3, 16)))
+    assert rows.tolist() == [0, 1, 2]
+    assert plan.matrix.shape == (0, 2, 3) and plan.bend.shape == (0, 3, 3, 2)
+    assert plan.changes == []
 
 
 def test_a_policy_in_an_order_that_one_resampling_cannot_stand_for_is_not_known():

@@ -1,9 +1,15 @@
 """Batches follow from (seed, epoch, step) alone, whoever prepares them."""
 
+import contextlib
 import gc
 import itertools
+import multiprocessing
+import os
 import pickle
+import signal
+import subprocess
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -13,6 +19,7 @@ from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as tv
 
 from lesionseg.augment import build_augment
+from lesionseg.data import loader as module
 from lesionseg.data.cache import build_cache
 from lesionseg.data.index import DatasetIndex
 from lesionseg.data.loader import (
@@ -22,12 +29,15 @@ from lesionseg.data.loader import (
     BatchDataset,
     EpochPlan,
     batch_seed,
+    brought,
     in_order,
     normalise,
     to_device,
     train_loader,
 )
+from lesionseg.data.resident import PlanDataset, Resident
 from lesionseg.space import Pick
+from tests.search.helpers import PATIENCE, is_gone, wait_until
 
 CPU = torch.device("cpu")
 NONE, FULL = Pick("none"), Pick("full", {"strength": 1.0})
@@ -189,6 +199,135 @@ def test_an_epoch_that_is_broken_off_leaves_no_thread():
     del given
     gc.collect()
     assert not any(thread.is_alive() for thread in made.threads)
+
+
+# --- processes that make batches ------------------------------------------------------------------
+
+
+@pytest.fixture
+def helped(cache):
+    """28 batches to come of 30, and the numbers of the two processes that are at work on them."""
+    dataset = BatchDataset(cache, build_augment(FULL), 0)
+    loader, plan = train_loader(dataset, np.arange(30), 1, seed=0, workers=2)
+    plan.epoch = 1
+    given = iter(loader)
+    next(given), next(given)  # one of each: both have begun
+    return given, [worker.pid for worker in loader._iterator._workers]
+
+
+def test_a_signal_to_all_does_not_end_them(helped):
+    """Sent by somebody else, as a scheduler does."""
+    given, pids = helped
+    for _ in range(3):
+        subprocess.run(["kill", "-TERM", *map(str, pids)], check=True)
+    assert len(list(given)) == 28
+    assert not any(map(is_gone, pids))
+
+
+def test_the_process_that_started_them_can_end_them(helped):
+    """What multiprocessing does when a program exits, before it waits for them."""
+    _, pids = helped
+    for pid in pids:
+        os.kill(pid, signal.SIGTERM)
+    assert wait_until(lambda: all(map(is_gone, pids)), PATIENCE)
+
+
+class Stuck:
+    def __getitem__(self, key):
+        time.sleep(1000)
+
+
+def _with_loaders(pipe):
+    loader, _ = train_loader(Stuck(), np.arange(4), 1, seed=0, workers=2)
+    iter(loader)
+    pipe.send([worker.pid for worker in loader._iterator._workers])
+    time.sleep(1000)
+
+
+def test_none_outlives_a_training_that_is_killed_however_busy_it_is():
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    training = context.Process(target=_with_loaders, args=(theirs,))
+    training.start()
+    pids = ours.recv()
+    time.sleep(0.5)  # until they are at it, or not yet
+    assert not any(map(is_gone, pids))
+    training.kill()
+    training.join()
+    gone = wait_until(lambda: all(map(is_gone, pids)), PATIENCE)
+    for pid in pids:  # else they would sleep on behind a test that failed
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    assert gone
+
+
+@pytest.mark.parametrize("kind", ["batches", "plans"])
+def test_they_leave_cuda_alone(cache, monkeypatch, kind):
+    """What is forked from a process that has started CUDA must not ask anything of it."""
+
+    def touched():
+        raise AssertionError("CUDA was touched")
+
+    pipeline = build_augment(FULL)
+    here = Resident(cache, np.arange(30), CPU)
+    dataset = BatchDataset(cache, pipeline, 0)
+    if kind == "plans":
+        dataset = PlanDataset(here, pipeline, 0)
+    monkeypatch.setattr(torch.cuda, "_lazy_init", touched)
+    loader, plan = train_loader(dataset, np.arange(30), 10, seed=0, workers=1)
+    plan.epoch = 1
+    assert len(list(loader)) == 3
+
+
+# --- beside the training, on a GPU ---------------------------------------------------------------
+
+
+class Stream:
+    """Stands for CUDA's; notes what it waited for."""
+
+    made = 0
+
+    def __init__(self, device=None):
+        self.waited = []
+        Stream.made += 1
+
+    def wait_stream(self, other):
+        self.waited.append(other)
+
+
+class Used:
+    """Stands for a tensor on the device."""
+
+    def __init__(self):
+        self.streams = []
+
+    def record_stream(self, stream):
+        self.streams.append(stream)
+
+
+def test_all_epochs_are_prepared_on_one_stream(monkeypatch):
+    main, entered = Stream(), []
+    monkeypatch.setattr(Stream, "made", 0)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: main)
+
+    @contextlib.contextmanager
+    def stream(which):
+        entered.append(which)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    module._aside.cache_clear()
+    for epoch in range(3):
+        given = list(brought(range(4), lambda batch: (Used(), Used()), torch.device("cuda")))
+        assert len(given) == 4
+        assert all(used.streams == [main] for pair in given for used in pair)
+        (aside,) = set(entered)
+        # For what the training has put there, once an epoch; the training for each batch.
+        assert aside.waited == [main] * (epoch + 1)
+        assert main.waited == [aside] * 4 * (epoch + 1)
+    assert Stream.made == 1
+    module._aside.cache_clear()
 
 
 # --- the plan of an epoch ------------------------------------------------------------------------

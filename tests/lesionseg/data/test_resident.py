@@ -1,22 +1,25 @@
 """Batches of which only the plan travels, on the CPU, which computes them as a GPU would."""
 
+import collections
 import pickle
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from lesionseg import switches
 from lesionseg.augment import build_augment
 from lesionseg.data import resident
 from lesionseg.data.cache import build_cache
 from lesionseg.data.index import DatasetIndex
-from lesionseg.data.loader import BatchDataset, brought, to_device, train_loader
+from lesionseg.data.loader import BatchDataset, Key, brought, normalise, to_device, train_loader
 from lesionseg.data.resident import PlanDataset, Resident, executor
 from lesionseg.errors import InputError
 from lesionseg.space import Pick
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+CPU, CUDA, META = (torch.device(name) for name in ("cpu", "cuda", "meta"))
 FULL = build_augment(Pick("full"))
 
 
@@ -95,6 +98,56 @@ def test_what_goes_to_a_helper_holds_no_images(cache):
     assert len(sent) - len(pickle.dumps(FULL)) < 2000
 
 
+class Counted(TorchDispatchMode):
+    """Notes each operation's name, and what is copied from the host to the device, here meta."""
+
+    def __init__(self):
+        super().__init__()
+        self.names, self.brought = collections.Counter(), []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **kwargs or {})
+        self.names[function.__name__] += 1
+        if isinstance(found, torch.Tensor) and found.is_meta:
+            given = [a for a in args if isinstance(a, torch.Tensor) and not a.is_meta and a.ndim]
+            self.brought += [(function.__name__, a.dtype, a.shape) for a in given]
+        return found
+
+
+def test_a_batch_travels_in_one_piece_and_nothing_is_read_back(cache):
+    """A device that can be asked for nothing: on it no number has a value."""
+    there = Resident(cache, np.arange(30), META)
+    loader, plan = train_loader(
+        PlanDataset(there, build_augment(Pick("full", {"strength": 1.0})), 7),
+        np.arange(30),
+        15,
+        seed=7,
+    )
+    plan.epoch = 1
+    normalise(there.images)  # which brings the mean and deviation, once
+    for packed in loader:
+        with Counted() as counted:
+            images, masks = there.batch(packed)
+        assert images.shape == (15, 3, 32, 32) and masks.shape == (15, 1, 32, 32)
+        assert [(kind, shape) for _, kind, shape in counted.brought] == [
+            (torch.uint8, packed.content.shape)
+        ]
+
+
+def test_a_packed_batch_is_pinned_in_one_piece(cache, monkeypatch):
+    pinned = []
+
+    def pin(tensor, device=None):
+        pinned.append(tensor)
+        return tensor.clone()
+
+    packed = PlanDataset(Resident(cache, np.arange(30), CPU), FULL, 0)[Key(1, 0, (3, 5))]
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    ours = pin_memory(packed)
+    assert len(pinned) == 1 and torch.equal(ours.content, packed.content)
+    assert ours.layout == packed.layout
+
+
 # --- who augments --------------------------------------------------------------------------------
 
 
@@ -116,6 +169,27 @@ def test_the_device_augments_where_the_images_fit(monkeypatch, asked, device, fr
     if asked:
         monkeypatch.setenv(switches.AUGMENT, asked)
     assert executor(FULL, 64, 10, device) == who
+
+
+@pytest.mark.parametrize(
+    ("free", "share", "reserved", "left"),
+    [
+        (60, 1.0, 0, 60),
+        (60, 0.5, 10, 40),  # of its half it has taken ten
+        (30, 0.5, 10, 30),  # others have taken more than theirs
+        (60, 0.1, 25, -15),
+    ],
+)
+def test_what_is_free_is_no_more_than_the_processs_share(monkeypatch, free, share, reserved, left):
+    """Of a device of 100 bytes."""
+    asked = {
+        "mem_get_info": (free, 100),
+        "get_per_process_memory_fraction": share,
+        "memory_reserved": reserved,
+    }
+    for name, answer in asked.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, answer=answer: answer)
+    assert resident._free(CUDA) == left
 
 
 def test_a_policy_that_torch_does_not_know_stays_with_the_host(monkeypatch):

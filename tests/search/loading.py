@@ -1,0 +1,23 @@
+"""A program for trainings whose batches come from loader processes, as a GPU's do, on any CPU.
+
+It tells of every step.
+"""
+
+from __future__ import annotations
+
+from multiprocessing.connection import Connection
+
+from lesionseg import loop
+from search import child_main
+from search.jobs import End, TrainJob
+
+LOADERS = 2
+
+broke = child_main.broke
+
+
+def work(job: TrainJob, pipe: Connection) -> End:
+    """The training; what is changed is changed in this process only."""
+    loop.loader_workers = lambda device: LOADERS
+    child_main.SIGN_OF_LIFE = 0.0
+    return child_main.work(job, pipe)
