@@ -24,6 +24,7 @@ best configurations were trained again (search-cpu.md).
 from __future__ import annotations
 
 import argparse
+import binascii
 import heapq
 import itertools
 import json
@@ -41,7 +42,7 @@ from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import Trial, TrialState
 
-from search.pruners import PRUNERS
+from search.pruners import PRUNERS, Halving
 from search.samplers import SAMPLERS
 from search.spec import PrunerSpec, SamplerSpec
 
@@ -187,8 +188,31 @@ ARMS: Mapping[str, Arm] = {
     OURS: ours(),
 }
 
+
+class _Patience(Halving):
+    """With another share of patient trials: one in so many, by lot; none of 0."""
+
+    def __init__(self, min_epochs: int, epochs: int, one_in: int) -> None:
+        super().__init__(min_epochs, epochs)
+        self.one_in = one_in
+
+    def is_patient(self, study_name: str, number: int) -> bool:  # type: ignore[override]
+        lot = binascii.crc32(f"{study_name}_{number}".encode())
+        return bool(self.one_in) and lot % self.one_in == 0
+
+
+def patient(one_in: int) -> Arm:
+    """Our default with another share of patient trials."""
+    return replace(ours(), pruner=lambda epochs: _Patience(1, epochs, one_in))
+
+
 #: What the default could be instead.
 VARIANTS: Mapping[str, Arm] = {
+    "default, none patient": patient(0),
+    "default, a third patient": patient(3),
+    "default, begins after 3": ours(SamplerSpec(startup=3)),
+    "default, begins after 10": ours(SamplerSpec(startup=10)),
+    "default, from epoch 2": ours(pruner=PrunerSpec(min_epochs=2)),
     "tpe, no pruning": ours(pruner=PrunerSpec(name="none")),
     "tpe, median": ours(pruner=PrunerSpec(name="median")),
     "tpe, hyperband": ours(pruner=PrunerSpec(name="hyperband")),

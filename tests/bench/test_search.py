@@ -10,7 +10,19 @@ from optuna.pruners import NopPruner, ThresholdPruner
 from optuna.samplers import GridSampler, RandomSampler
 from optuna.trial import FixedTrial
 
-from bench.search import ARMS, BARE, OURS, RANDOM, Arm, Table, main, replay, told
+from bench.search import (
+    ARMS,
+    BARE,
+    OURS,
+    RANDOM,
+    VARIANTS,
+    Arm,
+    Table,
+    main,
+    patient,
+    replay,
+    told,
+)
 
 SPACE = {"model": ["a", "b"], "lr": [0.001, 0.1]}
 
@@ -121,6 +133,19 @@ def test_the_table_has_ratios_to_both_baselines(path, capsys):
     assert set(ARMS) == {RANDOM, BARE, OURS} <= set(rows)
     assert rows[RANDOM].split(" | ")[-2] == "1.00"
     assert rows[BARE].split(" | ")[-1] == "1.00 |"
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_searches(path, name):
+    found = replay(Table.read(path), VARIANTS[name], 0.5, seed=1)
+    assert found.reached and found.seconds > 0
+
+
+@pytest.mark.parametrize(("one_in", "share"), [(0, 0.0), (3, 1 / 3), (1, 1.0)])
+def test_a_share_of_trials_is_patient(one_in, share):
+    pruner = patient(one_in).pruner(9)
+    found = [pruner.is_patient("study", number) for number in range(3000)]
+    assert abs(np.mean(found) - share) < 0.04
 
 
 def test_ratios_are_of_medians(path):
