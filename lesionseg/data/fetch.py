@@ -77,8 +77,9 @@ def fetch(
     scratch = root / ".fetch"
     try:
         scratch.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(scratch / "lock", blocking=False):
-            _Fetch(source, root, scratch, base or source.base, on_progress).all(keep_archives)
+        with filelock.FileLock(scratch / "lock", blocking=False), requests.Session() as http:
+            task = _Fetch(source, root, scratch, base or source.base, http, on_progress)
+            task.all(keep_archives)
     except filelock.Timeout:
         raise InputError(f"data fetch: {root}: another process is fetching into it") from None
     except OSError as error:
@@ -96,11 +97,16 @@ def _of_disk(error: OSError, root: Path) -> InputError | FetchFailed:
 
 class _Fetch:
     def __init__(
-        self, source: Source, root: Path, scratch: Path, base: str, on_progress: Progress
+        self,
+        source: Source,
+        root: Path,
+        scratch: Path,
+        base: str,
+        http: requests.Session,
+        on_progress: Progress,
     ) -> None:
         self.source, self.root, self.scratch = source, root, scratch
-        self.base, self.on_progress = base.rstrip("/"), on_progress
-        self.http = requests.Session()
+        self.base, self.http, self.on_progress = base.rstrip("/"), http, on_progress
         self.done = _read_done(scratch / "done.json")
 
     def all(self, keep_archives: bool) -> None:
