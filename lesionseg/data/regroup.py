@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from scipy.cluster.hierarchy import DisjointSet
+
 from lesionseg.data.index import SPLITS, Record
 from lesionseg.data.leaks import Copies
 
@@ -89,36 +91,37 @@ class _Homes:
     """Which groups are one, each lot called by the first of them in the order of the records."""
 
     def __init__(self, records: Sequence[Record]) -> None:
-        self.home = {r.group: r.group for r in records}
-        self.order = {group: i for i, group in enumerate(self.home)}
-        self.splits: dict[str, set[str]] = {group: set() for group in self.home}
+        self.lots = DisjointSet(dict.fromkeys(r.group for r in records))
+        self.order = {group: i for i, group in enumerate(self.lots)}
+        self.first = {group: group for group in self.lots}
+        self.splits: dict[str, set[str]] = {group: set() for group in self.lots}
         for r in records:
             if r.split:
                 self.splits[r.group].add(r.split)
 
     def of(self, group: str) -> str:
-        while self.home[group] != group:
-            group = self.home[group]
-        return group
+        root: str = self.lots[group]
+        return self.first[root]
 
     def link(self, groups: Iterable[str], *, apart: bool = False) -> None:
         """Makes groups one. apart: but not with such as lie in other official splits."""
-        lots: list[str] = []
+        heads: list[str] = []
         for group in groups:
-            root = self.of(group)
-            for i, lot in enumerate(lots):
-                if root == lot or not (apart and self._torn_by(lot, root)):
-                    lots[i] = self._union(lot, root)
-                    break
+            fits = (g for g in heads if not (apart and self._torn_by(g, group)))
+            known = next(fits, None)
+            if known is None:
+                heads.append(group)
             else:
-                lots.append(root)
+                self._merge(known, group)
 
     def _torn_by(self, a: str, b: str) -> bool:
+        a, b = self.lots[a], self.lots[b]
         mine, theirs = self.splits[a], self.splits[b]
-        return bool(mine and theirs and mine != theirs)
+        return a != b and bool(mine and theirs and mine != theirs)
 
-    def _union(self, a: str, b: str) -> str:
-        first, other = sorted((a, b), key=self.order.__getitem__)
-        self.home[other] = first
-        self.splits[first] |= self.splits[other]
-        return first
+    def _merge(self, a: str, b: str) -> None:
+        a, b = self.lots[a], self.lots[b]
+        first = min(self.first[a], self.first[b], key=self.order.__getitem__)
+        splits = self.splits[a] | self.splits[b]
+        self.lots.merge(a, b)
+        self.first[self.lots[a]], self.splits[self.lots[a]] = first, splits
