@@ -93,15 +93,14 @@ class _Homes:
     def __init__(self, records: Sequence[Record]) -> None:
         self.lots = DisjointSet(dict.fromkeys(r.group for r in records))
         self.order = {group: i for i, group in enumerate(self.lots)}
-        self.first = {group: group for group in self.lots}
+        self.first: dict[str, str] = {group: group for group in self.lots}
         self.splits: dict[str, set[str]] = {group: set() for group in self.lots}
         for r in records:
             if r.split:
                 self.splits[r.group].add(r.split)
 
     def of(self, group: str) -> str:
-        root: str = self.lots[group]
-        return self.first[root]
+        return self.first[self.lots[group]]
 
     def link(self, groups: Iterable[str], *, apart: bool = False) -> None:
         """Makes groups one. apart: but not with such as lie in other official splits."""
