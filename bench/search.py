@@ -18,7 +18,7 @@ A training that is done again with another seed, or at a rate that differs a lit
 Dice. A replay without that luck would give a search the very same curve again and again: if the one
 it likes best lies a hair below the target, it never ends, as no real search would. So each trial's
 curve is shifted by a draw of standard deviation ``--noise``: what seeds alone were worth when the
-best configurations were trained again (search-cpu.md).
+best configurations were trained again (0.006 in one grid, 0.009 in the other: search-cpu.md).
 """
 
 from __future__ import annotations
