@@ -50,7 +50,7 @@ def _exit_code(error: Exception) -> int | None:
 
     if isinstance(error, InputError):
         return 2
-    failed = getattr(sys.modules.get("search.run"), "Failed", None)
+    failed = getattr(sys.modules.get("search.signals"), "Failed", None)
     return 1 if failed and isinstance(error, failed) else None
 
 
@@ -115,7 +115,7 @@ def demo(
 ) -> None:
     """Search on synthetic lesions: study, final test and report in minutes, without a GPU."""
     from lesionseg.data.synthetic import write_dataset
-    from search import console as show
+    from search.monitoring import tables as show
 
     console = show.make_console()
     data = out.with_name(f"{out.name}-data")
@@ -160,7 +160,7 @@ def run(
     final: Annotated[bool, typer.Option(help="Retrain, test and report at the end.")] = True,
 ) -> None:
     """Create a study or go on with it; at the end retrain the best, test it, write the report."""
-    from search.crew import make_crew
+    from search.workers.pool import make_crew
 
     overrides = list(set_ or [])
     for key, value in (("trials", trials), ("hours", timeout), ("gpu_hours", gpu_hours)):
@@ -205,9 +205,9 @@ def worker(
 ) -> None:
     """Join a study and work on it until it is done; SIGTERM puts the trial at work back."""
     from lesionseg.data.sets import as_roots
-    from search.join import Join
-    from search.shift import run_worker
-    from search.slots import worker_slot
+    from search.study.location import Join
+    from search.trial_process.resources import worker_slot
+    from search.workers.process_main import run_worker
 
     join = Join(name, out or Path("runs") / name, storage, as_roots(data))
     slot = worker_slot(device, threads, share=share, memory_gb=memory_gb)
@@ -226,9 +226,9 @@ def status(
     """Where a study stands: trials by state, workers, the best so far, the test."""
     import json
 
-    from search import console as show
-    from search import live
-    from search.status import looking
+    from search.monitoring import live
+    from search.monitoring import tables as show
+    from search.monitoring.status import looking
 
     look = looking(name, storage)
     console = show.make_console()
@@ -270,14 +270,14 @@ def final_(
 ) -> None:
     """Retrain a study's best configuration and test it once."""
     from lesionseg.data.sets import as_roots
-    from search import console as show
-    from search.final import finalize
-    from search.folder import locked
-    from search.report import write_report
-    from search.run import sigterm_as_interrupt
-    from search.slots import default_slot
-    from search.status import find_run
-    from search.study import open_study
+    from search.monitoring import tables as show
+    from search.monitoring.status import find_run
+    from search.results.final_test import finalize
+    from search.results.report import write_report
+    from search.signals import sigterm_as_interrupt
+    from search.storage.study_dir import locked
+    from search.study.lifecycle import open_study
+    from search.trial_process.resources import default_slot
 
     folder = find_run(name)
     with locked(folder), sigterm_as_interrupt():
@@ -301,8 +301,8 @@ def report(
     ] = None,
 ) -> None:
     """Write a study's report: a page, tables for a paper, or every number for machines."""
-    from search.report import parse_formats, write_reports
-    from search.status import find_run
+    from search.monitoring.status import find_run
+    from search.results.report import parse_formats, write_reports
 
     wanted = parse_formats(formats)
     for path in write_reports(find_run(name), wanted, storage=storage, against=against):
@@ -331,10 +331,10 @@ def predict(
     """Mark the lesion in any images: masks, overlays and a table."""
     # Before torch is imported: its threads are to sleep, not spin, while others read and write.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from search import console as show
-    from search.inputs import find_images, find_masks
-    from search.predict import check_out, open_final, predict_files, print_summary
-    from search.run import sigterm_as_interrupt
+    from search.monitoring import tables as show
+    from search.results.image_paths import find_images, find_masks
+    from search.results.predict import check_out, open_final, predict_files, print_summary
+    from search.signals import sigterm_as_interrupt
 
     check_out(out)
     found = find_images(images)
@@ -367,9 +367,9 @@ def export(
     ] = None,
 ) -> None:
     """Write a study's final model as ONNX, checked against torch; needs the extra onnx."""
-    from search.export import export_model
-    from search.inputs import find_images
-    from search.predict import open_final
+    from search.results.image_paths import find_images
+    from search.results.onnx_export import export_model
+    from search.results.predict import open_final
 
     segmenter, _ = open_final(run, "cpu")
     images = None if check is None else find_images([str(check)])
@@ -398,10 +398,10 @@ def dashboard(
     allow_edit: Annotated[bool, typer.Option("--allow-edit", help="Let notes be written.")] = False,
 ) -> None:
     """Show studies in the browser: trials, curves, pictures, notes, figures."""
-    from search.reach import Reach, read_password
+    from search.monitoring.dashboard.access import Reach, read_password
 
     reach = Reach(host, port, read_password(password_file), public, allow_edit)
-    from search.dashboard import Dashboard, find
+    from search.monitoring.dashboard.server import Dashboard, find
 
     def told(line: str) -> None:
         print(f"lesionsearch: {line}", file=sys.stderr)
@@ -417,14 +417,14 @@ def options(
 ) -> None:
     """Every model, loss, augmentation, mix, optimizer, schedule and setting, with its ranges."""
     from lesionseg.errors import InputError, nearest
-    from lesionseg.families import FAMILIES
-    from search import console as show
+    from lesionseg.registry import FAMILIES
+    from search.monitoring import tables as show
 
     if family is not None and family not in FAMILIES:
         raise InputError(f"options: unknown family {family!r} ({nearest(family, FAMILIES)})")
     chosen = {family: FAMILIES[family]} if family else FAMILIES
     if markdown:
-        from search.options import options_markdown
+        from search.spec.options_reference import options_markdown
 
         print(options_markdown(chosen), end="")
         return
@@ -448,10 +448,10 @@ def data_check(
     ] = None,
 ) -> None:
     """Read every pair of a data set; say what is there, what is wrong, and what leaks (exit 1)."""
-    from lesionseg.contact import draw_suspects
-    from lesionseg.data.leaks import audit_sets
-    from search import console as show
-    from search.audited import check_files, refuse_leaks, write_json
+    from lesionseg.data.duplicates.leaks import audit_sets
+    from lesionseg.viz.contact_sheet import draw_suspects
+    from search.monitoring import tables as show
+    from search.study.data_audit import check_files, refuse_leaks, write_json
 
     check_files(json_, sheet)
     console = show.make_console()
@@ -480,11 +480,11 @@ def data_fetch(
     ] = False,
 ) -> None:
     """Fetch a public data set from its owner; started again, it goes on where it was."""
-    from lesionseg.data.download import FetchFailed
-    from lesionseg.data.fetch import fetch
+    from lesionseg.data.download.fetch import fetch
+    from lesionseg.data.download.http import FetchFailed
     from lesionseg.data.index import DatasetIndex
-    from search import console as show
-    from search.run import Failed
+    from search.errors import Failed
+    from search.monitoring import tables as show
 
     with show.fetching(show.make_console()) as tick:
         try:
@@ -513,7 +513,7 @@ def data_synth(
     """Make synthetic dermoscopic images with exact masks, in the ISIC 2018 layout."""
     from lesionseg.data.synthetic import write_dataset
     from lesionseg.errors import InputError
-    from search import console as show
+    from search.monitoring import tables as show
 
     with show.counting(show.make_console(), "drawing lesions") as tick:
         try:
@@ -532,7 +532,7 @@ def trials_retry(
     storage: Storage = None,
 ) -> None:
     """Queue trials once more, with the same configurations."""
-    from search.queueing import retry, room
+    from search.study.queue import retry, room
 
     found = _records(name, storage)
     made = retry(found, numbers)
@@ -546,8 +546,8 @@ def trials_enqueue(
     storage: Storage = None,
 ) -> None:
     """Queue configurations of your own: parameters, whole ones, or `preset: NAME`."""
-    from search.queueing import enqueue, room
-    from search.spec import spec_from
+    from search.spec.study_spec import spec_from
+    from search.study.queue import enqueue, room
 
     found = _records(name, storage)
     spec = spec_from(found.user_attrs["spec"], f"study {found.study_name!r}")
@@ -562,7 +562,7 @@ def trials_export(
     storage: Storage = None,
 ) -> None:
     """Write a study with all of its trials as JSON lines."""
-    from search.transfer_files import export_to
+    from search.study.transfer_files import export_to
 
     export_to(_records(name, storage), file, csv=csv)
 
@@ -579,7 +579,7 @@ def trials_import(
 ) -> None:
     """Make a study of JSON lines; `run` goes on with it."""
     from lesionseg.data.sets import as_roots
-    from search.transfer_files import import_from
+    from search.study.transfer_files import import_from
 
     print(import_from(file, out, storage, as_roots(data)))
 
@@ -587,10 +587,10 @@ def trials_import(
 @seeds_app.command(name="list")
 def seeds_list() -> None:
     """The presets: where each is from and what it is."""
-    from search import console as show
-    from search import presets
+    from search.monitoring import tables as show
+    from search.spec import baselines
 
-    show.print_presets(show.make_console(), [presets.preset(n) for n in presets.names()])
+    show.print_presets(show.make_console(), [baselines.preset(n) for n in baselines.names()])
 
 
 @seeds_app.command(name="run")
@@ -613,8 +613,8 @@ def seeds_run(
 ) -> None:
     """Train the published systems under one budget, test each, and write one table."""
     from lesionseg.data.sets import some_roots
-    from search import console as show
-    from search.seeds import make_spec, run_seeds
+    from search.monitoring import tables as show
+    from search.run_baselines import make_spec, run_seeds
 
     console = show.make_console()
     spec = make_spec(image_size, epochs, set_ or [])
@@ -647,10 +647,10 @@ def _run(
     final: bool,
 ) -> None:
     from lesionseg.data.sets import some_roots
-    from search import console as show
-    from search.crew import make_crew
-    from search.job import Place, run_study
-    from search.spec import load_spec
+    from search.monitoring import tables as show
+    from search.run_study import Place, run_study
+    from search.spec.study_spec import load_spec
+    from search.workers.pool import make_crew
 
     console = show.make_console()
     spec = load_spec(study, overrides)
@@ -664,14 +664,14 @@ def _warn(error: Exception) -> None:
 
 
 def _records(name: str, storage: str | None) -> Any:
-    from search.status import find_run
-    from search.study import open_records
+    from search.monitoring.status import find_run
+    from search.study.lifecycle import open_records
 
     return open_records(find_run(name), storage=storage)[0]
 
 
 def _command(name: str, storage: str | None, word: Any) -> None:
-    from search.ledger import Ledger
+    from search.storage.leases import Ledger
 
     ledger = Ledger(_records(name, storage))
     ledger.command = word

@@ -29,14 +29,15 @@ from typing import Any
 
 import torch
 
-from lesionseg import checkpoint, metrics
+from lesionseg import metrics
 from lesionseg.config import TrialConfig
 from lesionseg.data.cache import build_cache
 from lesionseg.data.index import DatasetIndex
 from lesionseg.data.loader import in_order, to_device
 from lesionseg.data.split import make_split, positions
-from lesionseg.records import Diverged, EpochRecord, TrainData
-from lesionseg.train import train
+from lesionseg.training import checkpoint
+from lesionseg.training.train import train
+from lesionseg.training.types import Diverged, EpochRecord, TrainData
 
 
 @dataclass(frozen=True)

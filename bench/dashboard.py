@@ -36,12 +36,13 @@ from sqlalchemy.orm import Session
 from bench.overhead import open_bench_study
 from lesionseg.config import TrialConfig
 from lesionseg.space import Pick
-from search import artifacts, notes
-from search.ledger import Ledger
-from search.study import OpenStudy, create_or_resume
-from search.suggest import suggest
-from search.tidy import HISTORY, PICTURE
-from search.transfer_rows import _OF_A_TRIAL, _ids, _trial_row, _write
+from search.monitoring import notes
+from search.storage import artifact_ids
+from search.storage.leases import Ledger
+from search.storage.retention import HISTORY, PICTURE
+from search.study.lifecycle import OpenStudy, create_or_resume
+from search.study.suggest import suggest
+from search.study.transfer_rows import _OF_A_TRIAL, _ids, _trial_row, _write
 
 EPOCHS = 40
 METRICS = ("dice", "jaccard", "thresholded_jaccard", "precision", "recall", "specificity")
@@ -95,7 +96,7 @@ def _ended(
         state=TrialState.PRUNED if pruned else TrialState.COMPLETE,
         datetime_start=start, datetime_complete=start + timedelta(seconds=28),
         params=frozen.params, distributions=frozen.distributions, intermediate_values=curve,
-        user_attrs=attrs, system_attrs=artifacts.listed(mark, number, [HISTORY, PICTURE]),
+        user_attrs=attrs, system_attrs=artifact_ids.listed(mark, number, [HISTORY, PICTURE]),
     )  # fmt: skip
 
 
@@ -172,11 +173,11 @@ def views(port: int, study: int, trials: int) -> None:
 
 def cost(folder: Path) -> None:
     """CPU seconds of a training, and of what is then made to look at; in one process, one run."""
-    from lesionseg import checkpoint
     from lesionseg.data.synthetic import write_dataset
-    from lesionseg.sheet import draw_sheet, spread
-    from lesionseg.train import TrainData, train
-    from search.spec import spec_from
+    from lesionseg.training import checkpoint
+    from lesionseg.training.train import TrainData, train
+    from lesionseg.viz.trial_sheet import draw_sheet, spread
+    from search.spec.study_spec import spec_from
 
     write_dataset(folder / "data", 60, height=128, width=128)
     search = {"model": {"unet": {"width": 16, "depth": 4}}, "loss": "bce_dice"}

@@ -23,13 +23,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from lesionseg.data.audit import audit
+from lesionseg.data.duplicates.alignment import FINE, SIDE
+from lesionseg.data.duplicates.audit import audit
+from lesionseg.data.duplicates.leaks import check
+from lesionseg.data.duplicates.matching import Look, find_twins, look
+from lesionseg.data.image_io import read_image
 from lesionseg.data.index import DatasetIndex
-from lesionseg.data.leaks import check
-from lesionseg.data.likeness import FINE, SIDE
-from lesionseg.data.pictures import read_image
-from lesionseg.data.similar import Look, find_twins, look
-from search.slots import cores
+from search.trial_process.resources import cores
 
 PICTURES = 12_000
 Change = Callable[[Image.Image], Image.Image]

@@ -24,14 +24,14 @@ from torch.nn import functional as F
 from lesionseg import metrics
 from lesionseg.config import TrialConfig
 from lesionseg.data.cache import read_pair
+from lesionseg.data.image_io import Pixels
 from lesionseg.data.index import DatasetIndex
 from lesionseg.data.loader import normalise
-from lesionseg.data.pictures import Pixels
 from lesionseg.data.synthetic import write_dataset
 from lesionseg.errors import InputError
-from lesionseg.export import OnnxModel, export_onnx
+from lesionseg.inference.onnx_export import OnnxModel, export_onnx
+from lesionseg.inference.predictor import Segmenter
 from lesionseg.models import MODELS, build_model, count_params
-from lesionseg.segmenter import Segmenter
 from lesionseg.space import Pick, Scalar
 
 #: Images to train on and to compare on.

@@ -36,12 +36,12 @@ from PIL import Image
 from lesionseg.config import TrialConfig
 from lesionseg.data.cache import build_cache
 from lesionseg.data.index import DatasetIndex
-from lesionseg.records import EpochRecord
 from lesionseg.space import Pick
-from search.child import Child
-from search.jobs import Broke, Built, TrainJob
-from search.spec import StudySpec, spec_from
-from search.study import create_or_resume
+from lesionseg.training.types import EpochRecord
+from search.spec.study_spec import StudySpec, spec_from
+from search.study.lifecycle import create_or_resume
+from search.trial_process.process import Child
+from search.trial_process.protocol import Broke, Built, TrainJob
 
 SIDE = 64
 MIB = 2**20

@@ -22,11 +22,11 @@ from optuna.trial import FrozenTrial
 from PIL import Image
 
 from lesionseg.config import TrialConfig
-from lesionseg.train import EpochRecord
-from search.slots import default_slot
-from search.spec import spec_from
-from search.study import OpenStudy, create_or_resume, prepare_sampling
-from search.worker import Worker
+from lesionseg.training.train import EpochRecord
+from search.spec.study_spec import spec_from
+from search.study.lifecycle import OpenStudy, create_or_resume, prepare_sampling
+from search.trial_process.resources import default_slot
+from search.workers.worker import Worker
 
 EPOCHS = 40
 TRIAL_SECONDS = 60.0
@@ -87,7 +87,7 @@ def open_bench_study(folder: Path) -> OpenStudy:
 
 def store_trials(opened: OpenStudy, n: int) -> None:
     """Finished trials for the sampler to model, without training them."""
-    from search.suggest import suggest
+    from search.study.suggest import suggest
 
     rng = np.random.default_rng(0)
     for _ in range(n):

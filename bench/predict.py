@@ -33,13 +33,13 @@ from PIL import Image
 from lesionseg.config import TrialConfig
 from lesionseg.data.loader import normalise
 from lesionseg.data.synthetic import render
-from lesionseg.device import amp_dtype, autocast, pick_device
+from lesionseg.inference.batch_predict import default_batch
+from lesionseg.inference.predictor import Segmenter
 from lesionseg.models import build_model
-from lesionseg.segmenter import Segmenter
+from lesionseg.runtime.device import amp_dtype, autocast, pick_device
 from lesionseg.space import Pick
-from lesionseg.stream import default_batch
-from search.predict import predict_files
-from search.slots import cores
+from search.results.predict import predict_files
+from search.trial_process.resources import cores
 
 HEIGHT, WIDTH = 767, 1022
 #: Different pictures; the others are the same under other names.

@@ -35,11 +35,11 @@ from optuna.storages._rdb import models  # to fill a file in seconds; Optuna add
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.orm import Session
 
-from search.pruners import PRUNERS
-from search.samplers import SAMPLERS, BoundedTPE
-from search.spec import StudySpec, load_spec
-from search.storage import local_url, open_storage
-from search.suggest import suggest
+from search.spec.study_spec import StudySpec, load_spec
+from search.storage.database import local_url, open_storage
+from search.study.pruners import PRUNERS
+from search.study.samplers import SAMPLERS, BoundedTPE
+from search.study.suggest import suggest
 
 STUDIES = Path(__file__).resolve().parent.parent / "studies"
 EPOCHS = 40

@@ -35,17 +35,17 @@ import sqlalchemy
 from bench.overhead import make_data
 from lesionseg.metrics import Metrics
 from lesionseg.metrics.overlap import METRICS
-from lesionseg.records import EpochRecord, TrainResult
-from search.attempt import Limits, Watch
-from search.jobs import Built, End, Trained, TrainJob
-from search.join import Slot
-from search.ledger import Claim
-from search.serve import Silent
-from search.space import SearchSpace
-from search.spec import spec_from
-from search.study import OpenStudy, create_or_resume, open_study, prepare_sampling
-from search.suggest import suggest
-from search.worker import Worker
+from lesionseg.training.types import EpochRecord, TrainResult
+from search.spec.search_space import SearchSpace
+from search.spec.study_spec import spec_from
+from search.storage.leases import Claim
+from search.study.lifecycle import OpenStudy, create_or_resume, open_study, prepare_sampling
+from search.study.suggest import suggest
+from search.trial_process.protocol import Built, End, Trained, TrainJob
+from search.trial_process.slot import Slot
+from search.trial_process.supervisor import Limits, Watch
+from search.workers.loop import Silent
+from search.workers.worker import Worker
 
 EPOCHS = 5
 TRIAL_SECONDS = 60.0
@@ -156,7 +156,7 @@ def worker_of(opened: OpenStudy, ordinal: int = 0) -> Iterator[Worker]:
     worker = Worker(
         opened.study, opened.spec, opened.material, opened.depot, Slot("cpu"), Silent(), keep=3
     )
-    with patch("search.training.follow", instead_of_training), worker:
+    with patch("search.workers.trial_runner.follow", instead_of_training), worker:
         yield worker
 
 

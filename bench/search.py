@@ -42,9 +42,9 @@ from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import Trial, TrialState
 
-from search.pruners import PRUNERS, Halving
-from search.samplers import SAMPLERS
-from search.spec import PrunerSpec, SamplerSpec
+from search.spec.study_spec import PrunerSpec, SamplerSpec
+from search.study.pruners import PRUNERS, Halving
+from search.study.samplers import SAMPLERS
 
 CURVES = Path(__file__).parent / "results" / "curves-cpu.jsonl"
 NOISE = 0.009  # of validation Dice

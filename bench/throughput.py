@@ -47,7 +47,10 @@ from lesionseg.data.cache import Cache, build_cache
 from lesionseg.data.index import DatasetIndex
 from lesionseg.data.loader import in_order, to_device
 from lesionseg.data.synthetic import write_dataset
-from lesionseg.device import (
+from lesionseg.losses import build_loss
+from lesionseg.models import build_model
+from lesionseg.optim import build_optimizer
+from lesionseg.runtime.device import (
     amp_dtype,
     autocast,
     describe,
@@ -55,16 +58,13 @@ from lesionseg.device import (
     pick_device,
     prepare,
 )
-from lesionseg.heap import keep_memory
-from lesionseg.loop import Hooks, Loop
-from lesionseg.losses import build_loss
-from lesionseg.models import build_model
-from lesionseg.optim import build_optimizer
-from lesionseg.records import TrainData
+from lesionseg.runtime.env import AUGMENT, SWITCHES, switch
+from lesionseg.runtime.malloc import keep_memory
 from lesionseg.space import Pick
-from lesionseg.state import Keeper
-from lesionseg.switches import AUGMENT, SWITCHES, switch
-from search.slots import cores
+from lesionseg.training.trainer import Hooks, Loop
+from lesionseg.training.training_state import Keeper
+from lesionseg.training.types import TrainData
+from search.trial_process.resources import cores
 
 #: By what people would call them; a GPU takes the larger ones too.
 NETWORKS = {

@@ -12,12 +12,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lesionseg.segmenter import Prediction, Segmenter, load
+    from lesionseg.inference.predictor import Prediction, Segmenter, load
 
 __all__ = ["Prediction", "Segmenter", "load"]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        return getattr(importlib.import_module("lesionseg.segmenter"), name)
+        return getattr(importlib.import_module("lesionseg.inference.predictor"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

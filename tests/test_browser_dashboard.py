@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from search import artifacts, notes, showcase
+from search.monitoring import notes
+from search.monitoring.dashboard import study_note
+from search.storage import artifact_ids
 from tests.search.dashboards import served
 from tests.search.helpers import open_tiny, search
 
@@ -32,7 +34,7 @@ def opened(tiny_data, tmp_path_factory):
     changes = {"budget.trials": 5, "budget.epochs": 3, "pruner": {"name": "median"}}
     study = open_tiny(tiny_data, tmp_path_factory.mktemp("browser") / NAME, changes)
     search(study)
-    showcase.refresh(study.study)
+    study_note.refresh(study.study)
     worst = study.study.trials[1]
     for key, value in notes.as_attrs(worst._trial_id, EVIL, version=2).items():
         study.study._storage.set_study_system_attr(study.study._study_id, key, value)
@@ -109,7 +111,7 @@ def test_trials_are_listed_with_a_note_a_picture_curves_and_the_history(
     page.goto(f"{server.url}/dashboard/studies/{study}/trials?numbers={best.number}")
     expect(page.get_by_text(f"{best.value:.4f}", exact=True).first).to_be_visible()
     expect(page.locator("th", has_text="configuration")).to_be_visible()
-    for name in (artifacts.KINDS[0].name, artifacts.CURVES):
+    for name in (artifact_ids.KINDS[0].name, artifact_ids.CURVES):
         shown = page.locator(f"img[alt='{name}']").first
         shown.scroll_into_view_if_needed()
         expect(shown).to_be_visible()

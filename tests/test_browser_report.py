@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from search.report import write_report
-from tests.search.report.invented import EVIL, add, fill, make_final, make_study
+from search.results.report import write_report
+from tests.search.results.report.invented import EVIL, add, fill, make_final, make_study
 
 pytestmark = pytest.mark.slow
 

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 import cli
 from lesionseg.config import SETTINGS
 from lesionseg.data.index import DatasetIndex
-from lesionseg.families import FAMILIES
-from search import presets
+from lesionseg.registry import FAMILIES
+from search.spec import baselines
 from tests.conftest import ROOT, write_folder, write_pair
 from tests.search.helpers import open_tiny, queue, write_study
 
@@ -187,8 +187,8 @@ def test_options_as_markdown_is_the_page_of_the_docs():
 
 def test_seeds_list_names_every_preset_with_its_source():
     text = run("seeds", "list").stdout
-    for name in presets.names():
-        assert re.search(rf"^{name}\s+{presets.preset(name).source}\s", text, re.MULTILINE)
+    for name in baselines.names():
+        assert re.search(rf"^{name}\s+{baselines.preset(name).source}\s", text, re.MULTILINE)
 
 
 @pytest.mark.slow

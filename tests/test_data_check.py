@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from tests.lesionseg.data.copies import recompressed, scaled, texture
-from tests.lesionseg.data.test_leaks import put
-from tests.lesionseg.data.test_pictures import HELD, ODD_TAGS, with_tags
+from tests.lesionseg.data.duplicates.test_leaks import put
+from tests.lesionseg.data.test_image_io import HELD, ODD_TAGS, with_tags
 from tests.test_cli import run
 
 

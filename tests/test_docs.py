@@ -9,11 +9,12 @@ import yaml
 
 from lesionseg.config import SETTINGS
 from lesionseg.data.index import LAYOUTS
-from lesionseg.families import FAMILIES
-from search import spec, trials
-from search.pruners import PRUNERS
-from search.samplers import SAMPLERS
-from search.study import MAY_CHANGE
+from lesionseg.registry import FAMILIES
+from search.spec import study_spec
+from search.storage import trial_records
+from search.study.lifecycle import MAY_CHANGE
+from search.study.pruners import PRUNERS
+from search.study.samplers import SAMPLERS
 from tests.conftest import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -39,7 +40,7 @@ def test_readme_lists_every_option_of_every_family_in_the_tables_order():
 
 def test_readme_lists_every_shipped_study_with_its_budget():
     rows = rows_of(README)
-    for name, path in spec.shipped().items():
+    for name, path in study_spec.shipped().items():
         trials_ = yaml.safe_load(path.read_text())["budget"]["trials"]
         row = next(line for line in README.splitlines() if line.startswith(f"| `{name}` |"))
         assert name in rows
@@ -52,7 +53,7 @@ def test_data_page_lists_every_layout():
 
 def test_architecture_page_explains_every_reason_that_a_trial_is_skipped_for():
     text = (ROOT / "docs" / "architecture.md").read_text()
-    assert all(f"`{reason}`" in text for reason in trials.SKIPS)
+    assert all(f"`{reason}`" in text for reason in trial_records.SKIPS)
 
 
 def test_studies_page_shows_a_study_that_loads_and_names_every_key(tmp_path):
@@ -60,9 +61,9 @@ def test_studies_page_shows_a_study_that_loads_and_names_every_key(tmp_path):
     block = re.search(r"```yaml\n(.*?)```", text, re.DOTALL).group(1)
     path = tmp_path / "mine.yaml"
     path.write_text(block)
-    loaded = spec.load_spec(str(path))
+    loaded = study_spec.load_spec(str(path))
     assert loaded.name == "mine"
-    assert set(yaml.safe_load(block)) == set(spec.StudySpec.model_fields)
+    assert set(yaml.safe_load(block)) == set(study_spec.StudySpec.model_fields)
     for name in [*SAMPLERS, *PRUNERS]:
         assert name in block
     for key in MAY_CHANGE:
@@ -72,7 +73,7 @@ def test_studies_page_shows_a_study_that_loads_and_names_every_key(tmp_path):
 def test_readme_shows_a_study_that_loads(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(re.search(r"```yaml\n(.*?)```", README, re.DOTALL).group(1))
-    assert spec.load_spec(str(path)).budget.trials == 60
+    assert study_spec.load_spec(str(path)).budget.trials == 60
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 import studies
-from search.spec import load_spec, shipped, spec_from
-from search.suggest import suggest
+from search.spec.study_spec import load_spec, shipped, spec_from
+from search.study.suggest import suggest
 from tests.search.helpers import in_memory
 
 FOLDER = Path(studies.__file__).parent

@@ -25,8 +25,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from PIL import Image
 
-from lesionseg.data.index import DatasetIndex, Record
-from lesionseg.data.pictures import (
+from lesionseg.data.image_io import (
     Pixels,
     enough,
     read_binary,
@@ -34,8 +33,9 @@ from lesionseg.data.pictures import (
     size_of,
     squeeze,
 )
+from lesionseg.data.index import DatasetIndex, Record
 from lesionseg.errors import InputError, some
-from lesionseg.heap import memory_kept
+from lesionseg.runtime.malloc import memory_kept
 
 #: Raise it when what a cache holds changes: old ones are then left alone and built anew.
 VERSION = 3

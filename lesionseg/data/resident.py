@@ -22,7 +22,7 @@ from lesionseg.augment.batched import Packed, carry_out, draw, is_known, pack, u
 from lesionseg.data.cache import Cache
 from lesionseg.data.loader import Batch, Key, batch_seed, normalise
 from lesionseg.errors import InputError
-from lesionseg.switches import AUGMENT, switch
+from lesionseg.runtime.env import AUGMENT, switch
 
 #: The most of the device's free memory that images may take; the rest is the training's.
 SHARE = 0.25

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lesionseg.config import ABOUT_SETTINGS, DEFAULTS, SETTINGS, TrialConfig
 from lesionseg.errors import InputError
-from lesionseg.families import FAMILIES
+from lesionseg.registry import FAMILIES
 from lesionseg.space import Categorical, Float, Int, Pick
 
 FULL = TrialConfig(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lesionseg.config import SETTINGS
 from lesionseg.errors import InputError
-from lesionseg.families import FAMILIES
+from lesionseg.registry import FAMILIES
 from lesionseg.space import Categorical, Float, Int, Option, Pick, build, lookup
 
 LR = Float(1e-5, 1e-1, default=1e-3, log=True)

@@ -16,10 +16,10 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from search.join import Join
-from search.ledger import GRACE_VARIABLE
-from search.spec import StudySpec, spec_from
-from search.study import create_or_resume
+from search.spec.study_spec import StudySpec, spec_from
+from search.storage.leases import GRACE_VARIABLE
+from search.study.lifecycle import create_or_resume
+from search.study.location import Join
 from tests.search import stub
 from tests.search.chaos_checks import Books, Verdict, books, judge
 from tests.search.nursery import Nursery

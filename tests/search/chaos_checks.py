@@ -13,8 +13,8 @@ from typing import Any
 import psycopg
 from optuna.trial import FrozenTrial
 
-from search.join import Join
-from search.study import open_records
+from search.study.lifecycle import open_records
+from search.study.location import Join
 from tests.search import stub
 
 #: Reasons of trials that cost nothing: they go on under another number, or trained nothing.

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from search.dashboard import Dashboard, find
-from search.reach import Reach
+from search.monitoring.dashboard.access import Reach
+from search.monitoring.dashboard.server import Dashboard, find
 
 COMMAND = Path(sys.executable).with_name("lesionsearch")
 #: Seconds until it is there: it imports torch and plotly, beside much else.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from multiprocessing.connection import Connection
 
-from search import child_main
-from search.jobs import End, TrainJob
-from search.tidy import FOLDS
+from search.storage.retention import FOLDS
+from search.trial_process import child_main
+from search.trial_process.protocol import End, TrainJob
 from tests.search.troubles import _Waiting
 
 broke = child_main.broke

@@ -13,12 +13,12 @@ import psutil
 import yaml
 from optuna.trial import TrialState
 
-from search.join import Served, Slot
-from search.ledger import Ledger
-from search.serve import work
-from search.spec import StudySpec, load_spec, spec_from
-from search.study import OpenStudy, create_or_resume, prepare_sampling
-from search.worker import Worker
+from search.spec.study_spec import StudySpec, load_spec, spec_from
+from search.storage.leases import Ledger
+from search.study.lifecycle import OpenStudy, create_or_resume, prepare_sampling
+from search.trial_process.slot import Served, Slot
+from search.workers.loop import work
+from search.workers.worker import Worker
 
 #: One core: tests run beside one another, and equal threads give equal digits.
 SLOT = Slot("cpu", 1)
@@ -83,7 +83,7 @@ def queue(opened: OpenStudy, width: int = 4, lr: float = 0.01) -> int:
 
 
 def search(opened: OpenStudy, listener: Any = None, slot: Slot = SLOT, **terms: Any) -> Served:
-    """Has the study worked on by this process; terms: as ``search.serve.work`` takes them."""
+    """Has the study worked on by this process; terms: as ``search.workers.loop.work`` takes them."""
     return work(opened, slot, listener or Listening(), **terms)
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from multiprocessing.connection import Connection
 
-from lesionseg import loop
-from search import child_main
-from search.jobs import End, TrainJob
+from lesionseg.training import trainer
+from search.trial_process import child_main
+from search.trial_process.protocol import End, TrainJob
 
 LOADERS = 2
 
@@ -18,6 +18,6 @@ broke = child_main.broke
 
 def work(job: TrainJob, pipe: Connection) -> End:
     """The training; what is changed is changed in this process only."""
-    loop.loader_workers = lambda device: LOADERS
+    trainer.loader_workers = lambda device: LOADERS
     child_main.SIGN_OF_LIFE = 0.0
     return child_main.work(job, pipe)

@@ -24,7 +24,8 @@ from typing import Any
 
 import psutil
 
-from search.join import Join, Slot
+from search.study.location import Join
+from search.trial_process.slot import Slot
 from tests.search import stub
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,9 +120,9 @@ def _warm_up() -> None:
     """Has a study once, so that no worker needs to do again what is done once a process."""
     import optuna
 
-    import search.serve  # noqa: F401
-    from search.ledger import Ledger
-    from search.storage import local_url, open_storage
+    import search.workers.loop  # noqa: F401
+    from search.storage.database import local_url, open_storage
+    from search.storage.leases import Ledger
 
     with tempfile.TemporaryDirectory() as folder:
         storage = open_storage(local_url(Path(folder)))
@@ -155,7 +156,7 @@ def _forked(asked: dict[str, Any]) -> int:
 
 
 def _work(asked: dict[str, Any]) -> int:
-    from search.serve import Terms, serve
+    from search.workers.loop import Terms, serve
 
     log = os.open(asked["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     for each in (1, 2):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lesionseg.config import TrialConfig
-from search.jobs import (
+from search.trial_process.protocol import (
     SUSPEND,
     Broke,
     Built,
@@ -67,14 +67,14 @@ def read_log(folder: Path) -> list[Line]:
 def record(epoch: int, dice: float, seconds: float) -> Any:
     """An EpochRecord; for whoever unpickles a ``_Made``."""
     from lesionseg.metrics import METRICS, Metrics
-    from lesionseg.records import EpochRecord
+    from lesionseg.training.types import EpochRecord
 
     return EpochRecord(epoch, 1 - dice, 1 - dice, Metrics(*[dice] * len(METRICS)), 0.1, seconds)
 
 
 def result(history: tuple[Any, ...], asked: bool, checkpoint: Path) -> Any:
     """A TrainResult of these records."""
-    from lesionseg.records import TrainResult
+    from lesionseg.training.types import TrainResult
 
     best = max(history, key=lambda each: each.metrics.dice)
     stopped = "asked" if asked else "finished"

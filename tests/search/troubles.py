@@ -17,9 +17,9 @@ import numpy as np
 import psutil
 
 from lesionseg.metrics import METRICS, Metrics
-from lesionseg.train import EpochRecord, TrainResult
-from search import child_main
-from search.jobs import Alive, Broke, Built, End, Trained, TrainJob
+from lesionseg.training.train import EpochRecord, TrainResult
+from search.trial_process import child_main
+from search.trial_process.protocol import Alive, Broke, Built, End, Trained, TrainJob
 
 #: Of these widths: none that a published system has.
 WAYS = {

@@ -12,7 +12,7 @@ pixel; they travel with the plan, and are painted where the batch lies. ``pack``
 memory of it all for the way.
 """
 
-from lesionseg.augment.batched.carry import carry_out
+from lesionseg.augment.batched.apply import carry_out
 from lesionseg.augment.batched.packing import Packed, pack, unpack
 from lesionseg.augment.batched.plan import Plan, draw, is_known
 

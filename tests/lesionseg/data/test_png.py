@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from lesionseg.data import png
-from lesionseg.data.pictures import read_binary, read_image
+from lesionseg.data.image_io import read_binary, read_image
 from lesionseg.errors import InputError
 
 RNG = np.random.default_rng(0)

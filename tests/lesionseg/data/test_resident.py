@@ -9,7 +9,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from lesionseg import switches
 from lesionseg.augment import build_augment
 from lesionseg.data import resident
 from lesionseg.data.cache import build_cache
@@ -17,6 +16,7 @@ from lesionseg.data.index import DatasetIndex
 from lesionseg.data.loader import BatchDataset, Key, brought, normalise, to_device, train_loader
 from lesionseg.data.resident import PlanDataset, Resident, executor
 from lesionseg.errors import InputError
+from lesionseg.runtime import env
 from lesionseg.space import Pick
 
 CPU, CUDA, META = (torch.device(name) for name in ("cpu", "cuda", "meta"))
@@ -165,9 +165,9 @@ def test_a_packed_batch_is_pinned_in_one_piece(cache, monkeypatch):
 )
 def test_the_device_augments_where_the_images_fit(monkeypatch, asked, device, free, who):
     monkeypatch.setattr(resident, "_free", lambda device: free)
-    monkeypatch.delenv(switches.AUGMENT, raising=False)
+    monkeypatch.delenv(env.AUGMENT, raising=False)
     if asked:
-        monkeypatch.setenv(switches.AUGMENT, asked)
+        monkeypatch.setenv(env.AUGMENT, asked)
     assert executor(FULL, 64, 10, device) == who
 
 
@@ -197,14 +197,14 @@ def test_a_policy_that_torch_does_not_know_stays_with_the_host(monkeypatch):
 
     unknown = A.Compose([A.Solarize()])
     monkeypatch.setattr(resident, "_free", lambda device: 2**40)
-    monkeypatch.delenv(switches.AUGMENT, raising=False)
+    monkeypatch.delenv(env.AUGMENT, raising=False)
     assert executor(unknown, 64, 10, CUDA) == "host"
-    monkeypatch.setenv(switches.AUGMENT, "device")
+    monkeypatch.setenv(env.AUGMENT, "device")
     with pytest.raises(InputError, match="on the host only"):
         executor(unknown, 64, 10, CUDA)
 
 
 def test_another_word_is_refused(monkeypatch):
-    monkeypatch.setenv(switches.AUGMENT, "gpu")
+    monkeypatch.setenv(env.AUGMENT, "gpu")
     with pytest.raises(InputError, match="LESIONSEARCH_AUGMENT: must be auto, host, device, got"):
         executor(FULL, 64, 10, CPU)

@@ -1,0 +1,1 @@
+"""Download and unpacking of public data sets."""

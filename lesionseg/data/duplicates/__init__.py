@@ -1,0 +1,1 @@
+"""Near-duplicate images and the leakage between splits that they cause."""

@@ -1,0 +1,1 @@
+"""From a trained network to masks: selection, post-processing, evaluation, ONNX."""

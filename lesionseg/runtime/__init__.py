@@ -1,0 +1,1 @@
+"""Device, memory, threads and speed of the machine that computes."""

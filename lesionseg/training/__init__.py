@@ -1,0 +1,1 @@
+"""One training: configuration and data in, weights and history out."""

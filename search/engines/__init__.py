@@ -1,5 +1,0 @@
-"""Where workers run: processes of this host, actors of a Ray cluster, jobs of SLURM.
-
-Every engine starts the same worker, ``search.serve.serve(join, slot, stopping)``, and starts
-another where one died, until the study needs nobody any more.
-"""

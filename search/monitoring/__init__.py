@@ -1,0 +1,1 @@
+"""Status of studies in the terminal and in the dashboard."""

@@ -1,0 +1,1 @@
+"""The dashboard: server, access control, pages and plots."""

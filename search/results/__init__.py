@@ -1,0 +1,1 @@
+"""What a finished search yields: final model, predictions, report, baseline table."""

@@ -1,0 +1,159 @@
+"""The main job from end to end, shown on a console: search, final test, report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from lesionseg.data.sets import Roots
+from lesionseg.errors import some
+from search.monitoring import tables as show
+from search.monitoring.dashboard import study_note
+from search.monitoring.live import Following
+from search.monitoring.status import Standing
+from search.results.final_test import finalize
+from search.signals import Interrupts
+from search.spec.study_spec import StudySpec
+from search.storage import trial_records
+from search.storage.leases import Ledger
+from search.storage.study_dir import is_study, locked
+from search.storage.trial_records import Clock
+from search.study import data_audit
+from search.study.lifecycle import OpenStudy, create_or_resume
+from search.study.location import Join
+from search.study.weights import need_weights
+from search.trial_process.resources import default_slot
+from search.workers.loop import work
+from search.workers.pool import Crew, run_crew
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a study is kept. artifacts: a shared folder or s3://bucket/prefix; None: the folder."""
+
+    folder: Path
+    storage: str | None = field(default=None, repr=False)
+    artifacts: str | None = None
+
+
+def run_study(
+    console: Console, spec: StudySpec, data: Roots, place: Place, crew: Crew, *, final: bool
+) -> None:
+    """Creates or resumes the study and has it worked on until it is done.
+
+    Raises InputError, Failed and KeyboardInterrupt; the study can be resumed after each.
+    """
+    need_weights(spec.space)
+    interrupts = Interrupts()
+    with ExitStack() as held:
+        held.enter_context(interrupts.taken())
+        there = is_study(place.folder)
+        if there:  # another process that is at work on it must not find its spec changed
+            held.enter_context(locked(place.folder))
+        with show.counting(console, "reading pictures") as tick:
+            opened = create_or_resume(
+                spec, data, place.folder, place.storage, place.artifacts, on_progress=tick
+            )
+        if not there:
+            held.enter_context(locked(place.folder))
+        Ledger(opened.study).command = "run"
+        _introduce(console, opened, crew)
+        join = Join(opened.name, place.folder, place.storage, data)
+        how = _search(console, opened, crew, join, interrupts)
+        console.print(_how_it_ended(opened, how))
+        with suppress(Exception):  # what people look at: the search is as good without it
+            study_note.refresh(opened.study)
+        if not final or how == "asked":
+            return
+        from search.results.report import write_report  # matplotlib waits until it is needed
+
+        console.print("retraining the best configuration, then the test images")
+        slot = crew.slots[0] if crew.alone else default_slot()
+        show.print_final(console, finalize(opened, slot))
+        report = write_report(place.folder, storage=place.storage)
+        console.print(f"report: {report}", markup=False)
+
+
+def _introduce(console: Console, opened: OpenStudy, crew: Crew) -> None:
+    split = opened.split
+    console.print(
+        f"{opened.index.layout}: {len(opened.index.records)} pairs; train {len(split.train)}, "
+        f"val {len(split.val)}, test {len(split.test)}"
+        + (f" in the first of {len(split.folds)} folds" if split.folds else "")
+    )
+    sets = Counter(r.set for r in opened.index.records)
+    if len(sets) > 1:
+        console.print(", ".join(f"{name} {n}" for name, n in sorted(sets.items())), markup=False)
+    odd = opened.cache.thresholded
+    if odd:
+        told = f"{len(odd)} masks were not binary and were cut at 128: {some(odd)}"
+        console.print(told, markup=False)
+    copies = data_audit.told(data_audit.summary(opened.folder, opened.split.to_dict()))
+    if copies:
+        console.print(copies, markup=False)
+    console.print(f"study {opened.name} in {opened.folder}, {_who(crew)}", markup=False)
+
+
+def _who(crew: Crew) -> str:
+    if crew.alone:
+        return f"on {crew.slots[0].device}"
+    if crew.engine != "local":
+        return f"workers by {crew.engine}"
+    if not crew.slots:
+        return "worked on by others"
+    return f"{len(crew.slots)} workers on {', '.join(dict.fromkeys(s.device for s in crew.slots))}"
+
+
+def _search(
+    console: Console, opened: OpenStudy, crew: Crew, join: Join, interrupts: Interrupts
+) -> str:
+    """Has the budget spent; how that ended, as ``serve.work`` says it."""
+    budget = opened.spec.budget
+    spent = trial_records.spent(trial_records.all_trials(opened.study))
+    if spent:
+        console.print(f"going on after {spent} of {budget.trials} trials")
+    lines = show.TrialLines(console, budget.trials, spent, budget.epochs, bars=False)
+
+    def event(told: str) -> None:
+        console.print(told, markup=False)
+
+    with _followed(console, join), interrupts.held():
+        if crew.alone:
+            return work(opened, crew.slots[0], lines, interrupts.stopping, on_event=event).why
+        run_crew(opened, crew, join, lines, interrupts.stopping, event)
+    return _why(opened)
+
+
+def _followed(console: Console, join: Join) -> Following:
+    def look() -> Callable[[], dict[str, Any]]:
+        standing = Standing(join.folder, join.storage)
+        return lambda: standing.look(disk=False)
+
+    return Following(console, look)
+
+
+def _why(opened: OpenStudy) -> str:
+    known, budget = trial_records.all_trials(opened.study), opened.spec.budget
+    if trial_records.spent(known) >= budget.trials:
+        return "done"
+    if Clock(budget.hours, budget.gpu_hours).is_over(known):
+        return "time"
+    return "asked" if Ledger(opened.study).command == "stop" else "exhausted"
+
+
+def _how_it_ended(opened: OpenStudy, why: str) -> str:
+    known = trial_records.all_trials(opened.study)
+    counted = trial_records.counts(known)
+    told = ", ".join(f"{n} {state}" for state, n in counted.items() if n)
+    words = {
+        "exhausted": "no new configuration is left to try",
+        "time": "the time is over",
+        "asked": "stopped, as `lesionsearch stop` asked",
+    }
+    return f"{words.get(why, f'the budget of {opened.spec.budget.trials} trials is spent')}: {told}"

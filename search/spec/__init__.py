@@ -1,0 +1,1 @@
+"""Study files: YAML in, a checked StudySpec out."""

@@ -1,0 +1,1 @@
+"""The database, the study's directory and the artifact store."""

@@ -1,0 +1,1 @@
+"""Creating and opening a study, and what proposes and stops its trials."""

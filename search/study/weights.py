@@ -1,0 +1,18 @@
+"""Pretrained weights that a search space may ask for."""
+
+from __future__ import annotations
+
+from lesionseg.models.weights import ensure_weights
+from search.spec.search_space import SearchSpace, values
+
+
+def need_weights(space: SearchSpace) -> None:
+    """Makes sure of the pretrained weights that a space may ask for, before anything is begun.
+
+    InputError names what is lacking and how to put it in place.
+    """
+    for params in space.picks["model"].values():
+        if "weights" in params:
+            for weights in values(params["weights"]):
+                for encoder in values(params["encoder"]):
+                    ensure_weights(str(encoder), str(weights))

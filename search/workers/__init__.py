@@ -1,0 +1,1 @@
+"""Workers: claim trials, train them, report them; and the pool that runs workers."""

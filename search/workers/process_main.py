@@ -1,0 +1,95 @@
+"""A worker as a process of its own: signals in, one line out for what happens, an exit code."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+
+from optuna.trial import FrozenTrial
+
+from lesionseg.config import TrialConfig
+from lesionseg.errors import InputError
+from lesionseg.training.train import EpochRecord
+from search.signals import Interrupts
+from search.spec.study_spec import differences, load_spec
+from search.storage import trial_records
+from search.study.lifecycle import MAY_CHANGE, join_study
+from search.study.location import Join
+from search.trial_process.slot import Slot
+from search.workers.loop import Terms, serve
+
+WHY = {
+    "done": "the study is done",
+    "time": "the study's time is over",
+    "exhausted": "no new configuration is left to try",
+    "asked": "asked to leave",
+    "enough": "its share of trials is done",
+}
+
+
+class Log:
+    """A listener that writes a line for each trial, with the time in UTC."""
+
+    def trial_started(self, number: int, config: TrialConfig) -> None:
+        """Says so."""
+        say(f"trial {number}: {config.digest()} begins")
+
+    def epoch_ended(self, number: int, record: EpochRecord) -> None:
+        """Epochs are in the trial's history.csv."""
+
+    def trial_ended(self, trial: FrozenTrial, best: FrozenTrial | None) -> None:
+        """Says how."""
+        reason = trial_records.reason_of(trial)
+        value = "" if trial.value is None else f" {trial.value:.4f}"
+        why = f" ({reason})" if reason else ""
+        say(f"trial {trial.number}: {trial_records.state_of(trial)}{value}{why}")
+
+
+def say(text: str) -> None:
+    """One line, at once: a log is read while it is written."""
+    print(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {text}", flush=True)
+
+
+def run_worker(
+    join: Join,
+    slot: Slot,
+    *,
+    study: str | None = None,
+    max_trials: int | None = None,
+    forever: bool = False,
+) -> None:
+    """Works until the study needs it no more.
+
+    SIGTERM: the trial at work is saved and queued again, and the call returns. Ctrl-C: the same,
+    and KeyboardInterrupt goes on up. study: a study file that the study must agree with.
+    """
+    if study is not None:
+        _refuse_another(join, study)
+    interrupts = Interrupts()
+    try:
+        with interrupts.taken(), interrupts.held():
+            say(f"worker on {slot.device} joins {join.name}")
+            served = serve(
+                join,
+                slot,
+                interrupts.stopping,
+                Terms(max_trials=max_trials, forever=forever),
+                Log(),
+                say,
+            )
+            say(f"{served.trials} trials; {WHY[served.why]}")
+    except KeyboardInterrupt:
+        if interrupts.number != signal.SIGTERM:
+            raise
+    sys.stdout.flush()
+
+
+def _refuse_another(join: Join, study: str) -> None:
+    spec, opened = load_spec(study), join_study(join)
+    keys = differences(opened.spec.model_dump(mode="json"), spec.model_dump(mode="json"))
+    keys = [k for k in keys if k not in MAY_CHANGE]
+    if keys:
+        raise InputError(
+            f"--study: {study} is not the study {join.name!r}: {', '.join(keys)} differ"
+        )

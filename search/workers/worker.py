@@ -1,0 +1,244 @@
+"""One slot's work: claim a trial, train it in a child process, report, prune, tell."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Protocol
+
+import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, TrialState
+
+from lesionseg.config import TrialConfig
+from lesionseg.errors import InputError
+from lesionseg.models import MODELS, needs
+from lesionseg.training.train import EpochRecord
+from search.monitoring import notes
+from search.spec.study_spec import StudySpec
+from search.storage import artifact_ids, trial_records
+from search.storage.artifact_store import Depot
+from search.storage.leases import Claim, Expired, Ledger, Refusal
+from search.storage.retention import (
+    FOLDS,
+    HISTORY,
+    PICTURE,
+    PUSHED_OUT,
+    STATE,
+    WEIGHTS,
+    drop_pictures,
+)
+from search.study.suggest import suggest
+from search.study.trial_data import Material
+from search.trial_process.protocol import PROGRAM
+from search.trial_process.slot import Slot, Stopping
+from search.trial_process.supervisor import Fenced
+from search.workers.heartbeat import Pulse
+from search.workers.trial_runner import Training
+
+#: Weights are kept for this many of the best trials.
+KEEP_BEST = 3
+
+
+class Listener(Protocol):
+    """Who wants to know; the command line shows it."""
+
+    def trial_started(self, number: int, config: TrialConfig) -> None:
+        """A trial was claimed and goes into its child process."""
+
+    def epoch_ended(self, number: int, record: EpochRecord) -> None:
+        """One of its epochs ended."""
+
+    def trial_ended(self, trial: FrozenTrial, best: FrozenTrial | None) -> None:
+        """It was told; best: the best complete trial so far."""
+
+
+class Worker:
+    """Runs the trials of one study in one slot, one after the other, while it is entered.
+
+    keep: weights are kept for this many of the best trials; None keeps all, pictures too.
+    twins: a configuration that was tried already is trained once more.
+    stopping: set when the trial at work is to be put down and queued again.
+    program: the module that trains (see ``search.trial_process.protocol``).
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        spec: StudySpec,
+        material: Material,
+        depot: Depot,
+        slot: Slot,
+        listener: Listener,
+        *,
+        ledger: Ledger | None = None,
+        stopping: Stopping | None = None,
+        deadline: Callable[[], bool] = lambda: False,
+        keep: int | None = KEEP_BEST,
+        twins: bool = False,
+        program: str = PROGRAM,
+    ) -> None:
+        self.study, self.spec, self.material = study, spec, material
+        self.depot, self.slot, self.listener = depot, slot, listener
+        self.ledger = ledger or Ledger(study)
+        self.stopping: Stopping = stopping or threading.Event()
+        self.deadline, self.keep, self.twins, self.program = deadline, keep, twins, program
+        self.mark = str(study.user_attrs.get("uuid", ""))
+        self.pulse = Pulse(self.ledger, slot)
+        presets = MODELS if spec.warm_start else ()
+        self.imports = needs([*spec.space.picks["model"], *presets])
+
+    def __enter__(self) -> Worker:
+        self.pulse.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.pulse.__exit__(kind, error, at)
+
+    def claim(self, *, bounded: bool = True, fresh: bool = True) -> Claim | Refusal:
+        """The next trial as this worker's; see ``Ledger.claim``."""
+        while True:
+            row = self.pulse.row
+            try:
+                claimed = self.ledger.claim(row, bounded=bounded, fresh=fresh)
+            except Expired:  # it slept so long that it was taken for dead
+                self.pulse.expired(row)
+                continue
+            self.pulse.hold(claimed if isinstance(claimed, Claim) else None)
+            return claimed
+
+    def run_one(self) -> FrozenTrial:
+        """Claims and finishes one trial whatever the budget; its record afterwards."""
+        claimed = self.claim(bounded=False)
+        assert isinstance(claimed, Claim)
+        return self.run(claimed)
+
+    def run(self, claim: Claim) -> FrozenTrial:
+        """Brings a claimed trial to its end; its record afterwards.
+
+        A training that fails is recorded and raises nothing. One that is put down goes back into
+        the queue with its state; so does one that KeyboardInterrupt cuts off, which goes on up.
+        """
+        try:
+            self._run(claim)
+        except KeyboardInterrupt:
+            self.put_back(claim)
+            raise
+        except (Fenced, UpdateFinishedTrialError):
+            pass  # nothing is deleted: who has the trial now may need what lies there
+        finally:
+            self.pulse.hold(None)
+        known = trial_records.all_trials(self.study)
+        done, ranking = known[claim.number], trial_records.ranked(known)
+        if self.keep is not None:
+            self._drop_weights(done, ranking)
+        with suppress(Exception):  # what people look at: no trial is worse for the lack of it
+            self.ledger.describe(notes.attrs_of(done))
+            if self.keep is not None:
+                drop_pictures(self.depot, known)
+        self.listener.trial_ended(done, ranking[0] if ranking else None)
+        return done
+
+    def _run(self, claim: Claim) -> None:
+        trial = _taken_up(self.study, claim)
+        given = trial.user_attrs.get(trial_records.GIVEN)
+        try:
+            with self.ledger.gathering() as drawn:
+                config = TrialConfig.from_dict(given) if given else suggest(trial, self.spec.space)
+        except InputError as error:  # one that was queued by hand, or by another version
+            self._fail(claim, trial_records.CONFIG, str(error))
+            return
+        may_repeat = self.twins or trial_records.AGAIN in trial.user_attrs
+        twin = self.ledger.configure(
+            claim,
+            {"config": config.to_dict(), "digest": config.digest()},
+            digest=None if may_repeat else config.digest(),
+            drawn=drawn,
+        )
+        if twin is not None:
+            text = f"the same configuration as trial {twin}"
+            self._fail(claim, trial_records.DUPLICATE, text, {"twin": twin})
+            return
+        self.listener.trial_started(claim.number, config)
+        self._fetch_state(claim, trial.user_attrs.get(trial_records.ATTEMPTS, []))
+        Training(self, claim, trial, config).to_its_end()
+
+    def _fetch_state(self, claim: Claim, attempts: Sequence[int]) -> None:
+        """Takes over what the latest earlier attempt left to go on from."""
+        # The folds come last: where they are, all that they gave is.
+        carried = (WEIGHTS, PICTURE, FOLDS) if self.material.folds else ()
+        for name in (STATE, *carried):
+            for number in reversed(attempts):
+                file = self.depot.fetch(number, name)
+                if file is not None:
+                    mine = self.depot.local(claim.number, name)
+                    mine.parent.mkdir(parents=True, exist_ok=True)
+                    file.replace(mine)
+                    self.depot.put(claim.number, name)
+                    break
+        for number in attempts:
+            self.depot.clear(number)
+
+    def put_back(self, claim: Claim) -> None:
+        """Queues a trial again that was put down, with what it goes on from."""
+        if self.ledger.requeue(claim, trial_records.INTERRUPTED) is None:
+            return
+        # What it goes on from stays; the rest is written anew.
+        goes_on = self.material.folds and self.depot.local(claim.number, FOLDS).is_file()
+        for name in (HISTORY,) if goes_on else (HISTORY, WEIGHTS, PICTURE):
+            self.depot.drop(claim.number, name)
+
+    def _fail(
+        self, claim: Claim, reason: str, text: str, attrs: dict[str, Any] | None = None
+    ) -> None:
+        self.told(
+            claim, TrialState.FAIL, attrs={"reason": reason, "message": text, **(attrs or {})}
+        )
+
+    def told(
+        self,
+        claim: Claim,
+        state: TrialState,
+        value: float | None = None,
+        attrs: dict[str, Any] | None = None,
+        files: Sequence[str] = (),
+    ) -> None:
+        """Brings a trial to its end. Raises Fenced where it is another's by now.
+
+        files: names of what the depot has of it for people to look at.
+        """
+        listed = artifact_ids.listed(self.mark, claim.number, files)
+        if not self.ledger.finish(claim, state, value, attrs, listed):
+            raise Fenced("the trial was handed on to another worker")
+        # Not before: a worker that dies between the two must not have to begin anew.
+        self.depot.drop(claim.number, STATE)
+        if self.material.folds:
+            self.depot.drop(claim.number, FOLDS)
+
+    def _drop_weights(self, done: FrozenTrial, ranking: Sequence[FrozenTrial]) -> None:
+        """Of this trial, unless it is among the best, and of those that it pushed out."""
+        assert self.keep is not None
+        numbers = [t.number for t in ranking]
+        ended = done.state.is_finished() and not trial_records.was_cut_off(done)
+        if done.number not in numbers[: self.keep] and ended:
+            self.depot.drop(done.number, WEIGHTS)
+        # Several may be pushed out at once; a depot of thousands is not asked for each.
+        for number in numbers[self.keep : self.keep + PUSHED_OUT]:
+            self.depot.drop(number, WEIGHTS)
+
+
+def _taken_up(study: optuna.Study, claim: Claim) -> optuna.Trial:
+    """A claimed trial as Optuna's own: with what ``study.ask`` does after it took one.
+
+    The sampler draws here, outside every lock.
+    """
+    study._thread_local.cached_all_trials = None  # or it would see the trials of its last call
+    trial_records.all_trials(study)  # the cache of finished trials learns of this one
+    return optuna.Trial(study, claim.trial_id)

@@ -1,0 +1,323 @@
+"""Copies across splits and sets, groups in two splits, and what is done about them."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lesionseg.data.cache import build_cache
+from lesionseg.data.duplicates.audit import audit, audit_cached
+from lesionseg.data.duplicates.leaks import audit_sets, check
+from lesionseg.data.index import DatasetIndex
+from lesionseg.errors import InputError
+from tests.lesionseg.data.copies import CHANGES, recompressed, scaled, texture
+
+
+def put(root, name, image, split=None, ending="png"):
+    """A pair below images/ and masks/ of that split, its mask a box in the middle."""
+    base = root / split if split else root
+    for folder in ("images", "masks"):
+        (base / folder).mkdir(parents=True, exist_ok=True)
+    image.save(base / "images" / f"{name}.{ending}")
+    mask = np.zeros((image.height, image.width), np.uint8)
+    mask[image.height // 4 : image.height // 2, image.width // 4 : image.width // 2] = 255
+    Image.fromarray(mask).save(base / "masks" / f"{name}.png")
+
+
+@pytest.fixture
+def splits(tmp_path):
+    """Train a to d, test e to g; all different."""
+    for i, name in enumerate("abcdefg"):
+        put(tmp_path / "data", name, texture(i), "train" if name < "e" else "test")
+    return tmp_path / "data"
+
+
+def names(copies):
+    return [m.record.name for m in copies.members]
+
+
+def test_a_set_without_copies_has_no_leaks(splits):
+    found = audit_sets([splits])
+    assert (found.copies, found.torn, found.leaks, found.told()) == ((), (), [], None)
+
+
+def test_a_copy_across_splits_resized_and_recompressed_is_a_leak(splits):
+    put(splits, "z", recompressed(scaled(texture(2), 0.5), 60), "test", "jpg")
+    found = audit_sets([splits])
+    (leak,) = found.leaks
+    assert names(leak) == ["c", "z"] and not leak.exact and 0.65 <= leak.likeness < 1
+    assert found.told() == (
+        f"1 picture lies in two official splits: c (train), z (test): alike by {leak.likeness:.2f}"
+    )
+
+
+def test_a_copy_within_a_split_is_told_and_is_no_leak(splits):
+    put(splits, "d2", texture(3), "train", "bmp")
+    found = audit_sets([splits])
+    assert [names(c) for c in found.copies] == [["d", "d2"]]
+    assert found.copies[0].exact and found.copies[0].likeness == 1
+    assert str(found.copies[0]) == "d (train), d2 (train): the same"
+    assert found.leaks == [] and found.told() is None
+
+
+def test_leaks_come_first_and_each_is_named_by_where_it_is(splits):
+    put(splits, "b2", texture(1), "train")
+    put(splits, "b3", CHANGES["rotate_90"](texture(1)), "test")
+    put(splits, "f2", texture(5), "test")
+    found = audit_sets([splits])
+    assert [names(c) for c in found.copies] == [["b", "b2", "b3"], ["f", "f2"]]
+    assert str(found.copies[0]).startswith("b (train), b3 (test), b2 (train): alike by ")
+
+
+def test_a_leak_comes_before_what_is_none_though_it_is_found_after_it(splits):
+    put(splits, "a2", texture(0), "train")
+    put(splits, "d2", recompressed(texture(3), 60), "test")
+    put(splits, "d3", texture(40), "train")
+    put(splits, "d4", texture(40), "test")
+    found = audit_sets([splits])
+    # What is surely the same first, and of each kind the leaks.
+    assert [names(c) for c in found.copies] == [["d3", "d4"], ["d", "d2"], ["a", "a2"]]
+
+
+@pytest.mark.parametrize("home", ["train", "test"])
+def test_a_copy_in_val_leaks_as_well(splits, home):
+    put(splits, "v", recompressed(texture(0 if home == "train" else 4), 60), "val")
+    (leak,) = audit_sets([splits]).leaks
+    assert {m.record.split for m in leak.members} == {home, "val"}
+
+
+def test_a_name_in_two_splits_is_a_leak_where_it_is_one_picture(splits):
+    put(splits, "a", texture(0), "test", "jpg")
+    found = audit_sets([splits])
+    told = "1 picture lies in two official splits: a (train), a (test): alike by "
+    assert found.told().startswith(told) and found.torn == ()
+    data = json.loads(json.dumps(found.to_dict()))
+    assert [(p["name"], p["split"]) for p in data["copies"][0]["pictures"]] == [
+        ("a", "train"),
+        ("a", "test"),
+    ]
+    assert len(data["sets"][0]["areas"]) == data["sets"][0]["pairs"] == 8
+    assert {"train/a", "test/a", "b"} <= set(data["sets"][0]["areas"])
+
+
+def test_a_name_in_two_splits_of_two_pictures_is_no_leak(splits):
+    put(splits, "a", texture(30), "test")
+    found = audit_sets([splits])
+    assert (found.copies, found.torn, found.told()) == ((), (), None)
+
+
+def test_a_leak_within_a_set_is_told_apart_from_one_between_two(splits, tmp_path):
+    other = tmp_path / "other"
+    put(splits, "b2", texture(1), "test")
+    put(other, "x1", texture(50), "train")
+    assert audit_sets([splits, other]).told() == (
+        "1 picture lies in two official splits: b (data train), b2 (data test): the same"
+    )
+    put(other, "x2", texture(4), "test")
+    put(other, "x3", texture(50), "val")
+    assert audit_sets([splits, other]).told() == (
+        "1 picture lies in two sets: e (data test), x2 (other test): the same; "
+        "2 pictures lie in two official splits: b (data train), b2 (data test): the same; "
+        "x1 (other train), x3 (other val): the same"
+    )
+
+
+def test_a_set_that_is_not_there_is_told_before_any_is_read(splits, tmp_path):
+    read = []
+    with pytest.raises(InputError) as caught:
+        audit_sets([splits, tmp_path / "no"], on_progress=lambda *told: read.append(told))
+    assert str(caught.value) == (
+        f"data check: no such folder: {tmp_path}/no; DIR and --against take the folder of a data "
+        f"set or a CSV manifest"
+    )
+    assert read == []
+
+
+def test_names_that_break_a_line_are_told_in_one(tmp_path):
+    for name in ("two\nlines", os.fsdecode(b"latin-\xe9")):
+        put(tmp_path / "a\tb", name, texture(0))
+    put(tmp_path / "c", "copy", texture(0))
+    found = audit_sets([tmp_path / "a\tb", tmp_path / "c"])
+    assert found.told() == (
+        "1 picture lies in two sets: latin-\\udce9 (a\\tb), copy (c), two\\nlines (a\\tb): the same"
+    )
+    assert (
+        json.loads(json.dumps(found.to_dict()))["copies"][0]["pictures"][1]["name"] == "two\nlines"
+    )
+
+
+def test_copies_between_sets_are_leaks_whatever_their_splits(splits, tmp_path):
+    other = tmp_path / "other"
+    put(other, "x1", texture(50))
+    put(other, "x2", CHANGES["grey"](texture(4)))
+    found = audit_sets([splits, other])
+    (leak,) = found.leaks
+    assert [str(m) for m in leak.members] == ["e (data test)", "x2 (other)"]
+    assert found.told().startswith("1 picture lies in two sets: e (data test), x2 (other): alike")
+    assert list(found.audits) == ["data", "other"]
+
+
+def test_sets_of_one_name_are_called_by_their_paths(splits, tmp_path):
+    other = tmp_path / "deep" / "data"
+    put(other, "x", texture(50))
+    assert list(audit_sets([splits, other]).audits) == [str(splits), str(other)]
+
+
+def test_a_set_against_itself_is_refused(splits):
+    with pytest.raises(InputError, match="is given twice; --against takes another data set"):
+        audit_sets([splits, splits.parent / "." / "data"])
+
+
+def test_a_group_in_two_official_splits_is_found(splits):
+    rows = ["image,mask,group,split"]
+    for name, group, split in (("a", "p", "train"), ("b", "p", "train"), ("c", "q", "train")):
+        rows.append(f"train/images/{name}.png,train/masks/{name}.png,{group},{split}")
+    for name, group, split in (("e", "q", "test"), ("f", "r", "val"), ("g", "q", "val")):
+        rows.append(f"test/images/{name}.png,test/masks/{name}.png,{group},{split}")
+    (splits / "manifest.csv").write_text("\n".join(rows))
+    with pytest.raises(InputError, match="1 groups lie in two official splits"):
+        DatasetIndex.read(splits)
+    found = audit_sets([splits])
+    assert [(t.group, t.splits) for t in found.torn] == [("q", ("train", "val", "test"))]
+    assert found.told() == "1 group lies in two official splits: q in train and val and test"
+    assert found.to_dict()["leaks"] == 1
+
+
+def test_pairs_that_cannot_be_used_do_not_keep_others_from_being_compared(splits):
+    (splits / "train/images/b.png").write_bytes(b"nothing")
+    (splits / "test/masks/f.png").write_bytes(b"")
+    put(splits, "z", texture(0), "test")
+    found = audit_sets([splits])
+    assert [names(c) for c in found.leaks] == [["a", "z"]]
+    assert len(found.audits[""].problems) == 2
+
+
+def test_pictures_of_every_kind_of_pixels_are_compared(tmp_path):
+    """Grey, with alpha, of a palette, of 16 bits: copies by what they show."""
+    image = texture(9)
+    put(tmp_path, "rgb", image)
+    put(tmp_path, "alpha", image.convert("RGBA"))
+    put(tmp_path, "grey", image.convert("L"))
+    put(tmp_path, "palette", image.quantize(128))
+    deep = np.asarray(image.convert("L")).astype(np.uint16) * 257
+    put(tmp_path, "deep", Image.fromarray(deep))
+    put(tmp_path, "stranger", texture(10))
+    (found,) = audit_sets([tmp_path]).copies
+    assert names(found) == ["alpha", "deep", "grey", "palette", "rgb"]
+
+
+def test_one_picture_alone_and_black_frames(tmp_path):
+    put(tmp_path / "one", "a", texture(0))
+    assert audit_sets([tmp_path / "one"]).copies == ()
+    for i in range(4):
+        put(tmp_path / "black", f"f{i}", Image.new("RGB", (60, 40)))
+    put(tmp_path / "black", "g", Image.new("RGB", (60, 40), (1, 1, 1)))
+    (found,) = audit_sets([tmp_path / "black"]).copies
+    assert names(found) == ["f0", "f1", "f2", "f3"] and found.exact
+
+
+def test_frames_that_show_nothing_are_one_where_all_of_their_pixels_are(tmp_path):
+    """Whatever the file and however small they are looked at; by `data check` and by `run`."""
+    root, size = tmp_path / "frames", (320, 240)
+    put(root, "black", Image.new("RGB", size))
+    put(root, "black_jpeg", Image.new("RGB", size), ending="jpg")
+    put(root, "turned", Image.new("RGB", size[::-1]))
+    put(root, "larger", Image.new("RGB", (640, 480)))
+    pixels = np.full((*size[::-1], 3), 200, np.uint8)
+    put(root, "bright", Image.fromarray(pixels))
+    pixels[5, 5] = 190
+    put(root, "speck", Image.fromarray(pixels))
+    put(root, "texture", texture(0))
+    index = DatasetIndex.read(root)
+    for image_size in (None, 16, 64):
+        if image_size is None:
+            found = audit_sets([root])
+        else:
+            cache = build_cache(index, image_size, tmp_path / "cache")
+            found = check({"": audit_cached(index, cache)})
+        (copies,) = found.copies
+        assert names(copies) == ["black", "black_jpeg"] and copies.exact
+
+
+@pytest.mark.parametrize("image_size", [None, 16, 64])
+def test_pictures_that_are_equal_when_small_only_are_not_the_same(tmp_path, image_size):
+    """A chequer of single pixels is gone from a JPEG that is decoded at half of its size."""
+    smooth = np.asarray(texture(4, (480, 480)).resize((960, 960))).astype(int).clip(20, 230)
+    y, x = np.mgrid[:960, :960]
+    chequer = smooth + ((x + y) % 2 * 20 - 10)[..., None]
+    for name, pixels in (("a", smooth), ("a2", smooth), ("b", chequer)):
+        image = Image.fromarray(pixels.astype(np.uint8))
+        put(tmp_path / "data", name, image)
+        (tmp_path / "data" / "images" / f"{name}.png").unlink()
+        image.save(tmp_path / "data" / "images" / f"{name}.jpg", quality=95, subsampling=0)
+    index = DatasetIndex.read(tmp_path / "data")
+    if image_size is None:
+        seen = audit(tmp_path / "data")
+    else:
+        seen = audit_cached(index, build_cache(index, image_size, tmp_path / "cache"))
+    digests = [pair.look.digest for pair in seen.pairs]
+    assert digests[0] == digests[1] == digests[2]  # else this test says nothing
+    (found,) = check({"": seen}).copies
+    assert names(found) == ["a", "a2", "b"]
+    assert not found.exact and found.likeness > 0.99
+    (tmp_path / "data" / "images" / "b.jpg").unlink()
+    assert audit_sets([tmp_path / "data"]).copies[0].exact
+
+
+def test_the_json_holds_everything(splits):
+    put(splits, "z", recompressed(texture(2), 60), "test", "jpg")
+    (splits / "train/images/b.png").write_bytes(b"nothing")
+    Image.new("L", (240, 180)).save(splits / "train/masks/a.png")
+    Image.new("L", (240, 180), 255).save(splits / "train/masks/d.png")
+    two = np.zeros((180, 240), np.uint8)
+    two[0:9, 0:9] = two[50:60, 50:60] = 255
+    Image.fromarray(two).save(splits / "test/masks/f.png")
+    Image.new("L", (9, 9)).save(splits / "test/masks/orphan_mask.png")
+    told = audit_sets([splits]).to_dict()
+    assert json.loads(json.dumps(told)) == told
+    (each,) = told["sets"]
+    assert each["set"] == "" and each["root"] == str(splits) and each["layout"] == "folders"
+    assert (each["pairs"], each["groups"]) == (8, 8)
+    assert each["official_splits"] == {"train": 4, "test": 4}
+    assert each["sizes"] == [{"height": 180, "width": 240, "images": 7}]
+    assert [b["name"] for b in each["broken"]] == ["b"]
+    assert (each["empty"], each["full"], each["not_binary"]) == (["a"], ["d"], [])
+    assert each["on_border"] == ["d", "f"] and each["components"] == {"f": 2}
+    assert each["masks_without_image"] == ["orphan_mask.png"]
+    assert each["areas"]["f"] == pytest.approx(181 / (180 * 240))
+    (copies,) = told["copies"]
+    assert copies["leak"] is True and copies["exact"] is False
+    assert copies["pictures"] == [
+        {"set": "", "name": "c", "split": "train", "group": "c"},
+        {"set": "", "name": "z", "split": "test", "group": "z"},
+    ]
+    assert told["leaks"] == 1 and told["torn_groups"] == []
+
+
+# --- from a cache ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [16, 64, 100])
+def test_a_cache_of_any_size_shows_the_same_copies_as_the_files(splits, tmp_path, size):
+    put(splits, "z", recompressed(scaled(texture(2), 0.5), 60), "test", "jpg")
+    put(splits, "b2", texture(1), "test")
+    put(splits, "c3", CHANGES["rotate_270"](texture(2)), "train")
+    soft = Image.new("L", (240, 180))
+    soft.paste(255, (60, 45, 120, 90))
+    soft.paste(150, (60, 44, 120, 45))
+    soft.save(splits / "train" / "masks" / "d.png")
+    index = DatasetIndex.read(splits)
+    seen = audit_cached(index, build_cache(index, size, tmp_path / "cache"))
+    found = check({"": seen})
+    assert [names(c) for c in found.copies] == [["b", "b2"], ["c", "c3", "z"]]
+    assert found.copies[0].exact
+    files = audit(splits)
+    assert [p.name for p in seen.pairs] == [p.name for p in files.pairs]
+    assert [p.shape for p in seen.pairs] == [p.shape for p in files.pairs]
+    assert [p.area for p in seen.pairs] == [p.area for p in files.pairs]
+    assert [p.name for p in seen.pairs if p.thresholded] == ["d"]
+    assert [p.name for p in files.pairs if p.thresholded] == ["d"]
+    assert [p.components for p in seen.pairs] == [1] * len(files.pairs)
+    assert not any(p.on_border for p in seen.pairs)

@@ -1,0 +1,438 @@
+"""Reading pictures as cameras and annotators really leave them."""
+
+import io
+import random
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, TiffImagePlugin, TiffTags
+
+from lesionseg.data.image_io import (
+    read_image,
+    read_image_and_size,
+    read_mask,
+    size_of,
+    upright,
+)
+from lesionseg.errors import InputError
+
+WIDTH, HEIGHT = 23, 17
+
+
+def scene():
+    """A picture of which no turned or mirrored version looks the same; RGB, smooth."""
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    return np.stack([x * 10, y * 14, np.full_like(x, 90)], axis=2).astype(np.uint8)
+
+
+def lesion():
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[3:9, 5:19] = True
+    return mask
+
+
+def save(path, array, mode=None, **options):
+    picture = Image.fromarray(array)
+    (picture.convert(mode) if mode else picture).save(path, **options)
+    return path
+
+
+def refusal(read, path):
+    with pytest.raises(InputError) as caught:
+        read(path)
+    text = str(caught.value)
+    assert text.startswith(f"{path}: ") and "\n" not in text
+    assert text.count(str(path)) == 1
+    return text.removeprefix(f"{path}: ")
+
+
+# --- images --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tif", "a.webp"])
+def test_a_lossless_picture_is_read_exactly(tmp_path, name):
+    options = {"lossless": True} if name == "a.webp" else {}
+    picture = read_image(save(tmp_path / name, scene(), **options))
+    assert picture.mode == "RGB"
+    assert np.array_equal(np.asarray(picture), scene())
+
+
+def test_a_jpeg_is_read_closely(tmp_path):
+    picture = read_image(save(tmp_path / "a.jpg", scene(), quality=95))
+    assert np.abs(np.asarray(picture).astype(int) - scene()).max() < 25
+    assert np.abs(np.asarray(picture).astype(int) - scene()).mean() < 5
+
+
+def test_grey_becomes_three_equal_channels(tmp_path):
+    grey = scene()[..., 0]
+    pixels = np.asarray(read_image(save(tmp_path / "a.png", grey)))
+    assert all(np.array_equal(pixels[..., c], grey) for c in range(3))
+
+
+def with_palette(path, *colours):
+    """The lesion in the second colour, as an indexed picture."""
+    picture = Image.fromarray(lesion().astype(np.uint8))
+    picture.putpalette(bytes(sum(colours, ())))
+    picture.save(path)
+    with Image.open(path) as stored:
+        assert stored.mode == "P"
+    return path
+
+
+def test_a_palette_becomes_its_colours(tmp_path):
+    pixels = np.asarray(read_image(with_palette(tmp_path / "a.png", (10, 220, 60), (200, 30, 40))))
+    assert (pixels[lesion()] == (200, 30, 40)).all()
+    assert (pixels[~lesion()] == (10, 220, 60)).all()
+
+
+def test_alpha_is_dropped_and_colours_stay(tmp_path):
+    alpha = np.where(lesion(), 255, 128).astype(np.uint8)
+    path = save(tmp_path / "a.png", np.dstack([scene(), alpha]))
+    assert np.array_equal(np.asarray(read_image(path)), scene())
+
+
+def test_a_print_colour_jpeg_is_read(tmp_path):
+    path = save(tmp_path / "a.jpg", scene(), "CMYK", quality=95)
+    assert np.abs(np.asarray(read_image(path)).astype(int) - scene()).mean() < 8
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path, name):
+    deep = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
+    pixels = np.asarray(read_image(save(tmp_path / name, deep)))
+    assert np.array_equal(pixels[..., 0].ravel(), np.arange(256))
+
+
+def test_eight_bits_in_sixteen_keep_their_values(tmp_path):
+    shallow = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    pixels = np.asarray(read_image(save(tmp_path / "a.png", shallow)))
+    assert np.array_equal(pixels[..., 0].ravel(), np.arange(256))
+
+
+#: How the stored pixels of an upright picture lie, by EXIF orientation (EXIF 2.3, tag 274).
+STORED = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, 1),
+    7: lambda a: np.rot90(a.swapaxes(0, 1), 2),
+    8: lambda a: np.rot90(a, -1),
+}
+
+
+def with_orientation(path, array, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"quality": 100, "subsampling": 0} if path.suffix == ".jpg" else {}
+    return save(path, np.ascontiguousarray(array), exif=exif, **options)
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.webp"])
+def test_a_turned_camera_gives_an_upright_picture(tmp_path, name, orientation):
+    path = with_orientation(tmp_path / name, STORED[orientation](scene()), orientation)
+    assert size_of(path) == (HEIGHT, WIDTH)
+    pixels = np.asarray(read_image(path)).astype(int)
+    assert pixels.shape == (HEIGHT, WIDTH, 3)
+    assert np.abs(pixels - scene()).mean() < 8  # a JPEG and a WebP lose a little
+    mask = read_mask(
+        with_orientation(tmp_path / "m.png", STORED[orientation](lesion()), orientation)
+    )
+    assert np.array_equal(mask[0], lesion())
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 255])
+def test_an_orientation_that_does_not_exist_is_none(tmp_path, orientation):
+    path = with_orientation(tmp_path / "a.png", scene(), orientation)
+    assert size_of(path) == (HEIGHT, WIDTH)
+    assert np.array_equal(np.asarray(read_image(path)), scene())
+
+
+def with_tags(path, array, *entries):
+    """A JPEG whose EXIF holds these entries: tag, type, count and the four bytes of the value."""
+    head = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries))
+    body = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in entries)
+    return save(path, np.ascontiguousarray(array), exif=head + body + bytes(4), quality=95)
+
+
+HELD = (0x0112, 3, 1, struct.pack("<HH", 6, 0))
+#: What cameras and editors leave in EXIF that is of another kind than it should be.
+ODD_TAGS = {
+    "resolution as text": (0x011A, 2, 4, b"72 \0"),
+    "width as text": (0x0100, 2, 4, b"abc\0"),
+    "an EXIF folder as text": (0x8769, 2, 4, b"abc\0"),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_TAGS)
+def test_an_odd_tag_beside_the_orientation_does_no_harm(tmp_path, odd):
+    tags = sorted([HELD, ODD_TAGS[odd]])
+    path = with_tags(tmp_path / "a.jpg", STORED[6](scene()), *tags)
+    assert size_of(path) == (HEIGHT, WIDTH)
+    assert np.abs(np.asarray(read_image(path)).astype(int) - scene()).mean() < 8
+    big = np.kron(scene(), np.ones((16, 16, 1), np.uint8))
+    small, size = read_image_and_size(with_tags(tmp_path / "b.jpg", STORED[6](big), *tags), 100)
+    assert size == (16 * HEIGHT, 16 * WIDTH)
+    assert small.width > small.height and small.width < 16 * WIDTH
+
+
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0", b"Exif\0\0nonsense", b"Exif\0\0II*\0\xff\xff\xff\x7f"]
+)
+def test_metadata_that_cannot_be_read_say_nothing_of_the_orientation(tmp_path, exif):
+    path = save(tmp_path / "a.jpg", scene(), exif=exif, quality=95)
+    assert size_of(path) == (HEIGHT, WIDTH)
+    assert np.abs(np.asarray(read_image(path)).astype(int) - scene()).mean() < 8
+
+
+@pytest.mark.parametrize("orientation", STORED)
+def test_a_picture_is_turned_once_however_often_it_is_asked_for(tmp_path, orientation):
+    path = with_orientation(tmp_path / "a.png", STORED[orientation](scene()), orientation)
+    with Image.open(path) as opened:
+        stored = opened.size
+        once = upright(opened)
+        assert np.array_equal(np.asarray(upright(once)), scene())
+        assert np.array_equal(np.asarray(upright(opened)), scene())
+        assert opened.size == stored  # the caller's picture is left as it was
+
+
+def test_sixteen_bits_are_turned_upright_too(tmp_path):
+    deep = scene()[..., 0].astype(np.uint16) * 257
+    path = with_orientation(tmp_path / "a.png", STORED[6](deep), 6)
+    assert size_of(path) == (HEIGHT, WIDTH)
+    assert np.array_equal(np.asarray(read_image(path))[..., 0], scene()[..., 0])
+
+
+@pytest.mark.parametrize("draft", [50, 100, 400])
+def test_a_draft_is_no_smaller_than_asked_and_looks_the_same(tmp_path, draft):
+    big = np.asarray(Image.fromarray(scene()).resize((460, 340), Image.Resampling.BICUBIC))
+    path = save(tmp_path / "a.jpg", big, quality=95)
+    whole, small = read_image(path), read_image(path, draft=draft)
+    assert min(small.size) >= min(draft, 340)
+    assert small.size < whole.size or draft == 400
+    shrunk = np.asarray(whole.resize(small.size, Image.Resampling.BOX)).astype(int)
+    assert np.abs(np.asarray(small) - shrunk).mean() < 4
+
+
+# --- what is no picture --------------------------------------------------------------------------
+
+readers = pytest.mark.parametrize("read", [read_image, read_mask, size_of])
+
+
+@readers
+def test_a_file_that_is_not_there(tmp_path, read):
+    assert refusal(read, tmp_path / "no.jpg") == "no such file"
+
+
+@readers
+@pytest.mark.parametrize("content", [b"", b"\0", b"just text\n" * 9, b"\xff\xd8\xff", b"BM"])
+def test_something_else_called_jpg(tmp_path, read, content):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    assert refusal(read, path).startswith("not a picture (")
+
+
+@readers
+def test_a_folder_called_jpg(tmp_path, read):
+    path = tmp_path / "a.jpg"
+    path.mkdir()
+    assert refusal(read, path).startswith("not a picture (")
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.bmp", "a.tif", "a.webp"])
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_a_picture_that_is_cut_off_is_damaged(tmp_path, name, share):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    path = save(tmp_path / name, noise)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    for read in (read_image, read_mask):
+        assert refusal(read, path).startswith(("the picture is damaged (", "not a picture ("))
+
+
+def test_a_header_of_another_kind_than_it_should_be_is_damage(tmp_path):
+    """Where a TIFF's pixels lie is a number; PIL takes whatever is there to be one."""
+    where = TiffImagePlugin.ImageFileDirectory_v2()
+    where.tagtype[273] = TiffTags.ASCII
+    where[273] = "x"
+    path = save(tmp_path / "a.tif", scene(), tiffinfo=where)
+    for read in (read_image, read_mask, size_of):
+        assert refusal(read, path).startswith("the picture is damaged (")
+
+
+def png_of(width, height):
+    """A PNG whose header claims that size; its pixels are missing."""
+
+    def chunk(kind, body):
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")  # noqa: E501
+    )  # fmt: skip
+
+
+@readers
+def test_a_picture_too_large_to_be_true_is_refused(tmp_path, read):
+    path = tmp_path / "a.png"
+    path.write_bytes(png_of(60_000, 60_000))
+    assert "more than the 179 million pixels that are taken" in refusal(read, path)
+
+
+def encoded():
+    """One picture in every encoding that the layouts list."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    forms = [("JPEG", {}), ("JPEG", {"exif": exif, "progressive": True}), ("PNG", {"exif": exif})]
+    forms += [("BMP", {}), ("TIFF", {}), ("WEBP", {}), ("WEBP", {"lossless": True, "exif": exif})]
+    for form, options in forms:
+        buffer = io.BytesIO()
+        Image.fromarray(scene()).save(buffer, form, **options)
+        yield buffer.getvalue()
+    buffer = io.BytesIO()
+    Image.fromarray(lesion()).save(buffer, "BMP")
+    yield buffer.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore")  # PIL warns of odd EXIF and of large sizes
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_is_wrong_with_a_file_it_is_read_or_refused_in_one_line(tmp_path, seed, capfd):
+    rng = random.Random(seed)
+    path = tmp_path / "a.jpg"
+    for content in encoded():
+        for _ in range(25):
+            damaged = bytearray(content)
+            for _ in range(rng.choice((1, 3, 10))):
+                # The header, where most of the sense is, more often than the rest.
+                end = min(len(damaged), 80) if rng.random() < 0.6 else len(damaged)
+                damaged[rng.randrange(end)] = rng.randrange(256)
+            if rng.random() < 0.3:
+                del damaged[rng.randrange(len(damaged)) :]
+            path.write_bytes(damaged)
+            for read in (size_of, read_image, read_mask):
+                try:
+                    read(path)
+                except InputError as error:
+                    assert "\n" not in str(error)
+    capfd.readouterr()  # libtiff and libjpeg complain by themselves
+
+
+# --- masks ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [1, 2, 127, 128, 254, 255])
+@pytest.mark.parametrize("name", ["m.png", "m.bmp", "m.tif"])
+def test_any_single_value_is_lesion(tmp_path, name, value):
+    mask, thresholded = read_mask(save(tmp_path / name, lesion().astype(np.uint8) * value))
+    assert mask.dtype == bool and mask.shape == (HEIGHT, WIDTH)
+    assert np.array_equal(mask, lesion())
+    assert thresholded is False
+
+
+def test_one_bit_masks(tmp_path):
+    for name in ("m.bmp", "m.png", "m.tif"):
+        path = save(tmp_path / name, lesion())
+        with Image.open(path) as stored:
+            assert stored.mode == "1"
+        mask, thresholded = read_mask(path)
+        assert np.array_equal(mask, lesion()) and not thresholded
+
+
+@pytest.mark.parametrize(("value", "full"), [(0, False), (1, True), (128, True), (255, True)])
+def test_a_mask_of_one_value_is_empty_if_black_and_else_full(tmp_path, value, full):
+    mask, thresholded = read_mask(save(tmp_path / "m.png", np.full((5, 4), value, np.uint8)))
+    assert mask.shape == (5, 4) and bool(mask.all()) == full and bool(mask.any()) == full
+    assert not thresholded
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_a_mask_of_one_pixel(tmp_path, value):
+    mask, _ = read_mask(save(tmp_path / "m.png", np.full((1, 1), value, np.uint8)))
+    assert mask.tolist() == [[value > 0]]
+
+
+@pytest.mark.parametrize("colour", [(255, 255, 255), (0, 0, 255), (128, 0, 0), (255, 255, 0)])
+def test_a_coloured_mask(tmp_path, colour):
+    rgb = np.where(lesion()[..., None], colour, (0, 0, 0)).astype(np.uint8)
+    assert np.array_equal(read_mask(save(tmp_path / "m.png", rgb))[0], lesion())
+    indexed = with_palette(tmp_path / "p.png", (0, 0, 0), colour)
+    assert np.array_equal(read_mask(indexed)[0], lesion())
+
+
+def test_a_mask_with_opaque_alpha(tmp_path):
+    white = np.where(lesion()[..., None], 255, 0).astype(np.uint8).repeat(3, axis=2)
+    opaque = np.full((HEIGHT, WIDTH, 1), 255, np.uint8)
+    assert np.array_equal(
+        read_mask(save(tmp_path / "m.png", np.dstack([white, opaque])))[0], lesion()
+    )
+    transparent = np.where(lesion()[..., None], 255, 0).astype(np.uint8)
+    path = save(tmp_path / "n.png", np.dstack([white, transparent]))
+    assert np.array_equal(read_mask(path)[0], lesion())
+
+
+@pytest.mark.parametrize("value", [1, 255, 256, 65535])
+def test_a_sixteen_bit_mask(tmp_path, value):
+    mask, thresholded = read_mask(save(tmp_path / "m.png", lesion().astype(np.uint16) * value))
+    assert np.array_equal(mask, lesion()) and not thresholded
+
+
+def test_a_mask_saved_as_jpeg_is_cut_at_the_middle(tmp_path):
+    # Off the grid of 8x8 blocks, which alone would be stored exactly.
+    big = np.roll(np.kron(lesion(), np.ones((8, 8), bool)), (3, 5), axis=(0, 1))
+    path = save(tmp_path / "m.jpg", big.astype(np.uint8) * 255, quality=90)
+    assert len(np.unique(np.asarray(Image.open(path)))) > 2
+    mask, thresholded = read_mask(path)
+    assert thresholded is True
+    assert np.array_equal(mask, big)
+
+
+def nearly(shares):
+    """A mask of 1000 pixels: so many of each grey level, the rest black."""
+    grey = np.zeros(1000, np.uint8)
+    grey[: sum(shares.values())] = np.repeat(list(shares), list(shares.values()))
+    return grey.reshape(25, 40)
+
+
+@pytest.mark.parametrize(
+    ("shares", "lesion_pixels"),
+    [
+        ({255: 300, 128: 25, 127: 25}, 325),  # 95% near black or white, the rest cut at 128
+        ({255: 300, 31: 300}, 300),
+        ({224: 300, 31: 10}, 300),
+        ({1: 500, 255: 500}, 500),
+        ({254: 500, 255: 500}, 1000),
+        ({90: 50}, 50),  # two values only: one of them is lesion, however grey
+    ],
+)
+def test_a_nearly_binary_mask_is_cut_at_128(tmp_path, shares, lesion_pixels):
+    mask, thresholded = read_mask(save(tmp_path / "m.png", nearly(shares)))
+    assert mask.sum() == lesion_pixels
+    assert thresholded == (len(shares) > 1)
+
+
+@pytest.mark.parametrize(
+    ("shares", "message"),
+    [
+        ({255: 300, 128: 51}, "3 grey levels from 0 to 255"),
+        ({100: 500, 200: 500}, "2 grey levels from 100 to 200"),
+        # Labels: all near black, but nobody means a mask without lesion by them.
+        ({1: 500, 2: 500}, "2 grey levels from 1 to 2"),
+        ({1: 300, 2: 100}, "3 grey levels from 0 to 2"),
+        ({32: 900, 64: 50}, "3 grey levels from 0 to 64"),
+    ],
+)
+def test_a_grey_mask_is_refused_unless_it_is_nearly_binary(tmp_path, shares, message):
+    path = save(tmp_path / "m.png", nearly(shares))
+    assert refusal(read_mask, path) == (
+        f"the mask is not binary: {message}; save it with 0 for skin and 255 for lesion"
+    )
+
+
+def test_a_photograph_given_as_mask_is_refused(tmp_path):
+    assert "is not binary" in refusal(read_mask, save(tmp_path / "m.jpg", scene()))

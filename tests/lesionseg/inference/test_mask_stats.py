@@ -1,0 +1,75 @@
+"""Findings against what SciPy and NumPy make of the same masks."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from lesionseg.inference.mask_stats import OWN, describe
+
+
+def blob(shape, *boxes):
+    mask = np.zeros(shape, np.bool_)
+    for top, bottom, left, right in boxes:
+        mask[top:bottom, left:right] = True
+    return mask
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_numbers_are_those_of_another_library(seed):
+    rng = np.random.default_rng(seed)
+    shape = tuple(rng.integers(5, 90, 2))
+    probability = ndimage.gaussian_filter(rng.random(shape), 3).astype(np.float32)
+    mask = probability > np.quantile(probability, 0.8)
+    found = describe(mask, probability)
+    y, x = ndimage.center_of_mass(mask)
+    assert found.centre == pytest.approx((x, y))
+    assert found.area == mask.sum()
+    assert found.share == pytest.approx(mask.mean())
+    assert found.confidence == pytest.approx(probability[mask].mean(dtype=np.float64), rel=1e-5)
+    labels, n = ndimage.label(mask, np.ones((3, 3)))
+    areas = np.bincount(labels.ravel(), minlength=n + 1)[1:]
+    assert found.several == (np.sum(areas >= OWN * areas.max()) > 1)
+    inner = np.zeros_like(mask)
+    inner[1:-1, 1:-1] = True
+    assert found.touches_border == bool((mask & ~inner).any())
+    assert not found.nothing_found
+
+
+def test_of_an_empty_mask_nothing_is_made_up():
+    found = describe(np.zeros((4, 6), np.bool_), np.full((4, 6), 0.3, np.float32))
+    assert found.nothing_found
+    assert (found.area, found.share, found.centre, found.confidence) == (0, 0.0, None, None)
+    assert not found.touches_border and not found.several
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (5, 5)])
+def test_a_full_mask_lies_in_the_middle_and_touches_the_border(shape):
+    found = describe(np.ones(shape, np.bool_), np.ones(shape, np.float32))
+    assert found.centre == ((shape[1] - 1) / 2, (shape[0] - 1) / 2)
+    assert (found.share, found.confidence) == (1.0, 1.0)
+    assert found.touches_border and not found.several
+
+
+@pytest.mark.parametrize(
+    ("second", "several"), [((0, 1, 0, 9), False), ((0, 1, 0, 10), True), (None, False)]
+)
+def test_a_speck_is_no_lesion_of_its_own(second, several):
+    """Beside a hundred pixels nine are a speck, and ten a lesion."""
+    boxes = [(5, 15, 5, 15), *([second] if second else [])]
+    mask = blob((20, 30), *boxes)
+    assert describe(mask, mask.astype(np.float32)).several is several
+
+
+@pytest.mark.parametrize(
+    ("box", "touches"),
+    [
+        ((0, 3, 2, 4), True),
+        ((7, 10, 2, 4), True),
+        ((3, 5, 0, 2), True),
+        ((3, 5, 10, 12), True),
+        ((1, 9, 1, 11), False),
+    ],
+)
+def test_each_edge_counts_and_a_pixel_away_does_not(box, touches):
+    mask = blob((10, 12), box)
+    assert describe(mask, mask.astype(np.float32)).touches_border is touches

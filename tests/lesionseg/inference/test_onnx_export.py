@@ -1,0 +1,191 @@
+"""export: every network as ONNX gives what torch gives; the file says how it is to be used."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+
+from lesionseg.config import TrialConfig
+from lesionseg.data.loader import MEAN, STD, normalise
+from lesionseg.data.synthetic import render
+from lesionseg.errors import InputError
+from lesionseg.inference.onnx_export import Check, OnnxModel, compare, contract, export_onnx
+from lesionseg.inference.predictor import Segmenter
+from lesionseg.inference.selection import PLAIN, Inference
+from lesionseg.models import MODELS, build_model
+from lesionseg.space import Pick
+
+#: One of each kind in the quick tests; all of them in the slow ones.
+QUICK = ("unet", "segnet")
+
+
+def taught(name, size=64, inference=PLAIN, **params):
+    """A network after a few steps on synthetic lesions: sure of different things."""
+    torch.manual_seed(0)
+    config = TrialConfig(model=Pick(name, params), image_size=size)
+    model = build_model(config.model, image_size=size).train()
+    samples = [render(seed, size, size) for seed in range(4)]
+    images = normalise(torch.from_numpy(np.stack([s.image for s in samples])))
+    masks = torch.from_numpy(np.stack([s.mask for s in samples]) > 0)[:, None].float()
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(12):
+        optimizer.zero_grad()
+        torch.nn.functional.binary_cross_entropy_with_logits(model(images), masks).backward()
+        optimizer.step()
+    return Segmenter(model, config, inference)
+
+
+def small_params(name):
+    """The row's parameters, at their smallest where they cost something."""
+    space, small = MODELS[name].space, {"encoder": "efficientnet-b0", "width": 8, "init_filters": 8}
+    return {
+        key: value
+        for key, value in small.items()
+        if key in space and (key != "encoder" or value in space[key].choices)
+    }
+
+
+def lesions(n, size):
+    return np.stack(
+        [
+            np.asarray(Image.fromarray(render(seed, 96, 128).image).resize((size, size)))
+            for seed in range(n)
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A small U-Net with a chain and its file."""
+    chain = (Pick("threshold", {"value": 0.35}), Pick("fill_holes"))
+    segmenter = taught("unet", 32, Inference("d4", chain), width=4, depth=2)
+    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    export_onnx(segmenter, path, {"study": "isic"})
+    return segmenter, path
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_the_file_gives_what_torch_gives_for_any_number_of_images(exported, n):
+    segmenter, path = exported
+    images = lesions(n, 32)
+    ours, theirs = segmenter.probabilities(images), OnnxModel(path).probabilities(images)
+    assert ours.shape == theirs.shape == (n, 32, 32)
+    assert np.abs(ours - theirs).max() < 1e-5
+    assert ours.std() > 0.01  # not all the same, whatever goes in
+    found = compare(segmenter, path, images, batch_size=2)
+    assert found == Check(n, pytest.approx(np.abs(ours - theirs).max(), abs=1e-6), 1.0)
+
+
+def test_the_views_and_the_normalisation_are_inside(exported):
+    """From the raw network alone, with the definitions written out."""
+    segmenter, path = exported
+    images = lesions(2, 32)
+    x = (torch.from_numpy(images).float() - torch.tensor(MEAN)) / torch.tensor(STD)
+    x, views = x.permute(0, 3, 1, 2), []
+    with torch.inference_mode():
+        for turns in range(4):
+            for flip in (False, True):
+                view = torch.rot90(x.flip(-1) if flip else x, turns, (-2, -1))
+                back = torch.rot90(torch.sigmoid(segmenter.model(view)), -turns, (-2, -1))
+                views.append(back.flip(-1) if flip else back)
+    wanted = torch.stack(views).mean(0)[:, 0].numpy()
+    assert np.abs(OnnxModel(path).probabilities(images) - wanted).max() < 1e-5
+    assert np.abs(views[0][:, 0].numpy() - wanted).max() > 1e-3
+
+
+def test_the_file_says_what_goes_in_and_what_is_still_to_be_done(exported):
+    segmenter, path = exported
+    told = OnnxModel(path).metadata
+    assert told == contract(segmenter) | {"study": "isic"}
+    assert told["format"] == "lesionsearch-onnx/1"
+    assert (told["image_size"], told["channels"], told["range"]) == ("32", "RGB", "0 to 1")
+    assert (float(told["threshold"]), told["tta"]) == (0.35, "d4")
+    assert json.loads(told["chain"]) == [{"threshold": {"value": 0.35}}, {"fill_holes": {}}]
+    assert TrialConfig.from_dict(json.loads(told["config"])) == segmenter.config
+
+
+def test_it_is_one_valid_file_with_a_free_number_of_images(exported):
+    _, path = exported
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    (taken,), (given,) = model.graph.input, model.graph.output
+    shapes = [
+        [d.dim_param or d.dim_value for d in each.type.tensor_type.shape.dim]
+        for each in (taken, given)
+    ]
+    assert (taken.name, given.name) == ("image", "probability")
+    assert shapes[0][1:] == [3, 32, 32] and shapes[1][1:] == [1, 32, 32]
+    assert isinstance(shapes[0][0], str) and shapes[0][0] == shapes[1][0]
+    assert {t.data_location for t in model.graph.initializer} == {onnx.TensorProto.DEFAULT}
+    assert sorted(p.name for p in path.parent.iterdir()) == ["model.onnx"]
+
+
+def test_the_model_is_left_as_it_was(exported, tmp_path):
+    segmenter, _ = exported
+    before = {k: v.clone() for k, v in segmenter.model.state_dict().items()}
+    where = {k: v.data_ptr() for k, v in segmenter.model.state_dict().items()}
+    export_onnx(segmenter, tmp_path / "again.onnx")
+    after = segmenter.model.state_dict()
+    assert all(torch.equal(after[k], v) for k, v in before.items())
+    assert {k: v.data_ptr() for k, v in after.items()} == where
+    assert not segmenter.model.training
+
+
+def test_nothing_is_printed_on_the_way(exported, tmp_path, capfd):
+    export_onnx(exported[0], tmp_path / "again.onnx")
+    assert capfd.readouterr() == ("", "")
+
+
+def check_family(name, tmp_path):
+    params = small_params(name)
+    size = max(64, MODELS[name].smallest)
+    segmenter = taught(name, size, **params)
+    images = lesions(4, size)
+    export_onnx(segmenter, tmp_path / "model.onnx")
+    found = compare(segmenter, tmp_path / "model.onnx", images, batch_size=3)
+    assert segmenter.probabilities(images).std() > 1e-3
+    assert found.largest < 1e-3
+    assert found.agreement > 0.999
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_some_networks_can_be_exported(name, tmp_path):
+    check_family(name, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in MODELS if n not in QUICK])
+def test_all_networks_can_be_exported(name, tmp_path):
+    check_family(name, tmp_path)
+
+
+class Unexportable(torch.nn.Module):
+    """What it does depends on the numbers that it is given."""
+
+    def forward(self, images):
+        return images[:, :1] * (2.0 if images.mean().item() > 0 else 1.0)
+
+
+def test_a_network_that_cannot_be_written_is_told_by_name_in_one_line(tmp_path):
+    segmenter = Segmenter(Unexportable(), TrialConfig(model=Pick("smp_dpt"), image_size=32))
+    with pytest.raises(InputError) as caught:
+        export_onnx(segmenter, tmp_path / "model.onnx")
+    assert str(caught.value).startswith("export: smp_dpt cannot be written as ONNX: ")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_without_the_extra_it_is_said_what_to_install(monkeypatch, exported, tmp_path):
+    monkeypatch.setattr(onnx, "find_spec", lambda name: None if name == "onnxruntime" else name)
+    with pytest.raises(InputError, match=r"needs onnxruntime; install .*'lesionsearch\[onnx\]'"):
+        export_onnx(exported[0], tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", b"\x08\x07" * 50])
+def test_a_file_that_is_no_model_is_told(tmp_path, content):
+    (tmp_path / "model.onnx").write_bytes(content)
+    with pytest.raises(InputError, match="ONNX Runtime cannot run it"):
+        OnnxModel(tmp_path / "model.onnx")

@@ -1,0 +1,389 @@
+"""The choice of an inference: networks of known faults get the mend, the others get nothing."""
+
+from __future__ import annotations
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lesionseg.data.loader import MEAN, STD, normalise
+from lesionseg.errors import InputError
+from lesionseg.inference import selection as module
+from lesionseg.inference.postprocess import POSTPROCESS, finish, refine
+from lesionseg.inference.selection import PLAIN, THRESHOLDS, Inference, choose
+from lesionseg.inference.tta import averaged
+from lesionseg.space import Pick
+
+CPU = torch.device("cpu")
+SIDE = 32
+
+
+def discs(n, seed=0):
+    """Discs of several sizes, bool [N, S, S], away from the border."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:SIDE, :SIDE]
+    where = [(rng.uniform(12, 20), rng.uniform(12, 20), rng.uniform(5, 9)) for _ in range(n)]
+    return np.stack([(x - a) ** 2 + (y - b) ** 2 < r**2 for a, b, r in where])
+
+
+def pictures(red, green=0):
+    """Images whose red is the probability that ``Red`` reads, in 1/250."""
+    images = np.zeros((*red.shape, 3), np.uint8)
+    images[..., 0] = np.round(250 * red)
+    images[..., 1] = green
+    return images
+
+
+class Red(nn.Module):
+    """Its probability is the red of the image."""
+
+    def forward(self, x):
+        red = (x[:, :1] * STD[0] + MEAN[0]) / 250
+        return torch.logit(red, eps=1e-4)
+
+
+class Shaded(Red):
+    """Sees less on the left: the left edge of a picture is not believed."""
+
+    def forward(self, x):
+        return super().forward(x) + torch.linspace(-5, 5, x.shape[-1])
+
+
+def perfect(masks):
+    return pictures(np.where(masks, 0.9, 0.1))
+
+
+def apply(model, images, masks, chosen):
+    """The mean Dice of an inference, image by image and pixel by pixel."""
+    probabilities = averaged(model, normalise(torch.from_numpy(images)), chosen.tta)
+    found = []
+    for p, image, truth in zip(probabilities.squeeze(1).numpy(), images, masks > 0, strict=True):
+        mask = finish(chosen.chain, refine(chosen.chain, p, image), p.shape)
+        both = mask.sum() + truth.sum()
+        found.append(2 * (mask & truth).sum() / both if both else 1.0)
+    return float(np.mean(found))
+
+
+def names(choice):
+    return [pick.name for pick in choice.inference.chain]
+
+
+def pick_of(choice, name):
+    return next(pick.params for pick in choice.inference.chain if pick.name == name)
+
+
+def uncertain(n=6, seed=0):
+    """Lesions of 0.32 on skin of 0.28; some skin and some lesion is hard."""
+    masks = discs(n, seed)
+    return pictures(np.where(masks, 0.32, 0.28)), masks.astype(np.uint8)
+
+
+def specked(n=8, seed=0):
+    """Sure discs, and one to three specks of two pixels a side in the corners."""
+    masks = discs(n, seed)
+    red = np.where(masks, 0.9, 0.1)
+    for i in range(n):
+        for corner in ((1, 1), (1, 28), (28, 1))[: 1 + i % 3]:
+            red[i, corner[0] : corner[0] + 2, corner[1] : corner[1] + 2] = 0.9
+    return pictures(red), masks.astype(np.uint8)
+
+
+def test_a_network_that_is_too_shy_gets_a_lower_threshold():
+    images, masks = uncertain()
+    choice = choose(Red(), images, masks, device=CPU)
+    assert choice.inference == Inference("none", (Pick("threshold", {"value": 0.3}),))
+    assert choice.plain_dice == 0
+    assert choice.dice == 1
+
+
+def test_a_network_that_is_too_bold_gets_a_higher_threshold():
+    masks = discs(6)
+    images = pictures(np.where(masks, 0.78, 0.72))
+    choice = choose(Red(), images, masks.astype(np.uint8), device=CPU)
+    assert choice.inference.chain == (Pick("threshold", {"value": 0.75}),)
+
+
+def test_of_thresholds_that_do_as_well_the_one_nearest_to_a_half_is_taken():
+    masks = discs(6)
+    images = pictures(np.where(masks, 0.42, 0.12))
+    choice = choose(Red(), images, masks.astype(np.uint8), device=CPU)
+    assert pick_of(choice, "threshold") == {"value": 0.4}
+
+
+def test_specks_are_taken_away():
+    images, masks = specked()
+    choice = choose(Red(), images, masks, device=CPU)
+    assert set(names(choice)) & {"largest", "opening"}
+    assert choice.dice == pytest.approx(1.0)
+    assert choice.plain_dice < 0.98
+
+
+def test_an_operation_that_was_taken_is_not_tried_again():
+    choice = choose(Red(), *specked(), device=CPU)
+    tried = [row["what"] for row in choice.rows]
+    assert names(choice) == ["largest"]
+    assert tried.count("largest") == 1
+    assert tried.count("fill_holes") == 2
+
+
+def test_holes_are_filled():
+    masks = discs(8)
+    red = np.where(masks, 0.9, 0.1)
+    for i, mask in enumerate(masks):
+        y, x = (int(np.round(where.mean())) for where in np.nonzero(mask))
+        red[i, y - 2 : y + 2, x - 2 : x + 1 + i % 2] = 0.1
+    choice = choose(Red(), pictures(red), masks.astype(np.uint8), device=CPU)
+    assert set(names(choice)) & {"fill_holes", "closing"}
+    assert choice.dice == pytest.approx(1.0)
+
+
+def test_soft_boundaries_get_the_random_field_where_colours_know_better():
+    masks = discs(6)
+    soft = [
+        cv2.GaussianBlur(cv2.dilate(m.astype(np.float32), np.ones((3, 3))), (0, 0), 2.5)
+        for m in masks
+    ]
+    images = pictures(np.clip(soft, 0.05, 0.95), green=0)
+    images[..., 1:] = np.where(masks, 40, 200)[..., None]
+    choice = choose(Red(), images, masks.astype(np.uint8), device=CPU)
+    assert "crf" in names(choice)
+    assert choice.dice > choice.plain_dice + 0.01
+
+
+def test_a_perfect_network_stays_plain():
+    masks = discs(8)
+    choice = choose(Red(), perfect(masks), masks.astype(np.uint8), device=CPU)
+    assert choice.inference == PLAIN
+    assert choice.dice == choice.plain_dice == 1
+    assert [row["what"] for row in choice.rows if row["taken"]] == ["plain"]
+
+
+def test_a_network_that_breaks_the_symmetry_gets_flips_and_not_the_dearer_rotations():
+    masks = discs(10)
+    images = pictures(np.where(masks, 0.85, 0.15))
+    choice = choose(Shaded(), images, masks.astype(np.uint8), device=CPU, postprocess=False)
+    assert choice.inference == Inference("flips")
+    assert choice.dice > choice.plain_dice + 0.05
+
+
+def test_only_the_rows_asked_for_are_tried():
+    masks = discs(4)
+    images = pictures(np.where(masks, 0.85, 0.15))
+    choice = choose(
+        Shaded(), images, masks.astype(np.uint8), device=CPU, ttas=("d4",), postprocess=False
+    )
+    assert [row["what"] for row in choice.rows] == ["plain", "tta d4"]
+    assert choice.inference.tta in ("none", "d4")
+
+
+CASES = {
+    "shy": (Red, uncertain),
+    "specked": (Red, specked),
+    "shaded": (Shaded, specked),
+    "untrained": (
+        lambda: nn.Conv2d(3, 1, 3, padding=1),
+        lambda: (
+            np.random.default_rng(2).integers(0, 256, (6, SIDE, SIDE, 3)).astype(np.uint8),
+            discs(6).astype(np.uint8),
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_dice_it_reports_is_that_of_applying_what_it_chose(name):
+    torch.manual_seed(0)
+    make, data = CASES[name]
+    model, (images, masks) = make(), data()
+    choice = choose(model, images, masks, device=CPU)
+    assert choice.dice == pytest.approx(apply(model, images, masks, choice.inference), abs=1e-12)
+    assert choice.plain_dice == pytest.approx(apply(model, images, masks, PLAIN), abs=1e-12)
+    assert choice.dice >= choice.plain_dice
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_steps_add_up_and_each_is_surer_than_its_error(name):
+    torch.manual_seed(0)
+    make, data = CASES[name]
+    choice = choose(make(), *data(), device=CPU)
+    here = choice.rows[0]["dice"]
+    for row in choice.rows:
+        assert set(row) == {"what", "dice", "gain", "se", "taken"}
+    for row in choice.rows[1:]:
+        if row["taken"]:
+            assert row["gain"] > max(row["se"], 0.0005)
+            assert row["dice"] == pytest.approx(here + row["gain"])
+            here = row["dice"]
+    assert here == pytest.approx(choice.dice)
+    taken = [row["what"].split()[0] for row in choice.rows if row["taken"]]
+    assert [what for what in taken if what not in ("plain", "tta")] == names(choice)
+    assert ("tta" in taken) == (choice.inference.tta != "none")
+    json.dumps(choice.rows, allow_nan=False)
+
+
+def test_a_gain_within_its_own_error_is_not_taken():
+    """One image gains 0.2 by a low threshold and the other five nothing: that is chance."""
+    masks = discs(6)
+    red = np.where(masks, 0.9, 0.1)
+    red[0] = np.where(masks[0], 0.4, 0.1)
+    red[0][masks[0] & (np.arange(SIDE) < 18)] = 0.9
+    choice = choose(Red(), pictures(red), masks.astype(np.uint8), device=CPU)
+    row = next(row for row in choice.rows if row["what"] == "threshold value 0.35")
+    assert 0.0005 < row["gain"] <= row["se"] * (1 + 1e-9)
+    assert choice.inference == PLAIN
+
+
+def test_a_gain_that_is_sure_and_tiny_is_not_taken(monkeypatch):
+    images, masks = specked()
+    before = choose(Red(), images, masks, device=CPU)
+    assert names(before)
+    monkeypatch.setattr(module, "WORTH", 0.5)
+    assert choose(Red(), images, masks, device=CPU).inference == PLAIN
+
+
+def test_from_one_image_nothing_is_learnt():
+    images, masks = uncertain(1)
+    choice = choose(Red(), images, masks, device=CPU)
+    assert choice.inference == PLAIN
+    assert all(row["se"] is None for row in choice.rows)
+    assert max(row["dice"] for row in choice.rows) == 1  # it was seen, and not believed
+    json.dumps(choice.rows, allow_nan=False)
+
+
+@pytest.mark.parametrize(("level", "dice"), [(0, 1.0), (1, 0.0)])
+def test_empty_masks_score_one_where_nothing_is_found(level, dice):
+    masks = np.zeros((3, SIDE, SIDE), np.uint8)
+    images = pictures(np.full(masks.shape, 0.1 + 0.85 * level))
+    choice = choose(Red(), images, masks, device=CPU)
+    assert choice.plain_dice == dice
+    assert choice.inference == PLAIN
+
+
+def test_a_network_of_nans_finds_nothing_and_stays_plain():
+    class Broken(Red):
+        def forward(self, x):
+            return super().forward(x) * float("nan")
+
+    images, masks = specked(4)
+    choice = choose(Broken(), images, masks, device=CPU)
+    assert choice.inference == PLAIN
+    assert choice.dice == 0
+
+
+def test_masks_of_255_and_of_1_are_the_same():
+    images, masks = specked()
+    one, other = (choose(Red(), images, m, device=CPU) for m in (masks, masks * 255))
+    assert one == other
+
+
+def test_it_is_deterministic_and_no_batch_size_changes_it():
+    images, masks = specked()
+    found = [choose(Shaded(), images, masks, device=CPU, batch_size=n) for n in (16, 16, 3, 1)]
+    assert found[0] == found[1]
+    assert len({json.dumps(choice.inference.to_dict()) for choice in found}) == 1
+
+
+def test_the_network_sees_each_view_of_each_image_once_and_nothing_else():
+    images, masks = specked(5)
+    kept = images.copy(), masks.copy()
+    seen = []
+
+    class Spy(Red):
+        def forward(self, x):
+            assert not self.training
+            seen.extend(view.numpy().tobytes() for view in x.contiguous())
+            return super().forward(x)
+
+    images.flags.writeable = masks.flags.writeable = False
+    model = Spy()
+    choose(model, images, masks, device=CPU, batch_size=2)
+    x = normalise(torch.from_numpy(kept[0])).contiguous().numpy()
+    wanted = []
+    for picture in x:
+        for side in (picture, picture[..., ::-1]):
+            wanted += [np.rot90(side, k, (1, 2)).tobytes() for k in range(4)]
+    assert sorted(seen) == sorted(wanted)
+    assert (images == kept[0]).all()
+    assert (masks == kept[1]).all()
+
+
+def test_masks_have_no_part_in_a_prediction():
+    """With the masks of other images every Dice is another, and no trial is lost or added."""
+    images, masks = specked()
+    right = choose(Red(), images, masks, device=CPU, postprocess=False)
+    wrong = choose(Red(), images, np.roll(masks, 1, 0), device=CPU, postprocess=False)
+    assert [row["what"] for row in right.rows] == [row["what"] for row in wrong.rows]
+    assert wrong.plain_dice < right.plain_dice
+
+
+def test_many_images_are_kept_in_half_precision_and_choose_the_same(monkeypatch):
+    images, masks = specked()
+    full = choose(Shaded(), images, masks, device=CPU)
+    monkeypatch.setattr(module, "LARGE", 10)
+    half = choose(Shaded(), images, masks, device=CPU)
+    assert half.inference == full.inference
+    assert half.dice == pytest.approx(full.dice, abs=2e-3)
+
+
+def test_thresholds_are_a_grid_that_the_table_takes():
+    values = sorted(pick.params["value"] for pick in THRESHOLDS)
+    assert values == [round(0.05 * i, 2) for i in range(1, 20) if i != 10]
+    for pick in (*THRESHOLDS, *module.CRFS, *module.OPERATIONS):
+        POSTPROCESS[pick.name].resolve(pick.params)
+
+
+@pytest.mark.parametrize("n", [(0, 0), (2, 3)])
+def test_no_image_or_too_few_masks_is_refused(n):
+    images = np.zeros((n[0], 8, 8, 3), np.uint8)
+    with pytest.raises(ValueError, match="a mask for each image"):
+        choose(Red(), images, np.zeros((n[1], 8, 8), np.uint8), device=CPU)
+
+
+def test_an_unknown_row_is_refused_before_the_network_runs():
+    images, masks = specked(2)
+    with pytest.raises(InputError, match="unknown tta 'flip'"):
+        choose(None, images, masks, device=CPU, ttas=("flip",))
+
+
+def test_what_is_written_is_read_again():
+    chain = tuple(Pick(name) for name in POSTPROCESS)
+    for one in (PLAIN, Inference("d4"), Inference("flips", chain)):
+        assert Inference.from_dict(json.loads(json.dumps(one.to_dict()))) == one
+    assert Inference.from_dict({}) == PLAIN
+    written = Inference("flips", (Pick("threshold", {"value": 0.3}), Pick("largest"))).to_dict()
+    assert written == {"tta": "flips", "chain": [{"threshold": {"value": 0.3}}, {"largest": {}}]}
+
+
+def test_defaults_are_written_out():
+    """So a file means the same after a default has changed."""
+    written = Inference(chain=(Pick("opening"),)).to_dict()
+    assert written["chain"] == [{"opening": {"radius": 1.0}}]
+
+
+@pytest.mark.parametrize(
+    ("data", "rule"),
+    [
+        (None, "must be a mapping"),
+        ([], "must be a mapping"),
+        ({"tta": "flip"}, "did you mean 'flips'"),
+        ({"tta": ["d4"]}, "unknown tta"),
+        ({"chains": []}, "did you mean 'chain'"),
+        ({3: []}, "unknown key 3"),
+        ({"chain": "largest"}, "must be a list"),
+        ({"chain": {"largest": {}}}, "must be a list"),
+        ({"chain": ["largest"]}, "must be {name: parameters}"),
+        ({"chain": [{"largest": {}, "fill_holes": {}}]}, "must be {name: parameters}"),
+        ({"chain": [{"largest": None}]}, "must be {name: parameters}"),
+        ({"chain": [{"biggest": {}}]}, "unknown postprocess 'biggest'"),
+        ({"chain": [{"opening": {"radius": 50}}]}, "radius must lie in"),
+        ({"chain": [{"crf": {}}, {"crf": {}}]}, "at most one crf"),
+    ],
+)
+def test_what_is_no_inference_is_the_users_to_mend(data, rule):
+    with pytest.raises(InputError, match=rule) as caught:
+        Inference.from_dict(data)
+    assert "\n" not in str(caught.value)

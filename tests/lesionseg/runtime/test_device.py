@@ -1,0 +1,141 @@
+"""Which device is taken, what is refused, what `prepare` fixes."""
+
+import os
+import re
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import torch._dynamo  # it unwraps functions that these tests replace
+
+from lesionseg.errors import InputError
+from lesionseg.runtime.device import (
+    amp_dtype,
+    autocast,
+    describe,
+    loader_workers,
+    peak_memory,
+    pick_device,
+    prepare,
+)
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def pretend(monkeypatch, *, cuda, mps):
+    """A machine with so many CUDA devices, and with or without Apple's; no test can own both."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "taken"),
+    [(2, True, "cuda"), (1, False, "cuda"), (0, True, "mps"), (0, False, "cpu")],
+)
+def test_auto_takes_cuda_before_mps_before_the_cpu(monkeypatch, cuda, mps, taken):
+    pretend(monkeypatch, cuda=cuda, mps=mps)
+    assert pick_device("auto") == pick_device() == torch.device(taken)
+
+
+def test_a_device_by_name(monkeypatch):
+    pretend(monkeypatch, cuda=2, mps=True)
+    for name in ("cpu", "cuda", "cuda:0", "cuda:1", "mps"):
+        assert pick_device(name) == torch.device(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["gpu", "", "cuda:x", "0", "CPU", "meta", "xpu", "cuda:-1", "a\nb"]
+)
+def test_what_is_no_device_of_ours_is_refused(name):
+    with pytest.raises(InputError) as caught:
+        pick_device(name)
+    assert str(caught.value) == f"device: must be auto, cpu, mps, cuda or cuda:N, got {name!r}"
+
+
+@pytest.mark.parametrize(
+    ("name", "cuda", "message"),
+    [
+        ("cuda", 0, "device: 'cuda' is not here (0 CUDA devices); use cpu"),
+        ("cuda:2", 2, "device: 'cuda:2' is not here (2 CUDA devices); use cpu"),
+        ("mps", 1, "device: 'mps' is not here; use cpu"),
+    ],
+)
+def test_a_device_that_this_machine_lacks_is_refused(monkeypatch, name, cuda, message):
+    pretend(monkeypatch, cuda=cuda, mps=False)
+    with pytest.raises(InputError) as caught:
+        pick_device(name)
+    assert str(caught.value) == message
+
+
+def test_the_seed_fixes_what_is_drawn():
+    def draw(seed):
+        prepare(CPU, seed)
+        return torch.rand(5)
+
+    assert torch.equal(draw(3), draw(3))
+    assert not torch.equal(draw(3), draw(4))
+
+
+def test_the_cpu_is_made_deterministic_without_breaking_what_cannot_be():
+    torch.use_deterministic_algorithms(False)
+    prepare(CPU, 0)
+    assert torch.are_deterministic_algorithms_enabled()
+    assert torch.is_deterministic_algorithms_warn_only_enabled()
+
+
+@pytest.mark.parametrize("mode", ["auto", "off"])
+@pytest.mark.parametrize("kind", ["cpu", "mps"])
+def test_half_precision_is_for_cuda_only(kind, mode):
+    assert amp_dtype(torch.device(kind), mode) is None
+
+
+def test_half_precision_can_be_turned_off():
+    assert amp_dtype(CUDA, "off") is None
+
+
+@pytest.mark.parametrize(("bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_half_precision_is_bfloat16_where_there_is_such(monkeypatch, bf16, dtype):
+    def supported(including_emulation=True):  # as torch answers of a V100 and of an A100
+        return bf16 or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert amp_dtype(CUDA, "auto") == dtype
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_autocast_computes_in_the_given_precision_or_leaves_it_alone(dtype):
+    a = torch.ones(2, 2)
+    with autocast(CPU, dtype):
+        assert (a @ a).dtype == (dtype or torch.float32)
+    assert (a @ a).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("threads", "cores", "loaders"),
+    [(1, 64, 1), (2, 64, 1), (4, 64, 3), (9, 64, 8), (64, 64, 8), (16, 3, 2), (16, 1, 1)],
+)
+def test_a_gpu_gets_loaders_by_its_trainings_threads_and_a_cpu_none(
+    monkeypatch, threads, cores, loaders
+):
+    """cores: those that a scheduler has left to this process, of a host that has many."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 256)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert loader_workers(CUDA) == loaders
+    assert loader_workers(CPU) == 0
+
+
+def test_the_peak_is_in_bytes_and_no_less_than_what_is_held():
+    held = torch.ones(30_000_000)  # 120 MB, touched
+    peak = peak_memory(CPU)
+    used = psutil.Process().memory_info().rss
+    assert 0.9 * used < peak < 100 * used
+    assert held.sum() > 0
+
+
+def test_a_device_is_described_by_its_name():
+    assert describe("cpu").startswith("cpu")
+    if Path("/proc/cpuinfo").is_file() and "model name" in Path("/proc/cpuinfo").read_text():
+        assert re.fullmatch(r"cpu \(.+\)", describe("cpu"))

@@ -1,0 +1,181 @@
+"""What does not fit into memory is done in smaller parts, and means the same."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from lesionseg.config import TrialConfig
+from lesionseg.inference.evaluate import predict
+from lesionseg.models import build_model
+from lesionseg.runtime.oom import Portions, is_short, unless_short
+from lesionseg.space import Pick
+from lesionseg.training.train import Suspended, train
+from tests.lesionseg.small import timeless
+
+CPU = torch.device("cpu")
+# With all that a step looks at or draws: statistics of the batch, dropout, an average, a mix.
+CONFIG = TrialConfig(
+    model=Pick("unet", {"width": 4, "depth": 2, "dropout": 0.5}),
+    mix=Pick("mixup"),
+    optimizer=Pick("adam", {"lr": 1e-2}),
+    image_size=16,
+    batch_size=4,
+    epochs=2,
+)
+
+
+class Tight(nn.Module):
+    """A network that finds memory short after its forward pass, when all it changes is changed.
+
+    training, judging: the most images at once; after: how many training passes fit in any case.
+    """
+
+    def __init__(self, training=99, judging=99, after=0):
+        super().__init__()
+        torch.manual_seed(CONFIG.seed)
+        self.inner = build_model(CONFIG.model, image_size=16)
+        self.most, self.after, self.seen = {True: training, False: judging}, after, []
+
+    def forward(self, images):
+        self.after -= self.training
+        found = self.inner(images)
+        if len(images) > self.most[self.training] and (self.after < 0 or not self.training):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        self.seen.append((self.training, len(images)))
+        return found
+
+
+def sizes(model, training):
+    return [n for kind, n in model.seen if kind == training]
+
+
+def trained(data, model, ema=0.9, **options):
+    torch.manual_seed(CONFIG.seed)
+    config = dataclasses.replace(CONFIG, ema=ema)
+    return timeless(train(config, data, model=model, **options).history)
+
+
+# --- a training ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("most", "parts"), [(2, 2), (3, 2), (1, 4)])
+def test_a_step_that_does_not_fit_is_that_of_more_parts_to_the_last_digit(data, most, parts):
+    tight = Tight(training=most)
+    found = trained(data, tight)
+    assert found == trained(data, Tight(), parts=parts)
+    assert found != trained(data, Tight())  # otherwise nothing was shown
+    assert set(sizes(tight, True)) == {4 // parts}
+
+
+def test_what_fitted_is_remembered(data):
+    tight = Tight(training=2, after=3)
+    trained(data, tight)
+    # Three steps of four images, and all others in halves, whose size is not tried again.
+    assert sizes(tight, True) == [4] * 3 + [2] * (2 * 7)
+
+
+def test_what_fitted_is_remembered_over_a_break(data, tmp_path):
+    asked = iter([False, True])
+    options = {"state": tmp_path / "s.pt", "suspend": lambda: next(asked)}
+    with pytest.raises(Suspended):
+        trained(data, Tight(training=2), **options)
+    roomy = Tight()
+    found = trained(data, roomy, state=tmp_path / "s.pt")
+    assert set(sizes(roomy, True)) == {2}
+    assert found == trained(data, Tight(), parts=2)
+
+
+def test_one_image_that_does_not_fit_ends_it(data):
+    with pytest.raises(torch.OutOfMemoryError):
+        trained(data, Tight(training=0))
+
+
+def test_another_error_ends_it_at_once(data):
+    class Wrong(Tight):
+        def forward(self, images):
+            self.seen.append((self.training, len(images)))
+            raise RuntimeError("shapes do not fit")
+
+    wrong = Wrong()
+    with pytest.raises(RuntimeError, match="shapes"):
+        trained(data, wrong)
+    assert len(wrong.seen) == 1
+
+
+def test_a_validation_that_does_not_fit_judges_the_same_in_smaller_batches(data):
+    tight = Tight(judging=1)
+    # Without an average, which is judged in a copy of the network.
+    found, whole = trained(data, tight, ema=0.0), trained(data, Tight(), ema=0.0)
+    assert set(sizes(tight, False)) == {1} and len(sizes(tight, False)) == 20
+    for one, other in zip(found, whole, strict=True):
+        assert one.metrics.dice == pytest.approx(other.metrics.dice, abs=1e-6)
+        assert one.val_loss == pytest.approx(other.val_loss, rel=1e-5)
+        assert one.train_loss == other.train_loss
+
+
+def test_a_prediction_that_does_not_fit_is_the_same_in_smaller_batches(data):
+    whole = list(predict(Tight(), data.cache, data.val, device=CPU))
+    parted = list(predict(Tight(judging=3), data.cache, data.val, device=CPU))
+    assert len(whole) == len(parted) == 10
+    np.testing.assert_allclose(whole, parted, atol=1e-6)
+
+
+# --- its parts -----------------------------------------------------------------------------------
+
+
+@settings(max_examples=15)  # each time that memory is short all garbage is collected
+@given(n=st.integers(0, 60), most=st.integers(1, 70), fits=st.integers(1, 70))
+def test_every_image_is_done_once_in_order_in_portions_that_fit(n, most, fits):
+    def work(part):
+        if part.stop - part.start > fits:
+            raise MemoryError
+        return list(range(n))[part]
+
+    portions = Portions(most, CPU)
+    done = list(portions(n, work))
+    assert [i for part in done for i in part] == list(range(n))
+    assert all(1 <= len(part) <= fits for part in done)
+    if n > fits and most > fits:
+        assert fits / 2 <= portions.most <= fits
+
+
+@pytest.mark.parametrize(
+    ("error", "short"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("GET was unable to find an engine to execute this computation"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_BAD_PARAM"), False),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (OSError("out of memory"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_what_says_that_memory_is_short(error, short):
+    assert is_short(error) == short
+
+
+def test_what_was_taken_is_free_when_it_is_tried_again():
+    class Held:
+        alive = 0
+
+        def __init__(self):
+            Held.alive += 1
+
+        def __del__(self):
+            Held.alive -= 1
+
+    def work():
+        held = Held()
+        raise MemoryError(held)
+
+    assert unless_short(work, CPU) is None
+    assert Held.alive == 0

@@ -1,0 +1,406 @@
+"""A checkpoint gives the same network back, or one line that says why not."""
+
+import json
+import os
+import pickle
+import random
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from lesionseg.config import TrialConfig
+from lesionseg.errors import InputError
+from lesionseg.models import MODELS, build_model
+from lesionseg.space import Pick
+from lesionseg.training import checkpoint
+
+UNET = TrialConfig(model=Pick("unet", {"width": 4, "depth": 2}), image_size=16, seed=3)
+
+
+def trained(config, size):
+    """A network that has seen something: its batch norms have statistics of their own."""
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, image_size=config.image_size).to(
+        memory_format=torch.channels_last
+    )
+    with torch.no_grad():
+        model.train()(torch.randn(4, 3, size, size) * 3 + 1)
+    return model.eval()
+
+
+def refusal(path):
+    with pytest.raises(InputError) as caught:
+        checkpoint.load(path)
+    text = str(caught.value)
+    assert text.startswith(f"{path}: ")
+    assert "\n" not in text
+    return text.removeprefix(f"{path}: ")
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A small checkpoint."""
+    path = tmp_path / "model.safetensors"
+    checkpoint.save(path, trained(UNET, 16).state_dict(), UNET)
+    return path
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_whole_state_of_every_network_comes_back(name, tmp_path):
+    params = MODELS[name].resolve({})
+    small = {"encoder": "efficientnet-b0", "width": 8, "init_filters": 8}
+    for key, value in small.items():
+        if key in params and (key != "encoder" or value in MODELS[name].space[key].choices):
+            params[key] = value
+    config = TrialConfig(model=Pick(name, params), optimizer=Pick("sgd", {"lr": 0.1}), seed=1)
+    state = build_model(config.model, image_size=config.image_size).state_dict()
+    # Values that no fresh network has, in running statistics and counters too.
+    state = {k: torch.full_like(v, i % 1000 + 1) for i, (k, v) in enumerate(state.items())}
+    path = tmp_path / "deep" / "er" / "model.safetensors"
+    checkpoint.save(path, state, config)
+    again, its_config = checkpoint.load(path)
+    path.unlink()
+    assert its_config == config
+    assert not again.training
+    loaded = again.state_dict()
+    assert list(loaded) == list(state)
+    assert all(loaded[k].dtype == v.dtype and torch.equal(loaded[k], v) for k, v in state.items())
+
+
+@pytest.mark.parametrize("config", [UNET, TrialConfig(model=Pick("segnet", {"width": 4}))])
+def test_a_trained_network_gives_the_same_answers_to_the_last_digit(config, tmp_path):
+    model = trained(config, 32)
+    checkpoint.save(tmp_path / "model.safetensors", model.state_dict(), config)
+    again, _ = checkpoint.load(tmp_path / "model.safetensors")
+    again = again.to(memory_format=torch.channels_last)  # kernels round by the layout in memory
+    images = torch.randn(2, 3, 32, 32).to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        assert torch.equal(again(images), model(images))
+
+
+def test_saving_leaves_one_file_and_replaces_an_older_one(saved):
+    other = TrialConfig(model=Pick("unet", {"width": 4, "depth": 1}), image_size=16)
+    checkpoint.save(saved, trained(other, 16).state_dict(), other)
+    assert os.listdir(saved.parent) == ["model.safetensors"] or set(os.listdir(saved.parent)) == {
+        "model.safetensors",
+        "cwd",
+    }
+    assert checkpoint.load(saved)[1] == other
+
+
+def test_the_file_is_plain_safetensors_with_the_configuration_in_its_header(saved):
+    with safe_open(saved, framework="numpy") as file:
+        assert json.loads(file.metadata()["config"]) == UNET.to_dict()
+        assert file.metadata()["format"] == "lesionsearch/1"
+        assert set(file.keys()) == set(build_model(UNET.model, image_size=16).state_dict())
+
+
+def test_a_save_on_a_full_disk_leaves_the_old_file_and_no_other(saved):
+    """The limit of a file's size fails a write as a full disk does."""
+    before = saved.read_bytes()
+    code = """
+import resource, sys
+from pathlib import Path
+from lesionseg import checkpoint
+from lesionseg.config import TrialConfig
+from lesionseg.models import build_model
+from lesionseg.space import Pick
+config = TrialConfig(model=Pick("unet", {"width": 8, "depth": 2}))
+weights = build_model(config.model, image_size=config.image_size).state_dict()
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    checkpoint.save(Path(sys.argv[1]), weights, config)
+except Exception as error:
+    print("failed", type(error).__name__)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(saved)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("failed")
+    assert saved.read_bytes() == before
+    assert [n for n in os.listdir(saved.parent) if "model" in n] == ["model.safetensors"]
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    assert refusal(tmp_path / "none.safetensors") == "no such file"
+    assert refusal(tmp_path) == "no such file"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\0", b"\0" * 8, b"\xff" * 64, b"PK\3\4 a zip", b"text, not weights\n" * 20],
+    ids=["empty", "a-byte", "zeros", "huge-header", "zip", "text"],
+)
+def test_a_file_of_something_else(tmp_path, content):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    assert refusal(path).startswith("not a safetensors file (")
+
+
+class Harmful:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return (open, (self.target, "w"))
+
+
+@pytest.mark.parametrize("write", [lambda v, p: p.write_bytes(pickle.dumps(v)), torch.save])
+def test_a_pickle_is_refused_without_running_what_is_in_it(tmp_path, write):
+    victim = tmp_path / "victim"
+    path = tmp_path / "model.safetensors"
+    write({"weights": Harmful(str(victim))}, path)
+    assert refusal(path).startswith("not a safetensors file (")
+    assert not victim.exists()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 0.999])
+def test_a_truncated_file(saved, share):
+    content = saved.read_bytes()
+    saved.write_bytes(content[: int(share * len(content))])
+    assert refusal(saved).startswith("not a safetensors file (")
+
+
+def test_a_damaged_header_is_refused_or_changes_nothing_that_matters(saved):
+    content = saved.read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    rng = random.Random(0)
+    refused = 0
+    for _ in range(150):
+        damaged = bytearray(content)
+        damaged[rng.randrange(header)] ^= 1 << rng.randrange(8)
+        saved.write_bytes(damaged)
+        try:
+            model, config = checkpoint.load(saved)
+        except InputError as error:
+            refused += 1
+            assert "\n" not in str(error) and str(saved) in str(error)
+        else:
+            assert config.model.name == "unet" and isinstance(model, torch.nn.Module)
+    assert refused > 100
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        (None, "holds no lesionsearch/1 model, its format is None"),
+        ({"format": "pt"}, "holds no lesionsearch/1 model, its format is 'pt'"),
+        ({"format": "lesionsearch/2"}, "holds no lesionsearch/1 model, its format is 'lesions"),
+        ({"format": "lesionsearch/1"}, "its configuration cannot be used: "),
+        ({"format": "lesionsearch/1", "config": "{"}, "its configuration cannot be used: "),
+        ({"format": "lesionsearch/1", "config": "[]"}, "its configuration cannot be used: "),
+        ({"format": "lesionsearch/1", "config": "3"}, "its configuration cannot be used: "),
+        ({"format": "lesionsearch/1", "config": "null"}, "its configuration cannot be used: "),
+        (
+            {"format": "lesionsearch/1", "config": '{"model": "unett"}'},
+            "its configuration cannot be used: unknown model 'unett' (did you mean 'unet'?)",
+        ),
+        (
+            {"format": "lesionsearch/1", "config": '{"model": {"unet": [1]}}'},
+            "its configuration cannot be used: a pick must be a name or {name: parameters}, got",
+        ),
+        (
+            {"format": "lesionsearch/1", "config": '{"epochs": -1}'},
+            "its configuration cannot be used: epochs must lie in [1, 100000], got -1",
+        ),
+        (
+            {"format": "lesionsearch/1", "config": '{"model": {"unet": {"width": 999}}}'},
+            "its configuration cannot be used: model.unet: width must lie in [4, 128], got 999",
+        ),
+    ],
+)
+def test_a_foreign_or_tampered_header(tmp_path, metadata, message):
+    path = tmp_path / "model.safetensors"
+    save_file({"w": torch.zeros(2)}, path, metadata=metadata)
+    assert refusal(path).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("[" * 100_000, "its configuration cannot be used: maximum recursion depth"),
+        ('{"a":' * 100_000, "its configuration cannot be used: maximum recursion depth"),
+        ('{"epochs": 1e999}', "its configuration cannot be used: epochs must be finite"),
+        ('{"epochs": ' + "9" * 5000 + "}", "its configuration cannot be used: "),
+        ('{"image_size": 17}', "its configuration cannot be used: image_size: unet takes multip"),
+        ('{"model": {"smp_pan": {}}, "image_size": 64}', "its configuration cannot be used: image"),
+        (
+            '{"model": {"' + "x" * 5000 + '": {}}}',
+            "its configuration cannot be used: unknown model",
+        ),
+    ],
+    ids=["lists", "mappings", "infinite", "long-number", "off-stride", "too-small", "long-name"],
+)
+def test_a_configuration_made_to_do_harm(tmp_path, config, message):
+    path = tmp_path / "model.safetensors"
+    save_file({"w": torch.zeros(2)}, path, metadata={"format": "lesionsearch/1", "config": config})
+    text = refusal(path)
+    assert text.startswith(message)
+    assert len(text) < 400
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["smp_unet", "smp_dpt"])  # between them, every encoder
+def test_every_encoder_is_described_without_memory_for_it(name, tmp_path):
+    """By what is refused: an empty file lacks exactly the tensors that the network has."""
+    option = MODELS[name]
+    for encoder in option.space["encoder"].choices:
+        config = TrialConfig(model=Pick(name, {"encoder": encoder}))
+        with torch.device("meta"), checkpoint._NumbersOnCpu():
+            model = build_model(config.model, image_size=256, fresh=False)
+        assert {p.device.type for p in model.parameters()} == {"meta"}
+        path = tmp_path / f"{encoder}.safetensors"
+        checkpoint.save(path, {}, config)
+        n = len(model.state_dict())
+        assert refusal(path).startswith(
+            f"the weights do not fit {name}: {n} of {n} tensors are missing: "
+        )
+
+
+@pytest.mark.parametrize("noted", ["{", "[]", '{"tta": "d5"}', "[" * 100_000, '{"chain": [3]}'])
+def test_what_it_says_of_inference_is_checked(saved, noted):
+    with safe_open(saved, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    save_file(tensors, saved, metadata=metadata | {"inference": noted})
+    with pytest.raises(InputError) as caught:
+        checkpoint.read_inference(saved)
+    text = str(caught.value)
+    assert text.startswith(f"{saved}: what it says of inference cannot be used: ")
+    assert "\n" not in text and len(text) < 500 + len(str(saved))
+
+
+def write_raw(path, header, size):
+    """A header as it is claimed, and a file of so many bytes after it, none of them on disk."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + size)
+
+
+def metadata_of(config):
+    return {"format": "lesionsearch/1", "config": json.dumps(config)}
+
+
+#: The largest that the table allows.
+HUGE = {"model": {"unet": {"width": 128, "depth": 6}}}
+TERA = 2**40
+
+
+def single(shape, end, config):
+    """A header of one tensor that is said to have this shape and to end there."""
+    tensor = {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}
+    return {"__metadata__": metadata_of(config), "w": tensor}
+
+
+#: Headers of files with four bytes after them, and what is said of each.
+CLAIMS = {
+    # A network of 11 GB, and a file that holds next to nothing of it.
+    "network": (single([1], 4, HUGE), "the weights do not fit unet: "),
+    # A tensor of a tebibyte, shapes that do not agree with the bytes, and such as overflow.
+    "tensor": (single([TERA // 4], TERA, {}), "not a safetensors file ("),
+    "shape": (single([TERA], 4, {}), "not a safetensors file ("),
+    "overflow": (single([2**62, 2**62], 4, {}), "not a safetensors file ("),
+    "header": (b" " * (9 * 2**20), "not a safetensors file (its header claims 9,437,184 bytes, at"),
+}
+
+#: Loads files under a limit of memory: a gigabyte more than what importing took.
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from lesionseg import checkpoint
+from lesionseg.errors import InputError
+from lesionseg.models import build_model
+from lesionseg.space import Pick
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+limit = pages * resource.getpagesize() + 2**30
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+for name in sys.argv[1:]:
+    try:
+        checkpoint.load(Path(name))
+    except InputError as error:
+        print(error)
+try:
+    build_model(Pick("unet", {"width": 128, "depth": 6}), image_size=256)
+except RuntimeError as error:
+    print("limited" if "allocate" in str(error) else error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits address space as Linux does")
+def test_what_a_file_claims_is_not_given_memory(tmp_path):
+    """And under the same limit the network of the first claim cannot be built."""
+    paths = [tmp_path / f"{name}.safetensors" for name in CLAIMS]
+    for path, (header, _) in zip(paths, CLAIMS.values(), strict=True):
+        write_raw(path, header, 4)
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, *map(str, paths)], capture_output=True, text=True
+    )
+    said = done.stdout.splitlines()
+    assert len(said) == len(CLAIMS) + 1 and said[-1] == "limited", done.stderr[-2000:]
+    for line, path, (_, message) in zip(said, paths, CLAIMS.values(), strict=False):
+        assert line.startswith(f"{path}: {message}")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_no_numbers(saved, tmp_path, value):
+    weights = trained(UNET, 16).state_dict()
+    weights["stem.4.running_var"][1] = value
+    checkpoint.save(saved, weights, UNET)
+    assert refusal(saved) == (
+        "its weights hold NaN or infinity (stem.4.running_var); train it again"
+    )
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.int8])
+def test_weights_of_another_kind_of_number(saved, kind):
+    weights = trained(UNET, 16).state_dict()
+    weights["head.weight"] = weights["head.weight"].to(kind)
+    checkpoint.save(saved, weights, UNET)
+    text = refusal(saved)
+    assert text.startswith("the weights do not fit unet: head.weight is ")
+    assert text.endswith("it should be F32 [1, 4, 1, 1]")
+
+
+def test_a_file_that_nobody_may_read(saved, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.open", refuse)
+    assert refusal(saved) == "cannot be read: Permission denied"
+
+
+def changed(weights, change):
+    weights = dict(weights)
+    change(weights)
+    return weights
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda w: w.pop("head.weight"),
+        lambda w: w.update({"extra": torch.zeros(1)}),
+        lambda w: w.update({"head.weight": torch.zeros(1, 5, 1, 1)}),
+        lambda w: w.clear(),
+    ],
+    ids=["missing", "extra", "shape", "none"],
+)
+def test_weights_that_do_not_fit_their_configuration(tmp_path, change):
+    path = tmp_path / "model.safetensors"
+    checkpoint.save(path, changed(trained(UNET, 16).state_dict(), change), UNET)
+    assert refusal(path).startswith("the weights do not fit unet: ")
+
+
+def test_a_configuration_of_another_width(tmp_path):
+    path = tmp_path / "model.safetensors"
+    wider = TrialConfig(model=Pick("unet", {"width": 5, "depth": 2}))
+    checkpoint.save(path, trained(UNET, 16).state_dict(), wider)
+    text = refusal(path)
+    assert text.startswith("the weights do not fit unet: ") and len(text) < 260

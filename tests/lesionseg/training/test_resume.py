@@ -1,0 +1,537 @@
+"""A training that was suspended ends as one that was not, to the last digit."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from lesionseg.augment.mix import MIXES
+from lesionseg.config import TrialConfig
+from lesionseg.data.cache import build_cache
+from lesionseg.data.index import DatasetIndex
+from lesionseg.optim import OPTIMIZERS, SCHEDULES
+from lesionseg.space import Pick
+from lesionseg.training import checkpoint, trainer, training_state
+from lesionseg.training.train import Diverged, Suspended, TrainData, train
+from tests.conftest import ROOT, write_folder
+from tests.lesionseg.small import timeless
+
+SMALL = TrialConfig(
+    model=Pick("unet", {"width": 4, "depth": 2}),
+    augment=Pick("flips"),
+    optimizer=Pick("adam", {"lr": 1e-2}),
+    schedule=Pick("cosine"),
+    image_size=16,
+    batch_size=4,
+    epochs=3,
+)
+DROPOUT = Pick("unet", {"width": 4, "depth": 2, "dropout": 0.5})
+# So slow that no epoch is better than the first, though every weight moves.
+STILL = {"optimizer": Pick("sgd", {"lr": 1e-4, "momentum": 0.5}), "epochs": 6}
+# Five steps, three batches of validation. So it is asked eight times an epoch: after each step,
+# twice within the validation, and at the end.
+STEPS, ASKED = 5, 8
+
+
+def change(**settings):
+    return dataclasses.replace(SMALL, **settings)
+
+
+class At:
+    """Asks for a suspension when it is asked for the n-th time; never for None."""
+
+    def __init__(self, n):
+        self.left = n or -1
+
+    def __call__(self):
+        self.left -= 1
+        return self.left == 0
+
+
+class AfterEveryStep:
+    """Asks for one once for each step; to be ``on_step`` too."""
+
+    def __init__(self):
+        self.stepped = False
+
+    def on_step(self, epoch, step, steps):
+        self.stepped = True
+
+    def __call__(self):
+        stepped, self.stepped = self.stepped, False
+        return stepped
+
+
+class Ended:
+    """What a training gave, whole or in legs."""
+
+    def __init__(self, result):
+        self.history, self.stopped = timeless(result.history), result.stopped
+        self.best = dataclasses.replace(result.best, seconds=0.0)
+        # As bytes, which tell even zeros of either sign apart; the file's header has no order.
+        weights = load_file(result.checkpoint)
+        self.weights = {name: (w.shape, w.numpy().tobytes()) for name, w in weights.items()}
+        _, self.config = checkpoint.load(result.checkpoint)
+
+    def __eq__(self, other):
+        return vars(self) == vars(other)
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """What a training without a break gives; each is made once."""
+    made = {}
+
+    def once(config, data=data, keep="best"):
+        key = config.digest(), keep, data.cache.path
+        if key not in made:
+            path = tmp_path_factory.mktemp("whole") / "model.safetensors"
+            made[key] = Ended(train(config, data, save_to=path, keep=keep))
+        return made[key]
+
+    return once
+
+
+def legs(config, data, folder, asks, **options):
+    """Suspended once for each of ``asks``, at that many-th question, then to the end."""
+    path = folder / "state.pt"
+    for ask in asks:
+        with pytest.raises(Suspended) as caught:
+            train(config, data, state=path, suspend=At(ask), **options)
+        assert caught.value.saved and path.is_file()
+        torch.rand(11)  # whatever else a process draws
+        np.random.random(3)
+    result = train(config, data, state=path, save_to=folder / "legs.safetensors", **options)
+    assert not asks or path.is_file()  # whoever asked for it deletes it
+    return Ended(result)
+
+
+#: After the first epoch; after two steps of the second; in its validation.
+THREE = (ASKED, 2, (STEPS - 2) + 1)
+
+
+# --- every way to train --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_every_schedule_goes_on_as_it_would_have(whole, data, tmp_path, name):
+    # An impatient one, so that it moves within three epochs.
+    params = {"patience": 0} if name == "plateau" else {}
+    config = change(schedule=Pick(name, params), epochs=4)
+    assert legs(config, data, tmp_path, THREE) == whole(config)
+
+
+def test_a_plateau_remembers_its_best_over_a_break(whole, data, tmp_path):
+    """The rate never moves a weight far, so that no epoch is better than the first."""
+    config = change(
+        optimizer=Pick("sgd", {"lr": 1e-4, "momentum": 0.5}),
+        schedule=Pick("plateau", {"factor": 0.5, "patience": 1}),
+        epochs=5,
+    )
+    ended = legs(config, data, tmp_path, [2 * ASKED, 1])
+    assert [r.lr for r in ended.history] == pytest.approx([1e-4, 1e-4, 1e-4, 5e-5, 5e-5])
+    assert ended == whole(config)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_goes_on_as_it_would_have(whole, data, tmp_path, name):
+    config = change(optimizer=Pick(name))
+    assert legs(config, data, tmp_path, THREE) == whole(config)
+
+
+@pytest.mark.parametrize("name", MIXES)
+def test_every_mix_goes_on_as_it_would_have(whole, data, tmp_path, name):
+    config = change(mix=Pick(name))
+    assert legs(config, data, tmp_path, THREE) == whole(config)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"ema": 0.9},
+        {"ema": 0.99, "model": DROPOUT, "mix": Pick("cutmix"), "accumulate": 2, "flooding": 0.2},
+        {"model": DROPOUT},
+        {"accumulate": 3},
+        {"flooding": 0.6},
+        {"label_smoothing": 0.2},
+        {"augment": Pick("full", {"strength": 1.0})},
+        {"model": Pick("unet", {"width": 4, "depth": 3, "deep_supervision": True})},
+        {"clip_norm": 0.0},
+        {"loss": Pick("lovasz"), "overlap": "batch"},
+        {"batch_size": 3},
+    ],
+    ids=lambda settings: "-".join(settings),
+)
+def test_every_setting_goes_on_as_it_would_have(whole, data, tmp_path, settings):
+    config = change(**settings)
+    assert legs(config, data, tmp_path, THREE) == whole(config)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_the_last_weights_are_kept_over_a_break(whole, data, tmp_path, ema):
+    config = change(**STILL, ema=ema)
+    ended = legs(config, data, tmp_path, THREE, keep="last")
+    assert ended.best.epoch == config.epochs
+    assert ended == whole(config, keep="last")
+    assert ended.weights != whole(config).weights
+
+
+def test_dropout_does_draw_from_what_is_kept(whole, data, tmp_path):
+    """Otherwise the tests above could not tell whether the generator goes on."""
+    path, config = tmp_path / "state.pt", change(model=DROPOUT)
+    with pytest.raises(Suspended):
+        train(config, data, state=path, suspend=At(2))
+    kept = torch.load(path, weights_only=True)
+    kept["state"]["random"]["cpu"] = torch.Generator().manual_seed(99).get_state()
+    training_state.save(path, kept["state"], kept["identity"])
+    other = train(config, data, state=path)
+    assert timeless(other.history) != whole(config).history
+
+
+def test_a_larger_network_of_ours(whole, tmp_path):
+    cache = build_cache(DatasetIndex.read(write_folder(tmp_path / "data", 12)), 64, tmp_path)
+    data = TrainData(cache, np.arange(8), np.arange(8, 12))
+    config = change(
+        model=Pick("unet", {"width": 8, "depth": 4, "residual": True, "attention": True}),
+        image_size=64,
+        optimizer=Pick("adamw"),
+        ema=0.9,
+    )
+    assert legs(config, data, tmp_path, [1, 3]) == whole(config, data)
+
+
+def test_unpooling_goes_on_too(whole, tmp_path):
+    cache = build_cache(DatasetIndex.read(write_folder(tmp_path / "data", 6)), 32, tmp_path)
+    data = TrainData(cache, np.arange(4), np.arange(4, 6))
+    config = change(model=Pick("segnet", {"width": 4}), image_size=32, batch_size=2, epochs=2)
+    assert legs(config, data, tmp_path, [1]) == whole(config, data)
+
+
+def test_the_scale_of_half_precisions_gradients_goes_on(whole, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "amp_dtype", lambda device, mode: torch.float16)
+    config = change(seed=16)  # of no other test, which would be in float32
+    once = whole(config)
+    path = tmp_path / "state.pt"
+    with pytest.raises(Suspended):
+        train(config, data, state=path, suspend=At(ASKED + 1))
+    scales = torch.load(path, weights_only=True)["state"]["scaler"]
+    assert scales["_growth_tracker"] > 0 or scales["scale"] < 65536
+    assert legs(config, data, tmp_path, []) == once
+
+
+def test_with_processes_that_prepare_the_batches(whole, data, tmp_path, monkeypatch):
+    config = change(model=DROPOUT, augment=Pick("full", {"strength": 1.0}), mix=Pick("mixup"))
+    alone = whole(config)
+    monkeypatch.setattr(trainer, "loader_workers", lambda device: 2)
+    assert legs(config, data, tmp_path, THREE) == alone
+
+
+# --- every moment --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ask", range(1, 2 * ASKED))
+def test_whenever_it_is_suspended(whole, data, tmp_path, ask):
+    config = change(epochs=2, model=DROPOUT, mix=Pick("mixup"), ema=0.9)
+    assert legs(config, data, tmp_path, [ask]) == whole(config)
+
+
+def test_suspended_after_every_step(whole, data, tmp_path):
+    config = change(model=DROPOUT, mix=Pick("cutmix"), ema=0.9)
+    path, count, asking = tmp_path / "state.pt", 0, AfterEveryStep()
+    while True:
+        try:
+            result = train(
+                config,
+                data,
+                state=path,
+                suspend=asking,
+                on_step=asking.on_step,
+                save_to=tmp_path / "legs.safetensors",
+            )
+            break
+        except Suspended as suspended:
+            assert suspended.epoch == count // STEPS
+            count += 1
+    assert count == config.epochs * STEPS
+    assert Ended(result) == whole(config)
+
+
+def test_saving_within_epochs_changes_nothing_and_survives_a_crash(
+    whole, data, tmp_path, monkeypatch
+):
+    """Saved after every step; what crashes is then made again from one step before."""
+    monkeypatch.setattr(training_state, "MIDDLE_SECONDS", 0.0)
+    monkeypatch.setattr(training_state, "SHARE", 0.0)
+    config, path, saved = change(model=DROPOUT, ema=0.9), tmp_path / "state.pt", []
+
+    def crash(epoch, step, steps):
+        if (epoch, step) == (2, 4):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, data, state=path, on_step=crash, on_saved=saved.append)
+    assert saved == [0] * (STEPS + 2) + [1] * 4
+    assert torch.load(path, weights_only=True)["state"]["step"] == 3
+    assert legs(config, data, tmp_path, []) == whole(config)
+
+
+KILLED = """
+import json, os, signal, sys
+import numpy as np, torch
+from pathlib import Path
+from lesionseg import state
+from lesionseg.config import TrialConfig
+from lesionseg.data.cache import Cache
+from lesionseg.train import TrainData, train
+
+torch.set_num_threads(1)
+config, cache, path = TrialConfig.from_dict(json.loads(sys.argv[1])), *map(Path, sys.argv[2:])
+sync, calls = os.fsync, []
+
+def die_in_the_second_save(file):
+    calls.append(file)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    sync(file)
+
+os.fsync = die_in_the_second_save
+state.MIDDLE_SECONDS = state.SHARE = 0.0
+train(config, TrainData(Cache(cache), np.arange(20), np.arange(20, 30)), state=path)
+"""
+
+
+def test_killed_while_it_saves_it_goes_on_from_the_save_before(whole, data, tmp_path):
+    config, path = change(model=DROPOUT), tmp_path / "state.pt"
+    arguments = [json.dumps(config.to_dict()), str(data.cache.path), str(path)]
+    done = subprocess.run([sys.executable, "-c", KILLED, *arguments], cwd=ROOT, check=False)
+    assert done.returncode == -9
+    assert torch.load(path, weights_only=True)["state"]["step"] == 1
+    assert path.with_name(".state.pt.partial").exists()
+    assert legs(config, data, tmp_path, []) == whole(config)
+    assert not path.with_name(".state.pt.partial").exists()  # written over by the next save
+
+
+# --- when it ends --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asks", [[ASKED], [2 * ASKED], [ASKED, ASKED], [2 * ASKED + 3, 3]])
+def test_patience_counts_over_a_break(whole, data, tmp_path, asks):
+    config = change(**STILL, patience=2)
+    ended = legs(config, data, tmp_path, asks)
+    assert (ended.best.epoch, len(ended.history), ended.stopped) == (1, 3, "early")
+    assert ended == whole(config)
+
+
+def test_asked_to_end_it_ends_and_deletes_its_state(data, tmp_path):
+    options = {"on_epoch": lambda record: record.epoch == 2}
+    config = change(epochs=5)
+    ended = legs(config, data, tmp_path, [ASKED - 1], **options)
+    assert (ended.stopped, len(ended.history)) == ("asked", 2)
+    assert ended == Ended(train(config, data, save_to=tmp_path / "once.safetensors", **options))
+
+
+def test_the_end_comes_before_a_suspension(data, tmp_path):
+    """In the last epoch it is not asked once more when all is done."""
+    result = train(change(epochs=1), data, state=tmp_path / "s.pt", suspend=At(ASKED))
+    assert result.stopped == "finished"
+
+
+class Explosive(nn.Module):
+    """Its own cube: a step too long makes the next one longer still."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 1, 3, padding=1)
+
+    def forward(self, images):
+        return 1000 * self.conv(images) ** 3
+
+
+def test_a_training_that_diverges_does_so_over_breaks_too(data, tmp_path):
+    config = change(
+        epochs=20,
+        loss=Pick("bce"),
+        optimizer=Pick("sgd", {"lr": 1.0, "momentum": 0.99}),
+        clip_norm=0.0,
+    )
+
+    def run(**options):
+        torch.manual_seed(0)
+        train(config, data, model=Explosive(), **options)
+
+    with pytest.raises(Diverged) as once:
+        run()
+    asking, sums = AfterEveryStep(), []
+    path = tmp_path / "state.pt"
+    with pytest.raises(Diverged) as again:  # noqa: PT012
+        while True:
+            try:
+                run(state=path, suspend=asking, on_step=asking.on_step)
+            except Suspended:
+                sums.append(float(torch.load(path, weights_only=True)["state"]["total"]))
+    assert str(again.value) == str(once.value)
+    assert not np.isfinite(sums).all()
+
+
+# --- what is told --------------------------------------------------------------------------------
+
+
+def test_the_epochs_done_are_told_once_and_before_all_else(data, tmp_path):
+    path, told = tmp_path / "state.pt", []
+    hooks = {
+        "on_resume": lambda records: told.append([r.epoch for r in records]),
+        "on_epoch": lambda record: told.append(record.epoch) or False,
+        "on_step": lambda epoch, step, steps: told.append((epoch, step, steps)),
+        "on_saved": lambda epochs: told.append(f"saved {epochs}"),
+    }
+    with pytest.raises(Suspended) as caught:
+        train(SMALL, data, state=path, suspend=At(3), **hooks)
+    assert told == [(1, 1, 5), (1, 2, 5), (1, 3, 5), "saved 0"]
+    assert str(caught.value) == "suspended after 0 epochs; its state is saved"
+    told.clear()
+    with pytest.raises(Suspended):
+        train(SMALL, data, state=path, suspend=At(2 + 3 + 1), **hooks)
+    steps = [entry for entry in told if isinstance(entry, tuple)]
+    assert steps == [(1, 4, 5), (1, 5, 5), (2, 1, 5)]
+    assert told[0] == [] and 1 in told and told[-1] == "saved 1"
+    told.clear()
+    train(SMALL, data, state=path, **hooks)
+    assert told[:2] == [[1], (2, 2, 5)]
+    assert [entry for entry in told if isinstance(entry, int)] == [2, 3]
+
+
+def test_the_time_and_the_memory_of_all_legs_count(data, tmp_path):
+    path = tmp_path / "state.pt"
+    with pytest.raises(Suspended):
+        train(SMALL, data, state=path, suspend=At(ASKED + 2))
+    kept = torch.load(path, weights_only=True)
+    kept["state"] |= {"seconds": 1000.0, "epoch_seconds": 100.0, "peak_memory": 10**15}
+    training_state.save(path, kept["state"], kept["identity"])
+    result = train(SMALL, data, state=path)
+    assert result.peak_memory == 10**15
+    assert 1000 < result.seconds < 1100
+    first, second, third = (r.seconds for r in result.history)
+    assert first < 100 < second and third < 100
+
+
+def test_suspended_without_a_state_it_says_that_nothing_was_saved(data, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for path in (None, tmp_path / "file" / "state.pt"):
+        with pytest.raises(Suspended) as caught:
+            train(SMALL, data, state=path, suspend=At(ASKED))
+        assert (caught.value.epoch, caught.value.saved) == (1, False)
+        assert str(caught.value) == "suspended after 1 epochs; its state could not be saved"
+
+
+def test_a_state_that_cannot_be_written_ends_no_training(whole, data, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    path = tmp_path / "file" / "state.pt"
+    once = whole(SMALL)
+    assert Ended(train(SMALL, data, state=path, save_to=tmp_path / "free.safetensors")) == once
+
+
+# --- in more parts -------------------------------------------------------------------------------
+
+
+def test_parts_multiply_those_of_the_configuration(data, tmp_path):
+    model = Pick("unet", {"width": 4, "depth": 1, "norm": "batch"})
+    alike = train(change(model=model, accumulate=2), data, parts=2)
+    assert timeless(train(change(model=model), data, parts=4).history) == timeless(alike.history)
+    assert timeless(train(change(model=model), data).history) != timeless(alike.history)
+
+
+def test_a_state_is_gone_on_from_in_more_parts(data, tmp_path):
+    """Group norm looks at one image at a time, so that only rounding depends on the parts."""
+    path, resumed = tmp_path / "state.pt", []
+    config = change(
+        model=Pick("unet", {"width": 4, "depth": 1, "norm": "group"}),
+        optimizer=Pick("sgd", {"lr": 0.1, "momentum": 0.5}),
+    )
+    with pytest.raises(Suspended):
+        train(config, data, state=path, suspend=At(ASKED + 2))
+    result = train(config, data, state=path, parts=2, on_resume=resumed.append)
+    assert len(resumed) == 1
+    once = train(config, data)
+    assert [r.train_loss for r in result.history] == pytest.approx(
+        [r.train_loss for r in once.history], rel=1e-4
+    )
+
+
+# --- what cannot be gone on from -----------------------------------------------------------------
+
+
+def spoil(path, kind):
+    kept = torch.load(path, weights_only=True)
+    content = kept["state"]
+    match kind:
+        case "truncated":
+            return path.write_bytes(path.read_bytes()[:-100])
+        case "empty":
+            return path.write_bytes(b"")
+        case "text":
+            return path.write_text("not a state")
+        case "lacking":
+            del content["scaler"]
+        case "history":
+            content["history"][0]["metrics"]["beauty"] = 1.0
+        case "shape":
+            name = list(content["model"])[-1]
+            content["model"][name] = torch.zeros(3, 3)
+        case "optimizer":
+            content["optimizer"]["param_groups"].append({"params": [99]})
+        case "schedule":
+            content["schedule"] = None
+        case "random":
+            content["random"]["cpu"] = torch.zeros(3, dtype=torch.uint8)
+    return training_state.save(path, content, kept["identity"])
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "truncated",
+        "empty",
+        "text",
+        "lacking",
+        "history",
+        "shape",
+        "optimizer",
+        "schedule",
+        "random",
+    ],
+)
+def test_from_a_state_that_does_not_fit_it_begins_afresh(whole, data, tmp_path, kind):
+    path, config = tmp_path / "state.pt", change(model=DROPOUT, ema=0.9)
+    with pytest.raises(Suspended):
+        train(config, data, state=path, suspend=At(ASKED + 3))
+    spoil(path, kind)
+    resumed = []
+    ended = legs(config, data, tmp_path, [], on_resume=resumed.append)
+    assert not resumed
+    assert ended == whole(config)
+
+
+@pytest.mark.parametrize("other", ["config", "train", "val", "keep"])
+def test_the_state_of_another_training_is_not_gone_on_from(whole, data, tmp_path, other):
+    path, resumed = tmp_path / "state.pt", []
+    config, theirs, keep = SMALL, data, "best"
+    match other:
+        case "config":
+            config = change(seed=1)
+        case "train":
+            theirs = dataclasses.replace(data, train=np.arange(1, 21))
+        case "val":
+            theirs = dataclasses.replace(data, val=np.arange(21, 30))
+        case "keep":
+            keep = "last"
+    with pytest.raises(Suspended):
+        train(config, theirs, state=path, suspend=At(ASKED + 3), keep=keep)
+    ended = legs(SMALL, data, tmp_path, [], on_resume=resumed.append)
+    assert not resumed
+    assert ended == whole(SMALL)

@@ -1,0 +1,324 @@
+"""A state file is whole or absent, of this very training, and worth its cost."""
+
+import dataclasses
+import itertools
+import resource
+
+import numpy as np
+import pytest
+import torch
+
+from lesionseg.config import TrialConfig
+from lesionseg.data.cache import build_cache
+from lesionseg.data.index import DatasetIndex
+from lesionseg.errors import InputError
+from lesionseg.space import Pick
+from lesionseg.training import training_state
+from lesionseg.training.training_state import Keeper, identity
+from tests.conftest import write_folder
+
+WHOSE = {"configuration": "abc", "train": "def"}
+CONTENT = {
+    "weights": torch.arange(5000.0),
+    "mixed": [{"a": 1, "b": 0.5, "c": None, "d": (0.9, 0.99)}, "text", True],
+    # A generator's: integers of 128 bits.
+    "generator": np.random.default_rng(7).bit_generator.state,
+    "infinite": float("-inf"),
+}
+
+
+class Counting:
+    """What is kept here: one number."""
+
+    def __init__(self, number=0):
+        self.number = number
+
+    def state_dict(self):
+        return {"number": self.number}
+
+    def load_state_dict(self, state):
+        self.number = -1
+        self.number = state["number"]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "deep" / "state.pt"
+
+
+def same(one, other):
+    tensors = torch.equal(one["weights"], other["weights"])
+    plain = [{k: v for k, v in s.items() if k != "weights"} for s in (one, other)]
+    return tensors and plain[0] == plain[1]
+
+
+# --- the file ------------------------------------------------------------------------------------
+
+
+def test_what_is_saved_is_what_is_loaded_and_nothing_else_is_left(path):
+    training_state.save(path, CONTENT, WHOSE)
+    assert same(training_state.load(path, WHOSE), CONTENT)
+    assert list(path.parent.iterdir()) == [path]
+    assert set(torch.load(path, weights_only=True)) == {"format", "identity", "state"}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99, 0.9999])
+def test_a_truncated_file_is_refused(path, share):
+    training_state.save(path, CONTENT, WHOSE)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(InputError, match="damaged or no training state"):
+        training_state.load(path, WHOSE)
+
+
+def test_a_flipped_bit_is_never_loaded_as_something_else(path):
+    training_state.save(path, CONTENT, WHOSE)
+    whole, refused = path.read_bytes(), 0
+    places = np.random.default_rng(0).integers(0, len(whole), 150)
+    for place, bit in zip(places, itertools.cycle(range(8)), strict=False):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << bit
+        path.write_bytes(damaged)
+        try:
+            found = training_state.load(path, WHOSE)
+        except InputError:
+            refused += 1
+        else:  # padding between the parts
+            assert same(found, CONTENT)
+    assert refused > 100
+
+
+def foreign(path, kind):
+    match kind:
+        case "text":
+            path.write_text("epoch,dice\n1,0.5\n")
+        case "weights":
+            torch.save({"weight": torch.zeros(3)}, path)
+        case "code":
+            torch.save({"format": training_state.FORMAT, "state": dataclasses.field}, path)
+        case "list":
+            torch.save([1, 2], path)
+        case "older":
+            torch.save({"format": "lesionsearch-state/1", "identity": WHOSE, "state": {}}, path)
+        case "part":
+            torch.save({"format": training_state.FORMAT, "identity": WHOSE}, path)
+        case "folder":
+            path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("text", "damaged or no training state"),
+        ("weights", "holds no lesionsearch-state/2"),
+        ("code", "damaged or no training state"),
+        ("list", "holds no lesionsearch-state/2"),
+        ("older", "holds no lesionsearch-state/2"),
+        ("part", "lacks a part"),
+        ("folder", "no such file"),
+        ("none", "no such file"),
+    ],
+)
+def test_a_foreign_file_is_refused_in_one_line(path, kind, message):
+    path.parent.mkdir()
+    foreign(path, kind)
+    with pytest.raises(InputError, match=message) as caught:
+        training_state.load(path, WHOSE)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        (WHOSE | {"train": "xyz"}, "its train is def, not xyz"),
+        (WHOSE | {"more": "1"}, "its more is None, not 1"),
+        ({"configuration": "abc"}, "its train is def, not None"),
+    ],
+)
+def test_a_state_of_another_training_is_refused_and_says_why(path, asked, named):
+    training_state.save(path, CONTENT, WHOSE)
+    with pytest.raises(InputError, match=named):
+        training_state.load(path, asked)
+
+
+def test_a_disk_that_fills_up_leaves_the_state_from_before(path):
+    training_state.save(path, {"number": 1}, WHOSE)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(OSError):
+            training_state.save(path, CONTENT, WHOSE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert training_state.load(path, WHOSE) == {"number": 1}
+    assert list(path.parent.iterdir()) == [path]
+
+
+# --- whose it is ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cache(tiny_data, tmp_path_factory):
+    return build_cache(DatasetIndex.read(tiny_data), 16, tmp_path_factory.mktemp("cache"))
+
+
+def test_an_identity_tells_configurations_members_and_their_order_apart(cache):
+    config, train = TrialConfig(), np.arange(20)
+    made = [
+        identity(config, cache, train=train),
+        identity(dataclasses.replace(config, seed=1), cache, train=train),
+        identity(dataclasses.replace(config, loss=Pick("dice")), cache, train=train),
+        identity(config, cache, train=train[:-1]),
+        identity(config, cache, train=train[::-1].copy()),
+        identity(config, cache, train=np.array([], dtype=np.int64)),
+        identity(config, cache, train=train, keep="last"),
+    ]
+    assert all(a != b for a, b in itertools.combinations(made, 2))
+    assert identity(config, cache, train=train.copy()) == made[0]
+
+
+def test_an_identity_is_of_the_pictures_not_of_where_they_lie(cache, tiny_data, tmp_path):
+    same_again = write_folder(tmp_path / "copy", 30)
+    other = write_folder(tmp_path / "other", 30)
+    (other / "masks" / "im003.png").write_bytes((other / "masks" / "im004.png").read_bytes())
+    mine = identity(TrialConfig(), cache, train=np.arange(20))
+    for folder, equal in ((same_again, True), (other, False)):
+        found = build_cache(DatasetIndex.read(folder), 16, tmp_path / "cache")
+        assert (identity(TrialConfig(), found, train=np.arange(20)) == mine) is equal
+
+
+# --- how often -----------------------------------------------------------------------------------
+
+
+class Slow(Counting):
+    """Costs seconds to save, on a clock of its own."""
+
+    def __init__(self, seconds):
+        super().__init__()
+        self.now, self.seconds = 0.0, seconds
+
+    def state_dict(self):
+        self.now += self.seconds
+        return super().state_dict()
+
+
+@pytest.mark.parametrize(
+    ("cost", "waited", "at_the_end", "within"),
+    [
+        (1.0, 19.9, False, False),
+        (1.0, 20.1, True, False),
+        (1.0, 299.0, True, False),
+        (1.0, 301.0, True, True),
+        (30.0, 301.0, False, False),
+        (30.0, 599.0, False, False),
+        (30.0, 601.0, True, True),
+        (0.0, 0.1, True, False),
+    ],
+)
+def test_a_save_waits_until_it_is_a_twentieth_of_the_time(path, cost, waited, at_the_end, within):
+    training = Slow(cost)
+    keeper = Keeper(path, WHOSE, clock=lambda: training.now)
+    keeper.save(training, 1)
+    training.now += waited
+    assert keeper.due(middle=False) is at_the_end
+    assert keeper.due(middle=True) is within
+
+
+def test_the_first_save_is_due_after_the_first_epoch_and_none_without_a_path(path):
+    training = Slow(1.0)
+    keepers = [Keeper(p, WHOSE, clock=lambda: training.now) for p in (path, None)]
+    training.now += 0.1
+    assert [k.due(middle=False) for k in keepers] == [True, False]
+    assert not keepers[1].save(training, 1)
+
+
+def test_a_save_is_told_and_taken_up(path):
+    told = []
+    assert Keeper(path, WHOSE, told.append).save(Counting(7), 3)
+    training = Counting()
+    assert Keeper(path, WHOSE).take_up(training)
+    assert (training.number, told) == (7, [3])
+
+
+def test_what_does_not_fit_leaves_the_training_as_it_was(path):
+    training_state.save(path, {"other": 1}, WHOSE)
+    training = Counting(5)
+    assert not Keeper(path, WHOSE).take_up(training)
+    assert training.number == 5
+
+
+def test_a_save_that_fails_is_not_told_and_tried_again_later(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    told, training = [], Slow(1.0)
+    keeper = Keeper(tmp_path / "file" / "s.pt", WHOSE, told.append, clock=lambda: training.now)
+    assert not keeper.save(training, 1)
+    assert not keeper.due(middle=False)
+    training.now += 21
+    assert keeper.due(middle=False) and told == []
+
+
+# --- what a step changes -------------------------------------------------------------------------
+
+
+class Buffers(torch.nn.Module):
+    """With buffers of several kinds, among each other, as layers of batch norm have them."""
+
+    def __init__(self):
+        super().__init__()
+        for i in range(3):
+            self.register_buffer(f"mean{i}", torch.full((4,), float(i)))
+            self.register_buffer(f"seen{i}", torch.tensor(i))
+        self.register_buffer("flag", torch.tensor([True, False]))
+
+    def change(self):
+        for buffer in self.buffers():
+            buffer.copy_(~buffer if buffer.dtype == torch.bool else buffer + 5)
+
+
+def kept(model):
+    return {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+
+def test_buffers_of_every_kind_are_as_they_were():
+    model = Buffers()
+    before, noted = training_state.Before(model, torch.device("cpu")), kept(model)
+    for _ in range(2):
+        before.note()
+        model.change()
+        assert all((kept(model)[name] != noted[name]).any() for name in noted)
+        before.restore()
+        assert all(torch.equal(kept(model)[name], noted[name]) for name in noted)
+    model.change()
+    before.note()
+    noted = kept(model)
+    model.change()
+    before.restore()
+    assert all(torch.equal(kept(model)[name], noted[name]) for name in noted)
+
+
+def test_buffers_are_copied_kind_by_kind(monkeypatch):
+    """A list of several kinds CUDA copies tensor by tensor."""
+    copied, copy = [], torch._foreach_copy_
+
+    def each(to, given):
+        copied.append([(a.dtype, b.dtype) for a, b in zip(to, given, strict=True)])
+        copy(to, given)
+
+    monkeypatch.setattr(torch, "_foreach_copy_", each)
+    before = training_state.Before(Buffers(), torch.device("cpu"))
+    before.note()
+    before.restore()
+    assert len(copied) == 2 * 3 and all(len(set(kinds)) == 1 for kinds in copied)
+    assert sum(map(len, copied)) == 2 * 7
+    training_state.Before(torch.nn.ReLU(), torch.device("cpu")).note()  # none at all
+
+
+# --- generators and optimizers -------------------------------------------------------------------
+
+
+def test_the_generators_go_on_as_they_would_have():
+    cpu = torch.device("cpu")
+    kept = training_state.random_state(cpu)
+    drawn = torch.rand(5)
+    training_state.set_random_state(cpu, kept | {"cuda": torch.zeros(16, dtype=torch.uint8)})
+    assert torch.equal(torch.rand(5), drawn)

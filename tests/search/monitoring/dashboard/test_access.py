@@ -1,0 +1,79 @@
+"""Where the dashboard may listen, and what the door is told."""
+
+from __future__ import annotations
+
+import pytest
+
+from lesionseg.errors import InputError
+from search.monitoring.dashboard.access import PASSWORD, Reach, is_loopback, read_password
+from search.monitoring.dashboard.auth import LOOPBACK
+
+SECRET = "correct horse"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_this_host_alone_needs_no_password(host):
+    assert is_loopback(host)
+    assert Reach(host).rules.hosts >= LOOPBACK
+
+
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "::", "10.0.0.1", "lab", "localhost.example", "", "127.0.0.1.evil"]
+)
+def test_any_other_address_does(host):
+    assert not is_loopback(host)
+    with pytest.raises(InputError, match=f"--host {host}: .*--password-file .*{PASSWORD}"):
+        Reach(host)
+    rules = Reach(host, password=SECRET).rules
+    assert (rules.password, rules.hosts) == (SECRET, None)
+
+
+def test_what_a_proxy_shows_to_others_needs_one_too():
+    with pytest.raises(InputError, match="--public"):
+        Reach(public="https://lab.example")
+    rules = Reach(password=SECRET, public="https://Lab.example:8443").rules
+    assert "lab.example" in rules.hosts
+    assert rules.origins == {"https://lab.example:8443"}
+
+
+@pytest.mark.parametrize(
+    "public", ["lab.example", "https://", "ftp://x", "https://x/y", "https://x ", "https://u@x"]
+)
+def test_what_is_no_origin_is_refused(public):
+    with pytest.raises(InputError, match="--public: must be an origin"):
+        Reach(password=SECRET, public=public)
+
+
+def test_the_password_is_not_shown():
+    assert SECRET not in repr(Reach(password=SECRET))
+
+
+def test_it_is_read_from_the_file_or_from_the_environment(tmp_path, monkeypatch):
+    monkeypatch.delenv(PASSWORD, raising=False)
+    assert read_password(None) is None
+    monkeypatch.setenv(PASSWORD, "from the environment")
+    assert read_password(None) == "from the environment"
+    file = tmp_path / "p"
+    file.write_text(f" {SECRET} \r\n")
+    assert read_password(file) == f" {SECRET} "
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"short", b"\n", b"two lines\nof words\n", b"\xff\xfe\x00\x01abcdefgh"]
+)
+def test_a_file_that_holds_no_password_is_refused(tmp_path, text):
+    (tmp_path / "p").write_bytes(text)
+    with pytest.raises(InputError, match="p: "):
+        read_password(tmp_path / "p")
+
+
+@pytest.mark.parametrize("text", ["", "short"])
+def test_so_is_an_environment_that_holds_none(monkeypatch, text):
+    monkeypatch.setenv(PASSWORD, text)
+    with pytest.raises(InputError, match=PASSWORD):
+        read_password(None)
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(InputError, match="cannot be read: No such file"):
+        read_password(tmp_path / "no")

@@ -1,0 +1,223 @@
+"""Trials' files through Optuna's artifacts: what workers leave, and what can be read of it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+
+import optuna
+import pytest
+from optuna.artifacts import download_artifact, get_all_artifact_meta
+from optuna.artifacts.exceptions import ArtifactNotFound
+from optuna.trial import TrialState
+from PIL import Image
+
+from search.monitoring.dashboard.artifact_reader import Gallery
+from search.storage import artifact_ids, retention, trial_records
+from search.storage.retention import HISTORY, PICTURE
+from tests.search.helpers import in_memory, open_tiny, queue, worker_of
+
+MARK = "0123456789abcdef" * 2
+
+
+@pytest.fixture(scope="module")
+def opened(tiny_data, tmp_path_factory):
+    """A study with one complete trial, one that diverged and one that was refused; only read."""
+    changes = {
+        "constraints.max_params_m": 0.02,
+        "search.model": {"unet": {"width": [4, 64], "depth": 1}},
+    }
+    study = open_tiny(tiny_data, tmp_path_factory.mktemp("g") / "s", changes)
+    queue(study)
+    queue(study, lr=0.011, width=64)
+    worker = worker_of(study)
+    for _ in range(2):
+        worker.run_one()
+    return study
+
+
+@pytest.fixture
+def gallery(opened):
+    return Gallery(opened.study._storage, {opened.name: opened.folder}, opened.folder.parent)
+
+
+def ids(opened, number) -> dict[str, str]:
+    """Artifacts of a trial by name, as Optuna itself lists them."""
+    trial = opened.study.trials[number]
+    found = get_all_artifact_meta(trial, storage=opened.study._storage)
+    return {meta.filename: meta.artifact_id for meta in found}
+
+
+def test_a_trial_lists_its_picture_its_curves_and_its_history(opened):
+    assert list(ids(opened, 0)) == [PICTURE, artifact_ids.CURVES, HISTORY]
+    meta = get_all_artifact_meta(opened.study.trials[0], storage=opened.study._storage)
+    assert [m.mimetype for m in meta] == ["image/jpeg", "image/png", "text/csv"]
+
+
+def test_one_that_was_refused_has_no_files_and_tells_its_constraint(opened):
+    refused = opened.study.trials[1]
+    assert trial_records.reason_of(refused) == trial_records.CONSTRAINT
+    assert ids(opened, 1) == {}
+    assert refused.user_attrs["constraint.max_params_m"] == pytest.approx(
+        refused.constraints["max_params_m"], abs=1e-6
+    )
+    assert refused.user_attrs["constraint.max_params_m"] > 0
+    assert opened.study.trials[0].user_attrs["constraint.max_params_m"] < 0
+
+
+def test_optuna_downloads_what_lies_in_the_depot(opened, gallery, tmp_path):
+    for name, artifact in ids(opened, 0).items():
+        download_artifact(
+            artifact_store=gallery, artifact_id=artifact, file_path=str(tmp_path / name)
+        )
+    place = opened.folder / "trials" / "0"
+    for name in (PICTURE, HISTORY):
+        assert (tmp_path / name).read_bytes() == (place / name).read_bytes()
+    with Image.open(tmp_path / artifact_ids.CURVES) as curves:
+        assert curves.format == "PNG"
+    assert {p.name for p in place.iterdir()} == {
+        PICTURE,
+        HISTORY,
+        retention.WEIGHTS,
+    }  # nothing twice
+    rows = list(csv.DictReader(io.StringIO((tmp_path / HISTORY).read_text())))
+    assert [int(r["epoch"]) for r in rows] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "artifact",
+    ["", "..", "../0", f"{MARK}-0-0", f"{MARK}-0-9", "/etc/passwd", f"{MARK}-../../x-0", "0",
+     f"{MARK.upper()}-0-0", f"{MARK}-00-0", f"{MARK}-0-0\n", f"{MARK}--1-0", f"{MARK}-0-0-0"],
+)  # fmt: skip
+def test_an_id_that_is_none_of_ours_names_nothing(gallery, artifact):
+    with pytest.raises(ArtifactNotFound):
+        gallery.open_reader(artifact)
+
+
+def test_a_file_that_is_gone_or_of_a_trial_that_never_was_is_not_there(opened, gallery):
+    mark = opened.study.user_attrs["uuid"]
+    for number in (1, 99):
+        for place in range(len(artifact_ids.KINDS)):
+            with pytest.raises(ArtifactNotFound):
+                gallery.open_reader(f"{mark}-{number}-{place}")
+
+
+@pytest.mark.parametrize("what", ["file", "folder", "dangling"])
+def test_a_link_leads_nowhere(opened, tmp_path, what):
+    folder, secret = tmp_path / "s", tmp_path / "secret"
+    secret.mkdir()
+    (secret / HISTORY).write_text("epoch,train_loss\n1,2\n")
+    place = folder / "trials" / "5"
+    place.parent.mkdir(parents=True)
+    mark = opened.study.user_attrs["uuid"]
+    (folder / "trials" / ".study").write_text(mark)
+    if what == "folder":
+        place.symlink_to(secret)
+    else:
+        place.mkdir()
+        os.symlink(secret / (HISTORY if what == "file" else "no"), place / HISTORY)
+    mine = Gallery(opened.study._storage, {opened.name: folder}, tmp_path)
+    for kind in (1, 2):
+        with pytest.raises(ArtifactNotFound):
+            mine.open_reader(f"{mark}-5-{kind}")
+
+
+def test_a_study_whose_own_folder_is_itself_a_link_is_read(opened, tmp_path):
+    (tmp_path / "link").symlink_to(opened.folder)
+    mine = Gallery(opened.study._storage, {opened.name: tmp_path / "link"}, tmp_path)
+    assert mine.open_reader(ids(opened, 0)[HISTORY]).read().startswith(b"epoch,")
+
+
+def test_another_studys_folder_of_that_name_is_not_read(opened, tmp_path):
+    folder = tmp_path / "s"
+    (folder / "trials" / "0").mkdir(parents=True)
+    (folder / "trials" / ".study").write_text(MARK)
+    (folder / "trials" / "0" / HISTORY).write_text("epoch\n1\n")
+    mine = Gallery(opened.study._storage, {opened.name: folder}, tmp_path)
+    with pytest.raises(ArtifactNotFound):
+        mine.open_reader(ids(opened, 0)[HISTORY])
+
+
+@pytest.mark.parametrize(
+    "text", ["", "epoch\n", "no,table\n1,2\n", "epoch,dice\n1,x\n", "epoch\n1,2\n"]
+)
+def test_a_history_that_is_none_gives_no_curves(opened, tmp_path, text):
+    mark = opened.study.user_attrs["uuid"]
+    place = tmp_path / "s" / "trials" / "0"
+    place.mkdir(parents=True)
+    (place.parent / ".study").write_text(mark)
+    (place / HISTORY).write_text(text)
+    mine = Gallery(opened.study._storage, {opened.name: tmp_path / "s"}, tmp_path)
+    with pytest.raises(ArtifactNotFound):
+        mine.open_reader(f"{mark}-0-1")
+
+
+def test_nothing_is_written_or_deleted_from_here(gallery):
+    with pytest.raises(PermissionError):
+        gallery.write("x", io.BytesIO(b""))
+    with pytest.raises(PermissionError):
+        gallery.remove("x")
+
+
+# --- which pictures are kept -------------------------------------------------------------------
+
+
+def study_of(values) -> optuna.Study:
+    """Complete trials with these values; None for one that was pruned."""
+    study = in_memory()
+    for value in values:
+        state = TrialState.PRUNED if value is None else TrialState.COMPLETE
+        study.add_trial(optuna.trial.create_trial(state=state, value=value))
+    return study
+
+
+def test_pictures_of_the_best_and_of_the_latest_are_kept():
+    best = [0.9] * retention.BEST_PICTURES
+    known = study_of([*best, *[0.5] * 50, *[None] * 10]).trials
+    latest = range(len(known) - retention.LATEST_PICTURES, len(known))
+    assert retention.pictured(known) == {*range(retention.BEST_PICTURES), *latest}
+
+
+def test_as_trials_end_one_by_one_no_picture_is_left_over(tmp_path):
+    """Against the rule itself, applied to all of them at each step."""
+    import random
+
+    from search.storage.artifact_store import FolderDepot
+
+    rng, study, depot = random.Random(0), in_memory(), FolderDepot(tmp_path)
+    for number in range(150):
+        value = rng.choice([None, rng.random()])
+        state = TrialState.PRUNED if value is None else TrialState.COMPLETE
+        study.add_trial(optuna.trial.create_trial(state=state, value=value))
+        depot.local(number, PICTURE).touch()
+        retention.drop_pictures(depot, study.trials)
+        there = {n for n in depot.numbers() if PICTURE in depot.names(n)}
+        assert there == retention.pictured(study.trials)
+    assert len(there) <= retention.BEST_PICTURES + retention.LATEST_PICTURES
+
+
+def test_what_a_killed_worker_left_is_swept(tmp_path):
+    from search.storage.artifact_store import FolderDepot
+
+    study, depot = study_of([0.5 - i / 1000 for i in range(60)]), FolderDepot(tmp_path)
+    for number in range(60):
+        depot.local(number, PICTURE).touch()
+    retention.sweep(depot, study.trials)
+    assert {n for n in depot.numbers() if depot.names(n)} == retention.pictured(study.trials)
+
+
+def test_a_picture_that_is_kept_no_more_is_not_listed():
+    attrs = artifact_ids.listed(MARK, 3, [HISTORY, PICTURE])
+    names = [m["filename"] for m in artifact_ids.of_trial(attrs, pictured=False)]
+    assert names == [artifact_ids.CURVES, HISTORY]
+    shuffled = dict(reversed(attrs.items()))
+    names = [m["filename"] for m in artifact_ids.of_trial(shuffled, pictured=True)]
+    assert names == [PICTURE, artifact_ids.CURVES, HISTORY]
+
+
+def test_files_of_other_makers_are_listed_and_deleted_ones_are_not():
+    attrs = {"artifacts:1": json.dumps({"artifact_id": "1", "filename": "x.txt"}),
+             "artifacts:2": "null", "other": 3}  # fmt: skip
+    assert [m["artifact_id"] for m in artifact_ids.of_trial(attrs, pictured=True)] == ["1"]

@@ -1,0 +1,41 @@
+"""A finished study and its report, made once."""
+
+import shutil
+
+import pytest
+
+from search.results.report import write_report
+from search.storage.study_dir import read_metrics
+from search.study.lifecycle import open_records
+from tests.search.results.report.invented import fill, make_final, make_study
+from tests.search.results.report.reader import Page
+
+
+@pytest.fixture(autouse=True)
+def _no_storage(monkeypatch):
+    monkeypatch.delenv("LESIONSEARCH_STORAGE", raising=False)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a finished and tested study with its report; only to be read."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    study = make_study(folder)
+    fill(study)
+    make_final(folder, study)
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture()
+def done(finished, tmp_path):
+    """A copy of it: its folder, its study, its metrics."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    return folder, open_records(folder)[0], read_metrics(folder)
+
+
+@pytest.fixture(scope="module")
+def page(finished):
+    """Its report."""
+    return Page(finished / "report.html")

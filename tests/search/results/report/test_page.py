@@ -1,0 +1,382 @@
+"""report.html against the records and files that it was made of."""
+
+import csv
+import itertools
+import json
+import re
+import shutil
+
+import pytest
+import yaml
+
+from lesionseg.errors import InputError
+from lesionseg.metrics import METRICS, SURFACE
+from search.results.report import DEFINITIONS, words, write_report
+from search.storage import trial_records
+from search.storage.study_dir import read_metrics
+from search.study.lifecycle import open_records
+from tests.search.results.report.invented import (
+    EVIL,
+    SPEC,
+    add,
+    curve_to,
+    make_final,
+    make_study,
+)
+from tests.search.results.report.reader import Page
+
+
+def test_every_number_of_the_test_is_that_of_metrics_json(finished, page):
+    told = read_metrics(finished)
+    rows = {row[0]: row[1:3] for row in page.table("scores")[1 : 1 + len(METRICS)]}
+    assert rows == {
+        DEFINITIONS[m][0]: [
+            f"{told['test'][m]:.4f}",
+            "{:.4f} to {:.4f}".format(*told["ci95"][m]),
+        ]
+        for m in METRICS
+    }
+    low, high = told["ci95"]["dice"]
+    assert (
+        f"{told['test']['dice']:.4f} test Dice, 95% interval {low:.4f} to {high:.4f}" in page.text
+    )
+    assert "12 test images of 6 patients or lesions, looked at once" in page.text
+    for share in told["confusion"].values():
+        assert f"{100 * share:.2f}%" in page.text
+    assert f"Val. Dice, search {told['val']['search']:.4f}" in page.text
+    assert f"Val. Dice, retrained {told['val']['retrained']:.4f}" in page.text
+    assert "\N{MINUS SIGN}0.0012 reproduced" in page.text
+
+
+@pytest.mark.parametrize(
+    ("chosen", "told"),
+    [
+        ({"tta": "none", "chain": []}, "on the validation images: nothing."),
+        (
+            {"tta": "d4", "chain": [{"threshold": {"value": 0.4}}, {"largest": {}}]},
+            "the mean over flips and turns, threshold(value=0.4), largest.",
+        ),
+    ],
+)
+def test_what_is_done_after_the_network_is_told(done, chosen, told):
+    folder, _, report_ = done
+    page = Page(write_report(folder))
+    assert "After the network" not in page.text  # of an older study it is not known
+    report_["inference"] = chosen
+    (folder / "final" / "metrics.json").write_text(json.dumps(report_))
+    assert told in " ".join(Page(write_report(folder)).text.split())
+
+
+def test_every_metric_has_a_name_and_a_definition():
+    assert tuple(DEFINITIONS)[: len(METRICS)] == METRICS
+    distances = {f"{name}{unit}" for name in SURFACE for unit in ("", "_percent")}
+    assert set(DEFINITIONS) == {*METRICS, *distances, "average_precision", "calibration_error"}
+
+
+def test_an_unknown_metric_without_interval_is_shown_under_its_key(done):
+    folder, _, told = done
+    told["test"]["unheard"] = 3.25
+    (folder / "final" / "metrics.json").write_text(json.dumps(told))
+    assert Page(write_report(folder)).table("scores")[-1] == [
+        "unheard",
+        "3.2500",
+        "\N{EN DASH}",
+        "",
+    ]
+
+
+def test_how_it_was_found_is_told_in_a_sentence(finished, page):
+    study = open_records(finished)[0]
+    told = read_metrics(finished)
+    counted = trial_records.counts(trial_records.all_trials(study))
+    assert counted == {
+        "waiting": 0, "running": 0, "complete": 10, "pruned": 4, "failed": 1, "skipped": 1,
+    }  # fmt: skip
+    assert (
+        f"Trial {told['trial']} was chosen by its validation Dice out of 15 trials "
+        f"(10 complete, 4 pruned, 1 failed; 1 more skipped)"
+    ) in page.text
+    assert page.table("states") == [
+        [s.capitalize() for s in counted],
+        ["0", "0", "10", "4", "1", "1"],
+    ]
+    assert page.table("reasons")[1:] == [
+        ["failed", "oom", "1", "3", "OutOfMemoryError: 3 GiB wanted"],
+        ["skipped", "duplicate", "1", "5", "the same configuration as trial 1"],
+    ]
+
+
+def test_the_leaderboard_is_the_ranking_with_the_winner_marked(finished, page):
+    study = open_records(finished)[0]
+    told = read_metrics(finished)
+    rows = page.table("leaderboard")[1:]
+    best = trial_records.ranked(trial_records.all_trials(study))
+    assert [row[0].split()[0] for row in rows] == [str(t.number) for t in best[:10]]
+    assert [row[1] for row in rows] == [f"{t.value:.4f}" for t in best[:10]]
+    assert [row[0].endswith("★") for row in rows] == [True] + 9 * [False]
+    assert rows[0][0] == f"{told['trial']} ★"
+    assert rows[0][-3:] == ["0.12 M", "6", "9"]
+
+
+def test_overlays_come_in_order_with_name_and_dice(finished, page):
+    told = read_metrics(finished)
+    with (finished / "final" / "per_image.csv").open() as file:
+        dice = {row["name"]: float(row["dice"]) for row in csv.DictReader(file)}
+    names = [re.sub(r"^[a-z]+_\d_|\.png$", "", file) for _, file in told["overlays"]]
+    assert [image["alt"] for image in page.of("img")] == [
+        f"{n} with its true and its predicted outline, Dice {dice[n]:.4f}" for n in names
+    ]
+    assert (
+        page.text.index("Best ISIC")
+        < page.text.index("Median ISIC")
+        < page.text.index("Worst ISIC")
+    )
+
+
+def test_a_picture_that_is_gone_leaves_its_place(done):
+    folder, _, told = done
+    (folder / "final" / "overlays" / told["overlays"][0][1]).unlink()
+    (folder / "final" / "overlays" / told["overlays"][1][1]).write_bytes(b"no picture")
+    page = Page(write_report(folder))
+    assert len(page.of("img")) == 7
+    assert page.text.count("the picture is missing") == 2
+
+
+def test_the_page_needs_nothing_beside_itself(page):
+    assert page.open == []
+    assert page.source.startswith("<!DOCTYPE html>\n<html lang")
+    assert not re.search(r"https?:|@import|url\((?!#)", page.source)
+    assert all(image["src"].startswith("data:image/jpeg;base64,") for image in page.of("img"))
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.elements}
+    assert {a["href"][0] for tag, a in page.elements if "href" in a} == {"#"}
+
+
+def test_every_picture_has_a_text_and_every_id_is_unique(page):
+    assert len(page.of("svg")) == 11
+    assert all(svg["role"] == "img" and svg["aria-label"] for svg in page.of("svg"))
+    assert all(image["alt"] for image in page.of("img"))
+    ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    wanted = [a["href"][1:] for _, a in page.elements if "href" in a]
+    wanted += [a["aria-labelledby"] for a in page.of("section")]
+    assert set(wanted) <= set(ids)
+
+
+def test_markup_in_names_and_messages_is_shown_as_text(tmp_path):
+    evil_file = "<b onclick=x>&amp;$x_1$"
+    study = make_study(tmp_path, name=EVIL)
+    add(study, "complete", [0.5])
+    add(study, "failed", [], f"crash{EVIL}", f"RuntimeError: {EVIL}")
+    make_final(tmp_path, study, [f"{evil_file}{i}" for i in range(9)], versions={EVIL: EVIL})
+    page = Page(write_report(tmp_path))
+    assert not page.of("script")
+    assert not page.of("b")[10:]
+    assert page.text.startswith(f"{EVIL}: report")
+    assert page.table("reasons")[1] == ["failed", f"crash{EVIL}", "1", "1", f"RuntimeError: {EVIL}"]
+    assert all(image["alt"].startswith(evil_file) for image in page.of("img"))
+    assert page.text.count(evil_file) == 9
+    assert page.table("facts")[-1] == [EVIL, EVIL]
+
+
+def test_without_a_final_test_the_page_says_so(done):
+    folder, study, _ = done
+    shutil.rmtree(folder / "final")
+    page = Page(write_report(folder))
+    best = trial_records.ranked(trial_records.all_trials(study))[0]
+    assert f"{best.value:.4f} validation Dice of the best trial; not tested yet" in page.text
+    assert "The final test was not run yet" in page.text
+    assert "Looks at the test images 0" in page.text
+    assert "scores" not in page.tables
+    assert page.table("leaderboard")[1][0] == f"{best.number} ★"
+
+
+@pytest.mark.parametrize(
+    ("ends", "sentence"),
+    [
+        ([], "0 trials were run (0 complete, 0 pruned, 0 failed)"),
+        (["pruned"], "1 trial was run (0 complete, 1 pruned, 0 failed)"),
+        (["pruned", "pruned"], "2 trials were run (0 complete, 2 pruned, 0 failed)"),
+        (["failed"], "1 trial was run (0 complete, 0 pruned, 1 failed)"),
+    ],
+)
+def test_without_a_complete_trial_the_page_says_so(tmp_path, ends, sentence):
+    study = make_study(tmp_path)
+    for end in ends:
+        add(study, end, [0.3, 0.4], "oom" if end == "failed" else None)
+    page = Page(write_report(tmp_path))
+    assert "no trial was completed" in page.text
+    assert sentence in page.text
+    assert "so there is no leaderboard" in page.text
+    assert "Configuration of the winner" not in page.text
+
+
+def test_a_single_trial_is_enough_for_a_page(tmp_path):
+    study = make_study(tmp_path)
+    add(study, "complete", [0.5])
+    make_final(tmp_path, study)
+    page = Page(write_report(tmp_path))
+    assert "out of 1 trial (1 complete" in page.text
+    assert "Importances need 10 complete or pruned trials; there are 1." in page.text
+
+
+def test_missing_files_of_the_final_test_leave_their_parts_out(done):
+    folder, _, _ = done
+    for name in ("per_image.csv", "history.csv"):
+        (folder / "final" / name).unlink()
+    page = Page(write_report(folder))
+    assert len(page.of("svg")) == 8
+    assert "Retraining of the winner" not in page.text
+
+
+def test_a_second_look_is_warned_of_and_the_first_is_counted(tmp_path):
+    study = make_study(tmp_path)
+    add(study, "complete", [0.5])
+    make_final(tmp_path, study, test_looks=2)
+    text = Page(write_report(tmp_path)).text
+    assert "The test images were looked at 2 times." in text
+    assert "Looks at the test images 2" in text
+
+
+def test_a_test_that_broke_off_counts_as_a_look(done):
+    folder, study, _ = done
+    study.set_user_attr("test_looks", ["2026-01-01T00:00:00+00:00", "2026-01-02T00:00:00+00:00"])
+    assert "The test images were looked at 2 times." in Page(write_report(folder)).text
+
+
+def test_a_retraining_that_differs_is_warned_of(tmp_path):
+    study = make_study(tmp_path)
+    add(study, "complete", [0.5])
+    val = {
+        "search": 0.5,
+        "retrained": 0.45,
+        "gap": -0.05,
+        "reproduced": False,
+        "seeds": {"0": 0.45},
+    }
+    make_final(tmp_path, study, val=val)
+    text = Page(write_report(tmp_path)).text
+    assert "The retraining did not reproduce the search." in text
+    assert "Gap \N{MINUS SIGN}0.0500 not reproduced" in text
+
+
+def test_training_on_the_validation_images_leaves_nothing_to_compare(tmp_path):
+    study = make_study(tmp_path, changes={"final": {"fit_on": "train_val", "seeds": 1}})
+    add(study, "complete", [0.5])
+    nothing = dict.fromkeys(("retrained", "gap", "reproduced", "seeds"))
+    make_final(tmp_path, study, val={"search": 0.5} | nothing)
+    text = Page(write_report(tmp_path)).text
+    assert "cannot be compared: the validation images were trained on" in text
+    assert "that curve shows no generalisation" in text
+    assert "did not reproduce" not in text
+
+
+def test_seeds_are_told_when_there_are_several(tmp_path):
+    study = make_study(tmp_path)
+    add(study, "complete", [0.5])
+    val = {"search": 0.5, "retrained": 0.5, "gap": 0.0, "reproduced": True}
+    make_final(tmp_path, study, val=val | {"seeds": {"0": 0.5, "1": 0.51}}, seed=1)
+    assert (
+        "2 seeds, validation Dice: seed 0 0.5000, seed 1 0.5100."
+        in Page(write_report(tmp_path)).text
+    )
+
+
+def test_a_search_that_went_on_after_the_test_is_told(done):
+    folder, study, told = done
+    better = add(study, "complete", curve_to(0.99))
+    page = Page(write_report(folder))
+    assert f"Trial {better} has since reached a validation Dice of 0.9900" in page.text
+    marked = [row[0] for row in page.table("leaderboard") if "★" in row[0]]
+    assert marked == [f"{told['trial']} ★"]
+
+
+def test_a_search_that_is_not_over_is_told(done):
+    folder, study, _ = done
+    study.ask()
+    study.enqueue_trial({})
+    assert "The search was not over when this was written: 1 running, 1 waiting." in (
+        Page(write_report(folder)).text
+    )
+
+
+def test_what_is_needed_to_repeat_it_is_there(finished, page):
+    told = read_metrics(finished)
+    assert f"lesionsearch run {finished}/study.yaml --data DIR --out NEW" in page.text
+    plain = re.findall(r'<pre id="(\w+)"><code>(.*?)</code>', page.source, re.DOTALL)
+    shown = {name: yaml.safe_load(text) for name, text in plain if name != "command"}
+    assert shown == {"spec": SPEC.model_dump(mode="json"), "configuration": told["config"]}
+    assert ["torch", "2.11.0"] in page.table("facts")
+
+
+def test_the_same_records_give_the_same_bytes(done):
+    folder, _, _ = done
+    first = write_report(folder).read_bytes()
+    assert write_report(folder).read_bytes() == first
+
+
+def test_a_page_of_large_pictures_stays_small(done):
+    folder, study, _ = done
+    shutil.rmtree(folder / "final")
+    make_final(folder, study, size=(480, 360))
+    overlays = (folder / "final" / "overlays").glob("*.png")
+    assert sum(path.stat().st_size for path in overlays) > 3_000_000
+    assert write_report(folder).stat().st_size < 5_000_000
+
+
+@pytest.mark.parametrize("broken", ["html", "os.replace"])
+def test_a_report_that_fails_leaves_nothing_and_harms_nothing(done, monkeypatch, broken):
+    folder, _, _ = done
+    (folder / "report.html").write_text("the last one")
+    before = sorted(folder.iterdir())
+
+    def fail(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(f"search.results.report.{broken}", fail)
+    with pytest.raises(OSError, match="no space"):
+        write_report(folder)
+    assert sorted(folder.iterdir()) == before
+    assert (folder / "report.html").read_text() == "the last one"
+
+
+def test_a_folder_without_a_study_is_an_input_error(tmp_path):
+    with pytest.raises(InputError, match="no study here"):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("hours", "told"),
+    [(2.25, "2.2 hours"), (1, "1.0 hours"), (0.5, "30 minutes"), (0.01, "36 seconds")],
+)
+def test_spans_are_told_as_people_do(hours, told):
+    assert words.span(hours * 3600) == told
+
+
+#: Elements that a paragraph cannot hold: a browser would end it before them.
+BLOCKS = {"p", "div", "table", "ul", "figure", "section", "h1", "h2", "h3", "pre", "dl"}
+
+
+def test_the_page_is_built_as_html_asks(page):
+    assert page.nested & {("p", block) for block in BLOCKS} == set()
+    assert all(th.get("scope") in {"row", "col"} for th in page.of("th"))
+    levels = [int(tag[1]) for tag, _ in page.elements if tag in {"h1", "h2", "h3"}]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
+    for rows in page.tables.values():
+        assert len({len(row) for row in rows}) == 1  # no cell is lacking
+    assert page.repeated == []
+
+
+def test_names_of_every_picture_and_landmark_are_there(page):
+    for tag in ("main", "header", "footer", "nav"):
+        assert len(page.of(tag)) == 1
+    assert page.of("html") == [{"lang": "en"}]
+    assert "color-scheme" in {meta.get("name") for meta in page.of("meta")}
+
+
+def test_families_that_are_the_same_for_all_leaders_are_told_once(finished, page):
+    assert "All have augment flips, mix none." in page.text
+    heads = page.table("leaderboard")[0]
+    assert "Augment" not in heads
+    assert {"Model", "Loss", "Optimizer"} <= set(heads)

@@ -1,0 +1,353 @@
+"""The end of a study: the best configuration again, and one look at the test images."""
+
+import csv
+import json
+import math
+import statistics
+from collections import Counter
+
+import numpy as np
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
+
+from lesionseg.config import TrialConfig
+from lesionseg.data.image_io import read_mask
+from lesionseg.inference.evaluate import predict
+from lesionseg.inference.postprocess import finish
+from lesionseg.inference.selection import PLAIN, Inference
+from lesionseg.metrics import METRICS, SURFACE
+from lesionseg.training import checkpoint
+from search.errors import Failed
+from search.results.final_test import best_of, finalize
+from search.storage import trial_records
+from search.storage.study_dir import read_metrics
+from search.study.lifecycle import open_study, test_looks
+from search.trial_process.slot import Slot
+from tests.search.helpers import SLOT, open_tiny, search
+
+test_looks.__test__ = False  # it is the code's, not a test
+
+FILES = [
+    "README.md",
+    "config.yaml",
+    "history.csv",
+    "metrics.json",
+    "model.safetensors",
+    "overlays",
+    "per_image.csv",
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_data, tmp_path_factory):
+    """A study of three trials with its final test; not to be changed."""
+    opened = open_tiny(tiny_data, tmp_path_factory.mktemp("finished") / "s", {"budget.epochs": 4})
+    search(opened)
+    return opened, finalize(opened, SLOT)
+
+
+@pytest.fixture
+def searched(tiny_data, tmp_path):
+    opened = open_tiny(tiny_data, tmp_path / "s", {"budget.trials": 2})
+    search(opened)
+    return opened
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# --- metrics.json ------------------------------------------------------------------------------
+
+
+def test_the_report_is_what_lies_on_disk_and_is_plain_json(finished):
+    opened, report = finished
+    stored = json.loads((opened.folder / "final" / "metrics.json").read_text())
+    assert stored == json.loads(json.dumps(report)) == read_metrics(opened.folder)
+    assert sorted(p.name for p in (opened.folder / "final").iterdir()) == FILES
+
+
+def test_the_report_has_every_key_of_its_contract(finished):
+    opened, report = finished
+    assert report["study"] == opened.name
+    assert report["trial"] == best_of(opened.study).number
+    distances = {f"{name}{unit}" for name in SURFACE for unit in ("", "_percent")}
+    of_pixels = {"average_precision", "calibration_error"}
+    assert report["test"].keys() == {*METRICS, *distances, *of_pixels, "n", "groups"}
+    assert report["ci95"].keys() == {*METRICS, *distances}
+    curves = {"thresholds", "precision", "recall", "confidence", "frequency", "share"}
+    assert report["curves"].keys() == curves
+    thresholds, recall = report["curves"]["thresholds"], report["curves"]["recall"]
+    assert thresholds[0] == 0 and thresholds == sorted(thresholds) and thresholds[-1] < 1
+    assert recall[0] == 1 and recall == sorted(recall, reverse=True)
+    assert report["confusion"].keys() == {"tp", "fp", "fn", "tn"}
+    assert report["val"].keys() == {"search", "retrained", "gap", "reproduced", "seeds"}
+    assert report["seconds"] > 0
+    assert report["images_per_second"] > 0
+    assert report["images_per_second_single"] > 0
+    assert report["peak_memory"] > 10_000_000
+    assert report["macs"] == best_of(opened.study).user_attrs["macs"] > 0
+    assert report["preset"] is None
+    assert report["params"] == best_of(opened.study).user_attrs["params"]
+    assert report["seed"] == 0
+    assert report["test_looks"] == 1
+    assert {"python", "torch", "optuna", "lesionsearch"} <= report["versions"].keys()
+    assert report["config"] == best_of(opened.study).user_attrs["config"]
+
+
+def test_every_image_of_the_test_part_has_its_row_once_and_no_other_has(finished):
+    opened, report = finished
+    rows = rows_of(opened.folder / "final" / "per_image.csv")
+    assert [r["name"] for r in rows] == sorted(opened.split.test)
+    assert report["test"]["n"] == len(rows) == len(opened.split.test)
+    assert report["test"]["groups"] == len({r["group"] for r in rows})
+    assert {(r["height"], r["width"]) for r in rows} == {("40", "48")}
+
+
+def test_the_means_are_those_of_the_rows(finished):
+    opened, report = finished
+    rows = rows_of(opened.folder / "final" / "per_image.csv")
+    for name in report["ci95"]:
+        mean = statistics.fmean(float(r[name]) for r in rows)
+        assert report["test"][name] == pytest.approx(mean, abs=1e-9)
+        low, high = report["ci95"][name]
+        assert min(float(r[name]) for r in rows) - 1e-9 <= low
+        assert low - 1e-9 <= mean <= high + 1e-9
+        assert high <= max(float(r[name]) for r in rows) + 1e-9
+    shares = {
+        k: statistics.fmean(float(r[k]) / (40 * 48) for r in rows) for k in report["confusion"]
+    }
+    assert report["confusion"] == pytest.approx(shares)
+    assert math.fsum(report["confusion"].values()) == pytest.approx(1)
+
+
+def test_the_rows_are_those_of_the_stored_network_by_another_library(finished):
+    """Weights from the file, masks from the disk, scores from scikit-learn."""
+    opened, _ = finished
+    model, config = checkpoint.load(opened.folder / "final" / "model.safetensors")
+    assert config.image_size == 16
+    rows = rows_of(opened.folder / "final" / "per_image.csv")
+    names = opened.cache.names
+    where = np.array([names.index(r["name"]) for r in rows])
+    device = next(model.parameters()).device
+    inference = checkpoint.read_inference(opened.folder / "final" / "model.safetensors")
+    predicted = predict(model, opened.cache, where, device=device, inference=inference)
+    masks = {r.name: r.mask for r in opened.index.records}
+    for row, probability in zip(rows, predicted, strict=True):
+        truth, _ = read_mask(masks[row["name"]])
+        mask = finish(inference.chain, probability, truth.shape)
+        t, p = truth.ravel(), mask.ravel()
+        tn, fp, fn, tp = confusion_matrix(t, p, labels=[False, True]).ravel()
+        assert [int(row[k]) for k in ("tp", "fp", "fn", "tn")] == [tp, fp, fn, tn]
+        assert float(row["dice"]) == pytest.approx(f1_score(t, p))
+        assert float(row["jaccard"]) == pytest.approx(jaccard_score(t, p))
+
+
+def test_on_a_cpu_the_retraining_repeats_the_trial_to_the_last_digit(finished):
+    opened, report = finished
+    best = best_of(opened.study)
+    assert report["val"]["search"] == report["val"]["retrained"] == best.value
+    assert report["val"]["gap"] == 0
+    assert report["val"]["reproduced"] is True
+    assert report["val"]["seeds"] == {"0": best.value}
+    history = rows_of(opened.folder / "final" / "history.csv")
+    assert [float(r["dice"]) for r in history] == list(best.intermediate_values.values())
+
+
+def test_the_configuration_file_gives_the_configuration(finished):
+    opened, report = finished
+    plain = yaml.safe_load((opened.folder / "final" / "config.yaml").read_text())
+    config = TrialConfig.from_dict(plain)
+    assert config.digest() == best_of(opened.study).user_attrs["digest"]
+    assert config.to_dict() == report["config"]
+    assert checkpoint.load(opened.folder / "final" / "model.safetensors")[1] == config
+
+
+def test_the_model_card_has_the_numbers_of_the_report_and_says_where_they_are_from(finished):
+    opened, report = finished
+    found = ModelCard.load(opened.folder / "final" / "README.md", ignore_metadata_errors=False)
+    told = {r.metric_type: r.metric_value for r in found.data.eval_results}
+    assert told == {name: report["test"][name] for name in told} and "dice" in told
+    assert found.data.model_name == opened.name
+    parts = ", ".join(str(len(getattr(opened.split, p))) for p in ("train", "val", "test"))
+    assert f"| images: training, validation, test | {parts} |" in found.text
+    assert f"`{opened.index.fingerprint()}`" in found.text
+
+
+def test_the_overlays_that_are_named_are_there(finished):
+    opened, report = finished
+    folder = opened.folder / "final" / "overlays"
+    assert {file for _, file in report["overlays"]} == {p.name for p in folder.iterdir()}
+    assert {kind for kind, _ in report["overlays"]} <= {"best", "median", "worst"}
+
+
+# --- how often the test images are looked at ---------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_tested_study_is_not_tested_again_unless_that_is_said(searched):
+    report = finalize(searched, SLOT)
+    assert finalize(searched, SLOT) == report
+    assert finalize(open_study(searched.folder), SLOT) == report
+    assert len(test_looks(searched.study)) == 1
+    again = finalize(searched, SLOT, again=True)
+    assert again["test_looks"] == len(test_looks(searched.study)) == 2
+    # Nothing but the count and the clocks has changed.
+    clocks = {"test_looks", "seconds", "peak_memory"}
+    clocks |= {"images_per_second", "images_per_second_single"}
+    assert {k: v for k, v in again.items() if k not in clocks} == {
+        k: v for k, v in report.items() if k not in clocks
+    }
+
+
+@pytest.mark.slow
+def test_a_better_trial_is_a_new_model_and_a_second_look(searched, tiny_data):
+    finalize(searched, SLOT)
+    best = best_of(searched.study)
+    # The same training under another number, as if it had been a little better.
+    trial = searched.study.ask()
+    for name, value in best.user_attrs.items():
+        trial.set_user_attr(name, value)
+    searched.study.tell(trial, best.value + 1e-6)
+    report = finalize(searched, SLOT)
+    assert (report["trial"], report["test_looks"]) == (trial.number, 2)
+
+
+# --- other ways to retrain ---------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_several_seeds_are_retrained_and_the_best_on_validation_is_tested(tiny_data, tmp_path):
+    opened = open_tiny(tiny_data, tmp_path / "s", {"budget.trials": 1, "final": {"seeds": 2}})
+    search(opened)
+    heard = []
+    report = finalize(
+        opened, SLOT, on_epoch=lambda seed, record: heard.append((seed, record.epoch))
+    )
+    assert heard == [(0, 1), (0, 2), (1, 1), (1, 2)]
+    seeds = report["val"]["seeds"]
+    assert list(seeds) == ["0", "1"]
+    assert seeds[str(report["seed"])] == max(seeds.values())
+    # The gap is that of the trial's own seed, whichever was chosen.
+    assert report["val"]["retrained"] == seeds["0"] == report["val"]["search"]
+    assert report["config"]["seed"] == report["seed"]
+    assert report["test_looks"] == 1
+    assert sorted(p.name for p in (opened.folder / "final").iterdir()) == FILES
+
+
+@pytest.mark.slow
+def test_train_and_val_together_are_trained_as_long_as_the_best_epoch(tiny_data, tmp_path):
+    changes = {"budget.trials": 2, "budget.epochs": 4, "final": {"fit_on": "train_val"}}
+    opened = open_tiny(tiny_data, tmp_path / "s", changes)
+    search(opened)
+    heard = []
+    report = finalize(opened, SLOT, on_epoch=lambda seed, record: heard.append(record))
+    best = best_of(opened.study)
+    assert len(heard) == best.user_attrs["best_epoch"]
+    # More images: another first loss than the search's. Nothing is left to compare with.
+    assert report["val"] == {
+        "search": best.value,
+        "retrained": None,
+        "gap": None,
+        "reproduced": None,
+        "seeds": None,
+    }
+    assert report["test"]["n"] == len(opened.split.test)
+    assert len(rows_of(opened.folder / "final" / "history.csv")) == len(heard)
+
+
+# --- what is done after the network --------------------------------------------------------------
+
+
+def test_what_was_chosen_is_in_the_report_and_in_the_checkpoint(finished):
+    opened, report = finished
+    kept = checkpoint.read_inference(opened.folder / "final" / "model.safetensors")
+    assert kept.to_dict() == report["inference"]
+    choice = report["inference_choice"]
+    assert choice["dice"] >= choice["plain_dice"] - 1e-9
+    assert [row["what"] for row in choice["rows"]]
+
+
+@pytest.mark.slow
+def test_without_leave_nothing_is_done_after_the_network(tiny_data, tmp_path):
+    changes = {"budget.trials": 1, "final": {"tta": False, "postprocess": False}}
+    opened = open_tiny(tiny_data, tmp_path / "s", changes)
+    search(opened)
+    report = finalize(opened, SLOT)
+    assert report["inference"] == PLAIN.to_dict()
+    assert report["inference_choice"] is None
+    weights = opened.folder / "final" / "model.safetensors"
+    assert checkpoint.read_inference(weights) == Inference()
+
+
+def test_a_network_fitted_to_the_validation_images_takes_over_the_searchs_choice(
+    tiny_data, tmp_path
+):
+    changes = {"budget.trials": 1, "final": {"fit_on": "train_val"}}
+    opened = open_tiny(tiny_data, tmp_path / "s", changes)
+    search(opened)
+    report = finalize(opened, SLOT)
+    # Judged with the search's weights, whose Dice on these images is the trial's own.
+    assert report["inference_choice"]["plain_dice"] == pytest.approx(report["val"]["search"])
+    final = opened.folder / "final"
+    assert checkpoint.read_inference(final / "model.safetensors").to_dict() == report["inference"]
+    assert sorted(p.name for p in final.iterdir()) == FILES
+
+
+# --- what goes wrong ---------------------------------------------------------------------------
+
+
+def test_a_study_without_a_complete_trial_has_no_final_and_says_why(tiny_data, tmp_path):
+    opened = open_tiny(tiny_data, tmp_path / "s", {"constraints": {"max_params_m": 0.0001}})
+    with pytest.raises(Failed, match=r"^s: no trial was completed \(none was run\)$"):
+        finalize(opened, SLOT)
+    for _ in range(2):
+        trial = opened.study.ask()
+        trial.set_user_attr("reason", trial_records.CONSTRAINT)
+        opened.study.tell(trial, state=trial_records.Optuna.FAIL)
+    with pytest.raises(Failed, match=r"no trial was completed \(constraint 2\)"):
+        finalize(opened, SLOT)
+    assert not (opened.folder / "final").exists()
+    assert test_looks(opened.study) == []
+
+
+def test_a_retraining_that_breaks_leaves_nothing_and_looks_at_nothing(searched):
+    with pytest.raises(Failed, match=r"the retraining of trial \d broke: config: device: "):
+        finalize(searched, Slot("cuda:63", 1))
+    assert not list(searched.folder.glob("final*"))
+    assert test_looks(searched.study) == []
+
+
+def test_an_interrupted_retraining_leaves_nothing_and_an_old_final_as_it_was(searched):
+    def interrupt(seed, record):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finalize(searched, SLOT, on_epoch=interrupt)
+    assert not list(searched.folder.glob("final*"))
+    report = finalize(searched, SLOT)
+    with pytest.raises(KeyboardInterrupt):
+        finalize(searched, SLOT, again=True, on_epoch=interrupt)
+    assert read_metrics(searched.folder) == report
+    assert [p.name for p in searched.folder.glob("final*")] == ["final"]
+
+
+@pytest.mark.slow
+def test_what_a_killed_final_left_behind_is_swept_up(searched):
+    partial = searched.folder / "final.partial"
+    (partial / "overlays").mkdir(parents=True)
+    (partial / "metrics.json").write_text("{")
+    assert read_metrics(searched.folder) is None
+    finalize(searched, SLOT)
+    assert [p.name for p in searched.folder.glob("final*")] == ["final"]
+    assert sorted(p.name for p in (searched.folder / "final").iterdir()) == FILES
+
+
+def test_the_best_is_the_highest_value_and_the_earliest_of_equals(searched):
+    values = Counter(t.value for t in searched.study.trials)
+    best = best_of(searched.study)
+    assert best.value == max(values)
+    assert all(t.number >= best.number for t in searched.study.trials if t.value == best.value)

@@ -1,0 +1,101 @@
+"""What people mean by files, folders and patterns."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lesionseg.errors import InputError
+from search.results.image_paths import find_images, find_masks, names_for
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """a/1.jpg a/2.PNG a/notes.txt a/.hidden.png a/deep/3.bmp b/1.jpg; this is where we are."""
+    for name in ("a/1.jpg", "a/2.PNG", "a/notes.txt", "a/.hidden.png", "a/deep/3.bmp", "b/1.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (["a"], ["a/1.jpg", "a/2.PNG"]),
+        (["b", "a"], ["b/1.jpg", "a/1.jpg", "a/2.PNG"]),
+        (["a/2.PNG", "a", "./a/1.jpg"], ["a/2.PNG", "a/1.jpg"]),
+        (["a/*"], ["a/1.jpg", "a/2.PNG"]),
+        (["**/*.jpg"], ["a/1.jpg", "b/1.jpg"]),
+        (["a/**/*"], ["a/1.jpg", "a/2.PNG", "a/deep/3.bmp"]),
+        # What is named itself is meant, whatever it is called.
+        (["a/notes.txt"], ["a/notes.txt"]),
+        (["a/.hidden.png"], ["a/.hidden.png"]),
+    ],
+)
+def test_what_is_meant(tree, given, found):
+    assert [os.path.normpath(p) for p in find_images(given)] == found
+
+
+def test_a_file_with_a_pattern_in_its_name_is_that_file(tree):
+    (tree / "a[1].png").write_bytes(b"")
+    assert find_images(["a[1].png"]) == [Path("a[1].png")]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("c", "c: no such file or folder"),
+        ("a/*.tif", "a/*.tif: no picture is meant by this"),
+        (".", ".: no picture in this folder; '**/*' looks below it too"),
+    ],
+)
+def test_what_leads_nowhere_is_told(tree, given, told):
+    with pytest.raises(InputError) as caught:
+        find_images(["a", given])
+    assert str(caught.value) == told
+
+
+def test_masks_are_found_by_name_wherever_they_lie_below(tmp_path):
+    images = [tmp_path / "i" / name for name in ("A.jpg", "b.jpg", "c.jpg", "d.jpg")]
+    for name in ("i/A.jpg", "i/b.jpg", "i/c.jpg", "m/x/a_segmentation.png", "m/B.png", "m/e.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert find_masks(images, tmp_path / "m") == {
+        images[0]: tmp_path / "m/x/a_segmentation.png",
+        images[1]: tmp_path / "m/B.png",
+    }
+
+
+def test_images_that_lie_beside_their_masks_are_not_taken_for_them(tmp_path):
+    """As in PH2, where both are below one folder."""
+    for name in ("x/x_image/x.bmp", "x/x_lesion/x_lesion.bmp", "y/y_image/y.bmp"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    images = find_images([str(tmp_path / "*" / "*_image" / "*.bmp")])
+    assert [p.name for p in images] == ["x.bmp", "y.bmp"]
+    assert find_masks(images, tmp_path) == {images[0]: tmp_path / "x/x_lesion/x_lesion.bmp"}
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ([], "no such folder"),
+        (["m/b.png"], "none of 1 images has a mask"),
+        (["m/1/a.png", "m/2/a.png"], "a.jpg has 2 masks"),
+    ],
+)
+def test_masks_that_are_not_there_or_twice_are_told(tmp_path, files, told):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(InputError) as caught:
+        find_masks([tmp_path / "a.jpg"], tmp_path / "m")
+    assert told in str(caught.value) and str(caught.value).startswith("--masks: ")
+
+
+def test_names_are_told_apart_without_regard_to_case():
+    paths = [Path(p) for p in ("a/x.jpg", "b/x.jpg", "b/X.png", "c/x_2.jpg", "c/y.jpg", "x")]
+    names = names_for(paths)
+    assert names == ["x", "x_2", "X_3", "x_2_2", "y", "x_4"]
+    assert len({n.lower() for n in names}) == len(paths)

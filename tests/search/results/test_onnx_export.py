@@ -1,0 +1,95 @@
+"""export: the command writes a file that agrees with torch, or nothing."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import cli
+import lesionseg
+from lesionseg.config import TrialConfig
+from lesionseg.errors import InputError
+from lesionseg.inference.onnx_export import Check, OnnxModel
+from lesionseg.inference.selection import Inference
+from lesionseg.space import Pick
+from lesionseg.training import checkpoint
+from search.errors import Failed
+from search.results import onnx_export
+from search.results.onnx_export import IMAGES, export_model
+from tests.conftest import write_pair
+from tests.lesionseg.dark import dark_unet
+
+CONFIG = TrialConfig(model=Pick("unet", {"width": 4, "depth": 1}), image_size=16)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    path = folder / "final" / "model.safetensors"
+    checkpoint.save(path, dark_unet(CONFIG).state_dict(), CONFIG)
+    checkpoint.set_inference(path, Inference("none", (Pick("threshold", {"value": 0.7}),)))
+    return folder
+
+
+def invoke(*words):
+    done = CliRunner().invoke(cli.app, ["export", *map(str, words)])
+    return done.exit_code, done.stdout.splitlines(), done.stderr.splitlines()
+
+
+def test_the_command_writes_what_predicts_as_the_study_does(run, tmp_path):
+    code, said, errors = invoke(run, "--out", tmp_path / "deep" / "model.onnx")
+    assert (code, errors, len(said)) == (0, [], 1)
+    assert f"on {IMAGES} synthetic images it differs from torch by " in said[0]
+    assert said[0].endswith("Dice between the masks 1.0000")
+    model = OnnxModel(tmp_path / "deep" / "model.onnx")
+    write_pair(tmp_path, "a", seed=3)
+    image = Image.open(tmp_path / "images" / "a.png")
+    found = model.probabilities(np.asarray(image.resize((16, 16), Image.BILINEAR))[None])
+    full = Image.fromarray(found[0]).resize(image.size, Image.BILINEAR)
+    mask = np.asarray(full) > float(model.metadata["threshold"])
+    wanted = lesionseg.load(run, "cpu").predict(image).mask
+    assert wanted.any()
+    assert 2 * (mask & wanted).sum() / (mask.sum() + wanted.sum()) > 0.99
+
+
+def test_images_of_ones_own_are_what_it_is_checked_on(run, tmp_path):
+    for i in range(3):
+        write_pair(tmp_path, f"im{i}", seed=i)
+    code, said, _ = invoke(run, "--out", tmp_path / "m.onnx", "--check", tmp_path / "images")
+    assert code == 0
+    assert "on 3 of the images" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["nowhere", "--out", "m.onnx"], "nowhere: no such file or folder"),
+        (["RUN", "--out", "m.pt"], "--out: must be a file that ends in .onnx, got 'm.pt'"),
+        (["RUN", "--out", "m.onnx", "--check", "no"], "no: no such file or folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_2(run, words, told):
+    code, said, errors = invoke(*[run if w == "RUN" else w for w in words])
+    assert (code, said, len(errors)) == (2, [], 1)
+    assert told in errors[0]
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize("largest", [2e-3, float("nan")])
+def test_a_file_that_differs_from_torch_is_not_given_out(run, tmp_path, monkeypatch, largest):
+    monkeypatch.setattr(onnx_export, "compare", lambda *_: Check(1, largest, 1.0))
+    monkeypatch.setattr(onnx_export, "export_onnx", lambda _, path, __: path.write_bytes(b"new"))
+    (tmp_path / "m.onnx").write_bytes(b"old")
+    with pytest.raises(Failed, match="differs from torch by"):
+        export_model(lesionseg.load(run, "cpu"), tmp_path / "m.onnx")
+    assert (tmp_path / "m.onnx").read_bytes() == b"old"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_picture_that_cannot_be_read_is_told_before_anything_is_written(run, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"x")
+    with pytest.raises(InputError, match="not a picture"):
+        export_model(lesionseg.load(run, "cpu"), tmp_path / "m.onnx", [tmp_path / "a.png"])
+    assert not (tmp_path / "m.onnx").exists()

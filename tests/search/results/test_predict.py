@@ -1,0 +1,387 @@
+"""predict: every image has its mask, its overlay and its row; what cannot be used is told."""
+
+import csv
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import f1_score
+from typer.testing import CliRunner
+
+import cli
+import lesionseg
+from lesionseg.config import TrialConfig
+from lesionseg.data.image_io import read_mask
+from lesionseg.errors import InputError
+from lesionseg.inference.selection import Inference
+from lesionseg.space import Pick
+from lesionseg.training import checkpoint
+from lesionseg.viz.overlays import PREDICTED_COLOUR, overlay
+from search.errors import Failed
+from search.results import predict
+from search.results.predict import COLUMNS, predict_files
+from tests.conftest import ROOT, write_pair
+from tests.lesionseg.dark import dark_unet
+
+CONFIG = TrialConfig(model=Pick("unet", {"width": 4, "depth": 1}), image_size=16, seed=1)
+HERE = os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A study's folder with a model that calls what is dark a lesion."""
+    folder = tmp_path_factory.mktemp("study")
+    path = folder / "final" / "model.safetensors"
+    checkpoint.save(path, dark_unet(CONFIG).state_dict(), CONFIG)
+    checkpoint.set_inference(path, Inference("flips", (Pick("largest"),)))
+    return folder
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """Nine pairs of three sizes."""
+    for i in range(9):
+        write_pair(tmp_path / "data", f"im{i}", size=[(48, 40), (200, 90), (31, 64)][i % 3], seed=i)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def segmenter(run):
+    return lesionseg.load(run, device="cpu")
+
+
+def images_in(pairs):
+    return sorted((pairs / "images").iterdir())
+
+
+def masks_in(pairs):
+    return {p: pairs / "masks" / p.name for p in images_in(pairs)}
+
+
+def rows_of(out):
+    with (out / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def invoke(*words):
+    """A call of the command line: exit code, lines of output, lines of errors."""
+    done = CliRunner().invoke(cli.app, [str(w) for w in words])
+    return done.exit_code, done.stdout.splitlines(), done.stderr.splitlines()
+
+
+def test_every_image_has_its_mask_overlay_and_row(segmenter, pairs, tmp_path):
+    images, out = images_in(pairs), tmp_path / "out"
+    summary = predict_files(segmenter, images, out, masks=masks_in(pairs), batch_size=2)
+    rows = rows_of(out)
+    assert list(rows[0]) == [*COLUMNS, "dice"]
+    assert sorted(p.name for p in out.iterdir()) == ["masks", "overlays", "predictions.csv"]
+    assert [Path(r["file"]) for r in rows] == images
+    for row, image in zip(rows, images, strict=True):
+        found = segmenter.predict(image)
+        with Image.open(out / row["mask"]) as stored:
+            mask = np.asarray(stored)
+            assert stored.mode == "L" and stored.format == "PNG"
+        assert np.array_equal(mask, found.mask * np.uint8(255))
+        assert (int(row["height"]), int(row["width"])) == mask.shape == Image.open(image).size[::-1]
+        assert int(row["area"]) == (mask == 255).sum() > 0
+        assert float(row["share"]) == pytest.approx((mask == 255).mean())
+        y, x = np.nonzero(mask)
+        assert float(row["centre_x"]) == pytest.approx(x.mean())
+        assert float(row["centre_y"]) == pytest.approx(y.mean())
+        assert float(row["confidence"]) == found.confidence
+        flags = [row[k] for k in ("touches_border", "nothing_found", "several")]
+        assert flags == [str(int(v)) for v in (found.touches_border, False, found.several)]
+        truth, _ = read_mask(pairs / "masks" / image.name)
+        assert float(row["dice"]) == pytest.approx(f1_score(truth.ravel(), mask.ravel() > 0))
+        with Image.open(out / "overlays" / f"{image.stem}.jpg") as drawn:
+            assert drawn.size == Image.open(image).size
+    assert summary.images == 9 and summary.broken == summary.empty == 0
+    assert summary.mean_dice == pytest.approx(np.mean([float(r["dice"]) for r in rows]))
+    assert summary.mean_dice > 0.7
+
+
+def test_the_outline_on_an_overlay_lies_on_the_masks_edge(segmenter, tmp_path):
+    write_pair(tmp_path, "large", size=(900, 700), seed=2)
+    predict_files(segmenter, [tmp_path / "images" / "large.png"], tmp_path / "out")
+    drawn = np.asarray(Image.open(tmp_path / "out/overlays/large.jpg")).astype(int)
+    assert drawn.shape == (373, 480, 3)
+    mask = np.asarray(Image.open(tmp_path / "out/masks/large.png").resize((480, 373))) > 0
+    marked = np.abs(drawn - PREDICTED_COLOUR).max(axis=2) < 60
+    assert marked.sum() > 100
+    edge = mask ^ np.roll(mask, 1, 0) | mask ^ np.roll(mask, 1, 1)
+    near = np.zeros_like(edge)
+    for dy in range(-3, 4):
+        for dx in range(-3, 4):
+            near |= np.roll(edge, (dy, dx), (0, 1))
+    assert (marked & near).sum() / marked.sum() > 0.9
+
+
+def test_an_image_without_a_lesion_has_an_empty_mask_and_no_numbers_made_up(segmenter, tmp_path):
+    Image.new("RGB", (30, 20), "white").save(tmp_path / "white.png")
+    summary = predict_files(segmenter, [tmp_path / "white.png"], tmp_path / "out", overlays=False)
+    (row,) = rows_of(tmp_path / "out")
+    assert (row["nothing_found"], row["area"], row["share"]) == ("1", "0", "0.0")
+    assert row["centre_x"] == row["centre_y"] == row["confidence"] == ""
+    assert not np.asarray(Image.open(tmp_path / "out/masks/white.png")).any()
+    assert summary.empty == 1
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["masks", "predictions.csv"]
+
+
+def test_images_of_one_name_do_not_overwrite_each_other(segmenter, tmp_path):
+    colours = {"a/x.png": "black", "b/x.png": "white", "b/x.jpg": "black"}
+    for name, colour in colours.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (30, 20), colour).save(tmp_path / name)
+    predict_files(segmenter, [tmp_path / name for name in colours], tmp_path / "out")
+    rows = {r["file"]: r["mask"] for r in rows_of(tmp_path / "out")}
+    assert len(set(rows.values())) == 3
+    for name, colour in colours.items():
+        mask = np.asarray(Image.open(tmp_path / "out" / rows[str(tmp_path / name)]))
+        assert mask.all() == (colour == "black") and mask.any() == (colour == "black")
+    assert len(list((tmp_path / "out" / "overlays").iterdir())) == 3
+
+
+def test_what_cannot_be_used_is_told_and_left_out(segmenter, pairs, tmp_path):
+    images, masks = images_in(pairs), masks_in(pairs)
+    images[1].write_bytes(images[1].read_bytes()[:200])
+    images[4].write_bytes(b"")
+    Image.new("L", (5, 5)).save(masks[images[6]])
+    told = []
+    summary = predict_files(
+        segmenter, images, tmp_path / "out", masks=masks, on_broken=lambda e: told.append(str(e))
+    )
+    assert (summary.images, summary.broken) == (6, 3)
+    assert ["damaged" in told[0], "not a picture" in told[1], "5x5 pixels" in told[2]] == [True] * 3
+    assert all("\n" not in line for line in told)
+    kept = [p for i, p in enumerate(images) if i not in (1, 4, 6)]
+    assert [Path(r["file"]) for r in rows_of(tmp_path / "out")] == kept
+    names = sorted(p.stem for p in (tmp_path / "out" / "masks").iterdir())
+    assert names == [p.stem for p in kept]
+
+
+def test_where_nothing_can_be_used_nothing_is_written(segmenter, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(Failed, match="none of 1 images could be used"):
+        predict_files(segmenter, [tmp_path / "a.png"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".out*"))
+
+
+@pytest.mark.parametrize("at", ["Image.Image.save", "os.replace"])
+def test_a_full_disk_leaves_nothing_half_written(segmenter, pairs, tmp_path, monkeypatch, at):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(f"search.results.predict.{at}", full)
+    with pytest.raises(Failed, match="cannot be written: No space left on device"):
+        predict_files(segmenter, images_in(pairs), tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cwd", "data"]
+
+
+def test_an_interrupt_leaves_nothing_half_written(segmenter, pairs, tmp_path, monkeypatch):
+    def slowly(*args):
+        time.sleep(0.05)  # so that threads still draw when the interrupt comes
+        return overlay(*args)
+
+    monkeypatch.setattr("search.results.predict.overlay", slowly)
+
+    def stop(done, total):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict_files(segmenter, images_in(pairs), tmp_path / "out", on_image=stop)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cwd", "data"]
+
+
+def occupy(out):
+    out.mkdir()
+    (out / "thesis.txt").write_text("years of work")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "told"),
+    [
+        (occupy, "is not empty; give a new folder"),
+        (lambda out: out.write_text("x"), "is a file; give a new folder"),
+        (lambda out: out.with_name(".out.partial").mkdir(), "another process writes out"),
+    ],
+)
+def test_what_is_there_is_left_alone(segmenter, pairs, tmp_path, prepare, told):
+    prepare(tmp_path / "out")
+    before = {p: p.is_file() and p.read_text() for p in tmp_path.rglob("*out*/**")}
+    with pytest.raises(InputError, match=told):
+        predict_files(segmenter, images_in(pairs), tmp_path / "out")
+    assert {p: p.is_file() and p.read_text() for p in tmp_path.rglob("*out*/**")} == before
+
+
+def test_an_empty_folder_is_taken(segmenter, pairs, tmp_path):
+    (tmp_path / "out").mkdir()
+    assert predict_files(segmenter, images_in(pairs), tmp_path / "out").images == 9
+
+
+def test_names_that_are_no_text_or_hold_commas_come_back_from_the_table(segmenter, tmp_path):
+    names = ["a,b\n'\"c.png", os.fsdecode(b"caf\xe9.png"), "Ünïcödé 😀.png"]
+    for name in names:
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    predict_files(segmenter, [tmp_path / n for n in names], tmp_path / "out")
+    with (tmp_path / "out/predictions.csv").open(
+        newline="", encoding="utf-8", errors="surrogateescape"
+    ) as file:
+        rows = list(csv.DictReader(file))
+    assert [Path(r["file"]).name for r in rows] == names
+    assert all((tmp_path / "out" / r["mask"]).is_file() for r in rows)
+
+
+# --- the command -------------------------------------------------------------------------------
+
+
+def test_the_command_predicts_folders_and_tells_the_dice(run, pairs, tmp_path):
+    out = tmp_path / "out"
+    code, said, errors = invoke(
+        "predict", run, pairs / "images", "--out", out, "--masks", pairs / "masks"
+    )
+    assert (code, errors) == (0, [])
+    dice = np.mean([float(r["dice"]) for r in rows_of(out)])
+    assert said == [
+        f"9 images in {out}: masks/ and predictions.csv; 0 without a lesion",
+        f"Dice {dice:.4f}, the mean over 9 images",
+    ]
+    assert len(list((out / "overlays").iterdir())) == 9
+
+
+def test_the_command_tells_each_bad_file_and_ends_with_1(run, pairs, tmp_path):
+    bad = images_in(pairs)[2]
+    bad.write_bytes(b"no picture")
+    code, said, errors = invoke(
+        "predict", run, pairs / "images", "--out", tmp_path / "o", "--no-overlays"
+    )
+    assert code == 1
+    assert said[0].startswith("8 images in")
+    assert errors[0].startswith(f"lesionsearch: {bad}: not a picture")
+    assert errors[1:] == ["lesionsearch: predict: 1 of 9 images could not be used, see above"]
+    assert len(rows_of(tmp_path / "o")) == 8
+    assert not (tmp_path / "o" / "overlays").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["RUN", "nowhere", "--out", "o"], "nowhere: no such file or folder"),
+        (["nowhere", "IMAGES", "--out", "o"], "nowhere: no such file or folder; give a study's"),
+        (["RUN", "IMAGES", "--out", "IMAGES"], "is not empty; give a new folder"),
+        (["RUN", "IMAGES", "--out", "o", "--masks", "no"], "--masks: no: no such folder"),
+        (["RUN", "IMAGES"], "Missing option '--out'"),
+        (["RUN", "IMAGES", "--out", "o", "--device", "cuda:99"], "'cuda:99' is not here"),
+    ],
+)
+def test_bad_input_is_one_line_and_2(run, pairs, words, told):
+    words = [{"RUN": run, "IMAGES": pairs / "images"}.get(w, w) for w in words]
+    code, said, errors = invoke("predict", *words)
+    assert (code, said, len(errors)) == (2, [], 1)
+    assert told in errors[0]
+    assert not Path("o").exists() and not list(Path().glob(".o*"))
+
+
+def test_a_bomb_is_refused_by_its_header(run, tmp_path):
+    path = tmp_path / "bomb.bmp"
+    Image.new("RGB", (4, 4)).save(path)
+    told = bytearray(path.read_bytes())
+    told[18:26] = (40_000).to_bytes(4, "little") * 2  # width and height
+    path.write_bytes(told)
+    code, _, errors = invoke("predict", run, path, "--out", "o")
+    assert (code, len(errors)) == (1, 2)
+    assert errors[0] == (
+        f"lesionsearch: {path}: the picture has more than the 179 million pixels that are taken; "
+        f"scale it down"
+    )
+    assert not Path("o").exists()
+
+
+@pytest.mark.slow
+def test_large_pictures_are_taken_with_the_memory_of_one(run, tmp_path):
+    """Two of 12,000 x 9,000 pixels, in a process of its own; nothing is said on the way."""
+    Image.new("L", (12_000, 9_000), 40).save(tmp_path / "large.png", compress_level=1)
+    Image.new("L", (12_000, 9_000), 40).save(tmp_path / "large.jpg", quality=30)
+    code = f"""
+import resource, sys
+import cli, lesionseg
+lesionseg.load({str(run)!r})
+import search.predict
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+sys.argv = ["lesionsearch", "predict", {str(run)!r}, {str(tmp_path / "large.*")!r}, "--out", "o"]
+try:
+    cli.app()
+finally:
+    print("KiB", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=HERE)
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = rows_of(Path("o"))
+    assert [(r["width"], r["height"], r["share"]) for r in rows] == [("12000", "9000", "1.0")] * 2
+    # Its pixels as floats, its mask and its components: 9 bytes each, and something for the rest.
+    assert int(done.stdout.split()[-1]) * 1024 < 18 * 12_000 * 9_000
+
+
+def test_pickles_are_never_opened(run, pairs, tmp_path):
+    """Neither torch's nor Python's reader of them is reached on the way."""
+    code = f"""
+import pickle, sys, torch
+def refuse(*a, **k): raise SystemExit("a pickle was opened")
+torch.load = pickle.load = pickle.loads = pickle.Unpickler = refuse
+import cli
+sys.argv = ["lesionsearch", "predict", {str(run)!r}, {str(pairs / "images")!r}, "--out", "o"]
+cli.app()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=HERE)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(rows_of(Path("o"))) == 9
+
+
+def test_a_study_under_runs_is_found_by_its_name(run, pairs):
+    Path("runs").mkdir()
+    Path("runs/mine").symlink_to(run)
+    model, _ = predict.open_final("mine", "cpu", 1)
+    assert model.config == CONFIG
+
+
+# --- real images -------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_model_of_isic_marks_lesions_of_ham10000(real_data, tmp_path):
+    """Seconds of training on 64 pixels of 200 images; other cameras, another clinic."""
+    from lesionseg.data.cache import build_cache
+    from lesionseg.data.index import DatasetIndex
+    from lesionseg.training.train import TrainData, train
+
+    found = DatasetIndex.read(real_data / "isic2018")
+    index = DatasetIndex(found.root, found.layout, found.records[::10])
+    cache = build_cache(index, 64)
+    config = TrialConfig(
+        model=Pick("unet", {"width": 8, "depth": 3}),
+        optimizer=Pick("adamw", {"lr": 0.01}),
+        image_size=64,
+        epochs=8,
+    )
+    where = np.arange(len(index.records))
+    path = tmp_path / "final" / "model.safetensors"
+    data = TrainData(cache, where[:180], where[180:])
+    train(config, data, lambda _: False, device=torch.device("cpu"), save_to=path)
+    images = sorted((real_data / "ham10000").glob("HAM10000_images_part_*/*.jpg"))[::3]
+    masks = real_data / "ham10000" / "HAM10000_segmentations_lesion_tschandl"
+    code, said, errors = invoke("predict", tmp_path, *images, "--out", "o", "--masks", masks)
+    assert (code, errors) == (0, [])
+    rows = rows_of(Path("o"))
+    assert len(rows) == len(images) > 50
+    assert all(r["dice"] for r in rows)
+    assert len(list(Path("o/masks").iterdir())) == len(list(Path("o/overlays").iterdir()))
+    dice = np.mean([float(r["dice"]) for r in rows])
+    assert said[1] == f"Dice {dice:.4f}, the mean over {len(images)} images"
+    assert dice > 0.6

@@ -1,0 +1,51 @@
+"""docs/options.md and the tables."""
+
+import re
+
+import pytest
+
+from lesionseg.config import SETTINGS
+from lesionseg.inference.postprocess import POSTPROCESS
+from lesionseg.inference.tta import TTA
+from lesionseg.registry import FAMILIES
+from search.spec.options_reference import options_markdown
+from tests.conftest import ROOT
+
+
+def cells(line):
+    """A row's cells; a bar within a cell is written with a backslash."""
+    return [c.strip().replace("\\|", "|") for c in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+def test_the_page_is_what_the_tables_say():
+    told = "run `make docs` after a change of a table"
+    assert (ROOT / "docs" / "options.md").read_text() == options_markdown(FAMILIES), told
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_alone_has_a_row_for_each_option_with_its_parameters(family):
+    text = options_markdown({family: FAMILIES[family]})
+    rows = {r[0].strip("`"): r for r in map(cells, re.findall(r"^\| `.*$", text, re.MULTILINE))}
+    assert list(rows) == list(FAMILIES[family])
+    for name, option in FAMILIES[family].items():
+        assert rows[name][1] == option.about
+        for key, domain in option.space.items():
+            star = "*" if key in option.settled else ""
+            assert f"`{key}`{star} {domain} (" in rows[name][2]
+    assert "## settings" not in text
+
+
+def test_every_row_of_a_table_has_as_many_cells_as_its_head():
+    widths = None
+    for line in options_markdown(FAMILIES).splitlines():
+        if not line.startswith("|"):
+            widths = None
+            continue
+        widths = widths or len(cells(line))
+        assert len(cells(line)) == widths, line
+
+
+def test_settings_and_what_comes_after_training_are_there():
+    text = options_markdown(FAMILIES)
+    assert all(f"| `{name}` |" in text for name in [*SETTINGS, *POSTPROCESS])
+    assert all(f"`{name}`" in text for name in TTA)

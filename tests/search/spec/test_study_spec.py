@@ -1,0 +1,417 @@
+"""A study file, read and checked, all of its errors at once."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lesionseg.errors import InputError
+from lesionseg.registry import FAMILIES
+from search.spec.study_spec import StudySpec, differences, load_spec, spec_from
+from search.study.pruners import PRUNERS
+from search.study.samplers import SAMPLERS
+from tests.search.helpers import read_spec, tiny_plain, tiny_spec
+
+
+def refusal(path: Path, text: str, *overrides: str) -> str:
+    with pytest.raises(InputError) as caught:
+        read_spec(path, text, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message.removeprefix(f"{path}: ")
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "mine.yaml"
+
+
+# --- the file itself ---------------------------------------------------------------------------
+
+
+def test_empty_mapping_is_a_whole_study_named_like_its_file(path):
+    spec = read_spec(path, "{}")
+    assert spec.name == "mine"
+    assert spec.space.picks.keys() == FAMILIES.keys()
+    assert spec.space.size() == 1
+
+
+def test_a_name_in_the_file_wins_over_the_files_name(path):
+    assert read_spec(path, "name: other").name == "other"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "column"),
+    [
+        ("a: b: c", 1, 5),
+        ("name: x\nbudget: {trials: 3", 2, 19),
+        ("name: x\n\t- 1", 2, 1),
+        ("search:\n  loss: [bce\n  model: unet\n", 3, 8),
+    ],
+)
+def test_broken_yaml_is_told_with_line_and_column(path, text, line, column):
+    assert refusal(path, text).startswith(f"not YAML: line {line}, column {column}: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "key"),
+    [
+        ("name: a\nseed: 1\nname: b", "line 3, column 1", "'name'"),
+        ("budget:\n  trials: 1\n  epochs: 2\n  trials: 3", "line 4, column 3", "'trials'"),
+        ("search: {loss: {bce: {}, bce: {}}}", "line 1, column 26", "'bce'"),
+        ("budget: {1: 2, 1: 3}", "line 1, column 16", "1"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused_where_it_stands_again(path, text, where, key):
+    assert refusal(path, text) == f"not YAML: {where}: key {key} stands twice"
+
+
+@pytest.mark.parametrize("text", ["{[a]: b}", "? {a: 1}\n: 2"])
+def test_a_key_that_is_no_word_is_refused_as_yaml(path, text):
+    assert "a key must be a word" in refusal(path, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"), [("", "NoneType"), ("- a", "list"), ("3", "int"), ("word", "str")]
+)
+def test_a_file_that_is_no_mapping_is_refused(path, text, kind):
+    assert refusal(path, text) == f"a file must be keys and values, got {kind}"
+
+
+def test_a_file_that_is_not_text_is_refused(path):
+    path.write_bytes(b"name: \xff\xfe")
+    with pytest.raises(InputError, match="cannot be read: not UTF-8 text"):
+        load_spec(str(path))
+
+
+def test_a_missing_file_and_a_folder_are_refused_with_the_systems_reason(tmp_path):
+    with pytest.raises(InputError, match="No such file or directory"):
+        load_spec(str(tmp_path / "none.yaml"))
+    (tmp_path / "folder.yaml").mkdir()
+    with pytest.raises(InputError, match="Is a directory"):
+        load_spec(str(tmp_path / "folder.yaml"))
+
+
+def test_an_unknown_study_is_answered_with_the_nearest_or_with_all():
+    with pytest.raises(InputError, match=r"unknown study 'quik' \(did you mean 'quick'\?\)"):
+        load_spec("quik")
+    with pytest.raises(InputError, match=r"\(known: everything, isic2018, ph2, quick\)"):
+        load_spec("zzz")
+
+
+def test_merge_keys_of_yaml_work_and_may_be_overridden(path):
+    text = "budget: &b {trials: 7, epochs: 3}\nfinal: {seeds: 2}\n"
+    spec = read_spec(path, text + "pruner: {name: none}\n")
+    assert spec.budget.trials == 7
+    text = "limit: &l {train: 9, val: 8}\ndata: {limit: {<<: *l, val: 5}}"
+    # The anchor's own key is unknown; what it was merged into is not.
+    assert refusal(path, text).startswith("limit: unknown key")
+
+
+def test_off_is_a_word_and_only_true_and_false_are_truth_values(path):
+    assert read_spec(path, "fixed: {amp: off}").space.settings["amp"] == "off"
+    assert "got 'yes'" in refusal(path, "budget: {trials: yes}")
+    assert read_spec(path, "{}", ("fixed.amp=off",)).space.settings["amp"] == "off"
+
+
+# --- keys and values ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("budgets: {}", "budgets: unknown key (did you mean 'budget'?)"),
+        ("budget: {trails: 3}", "budget.trails: unknown key (did you mean 'trials'?)"),
+        ("data: {image_sise: 64}", "data.image_sise: unknown key (did you mean 'image_size'?)"),
+        ("data: {split: {tran: 0.7}}", "data.split.tran: unknown key (did you mean 'train'?)"),
+        ("data: {limit: {tests: 1}}", "data.limit.tests: unknown key (did you mean 'test'?)"),
+        ("sampler: {nam: tpe}", "sampler.nam: unknown key (did you mean 'name'?)"),
+        ("pruner: {startups: 1}", "pruner.startups: unknown key (did you mean 'startup'?)"),
+        ("constraints: {max_param_m: 1}", "did you mean 'max_params_m'?"),
+        ("final: {seed: 1}", "final.seed: unknown key (did you mean 'seeds'?)"),
+        ("search: {modl: unet}", "search.modl: unknown key (did you mean 'model'?)"),
+        ("search: {bach_size: 8}", "search.bach_size: unknown key (did you mean 'batch_size'?)"),
+        ("fixed: {clipnorm: 1}", "fixed.clipnorm: unknown key (did you mean 'clip_norm'?)"),
+        ("search: {model: unte}", "search.model: unknown model 'unte' (did you mean 'unet'?)"),
+        (
+            "search: {model: {unet: {widht: 8}}}",
+            "search.model.unet: unknown parameter 'widht' (did you mean 'width'?)",
+        ),
+        ("search: {loss: {dice: {x: 1}}}", "search.loss.dice: unknown parameter 'x' (it has none)"),
+        ("search: {augment: {flips: 3}}", "must be {parameter: value or range}, got 3"),
+    ],
+)
+def test_an_unknown_key_is_answered_with_the_nearest_at_every_level(path, text, message):
+    assert message in refusal(path, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "budget: {trials: -1}",
+            "budget.trials: input should be greater than or equal to 1, got -1",
+        ),
+        ("budget: {trials: 1.5}", "budget.trials"),
+        ("budget: {hours: 0}", "budget.hours: input should be greater than 0, got 0"),
+        ("budget: {gpu_hours: 0}", "budget.gpu_hours: input should be greater than 0, got 0"),
+        ("budget: {trial_minutes: -1}", "budget.trial_minutes: input should be greater than 0"),
+        ("budget: {stall_minutes: 0}", "budget.stall_minutes: input should be greater than 0"),
+        ("budget: 5", "budget: "),
+        ("data: {split: offical}", "data.split.mode: input should be 'auto', 'official' or"),
+        ("data: {split: {train: 0.5}}", "data.split: train, val and test must add up to 1"),
+        ("data: {split: {train: .nan}}", "data.split.train"),
+        ("data: {split: {train: null}}", "data.split: train and val are shares, unless kfold is"),
+        ("data: {split: {kfold: 1}}", "data.split.kfold: input should be greater than or equal to"),
+        ("data: {split: {kfold: 2.5}}", "data.split.kfold: input should be a valid integer"),
+        (
+            "data: {split: {kfold: 5, val: 0.2}}",
+            "data.split: kfold deals all that is not for testing into equal folds, each of them "
+            "val once; leave val out",
+        ),
+        (
+            "data: {split: {kfold: 5, train: 0.7, val: 0.15, test: 0.15}}",
+            "leave train and val out",
+        ),
+        ("data: {layout: isic}", "data.layout: must be one of auto"),
+        ("data: {image_size: 8}", "data.image_size"),
+        ("sampler: {name: tpee}", "did you mean 'tpe'?"),
+        ("pruner: {name: medin}", "did you mean 'median'?"),
+        ("pruner: {min_epochs: 41}", "pruner.min_epochs: must be at most budget.epochs (40)"),
+        ("final: {fit_on: test}", "final.fit_on: input should be 'train' or 'train_val'"),
+        ("name: a/b", "name: "),
+        ("name: ..", "name: "),
+        ("seed: -1", "seed: "),
+        ("1: 2", "1: keys should be strings"),
+    ],
+)
+def test_a_value_out_of_bounds_is_told_with_its_key_and_the_rule(path, text, message):
+    assert message in refusal(path, text)
+
+
+def test_a_pruner_that_never_prunes_may_have_more_min_epochs_than_there_are(path):
+    assert read_spec(path, "pruner: {name: none, min_epochs: 100}").pruner.min_epochs == 100
+
+
+def test_all_errors_of_a_file_come_at_once_numbered(path):
+    text = """
+    budget: {trials: 0, epochz: 3}
+    final: {fit_on: val}
+    data: {image_size: 100}
+    sampler: {name: nope}
+    fixed: {batch_size: [8, 16]}
+    search:
+      loss: [bce, dise]
+      optimizer: {adam: {lr: [1.0e-2, 1.0e-4]}}
+    """
+    message = refusal(path, text)
+    for n, fragment in enumerate(
+        [
+            "budget.trials: ",
+            "budget.epochz: unknown key",
+            "sampler.name: must be one of",
+            "final.fit_on: ",
+            "search.loss: unknown loss 'dise'",
+            "search.optimizer.adam.lr: is upside down: [0.01, 0.0001]",
+            "fixed.batch_size: must be one value",
+            "data.image_size: unet takes multiples of 16 from 16 on, got 100",
+        ],
+        1,
+    ):
+        assert f"({n}) {fragment}" in message, (n, message)
+    assert "(9)" not in message
+
+
+def test_one_error_is_not_numbered(path):
+    assert not refusal(path, "budget: {trials: 0}").startswith("(1)")
+
+
+def test_numbers_that_yaml_reads_as_words_are_numbers(path):
+    # 1e-4 without a point is a string in YAML 1.1.
+    text = "search: {optimizer: {adam: {lr: [1e-4, 1e-2]}}}\nbudget: {hours: 1e-1}"
+    spec = read_spec(path, text)
+    lr = spec.space.picks["optimizer"]["adam"]["lr"]
+    assert (lr.low, lr.high) == (0.0001, 0.01)
+    assert spec.budget.hours == 0.1
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_can_be_named(name):
+    changes = {"sampler.name": name, "search.optimizer": {"adam": {"lr": 0.01}}}
+    assert tiny_spec(changes).sampler.name == name
+
+
+@pytest.mark.parametrize("name", PRUNERS)
+def test_every_pruner_can_be_named(name):
+    assert tiny_spec({"pruner": {"name": name, "min_epochs": 1}}).pruner.name == name
+
+
+def test_a_grid_over_real_ranges_is_refused_and_one_of_values_is_not(path):
+    with pytest.raises(InputError, match=r"sampler.name: grid needs values"):
+        tiny_spec({"sampler.name": "grid"})
+    tiny_spec({"sampler.name": "grid", "search.optimizer": {"adam": {"lr": 0.01}}})
+    # A range of one value is a value.
+    tiny_spec({"sampler.name": "grid", "search.optimizer": {"adam": {"lr": [0.01, 0.01]}}})
+
+
+def test_the_word_for_a_split_stands_for_its_mode(path):
+    assert read_spec(path, "data: {split: official}").data.split.mode == "official"
+
+
+def test_folds_take_the_official_test_unless_told_otherwise(path):
+    split = read_spec(path, "data: {split: {kfold: 5}}").data.split
+    assert (split.kfold, split.mode, split.shares) == (5, "auto", {"test": 0.15})
+    split = read_spec(path, "data: {split: {kfold: 5, mode: shares, test: 0.3}}").data.split
+    assert (split.mode, split.shares) == ("shares", {"test": 0.3})
+    split = read_spec(path, "data: {split: official}", ("data.split.kfold=3",)).data.split
+    assert (split.kfold, split.mode) == (3, "official")
+
+
+def test_a_spec_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        tiny_spec().name = "other"
+
+
+# --- --set -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "look", "value"),
+    [
+        ("budget.epochs=3", lambda s: s.budget.epochs, 3),
+        ("name=other", lambda s: s.name, "other"),
+        ("data.split=official", lambda s: s.data.split.mode, "official"),
+        ("data.split.seed=7", lambda s: s.data.split.seed, 7),
+        ("data.limit.train=5", lambda s: s.data.limit.train, 5),
+        ("fixed.batch_size=4", lambda s: s.space.settings["batch_size"], 4),
+        ("search.loss=dice", lambda s: list(s.space.picks["loss"]), ["dice"]),
+        ("search.loss=[dice, bce]", lambda s: list(s.space.picks["loss"]), ["dice", "bce"]),
+        ("search.loss=all", lambda s: list(s.space.picks["loss"]), list(FAMILIES["loss"])),
+        ("search.model.unet.depth=2", lambda s: s.space.picks["model"]["unet"]["depth"], 2),
+        ("search.model.segnet={}", lambda s: list(s.space.picks["model"]), ["unet", "segnet"]),
+        ("budget.hours=1e-2", lambda s: s.budget.hours, 0.01),
+        ("budget.hours=", lambda s: s.budget.hours, None),
+        ("budget.hours=null", lambda s: s.budget.hours, None),
+        ("budget.gpu_hours=3", lambda s: s.budget.gpu_hours, 3.0),
+        ("budget.trial_minutes=0.5", lambda s: s.budget.trial_minutes, 0.5),
+        ("budget.stall_minutes=null", lambda s: s.budget.stall_minutes, None),
+        ("budget.stall_minutes=15", lambda s: s.budget.stall_minutes, 15.0),
+        (" budget.trials =9", lambda s: s.budget.trials, 9),
+        ("constraints.max_params_m=2.5", lambda s: s.constraints.max_params_m, 2.5),
+    ],
+)
+def test_set_changes_one_key(path, override, look, value):
+    text = yaml.safe_dump(tiny_plain({"data.image_size": 64}))
+    assert look(read_spec(path, text, (override,))) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "override", "options"),
+    [
+        ("search: {model: segnet}", "search.model.unet.width=8", ["segnet", "unet"]),
+        ("search: {model: [segnet, unet]}", "search.model.unet.width=8", ["segnet", "unet"]),
+        ("search: {model: all}", "search.model.unet.width=8", list(FAMILIES["model"])),
+        ("search: {}", "search.model.unet.width=8", ["unet"]),
+        ("search: {model: {unet: }}", "search.model.unet.width=8", ["unet"]),
+    ],
+)
+def test_set_below_a_shorter_way_of_writing_keeps_the_other_options(path, text, override, options):
+    spec = read_spec(path, text, (override,))
+    assert list(spec.space.picks["model"]) == options
+    assert spec.space.picks["model"]["unet"]["width"] == 8
+
+
+def test_set_below_the_word_for_a_split_keeps_the_word(path):
+    split = read_spec(path, "data: {split: official}", ("data.split.seed=3",)).data.split
+    assert (split.mode, split.seed) == ("official", 3)
+
+
+def test_later_sets_win_and_build_on_earlier_ones(path):
+    overrides = ("search.loss=[focal, bce]", "search.loss.focal.gamma=2", "seed=1", "seed=2")
+    spec = read_spec(path, "{}", overrides)
+    assert spec.seed == 2
+    assert list(spec.space.picks["loss"]) == ["focal", "bce"]
+    assert spec.space.picks["loss"]["focal"]["gamma"] == 2
+
+
+@pytest.mark.parametrize("override", ["budget.epochs", "", "=3", "  =3"])
+def test_set_without_key_or_value_is_refused(path, override):
+    assert refusal(path, "{}", override).startswith("--set: must be KEY=VALUE such as")
+
+
+def test_set_with_broken_yaml_names_the_key_and_the_value(path):
+    assert refusal(path, "{}", "a.b=[1") == "--set: a.b: the value is not YAML: '[1'"
+
+
+@pytest.mark.parametrize("override", ["budget.epoch=3", "budgets.epochs=3", "search.lss=bce"])
+def test_set_of_an_unknown_key_is_refused_with_the_nearest(path, override):
+    assert "unknown key (did you mean" in refusal(path, "{}", override)
+
+
+# --- plain data --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("search.loss=all",),
+        ("fixed.amp=off", "data.split=official", "budget.hours=0.5"),
+        ("data.split.kfold=4",),
+    ],
+)
+def test_what_is_stored_of_a_spec_gives_it_back(overrides, path):
+    spec = read_spec(path, yaml.safe_dump(tiny_plain()), overrides)
+    plain = spec.model_dump(mode="json")
+    for stored in (json.loads(json.dumps(plain)), yaml.safe_load(yaml.safe_dump(plain))):
+        again = spec_from(stored, "stored")
+        assert again == spec
+        assert again.space == spec.space
+    # The frozen study.yaml can be run as a study of its own.
+    assert read_spec(path, yaml.safe_dump(plain)) == spec
+
+
+def test_differences_name_the_dotted_keys_added_removed_and_changed():
+    old = {"a": 1, "b": {"c": 1, "d": {"e": 1}}, "f": [1, 2]}
+    new = {"a": 1, "b": {"c": 2, "d": {"e": 1, "g": 3}}, "f": [2, 1], "h": None}
+    assert differences(old, new) == ["b.c", "b.d.g", "f"]  # None is what an absent key reads as
+    assert differences(old, old) == []
+    assert differences({"a": {"b": 1}}, {"a": 1}) == ["a"]
+
+
+words = st.text("ab1.[é ", max_size=4)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | words,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner),
+    max_leaves=8,
+)
+keys = st.sampled_from([*StudySpec.model_fields, "x"])
+
+
+@settings(deadline=None)  # the first example pays for imports
+@given(plain=st.dictionaries(keys, json_values, max_size=4))
+def test_any_plain_data_makes_a_spec_or_one_line_of_errors(plain):
+    try:
+        spec_from({"name": "x"} | plain, "file")
+    except InputError as error:
+        assert str(error).startswith("file: ")
+
+
+search_values = st.dictionaries(
+    st.sampled_from([*FAMILIES, "batch_size", "seed", "x"]),
+    json_values
+    | st.dictionaries(st.sampled_from(["unet", "bce", "adam", "full", "cosine"]), json_values),
+    max_size=3,
+)
+
+
+@settings(deadline=None)  # the first example pays for imports
+@given(search=search_values, fixed=search_values)
+def test_any_search_space_makes_a_spec_or_one_line_of_errors(search, fixed):
+    try:
+        spec_from({"name": "x", "search": search, "fixed": fixed}, "file")
+    except InputError as error:
+        assert str(error).startswith("file: ")

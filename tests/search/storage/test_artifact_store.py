@@ -1,0 +1,370 @@
+"""Where trials' files lie: one contract for the study's folder, a shared folder and a bucket."""
+
+import os
+import socket
+import sys
+import threading
+from contextlib import suppress
+
+import boto3
+import pytest
+import requests
+from moto.server import ThreadedMotoServer
+
+from lesionseg.errors import InputError
+from search.storage.artifact_store import DepotLost, open_depot
+
+KINDS = ["own", "shared", "s3"]
+
+
+@pytest.fixture(scope="module")
+def moto():
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def aws(monkeypatch):
+    """What boto3 finds in the environment, and nothing of this machine's."""
+    for name in [n for n in os.environ if n.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "secret-of-the-test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_MAX_ATTEMPTS": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    return monkeypatch
+
+
+@pytest.fixture
+def bucket(aws, moto, request):
+    """An empty bucket behind a real HTTP server."""
+    aws.setenv("AWS_ENDPOINT_URL", moto)
+    name = f"bucket-{abs(hash(request.node.nodeid))}"
+    boto3.client("s3").create_bucket(Bucket=name)
+    return name
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def where(kind, request, tmp_path):
+    if kind == "s3":
+        return f"s3://{request.getfixturevalue('bucket')}/some/prefix/"
+    return {"own": None, "shared": str(tmp_path / "shared")}[kind]
+
+
+@pytest.fixture
+def one(where, tmp_path):
+    """The depot as one host sees it."""
+    return open_depot(where, tmp_path / "one" / "mine")
+
+
+@pytest.fixture
+def two(where, kind, tmp_path):
+    """The same study's depot as another host sees it; its own folder is another one."""
+    host = "one" if kind == "own" else "two"
+    return open_depot(where, tmp_path / host / "mine")
+
+
+def store(depot, number, name, content):
+    depot.local(number, name).write_bytes(content)
+    depot.put(number, name)
+
+
+# --- the contract ------------------------------------------------------------------------------
+
+
+def test_what_one_host_puts_another_fetches(one, two):
+    store(one, 7, "model.safetensors", b"weights")
+    path = two.fetch(7, "model.safetensors")
+    assert path == two.local(7, "model.safetensors")
+    assert path.read_bytes() == b"weights"
+    assert path.name == "model.safetensors"
+
+
+def test_what_is_put_again_replaces_what_was_fetched(one, two):
+    store(one, 7, "state.pt", b"epoch 1")
+    two.fetch(7, "state.pt")
+    store(one, 7, "state.pt", b"epoch 2, longer")
+    assert two.fetch(7, "state.pt").read_bytes() == b"epoch 2, longer"
+
+
+def test_nothing_is_fetched_where_there_is_nothing(one, two):
+    store(one, 7, "state.pt", b"1")
+    assert two.fetch(7, "history.csv") is None
+    assert two.fetch(8, "state.pt") is None
+    assert two.fetch(70, "state.pt") is None
+    assert not (two.root / "trials" / "8").exists()
+
+
+def test_names_and_size_are_of_what_was_put(one, two):
+    assert two.names(1) == []
+    assert two.size() == 0
+    store(one, 1, "state.pt", b"12345")
+    store(one, 1, "history.csv", b"678")
+    store(one, 11, "state.pt", b"90")
+    assert two.names(1) == ["history.csv", "state.pt"]
+    assert two.names(11) == ["state.pt"]
+    assert two.size() == 10
+
+
+def test_what_was_dropped_is_gone_for_all(one, two):
+    store(one, 1, "state.pt", b"1")
+    store(one, 1, "history.csv", b"2")
+    two.fetch(1, "state.pt")
+    two.drop(1, "state.pt")
+    assert one.fetch(1, "state.pt") is None
+    assert two.fetch(1, "state.pt") is None
+    assert not two.local(1, "state.pt").exists()
+    assert one.names(1) == ["history.csv"]
+    two.drop(1, "state.pt")  # once more
+    two.drop(99, "state.pt")
+
+
+def test_what_was_cleared_leaves_nothing_behind(one, two):
+    store(one, 1, "state.pt", b"1")
+    store(one, 1, "history.csv", b"2")
+    store(one, 11, "state.pt", b"3")
+    one.clear(1)
+    one.clear(2)
+    assert two.names(1) == []
+    assert two.names(11) == ["state.pt"]
+    assert not (one.root / "trials" / "1").exists()
+
+
+def test_the_studys_name_counts_where_the_folder_has_another(where, kind, one, tmp_path):
+    named = open_depot(where, tmp_path / "two" / "elsewhere", "mine")
+    store(one, 1, "state.pt", b"1")
+    found = named.fetch(1, "state.pt")
+    assert (found is None) == (kind == "own")
+    assert named.is_here == (kind != "s3")
+
+
+def test_what_does_not_lie_there_cannot_be_put(one):
+    with pytest.raises(FileNotFoundError):
+        one.put(1, "state.pt")
+    assert one.names(1) == []
+
+
+def test_empty_and_large_files_stay_what_they_are(one, two):
+    large = os.urandom(9 << 20)  # over the size from which uploads go in parts
+    store(one, 1, "empty", b"")
+    store(one, 1, "large", large)
+    assert two.fetch(1, "empty").read_bytes() == b""
+    assert two.fetch(1, "large").read_bytes() == large
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", "/etc/passwd", ".hidden", "a b", "é"])
+def test_a_name_is_one_plain_word(name, one):
+    for act in (one.local, one.put, one.fetch, one.drop):
+        with pytest.raises(ValueError, match="a file's name is letters"):
+            act(1, name)
+
+
+def test_studies_in_one_place_do_not_mix(where, one, tmp_path):
+    other = open_depot(where, tmp_path / "one" / "min")
+    store(one, 1, "state.pt", b"mine")
+    assert other.fetch(1, "state.pt") is None
+    store(other, 1, "state.pt", b"other")
+    assert one.fetch(1, "state.pt").read_bytes() == b"mine"
+    assert one.size() == 4
+
+
+def test_the_creators_mark_is_found_by_every_host(one, two):
+    with pytest.raises(InputError, match="holds nothing of the study as this host sees it; mount"):
+        two.check_marker("uuid 1")
+    one.claim_marker("uuid 1")
+    one.claim_marker("uuid 1")  # resumed
+    two.check_marker("uuid 1")
+    with pytest.raises(InputError, match="is another study's"):
+        two.check_marker("uuid 2")
+    with pytest.raises(InputError, match="holds another study of this name"):
+        two.claim_marker("uuid 2")
+    two.check_marker("uuid 1")
+    assert one.names(1) == []
+
+
+def test_the_same_key_in_every_kind(one, kind, tmp_path, request):
+    store(one, 3, "state.pt", b"x")
+    if kind == "s3":
+        listed = boto3.client("s3").list_objects_v2(Bucket=request.getfixturevalue("bucket"))
+        assert [o["Key"] for o in listed["Contents"]] == ["some/prefix/mine/trials/3/state.pt"]
+    else:
+        root = tmp_path / ("one" if kind == "own" else "shared")
+        assert (root / "mine/trials/3/state.pt").read_bytes() == b"x"
+
+
+# --- folders -----------------------------------------------------------------------------------
+
+
+def test_a_folder_that_another_host_does_not_share_is_told(tmp_path):
+    open_depot(None, tmp_path / "here").claim_marker("u")
+    with pytest.raises(InputError) as caught:
+        open_depot(None, tmp_path / "there").check_marker("u")
+    assert str(caught.value).startswith(f"depot: {tmp_path}/there: holds nothing of the study")
+    assert "s3://bucket/prefix" in str(caught.value)
+
+
+def test_a_place_that_cannot_be_a_folder_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    depot = open_depot(str(tmp_path / "file"), tmp_path / "mine")
+    for act in (depot.claim_marker, depot.check_marker):
+        with pytest.raises(InputError, match=r"file/mine: cannot be read: Not a directory"):
+            act("u")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gs://b/p", "must be a folder or s3://bucket/prefix, got 'gs://b/p'"),
+        ("https://b/p?X-Amz-Signature=SECRET", "got 'https://b/p'"),
+        ("s3:/b", "must be a folder"),
+        ("s3://", "must be a folder"),
+        ("s3:///prefix", "must be a folder"),
+        ("s3://key:SECRET@bucket/p", "takes no credentials"),
+        ("s3://key:SEC/RET@bucket/p", "takes no credentials"),
+    ],
+)
+def test_what_is_no_depot_is_refused(text, message, tmp_path):
+    with pytest.raises(InputError) as caught:
+        open_depot(text, tmp_path)
+    assert message in str(caught.value)
+    assert "SEC" not in str(caught.value)
+
+
+# --- buckets -----------------------------------------------------------------------------------
+
+
+def test_what_was_put_stays_whole_while_it_is_replaced(bucket, tmp_path):
+    depot = open_depot(f"s3://{bucket}", tmp_path / "mine")
+    store(depot, 1, "state.pt", b"old")
+    client, key = boto3.client("s3"), "mine/trials/1/state.pt"
+    for name in ("state.pt", "model.safetensors"):
+        key = f"mine/trials/1/{name}"
+        begun = client.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
+        client.upload_part(
+            Bucket=bucket, Key=key, PartNumber=1, UploadId=begun, Body=b"n" * (5 << 20)
+        )
+    assert depot.names(1) == ["state.pt"]
+    assert depot.fetch(1, "state.pt").read_bytes() == b"old"
+    assert depot.fetch(1, "model.safetensors") is None
+
+
+class Breaking:
+    """A server that answers every GET of an object with half of it and hangs up."""
+
+    def __init__(self):
+        self.answered, self.listening = 0, socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listening.getsockname()[1]}"
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self):
+        with suppress(OSError):
+            while True:
+                client, _ = self.listening.accept()
+                request = b""
+                while b"\r\n\r\n" not in request:
+                    request += client.recv(65536)
+                if b"list-type" in request:
+                    body = b'<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"/>'
+                    length = len(body)
+                else:
+                    self.answered += 1
+                    body, length = b"half", 8
+                head = f"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n"
+                client.sendall(head.encode() + body)
+                client.close()
+
+
+def test_a_download_that_breaks_off_leaves_what_was_there(aws, tmp_path):
+    server = Breaking()
+    aws.setenv("AWS_ENDPOINT_URL", server.url)
+    depot = open_depot("s3://bucket/p", tmp_path / "mine")
+    path = depot.local(1, "state.pt")
+    path.write_bytes(b"whole")
+    with pytest.raises(DepotLost) as caught:
+        depot.fetch(1, "state.pt")
+    assert str(caught.value).startswith("depot: s3://bucket/p/mine: ")
+    assert "\n" not in str(caught.value)
+    assert server.answered == 3
+    assert os.listdir(path.parent) == ["state.pt"]
+    assert path.read_bytes() == b"whole"
+    server.listening.shutdown(socket.SHUT_RDWR)
+
+
+def refusal(where, tmp_path) -> str:
+    with pytest.raises(InputError) as caught:
+        open_depot(where, tmp_path / "mine")
+    assert "\n" not in str(caught.value)
+    assert "secret-of-the-test" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_bucket_that_is_not_there_is_told(bucket, tmp_path):
+    assert refusal("s3://no-such-bucket/p", tmp_path) == (
+        "depot: s3://no-such-bucket/p/mine: there is no bucket 'no-such-bucket'; create it"
+    )
+
+
+def test_a_bucket_that_was_deleted_is_told(bucket, tmp_path):
+    depot = open_depot(f"s3://{bucket}", tmp_path / "mine")
+    boto3.client("s3").delete_bucket(Bucket=bucket)
+    depot.local(1, "state.pt").write_bytes(b"1")
+    for act in (depot.put, depot.fetch, depot.drop):
+        with pytest.raises(InputError, match="there is no bucket"):
+            act(1, "state.pt")
+    assert depot.local(1, "state.pt").exists()
+    with pytest.raises(InputError, match="there is no bucket"):
+        depot.claim_marker("u")
+
+
+def test_a_bucket_that_is_somebody_elses_is_told(bucket, moto, tmp_path):
+    depot = open_depot(f"s3://{bucket}", tmp_path / "mine")
+    depot.local(1, "state.pt").write_bytes(b"1")
+    requests.post(f"{moto}/moto-api/reset-auth", data=b"0", timeout=10)
+    try:
+        message = refusal(f"s3://{bucket}/p", tmp_path)
+        for act in (depot.put, depot.fetch, depot.drop):
+            with pytest.raises(InputError, match="not permitted"):
+                act(1, "state.pt")
+    finally:
+        requests.post(f"{moto}/moto-api/reset-auth", data=b"inf", timeout=10)
+    assert message.startswith(f"depot: s3://{bucket}/p/mine: not permitted (")
+    assert message.endswith("this host must list, get, put and delete objects there")
+
+
+def test_missing_credentials_are_told(bucket, aws, tmp_path):
+    aws.delenv("AWS_ACCESS_KEY_ID")
+    aws.delenv("AWS_SECRET_ACCESS_KEY")
+    boto3.DEFAULT_SESSION = None
+    assert "Unable to locate credentials" in refusal(f"s3://{bucket}", tmp_path)
+    boto3.DEFAULT_SESSION = None
+
+
+def test_an_endpoint_that_is_away_is_lost_and_not_the_users_fault(aws, tmp_path):
+    aws.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    with pytest.raises(DepotLost, match=r"^depot: s3://b1x/mine: Could not connect"):
+        open_depot("s3://b1x", tmp_path / "mine")
+
+
+def test_an_endpoint_that_is_no_url_is_told(aws, tmp_path):
+    aws.setenv("AWS_ENDPOINT_URL", "nonsense")
+    assert "Invalid endpoint: nonsense" in refusal("s3://b1x", tmp_path)
+
+
+def test_boto3_is_asked_for_where_it_is_needed(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    assert refusal("s3://bucket", tmp_path).endswith("install lesionsearch with its extra 's3'")
+    open_depot(None, tmp_path)

@@ -1,0 +1,485 @@
+"""Cross-validated trials: their value, their pruning, what is kept between folds, going on."""
+
+import csv
+import json
+import statistics
+import threading
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from optuna.pruners import NopPruner
+from optuna.trial import TrialState
+
+from lesionseg import metrics
+from lesionseg.config import TrialConfig
+from lesionseg.data.cache import Cache
+from lesionseg.data.loader import normalise
+from lesionseg.data.split import positions
+from lesionseg.errors import InputError
+from lesionseg.metrics import METRICS, Metrics
+from lesionseg.training import checkpoint
+from lesionseg.training.train import train
+from lesionseg.training.types import EpochRecord, TrainData, TrainResult
+from search.monitoring import notes
+from search.monitoring.dashboard.curves import draw_curves
+from search.monitoring.status import status
+from search.results import final_test
+from search.results.final_test import finalize
+from search.storage import trial_records
+from search.storage.leases import Ledger
+from search.storage.retention import FOLDS, HISTORY, PICTURE, STATE, WEIGHTS
+from search.study import cross_validation
+from search.study.cross_validation import BetweenFolds
+from search.study.data_summary import data_card
+from search.study.lifecycle import open_study
+from search.study.pruners import PRUNERS
+from search.trial_process import supervisor
+from tests.search import fold_troubles, troubles
+from tests.search.helpers import (
+    PATIENCE,
+    SLOT,
+    Listening,
+    in_memory,
+    open_tiny,
+    queue,
+    stopped,
+    wait_until,
+    worker_of,
+)
+from tests.search.troubles import MIDDLE, WAYS
+
+THREE = {"data.split": {"kfold": 3}}
+
+
+def open_folded(tiny_data, folder, changes=None):
+    return open_tiny(tiny_data, folder, {**THREE, **(changes or {})})
+
+
+def rows_of(opened, number):
+    path = opened.depot.local(number, HISTORY)
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def done(tiny_data, tmp_path_factory):
+    """A study whose one trial was trained to its end; not to be changed."""
+    opened = open_folded(tiny_data, tmp_path_factory.mktemp("folds") / "s", {"budget.epochs": 4})
+    queue(opened, width=8, lr=0.05)
+    heard = Listening()
+    with worker_of(opened, heard) as worker:
+        trial = worker.run_one()
+    return opened, trial, heard
+
+
+@pytest.fixture(scope="module")
+def truth(done):
+    """What each fold gives where it is trained by itself, without a search."""
+    opened, trial, _ = done
+    config = TrialConfig.from_dict(trial.user_attrs["config"])
+    cache, results = Cache(opened.cache.path), []
+    pool = sorted({*opened.split.train, *opened.split.val})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(SLOT.threads)
+    for val in json.loads((opened.folder / "split.json").read_text())["folds"]:
+        rest = [name for name in pool if name not in val]
+        data = TrainData(cache, positions(rest, cache.names), positions(val, cache.names))
+        results.append(train(config, data, device=torch.device("cpu")))
+    torch.set_num_threads(threads)
+    return results
+
+
+# --- what a trial gives --------------------------------------------------------------------------
+
+
+def test_a_trials_value_is_the_mean_of_the_best_dice_of_each_fold(done, truth):
+    _, trial, _ = done
+    best = [max(r.metrics.dice for r in result.history) for result in truth]
+    assert len(set(best)) == 3
+    assert trial.state == TrialState.COMPLETE
+    assert trial.value == pytest.approx(statistics.fmean(best), abs=1e-12)
+    told = trial.user_attrs["folds"]
+    assert told["dice"] == best
+    assert told["best_epochs"] == [result.best.epoch for result in truth]
+    assert (told["of"], told["mean"]) == (3, trial.value)
+    assert told["deviation"] == pytest.approx(np.std(best, ddof=1))
+
+
+def test_the_first_folds_epochs_are_reported_and_then_the_running_mean(done, truth):
+    _, trial, _ = done
+    best = [result.best.metrics.dice for result in truth]
+    expected = {r.epoch: r.metrics.dice for r in truth[0].history}
+    expected |= {5: statistics.fmean(best[:2]), 6: statistics.fmean(best)}
+    assert trial.intermediate_values == expected
+    assert trial_records.curve(trial) == {r.epoch: r.metrics.dice for r in truth[0].history}
+
+
+def test_what_a_trial_took_is_what_all_folds_took(done, truth):
+    _, trial, heard = done
+    attrs = trial.user_attrs
+    assert attrs["epochs"] == 12 == len(heard.epochs)
+    assert attrs["best_epoch"] == round(np.mean([result.best.epoch for result in truth]))
+    for name in METRICS:
+        each = [asdict(result.best.metrics)[name] for result in truth]
+        assert attrs["val"][name] == pytest.approx(np.mean(each), abs=1e-12)
+
+
+def test_the_history_has_every_epoch_of_every_fold(done, truth):
+    opened, trial, _ = done
+    rows = rows_of(opened, trial.number)
+    assert [(int(r["fold"]), int(r["epoch"])) for r in rows] == [
+        (fold, epoch) for fold in (1, 2, 3) for epoch in (1, 2, 3, 4)
+    ]
+    dice = [r.metrics.dice for result in truth for r in result.history]
+    assert [float(r["dice"]) for r in rows] == dice
+    assert draw_curves(opened.depot.local(trial.number, HISTORY).read_text())[:4] == b"\x89PNG"
+
+
+def test_the_first_folds_weights_and_picture_are_what_stays(done, tiny_data):
+    opened, trial, _ = done
+    assert opened.depot.names(trial.number) == sorted([HISTORY, PICTURE, WEIGHTS])
+    model, _ = checkpoint.load(opened.depot.local(trial.number, WEIGHTS))
+    val = positions(opened.split.val, opened.cache.names)
+    images = torch.from_numpy(opened.cache.images[val])
+    with torch.inference_mode():
+        predicted = model(normalise(images)) > 0
+    counts = metrics.count(predicted, torch.from_numpy(opened.cache.masks[val])[:, None] > 0)
+    dice = metrics.mean(metrics.score(counts.numpy())).dice
+    assert dice == pytest.approx(trial.user_attrs["folds"]["dice"][0], abs=1e-3)
+
+
+def test_status_note_and_record_tell_the_folds(done):
+    opened, trial, _ = done
+    found = status(opened.folder)["best"]["folds"]
+    assert found == trial.user_attrs["folds"]
+    note = notes.of_trial(trial)
+    assert "mean of 3 folds" in note
+    for n, dice in enumerate(found["dice"], 1):
+        assert f"| {n} | {notes.plain(f'{dice:.4f}')} |" in note
+
+
+def test_without_folds_nothing_tells_of_any(tiny_data, tmp_path):
+    opened = open_tiny(tiny_data, tmp_path / "s")
+    trial = worker_of(opened).run_one()
+    assert "folds" not in trial.user_attrs
+    assert next(iter(rows_of(opened, 0)[0])) == "epoch"
+    assert "folds" not in status(opened.folder)["best"]
+    assert "folds" not in json.loads((opened.folder / "split.json").read_text())
+
+
+def test_a_batch_that_does_not_fit_is_halved_in_whatever_fold(tiny_data, tmp_path):
+    changes = {"search.model": {"unet": {"width": [4, 128], "depth": 1}}}
+    opened = open_folded(tiny_data, tmp_path / "s", changes)
+    queue(opened, width=WAYS["fits in halves"])
+    trial = worker_of(opened, program=troubles.__name__).run_one()
+    assert trial.state == TrialState.COMPLETE
+    assert trial.user_attrs["parts"] == 2
+    assert len(rows_of(opened, 0)) == 6
+
+
+def test_a_fold_that_breaks_ends_the_trial_with_its_reason(tiny_data, tmp_path):
+    opened = open_folded(tiny_data, tmp_path / "s")
+    queue(opened)
+    with worker_of(opened, program=fold_troubles.__name__) as worker:
+        # The third fold finds a cache that is gone.
+        heard = worker.listener
+
+        def gone(number, record):
+            Listening.epoch_ended(heard, number, record)
+            if len(heard.epochs) == 4:
+                (opened.cache.path / "masks.npy").rename(opened.cache.path / "away.npy")
+
+        heard.epoch_ended = gone
+        try:
+            trial = worker.run_one()
+        finally:
+            (opened.cache.path / "away.npy").rename(opened.cache.path / "masks.npy")
+    assert (trial.state, trial_records.reason_of(trial)) == (TrialState.FAIL, "data")
+    assert len(trial.user_attrs["folds"]["dice"]) == 2
+    assert opened.depot.names(0) == [HISTORY, PICTURE]
+
+
+# --- pruning -------------------------------------------------------------------------------------
+
+
+def test_between_folds_only_means_over_as_many_folds_are_compared():
+    curves = [
+        {1: 0.1, 10: 0.9, 11: 0.6, 12: 0.50},
+        {1: 0.1, 10: 0.9, 11: 0.5, 12: 0.52},
+        # Below the median 0.55 of two folds, whatever the first one's epochs were.
+        {1: 0.1, 10: 0.99, 11: 0.54, 12: 0.9},
+        # At 0.56 above the median 0.54; at 0.505 below the median 0.51 of three folds.
+        {1: 0.0, 10: 0.0, 11: 0.56, 12: 0.505},
+        # As good as the median 0.55 is good enough. Three folds: 0.505, the median of three.
+        {1: 0.0, 10: 0.0, 11: 0.55, 12: 0.505},
+        # One that ended its first fold early has no step there, and is judged by its mean.
+        {1: 0.1, 11: 0.2, 12: 0.9},
+    ]
+    assert stopped(BetweenFolds(NopPruner(), 10, 2), curves) == [(2, 11), (3, 12), (5, 11)]
+
+
+def test_between_folds_startup_trials_are_waited_for():
+    curves = [{11: 0.5}, {11: 0.4}, {11: 0.3}, {11: 0.2}]
+    assert stopped(BetweenFolds(NopPruner(), 10, 3), curves) == [(3, 11)]
+    assert stopped(BetweenFolds(NopPruner(), 10, 0), curves) == [(1, 11), (2, 11), (3, 11)]
+
+
+@pytest.mark.parametrize("name", ["median", "hyperband", "halving"])
+def test_within_the_first_fold_the_studys_own_pruner_decides_as_ever(name):
+    rng = np.random.default_rng(0)
+    curves = [dict(enumerate(rng.random(9), 1)) for _ in range(40)]
+    alone = stopped(PRUNERS[name](9, 2, 3), curves)
+    assert alone
+    with_folds = [curve | {10: 1 - n / 1000} for n, curve in enumerate(curves)]
+    # Those who pass are judged once more, by nobody before the 1000th has come.
+    assert stopped(BetweenFolds(PRUNERS[name](9, 2, 3), 9, 1000), with_folds) == alone
+
+
+def test_a_trial_that_was_handed_on_is_not_its_own_rival():
+    study = in_memory(pruner=BetweenFolds(NopPruner(), 2, 1))
+    first = study.ask()
+    for step, value in {1: 0.1, 2: 0.2, 3: 0.9}.items():
+        first.report(value, step)
+    first.set_user_attr("reason", trial_records.LOST)
+    study.tell(first, state=TrialState.FAIL)
+    second = study.ask()
+    second.report(0.8, 3)
+    assert not second.should_prune()
+
+
+def test_a_trial_is_stopped_between_folds(tiny_data, tmp_path):
+    opened = open_folded(
+        tiny_data, tmp_path / "s", {"pruner.name": "median", "pruner.min_epochs": 1}
+    )
+    assert isinstance(opened.study.pruner, BetweenFolds)
+    opened.study.pruner = BetweenFolds(NopPruner(), 2, 1)
+    for lr in (0.05, 0.001):
+        queue(opened, width=8, lr=lr)
+    worker = worker_of(opened)
+    good, bad = worker.run_one(), worker.run_one()
+    if good.value == 0.0:
+        pytest.fail("the one that is to be better is not")
+    assert (bad.state, list(bad.intermediate_values)) == (TrialState.PRUNED, [1, 2, 3])
+    assert len(bad.user_attrs["folds"]["dice"]) == 2
+    assert bad.user_attrs["epochs"] == 4
+    assert [r["fold"] for r in rows_of(opened, 1)] == ["1", "1", "2", "2"]
+    assert opened.depot.names(1) == [HISTORY, PICTURE]
+
+
+def test_out_of_time_a_trial_ends_with_the_fold_it_is_in(tiny_data, tmp_path):
+    opened = open_folded(tiny_data, tmp_path / "s")
+    for width in (4, 8):
+        queue(opened, width=width)
+    heard = Listening()
+    worker = worker_of(opened, heard, deadline=lambda: len(heard.epochs) >= 6 + 3)
+    first, second = worker.run_one(), worker.run_one()
+    assert first.state == TrialState.COMPLETE
+    assert (second.state, trial_records.reason_of(second)) == (TrialState.PRUNED, "time")
+    assert len(rows_of(opened, 1)) == 3
+    assert len(second.user_attrs["folds"]["dice"]) == 1
+
+
+def test_the_minutes_of_a_trial_are_those_of_all_of_its_folds():
+    limits = supervisor.Limits(seconds=60, spent=59)
+    followed = supervisor._Followed(None, lambda message: False, limits, supervisor.Watch())
+    assert followed._overdue(followed.began + 0.9) is None
+    late = followed._overdue(followed.began + 1.1)
+    assert (late.reason, late.message) == (
+        "timeout",
+        "it took longer than 1 minutes (budget.trial_minutes)",
+    )
+
+
+# --- what is kept between folds ------------------------------------------------------------------
+
+
+def result_of(dice, stopped="finished"):
+    history = tuple(
+        EpochRecord(n, 0.5, float("nan"), Metrics(**dict.fromkeys(METRICS, value)), 0.01, 1.0)
+        for n, value in enumerate(dice, 1)
+    )
+    best = max(history, key=lambda record: record.metrics.dice)
+    return TrainResult(best, history, stopped, 2.5, 7, None)
+
+
+def test_results_on_disk_and_back(tmp_path):
+    results = [result_of([0.1, 0.3, 0.2]), result_of([1 / 3], "early")]
+    cross_validation.save(tmp_path / "f.json", "abc", results)
+    found = cross_validation.load(tmp_path / "f.json", "abc")
+    assert repr(found) == repr(results)  # NaN is not itself
+    assert cross_validation.load(tmp_path / "f.json", "another") == []
+    assert cross_validation.load(tmp_path / "nothing.json", "abc") == []
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"format": "lesionsearch-folds/1"}', "null"]
+)
+def test_a_damaged_file_is_begun_without(tmp_path, text):
+    (tmp_path / "f.json").write_text(text)
+    assert cross_validation.load(tmp_path / "f.json", "abc") == []
+
+
+# --- going on ------------------------------------------------------------------------------------
+
+LONG = {"budget.epochs": 5, "fixed.batch_size": 4}
+
+
+class Calling(Listening):
+    """Does something when so many epochs have ended."""
+
+    def __init__(self, when, call):
+        super().__init__()
+        self.when, self.call = when, call
+
+    def epoch_ended(self, number, record):
+        super().epoch_ended(number, record)
+        if len(self.epochs) == self.when:
+            self.call()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_data, tmp_path_factory):
+    """The same training, left in peace: its trial and its rows."""
+    opened = open_folded(tiny_data, tmp_path_factory.mktemp("peace") / "s", LONG)
+    queue(opened, width=8)
+    return worker_of(opened).run_one(), rows_of(opened, 0)
+
+
+def without_times(rows):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def check_gone_on(opened, after, undisturbed):
+    """Trial 1 went on in the middle of the third fold, and gave the same to the last digit."""
+    again = worker_of(open_study(opened.folder), after).run_one()
+    expected, rows = undisturbed
+    assert after.epochs == [(1, 3), (1, 4), (1, 5)]
+    assert (again.number, again.state, again.value) == (1, TrialState.COMPLETE, expected.value)
+    assert again.intermediate_values == expected.intermediate_values
+    assert again.user_attrs["folds"] == expected.user_attrs["folds"]
+    assert again.user_attrs["val"] == expected.user_attrs["val"]
+    assert again.user_attrs["resumed_at"] == 12
+    assert without_times(rows_of(opened, 1)) == without_times(rows)
+    assert opened.depot.names(0) == []
+    assert opened.depot.names(1) == sorted([HISTORY, PICTURE, WEIGHTS])
+    assert trial_records.spent(opened.study.trials) == 1
+
+
+def test_a_trial_that_is_put_down_in_its_third_fold_goes_on_there_to_the_last_digit(
+    tiny_data, tmp_path, undisturbed
+):
+    opened = open_folded(tiny_data, tmp_path / "s", LONG)
+    queue(opened, width=8)
+    stopping = threading.Event()
+    heard = Calling(12, stopping.set)
+    with worker_of(opened, heard, stopping=stopping, program=fold_troubles.__name__) as worker:
+        cut = worker.run_one()
+    assert trial_records.reason_of(cut) == trial_records.INTERRUPTED
+    assert opened.depot.names(0) == sorted([FOLDS, PICTURE, STATE, WEIGHTS])
+    state = torch.load(opened.depot.local(0, STATE), weights_only=True)["state"]
+    assert (len(state["history"]) + 1, state["step"]) == MIDDLE
+    check_gone_on(opened, Listening(), undisturbed)
+
+
+def test_a_trial_that_is_lost_in_its_third_fold_goes_on_there(tiny_data, tmp_path, undisturbed):
+    opened = open_folded(tiny_data, tmp_path / "s", LONG)
+    queue(opened, width=8)
+    others = Ledger(opened.study, grace=0.0)  # in their eyes everyone is silent for too long
+    states = []
+
+    def reap():
+        path = opened.depot.local(0, STATE)
+        assert wait_until(path.is_file, PATIENCE)
+        assert wait_until(lambda: others.healthy > 0, PATIENCE)
+        states.append(torch.load(path, weights_only=True)["state"])
+        assert others.reap() == [(0, 1)]
+
+    with worker_of(
+        opened, Calling(12, reap), ledger=Ledger(opened.study, grace=3.0),
+        program=fold_troubles.__name__,
+    ) as worker:  # fmt: skip
+        cut = worker.run_one()
+    assert trial_records.reason_of(cut) == trial_records.LOST
+    assert {FOLDS, WEIGHTS} <= {*opened.depot.names(0)}
+    again = worker_of(open_study(opened.folder)).run_one()
+    expected, rows = undisturbed
+    assert again.value == expected.value
+    assert again.intermediate_values == expected.intermediate_values
+    assert without_times(rows_of(opened, 1)) == without_times(rows)
+    assert opened.depot.names(1) == sorted([HISTORY, PICTURE, WEIGHTS])
+
+
+@pytest.mark.parametrize("lacking", [FOLDS, WEIGHTS])
+def test_without_what_its_folds_gave_a_trial_begins_anew(tiny_data, tmp_path, undisturbed, lacking):
+    opened = open_folded(tiny_data, tmp_path / "s", LONG)
+    queue(opened, width=8)
+    stopping = threading.Event()
+    heard = Calling(12, stopping.set)
+    with worker_of(opened, heard, stopping=stopping, program=fold_troubles.__name__) as worker:
+        worker.run_one()
+    opened.depot.drop(0, lacking)
+    after = Listening()
+    again = worker_of(open_study(opened.folder), after).run_one()
+    assert len(after.epochs) == 15
+    assert again.value == undisturbed[0].value
+    assert without_times(rows_of(opened, 1)) == without_times(undisturbed[1])
+
+
+# --- the end -------------------------------------------------------------------------------------
+
+
+def test_the_retraining_repeats_the_first_fold(done):
+    opened, trial, _ = done
+    report = finalize(opened, SLOT)
+    val = report["val"]
+    assert val["folds"] == trial.user_attrs["folds"]
+    assert val["search"] == trial.value
+    assert val["retrained"] == trial.user_attrs["folds"]["dice"][0]
+    assert (val["gap"], val["reproduced"]) == (0.0, True)
+
+
+def test_fitted_to_all_but_the_test_it_trains_for_the_folds_mean_of_best_epochs(
+    tiny_data, tmp_path, monkeypatch
+):
+    changes = {"budget.epochs": 4, "final.fit_on": "train_val"}
+    opened = open_folded(tiny_data, tmp_path / "s", changes)
+    queue(opened, width=8, lr=0.05)
+    trial = worker_of(opened).run_one()
+    jobs = []
+    real = final_test.Child
+    monkeypatch.setattr(final_test, "Child", lambda job: jobs.append(job) or real(job))
+    finalize(opened, SLOT)
+    names = np.array(opened.cache.names)
+    assert list(names[jobs[0].train]) == sorted({*names} - {*opened.split.test})
+    with (opened.folder / "final" / "history.csv").open(newline="") as file:
+        epochs = [int(row["epoch"]) for row in csv.DictReader(file)]
+    best = trial.user_attrs["folds"]["best_epochs"]
+    assert epochs == list(range(1, round(np.mean(best)) + 1))
+
+
+def test_what_the_limits_leave_of_any_fold_is_used(tiny_data, tmp_path):
+    """Each fold is thinned by itself, so that together they know more than the first one."""
+    opened = open_folded(tiny_data, tmp_path / "s", {"data.limit": {"train": 4, "val": 2}})
+    known = {n for fold in opened.split.folds for n in (*fold.train, *fold.val)}
+    first = opened.split.folds[0]
+    assert known > {*first.train, *first.val}
+    names = np.array(opened.cache.names)
+    assert list(names[opened.material.train_val]) == sorted(known)
+    card = data_card(opened.index, opened.cache, opened.split)
+    assert card["used"] == len(known) + len(opened.split.test)
+
+
+def test_a_study_of_folds_is_another_than_one_without(tiny_data, tmp_path):
+    open_folded(tiny_data, tmp_path / "s")
+    with pytest.raises(InputError, match=r"data\.split\.val, data\.split\.kfold differ"):
+        open_tiny(tiny_data, tmp_path / "s")
+
+
+def test_workers_agree_on_the_folds(tiny_data, tmp_path):
+    opened = open_folded(tiny_data, tmp_path / "s")
+    again = open_study(tmp_path / "s")
+    assert again.split == opened.split
+    for mine, theirs in zip(opened.material.folds, again.material.folds, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(mine, theirs, strict=True))

@@ -1,0 +1,97 @@
+"""data.json against the files that it tells of."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lesionseg.data.cache import Cache, build_cache
+from lesionseg.data.index import DatasetIndex
+from lesionseg.data.split import Split
+from search.study.data_summary import EDGES, data_card, read_card
+from tests.conftest import write_pair
+from tests.search.helpers import open_tiny
+
+
+@pytest.fixture()
+def pictures(tmp_path):
+    """Six pairs; ``copy`` is the picture of ``a`` under another name, in another file format."""
+    root = tmp_path / "data"
+    for i, name in enumerate("abcd"):
+        write_pair(root, name, seed=i)
+    write_pair(root, "wide", size=(60, 40), seed=9)
+    with Image.open(root / "images" / "a.png") as picture:
+        picture.save(root / "images" / "copy.bmp")
+    shutil.copy(root / "masks" / "a.png", root / "masks" / "copy.png")
+    empty = Image.new("L", (48, 40))
+    empty.save(root / "masks" / "d.png")
+    return root
+
+
+def card_of(root, split):
+    index = DatasetIndex.read(root)
+    return data_card(index, build_cache(index, 16), split)
+
+
+def test_parts_sizes_and_areas_are_those_of_the_files(pictures):
+    card = card_of(pictures, Split(("a", "b"), ("c",), ("d", "wide")))
+    assert json.loads(json.dumps(card)) == card
+    assert (card["pairs"], card["used"]) == (6, 5)  # copy is in no part
+    areas = {
+        name: (np.asarray(Image.open(pictures / "masks" / f"{name}.png")) > 0).mean()
+        for name in ("a", "b", "d", "wide")
+    }
+    train, test = card["parts"]["train"], card["parts"]["test"]
+    assert (train["images"], train["groups"], train["empty"]) == (2, 2, 0)
+    assert train["area"]["median"] == pytest.approx(np.mean([areas["a"], areas["b"]]))
+    assert test["empty"] == 1
+    assert test["area"]["counts"] == np.histogram([areas["d"], areas["wide"]], EDGES)[0].tolist()
+    assert card["sizes"] == {
+        "kinds": 2,
+        "most": [
+            {"height": 40, "width": 48, "images": 4},
+            {"height": 40, "width": 60, "images": 1},
+        ],
+    }
+    assert card["doubles"] == {"sets": 0, "leaks": 0, "names": []}
+    assert card["groups_in_several_parts"] == 0
+
+
+def test_a_picture_under_two_names_is_found_and_a_leak_where_the_parts_differ(pictures):
+    within = card_of(pictures, Split(("a", "copy"), ("b",), ("c",)))
+    assert within["doubles"] == {"sets": 1, "leaks": 0, "names": [["a", "copy"]]}
+    across = card_of(pictures, Split(("a", "b"), ("c",), ("copy",)))
+    assert across["doubles"] == {"sets": 1, "leaks": 1, "names": [["a", "copy"]]}
+
+
+def test_a_group_in_two_parts_is_counted(pictures):
+    (pictures / "pairs.csv").write_text(
+        "image,mask,group\n"
+        + "".join(f"images/{n}.png,masks/{n}.png,{g}\n" for n, g in zip("abc", "xxy", strict=True))
+    )
+    index = DatasetIndex.read(pictures / "pairs.csv")
+    names = [r.name for r in index.records]
+    split = Split((names[0],), (names[1],), (names[2],))
+    assert data_card(index, build_cache(index, 16), split)["groups_in_several_parts"] == 1
+
+
+def test_a_cache_of_older_times_leaves_open_what_it_does_not_know(pictures, tmp_path):
+    index = DatasetIndex.read(pictures)
+    shutil.copytree(build_cache(index, 16).path, tmp_path / "old")
+    meta = json.loads((tmp_path / "old" / "meta.json").read_text())
+    for key in ("shapes", "digests"):
+        del meta[key]
+    (tmp_path / "old" / "meta.json").write_text(json.dumps(meta))
+    card = data_card(index, Cache(tmp_path / "old"), Split(("a",), ("b",), ("c",)))
+    assert card["sizes"] is None
+    assert card["doubles"] is None
+
+
+def test_a_study_keeps_the_card_of_its_data(tiny_data, tmp_path):
+    opened = open_tiny(tiny_data, tmp_path / "s")
+    card = read_card(tmp_path / "s")
+    assert card == data_card(opened.index, opened.cache, opened.split)
+    assert sum(part["images"] for part in card["parts"].values()) == 30
+    assert read_card(tmp_path) is None

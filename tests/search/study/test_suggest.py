@@ -1,0 +1,156 @@
+"""From a domain to a trial's parameter and a configuration that can be built."""
+
+import optuna
+import pytest
+import torch
+from torch import nn
+
+from lesionseg.augment import build_augment
+from lesionseg.augment.mix import build_mix
+from lesionseg.config import DEFAULTS, TrialConfig
+from lesionseg.losses import build_loss
+from lesionseg.models import build_model
+from lesionseg.optim import build_optimizer, build_schedule
+from lesionseg.registry import FAMILIES
+from lesionseg.space import Categorical, Float, Int
+from search.spec.search_space import SearchSpace
+from search.study.samplers import SAMPLERS
+from search.study.suggest import suggest
+from tests.search.helpers import in_memory
+from tests.search.spec.test_search_space import ROWS, parse
+
+
+def build_on_paper(pick):
+    """The network's shapes without its numbers: every row, every encoder, in no time."""
+    # The mit encoders ask for a number while they are built, so that they need real ones.
+    real = str(pick.params.get("encoder", "")).startswith("mit")
+    with torch.device("cpu" if real else "meta"):
+        return build_model(pick, image_size=256)
+
+
+def _optimizer(pick=None):
+    parameters = [nn.Parameter(torch.zeros(1))]
+    return build_optimizer(pick or TrialConfig().optimizer, parameters)
+
+
+BUILDERS = {
+    "model": build_on_paper,
+    "loss": build_loss,
+    "augment": build_augment,
+    "mix": build_mix,
+    "optimizer": _optimizer,
+    "schedule": lambda pick: build_schedule(pick, _optimizer(), 3, 5),
+}
+
+
+def drawn(space, n, seed=0):
+    study = in_memory(SAMPLERS["random"](seed, 0))
+    for _ in range(n):
+        trial = study.ask()
+        yield trial, suggest(trial, space)
+
+
+def opened(family, name):
+    """The parameters that a study opens without naming them."""
+    option = FAMILIES[family][name]
+    return set(option.space) - option.settled
+
+
+def test_there_is_a_builder_for_every_family():
+    assert BUILDERS.keys() == FAMILIES.keys()
+
+
+@pytest.mark.parametrize(("family", "name"), ROWS)
+def test_every_draw_of_every_row_builds(family, name):
+    space, errors = parse({family: name})
+    assert errors == []
+    for trial, config in drawn(space, 6):
+        pick = getattr(config, family)
+        assert pick.name == name
+        assert pick.params.keys() == FAMILIES[family][name].space.keys()
+        BUILDERS[family](pick)
+        assert TrialConfig.from_dict(config.to_dict()) == config
+        # Every choice is in the record under its dotted name, and nothing else is.
+        assert trial.params == {
+            f"{family}.{name}.{k}": v for k, v in pick.params.items() if k in opened(family, name)
+        }
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_only_the_parameters_of_the_chosen_option_are_drawn(family):
+    space, _ = parse({family: "all"})
+    seen = set()
+    for trial, config in drawn(space, 300):
+        name = getattr(config, family).name
+        seen.add(name)
+        inner = {f"{family}.{name}.{key}" for key in opened(family, name)}
+        assert trial.params.keys() == {family} | inner
+        assert trial.params[family] == name
+    assert seen == FAMILIES[family].keys()
+
+
+def test_what_leaves_no_choice_is_no_parameter():
+    search = {
+        "model": {"unet": {"width": [8, 8], "depth": 3}},
+        "loss": {"focal": {"gamma": 1, "alpha": [0.25, 0.25]}},
+        "optimizer": {"adam": {"lr": [0.01, 0.01]}},
+        "batch_size": [4, 4],
+        "amp": ["off"],
+    }
+    space, errors = parse(search)
+    assert errors == []
+    ((trial, config),) = drawn(space, 1)
+    assert trial.params == {}
+    assert config.model.params == dict(FAMILIES["model"]["unet"].resolve({"width": 8, "depth": 3}))
+    assert config.loss.params == {"gamma": 1.0, "alpha": 0.25}
+    assert (config.batch_size, config.amp) == (4, "off")
+
+
+def test_settings_are_drawn_under_their_plain_names():
+    space, _ = parse({"batch_size": [4, 8], "clip_norm": [0, 1], "amp": ["auto", "off"]})
+    ((trial, config),) = drawn(space, 1)
+    assert trial.params == {
+        "batch_size": config.batch_size,
+        "clip_norm": config.clip_norm,
+        "amp": config.amp,
+    }
+
+
+@pytest.mark.parametrize(
+    ("domain", "expected"),
+    [
+        (Float(0.5, 2, 1), optuna.distributions.FloatDistribution(0.5, 2)),
+        (Float(0.5, 2, 1, log=True), optuna.distributions.FloatDistribution(0.5, 2, log=True)),
+        (Int(1, 9, 1), optuna.distributions.IntDistribution(1, 9)),
+        (Int(1, 9, 1, log=True), optuna.distributions.IntDistribution(1, 9, log=True)),
+        (Int(1, 9, 1, step=4), optuna.distributions.IntDistribution(1, 9, step=4)),
+        (Categorical(("a", 1), "a"), optuna.distributions.CategoricalDistribution(("a", 1))),
+    ],
+)
+def test_a_domain_becomes_the_distribution_that_means_the_same(domain, expected):
+    plain, _ = parse()
+    space = SearchSpace({**plain.picks, "loss": {"bce": {"x": domain}}}, plain.settings)
+    trial = in_memory(SAMPLERS["random"](0, 0)).ask()
+    config = suggest(trial, space)
+    assert trial.distributions == {"loss.bce.x": expected}
+    assert trial.params == {"loss.bce.x": config.loss.params["x"]}
+
+
+def test_a_queued_configuration_is_what_is_drawn():
+    space, _ = parse({"model": "all", "loss": ["bce", "focal"]})
+    study = in_memory()
+    queued = {"model": "unet", "model.unet.width": 9, "model.unet.depth": 2, "loss": "bce"}
+    study.enqueue_trial(queued)
+    trial = study.ask()
+    config = suggest(trial, space)
+    assert trial.params == queued
+    assert config.model.name == "unet"
+    assert (config.model.params["width"], config.model.params["depth"]) == (9, 2)
+    assert config.loss.name == "bce"
+
+
+def test_the_default_space_gives_the_default_configuration():
+    ((_, config),) = drawn(parse()[0], 1)
+    for family, default in DEFAULTS.items():
+        assert getattr(config, family).name == default
+    assert config.image_size == 4096

@@ -1,0 +1,474 @@
+"""A study as a file and back: every field, in both databases, and nothing of a broken file."""
+
+import csv
+import io
+import json
+import math
+import sqlite3
+import time
+from datetime import datetime, timedelta
+
+import optuna
+import pytest
+from optuna.distributions import (
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy import Engine, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.orm import Session
+
+from lesionseg.errors import InputError
+from search.storage import trial_records
+from search.storage.database import local_url, open_storage
+from search.storage.leases import Ledger
+from search.storage.process_id import this_process
+from search.study.suggest import suggest
+from search.study.transfer import COLUMNS, export_study, import_study, write_csv
+from search.study.transfer_lines import FORMAT, safe, unsafe
+from search.study.transfer_rows import insert
+from search.trial_process.slot import Slot
+from search.workers.worker import _taken_up
+from tests.postgres import Wire, private_postgres
+from tests.search.helpers import tiny_spec
+
+__all__ = ["private_postgres"]  # a fixture
+
+START = datetime(2026, 1, 2, 3, 4, 5, 678901)
+#: Trials of every kind: state, value, params, distributions, user and system attributes, epochs.
+LR, WIDTH = FloatDistribution(1e-5, 0.1, log=True), IntDistribution(4, 64, step=4)
+MODEL = CategoricalDistribution(("unet", "segnet"))
+ODD = CategoricalDistribution((None, True, 1.5, 3, "NaN"))
+KINDS = [
+    ("COMPLETE", 0.75, {"model": "unet", "model.unet.width": 8}, {"config": {"loss": {"bce": {}}}}),
+    ("COMPLETE", math.inf, {"model": "segnet", "lr": 1 / 30}, {"digest": "é\n\u2028\U0001f600"}),
+    ("COMPLETE", 0.1 + 0.2, {"odd": "NaN"}, {"val": {"hd95": math.nan, "x": [-math.inf, 1]}}),
+    ("PRUNED", 0.5, {"odd": None}, {"reason": "early", "$float": {"$float": "nan"}}),
+    ("PRUNED", None, {"odd": 1.5}, {"reason": trial_records.CONSTRAINT, "tuple": [1, [2.0, None]]}),
+    ("FAIL", None, {}, {"reason": "oom", "message": 'a "quoted" line\nand another'}),
+    ("FAIL", None, {"odd": 3}, {"reason": trial_records.LOST, "began": 1.5, "ended": 2.25}),
+]
+DISTRIBUTIONS = {"model": MODEL, "model.unet.width": WIDTH, "lr": LR, "odd": ODD}
+
+
+def known_trials() -> list[FrozenTrial]:
+    made = [
+        FrozenTrial(
+            number=i,
+            trial_id=i,
+            state=TrialState[state],
+            value=value,
+            datetime_start=START + timedelta(minutes=i),
+            datetime_complete=START + timedelta(minutes=i, microseconds=1),
+            params=params,
+            distributions={key: DISTRIBUTIONS[key] for key in params},
+            user_attrs=attrs,
+            system_attrs={"constraints:max_gmacs": -0.5 * i, "big": 2**60},
+            intermediate_values={1: 0.5, 10: math.nan, 2: -math.inf, 0: 0.1 * i},
+        )
+        for i, (state, value, params, attrs) in enumerate(KINDS)
+    ]
+    fixed = {"fixed_params": {"model": "unet", "lr": 1e-4}}
+    waiting = create_trial(state=TrialState.WAITING, system_attrs=fixed, user_attrs={"again": True})
+    waiting.number = len(made)
+    waiting.datetime_start = None
+    return [*made, waiting]
+
+
+def fill(url, name="one") -> optuna.Study:
+    """A study of known trials, written by Optuna itself."""
+    study = optuna.create_study(
+        study_name=name, storage=open_storage(make_url(url)), direction="maximize"
+    )
+    study.set_user_attr("spec", {"budget": {"trials": 9}, "x": [math.inf]})
+    study.set_user_attr("artifacts", None)
+    study._storage.set_study_system_attr(study._study_id, "qmc", {"a": 1})
+    for trial in known_trials():
+        study.add_trial(trial)
+    return study
+
+
+def exported(study) -> str:
+    file = io.StringIO()
+    count = export_study(study, file)
+    assert count == len(file.getvalue().splitlines()) - 1
+    return file.getvalue()
+
+
+def imported(text, url, name=None) -> optuna.Study:
+    return import_study(io.StringIO(text), make_url(url), name, "backup.jsonl")
+
+
+@pytest.fixture
+def sqlite(tmp_path):
+    return f"sqlite:///{tmp_path}/study.db"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> optuna.Study:
+    """A study of known trials that is only read."""
+    return fill(f"sqlite:///{tmp_path_factory.mktemp('known')}/study.db")
+
+
+@pytest.fixture(scope="module")
+def text(study) -> str:
+    """Its file."""
+    return exported(study)
+
+
+def plain(trial) -> dict:
+    """All fields of a trial but its id, NaN being equal to itself."""
+    fields = {k.lstrip("_"): v for k, v in vars(trial).items() if k != "_trial_id"}
+    return {k: repr(sorted(v.items()) if k.endswith("attrs") else v) for k, v in fields.items()}
+
+
+def same(a: optuna.Study, b: optuna.Study) -> None:
+    assert a.direction == b.direction
+    assert repr(sorted(a.user_attrs.items())) == repr(sorted(b.user_attrs.items()))
+    assert a._storage.get_study_system_attrs(a._study_id) == b._storage.get_study_system_attrs(
+        b._study_id
+    )
+    left, right = a.get_trials(), b.get_trials()
+    assert len(left) == len(right) > 0
+    for one, other in zip(left, right, strict=True):
+        assert plain(one) == plain(other)
+    ids = [t._trial_id for t in right]
+    assert ids == sorted(ids)
+
+
+def test_a_study_comes_back_with_every_field(study, text, tmp_path):
+    again = imported(text, f"sqlite:///{tmp_path}/other.db")
+    assert again.study_name == "one"
+    same(study, again)
+    assert exported(again).splitlines()[1:] == text.splitlines()[1:]
+    head, back = (json.loads(t.splitlines()[0]) for t in (text, exported(again)))
+    assert head.pop("exported") < back.pop("exported")
+    assert head == back
+
+
+def test_it_goes_to_postgresql_and_back(study, text, tmp_path, postgres_url):
+    there = imported(text, postgres_url, "two")
+    same(study, there)
+    back = imported(exported(there), f"sqlite:///{tmp_path}/back.db")
+    assert back.study_name == "two"
+    same(study, back)
+    url = make_url(postgres_url)
+    for secret in ("postgresql", str(url.host), str(url.database)):
+        assert secret not in exported(there)
+
+
+def test_the_file_is_strict_json_with_a_trial_a_line(text):
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    head, *lines = (json.loads(line, parse_constant=refuse) for line in text.splitlines())
+    assert text.isascii()
+    assert head["format"] == FORMAT and head["trials"] == len(lines) == len(KINDS) + 1
+    assert head["direction"] == "maximize" and head["optuna"] == optuna.__version__
+    assert datetime.fromisoformat(head["exported"]).utcoffset() == timedelta(0)
+    first = lines[0]
+    assert first["params"] == {"model": "unet", "model.unet.width": 8}
+    assert first["distributions"]["model.unet.width"] == {
+        "name": "IntDistribution",
+        "attributes": {"log": False, "step": 4, "low": 4, "high": 64},
+    }
+    assert first["intermediate_values"]["1"] == 0.5
+    assert lines[1]["value"] == {"$float": "inf"}
+    assert datetime.fromisoformat(first["datetime_start"]) == START.astimezone()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"a": [math.inf, -math.inf, {"b": 1.5}]},
+        {"$float": "inf"},
+        {"$float": {"$$float": 1}, "x": 2},
+        [[], {}, "", None, True, 2**70, 1e-320],
+    ],
+)
+def test_what_json_has_no_number_for_is_told_apart_from_what_looks_like_it(value):
+    assert unsafe(json.loads(json.dumps(safe(value), allow_nan=False))) == value
+
+
+def test_the_sampler_goes_on_from_an_imported_study(sqlite, tmp_path):
+    """A study with conditional parameters that a sampler of ours has drawn."""
+    search = {"model": {"unet": {"width": [4, 64]}, "segnet": {}}, "loss": ["dice", "focal"]}
+    space = tiny_spec({"search": search, "data.image_size": 64}).space
+    study = optuna.create_study(storage=open_storage(make_url(sqlite)), direction="maximize")
+    for i in range(4):
+        trial = study.ask()
+        suggest(trial, space)
+        for epoch in range(3):
+            trial.report(i / 10 + epoch / 100, epoch)
+        study.tell(trial, i / 10)
+    again = imported(exported(study), f"sqlite:///{tmp_path}/other.db")
+    same(study, again)
+    drawn = []
+    for one in (study, again):
+        one.sampler = optuna.samplers.TPESampler(seed=1, n_startup_trials=2)
+        trial = one.ask()
+        drawn.append((trial.number, suggest(trial, space)))
+    assert drawn[0] == drawn[1]
+    assert drawn[0][0] == 4
+
+
+@pytest.mark.parametrize("server", ["sqlite", "postgresql"])
+def test_a_trial_at_work_goes_on_in_the_new_study(server, request, tmp_path):
+    url = request.getfixturevalue("postgres_url") if server == "postgresql" else "sqlite:///a.db"
+    study = optuna.create_study(storage=open_storage(make_url(url)), direction="maximize")
+    ledger = Ledger(study)
+    ledger.found({"spec": {"budget": {"trials": 5}}}, [({"lr": 0.01}, {"preset": "x"}), ({}, {})])
+    worker = ledger.join(Slot(), this_process())
+    claim = ledger.claim(worker)
+    trial = _taken_up(study, claim)
+    trial.suggest_float("lr", 1e-3, 1, log=True)
+    ledger.report(claim, {1: 0.25})
+    text = exported(study)
+    assert study.trials[0].state == TrialState.RUNNING  # it was only read
+    again = imported(text, url, "again")
+    put_down, never_began, goes_on = again.trials
+    assert trial_records.reason_of(put_down) == trial_records.INTERRUPTED
+    assert put_down.intermediate_values == {1: 0.25} and put_down.params == {"lr": 0.01}
+    when = datetime.fromisoformat(json.loads(text.splitlines()[0])["exported"])
+    assert put_down.user_attrs["ended"] == when.timestamp()
+    assert never_began.state == goes_on.state == TrialState.WAITING
+    assert goes_on.system_attrs == {"fixed_params": {"lr": 0.01}}
+    assert goes_on.user_attrs == {"preset": "x", "retry_of": 0, "attempts": [0]}
+    # It is the first that a worker of the new study is given.
+    ledger = Ledger(again)
+    assert ledger.claim(ledger.join(Slot(), this_process())).number == 2
+    assert study.trials[0].state == TrialState.RUNNING
+
+
+def test_a_name_that_is_taken_is_refused_and_its_study_untouched(study, text):
+    with pytest.raises(InputError, match=r"holds a study 'one' already"):
+        imported(text, study._storage._backend.engine.url)
+    assert exported(study).splitlines()[1:] == text.splitlines()[1:]
+    assert optuna.get_all_study_names(study._storage) == ["one"]
+
+
+@pytest.mark.parametrize("name", ["", "x" * 513, "a\nb", "\0"])
+def test_a_name_that_is_none_is_refused(text, tmp_path, name):
+    with pytest.raises(InputError, match="cannot be a study's name"):
+        imported(text, f"sqlite:///{tmp_path}/other.db", name)
+    assert not (tmp_path / "other.db").exists()
+
+
+def line_with(text: str, number: int, **changes) -> str:
+    lines = text.splitlines()
+    line = json.loads(lines[number - 1]) | changes
+    kept = {k: v for k, v in line.items() if v is not ...}
+    return "\n".join([*lines[: number - 1], json.dumps(kept), *lines[number:]])
+
+
+BROKEN = {
+    "empty": (lambda t: "", "line 1: empty"),
+    "blank": (lambda t: "\n\n", "line 1: empty"),
+    "a table": (lambda t: "number,state\n0,complete\n", "line 1: not JSON from column 1 on"),
+    "a list": (lambda t: "[1]", "line 1: must be keys and values, got list"),
+    "other JSON": (
+        lambda t: '{"a": 1}',
+        "line 1: format: must be 'lesionsearch-study/1', got None",
+    ),
+    "a later format": (
+        lambda t: line_with(t, 1, format="lesionsearch-study/2"),
+        "line 1: format: must be 'lesionsearch-study/1', got 'lesionsearch-study/2': a later",
+    ),
+    "no head": (lambda t: "\n".join(t.splitlines()[1:]), "line 1: format: must be"),
+    "the other way": (
+        lambda t: line_with(t, 1, direction="minimize"),
+        "line 1: direction: must be 'maximize', got 'minimize'",
+    ),
+    "cut within a line": (lambda t: t[:-40], "line 9: not JSON from column"),
+    "cut between lines": (
+        lambda t: "\n".join(t.splitlines()[:-2]) + "\n",
+        "line 8: ends after 6 of 8 trials; it was cut off",
+    ),
+    "a trial too many": (
+        lambda t: t + t.splitlines()[-1],
+        "line 10: a trial too many: the first line says 8",
+    ),
+    "a line missing": (
+        lambda t: "\n".join(t.splitlines()[:3] + t.splitlines()[4:]),
+        "line 4: number: must be 2, got 3",
+    ),
+    "bare NaN": (lambda t: line_with(t, 3, value=math.nan), "line 3: not JSON as it is exported"),
+    "an odd number": (
+        lambda t: line_with(t, 3, value={"$float": "much"}),
+        "line 3: not JSON as it is exported",
+    ),
+    "no state": (lambda t: line_with(t, 4, state=...), "line 4: state: is missing"),
+    "a state of none": (
+        lambda t: line_with(t, 4, state="DONE"),
+        "line 4: state: must be one of RUNNING, COMPLETE, PRUNED, FAIL, WAITING, got 'DONE'",
+    ),
+    "a value that is none": (
+        lambda t: line_with(t, 2, value="0.5"),
+        "line 2: value: must be a number, got '0.5'",
+    ),
+    "a value too large": (lambda t: line_with(t, 2, value=10**400), "line 2: value: int too large"),
+    "a complete one without": (lambda t: line_with(t, 2, value=None), "line 2: trial: "),
+    "a failed one with": (lambda t: line_with(t, 7, value=0.5), "line 7: trial: "),
+    "a waiting one with": (lambda t: line_with(t, 9, value=0.5), "line 9: value: WAITING"),
+    "NaN": (lambda t: line_with(t, 5, value={"$float": "nan"}), "line 5: value: PRUNED"),
+    "no day": (
+        lambda t: line_with(t, 2, datetime_start="yesterday"),
+        "line 2: datetime_start: Invalid isoformat string: 'yesterday'",
+    ),
+    "no offset": (
+        lambda t: line_with(t, 2, datetime_start="2026-01-01T00:00:00"),
+        "line 2: datetime_start: must have an offset to UTC",
+    ),
+    "no distribution": (lambda t: line_with(t, 2, distributions={}), "line 2: trial: Inconsistent"),
+    "an unknown one": (
+        lambda t: line_with(t, 2, distributions={"model": {"name": "Cauchy"}}),
+        "line 2: distributions: Unknown distribution class: Cauchy",
+    ),
+    "a parameter outside": (
+        lambda t: line_with(t, 2, params={"model": "vnet", "model.unet.width": 8}),
+        "line 2: trial: ",
+    ),
+    "an epoch that is none": (
+        lambda t: line_with(t, 2, intermediate_values={"one": 0.5}),
+        "line 2: intermediate_values: invalid literal",
+    ),
+    "an epoch too large": (
+        lambda t: line_with(t, 2, intermediate_values={str(2**31): 0.5}),
+        "line 2: intermediate_values: must be numbers by epoch, got 0.5 at 2147483648",
+    ),
+    "a name too long": (
+        lambda t: line_with(t, 2, user_attrs={"k" * 513: 1}),
+        "line 2: user_attrs: no name that a database takes",
+    ),
+    "an unknown field": (
+        lambda t: line_with(t, 2, values=[1]),
+        "line 2: unknown field 'values' (did you mean 'value'?)",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_broken_file_is_refused_by_its_line_and_leaves_nothing(how, text, tmp_path):
+    damage, told = BROKEN[how]
+    with pytest.raises(InputError) as caught:
+        imported(damage(text), f"sqlite:///{tmp_path}/other.db")
+    assert str(caught.value).startswith(f"backup.jsonl: {told}")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "other.db").exists()
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "x").write_bytes(b"\xff\xfe\x00\n")
+    with (tmp_path / "x").open(encoding="utf-8") as file, pytest.raises(InputError) as caught:
+        import_study(file, local_url(tmp_path), None, "x")
+    assert str(caught.value) == "x: line 1: not text in UTF-8"
+
+
+def test_a_database_that_fails_half_way_holds_nothing(text, tmp_path):
+    other = f"sqlite:///{tmp_path}/other.db"
+    open_storage(make_url(other))
+    with sqlite3.connect(tmp_path / "other.db") as database:
+        database.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON trial_intermediate_values "
+            "WHEN NEW.step = 10 BEGIN SELECT RAISE(ABORT, 'no room'); END"
+        )
+    with pytest.raises(Exception, match="no room"):
+        imported(text, other)
+    with sqlite3.connect(tmp_path / "other.db") as database:
+        for table in ("studies", "trials", "trial_params", "study_user_attributes"):
+            assert database.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
+        database.execute("DROP TRIGGER full")
+    assert len(imported(text, other).trials) == len(KINDS) + 1
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_import_whose_answer_is_lost_is_made_once(private_postgres, text, when):
+    name = f"transfer_{when}"
+    private_postgres.create(name)
+    wire = Wire(private_postgres.port)
+
+    def cut(connection, cursor, statement, *rest):
+        if statement.startswith("INSERT INTO trials") and not wire.cuts:
+            wire.cut(when)  # at the next commit, which is this transaction's
+
+    event.listen(Engine, "before_cursor_execute", cut)
+    try:
+        again = imported(text, private_postgres.url(name, wire.port))
+        assert wire.cuts == 1
+        assert exported(again).splitlines()[1:] == text.splitlines()[1:]
+        assert private_postgres.run("SELECT count(*) FROM studies", name) == [(1,)]
+    finally:
+        event.remove(Engine, "before_cursor_execute", cut)
+        wire.close()
+
+
+def test_the_table_reads_back(sqlite):
+    spec = tiny_spec()
+    study = optuna.create_study(storage=open_storage(make_url(sqlite)), direction="maximize")
+    ledger = Ledger(study)
+    ledger.found({"spec": spec.model_dump(mode="json")}, [({"model.unet.width": 8}, {})])
+    worker = ledger.join(Slot(), this_process())
+    for _ in range(2):
+        claim = ledger.claim(worker)
+        config = suggest(_taken_up(study, claim), spec.space)
+        ledger.configure(claim, {"config": config.to_dict()}, None)
+        ledger.report(claim, {1: 0.25, 2: 0.5})
+        ledger.finish(claim, TrialState.COMPLETE, 0.1 + 0.2)
+    claim = ledger.claim(worker)
+    ledger.finish(claim, TrialState.FAIL, attrs={"reason": "config", "message": "a\nb"})
+    given = suggest(optuna.trial.FixedTrial({"model.unet.width": 4, "optimizer.adam.lr": 0.1}),
+                    spec.space)  # fmt: skip
+    ledger.enqueue({}, {trial_records.PRESET: "mine", trial_records.GIVEN: given.to_dict()})
+    ledger.enqueue({"model.unet.width": 4})
+    file = io.StringIO(newline="")
+    assert write_csv(study, file) == 5
+    file.seek(0)
+    first, second, third, fourth, fifth = rows = list(csv.DictReader(file))
+    assert tuple(first)[: len(COLUMNS)] == COLUMNS
+    assert [r["state"] for r in rows] == ["complete", "complete", "skipped", "waiting", "waiting"]
+    assert [r["number"] for r in rows] == ["0", "1", "2", "3", "4"]
+    assert float(first["value"]) == 0.1 + 0.2 and first["epochs"] == "2"
+    known = study.trials
+    spans = [t.user_attrs["ended"] - t.user_attrs["began"] for t in known[:2]]
+    assert [float(r["seconds"]) for r in rows[:2]] == pytest.approx(spans, abs=0.001)
+    assert float(second["optimizer.adam.lr"]) == known[1].params["optimizer.adam.lr"]
+    assert first["model"] == "unet" and first["model.unet.width"] == "8"
+    assert first["batch_size"] == "8" and first["max_epochs"] == "2"
+    assert third["reason"] == "config" and third["model"] == ""
+    assert fourth["preset"] == "mine" and fourth["optimizer.adam.lr"] == "0.1"
+    assert fifth["model.unet.width"] == "4" and fifth["seconds"] == fifth["value"] == ""
+
+
+def test_a_study_without_trials_goes_there_and_back_too(sqlite, tmp_path):
+    study = optuna.create_study(storage=open_storage(make_url(sqlite)), direction="maximize")
+    again = imported(exported(study), f"sqlite:///{tmp_path}/other.db", "empty")
+    assert again.trials == [] and again.user_attrs == {}
+    file = io.StringIO()
+    assert write_csv(again, file) == 0
+    assert file.getvalue() == ",".join(COLUMNS) + "\n"
+
+
+@pytest.mark.slow
+def test_five_thousand_trials_are_a_matter_of_seconds_of_work(tmp_path):
+    known = known_trials()[0]
+    storage = open_storage(local_url(tmp_path))
+    many = []
+    for i in range(5000):
+        steps = {epoch: (i + epoch) / 10_000 for epoch in range(40)}
+        fields = {"number": i, "trial_id": i, "value": i / 5000, "intermediate_values": steps}
+        kept = ("state", "datetime_start", "datetime_complete", "params", "distributions")
+        attrs = {f"key{k}": {"some": [k, "text"]} for k in range(12)}
+        rest = {key: getattr(known, key) for key in kept}
+        many.append(FrozenTrial(**fields, **rest, user_attrs=attrs, system_attrs={}))
+    with Session(storage.engine) as session, session.begin():
+        insert(session, "many", {}, {}, many)
+    study = optuna.load_study(study_name="many", storage=storage)
+    began = time.process_time()
+    text = exported(study)
+    assert time.process_time() - began < 20
+    began = time.process_time()
+    again = imported(text, f"sqlite:///{tmp_path}/other.db")
+    assert time.process_time() - began < 60
+    assert exported(again).splitlines()[1:] == text.splitlines()[1:]

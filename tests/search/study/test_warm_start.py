@@ -1,0 +1,184 @@
+"""Published systems as a study's first trials."""
+
+import math
+
+import pytest
+
+from lesionseg.errors import InputError
+from search.spec import baselines
+from search.storage import trial_records
+from search.study.lifecycle import open_study
+from search.study.samplers import SAMPLERS
+from search.study.suggest import suggest
+from search.study.warm_start import expressed, queue
+from search.workers.loop import Terms
+from tests.search import troubles
+from tests.search.helpers import Listening, in_memory, open_tiny, search, tiny_spec
+
+#: A space that holds every row of the one table but those of other networks.
+WIDE = {
+    "data.image_size": 32,
+    "search": {
+        "model": {"unet": {"width": [8, 64], "depth": [3, 5]}},
+        "loss": ["bce", "bce_dice", "dice"],
+        "augment": ["none", "full", "rotations"],
+        "optimizer": {"adam": {"lr": [1e-4, 1e-2]}},
+        "schedule": "constant",
+        "batch_size": [8, 16],
+        "clip_norm": {"choices": [0, 1]},
+    },
+    "fixed": {},
+}
+
+
+def test_what_lies_in_the_space_is_said_by_parameters_that_draw_it_again():
+    spec = tiny_spec(WIDE)
+    config = baselines.config("c-bigger-unet", 32, spec.budget.epochs)
+    params = expressed(config, spec.space)
+    assert params == {
+        "model.unet.width": 64,
+        "model.unet.depth": 4,
+        "loss": "bce_dice",
+        "loss.bce_dice.weight": 0.5,
+        "augment": "none",
+        "optimizer.adam.lr": 1e-3,
+        "batch_size": 16,
+        "clip_norm": 0.0,
+    }
+    study = in_memory()
+    study.enqueue_trial(params)
+    assert suggest(study.ask(), spec.space).digest() == config.digest()
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("segnet-bce", "another network"),
+        ("unet-focal", "another loss"),
+        ("c-baseline-scheduler", "another schedule"),
+        ("c-baseline-flooding", "a setting that the study leaves at its default"),
+        ("e-unet-ham-v1", "half of the epochs"),
+    ],
+)
+def test_what_does_not_lie_in_the_space_cannot_be_said(name, why):
+    spec = tiny_spec(WIDE)
+    assert expressed(baselines.config(name, 32, spec.budget.epochs), spec.space) is None, why
+
+
+def test_a_value_outside_a_narrowed_range_cannot_be_said():
+    spec = tiny_spec(WIDE | {"search.model": {"unet": {"width": [8, 32], "depth": [3, 5]}}})
+    assert expressed(baselines.config("c-bigger-unet", 32, 2), spec.space) is None
+    assert expressed(baselines.config("c-deeper-unet", 32, 2), spec.space) is not None
+
+
+def test_every_preset_is_queued_once_with_its_name():
+    spec = tiny_spec(WIDE | {"warm_start": ["seeds"], "data.image_size": 64})
+    queued = queue(spec)
+    assert [attrs[trial_records.PRESET] for _, attrs in queued] == baselines.names()
+    for params, attrs in queued:
+        config = baselines.config(attrs[trial_records.PRESET], 64, 2)
+        assert (attrs.get(trial_records.GIVEN) == config.to_dict()) != bool(params)
+    assert queue(tiny_spec(WIDE)) == []
+
+
+def test_founding_a_study_writes_its_queue_once(tiny_data, tmp_path):
+    changes = {"warm_start": ["c-baseline-unet", "e-unet-ham-v1"], "data.image_size": 32}
+    for _ in range(2):  # made, and opened again
+        opened = open_tiny(tiny_data, tmp_path / "s", changes)
+        known = trial_records.all_trials(opened.study)
+        assert [trial_records.state_of(t) for t in known] == ["waiting"] * 2
+        assert [t.user_attrs[trial_records.PRESET] for t in known] == changes["warm_start"]
+
+
+def test_they_are_the_studys_first_trials_and_are_trained_as_they_are(tiny_data, tmp_path):
+    changes = {
+        "data.image_size": 32,
+        "warm_start": ["c-baseline-unet"],
+        "budget": {"trials": 2, "epochs": 1},
+    }
+    opened = open_tiny(tiny_data, tmp_path / "s", changes)
+    search(opened)
+    first, second = trial_records.all_trials(opened.study)
+    assert first.user_attrs[trial_records.PRESET] == "c-baseline-unet"
+    expected = baselines.config("c-baseline-unet", 32, 1)
+    assert trial_records.config_of(first) == expected.to_dict()
+    assert trial_records.state_of(first) == "complete" and first.params == {}
+    assert trial_records.PRESET not in second.user_attrs and second.params
+    # Opened again, nothing is queued a second time.
+    assert len(trial_records.all_trials(open_study(tmp_path / "s").study)) == 2
+
+
+def test_a_preset_that_was_cut_off_is_queued_again_as_it_is(tiny_data, tmp_path):
+    changes = {"data.image_size": 32, "warm_start": ["c-baseline-unet"]}
+    opened = open_tiny(tiny_data, tmp_path / "s", changes | {"budget": {"trials": 1, "epochs": 1}})
+
+    class Interrupting(Listening):
+        def trial_started(self, number, config):
+            super().trial_started(number, config)
+            if number == 0:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search(opened, Interrupting())
+    search(open_study(tmp_path / "s"))
+    lost, again = trial_records.all_trials(opened.study)
+    assert trial_records.reason_of(lost) == trial_records.INTERRUPTED
+    assert again.user_attrs[trial_records.PRESET] == "c-baseline-unet"
+    assert trial_records.config_of(again) == trial_records.config_of(lost)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_goes_on_from_presets_and_the_whole_space_is_tried(
+    tiny_data, tmp_path, sampler
+):
+    """Presets outside the space are no part of it: three widths are left, and three are tried."""
+    changes = {
+        "data.image_size": 32,
+        "sampler": {"name": sampler, "startup": 2},
+        "warm_start": ["c-baseline-unet", "e-unet-ham-v1"],
+        "budget": {"trials": 20, "epochs": 1},
+        "search.model": {"unet": {"width": {"choices": [4, 5, 6]}, "depth": 1}},
+        "search.optimizer": {"adam": {"lr": 0.01}},
+    }
+    opened = open_tiny(tiny_data, tmp_path / "s", changes)
+    # Trainings that need no time: how they train is no matter here.
+    assert search(opened, terms=Terms(program=troubles.__name__)).why == "exhausted"
+    done = [
+        t for t in trial_records.all_trials(opened.study) if trial_records.state_of(t) == "complete"
+    ]
+    assert [t.user_attrs.get(trial_records.PRESET) for t in done[:2]] == changes["warm_start"]
+    assert sorted(t.params["model.unet.width"] for t in done[2:]) == [4, 5, 6]
+
+
+def test_quasi_random_points_fill_the_space_after_a_preset_without_parameters():
+    study = in_memory(SAMPLERS["qmc"](0, 0))
+    space = tiny_spec({"search.model": {"unet": {"width": [4, 128], "depth": [1, 4]}}}).space
+    study.enqueue_trial({}, user_attrs={trial_records.GIVEN: {}})
+    study.tell(study.ask(), 0.5)
+    drawn = []
+    for _ in range(33):
+        trial = study.ask()
+        suggest(trial, space)
+        drawn.append(trial.params["optimizer.adam.lr"])
+        study.tell(trial, 0.5)
+    # Sobol points after the first: as many in each eighth of the range, up to one.
+    eighth = [int(8 * math.log(lr / 0.001) / math.log(100)) for lr in drawn[1:]]
+    assert {eighth.count(i) for i in range(8)} <= {3, 4, 5}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"warm_start": ["sedes"]}, "did you mean 'seeds'?"),
+        ({"warm_start": ["unet-dise"]}, "did you mean 'unet-dice'?"),
+        ({"warm_start": "seeds"}, "warm_start"),
+        (
+            {"warm_start": ["segnet-bce"], "data.image_size": 48},
+            "data.image_size: segnet-bce: segnet takes multiples of 32 from 32 on, got 48",
+        ),
+    ],
+)
+def test_what_cannot_be_queued_is_told_with_the_files_other_errors(changes, told):
+    with pytest.raises(InputError) as caught:
+        tiny_spec(changes)
+    assert told in str(caught.value)

@@ -1,0 +1,232 @@
+"""The published systems side by side: trained, tested, and in one table."""
+
+import csv
+import io
+import json
+import statistics
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from lesionseg import metrics
+from lesionseg.errors import InputError
+from search import run_baselines
+from search.monitoring.tables import HEADINGS, print_seeds
+from search.results.baseline_table import Row, headline, rows, table_csv, table_markdown
+from search.run_baselines import make_spec, run_seeds
+from search.spec import baselines
+from search.storage import trial_records
+from search.study.lifecycle import open_study, test_looks
+
+test_looks.__test__ = False  # it is the code's, not a test
+
+TWO = ["c-baseline-unet", "e-unet-ham-v1"]
+FEW = ["data.limit.train=8", "data.limit.val=4", "data.limit.test=4"]
+
+
+def run(data, folder, only, **options):
+    spec = make_spec(options.pop("size", 16), options.pop("epochs", 1), FEW)
+    quiet = Console(file=io.StringIO())
+    return run_seeds(quiet, spec, data, folder, only=only, device="cpu", threads=1, **options)
+
+
+@pytest.fixture(scope="module")
+def done(tiny_data, tmp_path_factory):
+    """Two systems, trained for an epoch; not to be changed."""
+    folder = tmp_path_factory.mktemp("seeds") / "s"
+    return folder, run(tiny_data, folder, TWO)
+
+
+def test_each_is_trained_and_tested_and_the_best_stands_first(done):
+    folder, found = done
+    assert sorted(row.preset for row in found) == sorted(TWO)
+    assert all(row.tested for row in found)
+    assert found[0].means["dice"] >= found[1].means["dice"]
+    assert found[0].behind is None
+    opened = open_study(folder)
+    for trial in trial_records.all_trials(opened.study):
+        expected = baselines.config(trial.user_attrs[trial_records.PRESET], 16, 1)
+        assert trial_records.config_of(trial) == expected.to_dict()
+    assert len(test_looks(opened.study)) == 2
+
+
+def test_a_rows_numbers_are_those_of_its_per_image_rows(done):
+    folder, found = done
+    tables = {}
+    for row in found:
+        path = folder / "results" / str(row.trials[0]) / "per_image.csv"
+        with path.open(newline="") as file:
+            tables[row.preset] = list(csv.DictReader(file))
+        assert len(tables[row.preset]) == 4
+        for name in ("dice", "precision", "hd95", "assd_percent"):
+            values = [float(r[name]) for r in tables[row.preset]]
+            assert row.means[name] == pytest.approx(statistics.fmean(values))
+            low, high = row.ci95[name]
+            assert min(values) - 1e-9 <= low <= high <= max(values) + 1e-9
+    one, other = ([float(r["dice"]) for r in tables[row.preset]] for row in found)
+    gaps = [b - a for a, b in zip(one, other, strict=True)]
+    assert found[1].behind.difference == pytest.approx(statistics.fmean(gaps))
+
+
+def test_files_are_written_for_people_and_machines(done):
+    folder, found = done
+    for name in ("dice_vs_time.png", "overlays.png"):
+        with Image.open(folder / name) as picture:
+            assert min(picture.size) > 100
+            assert len(np.unique(np.asarray(picture.convert("L")))) > 10
+    assert (folder / "table.md").read_text() == table_markdown(found)
+    with (folder / "table.csv").open(newline="") as file:
+        plain = list(csv.DictReader(file))
+    assert [r["preset"] for r in plain] == [r.preset for r in found]
+    assert float(plain[0]["dice"]) == found[0].means["dice"]
+    assert plain[0]["behind"] == "" and plain[1]["behind"] != ""
+    shown = {p.stem for p in (folder / "results" / "0").glob("*.png")}
+    assert shown == {p.stem for p in (folder / "results" / "1").glob("*.png")}
+    assert shown == set(open_study(folder).split.test)  # of four images, five shares are all
+
+
+def test_the_table_is_printed_whole(done):
+    _, found = done
+    stream = io.StringIO()
+    print_seeds(Console(file=stream, width=400), found)
+    text = stream.getvalue()
+    assert all(heading in text for heading in HEADINGS)
+    assert all(row.preset in text for row in found)
+
+
+@pytest.mark.slow
+def test_what_is_there_is_not_trained_again_and_others_are_added(tiny_data, tmp_path):
+    folder = tmp_path / "s"
+    run(tiny_data, folder, TWO[:1])
+    before = (folder / "results" / "0" / "result.json").stat().st_mtime_ns
+    found = run(tiny_data, folder, TWO[:1], repeats=2)
+    assert (folder / "results" / "0" / "result.json").stat().st_mtime_ns == before
+    (row,) = found
+    assert row.trials == (0, 1) and len(row.dice) == 2
+    assert row.means["dice"] == pytest.approx(statistics.fmean(row.dice))
+    known = trial_records.all_trials(open_study(folder).study)
+    assert [trial_records.config_of(t)["seed"] for t in known] == [0, 1]
+    assert "2 seeds" in headline(row)[1]
+
+
+def test_a_run_that_was_cut_off_before_its_test_goes_on_with_it(tiny_data, tmp_path, monkeypatch):
+    def cut(*args):
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "s"
+    with monkeypatch.context() as patch:
+        patch.setattr(run_baselines, "test", cut)
+        with pytest.raises(KeyboardInterrupt):
+            run(tiny_data, folder, TWO[:1])
+    assert not (folder / "results").exists()
+    (row,) = run(tiny_data, folder, TWO[:1])
+    assert row.trials == (0,)
+    assert len(trial_records.all_trials(open_study(folder).study)) == 1
+
+
+@pytest.mark.slow
+def test_a_system_that_breaks_has_a_row_with_the_reason_and_the_others_go_on(
+    tiny_data, tmp_path, monkeypatch
+):
+    genuine = baselines.config
+
+    def broken(name, *args, **kwargs):
+        config = genuine(name, *args, **kwargs)
+        if name != TWO[0]:
+            return config
+        plain = config.to_dict() | {"optimizer": {"sgd": {"lr": 1.0}}, "clip_norm": 0.0}
+        plain["loss"] = {"nothing": {}}
+        return type(config).from_dict(plain)
+
+    monkeypatch.setattr(baselines, "config", broken)
+    found = run(tiny_data, tmp_path / "s", TWO)
+    assert [row.preset for row in found] == [TWO[1], TWO[0]]
+    assert "unknown loss 'nothing'" in found[1].message and not found[1].tested
+    assert "unknown loss" in table_markdown(found)
+    assert "unknown loss" in table_csv(found)
+
+
+@pytest.mark.parametrize(
+    ("size", "only", "told"),
+    [
+        (48, ["segnet-bce"], "segnet-bce: segnet takes multiples of 32"),
+        (64, ["unet-dise"], "did you mean 'unet-dice'?"),
+    ],
+)
+def test_what_cannot_be_trained_is_told_before_anything_is_made(
+    tiny_data, tmp_path, size, only, told
+):
+    with pytest.raises(InputError) as caught:
+        run(tiny_data, tmp_path / "s", only, size=size)
+    assert told in str(caught.value)
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("text", ["search.loss=dice", "budget.trials=3", "fixed.batch_size=2"])
+def test_what_presets_settle_cannot_be_set(text):
+    with pytest.raises(InputError, match="presets settle the rest"):
+        make_spec(64, 5, [text])
+
+
+@pytest.mark.slow
+def test_two_hosts_share_the_work_and_each_tests_what_it_trained(tiny_data, tmp_path, postgres_url):
+    """The other host is a folder of its own beside the same database."""
+    run(tiny_data, tmp_path / "one" / "s", TWO[:1], storage=postgres_url)
+    found = run(tiny_data, tmp_path / "two" / "s", TWO, storage=postgres_url)
+    assert [(row.preset, row.tested) for row in found] == [(TWO[1], True), (TWO[0], False)]
+    assert found[1].message == "trained on another host"
+    assert not (tmp_path / "two" / "s" / "results" / "0").exists()
+
+
+# --- the table from made-up results ----------------------------------------------------------
+
+
+def made_up(dice):
+    images = [
+        dict.fromkeys(metrics.METRICS, 0.5)
+        | {f"{n}{u}": 1.0 for n in metrics.SURFACE for u in ("", "_percent")}
+        | {"group": str(i), "dice": d}
+        for i, d in enumerate(dice)
+    ]
+    test = {"dice": statistics.fmean(dice)}
+    return {"images": images, "speed": {"batch": 10.0, "single": 5.0}, "test": test}
+
+
+def finished(study, name):
+    trial = study.ask()
+    for key, value in {
+        trial_records.PRESET: name, "params": 10, "macs": 20, "seconds": 3.0, "peak_memory": 4,
+        "best_epoch": 1, "epochs": 2, "val": {"dice": 0.5},
+    }.items():  # fmt: skip
+        trial.set_user_attr(key, value)
+    study.tell(trial, 0.5)
+    return trial.number
+
+
+def test_a_system_that_is_better_on_every_image_is_better_by_its_whole_interval():
+    from tests.search.helpers import in_memory
+
+    study = in_memory()
+    low, high = finished(study, "unet-bce"), finished(study, "unet-dice")
+    results = {low: made_up([0.5, 0.6, 0.7]), high: made_up([0.6, 0.7, 0.8])}
+    best, other = rows(results, trial_records.all_trials(study))
+    assert (best.preset, other.preset) == ("unet-dice", "unet-bce")
+    gap = other.behind
+    assert [gap.difference, gap.low, gap.high] == pytest.approx([-0.1, -0.1, -0.1])
+    assert headline(other)[2].startswith("-0.1000 (-0.1000")
+
+
+def test_no_result_at_all_is_a_table_of_reasons():
+    from tests.search.helpers import in_memory
+
+    study = in_memory()
+    trial = study.ask()
+    trial.set_user_attr(trial_records.PRESET, "unet-bce")
+    trial.set_user_attr("message", "out | of memory")
+    study.tell(trial, state=trial_records.Optuna.FAIL)
+    found = rows({}, trial_records.all_trials(study))
+    assert found == [Row("unet-bce", message="out | of memory")]
+    assert "out / of memory" in table_markdown(found)  # a bar would end the cell
+    assert json.dumps(table_csv(found))

@@ -1,0 +1,368 @@
+"""What the search is for: whatever is killed, no trial is lost, none is counted twice."""
+
+import contextlib
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from lesionseg.config import TrialConfig
+from search.monitoring.status import status
+from search.spec.study_spec import load_spec
+from search.storage import trial_records
+from search.study.lifecycle import create_or_resume, open_records, open_study
+from search.study.location import Join
+from search.trial_process.protocol import Trained, TrainJob
+from search.trial_process.supervisor import Limits, Watch, follow
+from tests.conftest import write_folder
+from tests.postgres import private_postgres  # noqa: F401
+from tests.search import stub
+from tests.search.chaos import FULL, Plan, stub_spec, survive, write_pairs
+from tests.search.chaos_checks import rows_of
+from tests.search.helpers import PATIENCE, tiny_plain, tiny_spec, wait_until, write_study
+from tests.search.nursery import Nursery
+
+pytestmark = pytest.mark.alone
+
+COMMAND = Path(sys.executable).with_name("lesionsearch")
+SMALL = Plan(workers=3, trials=24, kill_workers=4, kill_children=3, kill_servers=1)
+
+MIDDLE = Plan(
+    8, 60, kill_workers=9, kill_children=5, kill_servers=1, freezes=1, grace=20.0, patience=600
+)
+
+#: Seconds within which a worker that is sent away is gone.
+GONE_WITHIN = 10.0
+
+
+@pytest.fixture(scope="module")
+def nursery():
+    with Nursery() as nursery:
+        yield nursery
+
+
+@pytest.fixture
+def restartable(request):
+    """A database on a server that may be stopped, and the server."""
+    server = request.getfixturevalue("private_postgres")
+    name = f"chaos_{os.urandom(4).hex()}"
+    yield server, server.create(name)
+    server.run(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def check(told, verdict, plan: Plan) -> None:
+    assert verdict.wrong == []
+    assert told.peak == plan.trials  # never more, and the last look saw them all
+    assert told.orphans == []
+    assert told.died == []
+    kinds = (plan.kill_workers, plan.kill_children, plan.kill_servers, plan.freezes, plan.restarts)
+    assert [told.done[k] for k in ("worker", "child", "server", "freeze", "restart")] == [*kinds]
+    assert verdict.crashed <= plan.kill_children + plan.kill_servers
+    assert verdict.retried > 0
+    # Of a few kills all may fall before a first checkpoint; of many they do not.
+    assert verdict.resumed > 0 or plan.trials < 100
+
+
+# --- with a training that is none ----------------------------------------------------------------
+
+
+def test_workers_and_trainings_that_are_killed_lose_and_repeat_nothing(nursery, tmp_path):
+    check(*survive(nursery, tmp_path, SMALL), SMALL)
+
+
+@pytest.mark.slow
+def test_the_same_on_postgresql(nursery, tmp_path, postgres_url):
+    check(*survive(nursery, tmp_path, SMALL, postgres_url), SMALL)
+
+
+@pytest.mark.long
+def test_two_hundred_trials_survive_fifty_kills(nursery, tmp_path):
+    check(*survive(nursery, tmp_path, FULL), FULL)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [pytest.param(MIDDLE, marks=pytest.mark.slow), pytest.param(FULL, marks=pytest.mark.long)],
+    ids=["60 trials", "200 trials"],
+)
+def test_the_same_on_a_server_that_is_restarted_meanwhile(nursery, tmp_path, restartable, plan):
+    server, url = restartable
+    plan = replace(plan, restarts=2)
+    pauses = random.Random(0)
+
+    def restart() -> None:
+        server.restart(pauses.uniform(1, 3))
+
+    check(*survive(nursery, tmp_path, plan, url, restart), plan)
+
+
+def stop_between_writes(nursery, worker: int, database: Path) -> None:
+    """Stops a worker, but not in the middle of a write: nobody can take SQLite's lock from it."""
+    while True:
+        assert nursery.signal(worker, signal.SIGSTOP)
+        try:
+            with contextlib.closing(sqlite3.connect(database, timeout=1)) as there:
+                there.execute("BEGIN IMMEDIATE")
+            return
+        except sqlite3.OperationalError:
+            assert nursery.signal(worker, signal.SIGCONT)
+            time.sleep(0.05)
+
+
+def test_a_worker_that_slept_too_long_tells_nothing_when_it_wakes(nursery, tmp_path):
+    plan = Plan(2, 1, 0, 0, 0, epochs=5, grace=2.0)
+    create_or_resume(stub_spec(plan, "s"), write_pairs(tmp_path / "data"), tmp_path / "s")
+    join, environment = Join("s", tmp_path / "s"), {"LESIONSEARCH_GRACE": "2"}
+    environment[stub.SECONDS] = "0.3 0.3"
+    sleeper = nursery.start(join, tmp_path / "log", environment)
+
+    def lines(what: str) -> list[stub.Line]:
+        return [line for line in stub.read_log(join.folder) if line.what == what]
+
+    assert wait_until(lambda: lines(stub.SAVED), PATIENCE)
+    stop_between_writes(nursery, sleeper, join.folder / "study.db")
+    other = nursery.start(join, tmp_path / "log", environment)
+    ended: dict[int, int] = {}
+    assert wait_until(lambda: ended.update(nursery.ended()) or other in ended, PATIENCE)
+    of_trials = "SELECT * FROM trials", "SELECT * FROM trial_user_attributes ORDER BY 1"
+    of_trials += ("SELECT * FROM trial_intermediate_values ORDER BY 1",)
+    before = [rows_of(join, query) for query in of_trials]
+    log = stub.read_log(join.folder)
+    assert nursery.signal(sleeper, signal.SIGCONT)
+    assert wait_until(lambda: ended.update(nursery.ended()) or sleeper in ended, PATIENCE)
+    assert ended == {sleeper: 0, other: 0}
+    assert [rows_of(join, query) for query in of_trials] == before
+    assert stub.read_log(join.folder) == log
+    known = trial_records.all_trials(open_records(join.folder)[0])
+    assert [trial_records.reason_of(t) for t in known] == ["lost", None]
+    assert known[1].state.name == "COMPLETE"
+    assert known[1].user_attrs["resumed_at"] == lines(stub.BEGUN)[1].epoch > 0
+    assert not list((join.folder / "trials").rglob("state.pt"))
+
+
+# --- with the real training ----------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def started(*args: object):
+    """The real command; whatever is left of its family is ended."""
+    process = subprocess.Popen(
+        [COMMAND, *map(str, args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            kill_family(psutil.Process(process.pid))
+            process.communicate()
+
+
+def kill_family(top: psutil.Process) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for each in [top, *top.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+
+
+def uninterrupted(folder: Path, config: dict, weights: Path) -> dict[str, torch.Tensor]:
+    """The weights of the same configuration, trained in one go."""
+    material = open_study(folder).material
+    data = (material.cache, material.train, material.val)
+    job = TrainJob(TrialConfig.from_dict(config).to_dict(), *data, "cpu", 1, save_to=weights)
+    assert isinstance(follow(job, lambda told: False, Limits(), Watch()), Trained)
+    return load_file(weights)
+
+
+def check_as_if_uninterrupted(folder: Path, number: int, scratch: Path) -> None:
+    trial = trial_records.all_trials(open_records(folder)[0])[number]
+    there = load_file(folder / "trials" / str(number) / "model.safetensors")
+    straight = uninterrupted(folder, trial.user_attrs["config"], scratch / f"{number}.safetensors")
+    assert there.keys() == straight.keys()
+    assert all(torch.equal(there[name], straight[name]) for name in straight)
+
+
+def chains(folder: Path) -> dict[int, list]:
+    """Trials by the number that they had first."""
+    found: dict[int, list] = {}
+    for trial in trial_records.all_trials(open_records(folder)[0]):
+        found.setdefault(trial.user_attrs.get("retry_of", trial.number), []).append(trial)
+    return found
+
+
+def epochs_done(folder: Path) -> int:
+    """Of all trials, what was repeated counted once."""
+    known = chains(folder).values()
+    return sum(max((e for t in chain for e in t.intermediate_values), default=0) for chain in known)
+
+
+def write_real(path: Path, changes: dict) -> Path:
+    plain = {
+        "name": "s",
+        "data": {"image_size": 64, "limit": {"train": 100, "val": 30, "test": 10}},
+        "budget": {"trials": 3, "epochs": 40},
+        "sampler": {"name": "random"},
+        "search": {
+            "model": {"unet": {"width": 8, "depth": 3}},
+            "loss": "bce_dice",
+            "augment": "flips",
+            "schedule": "cosine",
+        },
+    }
+    path.write_text(yaml.safe_dump(tiny_plain({**plain, **changes})))
+    return path
+
+
+@pytest.mark.long
+def test_weights_are_those_of_a_study_that_nobody_disturbed(real_data, tmp_path):
+    """Five times one of three workers is killed with all that it started."""
+    folder, study = tmp_path / "s", write_real(tmp_path / "study.yaml", {})
+    args = ["run", study, "--data", real_data / "isic2018", "--out", folder, "--no-final"]
+    with started(*args, "--workers", "3", "--threads", "1", "--device", "cpu") as run:
+        for killed in range(5):
+            assert wait_until(lambda: (folder / "run.json").exists(), 120)
+            due = 18 * (killed + 1)
+            assert wait_until(lambda due=due: epochs_done(folder) >= due, 120)
+            # One is not to be lost so often that it is given up.
+            held = [w for w in status(folder)["workers"] if w["trial"] is not None]
+            known = trial_records.all_trials(open_records(folder)[0])
+            held.sort(key=lambda w, known=known: known[w["trial"]].user_attrs.get("losses", 0))
+            kill_family(psutil.Process(held[0]["pid"]))
+        told, _ = run.communicate(timeout=240)
+        assert run.returncode == 0, told
+    found = chains(folder)
+    assert status(folder)["counts"] == {
+        "waiting": 0,
+        "running": 0,
+        "complete": 3,
+        "pruned": 0,
+        "failed": 0,
+        "skipped": 5,
+    }
+    assert [[t.state.name for t in chain if t.state.name == "COMPLETE"] for chain in found.values()]
+    resumed = [chain[-1] for chain in found.values() if chain[-1].user_attrs.get("resumed_at")]
+    assert resumed
+    for trial in resumed:
+        check_as_if_uninterrupted(folder, trial.number, tmp_path)
+
+
+#: An epoch takes seconds.
+LONG = {"budget": {"trials": 1, "epochs": 2}, "data.limit.train": 600, "data.image_size": 96}
+
+
+def wait_for_the_middle(run: subprocess.Popen, folder: Path) -> None:
+    """Of its trial's second epoch."""
+    assert wait_until(lambda: epochs_done(folder) == 1, 120)
+    family = psutil.Process(run.pid).children(recursive=True)
+
+    def worked() -> float:
+        return sum(sum(p.cpu_times()[:2]) for p in family if p.is_running())
+
+    before = worked()
+    assert wait_until(lambda: worked() > before + 1.5, 60)
+
+
+def check_it_leaves(run: subprocess.Popen) -> str:
+    family = psutil.Process(run.pid).children(recursive=True)
+    began = time.monotonic()
+    run.terminate()
+    told, _ = run.communicate(timeout=60)
+    assert time.monotonic() - began < GONE_WITHIN, told
+    assert run.returncode == 0, told
+    assert not [p for p in psutil.wait_procs(family, 2)[1] if p.is_running()]
+    return told
+
+
+def work_on(*args: object) -> None:
+    with started("worker", "s", *args, "--device", "cpu", "--threads", "1") as run:
+        told, _ = run.communicate(timeout=240)
+    assert run.returncode == 0, told
+    assert "the study is done" in told
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_sent_away_leaves_its_trial_to_another(real_data, tmp_path):
+    study, folder = write_real(tmp_path / "study.yaml", LONG), tmp_path / "s"
+    create_or_resume(load_spec(str(study)), real_data / "isic2018", folder)
+    with started("worker", "s", "--out", folder, "--device", "cpu", "--threads", "1") as run:
+        wait_for_the_middle(run, folder)
+        check_it_leaves(run)
+    known = trial_records.all_trials(open_records(folder)[0])
+    assert [(t.state.name, trial_records.reason_of(t)) for t in known] == [
+        ("FAIL", "interrupted"),
+        ("WAITING", None),
+    ]
+    assert known[1].user_attrs["attempts"] == [0]
+    assert (folder / "trials" / "0" / "state.pt").is_file()
+    assert status(folder)["workers"] == []
+    work_on("--out", folder)
+    done = trial_records.all_trials(open_records(folder)[0])[1]
+    assert (done.state.name, done.user_attrs["resumed_at"]) == ("COMPLETE", 1)
+    assert not list((folder / "trials").rglob("state.pt"))
+    check_as_if_uninterrupted(folder, 1, tmp_path)
+
+
+@pytest.mark.slow
+def test_it_leaves_as_fast_when_the_database_is_away(real_data, tmp_path, restartable):
+    server, url = restartable
+    study, folder = write_real(tmp_path / "study.yaml", LONG), tmp_path / "s"
+    create_or_resume(load_spec(str(study)), real_data / "isic2018", folder, url)
+    args = ("--out", folder, "--storage", url)
+    with started("worker", "s", *args, "--device", "cpu", "--threads", "1") as run:
+        wait_for_the_middle(run, folder)
+        server.stop("immediate")
+        try:
+            check_it_leaves(run)
+        finally:
+            server.start()
+    assert (folder / "trials" / "0" / "state.pt").is_file()
+    work_on(*args)
+    known = trial_records.all_trials(open_records(folder)[0])
+    assert [(t.state.name, trial_records.reason_of(t)) for t in known] == [
+        ("FAIL", "lost"),
+        ("COMPLETE", None),
+    ]
+    assert known[1].user_attrs["resumed_at"] == 1
+    assert not list((folder / "trials").rglob("state.pt"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["data", "study"])
+def test_a_worker_with_other_data_or_another_study_changes_nothing(tiny_data, tmp_path, what):
+    folder = tmp_path / "s"
+    create_or_resume(tiny_spec(), tiny_data, folder)
+    given = {
+        "data": write_folder(tmp_path / "other", 31),
+        "study": write_study(tmp_path / "other.yaml", {"budget.epochs": 3}),
+    }[what]
+
+    def written() -> list[str]:
+        with contextlib.closing(sqlite3.connect(folder / "study.db")) as connection:
+            return list(connection.iterdump())
+
+    before = written()
+    files = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    run = subprocess.run(
+        [COMMAND, "worker", "s", "--out", folder, f"--{what}", given],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 2
+    assert len(run.stderr.splitlines()) == 1
+    assert {"data": "other data", "study": "budget.epochs differ"}[what] in run.stderr
+    assert written() == before
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == files
