@@ -50,7 +50,7 @@ def _exit_code(error: Exception) -> int | None:
 
     if isinstance(error, InputError):
         return 2
-    failed = getattr(sys.modules.get("search.signals"), "Failed", None)
+    failed = getattr(sys.modules.get("search.errors"), "JobFailed", None)
     return 1 if failed and isinstance(error, failed) else None
 
 
@@ -67,8 +67,8 @@ trials_app = typer.Typer(
     help="A study's trials: queue them, take them along.", no_args_is_help=True
 )
 app.add_typer(trials_app, name="trials")
-seeds_app = typer.Typer(help="The published systems, side by side.", no_args_is_help=True)
-app.add_typer(seeds_app, name="seeds")
+baselines_app = typer.Typer(help="The published systems, side by side.", no_args_is_help=True)
+app.add_typer(baselines_app, name="baselines")
 
 Name = Annotated[str, typer.Argument(help="A study's folder, or its name under runs/.")]
 Data = Annotated[
@@ -141,7 +141,7 @@ def run(
         ),
     ] = None,
     trials: Annotated[int | None, typer.Option(help="Budget: trials in all.")] = None,
-    timeout: Annotated[float | None, typer.Option(help="Budget: hours in all.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Budget: hours in all.")] = None,
     gpu_hours: Annotated[float | None, typer.Option(help="Budget: hours of all GPUs.")] = None,
     set_: Set = None,
     device: Device = "auto",
@@ -163,7 +163,7 @@ def run(
     from search.workers.pool import make_crew
 
     overrides = list(set_ or [])
-    for key, value in (("trials", trials), ("hours", timeout), ("gpu_hours", gpu_hours)):
+    for key, value in (("trials", trials), ("hours", hours), ("gpu_hours", gpu_hours)):
         overrides += [f"budget.{key}={value}"] if value is not None else []
     crew = make_crew(
         engine,
@@ -205,11 +205,11 @@ def worker(
 ) -> None:
     """Join a study and work on it until it is done; SIGTERM puts the trial at work back."""
     from lesionseg.data.sets import as_roots
-    from search.study.location import Join
+    from search.study.location import StudyLocation
     from search.trial_process.resources import worker_slot
     from search.workers.process_main import run_worker
 
-    join = Join(name, out or Path("runs") / name, storage, as_roots(data))
+    join = StudyLocation(name, out or Path("runs") / name, storage, as_roots(data))
     slot = worker_slot(device, threads, share=share, memory_gb=memory_gb)
     run_worker(join, slot, study=study, max_trials=max_trials, forever=forever)
 
@@ -272,7 +272,7 @@ def final_(
     from lesionseg.data.sets import as_roots
     from search.monitoring import tables as show
     from search.monitoring.status import find_run
-    from search.results.final_test import finalize
+    from search.results.final_test import run_final_test
     from search.results.report import write_report
     from search.signals import sigterm_as_interrupt
     from search.storage.study_dir import locked
@@ -282,7 +282,7 @@ def final_(
     folder = find_run(name)
     with locked(folder), sigterm_as_interrupt():
         opened = open_study(folder, storage=storage, data=as_roots(data))
-        report = finalize(opened, default_slot(device, threads), again=again)
+        report = run_final_test(opened, default_slot(device, threads), again=again)
     console = show.make_console()
     show.print_final(console, report)
     console.print(f"report: {write_report(folder, storage=storage)}", markup=False)
@@ -297,7 +297,7 @@ def report(
     ] = "html",
     against: Annotated[
         Path | None,
-        typer.Option(help="Folder of a `seeds run` on the same test images, to compare with."),
+        typer.Option(help="Folder of a `baselines run` on the same test images, to compare with."),
     ] = None,
 ) -> None:
     """Write a study's report: a page, tables for a paper, or every number for machines."""
@@ -483,7 +483,7 @@ def data_fetch(
     from lesionseg.data.download.fetch import fetch
     from lesionseg.data.download.http import FetchFailed
     from lesionseg.data.index import DatasetIndex
-    from search.errors import Failed
+    from search.errors import JobFailed
     from search.monitoring import tables as show
 
     with show.fetching(show.make_console()) as tick:
@@ -497,7 +497,7 @@ def data_fetch(
                 on_progress=tick,
             )
         except FetchFailed as error:
-            raise Failed(f"data fetch: {error}") from error
+            raise JobFailed(f"data fetch: {error}") from error
     index = DatasetIndex.read(root, name)
     print(f"{len(index.records)} pairs in {root}")
 
@@ -545,7 +545,7 @@ def trials_enqueue(
     file: Annotated[Path, typer.Argument(help="YAML: a configuration, or a list of them.")],
     storage: Storage = None,
 ) -> None:
-    """Queue configurations of your own: parameters, whole ones, or `preset: NAME`."""
+    """Queue configurations of your own: parameters, whole ones, or `baseline: NAME`."""
     from search.spec.study_spec import spec_from
     from search.study.queue import enqueue, room
 
@@ -584,25 +584,25 @@ def trials_import(
     print(import_from(file, out, storage, as_roots(data)))
 
 
-@seeds_app.command(name="list")
-def seeds_list() -> None:
-    """The presets: where each is from and what it is."""
+@baselines_app.command(name="list")
+def baselines_list() -> None:
+    """The baselines: where each is from and what it is."""
     from search.monitoring import tables as show
     from search.spec import baselines
 
-    show.print_presets(show.make_console(), [baselines.preset(n) for n in baselines.names()])
+    show.print_baselines(show.make_console(), [baselines.baseline(n) for n in baselines.names()])
 
 
-@seeds_app.command(name="run")
-def seeds_run(
+@baselines_app.command(name="run")
+def baselines_run(
     data: Data,
     only: Annotated[
-        list[str] | None, typer.Option(help="Presets, by comma; may be repeated. [all]")
+        list[str] | None, typer.Option(help="Baselines, by comma; may be repeated. [all]")
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 40,
     image_size: Annotated[int, typer.Option(min=16, help="Side in pixels.")] = 256,
-    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each preset.")] = 1,
-    out: Annotated[Path, typer.Option(help="The study's folder.")] = Path("runs/seeds"),
+    repeats: Annotated[int, typer.Option(min=1, help="Trainings of each baseline.")] = 1,
+    out: Annotated[Path, typer.Option(help="The study's folder.")] = Path("runs/baselines"),
     storage: Storage = None,
     set_: Annotated[
         list[str] | None,
@@ -614,24 +614,24 @@ def seeds_run(
     """Train the published systems under one budget, test each, and write one table."""
     from lesionseg.data.sets import some_roots
     from search.monitoring import tables as show
-    from search.run_baselines import make_spec, run_seeds
+    from search.run_baselines import make_spec, run_baselines
 
     console = show.make_console()
     spec = make_spec(image_size, epochs, set_ or [])
     names = [name.strip() for each in only or [] for name in each.split(",") if name.strip()]
     with _told_how_to_go_on(console):
-        rows = run_seeds(
+        rows = run_baselines(
             console,
             spec,
             some_roots(data),
             out,
             only=names,
-            repeats=seeds,
+            repeats=repeats,
             storage=storage,
             device=device,
             threads=threads,
         )
-    show.print_seeds(console, rows)
+    show.print_baseline_table(console, rows)
     console.print(f"table and figures: {out}", markup=False)
 
 
@@ -671,9 +671,9 @@ def _records(name: str, storage: str | None) -> Any:
 
 
 def _command(name: str, storage: str | None, word: Any) -> None:
-    from search.storage.leases import Ledger
+    from search.storage.leases import TrialLeases
 
-    ledger = Ledger(_records(name, storage))
+    ledger = TrialLeases(_records(name, storage))
     ledger.command = word
     there = len(ledger.workers())
     print(f"{name}: {there} worker{'s' if there != 1 else ''} told to {word}")

@@ -38,7 +38,7 @@ from lesionseg.config import TrialConfig
 from lesionseg.space import Pick
 from search.monitoring import notes
 from search.storage import artifact_ids
-from search.storage.leases import Ledger
+from search.storage.leases import TrialLeases
 from search.storage.retention import HISTORY, PICTURE
 from search.study.lifecycle import OpenStudy, create_or_resume
 from search.study.suggest import suggest
@@ -61,7 +61,7 @@ def fill(opened: OpenStudy, n: int) -> None:
         config = suggest(trial, opened.spec.space)
         frozen = trial._cached_frozen_trial
         made.append(_ended(number, frozen, config, rng, mark, began))
-    backend = Ledger(opened.study)._storage
+    backend = TrialLeases(opened.study)._storage
     study_id = opened.study._study_id
     with Session(backend.engine) as session, session.begin():
         _write(session, models.TrialModel, [{"study_id": study_id} | _trial_row(t) for t in made])
@@ -102,7 +102,7 @@ def _ended(
 
 def describe(opened: OpenStudy) -> None:
     """The trials' notes, as their workers would have written them."""
-    ledger, known = Ledger(opened.study), opened.study.get_trials(deepcopy=False)
+    ledger, known = TrialLeases(opened.study), opened.study.get_trials(deepcopy=False)
     for at in range(0, len(known), 500):
         texts = [notes.attrs_of(t) for t in known[at : at + 500]]
         ledger.describe({key: value for text in texts for key, value in text.items()})
@@ -196,7 +196,7 @@ def cost(folder: Path) -> None:
         model, _ = checkpoint.load(weights)
         draw_sheet(model, data.cache, spread(data.cache, data.val), folder / "s.jpg", cpu)
         drawn.append(time.process_time() - began)
-    ledger, trial = Ledger(opened.study), opened.study.ask()
+    ledger, trial = TrialLeases(opened.study), opened.study.ask()
     opened.study.tell(trial, 0.5)
     done, noted = opened.study.trials[0], []
     for _ in range(7):

@@ -40,8 +40,8 @@ from lesionseg.space import Pick
 from lesionseg.training.types import EpochRecord
 from search.spec.study_spec import StudySpec, spec_from
 from search.study.lifecycle import create_or_resume
-from search.trial_process.process import Child
-from search.trial_process.protocol import Broke, Built, TrainJob
+from search.trial_process.process import TrialProcess
+from search.trial_process.protocol import JobError, ModelBuilt, TrainJob
 
 SIDE = 64
 MIB = 2**20
@@ -107,15 +107,15 @@ def train_and_weigh(data: Path, epochs: int, threads: int = 1) -> Iterator[tuple
         model=Pick("unet", {"width": 4, "depth": 2}), image_size=SIDE, epochs=epochs, batch_size=16
     )
     job = TrainJob(config.to_dict(), cache.path, train, val, "cpu", threads)
-    with Child(job) as child:
+    with TrialProcess(job) as child:
         for message in child.messages():
             match message:
-                case Built():
+                case ModelBuilt():
                     child.reply(stop=False)
                 case EpochRecord():
                     yield message.seconds, weigh(child.pid)
                     child.reply(stop=False)
-                case Broke(reason, text):
+                case JobError(reason, text):
                     raise SystemExit(f"the training broke: {reason}: {text}")
 
 

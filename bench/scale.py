@@ -41,10 +41,10 @@ from search.spec.study_spec import spec_from
 from search.storage.leases import Claim
 from search.study.lifecycle import OpenStudy, create_or_resume, open_study, prepare_sampling
 from search.study.suggest import suggest
-from search.trial_process.protocol import Built, End, Trained, TrainJob
+from search.trial_process.protocol import JobOutcome, ModelBuilt, Trained, TrainJob
 from search.trial_process.slot import Slot
-from search.trial_process.supervisor import Limits, Watch
-from search.workers.loop import Silent
+from search.trial_process.supervisor import Limits, StopConditions
+from search.workers.loop import NullListener
 from search.workers.worker import Worker
 
 EPOCHS = 5
@@ -72,11 +72,11 @@ class Marks:
 
 
 def instead_of_training(
-    job: TrainJob, on_message: Callable[..., bool], limits: Limits, watch: Watch
-) -> End:
+    job: TrainJob, on_message: Callable[..., bool], limits: Limits, watch: StopConditions
+) -> JobOutcome:
     """What a child says of a training, without one."""
     MARKS["began"] = time.perf_counter()
-    on_message(Built(1000, 1000))
+    on_message(ModelBuilt(1000, 1000))
     history = []
     for epoch in range(1, EPOCHS + 1):
         dice = 0.5 + 0.3 * (hash(repr(job.config)) % 997) / 997 + 0.01 * epoch
@@ -154,9 +154,15 @@ def worker_of(opened: OpenStudy, ordinal: int = 0) -> Iterator[Worker]:
     """A real worker that trains nothing."""
     prepare_sampling(opened, ordinal)
     worker = Worker(
-        opened.study, opened.spec, opened.material, opened.depot, Slot("cpu"), Silent(), keep=3
+        opened.study,
+        opened.spec,
+        opened.material,
+        opened.depot,
+        Slot("cpu"),
+        NullListener(),
+        keep=3,
     )
-    with patch("search.workers.trial_runner.follow", instead_of_training), worker:
+    with patch("search.workers.trial_runner.supervise", instead_of_training), worker:
         yield worker
 
 

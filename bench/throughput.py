@@ -61,8 +61,8 @@ from lesionseg.runtime.device import (
 from lesionseg.runtime.env import AUGMENT, SWITCHES, switch
 from lesionseg.runtime.malloc import keep_memory
 from lesionseg.space import Pick
-from lesionseg.training.trainer import Hooks, Loop
-from lesionseg.training.training_state import Keeper
+from lesionseg.training.trainer import Hooks, Trainer
+from lesionseg.training.training_state import CheckpointManager
 from lesionseg.training.types import TrainData
 from search.trial_process.resources import cores
 
@@ -147,8 +147,8 @@ class Ours:
         os.environ[AUGMENT] = executor  # which is looked at once, by the loop
         # An epoch is as long as a block of the others: members occur several times.
         members = np.arange(steps * config.batch_size) % len(cache.names)
-        hooks = Hooks(lambda: False, lambda *told: None, Keeper(None, {}), 1)
-        self.loop = Loop(config, TrainData(cache, members, members), device, model, hooks)
+        hooks = Hooks(lambda: False, lambda *told: None, CheckpointManager(None, {}), 1)
+        self.loop = Trainer(config, TrainData(cache, members, members), device, model, hooks)
 
     @property
     def executor(self) -> str:

@@ -9,9 +9,9 @@ from lesionseg.augment.mix import MIXES
 from lesionseg.losses import LOSSES
 from lesionseg.models import MODELS
 from lesionseg.optim import OPTIMIZERS, SCHEDULES
-from lesionseg.space import Option
+from lesionseg.space import RegistryEntry
 
-FAMILIES: Mapping[str, Mapping[str, Option]] = {
+FAMILIES: Mapping[str, Mapping[str, RegistryEntry]] = {
     "model": MODELS,
     "loss": LOSSES,
     "augment": AUGMENTS,

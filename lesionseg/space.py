@@ -129,7 +129,7 @@ def spelt(value: Scalar) -> str:
 
 
 @dataclass(frozen=True)
-class Option:
+class RegistryEntry:
     """One row of a family's table.
 
     build: makes the thing from its parameters (and the family's own leading arguments).
@@ -173,7 +173,7 @@ class Pick:
     params: Mapping[str, Scalar] = field(default_factory=dict)
 
 
-def lookup(family: str, table: Mapping[str, Option], name: str) -> Option:
+def lookup(family: str, table: Mapping[str, RegistryEntry], name: str) -> RegistryEntry:
     """The row of that name; InputError with the nearest match if there is none."""
     if name not in table:
         raise InputError(f"unknown {family} {name!r} ({nearest(name, table)})")
@@ -182,7 +182,7 @@ def lookup(family: str, table: Mapping[str, Option], name: str) -> Option:
 
 def build(
     family: str,
-    table: Mapping[str, Option],
+    table: Mapping[str, RegistryEntry],
     pick: Pick,
     *args: Any,
     image_size: int | None = None,

@@ -1,6 +1,6 @@
 """The published systems trained side by side: same images, same split, same budget, one table.
 
-Each preset is a trial of one study, in the same storage and child process as any search. It is
+Each baseline is a trial of one study, in the same storage and child process as any search. It is
 tested as soon as it is trained; what the test gave lies in ``results/<trial>/``, written whole or
 not at all, so that a run that was cut off goes on where it stopped.
 """
@@ -34,7 +34,12 @@ from search.storage import trial_records
 from search.storage.leases import Claim
 from search.storage.retention import WEIGHTS
 from search.storage.study_dir import is_study, locked
-from search.study.lifecycle import OpenStudy, count_look, create_or_resume, prepare_sampling
+from search.study.lifecycle import (
+    OpenStudy,
+    count_test_evaluation,
+    create_or_resume,
+    prepare_sampling,
+)
 from search.trial_process.protocol import Tested, TestJob
 from search.trial_process.resources import default_slot
 from search.trial_process.slot import Slot
@@ -45,14 +50,14 @@ SHOWN = (0.05, 0.3, 0.5, 0.7, 0.95)
 
 
 def make_spec(image_size: int, epochs: int, overrides: Sequence[str] = ()) -> StudySpec:
-    """The study in which presets are trained. overrides: of ``data`` and ``seed`` alone.
+    """The study in which baselines are trained. overrides: of ``data`` and ``seed`` alone.
 
-    Raises InputError for another key: what is trained is the presets', not the run's.
+    Raises InputError for another key: what is trained is the baselines', not the run's.
     """
     for text in overrides:
         if text.split("=")[0].split(".")[0].strip() not in {"data", "seed"}:
             raise InputError(
-                f"--set: {text}: only keys of data, and seed, can be set here; presets settle "
+                f"--set: {text}: only keys of data, and seed, can be set here; baselines settle "
                 f"the rest"
             )
     plain = {
@@ -62,10 +67,10 @@ def make_spec(image_size: int, epochs: int, overrides: Sequence[str] = ()) -> St
         "sampler": {"name": "random"},
         "pruner": {"name": "none"},
     }
-    return spec_from(with_overrides(plain, overrides), "seeds run")
+    return spec_from(with_overrides(plain, overrides), "baselines run")
 
 
-def run_seeds(
+def run_baselines(
     console: Console,
     spec: StudySpec,
     data: Roots,
@@ -77,11 +82,11 @@ def run_seeds(
     device: str = "auto",
     threads: int | None = None,
 ) -> list[Row]:
-    """Trains and tests the presets that have no result yet, and writes the table of all.
+    """Trains and tests the baselines that have no result yet, and writes the table of all.
 
-    only: presets' names; none means all. repeats: trainings of each, with seeds one apart.
+    only: baselines' names; none means all. repeats: trainings of each, with seeds one apart.
     Writes ``table.md``, ``table.csv``, ``dice_vs_time.png`` and ``overlays.png`` to the folder.
-    Raises InputError: an unknown preset, an image size that one of them cannot take, or what
+    Raises InputError: an unknown baseline, an image size that one of them cannot take, or what
     ``create_or_resume`` refuses. KeyboardInterrupt leaves a study that can be gone on with.
     """
     names = baselines.selected(only or [baselines.ALL])
@@ -165,7 +170,7 @@ def _enqueue(opened: OpenStudy, wanted: Sequence[tuple[str, TrialConfig]]) -> No
     """Queues what has no trial that is done, at work or waiting; one that failed is tried anew."""
     there = {
         (
-            t.user_attrs.get(trial_records.PRESET),
+            t.user_attrs.get(trial_records.BASELINE),
             t.user_attrs.get(trial_records.GIVEN, {}).get("seed"),
         )
         for t in trial_records.all_trials(opened.study)
@@ -173,7 +178,7 @@ def _enqueue(opened: OpenStudy, wanted: Sequence[tuple[str, TrialConfig]]) -> No
     }
     for name, config in wanted:
         if (name, config.seed) not in there:
-            attrs = {trial_records.PRESET: name, trial_records.GIVEN: config.to_dict()}
+            attrs = {trial_records.BASELINE: name, trial_records.GIVEN: config.to_dict()}
             opened.study.enqueue_trial({}, user_attrs=attrs)
 
 
@@ -183,7 +188,7 @@ def _test_missing(console: Console, opened: OpenStudy, slot: Slot, trial: Frozen
     weights = opened.depot.fetch(trial.number, WEIGHTS)
     if weights is None:  # another host trained it, and tests it
         return
-    count_look(opened.study)
+    count_test_evaluation(opened.study)
     tested = test(
         TestJob(
             weights,
@@ -196,7 +201,7 @@ def _test_missing(console: Console, opened: OpenStudy, slot: Slot, trial: Frozen
     )
     _write(opened.folder, trial.number, tested)
     dice = float(tested.evaluation.scores["dice"].mean())
-    console.print(f"{trial.user_attrs[trial_records.PRESET]}: test Dice {dice:.4f}", markup=False)
+    console.print(f"{trial.user_attrs[trial_records.BASELINE]}: test Dice {dice:.4f}", markup=False)
 
 
 def _shown(opened: OpenStudy) -> tuple[str, ...]:

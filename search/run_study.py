@@ -16,21 +16,21 @@ from lesionseg.errors import some
 from search.monitoring import tables as show
 from search.monitoring.dashboard import study_note
 from search.monitoring.live import Following
-from search.monitoring.status import Standing
-from search.results.final_test import finalize
-from search.signals import Interrupts
+from search.monitoring.status import StudyStatus
+from search.results.final_test import run_final_test
+from search.signals import SignalHandler
 from search.spec.study_spec import StudySpec
 from search.storage import trial_records
-from search.storage.leases import Ledger
+from search.storage.leases import TrialLeases
 from search.storage.study_dir import is_study, locked
-from search.storage.trial_records import Clock
+from search.storage.trial_records import TimeBudget
 from search.study import data_audit
 from search.study.lifecycle import OpenStudy, create_or_resume
-from search.study.location import Join
-from search.study.weights import need_weights
+from search.study.location import StudyLocation
+from search.study.weights import ensure_space_weights
 from search.trial_process.resources import default_slot
 from search.workers.loop import work
-from search.workers.pool import Crew, run_crew
+from search.workers.pool import WorkerPool, run_crew
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class Place:
 
 
 def run_study(
-    console: Console, spec: StudySpec, data: Roots, place: Place, crew: Crew, *, final: bool
+    console: Console, spec: StudySpec, data: Roots, place: Place, crew: WorkerPool, *, final: bool
 ) -> None:
     """Creates or resumes the study and has it worked on until it is done.
 
     Raises InputError, Failed and KeyboardInterrupt; the study can be resumed after each.
     """
-    need_weights(spec.space)
-    interrupts = Interrupts()
+    ensure_space_weights(spec.space)
+    interrupts = SignalHandler()
     with ExitStack() as held:
         held.enter_context(interrupts.taken())
         there = is_study(place.folder)
@@ -62,9 +62,9 @@ def run_study(
             )
         if not there:
             held.enter_context(locked(place.folder))
-        Ledger(opened.study).command = "run"
+        TrialLeases(opened.study).command = "run"
         _introduce(console, opened, crew)
-        join = Join(opened.name, place.folder, place.storage, data)
+        join = StudyLocation(opened.name, place.folder, place.storage, data)
         how = _search(console, opened, crew, join, interrupts)
         console.print(_how_it_ended(opened, how))
         with suppress(Exception):  # what people look at: the search is as good without it
@@ -75,12 +75,12 @@ def run_study(
 
         console.print("retraining the best configuration, then the test images")
         slot = crew.slots[0] if crew.alone else default_slot()
-        show.print_final(console, finalize(opened, slot))
+        show.print_final(console, run_final_test(opened, slot))
         report = write_report(place.folder, storage=place.storage)
         console.print(f"report: {report}", markup=False)
 
 
-def _introduce(console: Console, opened: OpenStudy, crew: Crew) -> None:
+def _introduce(console: Console, opened: OpenStudy, crew: WorkerPool) -> None:
     split = opened.split
     console.print(
         f"{opened.index.layout}: {len(opened.index.records)} pairs; train {len(split.train)}, "
@@ -100,7 +100,7 @@ def _introduce(console: Console, opened: OpenStudy, crew: Crew) -> None:
     console.print(f"study {opened.name} in {opened.folder}, {_who(crew)}", markup=False)
 
 
-def _who(crew: Crew) -> str:
+def _who(crew: WorkerPool) -> str:
     if crew.alone:
         return f"on {crew.slots[0].device}"
     if crew.engine != "local":
@@ -111,7 +111,11 @@ def _who(crew: Crew) -> str:
 
 
 def _search(
-    console: Console, opened: OpenStudy, crew: Crew, join: Join, interrupts: Interrupts
+    console: Console,
+    opened: OpenStudy,
+    crew: WorkerPool,
+    join: StudyLocation,
+    interrupts: SignalHandler,
 ) -> str:
     """Has the budget spent; how that ended, as ``serve.work`` says it."""
     budget = opened.spec.budget
@@ -130,9 +134,9 @@ def _search(
     return _why(opened)
 
 
-def _followed(console: Console, join: Join) -> Following:
+def _followed(console: Console, join: StudyLocation) -> Following:
     def look() -> Callable[[], dict[str, Any]]:
-        standing = Standing(join.folder, join.storage)
+        standing = StudyStatus(join.folder, join.storage)
         return lambda: standing.look(disk=False)
 
     return Following(console, look)
@@ -142,9 +146,9 @@ def _why(opened: OpenStudy) -> str:
     known, budget = trial_records.all_trials(opened.study), opened.spec.budget
     if trial_records.spent(known) >= budget.trials:
         return "done"
-    if Clock(budget.hours, budget.gpu_hours).is_over(known):
+    if TimeBudget(budget.hours, budget.gpu_hours).is_over(known):
         return "time"
-    return "asked" if Ledger(opened.study).command == "stop" else "exhausted"
+    return "asked" if TrialLeases(opened.study).command == "stop" else "exhausted"
 
 
 def _how_it_ended(opened: OpenStudy, why: str) -> str:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class Interrupts:
+class SignalHandler:
     """SIGINT and SIGTERM as this process takes them, while entered.
 
     Each sets ``stopping``. Outside of ``held`` it is also raised as KeyboardInterrupt, at once;
@@ -23,7 +23,7 @@ class Interrupts:
         self._held = False
 
     @contextmanager
-    def taken(self) -> Iterator[Interrupts]:
+    def taken(self) -> Iterator[SignalHandler]:
         """Within it, the signals come here."""
         known = (signal.SIGINT, signal.SIGTERM)
         before = {each: signal.signal(each, self._hear) for each in known}
@@ -56,5 +56,5 @@ class Interrupts:
 @contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
     """Within it, SIGTERM does what Ctrl-C does, and a second of either changes nothing more."""
-    with Interrupts().taken():
+    with SignalHandler().taken():
         yield

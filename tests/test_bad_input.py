@@ -334,7 +334,7 @@ SPEC = [
         ("(1) budget.trials", "(2) search.loss"),
     ),
     Case("a negative budget", lambda here: run(here, "--trials", -1), ("budget.trials", "got -1")),
-    Case("a negative time", lambda here: run(here, "--timeout", -1), ("budget.hours", "got -1")),
+    Case("a negative time", lambda here: run(here, "--hours", -1), ("budget.hours", "got -1")),
     Case(
         "an image size that the model cannot take",
         lambda here: run(here, "--set", "data.image_size=17"),
@@ -342,17 +342,17 @@ SPEC = [
     ),
     Case(
         "an unknown published system",
-        lambda here: ["seeds", "run", "--data", data_of(here), "--only", "unet-dise"],
-        ("unknown preset 'unet-dise' (did you mean 'unet-dice'?)",),
+        lambda here: ["baselines", "run", "--data", data_of(here), "--only", "unet-dise"],
+        ("unknown baseline 'unet-dise' (did you mean 'unet-dice'?)",),
     ),
     Case(
         "a size that a published system cannot take",
-        lambda here: ["seeds", "run", "--data", data_of(here), "--image-size", 48],
+        lambda here: ["baselines", "run", "--data", data_of(here), "--image-size", 48],
         ("segnet-bce: segnet takes multiples of 32 from 32 on, got 48",),
     ),
     Case(
         "a published system that shall be another",
-        lambda here: ["seeds", "run", "--data", data_of(here), "--set", "fixed.ema=0.9"],
+        lambda here: ["baselines", "run", "--data", data_of(here), "--set", "fixed.ema=0.9"],
         ("--set: fixed.ema=0.9: only keys of data, and seed, can be set here",),
     ),
     Case(
@@ -742,5 +742,5 @@ def test_the_table_has_no_case_twice():
 def test_the_study_that_the_cases_start_from_is_good(tiny_data):
     """Otherwise each of them could be refused for another reason than its own."""
     study = write_study(Path("study.yaml"))
-    args = ["run", study, "--data", tiny_data, "--no-final", "--timeout", "1e-12"]
+    args = ["run", study, "--data", tiny_data, "--no-final", "--hours", "1e-12"]
     assert CliRunner().invoke(cli.app, [str(a) for a in args]).exit_code == 0

@@ -185,20 +185,22 @@ def test_options_as_markdown_is_the_page_of_the_docs():
     assert "## mix" in alone and "## loss" not in alone
 
 
-def test_seeds_list_names_every_preset_with_its_source():
-    text = run("seeds", "list").stdout
+def test_baselines_list_names_every_baseline_with_its_source():
+    text = run("baselines", "list").stdout
     for name in baselines.names():
-        assert re.search(rf"^{name}\s+{baselines.preset(name).source}\s", text, re.MULTILINE)
+        assert re.search(rf"^{name}\s+{baselines.baseline(name).source}\s", text, re.MULTILINE)
 
 
 @pytest.mark.slow
-def test_seeds_run_trains_tests_and_tells_where_the_table_is(tiny_data):
+def test_baselines_run_trains_tests_and_tells_where_the_table_is(tiny_data):
     few = [f"--set=data.limit.{part}=4" for part in ("train", "val", "test")]
     names = ["--only", "c-baseline-unet,e-unet-ham-v1", "--only", "c-deeper-unet"]
-    done = run("seeds", "run", "--data", tiny_data, "--image-size", 32, "--epochs", 1, *few, *names)
+    done = run(
+        "baselines", "run", "--data", tiny_data, "--image-size", 32, "--epochs", 1, *few, *names
+    )
     assert done.exit_code == 0
-    assert "table and figures: runs/seeds" in done.stdout
-    table = Path("runs/seeds/table.md").read_text()
+    assert "table and figures: runs/baselines" in done.stdout
+    table = Path("runs/baselines/table.md").read_text()
     for name in ("c-baseline-unet", "e-unet-ham-v1", "c-deeper-unet"):
         assert name in done.stdout and f"| {name} |" in table
     assert "unet-dice" not in table
@@ -306,7 +308,7 @@ def test_a_study_from_the_command_line(tiny_data, tmp_path):
     assert told == json.loads((folder / "final" / "metrics.json").read_text())
     out = run("final", "tiny", "--again", "--device", "cpu", "--threads", "1").stdout
     assert "2 times" in out
-    assert json.loads(run("status", "tiny", "--json").stdout)["test_looks"] == 2
+    assert json.loads(run("status", "tiny", "--json").stdout)["test_evaluations"] == 2
 
 
 def test_a_final_without_a_complete_trial_ends_with_1(tiny_data):
@@ -403,4 +405,4 @@ def test_the_demo_runs_to_its_report_and_once_more(tmp_path):
     assert plain["spent"] == 10
     assert plain["test"]["dice"] > 0
     run("demo", "--images", "40")
-    assert json.loads(run("status", "demo", "--json").stdout)["test_looks"] == 1
+    assert json.loads(run("status", "demo", "--json").stdout)["test_evaluations"] == 1

@@ -21,7 +21,7 @@ import numpy as np
 from lesionseg.augment.colour import blur, colours
 from lesionseg.augment.dermoscopy import artefacts
 from lesionseg.augment.geometry import elastic, flips, symmetries, turn, warp
-from lesionseg.space import Float, Option, Pick, build
+from lesionseg.space import Float, Pick, RegistryEntry, build
 
 
 def build_none() -> A.Compose:
@@ -70,22 +70,26 @@ def build_full(strength: float) -> A.Compose:
 
 _STRENGTH = {"strength": Float(0.1, 1.0, default=0.5)}
 
-AUGMENTS: dict[str, Option] = {
-    "none": Option(build_none, {}, "no augmentation"),
-    "flips": Option(build_flips, {}, "horizontal and vertical flips"),
-    "rotations": Option(build_rotations, _STRENGTH, "flips, quarter turns, turns by any angle"),
-    "geometric": Option(
+AUGMENTS: dict[str, RegistryEntry] = {
+    "none": RegistryEntry(build_none, {}, "no augmentation"),
+    "flips": RegistryEntry(build_flips, {}, "horizontal and vertical flips"),
+    "rotations": RegistryEntry(
+        build_rotations, _STRENGTH, "flips, quarter turns, turns by any angle"
+    ),
+    "geometric": RegistryEntry(
         build_geometric, _STRENGTH, "rotations, zoom, shift, shear and elastic changes"
     ),
-    "colour": Option(
+    "colour": RegistryEntry(
         build_colour, _STRENGTH, "brightness, contrast, saturation, hue, gamma, CLAHE"
     ),
-    "dermoscopy": Option(
+    "dermoscopy": RegistryEntry(
         build_dermoscopy,
         _STRENGTH,
         "flips; hair drawn or removed, ruler marks, bubbles, glare, vignette",
     ),
-    "full": Option(build_full, _STRENGTH, "geometric, colour and dermoscopy together, and blur"),
+    "full": RegistryEntry(
+        build_full, _STRENGTH, "geometric, colour and dermoscopy together, and blur"
+    ),
 }
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lesionseg.space import Float, Option, Pick, build
+from lesionseg.space import Float, Pick, RegistryEntry, build
 
 Mix = Callable[[Tensor, Tensor, np.random.Generator], tuple[Tensor, Tensor]]
 
@@ -63,12 +63,12 @@ def build_cutmix(alpha: float) -> Mix:
     return mix
 
 
-MIXES: dict[str, Option] = {
-    "none": Option(build_none, {}, "every image alone"),
-    "mixup": Option(
+MIXES: dict[str, RegistryEntry] = {
+    "none": RegistryEntry(build_none, {}, "every image alone"),
+    "mixup": RegistryEntry(
         build_mixup, {"alpha": Float(0.05, 2.0, 0.4, log=True)}, "weighted means of two images"
     ),
-    "cutmix": Option(
+    "cutmix": RegistryEntry(
         build_cutmix, {"alpha": Float(0.05, 2.0, 1.0, log=True)}, "a box from another image"
     ),
 }

@@ -85,8 +85,8 @@ class DatasetIndex:
 
     @classmethod
     def _together(cls, roots: tuple[Path, ...], layout: str) -> DatasetIndex:
-        named = sorted(zip(labels(roots), roots, strict=True))
-        read = {label: cls.read(root, layout) for label, root in named}
+        format_step = sorted(zip(labels(roots), roots, strict=True))
+        read = {label: cls.read(root, layout) for label, root in format_step}
         records = sorted(
             merge({label: index.records for label, index in read.items()}), key=lambda r: r.name
         )
@@ -123,10 +123,10 @@ def _rank(record: Record) -> int:
 
 def _refuse_doubles(root: Path, records: list[Record], *, torn: bool = False) -> None:
     """torn: names that stand in official splits that differ are no doubles."""
-    named: dict[str, list[Record]] = {}
+    format_step: dict[str, list[Record]] = {}
     for r in records:
-        named.setdefault(r.name.lower(), []).append(r)
-    doubles = [same for same in named.values() if len(same) > 1]
+        format_step.setdefault(r.name.lower(), []).append(r)
+    doubles = [same for same in format_step.values() if len(same) > 1]
     if torn:
         doubles = [same for same in doubles if not _lie_in_as_many_splits(same)]
     if doubles:

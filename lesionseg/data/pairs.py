@@ -123,5 +123,5 @@ def child(root: Path, name: str) -> Path | None:
     with looking_into(root):
         if not root.is_dir():
             return None
-        named = (p for p in root.iterdir() if p.name.lower() == name.lower())
-        return next((p for p in named if p.is_dir()), None)
+        format_step = (p for p in root.iterdir() if p.name.lower() == name.lower())
+        return next((p for p in format_step if p.is_dir()), None)

@@ -23,7 +23,7 @@ from lesionseg.data.split import positions
 from lesionseg.inference.postprocess import finish, refine
 from lesionseg.inference.selection import PLAIN, Inference
 from lesionseg.inference.tta import averaged
-from lesionseg.runtime.oom import Portions
+from lesionseg.runtime.oom import AdaptiveBatcher
 
 Probabilities = NDArray[np.float32]
 
@@ -85,7 +85,7 @@ def predict(
         images, _ = next(in_order(cache, members[part], part.stop - part.start))
         return images, averaged(model, normalise(images.to(device)), inference.tta).float().cpu()
 
-    for images, found in Portions(batch_size, device)(len(members), few):
+    for images, found in AdaptiveBatcher(batch_size, device)(len(members), few):
         for image, probability in zip(images.numpy(), found.squeeze(1).numpy(), strict=True):
             yield refine(inference.chain, probability, image)
 

@@ -16,7 +16,7 @@ OWN = 0.1
 
 
 @dataclass(frozen=True)
-class Findings:
+class MaskStats:
     """What is said of one mask, at its own size.
 
     area: its pixels. share: of the picture, in [0, 1].
@@ -42,15 +42,15 @@ class Findings:
         return self.area == 0
 
 
-def describe(mask: Mask, probability: Probability) -> Findings:
+def describe(mask: Mask, probability: Probability) -> MaskStats:
     """The findings of a mask [H, W] and the probabilities [H, W] that it was cut from."""
     plain = mask.view(np.uint8)
     area = int(np.count_nonzero(plain))
     if not area:
-        return Findings(0, 0.0, None, None, False, False)
+        return MaskStats(0, 0.0, None, None, False, False)
     moments = cv2.moments(plain, binaryImage=True)
     edges = (mask[0], mask[-1], mask[:, 0], mask[:, -1])
-    return Findings(
+    return MaskStats(
         area,
         area / mask.size,
         (moments["m10"] / moments["m00"], moments["m01"] / moments["m00"]),

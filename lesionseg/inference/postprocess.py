@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lesionseg.errors import InputError
 from lesionseg.inference.crf import crf
-from lesionseg.space import Float, Option, Pick, build
+from lesionseg.space import Float, Pick, RegistryEntry, build
 
 Chain = tuple[Pick, ...]
 Probability = NDArray[np.float32]
@@ -79,23 +79,23 @@ def build_closing(radius: float) -> Operation:
     return Operation(lambda mask: _eroded(_dilated(mask, radius), radius))
 
 
-POSTPROCESS: dict[str, Option] = {
-    "threshold": Option(
+POSTPROCESS: dict[str, RegistryEntry] = {
+    "threshold": RegistryEntry(
         build_threshold, {"value": Float(0.05, 0.95, default=CUT)}, "lesion above this probability"
     ),
-    "largest": Option(build_largest, {}, "the largest component only"),
-    "fill_holes": Option(build_fill_holes, {}, "no holes"),
-    "opening": Option(
+    "largest": RegistryEntry(build_largest, {}, "the largest component only"),
+    "fill_holes": RegistryEntry(build_fill_holes, {}, "no holes"),
+    "opening": RegistryEntry(
         build_opening,
         {"radius": Float(0.2, 5.0, default=1.0, log=True)},
         "without specks and thin parts; radius in % of the diagonal",
     ),
-    "closing": Option(
+    "closing": RegistryEntry(
         build_closing,
         {"radius": Float(0.2, 5.0, default=1.0, log=True)},
         "without cracks and narrow bays; radius in % of the diagonal",
     ),
-    "crf": Option(
+    "crf": RegistryEntry(
         build_crf,
         {
             "weight": Float(0.5, 20.0, default=4.0, log=True),

@@ -15,7 +15,7 @@ from lesionseg.config import TrialConfig
 from lesionseg.data.image_io import Pixels, enough, read_image_and_size, squeeze, upright
 from lesionseg.data.loader import normalise
 from lesionseg.errors import InputError
-from lesionseg.inference.mask_stats import Findings, Mask, Probability, describe
+from lesionseg.inference.mask_stats import Mask, MaskStats, Probability, describe
 from lesionseg.inference.postprocess import cut, enlarge, refine
 from lesionseg.inference.selection import PLAIN, Inference
 from lesionseg.inference.tta import averaged
@@ -29,7 +29,7 @@ Picture = str | Path | Image.Image | NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)
-class Prediction(Findings):
+class Prediction(MaskStats):
     """What was found in one picture, beside the numbers of Findings.
 
     mask: bool [H, W], True on the lesion, at the picture's own size (upright).

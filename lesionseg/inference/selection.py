@@ -96,7 +96,7 @@ PLAIN = Inference()
 
 
 @dataclass(frozen=True)
-class Choice:
+class InferenceChoice:
     """What ``choose`` found.
 
     inference: the choice. dice: its mean Dice over the images, at the network's size.
@@ -120,7 +120,7 @@ def choose(
     ttas: Sequence[str] = ("none", "flips", "d4"),
     postprocess: bool = True,
     batch_size: int = 16,
-) -> Choice:
+) -> InferenceChoice:
     """Chooses test-time augmentation and postprocessing on validation images.
 
     In turn: each row of TTA, the best threshold, the best random field, and as long as one helps
@@ -151,7 +151,7 @@ def choose(
     for name in names[1:]:
         tta = search.best((name,), lambda name: _predictions(kept[name], images, ())) or tta
     chain = _chain(search, kept[tta], images) if postprocess else ()
-    return Choice(
+    return InferenceChoice(
         Inference(tta, chain),
         float(search.dice.mean()),
         search.rows[0]["dice"],

@@ -23,7 +23,7 @@ from lesionseg.losses.overlap import (
     build_tversky,
 )
 from lesionseg.losses.pixel import build_bce, build_focal
-from lesionseg.space import Float, Option, Pick, build
+from lesionseg.space import Float, Pick, RegistryEntry, build
 
 __all__ = ["LOSSES", "OVERLAPS", "Criterion", "Loss", "Outputs", "build_loss", "over_outputs"]
 
@@ -34,34 +34,38 @@ _FOCAL = {"gamma": Float(0.5, 4.0, default=2.0), "alpha": Float(0.1, 0.9, defaul
 _WEIGHT = {"weight": Float(0.1, 0.9, default=0.5)}
 _TVERSKY = {"alpha": Float(0.1, 0.9, default=0.3), "beta": Float(0.1, 0.9, default=0.7)}
 
-LOSSES: dict[str, Option] = {
-    "bce": Option(
+LOSSES: dict[str, RegistryEntry] = {
+    "bce": RegistryEntry(
         build_bce,
         {"pos_weight": Float(0.1, 20.0, default=1.0, log=True)},
         "binary cross-entropy",
         settled=frozenset({"pos_weight"}),
     ),
-    "dice": Option(build_dice, {}, "soft Dice; arXiv:1606.04797"),
-    "jaccard": Option(build_jaccard, {}, "soft Jaccard (IoU); arXiv:2302.05666"),
-    "focal": Option(build_focal, _FOCAL, "focal loss; arXiv:1708.02002"),
-    "bce_dice": Option(build_bce_dice, _WEIGHT, "weighted sum of cross-entropy and soft Dice"),
-    "focal_dice": Option(
+    "dice": RegistryEntry(build_dice, {}, "soft Dice; arXiv:1606.04797"),
+    "jaccard": RegistryEntry(build_jaccard, {}, "soft Jaccard (IoU); arXiv:2302.05666"),
+    "focal": RegistryEntry(build_focal, _FOCAL, "focal loss; arXiv:1708.02002"),
+    "bce_dice": RegistryEntry(
+        build_bce_dice, _WEIGHT, "weighted sum of cross-entropy and soft Dice"
+    ),
+    "focal_dice": RegistryEntry(
         build_focal_dice, {**_FOCAL, **_WEIGHT}, "weighted sum of focal loss and soft Dice"
     ),
-    "tversky": Option(
+    "tversky": RegistryEntry(
         build_tversky, _TVERSKY, "false positives and negatives weighed apart; arXiv:1706.05721"
     ),
-    "focal_tversky": Option(
+    "focal_tversky": RegistryEntry(
         build_focal_tversky,
         {**_TVERSKY, "gamma": Float(1.0, 3.0, default=4 / 3)},
         "root of Tversky, which dwells on what is nearly right; arXiv:1810.07842",
     ),
-    "lovasz": Option(build_lovasz, {}, "Lovasz hinge, a convex form of Jaccard; arXiv:1705.08790"),
-    "mcc": Option(build_mcc, {}, "Matthews correlation coefficient; arXiv:2010.13454"),
-    "boundary": Option(
+    "lovasz": RegistryEntry(
+        build_lovasz, {}, "Lovasz hinge, a convex form of Jaccard; arXiv:1705.08790"
+    ),
+    "mcc": RegistryEntry(build_mcc, {}, "Matthews correlation coefficient; arXiv:2010.13454"),
+    "boundary": RegistryEntry(
         build_boundary, _WEIGHT, "weighted sum of boundary loss and soft Dice; arXiv:1812.07032"
     ),
-    "hausdorff": Option(
+    "hausdorff": RegistryEntry(
         build_hausdorff,
         {"alpha": Float(1.0, 3.0, default=2.0), **_WEIGHT},
         "weighted sum of Hausdorff distance-transform loss and soft Dice; arXiv:1904.10030",

@@ -20,9 +20,9 @@ from lesionseg.models.segnet import SEGNET
 from lesionseg.models.smp import smp_options
 from lesionseg.models.unet import UNET
 from lesionseg.models.weights import untouched
-from lesionseg.space import Option, Pick, build, lookup
+from lesionseg.space import Pick, RegistryEntry, build, lookup
 
-MODELS: dict[str, Option] = {
+MODELS: dict[str, RegistryEntry] = {
     "unet": UNET,
     "segnet": SEGNET,
     "hardnet_mseg": HARDNET_MSEG,

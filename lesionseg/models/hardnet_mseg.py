@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lesionseg.space import Option
+from lesionseg.space import RegistryEntry
 
 
 class Block(NamedTuple):
@@ -203,7 +203,7 @@ def build_hardnet_mseg() -> HarDNetMSEG:
     return HarDNetMSEG()
 
 
-HARDNET_MSEG = Option(
+HARDNET_MSEG = RegistryEntry(
     build_hardnet_mseg,
     about="HarDNet-68, receptive-field blocks, cascaded partial decoder; arXiv:2101.07172",
     stride=lambda: 32,

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from lesionseg.errors import InputError
 from lesionseg.models.plan import divisor, plan
-from lesionseg.space import Categorical, Float, Int, Option
+from lesionseg.space import Categorical, Float, Int, RegistryEntry
 
 if TYPE_CHECKING:
     from monai.networks.nets.dynunet import DynUNet
@@ -146,10 +146,10 @@ def build_attention_unet(width: int, depth: int) -> nn.Module:
     return model
 
 
-def monai_options() -> dict[str, Option]:
+def monai_options() -> dict[str, RegistryEntry]:
     """The rows ``dynunet``, ``segresnet`` and ``attention_unet`` of MODELS."""
     return {
-        "dynunet": Option(
+        "dynunet": RegistryEntry(
             build_dynunet,
             {
                 "width": Int(8, 64, default=32, log=True),
@@ -160,7 +160,7 @@ def monai_options() -> dict[str, Option]:
             smallest=16,
             sized=True,
         ),
-        "segresnet": Option(
+        "segresnet": RegistryEntry(
             build_segresnet,
             # Every width is a multiple of the norm's 8 groups, hence the step.
             {"init_filters": Int(8, 32, default=16, step=8), "dropout": Float(0.0, 0.5, 0.2)},
@@ -168,7 +168,7 @@ def monai_options() -> dict[str, Option]:
             stride=lambda **_: 2 ** (len(BLOCKS_DOWN) - 1),
             smallest=16,
         ),
-        "attention_unet": Option(
+        "attention_unet": RegistryEntry(
             build_attention_unet,
             {"width": Int(8, 64, default=32, log=True), "depth": Int(2, 5, default=4)},
             "attention U-Net, gated skips; arXiv:1804.03999",

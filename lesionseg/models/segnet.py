@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lesionseg.space import Int, Option
+from lesionseg.space import Int, RegistryEntry
 
 #: Convolutions in each of the five stages, as in VGG16.
 STAGES = (2, 2, 3, 3, 3)
@@ -61,7 +61,7 @@ def build_segnet(width: int) -> SegNet:
     return SegNet(width)
 
 
-SEGNET = Option(
+SEGNET = RegistryEntry(
     build_segnet,
     {"width": Int(4, 64, default=64, log=True)},
     "SegNet, VGG16-like, unpooling by the encoder's indices; arXiv:1511.00561",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lesionseg.errors import InputError
 from lesionseg.models.weights import load_encoder
-from lesionseg.space import Categorical, Domain, Int, Option
+from lesionseg.space import Categorical, Domain, Int, RegistryEntry
 
 #: Encoders with stages of falling resolution, for every architecture but dpt. Those of ``tu-``
 #: come from timm.
@@ -126,12 +126,12 @@ def build_smp(
     return model
 
 
-def smp_options() -> dict[str, Option]:
+def smp_options() -> dict[str, RegistryEntry]:
     """The rows ``smp_unet``, ``smp_fpn``, ... of MODELS."""
     return {f"smp_{name}": _row(name, row) for name, row in ARCHITECTURES.items()}
 
 
-def _row(name: str, row: Architecture) -> Option:
+def _row(name: str, row: Architecture) -> RegistryEntry:
     encoders = TRANSFORMERS if name == "dpt" else ENCODERS
     choices = tuple(e for e in encoders if e not in REFUSED.get(name, ()))
     space: dict[str, Domain] = {
@@ -142,7 +142,7 @@ def _row(name: str, row: Architecture) -> Option:
         space["encoder_depth"] = Int(3, 5, default=5)
     if row.scse:
         space["attention"] = Categorical(("none", "scse"), default="none")
-    return Option(
+    return RegistryEntry(
         partial(build_smp, name),
         space,
         f"{row.name} of segmentation-models-pytorch; arXiv:{row.paper}",

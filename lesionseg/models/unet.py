@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lesionseg.space import Categorical, Float, Int, Option
+from lesionseg.space import Categorical, Float, Int, RegistryEntry
 
 #: The most groups of a group norm (Wu, He, arXiv:1803.08494, take 32 for wider networks).
 GROUPS = 8
@@ -177,7 +177,7 @@ def _stride(depth: int, norm: str = "batch", **_: object) -> int:
     return int(2 ** (depth + (norm == "instance")))
 
 
-UNET = Option(
+UNET = RegistryEntry(
     build_unet,
     {
         "width": Int(4, 128, default=32, log=True),

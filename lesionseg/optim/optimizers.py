@@ -9,7 +9,7 @@ from torch.nn import Parameter
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
 from torch.optim.optimizer import ParamsT
 
-from lesionseg.space import Float, Option, Pick, build, lookup
+from lesionseg.space import Float, Pick, RegistryEntry, build, lookup
 
 
 def build_adam(parameters: ParamsT, lr: float) -> Optimizer:
@@ -57,14 +57,14 @@ DECOUPLED_DECAY = Float(1e-6, 1e-1, default=1e-2, log=True)
 # A decay that is added to the gradient is not scaled by the learning rate's size once more.
 COUPLED_DECAY = Float(1e-6, 1e-2, default=1e-4, log=True)
 
-OPTIMIZERS: dict[str, Option] = {
-    "adam": Option(build_adam, {"lr": ADAMS_LR}, "Adam"),
-    "adamw": Option(
+OPTIMIZERS: dict[str, RegistryEntry] = {
+    "adam": RegistryEntry(build_adam, {"lr": ADAMS_LR}, "Adam"),
+    "adamw": RegistryEntry(
         build_adamw,
         {"lr": ADAMS_LR, "weight_decay": DECOUPLED_DECAY},
         "Adam with decoupled weight decay",
     ),
-    "sgd": Option(
+    "sgd": RegistryEntry(
         build_sgd,
         {
             "lr": Float(1e-4, 1.0, default=5e-2, log=True),
@@ -73,7 +73,7 @@ OPTIMIZERS: dict[str, Option] = {
         },
         "SGD with Nesterov momentum",
     ),
-    "rmsprop": Option(
+    "rmsprop": RegistryEntry(
         build_rmsprop,
         {
             # The mean square starts at zero, uncorrected, and momentum sums up ten steps: the
@@ -85,7 +85,7 @@ OPTIMIZERS: dict[str, Option] = {
         },
         "RMSprop with momentum",
     ),
-    "lion": Option(
+    "lion": RegistryEntry(
         build_lion,
         {
             # Every weight moves by the whole rate in each step, so the paper (section 5) takes a
@@ -95,7 +95,7 @@ OPTIMIZERS: dict[str, Option] = {
         },
         "the sign of the momentum",
     ),
-    "nadam": Option(
+    "nadam": RegistryEntry(
         build_nadam,
         {"lr": ADAMS_LR, "weight_decay": DECOUPLED_DECAY},
         "Adam with Nesterov momentum and decoupled weight decay",

@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import (
     ReduceLROnPlateau,
 )
 
-from lesionseg.space import Float, Int, Option, Pick, build
+from lesionseg.space import Float, Int, Pick, RegistryEntry, build
 
 #: What changes in torch's schedulers as they move; the rest follows from how they were built.
 _MOVING = frozenset(
@@ -134,28 +134,28 @@ def build_plateau(
     return Schedule(scheduler, "epoch")
 
 
-SCHEDULES: dict[str, Option] = {
-    "constant": Option(build_constant, {}, "the learning rate as given"),
-    "step": Option(
+SCHEDULES: dict[str, RegistryEntry] = {
+    "constant": RegistryEntry(build_constant, {}, "the learning rate as given"),
+    "step": RegistryEntry(
         build_step,
         {"factor": Float(0.1, 0.8, default=0.5), "drops": Int(1, 10, default=3)},
         "lower at evenly spaced moments",
     ),
-    "exponential": Option(
+    "exponential": RegistryEntry(
         build_exponential,
         {"end": Float(1e-4, 0.5, default=1e-2, log=True)},
         "the same share off in every step",
     ),
-    "cosine": Option(
+    "cosine": RegistryEntry(
         build_cosine, {"warmup": Float(0.0, 0.5, default=0.05)}, "warm-up, then half a cosine to 0"
     ),
-    "onecycle": Option(
+    "onecycle": RegistryEntry(
         build_onecycle, {"rise": Float(0.1, 0.5, default=0.3)}, "one cycle up and down"
     ),
-    "polynomial": Option(
+    "polynomial": RegistryEntry(
         build_polynomial, {"power": Float(0.5, 2.0, default=0.9)}, "a power of what is left, to 0"
     ),
-    "plateau": Option(
+    "plateau": RegistryEntry(
         build_plateau,
         {"factor": Float(0.1, 0.8, default=0.5), "patience": Int(0, 20, default=3)},
         "lower when the validation Dice stands still",

@@ -52,7 +52,7 @@ def unless_short(work: Callable[[], T], device: torch.device) -> T | None:
     return None
 
 
-class Portions:
+class AdaptiveBatcher:
     """Works through many images, as many at once as fit.
 
     most: images at once to begin with, at least 1; halved each time that memory is short.

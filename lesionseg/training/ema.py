@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lesionseg.errors import InputError
 
 
-class Average:
+class ModelEma:
     """The moving average of a network's weights over the optimizer's steps.
 
     After step t = 0, 1, ..., average = d * average + (1 - d) * weights, where

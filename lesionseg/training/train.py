@@ -18,8 +18,8 @@ from lesionseg.config import TrialConfig
 from lesionseg.models import build_model
 from lesionseg.runtime.device import prepare
 from lesionseg.training import checkpoint
-from lesionseg.training.trainer import Hooks, Loop, clone
-from lesionseg.training.training_state import Keeper, identity
+from lesionseg.training.trainer import Hooks, Trainer, clone
+from lesionseg.training.training_state import CheckpointManager, identity
 from lesionseg.training.types import (
     Diverged,
     EpochRecord,
@@ -74,8 +74,10 @@ def train(
     prepare(device, config.seed)
     network = model or build_model(config.model, image_size=config.image_size)
     belongs = {"train": data.train, "val": data.val, "keep": keep}
-    keeper = Keeper(state, identity(config, data.cache, **belongs) if state else {}, on_saved)
-    loop = Loop(config, data, device, network, Hooks(suspend, on_step, keeper, parts))
+    keeper = CheckpointManager(
+        state, identity(config, data.cache, **belongs) if state else {}, on_saved
+    )
+    loop = Trainer(config, data, device, network, Hooks(suspend, on_step, keeper, parts))
     if keeper.take_up(loop):
         on_resume(tuple(loop.history))
     stopped: Stopped = "finished"

@@ -40,12 +40,12 @@ from lesionseg.metrics import Metrics
 from lesionseg.optim import build_optimizer, build_schedule
 from lesionseg.runtime import compilation
 from lesionseg.runtime.device import amp_dtype, autocast, loader_workers, peak_memory
-from lesionseg.runtime.oom import Portions, is_short, unless_short
-from lesionseg.training.ema import Average
+from lesionseg.runtime.oom import AdaptiveBatcher, is_short, unless_short
+from lesionseg.training.ema import ModelEma
 from lesionseg.training.training_state import (
-    Before,
-    Keeper,
+    CheckpointManager,
     State,
+    StepSnapshot,
     load_optimizer,
     random_state,
     set_random_state,
@@ -61,11 +61,11 @@ class Hooks:
 
     suspend: Callable[[], bool]
     on_step: Callable[[int, int, int], None]
-    keeper: Keeper
+    keeper: CheckpointManager
     parts: int
 
 
-class Loop:
+class Trainer:
     """One training and what is done with it each epoch.
 
     history, best, kept: what it has given so far. step: how many steps of the epoch under way
@@ -103,11 +103,11 @@ class Loop:
         )
         self.val_loss: Loss = build_loss(config.loss, overlap=config.overlap)
         self.mix = build_mix(config.mix)
-        self.average = Average(self.model, config.ema) if config.ema else None
-        self.before = Before(self.model, device)
+        self.average = ModelEma(self.model, config.ema) if config.ema else None
+        self.before = StepSnapshot(self.model, device)
         # Without gradients several times as many fit; a CPU gains nothing by them.
         together = 4 if device.type == "cuda" else 1
-        self.portions = Portions(together * config.batch_size, device)
+        self.portions = AdaptiveBatcher(together * config.batch_size, device)
         self.resident, dataset = _feed(config, data, device)
         self.loader, self.plan = train_loader(
             dataset,

@@ -45,7 +45,7 @@ class Stateful(Protocol):
         """Take up what ``state_dict`` gave."""
 
 
-class Keeper:
+class CheckpointManager:
     """Keeps one training's state in one file, as often as is worth its cost.
 
     path: the file, or None to keep nothing.
@@ -183,7 +183,7 @@ def set_random_state(device: torch.device, states: Mapping[str, Tensor]) -> None
         torch.mps.set_rng_state(states["mps"])
 
 
-class Before:
+class StepSnapshot:
     """What a forward pass changes in a network, as it was: its buffers and torch's generators.
 
     Kept so that a step can be done again as if it had not been begun.

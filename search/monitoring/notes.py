@@ -168,6 +168,6 @@ def _cost(attrs: Mapping[str, Any]) -> Iterable[Row]:
             yield name, told(attrs[key])
     if owner:
         yield "trained on", f"{owner.get('device')} of {owner.get('host')}"
-    for key in ("preset", "retry_of", "retries", "twin"):
+    for key in ("baseline", "retry_of", "retries", "twin"):
         if key in attrs:
             yield key.replace("_", " "), attrs[key]

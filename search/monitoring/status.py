@@ -12,10 +12,10 @@ from optuna.trial import FrozenTrial
 from lesionseg.errors import InputError
 from search.storage import trial_records
 from search.storage.artifact_store import open_depot
-from search.storage.leases import Ledger, WorkerRow
+from search.storage.leases import TrialLeases, WorkerRow
 from search.storage.queries import Glance
 from search.storage.study_dir import read_metrics
-from search.study.lifecycle import open_records, test_looks
+from search.study.lifecycle import open_records, test_evaluations
 
 
 def find_run(name: str, root: Path = Path("runs")) -> Path:
@@ -34,7 +34,7 @@ def list_runs(root: Path = Path("runs")) -> list[str]:
 
 def status(folder: Path, storage: str | None = None) -> dict[str, Any]:
     """The study's counts, budget, workers and best trial, fit for JSON; see ``Standing.look``."""
-    return Standing(folder, storage).look()
+    return StudyStatus(folder, storage).look()
 
 
 def looking(name: str | None, storage: str | None = None) -> Callable[..., list[dict[str, Any]]]:
@@ -42,20 +42,20 @@ def looking(name: str | None, storage: str | None = None) -> Callable[..., list[
 
     Called again, it looks at the same ones over the same connections.
     """
-    known: dict[str, Standing] = {}
+    known: dict[str, StudyStatus] = {}
 
     def look(*, disk: bool = True) -> list[dict[str, Any]]:
         found = []
         for each in [name] if name else list_runs():
             if each not in known:
-                known[each] = Standing(find_run(each), storage)
+                known[each] = StudyStatus(find_run(each), storage)
             found.append(known[each].look(disk=disk))
         return found
 
     return look
 
 
-class Standing:
+class StudyStatus:
     """A study that is looked at again and again, over one connection.
 
     A second look reads what is new and what runs.
@@ -65,7 +65,7 @@ class Standing:
     def __init__(self, folder: Path, storage: str | None = None) -> None:
         self.folder = folder
         self.study, _ = open_records(folder, storage=storage)
-        self.ledger = Ledger(self.study)
+        self.ledger = TrialLeases(self.study)
         self.glance = Glance(self.study)
 
     def look(self, *, disk: bool = True) -> dict[str, Any]:
@@ -102,7 +102,7 @@ class Standing:
             ],
             "workers": [_worker(row, self.ledger.grace) for row in self.ledger.workers()],
             "disk_bytes": self._size() if disk else None,
-            "test_looks": len(test_looks(study)),
+            "test_evaluations": len(test_evaluations(study)),
             "test": final and {"dice": final["test"]["dice"], "ci95": final["ci95"]["dice"]},
         }
 
@@ -160,7 +160,7 @@ def _running(trial: FrozenTrial, epochs: int) -> dict[str, Any]:
         "curve": [v if math.isfinite(v) else None for v in trial_records.curve(trial).values()],
         **({"folds": folds} if folds else {}),
         "config": config,
-        "preset": trial.user_attrs.get(trial_records.PRESET),
+        "baseline": trial.user_attrs.get(trial_records.BASELINE),
     }
 
 
@@ -169,7 +169,7 @@ def _queued(trial: FrozenTrial) -> dict[str, Any]:
     return {
         "number": trial.number,
         "retry_of": attrs.get(trial_records.RETRY_OF),
-        "preset": attrs.get(trial_records.PRESET),
+        "baseline": attrs.get(trial_records.BASELINE),
     }
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from search.monitoring.tables import STYLES, duration
-from search.spec.formatting import brief
+from search.spec.formatting import format_config
 
 #: Characters that a curve is drawn with at most, and from lowest to highest.
 LONGEST, BLOCKS = 24, "▁▂▃▄▅▆▇█"
@@ -50,7 +50,7 @@ def view(status: Status, width: int) -> RenderableType:
     best = status["best"]
     if best:
         told = f"best: trial {best['number']}, validation Dice {best['value']:.4f}"
-        parts.append(Text(f"{told}, {brief(best['config'])}"))
+        parts.append(Text(f"{told}, {format_config(best['config'])}"))
     if status["workers"] or status["running"]:
         parts.append(_workers(status, width))
     for part in parts:
@@ -144,7 +144,7 @@ def _row(
         Text("-" if last is None else f"{last:.4f}"),
         Text(sparkline(curve, top), style="cyan"),
         beat,
-        Text(brief(trial["config"]) if trial and trial["config"] else ""),
+        Text(format_config(trial["config"]) if trial and trial["config"] else ""),
     )
     table.add_row(*(cell for cell, (_, n) in zip(cells, _COLUMNS, strict=True) if width >= n))
 

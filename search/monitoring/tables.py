@@ -25,11 +25,11 @@ from lesionseg.config import ABOUT_SETTINGS, SETTINGS, TrialConfig
 from lesionseg.data.duplicates.audit import Audit
 from lesionseg.data.duplicates.leaks import Check
 from lesionseg.metrics import METRICS, SURFACE
-from lesionseg.space import Option
+from lesionseg.space import RegistryEntry
 from lesionseg.training.train import EpochRecord
 from search.results.baseline_table import HEADINGS, Row, headline
-from search.spec.baselines import Preset
-from search.spec.formatting import brief, named
+from search.spec.baselines import Baseline
+from search.spec.formatting import format_config, format_step
 from search.storage import trial_records
 
 #: Sets of copies that are listed at most.
@@ -73,7 +73,9 @@ class TrialLines:
     def trial_started(self, number: int, config: TrialConfig) -> None:
         """Shows a bar for its epochs."""
         self._drop()
-        self.trial = self.bars.add_task(f"trial {number}", total=self.epochs, note=brief(config))
+        self.trial = self.bars.add_task(
+            f"trial {number}", total=self.epochs, note=format_config(config)
+        )
 
     def epoch_ended(self, number: int, record: EpochRecord) -> None:
         """Moves the trial's bar."""
@@ -94,10 +96,10 @@ class TrialLines:
         style = STYLES.get(state, "")
         what = trial.user_attrs.get("message") or _cost(trial)
         config = trial.user_attrs.get("config")
-        preset = trial.user_attrs.get(trial_records.PRESET)
-        what = f"{what}  {preset}" if preset else what
+        baseline = trial.user_attrs.get(trial_records.BASELINE)
+        what = f"{what}  {baseline}" if baseline else what
         line = f"trial {trial.number:>3}  [{style}]{state:<8}[/]  {dice}  {escape(what)}"
-        self.console.print(line + (f"  {escape(brief(config))}" if config else ""))
+        self.console.print(line + (f"  {escape(format_config(config))}" if config else ""))
 
     def _drop(self) -> None:
         if self.trial is not None:
@@ -165,14 +167,14 @@ def print_status(console: Console, status: Mapping[str, Any]) -> None:
         line = f"best: trial {best['number']}, validation Dice {best['value']:.4f}"
         if best.get("folds"):
             line += f" ({over_folds(best['folds'])})"
-        console.print(f"{line}, {escape(brief(best['config']))}")
+        console.print(f"{line}, {escape(format_config(best['config']))}")
     if status["test"]:
         console.print(
             f"test Dice: {_with_interval(status['test']['dice'], status['test']['ci95'])}"
         )
     if status["disk_bytes"] is not None:
         console.print(f"checkpoints and weights: {status['disk_bytes'] / 1e6:.1f} MB")
-    console.print(f"looks at the test images: {status['test_looks']}")
+    console.print(f"looks at the test images: {status['test_evaluations']}")
 
 
 def print_statuses(console: Console, found: Sequence[Mapping[str, Any]]) -> None:
@@ -217,14 +219,14 @@ def print_final(console: Console, report: Mapping[str, Any]) -> None:
     table.add_row("average precision", f"{test['average_precision']:.4f}", "")
     table.add_row("calibration error", f"{test['calibration_error']:.4f}", "")
     console.print(table)
-    preset = f" ({report['preset']})" if report.get("preset") else ""
+    baseline = f" ({report['baseline']})" if report.get("baseline") else ""
     console.print(
         f"{test['n']} test images, at their masks' own size; "
-        f"trial {report['trial']}{preset}, {brief(report['config'])}"
+        f"trial {report['trial']}{baseline}, {format_config(report['config'])}"
     )
     inference = report["inference"]
     done = [f"TTA {inference['tta']}"] * (inference["tta"] != "none")
-    done += [named(step) for step in inference["chain"]]
+    done += [format_step(step) for step in inference["chain"]]
     console.print(
         f"after the network, chosen on validation images: {', '.join(done) or 'nothing'}; "
         f"{report['images_per_second']:.0f} images/s in batches, "
@@ -237,12 +239,12 @@ def print_final(console: Console, report: Mapping[str, Any]) -> None:
             f"validation Dice: search {val['search']:.4f}, retrained {val['retrained']:.4f}, "
             f"gap {val['gap']:+.4f}: {verdict}"
         )
-    looks = report["test_looks"]
+    looks = report["test_evaluations"]
     times = "once" if looks == 1 else f"[yellow]{looks} times[/]"
     console.print(f"this study's test images were looked at {times}")
 
 
-def print_options(console: Console, families: Mapping[str, Mapping[str, Option]]) -> None:
+def print_options(console: Console, families: Mapping[str, Mapping[str, RegistryEntry]]) -> None:
     """Every family, option and range."""
     for family, table in families.items():
         shown = Table(
@@ -268,15 +270,15 @@ def print_options(console: Console, families: Mapping[str, Mapping[str, Option]]
     console.print(shown)
 
 
-def print_presets(console: Console, found: Sequence[Preset]) -> None:
+def print_baselines(console: Console, found: Sequence[Baseline]) -> None:
     """The published systems."""
-    table = Table("preset", "source", "what it is", box=None, pad_edge=False)
-    for preset in found:
-        table.add_row(preset.name, preset.source, escape(preset.about))
+    table = Table("baseline", "source", "what it is", box=None, pad_edge=False)
+    for baseline in found:
+        table.add_row(baseline.name, baseline.source, escape(baseline.about))
     console.print(table)
 
 
-def print_seeds(console: Console, found: Sequence[Row]) -> None:
+def print_baseline_table(console: Console, found: Sequence[Row]) -> None:
     """The table of the published systems, best first."""
     table = Table(box=None, pad_edge=False)
     for heading in HEADINGS:

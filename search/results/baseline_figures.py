@@ -36,7 +36,7 @@ def dice_vs_time(found: Sequence[Row], path: Path) -> None:
     figure = Figure(figsize=(9.5, 6.2), dpi=150, layout="constrained")
     axes = figure.subplots()
     for row in shown:
-        colour, marker = LOOKS[baselines.preset(row.preset).source]
+        colour, marker = LOOKS[baselines.baseline(row.baseline).source]
         low, high = row.ci95["dice"]
         dice = row.means["dice"]
         axes.errorbar(
@@ -55,7 +55,7 @@ def dice_vs_time(found: Sequence[Row], path: Path) -> None:
     axes.set_ylabel("mean test Dice, 95% interval")
     axes.grid(alpha=0.25, linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)
-    sources = sorted({baselines.preset(row.preset).source for row in shown})
+    sources = sorted({baselines.baseline(row.baseline).source for row in shown})
     handles = [
         Line2D([], [], color=LOOKS[s][0], marker=LOOKS[s][1], linestyle="", label=f"source {s}")
         for s in sources
@@ -78,7 +78,7 @@ def _label(axes: Axes, shown: Sequence[Row]) -> None:
             text_y += 1.0
         placed.append((x, text_y))
         axes.annotate(
-            row.preset,
+            row.baseline,
             (row.seconds or 1.0, row.means["dice"]),
             xytext=(6, text_y - y),
             textcoords="offset points",
@@ -113,7 +113,7 @@ def overlays(found: Sequence[Row], records: Sequence[Record], results: Path, pat
                 axes.text(
                     -0.05,
                     0.5,
-                    f"{row.preset}\n{row.means['dice']:.3f}",
+                    f"{row.baseline}\n{row.means['dice']:.3f}",
                     transform=axes.transAxes,
                     ha="right",
                     va="center",

@@ -33,7 +33,7 @@ class Row:
     epoch: the epoch that was kept, and of how many.
     """
 
-    preset: str
+    baseline: str
     trials: tuple[int, ...] = ()
     message: str = ""
     params: int | None = None
@@ -60,19 +60,19 @@ def rows(results: Mapping[int, Mapping[str, Any]], known: Sequence[FrozenTrial])
     results: by trial number, what its test gave: ``speed`` and ``images``, the per-image rows.
     known: every trial of the study.
     """
-    per_preset: dict[str, list[FrozenTrial]] = {}
+    per_baseline: dict[str, list[FrozenTrial]] = {}
     for trial in known:
-        if trial_records.PRESET in trial.user_attrs:
-            per_preset.setdefault(trial.user_attrs[trial_records.PRESET], []).append(trial)
+        if trial_records.BASELINE in trial.user_attrs:
+            per_baseline.setdefault(trial.user_attrs[trial_records.BASELINE], []).append(trial)
     scores, groups = {}, {}
-    for name, members in per_preset.items():
+    for name, members in per_baseline.items():
         found = [results[t.number]["images"] for t in members if t.number in results]
         if found:
             scores[name] = _scores(found)
             groups[name] = [row["group"] for row in found[0]]
     made = [
         _row(name, members, results, scores.get(name), groups.get(name, []))
-        for name, members in per_preset.items()
+        for name, members in per_baseline.items()
     ]
     made.sort(key=lambda row: -row.means.get("dice", -1.0))
     return [_with_gap(row, made[0], scores, groups) for row in made]
@@ -81,11 +81,11 @@ def rows(results: Mapping[int, Mapping[str, Any]], known: Sequence[FrozenTrial])
 def headline(row: Row) -> list[str]:
     """The cells of a row for people, in the order of HEADINGS."""
     if not row.tested:
-        return [row.preset, row.message, *[""] * (len(HEADINGS) - 2)]
+        return [row.baseline, row.message, *[""] * (len(HEADINGS) - 2)]
     low, high = row.ci95["dice"]
     gap = row.behind
     return [
-        row.preset,
+        row.baseline,
         f"{row.means['dice']:.4f} ({low:.4f} .. {high:.4f})" + _spread(row.dice),
         "best" if gap is None else f"{gap.difference:+.4f} ({gap.low:+.4f} .. {gap.high:+.4f})",
         *(f"{row.means[name]:.4f}" for name in ("jaccard", "precision", "recall")),
@@ -100,7 +100,7 @@ def headline(row: Row) -> list[str]:
 
 
 HEADINGS = (
-    "preset",
+    "baseline",
     "test Dice (95%)",
     "less the best's (95%)",
     "Jaccard",
@@ -206,15 +206,15 @@ def _with_gap(
     if row is best or not row.tested:
         return row
     gap = metrics.paired(
-        scores[row.preset]["dice"], scores[best.preset]["dice"], groups[best.preset]
+        scores[row.baseline]["dice"], scores[best.baseline]["dice"], groups[best.baseline]
     )
     return Row(**{**row.__dict__, "behind": gap})
 
 
 def _flat(row: Row) -> dict[str, Any]:
     plain: dict[str, Any] = {
-        "preset": row.preset,
-        "source": baselines.preset(row.preset).source if row.preset else "",
+        "baseline": row.baseline,
+        "source": baselines.baseline(row.baseline).source if row.baseline else "",
         "trainings": len(row.dice),
         "message": row.message,
     }

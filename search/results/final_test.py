@@ -22,24 +22,24 @@ from lesionseg import metrics
 from lesionseg.config import TrialConfig
 from lesionseg.data.index import SPLITS, Record
 from lesionseg.inference.evaluate import Evaluation
-from lesionseg.inference.selection import PLAIN, Choice
+from lesionseg.inference.selection import PLAIN, InferenceChoice
 from lesionseg.models import needs
 from lesionseg.runtime.device import describe
 from lesionseg.training.checkpoint import set_inference
 from lesionseg.training.train import EpochRecord, TrainResult
-from search.errors import Failed
+from search.errors import JobFailed
 from search.results import model_card
 from search.storage import trial_records
 from search.storage.retention import WEIGHTS
 from search.storage.study_dir import read_metrics
-from search.study.lifecycle import OpenStudy, count_look
-from search.trial_process.process import Child
+from search.study.lifecycle import OpenStudy, count_test_evaluation
+from search.trial_process.process import TrialProcess
 from search.trial_process.protocol import (
-    Broke,
-    Built,
     ChooseJob,
     Chosen,
     Job,
+    JobError,
+    ModelBuilt,
     Tested,
     TestJob,
     Trained,
@@ -65,7 +65,7 @@ class Retrained:
     weights: Path
 
 
-def finalize(
+def run_final_test(
     opened: OpenStudy,
     slot: Slot,
     *,
@@ -112,7 +112,7 @@ def best_of(study: optuna.Study) -> FrozenTrial:
     ranking = trial_records.ranked(known)
     if not ranking:
         why = ", ".join(f"{reason} {n}" for reason, n in trial_records.reasons(known).items())
-        raise Failed(f"{study.study_name}: no trial was completed ({why or 'none was run'})")
+        raise JobFailed(f"{study.study_name}: no trial was completed ({why or 'none was run'})")
     return ranking[0]
 
 
@@ -130,7 +130,7 @@ def _finalize(
     for run in runs:
         run.weights.unlink(missing_ok=True)
     choice = _choose(opened, slot, best, folder)
-    looks = count_look(opened.study)
+    looks = count_test_evaluation(opened.study)
     records = test_records(opened)
     tested = test(
         TestJob(
@@ -185,11 +185,11 @@ def _retrain(
         imports=needs([config.model.name]),
     )
     last_epoch = int(best.user_attrs["best_epoch"]) if both else config.epochs
-    built = Built(0, 0)
-    with Child(job) as child:
+    built = ModelBuilt(0, 0)
+    with TrialProcess(job) as child:
         for message in child.messages():
             match message:
-                case Built():
+                case ModelBuilt():
                     built = message
                     child.reply(stop=False)
                 case EpochRecord():
@@ -197,14 +197,16 @@ def _retrain(
                     child.reply(stop=both and message.epoch >= last_epoch)
                 case Trained(result):
                     return Retrained(config.seed, result, built.params, built.macs, weights)
-                case Broke(reason, text):
-                    raise Failed(
+                case JobError(reason, text):
+                    raise JobFailed(
                         f"final: the retraining of trial {best.number} broke: {reason}: {text}"
                     )
     raise AssertionError("a child ends with Trained or Broke")
 
 
-def _choose(opened: OpenStudy, slot: Slot, best: FrozenTrial, folder: Path) -> Choice | None:
+def _choose(
+    opened: OpenStudy, slot: Slot, best: FrozenTrial, folder: Path
+) -> InferenceChoice | None:
     """Settles on validation images what is done to the output; None where nothing may be.
 
     A network that was fitted to the validation images too knows them, and would teach nothing of
@@ -230,7 +232,7 @@ def _choose(opened: OpenStudy, slot: Slot, best: FrozenTrial, folder: Path) -> C
         tta=asked.tta,
         postprocess=asked.postprocess,
     )
-    choice: Choice = _ended(job, Chosen, "the choice of inference").choice
+    choice: InferenceChoice = _ended(job, Chosen, "the choice of inference").choice
     if judge != weights:
         set_inference(weights, choice.inference)
         judge.unlink()
@@ -244,12 +246,12 @@ def test(job: TestJob) -> Tested:
 
 
 def _ended(job: Job, wanted: type, what: str) -> Any:
-    with Child(job) as child:
+    with TrialProcess(job) as child:
         for message in child.messages():
             if isinstance(message, wanted):
                 return message
-            if isinstance(message, Broke):
-                raise Failed(f"{what} broke: {message.reason}: {message.message}")
+            if isinstance(message, JobError):
+                raise JobFailed(f"{what} broke: {message.reason}: {message.message}")
     raise AssertionError("a child ends with its job's answer or Broke")
 
 
@@ -304,7 +306,7 @@ def _report(
     best: FrozenTrial,
     runs: list[Retrained],
     chosen: Retrained,
-    choice: Choice | None,
+    choice: InferenceChoice | None,
     tested: Tested,
     looks: int,
 ) -> dict[str, Any]:
@@ -318,7 +320,7 @@ def _report(
     return {
         "study": opened.name,
         "trial": best.number,
-        "preset": best.user_attrs.get(trial_records.PRESET),
+        "baseline": best.user_attrs.get(trial_records.BASELINE),
         "final": opened.spec.final.model_dump(),
         **judged(tested.evaluation),
         "val": {
@@ -334,7 +336,7 @@ def _report(
         "inference": (choice.inference if choice else PLAIN).to_dict(),
         "inference_choice": choice
         and {"dice": choice.dice, "plain_dice": choice.plain_dice, "rows": choice.rows},
-        "test_looks": looks,
+        "test_evaluations": looks,
         "overlays": [list(pair) for pair in tested.overlays],
         "seconds": sum(r.result.seconds for r in runs),
         "images_per_second": tested.speed["batch"],

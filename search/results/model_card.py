@@ -9,7 +9,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lesionseg.metrics import METRICS, SURFACE
-from search.spec.formatting import brief, named
+from search.spec.formatting import format_config, format_step
 
 #: What a card is called where it lies.
 NAME = "README.md"
@@ -36,8 +36,8 @@ def model_card(
         data=data,
         front=_front(report, data),
         fit_on=report["final"]["fit_on"],
-        model=brief(report["config"]).split(" · ")[0],
-        configuration=" · ".join(brief(report["config"]).split(" · ")[1:]),
+        model=format_config(report["config"]).split(" · ")[0],
+        configuration=" · ".join(format_config(report["config"]).split(" · ")[1:]),
         inference=_inference(report["inference"]),
         rows=_rows(report),
     )
@@ -93,7 +93,10 @@ def _label(name: str) -> str:
 
 def _inference(inference: Mapping[str, Any]) -> str:
     steps = [f"test-time augmentation {inference['tta']}"] * (inference["tta"] != "none")
-    return ", ".join([*steps, *map(named, inference["chain"])]) or "nothing but a cut at one half"
+    return (
+        ", ".join([*steps, *map(format_step, inference["chain"])])
+        or "nothing but a cut at one half"
+    )
 
 
 def _interval(ends: Sequence[float], digits: int = 4) -> str:

@@ -12,9 +12,9 @@ from PIL import Image
 from lesionseg.data.image_io import Pixels, enough, read_image, squeeze
 from lesionseg.data.synthetic import render
 from lesionseg.errors import InputError
-from lesionseg.inference.onnx_export import need_onnx, Check, compare, export_onnx
+from lesionseg.inference.onnx_export import Check, compare, export_onnx, need_onnx
 from lesionseg.inference.predictor import Segmenter
-from search.errors import Failed
+from search.errors import JobFailed
 from search.storage.study_dir import make_folder
 
 #: The largest difference in probability from torch that is let through.
@@ -66,13 +66,13 @@ def export_model(
         export_onnx(segmenter, partial, about)
         found = compare(segmenter, partial, images)
         if not found.largest <= TOLERANCE:
-            raise Failed(
+            raise JobFailed(
                 f"export: {segmenter.config.model.name}: ONNX Runtime differs from torch by "
                 f"{found.largest:.2g} in probability, at most {TOLERANCE:g} is let through"
             )
         os.replace(partial, out)
     except OSError as error:
-        raise Failed(f"export: {out} cannot be written: {error.strerror or error}") from error
+        raise JobFailed(f"export: {out} cannot be written: {error.strerror or error}") from error
     finally:
         partial.unlink(missing_ok=True)
     on = f"{len(images)} of the images" if check else f"{len(images)} synthetic images"

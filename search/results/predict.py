@@ -23,7 +23,7 @@ from lesionseg.inference.batch_predict import Taken, stream
 from lesionseg.inference.mask_stats import Mask, Probability
 from lesionseg.inference.predictor import Prediction, Segmenter, load
 from lesionseg.viz.overlays import OVERLAY_SIDE, overlay
-from search.errors import Failed
+from search.errors import JobFailed
 from search.results.image_paths import names_for
 from search.storage.study_dir import make_folder, refuse_unwritable
 from search.trial_process.resources import cores
@@ -142,7 +142,7 @@ def predict_files(
                     _count(summary, row)
                 on_image(done, len(images))
         if not summary.images:
-            raise Failed(f"predict: none of {len(images)} images could be used")
+            raise JobFailed(f"predict: none of {len(images)} images could be used")
     return summary
 
 
@@ -170,7 +170,7 @@ def print_summary(summary: Summary, out: Path) -> None:
         print(f"Dice {summary.mean_dice:.4f}, the mean over {len(summary.dice)} images")
     if summary.broken:
         whole = summary.images + summary.broken
-        raise Failed(f"predict: {summary.broken} of {whole} images could not be used, see above")
+        raise JobFailed(f"predict: {summary.broken} of {whole} images could not be used, see above")
 
 
 class _Artist:
@@ -257,7 +257,7 @@ def _whole(out: Path) -> Iterator[Path]:
         yield partial
         os.replace(partial, out)
     except OSError as error:
-        raise Failed(f"predict: {out} cannot be written: {error.strerror or error}") from error
+        raise JobFailed(f"predict: {out} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -1,8 +1,8 @@
-"""The published systems as fixed configurations: studies/seeds/*.yaml.
+"""The published systems as fixed configurations: studies/baselines/*.yaml.
 
-A preset's file says where it comes from, and what of a TrialConfig it settles; what its source
+A baseline's file says where it comes from, and what of a TrialConfig it settles; what its source
 leaves open and the file does not name stays at the tables' defaults. Image size, epochs and seed
-are never a preset's own: all are trained alike.
+are never a baseline's own: all are trained alike.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from lesionseg.registry import FAMILIES
 from lesionseg.space import Pick, lookup
 from search.spec import yaml_loader
 
-#: What stands for every preset where presets are named.
-ALL = "seeds"
+#: What stands for every baseline where baselines are named.
+ALL = "baselines"
 
-#: Settings that belong to the run and not to a preset.
+#: Settings that belong to the run and not to a baseline.
 OF_THE_RUN = ("image_size", "epochs", "patience", "seed")
 
 
 @dataclass(frozen=True)
-class Preset:
+class Baseline:
     """A published system.
 
-    source: which of the sources of docs/seeds.md it is of, by its letter.
+    source: which of the sources of docs/baselines.md it is of, by its letter.
     about: one line for people.
     epochs: as its source trained it; None where that is not told.
     share: its part of the epochs that a run gives; less than 1 only for a system which differs
@@ -48,31 +48,31 @@ class Preset:
 
 
 def names() -> list[str]:
-    """The presets' names, by source and then as their files sort."""
+    """The baselines' names, by source and then as their files sort."""
     return list(_all())
 
 
-def preset(name: str) -> Preset:
-    """The preset of that name; InputError with the nearest match if there is none."""
+def baseline(name: str) -> Baseline:
+    """The baseline of that name; InputError with the nearest match if there is none."""
     known = _all()
     if name not in known:
-        raise InputError(f"unknown preset {name!r} ({nearest(name, known)})")
+        raise InputError(f"unknown baseline {name!r} ({nearest(name, known)})")
     return known[name]
 
 
 def selected(wanted: Iterable[str]) -> list[str]:
-    """The presets that a list names, ``seeds`` standing for all, each once and in order."""
-    named: list[str] = []
+    """The baselines that a list names, ``baselines`` standing for all, each once and in order."""
+    format_step: list[str] = []
     for name in wanted:
-        named += names() if name == ALL else [preset(name).name]
-    return list(dict.fromkeys(named))
+        format_step += names() if name == ALL else [baseline(name).name]
+    return list(dict.fromkeys(format_step))
 
 
 def config(
     name: str, image_size: int, epochs: int, seed: int = 0, patience: int = 0
 ) -> TrialConfig:
-    """A preset as a whole configuration, every parameter spelt out, for a run's budget."""
-    chosen = preset(name)
+    """A baseline as a whole configuration, every parameter spelt out, for a run's budget."""
+    chosen = baseline(name)
     plain = TrialConfig.from_dict(
         dict(chosen.config)
         | {
@@ -90,13 +90,13 @@ def config(
 
 
 @lru_cache(maxsize=1)
-def _all() -> dict[str, Preset]:
+def _all() -> dict[str, Baseline]:
     root = Path(str(importlib.resources.files("studies"))) / "seeds"
     found = [_read(path) for path in sorted(root.glob("*.yaml"))]
     return {p.name: p for p in sorted(found, key=lambda p: p.source)}
 
 
-def _read(path: Path) -> Preset:
+def _read(path: Path) -> Baseline:
     plain = yaml_loader.parse(path, path.read_text(encoding="utf-8"))
     known = ("source", "about", "epochs", "share", "config")
     for key in plain:
@@ -104,8 +104,8 @@ def _read(path: Path) -> Preset:
             raise InputError(f"{path}: unknown key {key!r} ({nearest(key, known)})")
     for key in plain["config"]:
         if key in OF_THE_RUN or key not in {*DEFAULTS, *SETTINGS}:
-            raise InputError(f"{path}: config.{key}: is none of a preset's keys")
-    return Preset(path.stem, **plain)
+            raise InputError(f"{path}: config.{key}: is none of a baseline's keys")
+    return Baseline(path.stem, **plain)
 
 
 def pick_of(plain: Mapping[str, Any], family: str) -> Pick:

@@ -10,7 +10,7 @@ from lesionseg.registry import FAMILIES
 from lesionseg.space import spelt
 
 
-def brief(config: TrialConfig | Mapping[str, Any]) -> str:
+def format_config(config: TrialConfig | Mapping[str, Any]) -> str:
     """A configuration in one line: ``unet(width=16, depth=4) · dice · flips · ...``."""
     plain = config.to_dict() if isinstance(config, TrialConfig) else config
     parts = []
@@ -29,7 +29,7 @@ def brief(config: TrialConfig | Mapping[str, Any]) -> str:
     return " · ".join(parts)
 
 
-def named(step: Mapping[str, Any]) -> str:
+def format_step(step: Mapping[str, Any]) -> str:
     """One step after the network: ``opening(radius=0.5)``."""
     name, params = next(iter(step.items()))
     return _called(name, params)

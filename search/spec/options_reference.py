@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from lesionseg.config import ABOUT_SETTINGS, DEFAULTS, SETTINGS
 from lesionseg.inference.postprocess import POSTPROCESS
 from lesionseg.inference.tta import TTA
-from lesionseg.space import Domain, Option, spelt
+from lesionseg.space import Domain, RegistryEntry, spelt
 
 _HEAD = """# Options
 
@@ -20,7 +20,7 @@ parameters: they cost much, need what not everybody has, or change what is allow
 """
 
 
-def options_markdown(families: Mapping[str, Mapping[str, Option]]) -> str:
+def options_markdown(families: Mapping[str, Mapping[str, RegistryEntry]]) -> str:
     """The page: a table for each family, and, where all are asked for, what else there is."""
     parts = [_HEAD]
     for family, table in families.items():
@@ -39,7 +39,7 @@ Test-time augmentation: {", ".join(f"`{name}`" for name in TTA)}. The steps:
 """
 
 
-def _table(table: Mapping[str, Option], family: str) -> str:
+def _table(table: Mapping[str, RegistryEntry], family: str) -> str:
     sized = family == "model"
     heads = [family, "what it is", "parameters (default)", *(["image sizes"] if sized else [])]
     lines = [_line(heads), _line(["---"] * len(heads))]
@@ -60,7 +60,7 @@ def _settings() -> str:
     return "\n".join([*lines, ""])
 
 
-def _sizes(option: Option) -> str:
+def _sizes(option: RegistryEntry) -> str:
     """Multiples at the defaults; a parameter such as depth moves them."""
     stride = option.stride(**{name: domain.default for name, domain in option.space.items()})
     return f"multiples of {stride} from {max(stride, option.smallest)}"

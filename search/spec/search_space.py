@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from lesionseg.config import DEFAULTS, SETTINGS
 from lesionseg.errors import InputError, nearest
 from lesionseg.registry import FAMILIES
-from lesionseg.space import Categorical, Domain, Float, Int, Option, Scalar, lookup
+from lesionseg.space import Categorical, Domain, Float, Int, RegistryEntry, Scalar, lookup
 
 #: A parameter is open (a domain) or settled (a value).
 Param = Domain | Scalar
@@ -128,7 +128,7 @@ def _family(family: str, wanted: object, errors: list[str]) -> dict[str, Params]
     return options
 
 
-def _params(where: str, option: Option, wanted: object, errors: list[str]) -> Params:
+def _params(where: str, option: RegistryEntry, wanted: object, errors: list[str]) -> Params:
     into: dict[str, Param] = dict(option.space)
     if wanted == "all":
         return into
@@ -187,7 +187,7 @@ def _count(param: Param) -> float:
             return 1
 
 
-def _defaults(option: Option) -> Iterator[tuple[str, Scalar]]:
+def _defaults(option: RegistryEntry) -> Iterator[tuple[str, Scalar]]:
     return ((name, domain.default) for name, domain in option.space.items())
 
 

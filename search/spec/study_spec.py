@@ -188,7 +188,7 @@ class StudySpec(_Part):
 
     @field_validator("warm_start")
     @classmethod
-    def _presets(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _baselines(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for name in value:
             _one_of(name, [baselines.ALL, *baselines.names()])
         return value
@@ -265,7 +265,7 @@ def spec_from(plain: Mapping[str, Any], where: str) -> StudySpec:
 def shipped() -> dict[str, Path]:
     """The study files that come with lesionsearch, by name."""
     root = Path(str(importlib.resources.files("studies")))
-    return {p.stem: p for p in sorted(root.glob("*.yaml"))}  # studies/seeds/ holds presets
+    return {p.stem: p for p in sorted(root.glob("*.yaml"))}  # studies/baselines/ holds baselines
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -23,11 +23,11 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 
 
-class DepotLost(RuntimeError):
+class ArtifactStoreUnavailable(RuntimeError):
     """The depot could not be reached, whatever botocore's retries; one line."""
 
 
-def open_depot(where: str | None, folder: Path, study: str | None = None) -> Depot:
+def open_depot(where: str | None, folder: Path, study: str | None = None) -> ArtifactStore:
     """The depot of the study whose folder this is.
 
     where: None for the folder itself; the path of a folder that all hosts share; or
@@ -39,9 +39,9 @@ def open_depot(where: str | None, folder: Path, study: str | None = None) -> Dep
     folder = folder.resolve()  # of "." too: its name is the study's
     study = study or folder.name
     if where is None:
-        return FolderDepot(folder)
+        return FolderArtifactStore(folder)
     if not re.match(r"[A-Za-z0-9+.-]+:/", where):
-        return FolderDepot(Path(where).expanduser().resolve() / study)
+        return FolderArtifactStore(Path(where).expanduser().resolve() / study)
     scheme, _, rest = where.partition("://")
     bucket, _, prefix = rest.partition("/")
     if "@" in rest:  # not shown: it may be a key
@@ -50,13 +50,13 @@ def open_depot(where: str | None, folder: Path, study: str | None = None) -> Dep
         raise InputError(
             f"depot: must be a folder or s3://bucket/prefix, got {where.partition('?')[0]!r}"
         )
-    from search.storage.s3_artifacts import S3Depot
+    from search.storage.s3_artifacts import S3ArtifactStore
 
     prefix = "/".join(part for part in prefix.split("/") if part)
-    return S3Depot(folder, bucket, f"{prefix}/{study}" if prefix else study)
+    return S3ArtifactStore(folder, bucket, f"{prefix}/{study}" if prefix else study)
 
 
-class Depot(ABC):
+class ArtifactStore(ABC):
     """The files of one study's trials. Names: letters, digits, ``_``, ``-`` and ``.``.
 
     Every method may raise InputError where the depot refuses, and DepotLost where it is away.
@@ -154,7 +154,7 @@ class Depot(ABC):
     def _mark(self, study_id: str) -> None: ...
 
 
-class FolderDepot(Depot):
+class FolderArtifactStore(ArtifactStore):
     """A folder: the study's own, or one that all hosts share. What is written is there."""
 
     is_here = True

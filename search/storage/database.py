@@ -16,8 +16,8 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from lesionseg.errors import InputError
 from search.storage.optuna_tables import make_tables
-from search.storage.retrying_storage import PatientStorage
-from search.storage.transient_errors import StorageAway, why_lost
+from search.storage.retrying_storage import RetryingStorage
+from search.storage.transient_errors import StorageUnreachable, why_lost
 
 #: Where a storage URL is looked for when none is given, so that no password needs to be typed:
 #: the URL itself or, where that is not set, the path of a file that holds it, as secrets are
@@ -100,7 +100,7 @@ def without_password(url: URL, text: str) -> str:
     return text
 
 
-def open_storage(url: URL) -> PatientStorage:
+def open_storage(url: URL) -> RetryingStorage:
     """Connects, and makes the tables where there are none.
 
     This first connection is not waited for. InputError, with the password masked, where the
@@ -123,7 +123,7 @@ def open_storage(url: URL) -> PatientStorage:
     except (SQLAlchemyError, NoSuchModuleError, RuntimeError, OSError) as error:
         reason = _reason(error, url)
         told = f"storage: {masked(url)}: cannot be used: {reason}"
-        raise (StorageAway(told, reason) if why_lost(error) else InputError(told)) from None
+        raise (StorageUnreachable(told, reason) if why_lost(error) else InputError(told)) from None
 
 
 def begin_immediate(engine: Engine) -> None:
@@ -156,10 +156,10 @@ def _engine_kwargs(url: URL) -> dict[str, Any]:
     return {**_POOL, "connect_args": {k: v for k, v in _LINK.items() if k not in url.query}}
 
 
-def _connect(url: URL) -> PatientStorage:
+def _connect(url: URL) -> RetryingStorage:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        storage = PatientStorage(
+        storage = RetryingStorage(
             url.render_as_string(hide_password=False),
             engine_kwargs=_engine_kwargs(url),
             skip_table_creation=True,

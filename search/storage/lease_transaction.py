@@ -23,8 +23,8 @@ from sqlalchemy.orm import Session
 
 from search.storage import schema as tables
 from search.storage import trial_records
-from search.storage.process_id import Who
-from search.storage.retrying_storage import Drawn, PatientStorage
+from search.storage.process_id import ProcessId
+from search.storage.retrying_storage import Drawn, RetryingStorage
 from search.trial_process.slot import Slot
 
 #: A row of Optuna's tables, whose columns carry no types.
@@ -40,7 +40,7 @@ Command = Literal["run", "pause", "stop"]
 Refusal = Literal["full", "spent"]
 
 
-class Expired(RuntimeError):
+class WorkerExpired(RuntimeError):
     """The worker was taken for dead and is not in the books any more."""
 
 
@@ -53,7 +53,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Orders:
+class HeartbeatReply:
     """The answer to a beat. lease: whether the worker still holds what it thinks it holds."""
 
     command: Command
@@ -65,7 +65,7 @@ class WorkerRow:
     """A worker as others see it. age: seconds since its last beat; trial: its number, if any."""
 
     id: str
-    who: Who
+    who: ProcessId
     slot: Slot
     state: str
     trial: int | None
@@ -74,10 +74,10 @@ class WorkerRow:
     ordinal: int
 
 
-class Books:
+class LeaseTransaction:
     """A study's rows, as one transaction sees them."""
 
-    def __init__(self, storage: PatientStorage, study_id: int, session: Session) -> None:
+    def __init__(self, storage: RetryingStorage, study_id: int, session: Session) -> None:
         self._storage, self._study_id, self.session = storage, study_id, session
 
     def lock(self) -> None:
@@ -337,7 +337,7 @@ def seen(row: tables.Worker, now: float) -> WorkerRow:
     """A worker's row as others are shown it."""
     return WorkerRow(
         row.id,
-        Who(row.host, row.pid, row.since, row.space),
+        ProcessId(row.host, row.pid, row.since, row.space),
         Slot(row.device, row.threads, row.share, row.memory_gb),
         row.state,
         row.trial,

@@ -35,20 +35,28 @@ from lesionseg.errors import InputError
 from search.storage import schema as tables
 from search.storage import trial_records
 from search.storage.lease_transaction import (
-    Books,
     Claim,
     Command,
-    Expired,
-    Orders,
+    HeartbeatReply,
+    LeaseTransaction,
     Refusal,
+    WorkerExpired,
     WorkerRow,
     seen,
 )
-from search.storage.process_id import Who, this_process
-from search.storage.retrying_storage import Drawn, backend_of, patiently
+from search.storage.process_id import ProcessId, this_process
+from search.storage.retrying_storage import Drawn, backend_of, retry_transient
 from search.trial_process.slot import Slot
 
-__all__ = ["Claim", "Command", "Expired", "Ledger", "Orders", "Refusal", "WorkerRow"]
+__all__ = [
+    "Claim",
+    "Command",
+    "HeartbeatReply",
+    "Refusal",
+    "TrialLeases",
+    "WorkerExpired",
+    "WorkerRow",
+]
 
 #: Seconds without a beat after which a worker counts as dead, and where another number is said.
 GRACE, GRACE_VARIABLE = 60.0, "LESIONSEARCH_GRACE"
@@ -56,7 +64,7 @@ GRACE, GRACE_VARIABLE = 60.0, "LESIONSEARCH_GRACE"
 T = TypeVar("T")
 
 
-class Ledger:
+class TrialLeases:
     """The books of one study.
 
     grace: seconds without a beat after which a worker counts as dead; all workers of a study
@@ -75,7 +83,7 @@ class Ledger:
         self._study_id = study._study_id
         self._storage = backend = backend_of(study)
         self._troubled = time.monotonic()
-        patiently(lambda: tables.create(backend.engine), stopping=backend.stopping)
+        retry_transient(lambda: tables.create(backend.engine), stopping=backend.stopping)
 
     def found(
         self, attrs: Mapping[str, Any], queue: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
@@ -85,7 +93,7 @@ class Ledger:
         attrs must hold "spec". Of several hosts that make one study at once, one founds it.
         """
 
-        def write(books: Books) -> bool:
+        def write(books: LeaseTransaction) -> bool:
             if books.study_attr("spec", None) is not None:
                 return False
             books.set_study_attrs(attrs)
@@ -97,11 +105,11 @@ class Ledger:
 
     # --- workers ---------------------------------------------------------------------------------
 
-    def join(self, slot: Slot, who: Who | None = None) -> WorkerRow:
+    def join(self, slot: Slot, who: ProcessId | None = None) -> WorkerRow:
         """Enters a worker into the books; its ordinal tells its sampler's seed from the others'."""
         who, name = who or this_process(), uuid.uuid4().hex
 
-        def enter(books: Books) -> WorkerRow:
+        def enter(books: LeaseTransaction) -> WorkerRow:
             there = books.session.get(tables.Worker, name)
             if there is None:
                 row = {"id": name, "study_id": self._study_id, "state": "idle", "epoch": 0}
@@ -116,24 +124,24 @@ class Ledger:
         """Takes a worker that goes by itself off the books; it holds no trial any more."""
         self._whole(lambda books: books.set(worker, state="ended", trial_id=None, trial=None))
 
-    def beat(self, worker: WorkerRow, claim: Claim | None = None, epoch: int = 0) -> Orders:
+    def beat(self, worker: WorkerRow, claim: Claim | None = None, epoch: int = 0) -> HeartbeatReply:
         """Says that a worker lives; what it is told in return."""
 
-        def tick(books: Books) -> Orders:
+        def tick(books: LeaseTransaction) -> HeartbeatReply:
             row = books.session.get(tables.Worker, worker.id, with_for_update=True)
             held = row is not None and row.state not in {"lost", "ended"}
             if held and claim is not None:
                 held = row is not None and row.trial_id == claim.trial_id
             if held:
                 books.set(worker, beat=books.now(), epoch=epoch)
-            return Orders(books.command(), held)
+            return HeartbeatReply(books.command(), held)
 
         return self._whole(tick, lock=False)
 
     def workers(self) -> list[WorkerRow]:
         """Every worker that has not left, in the order of their coming."""
 
-        def read(books: Books) -> list[WorkerRow]:
+        def read(books: LeaseTransaction) -> list[WorkerRow]:
             now = books.now()
             return [seen(row, now) for row in books.workers()]
 
@@ -144,7 +152,7 @@ class Ledger:
     @property
     def command(self) -> Command:
         """run, pause or stop."""
-        return self._whole(Books.command, lock=False)
+        return self._whole(LeaseTransaction.command, lock=False)
 
     @command.setter
     def command(self, value: Command) -> None:
@@ -163,10 +171,10 @@ class Ledger:
         Raises Expired where the worker is not in the books any more.
         """
 
-        def take(books: Books) -> Claim | Refusal:
+        def take(books: LeaseTransaction) -> Claim | Refusal:
             held = books.session.get(tables.Worker, worker.id)
             if held is None or held.state in {"lost", "ended"}:
-                raise Expired(worker.id)
+                raise WorkerExpired(worker.id)
             if held.trial_id is not None:  # the answer got lost on its way
                 return Claim(held.trial_id, held.trial or 0)
             spent, running = books.counted()
@@ -199,7 +207,7 @@ class Ledger:
         trial that has it, or None where it was noted.
         """
 
-        def note(books: Books) -> int | None:
+        def note(books: LeaseTransaction) -> int | None:
             books.draw(claim.trial_id, drawn)
             twin = None if digest is None else books.twin(claim, digest)
             if twin is None:
@@ -215,7 +223,7 @@ class Ledger:
     def report(self, claim: Claim, values: Mapping[int, float]) -> None:
         """Writes the values of several epochs, over those that are there."""
 
-        def write(books: Books) -> None:
+        def write(books: LeaseTransaction) -> None:
             for step, value in values.items():
                 self._storage._set_trial_intermediate_value_without_commit(
                     books.session, claim.trial_id, step, value
@@ -236,7 +244,7 @@ class Ledger:
         attrs, system: user attributes, and Optuna's own.
         """
 
-        def end(books: Books) -> bool:
+        def end(books: LeaseTransaction) -> bool:
             trial = books.locked(claim.trial_id)
             if trial.state.is_finished():  # by another, unless it was this very call before
                 reason = books.reason(claim.trial_id)
@@ -261,7 +269,7 @@ class Ledger:
         time, or there is nothing to repeat: it is closed for good then.
         """
 
-        def hand_on(books: Books) -> int | None:
+        def hand_on(books: LeaseTransaction) -> int | None:
             trial = books.locked(claim.trial_id)
             if trial.state.is_finished():
                 return None
@@ -289,7 +297,7 @@ class Ledger:
 
     def counted(self) -> tuple[int, int]:
         """Trials that count against the budget: with an end of their own, and at work."""
-        return self._whole(Books.counted, lock=False)
+        return self._whole(LeaseTransaction.counted, lock=False)
 
     def enqueue_all(
         self, queue: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
@@ -298,7 +306,7 @@ class Ledger:
         made: list[int] = []
         numbers: list[int] = []
 
-        def write(books: Books) -> list[int]:
+        def write(books: LeaseTransaction) -> list[int]:
             self._storage._forget(made)
             trial = models.TrialModel
             # They are there already where only the answer got lost on its way.
@@ -312,19 +320,21 @@ class Ledger:
 
     # --- one transaction -------------------------------------------------------------------------
 
-    def _whole(self, work: Callable[[Books], T], *, lock: bool = True) -> T:
+    def _whole(self, work: Callable[[LeaseTransaction], T], *, lock: bool = True) -> T:
         """Runs it in one transaction, again and again while the connection is lost."""
 
         def once() -> T:
             # Not Optuna's own session of this thread: its calls commit and close that.
             with Session(self._storage.engine, expire_on_commit=False) as session, session.begin():
-                books = Books(self._storage, self._study_id, session)
+                books = LeaseTransaction(self._storage, self._study_id, session)
                 if lock:
                     books.lock()
                 return work(books)
 
         storage, began = self._storage, time.monotonic()
-        done = patiently(once, stopping=storage.stopping, on_wait=self._waited, hide=storage.hide)
+        done = retry_transient(
+            once, stopping=storage.stopping, on_wait=self._waited, hide=storage.hide
+        )
         # Whoever waits that long for a lock does so with others, who could not beat meanwhile.
         if time.monotonic() - began > self.grace / 6:
             self._troubled = time.monotonic()

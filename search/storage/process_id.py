@@ -12,7 +12,7 @@ import psutil
 
 
 @dataclass(frozen=True)
-class Who:
+class ProcessId:
     """A process, told apart from a later one of the same number, on whatever host.
 
     space: the kernel and the process namespace that ``pid`` counts in. Containers may share a
@@ -38,9 +38,9 @@ class Who:
             return True
 
 
-def this_process() -> Who:
+def this_process() -> ProcessId:
     """Who is speaking."""
-    return Who(socket.gethostname(), os.getpid(), psutil.Process().create_time(), _space())
+    return ProcessId(socket.gethostname(), os.getpid(), psutil.Process().create_time(), _space())
 
 
 @lru_cache

@@ -20,7 +20,7 @@ from search.storage import trial_records
 from search.storage.retrying_storage import backend_of, local_time
 
 #: User attributes that are read of every trial.
-READ = ("reason", "owner", "began", "ended", trial_records.RETRY_OF, trial_records.PRESET)
+READ = ("reason", "owner", "began", "ended", trial_records.RETRY_OF, trial_records.BASELINE)
 
 # Any: the columns of Optuna's tables are declared in a way that select's types do not know.
 _TRIAL: Any = models.TrialModel
@@ -44,7 +44,7 @@ class Glance:
         There are no parameters; values by epoch are of trials at work alone, and so are ``config``
         and ``folds``, which the best trial has too. Raises as the storage does.
         """
-        found = self.storage.patiently(self._read)
+        found = self.storage.retry_transient(self._read)
         self.ended |= {t._trial_id: t for t in found if t.state.is_finished()}
         at_work = [t._trial_id for t in found if not t.state.is_finished()]
         # Ids rise: what is below the first that has not ended has ended.
@@ -104,7 +104,7 @@ class Glance:
             with self.storage.engine.connect() as connection:
                 return _configs(connection, [trial._trial_id])
 
-        found = self.storage.patiently(read)
+        found = self.storage.retry_transient(read)
         trial.user_attrs = trial.user_attrs | found.get(trial._trial_id, {})
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from optuna.trial import FrozenTrial
 
 from search.storage import trial_records
-from search.storage.artifact_store import Depot
+from search.storage.artifact_store import ArtifactStore
 
 WEIGHTS, STATE, HISTORY = "model.safetensors", "state.pt", "history.csv"
 #: What the folds of a cross-validation that are done have given, while there are others to do.
@@ -26,7 +26,7 @@ def pictured(known: Sequence[FrozenTrial]) -> set[int]:
     return {*best, *_latest(known)[:LATEST_PICTURES]}
 
 
-def drop_pictures(depot: Depot, known: Sequence[FrozenTrial]) -> None:
+def drop_pictures(depot: ArtifactStore, known: Sequence[FrozenTrial]) -> None:
     """Deletes the pictures that were kept until lately; ``sweep`` finds those left over.
 
     A depot of thousands of trials is not asked for each.
@@ -46,7 +46,7 @@ def _latest(known: Sequence[FrozenTrial]) -> list[int]:
     return [t.number for t in reversed(known) if trial_records.state_of(t) in drawn]
 
 
-def sweep(depot: Depot, known: Sequence[FrozenTrial]) -> None:
+def sweep(depot: ArtifactStore, known: Sequence[FrozenTrial]) -> None:
     """Deletes what nobody needs any more: states of trials that ended, all of those handed on.
 
     Workers clear up behind themselves; this is for what those left who were killed. What a trial

@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import IntegrityError
 
 from search.storage.transient_errors import why_lost
-from search.trial_process.slot import Stopping
+from search.trial_process.slot import StopEvent
 
 T = TypeVar("T")
 
@@ -33,14 +33,14 @@ T = TypeVar("T")
 PATIENCE, FIRST, LONGEST = 900.0, 0.1, 10.0
 
 
-class StorageLost(RuntimeError):
+class StorageUnavailable(RuntimeError):
     """The storage was away for longer than anybody wanted to wait; one line."""
 
 
-def patiently(
+def retry_transient(
     work: Callable[[], T],
     *,
-    stopping: Stopping | None = None,
+    stopping: StopEvent | None = None,
     patience: float = PATIENCE,
     on_wait: Callable[[str], None] | None = None,
     hide: Callable[[str], str] = str,
@@ -73,10 +73,10 @@ def patiently(
             tell(f"storage lost: {reason}; waiting")
         left = began + patience - time.monotonic()
         if left <= 0:
-            raise StorageLost(f"storage lost for {patience:g} s: {reason}")
+            raise StorageUnavailable(f"storage lost for {patience:g} s: {reason}")
         # Many workers lose one server at the same instant; they shall not all come back at one.
         if _waited(min(left, pause * random.uniform(0.5, 1)), stopping):  # noqa: S311
-            raise StorageLost(f"storage lost, and asked to stop meanwhile: {reason}")
+            raise StorageUnavailable(f"storage lost, and asked to stop meanwhile: {reason}")
         pause = min(2 * pause, LONGEST)
 
 
@@ -89,22 +89,22 @@ class Drawn(NamedTuple):
     before: BaseDistribution | None
 
 
-class PatientStorage(RDBStorage):
+class RetryingStorage(RDBStorage):
     """Optuna's storage, whose every operation waits for a lost database and is done once.
 
-    stopping, on_wait, patience, hide: as ``patiently`` takes them; to be set from outside.
+    stopping, on_wait, patience, hide: as ``retry_transient`` takes them; to be set from outside.
 
     Every operation raises StorageLost besides what Optuna's does.
     """
 
-    stopping: Stopping | None = None
+    stopping: StopEvent | None = None
     on_wait: Callable[[str], None] | None = None
     patience: float = PATIENCE
     hide: Callable[[str], str] = staticmethod(str)
 
-    def patiently(self, work: Callable[[], T]) -> T:
-        """``patiently`` in this storage's way, for work on its engine."""
-        return patiently(
+    def retry_transient(self, work: Callable[[], T]) -> T:
+        """``retry_transient`` in this storage's way, for work on its engine."""
+        return retry_transient(
             work,
             stopping=self.stopping,
             patience=self.patience,
@@ -139,7 +139,7 @@ class PatientStorage(RDBStorage):
             gathered.append(drawn)
             return
         plain = super()._set_trial_param
-        self.patiently(lambda: plain(trial_id, *drawn))
+        self.retry_transient(lambda: plain(trial_id, *drawn))
 
     def create_new_study(
         self, directions: Sequence[StudyDirection], study_name: str | None = None
@@ -167,11 +167,11 @@ class PatientStorage(RDBStorage):
                 return known
             return made[-1]
 
-        return self.patiently(attempt)
+        return self.retry_transient(attempt)
 
     def delete_study(self, study_id: int) -> None:
         """As Optuna's; KeyError only where it was gone before."""
-        self._once(lambda: super(PatientStorage, self).delete_study(study_id), KeyError)
+        self._once(lambda: super(RetryingStorage, self).delete_study(study_id), KeyError)
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """As Optuna's; made once."""
@@ -193,7 +193,7 @@ class PatientStorage(RDBStorage):
                     made.append(int(trial.trial_id))
             return made[-1]
 
-        return self.get_trial(self.patiently(attempt))
+        return self.get_trial(self.retry_transient(attempt))
 
     def check_trial_is_updatable(self, trial_id: int, trial_state: TrialState) -> None:
         """As Optuna's, which reads the trial once more for its message, by a second connection.
@@ -218,7 +218,7 @@ class PatientStorage(RDBStorage):
             return trial.state == state and trial.values == asked
 
         done = self._once(
-            lambda: super(PatientStorage, self).set_trial_state_values(trial_id, state, values),
+            lambda: super(RetryingStorage, self).set_trial_state_values(trial_id, state, values),
             UpdateFinishedTrialError,
             ours,
         )
@@ -245,7 +245,7 @@ class PatientStorage(RDBStorage):
                 lost = lost or why_lost(error) is not None
                 raise
 
-        return self.patiently(attempt)
+        return self.retry_transient(attempt)
 
     def _forget(self, made: list[int]) -> None:
         # What SQLite did not acknowledge it has not done, and it gives the same id to another.
@@ -274,11 +274,11 @@ REPEATED = (
 )
 
 
-def backend_of(study: optuna.Study) -> PatientStorage:
+def backend_of(study: optuna.Study) -> RetryingStorage:
     """A study's storage itself, under Optuna's cache of finished trials."""
     storage: Any = study._storage
     backend = getattr(storage, "_backend", storage)
-    assert isinstance(backend, PatientStorage)
+    assert isinstance(backend, RetryingStorage)
     return backend
 
 
@@ -291,14 +291,14 @@ def local_time(stored: datetime | None) -> datetime | None:
 
 def _repeated(plain: Callable[..., T]) -> Callable[..., T]:
     @functools.wraps(plain)
-    def method(self: PatientStorage, *args: Any, **kwargs: Any) -> T:
-        return self.patiently(lambda: plain(self, *args, **kwargs))
+    def method(self: RetryingStorage, *args: Any, **kwargs: Any) -> T:
+        return self.retry_transient(lambda: plain(self, *args, **kwargs))
 
     return method
 
 
 for _name in REPEATED:
-    setattr(PatientStorage, _name, _repeated(getattr(RDBStorage, _name)))
+    setattr(RetryingStorage, _name, _repeated(getattr(RDBStorage, _name)))
 
 # A lost connection is taken there for a query that is too long, and printed.
 logging.getLogger("optuna.storages._rdb.storage").addFilter(
@@ -306,7 +306,7 @@ logging.getLogger("optuna.storages._rdb.storage").addFilter(
 )
 
 
-def _waited(seconds: float, stopping: Stopping | None) -> bool:
+def _waited(seconds: float, stopping: StopEvent | None) -> bool:
     if stopping is None:
         time.sleep(seconds)
         return False

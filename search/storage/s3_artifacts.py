@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from lesionseg.errors import InputError
-from search.storage.artifact_store import MARKER, PART, Depot, DepotLost
+from search.storage.artifact_store import MARKER, PART, ArtifactStore, ArtifactStoreUnavailable
 
 if TYPE_CHECKING:
     from optuna.artifacts import Boto3ArtifactStore
@@ -22,11 +22,11 @@ _DOWNLOADS = 3
 _REFUSED = frozenset({"AccessDenied", "InvalidBucketName", "PermanentRedirect"})
 
 
-class _BrokeOff(DepotLost):
+class _BrokeOff(ArtifactStoreUnavailable):
     """An answer that began and did not end."""
 
 
-class S3Depot(Depot):
+class S3ArtifactStore(ArtifactStore):
     """A bucket, through Optuna's artifact store; this host's copies lie in the study's folder.
 
     An object appears when its upload is complete. Parts of an upload whose process was killed
@@ -135,7 +135,9 @@ class S3Depot(Depot):
             self._client.put_object(Bucket=self.bucket, Key=key, Body=study_id.encode())
 
     @contextmanager
-    def _told(self, lost: type[DepotLost] = DepotLost) -> Iterator[None]:
+    def _told(
+        self, lost: type[ArtifactStoreUnavailable] = ArtifactStoreUnavailable
+    ) -> Iterator[None]:
         """Says in one line what the bucket's trouble is, and whether the user can mend it."""
         from boto3.exceptions import Boto3Error
         from botocore import exceptions as known
@@ -164,7 +166,7 @@ class S3Depot(Depot):
         if status == 403 or code in _REFUSED:
             need = "list, get, put and delete objects there"
             return InputError(f"depot: {self}: not permitted ({code}); this host must {need}")
-        return DepotLost(f"depot: {self}: {_line(error)}")
+        return ArtifactStoreUnavailable(f"depot: {self}: {_line(error)}")
 
 
 def _boto3_store(bucket: str) -> Boto3ArtifactStore:

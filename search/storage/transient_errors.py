@@ -10,7 +10,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from lesionseg.errors import InputError
 
 
-class StorageAway(InputError):
+class StorageUnreachable(InputError):
     """The first connection failed for a reason that may pass; reason: in the database's words."""
 
     def __init__(self, told: str, reason: str) -> None:
@@ -49,7 +49,7 @@ def why_lost(error: BaseException) -> str | None:
     """
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, StorageAway):
+        if isinstance(seen, StorageUnreachable):
             return seen.reason
         if isinstance(seen, PoolTimeout):
             return "no connection became free"

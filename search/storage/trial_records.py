@@ -27,12 +27,12 @@ LOST, INTERRUPTED = "lost", "interrupted"
 HANDED_ON = frozenset({LOST, INTERRUPTED})
 SKIPS = frozenset({DUPLICATE, CONSTRAINT, CONFIG}) | HANDED_ON
 
-#: User attributes of a trial that was queued for a published system: the preset's name and, where
+#: User attributes of a trial that was queued for a published system: the baseline's name and, where
 #: the study's space does not hold it, the configuration itself.
 #: AGAIN: its configuration may have been tried already.
 #: RETRIES: the number of the trial that it repeats.
-PRESET, GIVEN, AGAIN, RETRIES = "preset", "given", "again", "retries"
-QUEUED = frozenset({PRESET, GIVEN, AGAIN, RETRIES})
+BASELINE, GIVEN, AGAIN, RETRIES = "baseline", "given", "again", "retries"
+QUEUED = frozenset({BASELINE, GIVEN, AGAIN, RETRIES})
 
 #: User attributes of a trial that goes on with another: the number it had first, and the numbers
 #: of the latest attempts, oldest first.
@@ -207,7 +207,7 @@ def _value(trial: FrozenTrial) -> float:
     return trial.value
 
 
-class Clock:
+class TimeBudget:
     """The hours that a study may take, those of earlier sessions and other workers included."""
 
     def __init__(self, hours: float | None, gpu_hours: float | None) -> None:

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import ColumnElement, Connection, or_, select
 from sqlalchemy.engine import URL
 
-from search.storage.retrying_storage import PatientStorage, local_time
+from search.storage.retrying_storage import RetryingStorage, local_time
 from search.study.transfer_rows import distribution
 
 # Any: the columns of Optuna's tables are declared in a way that select's types do not know.
@@ -33,11 +33,11 @@ _STEP: Any = models.TrialIntermediateValueModel
 MANY = 500
 
 
-class RowStorage(PatientStorage):
+class RowStorage(RetryingStorage):
     """For looking: on SQLite it takes no lock that would keep anybody else waiting."""
 
     @classmethod
-    def beside(cls, other: PatientStorage) -> RowStorage:
+    def beside(cls, other: RetryingStorage) -> RowStorage:
         """A storage of its own connections to the same database."""
         url: URL = other.engine.url
         lite = url.get_backend_name() == "sqlite"
@@ -68,7 +68,7 @@ class RowStorage(PatientStorage):
             with self.engine.connect() as connection:
                 return _read(connection, where)
 
-        found = self.patiently(read)
+        found = self.retry_transient(read)
         return [
             t
             for t in found

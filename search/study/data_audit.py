@@ -15,7 +15,7 @@ from lesionseg.data.duplicates.grouping import crossing, less_held_out, one_grou
 from lesionseg.data.duplicates.leaks import Check, check
 from lesionseg.data.index import SPLITS, DatasetIndex
 from lesionseg.errors import InputError
-from search.errors import Failed
+from search.errors import JobFailed
 from search.storage.study_dir import put
 
 NAME = "audit.json"
@@ -109,7 +109,7 @@ def refuse_leaks(found: Check) -> None:
     told = found.told()
     if told:
         also = f"; and {len(broken)} pairs cannot be used" if broken else ""
-        raise Failed(f"data check: {told}{also}")
+        raise JobFailed(f"data check: {told}{also}")
     for each in found.audits.values():
         each.refuse_broken()
 

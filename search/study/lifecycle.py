@@ -32,7 +32,7 @@ from lesionseg.data.split import Split, has_official, make_split, positions
 from lesionseg.errors import InputError
 from search.spec.study_spec import StudySpec, differences, spec_from
 from search.storage import trial_records
-from search.storage.artifact_store import Depot, open_depot
+from search.storage.artifact_store import ArtifactStore, open_depot
 from search.storage.database import (
     ENVIRONMENT,
     ENVIRONMENT_FILE,
@@ -41,8 +41,8 @@ from search.storage.database import (
     open_storage,
     storage_url,
 )
-from search.storage.leases import Ledger
-from search.storage.retrying_storage import PatientStorage, backend_of
+from search.storage.leases import TrialLeases
+from search.storage.retrying_storage import RetryingStorage, backend_of
 from search.storage.study_dir import (
     is_study,
     make_folder,
@@ -54,11 +54,11 @@ from search.storage.study_dir import (
 from search.study import data_summary, warm_start
 from search.study.cross_validation import BetweenFolds
 from search.study.data_audit import Audited, audit_study, write_audit
-from search.study.location import Join
+from search.study.location import StudyLocation
 from search.study.pruners import PRUNERS
 from search.study.samplers import SAMPLERS
-from search.study.trial_data import Material
-from search.trial_process.slot import Stopping
+from search.study.trial_data import TrialData
+from search.trial_process.slot import StopEvent
 
 #: Keys that a study may be resumed with another value of: they change no trial.
 MAY_CHANGE = (
@@ -86,7 +86,7 @@ class OpenStudy:
     cache: Cache
     split: Split
     study: optuna.Study
-    depot: Depot
+    depot: ArtifactStore
 
     @property
     def name(self) -> str:
@@ -94,14 +94,14 @@ class OpenStudy:
         return self.study.study_name
 
     @property
-    def material(self) -> Material:
+    def material(self) -> TrialData:
         """What trials train and are judged on."""
         names = self.cache.names
         folds = [(positions(f.train, names), positions(f.val, names)) for f in self.split.folds]
         train, val = positions(self.split.train, names), positions(self.split.val, names)
-        return Material(self.cache.path, train, val, tuple(folds))
+        return TrialData(self.cache.path, train, val, tuple(folds))
 
-    def wait_for_storage(self, stopping: Stopping, on_wait: Callable[[str], None]) -> None:
+    def wait_for_storage(self, stopping: StopEvent, on_wait: Callable[[str], None]) -> None:
         """How a lost database is waited for: until this is set, and who is told."""
         self._backend.stopping, self._backend.on_wait = stopping, on_wait
 
@@ -112,7 +112,7 @@ class OpenStudy:
         return f"storage: {self._backend.hide(' '.join(text.split()))[:300]}"
 
     @property
-    def _backend(self) -> PatientStorage:
+    def _backend(self) -> RetryingStorage:
         return backend_of(self.study)
 
 
@@ -156,7 +156,7 @@ def create_or_resume(
     else:
         split = _split_of(study)
     plain = spec.model_dump(mode="json")
-    founded = Ledger(study).found(
+    founded = TrialLeases(study).found(
         {
             "data": index.fingerprint(),
             "split": split.to_dict(),
@@ -195,7 +195,7 @@ def open_study(folder: Path, *, storage: str | None = None, data: Roots | None =
     return _opened(study, folder, data or _recorded_data(about))
 
 
-def join_study(join: Join) -> OpenStudy:
+def join_study(join: StudyLocation) -> OpenStudy:
     """A study that exists, as a worker of any host finds it: in its folder, or in the storage.
 
     InputError where there is none of the name, the data are not its own, or the folder is not the
@@ -235,7 +235,7 @@ def _opened(study: optuna.Study, folder: Path, data: Roots) -> OpenStudy:
     return OpenStudy(folder, spec, index, cache, _split_of(study), study, depot)
 
 
-def _depot(study: optuna.Study, folder: Path, *, founding: bool) -> Depot:
+def _depot(study: optuna.Study, folder: Path, *, founding: bool) -> ArtifactStore:
     """Where the study's weights are, once it is sure that they are this study's."""
     depot = open_depot(study.user_attrs.get("artifacts"), folder, study.study_name)
     marker = study.user_attrs["uuid"]
@@ -281,15 +281,15 @@ def prepare_sampling(opened: OpenStudy, ordinal: int = 0) -> None:
         study.pruner = BetweenFolds(study.pruner, spec.budget.epochs, spec.pruner.startup)
 
 
-def test_looks(study: optuna.Study) -> list[str]:
+def test_evaluations(study: optuna.Study) -> list[str]:
     """When this study's test images were looked at, ISO 8601 in UTC."""
-    return list(study.user_attrs.get("test_looks", []))
+    return list(study.user_attrs.get("test_evaluations", []))
 
 
-def count_look(study: optuna.Study) -> int:
+def count_test_evaluation(study: optuna.Study) -> int:
     """Notes that the test images are looked at now, before they are; how often that makes."""
-    looks = [*test_looks(study), datetime.now(timezone.utc).isoformat(timespec="seconds")]
-    study.set_user_attr("test_looks", looks)
+    looks = [*test_evaluations(study), datetime.now(timezone.utc).isoformat(timespec="seconds")]
+    study.set_user_attr("test_evaluations", looks)
     return len(looks)
 
 

@@ -9,7 +9,7 @@ from lesionseg.data.sets import Roots
 
 
 @dataclass(frozen=True)
-class Join:
+class StudyLocation:
     """Where a study is, as a process of this or of another host sees it.
 
     name: the study's, in the storage. folder: where histories, checkpoints and weights are put.

@@ -18,8 +18,8 @@ from search.spec import baselines, yaml_loader
 from search.spec.search_space import Param, Params, refused_sizes
 from search.spec.study_spec import StudySpec
 from search.storage import trial_records
-from search.storage.leases import Ledger
-from search.study.warm_start import expressed, is_open, preset_config
+from search.storage.leases import TrialLeases
+from search.study.warm_start import baseline_config, expressed, is_open
 
 #: What the ledger queues: parameters under the names of ``search.study.suggest``, and user attributes.
 Queued = tuple[dict[str, Any], dict[str, Any]]
@@ -42,7 +42,7 @@ def retry(study: optuna.Study, numbers: Sequence[int]) -> list[int]:
         except InputError as error:
             errors.append(str(error))
     _refuse(f"study {study.study_name!r}", errors)
-    return Ledger(study).enqueue_all(queue)
+    return TrialLeases(study).enqueue_all(queue)
 
 
 def enqueue(study: optuna.Study, spec: StudySpec, path: Path) -> list[int]:
@@ -51,7 +51,7 @@ def enqueue(study: optuna.Study, spec: StudySpec, path: Path) -> list[int]:
     Each is one of:
 
         {model: {unet: {width: 32}}, loss: dice, batch_size: 8}    what is left out is drawn
-        {preset: unet-dice}                                        a published system
+        {baseline: unet-dice}                                        a published system
         {config: {...}}                                            complete, as a trial's is
 
     The first is a point of the study's space. The others may lie outside of it: they are trained
@@ -66,7 +66,7 @@ def enqueue(study: optuna.Study, spec: StudySpec, path: Path) -> list[int]:
         queue.append(_entry(entry, spec, found))
         errors += [f"entry {i}: {e}" if len(entries) > 1 else e for e in found]
     _refuse(str(path), errors)
-    return Ledger(study).enqueue_all(queue)
+    return TrialLeases(study).enqueue_all(queue)
 
 
 def room(study: optuna.Study) -> int:
@@ -104,7 +104,9 @@ def _again(trial: FrozenTrial) -> Queued:
     params = trial.system_attrs.get("fixed_params", {}) | trial.params
     if not params and trial_records.GIVEN not in attrs and "config" not in attrs:
         raise InputError(f"trial {number} ended before it had a configuration: nothing to repeat")
-    kept = {key: attrs[key] for key in (trial_records.PRESET, trial_records.GIVEN) if key in attrs}
+    kept = {
+        key: attrs[key] for key in (trial_records.BASELINE, trial_records.GIVEN) if key in attrs
+    }
     return params, kept | {trial_records.AGAIN: True, trial_records.RETRIES: number}
 
 
@@ -131,14 +133,16 @@ def _entry(entry: Any, spec: StudySpec, errors: list[str]) -> Queued:
     if not isinstance(entry, Mapping) or not entry:
         errors.append(f"must be keys and values such as {{loss: dice}}, got {entry!r:.60}")
         return {}, {}
-    whole = [key for key in ("preset", "config") if key in entry]
+    whole = [key for key in ("baseline", "config") if key in entry]
     if not whole:
         return _point(entry, spec, errors), {}
     if len(entry) > 1:
         errors.append(f"{whole[0]}: takes no other key beside it, got {', '.join(map(str, entry))}")
         return {}, {}
-    said: dict[str, Any] = {trial_records.PRESET: entry["preset"]} if whole == ["preset"] else {}
-    make = _of_preset if said else _of_config
+    said: dict[str, Any] = (
+        {trial_records.BASELINE: entry["baseline"]} if whole == ["baseline"] else {}
+    )
+    make = _of_baseline if said else _of_config
     try:
         config = make(entry[whole[0]], spec)
     except InputError as error:
@@ -149,8 +153,8 @@ def _entry(entry: Any, spec: StudySpec, errors: list[str]) -> Queued:
     return (params, said) if params else ({}, said | {trial_records.GIVEN: config.to_dict()})
 
 
-def _of_preset(name: Any, spec: StudySpec) -> TrialConfig:
-    return preset_config(str(name), spec)
+def _of_baseline(name: Any, spec: StudySpec) -> TrialConfig:
+    return baseline_config(str(name), spec)
 
 
 def _of_config(plain: Any, spec: StudySpec) -> TrialConfig:
@@ -191,7 +195,7 @@ def _point(entry: Mapping[Any, Any], spec: StudySpec, errors: list[str]) -> dict
             param = spec.space.settings.get(key, SETTINGS[key].default)
             _settle(key, param, SETTINGS[key], wanted, fixed, errors)
         else:
-            known = ["preset", "config", *DEFAULTS, *SETTINGS]
+            known = ["baseline", "config", *DEFAULTS, *SETTINGS]
             errors.append(f"{key}: unknown key ({nearest(key, known)})")
     return fixed
 

@@ -151,11 +151,11 @@ class _Split:
         running = [t for t in known if t.state == TrialState.RUNNING and t.number != trial.number]
         ended = [t for t in known if t.state != TrialState.RUNNING]
         good, others = _split_trials(study, ended, default_gamma(len(ended)))
-        named: dict[str, list[FrozenTrial]] = defaultdict(list)
+        format_step: dict[str, list[FrozenTrial]] = defaultdict(list)
         for other in others:
             for name in other.params:
-                named[name].append(other)
-        return cls(good, named, running)
+                format_step[name].append(other)
+        return cls(good, format_step, running)
 
     def others_with(self, name: str, bound: int) -> list[FrozenTrial]:
         """An even spread of those with the parameter, the latest among them; all at work."""
@@ -189,7 +189,7 @@ class _Sobol(QMCSampler):
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        # Optuna's takes the first trial's parameters for the space; a preset may have none.
+        # Optuna's takes the first trial's parameters for the space; a baseline may have none.
         ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
         drawn = [t for t in ended if t.distributions]
         if drawn:
@@ -202,7 +202,7 @@ class _EveryOne(BruteForceSampler):
 
     @staticmethod
     def _populate_tree(tree: Any, known: list[FrozenTrial], params: dict[str, Any]) -> None:
-        # What was cut off is queued again, and a preset may lie outside the space. Either may
+        # What was cut off is queued again, and a baseline may lie outside the space. Either may
         # lack parameters, and a path that ends early would be taken for another space.
         whole = [
             t for t in known if not trial_records.was_cut_off(t) and not trial_records.is_given(t)

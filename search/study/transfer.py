@@ -26,13 +26,13 @@ from lesionseg.config import DEFAULTS, SETTINGS
 from lesionseg.errors import InputError
 from search.storage import schema, trial_records
 from search.storage.database import masked, open_storage
-from search.storage.lease_transaction import Books
+from search.storage.lease_transaction import LeaseTransaction
 from search.storage.retrying_storage import backend_of
 from search.study.transfer_lines import FORMAT, Head, local, read_lines, safe
 from search.study.transfer_rows import attrs_of, insert, lines_of
 
 #: What a table tells of each trial before its configuration.
-COLUMNS = ("number", "state", "reason", "value", "epochs", "seconds", "preset")
+COLUMNS = ("number", "state", "reason", "value", "epochs", "seconds", "baseline")
 
 #: A study's user attributes, its system attributes, and the lines of its trials.
 _Read = tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]
@@ -83,12 +83,12 @@ def import_study(lines: Iterable[str], url: URL, name: str | None, source: str) 
             there = session.scalar(select(study.study_id).where(study.study_name == name))
             if there is None:
                 made.append(insert(session, name, head.user_attrs, head.system_attrs, known))
-                _put_down(Books(storage, made[-1], session), head, made[-1])
+                _put_down(LeaseTransaction(storage, made[-1], session), head, made[-1])
             elif there not in made:  # or it is this very import, whose acknowledgement was lost
                 raise _taken(name, url, source)
 
     try:
-        storage.patiently(once)
+        storage.retry_transient(once)
     except IntegrityError:
         if name in optuna.get_all_study_names(storage):  # somebody made it meanwhile
             raise _taken(name, url, source) from None
@@ -129,7 +129,7 @@ def _read(study: optuna.Study) -> _Read:
             attrs = attrs_of(session, study._study_id)
             return *attrs, list(lines_of(session, study._study_id))
 
-    found: _Read = storage.patiently(once)
+    found: _Read = storage.retry_transient(once)
     return found
 
 
@@ -139,7 +139,7 @@ def _taken(name: str, url: URL, source: str) -> InputError:
     )
 
 
-def _put_down(books: Books, head: Head, study_id: int) -> None:
+def _put_down(books: LeaseTransaction, head: Head, study_id: int) -> None:
     """Trials that were at work when the study was exported go back into the queue."""
     trial = models.TrialModel
     running = select(trial).where(trial.study_id == study_id, trial.state == TrialState.RUNNING)
@@ -171,7 +171,7 @@ def _row(trial: FrozenTrial) -> dict[str, Any]:
         "value": trial.value,
         "epochs": len(trial.intermediate_values),
         "seconds": round(trial_records.hours_spent([trial]) * 3600, 3) if began else None,
-        "preset": trial.user_attrs.get(trial_records.PRESET),
+        "baseline": trial.user_attrs.get(trial_records.BASELINE),
         **_flattened(trial),
     }
 

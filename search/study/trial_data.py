@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Material:
+class TrialData:
     """What every trial of a study trains and is judged on: positions in one cache.
 
     folds: train and val of each training of a cross-validation, train and val being the first

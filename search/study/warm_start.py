@@ -19,14 +19,14 @@ Queue = list[tuple[dict[str, Any], dict[str, Any]]]
 def queue(spec: StudySpec) -> Queue:
     """Parameters and user attributes of the trials that a spec's ``warm_start`` names.
 
-    A preset that lies within the study's space is queued by its parameters, so that the sampler
+    A baseline that lies within the study's space is queued by its parameters, so that the sampler
     learns from it. One that does not is queued as it is: it is trained and ranked like any trial,
     and the sampler knows nothing of it.
     """
     return [_queued(name, spec) for name in baselines.selected(spec.warm_start)]
 
 
-def preset_config(name: str, spec: StudySpec) -> TrialConfig:
+def baseline_config(name: str, spec: StudySpec) -> TrialConfig:
     """A published system under a study's image size, epochs, patience and seed.
 
     Raises InputError where there is none of the name.
@@ -38,9 +38,9 @@ def preset_config(name: str, spec: StudySpec) -> TrialConfig:
 
 
 def _queued(name: str, spec: StudySpec) -> tuple[dict[str, Any], dict[str, Any]]:
-    config = preset_config(name, spec)
+    config = baseline_config(name, spec)
     params = expressed(config, spec.space)
-    attrs: dict[str, Any] = {trial_records.PRESET: name}
+    attrs: dict[str, Any] = {trial_records.BASELINE: name}
     if params is None:
         attrs[trial_records.GIVEN] = config.to_dict()
     return dict(params or {}), attrs

@@ -6,7 +6,7 @@ from lesionseg.models.weights import ensure_weights
 from search.spec.search_space import SearchSpace, values
 
 
-def need_weights(space: SearchSpace) -> None:
+def ensure_space_weights(space: SearchSpace) -> None:
     """Makes sure of the pretrained weights that a space may ask for, before anything is begun.
 
     InputError names what is lacking and how to put it in place.

@@ -33,16 +33,16 @@ from search.trial_process.protocol import (
     GO_ON,
     STOP,
     SUSPEND,
-    Alive,
-    Broke,
-    Built,
     ChooseJob,
     Chosen,
-    End,
     Job,
+    JobError,
+    JobOutcome,
+    ModelBuilt,
     Reason,
     Resumed,
-    Saved,
+    StateSaved,
+    StepDone,
     Suspended,
     Tested,
     TestJob,
@@ -54,7 +54,7 @@ from search.trial_process.protocol import (
 SIGN_OF_LIFE = 5.0
 
 
-def work(job: Job, pipe: Connection) -> End:
+def work(job: Job, pipe: Connection) -> JobOutcome:
     """Does the job; ``pipe`` takes Built and EpochRecords and gives the answers."""
     torch.set_num_threads(job.threads)
     if pick_device(job.device).type == "cpu":
@@ -68,7 +68,7 @@ def work(job: Job, pipe: Connection) -> End:
             return _test(job)
 
 
-def broke(error: Exception, trace: str) -> Broke:
+def broke(error: Exception, trace: str) -> JobError:
     """An exception as a reason that people can act on."""
     reason: Reason = "crash"
     match error:
@@ -86,7 +86,7 @@ def broke(error: Exception, trace: str) -> Broke:
     message = (
         text if isinstance(error, Diverged | InputError) else f"{type(error).__name__}: {text}"
     )
-    return Broke(reason, message[:500], trace)
+    return JobError(reason, message[:500], trace)
 
 
 def _train(job: TrainJob, pipe: Connection) -> Trained | Suspended:
@@ -97,7 +97,7 @@ def _train(job: TrainJob, pipe: Connection) -> Trained | Suspended:
     torch.manual_seed(config.seed)  # before the weights are drawn
     model = build_model(config.model, image_size=config.image_size)
     line = _Line(pipe)
-    if line.ask(Built(count_params(model), multiply_adds(model, config.image_size))):
+    if line.ask(ModelBuilt(count_params(model), multiply_adds(model, config.image_size))):
         raise InputError("refused before training")
     try:
         result = train(
@@ -113,7 +113,7 @@ def _train(job: TrainJob, pipe: Connection) -> Trained | Suspended:
             suspend=line.is_to_suspend,
             on_resume=lambda history: pipe.send(Resumed(history)),
             on_step=line.step,
-            on_saved=lambda epoch: pipe.send(Saved(epoch)),
+            on_saved=lambda epoch: pipe.send(StateSaved(epoch)),
         )
     except Put as put:
         return Suspended(put.epoch)
@@ -137,7 +137,7 @@ class _Line:
     def __init__(self, pipe: Connection) -> None:
         self.pipe, self.suspending, self.spoke = pipe, False, time.monotonic()
 
-    def ask(self, message: Built | EpochRecord) -> bool:
+    def ask(self, message: ModelBuilt | EpochRecord) -> bool:
         """Whether to stop."""
         self.pipe.send(message)
         answer = GO_ON if self.suspending else self.pipe.recv()
@@ -154,7 +154,7 @@ class _Line:
         """Says now and then that it goes on."""
         if time.monotonic() - self.spoke > SIGN_OF_LIFE:
             self.spoke = time.monotonic()
-            self.pipe.send(Alive(epoch, step, steps))
+            self.pipe.send(StepDone(epoch, step, steps))
 
 
 def _choose(job: ChooseJob) -> Chosen:

@@ -30,7 +30,7 @@ from typing import Any
 
 import psutil
 
-from search.trial_process.protocol import GO_ON, STOP, SUSPEND, Broke, End, Job
+from search.trial_process.protocol import GO_ON, STOP, SUSPEND, Job, JobError, JobOutcome
 
 #: Added to how readily Linux ends a training when the host is out of memory: it is to be the
 #: training, not its worker or the database.
@@ -43,7 +43,7 @@ STARTS = 5
 _STARTING = threading.Lock()
 
 
-class Child:
+class TrialProcess:
     """A job at work. ``messages`` is to be read to its end; ``close`` ends it in any case."""
 
     def __init__(self, job: Job) -> None:
@@ -89,7 +89,7 @@ class Child:
         while True:
             message = self.next()
             yield message
-            if isinstance(message, End):
+            if isinstance(message, JobOutcome):
                 return
 
     def next(self, timeout: float | None = None) -> Any:
@@ -143,7 +143,7 @@ class Child:
             self.kill()
         self._pipe.close()
 
-    def __enter__(self) -> Child:
+    def __enter__(self) -> TrialProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -153,11 +153,11 @@ class Child:
         with contextlib.suppress(ConnectionError):  # it died; messages() will tell
             self._pipe.send(word)
 
-    def _post_mortem(self) -> Broke:
+    def _post_mortem(self) -> JobError:
         code = self._process.exitcode
         if code == -signal.SIGKILL and oom_kills() > self._oom_kills:
-            return Broke("oom", "the kernel ended the training's process: out of memory")
-        return Broke("crash", _how_it_ended(code))
+            return JobError("oom", "the kernel ended the training's process: out of memory")
+        return JobError("crash", _how_it_ended(code))
 
 
 def _held(process: psutil.Process) -> int:

@@ -25,7 +25,7 @@ Reason = Literal["oom", "diverged", "config", "data", "disk", "timeout", "crash"
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnyJob:
+class JobOptions:
     """How a job is done. program: the module whose ``work`` does it.
 
     imports: what the server that children are forked from imports besides, if it starts with it.
@@ -36,7 +36,7 @@ class AnyJob:
 
 
 @dataclass(frozen=True)
-class TrainJob(AnyJob):
+class TrainJob(JobOptions):
     """One training. train, val: positions in the cache at ``cache``.
 
     state: where the training's state is kept, and gone on from if one is there. parts: each batch
@@ -60,7 +60,7 @@ class TrainJob(AnyJob):
 
 
 @dataclass(frozen=True)
-class ChooseJob(AnyJob):
+class ChooseJob(JobOptions):
     """The choice of what is done to a network's output, on validation images alone.
 
     members: positions in the cache. The choice is noted in the checkpoint ``weights``.
@@ -76,7 +76,7 @@ class ChooseJob(AnyJob):
 
 
 @dataclass(frozen=True)
-class TestJob(AnyJob):
+class TestJob(JobOptions):
     """One test. records: lesionseg.data.index.Record of each image.
 
     overlays: where pictures of the best, the median and the worst are drawn, if anywhere.
@@ -96,7 +96,7 @@ Job = TrainJob | ChooseJob | TestJob
 
 
 @dataclass(frozen=True)
-class Built:
+class ModelBuilt:
     """The network was built: its trainable parameters, and its multiply-adds for one image."""
 
     params: int
@@ -111,7 +111,7 @@ class Resumed:
 
 
 @dataclass(frozen=True)
-class Alive:
+class StepDone:
     """A step was done; said every few seconds, so that a hang is told from long epochs."""
 
     epoch: int
@@ -120,7 +120,7 @@ class Alive:
 
 
 @dataclass(frozen=True)
-class Saved:
+class StateSaved:
     """The training's state was written; epoch: how many are in it."""
 
     epoch: int
@@ -162,7 +162,7 @@ class Tested:
 
 
 @dataclass(frozen=True)
-class Broke:
+class JobError:
     """The job could not be done; message: one line; trace: for whoever looks closer."""
 
     reason: Reason
@@ -171,7 +171,7 @@ class Broke:
 
 
 #: What may be the last message of a job.
-End = Trained | Chosen | Tested | Suspended | Broke
+JobOutcome = Trained | Chosen | Tested | Suspended | JobError
 #: Answers to Built and EpochRecord, and what may be said at any time.
 GO_ON, STOP, SUSPEND = "go on", "stop", "suspend"
 

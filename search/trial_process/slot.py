@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 
-class Stopping(Protocol):
+class StopEvent(Protocol):
     """A threading.Event, or what behaves like one: set when the work is to be put down."""
 
     def is_set(self) -> bool:
@@ -32,7 +32,7 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class Served:
+class WorkerResult:
     """How a worker ended: so many trials brought to an end, and why it stopped.
 
     why: "done" (the study needs nobody any more), "asked" (it was told to stop), "enough" (its

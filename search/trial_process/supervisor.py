@@ -8,8 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from lesionseg.training.train import EpochRecord
-from search.trial_process.process import Child
-from search.trial_process.protocol import Broke, Built, End, Saved, Suspended, TrainJob
+from search.trial_process.process import TrialProcess
+from search.trial_process.protocol import (
+    JobError,
+    JobOutcome,
+    ModelBuilt,
+    StateSaved,
+    Suspended,
+    TrainJob,
+)
 
 #: Seconds between two looks at a child that says nothing.
 TICK = 0.2
@@ -22,7 +29,7 @@ MOMENT = 0.1
 PUT_DOWN_WITHIN = 7.0
 
 
-class Fenced(RuntimeError):
+class LeaseLost(RuntimeError):
     """The trial is another's now: nothing of it may be said any more."""
 
 
@@ -41,7 +48,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Watch:
+class StopConditions:
     """What the watcher asks now and then. suspend: whether to put the training down.
 
     fenced: whether the trial was taken away.
@@ -51,29 +58,35 @@ class Watch:
     fenced: Callable[[], bool] = lambda: False
 
 
-def follow(job: TrainJob, on_message: Callable[[Any], bool], limits: Limits, watch: Watch) -> End:
+def supervise(
+    job: TrainJob, on_message: Callable[[Any], bool], limits: Limits, watch: StopConditions
+) -> JobOutcome:
     """Runs a job in a child and gives its last message, whatever way it ended.
 
     on_message: called with every other message; its answer to Built and to an epoch's record is
     whether to stop. Raises Fenced, the child having been ended.
     """
-    with Child(job) as child:
+    with TrialProcess(job) as child:
         return _Followed(child, on_message, limits, watch).to_its_end()
 
 
 class _Followed:
     def __init__(
-        self, child: Child, on_message: Callable[[Any], bool], limits: Limits, watch: Watch
+        self,
+        child: TrialProcess,
+        on_message: Callable[[Any], bool],
+        limits: Limits,
+        watch: StopConditions,
     ) -> None:
         self.child, self.on_message, self.limits, self.watch = child, on_message, limits, watch
         self.began = self.heard = self.weighed = time.monotonic()
         self.asked: float | None = None  # when it was asked to suspend
         self.saved = 0
 
-    def to_its_end(self) -> End:
+    def to_its_end(self) -> JobOutcome:
         while True:
             message = self.child.next(TICK)
-            if isinstance(message, End):
+            if isinstance(message, JobOutcome):
                 return self._judged(message)
             if message is not None:
                 self._hear(message)
@@ -82,28 +95,28 @@ class _Followed:
                 self.child.kill()
                 return end
 
-    def _judged(self, end: End) -> End:
+    def _judged(self, end: JobOutcome) -> JobOutcome:
         """The end as it is to be told: one by a signal to all is the signal's doing."""
-        if not (isinstance(end, Broke) and end.reason == "crash"):
+        if not (isinstance(end, JobError) and end.reason == "crash"):
             return end
         # A service manager ends the whole group, the server that trainings are forked from too.
         time.sleep(MOMENT)
         return Suspended(self.saved) if self.watch.suspend() else end
 
     def _hear(self, message: Any) -> None:
-        if isinstance(message, Saved):
+        if isinstance(message, StateSaved):
             self.saved = message.epoch
         stop = self.on_message(message)
         # One that was asked to suspend has its answer already.
-        if isinstance(message, Built | EpochRecord) and self.asked is None:
+        if isinstance(message, ModelBuilt | EpochRecord) and self.asked is None:
             self.child.reply(stop)
         self.heard = time.monotonic()  # what the answer took is not the child's silence
 
-    def _intervene(self) -> End | None:
+    def _intervene(self) -> JobOutcome | None:
         now = time.monotonic()
         if self.watch.fenced():
             self.child.kill()
-            raise Fenced("the trial was handed on to another worker")
+            raise LeaseLost("the trial was handed on to another worker")
         if self.asked is None and self.watch.suspend():
             self.asked = now
             self.child.suspend()
@@ -111,17 +124,17 @@ class _Followed:
             return Suspended(self.saved) if now - self.asked > PUT_DOWN_WITHIN else None
         return self._overdue(now) or self._too_large(now)
 
-    def _overdue(self, now: float) -> Broke | None:
+    def _overdue(self, now: float) -> JobError | None:
         total, stall = self.limits.seconds, self.limits.stall
         if total is not None and self.limits.spent + now - self.began > total:
             text = f"it took longer than {total / 60:g} minutes (budget.trial_minutes)"
-            return Broke("timeout", text)
+            return JobError("timeout", text)
         if stall is not None and now - self.heard > stall:
             text = f"no step was done in {stall / 60:g} minutes (budget.stall_minutes)"
-            return Broke("timeout", text)
+            return JobError("timeout", text)
         return None
 
-    def _too_large(self, now: float) -> Broke | None:
+    def _too_large(self, now: float) -> JobError | None:
         limit = self.limits.memory
         if limit is None or now - self.weighed < WEIGH:
             return None
@@ -130,4 +143,4 @@ class _Followed:
         if used <= limit:
             return None
         text = f"it took {used / 1e9:.1f} GB of the host's memory; its share is {limit / 1e9:.1f}"
-        return Broke("oom", text)
+        return JobError("oom", text)

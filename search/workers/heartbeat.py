@@ -9,19 +9,19 @@ from types import TracebackType
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from search.storage.leases import Claim, Command, Ledger, WorkerRow
-from search.storage.retrying_storage import StorageLost
+from search.storage.leases import Claim, Command, TrialLeases, WorkerRow
+from search.storage.retrying_storage import StorageUnavailable
 from search.trial_process.slot import Slot
 
 
-class Pulse:
+class Heartbeat:
     """Beats while it is entered; what it hears is to be read from any thread.
 
     It beats from a thread of its own, so that a sampler that thinks for a minute does not look
     dead. It reaps too: the dead are found although nobody starts a trial.
     """
 
-    def __init__(self, ledger: Ledger, slot: Slot) -> None:
+    def __init__(self, ledger: TrialLeases, slot: Slot) -> None:
         self.ledger, self.slot = ledger, slot
         self.command: Command = "run"
         self._claim: Claim | None = None
@@ -74,7 +74,7 @@ class Pulse:
             else:
                 self._fenced = True
 
-    def __enter__(self) -> Pulse:
+    def __enter__(self) -> Heartbeat:
         self._end.clear()
         _ = self.row
         self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
@@ -87,8 +87,8 @@ class Pulse:
         self._end.set()
         assert self._thread is not None
         self._thread.join(timeout=5)
-        if self._row is not None and not isinstance(error, StorageLost):
-            with suppress(StorageLost):  # it goes all the same, and will be found to be gone
+        if self._row is not None and not isinstance(error, StorageUnavailable):
+            with suppress(StorageUnavailable):  # it goes all the same, and will be found to be gone
                 self.ledger.leave(self._row)
         self._row = None
 
@@ -100,5 +100,5 @@ class Pulse:
                 if time.monotonic() - reaped > self.ledger.grace / 3:
                     reaped = time.monotonic()
                     self.ledger.reap()
-            except (StorageLost, SQLAlchemyError, KeyError):
+            except (StorageUnavailable, SQLAlchemyError, KeyError):
                 continue  # away, full or deleted: the worker's own calls will say so

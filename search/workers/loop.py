@@ -15,20 +15,20 @@ from sqlalchemy.exc import SQLAlchemyError
 from lesionseg.config import TrialConfig
 from lesionseg.runtime.device import pick_device
 from lesionseg.training.train import EpochRecord
-from search.errors import Failed
+from search.errors import JobFailed
 from search.storage import trial_records
-from search.storage.artifact_store import DepotLost
-from search.storage.leases import Claim, Ledger
+from search.storage.artifact_store import ArtifactStoreUnavailable
+from search.storage.leases import Claim, TrialLeases
 from search.storage.retention import sweep
-from search.storage.retrying_storage import StorageLost, patiently
-from search.storage.trial_records import Clock
+from search.storage.retrying_storage import StorageUnavailable, retry_transient
+from search.storage.trial_records import TimeBudget
 from search.study.lifecycle import OpenStudy, join_study, prepare_sampling
-from search.study.location import Join
+from search.study.location import StudyLocation
 from search.study.samplers import SAMPLERS
-from search.study.weights import need_weights
+from search.study.weights import ensure_space_weights
 from search.trial_process.protocol import PROGRAM
-from search.trial_process.slot import Served, Slot, Stopping
-from search.workers.worker import Listener, Worker
+from search.trial_process.slot import Slot, StopEvent, WorkerResult
+from search.workers.worker import TrialListener, Worker
 
 #: After so many skipped trials in a row the sampler gives way to draws that are new ...
 GIVE_WAY = 10
@@ -40,7 +40,7 @@ AT_THE_DOOR = 60.0
 SHORTEST, LONGEST = 0.2, 5.0
 
 
-class Silent:
+class NullListener:
     """A listener whom nothing interests."""
 
     def trial_started(self, number: int, config: TrialConfig) -> None:
@@ -54,7 +54,7 @@ class Silent:
 
 
 @dataclass(frozen=True)
-class Terms:
+class WorkerOptions:
     """What a worker's shift is bound to.
 
     max_trials: it leaves after so many. forever: it waits for more where the study is done.
@@ -66,13 +66,13 @@ class Terms:
 
 
 def serve(
-    join: Join,
+    join: StudyLocation,
     slot: Slot,
-    stopping: Stopping,
-    terms: Terms = Terms(),
-    listener: Listener | None = None,
+    stopping: StopEvent,
+    terms: WorkerOptions = WorkerOptions(),
+    listener: TrialListener | None = None,
     on_event: Callable[[str], None] = lambda told: None,
-) -> Served:
+) -> WorkerResult:
     """Joins a study and works on it.
 
     stopping: set when the worker is to put its trial down and leave. Raises InputError where the
@@ -81,42 +81,44 @@ def serve(
     """
     slot = replace(slot, device=str(pick_device(slot.device)))
     try:
-        opened = patiently(
+        opened = retry_transient(
             lambda: join_study(join),
             stopping=stopping,
             patience=AT_THE_DOOR,
             on_wait=on_event,
         )
-    except StorageLost:
+    except StorageUnavailable:
         if stopping.is_set():
-            return Served(0, "asked")
+            return WorkerResult(0, "asked")
         opened = join_study(join)  # in its own words, if they still hold
-    need_weights(opened.spec.space)
-    return work(opened, slot, listener or Silent(), stopping, terms, on_event)
+    ensure_space_weights(opened.spec.space)
+    return work(opened, slot, listener or NullListener(), stopping, terms, on_event)
 
 
 def work(
     opened: OpenStudy,
     slot: Slot,
-    listener: Listener,
-    stopping: Stopping | None = None,
-    terms: Terms = Terms(),
+    listener: TrialListener,
+    stopping: StopEvent | None = None,
+    terms: WorkerOptions = WorkerOptions(),
     on_event: Callable[[str], None] = lambda told: None,
-) -> Served:
+) -> WorkerResult:
     """Works on an opened study; why it ended: done, time, exhausted, asked or enough."""
     stopping = stopping or threading.Event()
     shift = _Shift(opened, slot, listener, stopping, terms, on_event)
     try:
         return shift.work()
-    except (StorageLost, DepotLost) as error:
+    except (StorageUnavailable, ArtifactStoreUnavailable) as error:
         if stopping.is_set():
-            return Served(shift.ended, "asked")
-        raise Failed(str(error)) from None
+            return WorkerResult(shift.ended, "asked")
+        raise JobFailed(str(error)) from None
     except (SQLAlchemyError, StorageInternalError) as error:
-        raise Failed(opened.told(error)) from None
+        raise JobFailed(opened.told(error)) from None
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise Failed(f"{opened.folder}: {error.strerror}; make room and start again") from None
+            raise JobFailed(
+                f"{opened.folder}: {error.strerror}; make room and start again"
+            ) from None
         raise
 
 
@@ -125,16 +127,16 @@ class _Shift:
         self,
         opened: OpenStudy,
         slot: Slot,
-        listener: Listener,
-        stopping: Stopping,
-        terms: Terms,
+        listener: TrialListener,
+        stopping: StopEvent,
+        terms: WorkerOptions,
         on_event: Callable[[str], None],
     ) -> None:
         self.opened, self.stopping, self.terms = opened, stopping, terms
         budget = opened.spec.budget
-        self.clock = Clock(budget.hours, budget.gpu_hours)
+        self.clock = TimeBudget(budget.hours, budget.gpu_hours)
         opened.wait_for_storage(stopping, on_event)
-        self.ledger = Ledger(opened.study, on_wait=on_event)
+        self.ledger = TrialLeases(opened.study, on_wait=on_event)
         self.worker = Worker(
             opened.study,
             opened.spec,
@@ -149,7 +151,7 @@ class _Shift:
         )
         self.ended = self.skipped = self.idle = 0
 
-    def work(self) -> Served:
+    def work(self) -> WorkerResult:
         with self.worker:
             self.worker.pulse.beat()  # it hears at once what the others were told long ago
             prepare_sampling(self.opened, self.worker.pulse.row.ordinal)
@@ -159,7 +161,7 @@ class _Shift:
                 why = self._one()
                 if why is not None:
                     sweep(self.opened.depot, trial_records.all_trials(self.opened.study))
-                    return Served(self.ended, why)
+                    return WorkerResult(self.ended, why)
 
     def _one(self) -> str | None:
         """One trial, or one wait for others; why the shift is over, if it is."""

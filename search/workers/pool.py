@@ -10,14 +10,14 @@ from optuna.trial import FrozenTrial
 
 from lesionseg.errors import InputError, nearest
 from search.storage import trial_records
-from search.storage.leases import Ledger
-from search.storage.trial_records import Clock
+from search.storage.leases import TrialLeases
+from search.storage.trial_records import TimeBudget
 from search.study.lifecycle import OpenStudy
-from search.study.location import Join
+from search.study.location import StudyLocation
 from search.trial_process.resources import local_slots
-from search.trial_process.slot import Slot, Stopping
+from search.trial_process.slot import Slot, StopEvent
 from search.workers.launchers.local import run_locally
-from search.workers.worker import Listener
+from search.workers.worker import TrialListener
 
 ENGINES = ("local", "ray", "slurm")
 #: Seconds between two looks at the trials, and between two at the workers' heartbeats.
@@ -25,7 +25,7 @@ LOOK, REAP = 1.0, 5.0
 
 
 @dataclass(frozen=True)
-class Crew:
+class WorkerPool:
     """Who works. engine: local, ray or slurm.
 
     slots: of this host, for the engine local; else one, as each worker is to have it. workers: how
@@ -49,7 +49,7 @@ def make_crew(
     gpus: str | None = None,
     workers_per_gpu: int = 1,
     settings: Sequence[str] = (),
-) -> Crew:
+) -> WorkerPool:
     """The crew that command-line options ask for; InputError where they do not fit together.
 
     settings: KEY=VALUE of the engine's own.
@@ -64,11 +64,11 @@ def make_crew(
             device, threads, workers=workers, gpus=gpus, workers_per_gpu=workers_per_gpu
         )
         alone = workers is None and gpus is None and workers_per_gpu == 1
-        return Crew(slots=tuple(slots), alone=alone)
+        return WorkerPool(slots=tuple(slots), alone=alone)
     if gpus is not None:
         raise InputError(f"--gpus: the engine {engine} finds the GPUs; say --workers")
     slot = Slot(device, threads or 1, 1 / workers_per_gpu)
-    return Crew(engine, (slot,), workers, alone=False, settings=parsed)
+    return WorkerPool(engine, (slot,), workers, alone=False, settings=parsed)
 
 
 def _setting(text: str) -> tuple[str, str]:
@@ -80,14 +80,14 @@ def _setting(text: str) -> tuple[str, str]:
 
 def run_crew(
     opened: OpenStudy,
-    crew: Crew,
-    join: Join,
-    listener: Listener,
-    stopping: Stopping,
+    crew: WorkerPool,
+    join: StudyLocation,
+    listener: TrialListener,
+    stopping: StopEvent,
     on_event: Callable[[str], None],
 ) -> None:
     """Has the study worked on until it is done, stopped, or nobody can work on it."""
-    watch = Watch(opened, listener, on_event)
+    watch = StudyMonitor(opened, listener, on_event)
     if crew.engine == "ray":
         from search.workers.launchers.ray import run_on_ray
 
@@ -128,16 +128,16 @@ def run_crew(
     watch.look(force=True)
 
 
-class Watch:
+class StudyMonitor:
     """Sees from the records alone how a study goes on, tells it, and looks after the dead."""
 
     def __init__(
-        self, opened: OpenStudy, listener: Listener, on_event: Callable[[str], None]
+        self, opened: OpenStudy, listener: TrialListener, on_event: Callable[[str], None]
     ) -> None:
         self.opened, self.listener, self.on_event = opened, listener, on_event
-        self.ledger = Ledger(opened.study, on_wait=on_event)
+        self.ledger = TrialLeases(opened.study, on_wait=on_event)
         budget = opened.spec.budget
-        self.clock = Clock(budget.hours, budget.gpu_hours)
+        self.clock = TimeBudget(budget.hours, budget.gpu_hours)
         self.told = {t.number for t in self._known() if t.state.is_finished()}
         self.looked = self.reaped = 0.0
 
@@ -180,7 +180,7 @@ class Watch:
 class _Ticking:
     """A Stopping that has something done each time it is asked."""
 
-    def __init__(self, stopping: Stopping, tick: Callable[[], None]) -> None:
+    def __init__(self, stopping: StopEvent, tick: Callable[[], None]) -> None:
         self.stopping, self.tick = stopping, tick
 
     def is_set(self) -> bool:

@@ -11,13 +11,13 @@ from optuna.trial import FrozenTrial
 from lesionseg.config import TrialConfig
 from lesionseg.errors import InputError
 from lesionseg.training.train import EpochRecord
-from search.signals import Interrupts
+from search.signals import SignalHandler
 from search.spec.study_spec import differences, load_spec
 from search.storage import trial_records
 from search.study.lifecycle import MAY_CHANGE, join_study
-from search.study.location import Join
+from search.study.location import StudyLocation
 from search.trial_process.slot import Slot
-from search.workers.loop import Terms, serve
+from search.workers.loop import WorkerOptions, serve
 
 WHY = {
     "done": "the study is done",
@@ -52,7 +52,7 @@ def say(text: str) -> None:
 
 
 def run_worker(
-    join: Join,
+    join: StudyLocation,
     slot: Slot,
     *,
     study: str | None = None,
@@ -66,7 +66,7 @@ def run_worker(
     """
     if study is not None:
         _refuse_another(join, study)
-    interrupts = Interrupts()
+    interrupts = SignalHandler()
     try:
         with interrupts.taken(), interrupts.held():
             say(f"worker on {slot.device} joins {join.name}")
@@ -74,7 +74,7 @@ def run_worker(
                 join,
                 slot,
                 interrupts.stopping,
-                Terms(max_trials=max_trials, forever=forever),
+                WorkerOptions(max_trials=max_trials, forever=forever),
                 Log(),
                 say,
             )
@@ -85,7 +85,7 @@ def run_worker(
     sys.stdout.flush()
 
 
-def _refuse_another(join: Join, study: str) -> None:
+def _refuse_another(join: StudyLocation, study: str) -> None:
     spec, opened = load_spec(study), join_study(join)
     keys = differences(opened.spec.model_dump(mode="json"), spec.model_dump(mode="json"))
     keys = [k for k in keys if k not in MAY_CHANGE]

@@ -14,31 +14,31 @@ from optuna.trial import TrialState
 from lesionseg.config import TrialConfig
 from lesionseg.errors import InputError
 from lesionseg.training.train import EpochRecord, TrainResult
-from search.errors import Failed
+from search.errors import JobFailed
 from search.storage import trial_records
-from search.storage.artifact_store import Depot, DepotLost
+from search.storage.artifact_store import ArtifactStore, ArtifactStoreUnavailable
 from search.storage.leases import Claim
 from search.storage.retention import FOLDS, HISTORY, PICTURE, STATE, WEIGHTS
 from search.study import cross_validation
 from search.trial_process.protocol import (
-    Alive,
-    Broke,
-    Built,
-    End,
+    JobError,
+    JobOutcome,
+    ModelBuilt,
     Resumed,
-    Saved,
+    StateSaved,
+    StepDone,
     Suspended,
     Trained,
     TrainJob,
     flat,
 )
-from search.trial_process.supervisor import Limits, Watch, follow
+from search.trial_process.supervisor import Limits, StopConditions, supervise
 
 if TYPE_CHECKING:
     from search.workers.worker import Worker
 
 
-class Training:
+class TrialRunner:
     """One claimed trial's training, with as many attempts as memory makes necessary.
 
     Of a cross-validation, one after the other of its trainings. The first one's weights are kept,
@@ -53,7 +53,7 @@ class Training:
         self.results: list[TrainResult] = []
         self.parts, self.built = 1, False
         self.verdict: str | None = None
-        self.uploads = Uploads(worker.depot, claim.number)
+        self.uploads = StateUploader(worker.depot, claim.number)
         self.trainings = worker.material.trainings
 
     def to_its_end(self) -> None:
@@ -79,21 +79,21 @@ class Training:
                 self._told(TrialState.PRUNED)  # it was asked to leave when it had just been judged
             case Suspended():
                 self._put_down()
-            case Broke("disk", text):
+            case JobError("disk", text):
                 # Every other trial would fail of it too: this is no fault of the configuration.
                 self.worker.put_back(self.claim)
-                raise Failed(f"{text}; make room in {self.worker.depot.root} and start again")
-            case Broke() if self.verdict == trial_records.CONSTRAINT:
+                raise JobFailed(f"{text}; make room in {self.worker.depot.root} and start again")
+            case JobError() if self.verdict == trial_records.CONSTRAINT:
                 self._told(TrialState.PRUNED)
-            case Broke(reason, text, trace):
+            case JobError(reason, text, trace):
                 told = {"reason": reason, "message": text, "trace": trace[-4000:]}
                 self._told(TrialState.FAIL, attrs=told)
 
-    def _one_training(self) -> End:
+    def _one_training(self) -> JobOutcome:
         while True:
             self.history = []
-            end = follow(self._job(), self._hear, self._limits(), self._watch())
-            if not (isinstance(end, Broke) and end.reason == "oom" and self._can_halve()):
+            end = supervise(self._job(), self._hear, self._limits(), self._watch())
+            if not (isinstance(end, JobError) and end.reason == "oom" and self._can_halve()):
                 return end
             self.parts *= 2
             self.worker.ledger.note(self.claim, {"parts": self.parts, "spared": end.message})
@@ -123,7 +123,9 @@ class Training:
         if done < len(self.trainings):
             if done == 1:
                 depot.put(number, WEIGHTS)
-                with suppress(DepotLost, InputError, OSError):  # there may be no picture
+                with suppress(
+                    ArtifactStoreUnavailable, InputError, OSError
+                ):  # there may be no picture
                     depot.put(number, PICTURE)
             cross_validation.save(depot.local(number, FOLDS), self.config.digest(), self.results)
             depot.put(number, FOLDS)
@@ -183,9 +185,9 @@ class Training:
             spent=sum(result.seconds for result in self.results),
         )
 
-    def _watch(self) -> Watch:
+    def _watch(self) -> StopConditions:
         worker = self.worker
-        return Watch(
+        return StopConditions(
             suspend=lambda: worker.stopping.is_set() or worker.pulse.command != "run",
             fenced=lambda: worker.pulse.fenced,
         )
@@ -193,7 +195,7 @@ class Training:
     def _hear(self, message: Any) -> bool:
         """Takes in what the child says; whether it shall stop."""
         match message:
-            case Built():
+            case ModelBuilt():
                 self.verdict = self._refused(message)
             case Resumed(history):
                 self._take_up(history)
@@ -203,9 +205,9 @@ class Training:
                     self._report(message.epoch, message.metrics.dice)
                 self.worker.listener.epoch_ended(self.claim.number, message)
                 self.verdict = self._stop(message)
-            case Saved():
+            case StateSaved():
                 self.uploads.state()
-            case Alive():
+            case StepDone():
                 pass  # that it was said is all
         return self.verdict is not None
 
@@ -229,7 +231,7 @@ class Training:
             self.trial._cached_frozen_trial.intermediate_values.update(values)
             self._record(history)
 
-    def _refused(self, built: Built) -> str | None:
+    def _refused(self, built: ModelBuilt) -> str | None:
         attrs: dict[str, Any] = {"params": built.params, "macs": built.macs}
         limits = self.worker.spec.constraints
         told = []
@@ -294,7 +296,7 @@ class Training:
         if self.history or self.results:  # one that is refused before training has none
             depot.put(self.claim.number, HISTORY)
             files.append(HISTORY)
-        with suppress(DepotLost, InputError, OSError):  # there may be no picture
+        with suppress(ArtifactStoreUnavailable, InputError, OSError):  # there may be no picture
             depot.put(self.claim.number, PICTURE)
             files.append(PICTURE)
         self.worker.told(self.claim, state, value, attrs, files)
@@ -323,10 +325,10 @@ class Training:
         return ({"fold": fold} if len(self.trainings) > 1 else {}) | flat(record)
 
 
-class Uploads:
+class StateUploader:
     """Takes states to where other hosts can get them, beside the training; the latest only."""
 
-    def __init__(self, depot: Depot, number: int) -> None:
+    def __init__(self, depot: ArtifactStore, number: int) -> None:
         self.depot, self.number = depot, number
         self.thread: threading.Thread | None = None
 
@@ -339,7 +341,7 @@ class Uploads:
 
     def _put(self) -> None:
         # The next state tries again; what must arrive is put by the worker itself.
-        with suppress(DepotLost, InputError, OSError):
+        with suppress(ArtifactStoreUnavailable, InputError, OSError):
             self.depot.put(self.number, STATE)
 
     def finish(self) -> None:
@@ -355,7 +357,7 @@ class Uploads:
 
         def drop() -> None:
             under_way.join()
-            with suppress(DepotLost, InputError, OSError):
+            with suppress(ArtifactStoreUnavailable, InputError, OSError):
                 self.depot.drop(self.number, STATE)
 
         threading.Thread(target=drop, daemon=True).start()

@@ -19,8 +19,8 @@ from lesionseg.training.train import EpochRecord
 from search.monitoring import notes
 from search.spec.study_spec import StudySpec
 from search.storage import artifact_ids, trial_records
-from search.storage.artifact_store import Depot
-from search.storage.leases import Claim, Expired, Ledger, Refusal
+from search.storage.artifact_store import ArtifactStore
+from search.storage.leases import Claim, Refusal, TrialLeases, WorkerExpired
 from search.storage.retention import (
     FOLDS,
     HISTORY,
@@ -31,18 +31,18 @@ from search.storage.retention import (
     drop_pictures,
 )
 from search.study.suggest import suggest
-from search.study.trial_data import Material
+from search.study.trial_data import TrialData
 from search.trial_process.protocol import PROGRAM
-from search.trial_process.slot import Slot, Stopping
-from search.trial_process.supervisor import Fenced
-from search.workers.heartbeat import Pulse
-from search.workers.trial_runner import Training
+from search.trial_process.slot import Slot, StopEvent
+from search.trial_process.supervisor import LeaseLost
+from search.workers.heartbeat import Heartbeat
+from search.workers.trial_runner import TrialRunner
 
 #: Weights are kept for this many of the best trials.
 KEEP_BEST = 3
 
 
-class Listener(Protocol):
+class TrialListener(Protocol):
     """Who wants to know; the command line shows it."""
 
     def trial_started(self, number: int, config: TrialConfig) -> None:
@@ -68,13 +68,13 @@ class Worker:
         self,
         study: optuna.Study,
         spec: StudySpec,
-        material: Material,
-        depot: Depot,
+        material: TrialData,
+        depot: ArtifactStore,
         slot: Slot,
-        listener: Listener,
+        listener: TrialListener,
         *,
-        ledger: Ledger | None = None,
-        stopping: Stopping | None = None,
+        ledger: TrialLeases | None = None,
+        stopping: StopEvent | None = None,
         deadline: Callable[[], bool] = lambda: False,
         keep: int | None = KEEP_BEST,
         twins: bool = False,
@@ -82,13 +82,13 @@ class Worker:
     ) -> None:
         self.study, self.spec, self.material = study, spec, material
         self.depot, self.slot, self.listener = depot, slot, listener
-        self.ledger = ledger or Ledger(study)
-        self.stopping: Stopping = stopping or threading.Event()
+        self.ledger = ledger or TrialLeases(study)
+        self.stopping: StopEvent = stopping or threading.Event()
         self.deadline, self.keep, self.twins, self.program = deadline, keep, twins, program
         self.mark = str(study.user_attrs.get("uuid", ""))
-        self.pulse = Pulse(self.ledger, slot)
-        presets = MODELS if spec.warm_start else ()
-        self.imports = needs([*spec.space.picks["model"], *presets])
+        self.pulse = Heartbeat(self.ledger, slot)
+        baselines = MODELS if spec.warm_start else ()
+        self.imports = needs([*spec.space.picks["model"], *baselines])
 
     def __enter__(self) -> Worker:
         self.pulse.__enter__()
@@ -108,7 +108,7 @@ class Worker:
             row = self.pulse.row
             try:
                 claimed = self.ledger.claim(row, bounded=bounded, fresh=fresh)
-            except Expired:  # it slept so long that it was taken for dead
+            except WorkerExpired:  # it slept so long that it was taken for dead
                 self.pulse.expired(row)
                 continue
             self.pulse.hold(claimed if isinstance(claimed, Claim) else None)
@@ -131,7 +131,7 @@ class Worker:
         except KeyboardInterrupt:
             self.put_back(claim)
             raise
-        except (Fenced, UpdateFinishedTrialError):
+        except (LeaseLost, UpdateFinishedTrialError):
             pass  # nothing is deleted: who has the trial now may need what lies there
         finally:
             self.pulse.hold(None)
@@ -168,7 +168,7 @@ class Worker:
             return
         self.listener.trial_started(claim.number, config)
         self._fetch_state(claim, trial.user_attrs.get(trial_records.ATTEMPTS, []))
-        Training(self, claim, trial, config).to_its_end()
+        TrialRunner(self, claim, trial, config).to_its_end()
 
     def _fetch_state(self, claim: Claim, attempts: Sequence[int]) -> None:
         """Takes over what the latest earlier attempt left to go on from."""
@@ -216,7 +216,7 @@ class Worker:
         """
         listed = artifact_ids.listed(self.mark, claim.number, files)
         if not self.ledger.finish(claim, state, value, attrs, listed):
-            raise Fenced("the trial was handed on to another worker")
+            raise LeaseLost("the trial was handed on to another worker")
         # Not before: a worker that dies between the two must not have to begin anew.
         self.depot.drop(claim.number, STATE)
         if self.material.folds:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lesionseg.config import SETTINGS
 from lesionseg.errors import InputError
 from lesionseg.registry import FAMILIES
-from lesionseg.space import Categorical, Float, Int, Option, Pick, build, lookup
+from lesionseg.space import Categorical, Float, Int, Pick, RegistryEntry, build, lookup
 
 LR = Float(1e-5, 1e-1, default=1e-3, log=True)
 SHARE = Float(-1.0, 1.0, default=0.25)
@@ -192,7 +192,7 @@ def the_row(**given):
     return given
 
 
-OPTION = Option(the_row, {"lr": LR, "encoder": ENCODER}, "for the tests")
+OPTION = RegistryEntry(the_row, {"lr": LR, "encoder": ENCODER}, "for the tests")
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_an_option_refuses_what_it_does_not_take(params, message):
     assert str(caught.value) == message
 
 
-TABLE = {"one": OPTION, "other": Option(lambda first, **_: first)}
+TABLE = {"one": OPTION, "other": RegistryEntry(lambda first, **_: first)}
 
 
 def test_lookup_finds_a_row_and_names_the_nearest_of_an_unknown_one():

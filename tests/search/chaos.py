@@ -19,9 +19,9 @@ from PIL import Image
 from search.spec.study_spec import StudySpec, spec_from
 from search.storage.leases import GRACE_VARIABLE
 from search.study.lifecycle import create_or_resume
-from search.study.location import Join
+from search.study.location import StudyLocation
 from tests.search import stub
-from tests.search.chaos_checks import Books, Verdict, books, judge
+from tests.search.chaos_checks import LeaseTransaction, Verdict, books, judge
 from tests.search.nursery import Nursery
 
 #: Seconds within which processes are gone whose parent is.
@@ -125,13 +125,13 @@ def survive(
     """A new study in a folder, put through a plan and judged. restart: of the database."""
     data = write_pairs(folder / "data")
     create_or_resume(stub_spec(plan, "s"), data, folder / "s", storage)
-    join = Join("s", folder / "s", storage)
+    join = StudyLocation("s", folder / "s", storage)
     told = wreak(nursery, join, plan, restart)
     return told, judge(join, plan.trials, plan.epochs)
 
 
 def wreak(
-    nursery: Nursery, join: Join, plan: Plan, restart: Callable[[], None] = lambda: None
+    nursery: Nursery, join: StudyLocation, plan: Plan, restart: Callable[[], None] = lambda: None
 ) -> Told:
     """Has a study worked on under a plan until every worker has left by itself."""
     return _Chaos(nursery, join, plan, restart).run()
@@ -139,7 +139,7 @@ def wreak(
 
 class _Chaos:
     def __init__(
-        self, nursery: Nursery, join: Join, plan: Plan, restart: Callable[[], None]
+        self, nursery: Nursery, join: StudyLocation, plan: Plan, restart: Callable[[], None]
     ) -> None:
         self.nursery, self.join, self.plan, self.restart = nursery, join, plan, restart
         self.chance, self.told = random.Random(plan.seed), Told()
@@ -204,7 +204,7 @@ class _Chaos:
             return self.nursery.signal(pid, signal.SIGSTOP)
         return _killed(_servers(pid) if kind == "server" else _trainings(pid), self.chance)
 
-    def _last_look(self, sample: Callable[[], Books]) -> Books:
+    def _last_look(self, sample: Callable[[], LeaseTransaction]) -> LeaseTransaction:
         """A look that began after everybody had left."""
         enough, until = sample().looks + 2, time.monotonic() + GONE_WITHIN
         while sample().looks < enough and time.monotonic() < until:
@@ -217,15 +217,15 @@ class _Chaos:
             time.sleep(0.05)
         return [str(process) for process in found]
 
-    def _standing(self, seen: Books) -> str:
+    def _standing(self, seen: LeaseTransaction) -> str:
         words = (self.join.folder / "workers.log").read_text()[-3000:]
         return f"hung: {seen}, {self.told}, alive {self.alive}, to do {self.acts}\n{words}"
 
 
 @contextlib.contextmanager
-def sampled(join: Join) -> Iterator[Callable[[], Books]]:
+def sampled(join: StudyLocation) -> Iterator[Callable[[], LeaseTransaction]]:
     """Looks at the study's books all the while; gives what was seen last, and the peak so far."""
-    last, over = Books(), threading.Event()
+    last, over = LeaseTransaction(), threading.Event()
 
     def look() -> None:
         nonlocal last

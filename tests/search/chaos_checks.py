@@ -14,7 +14,7 @@ import psycopg
 from optuna.trial import FrozenTrial
 
 from search.study.lifecycle import open_records
-from search.study.location import Join
+from search.study.location import StudyLocation
 from tests.search import stub
 
 #: Reasons of trials that cost nothing: they go on under another number, or trained nothing.
@@ -28,7 +28,7 @@ LEFT JOIN trial_user_attributes a ON a.trial_id = t.trial_id AND a.key = 'reason
 
 
 @dataclass(frozen=True)
-class Books:
+class LeaseTransaction:
     """What counts against the budget: ended, and at work; the most of both that was ever seen."""
 
     ended: int = 0
@@ -37,9 +37,9 @@ class Books:
     looks: int = 0
 
 
-def books(join: Join) -> Iterator[Books]:
+def books(join: StudyLocation) -> Iterator[LeaseTransaction]:
     """The study's books as they are, each time anew; a database that is away is asked again."""
-    seen, connection = Books(), None
+    seen, connection = LeaseTransaction(), None
     while True:
         try:
             connection = connection or _connected(join)
@@ -49,7 +49,7 @@ def books(join: Join) -> Iterator[Books]:
         else:
             ended = sum(_counts(state, reason and json.loads(reason)) for state, reason in rows)
             running = sum(state == "RUNNING" for state, _ in rows)
-            seen = Books(ended, running, max(seen.peak, ended + running), seen.looks + 1)
+            seen = LeaseTransaction(ended, running, max(seen.peak, ended + running), seen.looks + 1)
         yield seen
 
 
@@ -57,14 +57,14 @@ def _counts(state: str, reason: str | None) -> bool:
     return state in {"COMPLETE", "PRUNED", "FAIL"} and reason not in SKIPPED
 
 
-def _connected(join: Join) -> Any:
+def _connected(join: StudyLocation) -> Any:
     if join.storage is None:
         return sqlite3.connect(f"file:{join.folder / 'study.db'}?mode=ro", uri=True, timeout=60)
     plain = join.storage.replace("postgresql+psycopg", "postgresql")
     return psycopg.connect(plain, autocommit=True, connect_timeout=5)
 
 
-def rows_of(join: Join, query: str) -> list[tuple[Any, ...]]:
+def rows_of(join: StudyLocation, query: str) -> list[tuple[Any, ...]]:
     """The rows that one statement gives."""
     connection = _connected(join)
     try:
@@ -94,7 +94,7 @@ class Verdict:
     wrong: list[str] = field(default_factory=list)
 
 
-def judge(join: Join, trials: int, epochs: int) -> Verdict:
+def judge(join: StudyLocation, trials: int, epochs: int) -> Verdict:
     """Looks at a study that everybody has left."""
     study, _ = open_records(join.folder, storage=join.storage)
     known = {t.number: t for t in study.get_trials()}

@@ -7,13 +7,13 @@ from multiprocessing.connection import Connection
 
 from search.storage.retention import FOLDS
 from search.trial_process import child_main
-from search.trial_process.protocol import End, TrainJob
+from search.trial_process.protocol import JobOutcome, TrainJob
 from tests.search.troubles import _Waiting
 
 broke = child_main.broke
 
 
-def work(job: TrainJob, pipe: Connection) -> End:
+def work(job: TrainJob, pipe: Connection) -> JobOutcome:
     """The real training; in the third fold it waits in the middle of its third epoch."""
     assert job.state is not None
     kept = job.state.with_name(FOLDS)

@@ -14,9 +14,9 @@ import yaml
 from optuna.trial import TrialState
 
 from search.spec.study_spec import StudySpec, load_spec, spec_from
-from search.storage.leases import Ledger
+from search.storage.leases import TrialLeases
 from search.study.lifecycle import OpenStudy, create_or_resume, prepare_sampling
-from search.trial_process.slot import Served, Slot
+from search.trial_process.slot import Slot, WorkerResult
 from search.workers.loop import work
 from search.workers.worker import Worker
 
@@ -79,10 +79,12 @@ def worker_of(opened: OpenStudy, listener: Any = None, **settings: Any) -> Worke
 
 def queue(opened: OpenStudy, width: int = 4, lr: float = 0.01) -> int:
     """Queues a trial of TINY's space; its number."""
-    return Ledger(opened.study).enqueue({"model.unet.width": width, "optimizer.adam.lr": lr})
+    return TrialLeases(opened.study).enqueue({"model.unet.width": width, "optimizer.adam.lr": lr})
 
 
-def search(opened: OpenStudy, listener: Any = None, slot: Slot = SLOT, **terms: Any) -> Served:
+def search(
+    opened: OpenStudy, listener: Any = None, slot: Slot = SLOT, **terms: Any
+) -> WorkerResult:
     """Has the study worked on by this process; terms: as ``search.workers.loop.work`` takes them."""
     return work(opened, slot, listener or Listening(), **terms)
 

@@ -9,14 +9,14 @@ from multiprocessing.connection import Connection
 
 from lesionseg.training import trainer
 from search.trial_process import child_main
-from search.trial_process.protocol import End, TrainJob
+from search.trial_process.protocol import JobOutcome, TrainJob
 
 LOADERS = 2
 
 broke = child_main.broke
 
 
-def work(job: TrainJob, pipe: Connection) -> End:
+def work(job: TrainJob, pipe: Connection) -> JobOutcome:
     """The training; what is changed is changed in this process only."""
     trainer.loader_workers = lambda device: LOADERS
     child_main.SIGN_OF_LIFE = 0.0

@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from search.study.location import Join
+from search.study.location import StudyLocation
 from search.trial_process.slot import Slot
 from tests.search import stub
 
@@ -60,7 +60,7 @@ class Nursery:
         self._process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def start(self, join: Join, log: Path, environment: dict[str, str]) -> int:
+    def start(self, join: StudyLocation, log: Path, environment: dict[str, str]) -> int:
         """Another worker's process number; it works with the stub."""
         where = {"name": join.name, "folder": str(join.folder), "storage": join.storage}
         pid: int = self._ask("start", join=where, log=str(log), environment=environment)
@@ -122,12 +122,12 @@ def _warm_up() -> None:
 
     import search.workers.loop  # noqa: F401
     from search.storage.database import local_url, open_storage
-    from search.storage.leases import Ledger
+    from search.storage.leases import TrialLeases
 
     with tempfile.TemporaryDirectory() as folder:
         storage = open_storage(local_url(Path(folder)))
         study = optuna.create_study(storage=storage)
-        Ledger(study).reap()
+        TrialLeases(study).reap()
         study.tell(study.ask(), 0.0)
         storage.engine.dispose()
 
@@ -156,7 +156,7 @@ def _forked(asked: dict[str, Any]) -> int:
 
 
 def _work(asked: dict[str, Any]) -> int:
-    from search.workers.loop import Terms, serve
+    from search.workers.loop import WorkerOptions, serve
 
     log = os.open(asked["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     for each in (1, 2):
@@ -164,8 +164,8 @@ def _work(asked: dict[str, Any]) -> int:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.update(asked["environment"])
     where = asked["join"]
-    join = Join(where["name"], Path(where["folder"]), where["storage"])
-    terms = Terms(program=stub.__name__)
+    join = StudyLocation(where["name"], Path(where["folder"]), where["storage"])
+    terms = WorkerOptions(program=stub.__name__)
     me = os.getpid()
     told = serve(
         join,

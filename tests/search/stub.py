@@ -20,12 +20,12 @@ from typing import Any
 from lesionseg.config import TrialConfig
 from search.trial_process.protocol import (
     SUSPEND,
-    Broke,
-    Built,
-    End,
     Job,
+    JobError,
+    JobOutcome,
+    ModelBuilt,
     Resumed,
-    Saved,
+    StateSaved,
     Suspended,
     Trained,
     TrainJob,
@@ -91,15 +91,15 @@ class _Made:
         return self.make, self.args
 
 
-def work(job: Job, pipe: Connection) -> End:
+def work(job: Job, pipe: Connection) -> JobOutcome:
     """Does a TrainJob; ``pipe`` takes the messages and gives the answers."""
     assert isinstance(job, TrainJob)
     return _Training(job, pipe).work()
 
 
-def broke(error: Exception, trace: str) -> Broke:
+def broke(error: Exception, trace: str) -> JobError:
     """Whatever went wrong, as a crash."""
-    return Broke("crash", f"{type(error).__name__}: {error}", trace)
+    return JobError("crash", f"{type(error).__name__}: {error}", trace)
 
 
 class _Suspend(Exception):
@@ -118,7 +118,7 @@ class _Training:
 
     def work(self) -> Trained | Suspended:
         try:
-            asked = self._ask(Built(1_000_000, 1_000_000)) or self._train()
+            asked = self._ask(ModelBuilt(1_000_000, 1_000_000)) or self._train()
         except _Suspend:
             self._save()
             return Suspended(self.done)
@@ -141,7 +141,7 @@ class _Training:
                 return True
             if epoch < self.epochs:
                 self._save()
-                self.pipe.send(Saved(epoch))
+                self.pipe.send(StateSaved(epoch))
         return False
 
     def _ask(self, message: Any) -> bool:

@@ -13,14 +13,14 @@ from rich.console import Console
 from lesionseg import metrics
 from lesionseg.errors import InputError
 from search import run_baselines
-from search.monitoring.tables import HEADINGS, print_seeds
+from search.monitoring.tables import HEADINGS, print_baseline_table
 from search.results.baseline_table import Row, headline, rows, table_csv, table_markdown
-from search.run_baselines import make_spec, run_seeds
+from search.run_baselines import make_spec, run_baselines
 from search.spec import baselines
 from search.storage import trial_records
-from search.study.lifecycle import open_study, test_looks
+from search.study.lifecycle import open_study, test_evaluations
 
-test_looks.__test__ = False  # it is the code's, not a test
+test_evaluations.__test__ = False  # it is the code's, not a test
 
 TWO = ["c-baseline-unet", "e-unet-ham-v1"]
 FEW = ["data.limit.train=8", "data.limit.val=4", "data.limit.test=4"]
@@ -29,7 +29,7 @@ FEW = ["data.limit.train=8", "data.limit.val=4", "data.limit.test=4"]
 def run(data, folder, only, **options):
     spec = make_spec(options.pop("size", 16), options.pop("epochs", 1), FEW)
     quiet = Console(file=io.StringIO())
-    return run_seeds(quiet, spec, data, folder, only=only, device="cpu", threads=1, **options)
+    return run_baselines(quiet, spec, data, folder, only=only, device="cpu", threads=1, **options)
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +41,15 @@ def done(tiny_data, tmp_path_factory):
 
 def test_each_is_trained_and_tested_and_the_best_stands_first(done):
     folder, found = done
-    assert sorted(row.preset for row in found) == sorted(TWO)
+    assert sorted(row.baseline for row in found) == sorted(TWO)
     assert all(row.tested for row in found)
     assert found[0].means["dice"] >= found[1].means["dice"]
     assert found[0].behind is None
     opened = open_study(folder)
     for trial in trial_records.all_trials(opened.study):
-        expected = baselines.config(trial.user_attrs[trial_records.PRESET], 16, 1)
+        expected = baselines.config(trial.user_attrs[trial_records.BASELINE], 16, 1)
         assert trial_records.config_of(trial) == expected.to_dict()
-    assert len(test_looks(opened.study)) == 2
+    assert len(test_evaluations(opened.study)) == 2
 
 
 def test_a_rows_numbers_are_those_of_its_per_image_rows(done):
@@ -58,14 +58,14 @@ def test_a_rows_numbers_are_those_of_its_per_image_rows(done):
     for row in found:
         path = folder / "results" / str(row.trials[0]) / "per_image.csv"
         with path.open(newline="") as file:
-            tables[row.preset] = list(csv.DictReader(file))
-        assert len(tables[row.preset]) == 4
+            tables[row.baseline] = list(csv.DictReader(file))
+        assert len(tables[row.baseline]) == 4
         for name in ("dice", "precision", "hd95", "assd_percent"):
-            values = [float(r[name]) for r in tables[row.preset]]
+            values = [float(r[name]) for r in tables[row.baseline]]
             assert row.means[name] == pytest.approx(statistics.fmean(values))
             low, high = row.ci95[name]
             assert min(values) - 1e-9 <= low <= high <= max(values) + 1e-9
-    one, other = ([float(r["dice"]) for r in tables[row.preset]] for row in found)
+    one, other = ([float(r["dice"]) for r in tables[row.baseline]] for row in found)
     gaps = [b - a for a, b in zip(one, other, strict=True)]
     assert found[1].behind.difference == pytest.approx(statistics.fmean(gaps))
 
@@ -79,7 +79,7 @@ def test_files_are_written_for_people_and_machines(done):
     assert (folder / "table.md").read_text() == table_markdown(found)
     with (folder / "table.csv").open(newline="") as file:
         plain = list(csv.DictReader(file))
-    assert [r["preset"] for r in plain] == [r.preset for r in found]
+    assert [r["baseline"] for r in plain] == [r.baseline for r in found]
     assert float(plain[0]["dice"]) == found[0].means["dice"]
     assert plain[0]["behind"] == "" and plain[1]["behind"] != ""
     shown = {p.stem for p in (folder / "results" / "0").glob("*.png")}
@@ -90,10 +90,10 @@ def test_files_are_written_for_people_and_machines(done):
 def test_the_table_is_printed_whole(done):
     _, found = done
     stream = io.StringIO()
-    print_seeds(Console(file=stream, width=400), found)
+    print_baseline_table(Console(file=stream, width=400), found)
     text = stream.getvalue()
     assert all(heading in text for heading in HEADINGS)
-    assert all(row.preset in text for row in found)
+    assert all(row.baseline in text for row in found)
 
 
 @pytest.mark.slow
@@ -142,7 +142,7 @@ def test_a_system_that_breaks_has_a_row_with_the_reason_and_the_others_go_on(
 
     monkeypatch.setattr(baselines, "config", broken)
     found = run(tiny_data, tmp_path / "s", TWO)
-    assert [row.preset for row in found] == [TWO[1], TWO[0]]
+    assert [row.baseline for row in found] == [TWO[1], TWO[0]]
     assert "unknown loss 'nothing'" in found[1].message and not found[1].tested
     assert "unknown loss" in table_markdown(found)
     assert "unknown loss" in table_csv(found)
@@ -165,8 +165,8 @@ def test_what_cannot_be_trained_is_told_before_anything_is_made(
 
 
 @pytest.mark.parametrize("text", ["search.loss=dice", "budget.trials=3", "fixed.batch_size=2"])
-def test_what_presets_settle_cannot_be_set(text):
-    with pytest.raises(InputError, match="presets settle the rest"):
+def test_what_baselines_settle_cannot_be_set(text):
+    with pytest.raises(InputError, match="baselines settle the rest"):
         make_spec(64, 5, [text])
 
 
@@ -175,7 +175,7 @@ def test_two_hosts_share_the_work_and_each_tests_what_it_trained(tiny_data, tmp_
     """The other host is a folder of its own beside the same database."""
     run(tiny_data, tmp_path / "one" / "s", TWO[:1], storage=postgres_url)
     found = run(tiny_data, tmp_path / "two" / "s", TWO, storage=postgres_url)
-    assert [(row.preset, row.tested) for row in found] == [(TWO[1], True), (TWO[0], False)]
+    assert [(row.baseline, row.tested) for row in found] == [(TWO[1], True), (TWO[0], False)]
     assert found[1].message == "trained on another host"
     assert not (tmp_path / "two" / "s" / "results" / "0").exists()
 
@@ -197,7 +197,7 @@ def made_up(dice):
 def finished(study, name):
     trial = study.ask()
     for key, value in {
-        trial_records.PRESET: name, "params": 10, "macs": 20, "seconds": 3.0, "peak_memory": 4,
+        trial_records.BASELINE: name, "params": 10, "macs": 20, "seconds": 3.0, "peak_memory": 4,
         "best_epoch": 1, "epochs": 2, "val": {"dice": 0.5},
     }.items():  # fmt: skip
         trial.set_user_attr(key, value)
@@ -212,7 +212,7 @@ def test_a_system_that_is_better_on_every_image_is_better_by_its_whole_interval(
     low, high = finished(study, "unet-bce"), finished(study, "unet-dice")
     results = {low: made_up([0.5, 0.6, 0.7]), high: made_up([0.6, 0.7, 0.8])}
     best, other = rows(results, trial_records.all_trials(study))
-    assert (best.preset, other.preset) == ("unet-dice", "unet-bce")
+    assert (best.baseline, other.baseline) == ("unet-dice", "unet-bce")
     gap = other.behind
     assert [gap.difference, gap.low, gap.high] == pytest.approx([-0.1, -0.1, -0.1])
     assert headline(other)[2].startswith("-0.1000 (-0.1000")
@@ -223,7 +223,7 @@ def test_no_result_at_all_is_a_table_of_reasons():
 
     study = in_memory()
     trial = study.ask()
-    trial.set_user_attr(trial_records.PRESET, "unet-bce")
+    trial.set_user_attr(trial_records.BASELINE, "unet-bce")
     trial.set_user_attr("message", "out | of memory")
     study.tell(trial, state=trial_records.Optuna.FAIL)
     found = rows({}, trial_records.all_trials(study))

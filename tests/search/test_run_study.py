@@ -279,7 +279,7 @@ def test_a_final_that_is_killed_in_the_middle_leaves_no_half(tiny_data, tmp_path
     go_on(args)
     assert (tmp_path / "s" / "final" / "metrics.json").is_file()
     assert not (tmp_path / "s" / "final.partial").exists()
-    assert status(tmp_path / "s")["test_looks"] in (1, 2)  # the killed one may have looked
+    assert status(tmp_path / "s")["test_evaluations"] in (1, 2)  # the killed one may have looked
 
 
 # --- in this process ---------------------------------------------------------------------------
@@ -311,7 +311,7 @@ def test_the_main_job_says_what_it_does_and_writes_everything(tiny_data, tmp_pat
     # Run again, it has nothing to do: one look at the test images.
     again = go_on(words(tmp_path, tiny_data, 2))
     assert "going on after 2 of 2 trials" in again
-    assert status(folder)["test_looks"] == 1
+    assert status(folder)["test_evaluations"] == 1
     assert status(folder)["spent"] == 2
 
 

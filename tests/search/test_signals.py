@@ -8,9 +8,9 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 from lesionseg.errors import InputError
-from search.signals import Interrupts, sigterm_as_interrupt
-from search.storage.trial_records import Clock
-from search.study.weights import need_weights
+from search.signals import SignalHandler, sigterm_as_interrupt
+from search.storage.trial_records import TimeBudget
+from search.study.weights import ensure_space_weights
 from tests.search.helpers import tiny_spec
 
 BOTH = (signal.SIGINT, signal.SIGTERM)
@@ -42,7 +42,7 @@ def test_either_signal_is_an_interrupt_once_and_the_handlers_come_back(number):
 
 @pytest.mark.parametrize("number", BOTH)
 def test_a_signal_that_is_held_is_seen_at_once_and_raised_at_the_end(number):
-    interrupts, went_on = Interrupts(), []
+    interrupts, went_on = SignalHandler(), []
 
     def work():
         with interrupts.taken(), interrupts.held():
@@ -57,7 +57,7 @@ def test_a_signal_that_is_held_is_seen_at_once_and_raised_at_the_end(number):
 
 
 def test_work_that_nobody_interrupts_ends_as_it_ends():
-    interrupts = Interrupts()
+    interrupts = SignalHandler()
     with interrupts.taken(), interrupts.held():
         pass
     assert (interrupts.stopping.is_set(), interrupts.number) == (False, None)
@@ -66,7 +66,7 @@ def test_work_that_nobody_interrupts_ends_as_it_ends():
 
 
 def test_what_the_work_itself_raises_is_not_hidden_by_a_signal():
-    interrupts = Interrupts()
+    interrupts = SignalHandler()
 
     def work():
         with interrupts.taken(), interrupts.held():
@@ -91,33 +91,33 @@ def trial(device: str, hours: float, share: float = 1.0):
 
 
 def test_without_limits_no_time_is_over():
-    assert not Clock(None, None).is_over([trial("cuda", 1000)])
+    assert not TimeBudget(None, None).is_over([trial("cuda", 1000)])
 
 
 @pytest.mark.parametrize(("hours", "over"), [(1.5, True), (2.0, True), (2.5, False)])
 def test_hours_are_by_the_clock_however_many_train(hours, over):
     side_by_side = [trial("cpu", 2), trial("cpu", 1), trial("cuda", 2)]
-    assert Clock(hours, None).is_over(side_by_side) is over
+    assert TimeBudget(hours, None).is_over(side_by_side) is over
 
 
 @pytest.mark.parametrize(("gpu_hours", "over"), [(2.5, True), (3.0, False)])
 def test_gpu_hours_are_added_up_over_those_who_have_one(gpu_hours, over):
     side_by_side = [trial("cuda:0", 2), trial("cuda:1", 1, share=0.5), trial("cpu", 2)]
-    assert Clock(None, gpu_hours).is_over(side_by_side) is over
+    assert TimeBudget(None, gpu_hours).is_over(side_by_side) is over
 
 
 def test_either_limit_ends_it_and_nothing_is_over_before_it_began():
-    assert Clock(1, 100).is_over([trial("cuda", 2)])
-    assert Clock(100, 1).is_over([trial("cuda", 2)])
-    assert not Clock(1e-9, 1e-9).is_over([])
+    assert TimeBudget(1, 100).is_over([trial("cuda", 2)])
+    assert TimeBudget(100, 1).is_over([trial("cuda", 2)])
+    assert not TimeBudget(1e-9, 1e-9).is_over([])
 
 
 # --- weights -----------------------------------------------------------------------------------
 
 
 def test_weights_that_are_not_there_are_told_and_a_space_without_any_needs_none():
-    need_weights(tiny_spec().space)
+    ensure_space_weights(tiny_spec().space)
     lacking = {"smp_fpn": {"encoder": "resnet18", "weights": "/no/such/file.safetensors"}}
     spec = tiny_spec({"search.model": lacking, "data.image_size": 32})
     with pytest.raises(InputError, match=r"/no/such/file\.safetensors"):
-        need_weights(spec.space)
+        ensure_space_weights(spec.space)

@@ -19,7 +19,14 @@ import psutil
 from lesionseg.metrics import METRICS, Metrics
 from lesionseg.training.train import EpochRecord, TrainResult
 from search.trial_process import child_main
-from search.trial_process.protocol import Alive, Broke, Built, End, Trained, TrainJob
+from search.trial_process.protocol import (
+    JobError,
+    JobOutcome,
+    ModelBuilt,
+    StepDone,
+    Trained,
+    TrainJob,
+)
 
 #: Of these widths: none that a published system has.
 WAYS = {
@@ -45,7 +52,7 @@ LARGE = 300_000_000
 broke = child_main.broke
 
 
-def work(job: TrainJob, pipe: Connection) -> End:
+def work(job: TrainJob, pipe: Connection) -> JobOutcome:
     """Goes wrong, or does not."""
     width = job.config["model"]["unet"]["width"]
     way = next((name for name, each in WAYS.items() if each == width), "")
@@ -56,7 +63,7 @@ def work(job: TrainJob, pipe: Connection) -> End:
         case "fits in halves" | "fits in quarters" | "never fits":
             wanted = {"fits in halves": 2, "fits in quarters": 4}.get(way, 1000)
             if job.parts < wanted:
-                return Broke("oom", f"no room for a batch in {job.parts} parts")
+                return JobError("oom", f"no room for a batch in {job.parts} parts")
         case "":
             pass
         case _:
@@ -64,9 +71,9 @@ def work(job: TrainJob, pipe: Connection) -> End:
     return _quick(job, pipe)
 
 
-def _quick(job: TrainJob, pipe: Connection) -> End:
+def _quick(job: TrainJob, pipe: Connection) -> JobOutcome:
     _note(job, "base", _own_memory())
-    pipe.send(Built(10, 20))
+    pipe.send(ModelBuilt(10, 20))
     pipe.recv()
     records = []
     # In [0, 1): as good as the configuration has it, and better with each epoch.
@@ -84,7 +91,7 @@ def _quick(job: TrainJob, pipe: Connection) -> End:
 def _go_wrong(way: str, job: TrainJob, pipe: Connection) -> None:
     _note(job, "pid", os.getpid())
     if way != "stops":  # one that hangs before its first word
-        pipe.send(Built(10, 20))
+        pipe.send(ModelBuilt(10, 20))
         pipe.recv()
     if way == "allocates":
         _allocate(job)
@@ -102,7 +109,7 @@ def _go_wrong(way: str, job: TrainJob, pipe: Connection) -> None:
             os.kill(os.getpid(), signal.SIGSTOP)
         case "chatters":
             while True:
-                pipe.send(Alive(1, 1, 1))
+                pipe.send(StepDone(1, 1, 1))
                 time.sleep(0.05)
         case _:  # also what is deaf to being suspended
             time.sleep(600)

@@ -17,10 +17,10 @@ from optuna.storages import BaseStorage
 
 from lesionseg.errors import InputError
 from search.storage.artifact_ids import CURVES, Address, address
-from search.storage.artifact_store import Depot, DepotLost, open_depot
+from search.storage.artifact_store import ArtifactStore, ArtifactStoreUnavailable, open_depot
 
 
-class Gallery:
+class ArtifactReader:
     """What ``optuna.artifacts`` calls a store.
 
     storage: where the studies are. folders: the folder of a study by its name, where this host
@@ -29,7 +29,7 @@ class Gallery:
 
     def __init__(self, storage: BaseStorage, folders: dict[str, Path], root: Path) -> None:
         self.storage, self.folders, self.root = storage, folders, root
-        self._depots: dict[str, Depot] = {}
+        self._depots: dict[str, ArtifactStore] = {}
         self._copies = tempfile.TemporaryDirectory(prefix="lesionsearch-")
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
@@ -48,7 +48,7 @@ class Gallery:
             if where.kind.name == CURVES:
                 return io.BytesIO(_curves(path.read_text(encoding="utf-8")))
             return path.open("rb")
-        except (OSError, ValueError, InputError, DepotLost):
+        except (OSError, ValueError, InputError, ArtifactStoreUnavailable):
             raise ArtifactNotFound("not found") from None
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
@@ -59,7 +59,7 @@ class Gallery:
         """Nothing is deleted from here."""
         raise PermissionError("a trial's files are deleted by its study's workers alone")
 
-    def _depot(self, mark: str) -> Depot | None:
+    def _depot(self, mark: str) -> ArtifactStore | None:
         if mark not in self._depots:
             for study in self.storage.get_all_studies():
                 if study.user_attrs.get("uuid") == mark:
@@ -73,7 +73,7 @@ class Gallery:
         try:
             depot = open_depot(where, folder, name)
             depot.check_marker(mark)
-        except (InputError, DepotLost):
+        except (InputError, ArtifactStoreUnavailable):
             return
         self._depots[mark] = depot
 

@@ -68,7 +68,7 @@ class Rules:
     may_edit: bool = False
 
 
-class Door:
+class AccessMiddleware:
     """The app behind the rules: a WSGI app itself."""
 
     def __init__(self, app: Wsgi, rules: Rules) -> None:

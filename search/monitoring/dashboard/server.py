@@ -18,13 +18,13 @@ from optuna.study._frozen import FrozenStudy
 from lesionseg.errors import InputError
 from search.monitoring.dashboard import study_note
 from search.monitoring.dashboard.access import Reach, bracketed
-from search.monitoring.dashboard.artifact_reader import Gallery
-from search.monitoring.dashboard.auth import MOST_BYTES, Door
+from search.monitoring.dashboard.artifact_reader import ArtifactReader
+from search.monitoring.dashboard.auth import MOST_BYTES, AccessMiddleware
 from search.monitoring.dashboard.study_api import Listing
 from search.monitoring.status import find_run, list_runs
-from search.signals import Interrupts
+from search.signals import SignalHandler
 from search.storage.database import from_environment, masked, open_storage, storage_url
-from search.storage.retrying_storage import PatientStorage
+from search.storage.retrying_storage import RetryingStorage
 from search.storage.trial_rows import RowStorage
 from search.study.lifecycle import open_records
 
@@ -43,7 +43,7 @@ class Shown(_CachedStorage):
     and figures are written to; reading has connections of its own.
     """
 
-    def __init__(self, writing: PatientStorage, only: str | None = None) -> None:
+    def __init__(self, writing: RetryingStorage, only: str | None = None) -> None:
         reading = RowStorage.beside(writing)
         reading.patience = writing.patience = PATIENCE
         super().__init__(reading)
@@ -93,7 +93,7 @@ def find(name: str | None, storage: str | None = None, folder: Path | None = Non
     return Source(Shown(cached._backend, study.study_name), {study.study_name: home})
 
 
-def _opened(given: str | None, folder: Path) -> PatientStorage:
+def _opened(given: str | None, folder: Path) -> RetryingStorage:
     url = storage_url(given, folder)
     if url.get_backend_name() == "sqlite" and not Path(str(url.database)).is_file():
         raise InputError(f"storage: {masked(url)}: there is no such file")  # it would be made
@@ -114,10 +114,10 @@ class Dashboard:
         logging.getLogger("optuna_dashboard").setLevel(logging.CRITICAL)
         self.source, self.reach, self.on_event = source, reach, on_event
         self.listing = Listing(source.storage)
-        gallery = Gallery(source.storage, source.folders, source.root)
+        gallery = ArtifactReader(source.storage, source.folders, source.root)
         inner: Any = optuna_dashboard.wsgi(source.storage, artifact_store=gallery)
         inner.install(self.listing)
-        self.app = Door(inner, reach.rules)
+        self.app = AccessMiddleware(inner, reach.rules)
         self._ended: dict[int, int] = {}
         self._told: set[str] = set()
 
@@ -126,7 +126,7 @@ class Dashboard:
 
         on_ready: told the address once it is listened at. InputError where that cannot be done.
         """
-        interrupts, over = Interrupts(), threading.Event()
+        interrupts, over = SignalHandler(), threading.Event()
         with interrupts.taken():
             server = self._listening()
             keeper = threading.Thread(target=self._keep, args=(over,), daemon=True)

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial
 
 from search.monitoring import notes
 from search.storage import trial_records
-from search.storage.leases import Ledger
+from search.storage.leases import TrialLeases
 
 #: The study's system attribute that holds the version of its note as it was written here.
 WRITTEN = "lesionsearch:note_ver"
@@ -36,7 +36,7 @@ def refresh(study: optuna.Study, known: Sequence[FrozenTrial] | None = None) -> 
 
     known: its trials, where they are at hand.
     """
-    ledger = Ledger(study)
+    ledger = TrialLeases(study)
     known = trial_records.all_trials(study) if known is None else known
     told = study._storage.get_study_system_attrs(study._study_id)
     lacking = notes.missing(told, known)

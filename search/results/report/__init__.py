@@ -37,7 +37,7 @@ def write_reports(
 ) -> list[Path]:
     """Writes ``report.<format>`` of a study's folder, each whole or not at all; their paths.
 
-    formats: of FORMATS. against: the folder of a ``seeds run`` on the same test images, to compare
+    formats: of FORMATS. against: the folder of a ``baselines run`` on the same test images, to compare
     the tested network with. Needs no picture of the data. A study that is not finished, or without
     a complete trial, gets a report that says so.
     Raises InputError where the folder holds no study, its storage cannot be opened, or ``against``

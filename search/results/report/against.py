@@ -1,6 +1,6 @@
 """The tested network and the published systems on the same images: who is better, and how surely.
 
-The systems are those of a ``seeds run``; their tests lie in its folder. Two are compared by the
+The systems are those of a ``baselines run``; their tests lie in its folder. Two are compared by the
 differences of Dice per image: a paired bootstrap interval, and Wilcoxon's test over groups, whose
 p-values are raised by Holm's method for as many comparisons as the table has.
 """
@@ -31,7 +31,7 @@ def compared(
 ) -> dict[str, Any] | None:
     """The section ``comparison`` of report.json (docs/report.md); None with nothing to compare.
 
-    images: the final test's, as in ``test.images``. against: the folder of a ``seeds run``; None
+    images: the final test's, as in ``test.images``. against: the folder of a ``baselines run``; None
     for the study's own folder, if it is one. Without a final test of its own the best published
     system is what the others are compared with.
     InputError where ``against`` holds no result, or they are of other test images.
@@ -41,7 +41,7 @@ def compared(
     if not found:
         if against is not None:
             raise InputError(
-                f"--against: {against}: holds no tested system; give the folder of a `seeds run`"
+                f"--against: {against}: holds no tested system; give the folder of a `baselines run`"
             )
         return None
     study, _ = open_records(place, storage=storage if place == folder else None)
@@ -49,7 +49,7 @@ def compared(
     table = [row for row in rows(found, known) if row.tested]
     if not table:
         return None
-    dice = {row.preset: _mean_dice([found[n]["images"] for n in row.trials]) for row in table}
+    dice = {row.baseline: _mean_dice([found[n]["images"] for n in row.trials]) for row in table}
     groups = {image["name"]: image["group"] for image in found[table[0].trials[0]]["images"]}
     ours = {image["name"]: float(image["dice"]) for image in images}
     if ours and ours.keys() != groups.keys():
@@ -57,7 +57,7 @@ def compared(
             f"--against: {place}: tested on other images ({len(groups)} there, {len(ours)} here); "
             f"run the published systems on the same data and split"
         )
-    name, reference = (None, ours) if ours else (table[0].preset, dice[table[0].preset])
+    name, reference = (None, ours) if ours else (table[0].baseline, dice[table[0].baseline])
     return {
         "reference": name,
         "images": len(groups),
@@ -74,7 +74,7 @@ def _compared(
     name: str | None,
 ) -> list[dict[str, Any]]:
     """A row for each system; the differences are the reference's Dice less the system's."""
-    others = [row.preset for row in table if row.preset != name]
+    others = [row.baseline for row in table if row.baseline != name]
     images = list(groups)
     drawn = [groups[i] for i in images]
     ours = np.array([reference[i] for i in images])
@@ -85,13 +85,13 @@ def _compared(
     made = []
     for row in table:
         low, high = row.ci95["dice"]
-        told = {"preset": row.preset, "dice": row.means["dice"], "low": low, "high": high,
+        told = {"baseline": row.baseline, "dice": row.means["dice"], "low": low, "high": high,
                 "parameters": row.params, "trainings": len(row.trials)}  # fmt: skip
         told |= dict.fromkeys(("ahead", "ahead_low", "ahead_high", "p", "p_holm"))
-        if row.preset in theirs:
-            gap = metrics.paired(ours, theirs[row.preset], drawn)
+        if row.baseline in theirs:
+            gap = metrics.paired(ours, theirs[row.baseline], drawn)
             told |= {"ahead": gap.difference, "ahead_low": gap.low, "ahead_high": gap.high}
-            told |= {"p": plain[row.preset], "p_holm": raised[row.preset]}
+            told |= {"p": plain[row.baseline], "p_holm": raised[row.baseline]}
         made.append(told)
     return made
 

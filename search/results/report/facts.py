@@ -24,7 +24,7 @@ from search.storage import trial_records
 from search.storage.study_dir import read_metrics
 from search.study import data_audit
 from search.study.data_summary import read_card
-from search.study.lifecycle import test_looks
+from search.study.lifecycle import test_evaluations
 
 #: Raised when a key of report.json changes its meaning or goes away.
 FORMAT = 1
@@ -41,14 +41,14 @@ def report_facts(
 ) -> dict[str, Any]:
     """What is known of a study, fit for JSON: no NaN, no infinity.
 
-    known: its trials. about: its run.json. against: the folder of a ``seeds run`` to compare the
+    known: its trials. about: its run.json. against: the folder of a ``baselines run`` to compare the
     test with.
     Raises InputError as ``report.against.compared``.
     """
     stored = study.user_attrs
     ranking = trial_records.ranked(known)
     final = read_metrics(folder)
-    test = tested(folder, final, stored["spec"], test_looks(study))
+    test = tested(folder, final, stored["spec"], test_evaluations(study))
     facts = {
         "format": FORMAT,
         "study": study.study_name,
@@ -84,7 +84,7 @@ def _winner(
     if final:
         return {
             "trial": final["trial"],
-            "preset": final.get("preset"),
+            "baseline": final.get("baseline"),
             "config": final["config"],
         }
     if not ranking:
@@ -92,7 +92,7 @@ def _winner(
     best = ranking[0]
     return {
         "trial": best.number,
-        "preset": best.user_attrs.get(trial_records.PRESET),
+        "baseline": best.user_attrs.get(trial_records.BASELINE),
         "config": trial_records.config_of(best),
     }
 

@@ -40,7 +40,7 @@ def searched(known: Sequence[FrozenTrial], now: float | None = None) -> dict[str
         "importances": shares,
         "importance_note": note,
         "shown": shown_parameters(known, shares),
-        "presets": _presets(known, best),
+        "baselines": _baselines(known, best),
         "trials": [_trial(t, now) for t in known],
     }
 
@@ -92,7 +92,7 @@ def _trial(trial: FrozenTrial, now: float | None) -> dict[str, Any]:
         "reason": trial_records.reason_of(trial),
         "dice": _dice(trial),
         "params": trial.params,
-        "preset": attrs.get(trial_records.PRESET),
+        "baseline": attrs.get(trial_records.BASELINE),
         "parameters": attrs.get("params"),
         "epochs": attrs.get("epochs"),
         "best_epoch": attrs.get("best_epoch"),
@@ -162,18 +162,18 @@ def _time(known: Sequence[FrozenTrial], now: float | None) -> list[dict[str, Any
     return rows
 
 
-def _presets(known: Iterable[FrozenTrial], best: FrozenTrial | None) -> list[dict[str, Any]]:
+def _baselines(known: Iterable[FrozenTrial], best: FrozenTrial | None) -> list[dict[str, Any]]:
     """Published systems that were trials of this study; the gap is to its best trial."""
     rows = []
     for trial in known:
-        name = trial.user_attrs.get(trial_records.PRESET)
+        name = trial.user_attrs.get(trial_records.BASELINE)
         if name is None or trial_records.was_cut_off(trial):
             continue
         complete = trial_records.state_of(trial) == "complete"
         behind = trial.value - best.value if complete and best else None  # type: ignore[operator]
         rows.append(
             {
-                "preset": name,
+                "baseline": name,
                 "number": trial.number,
                 "state": trial_records.state_of(trial),
                 "dice": _dice(trial),

@@ -9,7 +9,7 @@ from typing import Any
 
 from search.results.final_test import REPRODUCED
 from search.results.report.words import DEFINITIONS
-from search.spec.formatting import named
+from search.spec.formatting import format_step
 
 
 def tested(
@@ -25,7 +25,7 @@ def tested(
     """
     # A test that broke off is one more look.
     told: dict[str, Any] = {
-        "looks": max(final["test_looks"] if final else 0, len(looks)),
+        "looks": max(final["test_evaluations"] if final else 0, len(looks)),
         "tolerance": REPRODUCED,
         "metrics": final,
     }
@@ -74,7 +74,7 @@ def _after(final: Mapping[str, Any]) -> str | None:
         return None
     views = {"none": [], "flips": ["the mean over flips"], "d4": ["the mean over flips and turns"]}
     steps = views.get(chosen["tta"], [chosen["tta"]])
-    return ", ".join([*steps, *map(named, chosen["chain"])]) or "nothing"
+    return ", ".join([*steps, *map(format_step, chosen["chain"])]) or "nothing"
 
 
 def _image(row: Mapping[str, str]) -> dict[str, Any]:

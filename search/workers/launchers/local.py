@@ -11,10 +11,10 @@ from pathlib import Path
 
 from lesionseg.data.sets import each_root
 from lesionseg.errors import InputError
-from search.errors import Failed
+from search.errors import JobFailed
 from search.storage.database import ENVIRONMENT
-from search.study.location import Join
-from search.trial_process.slot import Slot, Stopping
+from search.study.location import StudyLocation
+from search.trial_process.slot import Slot, StopEvent
 
 #: A slot whose worker died so often in a row, without any trial having ended, is given up.
 DEATHS = 10
@@ -27,14 +27,14 @@ TICK = 0.25
 
 
 def run_locally(
-    join: Join,
+    join: StudyLocation,
     slots: Sequence[Slot],
     *,
-    stopping: Stopping,
+    stopping: StopEvent,
     progress: Callable[[], int],
     on_tick: Callable[[], None] = lambda: None,
     on_event: Callable[[str], None] = lambda told: None,
-    command: Callable[[Join, Slot], list[str]] | None = None,
+    command: Callable[[StudyLocation, Slot], list[str]] | None = None,
 ) -> None:
     """Keeps a worker in every slot until each has said that the study needs it no more.
 
@@ -59,10 +59,12 @@ def run_locally(
         _dismiss(crew)
     on_tick()
     if crew and all(post.given_up for post in crew):
-        raise Failed(f"every worker died again and again; the last words of one: {crew[0].words()}")
+        raise JobFailed(
+            f"every worker died again and again; the last words of one: {crew[0].words()}"
+        )
 
 
-def worker_command(join: Join, slot: Slot) -> list[str]:
+def worker_command(join: StudyLocation, slot: Slot) -> list[str]:
     """How a worker of this study is started; its storage's password goes by the environment."""
     # -P: a file of the user's that is called like a module of ours must not be taken for it.
     command = [sys.executable, "-P", "-m", "cli", "worker", join.name, "--out", str(join.folder)]
@@ -78,10 +80,10 @@ class _Post:
 
     def __init__(
         self,
-        join: Join,
+        join: StudyLocation,
         slot: Slot,
         log: Path,
-        command: Callable[[Join, Slot], list[str]],
+        command: Callable[[StudyLocation, Slot], list[str]],
         progress: Callable[[], int],
         on_event: Callable[[str], None],
     ) -> None:

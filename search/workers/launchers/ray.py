@@ -26,9 +26,9 @@ from sqlalchemy.exc import ArgumentError
 
 from lesionseg.data.sets import placed
 from lesionseg.errors import InputError
-from search.errors import Failed
-from search.study.location import Join
-from search.trial_process.slot import Served, Slot, Stopping
+from search.errors import JobFailed
+from search.study.location import StudyLocation
+from search.trial_process.slot import Slot, StopEvent, WorkerResult
 from search.workers.launchers.ray_cluster import connected, ray
 from search.workers.launchers.ray_node import RayWorker, Sealed, Told
 
@@ -45,7 +45,7 @@ MAY_DIE = 10
 #: How a worker says that the study needs nobody any more.
 OVER = frozenset({"done", "time", "exhausted"})
 
-Serve = Callable[[Join, Slot, Stopping], Served]
+Serve = Callable[[StudyLocation, Slot, StopEvent], WorkerResult]
 
 
 def _ignore(event: str) -> None:
@@ -53,11 +53,11 @@ def _ignore(event: str) -> None:
 
 
 def run_on_ray(
-    join: Join,
+    join: StudyLocation,
     *,
     slot: Slot,
     workers: int | None,
-    stopping: Stopping,
+    stopping: StopEvent,
     is_done: Callable[[], bool],
     address: str | None = None,
     serve: Serve | None = None,
@@ -252,7 +252,7 @@ class _Crew:
             self.false_starts = self.false_starts + 1 if known == self.known else 1
         self.known = known
         if self.false_starts >= MAY_DIE:
-            raise Failed(
+            raise JobFailed(
                 f"{MAY_DIE} workers died one after another and no trial came to its end; "
                 f"the last, on {host}: {why}"
             )

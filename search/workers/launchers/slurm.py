@@ -17,8 +17,8 @@ from typing import Any, Literal
 from lesionseg.data.sets import placed
 from lesionseg.errors import InputError
 from search.storage.database import ENVIRONMENT, from_environment
-from search.study.location import Join
-from search.trial_process.slot import Slot, Stopping
+from search.study.location import StudyLocation
+from search.trial_process.slot import Slot, StopEvent
 from search.workers.launchers.slurm_fleet import Fleet
 from search.workers.launchers.slurm_job import Serve, WorkerJob
 
@@ -81,11 +81,11 @@ def _value(key: str, text: str) -> Any:
 
 
 def run_on_slurm(
-    join: Join,
+    join: StudyLocation,
     *,
     slot: Slot,
     workers: int,
-    stopping: Stopping,
+    stopping: StopEvent,
     is_done: Callable[[], bool],
     settings: SlurmSettings,
     serve: Serve | None = None,
@@ -120,7 +120,7 @@ def run_on_slurm(
 
 
 @contextlib.contextmanager
-def _url_kept_out(join: Join, folder: Path) -> Iterator[tuple[Join, bool]]:
+def _url_kept_out(join: StudyLocation, folder: Path) -> Iterator[tuple[StudyLocation, bool]]:
     """The join without a password, which submitit would pickle; whether the environment has it.
 
     A URL that came from elsewhere is in a file of mode 0600 meanwhile, and the join names that.

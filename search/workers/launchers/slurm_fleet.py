@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lesionseg.errors import InputError
-from search.trial_process.slot import Stopping
+from search.trial_process.slot import StopEvent
 from search.workers.launchers.slurm_job import WorkerJob, squeue
 
 #: So often in a row a worker's job is replaced; one that ran for STEADY seconds breaks the row.
@@ -82,7 +82,7 @@ class Fleet:
                 self._replace(berth)
         return any(berth.open for berth in self.berths)
 
-    def let_end(self, stopping: Stopping) -> None:
+    def let_end(self, stopping: StopEvent) -> None:
         """Waits for running jobs to end by themselves, for GRACE seconds or until stopping."""
         end = time.monotonic() + GRACE
         while not stopping.is_set() and time.monotonic() < end:
@@ -106,9 +106,11 @@ class Fleet:
     def refuse_hopeless(self, folder: Path) -> None:
         """Failed where no worker came to an end of its own; folder: where the logs are."""
         if all(berth.losses > MAY_BE_LOST for berth in self.berths):
-            from search.errors import Failed  # brings in torch, which nothing else here needs
+            from search.errors import JobFailed  # brings in torch, which nothing else here needs
 
-            raise Failed(f"slurm: every worker lost {MAY_BE_LOST + 1} jobs in a row; see {folder}")
+            raise JobFailed(
+                f"slurm: every worker lost {MAY_BE_LOST + 1} jobs in a row; see {folder}"
+            )
 
     def _submit(self, count: int) -> list[Any]:
         from submitit.helpers import clean_env

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 from lesionseg.errors import InputError
 from search.storage.database import ENVIRONMENT, ENVIRONMENT_FILE
-from search.study.location import Join
-from search.trial_process.slot import Served, Slot, Stopping
+from search.study.location import StudyLocation
+from search.trial_process.slot import Slot, StopEvent, WorkerResult
 
 #: The environment's variables that say where the storage is.
 VARIABLES = (ENVIRONMENT, ENVIRONMENT_FILE)
@@ -23,7 +23,7 @@ VARIABLES = (ENVIRONMENT, ENVIRONMENT_FILE)
 class Serve(Protocol):
     """``search.workers.loop.serve``: works on a study until it needs nobody or stopping is set."""
 
-    def __call__(self, join: Join, slot: Slot, stopping: Stopping) -> Served:
+    def __call__(self, join: StudyLocation, slot: Slot, stopping: StopEvent) -> WorkerResult:
         """InputError for what the user can mend."""
 
 
@@ -60,13 +60,13 @@ class WorkerJob:
     of VARIABLES says where the storage is. serve: None for ``search.workers.loop.serve``.
     """
 
-    join: Join
+    join: StudyLocation
     slot: Slot
     requeue: bool = True
     in_environment: bool = False
     serve: Serve | None = None
 
-    def __call__(self, index: int) -> Served | str:
+    def __call__(self, index: int) -> WorkerResult | str:
         """Works; an InputError comes back as its text, which a traceback would bury.
 
         SystemExit, which leaves no result, where a signal ended it: Slurm may run it again.
@@ -100,7 +100,7 @@ class WorkerJob:
 
         return DelayedSubmission(self, index)
 
-    def _work(self, asked: Asked) -> Served:
+    def _work(self, asked: Asked) -> WorkerResult:
         if self.in_environment and not any(name in os.environ for name in VARIABLES):
             raise InputError(
                 f"slurm: {ENVIRONMENT} does not reach the jobs, since the site keeps the "

@@ -225,11 +225,11 @@ def test_no_image_has_no_interval():
         ({"level": 95}, "level must lie between 0 and 1, got 95"),
     ],
 )
-def test_resamples_and_levels_that_cannot_be_are_refused(named, message):
+def test_resamples_and_levels_that_cannot_be_are_refused(format_step, message):
     with pytest.raises(ValueError, match=message):
-        bootstrap({"a": np.zeros(2)}, ["x", "y"], **named)
+        bootstrap({"a": np.zeros(2)}, ["x", "y"], **format_step)
     with pytest.raises(ValueError, match=message):
-        paired(np.zeros(2), np.zeros(2), ["x", "y"], **named)
+        paired(np.zeros(2), np.zeros(2), ["x", "y"], **format_step)
 
 
 def by_all_signs(differences):

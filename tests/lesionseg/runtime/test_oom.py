@@ -12,7 +12,7 @@ from torch import nn
 from lesionseg.config import TrialConfig
 from lesionseg.inference.evaluate import predict
 from lesionseg.models import build_model
-from lesionseg.runtime.oom import Portions, is_short, unless_short
+from lesionseg.runtime.oom import AdaptiveBatcher, is_short, unless_short
 from lesionseg.space import Pick
 from lesionseg.training.train import Suspended, train
 from tests.lesionseg.small import timeless
@@ -136,7 +136,7 @@ def test_every_image_is_done_once_in_order_in_portions_that_fit(n, most, fits):
             raise MemoryError
         return list(range(n))[part]
 
-    portions = Portions(most, CPU)
+    portions = AdaptiveBatcher(most, CPU)
     done = list(portions(n, work))
     assert [i for part in done for i in part] == list(range(n))
     assert all(1 <= len(part) <= fits for part in done)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lesionseg.errors import InputError
-from lesionseg.training.ema import Average
+from lesionseg.training.ema import ModelEma
 
 
 class Lone(nn.Module):
@@ -73,7 +73,7 @@ def put(model, value):
 
 def test_three_steps_by_hand():
     model = Lone(0.0)
-    average = Average(model, decay=0.15)
+    average = ModelEma(model, decay=0.15)
     seen = []
     for value in (10.0, 20.0, 30.0):
         put(model, value)
@@ -89,7 +89,7 @@ def test_three_steps_by_hand():
 def test_the_warm_up_follows_one_plus_t_over_ten_plus_t_up_to_the_decay():
     """Towards a weight that stays at 0, the average of 1 is the product of the decays."""
     model = Lone(1.0)
-    average = Average(model, decay=0.9)
+    average = ModelEma(model, decay=0.9)
     put(model, 0.0)
     product = 1.0
     for t in range(100):
@@ -101,7 +101,7 @@ def test_the_warm_up_follows_one_plus_t_over_ten_plus_t_up_to_the_decay():
 
 def test_the_warm_up_forgets_the_random_start():
     model = Lone(1.0)
-    warm, cold = Average(model, 0.999), Average(model, 0.999, warm_up=False)
+    warm, cold = ModelEma(model, 0.999), ModelEma(model, 0.999, warm_up=False)
     put(model, 0.0)
     for _ in range(20):
         warm.update(model)
@@ -113,7 +113,7 @@ def test_the_warm_up_forgets_the_random_start():
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.99])
 def test_without_warm_up_it_equals_torch_s_own(decay):
     model = network()
-    ours = Average(model, decay, warm_up=False)
+    ours = ModelEma(model, decay, warm_up=False)
     theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
     theirs.update_parameters(model)  # its first is a copy: the same start
     start = state(ours.model)
@@ -127,7 +127,7 @@ def test_without_warm_up_it_equals_torch_s_own(decay):
 
 def test_floating_buffers_are_averaged_and_others_copied():
     model = Buffered()
-    average = Average(model, decay=0.5, warm_up=False)
+    average = ModelEma(model, decay=0.5, warm_up=False)
     for step in (1, 2, 3):
         model.mean.add_(4.0)
         model.count.fill_(step)
@@ -141,14 +141,14 @@ def test_floating_buffers_are_averaged_and_others_copied():
 
 def test_an_infinite_mask_stays_as_it_is():
     model = Buffered()
-    average = Average(model, decay=0.5)
+    average = ModelEma(model, decay=0.5)
     average.update(model)
     assert average.model.mask.tolist() == [0.0, -torch.inf]
 
 
 def test_batch_normalisation_s_statistics_are_averaged_and_its_batches_counted():
     model = network()
-    average = Average(model, decay=0.5, warm_up=False)
+    average = ModelEma(model, decay=0.5, warm_up=False)
     means = [model[1].running_mean.clone()]
     go(model, 3, average.update, lambda m: means.append(m[1].running_mean.clone()))
     expected = means[0] / 8 + means[1] / 8 + means[2] / 4 + means[3] / 2
@@ -158,7 +158,7 @@ def test_batch_normalisation_s_statistics_are_averaged_and_its_batches_counted()
 
 def test_the_network_that_is_averaged_is_untouched():
     alone, watched = network(), network()
-    average = Average(watched, decay=0.9)
+    average = ModelEma(watched, decay=0.9)
     go(alone, 4)
     go(watched, 4, average.update)
     assert same(state(alone), state(watched))
@@ -168,7 +168,7 @@ def test_the_network_that_is_averaged_is_untouched():
 
 def test_the_average_is_a_network_of_its_own_in_evaluation_mode_without_gradients():
     model = network()
-    average = Average(model, decay=0.9)
+    average = ModelEma(model, decay=0.9)
     held = average.model
     go(model, 2, average.update)
     assert average.model is held
@@ -181,17 +181,17 @@ def test_the_average_is_a_network_of_its_own_in_evaluation_mode_without_gradient
 
 def test_it_starts_as_the_network():
     model = network()
-    assert same(state(Average(model, decay=0.9).model), state(model))
+    assert same(state(ModelEma(model, decay=0.9).model), state(model))
 
 
 @pytest.mark.parametrize("warm_up", [True, False])
 def test_a_saved_state_resumes_to_the_same_digits(warm_up):
     model = network()
-    whole = Average(model, 0.99, warm_up)
+    whole = ModelEma(model, 0.99, warm_up)
     go(model, 3, whole.update)
     file = io.BytesIO()
     torch.save(whole.state_dict(), file)
-    resumed, forgetful = (Average(network(seed=5), 0.99, warm_up) for _ in range(2))
+    resumed, forgetful = (ModelEma(network(seed=5), 0.99, warm_up) for _ in range(2))
     file.seek(0)
     saved = torch.load(file, weights_only=True)
     resumed.load_state_dict(saved)
@@ -206,7 +206,7 @@ def test_a_saved_state_resumes_to_the_same_digits(warm_up):
 def test_a_tied_weight_is_averaged_once_and_stays_tied():
     model = Tied()
     nn.init.zeros_(model.a.weight)
-    average = Average(model, decay=0.75, warm_up=False)
+    average = ModelEma(model, decay=0.75, warm_up=False)
     nn.init.ones_(model.a.weight)
     average.update(model)
     assert average.model.a.weight is average.model.b.weight
@@ -215,9 +215,9 @@ def test_a_tied_weight_is_averaged_once_and_stays_tied():
 
 @pytest.mark.parametrize("model", [nn.ReLU(), nn.Sequential(), Buffered()], ids=["relu", "no", "b"])
 def test_a_network_without_parameters_is_averaged_too(model):
-    average = Average(model, decay=0.9)
+    average = ModelEma(model, decay=0.9)
     average.update(model)
-    other = Average(copy.deepcopy(model), decay=0.9)
+    other = ModelEma(copy.deepcopy(model), decay=0.9)
     other.load_state_dict(average.state_dict())
     assert same(state(other.model), state(model))
 
@@ -226,7 +226,7 @@ def test_weights_that_stand_still_stay_to_the_digit():
     """Such as those of a frozen encoder."""
     model = network().requires_grad_(False)
     before = state(model)
-    average = Average(model, decay=0.9)
+    average = ModelEma(model, decay=0.9)
     for _ in range(20):
         average.update(model)
     assert same(state(average.model), before)
@@ -234,7 +234,7 @@ def test_weights_that_stand_still_stay_to_the_digit():
 
 def test_half_precision_weights_beside_full_ones_keep_their_types():
     model = nn.Sequential(nn.Linear(2, 2).to(torch.bfloat16), nn.Linear(2, 2))
-    average = Average(model, decay=0.5, warm_up=False)
+    average = ModelEma(model, decay=0.5, warm_up=False)
     with torch.no_grad():
         for p in model.parameters():
             p.fill_(1.0)
@@ -246,7 +246,7 @@ def test_half_precision_weights_beside_full_ones_keep_their_types():
 def test_no_value_is_read_on_the_host():
     """A tensor on the meta device has none to read: reading one raises."""
     model = network().to("meta")
-    average = Average(model, decay=0.9)
+    average = ModelEma(model, decay=0.9)
     with pytest.raises(RuntimeError):
         model[1].num_batches_tracked.item()
     average.update(model)
@@ -256,4 +256,4 @@ def test_no_value_is_read_on_the_host():
 @pytest.mark.parametrize("decay", [-0.1, 1.0, 2.0, float("nan")])
 def test_a_decay_outside_its_range_is_refused(decay):
     with pytest.raises(InputError, match=r"must lie in \[0, 1\), got "):
-        Average(Lone(0.0), decay)
+        ModelEma(Lone(0.0), decay)

@@ -14,7 +14,7 @@ from lesionseg.data.index import DatasetIndex
 from lesionseg.errors import InputError
 from lesionseg.space import Pick
 from lesionseg.training import training_state
-from lesionseg.training.training_state import Keeper, identity
+from lesionseg.training.training_state import CheckpointManager, identity
 from tests.conftest import write_folder
 
 WHOSE = {"configuration": "abc", "train": "def"}
@@ -135,9 +135,9 @@ def test_a_foreign_file_is_refused_in_one_line(path, kind, message):
         ({"configuration": "abc"}, "its train is def, not None"),
     ],
 )
-def test_a_state_of_another_training_is_refused_and_says_why(path, asked, named):
+def test_a_state_of_another_training_is_refused_and_says_why(path, asked, format_step):
     training_state.save(path, CONTENT, WHOSE)
-    with pytest.raises(InputError, match=named):
+    with pytest.raises(InputError, match=format_step):
         training_state.load(path, asked)
 
 
@@ -217,7 +217,7 @@ class Slow(Counting):
 )
 def test_a_save_waits_until_it_is_a_twentieth_of_the_time(path, cost, waited, at_the_end, within):
     training = Slow(cost)
-    keeper = Keeper(path, WHOSE, clock=lambda: training.now)
+    keeper = CheckpointManager(path, WHOSE, clock=lambda: training.now)
     keeper.save(training, 1)
     training.now += waited
     assert keeper.due(middle=False) is at_the_end
@@ -226,7 +226,7 @@ def test_a_save_waits_until_it_is_a_twentieth_of_the_time(path, cost, waited, at
 
 def test_the_first_save_is_due_after_the_first_epoch_and_none_without_a_path(path):
     training = Slow(1.0)
-    keepers = [Keeper(p, WHOSE, clock=lambda: training.now) for p in (path, None)]
+    keepers = [CheckpointManager(p, WHOSE, clock=lambda: training.now) for p in (path, None)]
     training.now += 0.1
     assert [k.due(middle=False) for k in keepers] == [True, False]
     assert not keepers[1].save(training, 1)
@@ -234,23 +234,25 @@ def test_the_first_save_is_due_after_the_first_epoch_and_none_without_a_path(pat
 
 def test_a_save_is_told_and_taken_up(path):
     told = []
-    assert Keeper(path, WHOSE, told.append).save(Counting(7), 3)
+    assert CheckpointManager(path, WHOSE, told.append).save(Counting(7), 3)
     training = Counting()
-    assert Keeper(path, WHOSE).take_up(training)
+    assert CheckpointManager(path, WHOSE).take_up(training)
     assert (training.number, told) == (7, [3])
 
 
 def test_what_does_not_fit_leaves_the_training_as_it_was(path):
     training_state.save(path, {"other": 1}, WHOSE)
     training = Counting(5)
-    assert not Keeper(path, WHOSE).take_up(training)
+    assert not CheckpointManager(path, WHOSE).take_up(training)
     assert training.number == 5
 
 
 def test_a_save_that_fails_is_not_told_and_tried_again_later(tmp_path):
     (tmp_path / "file").write_text("in the way")
     told, training = [], Slow(1.0)
-    keeper = Keeper(tmp_path / "file" / "s.pt", WHOSE, told.append, clock=lambda: training.now)
+    keeper = CheckpointManager(
+        tmp_path / "file" / "s.pt", WHOSE, told.append, clock=lambda: training.now
+    )
     assert not keeper.save(training, 1)
     assert not keeper.due(middle=False)
     training.now += 21
@@ -281,7 +283,7 @@ def kept(model):
 
 def test_buffers_of_every_kind_are_as_they_were():
     model = Buffers()
-    before, noted = training_state.Before(model, torch.device("cpu")), kept(model)
+    before, noted = training_state.StepSnapshot(model, torch.device("cpu")), kept(model)
     for _ in range(2):
         before.note()
         model.change()
@@ -305,12 +307,12 @@ def test_buffers_are_copied_kind_by_kind(monkeypatch):
         copy(to, given)
 
     monkeypatch.setattr(torch, "_foreach_copy_", each)
-    before = training_state.Before(Buffers(), torch.device("cpu"))
+    before = training_state.StepSnapshot(Buffers(), torch.device("cpu"))
     before.note()
     before.restore()
     assert len(copied) == 2 * 3 and all(len(set(kinds)) == 1 for kinds in copied)
     assert sum(map(len, copied)) == 2 * 7
-    training_state.Before(torch.nn.ReLU(), torch.device("cpu")).note()  # none at all
+    training_state.StepSnapshot(torch.nn.ReLU(), torch.device("cpu")).note()  # none at all
 
 
 # --- generators and optimizers -------------------------------------------------------------------

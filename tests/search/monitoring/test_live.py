@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from search.monitoring import live
-from search.storage.leases import Ledger
+from search.storage.leases import TrialLeases
 from tests.conftest import ROOT
 from tests.search.helpers import PATIENCE, SLOT, open_tiny, write_study
 from tests.search.monitoring.test_status_view import status_of
@@ -135,7 +135,7 @@ def test_a_terminal_shows_the_study_and_is_restored_after_ctrl_c(
     terminal, tiny_data, tmp_path, columns, environment
 ):
     opened = open_tiny(tiny_data, tmp_path / "runs" / "s")
-    ledger = Ledger(opened.study)
+    ledger = TrialLeases(opened.study)
     ledger.report(ledger.claim(ledger.join(SLOT)), {1: 0.25, 2: 0.5})
     there = terminal(["status", "s", "--watch"], tmp_path, columns, **environment)
     assert there.read("0 of 3 trials"), there.text

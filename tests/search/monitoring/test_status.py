@@ -9,10 +9,10 @@ from optuna.trial import TrialState, create_trial
 
 from lesionseg.config import TrialConfig
 from lesionseg.errors import InputError
-from search.monitoring.status import Standing, find_run, hours_left, list_runs, looking, status
-from search.results.final_test import finalize
+from search.monitoring.status import StudyStatus, find_run, hours_left, list_runs, looking, status
+from search.results.final_test import run_final_test
 from search.storage import trial_records
-from search.storage.leases import Ledger
+from search.storage.leases import TrialLeases
 from search.storage.process_id import this_process
 from search.storage.trial_records import STATES
 from search.study.suggest import suggest
@@ -35,7 +35,7 @@ KEYS = {
     "running",
     "workers",
     "disk_bytes",
-    "test_looks",
+    "test_evaluations",
     "test",
 }
 
@@ -64,7 +64,7 @@ def test_a_new_study_stands_at_nothing(tiny_data, tmp_path):
         "running": [],
         "workers": [],
         "disk_bytes": len((tmp_path / "s" / "trials" / ".study").read_bytes()),
-        "test_looks": 0,
+        "test_evaluations": 0,
         "test": None,
     }
     assert plain.keys() == KEYS
@@ -73,7 +73,7 @@ def test_a_new_study_stands_at_nothing(tiny_data, tmp_path):
 def test_a_finished_study_stands_at_its_best_and_its_test(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s", {"budget.trials": 2})
     search(opened)
-    report = finalize(opened, SLOT)
+    report = run_final_test(opened, SLOT)
     plain = as_json(tmp_path / "s")
     assert plain.keys() == KEYS
     assert plain["counts"] == dict.fromkeys(STATES, 0) | {"complete": 2}
@@ -86,7 +86,7 @@ def test_a_finished_study_stands_at_its_best_and_its_test(tiny_data, tmp_path):
     assert plain["best"]["value"] == best.value
     assert TrialConfig.from_dict(plain["best"]["config"]).digest() == best.user_attrs["digest"]
     assert plain["test"] == {"dice": report["test"]["dice"], "ci95": report["ci95"]["dice"]}
-    assert plain["test_looks"] == 1
+    assert plain["test_evaluations"] == 1
     assert 0 < plain["hours"] < 1
     assert (plain["gpu_hours"], plain["hours_left"]) == (0, 0)
     assert (plain["workers"], plain["queue"]) == ([], [])
@@ -97,7 +97,7 @@ def test_a_finished_study_stands_at_its_best_and_its_test(tiny_data, tmp_path):
 
 def test_every_state_is_counted_and_who_is_at_work_is_named(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s", {"budget.trials": 8})
-    ledger = Ledger(opened.study, grace=60.0)
+    ledger = TrialLeases(opened.study, grace=60.0)
 
     def come(device="cpu", **who):
         slot = Slot(device, 2, 0.5, 4.0)
@@ -117,7 +117,7 @@ def test_every_state_is_counted_and_who_is_at_work_is_named(tiny_data, tmp_path)
     suggest(_taken_up(opened.study, claim), opened.spec.space)
     ledger.beat(here, claim, 2)
     queue(opened, width=5)
-    ledger.enqueue({}, {trial_records.PRESET: "unet-bce", trial_records.GIVEN: {}})
+    ledger.enqueue({}, {trial_records.BASELINE: "unet-bce", trial_records.GIVEN: {}})
     assert ledger.requeue(claim, trial_records.INTERRUPTED) == 7
     claim = ledger.claim(here)  # goes before what was queued earlier
     assert claim.number == 7
@@ -141,8 +141,8 @@ def test_every_state_is_counted_and_who_is_at_work_is_named(tiny_data, tmp_path)
     }
     assert plain["spent"] == 2
     assert plain["queue"] == [
-        {"number": 5, "retry_of": None, "preset": None},
-        {"number": 6, "retry_of": None, "preset": "unet-bce"},
+        {"number": 5, "retry_of": None, "baseline": None},
+        {"number": 6, "retry_of": None, "baseline": "unet-bce"},
     ]
     ages = [worker.pop("beat_seconds_ago") for worker in plain["workers"]]
     assert all(0 <= age < 60 for age in ages)
@@ -166,7 +166,7 @@ def test_every_state_is_counted_and_who_is_at_work_is_named(tiny_data, tmp_path)
 
 def test_the_time_that_is_left_follows_from_the_pace_and_from_the_clock(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s", {"budget.trials": 4})
-    ledger = Ledger(opened.study)
+    ledger = TrialLeases(opened.study)
     row = ledger.join(SLOT)
     assert status(tmp_path / "s")["hours_left"] is None
     claim = ledger.claim(row)
@@ -222,9 +222,9 @@ def test_what_is_left_follows_its_rule(monkeypatch, known, budget, hours):
 
 def test_a_standing_sees_what_is_new_over_one_connection(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "runs" / "s", {"budget.trials": 4})
-    standing = Standing(tmp_path / "runs" / "s")
+    standing = StudyStatus(tmp_path / "runs" / "s")
     assert standing.look()["spent"] == 0
-    ledger = Ledger(opened.study)
+    ledger = TrialLeases(opened.study)
     claim = ledger.claim(ledger.join(SLOT))
     ledger.report(claim, {1: 0.25, 2: 0.5})
     (running,) = standing.look(disk=False)["running"]

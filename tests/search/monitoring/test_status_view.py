@@ -20,7 +20,7 @@ def trial_of(**changes):
         "epochs": 12,
         "curve": [0.25, 0.5, 0.75],
         "config": CONFIG,
-        "preset": None,
+        "baseline": None,
     } | changes
 
 

@@ -11,7 +11,7 @@ from lesionseg.data.duplicates.audit import audit
 from lesionseg.registry import FAMILIES
 from lesionseg.space import Pick
 from search.monitoring import tables as show
-from search.spec.formatting import brief
+from search.spec.formatting import format_config
 from search.storage import trial_records
 from tests.conftest import write_pair
 from tests.search.statuses import worker_of
@@ -36,16 +36,16 @@ def test_a_configuration_in_one_line_has_every_pick_and_parameter():
         optimizer=Pick("adam", {"lr": 0.00123456}),
         loss=Pick("dice"),
     )
-    line = brief(config)
+    line = format_config(config)
     assert line == "unet(width=16, depth=3) · dice · flips · adam(lr=0.00123) · cosine"
-    assert brief(config.to_dict()) == line
+    assert format_config(config.to_dict()) == line
     assert line.count(" · ") == len(DEFAULTS) - 2  # no word of mixing, where there is none
 
 
 def test_what_stands_at_its_default_unless_it_is_named_is_not_shown():
     params = {"width": 16, "depth": 3, "norm": "batch", "attention": True}
     config = TrialConfig(model=Pick("unet", params), mix=Pick("cutmix", {"alpha": 1.0}))
-    line = brief(config)
+    line = format_config(config)
     assert line.startswith("unet(width=16, depth=3, attention=true) · bce_dice · flips · cutmix(")
 
 
@@ -143,7 +143,7 @@ def status_of(**changes):
         "disk_bytes": 12_340_000,
         "workers": [worker_of()],
         "test": {"dice": 0.7, "ci95": [0.6, 0.8]},
-        "test_looks": 1,
+        "test_evaluations": 1,
     } | changes
 
 
@@ -183,7 +183,7 @@ def test_workers_that_wait_or_are_silent_and_what_all_are_told_are_shown(shown):
 def test_a_standing_of_nothing_is_shown(shown):
     console, read = shown
     empty = status_of(
-        best=None, workers=[], test=None, test_looks=0, reasons={}, spent=0, hours_left=None
+        best=None, workers=[], test=None, test_evaluations=0, reasons={}, spent=0, hours_left=None
     )
     show.print_status(console, empty)
     assert "0 of 12" in read()

@@ -19,15 +19,15 @@ from lesionseg.inference.postprocess import finish
 from lesionseg.inference.selection import PLAIN, Inference
 from lesionseg.metrics import METRICS, SURFACE
 from lesionseg.training import checkpoint
-from search.errors import Failed
-from search.results.final_test import best_of, finalize
+from search.errors import JobFailed
+from search.results.final_test import best_of, run_final_test
 from search.storage import trial_records
 from search.storage.study_dir import read_metrics
-from search.study.lifecycle import open_study, test_looks
+from search.study.lifecycle import open_study, test_evaluations
 from search.trial_process.slot import Slot
 from tests.search.helpers import SLOT, open_tiny, search
 
-test_looks.__test__ = False  # it is the code's, not a test
+test_evaluations.__test__ = False  # it is the code's, not a test
 
 FILES = [
     "README.md",
@@ -45,7 +45,7 @@ def finished(tiny_data, tmp_path_factory):
     """A study of three trials with its final test; not to be changed."""
     opened = open_tiny(tiny_data, tmp_path_factory.mktemp("finished") / "s", {"budget.epochs": 4})
     search(opened)
-    return opened, finalize(opened, SLOT)
+    return opened, run_final_test(opened, SLOT)
 
 
 @pytest.fixture
@@ -90,10 +90,10 @@ def test_the_report_has_every_key_of_its_contract(finished):
     assert report["images_per_second_single"] > 0
     assert report["peak_memory"] > 10_000_000
     assert report["macs"] == best_of(opened.study).user_attrs["macs"] > 0
-    assert report["preset"] is None
+    assert report["baseline"] is None
     assert report["params"] == best_of(opened.study).user_attrs["params"]
     assert report["seed"] == 0
-    assert report["test_looks"] == 1
+    assert report["test_evaluations"] == 1
     assert {"python", "torch", "optuna", "lesionsearch"} <= report["versions"].keys()
     assert report["config"] == best_of(opened.study).user_attrs["config"]
 
@@ -189,14 +189,14 @@ def test_the_overlays_that_are_named_are_there(finished):
 
 @pytest.mark.slow
 def test_a_tested_study_is_not_tested_again_unless_that_is_said(searched):
-    report = finalize(searched, SLOT)
-    assert finalize(searched, SLOT) == report
-    assert finalize(open_study(searched.folder), SLOT) == report
-    assert len(test_looks(searched.study)) == 1
-    again = finalize(searched, SLOT, again=True)
-    assert again["test_looks"] == len(test_looks(searched.study)) == 2
+    report = run_final_test(searched, SLOT)
+    assert run_final_test(searched, SLOT) == report
+    assert run_final_test(open_study(searched.folder), SLOT) == report
+    assert len(test_evaluations(searched.study)) == 1
+    again = run_final_test(searched, SLOT, again=True)
+    assert again["test_evaluations"] == len(test_evaluations(searched.study)) == 2
     # Nothing but the count and the clocks has changed.
-    clocks = {"test_looks", "seconds", "peak_memory"}
+    clocks = {"test_evaluations", "seconds", "peak_memory"}
     clocks |= {"images_per_second", "images_per_second_single"}
     assert {k: v for k, v in again.items() if k not in clocks} == {
         k: v for k, v in report.items() if k not in clocks
@@ -205,15 +205,15 @@ def test_a_tested_study_is_not_tested_again_unless_that_is_said(searched):
 
 @pytest.mark.slow
 def test_a_better_trial_is_a_new_model_and_a_second_look(searched, tiny_data):
-    finalize(searched, SLOT)
+    run_final_test(searched, SLOT)
     best = best_of(searched.study)
     # The same training under another number, as if it had been a little better.
     trial = searched.study.ask()
     for name, value in best.user_attrs.items():
         trial.set_user_attr(name, value)
     searched.study.tell(trial, best.value + 1e-6)
-    report = finalize(searched, SLOT)
-    assert (report["trial"], report["test_looks"]) == (trial.number, 2)
+    report = run_final_test(searched, SLOT)
+    assert (report["trial"], report["test_evaluations"]) == (trial.number, 2)
 
 
 # --- other ways to retrain ---------------------------------------------------------------------
@@ -224,7 +224,7 @@ def test_several_seeds_are_retrained_and_the_best_on_validation_is_tested(tiny_d
     opened = open_tiny(tiny_data, tmp_path / "s", {"budget.trials": 1, "final": {"seeds": 2}})
     search(opened)
     heard = []
-    report = finalize(
+    report = run_final_test(
         opened, SLOT, on_epoch=lambda seed, record: heard.append((seed, record.epoch))
     )
     assert heard == [(0, 1), (0, 2), (1, 1), (1, 2)]
@@ -234,7 +234,7 @@ def test_several_seeds_are_retrained_and_the_best_on_validation_is_tested(tiny_d
     # The gap is that of the trial's own seed, whichever was chosen.
     assert report["val"]["retrained"] == seeds["0"] == report["val"]["search"]
     assert report["config"]["seed"] == report["seed"]
-    assert report["test_looks"] == 1
+    assert report["test_evaluations"] == 1
     assert sorted(p.name for p in (opened.folder / "final").iterdir()) == FILES
 
 
@@ -244,7 +244,7 @@ def test_train_and_val_together_are_trained_as_long_as_the_best_epoch(tiny_data,
     opened = open_tiny(tiny_data, tmp_path / "s", changes)
     search(opened)
     heard = []
-    report = finalize(opened, SLOT, on_epoch=lambda seed, record: heard.append(record))
+    report = run_final_test(opened, SLOT, on_epoch=lambda seed, record: heard.append(record))
     best = best_of(opened.study)
     assert len(heard) == best.user_attrs["best_epoch"]
     # More images: another first loss than the search's. Nothing is left to compare with.
@@ -276,7 +276,7 @@ def test_without_leave_nothing_is_done_after_the_network(tiny_data, tmp_path):
     changes = {"budget.trials": 1, "final": {"tta": False, "postprocess": False}}
     opened = open_tiny(tiny_data, tmp_path / "s", changes)
     search(opened)
-    report = finalize(opened, SLOT)
+    report = run_final_test(opened, SLOT)
     assert report["inference"] == PLAIN.to_dict()
     assert report["inference_choice"] is None
     weights = opened.folder / "final" / "model.safetensors"
@@ -289,7 +289,7 @@ def test_a_network_fitted_to_the_validation_images_takes_over_the_searchs_choice
     changes = {"budget.trials": 1, "final": {"fit_on": "train_val"}}
     opened = open_tiny(tiny_data, tmp_path / "s", changes)
     search(opened)
-    report = finalize(opened, SLOT)
+    report = run_final_test(opened, SLOT)
     # Judged with the search's weights, whose Dice on these images is the trial's own.
     assert report["inference_choice"]["plain_dice"] == pytest.approx(report["val"]["search"])
     final = opened.folder / "final"
@@ -302,23 +302,23 @@ def test_a_network_fitted_to_the_validation_images_takes_over_the_searchs_choice
 
 def test_a_study_without_a_complete_trial_has_no_final_and_says_why(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s", {"constraints": {"max_params_m": 0.0001}})
-    with pytest.raises(Failed, match=r"^s: no trial was completed \(none was run\)$"):
-        finalize(opened, SLOT)
+    with pytest.raises(JobFailed, match=r"^s: no trial was completed \(none was run\)$"):
+        run_final_test(opened, SLOT)
     for _ in range(2):
         trial = opened.study.ask()
         trial.set_user_attr("reason", trial_records.CONSTRAINT)
         opened.study.tell(trial, state=trial_records.Optuna.FAIL)
-    with pytest.raises(Failed, match=r"no trial was completed \(constraint 2\)"):
-        finalize(opened, SLOT)
+    with pytest.raises(JobFailed, match=r"no trial was completed \(constraint 2\)"):
+        run_final_test(opened, SLOT)
     assert not (opened.folder / "final").exists()
-    assert test_looks(opened.study) == []
+    assert test_evaluations(opened.study) == []
 
 
 def test_a_retraining_that_breaks_leaves_nothing_and_looks_at_nothing(searched):
-    with pytest.raises(Failed, match=r"the retraining of trial \d broke: config: device: "):
-        finalize(searched, Slot("cuda:63", 1))
+    with pytest.raises(JobFailed, match=r"the retraining of trial \d broke: config: device: "):
+        run_final_test(searched, Slot("cuda:63", 1))
     assert not list(searched.folder.glob("final*"))
-    assert test_looks(searched.study) == []
+    assert test_evaluations(searched.study) == []
 
 
 def test_an_interrupted_retraining_leaves_nothing_and_an_old_final_as_it_was(searched):
@@ -326,11 +326,11 @@ def test_an_interrupted_retraining_leaves_nothing_and_an_old_final_as_it_was(sea
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        finalize(searched, SLOT, on_epoch=interrupt)
+        run_final_test(searched, SLOT, on_epoch=interrupt)
     assert not list(searched.folder.glob("final*"))
-    report = finalize(searched, SLOT)
+    report = run_final_test(searched, SLOT)
     with pytest.raises(KeyboardInterrupt):
-        finalize(searched, SLOT, again=True, on_epoch=interrupt)
+        run_final_test(searched, SLOT, again=True, on_epoch=interrupt)
     assert read_metrics(searched.folder) == report
     assert [p.name for p in searched.folder.glob("final*")] == ["final"]
 
@@ -341,7 +341,7 @@ def test_what_a_killed_final_left_behind_is_swept_up(searched):
     (partial / "overlays").mkdir(parents=True)
     (partial / "metrics.json").write_text("{")
     assert read_metrics(searched.folder) is None
-    finalize(searched, SLOT)
+    run_final_test(searched, SLOT)
     assert [p.name for p in searched.folder.glob("final*")] == ["final"]
     assert sorted(p.name for p in (searched.folder / "final").iterdir()) == FILES
 

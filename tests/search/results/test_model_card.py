@@ -26,7 +26,7 @@ def make_report():
         "ci95": {name: [test[name] - 0.0111, test[name] + 0.0222] for name in names},
         "val": {"search": 0.8908, "retrained": 0.8901, "gap": -0.0007, "reproduced": True},
         "inference": {"tta": "flips", "chain": [{"threshold": {"value": 0.45}}, {"largest": {}}]},
-        "test_looks": 1,
+        "test_evaluations": 1,
         "seconds": 123.4,
         "images_per_second": 386.5,
         "images_per_second_single": 50.25,
@@ -116,7 +116,7 @@ def test_it_says_what_people_must_know():
 
 def test_what_was_not_as_hoped_is_said():
     report = make_report()
-    report["test_looks"] = 3
+    report["test_evaluations"] = 3
     report["val"]["reproduced"] = False
     text = " ".join(card_of(report).text.split())
     assert "looked at 3 times, so that the numbers may be too good" in text

@@ -15,7 +15,7 @@ from lesionseg.inference.onnx_export import Check, OnnxModel
 from lesionseg.inference.selection import Inference
 from lesionseg.space import Pick
 from lesionseg.training import checkpoint
-from search.errors import Failed
+from search.errors import JobFailed
 from search.results import onnx_export
 from search.results.onnx_export import IMAGES, export_model
 from tests.conftest import write_pair
@@ -82,7 +82,7 @@ def test_a_file_that_differs_from_torch_is_not_given_out(run, tmp_path, monkeypa
     monkeypatch.setattr(onnx_export, "compare", lambda *_: Check(1, largest, 1.0))
     monkeypatch.setattr(onnx_export, "export_onnx", lambda _, path, __: path.write_bytes(b"new"))
     (tmp_path / "m.onnx").write_bytes(b"old")
-    with pytest.raises(Failed, match="differs from torch by"):
+    with pytest.raises(JobFailed, match="differs from torch by"):
         export_model(lesionseg.load(run, "cpu"), tmp_path / "m.onnx")
     assert (tmp_path / "m.onnx").read_bytes() == b"old"
     assert not list(tmp_path.glob(".*"))

@@ -23,7 +23,7 @@ from lesionseg.inference.selection import Inference
 from lesionseg.space import Pick
 from lesionseg.training import checkpoint
 from lesionseg.viz.overlays import PREDICTED_COLOUR, overlay
-from search.errors import Failed
+from search.errors import JobFailed
 from search.results import predict
 from search.results.predict import COLUMNS, predict_files
 from tests.conftest import ROOT, write_pair
@@ -167,7 +167,7 @@ def test_what_cannot_be_used_is_told_and_left_out(segmenter, pairs, tmp_path):
 
 def test_where_nothing_can_be_used_nothing_is_written(segmenter, tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
-    with pytest.raises(Failed, match="none of 1 images could be used"):
+    with pytest.raises(JobFailed, match="none of 1 images could be used"):
         predict_files(segmenter, [tmp_path / "a.png"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".out*"))
@@ -179,7 +179,7 @@ def test_a_full_disk_leaves_nothing_half_written(segmenter, pairs, tmp_path, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(f"search.results.predict.{at}", full)
-    with pytest.raises(Failed, match="cannot be written: No space left on device"):
+    with pytest.raises(JobFailed, match="cannot be written: No space left on device"):
         predict_files(segmenter, images_in(pairs), tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cwd", "data"]
 

@@ -15,26 +15,26 @@ from search.spec.search_space import refused_sizes
 from tests.conftest import ROOT
 
 NAMES = baselines.names()
-FILES = sorted((ROOT / "studies" / "seeds").glob("*.yaml"))
+FILES = sorted((ROOT / "studies" / "baselines").glob("*.yaml"))
 
 
 def test_there_are_twenty_and_every_file_is_one():
     assert len(NAMES) == 20
     assert sorted(NAMES) == [p.stem for p in FILES]
-    assert [baselines.preset(n).source for n in NAMES] == sorted(
-        baselines.preset(n).source for n in NAMES
+    assert [baselines.baseline(n).source for n in NAMES] == sorted(
+        baselines.baseline(n).source for n in NAMES
     )
 
 
 def test_the_five_sources_have_as_many_as_they_published():
-    by_source = [baselines.preset(n).source for n in NAMES]
+    by_source = [baselines.baseline(n).source for n in NAMES]
     assert {s: by_source.count(s) for s in "ABCDE"} == {"A": 6, "B": 1, "C": 10, "D": 1, "E": 2}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_each_says_where_it_is_from_and_what_was_assumed(path):
     comment = " ".join(re.findall(r"^# (.*)$", path.read_text(), re.MULTILINE))
-    source = baselines.preset(path.stem).source
+    source = baselines.baseline(path.stem).source
     assert comment.startswith(f"Source {source}: ")
     assert "Assumed" in comment
 
@@ -78,7 +78,7 @@ def test_one_budget_for_all_but_the_one_that_is_told_by_its_epochs():
         ("unet-dice", "loss", {"dice": {}}),
     ],
 )
-def test_what_a_source_tells_is_in_its_preset(name, key, expected):
+def test_what_a_source_tells_is_in_its_baseline(name, key, expected):
     assert baselines.config(name, 256, 10).to_dict()[key] == expected
 
 
@@ -101,17 +101,19 @@ def test_the_rows_of_the_one_table_differ_from_its_baseline_by_what_they_are_cal
 
 
 def test_names_are_selected_once_and_in_order():
-    assert baselines.selected(["unet-dice", "seeds"]) == [
+    assert baselines.selected(["unet-dice", "baselines"]) == [
         "unet-dice",
         *[n for n in NAMES if n != "unet-dice"],
     ]
     assert baselines.selected([]) == []
-    with pytest.raises(InputError, match=r"unknown preset 'unet-dise' \(did you mean 'unet-dice'"):
+    with pytest.raises(
+        InputError, match=r"unknown baseline 'unet-dise' \(did you mean 'unet-dice'"
+    ):
         baselines.selected(["unet-dise"])
 
 
 def test_the_page_lists_them_under_their_sources():
-    text = (ROOT / "docs" / "seeds.md").read_text()
+    text = (ROOT / "docs" / "baselines.md").read_text()
     for name in NAMES:
-        source = baselines.preset(name).source
+        source = baselines.baseline(name).source
         assert re.search(rf"^\| {source} \|.*`{name}`", text, re.MULTILINE), name

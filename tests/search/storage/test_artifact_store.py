@@ -12,7 +12,7 @@ import requests
 from moto.server import ThreadedMotoServer
 
 from lesionseg.errors import InputError
-from search.storage.artifact_store import DepotLost, open_depot
+from search.storage.artifact_store import ArtifactStoreUnavailable, open_depot
 
 KINDS = ["own", "shared", "s3"]
 
@@ -145,11 +145,11 @@ def test_what_was_cleared_leaves_nothing_behind(one, two):
 
 
 def test_the_studys_name_counts_where_the_folder_has_another(where, kind, one, tmp_path):
-    named = open_depot(where, tmp_path / "two" / "elsewhere", "mine")
+    format_step = open_depot(where, tmp_path / "two" / "elsewhere", "mine")
     store(one, 1, "state.pt", b"1")
-    found = named.fetch(1, "state.pt")
+    found = format_step.fetch(1, "state.pt")
     assert (found is None) == (kind == "own")
-    assert named.is_here == (kind != "s3")
+    assert format_step.is_here == (kind != "s3")
 
 
 def test_what_does_not_lie_there_cannot_be_put(one):
@@ -294,7 +294,7 @@ def test_a_download_that_breaks_off_leaves_what_was_there(aws, tmp_path):
     depot = open_depot("s3://bucket/p", tmp_path / "mine")
     path = depot.local(1, "state.pt")
     path.write_bytes(b"whole")
-    with pytest.raises(DepotLost) as caught:
+    with pytest.raises(ArtifactStoreUnavailable) as caught:
         depot.fetch(1, "state.pt")
     assert str(caught.value).startswith("depot: s3://bucket/p/mine: ")
     assert "\n" not in str(caught.value)
@@ -355,7 +355,7 @@ def test_missing_credentials_are_told(bucket, aws, tmp_path):
 
 def test_an_endpoint_that_is_away_is_lost_and_not_the_users_fault(aws, tmp_path):
     aws.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    with pytest.raises(DepotLost, match=r"^depot: s3://b1x/mine: Could not connect"):
+    with pytest.raises(ArtifactStoreUnavailable, match=r"^depot: s3://b1x/mine: Could not connect"):
         open_depot("s3://b1x", tmp_path / "mine")
 
 

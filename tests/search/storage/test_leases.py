@@ -21,8 +21,8 @@ from lesionseg.errors import InputError
 from search.storage import trial_records
 from search.storage.database import open_storage, storage_url
 from search.storage.lease_transaction import MAY_BE_LOST
-from search.storage.leases import Claim, Expired, Ledger
-from search.storage.process_id import Who, this_process
+from search.storage.leases import Claim, TrialLeases, WorkerExpired
+from search.storage.process_id import ProcessId, this_process
 from search.trial_process.slot import Slot
 
 SLOT = Slot("cpu", 1)
@@ -44,10 +44,10 @@ def new_study(url: str, budget: int = 3) -> optuna.Study:
     return study
 
 
-def again(url: str, **kwargs) -> Ledger:
+def again(url: str, **kwargs) -> TrialLeases:
     """The books as another process of the same study opens them."""
     storage = open_storage(storage_url(url, None))
-    return Ledger(optuna.load_study(study_name="s", storage=storage), **kwargs)
+    return TrialLeases(optuna.load_study(study_name="s", storage=storage), **kwargs)
 
 
 @pytest.fixture
@@ -57,14 +57,14 @@ def study(url):
 
 @pytest.fixture
 def ledger(study):
-    return Ledger(study, grace=60)
+    return TrialLeases(study, grace=60)
 
 
 def states(study) -> list[str]:
     return [trial_records.state_of(t) for t in study.get_trials()]
 
 
-def taken(ledger: Ledger, worker=None) -> Claim:
+def taken(ledger: TrialLeases, worker=None) -> Claim:
     claim = ledger.claim(worker or ledger.join(SLOT))
     assert isinstance(claim, Claim)
     return claim
@@ -76,14 +76,16 @@ def taken(ledger: Ledger, worker=None) -> Claim:
 def test_a_study_is_founded_once_with_its_queue(url):
     storage = open_storage(storage_url(url, None))
     study = optuna.create_study(study_name="new", storage=storage)
-    first = Ledger(study).found({"spec": {"a": 1}, "uuid": "x"}, [({"p": 1}, {"preset": "a"})])
-    second = Ledger(study).found({"spec": {"a": 2}, "uuid": "y"}, [({"p": 2}, {})])
+    first = TrialLeases(study).found(
+        {"spec": {"a": 1}, "uuid": "x"}, [({"p": 1}, {"baseline": "a"})]
+    )
+    second = TrialLeases(study).found({"spec": {"a": 2}, "uuid": "y"}, [({"p": 2}, {})])
     assert (first, second) == (True, False)
     assert study.user_attrs == {"spec": {"a": 1}, "uuid": "x"}
     (waiting,) = study.get_trials()
     assert waiting.state == TrialState.WAITING
     assert waiting.system_attrs == {"fixed_params": {"p": 1}}
-    assert waiting.user_attrs == {"preset": "a"}
+    assert waiting.user_attrs == {"baseline": "a"}
 
 
 # --- claims ------------------------------------------------------------------------------------
@@ -272,7 +274,7 @@ def test_whoever_lost_its_lease_can_say_nothing_more(study, ledger):
 
 
 def test_what_goes_on_is_the_same_trial_with_its_history(study, ledger):
-    study.enqueue_trial({"x": 3, "y": 4}, user_attrs={"preset": "p", "given": {"a": 1}})
+    study.enqueue_trial({"x": 3, "y": 4}, user_attrs={"baseline": "p", "given": {"a": 1}})
     numbers = []
     for _ in range(3):
         claim = taken(ledger)
@@ -284,7 +286,12 @@ def test_what_goes_on_is_the_same_trial_with_its_history(study, ledger):
     last = study.get_trials()[-1]
     assert last.state == TrialState.WAITING
     assert last.system_attrs == {"fixed_params": {"x": 3, "y": 4}}
-    assert last.user_attrs == {"preset": "p", "given": {"a": 1}, "retry_of": 0, "attempts": numbers}
+    assert last.user_attrs == {
+        "baseline": "p",
+        "given": {"a": 1},
+        "retry_of": 0,
+        "attempts": numbers,
+    }
 
 
 def test_one_that_drew_nothing_is_closed_and_not_repeated(study, ledger):
@@ -349,18 +356,18 @@ def test_a_beat_brings_the_orders_and_says_whether_the_lease_holds(study, ledger
 def test_a_worker_that_left_cannot_claim(ledger):
     worker = ledger.join(SLOT)
     ledger.leave(worker)
-    with pytest.raises(Expired):
+    with pytest.raises(WorkerExpired):
         ledger.claim(worker)
 
 
-def ended_process() -> Who:
+def ended_process() -> ProcessId:
     process = subprocess.Popen(["true"])
     since = psutil.Process(process.pid).create_time()
     process.wait()
     return replace(this_process(), pid=process.pid, since=since)
 
 
-def silence(ledger: Ledger, worker, seconds: float) -> None:
+def silence(ledger: TrialLeases, worker, seconds: float) -> None:
     """As if it had not been heard for so long."""
     with ledger._storage.engine.begin() as connection:
         connection.execute(
@@ -399,7 +406,7 @@ def test_a_silent_worker_is_dead_to_one_who_could_have_heard_it(study, ledger):
     # It wakes up: it has no lease, can tell nothing, and comes again under a new name.
     assert not ledger.beat(silent, claim).lease
     assert not ledger.finish(claim, TrialState.COMPLETE, 1.0)
-    with pytest.raises(Expired):
+    with pytest.raises(WorkerExpired):
         ledger.claim(silent)
 
 
@@ -450,4 +457,4 @@ def test_a_study_that_is_deleted_takes_its_workers_along(url, study, ledger):
 def test_a_grace_that_is_no_number_of_seconds_is_refused(study, monkeypatch, said):
     monkeypatch.setenv("LESIONSEARCH_GRACE", said)
     with pytest.raises(InputError, match="LESIONSEARCH_GRACE: must be seconds above 0, got"):
-        Ledger(study)
+        TrialLeases(study)

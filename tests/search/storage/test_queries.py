@@ -6,7 +6,7 @@ from optuna.trial import TrialState
 
 from lesionseg.config import TrialConfig
 from search.storage import trial_records
-from search.storage.leases import Ledger
+from search.storage.leases import TrialLeases
 from search.storage.queries import READ, Glance
 from search.study.lifecycle import create_or_resume, prepare_sampling
 from tests.search.helpers import SLOT, open_tiny, queue, tiny_spec
@@ -20,7 +20,7 @@ def opened(request, tiny_data, tmp_path):
     url = request.getfixturevalue("postgres_url") if request.param == "postgresql" else None
     study = create_or_resume(tiny_spec({"budget.trials": 20}), tiny_data, tmp_path / "s", url)
     prepare_sampling(study)
-    ledger = Ledger(study.study)
+    ledger = TrialLeases(study.study)
     row = ledger.join(SLOT)
     for reason, state, value in (
         (None, TrialState.COMPLETE, 0.5),

@@ -20,7 +20,12 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
 from search.storage.database import begin_immediate, local_url, open_storage, storage_url
-from search.storage.retrying_storage import REPEATED, PatientStorage, StorageLost, patiently
+from search.storage.retrying_storage import (
+    REPEATED,
+    RetryingStorage,
+    StorageUnavailable,
+    retry_transient,
+)
 from tests.postgres import GUARDED, Wire, private_postgres
 
 __all__ = ["private_postgres"]  # a fixture
@@ -239,7 +244,7 @@ def test_every_operation_of_optunas_that_asks_the_database_is_patient():
         for name, method in inspect.getmembers(RDBStorage, inspect.isfunction)
         if "_create_scoped_session(" in inspect.getsource(method)
     }
-    own = {name for name in vars(PatientStorage) if name not in REPEATED}
+    own = {name for name in vars(RetryingStorage) if name not in REPEATED}
     assert set(REPEATED) <= asks
     assert asks - set(REPEATED) - own == set()
 
@@ -382,7 +387,7 @@ def test_a_deadlock_is_repeated(private_postgres):
                     both.wait(10)
                 connection.exec_driver_sql(f"UPDATE t SET n = n + 1 WHERE id = {second}")
 
-        patiently(work, on_wait=told.append)
+        retry_transient(work, on_wait=told.append)
 
     with ThreadPoolExecutor(2) as pool:
         for future in [pool.submit(add, 1, 2), pool.submit(add, 2, 1)]:
@@ -406,7 +411,7 @@ def test_a_transaction_that_lost_against_another_is_repeated(private_postgres):
                 private_postgres.run("UPDATE t SET n = n + 10", "serial")
             connection.exec_driver_sql("UPDATE t SET n = n + 1")
 
-    patiently(work, on_wait=told.append)
+    retry_transient(work, on_wait=told.append)
     assert private_postgres.run("SELECT n FROM t", "serial") == [(11,)]
     assert "could not serialize" in told[0]
 
@@ -423,14 +428,14 @@ def test_a_server_without_a_free_connection_is_waited_for(private_postgres):
         first.close()
         first.engine.dispose()
 
-    with patiently(second.connect, on_wait=on_wait):
+    with retry_transient(second.connect, on_wait=on_wait):
         assert "too many connections" in told[0]
 
 
 def test_a_locked_sqlite_file_is_waited_for(tmp_path):
     storage = open_storage(local_url(tmp_path))
     study = storage.create_new_study(UP, "s")
-    hasty = PatientStorage(f"sqlite:///{tmp_path}/study.db", {"connect_args": {"timeout": 0.01}})
+    hasty = RetryingStorage(f"sqlite:///{tmp_path}/study.db", {"connect_args": {"timeout": 0.01}})
     begin_immediate(hasty.engine)
     told = []
     with storage.engine.connect() as other:
@@ -514,7 +519,7 @@ def test_a_statement_that_is_wrong_is_not_repeated(statement, tmp_path, private_
                 connection.exec_driver_sql(statement)
 
         with pytest.raises(sa.exc.DBAPIError):
-            storage.patiently(work)
+            storage.retry_transient(work)
         assert len(attempts) == 1
 
 
@@ -524,7 +529,7 @@ def test_a_statement_that_is_wrong_is_not_repeated(statement, tmp_path, private_
 def test_patience_ends_in_one_line_without_the_password(severed, told):
     severed.patience = 0.3
     began = time.monotonic()
-    with pytest.raises(StorageLost) as caught:
+    with pytest.raises(StorageUnavailable) as caught:
         severed.get_all_studies()
     assert 0.3 <= time.monotonic() - began < 1.5
     assert re.match("storage lost for 0.3 s: connection failed: .*refused$", str(caught.value))
@@ -541,7 +546,7 @@ def test_the_wait_ends_soon_after_it_is_asked_to(severed):
         assert waiting.wait(10)
         began = time.monotonic()
         stopping.set()
-        with pytest.raises(StorageLost, match="asked to stop"):
+        with pytest.raises(StorageUnavailable, match="asked to stop"):
             future.result(10)
     assert time.monotonic() - began < 0.5
 
@@ -553,7 +558,7 @@ def test_one_that_is_to_stop_still_writes_what_it_can(storage, straight, wire):
     storage.set_trial_user_attr(made.trial, "c", 5)
     assert straight.get_trial_user_attrs(made.trial) == {"c": 5}
     wire.cut("before")
-    with pytest.raises(StorageLost):
+    with pytest.raises(StorageUnavailable):
         storage.set_trial_user_attr(made.trial, "c", 6)
 
 
@@ -569,8 +574,8 @@ def test_pauses_grow_from_a_tenth_of_a_second_to_ten(private_postgres):
             pauses.append(seconds)
             return False
 
-    with pytest.raises(StorageLost):
-        patiently(engine.connect, stopping=Counting())
+    with pytest.raises(StorageUnavailable):
+        retry_transient(engine.connect, stopping=Counting())
     longest = [min(10, 0.1 * 2**n) for n in range(12)]
     assert all(n / 2 <= p <= n for p, n in zip(pauses, longest, strict=True))
     assert len({p / n for p, n in zip(pauses, longest, strict=True)}) == 12

@@ -8,7 +8,7 @@ from optuna.trial import TrialState
 
 from search.storage import trial_rows
 from search.storage.database import open_storage, storage_url
-from search.storage.retrying_storage import PatientStorage
+from search.storage.retrying_storage import RetryingStorage
 from search.storage.trial_rows import RowStorage
 from tests.search.study.test_transfer import fill, plain
 
@@ -57,7 +57,7 @@ def test_so_are_parts_of_them(both, many, monkeypatch):
 
 def test_what_is_asked_one_by_one_and_written_is_as_ever(both):
     own, quick, _ = both
-    assert isinstance(quick, PatientStorage)
+    assert isinstance(quick, RetryingStorage)
     study = optuna.load_study(study_name="one", storage=quick)
     trial = study.ask()
     trial.set_user_attr("a", 1)

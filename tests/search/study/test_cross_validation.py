@@ -26,9 +26,9 @@ from search.monitoring import notes
 from search.monitoring.dashboard.curves import draw_curves
 from search.monitoring.status import status
 from search.results import final_test
-from search.results.final_test import finalize
+from search.results.final_test import run_final_test
 from search.storage import trial_records
-from search.storage.leases import Ledger
+from search.storage.leases import TrialLeases
 from search.storage.retention import FOLDS, HISTORY, PICTURE, STATE, WEIGHTS
 from search.study import cross_validation
 from search.study.cross_validation import BetweenFolds
@@ -283,7 +283,9 @@ def test_out_of_time_a_trial_ends_with_the_fold_it_is_in(tiny_data, tmp_path):
 
 def test_the_minutes_of_a_trial_are_those_of_all_of_its_folds():
     limits = supervisor.Limits(seconds=60, spent=59)
-    followed = supervisor._Followed(None, lambda message: False, limits, supervisor.Watch())
+    followed = supervisor._Followed(
+        None, lambda message: False, limits, supervisor.StopConditions()
+    )
     assert followed._overdue(followed.began + 0.9) is None
     late = followed._overdue(followed.began + 1.1)
     assert (late.reason, late.message) == (
@@ -386,7 +388,7 @@ def test_a_trial_that_is_put_down_in_its_third_fold_goes_on_there_to_the_last_di
 def test_a_trial_that_is_lost_in_its_third_fold_goes_on_there(tiny_data, tmp_path, undisturbed):
     opened = open_folded(tiny_data, tmp_path / "s", LONG)
     queue(opened, width=8)
-    others = Ledger(opened.study, grace=0.0)  # in their eyes everyone is silent for too long
+    others = TrialLeases(opened.study, grace=0.0)  # in their eyes everyone is silent for too long
     states = []
 
     def reap():
@@ -397,7 +399,7 @@ def test_a_trial_that_is_lost_in_its_third_fold_goes_on_there(tiny_data, tmp_pat
         assert others.reap() == [(0, 1)]
 
     with worker_of(
-        opened, Calling(12, reap), ledger=Ledger(opened.study, grace=3.0),
+        opened, Calling(12, reap), ledger=TrialLeases(opened.study, grace=3.0),
         program=fold_troubles.__name__,
     ) as worker:  # fmt: skip
         cut = worker.run_one()
@@ -432,7 +434,7 @@ def test_without_what_its_folds_gave_a_trial_begins_anew(tiny_data, tmp_path, un
 
 def test_the_retraining_repeats_the_first_fold(done):
     opened, trial, _ = done
-    report = finalize(opened, SLOT)
+    report = run_final_test(opened, SLOT)
     val = report["val"]
     assert val["folds"] == trial.user_attrs["folds"]
     assert val["search"] == trial.value
@@ -448,9 +450,9 @@ def test_fitted_to_all_but_the_test_it_trains_for_the_folds_mean_of_best_epochs(
     queue(opened, width=8, lr=0.05)
     trial = worker_of(opened).run_one()
     jobs = []
-    real = final_test.Child
-    monkeypatch.setattr(final_test, "Child", lambda job: jobs.append(job) or real(job))
-    finalize(opened, SLOT)
+    real = final_test.TrialProcess
+    monkeypatch.setattr(final_test, "TrialProcess", lambda job: jobs.append(job) or real(job))
+    run_final_test(opened, SLOT)
     names = np.array(opened.cache.names)
     assert list(names[jobs[0].train]) == sorted({*names} - {*opened.split.test})
     with (opened.folder / "final" / "history.csv").open(newline="") as file:

@@ -14,28 +14,28 @@ import pytest
 import yaml
 
 from lesionseg.errors import InputError
-from search.results.final_test import finalize
+from search.results.final_test import run_final_test
 from search.results.report import write_reports
 from search.spec.study_spec import load_spec
 from search.storage.database import ENVIRONMENT, local_url, open_storage, storage_url
 from search.storage.study_dir import is_study, locked, read_about
 from search.study.lifecycle import (
     OpenStudy,
-    count_look,
+    count_test_evaluation,
     create_or_resume,
     join_study,
     open_records,
     open_study,
     prepare_sampling,
-    test_looks,
+    test_evaluations,
 )
-from search.study.location import Join
+from search.study.location import StudyLocation
 from search.study.pruners import PRUNERS
 from search.study.suggest import suggest
 from tests.conftest import write_folder, write_pair
 from tests.search.helpers import SLOT, open_tiny, search, tiny_spec
 
-test_looks.__test__ = False  # it is the code's, not a test
+test_evaluations.__test__ = False  # it is the code's, not a test
 
 
 def refusal(call, *args, **kwargs) -> str:
@@ -152,7 +152,7 @@ def test_a_study_of_two_sets_goes_on_with_them_in_any_order(two_sets, tmp_path):
     assert {k: v for k, v in contents(tmp_path / "s").items() if k in same} == same
     opened = open_study(tmp_path / "s")  # where run.json says that they are
     assert opened.index == first.index
-    assert join_study(Join("s", tmp_path / "s", data=two_sets[::-1])).index == first.index
+    assert join_study(StudyLocation("s", tmp_path / "s", data=two_sets[::-1])).index == first.index
 
 
 @pytest.mark.parametrize("which", [0, 1])
@@ -184,7 +184,7 @@ def test_the_card_counts_each_set(two_sets, tmp_path):
 def test_a_study_of_two_sets_is_searched_and_tested(two_sets, tmp_path):
     opened = open_tiny(two_sets, tmp_path / "s", {"budget.trials": 1})
     search(opened)
-    finalize(opened, SLOT)
+    run_final_test(opened, SLOT)
     with (tmp_path / "s" / "final" / "per_image.csv").open(newline="") as file:
         assert [row["name"] for row in csv.DictReader(file)] == sorted(opened.split.test)
     write_reports(tmp_path / "s", ("html", "md"))
@@ -390,7 +390,7 @@ def test_another_host_joins_a_study_on_postgresql_and_agrees_on_everything(
 
 
 def joined(url, folder, data) -> OpenStudy:
-    return join_study(Join("s", folder, url, data))
+    return join_study(StudyLocation("s", folder, url, data))
 
 
 def test_a_worker_joins_by_the_folder_or_by_the_storage_and_agrees_on_everything(
@@ -400,8 +400,8 @@ def test_a_worker_joins_by_the_folder_or_by_the_storage_and_agrees_on_everything
     kept = tmp_path / "kept"
     here = create_or_resume(tiny_spec(), tiny_data, tmp_path / "here", url, str(kept))
     assert here.name == "here"
-    again = join_study(Join("here", tmp_path / "here"))
-    there = join_study(Join("here", tmp_path / "there" / "mine", url, tiny_data))
+    again = join_study(StudyLocation("here", tmp_path / "here"))
+    there = join_study(StudyLocation("here", tmp_path / "there" / "mine", url, tiny_data))
     for other in (again, there):
         assert (other.name, other.spec, other.split) == (here.name, here.spec, here.split)
         assert other.material.cache == here.material.cache
@@ -425,7 +425,7 @@ def test_a_worker_is_refused_where_it_would_lose_its_work(tiny_data, tmp_path):
     )
     optuna.create_study(study_name="foreign", storage=open_storage(storage_url(url, tmp_path)))
     assert "was not made by lesionsearch" in refusal(
-        join_study, Join("foreign", tmp_path / "x" / "foreign", url, tiny_data)
+        join_study, StudyLocation("foreign", tmp_path / "x" / "foreign", url, tiny_data)
     )
     assert not (tmp_path / "x").exists() and not (tmp_path / "elsewhere").exists()
 
@@ -509,11 +509,11 @@ def test_two_studies_of_one_spec_and_seed_propose_the_same(tiny_data, tmp_path):
 
 def test_looks_are_counted_and_kept_with_their_time(tiny_data, tmp_path):
     study = open_tiny(tiny_data, tmp_path / "s").study
-    assert test_looks(study) == []
-    assert [count_look(study), count_look(study)] == [1, 2]
+    assert test_evaluations(study) == []
+    assert [count_test_evaluation(study), count_test_evaluation(study)] == [1, 2]
     again = open_records(tmp_path / "s")[0]
-    assert len(test_looks(again)) == 2
-    assert all(look.endswith("+00:00") for look in test_looks(again))
+    assert len(test_evaluations(again)) == 2
+    assert all(look.endswith("+00:00") for look in test_evaluations(again))
 
 
 def test_a_spec_without_effect_on_trials_reaches_the_next_session(tiny_data, tmp_path):

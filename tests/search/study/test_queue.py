@@ -13,7 +13,7 @@ from lesionseg.errors import InputError
 from search.spec import baselines
 from search.storage import trial_records
 from search.storage.database import local_url, open_storage
-from search.storage.leases import Ledger
+from search.storage.leases import TrialLeases
 from search.storage.process_id import this_process
 from search.study.queue import enqueue, retry, room
 from search.study.suggest import suggest
@@ -49,7 +49,7 @@ class Studio:
         self.study = optuna.create_study(
             study_name="tiny", storage=open_storage(local_url(folder)), direction="maximize"
         )
-        self.ledger = Ledger(self.study)
+        self.ledger = TrialLeases(self.study)
         self.ledger.found({"spec": self.spec.model_dump(mode="json")}, [])
         self.worker = self.ledger.join(Slot(), this_process())
         self.folder = folder
@@ -128,11 +128,11 @@ def test_without_being_asked_the_same_configuration_is_a_twin(studio):
 
 
 def test_a_given_configuration_is_queued_again_as_it_is(studio):
-    studio.enqueue({"preset": "segnet-bce"})
+    studio.enqueue({"baseline": "segnet-bce"})
     config = studio.run(TrialState.FAIL, reason="crash")
     retry(studio.study, [0])
     queued = studio.study.trials[1]
-    assert queued.user_attrs[trial_records.PRESET] == "segnet-bce"
+    assert queued.user_attrs[trial_records.BASELINE] == "segnet-bce"
     assert queued.user_attrs[trial_records.GIVEN] == config.to_dict()
     assert studio.begin()[1:] == (config, None)
 
@@ -247,23 +247,23 @@ def test_what_a_study_settles_may_be_said_too(studio):
     assert studio.fixed() == {"model": "unet"}
 
 
-def test_a_preset_within_the_space_is_queued_by_its_parameters(tmp_path):
+def test_a_baseline_within_the_space_is_queued_by_its_parameters(tmp_path):
     studio = Studio(tmp_path, OPEN | {"search.augment": ["none", "full"]} | {
         "search.model": {"unet": {"width": [8, 64], "depth": [3, 5]}}})  # fmt: skip
-    studio.enqueue({"preset": "c-bigger-unet"})
+    studio.enqueue({"baseline": "c-bigger-unet"})
     trial = studio.study.trials[0]
-    assert trial.user_attrs == {trial_records.PRESET: "c-bigger-unet"}
+    assert trial.user_attrs == {trial_records.BASELINE: "c-bigger-unet"}
     assert trial.system_attrs["fixed_params"]["model.unet.width"] == 64
     config = baselines.config("c-bigger-unet", 64, 2)
     assert studio.begin()[1].digest() == config.digest()
 
 
-def test_a_preset_outside_the_space_is_queued_as_it_is(studio):
-    studio.enqueue([{"preset": "unet-focal"}])
+def test_a_baseline_outside_the_space_is_queued_as_it_is(studio):
+    studio.enqueue([{"baseline": "unet-focal"}])
     trial = studio.study.trials[0]
     assert trial.system_attrs["fixed_params"] == {}
     given = baselines.config("unet-focal", 64, 2).to_dict()
-    assert trial.user_attrs == {trial_records.PRESET: "unet-focal", trial_records.GIVEN: given}
+    assert trial.user_attrs == {trial_records.BASELINE: "unet-focal", trial_records.GIVEN: given}
 
 
 def test_a_trials_own_configuration_is_queued_by_its_parameters(studio):
@@ -307,9 +307,9 @@ REFUSED = {
     "batch_size: many": "batch_size: must be a number, got 'many'",
     "ema: 0.9": "ema: stands at 0 in this study, got 0.9",
     "epochs: 5": "epochs: stands at 2 in this study, got 5",
-    "preset: unet-dise": "preset: unknown preset 'unet-dise' (did you mean 'unet-dice'?)",
-    "{preset: unet-dice, loss: bce}": "preset: takes no other key beside it, got preset, loss",
-    "{preset: unet-dice, config: {}}": "preset: takes no other key beside it, got preset, config",
+    "baseline: unet-dise": "baseline: unknown baseline 'unet-dise' (did you mean 'unet-dice'?)",
+    "{baseline: unet-dice, loss: bce}": "baseline: takes no other key beside it, got baseline, loss",
+    "{baseline: unet-dice, config: {}}": "baseline: takes no other key beside it, got baseline, config",
     "config: unet": "config: must be keys and values, got 'unet'",
     "config: {los: bce}": "config: unknown key 'los' (did you mean 'loss'?)",
     "config: {loss: bce}": "config: lacks model, augment, mix, optimizer, schedule, batch_size, ",
@@ -339,7 +339,7 @@ def test_a_complete_configuration_is_checked_as_a_whole(untouched, changes, told
 
 def test_a_model_that_cannot_take_the_studys_images_is_refused(tmp_path):
     studio = Studio(tmp_path, {"data.image_size": 16})
-    told = studio.refused({"preset": "segnet-bce"})
+    told = studio.refused({"baseline": "segnet-bce"})
     assert told.startswith("data.image_size: segnet takes multiples of 32 from 32 on, got 16")
 
 
@@ -347,13 +347,13 @@ def test_all_errors_of_a_file_come_in_one_line_and_nothing_is_queued(untouched):
     file = [
         {"loss": "bce"},
         {"loss": "foccal", "batch_size": 1},
-        {"preset": "none"},
+        {"baseline": "none"},
     ]
     told = untouched.refused(file)
     assert told.startswith(
         "(1) entry 2: loss: 'foccal' is not in this study (did you mean 'focal'?); "
         "(2) entry 2: batch_size: must lie in [8, 32], got 1; "
-        "(3) entry 3: preset: unknown preset 'none' ("
+        "(3) entry 3: baseline: unknown baseline 'none' ("
     )
 
 
@@ -373,9 +373,9 @@ def test_a_queue_whose_answer_is_lost_is_put_up_once(private_postgres, when):
     try:
         url = sqlalchemy.make_url(private_postgres.url(name, wire.port))
         study = optuna.create_study(storage=open_storage(url), direction="maximize")
-        ledger = Ledger(study)
+        ledger = TrialLeases(study)
         wire.cut(when)
-        assert ledger.enqueue_all([({"x": 1}, {}), ({"x": 2}, {"preset": "p"})]) == [0, 1]
+        assert ledger.enqueue_all([({"x": 1}, {}), ({"x": 2}, {"baseline": "p"})]) == [0, 1]
         assert wire.cuts == 1
         assert [t.system_attrs["fixed_params"] for t in study.trials] == [{"x": 1}, {"x": 2}]
     finally:

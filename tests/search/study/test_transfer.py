@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 from lesionseg.errors import InputError
 from search.storage import trial_records
 from search.storage.database import local_url, open_storage
-from search.storage.leases import Ledger
+from search.storage.leases import TrialLeases
 from search.storage.process_id import this_process
 from search.study.suggest import suggest
 from search.study.transfer import COLUMNS, export_study, import_study, write_csv
@@ -218,8 +218,8 @@ def test_the_sampler_goes_on_from_an_imported_study(sqlite, tmp_path):
 def test_a_trial_at_work_goes_on_in_the_new_study(server, request, tmp_path):
     url = request.getfixturevalue("postgres_url") if server == "postgresql" else "sqlite:///a.db"
     study = optuna.create_study(storage=open_storage(make_url(url)), direction="maximize")
-    ledger = Ledger(study)
-    ledger.found({"spec": {"budget": {"trials": 5}}}, [({"lr": 0.01}, {"preset": "x"}), ({}, {})])
+    ledger = TrialLeases(study)
+    ledger.found({"spec": {"budget": {"trials": 5}}}, [({"lr": 0.01}, {"baseline": "x"}), ({}, {})])
     worker = ledger.join(Slot(), this_process())
     claim = ledger.claim(worker)
     trial = _taken_up(study, claim)
@@ -235,9 +235,9 @@ def test_a_trial_at_work_goes_on_in_the_new_study(server, request, tmp_path):
     assert put_down.user_attrs["ended"] == when.timestamp()
     assert never_began.state == goes_on.state == TrialState.WAITING
     assert goes_on.system_attrs == {"fixed_params": {"lr": 0.01}}
-    assert goes_on.user_attrs == {"preset": "x", "retry_of": 0, "attempts": [0]}
+    assert goes_on.user_attrs == {"baseline": "x", "retry_of": 0, "attempts": [0]}
     # It is the first that a worker of the new study is given.
-    ledger = Ledger(again)
+    ledger = TrialLeases(again)
     assert ledger.claim(ledger.join(Slot(), this_process())).number == 2
     assert study.trials[0].state == TrialState.RUNNING
 
@@ -407,7 +407,7 @@ def test_an_import_whose_answer_is_lost_is_made_once(private_postgres, text, whe
 def test_the_table_reads_back(sqlite):
     spec = tiny_spec()
     study = optuna.create_study(storage=open_storage(make_url(sqlite)), direction="maximize")
-    ledger = Ledger(study)
+    ledger = TrialLeases(study)
     ledger.found({"spec": spec.model_dump(mode="json")}, [({"model.unet.width": 8}, {})])
     worker = ledger.join(Slot(), this_process())
     for _ in range(2):
@@ -420,7 +420,7 @@ def test_the_table_reads_back(sqlite):
     ledger.finish(claim, TrialState.FAIL, attrs={"reason": "config", "message": "a\nb"})
     given = suggest(optuna.trial.FixedTrial({"model.unet.width": 4, "optimizer.adam.lr": 0.1}),
                     spec.space)  # fmt: skip
-    ledger.enqueue({}, {trial_records.PRESET: "mine", trial_records.GIVEN: given.to_dict()})
+    ledger.enqueue({}, {trial_records.BASELINE: "mine", trial_records.GIVEN: given.to_dict()})
     ledger.enqueue({"model.unet.width": 4})
     file = io.StringIO(newline="")
     assert write_csv(study, file) == 5
@@ -437,7 +437,7 @@ def test_the_table_reads_back(sqlite):
     assert first["model"] == "unet" and first["model.unet.width"] == "8"
     assert first["batch_size"] == "8" and first["max_epochs"] == "2"
     assert third["reason"] == "config" and third["model"] == ""
-    assert fourth["preset"] == "mine" and fourth["optimizer.adam.lr"] == "0.1"
+    assert fourth["baseline"] == "mine" and fourth["optimizer.adam.lr"] == "0.1"
     assert fifth["model.unet.width"] == "4" and fifth["seconds"] == fifth["value"] == ""
 
 

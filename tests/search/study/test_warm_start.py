@@ -11,7 +11,7 @@ from search.study.lifecycle import open_study
 from search.study.samplers import SAMPLERS
 from search.study.suggest import suggest
 from search.study.warm_start import expressed, queue
-from search.workers.loop import Terms
+from search.workers.loop import WorkerOptions
 from tests.search import troubles
 from tests.search.helpers import Listening, in_memory, open_tiny, search, tiny_spec
 
@@ -71,12 +71,12 @@ def test_a_value_outside_a_narrowed_range_cannot_be_said():
     assert expressed(baselines.config("c-deeper-unet", 32, 2), spec.space) is not None
 
 
-def test_every_preset_is_queued_once_with_its_name():
-    spec = tiny_spec(WIDE | {"warm_start": ["seeds"], "data.image_size": 64})
+def test_every_baseline_is_queued_once_with_its_name():
+    spec = tiny_spec(WIDE | {"warm_start": ["baselines"], "data.image_size": 64})
     queued = queue(spec)
-    assert [attrs[trial_records.PRESET] for _, attrs in queued] == baselines.names()
+    assert [attrs[trial_records.BASELINE] for _, attrs in queued] == baselines.names()
     for params, attrs in queued:
-        config = baselines.config(attrs[trial_records.PRESET], 64, 2)
+        config = baselines.config(attrs[trial_records.BASELINE], 64, 2)
         assert (attrs.get(trial_records.GIVEN) == config.to_dict()) != bool(params)
     assert queue(tiny_spec(WIDE)) == []
 
@@ -87,7 +87,7 @@ def test_founding_a_study_writes_its_queue_once(tiny_data, tmp_path):
         opened = open_tiny(tiny_data, tmp_path / "s", changes)
         known = trial_records.all_trials(opened.study)
         assert [trial_records.state_of(t) for t in known] == ["waiting"] * 2
-        assert [t.user_attrs[trial_records.PRESET] for t in known] == changes["warm_start"]
+        assert [t.user_attrs[trial_records.BASELINE] for t in known] == changes["warm_start"]
 
 
 def test_they_are_the_studys_first_trials_and_are_trained_as_they_are(tiny_data, tmp_path):
@@ -99,16 +99,16 @@ def test_they_are_the_studys_first_trials_and_are_trained_as_they_are(tiny_data,
     opened = open_tiny(tiny_data, tmp_path / "s", changes)
     search(opened)
     first, second = trial_records.all_trials(opened.study)
-    assert first.user_attrs[trial_records.PRESET] == "c-baseline-unet"
+    assert first.user_attrs[trial_records.BASELINE] == "c-baseline-unet"
     expected = baselines.config("c-baseline-unet", 32, 1)
     assert trial_records.config_of(first) == expected.to_dict()
     assert trial_records.state_of(first) == "complete" and first.params == {}
-    assert trial_records.PRESET not in second.user_attrs and second.params
+    assert trial_records.BASELINE not in second.user_attrs and second.params
     # Opened again, nothing is queued a second time.
     assert len(trial_records.all_trials(open_study(tmp_path / "s").study)) == 2
 
 
-def test_a_preset_that_was_cut_off_is_queued_again_as_it_is(tiny_data, tmp_path):
+def test_a_baseline_that_was_cut_off_is_queued_again_as_it_is(tiny_data, tmp_path):
     changes = {"data.image_size": 32, "warm_start": ["c-baseline-unet"]}
     opened = open_tiny(tiny_data, tmp_path / "s", changes | {"budget": {"trials": 1, "epochs": 1}})
 
@@ -123,15 +123,15 @@ def test_a_preset_that_was_cut_off_is_queued_again_as_it_is(tiny_data, tmp_path)
     search(open_study(tmp_path / "s"))
     lost, again = trial_records.all_trials(opened.study)
     assert trial_records.reason_of(lost) == trial_records.INTERRUPTED
-    assert again.user_attrs[trial_records.PRESET] == "c-baseline-unet"
+    assert again.user_attrs[trial_records.BASELINE] == "c-baseline-unet"
     assert trial_records.config_of(again) == trial_records.config_of(lost)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_sampler_goes_on_from_presets_and_the_whole_space_is_tried(
+def test_every_sampler_goes_on_from_baselines_and_the_whole_space_is_tried(
     tiny_data, tmp_path, sampler
 ):
-    """Presets outside the space are no part of it: three widths are left, and three are tried."""
+    """Baselines outside the space are no part of it: three widths are left, and three are tried."""
     changes = {
         "data.image_size": 32,
         "sampler": {"name": sampler, "startup": 2},
@@ -142,15 +142,15 @@ def test_every_sampler_goes_on_from_presets_and_the_whole_space_is_tried(
     }
     opened = open_tiny(tiny_data, tmp_path / "s", changes)
     # Trainings that need no time: how they train is no matter here.
-    assert search(opened, terms=Terms(program=troubles.__name__)).why == "exhausted"
+    assert search(opened, terms=WorkerOptions(program=troubles.__name__)).why == "exhausted"
     done = [
         t for t in trial_records.all_trials(opened.study) if trial_records.state_of(t) == "complete"
     ]
-    assert [t.user_attrs.get(trial_records.PRESET) for t in done[:2]] == changes["warm_start"]
+    assert [t.user_attrs.get(trial_records.BASELINE) for t in done[:2]] == changes["warm_start"]
     assert sorted(t.params["model.unet.width"] for t in done[2:]) == [4, 5, 6]
 
 
-def test_quasi_random_points_fill_the_space_after_a_preset_without_parameters():
+def test_quasi_random_points_fill_the_space_after_a_baseline_without_parameters():
     study = in_memory(SAMPLERS["qmc"](0, 0))
     space = tiny_spec({"search.model": {"unet": {"width": [4, 128], "depth": [1, 4]}}}).space
     study.enqueue_trial({}, user_attrs={trial_records.GIVEN: {}})
@@ -169,9 +169,9 @@ def test_quasi_random_points_fill_the_space_after_a_preset_without_parameters():
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"warm_start": ["sedes"]}, "did you mean 'seeds'?"),
+        ({"warm_start": ["baselins"]}, "did you mean 'baselines'?"),
         ({"warm_start": ["unet-dise"]}, "did you mean 'unet-dice'?"),
-        ({"warm_start": "seeds"}, "warm_start"),
+        ({"warm_start": "baselines"}, "warm_start"),
         (
             {"warm_start": ["segnet-bce"], "data.image_size": 48},
             "data.image_size: segnet-bce: segnet takes multiples of 32 from 32 on, got 48",

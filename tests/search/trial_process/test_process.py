@@ -28,13 +28,13 @@ from lesionseg.training import checkpoint
 from lesionseg.training.train import Diverged, EpochRecord
 from search.trial_process import protocol
 from search.trial_process.child_main import broke
-from search.trial_process.process import Child
+from search.trial_process.process import TrialProcess
 from search.trial_process.protocol import (
-    Alive,
-    Broke,
-    Built,
+    JobError,
+    ModelBuilt,
     Resumed,
-    Saved,
+    StateSaved,
+    StepDone,
     Suspended,
     Trained,
     TrainJob,
@@ -72,17 +72,17 @@ def of(job, **changes) -> TrainJob:
     return replace(job, config=replace(CONFIG, **changes).to_dict())
 
 
-def follow(job, stop_at=None, on_epoch=lambda child, record: None):
+def supervise(job, stop_at=None, on_epoch=lambda child, record: None):
     """Every message; on_epoch is called before the answer to an epoch."""
     said = []
-    with Child(job) as child:
+    with TrialProcess(job) as child:
         for message in child.messages():
-            if isinstance(message, Alive):  # as often as the machine is slow
+            if isinstance(message, StepDone):  # as often as the machine is slow
                 continue
             said.append(message)
             if isinstance(message, EpochRecord):
                 on_epoch(child, message)
-            if isinstance(message, Built | EpochRecord):
+            if isinstance(message, ModelBuilt | EpochRecord):
                 child.reply(stop=stop_at is not None and getattr(message, "epoch", 0) >= stop_at)
         pid = child.pid
     assert is_gone(pid)
@@ -94,9 +94,9 @@ def follow(job, stop_at=None, on_epoch=lambda child, record: None):
 
 def test_a_job_is_built_trained_epoch_by_epoch_and_ended(job, tmp_path):
     path = tmp_path / "deep" / "model.safetensors"
-    built, *records, trained = follow(replace(job, save_to=path))
+    built, *records, trained = supervise(replace(job, save_to=path))
     model = build_model(CONFIG.model, image_size=CONFIG.image_size)
-    assert built == Built(count_params(model), multiply_adds(model, CONFIG.image_size))
+    assert built == ModelBuilt(count_params(model), multiply_adds(model, CONFIG.image_size))
     assert [r.epoch for r in records] == [1, 2, 3]
     assert isinstance(trained, Trained)
     assert trained.result.history == tuple(records)
@@ -111,27 +111,27 @@ def test_the_same_job_says_the_same_again(job):
     def told(said):
         return [(r.train_loss, r.val_loss, r.metrics, r.lr) for r in said[1:-1]]
 
-    assert told(follow(job)) == told(follow(job))
+    assert told(supervise(job)) == told(supervise(job))
 
 
 def test_a_training_that_is_stopped_keeps_what_it_has(job):
-    *_, trained = follow(job, stop_at=2)
+    *_, trained = supervise(job, stop_at=2)
     assert trained.result.stopped == "asked"
     assert len(trained.result.history) == 2
 
 
 def test_a_network_that_is_refused_is_not_trained(job):
-    built, end = follow(job, stop_at=0)
-    assert isinstance(built, Built)
+    built, end = supervise(job, stop_at=0)
+    assert isinstance(built, ModelBuilt)
     assert end.reason == "config"
     assert end.message == "refused before training"
 
 
 def test_a_test_job_gives_counts_speed_and_overlays(job, index, tmp_path):
     weights = tmp_path / "model.safetensors"
-    follow(replace(job, save_to=weights))
+    supervise(replace(job, save_to=weights))
     records = index.records[20:]
-    (tested,) = follow(
+    (tested,) = supervise(
         protocol.TestJob(weights, job.cache, records, "cpu", 1, tmp_path / "overlays")
     )
     assert isinstance(tested, protocol.Tested)
@@ -146,9 +146,9 @@ def test_a_test_job_gives_counts_speed_and_overlays(job, index, tmp_path):
 
 def test_masks_are_shown_of_the_images_that_are_asked_for(job, index, tmp_path):
     weights = tmp_path / "model.safetensors"
-    follow(replace(job, save_to=weights))
+    supervise(replace(job, save_to=weights))
     records = index.records[20:]
-    (tested,) = follow(
+    (tested,) = supervise(
         protocol.TestJob(weights, job.cache, records, "cpu", 1, show=(records[3].name,))
     )
     assert tested.shown.keys() == {records[3].name}
@@ -158,12 +158,12 @@ def test_masks_are_shown_of_the_images_that_are_asked_for(job, index, tmp_path):
 
 def test_what_is_chosen_on_validation_images_is_noted_with_the_weights(job, tmp_path):
     weights = tmp_path / "model.safetensors"
-    follow(replace(job, save_to=weights))
-    (chosen,) = follow(protocol.ChooseJob(weights, job.cache, job.val, "cpu", 1))
+    supervise(replace(job, save_to=weights))
+    (chosen,) = supervise(protocol.ChooseJob(weights, job.cache, job.val, "cpu", 1))
     assert isinstance(chosen, protocol.Chosen)
     assert checkpoint.read_inference(weights) == chosen.choice.inference
     assert checkpoint.load(weights)[1] == CONFIG
-    (plain,) = follow(
+    (plain,) = supervise(
         protocol.ChooseJob(weights, job.cache, job.val, "cpu", 1, tta=False, postprocess=False)
     )
     assert plain.choice.inference == PLAIN == checkpoint.read_inference(weights)
@@ -175,18 +175,18 @@ def test_what_is_chosen_on_validation_images_is_noted_with_the_weights(job, tmp_
 def test_a_training_is_put_down_at_any_time_and_gone_on_with(job, tmp_path):
     """Asked before its first step; asked between two epochs; left in peace."""
     job = replace(of(job, epochs=4), state=tmp_path / "state.pt", save_to=tmp_path / "w")
-    whole = [message for message in follow(job) if isinstance(message, EpochRecord)]
+    whole = [message for message in supervise(job) if isinstance(message, EpochRecord)]
     job.save_to.unlink()
     job.state.unlink()
     seen: list[EpochRecord] = []
     for stop_after, at in ((0, 0), (2, 0), (None, 2)):
-        with Child(job) as child:
+        with TrialProcess(job) as child:
             for message in child.messages():
                 match message:
                     case Resumed(history):
                         assert list(history) == seen
                         assert len(seen) == at
-                    case Built():
+                    case ModelBuilt():
                         child.suspend() if stop_after == 0 else child.reply(stop=False)
                     case EpochRecord():
                         seen.append(message)
@@ -207,26 +207,26 @@ def test_a_training_is_put_down_at_any_time_and_gone_on_with(job, tmp_path):
 
 
 def test_a_save_is_told_with_the_epochs_that_are_in_it(job, tmp_path):
-    said = follow(replace(of(job, epochs=2), state=tmp_path / "state.pt"))
-    saved = [message.epoch for message in said if isinstance(message, Saved)]
+    said = supervise(replace(of(job, epochs=2), state=tmp_path / "state.pt"))
+    saved = [message.epoch for message in said if isinstance(message, StateSaved)]
     assert saved in ([1], [])  # by its cost
     assert not any(isinstance(message, Resumed) for message in said)
 
 
 def test_a_state_of_another_training_is_not_gone_on_from(job, tmp_path):
     state = tmp_path / "state.pt"
-    with Child(replace(of(job, epochs=3), state=state)) as child:
+    with TrialProcess(replace(of(job, epochs=3), state=state)) as child:
         for message in child.messages():
-            if isinstance(message, Built):
+            if isinstance(message, ModelBuilt):
                 child.suspend()
     assert state.is_file()
-    said = follow(replace(of(job, epochs=3, seed=5), state=state))
+    said = supervise(replace(of(job, epochs=3, seed=5), state=state))
     assert not any(isinstance(message, Resumed) for message in said)
     assert isinstance(said[-1], Trained)
 
 
 def test_in_parts_it_is_the_same_training_but_for_rounding(job):
-    whole, parts = follow(job)[-1].result, follow(replace(job, parts=4))[-1].result
+    whole, parts = supervise(job)[-1].result, supervise(replace(job, parts=4))[-1].result
     losses = [[r.train_loss for r in result.history] for result in (whole, parts)]
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
     assert losses[0] != losses[1]  # batch norm sees two images at a time
@@ -236,16 +236,16 @@ def test_in_parts_it_is_the_same_training_but_for_rounding(job):
 
 
 def test_a_child_that_says_nothing_is_not_waited_for_longer_than_that(job):
-    with Child(of(job, epochs=100_000)) as child:
-        assert isinstance(next(child.messages()), Built)
+    with TrialProcess(of(job, epochs=100_000)) as child:
+        assert isinstance(next(child.messages()), ModelBuilt)
         assert child.next(0.05) is None  # it waits for its answer
         child.reply(stop=False)
         assert isinstance(child.next(30), EpochRecord)
 
 
 def test_the_memory_of_a_child_is_its_own_and_what_it_started(job):
-    with Child(of(job, epochs=100_000)) as child:
-        assert isinstance(next(child.messages()), Built)
+    with TrialProcess(of(job, epochs=100_000)) as child:
+        assert isinstance(next(child.messages()), ModelBuilt)
         assert 1e6 < child.memory() < 4e9
         child.kill()
         assert is_gone(child.pid)
@@ -287,7 +287,7 @@ def family():
 
 
 def test_memory_that_is_shared_since_a_fork_is_counted_once(family):
-    assert 280e6 < Child.memory(family) < 360e6
+    assert 280e6 < TrialProcess.memory(family) < 360e6
 
 
 def test_where_the_kernel_does_not_tell_more_it_is_counted_for_each(family, monkeypatch):
@@ -295,7 +295,7 @@ def test_where_the_kernel_does_not_tell_more_it_is_counted_for_each(family, monk
         raise FileNotFoundError(path)
 
     monkeypatch.setattr(Path, "read_text", unknown)
-    assert 5 * 200e6 + 4 * 20e6 < Child.memory(family) < 1300e6
+    assert 5 * 200e6 + 4 * 20e6 < TrialProcess.memory(family) < 1300e6
 
 
 # --- with loader processes, as on a GPU -----------------------------------------------------------
@@ -317,14 +317,14 @@ def test_loaders_are_forked_from_the_training_and_change_nothing(job):
         seen.append([(loader.pid, loader.ppid()) for loader in loaders_of(child)])
 
     changes = {"augment": Pick("full")}
-    plain, helped = follow(of(job, **changes)), []
+    plain, helped = supervise(of(job, **changes)), []
     job = with_loaders(job, **changes)
-    with Child(job) as child:
+    with TrialProcess(job) as child:
         for message in child.messages():
             helped += [message] if isinstance(message, EpochRecord) else []
             if isinstance(message, EpochRecord):
                 look(child, message)
-            if isinstance(message, Built | EpochRecord):
+            if isinstance(message, ModelBuilt | EpochRecord):
                 child.reply(stop=False)
         pid = child.pid
     # Two, of its own and no server's, and the same in every epoch.
@@ -342,11 +342,11 @@ def test_a_signal_to_all_in_an_epoch_costs_no_step(job, tmp_path):
     """The group is told to end; the worker's own word comes later, when batches were due."""
     job = replace(with_loaders(job, epochs=50, batch_size=2), state=tmp_path / "state.pt")
     told, last = False, None
-    with Child(job) as child:
+    with TrialProcess(job) as child:
         for message in child.messages():
-            if isinstance(message, Built | EpochRecord):
+            if isinstance(message, ModelBuilt | EpochRecord):
                 child.reply(stop=False)
-            elif isinstance(message, Alive):
+            elif isinstance(message, StepDone):
                 if not told and (message.epoch, message.step) >= (2, 2):
                     os.killpg(child.pid, signal.SIGTERM)
                     told = True
@@ -361,11 +361,11 @@ def test_a_signal_to_all_in_an_epoch_costs_no_step(job, tmp_path):
 
 @pytest.mark.parametrize("how", ["closed", "killed"])
 def test_loaders_end_with_their_training(job, how):
-    with Child(with_loaders(job, epochs=100_000)) as child:
+    with TrialProcess(with_loaders(job, epochs=100_000)) as child:
         for message in child.messages():
             if isinstance(message, EpochRecord):
                 break
-            if isinstance(message, Built):
+            if isinstance(message, ModelBuilt):
                 child.reply(stop=False)
         loaders = [loader.pid for loader in loaders_of(child)]
         assert len(loaders) == loading.LOADERS and not any(map(is_gone, loaders))
@@ -383,8 +383,8 @@ def test_a_loss_that_is_no_number_is_told_as_diverged(job, tmp_path):
     shutil.copytree(job.cache, tmp_path / "cache")
     pixels = np.load(job.cache / "images.npy").astype(np.float32)
     np.save(tmp_path / "cache" / "images.npy", np.full_like(pixels, np.nan))
-    built, end = follow(replace(job, cache=tmp_path / "cache", save_to=tmp_path / "w"))
-    assert isinstance(built, Built)
+    built, end = supervise(replace(job, cache=tmp_path / "cache", save_to=tmp_path / "w"))
+    assert isinstance(built, ModelBuilt)
     assert end.reason == "diverged"
     assert end.message == "the training loss became nan in epoch 1"
     assert not (tmp_path / "w").exists()
@@ -400,8 +400,8 @@ def test_a_loss_that_is_no_number_is_told_as_diverged(job, tmp_path):
     ],
 )
 def test_a_configuration_that_cannot_be_built_is_told_in_one_line(job, config, fragment):
-    *_, end = follow(replace(job, config=CONFIG.to_dict() | config))
-    assert isinstance(end, Broke)
+    *_, end = supervise(replace(job, config=CONFIG.to_dict() | config))
+    assert isinstance(end, JobError)
     assert end.reason == "config"
     assert fragment in end.message
     assert "\n" not in end.message
@@ -409,24 +409,26 @@ def test_a_configuration_that_cannot_be_built_is_told_in_one_line(job, config, f
 
 
 def test_a_cache_that_is_gone_breaks_the_job_and_not_the_parent(job, tmp_path):
-    *_, end = follow(replace(job, cache=tmp_path / "none"))
-    assert isinstance(end, Broke)
+    *_, end = supervise(replace(job, cache=tmp_path / "none"))
+    assert isinstance(end, JobError)
     assert end.reason == "data"
     assert end.message.startswith("FileNotFoundError: ")
 
 
 def test_weights_that_cannot_be_written_break_the_job(job, tmp_path):
     (tmp_path / "file").write_text("")
-    *_, end = follow(replace(job, save_to=tmp_path / "file" / "model.safetensors"))
-    assert isinstance(end, Broke)
+    *_, end = supervise(replace(job, save_to=tmp_path / "file" / "model.safetensors"))
+    assert isinstance(end, JobError)
     assert end.reason == "crash"
 
 
 def test_a_test_of_damaged_weights_is_told(job, index, tmp_path):
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"\0" * 100)
-    (end,) = follow(protocol.TestJob(weights, job.cache, index.records, "cpu", 1, tmp_path / "o"))
-    assert isinstance(end, Broke)
+    (end,) = supervise(
+        protocol.TestJob(weights, job.cache, index.records, "cpu", 1, tmp_path / "o")
+    )
+    assert isinstance(end, JobError)
     assert "not a safetensors file" in end.message
 
 
@@ -445,10 +447,10 @@ def test_a_child_that_is_killed_is_told_with_the_signals_name(job, number, name,
             os.kill(child.pid, number)
             assert wait_until(lambda: is_gone(child.pid), PATIENCE)
 
-    built, first, second, end = follow(of(job, epochs=1000), on_epoch=kill)
-    assert isinstance(built, Built)
+    built, first, second, end = supervise(of(job, epochs=1000), on_epoch=kill)
+    assert isinstance(built, ModelBuilt)
     assert (first.epoch, second.epoch) == (1, 2)
-    assert end == Broke("crash", f"the training's process was ended by {name}{hint}")
+    assert end == JobError("crash", f"the training's process was ended by {name}{hint}")
 
 
 def test_ctrl_c_and_termination_of_the_group_are_left_to_the_parent(job):
@@ -456,7 +458,7 @@ def test_ctrl_c_and_termination_of_the_group_are_left_to_the_parent(job):
         os.kill(child.pid, signal.SIGINT)
         os.kill(child.pid, signal.SIGTERM)
 
-    *records, end = follow(of(job, epochs=3), on_epoch=interrupt)
+    *records, end = supervise(of(job, epochs=3), on_epoch=interrupt)
     assert len(records) == 1 + 3
     assert isinstance(end, Trained)
 
@@ -493,9 +495,9 @@ def test_a_long_message_is_cut():
 
 
 def test_leaving_a_child_ends_it_in_the_middle(job):
-    with Child(of(job, epochs=100_000)) as child:
+    with TrialProcess(of(job, epochs=100_000)) as child:
         messages = child.messages()
-        assert isinstance(next(messages), Built)
+        assert isinstance(next(messages), ModelBuilt)
         child.reply(stop=False)
         assert any(isinstance(message, EpochRecord) for message in messages)
         pid = child.pid
@@ -507,7 +509,7 @@ def test_an_exception_in_the_parent_ends_the_child(job):
     pids = []
 
     def fail():
-        with Child(of(job, epochs=100_000)) as child:
+        with TrialProcess(of(job, epochs=100_000)) as child:
             pids.append(child.pid)
             raise ZeroDivisionError
 
@@ -517,8 +519,8 @@ def test_an_exception_in_the_parent_ends_the_child(job):
 
 
 def test_closing_twice_and_replying_to_the_dead_is_nothing(job):
-    child = Child(of(job, epochs=100_000))
-    assert isinstance(next(child.messages()), Built)
+    child = TrialProcess(of(job, epochs=100_000))
+    assert isinstance(next(child.messages()), ModelBuilt)
     os.kill(child.pid, signal.SIGKILL)
     assert wait_until(lambda: is_gone(child.pid), PATIENCE)
     child.reply(stop=False)
@@ -528,12 +530,12 @@ def test_closing_twice_and_replying_to_the_dead_is_nothing(job):
 
 
 def test_the_second_start_is_quick(job):
-    follow(of(job, epochs=1))  # the server imports torch for the first
+    supervise(of(job, epochs=1))  # the server imports torch for the first
     took = []
     for _ in range(5):
         began = time.perf_counter()
-        with Child(of(job, epochs=1)) as child:
-            assert isinstance(next(child.messages()), Built)
+        with TrialProcess(of(job, epochs=1)) as child:
+            assert isinstance(next(child.messages()), ModelBuilt)
             took.append(time.perf_counter() - began)
     # An import of torch alone takes longer than that. The best of some: machines are busy.
     assert min(took) < 1
@@ -602,7 +604,7 @@ def test_this_side_of_the_pipe_needs_no_torch():
 
 @pytest.mark.parametrize("step", ["ensure_running", "connect_to_new_process"])
 def test_a_server_that_is_killed_while_it_starts_a_child_is_replaced(job, monkeypatch, step):
-    follow(job)  # so that there is one
+    supervise(job)  # so that there is one
     server, killed = forkserver._forkserver, []
     place = server if step == "ensure_running" else forkserver
     real = getattr(place, step)
@@ -616,7 +618,7 @@ def test_a_server_that_is_killed_while_it_starts_a_child_is_replaced(job, monkey
         return done
 
     monkeypatch.setattr(place, step, and_then_it_dies)
-    assert isinstance(follow(job)[-1], Trained)
+    assert isinstance(supervise(job)[-1], Trained)
     assert killed[0].pid != server._forkserver_pid
 
 
@@ -627,5 +629,5 @@ def test_a_server_that_dies_each_time_is_told(job, monkeypatch):
     monkeypatch.setattr(forkserver, "connect_to_new_process", refused)
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(ConnectionRefusedError):
-        Child(job)
+        TrialProcess(job)
     assert len(os.listdir("/proc/self/fd")) == before

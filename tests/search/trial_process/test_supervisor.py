@@ -12,10 +12,10 @@ from optuna.trial import FrozenTrial, TrialState
 from lesionseg.config import TrialConfig
 from lesionseg.space import Pick
 from search.storage import trial_records
-from search.storage.leases import Ledger
+from search.storage.leases import TrialLeases
 from search.trial_process import supervisor
-from search.trial_process.protocol import Broke, Built, Suspended, TrainJob
-from search.trial_process.supervisor import Fenced, Limits, Watch, follow
+from search.trial_process.protocol import JobError, ModelBuilt, Suspended, TrainJob
+from search.trial_process.supervisor import LeaseLost, Limits, StopConditions, supervise
 from tests.search import troubles
 from tests.search.helpers import SLOT, is_gone, open_tiny, queue, worker_of
 from tests.search.troubles import WAYS
@@ -29,7 +29,7 @@ CHANGES = {"search.model": {"unet": {"width": [4, 128], "depth": 1}}}
 BRIEF = 1 / 60
 
 
-class Stopwatch(Ledger):
+class Stopwatch(TrialLeases):
     """A ledger that keeps when each trial's network was built, and when its end was told."""
 
     def __init__(self, study):
@@ -197,17 +197,17 @@ def test_a_training_that_is_taken_away_is_ended_and_nothing_of_it_is_told(job):
         taken.set()
         return False
 
-    with pytest.raises(Fenced):
-        follow(going_wrong(job, "sleeps"), hear, Limits(), Watch(fenced=taken.is_set))
-    assert said == [Built(10, 20)]
+    with pytest.raises(LeaseLost):
+        supervise(going_wrong(job, "sleeps"), hear, Limits(), StopConditions(fenced=taken.is_set))
+    assert said == [ModelBuilt(10, 20)]
     assert is_gone(int(job.save_to.with_name("pid").read_text()))
 
 
 def test_one_that_does_not_hear_is_given_some_seconds_to_be_put_down(job, monkeypatch):
     monkeypatch.setattr(supervisor, "PUT_DOWN_WITHIN", 0.5)
     began = time.monotonic()
-    end = follow(
-        going_wrong(job, "is deaf"), lambda _: False, Limits(), Watch(suspend=lambda: True)
+    end = supervise(
+        going_wrong(job, "is deaf"), lambda _: False, Limits(), StopConditions(suspend=lambda: True)
     )
     assert end == Suspended(0)
     assert time.monotonic() - began < 0.5 + PROMISED
@@ -216,5 +216,5 @@ def test_one_that_does_not_hear_is_given_some_seconds_to_be_put_down(job, monkey
 def test_without_limits_nothing_is_limited_and_with_room_nothing_is_ended(job):
     plenty = Limits(seconds=600, stall=600, memory=10**12)
     for limits in (Limits(), plenty):
-        end = follow(going_wrong(job, "leaves"), lambda _: False, limits, Watch())
-        assert isinstance(end, Broke) and end.reason == "crash"
+        end = supervise(going_wrong(job, "leaves"), lambda _: False, limits, StopConditions())
+        assert isinstance(end, JobError) and end.reason == "crash"

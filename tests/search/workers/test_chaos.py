@@ -22,9 +22,9 @@ from search.monitoring.status import status
 from search.spec.study_spec import load_spec
 from search.storage import trial_records
 from search.study.lifecycle import create_or_resume, open_records, open_study
-from search.study.location import Join
+from search.study.location import StudyLocation
 from search.trial_process.protocol import Trained, TrainJob
-from search.trial_process.supervisor import Limits, Watch, follow
+from search.trial_process.supervisor import Limits, StopConditions, supervise
 from tests.conftest import write_folder
 from tests.postgres import private_postgres  # noqa: F401
 from tests.search import stub
@@ -123,7 +123,7 @@ def stop_between_writes(nursery, worker: int, database: Path) -> None:
 def test_a_worker_that_slept_too_long_tells_nothing_when_it_wakes(nursery, tmp_path):
     plan = Plan(2, 1, 0, 0, 0, epochs=5, grace=2.0)
     create_or_resume(stub_spec(plan, "s"), write_pairs(tmp_path / "data"), tmp_path / "s")
-    join, environment = Join("s", tmp_path / "s"), {"LESIONSEARCH_GRACE": "2"}
+    join, environment = StudyLocation("s", tmp_path / "s"), {"LESIONSEARCH_GRACE": "2"}
     environment[stub.SECONDS] = "0.3 0.3"
     sleeper = nursery.start(join, tmp_path / "log", environment)
 
@@ -184,7 +184,7 @@ def uninterrupted(folder: Path, config: dict, weights: Path) -> dict[str, torch.
     material = open_study(folder).material
     data = (material.cache, material.train, material.val)
     job = TrainJob(TrialConfig.from_dict(config).to_dict(), *data, "cpu", 1, save_to=weights)
-    assert isinstance(follow(job, lambda told: False, Limits(), Watch()), Trained)
+    assert isinstance(supervise(job, lambda told: False, Limits(), StopConditions()), Trained)
     return load_file(weights)
 
 

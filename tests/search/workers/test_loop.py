@@ -13,16 +13,16 @@ import pytest
 from optuna.trial import TrialState
 
 from lesionseg.errors import InputError
-from search.errors import Failed
+from search.errors import JobFailed
 from search.storage import trial_records
-from search.storage.leases import GRACE_VARIABLE, Ledger
+from search.storage.leases import GRACE_VARIABLE, TrialLeases
 from search.study.lifecycle import create_or_resume, open_records, open_study
-from search.study.location import Join
+from search.study.location import StudyLocation
 from search.study.samplers import SAMPLERS
 from search.study.suggest import suggest
-from search.trial_process.slot import Served, Slot
+from search.trial_process.slot import Slot, WorkerResult
 from search.workers.launchers.local import worker_command
-from search.workers.loop import EXHAUSTED, Terms, serve
+from search.workers.loop import EXHAUSTED, WorkerOptions, serve
 from search.workers.worker import HISTORY, KEEP_BEST, WEIGHTS, _taken_up
 from tests.conftest import ROOT
 from tests.postgres import private_postgres  # noqa: F401
@@ -50,7 +50,7 @@ SIX = {
 
 
 #: Trainings that need no time, where how they train is no matter.
-QUICK = Terms(program=troubles.__name__)
+QUICK = WorkerOptions(program=troubles.__name__)
 
 
 def states(opened) -> Counter:
@@ -74,7 +74,7 @@ def test_a_study_runs_its_budget_exactly(tiny_data, tmp_path, sampler):
     best = [b for _, _, b in heard.ended]
     values = [t.value for t in opened.study.trials]
     assert best == [values.index(max(values[: i + 1])) for i in range(4)]
-    assert Ledger(opened.study).workers() == []
+    assert TrialLeases(opened.study).workers() == []
 
 
 def test_a_study_whose_budget_is_spent_runs_nothing(tiny_data, tmp_path):
@@ -250,7 +250,7 @@ def test_tried_covers_a_finite_space_exactly_when_nothing_is_left():
 def test_what_was_handed_on_is_the_same_for_every_sampler(tiny_data, tmp_path):
     for sampler in SAMPLERS:
         opened = open_tiny(tiny_data, tmp_path / sampler, SIX | {"sampler.name": sampler})
-        ledger = Ledger(opened.study)
+        ledger = TrialLeases(opened.study)
         row = ledger.join(SLOT)
         claim = ledger.claim(row)
         config = suggest(_taken_up(opened.study, claim), opened.spec.space)
@@ -336,10 +336,10 @@ def test_a_study_is_paused_resumed_and_stopped_from_outside(tiny_data, tmp_path,
     opened = open_tiny(tiny_data, tmp_path / "s", LONG | {"budget.trials": 50})
     queue(opened, width=WAYS["waits in the middle"])
     outside = open_records(tmp_path / "s")[0]
-    ledger = Ledger(outside)
+    ledger = TrialLeases(outside)
 
     def command(word):
-        Ledger(opened.study).command = word
+        TrialLeases(opened.study).command = word
 
     class Commanding(Calling):
         def trial_ended(self, trial, best):
@@ -364,7 +364,7 @@ def test_a_study_is_paused_resumed_and_stopped_from_outside(tiny_data, tmp_path,
 
 def test_a_study_that_was_stopped_is_not_begun_upon(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s")
-    Ledger(opened.study).command = "stop"
+    TrialLeases(opened.study).command = "stop"
     assert search(opened).why == "asked"
     assert opened.study.trials == []
 
@@ -381,7 +381,7 @@ def test_whoever_is_asked_to_leave_puts_the_trial_down_and_leaves(tiny_data, tmp
     )
     assert (served.trials, served.why) == (0, "asked")
     assert [trial_records.state_of(t) for t in opened.study.trials] == ["skipped", "waiting"]
-    assert Ledger(opened.study).workers() == []
+    assert TrialLeases(opened.study).workers() == []
 
 
 # --- several at once ---------------------------------------------------------------------------
@@ -404,7 +404,7 @@ def check_shared(opened, workers: int) -> None:
     kept = {t.number for t in done if WEIGHTS in opened.depot.names(t.number)}
     assert kept == {t.number for t in trial_records.ranked(done)[:KEEP_BEST]}
     assert all(HISTORY in opened.depot.names(t.number) for t in done)
-    assert Ledger(opened.study).workers() == []
+    assert TrialLeases(opened.study).workers() == []
 
 
 def test_two_workers_share_a_study_to_the_exact_budget_and_train_no_twin(tiny_data, tmp_path):
@@ -430,14 +430,14 @@ def test_two_workers_share_a_study_to_the_exact_budget_and_train_no_twin(tiny_da
 def test_a_worker_of_the_command_line_shares_a_study_with_this_process(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s", EIGHT)
     other = subprocess.Popen(
-        worker_command(Join("s", tmp_path / "s"), SLOT),
+        worker_command(StudyLocation("s", tmp_path / "s"), SLOT),
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
     try:
-        ledger = Ledger(opened.study)
+        ledger = TrialLeases(opened.study)
         assert wait_until(lambda: any(w.trial is not None for w in ledger.workers()), 250)
         assert search(opened).why == "done"
         said, _ = other.communicate(timeout=250)
@@ -454,7 +454,7 @@ def test_whoever_finds_the_rest_at_work_waits_for_it(tiny_data, tmp_path):
     claim = claimed_by(opened, dead())
     suggest(_taken_up(opened.study, claim), opened.spec.space)
     alive = claimed_by(opened, replace(dead(), host="elsewhere"))
-    ledger = Ledger(opened.study)
+    ledger = TrialLeases(opened.study)
     heard = Listening()
     end = in_background(opened, heard)
     # The first is reaped at once and trained again; then the other's is waited for.
@@ -476,7 +476,7 @@ def test_who_comes_while_the_database_restarts_waits_at_the_door(
     url = server.create(name)
     spec = tiny_spec({"budget.trials": 1})
     create_or_resume(spec, tiny_data, tmp_path / "s", url)
-    join, told = Join("s", tmp_path / "s", url), []
+    join, told = StudyLocation("s", tmp_path / "s", url), []
 
     def on_event(text: str) -> None:
         told.append(text)
@@ -498,7 +498,7 @@ def test_who_comes_while_the_database_restarts_waits_at_the_door(
             serve(join, SLOT, threading.Event(), QUICK)
         asked = threading.Event()
         asked.set()
-        assert serve(join, SLOT, asked, QUICK) == Served(0, "asked")
+        assert serve(join, SLOT, asked, QUICK) == WorkerResult(0, "asked")
     finally:
         server.start()
     server.run(f"DROP DATABASE {name} WITH (FORCE)")
@@ -506,7 +506,7 @@ def test_who_comes_while_the_database_restarts_waits_at_the_door(
 
 def test_joining_looks_at_the_slot_first(tiny_data, tmp_path):
     open_tiny(tiny_data, tmp_path / "s", {"budget.trials": 1, "budget.epochs": 1})
-    join = Join("s", tmp_path / "s")
+    join = StudyLocation("s", tmp_path / "s")
     with pytest.raises(Exception, match="device: 'cuda:63' is not here"):
         serve(join, Slot("cuda:63", 1), threading.Event())
     served = serve(join, Slot("cpu", 1), threading.Event())
@@ -520,7 +520,7 @@ def test_a_disk_that_is_full_is_told_in_one_line_and_nothing_is_lost(tiny_data, 
         def trial_started(self, number, config):
             raise OSError(28, "No space left on device")
 
-    with pytest.raises(Failed, match="No space left on device; make room and start again"):
+    with pytest.raises(JobFailed, match="No space left on device; make room and start again"):
         search(opened, Full(), terms=QUICK)
     assert search(opened).why == "done"
     assert states(opened) == {"complete": 3, "skipped": 1}

@@ -22,8 +22,8 @@ from lesionseg.training.train import EpochRecord
 from search.monitoring import notes
 from search.storage import trial_records
 from search.storage.lease_transaction import MAY_BE_LOST, Claim
-from search.storage.leases import Ledger
-from search.storage.process_id import Who, this_process
+from search.storage.leases import TrialLeases
+from search.storage.process_id import ProcessId, this_process
 from search.storage.retention import PICTURE
 from search.study.lifecycle import open_study
 from search.study.pruners import PRUNERS
@@ -52,7 +52,7 @@ def opened(tiny_data, tmp_path):
     return open_tiny(tiny_data, tmp_path / "s")
 
 
-def dead() -> Who:
+def dead() -> ProcessId:
     """A process that has ended."""
     process = subprocess.Popen(["true"])
     since = psutil.Process(process.pid).create_time()
@@ -60,9 +60,9 @@ def dead() -> Who:
     return replace(this_process(), pid=process.pid, since=since)
 
 
-def claimed_by(opened, who: Who) -> Claim:
+def claimed_by(opened, who: ProcessId) -> Claim:
     """A trial in the hands of somebody else."""
-    ledger = Ledger(opened.study)
+    ledger = TrialLeases(opened.study)
     claim = ledger.claim(ledger.join(SLOT, who), bounded=False)
     assert isinstance(claim, Claim)
     return claim
@@ -332,7 +332,7 @@ def test_an_interrupted_trial_is_queued_again_and_counts_once(opened, at):
 
 
 def test_an_interruption_after_a_trial_was_told_takes_nothing_of_it_away(opened):
-    class Interrupted(Ledger):
+    class Interrupted(TrialLeases):
         def finish(self, *args):
             assert super().finish(*args)
             raise KeyboardInterrupt
@@ -452,7 +452,7 @@ def test_a_trial_that_is_put_down_in_an_epoch_goes_on_from_there_to_the_last_dig
 
 @pytest.mark.parametrize("word", ["pause", "stop"])
 def test_a_command_puts_the_trial_at_work_down(long, word):
-    ledger = Ledger(long.study, grace=GRACE)
+    ledger = TrialLeases(long.study, grace=GRACE)
 
     def command():
         ledger.command = word
@@ -491,7 +491,7 @@ def trainings() -> list[psutil.Process]:
 def test_a_worker_that_was_taken_for_dead_tells_nothing_and_comes_back_under_a_new_name(
     long, tiny_data, tmp_path
 ):
-    others = Ledger(long.study, grace=0.0)  # in their eyes everyone is silent for too long
+    others = TrialLeases(long.study, grace=0.0)  # in their eyes everyone is silent for too long
     handed_on = []
 
     def reap():
@@ -500,7 +500,7 @@ def test_a_worker_that_was_taken_for_dead_tells_nothing_and_comes_back_under_a_n
         handed_on.extend(others.reap())
 
     heard = Calling(0, 2, reap)
-    ledger = Ledger(long.study, grace=GRACE)
+    ledger = TrialLeases(long.study, grace=GRACE)
     with worker_of(long, heard, ledger=ledger, program=troubles.__name__) as worker:
         before = worker.pulse.row.id
         cut = worker.run_one()
@@ -535,7 +535,7 @@ def test_the_trials_of_dead_processes_go_back_to_the_queue_and_others_do_not(ope
         opened.depot.local(claim.number, HISTORY).write_text("")
     study.ask()  # nobody's: not claimed through the ledger
     opened.depot.local(3, HISTORY).write_text("")
-    ledger = Ledger(study)
+    ledger = TrialLeases(study)
     assert ledger.reap() == [(0, 4), (3, 5)]
     states = [trial_records.state_of(t) for t in study.trials]
     assert states == ["skipped", "running", "running", "skipped", "waiting", "waiting"]
@@ -553,7 +553,7 @@ def test_a_double_of_a_trial_that_was_lost_is_recognised(opened):
     queue(opened)
     claim = claimed_by(opened, dead())
     queue(opened)
-    assert Ledger(opened.study).reap() == [(claim.number, 2)]
+    assert TrialLeases(opened.study).reap() == [(claim.number, 2)]
     worker = worker_of(opened)
     states = [trial_records.state_of(worker.run_one()) for _ in range(2)]
     assert states == ["complete", "skipped"]
@@ -561,7 +561,7 @@ def test_a_double_of_a_trial_that_was_lost_is_recognised(opened):
 
 
 def test_a_trial_that_keeps_killing_its_worker_fails_for_good(opened):
-    ledger, who = Ledger(opened.study), dead()
+    ledger, who = TrialLeases(opened.study), dead()
     for i in range(MAY_BE_LOST + 1):
         suggest(_taken_up(opened.study, claimed_by(opened, who)), opened.spec.space)
         assert ledger.reap() == [(i, i + 1 if i < MAY_BE_LOST else None)]
@@ -575,8 +575,8 @@ def test_a_trial_that_keeps_killing_its_worker_fails_for_good(opened):
 def test_a_trial_of_another_host_is_lost_when_that_has_been_silent_for_too_long(opened):
     claim = claimed_by(opened, replace(dead(), host="elsewhere"))
     suggest(_taken_up(opened.study, claim), opened.spec.space)
-    assert Ledger(opened.study).reap() == []
-    impatient = Ledger(opened.study, grace=0.0)
+    assert TrialLeases(opened.study).reap() == []
+    impatient = TrialLeases(opened.study, grace=0.0)
     assert wait_until(lambda: impatient.healthy > 0, PATIENCE)
     assert impatient.reap() == [(claim.number, 1)]
 
@@ -632,14 +632,14 @@ def test_a_trial_that_was_pruned_as_it_was_to_be_put_down_is_pruned(
     """The word to leave crossed its last epoch on the way: it must not be queued once more."""
     opened = open_tiny(tiny_data, tmp_path / "s", {"budget.epochs": 3})
     opened.study.pruner = ThresholdPruner(lower=2.0)
-    real = trial_runner.follow
+    real = trial_runner.supervise
 
     def crossed(*args):
         end = real(*args)
         assert isinstance(end, Trained)
         return Suspended(1)
 
-    monkeypatch.setattr(trial_runner, "follow", crossed)
+    monkeypatch.setattr(trial_runner, "supervise", crossed)
     queue(opened)
     done = worker_of(opened).run_one()
     assert (done.state, list(done.intermediate_values)) == (TrialState.PRUNED, [1])
@@ -661,7 +661,7 @@ def test_what_nobody_needs_is_not_waited_for_and_dropped_when_it_has_arrived():
             assert (number, name) == (7, STATE)
             dropped.set()
 
-    uploads = trial_runner.Uploads(Slow(), 7)
+    uploads = trial_runner.StateUploader(Slow(), 7)
     uploads.give_up()  # of nothing
     uploads.state()
     uploads.give_up()

@@ -14,7 +14,7 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.trial import TrialState
 from PIL import Image
 
-from search.monitoring.dashboard.artifact_reader import Gallery
+from search.monitoring.dashboard.artifact_reader import ArtifactReader
 from search.storage import artifact_ids, retention, trial_records
 from search.storage.retention import HISTORY, PICTURE
 from tests.search.helpers import in_memory, open_tiny, queue, worker_of
@@ -40,7 +40,7 @@ def opened(tiny_data, tmp_path_factory):
 
 @pytest.fixture
 def gallery(opened):
-    return Gallery(opened.study._storage, {opened.name: opened.folder}, opened.folder.parent)
+    return ArtifactReader(opened.study._storage, {opened.name: opened.folder}, opened.folder.parent)
 
 
 def ids(opened, number) -> dict[str, str]:
@@ -118,7 +118,7 @@ def test_a_link_leads_nowhere(opened, tmp_path, what):
     else:
         place.mkdir()
         os.symlink(secret / (HISTORY if what == "file" else "no"), place / HISTORY)
-    mine = Gallery(opened.study._storage, {opened.name: folder}, tmp_path)
+    mine = ArtifactReader(opened.study._storage, {opened.name: folder}, tmp_path)
     for kind in (1, 2):
         with pytest.raises(ArtifactNotFound):
             mine.open_reader(f"{mark}-5-{kind}")
@@ -126,7 +126,7 @@ def test_a_link_leads_nowhere(opened, tmp_path, what):
 
 def test_a_study_whose_own_folder_is_itself_a_link_is_read(opened, tmp_path):
     (tmp_path / "link").symlink_to(opened.folder)
-    mine = Gallery(opened.study._storage, {opened.name: tmp_path / "link"}, tmp_path)
+    mine = ArtifactReader(opened.study._storage, {opened.name: tmp_path / "link"}, tmp_path)
     assert mine.open_reader(ids(opened, 0)[HISTORY]).read().startswith(b"epoch,")
 
 
@@ -135,7 +135,7 @@ def test_another_studys_folder_of_that_name_is_not_read(opened, tmp_path):
     (folder / "trials" / "0").mkdir(parents=True)
     (folder / "trials" / ".study").write_text(MARK)
     (folder / "trials" / "0" / HISTORY).write_text("epoch\n1\n")
-    mine = Gallery(opened.study._storage, {opened.name: folder}, tmp_path)
+    mine = ArtifactReader(opened.study._storage, {opened.name: folder}, tmp_path)
     with pytest.raises(ArtifactNotFound):
         mine.open_reader(ids(opened, 0)[HISTORY])
 
@@ -149,7 +149,7 @@ def test_a_history_that_is_none_gives_no_curves(opened, tmp_path, text):
     place.mkdir(parents=True)
     (place.parent / ".study").write_text(mark)
     (place / HISTORY).write_text(text)
-    mine = Gallery(opened.study._storage, {opened.name: tmp_path / "s"}, tmp_path)
+    mine = ArtifactReader(opened.study._storage, {opened.name: tmp_path / "s"}, tmp_path)
     with pytest.raises(ArtifactNotFound):
         mine.open_reader(f"{mark}-0-1")
 
@@ -184,9 +184,9 @@ def test_as_trials_end_one_by_one_no_picture_is_left_over(tmp_path):
     """Against the rule itself, applied to all of them at each step."""
     import random
 
-    from search.storage.artifact_store import FolderDepot
+    from search.storage.artifact_store import FolderArtifactStore
 
-    rng, study, depot = random.Random(0), in_memory(), FolderDepot(tmp_path)
+    rng, study, depot = random.Random(0), in_memory(), FolderArtifactStore(tmp_path)
     for number in range(150):
         value = rng.choice([None, rng.random()])
         state = TrialState.PRUNED if value is None else TrialState.COMPLETE
@@ -199,9 +199,9 @@ def test_as_trials_end_one_by_one_no_picture_is_left_over(tmp_path):
 
 
 def test_what_a_killed_worker_left_is_swept(tmp_path):
-    from search.storage.artifact_store import FolderDepot
+    from search.storage.artifact_store import FolderArtifactStore
 
-    study, depot = study_of([0.5 - i / 1000 for i in range(60)]), FolderDepot(tmp_path)
+    study, depot = study_of([0.5 - i / 1000 for i in range(60)]), FolderArtifactStore(tmp_path)
     for number in range(60):
         depot.local(number, PICTURE).touch()
     retention.sweep(depot, study.trials)

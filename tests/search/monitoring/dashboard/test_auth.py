@@ -9,7 +9,7 @@ import optuna
 import optuna_dashboard
 import pytest
 
-from search.monitoring.dashboard.auth import LOOPBACK, MOST_BYTES, Door, Rules
+from search.monitoring.dashboard.auth import LOOPBACK, MOST_BYTES, AccessMiddleware, Rules
 
 PASSWORD = "correct horse"
 HTML = [("Content-Type", "text/html"), ("Access-Control-Allow-Origin", "*")]
@@ -38,7 +38,7 @@ def ask(rules, method="GET", path="/dashboard", headers=(), app=None, length=Non
     def start(status, given, exc_info=None):
         answer.update(status=int(status[:3]), headers=dict(given), count=len(given))
 
-    body = b"".join(Door(app, rules)(environ, start))
+    body = b"".join(AccessMiddleware(app, rules)(environ, start))
     assert answer["count"] == len(answer["headers"]), "a header was given twice"
     assert (body == b"inside") == bool(app.asked)
     return answer["status"], answer["headers"], body

@@ -7,7 +7,7 @@ from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 
 from search.monitoring import notes
 from search.monitoring.dashboard import study_note
-from search.storage.leases import Ledger
+from search.storage.leases import TrialLeases
 from tests.search.helpers import open_tiny, queue, worker_of
 
 
@@ -19,7 +19,7 @@ def test_trials_that_a_worker_did_not_describe_are(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s")
     worker = worker_of(opened)
     worker.run_one()
-    ledger = Ledger(opened.study)
+    ledger = TrialLeases(opened.study)
     ledger.claim(ledger.join(worker.slot), bounded=False)
     claim = worker.claim(bounded=False)
     ledger.requeue(claim, "lost")

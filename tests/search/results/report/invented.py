@@ -144,7 +144,7 @@ def make_final(
             "reproduced": True,
             "seeds": {"0": best.value - 0.0012},
         },
-        "test_looks": 1,
+        "test_evaluations": 1,
         "overlays": draw_overlays(folder / "final" / "overlays", names, scores["dice"], size),
         "seconds": 12.34,
         "images_per_second": 56.78,
@@ -208,12 +208,12 @@ def invented_card() -> dict:
 
 
 def make_systems(folder: Path, names: list[str], dice: dict[str, list[list[float]]]) -> Path:
-    """The folder of a ``seeds run`` whose systems reached this Dice per image, by training."""
+    """The folder of a ``baselines run`` whose systems reached this Dice per image, by training."""
     study = make_study(folder, folder.name)
     groups = [f"patient_{i // 2}" for i in range(len(names))]
-    for preset, trainings in dice.items():
+    for baseline, trainings in dice.items():
         for values in trainings:
-            attrs = {"preset": preset, "macs": 1e9, "peak_memory": 1, "val": {"dice": 0.5}}
+            attrs = {"baseline": baseline, "macs": 1e9, "peak_memory": 1, "val": {"dice": 0.5}}
             number = add(study, "complete", [0.5], **attrs)
             place = folder / "results" / str(number)
             place.mkdir(parents=True)

@@ -51,7 +51,7 @@ def test_systems_are_compared_on_the_same_images_in_pairs(tested, tmp_path):
     )
     told = facts_of(tested, against=systems)["comparison"]
     assert (told["reference"], told["images"], told["groups"]) == (None, 12, 6)
-    by_name = {row["preset"]: row for row in told["rows"]}
+    by_name = {row["baseline"]: row for row in told["rows"]}
     chances = {}
     for name, theirs in (("low", low), ("twice", other)):
         row, gap = by_name[name], mine - theirs
@@ -81,7 +81,7 @@ def test_a_run_of_systems_compares_them_with_its_best(tmp_path):
     )
     told = facts_of(systems)["comparison"]
     assert told["reference"] == "good"
-    assert [row["preset"] for row in told["rows"]] == ["good", "bad"]
+    assert [row["baseline"] for row in told["rows"]] == ["good", "bad"]
     assert told["rows"][0]["ahead"] is None
     assert told["rows"][1]["ahead"] == pytest.approx(0.3)
     assert "good is the best by test Dice" in Page(write_report(systems)).text

@@ -34,7 +34,7 @@ def written(tmp_path_factory):
     root = tmp_path_factory.mktemp("written")
     folder = root / "run"
     study = make_study(folder)
-    fill(study, 20, preset="unet-bce")
+    fill(study, 20, baseline="unet-bce")
     make_final(folder, study)
     names = names_of_test(12)
     dice = {"one": [[0.7 + 0.01 * i for i in range(12)]], "two": [[0.5] * 12, [0.6] * 12]}
@@ -147,9 +147,9 @@ def test_counts_time_and_what_pruning_saved_are_of_the_records(written):
     assert page.table("time")[1] == ["Complete", "13", "169", "85.4%"]
     assert len(search["trials"]) == 20
     assert search["trials"][3]["curve"] == [[1, 0.2]]
-    assert search["presets"] == [
+    assert search["baselines"] == [
         {
-            "preset": "unet-bce",
+            "baseline": "unet-bce",
             "number": 0,
             "state": "complete",
             "dice": known[0].value,

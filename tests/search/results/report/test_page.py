@@ -231,7 +231,7 @@ def test_missing_files_of_the_final_test_leave_their_parts_out(done):
 def test_a_second_look_is_warned_of_and_the_first_is_counted(tmp_path):
     study = make_study(tmp_path)
     add(study, "complete", [0.5])
-    make_final(tmp_path, study, test_looks=2)
+    make_final(tmp_path, study, test_evaluations=2)
     text = Page(write_report(tmp_path)).text
     assert "The test images were looked at 2 times." in text
     assert "Looks at the test images 2" in text
@@ -239,7 +239,9 @@ def test_a_second_look_is_warned_of_and_the_first_is_counted(tmp_path):
 
 def test_a_test_that_broke_off_counts_as_a_look(done):
     folder, study, _ = done
-    study.set_user_attr("test_looks", ["2026-01-01T00:00:00+00:00", "2026-01-02T00:00:00+00:00"])
+    study.set_user_attr(
+        "test_evaluations", ["2026-01-01T00:00:00+00:00", "2026-01-02T00:00:00+00:00"]
+    )
     assert "The test images were looked at 2 times." in Page(write_report(folder)).text
 
 

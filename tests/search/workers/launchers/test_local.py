@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from lesionseg.errors import InputError
-from search.errors import Failed
-from search.study.location import Join
+from search.errors import JobFailed
+from search.study.location import StudyLocation
 from search.trial_process.slot import Slot
 from search.workers import pool as crews
 from search.workers.launchers import local
@@ -26,7 +26,7 @@ SECRET = "hunter2"
 
 @pytest.fixture
 def join(tmp_path):
-    return Join("s", tmp_path / "s", f"postgresql://u:{SECRET}@h/db", tmp_path / "data")
+    return StudyLocation("s", tmp_path / "s", f"postgresql://u:{SECRET}@h/db", tmp_path / "data")
 
 
 @pytest.fixture(autouse=True)
@@ -70,10 +70,10 @@ def test_pauses_double_and_a_hopeless_slot_is_given_up(join, monkeypatch):
     monkeypatch.setattr(local, "DEATHS", 4)
     clock = iter(range(0, 100_000, 50))
     monkeypatch.setattr(local.time, "monotonic", lambda: next(clock))
-    with pytest.raises(Failed, match=r"again and again; the last words of one: no luck"):
+    with pytest.raises(JobFailed, match=r"again and again; the last words of one: no luck"):
         run(join, "echo no luck; exit 1", slots=SLOTS[:1])
     events: list[str] = []
-    with pytest.raises(Failed):
+    with pytest.raises(JobFailed):
         run_locally(
             join,
             SLOTS[:1],

@@ -22,8 +22,8 @@ from lesionseg.errors import InputError
 from search.monitoring.status import status
 from search.storage import trial_records
 from search.study.lifecycle import open_records
-from search.study.location import Join
-from search.trial_process.slot import Served, Slot
+from search.study.location import StudyLocation
+from search.trial_process.slot import Slot, WorkerResult
 from tests.conftest import _lacking
 from tests.search.helpers import wait_until, write_study
 
@@ -90,14 +90,14 @@ def serve(join, slot, stopping, units=UNITS):
         unit = claim(join.folder, units)
         if unit is None:
             if finished(join.folder) == units:
-                return Served(trial_records, "done")
+                return WorkerResult(trial_records, "done")
             stopping.wait(0.05)  # others hold the rest, and may die with it
         elif not stopping.wait(SECONDS):
             if not appear(join.folder / f"done-{unit}", str(os.getpid())):
                 (join.folder / f"twice-{unit}").touch()
             trial_records += 1
     appear(join.folder / f"asked-{os.getpid()}", str(trial_records))
-    return Served(trial_records, "asked")
+    return WorkerResult(trial_records, "asked")
 
 
 serve_on_and_on = partial(serve, units=100_000)
@@ -153,7 +153,7 @@ def drive(folder, *, stub=serve, address, is_done=None, storage=None, **kwargs):
 
     kwargs = {"slot": Slot("cpu", 1), "workers": None, "stopping": threading.Event()} | kwargs
     run_on_ray(
-        Join("study", folder, storage),
+        StudyLocation("study", folder, storage),
         is_done=is_over,
         address=address,
         serve=stub,
@@ -498,10 +498,10 @@ def test_a_node_that_lacks_a_module_is_told_in_one_line(cluster, folder, monkeyp
 
 @pytest.mark.slow
 def test_workers_that_always_die_are_a_failure(cluster, folder, monkeypatch):
-    from search.errors import Failed
+    from search.errors import JobFailed
 
     monkeypatch.setattr("search.workers.launchers.ray.LONGEST_PAUSE", 0.1)
-    with pytest.raises(Failed, match=r"10 workers died one after another .* killed or crashed"):
+    with pytest.raises(JobFailed, match=r"10 workers died one after another .* killed or crashed"):
         drive(folder, stub=serve_and_die, address=cluster.address)
     assert 10 <= len(signed_in(folder)) <= 12  # those that had begun when the tenth was heard
 
@@ -523,7 +523,7 @@ def test_deaths_do_not_add_up_where_trials_end(cluster, folder, monkeypatch):
 def test_a_password_is_seen_nowhere(quiet_ray, cluster, folder, monkeypatch):
     import ray
 
-    from search.errors import Failed
+    from search.errors import JobFailed
 
     monkeypatch.setattr("search.workers.launchers.ray.LONGEST_PAUSE", 0.1)
     monkeypatch.setattr(
@@ -535,7 +535,7 @@ def test_a_password_is_seen_nowhere(quiet_ray, cluster, folder, monkeypatch):
         shown.append(f"{ray._private.state.actors()}{ray._private.state.jobs()}")
         return False
 
-    with pytest.raises(Failed, match=r"RuntimeError: cannot reach \*\*\* with \*\*\*") as got:
+    with pytest.raises(JobFailed, match=r"RuntimeError: cannot reach \*\*\* with \*\*\*") as got:
         drive(
             folder,
             stub=serve_indiscreetly,

@@ -21,8 +21,8 @@ import pytest
 from lesionseg.errors import InputError
 from search.monitoring.status import status
 from search.storage.database import ENVIRONMENT, ENVIRONMENT_FILE, storage_url
-from search.study.location import Join
-from search.trial_process.slot import Served, Slot
+from search.study.location import StudyLocation
+from search.trial_process.slot import Slot, WorkerResult
 from search.workers.launchers import slurm_fleet
 from search.workers.launchers.slurm import SlurmSettings, run_on_slurm
 from search.workers.launchers.slurm_job import Asked, WorkerJob
@@ -81,10 +81,10 @@ def serve(join, slot, stopping):
             assert stopping.wait(60)
             item.rename(join.folder / "todo" / item.name)
             log(join.folder, "asked")
-            return Served(count, "asked")
+            return WorkerResult(count, "asked")
         item.rename(join.folder / "done" / item.name)
         count += 1
-    return Served(count, "done")
+    return WorkerResult(count, "done")
 
 
 def serve_refused(join, slot, stopping):
@@ -92,7 +92,7 @@ def serve_refused(join, slot, stopping):
         raise InputError("data: no such folder /nowhere; give --data")
     assert stopping.wait(60)
     log(join.folder, "asked")
-    return Served(0, "asked")
+    return WorkerResult(0, "asked")
 
 
 def serve_poisoned(join, slot, stopping):
@@ -108,7 +108,7 @@ def serve_broken(join, slot, stopping):
 def serve_telling(join, slot, stopping):
     told = storage_url(join.storage, join.folder).render_as_string(hide_password=False)
     (join.folder / "done" / hashlib.sha256(told.encode()).hexdigest()).touch()
-    return Served(1, "done")
+    return WorkerResult(1, "done")
 
 
 # What the tests see. ----------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def seen(folder, what):
 def drive(folder, serve_, *, workers=2, is_done=lambda: False, stopping=None, **more):
     events = more.pop("events", [])
     run_on_slurm(
-        Join("study", folder, **more.pop("join", {})),
+        StudyLocation("study", folder, **more.pop("join", {})),
         slot=Slot("cpu"),
         workers=workers,
         stopping=stopping or threading.Event(),
@@ -173,19 +173,19 @@ def test_a_worker_that_is_killed_is_replaced_and_the_rest_is_done(folder):
 
 def test_a_worker_that_dies_each_time_is_given_up(folder, monkeypatch):
     monkeypatch.setattr(slurm_fleet, "MAY_BE_LOST", 1)
-    from search.errors import Failed  # jobs import this file, and need no torch for it
+    from search.errors import JobFailed  # jobs import this file, and need no torch for it
 
-    with pytest.raises(Failed, match="every worker lost 2 jobs in a row; see"):
+    with pytest.raises(JobFailed, match="every worker lost 2 jobs in a row; see"):
         drive(folder, serve_poisoned, workers=1)
     assert len(seen(folder, "began")) == 2
 
 
 def test_an_unexpected_error_is_a_loss_that_names_its_log(folder, monkeypatch):
     monkeypatch.setattr(slurm_fleet, "MAY_BE_LOST", 0)
-    from search.errors import Failed
+    from search.errors import JobFailed
 
     events = []
-    with pytest.raises(Failed):
+    with pytest.raises(JobFailed):
         drive(folder, serve_broken, workers=1, events=events)
     path = next(e.split("see ")[1].split(";")[0] for e in events if "failed; see" in e)
     assert "RuntimeError: boom" in Path(path).read_text()
@@ -319,7 +319,9 @@ def test_a_url_of_the_environment_is_written_nowhere(folder, monkeypatch, given)
 
 def test_an_environment_that_does_not_reach_the_job_is_told_and_not_replaced_by_sqlite(folder):
     before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)}
-    job = WorkerJob(Join("study", folder), Slot("cpu"), in_environment=True, serve=serve_telling)
+    job = WorkerJob(
+        StudyLocation("study", folder), Slot("cpu"), in_environment=True, serve=serve_telling
+    )
     try:
         assert "LESIONSEARCH_STORAGE does not reach the jobs" in job(0)
     finally:
