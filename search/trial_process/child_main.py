@@ -9,7 +9,7 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 import torch
-import torch._dynamo  # torch does with the first optimizer: here once, before the fork
+import torch._dynamo  # torch does with the first optimizer: here once, before the fork  # noqa: F401
 from numpy.typing import NDArray
 
 from lesionseg.config import TrialConfig

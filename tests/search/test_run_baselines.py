@@ -12,7 +12,7 @@ from rich.console import Console
 
 from lesionseg import metrics
 from lesionseg.errors import InputError
-from search import run_baselines
+from search import run_baselines as run_baselines_module
 from search.monitoring.tables import HEADINGS, print_baseline_table
 from search.results.baseline_table import Row, headline, rows, table_csv, table_markdown
 from search.run_baselines import make_spec, run_baselines
@@ -117,7 +117,7 @@ def test_a_run_that_was_cut_off_before_its_test_goes_on_with_it(tiny_data, tmp_p
 
     folder = tmp_path / "s"
     with monkeypatch.context() as patch:
-        patch.setattr(run_baselines, "test", cut)
+        patch.setattr(run_baselines_module, "test", cut)
         with pytest.raises(KeyboardInterrupt):
             run(tiny_data, folder, TWO[:1])
     assert not (folder / "results").exists()
