@@ -1,0 +1,52 @@
+"""``lesionsearch baselines run``: train and test the published systems side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from search.commands.common import Data, Device, Storage, Threads, resume_hint
+
+
+def run(
+    data: Data,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Baselines, separated by commas. Repeatable. [all]"),
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Training epochs.")] = 40,
+    image_size: Annotated[int, typer.Option(min=16, help="Image side in pixels.")] = 256,
+    repeats: Annotated[int, typer.Option(min=1, help="Trainings of each baseline.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder of the study.")] = Path("runs/baselines"),
+    storage: Storage = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key of data, or the seed."),
+    ] = None,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Train the published systems under one budget, test each, and write one table."""
+    from lesionseg.data.sets import some_roots
+    from search.monitoring import tables as show
+    from search.run_baselines import make_spec, run_baselines
+
+    console = show.make_console()
+    spec = make_spec(image_size, epochs, set_ or [])
+    names = [name.strip() for each in only or [] for name in each.split(",") if name.strip()]
+    with resume_hint(console):
+        rows = run_baselines(
+            console,
+            spec,
+            some_roots(data),
+            out,
+            only=names,
+            repeats=repeats,
+            storage=storage,
+            device=device,
+            threads=threads,
+        )
+    show.print_baseline_table(console, rows)
+    console.print(f"table and figures: {out}", markup=False)

@@ -1,0 +1,73 @@
+"""Arguments and options that several commands share, and their common behaviour."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    import optuna
+    from rich.console import Console
+
+StudyName = Annotated[str, typer.Argument(help="A study's folder, or its name under runs/.")]
+ModelSource = Annotated[
+    str, typer.Argument(help="A study's folder or name, its final/ folder, or a model file.")
+]
+Data = Annotated[
+    list[Path],
+    typer.Option(
+        help="Folder of images and masks, or a CSV manifest. Repeat it to use several data sets.",
+        show_default=False,
+    ),
+]
+MovedData = Annotated[
+    list[Path] | None,
+    typer.Option("--data", help="Current location of each data set. [as in the study]"),
+]
+OutputFolder = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the study. Its name is the study's name. [runs/STUDY]"),
+]
+Storage = Annotated[
+    str | None,
+    typer.Option(
+        help="Database URL, such as postgresql+psycopg://user@host/db, or @FILE with the URL. "
+        "Also read from LESIONSEARCH_STORAGE or LESIONSEARCH_STORAGE_FILE. "
+        "[study.db in the study's folder]"
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the study. Repeatable."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. [all cores]")]
+
+
+def open_records(name: str, storage: str | None) -> optuna.Study:
+    """Open the trials of a study, without its images."""
+    from search.monitoring.status import find_run
+    from search.study import lifecycle
+
+    return lifecycle.open_records(find_run(name), storage=storage)[0]
+
+
+@contextmanager
+def resume_hint(console: Console) -> Iterator[None]:
+    """Print the command that resumes the work when it is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        console.print(
+            f"interrupted; all finished work is saved. Resume with:\n  {command}",
+            markup=False,
+            soft_wrap=True,
+        )
+        raise

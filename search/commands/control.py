@@ -1,0 +1,31 @@
+"""``lesionsearch pause``, ``resume`` and ``stop``: commands to all workers of a study."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from search.commands.common import Storage, StudyName, open_records
+
+
+def pause(name: StudyName, storage: Storage = None) -> None:
+    """Pause a study: its workers save and requeue their trials, then wait."""
+    _send(name, storage, "pause")
+
+
+def resume(name: StudyName, storage: Storage = None) -> None:
+    """Resume a paused study."""
+    _send(name, storage, "run")
+
+
+def stop(name: StudyName, storage: Storage = None) -> None:
+    """Stop a study: its workers save and requeue their trials, then exit; `run` resumes it."""
+    _send(name, storage, "stop")
+
+
+def _send(name: str, storage: str | None, command: Literal["run", "pause", "stop"]) -> None:
+    from search.storage.leases import TrialLeases
+
+    leases = TrialLeases(open_records(name, storage))
+    leases.command = command
+    n_workers = len(leases.workers())
+    print(f"{name}: sent '{command}' to {n_workers} worker{'s' if n_workers != 1 else ''}")

@@ -1,0 +1,48 @@
+"""``lesionsearch dashboard``: studies in the browser."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from search.commands.common import Storage
+
+
+def dashboard(
+    name: Annotated[str | None, typer.Argument(help="A study. [all of the storage]")] = None,
+    storage: Storage = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the study. [runs/NAME]")] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any but loopback needs a password.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free port.")
+    ] = 8080,
+    password_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with one line, the password. Also from LESIONSEARCH_DASHBOARD_PASSWORD."
+        ),
+    ] = None,
+    public: Annotated[
+        str | None,
+        typer.Option(help="Origin behind a reverse proxy, such as https://lab.example."),
+    ] = None,
+    allow_edit: Annotated[
+        bool, typer.Option("--allow-edit", help="Allow notes to be edited.")
+    ] = False,
+) -> None:
+    """Show studies in the browser: trials, curves, pictures, notes and plots."""
+    from search.monitoring.dashboard.access import Reach, read_password
+
+    reach = Reach(host, port, read_password(password_file), public, allow_edit)
+    from search.monitoring.dashboard.server import Dashboard, find
+
+    def print_line(line: str) -> None:
+        print(f"lesionsearch: {line}", file=sys.stderr)
+
+    server = Dashboard(find(name, storage, out), reach, print_line)
+    server.serve(lambda url: print(f"dashboard: {url} (press Ctrl-C to stop)", flush=True))

@@ -1,0 +1,41 @@
+"""``lesionsearch data check``: audit a data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def check(
+    root: Annotated[Path, typer.Argument(metavar="DIR", help="Folder or CSV manifest.")],
+    layout: Annotated[str, typer.Option(help="Name of the layout; auto detects it.")] = "auto",
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(help="A data set that must not share images with it. Repeatable."),
+    ] = None,
+    json_: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write all findings as JSON.")
+    ] = None,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", help="Write a contact sheet of all suspect images."),
+    ] = None,
+) -> None:
+    """Read every pair of a data set; report counts, defects and leakage (exit code 1)."""
+    from lesionseg.data.duplicates.leaks import audit_sets
+    from lesionseg.viz.contact_sheet import draw_suspects
+    from search.monitoring import tables as show
+    from search.study.data_audit import check_files, refuse_leaks, write_json
+
+    check_files(json_, sheet)
+    console = show.make_console()
+    with show.counting(console, "reading pairs") as tick:
+        found = audit_sets([root, *(against or [])], layout, on_progress=tick)
+    show.print_check(console, found)
+    if json_:
+        write_json(found, json_)
+    if sheet:
+        console.print(f"{draw_suspects(found, sheet)} suspects: {sheet}", markup=False)
+    refuse_leaks(found)

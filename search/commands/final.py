@@ -1,0 +1,39 @@
+"""``lesionsearch final``: retrain the best configuration and evaluate it on the test images."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from search.commands.common import Device, MovedData, Storage, StudyName, Threads
+
+
+def final(
+    name: StudyName,
+    data: MovedData = None,
+    storage: Storage = None,
+    again: Annotated[
+        bool, typer.Option(help="Repeat the test evaluation; the number of evaluations is kept.")
+    ] = False,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Retrain a study's best configuration and evaluate it once on the test images."""
+    from lesionseg.data.sets import as_roots
+    from search.monitoring import tables as show
+    from search.monitoring.status import find_run
+    from search.results.final_test import run_final_test
+    from search.results.report import write_report
+    from search.signals import sigterm_as_interrupt
+    from search.storage.study_dir import locked
+    from search.study.lifecycle import open_study
+    from search.trial_process.resources import default_slot
+
+    folder = find_run(name)
+    with locked(folder), sigterm_as_interrupt():
+        opened = open_study(folder, storage=storage, data=as_roots(data))
+        report = run_final_test(opened, default_slot(device, threads), again=again)
+    console = show.make_console()
+    show.print_final(console, report)
+    console.print(f"report: {write_report(folder, storage=storage)}", markup=False)

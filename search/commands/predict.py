@@ -1,0 +1,59 @@
+"""``lesionsearch predict``: segment images with a final model."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from search.commands.common import Device, ModelSource, Threads
+
+
+def predict(
+    run: ModelSource,
+    images: Annotated[
+        list[str], typer.Argument(help="Files, folders, or patterns such as 'skin/**/*.jpg'.")
+    ],
+    out: Annotated[Path, typer.Option(help="A new folder.", show_default=False)],
+    masks: Annotated[
+        Path | None, typer.Option(help="Folder of true masks, to compute the Dice of each image.")
+    ] = None,
+    overlays: Annotated[bool, typer.Option(help="Also write images with outlines.")] = True,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images per batch. [by their size, at most 16]")
+    ] = None,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Segment the lesion in any images: masks, overlays and a table."""
+    # Set before torch is imported: threads that spin while they wait slow down reading and writing.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from search.monitoring import tables as show
+    from search.results.image_paths import find_images, find_masks
+    from search.results.predict import check_out, open_final, predict_files, print_summary
+    from search.signals import sigterm_as_interrupt
+
+    check_out(out)
+    paths = find_images(images)
+    mask_paths = None if masks is None else find_masks(paths, masks)
+    segmenter, n_threads = open_final(run, device, threads)
+    with sigterm_as_interrupt(), show.counting(show.make_console(), "predicting") as tick:
+        summary = predict_files(
+            segmenter,
+            paths,
+            out,
+            masks=mask_paths,
+            overlays=overlays,
+            batch_size=batch_size,
+            threads=n_threads,
+            on_image=tick,
+            on_broken=_print_error,
+        )
+    print_summary(summary, out)
+
+
+def _print_error(error: Exception) -> None:
+    print(f"lesionsearch: {' '.join(str(error).split())}", file=sys.stderr)

@@ -1,0 +1,101 @@
+"""``lesionsearch run``: create or resume a study, then retrain, test and report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from search.commands.common import (
+    Data,
+    Device,
+    OutputFolder,
+    Overrides,
+    Storage,
+    Threads,
+    resume_hint,
+)
+
+if TYPE_CHECKING:
+    from search.workers.pool import WorkerPool
+
+
+def run(
+    study: Annotated[str, typer.Argument(help="A study file, or the name of a shipped study.")],
+    data: Data,
+    out: OutputFolder = None,
+    storage: Storage = None,
+    artifacts: Annotated[
+        str | None,
+        typer.Option(
+            help="Where checkpoints and weights are kept: a folder that all hosts share, or "
+            "s3://bucket/prefix. [the study's folder]"
+        ),
+    ] = None,
+    trials: Annotated[int | None, typer.Option(help="Budget: total number of trials.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Budget: total hours.")] = None,
+    gpu_hours: Annotated[
+        float | None, typer.Option(help="Budget: total GPU hours of all workers.")
+    ] = None,
+    set_: Overrides = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Parallel CPU workers; 0: only workers started elsewhere. [1]"),
+    ] = None,
+    gpus: Annotated[str | None, typer.Option(help="GPUs to train on, such as 0,1.")] = None,
+    workers_per_gpu: Annotated[int, typer.Option(min=1, help="Workers that share a GPU.")] = 1,
+    engine: Annotated[str, typer.Option(help="local, ray or slurm.")] = "local",
+    engine_set: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Setting of the engine, such as partition=gpu."),
+    ] = None,
+    final: Annotated[
+        bool, typer.Option(help="Retrain the best configuration, test it and write the report.")
+    ] = True,
+) -> None:
+    """Create or resume a study; at the end retrain the best configuration, test it and report."""
+    from search.workers.pool import make_crew
+
+    budget = {"trials": trials, "hours": hours, "gpu_hours": gpu_hours}
+    overrides = list(set_ or [])
+    overrides += [f"budget.{key}={value}" for key, value in budget.items() if value is not None]
+    pool = make_crew(
+        engine,
+        device=device,
+        threads=threads,
+        workers=workers,
+        gpus=gpus,
+        workers_per_gpu=workers_per_gpu,
+        settings=engine_set or [],
+    )
+    start_study(
+        study, data, out, overrides, storage=storage, artifacts=artifacts, pool=pool, final=final
+    )
+
+
+def start_study(
+    study: str,
+    data: list[Path],
+    out: Path | None,
+    overrides: list[str],
+    *,
+    storage: str | None = None,
+    artifacts: str | None = None,
+    pool: WorkerPool | None = None,
+    final: bool = True,
+) -> None:
+    """Run a study as the command does; see ``run`` for the arguments."""
+    from lesionseg.data.sets import some_roots
+    from search.monitoring import tables as show
+    from search.run_study import Place, run_study
+    from search.spec.study_spec import load_spec
+    from search.workers.pool import make_crew
+
+    console = show.make_console()
+    spec = load_spec(study, overrides)
+    place = Place(out or Path("runs") / spec.name, storage, artifacts)
+    with resume_hint(console):
+        run_study(console, spec, some_roots(data), place, pool or make_crew(), final=final)

@@ -1,0 +1,42 @@
+"""``lesionsearch trials retry`` and ``trials enqueue``: add trials to a study's queue."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from search.commands.common import Storage, StudyName, open_records
+
+
+def retry(
+    name: StudyName,
+    numbers: Annotated[list[int], typer.Argument(help="Numbers of finished trials.")],
+    storage: Storage = None,
+) -> None:
+    """Queue finished trials again, with the same configurations."""
+    from search.study import queue
+
+    study = open_records(name, storage)
+    _print_queued(queue.retry(study, numbers), queue.room(study))
+
+
+def enqueue(
+    name: StudyName,
+    file: Annotated[Path, typer.Argument(help="YAML: a configuration, or a list of them.")],
+    storage: Storage = None,
+) -> None:
+    """Queue your own configurations: parameters, whole configurations, or `baseline: NAME`."""
+    from search.spec.study_spec import spec_from
+    from search.study import queue
+
+    study = open_records(name, storage)
+    spec = spec_from(study.user_attrs["spec"], f"study {study.study_name!r}")
+    _print_queued(queue.enqueue(study, spec, file), queue.room(study))
+
+
+def _print_queued(numbers: list[int], room: int) -> None:
+    print(f"queued as trial{'s' if len(numbers) != 1 else ''} {', '.join(map(str, numbers))}")
+    if room < len(numbers):
+        print(f"the budget has room for {max(0, room)} of them; `run` with a larger --trials")

@@ -1,0 +1,38 @@
+"""``lesionsearch trials export`` and ``trials import``: a study as JSON lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from search.commands.common import OutputFolder, Storage, StudyName, open_records
+
+
+def export_trials(
+    name: StudyName,
+    file: Annotated[Path | None, typer.Argument(help="File to write. [standard output]")] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Write one CSV row per trial.")] = False,
+    storage: Storage = None,
+) -> None:
+    """Write a study with all its trials as JSON lines."""
+    from search.study.transfer_files import export_to
+
+    export_to(open_records(name, storage), file, csv=csv)
+
+
+def import_trials(
+    file: Annotated[Path, typer.Argument(help="A file written by `trials export`.")],
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="Location of each data set. [given at the next `run`]"),
+    ] = None,
+    out: OutputFolder = None,
+    storage: Storage = None,
+) -> None:
+    """Create a study from JSON lines; `run` resumes it."""
+    from lesionseg.data.sets import as_roots
+    from search.study.transfer_files import import_from
+
+    print(import_from(file, out, storage, as_roots(data)))

@@ -1,0 +1,48 @@
+"""``lesionsearch worker``: join a study from any machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from search.commands.common import Device, Storage, Threads
+
+
+def worker(
+    name: Annotated[str, typer.Argument(help="Name of the study in the storage.")],
+    storage: Storage = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="Location of each data set on this host. [as in the study]"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the study. [runs/NAME]")] = None,
+    study: Annotated[
+        str | None, typer.Option(help="A study file that must agree with the study.")
+    ] = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    share: Annotated[
+        float,
+        typer.Option(min=0.01, max=1.0, help="Share of the GPU's memory: 0.5 for two workers."),
+    ] = 1.0,
+    memory_gb: Annotated[
+        float | None, typer.Option(min=0.1, help="Limit of host memory in GB. [90 %]")
+    ] = None,
+    max_trials: Annotated[
+        int | None, typer.Option(min=1, help="Exit after this number of trials.")
+    ] = None,
+    forever: Annotated[
+        bool, typer.Option(help="Wait for more trials when the study is done.")
+    ] = False,
+) -> None:
+    """Join a study and train its trials until it is done; SIGTERM requeues the current trial."""
+    from lesionseg.data.sets import as_roots
+    from search.study.location import StudyLocation
+    from search.trial_process.resources import worker_slot
+    from search.workers.process_main import run_worker
+
+    location = StudyLocation(name, out or Path("runs") / name, storage, as_roots(data))
+    slot = worker_slot(device, threads, share=share, memory_gb=memory_gb)
+    run_worker(location, slot, study=study, max_trials=max_trials, forever=forever)
