@@ -39,7 +39,9 @@ from lesionseg.space import Pick
 from search.monitoring import notes
 from search.storage import artifact_ids
 from search.storage.leases import TrialLeases
+from search.storage.optuna_internals import cached_trial, models, study_id
 from search.storage.retention import HISTORY, PICTURE
+from search.storage.retrying_storage import backend_of
 from search.study.lifecycle import OpenStudy, create_or_resume
 from search.study.suggest import suggest
 from search.study.transfer_rows import _OF_A_TRIAL, _ids, _trial_row, _write
@@ -50,8 +52,6 @@ METRICS = ("dice", "jaccard", "thresholded_jaccard", "precision", "recall", "spe
 
 def fill(opened: OpenStudy, n: int) -> None:
     """Finished trials as workers leave them: drawn, reported, described; nothing is trained."""
-    from optuna.storages._rdb import models
-
     rng, mark = np.random.default_rng(0), opened.study.user_attrs["uuid"]
     drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     began = datetime.now() - timedelta(days=2)
@@ -59,10 +59,10 @@ def fill(opened: OpenStudy, n: int) -> None:
     for number in range(n):
         trial = drawn.ask()
         config = suggest(trial, opened.spec.space)
-        frozen = trial._cached_frozen_trial
+        frozen = cached_trial(trial)
         made.append(_ended(number, frozen, config, rng, mark, began))
-    backend = TrialLeases(opened.study)._storage
-    study_id = opened.study._study_id
+    backend = backend_of(opened.study)
+    study_id = study_id(opened.study)
     with Session(backend.engine) as session, session.begin():
         _write(session, models.TrialModel, [{"study_id": study_id} | _trial_row(t) for t in made])
         ids = _ids(session, study_id)
@@ -230,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         describe(opened)
         print(f"{given.trials} trials; torch {torch.__version__}, optuna {optuna.__version__}")
         with served(opened.folder) as port:
-            views(port, opened.study._study_id, given.trials)
+            views(port, study_id(opened.study), given.trials)
         began = time.perf_counter()
         command = [_command(), "status", str(opened.folder)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -238,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if given.plain:
             print("optuna-dashboard as it comes:", flush=True)
             with plain(opened) as port:
-                views(port, opened.study._study_id, given.trials)
+                views(port, study_id(opened.study), given.trials)
 
 
 if __name__ == "__main__":

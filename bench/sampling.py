@@ -31,12 +31,12 @@ from numpy.typing import NDArray
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.pruners import BasePruner, HyperbandPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.storages._rdb import models  # to fill a file in seconds; Optuna adds one by one
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.orm import Session
 
 from search.spec.study_spec import StudySpec, load_spec
 from search.storage.database import local_url, open_storage
+from search.storage.optuna_internals import models, study_id
 from search.study.pruners import PRUNERS
 from search.study.samplers import SAMPLERS, BoundedTPE
 from search.study.suggest import suggest
@@ -109,7 +109,7 @@ def fill(folder: Path, known: Sequence[FrozenTrial]) -> None:
     study = optuna.create_study(study_name=NAME, storage=storage, direction="maximize")
     rows: dict[type[Any], list[dict[str, Any]]] = {}
     for trial in known:
-        for model, row in rows_of(trial, study._study_id):
+        for model, row in rows_of(trial, study_id(study)):
             rows.setdefault(model, []).append(row)
     with Session(storage.engine) as session:
         for model, some in rows.items():

@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial
 
 from lesionseg.config import DEFAULTS
 from search.storage import trial_records
+from search.storage.optuna_internals import trial_id
 
 #: Lines of a failed training's traceback that its note shows.
 TRACE_LINES = 8
@@ -73,7 +74,7 @@ def of_trial(trial: FrozenTrial) -> str:
 
 def attrs_of(trial: FrozenTrial) -> dict[str, Any]:
     """The study's system attributes that hold the note of a trial that ended."""
-    return as_attrs(trial._trial_id, of_trial(trial)) if trial.state.is_finished() else {}
+    return as_attrs(trial_id(trial), of_trial(trial)) if trial.state.is_finished() else {}
 
 
 def as_attrs(trial_id: int | None, text: str, version: int = 1) -> dict[str, Any]:
@@ -91,7 +92,7 @@ def version_key(trial_id: int | None) -> str:
 def missing(system_attrs: Mapping[str, Any], known: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     """Trials that ended without a note: with a worker that died, or long ago."""
     ended = [t for t in known if t.state.is_finished()]
-    return [t for t in ended if version_key(t._trial_id) not in system_attrs]
+    return [t for t in ended if version_key(trial_id(t)) not in system_attrs]
 
 
 def by_trial(system_attrs: Mapping[str, Any]) -> dict[int, dict[str, Any]]:

@@ -16,13 +16,13 @@ from optuna.distributions import (
     distribution_to_json,
     json_to_distribution,
 )
-from optuna.storages._rdb import models
 from optuna.trial import TrialState, create_trial
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from search.storage import schema as tables
 from search.storage import trial_records
+from search.storage.optuna_internals import models
 from search.storage.process_id import ProcessId
 from search.storage.retrying_storage import Drawn, RetryingStorage
 from search.trial_process.slot import Slot

@@ -26,7 +26,6 @@ from dataclasses import asdict
 from typing import Any, TypeVar
 
 import optuna
-from optuna.storages._rdb import models
 from optuna.trial import TrialState
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -44,6 +43,7 @@ from search.storage.lease_transaction import (
     WorkerRow,
     seen,
 )
+from search.storage.optuna_internals import models
 from search.storage.process_id import ProcessId, this_process
 from search.storage.retrying_storage import Drawn, backend_of, retry_transient
 from search.trial_process.slot import Slot

@@ -8,10 +8,10 @@ import optuna
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from optuna.storages._rdb import models
 from sqlalchemy import Connection, Engine, inspect, select
 
 from lesionseg.errors import InputError
+from search.storage.optuna_internals import models
 
 #: The advisory lock under which tables are made: any number that nobody else uses.
 LOCK = 0x6C6573696F6E

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import optuna
-from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, select
 
 from search.storage import trial_records
+from search.storage.optuna_internals import models
 from search.storage.retrying_storage import backend_of, local_time
 
 #: User attributes that are read of every trial.

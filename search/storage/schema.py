@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from optuna.storages._rdb.models import StudyModel
 from sqlalchemy import Engine, ForeignKey, String
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from search.storage.optuna_internals import models
 from search.storage.optuna_tables import LOCK
 
 
@@ -25,7 +25,7 @@ class Worker(_Base):
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     # Deleting a study, in the dashboard say, takes its workers' rows along.
     study_id: Mapped[int] = mapped_column(
-        ForeignKey(StudyModel.__table__.c.study_id, ondelete="CASCADE"), index=True
+        ForeignKey(models.StudyModel.__table__.c.study_id, ondelete="CASCADE"), index=True
     )
     ordinal: Mapped[int]
     state: Mapped[str] = mapped_column(String(16))

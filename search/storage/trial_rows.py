@@ -13,11 +13,11 @@ from collections import defaultdict
 from collections.abc import Container, Sequence
 from typing import Any
 
-from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import ColumnElement, Connection, or_, select
 from sqlalchemy.engine import URL
 
+from search.storage.optuna_internals import models
 from search.storage.retrying_storage import RetryingStorage, local_time
 from search.study.transfer_rows import distribution
 

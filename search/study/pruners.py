@@ -13,6 +13,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from search.storage import trial_records
+from search.storage.optuna_internals import storage_of, trial_id
 
 #: Of this many trials hyperband lets one pass a rung; the next is at this many times the epochs.
 FACTOR = 3
@@ -126,15 +127,15 @@ class Hyperband(BasePruner):
         return epoch
 
     def _rungs_behind(self, study: optuna.Study, trial: FrozenTrial) -> int:
-        who = (study.study_name, trial._trial_id, trial.datetime_start)
+        who = (study.study_name, trial_id(trial), trial.datetime_start)
         if self._last is None or self._last[0] != who:
             attrs = trial.system_attrs  # each look at it is a query where the trial is running
             self._last = who, next(r for r in range(len(attrs) + 1) if _key(r) not in attrs)
         return self._last[1]
 
     def _store(self, study: optuna.Study, trial: FrozenTrial, rung: int, value: float) -> None:
-        study._storage.set_trial_system_attr(trial._trial_id, _key(rung), value)
-        self._last = (study.study_name, trial._trial_id, trial.datetime_start), rung + 1
+        storage_of(study).set_trial_system_attr(trial_id(trial), _key(rung), value)
+        self._last = (study.study_name, trial_id(trial), trial.datetime_start), rung + 1
 
     def _rivals(
         self, study: optuna.Study, known: list[FrozenTrial], bracket: int, rung: int

@@ -10,14 +10,16 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, BruteForceSampler, QMCSampler, RandomSampler, TPESampler
-
-# Private names of Optuna 5: its own split and its own groups, asked once for each trial.
-from optuna.samplers._tpe.sampler import _split_trials, default_gamma
-from optuna.search_space.group_decomposed import _GroupDecomposedSearchSpace, _SearchSpaceGroup
+from optuna.samplers import BaseSampler, QMCSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from search.storage import trial_records
+from search.storage.optuna_internals import (
+    FilteredBruteForceSampler,
+    GroupedTpeSampler,
+    cached_trials,
+    split_trials,
+)
 
 #: TPE models this many of the trials that are not good, for each group of parameters.
 MODELLED = 500
@@ -54,12 +56,12 @@ def build_grid(seed: int, startup: int) -> BaseSampler:
         return _EveryOne(seed=seed)
 
 
-class BoundedTPE(TPESampler):
+class BoundedTPE(GroupedTpeSampler):
     """Optuna's multivariate TPE with groups, at a cost that a long study does not raise.
 
     TPE proposes where l(x)/g(x) is largest: l is the density of the good trials, g that of the
     others. Which are good is settled over all trials by Optuna's own gamma, a tenth and at most
-    25 (``optuna.samplers._tpe.sampler.default_gamma``; Watanabe, arXiv:2304.11127, section 3.1):
+    25 (``optuna_internals.default_gamma``; Watanabe, arXiv:2304.11127, section 3.1):
     l is Optuna's own whatever the bound. g is a mixture with one kernel for each other trial.
     Its weights rise with the trial's number, so that a mixture of every k-th kernel with weights
     of the same ramp is the same density, but for the noise of a sample of ``bound`` kernels.
@@ -74,11 +76,8 @@ class BoundedTPE(TPESampler):
     """
 
     def __init__(self, seed: int, startup: int, bound: int = MODELLED) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            super().__init__(seed=seed, n_startup_trials=startup, multivariate=True, group=True)
-        self._group_decomposed_search_space = _Groups(include_pruned=True)
-        self._bound = bound
+        super().__init__(seed, startup)
+        self._startup, self._bound = startup, bound
         self._split: _Split | None = None
 
     def sample_relative(
@@ -101,31 +100,20 @@ class BoundedTPE(TPESampler):
         param_distribution: BaseDistribution,
     ) -> Any:
         """A parameter that no trial had before; at random while the study begins."""
-        draw = super().sample_independent
-        if self._begins(study):
-            draw = self._random_sampler.sample_independent
+        draw = self.sample_randomly if self._begins(study) else super().sample_independent
         return draw(study, trial, param_name, param_distribution)
 
     def _begins(self, study: optuna.Study) -> bool:
         """Whether fewer trials than it begins with were drawn and have ended."""
-        ended = study._get_trials(deepcopy=False, states=ENDED, use_cache=True)
-        return sum(not trial_records.is_given(t) for t in ended) < self._n_startup_trials
+        ended = cached_trials(study, ENDED)
+        return sum(not trial_records.is_given(t) for t in ended) < self._startup
 
-    def _sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        return self._sample(study, trial, search_space) if search_space else {}
-
-    def _sample(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
+    def trials_to_model(
+        self, study: optuna.Study, trial: FrozenTrial, param: str
+    ) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
+        """Return all good trials, and at most ``bound`` others that have the parameter."""
         split = self._split or _Split.of(study, trial)
-        others = split.others_with(next(iter(search_space)), self._bound)
-        low = self._build_parzen_estimator(study, search_space, split.good, handle_below=True)
-        high = self._build_parzen_estimator(study, search_space, others, handle_below=False)
-        drawn = low.sample(self._rng.rng, self._n_ei_candidates)
-        best = self._compare(drawn, self._compute_acquisition_func(drawn, low, high))
-        return {name: space.to_external_repr(best[name]) for name, space in search_space.items()}
+        return split.good, split.others_with(param, self._bound)
 
 
 @dataclass(frozen=True)
@@ -150,7 +138,7 @@ class _Split:
         known = [t for t in known if not trial_records.is_given(t)]
         running = [t for t in known if t.state == TrialState.RUNNING and t.number != trial.number]
         ended = [t for t in known if t.state != TrialState.RUNNING]
-        good, others = _split_trials(study, ended, default_gamma(len(ended)))
+        good, others = split_trials(study, ended)
         format_step: dict[str, list[FrozenTrial]] = defaultdict(list)
         for other in others:
             for name in other.params:
@@ -163,24 +151,6 @@ class _Split:
         if len(known) > bound:
             known = [known[-1 - i * len(known) // bound] for i in reversed(range(bound))]
         return sorted(known + self.running, key=lambda t: t.number)
-
-
-class _Groups(_GroupDecomposedSearchSpace):
-    """Optuna's, which adds every trial at every proposal; adding one twice changes nothing."""
-
-    def __init__(self, include_pruned: bool) -> None:
-        super().__init__(include_pruned)
-        self._added: set[int] = set()
-
-    def calculate(self, study: optuna.Study, use_cache: bool = False) -> _SearchSpaceGroup:
-        """The groups of the parameters of all trials that have ended."""
-        for trial in study._get_trials(deepcopy=False, states=ENDED, use_cache=use_cache):
-            if trial.number not in self._added:
-                self._added.add(trial.number)
-                self._search_space.add_distributions(trial.distributions)
-        groups = _SearchSpaceGroup()
-        groups._search_spaces = [dict(space) for space in self._search_space.search_spaces]
-        return groups
 
 
 class _Sobol(QMCSampler):
@@ -197,17 +167,16 @@ class _Sobol(QMCSampler):
         return super().infer_relative_search_space(study, trial)
 
 
-class _EveryOne(BruteForceSampler):
-    """Optuna's, fit for ask and tell and for trials that were cut off."""
+class _EveryOne(FilteredBruteForceSampler):
+    """Exhaustive search for ask and tell, and for trials that were cut off."""
 
     @staticmethod
-    def _populate_tree(tree: Any, known: list[FrozenTrial], params: dict[str, Any]) -> None:
-        # What was cut off is queued again, and a baseline may lie outside the space. Either may
-        # lack parameters, and a path that ends early would be taken for another space.
-        whole = [
-            t for t in known if not trial_records.was_cut_off(t) and not trial_records.is_given(t)
-        ]
-        BruteForceSampler._populate_tree(tree, whole, params)
+    def is_explored(trial: FrozenTrial) -> bool:
+        """Return False for a trial that is queued again and for a configuration given as a whole.
+
+        Either may lack parameters: a path that ends early would be taken for another space.
+        """
+        return not trial_records.was_cut_off(trial) and not trial_records.is_given(trial)
 
     def after_trial(self, *_: Any) -> None:
         """Nothing: Optuna's ends study.optimize() here, and raises where trials are asked for."""

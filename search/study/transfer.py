@@ -15,7 +15,6 @@ from importlib.metadata import version
 from typing import Any, TextIO
 
 import optuna
-from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import select
 from sqlalchemy.engine import URL
@@ -27,6 +26,7 @@ from lesionseg.errors import InputError
 from search.storage import schema, trial_records
 from search.storage.database import masked, open_storage
 from search.storage.lease_transaction import LeaseTransaction
+from search.storage.optuna_internals import models, study_id
 from search.storage.retrying_storage import backend_of
 from search.study.transfer_lines import FORMAT, Head, local, read_lines, safe
 from search.study.transfer_rows import attrs_of, insert, lines_of
@@ -126,8 +126,8 @@ def _read(study: optuna.Study) -> _Read:
 
     def once() -> _Read:
         with Session(engine) as session, session.begin():
-            attrs = attrs_of(session, study._study_id)
-            return *attrs, list(lines_of(session, study._study_id))
+            attrs = attrs_of(session, study_id(study))
+            return *attrs, list(lines_of(session, study_id(study)))
 
     found: _Read = storage.retry_transient(once)
     return found

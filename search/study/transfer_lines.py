@@ -11,10 +11,10 @@ from datetime import datetime
 from types import NoneType
 from typing import Any
 
-from optuna.storages._rdb.models import MAX_INDEXED_STRING_LENGTH
 from optuna.trial import FrozenTrial, TrialState
 
 from lesionseg.errors import InputError, nearest
+from search.storage.optuna_internals import models, validate_trial
 from search.study.transfer_rows import distribution
 
 #: What the first line calls itself; the number grows when older programs could not read it.
@@ -182,7 +182,7 @@ def _trial(line: dict[str, Any], expected: int, announced: int) -> FrozenTrial:
         datetime_start=_made("datetime_start", lambda: local(line["datetime_start"])),
         datetime_complete=_made("datetime_complete", lambda: local(line["datetime_complete"])),
     )
-    _made("trial", trial._validate)
+    _made("trial", lambda: validate_trial(trial))
     if trial.value is not None and (math.isnan(trial.value) or not trial.state.is_finished()):
         raise _Wrong(f"value: {line['state']} cannot have {trial.value!r}")
     return trial
@@ -230,7 +230,7 @@ _WORDS = {int: "a whole number", float: "a number", str: "a text", dict: "keys a
 
 def _check_keys(field: str, attrs: Mapping[str, Any]) -> None:
     for key in attrs:
-        if not 0 < len(key) <= MAX_INDEXED_STRING_LENGTH or not key.isprintable():
+        if not 0 < len(key) <= models.MAX_INDEXED_STRING_LENGTH or not key.isprintable():
             raise _Wrong(f"{field}: no name that a database takes: {key!r:.60}")
 
 

@@ -13,13 +13,13 @@ from functools import lru_cache
 from typing import Any
 
 from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
-from optuna.storages._rdb import models
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 from sqlalchemy import Table, select
 from sqlalchemy.orm import Session
 
 from search.monitoring import notes
+from search.storage.optuna_internals import models
 
 #: Optuna's columns carry no types.
 Rows = Mapping[int, Sequence[Any]]

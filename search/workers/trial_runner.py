@@ -18,6 +18,7 @@ from search.errors import JobFailed
 from search.storage import trial_records
 from search.storage.artifact_store import ArtifactStore, ArtifactStoreUnavailable
 from search.storage.leases import Claim
+from search.storage.optuna_internals import cached_trial
 from search.storage.retention import FOLDS, HISTORY, PICTURE, STATE, WEIGHTS
 from search.study import cross_validation
 from search.trial_process.protocol import (
@@ -110,7 +111,7 @@ class TrialRunner:
         for n in range(2, len(self.results) + 1):
             values[self._step(n)] = cross_validation.mean_dice(self.results[:n])
         self.worker.ledger.report(self.claim, values)
-        self.trial._cached_frozen_trial.intermediate_values.update(values)
+        cached_trial(self.trial).intermediate_values.update(values)
         epochs = sum(len(result.history) for result in self.results)
         told = {"resumed_at": epochs, trial_records.FOLDS: self._folds()}
         self.worker.ledger.note(self.claim, told)
@@ -212,7 +213,7 @@ class TrialRunner:
         return self.verdict is not None
 
     def _report(self, step: int, dice: float) -> None:
-        known = self.trial._cached_frozen_trial.intermediate_values
+        known = cached_trial(self.trial).intermediate_values
         if step in known:  # of an attempt that memory did not suffice for
             self.worker.ledger.report(self.claim, {step: dice})
             known[step] = dice
@@ -228,7 +229,7 @@ class TrialRunner:
         elif history:
             values = {r.epoch: r.metrics.dice for r in history}
             self.worker.ledger.report(self.claim, values)
-            self.trial._cached_frozen_trial.intermediate_values.update(values)
+            cached_trial(self.trial).intermediate_values.update(values)
             self._record(history)
 
     def _refused(self, built: ModelBuilt) -> str | None:

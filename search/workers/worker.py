@@ -21,6 +21,7 @@ from search.spec.study_spec import StudySpec
 from search.storage import artifact_ids, trial_records
 from search.storage.artifact_store import ArtifactStore
 from search.storage.leases import Claim, Refusal, TrialLeases, WorkerExpired
+from search.storage.optuna_internals import forget_cached_trials
 from search.storage.retention import (
     FOLDS,
     HISTORY,
@@ -239,6 +240,6 @@ def _taken_up(study: optuna.Study, claim: Claim) -> optuna.Trial:
 
     The sampler draws here, outside every lock.
     """
-    study._thread_local.cached_all_trials = None  # or it would see the trials of its last call
+    forget_cached_trials(study)  # or it would see the trials of its last call
     trial_records.all_trials(study)  # the cache of finished trials learns of this one
     return optuna.Trial(study, claim.trial_id)

@@ -12,8 +12,6 @@ from typing import Any
 
 import optuna
 import waitress
-from optuna.storages._cached_storage import _CachedStorage
-from optuna.study._frozen import FrozenStudy
 
 from lesionseg.errors import InputError
 from search.monitoring.dashboard import study_note
@@ -24,7 +22,8 @@ from search.monitoring.dashboard.study_api import Listing
 from search.monitoring.status import find_run, list_runs
 from search.signals import SignalHandler
 from search.storage.database import from_environment, masked, open_storage, storage_url
-from search.storage.retrying_storage import RetryingStorage
+from search.storage.optuna_internals import CachedStorage, FrozenStudy, study_id
+from search.storage.retrying_storage import RetryingStorage, backend_of
 from search.storage.trial_rows import RowStorage
 from search.study.lifecycle import open_records
 
@@ -36,7 +35,7 @@ PATIENCE = 5.0
 THREADS = 6
 
 
-class Shown(_CachedStorage):
+class Shown(CachedStorage):
     """A storage as the dashboard sees it: what ended is read once, and some studies only.
 
     only: the name of the one study that is shown; None for all. writing: the storage that notes
@@ -89,8 +88,7 @@ def find(name: str | None, storage: str | None = None, folder: Path | None = Non
             raise InputError(f"the storage holds no study {name!r}; is it the name?") from None
         return Source(Shown(backend, name), {} if folder is None else {name: folder})
     study, _ = open_records(home, storage=storage)
-    cached: Any = study._storage
-    return Source(Shown(cached._backend, study.study_name), {study.study_name: home})
+    return Source(Shown(backend_of(study), study.study_name), {study.study_name: home})
 
 
 def _opened(given: str | None, folder: Path) -> RetryingStorage:
@@ -147,13 +145,13 @@ class Dashboard:
         for frozen in self.source.storage.get_all_studies():
             if "spec" not in frozen.user_attrs:
                 continue  # somebody else's
-            self.listing.detail(frozen._study_id)  # so that the first view need not wait for it
-            known = self.source.storage.get_all_trials(frozen._study_id, deepcopy=False)
+            self.listing.detail(study_id(frozen))  # so that the first view need not wait for it
+            known = self.source.storage.get_all_trials(study_id(frozen), deepcopy=False)
             ended = sum(t.state.is_finished() for t in known)
-            if self._ended.get(frozen._study_id) != ended:
+            if self._ended.get(study_id(frozen)) != ended:
                 study = optuna.Study(frozen.study_name, self.source.storage.writing)
                 study_note.refresh(study, known)
-                self._ended[frozen._study_id] = ended
+                self._ended[study_id(frozen)] = ended
 
     def _keep(self, over: threading.Event) -> None:
         while True:

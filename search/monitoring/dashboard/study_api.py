@@ -20,13 +20,14 @@ from typing import Any
 import bottle
 from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.storages import BaseStorage
-from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial
 from optuna_dashboard import _custom_plot_data, _note, _serializer
 from optuna_dashboard._inmemory_cache import _CachedExtraStudyProperty
 
 from search.monitoring import notes
 from search.storage import artifact_ids, trial_records
+from search.storage.optuna_internals import FrozenStudy, trial_id
+from search.storage.optuna_internals import study_id as id_of_study
 from search.storage.retention import pictured
 
 #: The route that is answered here.
@@ -96,7 +97,7 @@ class Listing:
     def _read(self, study_id: int, known: _Known) -> None:
         if time.monotonic() - known.read < FRESH:
             return
-        of_id = (s for s in self.storage.get_all_studies() if s._study_id == study_id)
+        of_id = (s for s in self.storage.get_all_studies() if id_of_study(s) == study_id)
         known.study = next((s for s in of_id if "spec" in s.user_attrs), None)
         if known.study is None:
             return
@@ -152,9 +153,9 @@ def _array(known: _Known, study_id: int, chosen: Iterable[FrozenTrial]) -> str:
 
 
 def _text(known: _Known, study_id: int, trial: FrozenTrial) -> str:
-    note, seen = known.notes.get(trial._trial_id, {}), trial.number in known.shown
+    note, seen = known.notes.get(trial_id(trial), {}), trial.number in known.shown
     # A note that was written anew has another version.
-    state = (note.get(notes.version_key(trial._trial_id)), seen)
+    state = (note.get(notes.version_key(trial_id(trial))), seen)
     kept = known.texts.get(trial.number)
     if kept is not None and kept[0] == state:
         return kept[1]

@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial
 from search.monitoring import notes
 from search.storage import trial_records
 from search.storage.leases import TrialLeases
+from search.storage.optuna_internals import storage_of, study_id
 
 #: The study's system attribute that holds the version of its note as it was written here.
 WRITTEN = "lesionsearch:note_ver"
@@ -38,7 +39,7 @@ def refresh(study: optuna.Study, known: Sequence[FrozenTrial] | None = None) -> 
     """
     ledger = TrialLeases(study)
     known = trial_records.all_trials(study) if known is None else known
-    told = study._storage.get_study_system_attrs(study._study_id)
+    told = storage_of(study).get_study_system_attrs(study_id(study))
     lacking = notes.missing(told, known)
     for at in range(0, len(lacking), AT_ONCE):
         texts = [notes.attrs_of(t) for t in lacking[at : at + AT_ONCE]]
