@@ -96,16 +96,16 @@ def _ended(
         state=TrialState.PRUNED if pruned else TrialState.COMPLETE,
         datetime_start=start, datetime_complete=start + timedelta(seconds=28),
         params=frozen.params, distributions=frozen.distributions, intermediate_values=curve,
-        user_attrs=attrs, system_attrs=artifact_ids.listed(mark, number, [HISTORY, PICTURE]),
+        user_attrs=attrs, system_attrs=artifact_ids.artifact_attrs(mark, number, [HISTORY, PICTURE]),
     )  # fmt: skip
 
 
 def describe(opened: OpenStudy) -> None:
     """The trials' notes, as their workers would have written them."""
-    ledger, known = TrialLeases(opened.study), opened.study.get_trials(deepcopy=False)
+    leases, known = TrialLeases(opened.study), opened.study.get_trials(deepcopy=False)
     for at in range(0, len(known), 500):
         texts = [notes.attrs_of(t) for t in known[at : at + 500]]
-        ledger.describe({key: value for text in texts for key, value in text.items()})
+        leases.set_study_system_attrs({key: value for text in texts for key, value in text.items()})
 
 
 def _command() -> str:
@@ -196,12 +196,12 @@ def cost(folder: Path) -> None:
         model, _ = checkpoint.load(weights)
         draw_sheet(model, data.cache, spread(data.cache, data.val), folder / "s.jpg", cpu)
         drawn.append(time.process_time() - began)
-    ledger, trial = TrialLeases(opened.study), opened.study.ask()
+    leases, trial = TrialLeases(opened.study), opened.study.ask()
     opened.study.tell(trial, 0.5)
     done, noted = opened.study.trials[0], []
     for _ in range(7):
         began = time.process_time()
-        ledger.describe(notes.attrs_of(done))
+        leases.set_study_system_attrs(notes.attrs_of(done))
         noted.append(time.process_time() - began)
     added = statistics.median(drawn) + statistics.median(noted)
     print(f"an epoch of {len(data.train)} images of 128 px          {epoch:8.2f} CPU seconds")

@@ -100,7 +100,7 @@ def measure(opened: OpenStudy, n: int) -> list[float]:
     """Seconds beside the training of each trial, scaled to EPOCHS epochs' reports."""
     watch = Stopwatch()
     worker = Worker(
-        opened.study, opened.spec, opened.material, opened.depot, default_slot("cpu", 1), watch
+        opened.study, opened.spec, opened.material, opened.store, default_slot("cpu", 1), watch
     )
     seconds = []
     for _ in range(n):

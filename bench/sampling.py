@@ -35,7 +35,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.orm import Session
 
 from search.spec.study_spec import StudySpec, load_spec
-from search.storage.database import local_url, open_storage
+from search.storage.database import sqlite_url, open_storage
 from search.storage.optuna_internals import models, study_id
 from search.study.pruners import PRUNERS
 from search.study.samplers import SAMPLERS, BoundedTPE
@@ -105,7 +105,7 @@ def finished_trials(spec: StudySpec, n: int) -> list[FrozenTrial]:
 
 def fill(folder: Path, known: Sequence[FrozenTrial]) -> None:
     """Writes the trials into the folder's study.db."""
-    storage = open_storage(local_url(folder))
+    storage = open_storage(sqlite_url(folder))
     study = optuna.create_study(study_name=NAME, storage=storage, direction="maximize")
     rows: dict[type[Any], list[dict[str, Any]]] = {}
     for trial in known:
@@ -159,7 +159,7 @@ def time_trials(spec: StudySpec, folder: Path, ours: bool, n: int) -> NDArray[np
     sampler = (SAMPLERS["tpe"] if ours else tpe_of_optuna)(0, startup)
     build = PRUNERS["hyperband"] if ours else hyperband_of_optuna
     pruner = build(spec.budget.epochs, min_epochs, startup)
-    storage = open_storage(local_url(folder))
+    storage = open_storage(sqlite_url(folder))
     study = optuna.load_study(study_name=NAME, storage=storage, sampler=sampler, pruner=pruner)
     rows = [time_one(study, spec) for _ in range(n + 1)][1:]
     storage.engine.dispose()

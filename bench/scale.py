@@ -132,7 +132,7 @@ def open_ours(folder: Path, url: str, name: str, sampler: str) -> OpenStudy:
 
 
 def store(opened: OpenStudy, n: int) -> None:
-    """Finished trials, as far as ``n``, for the sampler to model and the ledger to count."""
+    """Finished trials, as far as ``n``, for the sampler to model and the leases to count."""
     rng, study = np.random.default_rng(0), opened.study
     sampler, study.sampler = study.sampler, optuna.samplers.RandomSampler(seed=1)
     scratch = optuna.create_study(direction="maximize", sampler=study.sampler)
@@ -157,7 +157,7 @@ def worker_of(opened: OpenStudy, ordinal: int = 0) -> Iterator[Worker]:
         opened.study,
         opened.spec,
         opened.material,
-        opened.depot,
+        opened.store,
         Slot("cpu"),
         NullListener(),
         keep=3,

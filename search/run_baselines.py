@@ -152,40 +152,43 @@ def _work(
     study = opened.study
     lines = show.TrialLines(console, 0, 0, opened.spec.budget.epochs)
     worker = Worker(
-        study, opened.spec, opened.material, opened.depot, slot, lines, keep=None, twins=True
+        study, opened.spec, opened.material, opened.store, slot, lines, keep=None, twins=True
     )
     with worker, lines.bars:
-        worker.ledger.reap()
+        worker.leases.reap_expired()
         for trial in trial_records.all_trials(study):
             _test_missing(console, opened, slot, trial)
         _enqueue(opened, wanted)
-        lines.expect(trial_records.counts(trial_records.all_trials(study))["waiting"])
+        lines.expect(trial_records.count_by_state(trial_records.all_trials(study))["waiting"])
         while isinstance(claim := worker.claim(bounded=False, fresh=False), Claim):
             _test_missing(console, opened, slot, worker.run(claim))
-            for trial in trial_records.ranked(trial_records.all_trials(study))[KEEP_BEST:]:
-                opened.depot.drop(trial.number, WEIGHTS)
+            for trial in trial_records.rank_trials(trial_records.all_trials(study))[KEEP_BEST:]:
+                opened.store.delete(trial.number, WEIGHTS)
 
 
 def _enqueue(opened: OpenStudy, wanted: Sequence[tuple[str, TrialConfig]]) -> None:
     """Queues what has no trial that is done, at work or waiting; one that failed is tried anew."""
     there = {
         (
-            t.user_attrs.get(trial_records.BASELINE),
-            t.user_attrs.get(trial_records.GIVEN, {}).get("seed"),
+            t.user_attrs.get(trial_records.TrialAttr.BASELINE),
+            t.user_attrs.get(trial_records.TrialAttr.FIXED_CONFIG, {}).get("seed"),
         )
         for t in trial_records.all_trials(opened.study)
         if trial_records.state_of(t) in {"waiting", "running", "complete"}
     }
     for name, config in wanted:
         if (name, config.seed) not in there:
-            attrs = {trial_records.BASELINE: name, trial_records.GIVEN: config.to_dict()}
+            attrs = {
+                trial_records.TrialAttr.BASELINE: name,
+                trial_records.TrialAttr.FIXED_CONFIG: config.to_dict(),
+            }
             opened.study.enqueue_trial({}, user_attrs=attrs)
 
 
 def _test_missing(console: Console, opened: OpenStudy, slot: Slot, trial: FrozenTrial) -> None:
     if trial_records.state_of(trial) != "complete" or _place(opened.folder, trial.number).is_dir():
         return
-    weights = opened.depot.fetch(trial.number, WEIGHTS)
+    weights = opened.store.fetch(trial.number, WEIGHTS)
     if weights is None:  # another host trained it, and tests it
         return
     count_test_evaluation(opened.study)
@@ -201,7 +204,9 @@ def _test_missing(console: Console, opened: OpenStudy, slot: Slot, trial: Frozen
     )
     _write(opened.folder, trial.number, tested)
     dice = float(tested.evaluation.scores["dice"].mean())
-    console.print(f"{trial.user_attrs[trial_records.BASELINE]}: test Dice {dice:.4f}", markup=False)
+    console.print(
+        f"{trial.user_attrs[trial_records.TrialAttr.BASELINE]}: test Dice {dice:.4f}", markup=False
+    )
 
 
 def _shown(opened: OpenStudy) -> tuple[str, ...]:

@@ -119,7 +119,7 @@ def _search(
 ) -> str:
     """Has the budget spent; how that ended, as ``serve.work`` says it."""
     budget = opened.spec.budget
-    spent = trial_records.spent(trial_records.all_trials(opened.study))
+    spent = trial_records.count_finished(trial_records.all_trials(opened.study))
     if spent:
         console.print(f"going on after {spent} of {budget.trials} trials")
     lines = show.TrialLines(console, budget.trials, spent, budget.epochs, bars=False)
@@ -144,7 +144,7 @@ def _followed(console: Console, join: StudyLocation) -> Following:
 
 def _why(opened: OpenStudy) -> str:
     known, budget = trial_records.all_trials(opened.study), opened.spec.budget
-    if trial_records.spent(known) >= budget.trials:
+    if trial_records.count_finished(known) >= budget.trials:
         return "done"
     if TimeBudget(budget.hours, budget.gpu_hours).is_over(known):
         return "time"
@@ -153,7 +153,7 @@ def _why(opened: OpenStudy) -> str:
 
 def _how_it_ended(opened: OpenStudy, why: str) -> str:
     known = trial_records.all_trials(opened.study)
-    counted = trial_records.counts(known)
+    counted = trial_records.count_by_state(known)
     told = ", ".join(f"{n} {state}" for state, n in counted.items() if n)
     words = {
         "exhausted": "no new configuration is left to try",

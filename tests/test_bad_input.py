@@ -537,12 +537,12 @@ PLACES = [
     Case(
         "checkpoints in a place of an unknown kind",
         lambda here: run(here, "--artifacts", "ftp://bucket/prefix"),
-        ("depot: must be a folder or s3://bucket/prefix, got 'ftp://bucket/prefix'",),
+        ("artifacts: must be a folder or s3://bucket/prefix, got 'ftp://bucket/prefix'",),
     ),
     Case(
         "checkpoints in a place with a password",
         lambda here: run(here, "--artifacts", f"s3://u:{SECRET}@bucket"),
-        ("depot: takes no credentials",),
+        ("artifacts: takes no credentials",),
     ),
     Case(
         "checkpoints elsewhere than the study has them",

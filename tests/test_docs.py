@@ -53,7 +53,7 @@ def test_data_page_lists_every_layout():
 
 def test_architecture_page_explains_every_reason_that_a_trial_is_skipped_for():
     text = (ROOT / "docs" / "architecture.md").read_text()
-    assert all(f"`{reason}`" in text for reason in trial_records.SKIPS)
+    assert all(f"`{reason}`" in text for reason in trial_records.CLOSED_WITHOUT_COST)
 
 
 def test_studies_page_shows_a_study_that_loads_and_names_every_key(tmp_path):

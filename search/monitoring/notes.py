@@ -141,7 +141,7 @@ def _headline(trial: FrozenTrial) -> str:
         return f"{told}, validation Dice **{trial.value:.4f}**"
     if trial.last_step is not None:
         last = trial.intermediate_values[trial.last_step]
-        if trial.last_step not in trial_records.curve(trial):
+        if trial.last_step not in trial_records.dice_by_epoch(trial):
             return f"{told}, mean validation Dice {last:.4f} of the folds it was trained on"
         return f"{told}, validation Dice {last:.4f} in epoch {trial.last_step}, its last"
     return told

@@ -11,9 +11,9 @@ from optuna.trial import FrozenTrial
 
 from lesionseg.errors import InputError
 from search.storage import trial_records
-from search.storage.artifact_store import open_depot
-from search.storage.leases import TrialLeases, WorkerRow
-from search.storage.queries import Glance
+from search.storage.artifact_store import open_artifact_store
+from search.storage.leases import TrialLeases, WorkerInfo
+from search.storage.queries import TrialReader
 from search.storage.study_dir import read_metrics
 from search.study.lifecycle import open_records, test_evaluations
 
@@ -65,8 +65,8 @@ class StudyStatus:
     def __init__(self, folder: Path, storage: str | None = None) -> None:
         self.folder = folder
         self.study, _ = open_records(folder, storage=storage)
-        self.ledger = TrialLeases(self.study)
-        self.glance = Glance(self.study)
+        self.leases = TrialLeases(self.study)
+        self.reader = TrialReader(self.study)
 
     def look(self, *, disk: bool = True) -> dict[str, Any]:
         """Where it stands now.
@@ -79,18 +79,18 @@ class StudyStatus:
         ``hours_left``. ``disk_bytes``: None where ``disk`` says not to count them.
         """
         study, folder = self.study, self.folder
-        known = self.glance.look()
-        ranking = trial_records.ranked(known)
+        known = self.reader.read()
+        ranking = trial_records.rank_trials(known)
         best = ranking[0] if ranking else None
         spec = study.user_attrs["spec"]
         budget, epochs = spec["budget"], spec["budget"]["epochs"]
         final = read_metrics(folder)
         return {
             "study": study.study_name,
-            "command": self.ledger.command,
-            "counts": trial_records.counts(known),
-            "reasons": trial_records.reasons(known),
-            "spent": trial_records.spent(known),
+            "command": self.leases.command,
+            "counts": trial_records.count_by_state(known),
+            "reasons": trial_records.count_reasons(known),
+            "spent": trial_records.count_finished(known),
             "hours": round(trial_records.hours_spent(known), 6),
             "gpu_hours": round(trial_records.gpu_hours_spent(known), 6),
             "hours_left": hours_left(known, budget),
@@ -100,7 +100,7 @@ class StudyStatus:
             "running": [
                 _running(t, epochs) for t in known if trial_records.state_of(t) == "running"
             ],
-            "workers": [_worker(row, self.ledger.grace) for row in self.ledger.workers()],
+            "workers": [_worker(row, self.leases.grace) for row in self.leases.list_workers()],
             "disk_bytes": self._size() if disk else None,
             "test_evaluations": len(test_evaluations(study)),
             "test": final and {"dice": final["test"]["dice"], "ci95": final["ci95"]["dice"]},
@@ -108,7 +108,7 @@ class StudyStatus:
 
     def _size(self) -> int:
         where = self.study.user_attrs.get("artifacts")
-        return open_depot(where, self.folder, self.study.study_name).size()
+        return open_artifact_store(where, self.folder, self.study.study_name).size()
 
 
 def hours_left(known: Sequence[FrozenTrial], budget: Mapping[str, Any]) -> float | None:
@@ -120,7 +120,7 @@ def hours_left(known: Sequence[FrozenTrial], budget: Mapping[str, Any]) -> float
     is no pace before the first trial has ended.
     """
     spent, hours, gpu = (
-        trial_records.spent(known),
+        trial_records.count_finished(known),
         trial_records.hours_spent(known),
         trial_records.gpu_hours_spent(known),
     )
@@ -140,7 +140,7 @@ def hours_left(known: Sequence[FrozenTrial], budget: Mapping[str, Any]) -> float
 def _part_done(trial: FrozenTrial, epochs: int) -> float:
     """How much of a trial at work is done, in [0, 1]; of a fold after the first nothing tells."""
     folds = trial_records.folds_of(trial)
-    first = min(1.0, len(trial_records.curve(trial)) / epochs)
+    first = min(1.0, len(trial_records.dice_by_epoch(trial)) / epochs)
     return max(first, len(folds["dice"])) / folds["of"] if folds else first
 
 
@@ -157,10 +157,12 @@ def _running(trial: FrozenTrial, epochs: int) -> dict[str, Any]:
         "number": trial.number,
         "epochs": each * folds["of"] if folds else each,
         # A value that is no number has no place in JSON.
-        "curve": [v if math.isfinite(v) else None for v in trial_records.curve(trial).values()],
+        "curve": [
+            v if math.isfinite(v) else None for v in trial_records.dice_by_epoch(trial).values()
+        ],
         **({"folds": folds} if folds else {}),
         "config": config,
-        "baseline": trial.user_attrs.get(trial_records.BASELINE),
+        "baseline": trial.user_attrs.get(trial_records.TrialAttr.BASELINE),
     }
 
 
@@ -168,12 +170,12 @@ def _queued(trial: FrozenTrial) -> dict[str, Any]:
     attrs = trial.user_attrs
     return {
         "number": trial.number,
-        "retry_of": attrs.get(trial_records.RETRY_OF),
-        "baseline": attrs.get(trial_records.BASELINE),
+        "retry_of": attrs.get(trial_records.TrialAttr.REQUEUED_FROM),
+        "baseline": attrs.get(trial_records.TrialAttr.BASELINE),
     }
 
 
-def _worker(row: WorkerRow, grace: float) -> dict[str, Any]:
+def _worker(row: WorkerInfo, grace: float) -> dict[str, Any]:
     return {
         "id": row.id,
         "host": row.who.host,

@@ -96,7 +96,7 @@ class TrialLines:
         style = STYLES.get(state, "")
         what = trial.user_attrs.get("message") or _cost(trial)
         config = trial.user_attrs.get("config")
-        baseline = trial.user_attrs.get(trial_records.BASELINE)
+        baseline = trial.user_attrs.get(trial_records.TrialAttr.BASELINE)
         what = f"{what}  {baseline}" if baseline else what
         line = f"trial {trial.number:>3}  [{style}]{state:<8}[/]  {dice}  {escape(what)}"
         self.console.print(line + (f"  {escape(format_config(config))}" if config else ""))

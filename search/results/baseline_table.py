@@ -62,8 +62,10 @@ def rows(results: Mapping[int, Mapping[str, Any]], known: Sequence[FrozenTrial])
     """
     per_baseline: dict[str, list[FrozenTrial]] = {}
     for trial in known:
-        if trial_records.BASELINE in trial.user_attrs:
-            per_baseline.setdefault(trial.user_attrs[trial_records.BASELINE], []).append(trial)
+        if trial_records.TrialAttr.BASELINE in trial.user_attrs:
+            per_baseline.setdefault(trial.user_attrs[trial_records.TrialAttr.BASELINE], []).append(
+                trial
+            )
     scores, groups = {}, {}
     for name, members in per_baseline.items():
         found = [results[t.number]["images"] for t in members if t.number in results]

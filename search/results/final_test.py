@@ -109,9 +109,9 @@ def _replace(folder: Path, new: Path) -> None:
 def best_of(study: optuna.Study) -> FrozenTrial:
     """The complete trial of the best validation Dice; Failed, with the reasons, without one."""
     known = trial_records.all_trials(study)
-    ranking = trial_records.ranked(known)
+    ranking = trial_records.rank_trials(known)
     if not ranking:
-        why = ", ".join(f"{reason} {n}" for reason, n in trial_records.reasons(known).items())
+        why = ", ".join(f"{reason} {n}" for reason, n in trial_records.count_reasons(known).items())
         raise JobFailed(f"{study.study_name}: no trial was completed ({why or 'none was run'})")
     return ranking[0]
 
@@ -219,7 +219,7 @@ def _choose(
     judge = weights
     if asked.fit_on == "train_val":
         judge = folder / "of_the_search.safetensors"
-        kept = opened.depot.fetch(best.number, WEIGHTS)
+        kept = opened.store.fetch(best.number, WEIGHTS)
         if kept is None:
             return None
         shutil.copy(kept, judge)
@@ -320,7 +320,7 @@ def _report(
     return {
         "study": opened.name,
         "trial": best.number,
-        "baseline": best.user_attrs.get(trial_records.BASELINE),
+        "baseline": best.user_attrs.get(trial_records.TrialAttr.BASELINE),
         "final": opened.spec.final.model_dump(),
         **judged(tested.evaluation),
         "val": {

@@ -15,7 +15,7 @@ from lesionseg.errors import InputError
 from lesionseg.inference.onnx_export import Check, compare, export_onnx, need_onnx
 from lesionseg.inference.predictor import Segmenter
 from search.errors import JobFailed
-from search.storage.study_dir import make_folder
+from search.storage.study_dir import create_folder
 
 #: The largest difference in probability from torch that is let through.
 TOLERANCE = 1e-3
@@ -60,7 +60,7 @@ def export_model(
     need_onnx()
     _check_out(out)
     images = _images(segmenter.image_size, check)
-    make_folder(out.absolute().parent)
+    create_folder(out.absolute().parent)
     partial = out.with_name(f".{out.name}.partial")
     try:
         export_onnx(segmenter, partial, about)

@@ -25,7 +25,7 @@ from lesionseg.inference.predictor import Prediction, Segmenter, load
 from lesionseg.viz.overlays import OVERLAY_SIDE, overlay
 from search.errors import JobFailed
 from search.results.image_paths import names_for
-from search.storage.study_dir import make_folder, refuse_unwritable
+from search.storage.study_dir import create_folder, check_writable
 from search.trial_process.resources import cores
 
 #: What lies in the folder.
@@ -152,7 +152,7 @@ def check_out(out: Path) -> None:
         raise InputError(f"--out: {out} is a file; give a new folder")
     if out.is_dir() and any(out.iterdir()):
         raise InputError(f"--out: {out} is not empty; give a new folder")
-    refuse_unwritable(out)
+    check_writable(out)
     partial = _partial(out)
     if partial.exists():
         raise InputError(
@@ -250,7 +250,7 @@ def _count(summary: Summary, row: Mapping[str, Any]) -> None:
 def _whole(out: Path) -> Iterator[Path]:
     """A folder to write to, which is called ``out`` when all went well and is gone when not."""
     check_out(out)
-    make_folder(out.absolute().parent)
+    create_folder(out.absolute().parent)
     partial = _partial(out)
     partial.mkdir()
     try:

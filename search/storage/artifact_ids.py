@@ -1,6 +1,6 @@
 """A trial's files as Optuna's artifacts, so that dashboards list them; nothing is stored twice.
 
-An artifact's id says which file of the depot it is: the study's own mark, the trial's number and
+An artifact's id says which file of the store it is: the study's own mark, the trial's number and
 the file's place in KINDS. So no id can name anything but a trial's file of one of these names.
 """
 
@@ -20,7 +20,7 @@ CURVES = "curves.png"
 
 
 class Kind(NamedTuple):
-    """A file that trials have. source: the depot's file that it is, or is drawn from."""
+    """A file that trials have. source: the store's file that it is, or is drawn from."""
 
     name: str
     mimetype: str
@@ -46,7 +46,7 @@ class Address(NamedTuple):
 
 
 def listed(mark: str, number: int, files: Collection[str]) -> dict[str, str]:
-    """A trial's system attributes that tell of its files in the depot, as Optuna writes them."""
+    """A trial's system attributes that tell of its files in the store, as Optuna writes them."""
     found = {}
     for place, kind in enumerate(KINDS):
         if kind.source in files:

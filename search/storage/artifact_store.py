@@ -1,7 +1,7 @@
 """Where weights, checkpoints and histories of trials lie, so that other hosts find them.
 
 A file of a trial is called by the trial's number and its own name, such as ``state.pt``. Under
-the study's name it has the same key in every kind of depot: ``<study>/trials/<n>/<name>``.
+the study's name it has the same key in every kind of store: ``<study>/trials/<n>/<name>``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lesionseg.errors import InputError
 
-#: The file that says whose the depot is, beside the trials' folders.
+#: The file that says whose the store is, beside the trials' folders.
 MARKER = ".study"
 #: What is being written lies beside its place under a name that starts with this.
 PART = ".part-"
@@ -24,11 +24,11 @@ _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 
 
 class ArtifactStoreUnavailable(RuntimeError):
-    """The depot could not be reached, whatever botocore's retries; one line."""
+    """The store could not be reached, whatever botocore's retries; one line."""
 
 
-def open_depot(where: str | None, folder: Path, study: str | None = None) -> ArtifactStore:
-    """The depot of the study whose folder this is.
+def open_artifact_store(where: str | None, folder: Path, study: str | None = None) -> ArtifactStore:
+    """The store of the study whose folder this is.
 
     where: None for the folder itself; the path of a folder that all hosts share; or
     ``s3://bucket/prefix``, where boto3 finds credentials, region and AWS_ENDPOINT_URL by itself.
@@ -45,10 +45,10 @@ def open_depot(where: str | None, folder: Path, study: str | None = None) -> Art
     scheme, _, rest = where.partition("://")
     bucket, _, prefix = rest.partition("/")
     if "@" in rest:  # not shown: it may be a key
-        raise InputError("depot: takes no credentials; boto3 finds them in the environment")
+        raise InputError("artifacts: takes no credentials; boto3 finds them in the environment")
     if scheme != "s3" or not _BUCKET.fullmatch(bucket) or "?" in prefix:
         raise InputError(
-            f"depot: must be a folder or s3://bucket/prefix, got {where.partition('?')[0]!r}"
+            f"artifacts: must be a folder or s3://bucket/prefix, got {where.partition('?')[0]!r}"
         )
     from search.storage.s3_artifacts import S3ArtifactStore
 
@@ -59,13 +59,13 @@ def open_depot(where: str | None, folder: Path, study: str | None = None) -> Art
 class ArtifactStore(ABC):
     """The files of one study's trials. Names: letters, digits, ``_``, ``-`` and ``.``.
 
-    Every method may raise InputError where the depot refuses, and DepotLost where it is away.
+    Every method may raise InputError where the store refuses, and DepotLost where it is away.
     """
 
     #: The folder below which this host's files lie.
     root: Path
-    #: Whether what is written to ``local`` is in the depot already.
-    is_here: bool
+    #: Whether what is written to ``local`` is in the store already.
+    is_local: bool
 
     def local(self, number: int, name: str) -> Path:
         """Where this host's processes write and read the file; its folder is made."""
@@ -87,18 +87,18 @@ class ArtifactStore(ABC):
 
     @abstractmethod
     def fetch(self, number: int, name: str) -> Path | None:
-        """Makes the file be at ``local``, whole or not at all; None where the depot has none.
+        """Makes the file be at ``local``, whole or not at all; None where the store has none.
 
-        What the depot has replaces what lies there.
+        What the store has replaces what lies there.
         """
 
     @abstractmethod
     def drop(self, number: int, name: str) -> None:
-        """Deletes it, here and in the depot; nothing where there is none."""
+        """Deletes it, here and in the store; nothing where there is none."""
 
     @abstractmethod
     def names(self, number: int) -> list[str]:
-        """What the depot has of a trial, sorted."""
+        """What the store has of a trial, sorted."""
 
     @abstractmethod
     def numbers(self) -> list[int]:
@@ -111,29 +111,29 @@ class ArtifactStore(ABC):
                 path.unlink(missing_ok=True)
 
     def clear(self, number: int) -> None:
-        """Deletes all that there is of a trial, here and in the depot."""
+        """Deletes all that there is of a trial, here and in the store."""
         for name in self.names(number):
             self.drop(number, name)
         shutil.rmtree(self.root / "trials" / str(number), ignore_errors=True)
 
     @abstractmethod
     def size(self) -> int:
-        """Bytes that the study takes in the depot."""
+        """Bytes that the study takes in the store."""
 
     def claim_marker(self, study_id: str) -> None:
-        """Marks the depot as this study's; for who creates the study.
+        """Marks the store as this study's; for who creates the study.
 
         InputError where it is another study's.
         """
         if self._marker() is None:
             self._mark(study_id)
-        self.refuse_marked(study_id)
+        self.check_not_foreign(study_id)
 
-    def refuse_marked(self, study_id: str | None = None) -> None:
-        """InputError where the depot is marked as any study's but this one's."""
+    def check_not_foreign(self, study_id: str | None = None) -> None:
+        """InputError where the store is marked as any study's but this one's."""
         if self._marker() not in {None, study_id}:
             raise InputError(
-                f"depot: {self}: holds another study of this name; "
+                f"artifacts: {self}: holds another study of this name; "
                 "name another place or study, or delete what is there"
             )
 
@@ -143,7 +143,7 @@ class ArtifactStore(ABC):
         if found != study_id:
             what = "holds nothing of the study" if found is None else "is another study's"
             raise InputError(
-                f"depot: {self}: {what} as this host sees it; mount the folder that the study was "
+                f"artifacts: {self}: {what} as this host sees it; mount the folder that the study was "
                 "created with at this path, or create the study with s3://bucket/prefix"
             )
 
@@ -157,7 +157,7 @@ class ArtifactStore(ABC):
 class FolderArtifactStore(ArtifactStore):
     """A folder: the study's own, or one that all hosts share. What is written is there."""
 
-    is_here = True
+    is_local = True
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -205,7 +205,7 @@ class FolderArtifactStore(ArtifactStore):
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise InputError(f"depot: {self}: cannot be read: {error.strerror}") from None
+            raise InputError(f"artifacts: {self}: cannot be read: {error.strerror}") from None
 
     def _mark(self, study_id: str) -> None:
         path = self.root / "trials" / MARKER
@@ -215,7 +215,7 @@ class FolderArtifactStore(ArtifactStore):
             part.write_text(study_id)
             part.replace(path)
         except OSError as error:
-            raise InputError(f"depot: {self}: cannot be written: {error.strerror}") from None
+            raise InputError(f"artifacts: {self}: cannot be written: {error.strerror}") from None
 
 
 def _numbered(folder: Path) -> list[int]:

@@ -15,15 +15,15 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from lesionseg.errors import InputError
-from search.storage.optuna_tables import make_tables
+from search.storage.optuna_tables import create_tables
 from search.storage.retrying_storage import RetryingStorage
-from search.storage.transient_errors import StorageUnreachable, why_lost
+from search.storage.transient_errors import StorageUnreachable, transient_reason
 
 #: Where a storage URL is looked for when none is given, so that no password needs to be typed:
 #: the URL itself or, where that is not set, the path of a file that holds it, as secrets are
 #: handed to containers.
-ENVIRONMENT = "LESIONSEARCH_STORAGE"
-ENVIRONMENT_FILE = "LESIONSEARCH_STORAGE_FILE"
+STORAGE_VARIABLE = "LESIONSEARCH_STORAGE"
+STORAGE_FILE_VARIABLE = "LESIONSEARCH_STORAGE_FILE"
 
 #: A worker asks little of its database, and a server has room for 100 connections unless it is
 #: told otherwise: one is kept, and others are made while that is busy. They are tested before use
@@ -50,9 +50,9 @@ def storage_url(given: str | None, folder: Path) -> URL:
 
     InputError where it is no URL, or of a database other than an SQLite file and PostgreSQL.
     """
-    text = given or from_environment()
+    text = given or storage_from_environment()
     if not text:
-        return local_url(folder)
+        return sqlite_url(folder)
     if text.startswith("@"):
         text = _read(Path(text[1:]).expanduser())
     try:
@@ -65,31 +65,33 @@ def storage_url(given: str | None, folder: Path) -> URL:
     _refuse_open_secret(url)
     backend = url.get_backend_name()
     if backend not in {"sqlite", "postgresql", "postgres"}:
-        raise InputError(f"storage: {masked(url)}: must be sqlite or postgresql, got {backend!r}")
+        raise InputError(
+            f"storage: {mask_password(url)}: must be sqlite or postgresql, got {backend!r}"
+        )
     if backend != "sqlite":
         return url.set(drivername="postgresql+psycopg")
     if url.host or url.database in {None, "", ":memory:"}:
-        raise InputError(f"storage: {masked(url)}: needs a file, such as sqlite:///study.db")
+        raise InputError(f"storage: {mask_password(url)}: needs a file, such as sqlite:///study.db")
     return url.set(database=str(Path(str(url.database)).resolve()))
 
 
-def from_environment() -> str | None:
+def storage_from_environment() -> str | None:
     """What the environment says about the storage: a URL, else ``@path``, or None."""
-    text, file = os.environ.get(ENVIRONMENT), os.environ.get(ENVIRONMENT_FILE)
+    text, file = os.environ.get(STORAGE_VARIABLE), os.environ.get(STORAGE_FILE_VARIABLE)
     return text or (f"@{file}" if file else None)
 
 
-def local_url(folder: Path) -> URL:
+def sqlite_url(folder: Path) -> URL:
     """``study.db`` in the study's folder."""
     return URL.create("sqlite", database=str(folder.resolve() / "study.db"))
 
 
-def masked(url: URL) -> str:
+def mask_password(url: URL) -> str:
     """The URL with its password hidden, fit to be shown."""
     return url.render_as_string(hide_password=True)
 
 
-def without_password(url: URL, text: str) -> str:
+def redact_password(url: URL, text: str) -> str:
     """The text with the URL's password hidden, in each of the spellings it may have there."""
     secret = str(url.password or "")
     quoted = {urllib.parse.quote(secret, safe=s) for s in ("", "/", " +")}
@@ -103,7 +105,7 @@ def without_password(url: URL, text: str) -> str:
 def open_storage(url: URL) -> RetryingStorage:
     """Connects, and makes the tables where there are none.
 
-    This first connection is not waited for. InputError, with the password masked, where the
+    This first connection is not waited for. InputError, with the password mask_password, where the
     database cannot be reached or holds the tables of another Optuna; StorageAway, which is one,
     where it might be reached later.
     """
@@ -117,13 +119,15 @@ def open_storage(url: URL) -> RetryingStorage:
         return storage
     except ModuleNotFoundError as error:
         raise InputError(
-            f"storage: {masked(url)}: needs the package {error.name}; "
+            f"storage: {mask_password(url)}: needs the package {error.name}; "
             f"install lesionsearch with its extra 'postgres'"
         ) from None
     except (SQLAlchemyError, NoSuchModuleError, RuntimeError, OSError) as error:
         reason = _reason(error, url)
-        told = f"storage: {masked(url)}: cannot be used: {reason}"
-        raise (StorageUnreachable(told, reason) if why_lost(error) else InputError(told)) from None
+        told = f"storage: {mask_password(url)}: cannot be used: {reason}"
+        raise (
+            StorageUnreachable(told, reason) if transient_reason(error) else InputError(told)
+        ) from None
 
 
 def begin_immediate(engine: Engine) -> None:
@@ -164,7 +168,7 @@ def _connect(url: URL) -> RetryingStorage:
             engine_kwargs=_engine_kwargs(url),
             skip_table_creation=True,
         )
-    storage.hide = partial(without_password, url)
+    storage.hide = partial(redact_password, url)
     return storage
 
 
@@ -173,7 +177,7 @@ def _prepare(url: URL) -> None:
     try:
         if engine.name == "sqlite":
             begin_immediate(engine)
-        make_tables(engine, masked(url))
+        create_tables(engine, mask_password(url))
     finally:
         engine.dispose()
 
@@ -201,4 +205,4 @@ def _refuse_open_secret(url: URL) -> None:
 def _reason(error: Exception, url: URL) -> str:
     cause = getattr(error, "orig", None) or error.__cause__ or error
     text = " ".join(str(cause).split()) or type(error).__name__
-    return without_password(url, text)[:300]
+    return redact_password(url, text)[:300]

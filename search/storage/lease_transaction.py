@@ -1,4 +1,4 @@
-"""What the ledger does within one transaction: the rows of a study, read and written.
+"""What the leases does within one transaction: the rows of a study, read and written.
 
 Nothing here begins or ends a transaction, and none of it is to be called outside of one.
 """
@@ -31,7 +31,7 @@ from search.trial_process.slot import Slot
 Row = Any
 
 #: How often a trial may be lost with its worker and still be queued again.
-MAY_BE_LOST = 3
+MAX_LOSSES = 3
 #: Earlier attempts of a trial that are remembered: one of them has its last checkpoint.
 ATTEMPTS = 8
 
@@ -61,7 +61,7 @@ class HeartbeatReply:
 
 
 @dataclass(frozen=True)
-class WorkerRow:
+class WorkerInfo:
     """A worker as others see it. age: seconds since its last beat; trial: its number, if any."""
 
     id: str
@@ -92,7 +92,7 @@ class LeaseTransaction:
         seconds: Any = self.session.scalar(select(func.extract("epoch", func.clock_timestamp())))
         return float(seconds)
 
-    def set(self, worker: WorkerRow, **values: Any) -> None:
+    def set(self, worker: WorkerInfo, **values: Any) -> None:
         """Changes columns of a worker's row."""
         self.session.execute(
             update(tables.Worker).where(tables.Worker.id == worker.id).values(**values)
@@ -100,7 +100,7 @@ class LeaseTransaction:
 
     def command(self) -> Command:
         """What all workers are told."""
-        found: Command = self.study_attr(trial_records.COMMAND, "run")
+        found: Command = self.study_attr(trial_records.StudyAttr.COMMAND, "run")
         return found
 
     def study_attr(self, key: str, default: Any) -> Any:
@@ -146,7 +146,7 @@ class LeaseTransaction:
         )
         return self.session.scalars(query.with_for_update() if lock else query).all()
 
-    def start(self, trial: Row, worker: WorkerRow) -> Claim:
+    def start(self, trial: Row, worker: WorkerInfo) -> Claim:
         """Makes a trial of the queue, or a new one, this worker's."""
         now, mine = self.now(), Claim(trial.trial_id, trial.number)
         trial.state, trial.datetime_start = TrialState.RUNNING, datetime.now()
@@ -219,7 +219,9 @@ class LeaseTransaction:
             .join(attr, attr.trial_id == trial.trial_id)
             .where(of_study, attr.key == "reason")
             .where(
-                attr.value_json.in_([json.dumps(reason) for reason in sorted(trial_records.SKIPS)])
+                attr.value_json.in_(
+                    [json.dumps(reason) for reason in sorted(trial_records.CLOSED_WITHOUT_COST)]
+                )
             )
             .where(trial.state.in_([TrialState.PRUNED, TrialState.FAIL]))
         )
@@ -231,7 +233,9 @@ class LeaseTransaction:
         trial, attr = models.TrialModel, models.TrialUserAttributeModel
         again = (
             select(attr.trial_id)
-            .where(attr.trial_id == trial.trial_id, attr.key == trial_records.RETRY_OF)
+            .where(
+                attr.trial_id == trial.trial_id, attr.key == trial_records.TrialAttr.REQUEUED_FROM
+            )
             .exists()
         )
         found: Row | None = self.session.scalars(
@@ -266,7 +270,9 @@ class LeaseTransaction:
             .where(attr.key == "digest", attr.value_json == json.dumps(digest))
             .order_by(trial.number)
         )
-        return next((n for n, i in found if self.reason(i) not in trial_records.SKIPS), None)
+        return next(
+            (n for n, i in found if self.reason(i) not in trial_records.CLOSED_WITHOUT_COST), None
+        )
 
     def reason(self, trial_id: int) -> str | None:
         """Why a trial ended, if that was said."""
@@ -289,17 +295,23 @@ class LeaseTransaction:
     def hand_on(self, trial: Row, reason: str, ended: float) -> int | None:
         """Closes a trial and queues it again; the number it goes on under, if it does."""
         params, attrs = _params(self.session, trial), _user_attrs(self.session, trial)
-        losses = attrs.get("losses", 0) + (reason == trial_records.LOST)
+        losses = attrs.get("losses", 0) + (reason == trial_records.EndReason.LOST)
         told: dict[str, Any] = {"reason": reason, "ended": ended}
         successor = None
-        if losses > MAY_BE_LOST:
+        if losses > MAX_LOSSES:
             told |= {"reason": "crash", "message": f"its worker died with it {losses} times"}
         # One that was cut off before it drew any parameter has nothing to repeat.
-        elif params or trial_records.GIVEN in attrs:
-            attempts = [*attrs.get(trial_records.ATTEMPTS, []), trial.number][-ATTEMPTS:]
-            known = {k: v for k, v in attrs.items() if k in trial_records.QUEUED | {"digest"}}
-            known |= {trial_records.RETRY_OF: attrs.get(trial_records.RETRY_OF, trial.number)}
-            known |= {trial_records.ATTEMPTS: attempts} | ({"losses": losses} if losses else {})
+        elif params or trial_records.TrialAttr.FIXED_CONFIG in attrs:
+            attempts = [*attrs.get(trial_records.TrialAttr.ATTEMPTS, []), trial.number][-ATTEMPTS:]
+            known = {k: v for k, v in attrs.items() if k in trial_records.QUEUE_ATTRS | {"digest"}}
+            known |= {
+                trial_records.TrialAttr.REQUEUED_FROM: attrs.get(
+                    trial_records.TrialAttr.REQUEUED_FROM, trial.number
+                )
+            }
+            known |= {trial_records.TrialAttr.ATTEMPTS: attempts} | (
+                {"losses": losses} if losses else {}
+            )
             successor = self.queue(params, known)
         self.attrs(trial.trial_id, told)
         self.close(trial, TrialState.FAIL)
@@ -328,14 +340,14 @@ class LeaseTransaction:
         # Nobody is half-way through a claim now: the study's row is ours.
         lost = [t for t in running if t.trial_id not in alive]
         return [
-            (t.number, self.hand_on(t, trial_records.LOST, heard.get(t.trial_id, now)))
+            (t.number, self.hand_on(t, trial_records.EndReason.LOST, heard.get(t.trial_id, now)))
             for t in lost
         ]
 
 
-def seen(row: tables.Worker, now: float) -> WorkerRow:
+def seen(row: tables.Worker, now: float) -> WorkerInfo:
     """A worker's row as others are shown it."""
-    return WorkerRow(
+    return WorkerInfo(
         row.id,
         ProcessId(row.host, row.pid, row.since, row.space),
         Slot(row.device, row.threads, row.share, row.memory_gb),
@@ -347,7 +359,7 @@ def seen(row: tables.Worker, now: float) -> WorkerRow:
     )
 
 
-def owner(worker: WorkerRow) -> dict[str, Any]:
+def owner(worker: WorkerInfo) -> dict[str, Any]:
     """What a trial keeps of who trained it."""
     return {"worker": worker.id, **asdict(worker.who), **asdict(worker.slot)}
 

@@ -40,11 +40,11 @@ from search.storage.lease_transaction import (
     LeaseTransaction,
     Refusal,
     WorkerExpired,
-    WorkerRow,
+    WorkerInfo,
     seen,
 )
 from search.storage.optuna_internals import models
-from search.storage.process_id import ProcessId, this_process
+from search.storage.process_id import ProcessId, current_process
 from search.storage.retrying_storage import Drawn, backend_of, retry_transient
 from search.trial_process.slot import Slot
 
@@ -55,7 +55,7 @@ __all__ = [
     "Refusal",
     "TrialLeases",
     "WorkerExpired",
-    "WorkerRow",
+    "WorkerInfo",
 ]
 
 #: Seconds without a beat after which a worker counts as dead, and where another number is said.
@@ -105,11 +105,11 @@ class TrialLeases:
 
     # --- workers ---------------------------------------------------------------------------------
 
-    def join(self, slot: Slot, who: ProcessId | None = None) -> WorkerRow:
+    def join(self, slot: Slot, who: ProcessId | None = None) -> WorkerInfo:
         """Enters a worker into the books; its ordinal tells its sampler's seed from the others'."""
-        who, name = who or this_process(), uuid.uuid4().hex
+        who, name = who or current_process(), uuid.uuid4().hex
 
-        def enter(books: LeaseTransaction) -> WorkerRow:
+        def enter(books: LeaseTransaction) -> WorkerInfo:
             there = books.session.get(tables.Worker, name)
             if there is None:
                 row = {"id": name, "study_id": self._study_id, "state": "idle", "epoch": 0}
@@ -120,11 +120,13 @@ class TrialLeases:
 
         return self._whole(enter)
 
-    def leave(self, worker: WorkerRow) -> None:
+    def leave(self, worker: WorkerInfo) -> None:
         """Takes a worker that goes by itself off the books; it holds no trial any more."""
         self._whole(lambda books: books.set(worker, state="ended", trial_id=None, trial=None))
 
-    def beat(self, worker: WorkerRow, claim: Claim | None = None, epoch: int = 0) -> HeartbeatReply:
+    def beat(
+        self, worker: WorkerInfo, claim: Claim | None = None, epoch: int = 0
+    ) -> HeartbeatReply:
         """Says that a worker lives; what it is told in return."""
 
         def tick(books: LeaseTransaction) -> HeartbeatReply:
@@ -138,10 +140,10 @@ class TrialLeases:
 
         return self._whole(tick, lock=False)
 
-    def workers(self) -> list[WorkerRow]:
+    def workers(self) -> list[WorkerInfo]:
         """Every worker that has not left, in the order of their coming."""
 
-        def read(books: LeaseTransaction) -> list[WorkerRow]:
+        def read(books: LeaseTransaction) -> list[WorkerInfo]:
             now = books.now()
             return [seen(row, now) for row in books.workers()]
 
@@ -156,12 +158,12 @@ class TrialLeases:
 
     @command.setter
     def command(self, value: Command) -> None:
-        self.study.set_user_attr(trial_records.COMMAND, value)
+        self.study.set_user_attr(trial_records.StudyAttr.COMMAND, value)
 
     # --- trials ----------------------------------------------------------------------------------
 
     def claim(
-        self, worker: WorkerRow, *, bounded: bool = True, fresh: bool = True
+        self, worker: WorkerInfo, *, bounded: bool = True, fresh: bool = True
     ) -> Claim | Refusal:
         """Takes the next trial of the queue, or a new one, unless the budget has no room.
 
@@ -248,7 +250,7 @@ class TrialLeases:
             trial = books.locked(claim.trial_id)
             if trial.state.is_finished():  # by another, unless it was this very call before
                 reason = books.reason(claim.trial_id)
-                return bool(trial.state == state) and reason not in trial_records.HANDED_ON
+                return bool(trial.state == state) and reason not in trial_records.REQUEUED
             books.attrs(claim.trial_id, {**(attrs or {}), "ended": books.now()})
             books.system_attrs(claim.trial_id, system or {})
             if value is not None:

@@ -17,7 +17,7 @@ from search.storage.optuna_internals import models
 LOCK = 0x6C6573696F6E
 
 
-def make_tables(engine: Engine, shown: str) -> None:
+def create_tables(engine: Engine, shown: str) -> None:
     """Makes what is missing of Optuna's tables, in one transaction and one process at a time.
 
     Optuna looks first and creates then, in several transactions: of two workers that start

@@ -38,7 +38,7 @@ class ProcessId:
             return True
 
 
-def this_process() -> ProcessId:
+def current_process() -> ProcessId:
     """Who is speaking."""
     return ProcessId(socket.gethostname(), os.getpid(), psutil.Process().create_time(), _space())
 

@@ -20,7 +20,14 @@ from search.storage.optuna_internals import models
 from search.storage.retrying_storage import backend_of, local_time
 
 #: User attributes that are read of every trial.
-READ = ("reason", "owner", "began", "ended", trial_records.RETRY_OF, trial_records.BASELINE)
+READ = (
+    "reason",
+    "owner",
+    "began",
+    "ended",
+    trial_records.TrialAttr.REQUEUED_FROM,
+    trial_records.TrialAttr.BASELINE,
+)
 
 # Any: the columns of Optuna's tables are declared in a way that select's types do not know.
 _TRIAL: Any = models.TrialModel
@@ -29,7 +36,7 @@ _ATTR: Any = models.TrialUserAttributeModel
 _STEP: Any = models.TrialIntermediateValueModel
 
 
-class Glance:
+class TrialReader:
     """Looks at one study's trials again and again."""
 
     def __init__(self, study: optuna.Study) -> None:
@@ -51,7 +58,7 @@ class Glance:
         self.since = min(at_work, default=max(self.ended, default=-1) + 1)
         known = self.ended | {t._trial_id: t for t in found}
         ordered = sorted(known.values(), key=lambda t: t.number)
-        if best := trial_records.ranked(ordered)[:1]:
+        if best := trial_records.rank_trials(ordered)[:1]:
             self._give_config(best[0])
         return ordered
 
@@ -116,7 +123,7 @@ def _grouped(rows: Iterable[Any]) -> dict[int, dict[str, Any]]:
 
 
 def _configs(connection: Connection, of: Sequence[int]) -> dict[int, dict[str, Any]]:
-    wanted = _ATTR.trial_id.in_(of) & _ATTR.key.in_(("config", trial_records.FOLDS))
+    wanted = _ATTR.trial_id.in_(of) & _ATTR.key.in_(("config", trial_records.TrialAttr.FOLDS))
     return _grouped(
         connection.execute(select(_ATTR.trial_id, _ATTR.key, _ATTR.value_json).where(wanted))
     )

@@ -22,22 +22,22 @@ PUSHED_OUT = 8
 
 def pictured(known: Sequence[FrozenTrial]) -> set[int]:
     """Numbers of the trials whose pictures are kept, if they have any."""
-    best = [t.number for t in trial_records.ranked(known)[:BEST_PICTURES]]
+    best = [t.number for t in trial_records.rank_trials(known)[:BEST_PICTURES]]
     return {*best, *_latest(known)[:LATEST_PICTURES]}
 
 
-def drop_pictures(depot: ArtifactStore, known: Sequence[FrozenTrial]) -> None:
+def delete_old_pictures(store: ArtifactStore, known: Sequence[FrozenTrial]) -> None:
     """Deletes the pictures that were kept until lately; ``sweep`` finds those left over.
 
-    A depot of thousands of trials is not asked for each.
+    A store of thousands of trials is not asked for each.
     """
-    best = [t.number for t in trial_records.ranked(known)]
+    best = [t.number for t in trial_records.rank_trials(known)]
     behind = {
         *best[BEST_PICTURES : BEST_PICTURES + PUSHED_OUT],
         *_latest(known)[LATEST_PICTURES : LATEST_PICTURES + PUSHED_OUT],
     }
     for number in sorted(behind - pictured(known)):
-        depot.drop(number, PICTURE)
+        store.delete(number, PICTURE)
 
 
 def _latest(known: Sequence[FrozenTrial]) -> list[int]:
@@ -46,7 +46,7 @@ def _latest(known: Sequence[FrozenTrial]) -> list[int]:
     return [t.number for t in reversed(known) if trial_records.state_of(t) in drawn]
 
 
-def sweep(depot: ArtifactStore, known: Sequence[FrozenTrial]) -> None:
+def sweep(store: ArtifactStore, known: Sequence[FrozenTrial]) -> None:
     """Deletes what nobody needs any more: states of trials that ended, all of those handed on.
 
     Workers clear up behind themselves; this is for what those left who were killed. What a trial
@@ -57,18 +57,18 @@ def sweep(depot: ArtifactStore, known: Sequence[FrozenTrial]) -> None:
         number
         for t in known
         if not t.state.is_finished()
-        for number in (t.number, *t.user_attrs.get(trial_records.ATTEMPTS, ()))
+        for number in (t.number, *t.user_attrs.get(trial_records.TrialAttr.ATTEMPTS, ()))
     }
     by_number = {t.number: t for t in known}
-    for number in depot.numbers():
+    for number in store.list_trials():
         trial = by_number.get(number)
         if trial is None or number in needed:
             continue
-        if trial_records.was_cut_off(trial):
-            depot.clear(number)
+        if trial_records.was_interrupted(trial):
+            store.delete_trial(number)
         else:
-            depot.drop(number, STATE)
-            depot.drop(number, FOLDS)
-            depot.drop_parts(number)
+            store.delete(number, STATE)
+            store.delete(number, FOLDS)
+            store.delete_partial_files(number)
             if number not in shown:
-                depot.drop(number, PICTURE)
+                store.delete(number, PICTURE)

@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import IntegrityError
 
 from search.storage.optuna_internals import models
-from search.storage.transient_errors import why_lost
+from search.storage.transient_errors import transient_reason
 from search.trial_process.slot import StopEvent
 
 T = TypeVar("T")
@@ -61,7 +61,7 @@ def retry_transient(
         try:
             return work()
         except Exception as error:
-            reason = why_lost(error)
+            reason = transient_reason(error)
             if reason is None:
                 raise
         finally:  # whatever came of it, the storage answered
@@ -198,7 +198,7 @@ class RetryingStorage(RDBStorage):
     def check_trial_is_updatable(self, trial_id: int, trial_state: TrialState) -> None:
         """As Optuna's, which reads the trial once more for its message, by a second connection.
 
-        Within a transaction of the ledger's, SQLite would have that wait for the first one.
+        Within a transaction of the leases's, SQLite would have that wait for the first one.
         """
         if trial_state.is_finished():
             raise UpdateFinishedTrialError(f"the trial with id {trial_id} has finished already")
@@ -242,7 +242,7 @@ class RetryingStorage(RDBStorage):
                     return None
                 raise
             except Exception as error:
-                lost = lost or why_lost(error) is not None
+                lost = lost or transient_reason(error) is not None
                 raise
 
         return self.retry_transient(attempt)

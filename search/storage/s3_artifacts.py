@@ -1,4 +1,4 @@
-"""A depot in an S3 bucket, through Optuna's artifact store."""
+"""A store in an S3 bucket, through Optuna's artifact store."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class S3ArtifactStore(ArtifactStore):
     stay invisible, but are paid for: a lifecycle rule of the bucket deletes them.
     """
 
-    is_here = False
+    is_local = False
 
     def __init__(self, folder: Path, bucket: str, prefix: str) -> None:
         self.root, self.bucket, self.prefix = folder, bucket, prefix
@@ -149,24 +149,24 @@ class S3ArtifactStore(ArtifactStore):
         try:
             yield
         except mendable as error:
-            raise InputError(f"depot: {self}: {_line(error)}") from None
+            raise InputError(f"artifacts: {self}: {_line(error)}") from None
         except known.ClientError as error:
             raise self._answer(error) from None
         except (known.BotoCoreError, known.HTTPClientError, Boto3Error) as error:
             cause = error.__cause__ or error.__context__
             if isinstance(error, Boto3Error) and isinstance(cause, known.ClientError):
                 raise self._answer(cause) from None
-            raise lost(f"depot: {self}: {_line(error)}") from None
+            raise lost(f"artifacts: {self}: {_line(error)}") from None
 
     def _answer(self, error: Any) -> Exception:
         code = error.response.get("Error", {}).get("Code", "")
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
         if code == "NoSuchBucket":
-            return InputError(f"depot: {self}: there is no bucket {self.bucket!r}; create it")
+            return InputError(f"artifacts: {self}: there is no bucket {self.bucket!r}; create it")
         if status == 403 or code in _REFUSED:
             need = "list, get, put and delete objects there"
-            return InputError(f"depot: {self}: not permitted ({code}); this host must {need}")
-        return ArtifactStoreUnavailable(f"depot: {self}: {_line(error)}")
+            return InputError(f"artifacts: {self}: not permitted ({code}); this host must {need}")
+        return ArtifactStoreUnavailable(f"artifacts: {self}: {_line(error)}")
 
 
 def _boto3_store(bucket: str) -> Boto3ArtifactStore:
@@ -174,7 +174,7 @@ def _boto3_store(bucket: str) -> Boto3ArtifactStore:
         import boto3
     except ModuleNotFoundError:
         raise InputError(
-            "depot: s3:// needs the package boto3; install lesionsearch with its extra 's3'"
+            "artifacts: s3:// needs the package boto3; install lesionsearch with its extra 's3'"
         ) from None
     from botocore.exceptions import BotoCoreError
     from optuna.artifacts import Boto3ArtifactStore
@@ -182,7 +182,7 @@ def _boto3_store(bucket: str) -> Boto3ArtifactStore:
     try:
         client = boto3.client("s3")
     except (BotoCoreError, ValueError) as error:  # the latter for an endpoint that is no URL
-        raise InputError(f"depot: s3://{bucket}: {_line(error)}") from None
+        raise InputError(f"artifacts: s3://{bucket}: {_line(error)}") from None
     # Files are opened for the upload alone: it may close them, and need not copy them to memory.
     return Boto3ArtifactStore(bucket, client, avoid_buf_copy=True)
 

@@ -15,7 +15,7 @@ from lesionseg.errors import InputError
 from search.storage.artifact_store import MARKER
 
 #: What a folder may hold of a study that was cut off while it was made.
-BEGUN = frozenset(
+UNFINISHED_FILES = frozenset(
     {
         "study.db",
         "study.db-journal",
@@ -37,7 +37,7 @@ def is_study(folder: Path) -> bool:
     return (folder / "run.json").is_file()
 
 
-def read_about(folder: Path) -> dict[str, Any]:
+def read_run_info(folder: Path) -> dict[str, Any]:
     """The folder's run.json; InputError where it is no study."""
     try:
         about: dict[str, Any] = json.loads((folder / "run.json").read_text())
@@ -64,15 +64,15 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def refuse_foreign(folder: Path) -> None:
+def check_study_or_empty(folder: Path) -> None:
     """InputError where a folder holds other things than a study."""
     if not folder.is_dir() or is_study(folder):
         return
-    if any(p.name not in BEGUN for p in folder.iterdir()):
+    if any(p.name not in UNFINISHED_FILES for p in folder.iterdir()):
         raise InputError(f"--out: {folder} holds other things than a study; give a new folder")
 
 
-def refuse_unwritable(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
     """InputError where a folder cannot be made or written to."""
     there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not there.is_dir():
@@ -81,7 +81,7 @@ def refuse_unwritable(folder: Path) -> None:
         raise InputError(f"--out: {folder} cannot be written: no permission in {there}")
 
 
-def make_folder(folder: Path) -> None:
+def create_folder(folder: Path) -> None:
     """Makes a folder and its parents; InputError where that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

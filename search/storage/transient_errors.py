@@ -42,7 +42,7 @@ _PASSING_TEXT = re.compile(
 )
 
 
-def why_lost(error: BaseException) -> str | None:
+def transient_reason(error: BaseException) -> str | None:
     """In one line why an attempt failed that is worth repeating; None where it is not.
 
     Optuna hides what the database said in its own StorageInternalError: the causes are looked at.

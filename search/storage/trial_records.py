@@ -77,7 +77,7 @@ def reason_of(trial: FrozenTrial) -> str | None:
     return reason
 
 
-def was_cut_off(trial: FrozenTrial) -> bool:
+def was_interrupted(trial: FrozenTrial) -> bool:
     """Whether its training was ended from outside; its parameters were queued again."""
     return reason_of(trial) in HANDED_ON
 
@@ -87,7 +87,7 @@ def first_number(trial: FrozenTrial) -> int:
     return int(trial.user_attrs.get(RETRY_OF, trial.number))
 
 
-def is_given(trial: FrozenTrial) -> bool:
+def has_fixed_config(trial: FrozenTrial) -> bool:
     """Whether its configuration was given and not drawn: it may lie outside the study's space."""
     return GIVEN in trial.user_attrs
 
@@ -115,7 +115,7 @@ def spent(trials: Iterable[FrozenTrial]) -> int:
 
 def tried(trials: Iterable[FrozenTrial]) -> set[str]:
     """Digests of drawn configurations that need no other trial: trained, at work or forbidden."""
-    drawn = [t for t in trials if not is_given(t)]
+    drawn = [t for t in trials if not has_fixed_config(t)]
     found = [t for t in drawn if state_of(t) != "skipped" or reason_of(t) in {CONSTRAINT, CONFIG}]
     return {t.user_attrs["digest"] for t in found if "digest" in t.user_attrs}
 

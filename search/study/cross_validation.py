@@ -49,7 +49,7 @@ class BetweenFolds(BasePruner):
             for t in study.get_trials(deepcopy=False)
             if t.number != trial.number
             and step in t.intermediate_values
-            and not trial_records.was_cut_off(t)  # it goes on as another, maybe as this one
+            and not trial_records.was_interrupted(t)  # it goes on as another, maybe as this one
         ]
         if len(rivals) < self.startup:
             return False

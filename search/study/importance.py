@@ -44,7 +44,7 @@ def importances(known: Sequence[FrozenTrial]) -> tuple[dict[str, float], str]:
 
 def _judged(known: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """Complete trials, and pruned ones moved below them: a Dice less 1 is less than any Dice."""
-    ranked = trial_records.ranked(known)
+    ranked = trial_records.rank_trials(known)
     stopped = [
         create_trial(
             state=TrialState.COMPLETE,

@@ -32,12 +32,12 @@ from lesionseg.data.split import Split, has_official, make_split, positions
 from lesionseg.errors import InputError
 from search.spec.study_spec import StudySpec, differences, spec_from
 from search.storage import trial_records
-from search.storage.artifact_store import ArtifactStore, open_depot
+from search.storage.artifact_store import ArtifactStore, open_artifact_store
 from search.storage.database import (
-    ENVIRONMENT,
-    ENVIRONMENT_FILE,
-    local_url,
-    masked,
+    STORAGE_VARIABLE,
+    STORAGE_FILE_VARIABLE,
+    sqlite_url,
+    mask_password,
     open_storage,
     storage_url,
 )
@@ -45,11 +45,11 @@ from search.storage.leases import TrialLeases
 from search.storage.retrying_storage import RetryingStorage, backend_of
 from search.storage.study_dir import (
     is_study,
-    make_folder,
+    create_folder,
     put,
-    read_about,
-    refuse_foreign,
-    refuse_unwritable,
+    read_run_info,
+    check_study_or_empty,
+    check_writable,
 )
 from search.study import data_summary, warm_start
 from search.study.cross_validation import BetweenFolds
@@ -86,7 +86,7 @@ class OpenStudy:
     cache: Cache
     split: Split
     study: optuna.Study
-    depot: ArtifactStore
+    store: ArtifactStore
 
     @property
     def name(self) -> str:
@@ -132,8 +132,8 @@ def create_or_resume(
     another spec or other data (the keys that differ are named).
     """
     index = DatasetIndex.read(data, spec.data.layout)
-    refuse_foreign(folder)
-    refuse_unwritable(folder)
+    check_study_or_empty(folder)
+    check_writable(folder)
     artifacts = _from_anywhere(artifacts)
     study = open_records(folder, storage=storage)[0] if is_study(folder) else None
     url = storage_url(storage, folder) if study is None else _recorded_url(folder, storage)
@@ -141,9 +141,9 @@ def create_or_resume(
         _refuse_changed(study, spec, index)
         _refuse_other_place(study, artifacts)
     else:
-        depot = open_depot(artifacts, folder)
-        if url == local_url(folder) and not (folder / "study.db").exists():
-            depot.refuse_marked()  # nobody else can have founded this very study
+        store = open_artifact_store(artifacts, folder)
+        if url == sqlite_url(folder) and not (folder / "study.db").exists():
+            store.check_not_foreign()  # nobody else can have founded this very study
     if study is None and url.get_backend_name() != "sqlite":
         open_storage(url)  # a server that cannot be reached is told before the pictures are read
     cache = build_cache(index, spec.data.image_size, on_progress=on_progress)
@@ -156,7 +156,7 @@ def create_or_resume(
     else:
         split = _split_of(study)
     plain = spec.model_dump(mode="json")
-    founded = TrialLeases(study).found(
+    founded = TrialLeases(study).initialize_study(
         {
             "data": index.fingerprint(),
             "split": split.to_dict(),
@@ -173,7 +173,7 @@ def create_or_resume(
         split = _split_of(study)
         _refuse_other_place(study, artifacts)
         study.set_user_attr("spec", plain)
-    make_folder(folder)
+    create_folder(folder)
     index = _regrouped(study, index)
     opened = OpenStudy(
         folder, spec, index, cache, split, study, _depot(study, folder, founding=True)
@@ -203,19 +203,23 @@ def join_study(join: StudyLocation) -> OpenStudy:
     """
     if is_study(join.folder):
         return open_study(join.folder, storage=join.storage, data=join.data)
-    if not (join.storage or os.environ.get(ENVIRONMENT) or os.environ.get(ENVIRONMENT_FILE)):
+    if not (
+        join.storage or os.environ.get(STORAGE_VARIABLE) or os.environ.get(STORAGE_FILE_VARIABLE)
+    ):
         raise InputError(
             f"{join.folder}: no study here, and no --storage that one could be in; give the "
             f"database's URL, or the study's folder as --out"
         )
     url = storage_url(join.storage, join.folder)
-    study = _load(url, join.name, f"{masked(url)} holds no study {join.name!r}; is it the name?")
+    study = _load(
+        url, join.name, f"{mask_password(url)} holds no study {join.name!r}; is it the name?"
+    )
     if "spec" not in study.user_attrs:
-        raise InputError(f"{masked(url)}: study {join.name!r} was not made by lesionsearch")
+        raise InputError(f"{mask_password(url)}: study {join.name!r} was not made by lesionsearch")
     if join.data is None:
         raise InputError("--data: say where the images are on this host")
     opened = _opened(study, join.folder, join.data)
-    make_folder(join.folder)
+    create_folder(join.folder)
     _write(opened, url, join.data)
     return opened
 
@@ -229,27 +233,27 @@ def _opened(study: optuna.Study, folder: Path, data: Roots) -> OpenStudy:
     spec = spec_from(study.user_attrs["spec"], f"study {study.study_name!r}")
     index = DatasetIndex.read(data, spec.data.layout)
     _refuse_changed(study, spec, index)
-    depot = _depot(study, folder, founding=False)
+    store = _depot(study, folder, founding=False)
     cache = build_cache(index, spec.data.image_size)
     index = _regrouped(study, index)
-    return OpenStudy(folder, spec, index, cache, _split_of(study), study, depot)
+    return OpenStudy(folder, spec, index, cache, _split_of(study), study, store)
 
 
 def _depot(study: optuna.Study, folder: Path, *, founding: bool) -> ArtifactStore:
     """Where the study's weights are, once it is sure that they are this study's."""
-    depot = open_depot(study.user_attrs.get("artifacts"), folder, study.study_name)
+    store = open_artifact_store(study.user_attrs.get("artifacts"), folder, study.study_name)
     marker = study.user_attrs["uuid"]
-    (depot.claim_marker if founding else depot.check_marker)(marker)
-    return depot
+    (store.claim_marker if founding else store.check_marker)(marker)
+    return store
 
 
 def open_records(
     folder: Path, *, storage: str | None = None
 ) -> tuple[optuna.Study, dict[str, Any]]:
     """A study's trials without its pictures, and its run.json."""
-    about = read_about(folder)
+    about = read_run_info(folder)
     url = _recorded_url(folder, storage)
-    lacking = f"{folder}: {masked(url)} holds no study {about['study']!r}; was it moved or deleted?"
+    lacking = f"{folder}: {mask_password(url)} holds no study {about['study']!r}; was it moved or deleted?"
     return _load(url, about["study"], lacking), about
 
 
@@ -338,22 +342,22 @@ def _recorded_url(folder: Path, given: str | None) -> URL:
 
     The environment is asked for a password only: it must not lead away from where the study is.
     """
-    recorded = read_about(folder)["storage"]
+    recorded = read_run_info(folder)["storage"]
     if given is None and recorded is None:
-        return local_url(folder)
+        return sqlite_url(folder)
     if given is None and "***" in recorded:
-        given = os.environ.get(ENVIRONMENT)
+        given = os.environ.get(STORAGE_VARIABLE)
         if not given:
             raise InputError(
                 f"storage: the study lies in {recorded}, whose password is not kept; "
-                f"give --storage or set {ENVIRONMENT}"
+                f"give --storage or set {STORAGE_VARIABLE}"
             )
     return storage_url(given or recorded, folder)
 
 
 def _create(folder: Path, url: URL) -> optuna.Study:
-    if url == local_url(folder):
-        make_folder(folder)  # with another storage, not before that was opened
+    if url == sqlite_url(folder):
+        create_folder(folder)  # with another storage, not before that was opened
     return optuna.create_study(
         study_name=folder.resolve().name,  # of "." too
         storage=open_storage(url),
@@ -434,7 +438,7 @@ def _put_files(
 ) -> None:
     about = {
         "study": name,
-        "storage": None if url == local_url(folder) else masked(url),
+        "storage": None if url == sqlite_url(folder) else mask_password(url),
         "data": None if data is None else _as_text(data),
         "layout": layout,
         "version": version("lesionsearch"),

@@ -141,7 +141,7 @@ class Hyperband(BasePruner):
         self, study: optuna.Study, known: list[FrozenTrial], bracket: int, rung: int
     ) -> list[float]:
         name, key = study.study_name, _key(rung)
-        there = [t for t in known if key in t.system_attrs and not trial_records.was_cut_off(t)]
+        there = [t for t in known if key in t.system_attrs and not trial_records.was_interrupted(t)]
         return [
             t.system_attrs[key]
             for t in there
@@ -191,7 +191,7 @@ class Halving(BasePruner):
             for other in known
             if epoch in other.intermediate_values
             and other.number != trial.number
-            and not trial_records.was_cut_off(other)  # it goes on as another, maybe as this one
+            and not trial_records.was_interrupted(other)  # it goes on as another, maybe as this one
         ]
         better = sum(rival is not None and rival > own for rival in rivals)
         return better >= max((len(rivals) + 1) // 2, 1)

@@ -21,7 +21,7 @@ from search.storage import trial_records
 from search.storage.leases import TrialLeases
 from search.study.warm_start import baseline_config, expressed, is_open
 
-#: What the ledger queues: parameters under the names of ``search.study.suggest``, and user attributes.
+#: What the leases queues: parameters under the names of ``search.study.suggest``, and user attributes.
 Queued = tuple[dict[str, Any], dict[str, Any]]
 
 
@@ -42,7 +42,7 @@ def retry(study: optuna.Study, numbers: Sequence[int]) -> list[int]:
         except InputError as error:
             errors.append(str(error))
     _refuse(f"study {study.study_name!r}", errors)
-    return TrialLeases(study).enqueue_all(queue)
+    return TrialLeases(study).enqueue(queue)
 
 
 def enqueue(study: optuna.Study, spec: StudySpec, path: Path) -> list[int]:
@@ -66,7 +66,7 @@ def enqueue(study: optuna.Study, spec: StudySpec, path: Path) -> list[int]:
         queue.append(_entry(entry, spec, found))
         errors += [f"entry {i}: {e}" if len(entries) > 1 else e for e in found]
     _refuse(str(path), errors)
-    return TrialLeases(study).enqueue_all(queue)
+    return TrialLeases(study).enqueue(queue)
 
 
 def room(study: optuna.Study) -> int:
@@ -75,9 +75,9 @@ def room(study: optuna.Study) -> int:
     Negative: so many of the queue wait for a larger ``budget.trials``.
     """
     known = trial_records.all_trials(study)
-    counts = trial_records.counts(known)
+    counts = trial_records.count_by_state(known)
     budget: int = study.user_attrs["spec"]["budget"]["trials"]
-    return budget - trial_records.spent(known) - counts["running"] - counts["waiting"]
+    return budget - trial_records.count_finished(known) - counts["running"] - counts["waiting"]
 
 
 def _refuse(where: str, errors: Sequence[str]) -> None:
@@ -102,12 +102,17 @@ def _again(trial: FrozenTrial) -> Queued:
     if not trial.state.is_finished():
         raise InputError(f"trial {number} is {state}: only one that has ended can be queued again")
     params = trial.system_attrs.get("fixed_params", {}) | trial.params
-    if not params and trial_records.GIVEN not in attrs and "config" not in attrs:
+    if not params and trial_records.TrialAttr.FIXED_CONFIG not in attrs and "config" not in attrs:
         raise InputError(f"trial {number} ended before it had a configuration: nothing to repeat")
     kept = {
-        key: attrs[key] for key in (trial_records.BASELINE, trial_records.GIVEN) if key in attrs
+        key: attrs[key]
+        for key in (trial_records.TrialAttr.BASELINE, trial_records.TrialAttr.FIXED_CONFIG)
+        if key in attrs
     }
-    return params, kept | {trial_records.AGAIN: True, trial_records.RETRIES: number}
+    return params, kept | {
+        trial_records.TrialAttr.ALLOW_DUPLICATE: True,
+        trial_records.TrialAttr.REPEAT_OF: number,
+    }
 
 
 # --- as they are written -------------------------------------------------------------------------
@@ -140,7 +145,7 @@ def _entry(entry: Any, spec: StudySpec, errors: list[str]) -> Queued:
         errors.append(f"{whole[0]}: takes no other key beside it, got {', '.join(map(str, entry))}")
         return {}, {}
     said: dict[str, Any] = (
-        {trial_records.BASELINE: entry["baseline"]} if whole == ["baseline"] else {}
+        {trial_records.TrialAttr.BASELINE: entry["baseline"]} if whole == ["baseline"] else {}
     )
     make = _of_baseline if said else _of_config
     try:
@@ -150,7 +155,11 @@ def _entry(entry: Any, spec: StudySpec, errors: list[str]) -> Queued:
         return {}, {}
     errors += refused_sizes({config.model.name: config.model.params}, config.image_size)
     params = expressed(config, spec.space)
-    return (params, said) if params else ({}, said | {trial_records.GIVEN: config.to_dict()})
+    return (
+        (params, said)
+        if params
+        else ({}, said | {trial_records.TrialAttr.FIXED_CONFIG: config.to_dict()})
+    )
 
 
 def _of_baseline(name: Any, spec: StudySpec) -> TrialConfig:

@@ -106,7 +106,7 @@ class BoundedTPE(GroupedTpeSampler):
     def _begins(self, study: optuna.Study) -> bool:
         """Whether fewer trials than it begins with were drawn and have ended."""
         ended = cached_trials(study, ENDED)
-        return sum(not trial_records.is_given(t) for t in ended) < self._startup
+        return sum(not trial_records.has_fixed_config(t) for t in ended) < self._startup
 
     def trials_to_model(
         self, study: optuna.Study, trial: FrozenTrial, param: str
@@ -135,7 +135,7 @@ class _Split:
         known = study.get_trials(deepcopy=False, states=(*ENDED, TrialState.RUNNING))
         # A configuration that was given has none of the space's parameters: among the good ones it
         # would take the place of one that has, and say nothing itself.
-        known = [t for t in known if not trial_records.is_given(t)]
+        known = [t for t in known if not trial_records.has_fixed_config(t)]
         running = [t for t in known if t.state == TrialState.RUNNING and t.number != trial.number]
         ended = [t for t in known if t.state != TrialState.RUNNING]
         good, others = split_trials(study, ended)
@@ -176,7 +176,9 @@ class _EveryOne(FilteredBruteForceSampler):
 
         Either may lack parameters: a path that ends early would be taken for another space.
         """
-        return not trial_records.was_cut_off(trial) and not trial_records.is_given(trial)
+        return not trial_records.was_interrupted(trial) and not trial_records.has_fixed_config(
+            trial
+        )
 
     def after_trial(self, *_: Any) -> None:
         """Nothing: Optuna's ends study.optimize() here, and raises where trials are asked for."""

@@ -24,7 +24,7 @@ from sqlalchemy.orm import Session
 from lesionseg.config import DEFAULTS, SETTINGS
 from lesionseg.errors import InputError
 from search.storage import schema, trial_records
-from search.storage.database import masked, open_storage
+from search.storage.database import mask_password, open_storage
 from search.storage.lease_transaction import LeaseTransaction
 from search.storage.optuna_internals import models, study_id
 from search.storage.retrying_storage import backend_of
@@ -135,7 +135,7 @@ def _read(study: optuna.Study) -> _Read:
 
 def _taken(name: str, url: URL, source: str) -> InputError:
     return InputError(
-        f"{source}: {masked(url)} holds a study {name!r} already; give the new one another name"
+        f"{source}: {mask_password(url)} holds a study {name!r} already; give the new one another name"
     )
 
 
@@ -144,7 +144,7 @@ def _put_down(books: LeaseTransaction, head: Head, study_id: int) -> None:
     trial = models.TrialModel
     running = select(trial).where(trial.study_id == study_id, trial.state == TrialState.RUNNING)
     for row in books.session.scalars(running.order_by(trial.number)).all():
-        books.hand_on(row, trial_records.INTERRUPTED, head.exported)
+        books.hand_on(row, trial_records.EndReason.INTERRUPTED, head.exported)
 
 
 # --- a table for people --------------------------------------------------------------------------
@@ -171,14 +171,16 @@ def _row(trial: FrozenTrial) -> dict[str, Any]:
         "value": trial.value,
         "epochs": len(trial.intermediate_values),
         "seconds": round(trial_records.hours_spent([trial]) * 3600, 3) if began else None,
-        "baseline": trial.user_attrs.get(trial_records.BASELINE),
+        "baseline": trial.user_attrs.get(trial_records.TrialAttr.BASELINE),
         **_flattened(trial),
     }
 
 
 def _flattened(trial: FrozenTrial) -> dict[str, Any]:
     attrs = trial.user_attrs
-    config: Mapping[str, Any] | None = attrs.get("config", attrs.get(trial_records.GIVEN))
+    config: Mapping[str, Any] | None = attrs.get(
+        "config", attrs.get(trial_records.TrialAttr.FIXED_CONFIG)
+    )
     if config is None:  # it did not begin: what it was queued with is all there is
         queued: dict[str, Any] = trial.system_attrs.get("fixed_params", {}) | trial.params
         return queued

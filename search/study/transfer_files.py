@@ -13,7 +13,7 @@ from lesionseg.data.sets import Roots
 from lesionseg.errors import InputError
 from search.spec.study_spec import spec_from
 from search.storage.database import storage_url
-from search.storage.study_dir import is_study, make_folder, refuse_foreign, refuse_unwritable
+from search.storage.study_dir import is_study, create_folder, check_study_or_empty, check_writable
 from search.study.lifecycle import settle
 from search.study.transfer import export_study, import_study, write_csv
 
@@ -56,11 +56,11 @@ def import_from(path: Path, out: Path | None, storage: str | None, data: Roots |
     folder = out or Path("runs") / str(name or "imported")
     if is_study(folder):
         raise InputError(f"--out: {folder} holds a study already; give a new folder")
-    refuse_foreign(folder)
-    refuse_unwritable(folder)
+    check_study_or_empty(folder)
+    check_writable(folder)
     url = storage_url(storage, folder)
     fresh = not folder.exists()
-    make_folder(folder)
+    create_folder(folder)
     try:
         with path.open(encoding="utf-8") as lines:
             study = import_study(lines, url, folder.resolve().name, str(path))

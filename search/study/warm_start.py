@@ -40,9 +40,9 @@ def baseline_config(name: str, spec: StudySpec) -> TrialConfig:
 def _queued(name: str, spec: StudySpec) -> tuple[dict[str, Any], dict[str, Any]]:
     config = baseline_config(name, spec)
     params = expressed(config, spec.space)
-    attrs: dict[str, Any] = {trial_records.BASELINE: name}
+    attrs: dict[str, Any] = {trial_records.TrialAttr.BASELINE: name}
     if params is None:
-        attrs[trial_records.GIVEN] = config.to_dict()
+        attrs[trial_records.TrialAttr.FIXED_CONFIG] = config.to_dict()
     return dict(params or {}), attrs
 
 

@@ -9,7 +9,7 @@ from types import TracebackType
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from search.storage.leases import Claim, Command, TrialLeases, WorkerRow
+from search.storage.leases import Claim, Command, TrialLeases, WorkerInfo
 from search.storage.retrying_storage import StorageUnavailable
 from search.trial_process.slot import Slot
 
@@ -21,23 +21,23 @@ class Heartbeat:
     dead. It reaps too: the dead are found although nobody starts a trial.
     """
 
-    def __init__(self, ledger: TrialLeases, slot: Slot) -> None:
-        self.ledger, self.slot = ledger, slot
+    def __init__(self, leases: TrialLeases, slot: Slot) -> None:
+        self.leases, self.slot = leases, slot
         self.command: Command = "run"
         self._claim: Claim | None = None
         self._epoch = 0
         self._fenced = False
         self._lock = threading.RLock()
         self._end = threading.Event()
-        self._row: WorkerRow | None = None
+        self._row: WorkerInfo | None = None
         self._thread: threading.Thread | None = None
 
     @property
-    def row(self) -> WorkerRow:
+    def row(self) -> WorkerInfo:
         """This worker in the books; it is entered anew where it was taken for dead."""
         with self._lock:
             if self._row is None:
-                self._row = self.ledger.join(self.slot)
+                self._row = self.leases.register_worker(self.slot)
             return self._row
 
     @property
@@ -54,7 +54,7 @@ class Heartbeat:
         """How far the trial is."""
         self._epoch = epoch
 
-    def expired(self, row: WorkerRow) -> None:
+    def expired(self, row: WorkerInfo) -> None:
         """Others took this worker for dead: it comes again under a new name, unless it did so."""
         with self._lock:
             if self._row is row:
@@ -64,7 +64,7 @@ class Heartbeat:
         """One beat, from the caller's thread."""
         with self._lock:
             claim, row = self._claim, self.row
-        orders = self.ledger.beat(row, claim, self._epoch)
+        orders = self.leases.heartbeat(row, claim, self._epoch)
         self.command = orders.command
         with self._lock:
             if orders.lease or claim is not self._claim:
@@ -89,16 +89,16 @@ class Heartbeat:
         self._thread.join(timeout=5)
         if self._row is not None and not isinstance(error, StorageUnavailable):
             with suppress(StorageUnavailable):  # it goes all the same, and will be found to be gone
-                self.ledger.leave(self._row)
+                self.leases.deregister_worker(self._row)
         self._row = None
 
     def _run(self) -> None:
         reaped = time.monotonic()
-        while not self._end.wait(self.ledger.grace / 6):
+        while not self._end.wait(self.leases.grace / 6):
             try:
                 self.beat()
-                if time.monotonic() - reaped > self.ledger.grace / 3:
+                if time.monotonic() - reaped > self.leases.grace / 3:
                     reaped = time.monotonic()
-                    self.ledger.reap()
+                    self.leases.reap_expired()
             except (StorageUnavailable, SQLAlchemyError, KeyError):
                 continue  # away, full or deleted: the worker's own calls will say so

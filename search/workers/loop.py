@@ -136,15 +136,15 @@ class _Shift:
         budget = opened.spec.budget
         self.clock = TimeBudget(budget.hours, budget.gpu_hours)
         opened.wait_for_storage(stopping, on_event)
-        self.ledger = TrialLeases(opened.study, on_wait=on_event)
+        self.leases = TrialLeases(opened.study, on_wait=on_event)
         self.worker = Worker(
             opened.study,
             opened.spec,
             opened.material,
-            opened.depot,
+            opened.store,
             slot,
             listener,
-            ledger=self.ledger,
+            leases=self.leases,
             stopping=stopping,
             deadline=lambda: self.clock.is_over(trial_records.all_trials(opened.study)),
             program=terms.program,
@@ -156,11 +156,11 @@ class _Shift:
             self.worker.pulse.beat()  # it hears at once what the others were told long ago
             prepare_sampling(self.opened, self.worker.pulse.row.ordinal)
             self.own = self.opened.study.sampler
-            self.ledger.reap()
+            self.leases.reap_expired()
             while True:
                 why = self._one()
                 if why is not None:
-                    sweep(self.opened.depot, trial_records.all_trials(self.opened.study))
+                    sweep(self.opened.store, trial_records.all_trials(self.opened.study))
                     return WorkerResult(self.ended, why)
 
     def _one(self) -> str | None:
@@ -179,7 +179,7 @@ class _Shift:
             self._wait()
             return None
         exhausted = (
-            len(trial_records.tried(known)) >= self.opened.spec.space.size()
+            len(trial_records.tried_digests(known)) >= self.opened.spec.space.size()
             or self.skipped >= EXHAUSTED
         )
         self.opened.study.sampler = _fresh(self.opened) if self.skipped >= GIVE_WAY else self.own
@@ -188,7 +188,7 @@ class _Shift:
             self._run(claimed)
             return None
         if claimed == "full" or self.terms.forever:
-            self.ledger.reap()
+            self.leases.reap_expired()
             self._wait()
             return None
         return "exhausted" if exhausted and not self._is_spent() else "done"
@@ -196,7 +196,7 @@ class _Shift:
     def _run(self, claim: Claim) -> None:
         self.idle = 0
         done = self.worker.run(claim)
-        if trial_records.was_cut_off(done):
+        if trial_records.was_interrupted(done):
             return
         self.ended += 1
         self.skipped = self.skipped + 1 if trial_records.state_of(done) == "skipped" else 0
@@ -209,7 +209,7 @@ class _Shift:
     def _is_spent(self) -> bool:
         known = trial_records.all_trials(self.opened.study)
         budget: int = self.opened.study.user_attrs["spec"]["budget"]["trials"]
-        return trial_records.spent(known) >= budget
+        return trial_records.count_finished(known) >= budget
 
 
 def _fresh(opened: OpenStudy) -> BaseSampler:

@@ -135,7 +135,7 @@ class StudyMonitor:
         self, opened: OpenStudy, listener: TrialListener, on_event: Callable[[str], None]
     ) -> None:
         self.opened, self.listener, self.on_event = opened, listener, on_event
-        self.ledger = TrialLeases(opened.study, on_wait=on_event)
+        self.leases = TrialLeases(opened.study, on_wait=on_event)
         budget = opened.spec.budget
         self.clock = TimeBudget(budget.hours, budget.gpu_hours)
         self.told = {t.number for t in self._known() if t.state.is_finished()}
@@ -149,11 +149,11 @@ class StudyMonitor:
         self.looked = now
         if now - self.reaped > REAP:
             self.reaped = now
-            for number, successor in self.ledger.reap():
+            for number, successor in self.leases.reap_expired():
                 goes_on = "is closed" if successor is None else f"goes on as trial {successor}"
                 self.on_event(f"trial {number} lost its worker; it {goes_on}")
         known = self._known()
-        ranking = trial_records.ranked(known)
+        ranking = trial_records.rank_trials(known)
         for trial in known:
             if trial.state.is_finished() and trial.number not in self.told:
                 self.told.add(trial.number)
@@ -161,16 +161,18 @@ class StudyMonitor:
 
     def ended(self) -> int:
         """Trials with an end of their own."""
-        return trial_records.spent(self._known())
+        return trial_records.count_finished(self._known())
 
     def is_done(self) -> bool:
         """Whether the study needs nobody any more."""
         known = self._known()
-        spent = trial_records.spent(known) >= self.opened.spec.budget.trials
-        over = self.clock.is_over(known) or self.ledger.command == "stop"
-        at_work = trial_records.counts(known)["running"]
+        spent = trial_records.count_finished(known) >= self.opened.spec.budget.trials
+        over = self.clock.is_over(known) or self.leases.command == "stop"
+        at_work = trial_records.count_by_state(known)["running"]
         # The space of a finite study may be exhausted before its budget.
-        exhausted = not at_work and len(trial_records.tried(known)) >= self.opened.spec.space.size()
+        exhausted = (
+            not at_work and len(trial_records.tried_digests(known)) >= self.opened.spec.space.size()
+        )
         return spent or exhausted or (over and not at_work)
 
     def _known(self) -> list[FrozenTrial]:

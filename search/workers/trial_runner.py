@@ -54,7 +54,7 @@ class TrialRunner:
         self.results: list[TrainResult] = []
         self.parts, self.built = 1, False
         self.verdict: str | None = None
-        self.uploads = StateUploader(worker.depot, claim.number)
+        self.uploads = StateUploader(worker.store, claim.number)
         self.trainings = worker.material.trainings
 
     def to_its_end(self) -> None:
@@ -83,8 +83,8 @@ class TrialRunner:
             case JobError("disk", text):
                 # Every other trial would fail of it too: this is no fault of the configuration.
                 self.worker.put_back(self.claim)
-                raise JobFailed(f"{text}; make room in {self.worker.depot.root} and start again")
-            case JobError() if self.verdict == trial_records.CONSTRAINT:
+                raise JobFailed(f"{text}; make room in {self.worker.store.root} and start again")
+            case JobError() if self.verdict == trial_records.EndReason.CONSTRAINT:
                 self._told(TrialState.PRUNED)
             case JobError(reason, text, trace):
                 told = {"reason": reason, "message": text, "trace": trace[-4000:]}
@@ -97,43 +97,49 @@ class TrialRunner:
             if not (isinstance(end, JobError) and end.reason == "oom" and self._can_halve()):
                 return end
             self.parts *= 2
-            self.worker.ledger.note(self.claim, {"parts": self.parts, "spared": end.message})
+            self.worker.leases.set_trial_attrs(
+                self.claim, {"parts": self.parts, "spared": end.message}
+            )
 
     def _take_up_folds(self) -> None:
         """Folds that an earlier attempt brought to their end become this trial's own."""
-        depot, number = self.worker.depot, self.claim.number
-        if len(self.trainings) == 1 or not depot.local(number, WEIGHTS).is_file():
+        store, number = self.worker.store, self.claim.number
+        if len(self.trainings) == 1 or not store.local_path(number, WEIGHTS).is_file():
             return
-        self.results = cross_validation.load(depot.local(number, FOLDS), self.config.digest())
+        self.results = cross_validation.load(store.local_path(number, FOLDS), self.config.digest())
         if not self.results:
             return
         values = {r.epoch: r.metrics.dice for r in self.results[0].history}
         for n in range(2, len(self.results) + 1):
             values[self._step(n)] = cross_validation.mean_dice(self.results[:n])
-        self.worker.ledger.report(self.claim, values)
+        self.worker.leases.record_epochs(self.claim, values)
         cached_trial(self.trial).intermediate_values.update(values)
         epochs = sum(len(result.history) for result in self.results)
-        told = {"resumed_at": epochs, trial_records.FOLDS: self._folds()}
-        self.worker.ledger.note(self.claim, told)
+        told = {"resumed_at": epochs, trial_records.TrialAttr.FOLDS: self._folds()}
+        self.worker.leases.set_trial_attrs(self.claim, told)
         self._write([], begins=True)
         self.worker.pulse.at(epochs)
 
     def _between_folds(self) -> None:
         """Keeps what the fold gave, says it, and hears whether the trial is to go on."""
-        depot, number, done = self.worker.depot, self.claim.number, len(self.results)
+        store, number, done = self.worker.store, self.claim.number, len(self.results)
         if done < len(self.trainings):
             if done == 1:
-                depot.put(number, WEIGHTS)
+                store.put(number, WEIGHTS)
                 with suppress(
                     ArtifactStoreUnavailable, InputError, OSError
                 ):  # there may be no picture
-                    depot.put(number, PICTURE)
-            cross_validation.save(depot.local(number, FOLDS), self.config.digest(), self.results)
-            depot.put(number, FOLDS)
-            depot.drop(number, STATE)  # of the fold that is done
+                    store.put(number, PICTURE)
+            cross_validation.save(
+                store.local_path(number, FOLDS), self.config.digest(), self.results
+            )
+            store.put(number, FOLDS)
+            store.delete(number, STATE)  # of the fold that is done
         if done > 1:
             self._report(self._step(done), cross_validation.mean_dice(self.results))
-        self.worker.ledger.note(self.claim, {trial_records.FOLDS: self._folds()})
+        self.worker.leases.set_trial_attrs(
+            self.claim, {trial_records.TrialAttr.FOLDS: self._folds()}
+        )
         if 1 < done < len(self.trainings) and self.trial.should_prune():
             self.verdict = "pruned"
         elif done < len(self.trainings) and self._is_late():
@@ -148,9 +154,9 @@ class TrialRunner:
         return cross_validation.summary(whole, len(self.trainings))
 
     def _put_down(self) -> None:
-        depot, number = self.worker.depot, self.claim.number
-        if depot.local(number, STATE).is_file():  # else it begins anew
-            depot.put(number, STATE)
+        store, number = self.worker.store, self.claim.number
+        if store.local_path(number, STATE).is_file():  # else it begins anew
+            store.put(number, STATE)
         self.worker.put_back(self.claim)
 
     def _can_halve(self) -> bool:
@@ -158,7 +164,7 @@ class TrialRunner:
         return self.config.accumulate * self.parts * 2 <= self.config.batch_size
 
     def _job(self) -> TrainJob:
-        material, slot, place = self.worker.material, self.worker.slot, self.worker.depot.local
+        material, slot, place = self.worker.material, self.worker.slot, self.worker.store.local_path
         train, val = self.trainings[len(self.results)]
         kept = not self.results
         return TrainJob(
@@ -215,7 +221,7 @@ class TrialRunner:
     def _report(self, step: int, dice: float) -> None:
         known = cached_trial(self.trial).intermediate_values
         if step in known:  # of an attempt that memory did not suffice for
-            self.worker.ledger.report(self.claim, {step: dice})
+            self.worker.leases.record_epochs(self.claim, {step: dice})
             known[step] = dice
             return
         self.trial.report(dice, step)
@@ -223,12 +229,12 @@ class TrialRunner:
     def _take_up(self, history: Sequence[EpochRecord]) -> None:
         """Epochs of an earlier attempt become this trial's own."""
         before = sum(len(result.history) for result in self.results)
-        self.worker.ledger.note(self.claim, {"resumed_at": before + len(history)})
+        self.worker.leases.set_trial_attrs(self.claim, {"resumed_at": before + len(history)})
         if self.results:
             self._record(history)
         elif history:
             values = {r.epoch: r.metrics.dice for r in history}
-            self.worker.ledger.report(self.claim, values)
+            self.worker.leases.record_epochs(self.claim, values)
             cached_trial(self.trial).intermediate_values.update(values)
             self._record(history)
 
@@ -249,10 +255,10 @@ class TrialRunner:
             if value > limit:
                 told.append(f"{value:.2f} {what}; constraints.{key} is {limit:g}")
         if told:
-            attrs |= {"reason": trial_records.CONSTRAINT, "message": "; ".join(told)}
+            attrs |= {"reason": trial_records.EndReason.CONSTRAINT, "message": "; ".join(told)}
         self.built = True
-        self.worker.ledger.note(self.claim, attrs)
-        return trial_records.CONSTRAINT if told else None
+        self.worker.leases.set_trial_attrs(self.claim, attrs)
+        return trial_records.EndReason.CONSTRAINT if told else None
 
     def _stop(self, record: EpochRecord) -> str | None:
         last = len(self.results) + 1 == len(self.trainings)
@@ -264,7 +270,7 @@ class TrialRunner:
 
     def _is_late(self) -> bool:
         # Out of time: the first complete trial is let through, or there would be no result.
-        known = self.worker.deadline() and trial_records.ranked(
+        known = self.worker.deadline() and trial_records.rank_trials(
             trial_records.all_trials(self.worker.study)
         )
         return bool(known)
@@ -279,7 +285,7 @@ class TrialRunner:
             "peak_memory": max(result.peak_memory for result in results),
         }
         if len(self.trainings) > 1:
-            attrs[trial_records.FOLDS] = self._folds()
+            attrs[trial_records.TrialAttr.FOLDS] = self._folds()
         if any(result.stopped == "early" for result in results):
             attrs["reason"] = "early stopping"
         if self.verdict == "time":
@@ -287,18 +293,18 @@ class TrialRunner:
         if self.verdict is not None:
             self._told(TrialState.PRUNED, attrs=attrs)
             return
-        self.worker.depot.put(self.claim.number, WEIGHTS)
+        self.worker.store.put(self.claim.number, WEIGHTS)
         self._told(TrialState.COMPLETE, cross_validation.mean_dice(results), attrs)
 
     def _told(
         self, state: TrialState, value: float | None = None, attrs: dict[str, Any] | None = None
     ) -> None:
-        depot, files = self.worker.depot, []
+        store, files = self.worker.store, []
         if self.history or self.results:  # one that is refused before training has none
-            depot.put(self.claim.number, HISTORY)
+            store.put(self.claim.number, HISTORY)
             files.append(HISTORY)
         with suppress(ArtifactStoreUnavailable, InputError, OSError):  # there may be no picture
-            depot.put(self.claim.number, PICTURE)
+            store.put(self.claim.number, PICTURE)
             files.append(PICTURE)
         self.worker.told(self.claim, state, value, attrs, files)
 
@@ -310,7 +316,7 @@ class TrialRunner:
         self.worker.pulse.at(before + len(self.history))
 
     def _write(self, records: Sequence[EpochRecord], *, begins: bool) -> None:
-        path = self.worker.depot.local(self.claim.number, HISTORY)
+        path = self.worker.store.local_path(self.claim.number, HISTORY)
         path.parent.mkdir(parents=True, exist_ok=True)
         # A file that begins anew holds all epochs of the folds before.
         earlier = enumerate((result.history for result in self.results), 1) if begins else ()
@@ -329,13 +335,13 @@ class TrialRunner:
 class StateUploader:
     """Takes states to where other hosts can get them, beside the training; the latest only."""
 
-    def __init__(self, depot: ArtifactStore, number: int) -> None:
-        self.depot, self.number = depot, number
+    def __init__(self, store: ArtifactStore, number: int) -> None:
+        self.store, self.number = store, number
         self.thread: threading.Thread | None = None
 
     def state(self) -> None:
         """There is a new state."""
-        if self.depot.is_here or (self.thread is not None and self.thread.is_alive()):
+        if self.store.is_local or (self.thread is not None and self.thread.is_alive()):
             return
         self.thread = threading.Thread(target=self._put, daemon=True)
         self.thread.start()
@@ -343,7 +349,7 @@ class StateUploader:
     def _put(self) -> None:
         # The next state tries again; what must arrive is put by the worker itself.
         with suppress(ArtifactStoreUnavailable, InputError, OSError):
-            self.depot.put(self.number, STATE)
+            self.store.put(self.number, STATE)
 
     def finish(self) -> None:
         """Waits for what is under way."""
@@ -359,6 +365,6 @@ class StateUploader:
         def drop() -> None:
             under_way.join()
             with suppress(ArtifactStoreUnavailable, InputError, OSError):
-                self.depot.drop(self.number, STATE)
+                self.store.delete(self.number, STATE)
 
         threading.Thread(target=drop, daemon=True).start()

@@ -29,7 +29,7 @@ from search.storage.retention import (
     PUSHED_OUT,
     STATE,
     WEIGHTS,
-    drop_pictures,
+    delete_old_pictures,
 )
 from search.study.suggest import suggest
 from search.study.trial_data import TrialData
@@ -70,11 +70,11 @@ class Worker:
         study: optuna.Study,
         spec: StudySpec,
         material: TrialData,
-        depot: ArtifactStore,
+        store: ArtifactStore,
         slot: Slot,
         listener: TrialListener,
         *,
-        ledger: TrialLeases | None = None,
+        leases: TrialLeases | None = None,
         stopping: StopEvent | None = None,
         deadline: Callable[[], bool] = lambda: False,
         keep: int | None = KEEP_BEST,
@@ -82,12 +82,12 @@ class Worker:
         program: str = PROGRAM,
     ) -> None:
         self.study, self.spec, self.material = study, spec, material
-        self.depot, self.slot, self.listener = depot, slot, listener
-        self.ledger = ledger or TrialLeases(study)
+        self.store, self.slot, self.listener = store, slot, listener
+        self.leases = leases or TrialLeases(study)
         self.stopping: StopEvent = stopping or threading.Event()
         self.deadline, self.keep, self.twins, self.program = deadline, keep, twins, program
         self.mark = str(study.user_attrs.get("uuid", ""))
-        self.pulse = Heartbeat(self.ledger, slot)
+        self.pulse = Heartbeat(self.leases, slot)
         baselines = MODELS if spec.warm_start else ()
         self.imports = needs([*spec.space.picks["model"], *baselines])
 
@@ -108,7 +108,7 @@ class Worker:
         while True:
             row = self.pulse.row
             try:
-                claimed = self.ledger.claim(row, bounded=bounded, fresh=fresh)
+                claimed = self.leases.claim(row, bounded=bounded, fresh=fresh)
             except WorkerExpired:  # it slept so long that it was taken for dead
                 self.pulse.expired(row)
                 continue
@@ -137,27 +137,27 @@ class Worker:
         finally:
             self.pulse.hold(None)
         known = trial_records.all_trials(self.study)
-        done, ranking = known[claim.number], trial_records.ranked(known)
+        done, ranking = known[claim.number], trial_records.rank_trials(known)
         if self.keep is not None:
             self._drop_weights(done, ranking)
         with suppress(Exception):  # what people look at: no trial is worse for the lack of it
-            self.ledger.describe(notes.attrs_of(done))
+            self.leases.set_study_system_attrs(notes.attrs_of(done))
             if self.keep is not None:
-                drop_pictures(self.depot, known)
+                delete_old_pictures(self.store, known)
         self.listener.trial_ended(done, ranking[0] if ranking else None)
         return done
 
     def _run(self, claim: Claim) -> None:
         trial = _taken_up(self.study, claim)
-        given = trial.user_attrs.get(trial_records.GIVEN)
+        given = trial.user_attrs.get(trial_records.TrialAttr.FIXED_CONFIG)
         try:
-            with self.ledger.gathering() as drawn:
+            with self.leases.collect_params() as drawn:
                 config = TrialConfig.from_dict(given) if given else suggest(trial, self.spec.space)
         except InputError as error:  # one that was queued by hand, or by another version
-            self._fail(claim, trial_records.CONFIG, str(error))
+            self._fail(claim, trial_records.EndReason.CONFIG, str(error))
             return
-        may_repeat = self.twins or trial_records.AGAIN in trial.user_attrs
-        twin = self.ledger.configure(
+        may_repeat = self.twins or trial_records.TrialAttr.ALLOW_DUPLICATE in trial.user_attrs
+        twin = self.leases.record_config(
             claim,
             {"config": config.to_dict(), "digest": config.digest()},
             digest=None if may_repeat else config.digest(),
@@ -165,10 +165,10 @@ class Worker:
         )
         if twin is not None:
             text = f"the same configuration as trial {twin}"
-            self._fail(claim, trial_records.DUPLICATE, text, {"twin": twin})
+            self._fail(claim, trial_records.EndReason.DUPLICATE, text, {"twin": twin})
             return
         self.listener.trial_started(claim.number, config)
-        self._fetch_state(claim, trial.user_attrs.get(trial_records.ATTEMPTS, []))
+        self._fetch_state(claim, trial.user_attrs.get(trial_records.TrialAttr.ATTEMPTS, []))
         TrialRunner(self, claim, trial, config).to_its_end()
 
     def _fetch_state(self, claim: Claim, attempts: Sequence[int]) -> None:
@@ -177,24 +177,24 @@ class Worker:
         carried = (WEIGHTS, PICTURE, FOLDS) if self.material.folds else ()
         for name in (STATE, *carried):
             for number in reversed(attempts):
-                file = self.depot.fetch(number, name)
+                file = self.store.fetch(number, name)
                 if file is not None:
-                    mine = self.depot.local(claim.number, name)
+                    mine = self.store.local_path(claim.number, name)
                     mine.parent.mkdir(parents=True, exist_ok=True)
                     file.replace(mine)
-                    self.depot.put(claim.number, name)
+                    self.store.put(claim.number, name)
                     break
         for number in attempts:
-            self.depot.clear(number)
+            self.store.delete_trial(number)
 
     def put_back(self, claim: Claim) -> None:
         """Queues a trial again that was put down, with what it goes on from."""
-        if self.ledger.requeue(claim, trial_records.INTERRUPTED) is None:
+        if self.leases.requeue(claim, trial_records.EndReason.INTERRUPTED) is None:
             return
         # What it goes on from stays; the rest is written anew.
-        goes_on = self.material.folds and self.depot.local(claim.number, FOLDS).is_file()
+        goes_on = self.material.folds and self.store.local_path(claim.number, FOLDS).is_file()
         for name in (HISTORY,) if goes_on else (HISTORY, WEIGHTS, PICTURE):
-            self.depot.drop(claim.number, name)
+            self.store.delete(claim.number, name)
 
     def _fail(
         self, claim: Claim, reason: str, text: str, attrs: dict[str, Any] | None = None
@@ -213,26 +213,26 @@ class Worker:
     ) -> None:
         """Brings a trial to its end. Raises Fenced where it is another's by now.
 
-        files: names of what the depot has of it for people to look at.
+        files: names of what the store has of it for people to look at.
         """
-        listed = artifact_ids.listed(self.mark, claim.number, files)
-        if not self.ledger.finish(claim, state, value, attrs, listed):
+        listed = artifact_ids.artifact_attrs(self.mark, claim.number, files)
+        if not self.leases.finish(claim, state, value, attrs, listed):
             raise LeaseLost("the trial was handed on to another worker")
         # Not before: a worker that dies between the two must not have to begin anew.
-        self.depot.drop(claim.number, STATE)
+        self.store.delete(claim.number, STATE)
         if self.material.folds:
-            self.depot.drop(claim.number, FOLDS)
+            self.store.delete(claim.number, FOLDS)
 
     def _drop_weights(self, done: FrozenTrial, ranking: Sequence[FrozenTrial]) -> None:
         """Of this trial, unless it is among the best, and of those that it pushed out."""
         assert self.keep is not None
         numbers = [t.number for t in ranking]
-        ended = done.state.is_finished() and not trial_records.was_cut_off(done)
+        ended = done.state.is_finished() and not trial_records.was_interrupted(done)
         if done.number not in numbers[: self.keep] and ended:
-            self.depot.drop(done.number, WEIGHTS)
-        # Several may be pushed out at once; a depot of thousands is not asked for each.
+            self.store.delete(done.number, WEIGHTS)
+        # Several may be pushed out at once; a store of thousands is not asked for each.
         for number in numbers[self.keep : self.keep + PUSHED_OUT]:
-            self.depot.drop(number, WEIGHTS)
+            self.store.delete(number, WEIGHTS)
 
 
 def _taken_up(study: optuna.Study, claim: Claim) -> optuna.Trial:

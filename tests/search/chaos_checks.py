@@ -186,7 +186,7 @@ def _judge_lines(verdict: Verdict, digest: str, lines: Sequence[stub.Line]) -> N
     saved = at = 0
     pid: int | None = None
     for line in lines:
-        if line.what == stub.BEGUN:
+        if line.what == stub.UNFINISHED_FILES:
             told = f"{digest}: trial {line.trial} begins after {line.epoch} epochs, saved: {saved}"
             _unless(verdict, line.epoch >= saved, told)
             verdict.resumed += line.epoch > 0

@@ -73,13 +73,15 @@ def worker_of(opened: OpenStudy, listener: Any = None, **settings: Any) -> Worke
     slot = settings.pop("slot", SLOT)
     listener = listener or Listening()
     return Worker(
-        opened.study, opened.spec, opened.material, opened.depot, slot, listener, **settings
+        opened.study, opened.spec, opened.material, opened.store, slot, listener, **settings
     )
 
 
 def queue(opened: OpenStudy, width: int = 4, lr: float = 0.01) -> int:
     """Queues a trial of TINY's space; its number."""
-    return TrialLeases(opened.study).enqueue({"model.unet.width": width, "optimizer.adam.lr": lr})
+    return TrialLeases(opened.study).enqueue_one(
+        {"model.unet.width": width, "optimizer.adam.lr": lr}
+    )
 
 
 def search(

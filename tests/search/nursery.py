@@ -121,13 +121,13 @@ def _warm_up() -> None:
     import optuna
 
     import search.workers.loop  # noqa: F401
-    from search.storage.database import local_url, open_storage
+    from search.storage.database import sqlite_url, open_storage
     from search.storage.leases import TrialLeases
 
     with tempfile.TemporaryDirectory() as folder:
-        storage = open_storage(local_url(Path(folder)))
+        storage = open_storage(sqlite_url(Path(folder)))
         study = optuna.create_study(storage=storage)
-        TrialLeases(study).reap()
+        TrialLeases(study).reap_expired()
         study.tell(study.ask(), 0.0)
         storage.engine.dispose()
 

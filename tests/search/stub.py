@@ -35,7 +35,7 @@ LOG = "truth.log"
 #: The environment variable that holds the shortest and the longest epoch in seconds.
 SECONDS = "LESIONSEARCH_STUB_SECONDS"
 #: The lines of the log, as their second word.
-BEGUN, EPOCH, SAVED = "begun", "epoch", "saved"
+UNFINISHED_FILES, EPOCH, SAVED = "begun", "epoch", "saved"
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class _Training:
             assert state["digest"] == self.digest
             self.done = state["epochs"]
             self.pipe.send(Resumed(self._records()))
-        self._note(BEGUN)
+        self._note(UNFINISHED_FILES)
         for epoch in range(self.done + 1, self.epochs + 1):
             self._wait(_seconds(self.digest, epoch))
             self.done = epoch

@@ -47,7 +47,7 @@ def test_each_is_trained_and_tested_and_the_best_stands_first(done):
     assert found[0].behind is None
     opened = open_study(folder)
     for trial in trial_records.all_trials(opened.study):
-        expected = baselines.config(trial.user_attrs[trial_records.BASELINE], 16, 1)
+        expected = baselines.config(trial.user_attrs[trial_records.TrialAttr.BASELINE], 16, 1)
         assert trial_records.config_of(trial) == expected.to_dict()
     assert len(test_evaluations(opened.study)) == 2
 
@@ -197,7 +197,7 @@ def made_up(dice):
 def finished(study, name):
     trial = study.ask()
     for key, value in {
-        trial_records.BASELINE: name, "params": 10, "macs": 20, "seconds": 3.0, "peak_memory": 4,
+        trial_records.TrialAttr.BASELINE: name, "params": 10, "macs": 20, "seconds": 3.0, "peak_memory": 4,
         "best_epoch": 1, "epochs": 2, "val": {"dice": 0.5},
     }.items():  # fmt: skip
         trial.set_user_attr(key, value)
@@ -223,7 +223,7 @@ def test_no_result_at_all_is_a_table_of_reasons():
 
     study = in_memory()
     trial = study.ask()
-    trial.set_user_attr(trial_records.BASELINE, "unet-bce")
+    trial.set_user_attr(trial_records.TrialAttr.BASELINE, "unet-bce")
     trial.set_user_attr("message", "out | of memory")
     study.tell(trial, state=trial_records.Optuna.FAIL)
     found = rows({}, trial_records.all_trials(study))

@@ -85,9 +85,9 @@ def go_on(args) -> str:
 def check_whole(folder: Path, budget: int, known_before=()) -> None:
     """Budget exact, nothing twice, nothing lost, nothing left at work or waiting."""
     known = trial_records.all_trials(open_records(folder)[0])
-    counts = trial_records.counts(known)
+    counts = trial_records.count_by_state(known)
     assert counts["running"] == counts["waiting"] == 0
-    assert trial_records.spent(known) == budget
+    assert trial_records.count_finished(known) == budget
     ended = [t for t in known if trial_records.state_of(t) in {"complete", "pruned", "failed"}]
     digests = Counter(t.user_attrs["digest"] for t in ended)
     assert max(digests.values()) == 1
@@ -240,7 +240,7 @@ def test_workers_that_are_interrupted_or_killed_lose_nothing(tiny_data, tmp_path
     assert wait_until(lambda: all(is_gone(p.pid) for p in family), PATIENCE)
     assert status(folder)["workers"] == []
     before = finished(folder)
-    budget = trial_records.spent(trial_records.all_trials(open_records(folder)[0])) + 4
+    budget = trial_records.count_finished(trial_records.all_trials(open_records(folder)[0])) + 4
     go_on([*words(tmp_path, tiny_data, budget, "--no-final"), "--workers", "2"])
     check_whole(folder, budget, before)
 

@@ -1,4 +1,4 @@
-"""Trials' files for a dashboard: an Optuna artifact store that reads the depots of studies.
+"""Trials' files for a dashboard: an Optuna artifact store that reads the stores of studies.
 
 It only reads. An id can name nothing but a trial's file of a known name (``search.storage.artifact_ids``),
 and what is not a plain file in that very place, such as a link to elsewhere, is not there.
@@ -17,7 +17,11 @@ from optuna.storages import BaseStorage
 
 from lesionseg.errors import InputError
 from search.storage.artifact_ids import CURVES, Address, address
-from search.storage.artifact_store import ArtifactStore, ArtifactStoreUnavailable, open_depot
+from search.storage.artifact_store import (
+    ArtifactStore,
+    ArtifactStoreUnavailable,
+    open_artifact_store,
+)
 
 
 class ArtifactReader:
@@ -29,20 +33,20 @@ class ArtifactReader:
 
     def __init__(self, storage: BaseStorage, folders: dict[str, Path], root: Path) -> None:
         self.storage, self.folders, self.root = storage, folders, root
-        self._depots: dict[str, ArtifactStore] = {}
+        self._stores: dict[str, ArtifactStore] = {}
         self._copies = tempfile.TemporaryDirectory(prefix="lesionsearch-")
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
         """The file's bytes; ArtifactNotFound where it is not there, or is none of ours."""
         where = address(artifact_id)
-        depot = self._depot(where.mark) if where else None
+        store = self._depot(where.mark) if where else None
         try:
-            path = depot.fetch(where.number, where.kind.source) if depot and where else None
+            path = store.fetch(where.number, where.kind.source) if store and where else None
             if (
                 path is None
                 or where is None
-                or depot is None
-                or not _is_at(path, depot.root, where)
+                or store is None
+                or not _is_at(path, store.root, where)
             ):
                 raise ArtifactNotFound("not found")
             if where.kind.name == CURVES:
@@ -60,26 +64,26 @@ class ArtifactReader:
         raise PermissionError("a trial's files are deleted by its study's workers alone")
 
     def _depot(self, mark: str) -> ArtifactStore | None:
-        if mark not in self._depots:
+        if mark not in self._stores:
             for study in self.storage.get_all_studies():
                 if study.user_attrs.get("uuid") == mark:
                     self._open(mark, study.study_name, study.user_attrs.get("artifacts"))
-        return self._depots.get(mark)
+        return self._stores.get(mark)
 
     def _open(self, mark: str, name: str, where: str | None) -> None:
         folder = self.folders.get(name, self.root / name)
         if not folder.is_dir():  # what a bucket has is fetched to where it is cleared away
             folder = Path(self._copies.name) / mark
         try:
-            depot = open_depot(where, folder, name)
-            depot.check_marker(mark)
+            store = open_artifact_store(where, folder, name)
+            store.check_marker(mark)
         except (InputError, ArtifactStoreUnavailable):
             return
-        self._depots[mark] = depot
+        self._stores[mark] = store
 
 
 def _is_at(path: Path, root: Path, where: Address) -> bool:
-    """Whether it is a file in its very place, no link on the way out of the depot."""
+    """Whether it is a file in its very place, no link on the way out of the store."""
     place = root.resolve() / "trials" / str(where.number) / where.kind.source
     return path.resolve() == place and path.is_file()
 

@@ -58,7 +58,7 @@ def _against(
 ) -> go.Figure:
     """Complete trials by architecture, and the Pareto front of them all."""
     by_model: Points = defaultdict(list)
-    for trial in trial_records.ranked(known)[:MOST_POINTS]:
+    for trial in trial_records.rank_trials(known)[:MOST_POINTS]:
         spent = cost(trial)
         if spent is not None and math.isfinite(spent) and trial.value is not None:
             by_model[model_of(trial)].append((spent, trial.value, trial.number))
@@ -94,15 +94,15 @@ def _curves(known: Sequence[FrozenTrial]) -> go.Figure:
     x: list[float | None] = []
     y: list[float | None] = []
     for trial in pruned[::step]:
-        curve = trial_records.curve(trial)
+        curve = trial_records.dice_by_epoch(trial)
         x += [*curve, None]
         y += [*_rounded(curve.values()), None]
     figure.add_scatter(
         x=x, y=y, mode="lines+markers", name=f"{len(pruned[::step])} of {len(pruned)} pruned",
         line={"color": GREY, "width": 1}, marker={"size": 3}, opacity=0.6,
     )  # fmt: skip
-    for best in trial_records.ranked(known)[:1]:
-        curve = trial_records.curve(best)
+    for best in trial_records.rank_trials(known)[:1]:
+        curve = trial_records.dice_by_epoch(best)
         figure.add_scatter(
             x=list(curve), y=_rounded(curve.values()),
             mode="lines+markers", name=f"trial {best.number}, the best",

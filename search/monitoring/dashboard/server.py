@@ -21,7 +21,12 @@ from search.monitoring.dashboard.auth import MOST_BYTES, AccessMiddleware
 from search.monitoring.dashboard.study_api import Listing
 from search.monitoring.status import find_run, list_runs
 from search.signals import SignalHandler
-from search.storage.database import from_environment, masked, open_storage, storage_url
+from search.storage.database import (
+    storage_from_environment,
+    mask_password,
+    open_storage,
+    storage_url,
+)
 from search.storage.optuna_internals import CachedStorage, FrozenStudy, study_id
 from search.storage.retrying_storage import RetryingStorage, backend_of
 from search.storage.trial_rows import RowStorage
@@ -43,7 +48,7 @@ class Shown(CachedStorage):
     """
 
     def __init__(self, writing: RetryingStorage, only: str | None = None) -> None:
-        reading = RowStorage.beside(writing)
+        reading = RowStorage.for_reading(writing)
         reading.patience = writing.patience = PATIENCE
         super().__init__(reading)
         self.writing, self.only = writing, only
@@ -69,7 +74,7 @@ def find(name: str | None, storage: str | None = None, folder: Path | None = Non
     storage: a URL, else as the environment says. folder: the study's, where the name is not it.
     InputError where nothing is found.
     """
-    given = storage or from_environment()
+    given = storage or storage_from_environment()
     if name is None and folder is None and not given:
         known = list_runs()
         if len(known) != 1:
@@ -94,7 +99,9 @@ def find(name: str | None, storage: str | None = None, folder: Path | None = Non
 def _opened(given: str | None, folder: Path) -> RetryingStorage:
     url = storage_url(given, folder)
     if url.get_backend_name() == "sqlite" and not Path(str(url.database)).is_file():
-        raise InputError(f"storage: {masked(url)}: there is no such file")  # it would be made
+        raise InputError(
+            f"storage: {mask_password(url)}: there is no such file"
+        )  # it would be made
     return open_storage(url)
 
 

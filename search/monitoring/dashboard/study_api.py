@@ -116,7 +116,7 @@ def _told(known: _Known, study_id: int, after: int) -> str:
     assert study is not None
     attrs = study.system_attrs
     own = {k: v for k, v in attrs.items() if k.startswith(("dashboard:note_", "artifacts:"))}
-    best = trial_records.ranked(known.trials)[:1]
+    best = trial_records.rank_trials(known.trials)[:1]
     head = {
         "name": study.study_name,
         "directions": [d.name.lower() for d in study.directions],
@@ -160,7 +160,7 @@ def _text(known: _Known, study_id: int, trial: FrozenTrial) -> str:
     if kept is not None and kept[0] == state:
         return kept[1]
     told = _serializer.serialize_frozen_trial(study_id, trial, note)
-    told["artifacts"] = artifact_ids.of_trial(trial.system_attrs, pictured=seen)
+    told["artifacts"] = artifact_ids.list_artifacts(trial.system_attrs, pictured=seen)
     told["user_attrs"] = [a for a in told["user_attrs"] if a["key"] not in LEFT_OUT]
     text = json.dumps(told)
     if trial.state.is_finished():  # until then it changes all the while

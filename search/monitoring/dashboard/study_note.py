@@ -37,19 +37,19 @@ def refresh(study: optuna.Study, known: Sequence[FrozenTrial] | None = None) -> 
 
     known: its trials, where they are at hand.
     """
-    ledger = TrialLeases(study)
+    leases = TrialLeases(study)
     known = trial_records.all_trials(study) if known is None else known
     told = storage_of(study).get_study_system_attrs(study_id(study))
     lacking = notes.missing(told, known)
     for at in range(0, len(lacking), AT_ONCE):
         texts = [notes.attrs_of(t) for t in lacking[at : at + AT_ONCE]]
-        ledger.describe({key: value for text in texts for key, value in text.items()})
-    ledger.describe({**_note(study, known, told), **_figures(known, told)})
+        leases.set_study_system_attrs({key: value for text in texts for key, value in text.items()})
+    leases.set_study_system_attrs({**_note(study, known, told), **_figures(known, told)})
 
 
 def of_study(study: optuna.Study, known: Sequence[FrozenTrial]) -> str:
     """The study's note: data, budget, how trials ended, the best ones."""
-    attrs, ranking = study.user_attrs, trial_records.ranked(known)
+    attrs, ranking = study.user_attrs, trial_records.rank_trials(known)
     spec = attrs["spec"]
     parts = [f"# {notes.plain(study.study_name)}", _standing(spec, known)]
     if ranking:
@@ -60,7 +60,7 @@ def of_study(study: optuna.Study, known: Sequence[FrozenTrial]) -> str:
             "Dice is the mean over validation images; the best of many trials is a little lucky, "
             "so that only the test images say how good a model is."
         )
-    reasons = trial_records.reasons(known)
+    reasons = trial_records.count_reasons(known)
     if reasons:
         parts += ["## Reasons", notes.table(("reason", "trials"), list(reasons.items()))]
     parts += ["## Data", notes.table(("", ""), _data(spec, attrs))]
@@ -69,7 +69,9 @@ def of_study(study: optuna.Study, known: Sequence[FrozenTrial]) -> str:
 
 
 def _standing(spec: Mapping[str, Any], known: Sequence[FrozenTrial]) -> str:
-    counted = ", ".join(f"{n} {state}" for state, n in trial_records.counts(known).items() if n)
+    counted = ", ".join(
+        f"{n} {state}" for state, n in trial_records.count_by_state(known).items() if n
+    )
     sampler, pruner = spec["sampler"]["name"], spec["pruner"]["name"]
     return f"{notes.plain(counted or 'no trial yet')}; sampler {sampler}, pruner {pruner}."
 
@@ -104,7 +106,7 @@ def _is_list(names: object) -> bool:
 
 def _budget(budget: Mapping[str, Any], known: Sequence[FrozenTrial]) -> list[notes.Row]:
     spent: dict[str, object] = {
-        "trials": trial_records.spent(known),
+        "trials": trial_records.count_finished(known),
         "hours": f"{trial_records.hours_spent(known):.2f}",
         "gpu_hours": f"{trial_records.gpu_hours_spent(known):.2f}",
     }

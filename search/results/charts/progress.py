@@ -153,7 +153,7 @@ def _points(
 
 
 def _reported(trial: FrozenTrial) -> Points:
-    return [(e, v) for e, v in trial_records.curve(trial).items() if math.isfinite(v)]
+    return [(e, v) for e, v in trial_records.dice_by_epoch(trial).items() if math.isfinite(v)]
 
 
 def _floor(values: list[float]) -> float:

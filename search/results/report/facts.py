@@ -46,7 +46,7 @@ def report_facts(
     Raises InputError as ``report.against.compared``.
     """
     stored = study.user_attrs
-    ranking = trial_records.ranked(known)
+    ranking = trial_records.rank_trials(known)
     final = read_metrics(folder)
     test = tested(folder, final, stored["spec"], test_evaluations(study))
     facts = {
@@ -92,7 +92,7 @@ def _winner(
     best = ranking[0]
     return {
         "trial": best.number,
-        "baseline": best.user_attrs.get(trial_records.BASELINE),
+        "baseline": best.user_attrs.get(trial_records.TrialAttr.BASELINE),
         "config": trial_records.config_of(best),
     }
 

@@ -23,12 +23,12 @@ def searched(known: Sequence[FrozenTrial], now: float | None = None) -> dict[str
 
     now: seconds since 1970, the end of trials that are at work.
     """
-    ranking = trial_records.ranked(known)
+    ranking = trial_records.rank_trials(known)
     shares, note = importances(known)
     best = ranking[0] if ranking else None
     return {
-        "counts": dict(trial_records.counts(known)),
-        "spent": trial_records.spent(known),
+        "counts": dict(trial_records.count_by_state(known)),
+        "spent": trial_records.count_finished(known),
         "hours": trial_records.hours_spent(known, now),
         "gpu_hours": trial_records.gpu_hours_spent(known, now),
         "best": best and {"number": best.number, "dice": best.value},
@@ -92,7 +92,7 @@ def _trial(trial: FrozenTrial, now: float | None) -> dict[str, Any]:
         "reason": trial_records.reason_of(trial),
         "dice": _dice(trial),
         "params": trial.params,
-        "baseline": attrs.get(trial_records.BASELINE),
+        "baseline": attrs.get(trial_records.TrialAttr.BASELINE),
         "parameters": attrs.get("params"),
         "epochs": attrs.get("epochs"),
         "best_epoch": attrs.get("best_epoch"),
@@ -100,7 +100,7 @@ def _trial(trial: FrozenTrial, now: float | None) -> dict[str, Any]:
         "worker_seconds": trial_records.seconds_of(trial, now),
         "curve": [
             [epoch, value if math.isfinite(value) else None]
-            for epoch, value in trial_records.curve(trial).items()
+            for epoch, value in trial_records.dice_by_epoch(trial).items()
         ],
         **({"folds": folds} if (folds := trial_records.folds_of(trial)) else {}),
     }
@@ -166,8 +166,8 @@ def _baselines(known: Iterable[FrozenTrial], best: FrozenTrial | None) -> list[d
     """Published systems that were trials of this study; the gap is to its best trial."""
     rows = []
     for trial in known:
-        name = trial.user_attrs.get(trial_records.BASELINE)
-        if name is None or trial_records.was_cut_off(trial):
+        name = trial.user_attrs.get(trial_records.TrialAttr.BASELINE)
+        if name is None or trial_records.was_interrupted(trial):
             continue
         complete = trial_records.state_of(trial) == "complete"
         behind = trial.value - best.value if complete and best else None  # type: ignore[operator]

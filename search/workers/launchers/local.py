@@ -12,7 +12,7 @@ from pathlib import Path
 from lesionseg.data.sets import each_root
 from lesionseg.errors import InputError
 from search.errors import JobFailed
-from search.storage.database import ENVIRONMENT
+from search.storage.database import STORAGE_VARIABLE
 from search.study.location import StudyLocation
 from search.trial_process.slot import Slot, StopEvent
 
@@ -113,7 +113,7 @@ class _Post:
     def _start(self) -> None:
         environment = dict(os.environ)
         if self.join.storage is not None:
-            environment[ENVIRONMENT] = self.join.storage
+            environment[STORAGE_VARIABLE] = self.join.storage
         device = self.slot.device
         slot = self.slot
         if device.startswith("cuda:"):

@@ -16,7 +16,7 @@ from search.trial_process.slot import StopEvent
 from search.workers.launchers.slurm_job import WorkerJob, squeue
 
 #: So often in a row a worker's job is replaced; one that ran for STEADY seconds breaks the row.
-MAY_BE_LOST = 5
+MAX_LOSSES = 5
 STEADY = 600.0
 #: Seconds before the first replacement; they double with each further loss in a row.
 FIRST_PAUSE = 2.0
@@ -105,11 +105,11 @@ class Fleet:
 
     def refuse_hopeless(self, folder: Path) -> None:
         """Failed where no worker came to an end of its own; folder: where the logs are."""
-        if all(berth.losses > MAY_BE_LOST for berth in self.berths):
+        if all(berth.losses > MAX_LOSSES for berth in self.berths):
             from search.errors import JobFailed  # brings in torch, which nothing else here needs
 
             raise JobFailed(
-                f"slurm: every worker lost {MAY_BE_LOST + 1} jobs in a row; see {folder}"
+                f"slurm: every worker lost {MAX_LOSSES + 1} jobs in a row; see {folder}"
             )
 
     def _submit(self, count: int) -> list[Any]:
@@ -147,7 +147,7 @@ class Fleet:
         told = f"slurm: job {berth.job.job_id} {how}" if berth.job else f"slurm: {how}"
         pause = FIRST_PAUSE * 2**berth.losses
         berth.job, berth.running_since, berth.losses = None, None, berth.losses + 1
-        berth.due, berth.open = now + pause, berth.losses <= MAY_BE_LOST
+        berth.due, berth.open = now + pause, berth.losses <= MAX_LOSSES
         self.on_event(f"{told}; {f'another in {pause:g} s' if berth.open else 'given up'}")
 
     def _replace(self, berth: _Berth) -> None:

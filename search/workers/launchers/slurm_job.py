@@ -12,12 +12,12 @@ from types import FrameType
 from typing import Any, Protocol
 
 from lesionseg.errors import InputError
-from search.storage.database import ENVIRONMENT, ENVIRONMENT_FILE
+from search.storage.database import STORAGE_VARIABLE, STORAGE_FILE_VARIABLE
 from search.study.location import StudyLocation
 from search.trial_process.slot import Slot, StopEvent, WorkerResult
 
 #: The environment's variables that say where the storage is.
-VARIABLES = (ENVIRONMENT, ENVIRONMENT_FILE)
+VARIABLES = (STORAGE_VARIABLE, STORAGE_FILE_VARIABLE)
 
 
 class Serve(Protocol):
@@ -103,7 +103,7 @@ class WorkerJob:
     def _work(self, asked: Asked) -> WorkerResult:
         if self.in_environment and not any(name in os.environ for name in VARIABLES):
             raise InputError(
-                f"slurm: {ENVIRONMENT} does not reach the jobs, since the site keeps the "
+                f"slurm: {STORAGE_VARIABLE} does not reach the jobs, since the site keeps the "
                 f"environment back (SBATCH_EXPORT?); give --storage instead"
             )
         if self.serve is not None:

@@ -135,8 +135,8 @@ def test_a_terminal_shows_the_study_and_is_restored_after_ctrl_c(
     terminal, tiny_data, tmp_path, columns, environment
 ):
     opened = open_tiny(tiny_data, tmp_path / "runs" / "s")
-    ledger = TrialLeases(opened.study)
-    ledger.report(ledger.claim(ledger.join(SLOT)), {1: 0.25, 2: 0.5})
+    leases = TrialLeases(opened.study)
+    leases.record_epochs(leases.claim(leases.register_worker(SLOT)), {1: 0.25, 2: 0.5})
     there = terminal(["status", "s", "--watch"], tmp_path, columns, **environment)
     assert there.read("0 of 3 trials"), there.text
     assert there.read("2/2"), there.text

@@ -13,7 +13,7 @@ from search.monitoring.status import StudyStatus, find_run, hours_left, list_run
 from search.results.final_test import run_final_test
 from search.storage import trial_records
 from search.storage.leases import TrialLeases
-from search.storage.process_id import this_process
+from search.storage.process_id import current_process
 from search.storage.trial_records import STATES
 from search.study.suggest import suggest
 from search.trial_process.slot import Slot
@@ -81,7 +81,7 @@ def test_a_finished_study_stands_at_its_best_and_its_test(tiny_data, tmp_path):
         2,
         {"trials": 2, "hours": None, "gpu_hours": None},
     )
-    best = trial_records.ranked(opened.study.trials)[0]
+    best = trial_records.rank_trials(opened.study.trials)[0]
     assert plain["best"]["number"] == best.number
     assert plain["best"]["value"] == best.value
     assert TrialConfig.from_dict(plain["best"]["config"]).digest() == best.user_attrs["digest"]
@@ -97,32 +97,34 @@ def test_a_finished_study_stands_at_its_best_and_its_test(tiny_data, tmp_path):
 
 def test_every_state_is_counted_and_who_is_at_work_is_named(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s", {"budget.trials": 8})
-    ledger = TrialLeases(opened.study, grace=60.0)
+    leases = TrialLeases(opened.study, grace=60.0)
 
     def come(device="cpu", **who):
         slot = Slot(device, 2, 0.5, 4.0)
-        return ledger.join(slot, replace(this_process(), **who))
+        return leases.register_worker(slot, replace(current_process(), **who))
 
     ended = {
         "oom": TrialState.FAIL,
-        trial_records.DUPLICATE: TrialState.FAIL,
+        trial_records.EndReason.DUPLICATE: TrialState.FAIL,
         "time": TrialState.PRUNED,
     }
     first = come()
     for reason, state in ended.items():
-        ledger.finish(ledger.claim(first), state, attrs={"reason": reason})
-    ledger.leave(first)
+        leases.finish(leases.claim(first), state, attrs={"reason": reason})
+    leases.deregister_worker(first)
     here, there, idle = come(), come("cuda:1", host="h", pid=7), come(since=0.0)
-    claim, theirs = ledger.claim(here), ledger.claim(there)
+    claim, theirs = leases.claim(here), leases.claim(there)
     suggest(_taken_up(opened.study, claim), opened.spec.space)
-    ledger.beat(here, claim, 2)
+    leases.heartbeat(here, claim, 2)
     queue(opened, width=5)
-    ledger.enqueue({}, {trial_records.BASELINE: "unet-bce", trial_records.GIVEN: {}})
-    assert ledger.requeue(claim, trial_records.INTERRUPTED) == 7
-    claim = ledger.claim(here)  # goes before what was queued earlier
+    leases.enqueue_one(
+        {}, {trial_records.TrialAttr.BASELINE: "unet-bce", trial_records.TrialAttr.FIXED_CONFIG: {}}
+    )
+    assert leases.requeue(claim, trial_records.EndReason.INTERRUPTED) == 7
+    claim = leases.claim(here)  # goes before what was queued earlier
     assert claim.number == 7
-    ledger.beat(here, claim, 2)
-    ledger.command = "pause"
+    leases.heartbeat(here, claim, 2)
+    leases.command = "pause"
     plain = as_json(tmp_path / "s")
     assert plain["command"] == "pause"
     assert plain["counts"] == {
@@ -135,9 +137,9 @@ def test_every_state_is_counted_and_who_is_at_work_is_named(tiny_data, tmp_path)
     }
     assert plain["reasons"] == {
         "oom": 1,
-        trial_records.DUPLICATE: 1,
+        trial_records.EndReason.DUPLICATE: 1,
         "time": 1,
-        trial_records.INTERRUPTED: 1,
+        trial_records.EndReason.INTERRUPTED: 1,
     }
     assert plain["spent"] == 2
     assert plain["queue"] == [
@@ -147,7 +149,7 @@ def test_every_state_is_counted_and_who_is_at_work_is_named(tiny_data, tmp_path)
     ages = [worker.pop("beat_seconds_ago") for worker in plain["workers"]]
     assert all(0 <= age < 60 for age in ages)
     common = {"share": 0.5, "threads": 2}
-    us = this_process()
+    us = current_process()
     assert plain["workers"] == [
         common
         | {"id": row.id, "host": host, "pid": pid, "device": device, "state": state}
@@ -166,11 +168,11 @@ def test_every_state_is_counted_and_who_is_at_work_is_named(tiny_data, tmp_path)
 
 def test_the_time_that_is_left_follows_from_the_pace_and_from_the_clock(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s", {"budget.trials": 4})
-    ledger = TrialLeases(opened.study)
-    row = ledger.join(SLOT)
+    leases = TrialLeases(opened.study)
+    row = leases.register_worker(SLOT)
     assert status(tmp_path / "s")["hours_left"] is None
-    claim = ledger.claim(row)
-    ledger.finish(claim, TrialState.COMPLETE, 0.5, {"config": TrialConfig().to_dict()})
+    claim = leases.claim(row)
+    leases.finish(claim, TrialState.COMPLETE, 0.5, {"config": TrialConfig().to_dict()})
     trial = opened.study.trials[0]
     took = (trial.user_attrs["ended"] - trial.user_attrs["began"]) / 3600
     plain = status(tmp_path / "s")
@@ -224,12 +226,12 @@ def test_a_standing_sees_what_is_new_over_one_connection(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "runs" / "s", {"budget.trials": 4})
     standing = StudyStatus(tmp_path / "runs" / "s")
     assert standing.look()["spent"] == 0
-    ledger = TrialLeases(opened.study)
-    claim = ledger.claim(ledger.join(SLOT))
-    ledger.report(claim, {1: 0.25, 2: 0.5})
+    leases = TrialLeases(opened.study)
+    claim = leases.claim(leases.register_worker(SLOT))
+    leases.record_epochs(claim, {1: 0.25, 2: 0.5})
     (running,) = standing.look(disk=False)["running"]
     assert (running["number"], running["curve"]) == (0, [0.25, 0.5])
-    ledger.finish(claim, TrialState.COMPLETE, 0.5, {"config": TrialConfig().to_dict()})
+    leases.finish(claim, TrialState.COMPLETE, 0.5, {"config": TrialConfig().to_dict()})
     now = standing.look(disk=False)
     assert (now["spent"], now["running"], now["disk_bytes"]) == (1, [], None)
 

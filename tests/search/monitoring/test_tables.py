@@ -62,7 +62,11 @@ def test_what_stands_at_its_default_unless_it_is_named_is_not_shown():
         ),
         (
             record(
-                4, TrialState.FAIL, None, reason=trial_records.DUPLICATE, message="the same as 2"
+                4,
+                TrialState.FAIL,
+                None,
+                reason=trial_records.EndReason.DUPLICATE,
+                message="the same as 2",
             ),
             ["trial   4", "skipped", "the same as 2"],
         ),
@@ -82,7 +86,7 @@ def test_the_bar_moves_for_trials_that_cost_budget_only(shown):
     lines = show.TrialLines(shown[0], budget=5, spent=2, epochs=1)
     lines.trial_ended(record(), record())
     lines.trial_ended(
-        record(state=TrialState.FAIL, value=None, reason=trial_records.LOST), record()
+        record(state=TrialState.FAIL, value=None, reason=trial_records.EndReason.LOST), record()
     )
     lines.trial_ended(record(state=TrialState.PRUNED, value=None), record())
     assert lines.bars.tasks[0].completed == 4

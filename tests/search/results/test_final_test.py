@@ -306,7 +306,7 @@ def test_a_study_without_a_complete_trial_has_no_final_and_says_why(tiny_data, t
         run_final_test(opened, SLOT)
     for _ in range(2):
         trial = opened.study.ask()
-        trial.set_user_attr("reason", trial_records.CONSTRAINT)
+        trial.set_user_attr("reason", trial_records.EndReason.CONSTRAINT)
         opened.study.tell(trial, state=trial_records.Optuna.FAIL)
     with pytest.raises(JobFailed, match=r"no trial was completed \(constraint 2\)"):
         run_final_test(opened, SLOT)

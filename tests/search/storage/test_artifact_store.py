@@ -12,7 +12,7 @@ import requests
 from moto.server import ThreadedMotoServer
 
 from lesionseg.errors import InputError
-from search.storage.artifact_store import ArtifactStoreUnavailable, open_depot
+from search.storage.artifact_store import ArtifactStoreUnavailable, open_artifact_store
 
 KINDS = ["own", "shared", "s3"]
 
@@ -67,42 +67,42 @@ def where(kind, request, tmp_path):
 
 @pytest.fixture
 def one(where, tmp_path):
-    """The depot as one host sees it."""
-    return open_depot(where, tmp_path / "one" / "mine")
+    """The store as one host sees it."""
+    return open_artifact_store(where, tmp_path / "one" / "mine")
 
 
 @pytest.fixture
 def two(where, kind, tmp_path):
-    """The same study's depot as another host sees it; its own folder is another one."""
+    """The same study's store as another host sees it; its own folder is another one."""
     host = "one" if kind == "own" else "two"
-    return open_depot(where, tmp_path / host / "mine")
+    return open_artifact_store(where, tmp_path / host / "mine")
 
 
-def store(depot, number, name, content):
-    depot.local(number, name).write_bytes(content)
-    depot.put(number, name)
+def put_file(store, number, name, content):
+    store.local_path(number, name).write_bytes(content)
+    store.put(number, name)
 
 
 # --- the contract ------------------------------------------------------------------------------
 
 
 def test_what_one_host_puts_another_fetches(one, two):
-    store(one, 7, "model.safetensors", b"weights")
+    put_file(one, 7, "model.safetensors", b"weights")
     path = two.fetch(7, "model.safetensors")
-    assert path == two.local(7, "model.safetensors")
+    assert path == two.local_path(7, "model.safetensors")
     assert path.read_bytes() == b"weights"
     assert path.name == "model.safetensors"
 
 
 def test_what_is_put_again_replaces_what_was_fetched(one, two):
-    store(one, 7, "state.pt", b"epoch 1")
+    put_file(one, 7, "state.pt", b"epoch 1")
     two.fetch(7, "state.pt")
-    store(one, 7, "state.pt", b"epoch 2, longer")
+    put_file(one, 7, "state.pt", b"epoch 2, longer")
     assert two.fetch(7, "state.pt").read_bytes() == b"epoch 2, longer"
 
 
 def test_nothing_is_fetched_where_there_is_nothing(one, two):
-    store(one, 7, "state.pt", b"1")
+    put_file(one, 7, "state.pt", b"1")
     assert two.fetch(7, "history.csv") is None
     assert two.fetch(8, "state.pt") is None
     assert two.fetch(70, "state.pt") is None
@@ -110,58 +110,58 @@ def test_nothing_is_fetched_where_there_is_nothing(one, two):
 
 
 def test_names_and_size_are_of_what_was_put(one, two):
-    assert two.names(1) == []
-    assert two.size() == 0
-    store(one, 1, "state.pt", b"12345")
-    store(one, 1, "history.csv", b"678")
-    store(one, 11, "state.pt", b"90")
-    assert two.names(1) == ["history.csv", "state.pt"]
-    assert two.names(11) == ["state.pt"]
-    assert two.size() == 10
+    assert two.list_files(1) == []
+    assert two.total_bytes() == 0
+    put_file(one, 1, "state.pt", b"12345")
+    put_file(one, 1, "history.csv", b"678")
+    put_file(one, 11, "state.pt", b"90")
+    assert two.list_files(1) == ["history.csv", "state.pt"]
+    assert two.list_files(11) == ["state.pt"]
+    assert two.total_bytes() == 10
 
 
 def test_what_was_dropped_is_gone_for_all(one, two):
-    store(one, 1, "state.pt", b"1")
-    store(one, 1, "history.csv", b"2")
+    put_file(one, 1, "state.pt", b"1")
+    put_file(one, 1, "history.csv", b"2")
     two.fetch(1, "state.pt")
-    two.drop(1, "state.pt")
+    two.delete(1, "state.pt")
     assert one.fetch(1, "state.pt") is None
     assert two.fetch(1, "state.pt") is None
-    assert not two.local(1, "state.pt").exists()
-    assert one.names(1) == ["history.csv"]
-    two.drop(1, "state.pt")  # once more
-    two.drop(99, "state.pt")
+    assert not two.local_path(1, "state.pt").exists()
+    assert one.list_files(1) == ["history.csv"]
+    two.delete(1, "state.pt")  # once more
+    two.delete(99, "state.pt")
 
 
 def test_what_was_cleared_leaves_nothing_behind(one, two):
-    store(one, 1, "state.pt", b"1")
-    store(one, 1, "history.csv", b"2")
-    store(one, 11, "state.pt", b"3")
-    one.clear(1)
-    one.clear(2)
-    assert two.names(1) == []
-    assert two.names(11) == ["state.pt"]
+    put_file(one, 1, "state.pt", b"1")
+    put_file(one, 1, "history.csv", b"2")
+    put_file(one, 11, "state.pt", b"3")
+    one.delete_trial(1)
+    one.delete_trial(2)
+    assert two.list_files(1) == []
+    assert two.list_files(11) == ["state.pt"]
     assert not (one.root / "trials" / "1").exists()
 
 
 def test_the_studys_name_counts_where_the_folder_has_another(where, kind, one, tmp_path):
-    format_step = open_depot(where, tmp_path / "two" / "elsewhere", "mine")
-    store(one, 1, "state.pt", b"1")
+    format_step = open_artifact_store(where, tmp_path / "two" / "elsewhere", "mine")
+    put_file(one, 1, "state.pt", b"1")
     found = format_step.fetch(1, "state.pt")
     assert (found is None) == (kind == "own")
-    assert format_step.is_here == (kind != "s3")
+    assert format_step.is_local == (kind != "s3")
 
 
 def test_what_does_not_lie_there_cannot_be_put(one):
     with pytest.raises(FileNotFoundError):
         one.put(1, "state.pt")
-    assert one.names(1) == []
+    assert one.list_files(1) == []
 
 
 def test_empty_and_large_files_stay_what_they_are(one, two):
     large = os.urandom(9 << 20)  # over the size from which uploads go in parts
-    store(one, 1, "empty", b"")
-    store(one, 1, "large", large)
+    put_file(one, 1, "empty", b"")
+    put_file(one, 1, "large", large)
     assert two.fetch(1, "empty").read_bytes() == b""
     assert two.fetch(1, "large").read_bytes() == large
 
@@ -174,12 +174,12 @@ def test_a_name_is_one_plain_word(name, one):
 
 
 def test_studies_in_one_place_do_not_mix(where, one, tmp_path):
-    other = open_depot(where, tmp_path / "one" / "min")
-    store(one, 1, "state.pt", b"mine")
+    other = open_artifact_store(where, tmp_path / "one" / "min")
+    put_file(one, 1, "state.pt", b"mine")
     assert other.fetch(1, "state.pt") is None
-    store(other, 1, "state.pt", b"other")
+    put_file(other, 1, "state.pt", b"other")
     assert one.fetch(1, "state.pt").read_bytes() == b"mine"
-    assert one.size() == 4
+    assert one.total_bytes() == 4
 
 
 def test_the_creators_mark_is_found_by_every_host(one, two):
@@ -193,11 +193,11 @@ def test_the_creators_mark_is_found_by_every_host(one, two):
     with pytest.raises(InputError, match="holds another study of this name"):
         two.claim_marker("uuid 2")
     two.check_marker("uuid 1")
-    assert one.names(1) == []
+    assert one.list_files(1) == []
 
 
 def test_the_same_key_in_every_kind(one, kind, tmp_path, request):
-    store(one, 3, "state.pt", b"x")
+    put_file(one, 3, "state.pt", b"x")
     if kind == "s3":
         listed = boto3.client("s3").list_objects_v2(Bucket=request.getfixturevalue("bucket"))
         assert [o["Key"] for o in listed["Contents"]] == ["some/prefix/mine/trials/3/state.pt"]
@@ -210,17 +210,17 @@ def test_the_same_key_in_every_kind(one, kind, tmp_path, request):
 
 
 def test_a_folder_that_another_host_does_not_share_is_told(tmp_path):
-    open_depot(None, tmp_path / "here").claim_marker("u")
+    open_artifact_store(None, tmp_path / "here").claim_marker("u")
     with pytest.raises(InputError) as caught:
-        open_depot(None, tmp_path / "there").check_marker("u")
-    assert str(caught.value).startswith(f"depot: {tmp_path}/there: holds nothing of the study")
+        open_artifact_store(None, tmp_path / "there").check_marker("u")
+    assert str(caught.value).startswith(f"artifacts: {tmp_path}/there: holds nothing of the study")
     assert "s3://bucket/prefix" in str(caught.value)
 
 
 def test_a_place_that_cannot_be_a_folder_is_told(tmp_path):
     (tmp_path / "file").write_text("")
-    depot = open_depot(str(tmp_path / "file"), tmp_path / "mine")
-    for act in (depot.claim_marker, depot.check_marker):
+    store = open_artifact_store(str(tmp_path / "file"), tmp_path / "mine")
+    for act in (store.claim_marker, store.check_marker):
         with pytest.raises(InputError, match=r"file/mine: cannot be read: Not a directory"):
             act("u")
 
@@ -239,7 +239,7 @@ def test_a_place_that_cannot_be_a_folder_is_told(tmp_path):
 )
 def test_what_is_no_depot_is_refused(text, message, tmp_path):
     with pytest.raises(InputError) as caught:
-        open_depot(text, tmp_path)
+        open_artifact_store(text, tmp_path)
     assert message in str(caught.value)
     assert "SEC" not in str(caught.value)
 
@@ -248,8 +248,8 @@ def test_what_is_no_depot_is_refused(text, message, tmp_path):
 
 
 def test_what_was_put_stays_whole_while_it_is_replaced(bucket, tmp_path):
-    depot = open_depot(f"s3://{bucket}", tmp_path / "mine")
-    store(depot, 1, "state.pt", b"old")
+    store = open_artifact_store(f"s3://{bucket}", tmp_path / "mine")
+    put_file(store, 1, "state.pt", b"old")
     client, key = boto3.client("s3"), "mine/trials/1/state.pt"
     for name in ("state.pt", "model.safetensors"):
         key = f"mine/trials/1/{name}"
@@ -257,9 +257,9 @@ def test_what_was_put_stays_whole_while_it_is_replaced(bucket, tmp_path):
         client.upload_part(
             Bucket=bucket, Key=key, PartNumber=1, UploadId=begun, Body=b"n" * (5 << 20)
         )
-    assert depot.names(1) == ["state.pt"]
-    assert depot.fetch(1, "state.pt").read_bytes() == b"old"
-    assert depot.fetch(1, "model.safetensors") is None
+    assert store.list_files(1) == ["state.pt"]
+    assert store.fetch(1, "state.pt").read_bytes() == b"old"
+    assert store.fetch(1, "model.safetensors") is None
 
 
 class Breaking:
@@ -291,12 +291,12 @@ class Breaking:
 def test_a_download_that_breaks_off_leaves_what_was_there(aws, tmp_path):
     server = Breaking()
     aws.setenv("AWS_ENDPOINT_URL", server.url)
-    depot = open_depot("s3://bucket/p", tmp_path / "mine")
-    path = depot.local(1, "state.pt")
+    store = open_artifact_store("s3://bucket/p", tmp_path / "mine")
+    path = store.local_path(1, "state.pt")
     path.write_bytes(b"whole")
     with pytest.raises(ArtifactStoreUnavailable) as caught:
-        depot.fetch(1, "state.pt")
-    assert str(caught.value).startswith("depot: s3://bucket/p/mine: ")
+        store.fetch(1, "state.pt")
+    assert str(caught.value).startswith("artifacts: s3://bucket/p/mine: ")
     assert "\n" not in str(caught.value)
     assert server.answered == 3
     assert os.listdir(path.parent) == ["state.pt"]
@@ -306,7 +306,7 @@ def test_a_download_that_breaks_off_leaves_what_was_there(aws, tmp_path):
 
 def refusal(where, tmp_path) -> str:
     with pytest.raises(InputError) as caught:
-        open_depot(where, tmp_path / "mine")
+        open_artifact_store(where, tmp_path / "mine")
     assert "\n" not in str(caught.value)
     assert "secret-of-the-test" not in str(caught.value)
     return str(caught.value)
@@ -314,34 +314,34 @@ def refusal(where, tmp_path) -> str:
 
 def test_a_bucket_that_is_not_there_is_told(bucket, tmp_path):
     assert refusal("s3://no-such-bucket/p", tmp_path) == (
-        "depot: s3://no-such-bucket/p/mine: there is no bucket 'no-such-bucket'; create it"
+        "artifacts: s3://no-such-bucket/p/mine: there is no bucket 'no-such-bucket'; create it"
     )
 
 
 def test_a_bucket_that_was_deleted_is_told(bucket, tmp_path):
-    depot = open_depot(f"s3://{bucket}", tmp_path / "mine")
+    store = open_artifact_store(f"s3://{bucket}", tmp_path / "mine")
     boto3.client("s3").delete_bucket(Bucket=bucket)
-    depot.local(1, "state.pt").write_bytes(b"1")
-    for act in (depot.put, depot.fetch, depot.drop):
+    store.local_path(1, "state.pt").write_bytes(b"1")
+    for act in (store.put, store.fetch, store.delete):
         with pytest.raises(InputError, match="there is no bucket"):
             act(1, "state.pt")
-    assert depot.local(1, "state.pt").exists()
+    assert store.local_path(1, "state.pt").exists()
     with pytest.raises(InputError, match="there is no bucket"):
-        depot.claim_marker("u")
+        store.claim_marker("u")
 
 
 def test_a_bucket_that_is_somebody_elses_is_told(bucket, moto, tmp_path):
-    depot = open_depot(f"s3://{bucket}", tmp_path / "mine")
-    depot.local(1, "state.pt").write_bytes(b"1")
+    store = open_artifact_store(f"s3://{bucket}", tmp_path / "mine")
+    store.local_path(1, "state.pt").write_bytes(b"1")
     requests.post(f"{moto}/moto-api/reset-auth", data=b"0", timeout=10)
     try:
         message = refusal(f"s3://{bucket}/p", tmp_path)
-        for act in (depot.put, depot.fetch, depot.drop):
+        for act in (store.put, store.fetch, store.delete):
             with pytest.raises(InputError, match="not permitted"):
                 act(1, "state.pt")
     finally:
         requests.post(f"{moto}/moto-api/reset-auth", data=b"inf", timeout=10)
-    assert message.startswith(f"depot: s3://{bucket}/p/mine: not permitted (")
+    assert message.startswith(f"artifacts: s3://{bucket}/p/mine: not permitted (")
     assert message.endswith("this host must list, get, put and delete objects there")
 
 
@@ -355,8 +355,8 @@ def test_missing_credentials_are_told(bucket, aws, tmp_path):
 
 def test_an_endpoint_that_is_away_is_lost_and_not_the_users_fault(aws, tmp_path):
     aws.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    with pytest.raises(ArtifactStoreUnavailable, match=r"^depot: s3://b1x/mine: Could not connect"):
-        open_depot("s3://b1x", tmp_path / "mine")
+    with pytest.raises(ArtifactStoreUnavailable, match=r"^store: s3://b1x/mine: Could not connect"):
+        open_artifact_store("s3://b1x", tmp_path / "mine")
 
 
 def test_an_endpoint_that_is_no_url_is_told(aws, tmp_path):
@@ -367,4 +367,4 @@ def test_an_endpoint_that_is_no_url_is_told(aws, tmp_path):
 def test_boto3_is_asked_for_where_it_is_needed(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "boto3", None)
     assert refusal("s3://bucket", tmp_path).endswith("install lesionsearch with its extra 's3'")
-    open_depot(None, tmp_path)
+    open_artifact_store(None, tmp_path)

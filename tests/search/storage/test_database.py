@@ -16,14 +16,14 @@ from optuna.trial import TrialState
 
 from lesionseg.errors import InputError
 from search.storage.database import (
-    ENVIRONMENT,
-    ENVIRONMENT_FILE,
-    from_environment,
-    local_url,
-    masked,
+    STORAGE_VARIABLE,
+    STORAGE_FILE_VARIABLE,
+    storage_from_environment,
+    sqlite_url,
+    mask_password,
     open_storage,
     storage_url,
-    without_password,
+    redact_password,
 )
 from tests.postgres import GUARDED, free_port, private_postgres
 
@@ -36,7 +36,7 @@ AWKWARD = "p@:/s?s #{0}{x}%41'\\\"é"
 
 @pytest.fixture(autouse=True)
 def _no_file(monkeypatch):
-    monkeypatch.delenv(ENVIRONMENT_FILE, raising=False)
+    monkeypatch.delenv(STORAGE_FILE_VARIABLE, raising=False)
 
 
 # --- URLs --------------------------------------------------------------------------------------
@@ -44,16 +44,16 @@ def _no_file(monkeypatch):
 
 def test_without_a_url_the_study_lies_in_its_folder(tmp_path):
     url = storage_url(None, tmp_path / "mine")
-    assert url == local_url(tmp_path / "mine")
+    assert url == sqlite_url(tmp_path / "mine")
     assert url.render_as_string() == f"sqlite:///{tmp_path}/mine/study.db"
 
 
 def test_a_url_that_is_given_wins_over_the_environment(monkeypatch, tmp_path):
-    monkeypatch.setenv(ENVIRONMENT, "postgresql://u@h/environment")
+    monkeypatch.setenv(STORAGE_VARIABLE, "postgresql://u@h/environment")
     assert storage_url(None, tmp_path).database == "environment"
     assert storage_url("postgresql://u@h/given", tmp_path).database == "given"
-    monkeypatch.setenv(ENVIRONMENT, "")
-    assert storage_url(None, tmp_path) == local_url(tmp_path)
+    monkeypatch.setenv(STORAGE_VARIABLE, "")
+    assert storage_url(None, tmp_path) == sqlite_url(tmp_path)
 
 
 @pytest.mark.parametrize("end", ["", "\n", " \r\n"])
@@ -61,12 +61,12 @@ def test_a_url_is_read_from_a_file(end, monkeypatch, tmp_path):
     file = tmp_path / "secret"
     file.write_text(f"postgresql://u:{SECRET}@h/filed{end}")
     assert storage_url(f"@{file}", tmp_path).password == SECRET
-    monkeypatch.setenv(ENVIRONMENT_FILE, str(file))
-    assert from_environment() == f"@{file}"
+    monkeypatch.setenv(STORAGE_FILE_VARIABLE, str(file))
+    assert storage_from_environment() == f"@{file}"
     assert storage_url(None, tmp_path).database == "filed"
-    monkeypatch.setenv(ENVIRONMENT, "postgresql://u@h/environment")
+    monkeypatch.setenv(STORAGE_VARIABLE, "postgresql://u@h/environment")
     assert storage_url(None, tmp_path).database == "environment"
-    monkeypatch.setenv(ENVIRONMENT, f"@{file}")
+    monkeypatch.setenv(STORAGE_VARIABLE, f"@{file}")
     assert storage_url(None, tmp_path).database == "filed"
 
 
@@ -186,7 +186,7 @@ def test_an_sqlite_file_that_cannot_be_is_told(tmp_path):
 
 def test_a_masked_url_shows_everything_but_the_password(tmp_path):
     url = storage_url(f"postgresql://u:{SECRET}@h:1/db?sslmode=require", tmp_path)
-    assert masked(url) == "postgresql+psycopg://u:***@h:1/db?sslmode=require"
+    assert mask_password(url) == "postgresql+psycopg://u:***@h:1/db?sslmode=require"
 
 
 # --- passwords ---------------------------------------------------------------------------------
@@ -246,8 +246,8 @@ def test_no_error_shows_the_password_in_any_spelling(spoil, guarded, tmp_path, c
 @pytest.mark.parametrize("spelling", spellings())
 def test_a_password_is_hidden_in_every_spelling(spelling):
     url = sa.make_url("postgresql://u@h/d").set(password=AWKWARD)
-    assert without_password(url, f"a {spelling} b") == "a *** b"
-    assert without_password(sa.make_url("postgresql://u@h/d"), "a b") == "a b"
+    assert redact_password(url, f"a {spelling} b") == "a *** b"
+    assert redact_password(sa.make_url("postgresql://u@h/d"), "a b") == "a b"
 
 
 # --- connections -------------------------------------------------------------------------------
@@ -287,7 +287,7 @@ def test_what_the_url_says_of_its_connections_counts(private_postgres, tmp_path)
 def made(request, tmp_path):
     """The URL of a database with Optuna's tables and a study."""
     if request.param == "sqlite":
-        url = local_url(tmp_path)
+        url = sqlite_url(tmp_path)
     else:
         server = request.getfixturevalue("private_postgres")
         count = len(server.run("SELECT 1 FROM pg_database"))
@@ -321,7 +321,7 @@ def told_of_tables(url) -> str:
         open_storage(url)
     assert tables(url) == before  # and none was made
     assert "\n" not in str(caught.value)
-    assert str(caught.value).startswith(f"storage: {masked(url)}: ")
+    assert str(caught.value).startswith(f"storage: {mask_password(url)}: ")
     return str(caught.value)
 
 
@@ -332,9 +332,9 @@ def test_tables_of_an_older_optuna_are_told_and_opened_after_the_upgrade(made):
     )
     change(made, "UPDATE version_info SET library_version = '3.1.0'")
     assert told_of_tables(made) == (
-        f"storage: {masked(made)}: its tables are those of an older Optuna, 3.1.0 (v3.0.0.d); "
+        f"storage: {mask_password(made)}: its tables are those of an older Optuna, 3.1.0 (v3.0.0.d); "
         f"this is {optuna.__version__} (v3.2.0.a): stop its workers, back it up and run 'optuna "
-        f"storage upgrade --storage {masked(made)}' with its password, or install optuna 3.1.0 here"
+        f"storage upgrade --storage {mask_password(made)}' with its password, or install optuna 3.1.0 here"
     )
     RDBStorage(made.render_as_string(hide_password=False), skip_compatibility_check=True).upgrade()
     assert optuna.get_all_study_names(open_storage(made)) == ["kept"]
@@ -369,15 +369,15 @@ def test_tables_that_a_killed_process_left_unstamped_are_finished(made):
 
 @pytest.mark.parametrize("name", ["studies", "alembic_version"])
 def test_tables_of_another_program_are_left_alone(name, tmp_path):
-    url = local_url(tmp_path)
+    url = sqlite_url(tmp_path)
     change(url, f"CREATE TABLE {name} (a INTEGER)", "CREATE TABLE other (b INTEGER)")
     assert f"has a table '{name}' that is not Optuna's" in told_of_tables(url)
 
 
 def test_tables_that_do_not_collide_bear_ours_beside_them(tmp_path):
-    change(local_url(tmp_path), "CREATE TABLE other (b INTEGER)")
-    open_storage(local_url(tmp_path))
-    assert {"other", "studies", "alembic_version"} <= set(tables(local_url(tmp_path)))
+    change(sqlite_url(tmp_path), "CREATE TABLE other (b INTEGER)")
+    open_storage(sqlite_url(tmp_path))
+    assert {"other", "studies", "alembic_version"} <= set(tables(sqlite_url(tmp_path)))
 
 
 def open_at_once(urls, barrier, told) -> None:
@@ -407,7 +407,7 @@ def test_processes_may_make_the_tables_at_the_same_instant(private_postgres, tmp
 
 
 def test_an_sqlite_file_keeps_its_rollback_journal(tmp_path):
-    open_storage(local_url(tmp_path))
+    open_storage(sqlite_url(tmp_path))
     with sqlite3.connect(tmp_path / "study.db") as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
 
@@ -472,7 +472,7 @@ def test_processes_claim_each_queued_trial_of_one_postgresql_once(postgres_url):
 
 
 def test_a_storage_keeps_a_study_for_the_next_process(tmp_path):
-    url = local_url(tmp_path)
+    url = sqlite_url(tmp_path)
     study = optuna.create_study(study_name="s", storage=open_storage(url))
     study.tell(study.ask(), 0.25)
     again = optuna.load_study(study_name="s", storage=open_storage(url))

@@ -19,7 +19,7 @@ from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
-from search.storage.database import begin_immediate, local_url, open_storage, storage_url
+from search.storage.database import begin_immediate, sqlite_url, open_storage, storage_url
 from search.storage.retrying_storage import (
     REPEATED,
     RetryingStorage,
@@ -433,7 +433,7 @@ def test_a_server_without_a_free_connection_is_waited_for(private_postgres):
 
 
 def test_a_locked_sqlite_file_is_waited_for(tmp_path):
-    storage = open_storage(local_url(tmp_path))
+    storage = open_storage(sqlite_url(tmp_path))
     study = storage.create_new_study(UP, "s")
     hasty = RetryingStorage(f"sqlite:///{tmp_path}/study.db", {"connect_args": {"timeout": 0.01}})
     begin_immediate(hasty.engine)
@@ -496,7 +496,7 @@ def test_a_database_that_takes_no_writes_is_not_waited_for(private_postgres, tol
     [("query_only = ON", "readonly database"), ("max_page_count = 1", "disk is full")],
 )
 def test_an_sqlite_file_that_takes_no_writes_is_not_waited_for(pragma, message, tmp_path, told):
-    storage = open_storage(local_url(tmp_path))
+    storage = open_storage(sqlite_url(tmp_path))
     study = storage.create_new_study(UP, "s")
     storage.on_wait = told.append
     sa.event.listen(storage.engine, "connect", lambda c, _: c.execute(f"PRAGMA {pragma}"))
@@ -508,7 +508,10 @@ def test_an_sqlite_file_that_takes_no_writes_is_not_waited_for(pragma, message, 
 @pytest.mark.parametrize("statement", ["SELEC 1", "INSERT INTO studies VALUES (1, 's')"])
 def test_a_statement_that_is_wrong_is_not_repeated(statement, tmp_path, private_postgres, told):
     private_postgres.create(f"wrong_{len(statement)}")
-    urls = [local_url(tmp_path), storage_url(private_postgres.url(f"wrong_{len(statement)}"), None)]
+    urls = [
+        sqlite_url(tmp_path),
+        storage_url(private_postgres.url(f"wrong_{len(statement)}"), None),
+    ]
     for storage in map(open_storage, urls):
         storage.create_new_study(UP, "s")
         attempts = []

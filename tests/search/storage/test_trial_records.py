@@ -43,10 +43,10 @@ KNOWN = [
     trial(0, C, 0.5, digest="a"),
     trial(1, P, digest="b"),
     trial(2, F, reason="oom", digest="c"),
-    trial(3, F, reason=trial_records.DUPLICATE),
-    trial(4, P, reason=trial_records.CONSTRAINT, digest="d"),
-    trial(5, F, reason=trial_records.LOST, digest="e"),
-    trial(6, F, reason=trial_records.INTERRUPTED, digest="f"),
+    trial(3, F, reason=trial_records.EndReason.DUPLICATE),
+    trial(4, P, reason=trial_records.EndReason.CONSTRAINT, digest="d"),
+    trial(5, F, reason=trial_records.EndReason.LOST, digest="e"),
+    trial(6, F, reason=trial_records.EndReason.INTERRUPTED, digest="f"),
     trial(7, C, 0.75, reason="early stopping", digest="g"),
     trial(8, P, reason="time", digest="h"),
     trial(9, R, digest="i"),
@@ -84,7 +84,7 @@ def test_every_reason_to_skip_makes_a_trial_skipped(reason, state):
 
 
 def test_counts_are_of_every_state_and_add_up():
-    counts = trial_records.counts(KNOWN)
+    counts = trial_records.count_by_state(KNOWN)
     assert counts == {
         "waiting": 1,
         "running": 1,
@@ -94,18 +94,18 @@ def test_counts_are_of_every_state_and_add_up():
         "skipped": 4,
     }
     assert tuple(counts) == STATES
-    assert trial_records.counts([]) == dict.fromkeys(STATES, 0)
+    assert trial_records.count_by_state([]) == dict.fromkeys(STATES, 0)
 
 
 def test_reasons_are_counted_most_frequent_first():
-    assert next(iter(trial_records.reasons(KNOWN).items())) == ("oom", 2)
-    assert sum(trial_records.reasons(KNOWN).values()) == 8
-    assert trial_records.reasons([]) == {}
+    assert next(iter(trial_records.count_reasons(KNOWN).items())) == ("oom", 2)
+    assert sum(trial_records.count_reasons(KNOWN).values()) == 8
+    assert trial_records.count_reasons([]) == {}
 
 
 def test_what_is_skipped_waiting_or_running_costs_no_budget():
-    assert trial_records.spent(KNOWN) == 6
-    assert trial_records.spent([]) == 0
+    assert trial_records.count_finished(KNOWN) == 6
+    assert trial_records.count_finished([]) == 0
 
 
 def test_hours_are_those_of_training_one_after_another():
@@ -137,7 +137,7 @@ def test_hours_go_by_the_clock_however_many_train(spans, hours):
 
 
 def test_a_trial_at_work_counts_up_to_now_and_one_that_was_interrupted_as_long_as_it_ran():
-    known = [span(0, F, 0, 1, reason=trial_records.INTERRUPTED), span(1, R, 2)]
+    known = [span(0, F, 0, 1, reason=trial_records.EndReason.INTERRUPTED), span(1, R, 2)]
     assert trial_records.hours_spent(known, now=2.5 * 3600) == pytest.approx(1.5)
     assert trial_records.hours_spent(known, now=4 * 3600) == pytest.approx(3)
 
@@ -157,12 +157,12 @@ def test_hours_of_gpus_are_added_up_and_a_part_of_one_counts_as_that():
 def test_the_best_comes_first_and_of_equals_the_earlier():
     values = [(0, 0.5), (1, 0.75), (2, 0.25), (3, 0.75), (4, 0.0)]
     known = [trial(n, C, v) for n, v in values]
-    assert [t.number for t in trial_records.ranked(reversed(known))] == [1, 3, 0, 2, 4]
+    assert [t.number for t in trial_records.rank_trials(reversed(known))] == [1, 3, 0, 2, 4]
 
 
 def test_only_complete_trials_are_ranked():
-    assert [t.number for t in trial_records.ranked(KNOWN)] == [7, 0]
-    assert trial_records.ranked([]) == []
+    assert [t.number for t in trial_records.rank_trials(KNOWN)] == [7, 0]
+    assert trial_records.rank_trials([]) == []
 
 
 @pytest.mark.parametrize(
@@ -179,19 +179,19 @@ def test_only_complete_trials_are_ranked():
     ],
 )
 def test_a_twin_is_one_that_was_or_is_trained(digest, twin):
-    found = trial_records.twin_of(digest, KNOWN)
+    found = trial_records.find_duplicate(digest, KNOWN)
     assert (found and found.number) == twin
 
 
 def test_what_was_given_is_no_part_of_what_was_drawn():
     known = [trial(0, C, 0.5, digest="a", given={}), trial(1, C, 0.5, digest="b")]
-    assert [trial_records.is_given(t) for t in known] == [True, False]
-    assert trial_records.tried(known) == {"b"}
+    assert [trial_records.has_fixed_config(t) for t in known] == [True, False]
+    assert trial_records.tried_digests(known) == {"b"}
 
 
 def test_tried_are_the_configurations_that_need_no_other_trial():
-    assert trial_records.tried(KNOWN) == set("abcdghij")
+    assert trial_records.tried_digests(KNOWN) == set("abcdghij")
 
 
 def test_cut_off_are_those_that_were_queued_again():
-    assert [t.number for t in KNOWN if trial_records.was_cut_off(t)] == [5, 6]
+    assert [t.number for t in KNOWN if trial_records.was_interrupted(t)] == [5, 6]

@@ -23,7 +23,7 @@ def both(request, tmp_path):
     study = fill(url)
     study.ask({"x": optuna.distributions.IntDistribution(1, 9)})
     own = open_storage(storage_url(url, tmp_path))
-    return own, RowStorage.beside(own), study._study_id
+    return own, RowStorage.for_reading(own), study._study_id
 
 
 def whole(trial):
@@ -70,14 +70,14 @@ def test_several_objectives_keep_their_order(tmp_path):
     url = f"sqlite:///{tmp_path}/s.db"
     study = optuna.create_study(storage=url, directions=["minimize", "maximize"])
     study.add_trial(optuna.trial.create_trial(values=[2.0, -1.0]))
-    quick = RowStorage.beside(open_storage(storage_url(url, tmp_path)))
+    quick = RowStorage.for_reading(open_storage(storage_url(url, tmp_path)))
     assert quick._get_trials(study._study_id, None, set(), -1)[0].values == [2.0, -1.0]
 
 
 def test_nobody_has_to_wait_for_who_only_looks(tmp_path):
     url = f"sqlite:///{tmp_path}/s.db"
     study = fill(url)
-    quick = RowStorage.beside(open_storage(storage_url(url, tmp_path)))
+    quick = RowStorage.for_reading(open_storage(storage_url(url, tmp_path)))
     quick.patience = 0.2
     with study._storage._backend.engine.begin():  # a worker in the middle of its transaction
         assert len(quick._get_trials(study._study_id, None, set(), -1)) > 6

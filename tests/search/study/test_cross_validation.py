@@ -58,7 +58,7 @@ def open_folded(tiny_data, folder, changes=None):
 
 
 def rows_of(opened, number):
-    path = opened.depot.local(number, HISTORY)
+    path = opened.store.local_path(number, HISTORY)
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
@@ -113,7 +113,7 @@ def test_the_first_folds_epochs_are_reported_and_then_the_running_mean(done, tru
     expected = {r.epoch: r.metrics.dice for r in truth[0].history}
     expected |= {5: statistics.fmean(best[:2]), 6: statistics.fmean(best)}
     assert trial.intermediate_values == expected
-    assert trial_records.curve(trial) == {r.epoch: r.metrics.dice for r in truth[0].history}
+    assert trial_records.dice_by_epoch(trial) == {r.epoch: r.metrics.dice for r in truth[0].history}
 
 
 def test_what_a_trial_took_is_what_all_folds_took(done, truth):
@@ -134,13 +134,13 @@ def test_the_history_has_every_epoch_of_every_fold(done, truth):
     ]
     dice = [r.metrics.dice for result in truth for r in result.history]
     assert [float(r["dice"]) for r in rows] == dice
-    assert draw_curves(opened.depot.local(trial.number, HISTORY).read_text())[:4] == b"\x89PNG"
+    assert draw_curves(opened.store.local_path(trial.number, HISTORY).read_text())[:4] == b"\x89PNG"
 
 
 def test_the_first_folds_weights_and_picture_are_what_stays(done, tiny_data):
     opened, trial, _ = done
-    assert opened.depot.names(trial.number) == sorted([HISTORY, PICTURE, WEIGHTS])
-    model, _ = checkpoint.load(opened.depot.local(trial.number, WEIGHTS))
+    assert opened.store.list_files(trial.number) == sorted([HISTORY, PICTURE, WEIGHTS])
+    model, _ = checkpoint.load(opened.store.local_path(trial.number, WEIGHTS))
     val = positions(opened.split.val, opened.cache.names)
     images = torch.from_numpy(opened.cache.images[val])
     with torch.inference_mode():
@@ -198,7 +198,7 @@ def test_a_fold_that_breaks_ends_the_trial_with_its_reason(tiny_data, tmp_path):
             (opened.cache.path / "away.npy").rename(opened.cache.path / "masks.npy")
     assert (trial.state, trial_records.reason_of(trial)) == (TrialState.FAIL, "data")
     assert len(trial.user_attrs["folds"]["dice"]) == 2
-    assert opened.depot.names(0) == [HISTORY, PICTURE]
+    assert opened.store.list_files(0) == [HISTORY, PICTURE]
 
 
 # --- pruning -------------------------------------------------------------------------------------
@@ -242,7 +242,7 @@ def test_a_trial_that_was_handed_on_is_not_its_own_rival():
     first = study.ask()
     for step, value in {1: 0.1, 2: 0.2, 3: 0.9}.items():
         first.report(value, step)
-    first.set_user_attr("reason", trial_records.LOST)
+    first.set_user_attr("reason", trial_records.EndReason.LOST)
     study.tell(first, state=TrialState.FAIL)
     second = study.ask()
     second.report(0.8, 3)
@@ -265,7 +265,7 @@ def test_a_trial_is_stopped_between_folds(tiny_data, tmp_path):
     assert len(bad.user_attrs["folds"]["dice"]) == 2
     assert bad.user_attrs["epochs"] == 4
     assert [r["fold"] for r in rows_of(opened, 1)] == ["1", "1", "2", "2"]
-    assert opened.depot.names(1) == [HISTORY, PICTURE]
+    assert opened.store.list_files(1) == [HISTORY, PICTURE]
 
 
 def test_out_of_time_a_trial_ends_with_the_fold_it_is_in(tiny_data, tmp_path):
@@ -364,9 +364,9 @@ def check_gone_on(opened, after, undisturbed):
     assert again.user_attrs["val"] == expected.user_attrs["val"]
     assert again.user_attrs["resumed_at"] == 12
     assert without_times(rows_of(opened, 1)) == without_times(rows)
-    assert opened.depot.names(0) == []
-    assert opened.depot.names(1) == sorted([HISTORY, PICTURE, WEIGHTS])
-    assert trial_records.spent(opened.study.trials) == 1
+    assert opened.store.list_files(0) == []
+    assert opened.store.list_files(1) == sorted([HISTORY, PICTURE, WEIGHTS])
+    assert trial_records.count_finished(opened.study.trials) == 1
 
 
 def test_a_trial_that_is_put_down_in_its_third_fold_goes_on_there_to_the_last_digit(
@@ -378,9 +378,9 @@ def test_a_trial_that_is_put_down_in_its_third_fold_goes_on_there_to_the_last_di
     heard = Calling(12, stopping.set)
     with worker_of(opened, heard, stopping=stopping, program=fold_troubles.__name__) as worker:
         cut = worker.run_one()
-    assert trial_records.reason_of(cut) == trial_records.INTERRUPTED
-    assert opened.depot.names(0) == sorted([FOLDS, PICTURE, STATE, WEIGHTS])
-    state = torch.load(opened.depot.local(0, STATE), weights_only=True)["state"]
+    assert trial_records.reason_of(cut) == trial_records.EndReason.INTERRUPTED
+    assert opened.store.list_files(0) == sorted([FOLDS, PICTURE, STATE, WEIGHTS])
+    state = torch.load(opened.store.local_path(0, STATE), weights_only=True)["state"]
     assert (len(state["history"]) + 1, state["step"]) == MIDDLE
     check_gone_on(opened, Listening(), undisturbed)
 
@@ -392,25 +392,25 @@ def test_a_trial_that_is_lost_in_its_third_fold_goes_on_there(tiny_data, tmp_pat
     states = []
 
     def reap():
-        path = opened.depot.local(0, STATE)
+        path = opened.store.local_path(0, STATE)
         assert wait_until(path.is_file, PATIENCE)
         assert wait_until(lambda: others.healthy > 0, PATIENCE)
         states.append(torch.load(path, weights_only=True)["state"])
         assert others.reap() == [(0, 1)]
 
     with worker_of(
-        opened, Calling(12, reap), ledger=TrialLeases(opened.study, grace=3.0),
+        opened, Calling(12, reap), leases=TrialLeases(opened.study, grace=3.0),
         program=fold_troubles.__name__,
     ) as worker:  # fmt: skip
         cut = worker.run_one()
-    assert trial_records.reason_of(cut) == trial_records.LOST
-    assert {FOLDS, WEIGHTS} <= {*opened.depot.names(0)}
+    assert trial_records.reason_of(cut) == trial_records.EndReason.LOST
+    assert {FOLDS, WEIGHTS} <= {*opened.store.list_files(0)}
     again = worker_of(open_study(opened.folder)).run_one()
     expected, rows = undisturbed
     assert again.value == expected.value
     assert again.intermediate_values == expected.intermediate_values
     assert without_times(rows_of(opened, 1)) == without_times(rows)
-    assert opened.depot.names(1) == sorted([HISTORY, PICTURE, WEIGHTS])
+    assert opened.store.list_files(1) == sorted([HISTORY, PICTURE, WEIGHTS])
 
 
 @pytest.mark.parametrize("lacking", [FOLDS, WEIGHTS])
@@ -421,7 +421,7 @@ def test_without_what_its_folds_gave_a_trial_begins_anew(tiny_data, tmp_path, un
     heard = Calling(12, stopping.set)
     with worker_of(opened, heard, stopping=stopping, program=fold_troubles.__name__) as worker:
         worker.run_one()
-    opened.depot.drop(0, lacking)
+    opened.store.delete(0, lacking)
     after = Listening()
     again = worker_of(open_study(opened.folder), after).run_one()
     assert len(after.epochs) == 15

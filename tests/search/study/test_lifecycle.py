@@ -17,8 +17,8 @@ from lesionseg.errors import InputError
 from search.results.final_test import run_final_test
 from search.results.report import write_reports
 from search.spec.study_spec import load_spec
-from search.storage.database import ENVIRONMENT, local_url, open_storage, storage_url
-from search.storage.study_dir import is_study, locked, read_about
+from search.storage.database import STORAGE_VARIABLE, sqlite_url, open_storage, storage_url
+from search.storage.study_dir import is_study, locked, read_run_info
 from search.study.lifecycle import (
     OpenStudy,
     count_test_evaluation,
@@ -72,7 +72,7 @@ def test_a_new_study_has_its_files_and_says_where_things_are(tiny_data, tmp_path
     ]
     assert tree(folder) == [*files, "trials/.study"]
     about = json.loads((folder / "run.json").read_text())
-    assert about == read_about(folder)
+    assert about == read_run_info(folder)
     assert about["study"] == opened.name == "mine"
     assert about["storage"] is None
     assert about["data"] == str(tiny_data)
@@ -143,7 +143,7 @@ def two_sets(tmp_path):
 
 def test_a_study_of_two_sets_goes_on_with_them_in_any_order(two_sets, tmp_path):
     first = open_tiny(two_sets, tmp_path / "s")
-    about, files = read_about(tmp_path / "s"), contents(tmp_path / "s")
+    about, files = read_run_info(tmp_path / "s"), contents(tmp_path / "s")
     assert about["data"] == sorted(map(str, two_sets))
     again = open_tiny(two_sets[::-1], tmp_path / "s")
     assert again.split == first.split
@@ -209,7 +209,7 @@ def test_data_that_moved_are_the_same_data(tiny_data, tmp_path):
     open_tiny(tiny_data, tmp_path / "s")
     moved = shutil.copytree(tiny_data, tmp_path / "moved")
     open_tiny(moved, tmp_path / "s")
-    assert read_about(tmp_path / "s")["data"] == str(moved)
+    assert read_run_info(tmp_path / "s")["data"] == str(moved)
 
 
 # --- what is refused ---------------------------------------------------------------------------
@@ -259,7 +259,7 @@ def test_other_data_are_refused_and_nothing_is_changed(tiny_data, tmp_path):
     write_pair(other, "one_more")
     message = refusal(open_tiny, other, tmp_path / "s")
     assert message.startswith("study 's' was run on other data (fingerprint ")
-    assert read_about(tmp_path / "s")["data"] == str(tiny_data)
+    assert read_run_info(tmp_path / "s")["data"] == str(tiny_data)
     assert refusal(open_study, tmp_path / "s", data=other) == message
 
 
@@ -283,7 +283,7 @@ def test_a_study_that_was_cut_off_while_it_was_made_is_made(tiny_data, tmp_path)
     assert open_tiny(tiny_data, tmp_path / "s").name == "s"
     shutil.rmtree(tmp_path / "s")
     (tmp_path / "s").mkdir()
-    optuna.create_study(study_name="s", storage=open_storage(local_url(tmp_path / "s")))
+    optuna.create_study(study_name="s", storage=open_storage(sqlite_url(tmp_path / "s")))
     assert open_tiny(tiny_data, tmp_path / "s").split.train
     assert is_study(tmp_path / "s")
 
@@ -302,7 +302,7 @@ def test_a_study_whose_storage_is_gone_is_told_and_none_is_made_in_its_place(tin
 
 def test_a_damaged_run_json_is_no_study(tmp_path):
     (tmp_path / "run.json").write_text('{"study": "x')
-    assert "no study here" in refusal(read_about, tmp_path)
+    assert "no study here" in refusal(read_run_info, tmp_path)
 
 
 # --- where it is stored ------------------------------------------------------------------------
@@ -312,7 +312,7 @@ def test_an_sqlite_file_elsewhere_is_found_again_without_being_told(tiny_data, t
     url = f"sqlite:///{tmp_path}/elsewhere.db"
     first = create_or_resume(tiny_spec(), tiny_data, tmp_path / "s", url)
     first.study.tell(first.study.ask(), 0.5)
-    assert read_about(tmp_path / "s")["storage"] == url
+    assert read_run_info(tmp_path / "s")["storage"] == url
     assert "study.db" not in tree(tmp_path / "s")
     for again in (
         create_or_resume(tiny_spec(), tiny_data, tmp_path / "s"),
@@ -325,7 +325,7 @@ def test_an_sqlite_file_elsewhere_is_found_again_without_being_told(tiny_data, t
 
 def test_the_environment_does_not_lead_away_from_where_a_study_is(tiny_data, tmp_path, monkeypatch):
     open_tiny(tiny_data, tmp_path / "s")
-    monkeypatch.setenv(ENVIRONMENT, f"sqlite:///{tmp_path}/other.db")
+    monkeypatch.setenv(STORAGE_VARIABLE, f"sqlite:///{tmp_path}/other.db")
     assert open_records(tmp_path / "s")[0].study_name == "s"
     assert open_tiny(tiny_data, tmp_path / "s").name == "s"
     assert not (tmp_path / "other.db").exists()
@@ -366,9 +366,9 @@ def test_a_study_on_postgresql_is_found_again_and_its_password_is_not_kept(
     # Above all: a resumed study without the password must not begin anew in the folder.
     assert refusal(create_or_resume, tiny_spec(), tiny_data, tmp_path / "s") == message
     assert "study.db" not in tree(tmp_path / "s")
-    monkeypatch.setenv(ENVIRONMENT, with_password)
+    monkeypatch.setenv(STORAGE_VARIABLE, with_password)
     assert len(open_study(tmp_path / "s").study.trials) == 1
-    monkeypatch.delenv(ENVIRONMENT)
+    monkeypatch.delenv(STORAGE_VARIABLE)
     again = create_or_resume(tiny_spec(), tiny_data, tmp_path / "s", with_password)
     assert len(again.study.trials) == 1
 
@@ -405,7 +405,7 @@ def test_a_worker_joins_by_the_folder_or_by_the_storage_and_agrees_on_everything
     for other in (again, there):
         assert (other.name, other.spec, other.split) == (here.name, here.spec, here.split)
         assert other.material.cache == here.material.cache
-        assert other.depot.local(3, "x") == kept / "here" / "trials" / "3" / "x"
+        assert other.store.local_path(3, "x") == kept / "here" / "trials" / "3" / "x"
     assert is_study(tmp_path / "there" / "mine")
     assert "study.db" not in tree(tmp_path / "there" / "mine")
 
@@ -433,7 +433,7 @@ def test_a_worker_is_refused_where_it_would_lose_its_work(tiny_data, tmp_path):
 def test_checkpoints_stay_where_the_studys_creator_put_them(tiny_data, tmp_path):
     make = partial(create_or_resume, tiny_spec(), tiny_data)
     first = make(tmp_path / "s", artifacts=str(tmp_path / "kept"))
-    assert make(tmp_path / "s").depot.local(0, "x") == first.depot.local(0, "x")
+    assert make(tmp_path / "s").store.local_path(0, "x") == first.store.local_path(0, "x")
     assert make(tmp_path / "s", artifacts=str(tmp_path / "kept")).name == "s"
     message = refusal(make, tmp_path / "s", artifacts=str(tmp_path / "other"))
     assert message == (
@@ -444,7 +444,7 @@ def test_checkpoints_stay_where_the_studys_creator_put_them(tiny_data, tmp_path)
     assert make(tmp_path / "t", artifacts="near").study.user_attrs["artifacts"] == str(
         Path.cwd() / "near"
     )
-    assert "depot: must be a folder" in refusal(make, tmp_path / "new", artifacts="ftp://a/b")
+    assert "artifacts: must be a folder" in refusal(make, tmp_path / "new", artifacts="ftp://a/b")
     assert not (tmp_path / "new").exists()
     twin = tmp_path / "elsewhere" / "s"
     assert "holds another study" in refusal(make, twin, artifacts=str(tmp_path / "kept"))

@@ -155,10 +155,10 @@ def test_who_goes_on_under_another_number_stays_as_patient_as_it_was():
     for number, of, stopped_at in ((1, None, None), (2, 1, None), (3, 0, 1)):
         trial = study.ask()
         if of is not None:
-            trial.set_user_attr(trial_records.RETRY_OF, of)
+            trial.set_user_attr(trial_records.TrialAttr.REQUEUED_FROM, of)
         trial.report(0.1, 1)
         assert (trial.number, trial.should_prune()) == (number, stopped_at == 1)
-        trial.set_user_attr("reason", trial_records.LOST)
+        trial.set_user_attr("reason", trial_records.EndReason.LOST)
         study.tell(trial, state=TrialState.FAIL)
 
 
@@ -168,7 +168,7 @@ def test_hyperband_takes_what_a_resumed_trial_was_worth_at_each_rung():
     pruner = study.pruner
     first = next(n for n in range(50) if pruner.bracket_of("resumed", n) == 0)
     trial = study.ask()
-    trial.set_user_attr(trial_records.RETRY_OF, first)
+    trial.set_user_attr(trial_records.TrialAttr.REQUEUED_FROM, first)
     for epoch, value in enumerate([0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8], 1):
         trial.report(value, epoch)
     assert not trial.should_prune()
@@ -181,7 +181,7 @@ def test_hyperband_takes_what_a_resumed_trial_was_worth_at_each_rung():
 
 def test_hyperband_does_not_count_trials_that_go_on_as_others():
     study = in_memory(pruner=PRUNERS["hyperband"](2, 1, 0), name="ghosts")
-    for reason in (trial_records.LOST, trial_records.INTERRUPTED, None):
+    for reason in (trial_records.EndReason.LOST, trial_records.EndReason.INTERRUPTED, None):
         trial = study.ask()
         trial.report(0.9 if reason else 0.5, 1)
         assert not trial.should_prune()  # 0.5 is alone
@@ -204,9 +204,9 @@ def test_halving_does_not_count_trials_that_go_on_as_others():
     study = in_memory(pruner=PRUNERS["halving"](4, 1, 0), name=of_odd_patience(3))
     told = [
         (0.9, None),
-        (0.1, trial_records.LOST),
-        (0.1, trial_records.INTERRUPTED),
-        (0.1, trial_records.LOST),
+        (0.1, trial_records.EndReason.LOST),
+        (0.1, trial_records.EndReason.INTERRUPTED),
+        (0.1, trial_records.EndReason.LOST),
     ]
     for value, reason in told:
         trial = study.ask()

@@ -12,9 +12,9 @@ from lesionseg.config import TrialConfig
 from lesionseg.errors import InputError
 from search.spec import baselines
 from search.storage import trial_records
-from search.storage.database import local_url, open_storage
+from search.storage.database import sqlite_url, open_storage
 from search.storage.leases import TrialLeases
-from search.storage.process_id import this_process
+from search.storage.process_id import current_process
 from search.study.queue import enqueue, retry, room
 from search.study.suggest import suggest
 from search.trial_process.slot import Slot
@@ -47,28 +47,28 @@ class Studio:
     def __init__(self, folder, changes=OPEN):
         self.spec = tiny_spec(copy.deepcopy(changes))
         self.study = optuna.create_study(
-            study_name="tiny", storage=open_storage(local_url(folder)), direction="maximize"
+            study_name="tiny", storage=open_storage(sqlite_url(folder)), direction="maximize"
         )
-        self.ledger = TrialLeases(self.study)
-        self.ledger.found({"spec": self.spec.model_dump(mode="json")}, [])
-        self.worker = self.ledger.join(Slot(), this_process())
+        self.leases = TrialLeases(self.study)
+        self.leases.initialize_study({"spec": self.spec.model_dump(mode="json")}, [])
+        self.worker = self.leases.register_worker(Slot(), current_process())
         self.folder = folder
 
     def begin(self):
         """Claims a trial and configures it as a worker does: (claim, configuration, its twin)."""
-        claim = self.ledger.claim(self.worker, bounded=False)
+        claim = self.leases.claim(self.worker, bounded=False)
         trial = _taken_up(self.study, claim)
-        given = trial.user_attrs.get(trial_records.GIVEN)
+        given = trial.user_attrs.get(trial_records.TrialAttr.FIXED_CONFIG)
         config = TrialConfig.from_dict(given) if given else suggest(trial, self.spec.space)
-        again = trial_records.AGAIN in trial.user_attrs
+        again = trial_records.TrialAttr.ALLOW_DUPLICATE in trial.user_attrs
         attrs = {"config": config.to_dict(), "digest": config.digest()}
-        twin = self.ledger.configure(claim, attrs, None if again else config.digest())
+        twin = self.leases.record_config(claim, attrs, None if again else config.digest())
         return claim, config, twin
 
     def run(self, state=TrialState.COMPLETE, **attrs):
         claim, config, _ = self.begin()
         value = 0.5 if state == TrialState.COMPLETE else None
-        self.ledger.finish(claim, state, value, attrs)
+        self.leases.finish(claim, state, value, attrs)
         return config
 
     def enqueue(self, text):
@@ -109,21 +109,24 @@ def test_trials_of_every_end_are_queued_again_with_what_they_had(studio):
         studio.run(TrialState.FAIL, reason="oom"),
         studio.run(TrialState.PRUNED),
         studio.run(TrialState.COMPLETE),
-        studio.run(TrialState.FAIL, reason=trial_records.DUPLICATE),
+        studio.run(TrialState.FAIL, reason=trial_records.EndReason.DUPLICATE),
     ]
     assert retry(studio.study, [3, 0, 1, 2]) == [4, 5, 6, 7]
     for i, number in enumerate([3, 0, 1, 2], 4):
         queued = studio.study.trials[i]
         assert queued.state == TrialState.WAITING
-        assert queued.user_attrs == {trial_records.AGAIN: True, trial_records.RETRIES: number}
+        assert queued.user_attrs == {
+            trial_records.TrialAttr.ALLOW_DUPLICATE: True,
+            trial_records.TrialAttr.REPEAT_OF: number,
+        }
         claim, config, twin = studio.begin()
         assert (claim.number, config, twin) == (i, configs[number], None)
-        studio.ledger.finish(claim, TrialState.PRUNED)
+        studio.leases.finish(claim, TrialState.PRUNED)
 
 
 def test_without_being_asked_the_same_configuration_is_a_twin(studio):
     studio.run()
-    studio.ledger.enqueue(studio.study.trials[0].params)
+    studio.leases.enqueue_one(studio.study.trials[0].params)
     assert studio.begin()[2] == 0
 
 
@@ -132,18 +135,18 @@ def test_a_given_configuration_is_queued_again_as_it_is(studio):
     config = studio.run(TrialState.FAIL, reason="crash")
     retry(studio.study, [0])
     queued = studio.study.trials[1]
-    assert queued.user_attrs[trial_records.BASELINE] == "segnet-bce"
-    assert queued.user_attrs[trial_records.GIVEN] == config.to_dict()
+    assert queued.user_attrs[trial_records.TrialAttr.BASELINE] == "segnet-bce"
+    assert queued.user_attrs[trial_records.TrialAttr.FIXED_CONFIG] == config.to_dict()
     assert studio.begin()[1:] == (config, None)
 
 
 def test_what_was_queued_and_not_drawn_yet_is_kept(studio):
     studio.enqueue({"batch_size": 16, "loss": "focal"})
-    claim = studio.ledger.claim(studio.worker)
+    claim = studio.leases.claim(studio.worker)
     _taken_up(studio.study, claim).suggest_categorical(
         "loss", tuple(studio.spec.space.picks["loss"])
     )
-    studio.ledger.finish(claim, TrialState.FAIL, attrs={"reason": "crash"})
+    studio.leases.finish(claim, TrialState.FAIL, attrs={"reason": "crash"})
     retry(studio.study, [0])
     assert studio.fixed() == {"batch_size": 16, "loss": "focal"}
 
@@ -175,8 +178,8 @@ def test_a_study_without_trials_says_so(studio):
 
 
 def test_one_that_ended_before_it_had_anything_cannot_be_repeated(studio):
-    claim = studio.ledger.claim(studio.worker)
-    studio.ledger.finish(claim, TrialState.FAIL, attrs={"reason": "crash"})
+    claim = studio.leases.claim(studio.worker)
+    studio.leases.finish(claim, TrialState.FAIL, attrs={"reason": "crash"})
     with pytest.raises(InputError, match="trial 0 ended before it had a configuration"):
         retry(studio.study, [0])
 
@@ -194,7 +197,7 @@ def test_a_space_of_one_configuration_can_be_tried_again(tmp_path):
 def test_room_is_what_the_budget_leaves_after_the_queue(studio):
     assert room(studio.study) == 6
     studio.run()
-    studio.run(TrialState.FAIL, reason=trial_records.DUPLICATE)  # costs nothing
+    studio.run(TrialState.FAIL, reason=trial_records.EndReason.DUPLICATE)  # costs nothing
     assert room(studio.study) == 5
     studio.begin()
     assert room(studio.study) == 4
@@ -252,7 +255,7 @@ def test_a_baseline_within_the_space_is_queued_by_its_parameters(tmp_path):
         "search.model": {"unet": {"width": [8, 64], "depth": [3, 5]}}})  # fmt: skip
     studio.enqueue({"baseline": "c-bigger-unet"})
     trial = studio.study.trials[0]
-    assert trial.user_attrs == {trial_records.BASELINE: "c-bigger-unet"}
+    assert trial.user_attrs == {trial_records.TrialAttr.BASELINE: "c-bigger-unet"}
     assert trial.system_attrs["fixed_params"]["model.unet.width"] == 64
     config = baselines.config("c-bigger-unet", 64, 2)
     assert studio.begin()[1].digest() == config.digest()
@@ -263,7 +266,10 @@ def test_a_baseline_outside_the_space_is_queued_as_it_is(studio):
     trial = studio.study.trials[0]
     assert trial.system_attrs["fixed_params"] == {}
     given = baselines.config("unet-focal", 64, 2).to_dict()
-    assert trial.user_attrs == {trial_records.BASELINE: "unet-focal", trial_records.GIVEN: given}
+    assert trial.user_attrs == {
+        trial_records.TrialAttr.BASELINE: "unet-focal",
+        trial_records.TrialAttr.FIXED_CONFIG: given,
+    }
 
 
 def test_a_trials_own_configuration_is_queued_by_its_parameters(studio):
@@ -279,7 +285,7 @@ def test_a_configuration_outside_the_space_is_queued_as_it_is(studio):
     for key in ("image_size", "epochs", "patience"):
         del plain[key]  # the study's own are meant
     studio.enqueue({"config": plain})
-    given = studio.study.trials[1].user_attrs[trial_records.GIVEN]
+    given = studio.study.trials[1].user_attrs[trial_records.TrialAttr.FIXED_CONFIG]
     assert given["seed"] == 7 and given["image_size"] == 64 and given["epochs"] == 2
     assert given["loss"]["tversky"]["alpha"] > 0  # every parameter is spelt out
     assert studio.begin()[1].to_dict() == given
@@ -373,9 +379,9 @@ def test_a_queue_whose_answer_is_lost_is_put_up_once(private_postgres, when):
     try:
         url = sqlalchemy.make_url(private_postgres.url(name, wire.port))
         study = optuna.create_study(storage=open_storage(url), direction="maximize")
-        ledger = TrialLeases(study)
+        leases = TrialLeases(study)
         wire.cut(when)
-        assert ledger.enqueue_all([({"x": 1}, {}), ({"x": 2}, {"baseline": "p"})]) == [0, 1]
+        assert leases.enqueue([({"x": 1}, {}), ({"x": 2}, {"baseline": "p"})]) == [0, 1]
         assert wire.cuts == 1
         assert [t.system_attrs["fixed_params"] for t in study.trials] == [{"x": 1}, {"x": 2}]
     finally:

@@ -104,7 +104,7 @@ def proposed(startup, given_at, value, n=16):
     while len(drawn) < n:
         trial = study.ask()
         if trial.number in given_at:
-            trial.set_user_attr(trial_records.GIVEN, {"model": "elsewhere"})
+            trial.set_user_attr(trial_records.TrialAttr.FIXED_CONFIG, {"model": "elsewhere"})
             study.tell(trial, value)
             continue
         drawn.append(suggest(trial, REAL).digest())
@@ -132,7 +132,9 @@ def test_a_grid_that_is_listed_goes_on_without_an_error():
     assert len(set(proposals("grid", 0, 40))) == 34
 
 
-@pytest.mark.parametrize("reason", [trial_records.LOST, trial_records.INTERRUPTED])
+@pytest.mark.parametrize(
+    "reason", [trial_records.EndReason.LOST, trial_records.EndReason.INTERRUPTED]
+)
 @pytest.mark.parametrize("drawn", ["nothing", "half", "all"])
 def test_a_grid_survives_trials_that_were_cut_off_and_lists_theirs_again(reason, drawn):
     study = in_memory(SAMPLERS["grid"](0, 0))

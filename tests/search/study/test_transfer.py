@@ -22,9 +22,9 @@ from sqlalchemy.orm import Session
 
 from lesionseg.errors import InputError
 from search.storage import trial_records
-from search.storage.database import local_url, open_storage
+from search.storage.database import sqlite_url, open_storage
 from search.storage.leases import TrialLeases
-from search.storage.process_id import this_process
+from search.storage.process_id import current_process
 from search.study.suggest import suggest
 from search.study.transfer import COLUMNS, export_study, import_study, write_csv
 from search.study.transfer_lines import FORMAT, safe, unsafe
@@ -46,9 +46,19 @@ KINDS = [
     ("COMPLETE", math.inf, {"model": "segnet", "lr": 1 / 30}, {"digest": "é\n\u2028\U0001f600"}),
     ("COMPLETE", 0.1 + 0.2, {"odd": "NaN"}, {"val": {"hd95": math.nan, "x": [-math.inf, 1]}}),
     ("PRUNED", 0.5, {"odd": None}, {"reason": "early", "$float": {"$float": "nan"}}),
-    ("PRUNED", None, {"odd": 1.5}, {"reason": trial_records.CONSTRAINT, "tuple": [1, [2.0, None]]}),
+    (
+        "PRUNED",
+        None,
+        {"odd": 1.5},
+        {"reason": trial_records.EndReason.CONSTRAINT, "tuple": [1, [2.0, None]]},
+    ),
     ("FAIL", None, {}, {"reason": "oom", "message": 'a "quoted" line\nand another'}),
-    ("FAIL", None, {"odd": 3}, {"reason": trial_records.LOST, "began": 1.5, "ended": 2.25}),
+    (
+        "FAIL",
+        None,
+        {"odd": 3},
+        {"reason": trial_records.EndReason.LOST, "began": 1.5, "ended": 2.25},
+    ),
 ]
 DISTRIBUTIONS = {"model": MODEL, "model.unet.width": WIDTH, "lr": LR, "odd": ODD}
 
@@ -218,18 +228,20 @@ def test_the_sampler_goes_on_from_an_imported_study(sqlite, tmp_path):
 def test_a_trial_at_work_goes_on_in_the_new_study(server, request, tmp_path):
     url = request.getfixturevalue("postgres_url") if server == "postgresql" else "sqlite:///a.db"
     study = optuna.create_study(storage=open_storage(make_url(url)), direction="maximize")
-    ledger = TrialLeases(study)
-    ledger.found({"spec": {"budget": {"trials": 5}}}, [({"lr": 0.01}, {"baseline": "x"}), ({}, {})])
-    worker = ledger.join(Slot(), this_process())
-    claim = ledger.claim(worker)
+    leases = TrialLeases(study)
+    leases.initialize_study(
+        {"spec": {"budget": {"trials": 5}}}, [({"lr": 0.01}, {"baseline": "x"}), ({}, {})]
+    )
+    worker = leases.register_worker(Slot(), current_process())
+    claim = leases.claim(worker)
     trial = _taken_up(study, claim)
     trial.suggest_float("lr", 1e-3, 1, log=True)
-    ledger.report(claim, {1: 0.25})
+    leases.record_epochs(claim, {1: 0.25})
     text = exported(study)
     assert study.trials[0].state == TrialState.RUNNING  # it was only read
     again = imported(text, url, "again")
     put_down, never_began, goes_on = again.trials
-    assert trial_records.reason_of(put_down) == trial_records.INTERRUPTED
+    assert trial_records.reason_of(put_down) == trial_records.EndReason.INTERRUPTED
     assert put_down.intermediate_values == {1: 0.25} and put_down.params == {"lr": 0.01}
     when = datetime.fromisoformat(json.loads(text.splitlines()[0])["exported"])
     assert put_down.user_attrs["ended"] == when.timestamp()
@@ -237,8 +249,8 @@ def test_a_trial_at_work_goes_on_in_the_new_study(server, request, tmp_path):
     assert goes_on.system_attrs == {"fixed_params": {"lr": 0.01}}
     assert goes_on.user_attrs == {"baseline": "x", "retry_of": 0, "attempts": [0]}
     # It is the first that a worker of the new study is given.
-    ledger = TrialLeases(again)
-    assert ledger.claim(ledger.join(Slot(), this_process())).number == 2
+    leases = TrialLeases(again)
+    assert leases.claim(leases.register_worker(Slot(), current_process())).number == 2
     assert study.trials[0].state == TrialState.RUNNING
 
 
@@ -362,7 +374,7 @@ def test_a_broken_file_is_refused_by_its_line_and_leaves_nothing(how, text, tmp_
 def test_a_file_that_is_no_text_is_refused(tmp_path):
     (tmp_path / "x").write_bytes(b"\xff\xfe\x00\n")
     with (tmp_path / "x").open(encoding="utf-8") as file, pytest.raises(InputError) as caught:
-        import_study(file, local_url(tmp_path), None, "x")
+        import_study(file, sqlite_url(tmp_path), None, "x")
     assert str(caught.value) == "x: line 1: not text in UTF-8"
 
 
@@ -407,21 +419,27 @@ def test_an_import_whose_answer_is_lost_is_made_once(private_postgres, text, whe
 def test_the_table_reads_back(sqlite):
     spec = tiny_spec()
     study = optuna.create_study(storage=open_storage(make_url(sqlite)), direction="maximize")
-    ledger = TrialLeases(study)
-    ledger.found({"spec": spec.model_dump(mode="json")}, [({"model.unet.width": 8}, {})])
-    worker = ledger.join(Slot(), this_process())
+    leases = TrialLeases(study)
+    leases.initialize_study({"spec": spec.model_dump(mode="json")}, [({"model.unet.width": 8}, {})])
+    worker = leases.register_worker(Slot(), current_process())
     for _ in range(2):
-        claim = ledger.claim(worker)
+        claim = leases.claim(worker)
         config = suggest(_taken_up(study, claim), spec.space)
-        ledger.configure(claim, {"config": config.to_dict()}, None)
-        ledger.report(claim, {1: 0.25, 2: 0.5})
-        ledger.finish(claim, TrialState.COMPLETE, 0.1 + 0.2)
-    claim = ledger.claim(worker)
-    ledger.finish(claim, TrialState.FAIL, attrs={"reason": "config", "message": "a\nb"})
+        leases.record_config(claim, {"config": config.to_dict()}, None)
+        leases.record_epochs(claim, {1: 0.25, 2: 0.5})
+        leases.finish(claim, TrialState.COMPLETE, 0.1 + 0.2)
+    claim = leases.claim(worker)
+    leases.finish(claim, TrialState.FAIL, attrs={"reason": "config", "message": "a\nb"})
     given = suggest(optuna.trial.FixedTrial({"model.unet.width": 4, "optimizer.adam.lr": 0.1}),
                     spec.space)  # fmt: skip
-    ledger.enqueue({}, {trial_records.BASELINE: "mine", trial_records.GIVEN: given.to_dict()})
-    ledger.enqueue({"model.unet.width": 4})
+    leases.enqueue_one(
+        {},
+        {
+            trial_records.TrialAttr.BASELINE: "mine",
+            trial_records.TrialAttr.FIXED_CONFIG: given.to_dict(),
+        },
+    )
+    leases.enqueue_one({"model.unet.width": 4})
     file = io.StringIO(newline="")
     assert write_csv(study, file) == 5
     file.seek(0)
@@ -453,7 +471,7 @@ def test_a_study_without_trials_goes_there_and_back_too(sqlite, tmp_path):
 @pytest.mark.slow
 def test_five_thousand_trials_are_a_matter_of_seconds_of_work(tmp_path):
     known = known_trials()[0]
-    storage = open_storage(local_url(tmp_path))
+    storage = open_storage(sqlite_url(tmp_path))
     many = []
     for i in range(5000):
         steps = {epoch: (i + epoch) / 10_000 for epoch in range(40)}

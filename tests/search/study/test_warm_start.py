@@ -74,10 +74,10 @@ def test_a_value_outside_a_narrowed_range_cannot_be_said():
 def test_every_baseline_is_queued_once_with_its_name():
     spec = tiny_spec(WIDE | {"warm_start": ["baselines"], "data.image_size": 64})
     queued = queue(spec)
-    assert [attrs[trial_records.BASELINE] for _, attrs in queued] == baselines.names()
+    assert [attrs[trial_records.TrialAttr.BASELINE] for _, attrs in queued] == baselines.names()
     for params, attrs in queued:
-        config = baselines.config(attrs[trial_records.BASELINE], 64, 2)
-        assert (attrs.get(trial_records.GIVEN) == config.to_dict()) != bool(params)
+        config = baselines.config(attrs[trial_records.TrialAttr.BASELINE], 64, 2)
+        assert (attrs.get(trial_records.TrialAttr.FIXED_CONFIG) == config.to_dict()) != bool(params)
     assert queue(tiny_spec(WIDE)) == []
 
 
@@ -87,7 +87,9 @@ def test_founding_a_study_writes_its_queue_once(tiny_data, tmp_path):
         opened = open_tiny(tiny_data, tmp_path / "s", changes)
         known = trial_records.all_trials(opened.study)
         assert [trial_records.state_of(t) for t in known] == ["waiting"] * 2
-        assert [t.user_attrs[trial_records.BASELINE] for t in known] == changes["warm_start"]
+        assert [t.user_attrs[trial_records.TrialAttr.BASELINE] for t in known] == changes[
+            "warm_start"
+        ]
 
 
 def test_they_are_the_studys_first_trials_and_are_trained_as_they_are(tiny_data, tmp_path):
@@ -99,11 +101,11 @@ def test_they_are_the_studys_first_trials_and_are_trained_as_they_are(tiny_data,
     opened = open_tiny(tiny_data, tmp_path / "s", changes)
     search(opened)
     first, second = trial_records.all_trials(opened.study)
-    assert first.user_attrs[trial_records.BASELINE] == "c-baseline-unet"
+    assert first.user_attrs[trial_records.TrialAttr.BASELINE] == "c-baseline-unet"
     expected = baselines.config("c-baseline-unet", 32, 1)
     assert trial_records.config_of(first) == expected.to_dict()
     assert trial_records.state_of(first) == "complete" and first.params == {}
-    assert trial_records.BASELINE not in second.user_attrs and second.params
+    assert trial_records.TrialAttr.BASELINE not in second.user_attrs and second.params
     # Opened again, nothing is queued a second time.
     assert len(trial_records.all_trials(open_study(tmp_path / "s").study)) == 2
 
@@ -122,8 +124,8 @@ def test_a_baseline_that_was_cut_off_is_queued_again_as_it_is(tiny_data, tmp_pat
         search(opened, Interrupting())
     search(open_study(tmp_path / "s"))
     lost, again = trial_records.all_trials(opened.study)
-    assert trial_records.reason_of(lost) == trial_records.INTERRUPTED
-    assert again.user_attrs[trial_records.BASELINE] == "c-baseline-unet"
+    assert trial_records.reason_of(lost) == trial_records.EndReason.INTERRUPTED
+    assert again.user_attrs[trial_records.TrialAttr.BASELINE] == "c-baseline-unet"
     assert trial_records.config_of(again) == trial_records.config_of(lost)
 
 
@@ -146,14 +148,16 @@ def test_every_sampler_goes_on_from_baselines_and_the_whole_space_is_tried(
     done = [
         t for t in trial_records.all_trials(opened.study) if trial_records.state_of(t) == "complete"
     ]
-    assert [t.user_attrs.get(trial_records.BASELINE) for t in done[:2]] == changes["warm_start"]
+    assert [t.user_attrs.get(trial_records.TrialAttr.BASELINE) for t in done[:2]] == changes[
+        "warm_start"
+    ]
     assert sorted(t.params["model.unet.width"] for t in done[2:]) == [4, 5, 6]
 
 
 def test_quasi_random_points_fill_the_space_after_a_baseline_without_parameters():
     study = in_memory(SAMPLERS["qmc"](0, 0))
     space = tiny_spec({"search.model": {"unet": {"width": [4, 128], "depth": [1, 4]}}}).space
-    study.enqueue_trial({}, user_attrs={trial_records.GIVEN: {}})
+    study.enqueue_trial({}, user_attrs={trial_records.TrialAttr.FIXED_CONFIG: {}})
     study.tell(study.ask(), 0.5)
     drawn = []
     for _ in range(33):

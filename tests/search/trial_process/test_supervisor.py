@@ -30,7 +30,7 @@ BRIEF = 1 / 60
 
 
 class Stopwatch(TrialLeases):
-    """A ledger that keeps when each trial's network was built, and when its end was told."""
+    """A leases that keeps when each trial's network was built, and when its end was told."""
 
     def __init__(self, study):
         super().__init__(study)
@@ -84,7 +84,7 @@ def test_what_goes_wrong_costs_one_trial_with_its_reason_and_the_next_one_starts
 ):
     opened = open_tiny(tiny_data, tmp_path / "s", CHANGES | case.changes)
     watch = Stopwatch(opened.study)
-    with worker_of(opened, ledger=watch, program=troubles.__name__) as worker:
+    with worker_of(opened, leases=watch, program=troubles.__name__) as worker:
         queue(opened)
         assert worker.run_one().state == TrialState.COMPLETE
         # All that a process has of its own before it trains, and a part of what it will take.
@@ -98,7 +98,7 @@ def test_what_goes_wrong_costs_one_trial_with_its_reason_and_the_next_one_starts
     assert case.message in broken.user_attrs["message"]
     assert broken.intermediate_values == {}
     assert after.state == TrialState.COMPLETE
-    assert trial_records.spent(opened.study.trials) == 3
+    assert trial_records.count_finished(opened.study.trials) == 3
     trouble = told_by(opened, 1, "trouble") + case.lasts
     assert watch.built[2] - trouble < PROMISED
 
@@ -112,19 +112,19 @@ def test_one_that_diverges_and_one_that_cannot_be_built_are_told_and_the_next_on
     pixels = np.load(opened.cache.path / "images.npy").astype(np.float32)
     np.save(tmp_path / "cache" / "images.npy", np.full_like(pixels, np.nan))
     watch = Stopwatch(opened.study)
-    with worker_of(opened, ledger=watch) as worker:
+    with worker_of(opened, leases=watch) as worker:
         good = worker.material
         worker.material = replace(good, cache=tmp_path / "cache")
         diverged = worker.run_one()
         worker.material = good
         small = replace(TrialConfig(), model=Pick("unet", {"width": 4, "depth": 1}), image_size=16)
         unknown = small.to_dict() | {"loss": {"nothing": {}}}
-        worker.ledger.enqueue({}, {trial_records.GIVEN: unknown})
+        worker.leases.enqueue_one({}, {trial_records.TrialAttr.FIXED_CONFIG: unknown})
         unbuilt, after = worker.run_one(), worker.run_one()
     assert trial_records.reason_of(diverged) == "diverged"
     assert diverged.user_attrs["message"] == "the training loss became nan in epoch 1"
     assert trial_records.state_of(diverged) == "failed"
-    assert trial_records.reason_of(unbuilt) == trial_records.CONFIG
+    assert trial_records.reason_of(unbuilt) == trial_records.EndReason.CONFIG
     assert "unknown loss 'nothing'" in unbuilt.user_attrs["message"]
     assert after.state == TrialState.COMPLETE
     assert watch.told[1] - watch.told[0] < PROMISED
@@ -154,7 +154,7 @@ def test_a_batch_that_is_too_large_is_computed_in_parts_and_is_the_same_configur
     assert config.digest() == done.user_attrs["digest"]
     assert (config.batch_size, config.accumulate) == (8, 1)
     assert list(done.intermediate_values) == [1, 2]
-    assert trial_records.spent(opened.study.trials) == 1
+    assert trial_records.count_finished(opened.study.trials) == 1
 
 
 def test_one_that_has_no_room_for_a_single_image_fails_for_want_of_memory(tiny_data, tmp_path):

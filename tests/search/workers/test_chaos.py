@@ -147,7 +147,7 @@ def test_a_worker_that_slept_too_long_tells_nothing_when_it_wakes(nursery, tmp_p
     known = trial_records.all_trials(open_records(join.folder)[0])
     assert [trial_records.reason_of(t) for t in known] == ["lost", None]
     assert known[1].state.name == "COMPLETE"
-    assert known[1].user_attrs["resumed_at"] == lines(stub.BEGUN)[1].epoch > 0
+    assert known[1].user_attrs["resumed_at"] == lines(stub.UNFINISHED_FILES)[1].epoch > 0
     assert not list((join.folder / "trials").rglob("state.pt"))
 
 

@@ -74,7 +74,7 @@ def test_a_study_runs_its_budget_exactly(tiny_data, tmp_path, sampler):
     best = [b for _, _, b in heard.ended]
     values = [t.value for t in opened.study.trials]
     assert best == [values.index(max(values[: i + 1])) for i in range(4)]
-    assert TrialLeases(opened.study).workers() == []
+    assert TrialLeases(opened.study).list_workers() == []
 
 
 def test_a_study_whose_budget_is_spent_runs_nothing(tiny_data, tmp_path):
@@ -112,7 +112,7 @@ def test_a_study_goes_on_after_an_interruption_to_the_exact_budget(tiny_data, tm
     # The one that was cut off was taken up again first, with its parameters.
     cut, retry = again.study.trials[1:3]
     assert retry.params == cut.params
-    assert retry.user_attrs[trial_records.RETRY_OF] == 1
+    assert retry.user_attrs[trial_records.TrialAttr.REQUEUED_FROM] == 1
 
 
 def test_failing_trials_are_recorded_cost_budget_and_are_not_fatal(tiny_data, tmp_path):
@@ -124,7 +124,7 @@ def test_failing_trials_are_recorded_cost_budget_and_are_not_fatal(tiny_data, tm
         def trial_started(self, number, config):
             super().trial_started(number, config)
             if number % 2:
-                opened.depot.local(number, WEIGHTS).with_name(f".{WEIGHTS}.partial").mkdir()
+                opened.store.local_path(number, WEIGHTS).with_name(f".{WEIGHTS}.partial").mkdir()
 
     search(opened, Breaking())
     assert [trial_records.state_of(t) for t in opened.study.trials] == ["complete", "failed"] * 2
@@ -211,12 +211,12 @@ def test_a_constraint_that_forbids_part_of_a_space_costs_no_budget(tiny_data, tm
     assert search(opened).why == "exhausted"
     known = opened.study.trials
     trained = [t for t in known if trial_records.state_of(t) == "complete"]
-    refused = [t for t in known if trial_records.reason_of(t) == trial_records.CONSTRAINT]
+    refused = [t for t in known if trial_records.reason_of(t) == trial_records.EndReason.CONSTRAINT]
     assert trained
     assert refused
     assert all(t.user_attrs["params"] <= 4000 for t in trained)
     assert all(t.user_attrs["params"] > 4000 for t in refused)
-    assert trial_records.spent(known) == len(trained)
+    assert trial_records.count_finished(known) == len(trained)
     assert len({t.user_attrs["digest"] for t in trained + refused}) == 6
 
 
@@ -237,25 +237,25 @@ def test_tried_covers_a_finite_space_exactly_when_nothing_is_left():
     while len(seen) < SPACE.size():
         trial = study.ask()
         digest = suggest(trial, SPACE).digest()
-        reason = trial_records.DUPLICATE if digest in seen else None
+        reason = trial_records.EndReason.DUPLICATE if digest in seen else None
         if reason:
             trial.set_user_attr("reason", reason)
         else:
             trial.set_user_attr("digest", digest)
         seen.add(digest)
         study.tell(trial, state=TrialState.FAIL)
-        assert len(trial_records.tried(study.trials)) == len(seen)
+        assert len(trial_records.tried_digests(study.trials)) == len(seen)
 
 
 def test_what_was_handed_on_is_the_same_for_every_sampler(tiny_data, tmp_path):
     for sampler in SAMPLERS:
         opened = open_tiny(tiny_data, tmp_path / sampler, SIX | {"sampler.name": sampler})
-        ledger = TrialLeases(opened.study)
-        row = ledger.join(SLOT)
-        claim = ledger.claim(row)
+        leases = TrialLeases(opened.study)
+        row = leases.register_worker(SLOT)
+        claim = leases.claim(row)
         config = suggest(_taken_up(opened.study, claim), opened.spec.space)
-        ledger.requeue(claim, trial_records.LOST)
-        successor = _taken_up(opened.study, ledger.claim(row))
+        leases.requeue(claim, trial_records.EndReason.LOST)
+        successor = _taken_up(opened.study, leases.claim(row))
         assert suggest(successor, opened.spec.space) == config
 
 
@@ -336,7 +336,7 @@ def test_a_study_is_paused_resumed_and_stopped_from_outside(tiny_data, tmp_path,
     opened = open_tiny(tiny_data, tmp_path / "s", LONG | {"budget.trials": 50})
     queue(opened, width=WAYS["waits in the middle"])
     outside = open_records(tmp_path / "s")[0]
-    ledger = TrialLeases(outside)
+    leases = TrialLeases(outside)
 
     def command(word):
         TrialLeases(opened.study).command = word
@@ -350,16 +350,16 @@ def test_a_study_is_paused_resumed_and_stopped_from_outside(tiny_data, tmp_path,
     heard = Commanding(0, 2, lambda: command("pause"))
     end = in_background(opened, heard, terms=QUICK)
     assert wait_until(lambda: len(outside.trials) == 2, 200)
-    assert wait_until(lambda: [w.state for w in ledger.workers()] == ["idle"], 200)
+    assert wait_until(lambda: [w.state for w in leases.list_workers()] == ["idle"], 200)
     assert [trial_records.state_of(t) for t in outside.trials] == ["skipped", "waiting"]
-    ledger.command = "run"
+    leases.command = "run"
     served = end()
     assert served.why == "asked"
     done = outside.trials[1]
     assert (trial_records.state_of(done), done.user_attrs["resumed_at"]) == ("complete", 2)
     assert list(done.intermediate_values) == [1, 2, 3, 4, 5]
-    assert trial_records.counts(outside.trials)["running"] == 0
-    assert ledger.workers() == []
+    assert trial_records.count_by_state(outside.trials)["running"] == 0
+    assert leases.list_workers() == []
 
 
 def test_a_study_that_was_stopped_is_not_begun_upon(tiny_data, tmp_path):
@@ -381,7 +381,7 @@ def test_whoever_is_asked_to_leave_puts_the_trial_down_and_leaves(tiny_data, tmp
     )
     assert (served.trials, served.why) == (0, "asked")
     assert [trial_records.state_of(t) for t in opened.study.trials] == ["skipped", "waiting"]
-    assert TrialLeases(opened.study).workers() == []
+    assert TrialLeases(opened.study).list_workers() == []
 
 
 # --- several at once ---------------------------------------------------------------------------
@@ -397,14 +397,14 @@ EIGHT = {
 
 def check_shared(opened, workers: int) -> None:
     """The budget is exact, no twin was trained, and the weights of the best are there."""
-    assert states(opened)["complete"] == trial_records.spent(opened.study.trials) == 7
+    assert states(opened)["complete"] == trial_records.count_finished(opened.study.trials) == 7
     done = [t for t in opened.study.trials if trial_records.state_of(t) == "complete"]
     assert len({t.user_attrs["digest"] for t in done}) == 7
     assert len({t.user_attrs["owner"]["worker"] for t in done}) == workers
-    kept = {t.number for t in done if WEIGHTS in opened.depot.names(t.number)}
-    assert kept == {t.number for t in trial_records.ranked(done)[:KEEP_BEST]}
-    assert all(HISTORY in opened.depot.names(t.number) for t in done)
-    assert TrialLeases(opened.study).workers() == []
+    kept = {t.number for t in done if WEIGHTS in opened.store.list_files(t.number)}
+    assert kept == {t.number for t in trial_records.rank_trials(done)[:KEEP_BEST]}
+    assert all(HISTORY in opened.store.list_files(t.number) for t in done)
+    assert TrialLeases(opened.study).list_workers() == []
 
 
 def test_two_workers_share_a_study_to_the_exact_budget_and_train_no_twin(tiny_data, tmp_path):
@@ -437,8 +437,8 @@ def test_a_worker_of_the_command_line_shares_a_study_with_this_process(tiny_data
         text=True,
     )
     try:
-        ledger = TrialLeases(opened.study)
-        assert wait_until(lambda: any(w.trial is not None for w in ledger.workers()), 250)
+        leases = TrialLeases(opened.study)
+        assert wait_until(lambda: any(w.trial is not None for w in leases.list_workers()), 250)
         assert search(opened).why == "done"
         said, _ = other.communicate(timeout=250)
     finally:
@@ -454,15 +454,15 @@ def test_whoever_finds_the_rest_at_work_waits_for_it(tiny_data, tmp_path):
     claim = claimed_by(opened, dead())
     suggest(_taken_up(opened.study, claim), opened.spec.space)
     alive = claimed_by(opened, replace(dead(), host="elsewhere"))
-    ledger = TrialLeases(opened.study)
+    leases = TrialLeases(opened.study)
     heard = Listening()
     end = in_background(opened, heard)
     # The first is reaped at once and trained again; then the other's is waited for.
     assert wait_until(lambda: heard.ended, 200)
     assert states(opened) == {"skipped": 1, "running": 1, "complete": 1}
-    assert ledger.finish(alive, TrialState.COMPLETE, 0.5)
+    assert leases.finish(alive, TrialState.COMPLETE, 0.5)
     assert end().why == "done"
-    assert trial_records.spent(opened.study.trials) == 2
+    assert trial_records.count_finished(opened.study.trials) == 2
 
 
 # --- what goes wrong ---------------------------------------------------------------------------

@@ -21,9 +21,9 @@ from lesionseg.training import checkpoint
 from lesionseg.training.train import EpochRecord
 from search.monitoring import notes
 from search.storage import trial_records
-from search.storage.lease_transaction import MAY_BE_LOST, Claim
+from search.storage.lease_transaction import MAX_LOSSES, Claim
 from search.storage.leases import TrialLeases
-from search.storage.process_id import ProcessId, this_process
+from search.storage.process_id import ProcessId, current_process
 from search.storage.retention import PICTURE
 from search.study.lifecycle import open_study
 from search.study.pruners import PRUNERS
@@ -57,13 +57,13 @@ def dead() -> ProcessId:
     process = subprocess.Popen(["true"])
     since = psutil.Process(process.pid).create_time()
     process.wait()
-    return replace(this_process(), pid=process.pid, since=since)
+    return replace(current_process(), pid=process.pid, since=since)
 
 
 def claimed_by(opened, who: ProcessId) -> Claim:
     """A trial in the hands of somebody else."""
-    ledger = TrialLeases(opened.study)
-    claim = ledger.claim(ledger.join(SLOT, who), bounded=False)
+    leases = TrialLeases(opened.study)
+    claim = leases.claim(leases.register_worker(SLOT, who), bounded=False)
     assert isinstance(claim, Claim)
     return claim
 
@@ -128,7 +128,7 @@ def test_weights_are_kept_of_the_best_trials_only(tiny_data, tmp_path):
         queue(opened, lr=0.01 * (i + 1))
         worker.run_one()
     kept = {int(p.parent.name) for p in (opened.folder / "trials").glob("*/model.safetensors")}
-    assert kept == {t.number for t in trial_records.ranked(opened.study.trials)[:KEEP_BEST]}
+    assert kept == {t.number for t in trial_records.rank_trials(opened.study.trials)[:KEEP_BEST]}
     # Histories are small, and kept of all.
     assert len(list((opened.folder / "trials").glob("*/history.csv"))) == KEEP_BEST + 2
 
@@ -201,26 +201,26 @@ def test_a_configuration_is_not_trained_twice(opened):
     queue(opened)
     first, second = worker.run_one(), worker.run_one()
     assert second.state == TrialState.FAIL
-    assert second.user_attrs["reason"] == trial_records.DUPLICATE
+    assert second.user_attrs["reason"] == trial_records.EndReason.DUPLICATE
     assert second.user_attrs["twin"] == first.number
     assert second.user_attrs["message"] == "the same configuration as trial 0"
     assert second.intermediate_values == {}
     assert heard.started == [0]
-    assert trial_records.spent(opened.study.trials) == 1
+    assert trial_records.count_finished(opened.study.trials) == 1
 
 
 def test_a_network_that_is_too_large_is_refused_before_training(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s", {"constraints": {"max_params_m": 0.001}})
     done = worker_of(opened).run_one()
     assert done.state == TrialState.PRUNED
-    assert done.user_attrs["reason"] == trial_records.CONSTRAINT
+    assert done.user_attrs["reason"] == trial_records.EndReason.CONSTRAINT
     assert done.user_attrs["message"].endswith("constraints.max_params_m is 0.001")
     assert done.intermediate_values == {}
     assert done.constraints["max_params_m"] == pytest.approx(
         done.user_attrs["params"] / 1e6 - 0.001
     )
     assert trial_records.state_of(done) == "skipped"
-    assert trial_records.spent([done]) == 0
+    assert trial_records.count_finished([done]) == 0
 
 
 def test_a_network_that_is_small_enough_is_trained_and_its_slack_is_on_record(tiny_data, tmp_path):
@@ -233,10 +233,10 @@ def test_a_network_that_is_small_enough_is_trained_and_its_slack_is_on_record(ti
 def test_a_configuration_that_cannot_be_read_is_skipped_with_the_reason(opened):
     """As one of another version of lesionsearch that was queued whole."""
     worker = worker_of(opened)
-    worker.ledger.enqueue({}, {trial_records.GIVEN: {"bach_size": 3}})
+    worker.leases.enqueue_one({}, {trial_records.TrialAttr.FIXED_CONFIG: {"bach_size": 3}})
     done = worker.run_one()
     assert trial_records.state_of(done) == "skipped"
-    assert trial_records.reason_of(done) == trial_records.CONFIG
+    assert trial_records.reason_of(done) == trial_records.EndReason.CONFIG
     assert "unknown key 'bach_size'" in done.user_attrs["message"]
 
 
@@ -254,7 +254,7 @@ def test_a_training_that_breaks_is_recorded_and_costs_one_trial(tiny_data, tmp_p
     assert done.user_attrs["reason"] == "data"
     assert done.user_attrs["message"].startswith("FileNotFoundError: ")
     assert "Traceback" in done.user_attrs["trace"]
-    assert trial_records.spent([done]) == 1
+    assert trial_records.count_finished([done]) == 1
     shutil.move(gone, opened.cache.path)
     assert worker.run_one().state == TrialState.COMPLETE
 
@@ -311,15 +311,18 @@ def test_an_interrupted_trial_is_queued_again_and_counts_once(opened, at):
         worker_of(opened, Interrupting(at)).run_one()
     cut, waiting = opened.study.trials
     assert trial_records.state_of(cut) == "skipped"
-    assert trial_records.reason_of(cut) == trial_records.INTERRUPTED
+    assert trial_records.reason_of(cut) == trial_records.EndReason.INTERRUPTED
     assert waiting.state == TrialState.WAITING
     assert waiting.user_attrs.pop("digest") == cut.user_attrs["digest"]
-    assert waiting.user_attrs == {trial_records.RETRY_OF: 0, trial_records.ATTEMPTS: [0]}
-    assert set(opened.depot.names(0)) <= {STATE}
+    assert waiting.user_attrs == {
+        trial_records.TrialAttr.REQUEUED_FROM: 0,
+        trial_records.TrialAttr.ATTEMPTS: [0],
+    }
+    assert set(opened.store.list_files(0)) <= {STATE}
     done = worker_of(opened).run_one()
     assert (done.number, done.state) == (1, TrialState.COMPLETE)
     assert done.params == cut.params == {"model.unet.width": 4, "optimizer.adam.lr": 0.02}
-    assert trial_records.spent(opened.study.trials) == 1
+    assert trial_records.count_finished(opened.study.trials) == 1
     assert not (opened.folder / "trials" / "0").exists()
     assert [int(row["epoch"]) for row in rows_of(opened, 1)] == [1, 2]
     # Cut off again, it still points at the first.
@@ -328,7 +331,10 @@ def test_an_interrupted_trial_is_queued_again_and_counts_once(opened, at):
         with pytest.raises(KeyboardInterrupt):
             worker_of(opened, Interrupting(at)).run_one()
     again = opened.study.trials[-1].user_attrs
-    assert (again[trial_records.RETRY_OF], again[trial_records.ATTEMPTS]) == (2, [2, 3])
+    assert (
+        again[trial_records.TrialAttr.REQUEUED_FROM],
+        again[trial_records.TrialAttr.ATTEMPTS],
+    ) == (2, [2, 3])
 
 
 def test_an_interruption_after_a_trial_was_told_takes_nothing_of_it_away(opened):
@@ -338,25 +344,25 @@ def test_an_interruption_after_a_trial_was_told_takes_nothing_of_it_away(opened)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        worker_of(opened, ledger=Interrupted(opened.study)).run_one()
+        worker_of(opened, leases=Interrupted(opened.study)).run_one()
     (done,) = opened.study.trials
     assert done.state == TrialState.COMPLETE
-    assert {WEIGHTS, HISTORY} <= set(opened.depot.names(0))
+    assert {WEIGHTS, HISTORY} <= set(opened.store.list_files(0))
 
 
 def test_a_queued_trial_that_is_cut_off_before_it_drew_keeps_its_parameters(opened):
     queue(opened, width=7, lr=0.05)
     worker = worker_of(opened)
     claim = worker.claim()
-    assert worker.ledger.requeue(claim, trial_records.LOST) == 1
+    assert worker.leases.requeue(claim, trial_records.EndReason.LOST) == 1
     again = worker.run_one()
     assert again.params == {"model.unet.width": 7, "optimizer.adam.lr": 0.05}
-    assert again.user_attrs[trial_records.RETRY_OF] == claim.number
+    assert again.user_attrs[trial_records.TrialAttr.REQUEUED_FROM] == claim.number
 
 
 def test_a_trial_that_is_cut_off_before_it_drew_anything_is_closed_and_not_repeated(opened):
     worker = worker_of(opened)
-    assert worker.ledger.requeue(worker.claim(), trial_records.LOST) is None
+    assert worker.leases.requeue(worker.claim(), trial_records.EndReason.LOST) is None
     (closed,) = opened.study.trials
     assert trial_records.state_of(closed) == "skipped"
 
@@ -365,7 +371,7 @@ def test_a_trial_that_reached_its_end_is_not_queued_again(opened):
     worker = worker_of(opened)
     claim = worker.claim()
     assert worker.run(claim).state == TrialState.COMPLETE
-    assert worker.ledger.requeue(claim, trial_records.INTERRUPTED) is None
+    assert worker.leases.requeue(claim, trial_records.EndReason.INTERRUPTED) is None
     assert [t.state for t in opened.study.trials] == [TrialState.COMPLETE]
 
 
@@ -413,14 +419,14 @@ def undisturbed(tiny_data, folder) -> list[float]:
 def check_put_down(opened) -> None:
     """Trial 0 has been put down in the middle of its third epoch and is queued as trial 1."""
     cut, waiting = opened.study.trials
-    assert trial_records.reason_of(cut) == trial_records.INTERRUPTED
+    assert trial_records.reason_of(cut) == trial_records.EndReason.INTERRUPTED
     assert list(cut.intermediate_values) == [1, 2]
     assert trial_records.state_of(waiting) == "waiting"
-    assert waiting.user_attrs[trial_records.ATTEMPTS] == [0]
-    assert opened.depot.names(0) == [STATE]
-    state = torch.load(opened.depot.local(0, STATE), weights_only=True)["state"]
+    assert waiting.user_attrs[trial_records.TrialAttr.ATTEMPTS] == [0]
+    assert opened.store.list_files(0) == [STATE]
+    state = torch.load(opened.store.local_path(0, STATE), weights_only=True)["state"]
     assert (len(state["history"]) + 1, state["step"]) == MIDDLE
-    assert trial_records.spent(opened.study.trials) == 0
+    assert trial_records.count_finished(opened.study.trials) == 0
 
 
 def check_gone_on(opened, done, expected) -> None:
@@ -431,9 +437,9 @@ def check_gone_on(opened, done, expected) -> None:
     assert [int(row["epoch"]) for row in rows_of(opened, 1)] == [1, 2, 3, 4, 5]
     assert [float(row["dice"]) for row in rows_of(opened, 1)] == expected
     assert done.user_attrs["epochs"] == 5
-    assert trial_records.spent(opened.study.trials) == 1
-    assert opened.depot.names(0) == []
-    assert opened.depot.names(1) == sorted([WEIGHTS, HISTORY, PICTURE])
+    assert trial_records.count_finished(opened.study.trials) == 1
+    assert opened.store.list_files(0) == []
+    assert opened.store.list_files(1) == sorted([WEIGHTS, HISTORY, PICTURE])
 
 
 def test_a_trial_that_is_put_down_in_an_epoch_goes_on_from_there_to_the_last_digit(
@@ -452,13 +458,13 @@ def test_a_trial_that_is_put_down_in_an_epoch_goes_on_from_there_to_the_last_dig
 
 @pytest.mark.parametrize("word", ["pause", "stop"])
 def test_a_command_puts_the_trial_at_work_down(long, word):
-    ledger = TrialLeases(long.study, grace=GRACE)
+    leases = TrialLeases(long.study, grace=GRACE)
 
     def command():
-        ledger.command = word
+        leases.command = word
 
     heard = Calling(0, 2, command)
-    with worker_of(long, heard, ledger=ledger, program=troubles.__name__) as worker:
+    with worker_of(long, heard, leases=leases, program=troubles.__name__) as worker:
         worker.run_one()
         assert worker.pulse.command == word
     check_put_down(long)
@@ -475,7 +481,7 @@ def test_a_trial_that_cannot_save_its_state_is_queued_again_from_its_beginning(
     stopping.set()
     with worker_of(opened, stopping=stopping, program=troubles.__name__) as worker:
         cut = worker.run_one()
-    assert trial_records.reason_of(cut) == trial_records.INTERRUPTED
+    assert trial_records.reason_of(cut) == trial_records.EndReason.INTERRUPTED
     again = worker_of(opened).run_one()  # the real training
     assert again.state == TrialState.COMPLETE
     assert "resumed_at" not in again.user_attrs
@@ -500,26 +506,26 @@ def test_a_worker_that_was_taken_for_dead_tells_nothing_and_comes_back_under_a_n
         handed_on.extend(others.reap())
 
     heard = Calling(0, 2, reap)
-    ledger = TrialLeases(long.study, grace=GRACE)
-    with worker_of(long, heard, ledger=ledger, program=troubles.__name__) as worker:
+    leases = TrialLeases(long.study, grace=GRACE)
+    with worker_of(long, heard, leases=leases, program=troubles.__name__) as worker:
         before = worker.pulse.row.id
         cut = worker.run_one()
         assert handed_on == [(0, 1)]
         assert wait_until(lambda: not trainings(), PATIENCE)
-        assert trial_records.reason_of(cut) == trial_records.LOST
+        assert trial_records.reason_of(cut) == trial_records.EndReason.LOST
         assert list(cut.intermediate_values) == [1, 2]
         # What lies there is for whoever goes on with it.
-        assert HISTORY in long.depot.names(0)
+        assert HISTORY in long.store.list_files(0)
         worker.stopping.set()  # so that the successor, which waits at no state, is put down too
         claim = worker.claim()
         assert (claim.number, worker.pulse.row.id != before) == (1, True)
         owner = long.study.trials[1].user_attrs["owner"]["worker"]
         assert owner == worker.pulse.row.id
-        assert [row.id for row in ledger.workers() if row.trial == 1] == [owner]
+        assert [row.id for row in leases.list_workers() if row.trial == 1] == [owner]
         worker.run(claim)
     assert [trial_records.reason_of(t) for t in long.study.trials] == ["lost", "interrupted", None]
-    assert long.study.trials[2].user_attrs[trial_records.ATTEMPTS] == [0, 1]
-    assert trial_records.spent(long.study.trials) == 0
+    assert long.study.trials[2].user_attrs[trial_records.TrialAttr.ATTEMPTS] == [0, 1]
+    assert trial_records.count_finished(long.study.trials) == 0
 
 
 # --- workers that are gone ---------------------------------------------------------------------
@@ -529,18 +535,18 @@ def test_the_trials_of_dead_processes_go_back_to_the_queue_and_others_do_not(ope
     study = opened.study
     for i in range(4):
         queue(opened, lr=0.01 * (i + 1))
-    for who in (dead(), this_process(), replace(dead(), host="elsewhere")):
+    for who in (dead(), current_process(), replace(dead(), host="elsewhere")):
         claim = claimed_by(opened, who)
         _taken_up(study, claim).suggest_int("model.unet.width", 4, 8, log=True)
-        opened.depot.local(claim.number, HISTORY).write_text("")
-    study.ask()  # nobody's: not claimed through the ledger
-    opened.depot.local(3, HISTORY).write_text("")
-    ledger = TrialLeases(study)
-    assert ledger.reap() == [(0, 4), (3, 5)]
+        opened.store.local_path(claim.number, HISTORY).write_text("")
+    study.ask()  # nobody's: not claimed through the leases
+    opened.store.local_path(3, HISTORY).write_text("")
+    leases = TrialLeases(study)
+    assert leases.reap_expired() == [(0, 4), (3, 5)]
     states = [trial_records.state_of(t) for t in study.trials]
     assert states == ["skipped", "running", "running", "skipped", "waiting", "waiting"]
-    assert [t.user_attrs[trial_records.RETRY_OF] for t in study.trials[4:]] == [0, 3]
-    assert ledger.reap() == []
+    assert [t.user_attrs[trial_records.TrialAttr.REQUEUED_FROM] for t in study.trials[4:]] == [0, 3]
+    assert leases.reap_expired() == []
     # What was queued for it is repeated in full, drawn or not.
     worker = worker_of(opened)
     assert worker.run_one().params == {"model.unet.width": 4, "optimizer.adam.lr": 0.01}
@@ -553,29 +559,29 @@ def test_a_double_of_a_trial_that_was_lost_is_recognised(opened):
     queue(opened)
     claim = claimed_by(opened, dead())
     queue(opened)
-    assert TrialLeases(opened.study).reap() == [(claim.number, 2)]
+    assert TrialLeases(opened.study).reap_expired() == [(claim.number, 2)]
     worker = worker_of(opened)
     states = [trial_records.state_of(worker.run_one()) for _ in range(2)]
     assert states == ["complete", "skipped"]
-    assert trial_records.spent(opened.study.trials) == 1
+    assert trial_records.count_finished(opened.study.trials) == 1
 
 
 def test_a_trial_that_keeps_killing_its_worker_fails_for_good(opened):
-    ledger, who = TrialLeases(opened.study), dead()
-    for i in range(MAY_BE_LOST + 1):
+    leases, who = TrialLeases(opened.study), dead()
+    for i in range(MAX_LOSSES + 1):
         suggest(_taken_up(opened.study, claimed_by(opened, who)), opened.spec.space)
-        assert ledger.reap() == [(i, i + 1 if i < MAY_BE_LOST else None)]
+        assert leases.reap_expired() == [(i, i + 1 if i < MAX_LOSSES else None)]
     known = trial_records.all_trials(opened.study)
-    assert [trial_records.state_of(t) for t in known] == ["skipped"] * MAY_BE_LOST + ["failed"]
+    assert [trial_records.state_of(t) for t in known] == ["skipped"] * MAX_LOSSES + ["failed"]
     assert len({str(t.params) for t in known}) == 1
-    assert f"{MAY_BE_LOST + 1} times" in known[-1].user_attrs["message"]
-    assert trial_records.spent(known) == 1
+    assert f"{MAX_LOSSES + 1} times" in known[-1].user_attrs["message"]
+    assert trial_records.count_finished(known) == 1
 
 
 def test_a_trial_of_another_host_is_lost_when_that_has_been_silent_for_too_long(opened):
     claim = claimed_by(opened, replace(dead(), host="elsewhere"))
     suggest(_taken_up(opened.study, claim), opened.spec.space)
-    assert TrialLeases(opened.study).reap() == []
+    assert TrialLeases(opened.study).reap_expired() == []
     impatient = TrialLeases(opened.study, grace=0.0)
     assert wait_until(lambda: impatient.healthy > 0, PATIENCE)
     assert impatient.reap() == [(claim.number, 1)]
@@ -586,15 +592,15 @@ def test_a_trial_of_another_host_is_lost_when_that_has_been_silent_for_too_long(
 
 def test_weights_of_a_trial_that_is_not_told_yet_are_never_deleted(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s", {"budget.epochs": 1})
-    other = claimed_by(opened, this_process())
-    theirs = opened.depot.local(other.number, WEIGHTS)
+    other = claimed_by(opened, current_process())
+    theirs = opened.store.local_path(other.number, WEIGHTS)
     theirs.write_bytes(b"")
     worker = worker_of(opened)
     for i in range(KEEP_BEST + 1):
         queue(opened, lr=0.01 * (i + 1))
         worker.run_one()
         assert theirs.exists()
-    assert worker.ledger.finish(other, TrialState.COMPLETE, 0.0)
+    assert worker.leases.finish(other, TrialState.COMPLETE, 0.0)
     worker.run_one()
     assert not theirs.exists()  # it is told, and the worst
 
@@ -607,8 +613,8 @@ def test_a_picture_or_a_note_that_cannot_be_made_costs_no_trial(opened, monkeypa
         raise OSError("no")
 
     monkeypatch.setattr("search.workers.worker.notes.attrs_of", broken)
-    monkeypatch.setattr("search.workers.worker.drop_pictures", broken)
-    place = opened.depot.local(0, PICTURE)
+    monkeypatch.setattr("search.workers.worker.delete_old_pictures", broken)
+    place = opened.store.local_path(0, PICTURE)
     place.mkdir()  # the child cannot put its picture there
     done = worker_of(opened).run_one()
     assert done.state == TrialState.COMPLETE
@@ -644,14 +650,14 @@ def test_a_trial_that_was_pruned_as_it_was_to_be_put_down_is_pruned(
     done = worker_of(opened).run_one()
     assert (done.state, list(done.intermediate_values)) == (TrialState.PRUNED, [1])
     assert len(opened.study.trials) == 1
-    assert trial_records.spent(opened.study.trials) == 1
+    assert trial_records.count_finished(opened.study.trials) == 1
 
 
 def test_what_nobody_needs_is_not_waited_for_and_dropped_when_it_has_arrived():
     arrived, dropped = threading.Event(), threading.Event()
 
     class Slow:
-        is_here = False
+        is_local = False
 
         def put(self, number, name):
             assert arrived.wait(30)

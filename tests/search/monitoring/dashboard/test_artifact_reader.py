@@ -58,7 +58,7 @@ def test_a_trial_lists_its_picture_its_curves_and_its_history(opened):
 
 def test_one_that_was_refused_has_no_files_and_tells_its_constraint(opened):
     refused = opened.study.trials[1]
-    assert trial_records.reason_of(refused) == trial_records.CONSTRAINT
+    assert trial_records.reason_of(refused) == trial_records.EndReason.CONSTRAINT
     assert ids(opened, 1) == {}
     assert refused.user_attrs["constraint.max_params_m"] == pytest.approx(
         refused.constraints["max_params_m"], abs=1e-6
@@ -186,14 +186,14 @@ def test_as_trials_end_one_by_one_no_picture_is_left_over(tmp_path):
 
     from search.storage.artifact_store import FolderArtifactStore
 
-    rng, study, depot = random.Random(0), in_memory(), FolderArtifactStore(tmp_path)
+    rng, study, store = random.Random(0), in_memory(), FolderArtifactStore(tmp_path)
     for number in range(150):
         value = rng.choice([None, rng.random()])
         state = TrialState.PRUNED if value is None else TrialState.COMPLETE
         study.add_trial(optuna.trial.create_trial(state=state, value=value))
-        depot.local(number, PICTURE).touch()
-        retention.drop_pictures(depot, study.trials)
-        there = {n for n in depot.numbers() if PICTURE in depot.names(n)}
+        store.local_path(number, PICTURE).touch()
+        retention.delete_old_pictures(store, study.trials)
+        there = {n for n in store.list_trials() if PICTURE in store.list_files(n)}
         assert there == retention.pictured(study.trials)
     assert len(there) <= retention.BEST_PICTURES + retention.LATEST_PICTURES
 
@@ -201,23 +201,25 @@ def test_as_trials_end_one_by_one_no_picture_is_left_over(tmp_path):
 def test_what_a_killed_worker_left_is_swept(tmp_path):
     from search.storage.artifact_store import FolderArtifactStore
 
-    study, depot = study_of([0.5 - i / 1000 for i in range(60)]), FolderArtifactStore(tmp_path)
+    study, store = study_of([0.5 - i / 1000 for i in range(60)]), FolderArtifactStore(tmp_path)
     for number in range(60):
-        depot.local(number, PICTURE).touch()
-    retention.sweep(depot, study.trials)
-    assert {n for n in depot.numbers() if depot.names(n)} == retention.pictured(study.trials)
+        store.local_path(number, PICTURE).touch()
+    retention.sweep(store, study.trials)
+    assert {n for n in store.list_trials() if store.list_files(n)} == retention.pictured(
+        study.trials
+    )
 
 
 def test_a_picture_that_is_kept_no_more_is_not_listed():
-    attrs = artifact_ids.listed(MARK, 3, [HISTORY, PICTURE])
-    names = [m["filename"] for m in artifact_ids.of_trial(attrs, pictured=False)]
+    attrs = artifact_ids.artifact_attrs(MARK, 3, [HISTORY, PICTURE])
+    names = [m["filename"] for m in artifact_ids.list_artifacts(attrs, pictured=False)]
     assert names == [artifact_ids.CURVES, HISTORY]
     shuffled = dict(reversed(attrs.items()))
-    names = [m["filename"] for m in artifact_ids.of_trial(shuffled, pictured=True)]
+    names = [m["filename"] for m in artifact_ids.list_artifacts(shuffled, pictured=True)]
     assert names == [PICTURE, artifact_ids.CURVES, HISTORY]
 
 
 def test_files_of_other_makers_are_listed_and_deleted_ones_are_not():
     attrs = {"artifacts:1": json.dumps({"artifact_id": "1", "filename": "x.txt"}),
              "artifacts:2": "null", "other": 3}  # fmt: skip
-    assert [m["artifact_id"] for m in artifact_ids.of_trial(attrs, pictured=True)] == ["1"]
+    assert [m["artifact_id"] for m in artifact_ids.list_artifacts(attrs, pictured=True)] == ["1"]

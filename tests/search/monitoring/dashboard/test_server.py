@@ -63,7 +63,7 @@ def editable(opened):
 def ours(opened, number=0):
     """Ids that a URL needs: study, trial, and its artifacts by name."""
     trial = opened.study.trials[number]
-    told = artifact_ids.of_trial(trial.system_attrs, pictured=True)
+    told = artifact_ids.list_artifacts(trial.system_attrs, pictured=True)
     found = {m["filename"]: m["artifact_id"] for m in told}
     return opened.study._study_id, trial._trial_id, found
 

@@ -46,7 +46,7 @@ def add(study, number, rng):
             intermediate_values={1: 0.5, 2: float("nan"), 3: rng.random()},
             user_attrs={"config": {"model": {name: {}}}, "params": 1000 + number,
                         "owner": {"host": "lab"}, "reason": "<b>"},
-            system_attrs=artifact_ids.listed(MARK, number, [HISTORY, PICTURE]),
+            system_attrs=artifact_ids.artifact_attrs(MARK, number, [HISTORY, PICTURE]),
         )
     )  # fmt: skip
     for key, value in notes.attrs_of(study.trials[-1]).items():

@@ -19,10 +19,10 @@ def test_trials_that_a_worker_did_not_describe_are(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s")
     worker = worker_of(opened)
     worker.run_one()
-    ledger = TrialLeases(opened.study)
-    ledger.claim(ledger.join(worker.slot), bounded=False)
+    leases = TrialLeases(opened.study)
+    leases.claim(leases.register_worker(worker.slot), bounded=False)
     claim = worker.claim(bounded=False)
-    ledger.requeue(claim, "lost")
+    leases.requeue(claim, "lost")
     lacking = [t.number for t in notes.missing(told(opened), opened.study.trials)]
     assert lacking == [claim.number]
     study_note.refresh(opened.study)

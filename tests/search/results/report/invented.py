@@ -105,7 +105,13 @@ def fill(study: optuna.Study, n: int = 16, seed: int = 0, **first) -> None:
         if i == 3:
             add(study, "failed", [0.2], "oom", "OutOfMemoryError: 3 GiB wanted")
         elif i == 5:
-            add(study, "failed", [], trial_records.DUPLICATE, "the same configuration as trial 1")
+            add(
+                study,
+                "failed",
+                [],
+                trial_records.EndReason.DUPLICATE,
+                "the same configuration as trial 1",
+            )
         elif i % 4 == 2:
             add(study, "pruned", curve_to(value)[:2])
         else:
@@ -125,7 +131,7 @@ def make_final(
     counts = invented_counts(len(names))
     scores = metrics.score(counts)
     groups = [f"patient_{i // 2}" for i in range(len(names))]
-    best = trial_records.ranked(trial_records.all_trials(study))[0]
+    best = trial_records.rank_trials(trial_records.all_trials(study))[0]
     told = {
         "study": study.study_name,
         "trial": best.number,

@@ -132,7 +132,7 @@ def test_counts_time_and_what_pruning_saved_are_of_the_records(written):
     folder, facts, page, _ = written
     known = trial_records.all_trials(open_records(folder)[0])
     search = facts["search"]
-    assert search["counts"] == trial_records.counts(known)
+    assert search["counts"] == trial_records.count_by_state(known)
     # 20 trials: 3 failed, 5 skipped, 2 6 10 14 18 pruned after 2 epochs of 1.5 s, 13 complete of 6.
     assert search["saved"] == {
         "trials": 5, "timed": 5, "mean_epochs": 6, "seconds": 5 * 4 * 1.5, "spent_seconds": 15.0,

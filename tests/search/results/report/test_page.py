@@ -88,7 +88,7 @@ def test_an_unknown_metric_without_interval_is_shown_under_its_key(done):
 def test_how_it_was_found_is_told_in_a_sentence(finished, page):
     study = open_records(finished)[0]
     told = read_metrics(finished)
-    counted = trial_records.counts(trial_records.all_trials(study))
+    counted = trial_records.count_by_state(trial_records.all_trials(study))
     assert counted == {
         "waiting": 0, "running": 0, "complete": 10, "pruned": 4, "failed": 1, "skipped": 1,
     }  # fmt: skip
@@ -110,7 +110,7 @@ def test_the_leaderboard_is_the_ranking_with_the_winner_marked(finished, page):
     study = open_records(finished)[0]
     told = read_metrics(finished)
     rows = page.table("leaderboard")[1:]
-    best = trial_records.ranked(trial_records.all_trials(study))
+    best = trial_records.rank_trials(trial_records.all_trials(study))
     assert [row[0].split()[0] for row in rows] == [str(t.number) for t in best[:10]]
     assert [row[1] for row in rows] == [f"{t.value:.4f}" for t in best[:10]]
     assert [row[0].endswith("★") for row in rows] == [True] + 9 * [False]
@@ -182,7 +182,7 @@ def test_without_a_final_test_the_page_says_so(done):
     folder, study, _ = done
     shutil.rmtree(folder / "final")
     page = Page(write_report(folder))
-    best = trial_records.ranked(trial_records.all_trials(study))[0]
+    best = trial_records.rank_trials(trial_records.all_trials(study))[0]
     assert f"{best.value:.4f} validation Dice of the best trial; not tested yet" in page.text
     assert "The final test was not run yet" in page.text
     assert "Looks at the test images 0" in page.text

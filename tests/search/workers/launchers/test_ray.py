@@ -305,7 +305,7 @@ def test_a_study_survives_the_loss_of_a_node(cluster, tiny_data, tmp_path):
     assert counts["running"] == counts["waiting"] == counts["failed"] == 0
     known = trial_records.all_trials(open_records(place)[0])
     assert len({t.user_attrs["owner"]["worker"] for t in known if "owner" in t.user_attrs}) >= 3
-    lost = [t for t in known if trial_records.reason_of(t) == trial_records.LOST]
+    lost = [t for t in known if trial_records.reason_of(t) == trial_records.EndReason.LOST]
     again = {t.user_attrs.get("retry_of") for t in known}
     assert len(lost) == counts["skipped"] == 1
     assert lost[0].number in again

@@ -20,7 +20,7 @@ import pytest
 
 from lesionseg.errors import InputError
 from search.monitoring.status import status
-from search.storage.database import ENVIRONMENT, ENVIRONMENT_FILE, storage_url
+from search.storage.database import STORAGE_VARIABLE, STORAGE_FILE_VARIABLE, storage_url
 from search.study.location import StudyLocation
 from search.trial_process.slot import Slot, WorkerResult
 from search.workers.launchers import slurm_fleet
@@ -40,8 +40,8 @@ URL = "postgresql+psycopg://ann:open-sesame@db/studies"
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A study's folder as the stub knows it, and none of the settings of whoever runs the tests."""
-    monkeypatch.delenv(ENVIRONMENT, raising=False)
-    monkeypatch.delenv(ENVIRONMENT_FILE, raising=False)
+    monkeypatch.delenv(STORAGE_VARIABLE, raising=False)
+    monkeypatch.delenv(STORAGE_FILE_VARIABLE, raising=False)
     monkeypatch.setattr(slurm_fleet, "FIRST_PAUSE", 0.01)
     for name in ("todo", "doing", "done", "log"):
         (tmp_path / name).mkdir()
@@ -172,7 +172,7 @@ def test_a_worker_that_is_killed_is_replaced_and_the_rest_is_done(folder):
 
 
 def test_a_worker_that_dies_each_time_is_given_up(folder, monkeypatch):
-    monkeypatch.setattr(slurm_fleet, "MAY_BE_LOST", 1)
+    monkeypatch.setattr(slurm_fleet, "MAX_LOSSES", 1)
     from search.errors import JobFailed  # jobs import this file, and need no torch for it
 
     with pytest.raises(JobFailed, match="every worker lost 2 jobs in a row; see"):
@@ -181,7 +181,7 @@ def test_a_worker_that_dies_each_time_is_given_up(folder, monkeypatch):
 
 
 def test_an_unexpected_error_is_a_loss_that_names_its_log(folder, monkeypatch):
-    monkeypatch.setattr(slurm_fleet, "MAY_BE_LOST", 0)
+    monkeypatch.setattr(slurm_fleet, "MAX_LOSSES", 0)
     from search.errors import JobFailed
 
     events = []
@@ -305,7 +305,7 @@ def test_a_url_of_the_command_line_is_in_one_file_that_only_its_owner_reads(fold
 @pytest.mark.slow
 @pytest.mark.parametrize("given", [URL, None])
 def test_a_url_of_the_environment_is_written_nowhere(folder, monkeypatch, given):
-    monkeypatch.setenv(ENVIRONMENT, URL)
+    monkeypatch.setenv(STORAGE_VARIABLE, URL)
     found = []
 
     def look():
