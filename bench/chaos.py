@@ -1,7 +1,7 @@
 """How a study fares whose workers and trainings are killed all the time.
 
 Eight worker processes, 200 trials of up to six epochs, with a training that trains nothing and
-writes a log of its own (``tests.search.stub``); SIGKILL to workers, trainings and fork servers at
+writes a log of its own (``tests.search.stub_training``); SIGKILL to workers, trainings and fork servers at
 random instants, SIGSTOP for longer than the grace period, and two restarts of the PostgreSQL
 server. Afterwards books, log and files are compared. Writes bench/results/chaos-cpu.md.
 
@@ -25,7 +25,7 @@ import psutil
 from tests.postgres import PrivatePostgres, binaries
 from tests.search.chaos import FULL, Plan, Told, survive
 from tests.search.chaos_checks import Verdict
-from tests.search.nursery import Nursery
+from tests.search.worker_processes import WorkerProcesses
 
 RESULTS = Path(__file__).parent / "results" / "chaos-cpu.md"
 COLUMNS = (
@@ -53,15 +53,15 @@ def server() -> Iterator[PrivatePostgres]:
 
 def measure(kind: str, plan: Plan) -> tuple[Plan, Told, Verdict]:
     """One study on one kind of storage."""
-    with Nursery() as nursery, tempfile.TemporaryDirectory() as folder:
+    with WorkerProcesses() as worker_processes, tempfile.TemporaryDirectory() as folder:
         if kind == "sqlite":
-            return (plan, *survive(nursery, Path(folder), plan))
+            return (plan, *survive(worker_processes, Path(folder), plan))
         plan = replace(plan, restarts=2)
         pauses = random.Random(plan.seed)
         with server() as private:
             url = private.create("chaos")
             again = lambda: private.restart(pauses.uniform(1, 3))  # noqa: E731
-            return (plan, *survive(nursery, Path(folder), plan, url, again))
+            return (plan, *survive(worker_processes, Path(folder), plan, url, again))
 
 
 def row(kind: str, plan: Plan, told: Told, verdict: Verdict) -> list[str]:

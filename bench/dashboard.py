@@ -38,13 +38,13 @@ from lesionseg.config import TrialConfig
 from lesionseg.space import Pick
 from search.monitoring import notes
 from search.storage import artifact_ids
+from search.storage.bulk_insert import insert_trials
 from search.storage.leases import TrialLeases
-from search.storage.optuna_internals import cached_trial, models, study_id
+from search.storage.optuna_internals import cached_trial, study_id
 from search.storage.retention import HISTORY, PICTURE
 from search.storage.retrying_storage import backend_of
 from search.study.lifecycle import OpenStudy, create_or_resume
 from search.study.suggest import suggest
-from search.study.transfer_rows import _OF_A_TRIAL, _ids, _trial_row, _write
 
 EPOCHS = 40
 METRICS = ("dice", "jaccard", "thresholded_jaccard", "precision", "recall", "specificity")
@@ -62,13 +62,8 @@ def fill(opened: OpenStudy, n: int) -> None:
         frozen = cached_trial(trial)
         made.append(_ended(number, frozen, config, rng, mark, began))
     backend = backend_of(opened.study)
-    study_id = study_id(opened.study)
     with Session(backend.engine) as session, session.begin():
-        _write(session, models.TrialModel, [{"study_id": study_id} | _trial_row(t) for t in made])
-        ids = _ids(session, study_id)
-        for model, rows_of in _OF_A_TRIAL.items():
-            rows = ({"trial_id": ids[t.number]} | row for t in made for row in rows_of(t))
-            _write(session, model, list(rows))
+        insert_trials(session, study_id(opened.study), made)
 
 
 def _ended(
@@ -89,7 +84,7 @@ def _ended(
         "macs": 10**9, "epochs": epochs, "best_epoch": epochs, "seconds": 0.7 * epochs,
         "val": dict.fromkeys(METRICS, curve[epochs]), "peak_memory": 10**9,
         "owner": {"host": "lab", "pid": 1, "device": "cpu", "worker": "w" * 32},
-        "began": start.timestamp(), "ended": start.timestamp() + 28,
+        "started_at": start.timestamp(), "ended_at": start.timestamp() + 28,
     }  # fmt: skip
     return FrozenTrial(
         number=number, trial_id=number, value=None if pruned else curve[epochs],
@@ -104,7 +99,7 @@ def describe(opened: OpenStudy) -> None:
     """The trials' notes, as their workers would have written them."""
     leases, known = TrialLeases(opened.study), opened.study.get_trials(deepcopy=False)
     for at in range(0, len(known), 500):
-        texts = [notes.attrs_of(t) for t in known[at : at + 500]]
+        texts = [notes.trial_note_attrs(t) for t in known[at : at + 500]]
         leases.set_study_system_attrs({key: value for text in texts for key, value in text.items()})
 
 
@@ -177,15 +172,15 @@ def cost(folder: Path) -> None:
     from lesionseg.training import checkpoint
     from lesionseg.training.train import TrainData, train
     from lesionseg.viz.trial_sheet import draw_sheet, spread
-    from search.spec.study_spec import spec_from
+    from search.spec.loading import parse_spec
 
     write_dataset(folder / "data", 60, height=128, width=128)
     search = {"model": {"unet": {"width": 16, "depth": 4}}, "loss": "bce_dice"}
     plain = {"name": "cost", "data": {"image_size": 128}, "search": search}
-    opened = create_or_resume(spec_from(plain, "bench"), folder / "data", folder / "cost")
+    opened = create_or_resume(parse_spec(plain, "bench"), folder / "data", folder / "cost")
     unet = Pick("unet", {"width": 16, "depth": 4})
     config = TrialConfig(model=unet, image_size=128, batch_size=8, epochs=2)
-    data = TrainData(opened.cache, opened.material.train, opened.material.val)
+    data = TrainData(opened.cache, opened.trial_data.train, opened.trial_data.val)
     weights, cpu = folder / "model.safetensors", torch.device("cpu")
     began = time.process_time()
     train(config, data, save_to=weights)
@@ -201,7 +196,7 @@ def cost(folder: Path) -> None:
     done, noted = opened.study.trials[0], []
     for _ in range(7):
         began = time.process_time()
-        leases.set_study_system_attrs(notes.attrs_of(done))
+        leases.set_study_system_attrs(notes.trial_note_attrs(done))
         noted.append(time.process_time() - began)
     added = statistics.median(drawn) + statistics.median(noted)
     print(f"an epoch of {len(data.train)} images of 128 px          {epoch:8.2f} CPU seconds")

@@ -1,7 +1,7 @@
 """How well copies of real pictures are found, how far strangers stay below, and how long it takes.
 
 Of some pictures of a data set a copy is made in each of many ways, and looked for beside its own
-picture. What is found among the set's own pictures is listed by its likeness, so that people can
+picture. What is found among the set's own pictures is listed by its similarity, so that people can
 look at it: the number alone does not say which are copies in truth. At last 12,000 pictures are
 compared with one another: parts of the set's pictures, half as wide, from anywhere and laid down
 any way.
@@ -23,13 +23,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from lesionseg.data.duplicates.alignment import FINE, SIDE
-from lesionseg.data.duplicates.audit import audit
-from lesionseg.data.duplicates.leaks import check
-from lesionseg.data.duplicates.matching import Look, find_twins, look
+from lesionseg.data.duplicates.alignment import MIN_SIMILARITY, THUMB_PX
+from lesionseg.data.duplicates.audit import audit_dataset
+from lesionseg.data.duplicates.leakage import find_leaks
+from lesionseg.data.duplicates.matching import Fingerprint, find_duplicate_pairs, fingerprint_image
 from lesionseg.data.image_io import read_image
 from lesionseg.data.index import DatasetIndex
-from search.trial_process.resources import cores
+from search.trial_process.resources import count_cores
 
 PICTURES = 12_000
 Change = Callable[[Image.Image], Image.Image]
@@ -50,20 +50,20 @@ def main() -> None:
 def measured(root: Path, copies: int) -> list[str]:
     """The lines of the result, as Markdown."""
     began = time.perf_counter()
-    seen = audit(root)
+    seen = audit_dataset(root)
     read = time.perf_counter() - began
-    found = check({"": seen})
+    found = find_leaks({"": seen})
     took = time.perf_counter() - began
-    looks = [pair.look for pair in seen.pairs if pair.look is not None]
+    looks = [pair.fingerprint for pair in seen.pairs if pair.fingerprint is not None]
     lines = [
         f"# Copies in {seen.index.layout}",
         "",
-        f"{platform.machine()}, {cores()} cores, load {os.getloadavg()[0]:.1f} at the end. "
+        f"{platform.machine()}, {count_cores()} cores, load {os.getloadavg()[0]:.1f} at the end. "
         f"{len(seen.pairs)} pairs: audited in {took:.1f} s, {read:.1f} s of it reading.",
         "",
-        f"{len(found.copies)} pictures under several names (likeness from {FINE}):",
+        f"{len(found.clusters)} pictures under several names (similarity from {MIN_SIMILARITY}):",
         "",
-        *(f"- {each}" for each in found.copies),
+        *(f"- {each}" for each in found.clusters),
         "",
         "| A copy of a picture, changed | found |",
         "|---|---:|",
@@ -72,36 +72,36 @@ def measured(root: Path, copies: int) -> list[str]:
         lines.append(f"| {name} | {share:.1%} |")
     parts = quarters(looks)
     began = time.perf_counter()
-    twins = find_twins(parts)
+    twins = find_duplicate_pairs(parts)
     seconds = time.perf_counter() - began
     lines += ["", f"{len(parts)} pictures compared in {seconds:.0f} s; {len(twins)} pairs."]
     return lines
 
 
-def recalls(index: DatasetIndex, looks: Sequence[Look], n: int) -> list[tuple[str, float]]:
+def recalls(index: DatasetIndex, looks: Sequence[Fingerprint], n: int) -> list[tuple[str, float]]:
     """For each change the share of copies that are found together with their own picture."""
     chosen = np.random.default_rng(0).permutation(len(looks))[:n].tolist()
     told = []
     for name, change in CHANGES.items():
 
         def is_found(i: int, change: Change = change) -> bool:
-            copy = look(change(read_image(index.records[i].image)), "copy")
-            return bool(find_twins([looks[i], copy]))
+            copy = fingerprint_image(change(read_image(index.records[i].image)), "copy")
+            return bool(find_duplicate_pairs([looks[i], copy]))
 
-        with ThreadPoolExecutor(cores()) as pool:
+        with ThreadPoolExecutor(count_cores()) as pool:
             told.append((name, float(np.mean(list(pool.map(is_found, chosen))))))
     return told
 
 
-def quarters(looks: Sequence[Look]) -> list[Look]:
+def quarters(looks: Sequence[Fingerprint]) -> list[Fingerprint]:
     """Looks at parts of the pictures, half as wide and high."""
     rng = np.random.default_rng(0)
     found = []
     for k in range(PICTURES):
-        x, y = rng.integers(0, SIDE // 2, 2).tolist()
-        part = looks[k % len(looks)].thumb[y : y + SIDE // 2, x : x + SIDE // 2]
+        x, y = rng.integers(0, THUMB_PX // 2, 2).tolist()
+        part = looks[k % len(looks)].thumb[y : y + THUMB_PX // 2, x : x + THUMB_PX // 2]
         laid = np.rot90(part, int(rng.integers(4)))
-        found.append(look(Image.fromarray(laid).convert("RGB"), str(k)))
+        found.append(fingerprint_image(Image.fromarray(laid).convert("RGB"), str(k)))
     return found
 
 

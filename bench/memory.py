@@ -38,7 +38,8 @@ from lesionseg.data.cache import build_cache
 from lesionseg.data.index import DatasetIndex
 from lesionseg.space import Pick
 from lesionseg.training.types import EpochRecord
-from search.spec.study_spec import StudySpec, spec_from
+from search.spec.loading import parse_spec
+from search.spec.study_spec import StudySpec
 from search.study.lifecycle import create_or_resume
 from search.trial_process.process import TrialProcess
 from search.trial_process.protocol import JobError, ModelBuilt, TrainJob
@@ -116,7 +117,7 @@ def train_and_weigh(data: Path, epochs: int, threads: int = 1) -> Iterator[tuple
                     yield message.seconds, weigh(child.pid)
                     child.reply(stop=False)
                 case JobError(reason, text):
-                    raise SystemExit(f"the training broke: {reason}: {text}")
+                    raise SystemExit(f"the training describe_error: {reason}: {text}")
 
 
 def growth(weights: Sequence[Weight]) -> float:
@@ -159,7 +160,7 @@ class Shared:
 
 def make_spec(epochs: int) -> StudySpec:
     """Two small trials."""
-    return spec_from(
+    return parse_spec(
         {
             "name": "shared",
             "data": {"image_size": SIDE},

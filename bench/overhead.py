@@ -23,7 +23,7 @@ from PIL import Image
 
 from lesionseg.config import TrialConfig
 from lesionseg.training.train import EpochRecord
-from search.spec.study_spec import spec_from
+from search.spec.loading import parse_spec
 from search.study.lifecycle import OpenStudy, create_or_resume, prepare_sampling
 from search.trial_process.resources import default_slot
 from search.workers.worker import Worker
@@ -66,7 +66,7 @@ def make_data(folder: Path, n: int = 12) -> Path:
 
 def open_bench_study(folder: Path) -> OpenStudy:
     """A study of tiny trials over a space with conditional parameters."""
-    spec = spec_from(
+    spec = parse_spec(
         {
             "name": "bench",
             "data": {"image_size": 16},
@@ -100,7 +100,12 @@ def measure(opened: OpenStudy, n: int) -> list[float]:
     """Seconds beside the training of each trial, scaled to EPOCHS epochs' reports."""
     watch = Stopwatch()
     worker = Worker(
-        opened.study, opened.spec, opened.material, opened.store, default_slot("cpu", 1), watch
+        opened.study,
+        opened.spec,
+        opened.trial_data,
+        opened.artifact_store,
+        default_slot("cpu", 1),
+        watch,
     )
     seconds = []
     for _ in range(n):

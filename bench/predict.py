@@ -39,7 +39,7 @@ from lesionseg.models import build_model
 from lesionseg.runtime.device import amp_dtype, autocast, pick_device
 from lesionseg.space import Pick
 from search.results.predict import predict_files
-from search.trial_process.resources import cores
+from search.trial_process.resources import count_cores
 
 HEIGHT, WIDTH = 767, 1022
 #: Different pictures; the others are the same under other names.
@@ -102,7 +102,7 @@ def throughput(folder: Path, n: int, rounds: int, device: str) -> None:
         with timed(n, alone):
             bare(segmenter, n)
         with timed(n, whole):
-            predict_files(segmenter, paths, folder / f"out{i}", threads=max(2, cores()))
+            predict_files(segmenter, paths, folder / f"out{i}", threads=max(2, count_cores()))
         a, w = alone[-1], whole[-1]
         print(
             f"round {i + 1}: network {a.by_clock:.2f}/s, predict {w.by_clock:.2f}/s, ratio "
@@ -126,7 +126,9 @@ def memory(folder: Path, n: int, device: str) -> None:
             seen.append((done, process.memory_info().rss / 2**20))
 
     began = time.perf_counter()
-    predict_files(segmenter, paths, folder / "out-many", threads=max(2, cores()), on_image=look)
+    predict_files(
+        segmenter, paths, folder / "out-many", threads=max(2, count_cores()), on_image=look
+    )
     seconds = time.perf_counter() - began
     print("images done    " + "  ".join(f"{done:>5}" for done, _ in seen))
     print("resident MiB   " + "  ".join(f"{mib:>5.0f}" for _, mib in seen))

@@ -23,7 +23,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import optuna
@@ -34,9 +33,11 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.orm import Session
 
-from search.spec.study_spec import StudySpec, load_spec
-from search.storage.database import sqlite_url, open_storage
-from search.storage.optuna_internals import models, study_id
+from search.spec.loading import load_spec
+from search.spec.study_spec import StudySpec
+from search.storage.bulk_insert import insert_trials
+from search.storage.database import open_storage, sqlite_url
+from search.storage.optuna_internals import study_id
 from search.study.pruners import PRUNERS
 from search.study.samplers import SAMPLERS, BoundedTPE
 from search.study.suggest import suggest
@@ -107,47 +108,9 @@ def fill(folder: Path, known: Sequence[FrozenTrial]) -> None:
     """Writes the trials into the folder's study.db."""
     storage = open_storage(sqlite_url(folder))
     study = optuna.create_study(study_name=NAME, storage=storage, direction="maximize")
-    rows: dict[type[Any], list[dict[str, Any]]] = {}
-    for trial in known:
-        for model, row in rows_of(trial, study_id(study)):
-            rows.setdefault(model, []).append(row)
-    with Session(storage.engine) as session:
-        for model, some in rows.items():
-            session.bulk_insert_mappings(model, some)
-        session.commit()
+    with Session(storage.engine) as session, session.begin():
+        insert_trials(session, study_id(study), known)
     storage.engine.dispose()
-
-
-def rows_of(trial: FrozenTrial, study_id: int) -> Iterator[tuple[type[Any], dict[str, Any]]]:
-    """One trial as rows of Optuna's tables."""
-    of = {"trial_id": trial.number + 1}
-    yield (
-        models.TrialModel,
-        of
-        | {
-            "number": trial.number,
-            "study_id": study_id,
-            "state": trial.state,
-            "datetime_start": trial.datetime_start,
-            "datetime_complete": trial.datetime_complete,
-        },
-    )
-    finite = {"value_type": models.TrialValueModel.TrialValueType.FINITE}
-    yield models.TrialValueModel, of | finite | {"objective": 0, "value": trial.value}
-    for name, choices in trial.distributions.items():
-        row = {
-            "param_name": name,
-            "param_value": choices.to_internal_repr(trial.params[name]),
-            "distribution_json": optuna.distributions.distribution_to_json(choices),
-        }
-        yield models.TrialParamModel, of | row
-    for key, value in trial.system_attrs.items():
-        yield models.TrialSystemAttributeModel, of | {"key": key, "value_json": repr(value)}
-    kinds = models.TrialIntermediateValueModel.TrialIntermediateValueType
-    known = {"intermediate_value_type": kinds.FINITE}
-    for step, value in trial.intermediate_values.items():
-        row = {"step": step, "intermediate_value": value}
-        yield models.TrialIntermediateValueModel, of | known | row
 
 
 def time_trials(spec: StudySpec, folder: Path, ours: bool, n: int) -> NDArray[np.float64]:

@@ -36,9 +36,9 @@ from bench.overhead import make_data
 from lesionseg.metrics import Metrics
 from lesionseg.metrics.overlap import METRICS
 from lesionseg.training.types import EpochRecord, TrainResult
+from search.spec.loading import parse_spec
 from search.spec.search_space import SearchSpace
-from search.spec.study_spec import spec_from
-from search.storage.leases import Claim
+from search.storage.lease_types import Claim
 from search.study.lifecycle import OpenStudy, create_or_resume, open_study, prepare_sampling
 from search.study.suggest import suggest
 from search.trial_process.protocol import JobOutcome, ModelBuilt, Trained, TrainJob
@@ -124,7 +124,7 @@ SPEC = {
 
 
 def open_ours(folder: Path, url: str, name: str, sampler: str) -> OpenStudy:
-    spec = spec_from(SPEC | {"name": name, "sampler": {"name": sampler}}, "bench")
+    spec = parse_spec(SPEC | {"name": name, "sampler": {"name": sampler}}, "bench")
     data = folder / "data"
     if not data.exists():
         make_data(data)
@@ -156,8 +156,8 @@ def worker_of(opened: OpenStudy, ordinal: int = 0) -> Iterator[Worker]:
     worker = Worker(
         opened.study,
         opened.spec,
-        opened.material,
-        opened.store,
+        opened.trial_data,
+        opened.artifact_store,
         Slot("cpu"),
         NullListener(),
         keep=3,
@@ -260,7 +260,7 @@ def crew_member(kind: str, folder: Path, url: str, n: int, gate: Any, told: Any)
             told.put(worked(lambda k: ours(worker, k), n, gate))
     else:
         study = bare_study(url, "bare", optuna.samplers.RandomSampler())
-        space = spec_from(SPEC | {"name": "bare"}, "bench").space
+        space = parse_spec(SPEC | {"name": "bare"}, "bench").space
         told.put(worked(lambda k: bare(study, space, k), n, gate))
 
 

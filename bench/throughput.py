@@ -64,7 +64,7 @@ from lesionseg.space import Pick
 from lesionseg.training.trainer import Hooks, Trainer
 from lesionseg.training.training_state import CheckpointManager
 from lesionseg.training.types import TrainData
-from search.trial_process.resources import cores
+from search.trial_process.resources import count_cores
 
 #: By what people would call them; a GPU takes the larger ones too.
 NETWORKS = {
@@ -305,7 +305,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = parser.parse_args(argv)
     device = pick_device(given.device)
     given.steps = given.steps or STEPS[device.type]
-    torch.set_num_threads(cores())
+    torch.set_num_threads(count_cores())
     prepare(device, 0)
     if device.type == "cpu":
         keep_memory()  # as every training of a study does
@@ -315,7 +315,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(line, flush=True)
             lines.append(line)
     if given.to:
-        machine = f"{describe(device)}, {cores()} cores, Python {platform.python_version()}"
+        machine = f"{describe(device)}, {count_cores()} cores, Python {platform.python_version()}"
         told = f"torch {torch.__version__}, batches of {BATCH}, `full` augmentation"
         title = f"# Training throughput\n\n`python -m bench.throughput`: {machine}; {told}.\n\n"
         given.to.write_text(title + "\n".join(lines) + "\n")

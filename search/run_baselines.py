@@ -7,13 +7,11 @@ not at all, so that a run that was cut off goes on where it stopped.
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from optuna.trial import FrozenTrial
@@ -24,23 +22,36 @@ from lesionseg.config import TrialConfig
 from lesionseg.data.sets import Roots
 from lesionseg.errors import InputError
 from search.monitoring import tables as show
-from search.results.baseline_table import Row, rows, table_csv, table_markdown
-from search.results.final_test import judged, per_image, test, test_records, write_rows
+from search.results.baseline_table import (
+    BaselineResult,
+    TestResult,
+    compare_baselines,
+    format_csv,
+    format_markdown,
+)
+from search.results.evaluation import (
+    evaluate_checkpoint,
+    per_image_rows,
+    read_test_records,
+    summarize_evaluation,
+    write_csv,
+)
 from search.signals import sigterm_as_interrupt
 from search.spec import baselines
-from search.spec.search_space import refused_sizes
-from search.spec.study_spec import StudySpec, spec_from, with_overrides
+from search.spec.search_space import find_size_errors
+from search.spec.loading import apply_overrides, parse_spec
+from search.spec.study_spec import StudySpec
 from search.storage import trial_records
-from search.storage.leases import Claim
+from search.storage.lease_types import Claim
 from search.storage.retention import WEIGHTS
 from search.storage.study_dir import is_study, locked
 from search.study.lifecycle import (
     OpenStudy,
-    count_test_evaluation,
     create_or_resume,
     prepare_sampling,
+    record_test_evaluation,
 )
-from search.trial_process.protocol import Tested, TestJob
+from search.trial_process.protocol import Evaluated, EvaluateJob
 from search.trial_process.resources import default_slot
 from search.trial_process.slot import Slot
 from search.workers.worker import KEEP_BEST, Worker
@@ -63,11 +74,11 @@ def make_spec(image_size: int, epochs: int, overrides: Sequence[str] = ()) -> St
     plain = {
         "name": baselines.ALL,
         "data": {"image_size": image_size},
-        "budget": {"trials": len(baselines.names()), "epochs": epochs},
+        "budget": {"trials": len(baselines.load_baselines()), "epochs": epochs},
         "sampler": {"name": "random"},
         "pruner": {"name": "none"},
     }
-    return spec_from(with_overrides(plain, overrides), "baselines run")
+    return parse_spec(apply_overrides(plain, overrides), "baselines run")
 
 
 def run_baselines(
@@ -81,7 +92,7 @@ def run_baselines(
     storage: str | None = None,
     device: str = "auto",
     threads: int | None = None,
-) -> list[Row]:
+) -> list[BaselineResult]:
     """Trains and tests the baselines that have no result yet, and writes the table of all.
 
     only: baselines' names; none means all. repeats: trainings of each, with seeds one apart.
@@ -89,7 +100,7 @@ def run_baselines(
     Raises InputError: an unknown baseline, an image size that one of them cannot take, or what
     ``create_or_resume`` refuses. KeyboardInterrupt leaves a study that can be gone on with.
     """
-    names = baselines.selected(only or [baselines.ALL])
+    names = baselines.expand_names(only or [baselines.ALL])
     wanted = [_config(name, spec, repeat) for repeat in range(repeats) for name in names]
     _refuse_sizes(names, wanted, spec)
     slot = default_slot(device, threads)
@@ -107,21 +118,21 @@ def run_baselines(
         return write_table(opened)
 
 
-def write_table(opened: OpenStudy) -> list[Row]:
+def write_table(opened: OpenStudy) -> list[BaselineResult]:
     """Writes the table and its figures from what is there; the rows, best test Dice first."""
     from search.results import baseline_figures  # matplotlib waits until it is needed
 
-    found = rows(
-        {t.number: _result(opened.folder, t.number) for t in _tested(opened)},
+    found = compare_baselines(
+        {t.number: TestResult.read(_place(opened.folder, t.number)) for t in _tested(opened)},
         trial_records.all_trials(opened.study),
     )
-    (opened.folder / "table.md").write_text(table_markdown(found), encoding="utf-8")
-    (opened.folder / "table.csv").write_text(table_csv(found), encoding="utf-8")
-    if any(row.tested for row in found):
-        baseline_figures.dice_vs_time(found, opened.folder / "dice_vs_time.png")
-        baseline_figures.overlays(
+    (opened.folder / "table.md").write_text(format_markdown(found), encoding="utf-8")
+    (opened.folder / "table.csv").write_text(format_csv(found), encoding="utf-8")
+    if any(row.is_tested for row in found):
+        baseline_figures.plot_dice_vs_time(found, opened.folder / "dice_vs_time.png")
+        baseline_figures.plot_outlines(
             found,
-            [r for r in test_records(opened) if r.name in _shown(opened)],
+            [r for r in read_test_records(opened) if r.name in _shown(opened)],
             opened.folder / "results",
             opened.folder / "overlays.png",
         )
@@ -129,7 +140,7 @@ def write_table(opened: OpenStudy) -> list[Row]:
 
 
 def _config(name: str, spec: StudySpec, repeat: int) -> TrialConfig:
-    return baselines.config(
+    return baselines.build_config(
         name, spec.data.image_size, spec.budget.epochs, spec.seed + repeat, spec.budget.patience
     )
 
@@ -138,7 +149,7 @@ def _refuse_sizes(names: Sequence[str], configs: Sequence[TrialConfig], spec: St
     told = [
         problem
         for name, config in zip(names, configs, strict=False)
-        for problem in refused_sizes(
+        for problem in find_size_errors(
             {config.model.name: config.model.params}, spec.data.image_size, name
         )
     ]
@@ -152,7 +163,7 @@ def _work(
     study = opened.study
     lines = show.TrialLines(console, 0, 0, opened.spec.budget.epochs)
     worker = Worker(
-        study, opened.spec, opened.material, opened.store, slot, lines, keep=None, twins=True
+        study, opened.spec, opened.trial_data, opened.artifact_store, slot, lines, keep=None, twins=True
     )
     with worker, lines.bars:
         worker.leases.reap_expired()
@@ -163,7 +174,7 @@ def _work(
         while isinstance(claim := worker.claim(bounded=False, fresh=False), Claim):
             _test_missing(console, opened, slot, worker.run(claim))
             for trial in trial_records.rank_trials(trial_records.all_trials(study))[KEEP_BEST:]:
-                opened.store.delete(trial.number, WEIGHTS)
+                opened.artifact_store.delete(trial.number, WEIGHTS)
 
 
 def _enqueue(opened: OpenStudy, wanted: Sequence[tuple[str, TrialConfig]]) -> None:
@@ -188,15 +199,15 @@ def _enqueue(opened: OpenStudy, wanted: Sequence[tuple[str, TrialConfig]]) -> No
 def _test_missing(console: Console, opened: OpenStudy, slot: Slot, trial: FrozenTrial) -> None:
     if trial_records.state_of(trial) != "complete" or _place(opened.folder, trial.number).is_dir():
         return
-    weights = opened.store.fetch(trial.number, WEIGHTS)
+    weights = opened.artifact_store.fetch(trial.number, WEIGHTS)
     if weights is None:  # another host trained it, and tests it
         return
-    count_test_evaluation(opened.study)
-    tested = test(
-        TestJob(
+    record_test_evaluation(opened.study)
+    tested = evaluate_checkpoint(
+        EvaluateJob(
             weights,
             opened.cache.path,
-            test_records(opened),
+            read_test_records(opened),
             slot.device,
             slot.threads,
             show=_shown(opened),
@@ -220,14 +231,14 @@ def _place(folder: Path, number: int) -> Path:
     return folder / "results" / str(number)
 
 
-def _write(folder: Path, number: int, tested: Tested) -> None:
+def _write(folder: Path, number: int, tested: Evaluated) -> None:
     place = _place(folder, number)
     partial = place.with_name(f".{number}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    found = judged(tested.evaluation) | {"speed": tested.speed}
+    found = summarize_evaluation(tested.evaluation) | {"speed": tested.speed}
     (partial / "result.json").write_text(json.dumps(found))
-    write_rows(partial / "per_image.csv", per_image(tested.evaluation))
+    write_csv(partial / "per_image.csv", per_image_rows(tested.evaluation))
     for name, mask in tested.shown.items():
         Image.fromarray(mask.astype(np.uint8) * 255).save(partial / f"{name}.png")
     partial.rename(place)
@@ -239,11 +250,3 @@ def _tested(opened: OpenStudy) -> list[FrozenTrial]:
         for t in trial_records.all_trials(opened.study)
         if _place(opened.folder, t.number).is_dir()
     ]
-
-
-def _result(folder: Path, number: int) -> dict[str, Any]:
-    """What one test gave; ``images``: its per-image rows."""
-    place = _place(folder, number)
-    found: dict[str, Any] = json.loads((place / "result.json").read_text())
-    with (place / "per_image.csv").open(newline="") as file:
-        return found | {"images": list(csv.DictReader(file))}

@@ -21,6 +21,7 @@ from search.results.final_test import run_final_test
 from search.signals import SignalHandler
 from search.spec.study_spec import StudySpec
 from search.storage import trial_records
+from search.storage.lease_types import Command
 from search.storage.leases import TrialLeases
 from search.storage.study_dir import is_study, locked
 from search.storage.trial_records import TimeBudget
@@ -30,7 +31,7 @@ from search.study.location import StudyLocation
 from search.study.weights import ensure_space_weights
 from search.trial_process.resources import default_slot
 from search.workers.loop import work
-from search.workers.pool import WorkerPool, run_crew
+from search.workers.pool import WorkerPool, run_worker_pool
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,9 @@ def run_study(
     Raises InputError, Failed and KeyboardInterrupt; the study can be resumed after each.
     """
     ensure_space_weights(spec.space)
-    interrupts = SignalHandler()
+    signals = SignalHandler()
     with ExitStack() as held:
-        held.enter_context(interrupts.taken())
+        held.enter_context(signals.installed())
         there = is_study(place.folder)
         if there:  # another process that is at work on it must not find its spec changed
             held.enter_context(locked(place.folder))
@@ -62,20 +63,21 @@ def run_study(
             )
         if not there:
             held.enter_context(locked(place.folder))
-        TrialLeases(opened.study).command = "run"
+        TrialLeases(opened.study).command = Command.RUN
         _introduce(console, opened, crew)
         join = StudyLocation(opened.name, place.folder, place.storage, data)
-        how = _search(console, opened, crew, join, interrupts)
+        how = _search(console, opened, crew, join, signals)
         console.print(_how_it_ended(opened, how))
         with suppress(Exception):  # what people look at: the search is as good without it
             study_note.refresh(opened.study)
         if not final or how == "asked":
             return
         from search.results.report import write_report  # matplotlib waits until it is needed
+        from search.results.tables import print_final_report
 
         console.print("retraining the best configuration, then the test images")
         slot = crew.slots[0] if crew.alone else default_slot()
-        show.print_final(console, run_final_test(opened, slot))
+        print_final_report(console, run_final_test(opened, slot))
         report = write_report(place.folder, storage=place.storage)
         console.print(f"report: {report}", markup=False)
 
@@ -94,7 +96,7 @@ def _introduce(console: Console, opened: OpenStudy, crew: WorkerPool) -> None:
     if odd:
         told = f"{len(odd)} masks were not binary and were cut at 128: {some(odd)}"
         console.print(told, markup=False)
-    copies = data_audit.told(data_audit.summary(opened.folder, opened.split.to_dict()))
+    copies = data_audit.describe_audit(data_audit.summarize_audit(opened.folder, opened.split.to_dict()))
     if copies:
         console.print(copies, markup=False)
     console.print(f"study {opened.name} in {opened.folder}, {_who(crew)}", markup=False)
@@ -115,7 +117,7 @@ def _search(
     opened: OpenStudy,
     crew: WorkerPool,
     join: StudyLocation,
-    interrupts: SignalHandler,
+    signals: SignalHandler,
 ) -> str:
     """Has the budget spent; how that ended, as ``serve.work`` says it."""
     budget = opened.spec.budget
@@ -127,10 +129,10 @@ def _search(
     def event(told: str) -> None:
         console.print(told, markup=False)
 
-    with _followed(console, join), interrupts.held():
+    with _followed(console, join), signals.deferred():
         if crew.alone:
-            return work(opened, crew.slots[0], lines, interrupts.stopping, on_event=event).why
-        run_crew(opened, crew, join, lines, interrupts.stopping, event)
+            return work(opened, crew.slots[0], lines, signals.stop_event, on_event=event).why
+        run_worker_pool(opened, crew, join, lines, signals.stop_event, event)
     return _why(opened)
 
 
@@ -148,7 +150,7 @@ def _why(opened: OpenStudy) -> str:
         return "done"
     if TimeBudget(budget.hours, budget.gpu_hours).is_over(known):
         return "time"
-    return "asked" if TrialLeases(opened.study).command == "stop" else "exhausted"
+    return "asked" if TrialLeases(opened.study).command == Command.STOP else "exhausted"
 
 
 def _how_it_ended(opened: OpenStudy, why: str) -> str:

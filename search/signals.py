@@ -1,4 +1,4 @@
-"""What whoever works on a study needs: a slot, weights, signals, a clock, a way to fail."""
+"""Handling of SIGINT and SIGTERM."""
 
 from __future__ import annotations
 
@@ -10,51 +10,52 @@ from types import FrameType
 
 
 class SignalHandler:
-    """SIGINT and SIGTERM as this process takes them, while entered.
+    """Treats SIGINT and SIGTERM alike: sets ``stop_event`` and raises KeyboardInterrupt.
 
-    Each sets ``stopping``. Outside of ``held`` it is also raised as KeyboardInterrupt, at once;
-    within, whoever works there sees ``stopping`` and puts the work down in its own time, and the
-    interrupt is raised at the end. A second signal changes nothing more.
+    Within ``deferred`` the exception is raised only at the end, so that work that checks
+    ``stop_event`` can save its state first. A second signal has no effect.
     """
 
     def __init__(self) -> None:
-        self.stopping = threading.Event()
-        self.number: int | None = None
-        self._held = False
+        self.stop_event = threading.Event()
+        self.signal_number: int | None = None
+        self._is_deferred = False
 
     @contextmanager
-    def taken(self) -> Iterator[SignalHandler]:
-        """Within it, the signals come here."""
-        known = (signal.SIGINT, signal.SIGTERM)
-        before = {each: signal.signal(each, self._hear) for each in known}
+    def installed(self) -> Iterator[SignalHandler]:
+        """Handle the two signals here; restore the previous handlers at the end."""
+        previous = {
+            number: signal.signal(number, self._handle)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
         try:
             yield self
         finally:
-            for number, handler in before.items():
+            for number, handler in previous.items():
                 signal.signal(number, handler)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Within it, a signal only sets ``stopping``."""
-        self._held = True
+    def deferred(self) -> Iterator[None]:
+        """Only set ``stop_event`` on a signal; raise KeyboardInterrupt at the end."""
+        self._is_deferred = True
         try:
             yield
         finally:
-            self._held = False
-        if self.stopping.is_set():
+            self._is_deferred = False
+        if self.stop_event.is_set():
             raise KeyboardInterrupt
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        if self.stopping.is_set():
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.stop_event.is_set():
             return
-        self.number = number
-        self.stopping.set()
-        if not self._held:
+        self.signal_number = number
+        self.stop_event.set()
+        if not self._is_deferred:
             raise KeyboardInterrupt
 
 
 @contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
-    """Within it, SIGTERM does what Ctrl-C does, and a second of either changes nothing more."""
-    with SignalHandler().taken():
+    """Raise KeyboardInterrupt on SIGTERM too; a second signal has no effect."""
+    with SignalHandler().installed():
         yield

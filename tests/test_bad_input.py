@@ -16,7 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import cli
-from search.spec.study_spec import load_spec
+from search.spec.loading import load_spec
 from search.study.lifecycle import create_or_resume
 from tests.conftest import ROOT, write_folder, write_pair
 from tests.search.helpers import write_study

@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from search.monitoring import notes
 from search.monitoring.dashboard import study_note
 from search.storage import artifact_ids
 from tests.search.dashboards import served
@@ -36,7 +35,7 @@ def opened(tiny_data, tmp_path_factory):
     search(study)
     study_note.refresh(study.study)
     worst = study.study.trials[1]
-    for key, value in notes.as_attrs(worst._trial_id, EVIL, version=2).items():
+    for key, value in note_attrs(worst._trial_id, EVIL, version=2).items():
         study.study._storage.set_study_system_attr(study.study._study_id, key, value)
     return study
 

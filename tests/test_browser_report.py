@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from search.results.report import write_report
-from tests.search.results.report.invented import EVIL, add, fill, make_final, make_study
+from tests.search.results.report.fake_studies import EVIL, add, fill, make_final, make_study
 
 pytestmark = pytest.mark.slow
 

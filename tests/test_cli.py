@@ -187,8 +187,8 @@ def test_options_as_markdown_is_the_page_of_the_docs():
 
 def test_baselines_list_names_every_baseline_with_its_source():
     text = run("baselines", "list").stdout
-    for name in baselines.names():
-        assert re.search(rf"^{name}\s+{baselines.baseline(name).source}\s", text, re.MULTILINE)
+    for name in baselines.load_baselines():
+        assert re.search(rf"^{name}\s+{baselines.get_baseline(name).source}\s", text, re.MULTILINE)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.lesionseg.data.copies import recompressed, scaled, texture
-from tests.lesionseg.data.duplicates.test_leaks import put
+from tests.lesionseg.data.duplicates.test_leakage import put
 from tests.lesionseg.data.test_image_io import HELD, ODD_TAGS, with_tags
 from tests.test_cli import run
 
@@ -25,7 +25,7 @@ def plant(root):
 
 def test_sound_data_leave_with_0_and_say_so(splits):
     out = run("data", "check", splits).stdout
-    assert "copies: none" in out
+    assert "near-duplicates: none" in out
     assert "official split         train 5, test 3" in out
 
 
@@ -33,14 +33,14 @@ def test_a_planted_copy_leaves_with_1_and_is_named_written_and_drawn(splits, tmp
     plant(splits)
     paths = [tmp_path / "a.json", tmp_path / "a.png"]
     done = run("data", "check", splits, "--json", paths[0], "--sheet", paths[1], code=1)
-    assert "leak: p1 (train), planted (test): alike by 0." in done.stdout
+    assert "leak: p1 (train), planted (test): similarity 0." in done.stdout
     assert done.stderr.startswith(
-        "lesionsearch: data check: 1 picture lies in two official splits: p1 (train), planted"
+        "lesionsearch: data check: 1 image is in two official splits: p1 (train), planted"
     )
     assert done.stderr.count("\n") == 1
     told = json.loads(paths[0].read_text())
     assert told["leaks"] == 1
-    assert [p["name"] for p in told["copies"][0]["pictures"]] == ["p1", "planted"]
+    assert [p["name"] for p in told["duplicates"][0]["images"]] == ["p1", "planted"]
     with Image.open(paths[1]) as sheet:
         assert sheet.width > 1000
 
@@ -71,7 +71,7 @@ def test_against_other_sets_may_be_given_again_and_again(splits, tmp_path):
     run("data", "check", splits, "--against", tmp_path / "first")
     more = ["--against", tmp_path / "first", "--against", tmp_path / "second"]
     done = run("data", "check", splits, *more, code=1)
-    assert "1 picture lies in two sets: p6 (data test), b (second)" in done.stderr
+    assert "1 image is in two data sets: p6 (data test), b (second)" in done.stderr
     assert done.stdout.index("data\n") < done.stdout.index("first\n") < done.stdout.index("second")
 
 
@@ -121,13 +121,13 @@ def test_an_odd_tag_in_a_photograph_leaves_with_0_and_says_nothing(tmp_path, odd
     stored = texture(1).transpose(Image.Transpose.ROTATE_90)
     with_tags(root / "images" / "b.jpg", stored, *sorted([HELD, ODD_TAGS[odd]]))
     done = run("data", "check", root)
-    assert "not usable             0" in done.stdout and done.stderr == ""
+    assert "unusable pairs         0" in done.stdout and done.stderr == ""
 
 
 def test_a_name_in_two_splits_is_told_as_a_leak(splits, tmp_path):
     put(splits, "p0", texture(0), "test")
     done = run("data", "check", splits, "--sheet", tmp_path / "s.png", code=1)
-    assert "1 picture lies in two official splits: p0 (train), p0 (test): the same" in done.stderr
+    assert "1 image is in two official splits: p0 (train), p0 (test): identical" in done.stderr
 
 
 def test_names_that_are_no_text_are_told_written_and_drawn(tmp_path):
@@ -136,15 +136,15 @@ def test_names_that_are_no_text_are_told_written_and_drawn(tmp_path):
         put(root, name, texture(0))
     files = ["--json", tmp_path / "a.json", "--sheet", tmp_path / "a.png"]
     out = run("data", "check", root, *files).stdout
-    assert "  latin-\\udce9, two\\nlines: the same\n" in out
-    (copies,) = json.loads((tmp_path / "a.json").read_text())["copies"]
-    assert [p["name"] for p in copies["pictures"]] == [os.fsdecode(b"latin-\xe9"), "two\nlines"]
+    assert "  latin-\\udce9, two\\nlines: identical\n" in out
+    (copies,) = json.loads((tmp_path / "a.json").read_text())["duplicates"]
+    assert [p["name"] for p in copies["images"]] == [os.fsdecode(b"latin-\xe9"), "two\nlines"]
 
 
 def test_what_leaks_is_refused_by_run_too(splits, tmp_path):
     plant(splits)
     done = run("run", "quick", "--data", splits, "--out", tmp_path / "s", code=2)
-    assert "1 picture lies in two official splits: p1 (train), planted (test)" in done.stderr
+    assert "1 image is in two official splits: p1 (train), planted (test)" in done.stderr
     assert not (tmp_path / "s").exists()
 
 
@@ -171,5 +171,5 @@ def test_a_copy_planted_into_real_pictures_is_found_and_nothing_else_leaks(real_
     rows.append(f"{tmp_path}/planted.jpg,{tmp_path}/planted.png,planted,test")
     (tmp_path / "leaky.csv").write_text("\n".join(rows))
     done = run("data", "check", tmp_path / "leaky.csv", code=1)
-    assert "1 picture lies in two official splits: ISIC_" in done.stderr
+    assert "1 image is in two official splits: ISIC_" in done.stderr
     assert "planted (test)" in done.stderr

@@ -10,9 +10,9 @@ import yaml
 from lesionseg.config import SETTINGS
 from lesionseg.data.index import LAYOUTS
 from lesionseg.registry import FAMILIES
-from search.spec import study_spec
+from search.spec import loading, study_spec
 from search.storage import trial_records
-from search.study.lifecycle import MAY_CHANGE
+from search.study.lifecycle import RESUMABLE_KEYS
 from search.study.pruners import PRUNERS
 from search.study.samplers import SAMPLERS
 from tests.conftest import ROOT
@@ -40,7 +40,7 @@ def test_readme_lists_every_option_of_every_family_in_the_tables_order():
 
 def test_readme_lists_every_shipped_study_with_its_budget():
     rows = rows_of(README)
-    for name, path in study_spec.shipped().items():
+    for name, path in loading.shipped_studies().items():
         trials_ = yaml.safe_load(path.read_text())["budget"]["trials"]
         row = next(line for line in README.splitlines() if line.startswith(f"| `{name}` |"))
         assert name in rows
@@ -61,19 +61,19 @@ def test_studies_page_shows_a_study_that_loads_and_names_every_key(tmp_path):
     block = re.search(r"```yaml\n(.*?)```", text, re.DOTALL).group(1)
     path = tmp_path / "mine.yaml"
     path.write_text(block)
-    loaded = study_spec.load_spec(str(path))
+    loaded = loading.load_spec(str(path))
     assert loaded.name == "mine"
     assert set(yaml.safe_load(block)) == set(study_spec.StudySpec.model_fields)
     for name in [*SAMPLERS, *PRUNERS]:
         assert name in block
-    for key in MAY_CHANGE:
+    for key in RESUMABLE_KEYS:
         assert key.split(".")[0] in text
 
 
 def test_readme_shows_a_study_that_loads(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(re.search(r"```yaml\n(.*?)```", README, re.DOTALL).group(1))
-    assert study_spec.load_spec(str(path)).budget.trials == 60
+    assert loading.load_spec(str(path)).budget.trials == 60
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import studies
-from search.spec.study_spec import load_spec, shipped, spec_from
+from search.spec.loading import load_spec, parse_spec, shipped_studies
 from search.study.suggest import suggest
 from tests.search.helpers import in_memory
 
@@ -15,7 +15,7 @@ NAMES = [p.relative_to(FOLDER).with_suffix("").as_posix() for p in FILES]
 
 
 def test_all_files_on_disk_are_shipped_and_none_was_lost():
-    assert shipped() == dict(zip(NAMES, FILES, strict=True))
+    assert shipped_studies() == dict(zip(NAMES, FILES, strict=True))
     # A literal number: a study that vanishes with its file would go unnoticed otherwise.
     assert len(FILES) == 4
     assert {"quick", "isic2018", "ph2", "everything"} <= set(NAMES)
@@ -26,7 +26,7 @@ def test_a_shipped_study_is_found_by_name_and_is_called_like_its_file(name, path
     spec = load_spec(name)
     assert spec == load_spec(str(path))
     assert spec.name == path.stem
-    assert spec.problems() == []
+    assert spec.find_errors() == []
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -42,7 +42,7 @@ def test_a_shipped_study_fits_the_tables_and_proposes_configurations(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_study_survives_being_stored(name):
     spec = load_spec(name)
-    assert spec_from(spec.model_dump(mode="json"), name) == spec
+    assert parse_spec(spec.model_dump(mode="json"), name) == spec
 
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)

@@ -1,7 +1,7 @@
-"""A contact sheet: the pictures of audited data sets that are worth a look, on one page.
+"""Contact sheet of the suspect images of audited data sets.
 
-Copies stand side by side, leaks first; pairs that cannot be used, and masks that are empty, full,
-not binary or in several pieces, follow one by one. The mask's outline is drawn in the pictures.
+Near-duplicates are placed side by side, leaks first. Unusable pairs follow, then masks that are
+empty, full, not binary or in several components. Masks are drawn as outlines.
 """
 
 from __future__ import annotations
@@ -14,169 +14,188 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from lesionseg.data.duplicates.leaks import Check, Copies, Member
+from lesionseg.data.duplicates.leakage import DuplicateCluster, LeakageReport, Member
 from lesionseg.data.image_io import read_binary, read_image
 from lesionseg.data.index import Record
 from lesionseg.errors import InputError
 from lesionseg.viz.overlays import TRUE_COLOUR
 from lesionseg.viz.trial_sheet import shortened
 
-#: Pixels: the side of a picture, the lines below it, the space between pictures.
-SIDE, LINE, GAP = 170, 16, 8
-#: Pictures side by side, and of one set of copies; suspects of a kind that are shown at most.
-COLUMNS, ABREAST, MOST = 8, 4, 40
+#: Side of an image, height of a line of text, space between images.
+SIDE_PX, LINE_PX, GAP_PX = 170, 16, 8
+#: Images per row, images drawn of one cluster, suspects drawn per section.
+COLUMNS, MAX_PER_CLUSTER, MAX_PER_SECTION = 8, 4, 40
 
-_TILE, _HEADING = SIDE + 2 * LINE + GAP, 30
+_TILE_PX, _HEADING_PX = SIDE_PX + 2 * LINE_PX + GAP_PX, 30
+_RULE_COLOUR, _CROSS_COLOUR, _PAPER_COLOUR = (120, 120, 120), (200, 0, 0), (235, 235, 235)
 
 
 @dataclass(frozen=True)
 class _Tile:
     record: Record
-    name: str
+    caption: str
     note: str
 
 
 @dataclass(frozen=True)
 class _Section:
-    """A heading and what stands below it, each strip of tiles together in one line."""
+    """A heading and its suspects; the tiles of one suspect stay together in a row."""
 
     title: str
-    strips: tuple[tuple[_Tile, ...], ...]
+    suspects: Sequence[Sequence[_Tile]]
+
+    @property
+    def heading(self) -> str:
+        count = len(self.suspects)
+        limit = f", the first {MAX_PER_SECTION}" if count > MAX_PER_SECTION else ""
+        return f"{self.title}: {count}{limit}"
 
 
-def draw_suspects(found: Check, path: Path) -> int:
-    """Writes the sheet, as PNG or JPEG by the path's ending; how many suspects there are.
+def draw_contact_sheet(report: LeakageReport, path: Path) -> int:
+    """Write the contact sheet, as PNG or JPEG depending on the suffix of the path.
 
-    Of each kind the first MOST are drawn, and the heading says how many there are. InputError
-    where the file cannot be written.
+    At most MAX_PER_SECTION suspects of each kind are drawn; the heading gives their number.
+
+    Returns:
+        The number of suspects.
+
+    Raises:
+        InputError: the file cannot be written.
     """
-    sections = list(_sections(found))
-    sheet = _drawn(sections)
+    sections = list(_build_sections(report))
     try:
-        sheet.save(path)
+        _draw_sheet(sections).save(path)
     except (OSError, ValueError) as error:
         raise InputError(
             f"--sheet: {path}: cannot be written: {getattr(error, 'strerror', None) or error}; "
             f"give a file ending in .png or .jpg in a folder that exists"
         ) from error
-    return sum(len(strips) for _, strips in _suspects(found))
+    return sum(len(section.suspects) for section in sections)
 
 
-def _suspects(found: Check) -> Iterator[tuple[str, list[tuple[_Tile, ...]]]]:
-    """By kind, all of them."""
-    leaks = [_abreast(c) for c in found.copies if c.is_leak]
-    yield "Leaks: copies in two splits or two sets", leaks
-    yield "Copies within a split", [_abreast(c) for c in found.copies if not c.is_leak]
+def _build_sections(report: LeakageReport) -> Iterator[_Section]:
     members = [
         Member(name, record, pair)
-        for name, audit in found.audits.items()
+        for name, audit in report.audits.items()
         for record, pair in zip(audit.index.records, audit.pairs, strict=True)
     ]
-    broken = [_alone(m, m.pair.problem or "") for m in members if m.pair.problem]
-    yield "Cannot be used", broken
-    whole = [m for m in members if not m.pair.problem]
-    yield "Masks without lesion", [_alone(m, "empty") for m in whole if m.pair.area == 0]
-    yield "Masks without skin", [_alone(m, "full") for m in whole if m.pair.area == 1]
-    cut = [_alone(m, "cut at 128") for m in whole if m.pair.thresholded]
-    yield "Masks that are not binary", cut
-    several = sorted((m for m in whole if m.pair.components > 1), key=lambda m: -m.pair.components)
-    pieces = [_alone(m, f"{m.pair.components} components") for m in several]
-    yield "Masks in several components", pieces
+    usable = [m for m in members if not m.pair.problem]
+    fragmented = sorted((m for m in usable if m.pair.components > 1), key=_minus_components)
+    suspects = {
+        "Leaks: near-duplicates in two splits or two data sets": [
+            _cluster_tiles(c) for c in report.clusters if c.is_leak
+        ],
+        "Near-duplicates within a split": [
+            _cluster_tiles(c) for c in report.clusters if not c.is_leak
+        ],
+        "Unusable pairs": [_tile(m, m.pair.problem) for m in members if m.pair.problem],
+        "Masks without lesion": [_tile(m, "empty") for m in usable if m.pair.area == 0],
+        "Masks without skin": [_tile(m, "full") for m in usable if m.pair.area == 1],
+        "Masks that are not binary": [
+            _tile(m, "thresholded at 128") for m in usable if m.pair.thresholded
+        ],
+        "Masks in several components": [
+            _tile(m, f"{m.pair.components} components") for m in fragmented
+        ],
+    }
+    return (_Section(title, tiles) for title, tiles in suspects.items() if tiles)
 
 
-def _sections(found: Check) -> Iterator[_Section]:
-    for title, strips in _suspects(found):
-        if strips:
-            first = f", the first {MOST}" if len(strips) > MOST else ""
-            yield _Section(f"{title}: {len(strips)}{first}", tuple(strips[:MOST]))
+def _minus_components(member: Member) -> int:
+    return -member.pair.components
 
 
-def _abreast(copies: Copies) -> tuple[_Tile, ...]:
-    shown = copies.apart()[:ABREAST]
-    how = "same pixels" if copies.exact else f"alike by {copies.likeness:.2f}"
-    more = len(copies.members) - len(shown)
-    notes = [how] + [""] * (len(shown) - 2) + [f"and {more} more" if more else ""]
-    return tuple(_tile(m, note) for m, note in zip(shown, notes, strict=True))
+def _tile(member: Member, note: str) -> list[_Tile]:
+    return [_Tile(member.record, str(member), note)]
 
 
-def _alone(member: Member, note: str) -> tuple[_Tile, ...]:
-    return (_tile(member, note),)
+def _cluster_tiles(cluster: DuplicateCluster) -> list[_Tile]:
+    members = cluster.sorted_members()[:MAX_PER_CLUSTER]
+    rest = len(cluster.members) - len(members)
+    notes = [""] * len(members)
+    notes[0] = "identical" if cluster.exact else f"similarity {cluster.similarity:.2f}"
+    if rest:
+        notes[-1] = f"and {rest} more"
+    return [_Tile(m.record, str(m), note) for m, note in zip(members, notes, strict=True)]
 
 
-def _tile(member: Member, note: str) -> _Tile:
-    return _Tile(member.record, str(member), note)
+def _draw_sheet(sections: Sequence[_Section]) -> Image.Image:
+    width = COLUMNS * (SIDE_PX + GAP_PX) + GAP_PX
+    parts = [_draw_section(section, width) for section in sections]
+    if not parts:
+        parts = [Image.new("RGB", (width, 2 * _HEADING_PX), "white")]
+        font = ImageFont.load_default(16)
+        ImageDraw.Draw(parts[0]).text((GAP_PX, GAP_PX), "No suspect images.", "black", font)
+    return Image.fromarray(np.concatenate([np.asarray(part) for part in parts]))
 
 
-def _drawn(sections: Sequence[_Section]) -> Image.Image:
-    places, height = _placed(sections)
-    width = COLUMNS * (SIDE + GAP) + GAP
-    sheet = Image.new("RGB", (width, max(height, 2 * _HEADING)), "white")
+def _draw_section(section: _Section, width: int) -> Image.Image:
+    suspects = section.suspects[:MAX_PER_SECTION]
+    cells = _place(suspects)
+    rows = cells[-1][0] + 1
+    sheet = Image.new("RGB", (width, _HEADING_PX + rows * _TILE_PX), "white")
     draw = ImageDraw.Draw(sheet)
-    if not sections:
-        draw.text((GAP, GAP), "Nothing that is worth a look.", "black", ImageFont.load_default(16))
-    for section, top, strips in places:
-        draw.text((GAP, top + 6), section.title, "black", ImageFont.load_default(16))
-        for strip, (x, y) in zip(section.strips, strips, strict=True):
-            for k, tile in enumerate(strip):
-                _paste(sheet, draw, tile, (x + k * (SIDE + GAP), y))
-            if len(strip) > 1:  # what belongs together is underlined as one
-                right = x + len(strip) * (SIDE + GAP) - GAP
-                line = y + SIDE + 2 * LINE
-                draw.line((x, line, right, line), fill=(120, 120, 120), width=2)
+    draw.text((GAP_PX, 6), section.heading, "black", ImageFont.load_default(16))
+    for tiles, (row, column) in zip(suspects, cells, strict=True):
+        left, top = GAP_PX + column * (SIDE_PX + GAP_PX), _HEADING_PX + row * _TILE_PX
+        for k, tile in enumerate(tiles):
+            _draw_tile(sheet, draw, tile, (left + k * (SIDE_PX + GAP_PX), top))
+        if len(tiles) > 1:  # one line below all images of a cluster
+            right = left + len(tiles) * (SIDE_PX + GAP_PX) - GAP_PX
+            y = top + SIDE_PX + 2 * LINE_PX
+            draw.line((left, y, right, y), fill=_RULE_COLOUR, width=2)
     return sheet
 
 
-def _placed(
-    sections: Sequence[_Section],
-) -> tuple[list[tuple[_Section, int, list[tuple[int, int]]]], int]:
-    """For each section where its heading and its strips stand, and the height of it all."""
-    places, top = [], 0
-    for section in sections:
-        column, row, strips = 0, 0, []
-        for strip in section.strips:
-            if column + len(strip) > COLUMNS:
-                column, row = 0, row + 1
-            strips.append((GAP + column * (SIDE + GAP), top + _HEADING + row * _TILE))
-            column += len(strip)
-        places.append((section, top, strips))
-        top += _HEADING + (row + 1) * _TILE
-    return places, top
+def _place(suspects: Sequence[Sequence[_Tile]]) -> list[tuple[int, int]]:
+    """Return the row and the first column of each suspect."""
+    cells, row, column = [], 0, 0
+    for tiles in suspects:
+        if column + len(tiles) > COLUMNS:
+            row, column = row + 1, 0
+        cells.append((row, column))
+        column += len(tiles)
+    return cells
 
 
-def _paste(sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: _Tile, at: tuple[int, int]) -> None:
-    x, y = at
-    sheet.paste(_picture(tile.record), at)
+def _draw_tile(
+    sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: _Tile, corner: tuple[int, int]
+) -> None:
+    x, y = corner
+    sheet.paste(_thumbnail(tile.record), corner)
     font = ImageFont.load_default(11)
-    for line, text in enumerate((tile.name, tile.note)):
-        draw.text((x, y + SIDE + line * LINE), shortened(draw, text, font, SIDE), "black", font)
+    for line, text in enumerate((tile.caption, tile.note)):
+        clipped = shortened(draw, text, font, SIDE_PX)
+        draw.text((x, y + SIDE_PX + line * LINE_PX), clipped, "black", font)
 
 
-def _picture(record: Record) -> Image.Image:
-    """The picture with its mask's outline, as far as they can be read, in a square."""
-    square = Image.new("RGB", (SIDE, SIDE), (235, 235, 235))
+def _thumbnail(record: Record) -> Image.Image:
+    """Return the image with the outline of its mask in a square; a cross if it is unreadable."""
+    square = Image.new("RGB", (SIDE_PX, SIDE_PX), _PAPER_COLOUR)
     try:
-        image = read_image(record.image, draft=SIDE)
+        image = read_image(record.image, draft=SIDE_PX)
     except InputError:
         draw = ImageDraw.Draw(square)
-        draw.line((0, 0, SIDE, SIDE), fill=(200, 0, 0), width=2)
-        draw.line((0, SIDE, SIDE, 0), fill=(200, 0, 0), width=2)
+        draw.line((0, 0, SIDE_PX, SIDE_PX), fill=_CROSS_COLOUR, width=2)
+        draw.line((0, SIDE_PX, SIDE_PX, 0), fill=_CROSS_COLOUR, width=2)
         return square
-    scale = SIDE / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    small = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0)
-    square.paste(_outlined(small, record), ((SIDE - size[0]) // 2, (SIDE - size[1]) // 2))
+    scale = SIDE_PX / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    small = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=3.0)
+    corner = ((SIDE_PX - width) // 2, (SIDE_PX - height) // 2)
+    square.paste(_draw_outline(small, record), corner)
     return square
 
 
-def _outlined(image: Image.Image, record: Record) -> Image.Image:
+def _draw_outline(image: Image.Image, record: Record) -> Image.Image:
     try:
         mask = read_binary(record.mask).picture
     except InputError:
         return image
     small = np.asarray(mask.resize(image.size, Image.Resampling.BOX))
-    found, _ = cv2.findContours(
+    contours, _ = cv2.findContours(
         (small >= 128).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
     )
     canvas = np.array(image)
-    cv2.drawContours(canvas, found, -1, TRUE_COLOUR, thickness=1, lineType=cv2.LINE_AA)
+    cv2.drawContours(canvas, contours, -1, TRUE_COLOUR, thickness=1, lineType=cv2.LINE_AA)
     return Image.fromarray(canvas)

@@ -8,4 +8,4 @@ def list_baselines() -> None:
     from search.monitoring import tables as show
     from search.spec import baselines
 
-    show.print_baselines(show.make_console(), [baselines.baseline(n) for n in baselines.names()])
+    show.print_baselines(show.make_console(), baselines.load_baselines().values())

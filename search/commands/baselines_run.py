@@ -31,6 +31,7 @@ def run(
     """Train the published systems under one budget, test each, and write one table."""
     from lesionseg.data.sets import some_roots
     from search.monitoring import tables as show
+    from search.results.tables import print_baseline_table
     from search.run_baselines import make_spec, run_baselines
 
     console = show.make_console()
@@ -48,5 +49,5 @@ def run(
             device=device,
             threads=threads,
         )
-    show.print_baseline_table(console, rows)
+    print_baseline_table(console, rows)
     console.print(f"table and figures: {out}", markup=False)

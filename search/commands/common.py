@@ -50,12 +50,12 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. [all cores]")]
 
 
-def open_records(name: str, storage: str | None) -> optuna.Study:
+def load_study(name: str, storage: str | None) -> optuna.Study:
     """Open the trials of a study, without its images."""
     from search.monitoring.status import find_run
     from search.study import lifecycle
 
-    return lifecycle.open_records(find_run(name), storage=storage)[0]
+    return lifecycle.load_study(find_run(name), storage=storage)[0]
 
 
 @contextmanager

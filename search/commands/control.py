@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from search.commands.common import Storage, StudyName, open_records
+from search.commands.common import Storage, StudyName, load_study
 
 
 def pause(name: StudyName, storage: Storage = None) -> None:
@@ -22,10 +20,11 @@ def stop(name: StudyName, storage: Storage = None) -> None:
     _send(name, storage, "stop")
 
 
-def _send(name: str, storage: str | None, command: Literal["run", "pause", "stop"]) -> None:
+def _send(name: str, storage: str | None, command: str) -> None:
+    from search.storage.lease_types import Command
     from search.storage.leases import TrialLeases
 
-    leases = TrialLeases(open_records(name, storage))
-    leases.command = command
-    n_workers = len(leases.workers())
+    leases = TrialLeases(load_study(name, storage))
+    leases.command = Command(command)
+    n_workers = len(leases.list_workers())
     print(f"{name}: sent '{command}' to {n_workers} worker{'s' if n_workers != 1 else ''}")

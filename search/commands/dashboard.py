@@ -36,13 +36,13 @@ def dashboard(
     ] = False,
 ) -> None:
     """Show studies in the browser: trials, curves, pictures, notes and plots."""
-    from search.monitoring.dashboard.access import Reach, read_password
+    from search.monitoring.dashboard.access import ListenAddress, read_password
 
-    reach = Reach(host, port, read_password(password_file), public, allow_edit)
+    address = ListenAddress(host, port, read_password(password_file), public, allow_edit)
     from search.monitoring.dashboard.server import Dashboard, find
 
     def print_line(line: str) -> None:
         print(f"lesionsearch: {line}", file=sys.stderr)
 
-    server = Dashboard(find(name, storage, out), reach, print_line)
+    server = Dashboard(find(name, storage, out), address, print_line)
     server.serve(lambda url: print(f"dashboard: {url} (press Ctrl-C to stop)", flush=True))

@@ -24,18 +24,18 @@ def check(
     ] = None,
 ) -> None:
     """Read every pair of a data set; report counts, defects and leakage (exit code 1)."""
-    from lesionseg.data.duplicates.leaks import audit_sets
-    from lesionseg.viz.contact_sheet import draw_suspects
+    from lesionseg.data.duplicates.leakage import audit_datasets
+    from lesionseg.viz.contact_sheet import draw_contact_sheet
     from search.monitoring import tables as show
-    from search.study.data_audit import check_files, refuse_leaks, write_json
+    from search.study.data_audit import check_output_files, raise_on_leaks, write_json
 
-    check_files(json_, sheet)
+    check_output_files(json_, sheet)
     console = show.make_console()
     with show.counting(console, "reading pairs") as tick:
-        found = audit_sets([root, *(against or [])], layout, on_progress=tick)
+        found = audit_datasets([root, *(against or [])], layout, on_progress=tick)
     show.print_check(console, found)
     if json_:
         write_json(found, json_)
     if sheet:
-        console.print(f"{draw_suspects(found, sheet)} suspects: {sheet}", markup=False)
-    refuse_leaks(found)
+        console.print(f"{draw_contact_sheet(found, sheet)} suspects: {sheet}", markup=False)
+    raise_on_leaks(found)

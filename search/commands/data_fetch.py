@@ -23,7 +23,7 @@ def fetch(
 ) -> None:
     """Download a public data set from its owner's server; a second call resumes."""
     from lesionseg.data.download.fetch import fetch as fetch_files
-    from lesionseg.data.download.http import FetchFailed
+    from lesionseg.data.download.http import DownloadError
     from lesionseg.data.index import DatasetIndex
     from search.errors import JobFailed
     from search.monitoring import tables as show
@@ -38,6 +38,6 @@ def fetch(
                 keep_archives=keep_archives,
                 on_progress=tick,
             )
-        except FetchFailed as error:
+        except DownloadError as error:
             raise JobFailed(f"data fetch: {error}") from error
     print(f"{len(DatasetIndex.read(root, name).records)} pairs in {root}")

@@ -20,8 +20,8 @@ def export(
     """Write a final model as ONNX and compare it with torch. Needs the extra 'onnx'."""
     from search.results.image_paths import find_images
     from search.results.onnx_export import export_model
-    from search.results.predict import open_final
+    from search.results.predict import load_final_model
 
-    segmenter, _ = open_final(run, "cpu")
+    segmenter, _ = load_final_model(run, "cpu")
     images = None if check is None else find_images([str(check)])
     print(export_model(segmenter, out, images).told())

@@ -25,6 +25,7 @@ def final(
     from search.monitoring.status import find_run
     from search.results.final_test import run_final_test
     from search.results.report import write_report
+    from search.results.tables import print_final_report
     from search.signals import sigterm_as_interrupt
     from search.storage.study_dir import locked
     from search.study.lifecycle import open_study
@@ -35,5 +36,5 @@ def final(
         opened = open_study(folder, storage=storage, data=as_roots(data))
         report = run_final_test(opened, default_slot(device, threads), again=again)
     console = show.make_console()
-    show.print_final(console, report)
+    print_final_report(console, report)
     console.print(f"report: {write_report(folder, storage=storage)}", markup=False)

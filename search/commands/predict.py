@@ -33,13 +33,18 @@ def predict(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from search.monitoring import tables as show
     from search.results.image_paths import find_images, find_masks
-    from search.results.predict import check_out, open_final, predict_files, print_summary
+    from search.results.predict import (
+        check_output_folder,
+        load_final_model,
+        predict_files,
+        print_prediction_summary,
+    )
     from search.signals import sigterm_as_interrupt
 
-    check_out(out)
+    check_output_folder(out)
     paths = find_images(images)
     mask_paths = None if masks is None else find_masks(paths, masks)
-    segmenter, n_threads = open_final(run, device, threads)
+    segmenter, n_threads = load_final_model(run, device, threads)
     with sigterm_as_interrupt(), show.counting(show.make_console(), "predicting") as tick:
         summary = predict_files(
             segmenter,
@@ -52,7 +57,7 @@ def predict(
             on_image=tick,
             on_broken=_print_error,
         )
-    print_summary(summary, out)
+    print_prediction_summary(summary, out)
 
 
 def _print_error(error: Exception) -> None:

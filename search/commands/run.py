@@ -57,12 +57,12 @@ def run(
     ] = True,
 ) -> None:
     """Create or resume a study; at the end retrain the best configuration, test it and report."""
-    from search.workers.pool import make_crew
+    from search.workers.pool import make_worker_pool
 
     budget = {"trials": trials, "hours": hours, "gpu_hours": gpu_hours}
     overrides = list(set_ or [])
     overrides += [f"budget.{key}={value}" for key, value in budget.items() if value is not None]
-    pool = make_crew(
+    pool = make_worker_pool(
         engine,
         device=device,
         threads=threads,
@@ -91,11 +91,11 @@ def start_study(
     from lesionseg.data.sets import some_roots
     from search.monitoring import tables as show
     from search.run_study import Place, run_study
-    from search.spec.study_spec import load_spec
-    from search.workers.pool import make_crew
+    from search.spec.loading import load_spec
+    from search.workers.pool import make_worker_pool
 
     console = show.make_console()
     spec = load_spec(study, overrides)
     place = Place(out or Path("runs") / spec.name, storage, artifacts)
     with resume_hint(console):
-        run_study(console, spec, some_roots(data), place, pool or make_crew(), final=final)
+        run_study(console, spec, some_roots(data), place, pool or make_worker_pool(), final=final)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from search.commands.common import Storage, StudyName, open_records
+from search.commands.common import Storage, StudyName, load_study
 
 
 def retry(
@@ -18,8 +18,8 @@ def retry(
     """Queue finished trials again, with the same configurations."""
     from search.study import queue
 
-    study = open_records(name, storage)
-    _print_queued(queue.retry(study, numbers), queue.room(study))
+    study = load_study(name, storage)
+    _print_queued(queue.retry(study, numbers), queue.count_free_trials(study))
 
 
 def enqueue(
@@ -28,12 +28,12 @@ def enqueue(
     storage: Storage = None,
 ) -> None:
     """Queue your own configurations: parameters, whole configurations, or `baseline: NAME`."""
-    from search.spec.study_spec import spec_from
+    from search.spec.loading import parse_spec
     from search.study import queue
 
-    study = open_records(name, storage)
-    spec = spec_from(study.user_attrs["spec"], f"study {study.study_name!r}")
-    _print_queued(queue.enqueue(study, spec, file), queue.room(study))
+    study = load_study(name, storage)
+    spec = parse_spec(study.user_attrs["spec"], f"study {study.study_name!r}")
+    _print_queued(queue.enqueue(study, spec, file), queue.count_free_trials(study))
 
 
 def _print_queued(numbers: list[int], room: int) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from search.commands.common import OutputFolder, Storage, StudyName, open_records
+from search.commands.common import OutputFolder, Storage, StudyName, load_study
 
 
 def export_trials(
@@ -19,7 +19,7 @@ def export_trials(
     """Write a study with all its trials as JSON lines."""
     from search.study.transfer_files import export_to
 
-    export_to(open_records(name, storage), file, csv=csv)
+    export_to(load_study(name, storage), file, csv=csv)
 
 
 def import_trials(

@@ -12,10 +12,11 @@ from optuna.trial import FrozenTrial
 from lesionseg.errors import InputError
 from search.storage import trial_records
 from search.storage.artifact_store import open_artifact_store
-from search.storage.leases import TrialLeases, WorkerInfo
+from search.storage.lease_types import WorkerInfo
+from search.storage.leases import TrialLeases
 from search.storage.queries import TrialReader
 from search.storage.study_dir import read_metrics
-from search.study.lifecycle import open_records, test_evaluations
+from search.study.lifecycle import list_test_evaluations, load_study
 
 
 def find_run(name: str, root: Path = Path("runs")) -> Path:
@@ -59,12 +60,12 @@ class StudyStatus:
     """A study that is looked at again and again, over one connection.
 
     A second look reads what is new and what runs.
-    InputError as ``open_records``.
+    InputError as ``load_study``.
     """
 
     def __init__(self, folder: Path, storage: str | None = None) -> None:
         self.folder = folder
-        self.study, _ = open_records(folder, storage=storage)
+        self.study, _ = load_study(folder, storage=storage)
         self.leases = TrialLeases(self.study)
         self.reader = TrialReader(self.study)
 
@@ -74,7 +75,7 @@ class StudyStatus:
         ``best`` is None before a trial was completed. ``workers``: everyone who has not left, with
         the trial that is held, if any, and the seconds since the last beat. ``running``: the
         trials at work with the validation Dice of each epoch so far. Of a cross-validation both
-        have ``folds`` (``search.study.cross_validation.summary``) too, and ``epochs`` are those of all folds, the
+        have ``folds`` (``search.study.cross_validation.summarize_folds``) too, and ``epochs`` are those of all folds, the
         curve is the first one's. ``hours_left``: see
         ``hours_left``. ``disk_bytes``: None where ``disk`` says not to count them.
         """
@@ -100,15 +101,15 @@ class StudyStatus:
             "running": [
                 _running(t, epochs) for t in known if trial_records.state_of(t) == "running"
             ],
-            "workers": [_worker(row, self.leases.grace) for row in self.leases.list_workers()],
+            "workers": [_worker(row, self.leases.grace_s) for row in self.leases.list_workers()],
             "disk_bytes": self._size() if disk else None,
-            "test_evaluations": len(test_evaluations(study)),
+            "test_evaluations": len(list_test_evaluations(study)),
             "test": final and {"dice": final["test"]["dice"], "ci95": final["ci95"]["dice"]},
         }
 
     def _size(self) -> int:
         where = self.study.user_attrs.get("artifacts")
-        return open_artifact_store(where, self.folder, self.study.study_name).size()
+        return open_artifact_store(where, self.folder, self.study.study_name).total_bytes()
 
 
 def hours_left(known: Sequence[FrozenTrial], budget: Mapping[str, Any]) -> float | None:
@@ -170,7 +171,7 @@ def _queued(trial: FrozenTrial) -> dict[str, Any]:
     attrs = trial.user_attrs
     return {
         "number": trial.number,
-        "retry_of": attrs.get(trial_records.TrialAttr.REQUEUED_FROM),
+        "requeued_from": attrs.get(trial_records.TrialAttr.REQUEUED_FROM),
         "baseline": attrs.get(trial_records.TrialAttr.BASELINE),
     }
 
@@ -178,15 +179,15 @@ def _queued(trial: FrozenTrial) -> dict[str, Any]:
 def _worker(row: WorkerInfo, grace: float) -> dict[str, Any]:
     return {
         "id": row.id,
-        "host": row.who.host,
-        "pid": row.who.pid,
+        "host": row.process.host,
+        "pid": row.process.pid,
         "device": row.slot.device,
         "share": row.slot.share,
         "threads": row.slot.threads,
         "state": row.state,
         "trial": row.trial,
         "epoch": row.epoch,
-        "beat_seconds_ago": round(row.age, 1),
+        "beat_seconds_ago": round(row.heartbeat_age_s, 1),
         # It will be taken for dead by whoever looks next.
-        "silent": row.age > grace or row.who.is_gone(),
+        "silent": row.heartbeat_age_s > grace or row.process.has_exited(),
     }

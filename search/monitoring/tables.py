@@ -22,14 +22,12 @@ from rich.progress import (
 from rich.table import Table
 
 from lesionseg.config import ABOUT_SETTINGS, SETTINGS, TrialConfig
-from lesionseg.data.duplicates.audit import Audit
-from lesionseg.data.duplicates.leaks import Check
-from lesionseg.metrics import METRICS, SURFACE
+from lesionseg.data.duplicates.audit import DatasetAudit
+from lesionseg.data.duplicates.leakage import LeakageReport
 from lesionseg.space import RegistryEntry
 from lesionseg.training.train import EpochRecord
-from search.results.baseline_table import HEADINGS, Row, headline
 from search.spec.baselines import Baseline
-from search.spec.formatting import format_config, format_step
+from search.spec.formatting import format_config
 from search.storage import trial_records
 
 #: Sets of copies that are listed at most.
@@ -206,44 +204,6 @@ def duration(hours: float) -> str:
     return f"{minutes:.0f} minutes" if minutes < 120 else f"{hours:.1f} hours"
 
 
-def print_final(console: Console, report: Mapping[str, Any]) -> None:
-    """The final test, its intervals and how far the number can be trusted."""
-    test, val = report["test"], report["val"]
-    table = Table("test", "mean", "95% interval", box=None, pad_edge=False)
-    for name in METRICS:
-        _score_row(table, name.replace("_", " "), test[name], report["ci95"][name], 4)
-    for name in SURFACE:
-        _score_row(table, f"{name} (pixels)", test[name], report["ci95"][name], 1)
-        percent = f"{name}_percent"
-        _score_row(table, f"{name} (% of diagonal)", test[percent], report["ci95"][percent], 2)
-    table.add_row("average precision", f"{test['average_precision']:.4f}", "")
-    table.add_row("calibration error", f"{test['calibration_error']:.4f}", "")
-    console.print(table)
-    baseline = f" ({report['baseline']})" if report.get("baseline") else ""
-    console.print(
-        f"{test['n']} test images, at their masks' own size; "
-        f"trial {report['trial']}{baseline}, {format_config(report['config'])}"
-    )
-    inference = report["inference"]
-    done = [f"TTA {inference['tta']}"] * (inference["tta"] != "none")
-    done += [format_step(step) for step in inference["chain"]]
-    console.print(
-        f"after the network, chosen on validation images: {', '.join(done) or 'nothing'}; "
-        f"{report['images_per_second']:.0f} images/s in batches, "
-        f"{report['images_per_second_single']:.0f} one by one",
-        markup=False,
-    )
-    if val["gap"] is not None:
-        verdict = "reproduced" if val["reproduced"] else "[red]NOT reproduced[/]"
-        console.print(
-            f"validation Dice: search {val['search']:.4f}, retrained {val['retrained']:.4f}, "
-            f"gap {val['gap']:+.4f}: {verdict}"
-        )
-    looks = report["test_evaluations"]
-    times = "once" if looks == 1 else f"[yellow]{looks} times[/]"
-    console.print(f"this study's test images were looked at {times}")
-
-
 def print_options(console: Console, families: Mapping[str, Mapping[str, RegistryEntry]]) -> None:
     """Every family, option and range."""
     for family, table in families.items():
@@ -278,47 +238,38 @@ def print_baselines(console: Console, found: Sequence[Baseline]) -> None:
     console.print(table)
 
 
-def print_baseline_table(console: Console, found: Sequence[Row]) -> None:
-    """The table of the published systems, best first."""
-    table = Table(box=None, pad_edge=False)
-    for heading in HEADINGS:
-        table.add_column(heading, overflow="fold")
-    for row in found:
-        table.add_row(*map(escape, headline(row)))
-    console.print(table)
-
-
-def print_audit(console: Console, audit: Audit) -> None:
+def print_audit(console: Console, audit: DatasetAudit) -> None:
     """What was found in a data set; every pair that cannot be used on a line of its own."""
     table = Table(box=None, show_header=False, pad_edge=False)
-    for name, fact in audit.facts().items():
-        table.add_row(name, escape(fact))
+    for name, value in audit.summarize().items():
+        table.add_row(name, escape(value))
     console.print(table)
     for problem in audit.problems:
         console.print(f"[red]{escape(problem)}[/]")
 
 
-def print_check(console: Console, found: Check) -> None:
+def print_check(console: Console, found: LeakageReport) -> None:
     """What was found in each of some data sets, and what they share; leaks first, in red."""
     for name, audit in found.audits.items():
         if name:
             console.print(f"[bold]{escape(name)}[/]")
         print_audit(console, audit)
-    if found.copies:
-        same = sum(c.exact for c in found.copies)
+    if found.clusters:
+        n, exact = len(found.clusters), sum(c.exact for c in found.clusters)
+        occur = "1 image occurs" if n == 1 else f"{n} images occur"
         console.print(
-            f"copies: {len(found.copies)} pictures under several names, {same} of them the same "
-            f"pixel by pixel, the others alike; {len(found.leaks)} are leaks"
+            f"near-duplicates: {occur} under several names ({exact} with identical pixels), "
+            f"leaks: {len(found.leaks)}"
         )
     else:
-        console.print("copies: none")
-    for copies in found.copies[:MOST_COPIES]:
-        style, word = ("red", "leak: ") if copies.is_leak else ("default", "")
-        console.print(f"  [{style}]{word}{escape(str(copies))}[/]")
-    if len(found.copies) > MOST_COPIES:
-        console.print(f"  and {len(found.copies) - MOST_COPIES} more; --json lists them all")
-    for torn in found.torn:
-        console.print(f"  [red]leak: group {escape(str(torn))}[/]")
+        console.print("near-duplicates: none")
+    for cluster in found.clusters[:MOST_COPIES]:
+        style, word = ("red", "leak: ") if cluster.is_leak else ("default", "")
+        console.print(f"  [{style}]{word}{escape(str(cluster))}[/]")
+    if len(found.clusters) > MOST_COPIES:
+        console.print(f"  and {len(found.clusters) - MOST_COPIES} more; --json lists them all")
+    for group in found.split_groups:
+        console.print(f"  [red]leak: group {escape(str(group))}[/]")
 
 
 def _cost(trial: FrozenTrial) -> str:
@@ -329,13 +280,6 @@ def _cost(trial: FrozenTrial) -> str:
 def _last(trial: FrozenTrial) -> float | None:
     values = trial.intermediate_values
     return values[max(values)] if values else None
-
-
-def _score_row(
-    table: Table, name: str, mean: float, interval: Sequence[float], digits: int
-) -> None:
-    low, high = interval
-    table.add_row(name, f"{mean:.{digits}f}", f"{low:.{digits}f} .. {high:.{digits}f}")
 
 
 def over_folds(folds: Mapping[str, Any]) -> str:

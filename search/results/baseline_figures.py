@@ -1,4 +1,4 @@
-"""Pictures of the published systems side by side: Dice against training time, and overlays."""
+"""Figures of the baselines: Dice against training time, and predicted outlines."""
 
 from __future__ import annotations
 
@@ -8,123 +8,100 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter
 from PIL import Image
 
 from lesionseg.data.image_io import read_image, read_mask
 from lesionseg.data.index import Record
 from lesionseg.viz.overlays import overlay, shrunk
-from search.results.baseline_table import Row
+from search.results.baseline_table import BaselineResult
 from search.spec import baselines
 
-#: A colour (Okabe-Ito) and a marker for each source: told apart without colours too.
-LOOKS = {
+#: Colour (Okabe-Ito palette) and marker of each source; sources differ in both.
+STYLES = {
     "A": ("#0072b2", "o"),
     "B": ("#e69f00", "s"),
     "C": ("#009e73", "^"),
     "D": ("#d55e00", "D"),
     "E": ("#cc79a7", "v"),
 }
-#: Points (1/72 inch) that a label is high and about as wide as: closer ones cover each other.
+#: Minimum distances of two labels, in points: labels that are closer than both would overlap.
 LABEL_HEIGHT, LABEL_WIDTH = 9.0, 120.0
+#: Inches: size of an image in the grid of outlines, and width of the names to its left.
+IMAGE_SIZE, NAME_WIDTH = (1.45, 1.15), 2.2
 
 
-def dice_vs_time(found: Sequence[Row], path: Path) -> None:
-    """Mean test Dice with its 95% interval against seconds of training, a point for a system."""
-    shown = [row for row in found if row.tested]
+def plot_dice_vs_time(results: Sequence[BaselineResult], path: Path) -> None:
+    """Plot the mean test Dice with its 95% interval against training time."""
     figure = Figure(figsize=(9.5, 6.2), dpi=150, layout="constrained")
     axes = figure.subplots()
-    for row in shown:
-        colour, marker = LOOKS[baselines.baseline(row.baseline).source]
-        low, high = row.ci95["dice"]
-        dice = row.means["dice"]
-        axes.errorbar(
-            [row.seconds or 0.0],
-            [dice],
-            yerr=[[max(0.0, dice - low)], [max(0.0, high - dice)]],
-            fmt=marker,
-            color=colour,
-            elinewidth=0.8,
-            alpha=0.9,
+    points = []
+    legend = {}
+    for result in sorted((r for r in results if r.is_tested), key=lambda r: r.means["dice"]):
+        source = baselines.baseline(result.baseline).source
+        colour, marker = STYLES[source]
+        seconds, dice = result.train_seconds or 0.0, result.means["dice"]
+        low, high = result.ci95["dice"]
+        errors = [[max(0.0, dice - low)], [max(0.0, high - dice)]]
+        legend[f"source {source}"] = axes.errorbar(
+            [seconds], [dice], errors, fmt=marker, color=colour, elinewidth=0.8, alpha=0.9
         )
+        points.append((result.baseline, seconds, dice))
     axes.set_xscale("log")
-    for formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
-    axes.set_xlabel("seconds of training (logarithmic)")
-    axes.set_ylabel("mean test Dice, 95% interval")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.set(xlabel="training time in seconds (logarithmic)", ylabel="mean test Dice, 95% interval")
     axes.grid(alpha=0.25, linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)
-    sources = sorted({baselines.baseline(row.baseline).source for row in shown})
-    handles = [
-        Line2D([], [], color=LOOKS[s][0], marker=LOOKS[s][1], linestyle="", label=f"source {s}")
-        for s in sources
-    ]
-    axes.legend(handles=handles, frameon=False, loc="lower right", fontsize=8)
+    axes.legend(*zip(*((legend[s], s) for s in sorted(legend)), strict=True), frameon=False,
+                loc="lower right", fontsize=8)  # fmt: skip
     figure.draw_without_rendering()
-    _label(axes, shown)
+    _label_points(axes, points)
     figure.savefig(path)
 
 
-def _label(axes: Axes, shown: Sequence[Row]) -> None:
-    """Names beside the points, moved up or down where they would cover each other."""
-    placed: list[tuple[float, float]] = []
-    for row in sorted(shown, key=lambda r: r.means["dice"]):
-        x, y = axes.transData.transform((row.seconds or 1.0, row.means["dice"]))
-        scale = 72.0 / axes.figure.dpi
-        x, y = float(x) * scale, float(y) * scale
-        text_y = y
-        while any(abs(text_y - b) < LABEL_HEIGHT and abs(x - a) < LABEL_WIDTH for a, b in placed):
-            text_y += 1.0
-        placed.append((x, text_y))
-        axes.annotate(
-            row.baseline,
-            (row.seconds or 1.0, row.means["dice"]),
-            xytext=(6, text_y - y),
-            textcoords="offset points",
-            fontsize=7,
-            va="center",
-            arrowprops={"arrowstyle": "-", "lw": 0.3, "color": "#888888"}
-            if text_y - y > LABEL_HEIGHT
-            else None,
-        )
+def plot_outlines(
+    results: Sequence[BaselineResult], records: Sequence[Record], folder: Path, path: Path
+) -> None:
+    """Plot predicted outlines (orange) and true ones (sky blue): baselines by images.
 
-
-def overlays(found: Sequence[Row], records: Sequence[Record], results: Path, path: Path) -> None:
-    """Every system's outline (orange) and the true one (sky blue) on the same images.
-
-    A row for each system, best first; a column for each image. Only its first training is shown.
+    Args:
+        results: one row of the grid each; only the first training is shown.
+        records: one column each.
+        folder: contains the predicted masks ``<trial>/<name>.png``.
+        path: the file to write.
     """
-    shown = [row for row in found if row.tested]
-    side = 1.15
-    figure = Figure(figsize=(side * len(records) * 1.25 + 2.4, side * len(shown) + 0.4), dpi=100)
-    grid = figure.subplots(len(shown), len(records), squeeze=False)
-    for column, record in enumerate(records):
+    tested = [result for result in results if result.is_tested]
+    width = IMAGE_SIZE[0] * len(records) + NAME_WIDTH
+    height = IMAGE_SIZE[1] * len(tested) + 0.4
+    figure = Figure(figsize=(width, height), dpi=100)
+    grid = figure.subplots(len(tested), len(records), squeeze=False)
+    for record, column in zip(records, grid.T, strict=True):
         image = np.asarray(read_image(record.image))
         truth = shrunk(read_mask(record.mask)[0])
-        for line, row in enumerate(shown):
-            mask = np.asarray(Image.open(results / str(row.trials[0]) / f"{record.name}.png")) > 0
-            axes = grid[line][column]
+        column[0].set_title(record.name, fontsize=7)
+        for result, axes in zip(tested, column, strict=True):
+            mask = np.asarray(Image.open(folder / str(result.trials[0]) / f"{record.name}.png")) > 0
             axes.imshow(overlay(image, truth, mask))
             axes.set_axis_off()
-            if line == 0:
-                axes.set_title(record.name, fontsize=7)
-            if column == 0:
-                axes.text(
-                    -0.05,
-                    0.5,
-                    f"{row.baseline}\n{row.means['dice']:.3f}",
-                    transform=axes.transAxes,
-                    ha="right",
-                    va="center",
-                    fontsize=7,
-                )
-    figure.subplots_adjust(
-        left=2.2 / figure.get_figwidth(),
-        right=0.99,
-        top=1 - 0.3 / figure.get_figheight(),
-        bottom=0.01,
-        wspace=0.03,
-        hspace=0.03,
-    )
+    for result, axes in zip(tested, grid[:, 0], strict=True):
+        axes.text(-0.05, 0.5, f"{result.baseline}\n{result.means['dice']:.3f}", fontsize=7,
+                  ha="right", va="center", transform=axes.transAxes)  # fmt: skip
+    figure.subplots_adjust(NAME_WIDTH / width, 0.01, 0.99, 1 - 0.3 / height, 0.03, 0.03)
     figure.savefig(path)
+
+
+def _label_points(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
+    """Write the names beside the points; move those up that would overlap with another one."""
+    placed: list[tuple[float, float]] = []
+    for name, seconds, dice in points:
+        x, y = axes.transData.transform((seconds, dice)) * 72.0 / axes.figure.dpi
+        label_y = y
+        while any(
+            abs(label_y - b) < LABEL_HEIGHT and abs(x - a) < LABEL_WIDTH for a, b in placed
+        ):
+            label_y += 1.0
+        placed.append((x, label_y))
+        line = {"arrowstyle": "-", "lw": 0.3, "color": "#888888"}
+        axes.annotate(name, (seconds, dice), (6, label_y - y), textcoords="offset points",
+                      fontsize=7, va="center",
+                      arrowprops=line if label_y - y > LABEL_HEIGHT else None)  # fmt: skip

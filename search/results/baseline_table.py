@@ -1,110 +1,32 @@
-"""The table of the published systems: a row each, with intervals and what it lacks to the best."""
+"""Table of the baselines: scores with intervals and paired differences to the best one."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from optuna.trial import FrozenTrial
 
 from lesionseg import metrics
+from search.results.evaluation import read_csv
 from search.spec import baselines
 from search.storage import trial_records
 
-#: What a row gives of each image, in the columns' order.
+#: Scores of each image, in the order of the columns.
 SCORES = (
     *metrics.METRICS,
     *(f"{name}{unit}" for name in metrics.SURFACE for unit in ("", "_percent")),
 )
 
-
-@dataclass(frozen=True)
-class Row:
-    """One system. Numbers of several trainings are means over them.
-
-    trials: the numbers of its tested trials. message: why there is none, else "".
-    dice: each training's mean test Dice. means, ci95: test scores by name, the interval over
-    groups of images. behind: mean of (its Dice less the best system's) per image, with its paired
-    interval; None for the best itself. val_dice: of the kept epoch. seconds: of training.
-    epoch: the epoch that was kept, and of how many.
-    """
-
-    baseline: str
-    trials: tuple[int, ...] = ()
-    message: str = ""
-    params: int | None = None
-    macs: int | None = None
-    seconds: float | None = None
-    peak_memory: int | None = None
-    speed: Mapping[str, float] = field(default_factory=dict)
-    epoch: tuple[int, int] | None = None
-    val_dice: float | None = None
-    dice: tuple[float, ...] = ()
-    means: Mapping[str, float] = field(default_factory=dict)
-    ci95: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    behind: metrics.Paired | None = None
-
-    @property
-    def tested(self) -> bool:
-        """Whether it was trained to its end and tested."""
-        return bool(self.trials)
-
-
-def rows(results: Mapping[int, Mapping[str, Any]], known: Sequence[FrozenTrial]) -> list[Row]:
-    """The rows, best mean test Dice first; systems that could not be trained last, with the reason.
-
-    results: by trial number, what its test gave: ``speed`` and ``images``, the per-image rows.
-    known: every trial of the study.
-    """
-    per_baseline: dict[str, list[FrozenTrial]] = {}
-    for trial in known:
-        if trial_records.TrialAttr.BASELINE in trial.user_attrs:
-            per_baseline.setdefault(trial.user_attrs[trial_records.TrialAttr.BASELINE], []).append(
-                trial
-            )
-    scores, groups = {}, {}
-    for name, members in per_baseline.items():
-        found = [results[t.number]["images"] for t in members if t.number in results]
-        if found:
-            scores[name] = _scores(found)
-            groups[name] = [row["group"] for row in found[0]]
-    made = [
-        _row(name, members, results, scores.get(name), groups.get(name, []))
-        for name, members in per_baseline.items()
-    ]
-    made.sort(key=lambda row: -row.means.get("dice", -1.0))
-    return [_with_gap(row, made[0], scores, groups) for row in made]
-
-
-def headline(row: Row) -> list[str]:
-    """The cells of a row for people, in the order of HEADINGS."""
-    if not row.tested:
-        return [row.baseline, row.message, *[""] * (len(HEADINGS) - 2)]
-    low, high = row.ci95["dice"]
-    gap = row.behind
-    return [
-        row.baseline,
-        f"{row.means['dice']:.4f} ({low:.4f} .. {high:.4f})" + _spread(row.dice),
-        "best" if gap is None else f"{gap.difference:+.4f} ({gap.low:+.4f} .. {gap.high:+.4f})",
-        *(f"{row.means[name]:.4f}" for name in ("jaccard", "precision", "recall")),
-        f"{row.means['volume_similarity']:.4f}",
-        *(f"{row.means[name]:.1f}" for name in metrics.SURFACE),
-        f"{row.val_dice:.4f}",
-        f"{(row.params or 0) / 1e6:.2f}",
-        f"{(row.macs or 0) / 1e9:.2f}",
-        f"{row.seconds:.0f}",
-        f"{row.speed['batch']:.0f} / {row.speed['single']:.0f}",
-    ]
-
-
-HEADINGS = (
+COLUMN_TITLES = (
     "baseline",
     "test Dice (95%)",
-    "less the best's (95%)",
+    "difference to best (95%)",
     "Jaccard",
     "precision",
     "recall",
@@ -118,124 +40,221 @@ HEADINGS = (
     "train s",
     "images/s batch / single",
 )
-
-
-def table_markdown(found: Sequence[Row]) -> str:
-    """A Markdown table with a line on what its columns mean."""
-    lines = [_line(HEADINGS), _line(["---"] * len(HEADINGS))]
-    lines += [_line(headline(row)) for row in found]
-    return "\n".join([*lines, "", _LEGEND, ""])
-
-
-def table_csv(found: Sequence[Row]) -> str:
-    """Every number of every row, fit for machines."""
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(_flat(Row("")).keys()), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(_flat(row) for row in found)
-    return stream.getvalue()
-
-
-_LEGEND = (
-    "Means over the test images at their masks' own sizes; 95% intervals by drawing whole patients "
-    "or lesions with replacement, paired where two systems are compared. The best is the one of "
-    "the highest test Dice, so that its own number is a little too good. VS: volume similarity; "
-    "ASSD, HD, HD95: surface distances in pixels of the mask's own size. Seconds are of training; "
-    "images a second of the network alone."
+LEGEND = (
+    "Means over the test images at their masks' own sizes. The 95% intervals are from a bootstrap "
+    "over patients or lesions; it is paired for differences. The best baseline is the one with the "
+    "highest test Dice, so its own score is slightly optimistic. VS: volume similarity. ASSD, HD, "
+    "HD95: surface distances in pixels of the mask's own size. Train s: seconds of training. "
+    "Images/s: the network alone."
 )
 
 
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |"
+@dataclass(frozen=True)
+class TestResult:
+    """Test evaluation of one trial: mean Dice, images per second and one row per image."""
+
+    __test__ = False  # no test class of pytest
+
+    dice: float
+    images_per_second: Mapping[str, float]
+    images: Sequence[Mapping[str, str]]
+
+    @classmethod
+    def read(cls, folder: Path) -> TestResult:
+        """Read ``result.json`` and ``per_image.csv``."""
+        stored = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        images = read_csv(folder / "per_image.csv")
+        return cls(stored["test"]["dice"], stored["speed"], images)
 
 
-def _spread(dice: Sequence[float]) -> str:
-    if len(dice) < 2:
-        return ""
-    return f", {len(dice)} seeds {min(dice):.4f} .. {max(dice):.4f}"
+@dataclass(frozen=True)
+class BaselineResult:
+    """Results of one baseline; means over its trainings.
+
+    Attributes:
+        baseline: its name.
+        trials: numbers of its tested trials; empty if it was not tested.
+        message: why it was not tested.
+        params: trainable parameters.
+        macs: multiply-adds per image.
+        train_seconds: training time.
+        peak_memory: in bytes, the maximum over the trainings.
+        images_per_second: ``batch`` and ``single``.
+        best_epoch: the epoch whose weights were kept, of the first training.
+        epochs: of the first training.
+        val_dice: validation Dice of that epoch.
+        dice: mean test Dice of each training.
+        means: mean test scores by name.
+        ci95: their intervals from a bootstrap over groups.
+        difference: its Dice minus that of the best baseline; None for the best itself.
+    """
+
+    baseline: str
+    trials: tuple[int, ...] = ()
+    message: str = ""
+    params: int | None = None
+    macs: int | None = None
+    train_seconds: float | None = None
+    peak_memory: int | None = None
+    images_per_second: Mapping[str, float] = field(default_factory=dict)
+    best_epoch: int | None = None
+    epochs: int | None = None
+    val_dice: float | None = None
+    dice: tuple[float, ...] = ()
+    means: Mapping[str, float] = field(default_factory=dict)
+    ci95: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    difference: metrics.Paired | None = None
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether it was trained and tested."""
+        return bool(self.trials)
 
 
-def _scores(found: Sequence[Sequence[Mapping[str, str]]]) -> dict[str, metrics.Floats]:
-    """Per image, the mean over trainings; float64 [N] by name."""
+def compare_baselines(
+    results: Mapping[int, TestResult], trials: Sequence[FrozenTrial]
+) -> list[BaselineResult]:
+    """Return one result per baseline, best mean test Dice first; those without a test come last.
+
+    Args:
+        results: test evaluations by trial number.
+        trials: all trials of the study.
+    """
+    by_baseline: dict[str, list[FrozenTrial]] = {}
+    for trial in trials:
+        if name := trial.user_attrs.get(trial_records.TrialAttr.BASELINE):
+            by_baseline.setdefault(name, []).append(trial)
+    compared, dice, groups = [], {}, {}
+    for name, members in by_baseline.items():
+        tested = [t for t in members if t.number in results]
+        if not tested:
+            compared.append(BaselineResult(name, message=_missing_reason(members[-1])))
+            continue
+        evaluations = [results[t.number] for t in tested]
+        scores = _mean_scores(evaluations)
+        groups[name] = [row["group"] for row in evaluations[0].images]
+        dice[name] = scores["dice"]
+        compared.append(_summarize(name, tested, evaluations, scores, groups[name]))
+    compared.sort(key=lambda result: -result.means.get("dice", -1.0))
+    best = compared[0].baseline if compared else ""
+    return [
+        replace(result, difference=metrics.paired(dice[result.baseline], dice[best], groups[best]))
+        if result.is_tested and result.baseline != best
+        else result
+        for result in compared
+    ]
+
+
+def format_cells(result: BaselineResult) -> list[str]:
+    """Return a row's cells as text, in the order of COLUMN_TITLES."""
+    if not result.is_tested:
+        return [result.baseline, result.message, *[""] * (len(COLUMN_TITLES) - 2)]
+    low, high = result.ci95["dice"]
+    difference = result.difference
+    dice = f"{result.means['dice']:.4f} ({low:.4f} .. {high:.4f})"
+    if len(result.dice) > 1:
+        dice += f", {len(result.dice)} seeds {min(result.dice):.4f} .. {max(result.dice):.4f}"
+    return [
+        result.baseline,
+        dice,
+        f"{difference.difference:+.4f} ({difference.low:+.4f} .. {difference.high:+.4f})"
+        if difference
+        else "best",
+        *(
+            f"{result.means[name]:.4f}"
+            for name in ("jaccard", "precision", "recall", "volume_similarity")
+        ),
+        *(f"{result.means[name]:.1f}" for name in metrics.SURFACE),
+        f"{result.val_dice:.4f}",
+        f"{(result.params or 0) / 1e6:.2f}",
+        f"{(result.macs or 0) / 1e9:.2f}",
+        f"{result.train_seconds:.0f}",
+        "{batch:.0f} / {single:.0f}".format(**result.images_per_second),
+    ]
+
+
+def format_markdown(results: Sequence[BaselineResult]) -> str:
+    """Return the table as Markdown, with a legend."""
+    rows = [COLUMN_TITLES, ["---"] * len(COLUMN_TITLES), *map(format_cells, results)]
+    lines = ["| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in rows]
+    return "\n".join([*lines, "", LEGEND, ""])
+
+
+def format_csv(results: Sequence[BaselineResult]) -> str:
+    """Return the table as CSV with every number."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(_csv_row(BaselineResult(""))), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(map(_csv_row, results))
+    return stream.getvalue()
+
+
+def _mean_scores(evaluations: Sequence[TestResult]) -> dict[str, metrics.Floats]:
+    """Return the scores by name, float64 [images], as means over the trainings."""
     return {
-        name: np.mean([[float(row[name]) for row in images] for images in found], axis=0)
+        name: np.mean([[float(row[name]) for row in each.images] for each in evaluations], axis=0)
         for name in SCORES
     }
 
 
-def _row(
+def _summarize(
     name: str,
-    members: Sequence[FrozenTrial],
-    results: Mapping[int, Mapping[str, Any]],
-    scores: dict[str, metrics.Floats] | None,
-    groups: list[str],
-) -> Row:
-    done = [t for t in members if t.number in results]
-    if scores is None:
-        return Row(name, message=_why_not(members[-1]))
-    attrs = [t.user_attrs for t in done]
-    speeds = [results[t.number]["speed"] for t in done]
-    return Row(
+    trials: Sequence[FrozenTrial],
+    evaluations: Sequence[TestResult],
+    scores: Mapping[str, metrics.Floats],
+    groups: Sequence[str],
+) -> BaselineResult:
+    attrs = [t.user_attrs for t in trials]
+    return BaselineResult(
         name,
-        tuple(t.number for t in done),
+        tuple(t.number for t in trials),
         params=attrs[0]["params"],
         macs=attrs[0]["macs"],
-        seconds=float(np.mean([a["seconds"] for a in attrs])),
+        train_seconds=float(np.mean([a["seconds"] for a in attrs])),
         peak_memory=max(a["peak_memory"] for a in attrs),
-        speed={kind: float(np.mean([s[kind] for s in speeds])) for kind in speeds[0]},
-        epoch=(attrs[0]["best_epoch"], attrs[0]["epochs"]),
+        images_per_second={
+            kind: float(np.mean([each.images_per_second[kind] for each in evaluations]))
+            for kind in ("batch", "single")
+        },
+        best_epoch=attrs[0]["best_epoch"],
+        epochs=attrs[0]["epochs"],
         val_dice=float(np.mean([a["val"]["dice"] for a in attrs])),
-        dice=tuple(results[t.number]["test"]["dice"] for t in done),
+        dice=tuple(each.dice for each in evaluations),
         means={key: float(values.mean()) for key, values in scores.items()},
-        ci95=metrics.bootstrap(scores, groups),
+        ci95=metrics.bootstrap(dict(scores), groups),
     )
 
 
-def _why_not(trial: FrozenTrial) -> str:
+def _missing_reason(trial: FrozenTrial) -> str:
     state = trial_records.state_of(trial)
-    if state == "complete":
+    if state == trial_records.State.COMPLETE:
         return "trained on another host"
-    message: str = trial.user_attrs.get("message") or state
-    return message
+    return str(trial.user_attrs.get(trial_records.TrialAttr.MESSAGE) or state)
 
 
-def _with_gap(
-    row: Row,
-    best: Row,
-    scores: Mapping[str, Mapping[str, metrics.Floats]],
-    groups: Mapping[str, list[str]],
-) -> Row:
-    if row is best or not row.tested:
-        return row
-    gap = metrics.paired(
-        scores[row.baseline]["dice"], scores[best.baseline]["dice"], groups[best.baseline]
-    )
-    return Row(**{**row.__dict__, "behind": gap})
-
-
-def _flat(row: Row) -> dict[str, Any]:
-    plain: dict[str, Any] = {
-        "baseline": row.baseline,
-        "source": baselines.baseline(row.baseline).source if row.baseline else "",
-        "trainings": len(row.dice),
-        "message": row.message,
+def _csv_row(result: BaselineResult) -> dict[str, object]:
+    row: dict[str, object] = {
+        "baseline": result.baseline,
+        "source": baselines.baseline(result.baseline).source if result.baseline else "",
+        "trainings": len(result.dice),
+        "message": result.message,
     }
     for name in SCORES:
-        low, high = row.ci95.get(name, (None, None))
-        plain |= {name: row.means.get(name), f"{name}_low": low, f"{name}_high": high}
-    gap = row.behind
-    return plain | {
-        "behind": gap and gap.difference,
-        "behind_low": gap and gap.low,
-        "behind_high": gap and gap.high,
-        "dice_of_each": " ".join(f"{d:.6f}" for d in row.dice),
-        "val_dice": row.val_dice,
-        "best_epoch": row.epoch and row.epoch[0],
-        "epochs": row.epoch and row.epoch[1],
-        "params": row.params,
-        "macs": row.macs,
-        "train_seconds": row.seconds,
-        "peak_memory": row.peak_memory,
-        "images_per_second": row.speed.get("batch"),
-        "images_per_second_single": row.speed.get("single"),
+        low, high = result.ci95.get(name, (None, None))
+        row |= {name: result.means.get(name), f"{name}_low": low, f"{name}_high": high}
+    difference = result.difference
+    return row | {
+        "difference": difference and difference.difference,
+        "difference_low": difference and difference.low,
+        "difference_high": difference and difference.high,
+        "dice_by_training": " ".join(f"{d:.6f}" for d in result.dice),
+        "val_dice": result.val_dice,
+        "best_epoch": result.best_epoch,
+        "epochs": result.epochs,
+        "params": result.params,
+        "macs": result.macs,
+        "train_seconds": result.train_seconds,
+        "peak_memory": result.peak_memory,
+        "images_per_second": result.images_per_second.get("batch"),
+        "images_per_second_single": result.images_per_second.get("single"),
     }

@@ -62,7 +62,7 @@ def find_masks(images: Sequence[Path], folder: Path) -> dict[Path, Path]:
     return found
 
 
-def names_for(images: Iterable[Path]) -> list[str]:
+def unique_stems(images: Iterable[Path]) -> list[str]:
     """A name for what is written of each image: its own without the ending; doubles are numbered.
 
     No two are the same, not even where a file system takes no notice of upper and lower case.

@@ -24,9 +24,9 @@ from lesionseg.inference.mask_stats import Mask, Probability
 from lesionseg.inference.predictor import Prediction, Segmenter, load
 from lesionseg.viz.overlays import OVERLAY_SIDE, overlay
 from search.errors import JobFailed
-from search.results.image_paths import names_for
-from search.storage.study_dir import create_folder, check_writable
-from search.trial_process.resources import cores
+from search.results.image_paths import unique_stems
+from search.storage.study_dir import check_writable, create_folder
+from search.trial_process.resources import count_cores
 
 #: What lies in the folder.
 TABLE, MASKS, OVERLAYS = "predictions.csv", "masks", "overlays"
@@ -69,7 +69,7 @@ class Summary:
         return math.fsum(self.dice) / len(self.dice) if self.dice else None
 
 
-def open_final(run: str, device: str = "auto", threads: int | None = None) -> tuple[Segmenter, int]:
+def load_final_model(run: str, device: str = "auto", threads: int | None = None) -> tuple[Segmenter, int]:
     """A final model, and how many threads are to read and finish beside it.
 
     run: a path, or a study's name under ``runs/``. threads: of the network, all cores without.
@@ -77,7 +77,7 @@ def open_final(run: str, device: str = "auto", threads: int | None = None) -> tu
     """
     below = Path("runs") / run
     segmenter = load(below if below.is_dir() and not Path(run).exists() else run, device)
-    own = threads or cores()
+    own = threads or count_cores()
     torch.set_num_threads(own)
     return segmenter, max(2, own)
 
@@ -111,7 +111,7 @@ def predict_files(
         Failed: no image could be used, or writing broke off.
     """
     summary = Summary()
-    names = dict(zip(images, names_for(images), strict=True))
+    names = dict(zip(images, unique_stems(images), strict=True))
     with _whole(out) as folder:
         artist = _Artist(segmenter, folder, names, masks, overlays)
         finished = stream(
@@ -146,7 +146,7 @@ def predict_files(
     return summary
 
 
-def check_out(out: Path) -> None:
+def check_output_folder(out: Path) -> None:
     """InputError where a folder is not new or empty, or could not be written."""
     if out.exists() and not out.is_dir():
         raise InputError(f"--out: {out} is a file; give a new folder")
@@ -161,7 +161,7 @@ def check_out(out: Path) -> None:
         )
 
 
-def print_summary(summary: Summary, out: Path) -> None:
+def print_prediction_summary(summary: Summary, out: Path) -> None:
     """Tells what was done; Failed at the end where images could not be used."""
     print(
         f"{summary.images} images in {out}: {MASKS}/ and {TABLE}; {summary.empty} without a lesion"
@@ -249,7 +249,7 @@ def _count(summary: Summary, row: Mapping[str, Any]) -> None:
 @contextmanager
 def _whole(out: Path) -> Iterator[Path]:
     """A folder to write to, which is called ``out`` when all went well and is gone when not."""
-    check_out(out)
+    check_output_folder(out)
     create_folder(out.absolute().parent)
     partial = _partial(out)
     partial.mkdir()

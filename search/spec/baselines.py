@@ -1,8 +1,8 @@
-"""The published systems as fixed configurations: studies/baselines/*.yaml.
+"""Published systems as fixed configurations: studies/baselines/*.yaml.
 
-A baseline's file says where it comes from, and what of a TrialConfig it settles; what its source
-leaves open and the file does not name stays at the tables' defaults. Image size, epochs and seed
-are never a baseline's own: all are trained alike.
+The file of a baseline names its source and the keys of a TrialConfig that the source specifies. The
+other keys keep the defaults of the tables. Image size, epochs, patience and seed belong to the run,
+so that all baselines are trained alike.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from lesionseg.registry import FAMILIES
 from lesionseg.space import Pick, lookup
 from search.spec import yaml_loader
 
-#: What stands for every baseline where baselines are named.
+#: Stands for all baselines in a list of names.
 ALL = "baselines"
 
-#: Settings that belong to the run and not to a baseline.
-OF_THE_RUN = ("image_size", "epochs", "patience", "seed")
+#: Settings of the run, which a baseline must not set.
+RUN_SETTINGS = ("image_size", "epochs", "patience", "seed")
 
 
 @dataclass(frozen=True)
 class Baseline:
     """A published system.
 
-    source: which of the sources of docs/baselines.md it is of, by its letter.
-    about: one line for people.
-    epochs: as its source trained it; None where that is not told.
-    share: its part of the epochs that a run gives; less than 1 only for a system which differs
-        from another in its number of epochs alone.
-    config: the keys of a TrialConfig that it settles.
+    source: letter of its source in docs/baselines.md.
+    about: description in one line.
+    config: the keys of a TrialConfig that the source specifies.
+    epochs: number of epochs in the source; None if unknown.
+    share: fraction of the run's epochs that it is trained for; less than 1 only for a system that
+        differs from another in its number of epochs alone.
     """
 
     name: str
@@ -47,68 +47,66 @@ class Baseline:
     share: float = 1.0
 
 
-def names() -> list[str]:
-    """The baselines' names, by source and then as their files sort."""
-    return list(_all())
+@lru_cache(maxsize=1)
+def load_baselines() -> dict[str, Baseline]:
+    """Load all baselines by name, ordered by source and then by name."""
+    root = Path(str(importlib.resources.files("studies"))) / "baselines"
+    baselines = [_load(path) for path in sorted(root.glob("*.yaml"))]
+    return {b.name: b for b in sorted(baselines, key=lambda b: b.source)}
 
 
-def baseline(name: str) -> Baseline:
-    """The baseline of that name; InputError with the nearest match if there is none."""
-    known = _all()
-    if name not in known:
-        raise InputError(f"unknown baseline {name!r} ({nearest(name, known)})")
-    return known[name]
+def get_baseline(name: str) -> Baseline:
+    """Return the baseline of a name; raises InputError with the nearest name if there is none."""
+    baselines = load_baselines()
+    if name not in baselines:
+        raise InputError(f"unknown baseline {name!r} ({nearest(name, baselines)})")
+    return baselines[name]
 
 
-def selected(wanted: Iterable[str]) -> list[str]:
-    """The baselines that a list names, ``baselines`` standing for all, each once and in order."""
-    format_step: list[str] = []
-    for name in wanted:
-        format_step += names() if name == ALL else [baseline(name).name]
-    return list(dict.fromkeys(format_step))
+def expand_names(names: Iterable[str]) -> list[str]:
+    """Replace ``baselines`` by all names, check the others and drop repeated names."""
+    expanded: list[str] = []
+    for name in names:
+        expanded += load_baselines() if name == ALL else [get_baseline(name).name]
+    return list(dict.fromkeys(expanded))
 
 
-def config(
+def build_config(
     name: str, image_size: int, epochs: int, seed: int = 0, patience: int = 0
 ) -> TrialConfig:
-    """A baseline as a whole configuration, every parameter spelt out, for a run's budget."""
-    chosen = baseline(name)
-    plain = TrialConfig.from_dict(
-        dict(chosen.config)
-        | {
-            "image_size": image_size,
-            "epochs": max(1, round(chosen.share * epochs)),
-            "patience": patience,
-            "seed": seed,
-        }
-    ).to_dict()
+    """Build the complete configuration of a baseline for a run.
+
+    Raises:
+        InputError: If there is no baseline of that name.
+    """
+    baseline = get_baseline(name)
+    run_settings = {
+        "image_size": image_size,
+        "epochs": max(1, round(baseline.share * epochs)),
+        "patience": patience,
+        "seed": seed,
+    }
+    plain = TrialConfig.from_dict({**baseline.config, **run_settings}).to_dict()
     for family in DEFAULTS:
-        pick = pick_of(plain, family)
-        row = lookup(family, FAMILIES[family], pick.name)
-        plain[family] = {pick.name: row.resolve(pick.params)}
+        pick = get_pick(plain, family)
+        entry = lookup(family, FAMILIES[family], pick.name)
+        plain[family] = {pick.name: entry.resolve(pick.params)}
     return TrialConfig.from_dict(plain)
 
 
-@lru_cache(maxsize=1)
-def _all() -> dict[str, Baseline]:
-    root = Path(str(importlib.resources.files("studies"))) / "seeds"
-    found = [_read(path) for path in sorted(root.glob("*.yaml"))]
-    return {p.name: p for p in sorted(found, key=lambda p: p.source)}
-
-
-def _read(path: Path) -> Baseline:
-    plain = yaml_loader.parse(path, path.read_text(encoding="utf-8"))
-    known = ("source", "about", "epochs", "share", "config")
-    for key in plain:
-        if key not in known:
-            raise InputError(f"{path}: unknown key {key!r} ({nearest(key, known)})")
-    for key in plain["config"]:
-        if key in OF_THE_RUN or key not in {*DEFAULTS, *SETTINGS}:
-            raise InputError(f"{path}: config.{key}: is none of a baseline's keys")
-    return Baseline(path.stem, **plain)
-
-
-def pick_of(plain: Mapping[str, Any], family: str) -> Pick:
-    """One pick of a configuration as plain data."""
-    ((name, params),) = plain[family].items()
+def get_pick(config: Mapping[str, Any], family: str) -> Pick:
+    """Return the option that a configuration, as plain data, has for a family."""
+    ((name, params),) = config[family].items()
     return Pick(name, params)
+
+
+def _load(path: Path) -> Baseline:
+    plain = yaml_loader.load_mapping(path)
+    keys = ("source", "about", "epochs", "share", "config")
+    for key in plain:
+        if key not in keys:
+            raise InputError(f"{path}: unknown key {key!r} ({nearest(key, keys)})")
+    for key in plain["config"]:
+        if key in RUN_SETTINGS or key not in {*DEFAULTS, *SETTINGS}:
+            raise InputError(f"{path}: config.{key}: a baseline cannot set this key")
+    return Baseline(path.stem, **plain)

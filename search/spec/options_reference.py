@@ -1,4 +1,4 @@
-"""docs/options.md, made from the tables."""
+"""Generate docs/options.md from the tables."""
 
 from __future__ import annotations
 
@@ -11,65 +11,64 @@ from lesionseg.space import Domain, RegistryEntry, spelt
 
 _HEAD = """# Options
 
-Everything that can be searched, with its ranges. Made by `lesionsearch options --markdown` from
-the tables that the search itself reads; a test holds this page to them.
+Everything that can be searched, with its ranges. `lesionsearch options --markdown` generates this
+page from the tables that the search reads; a test compares them.
 
-A study names options and may narrow their ranges; it can never widen one. Parameters marked *
-stay at their default unless a study names them, or says `all` in the place of an option's
-parameters: they cost much, need what not everybody has, or change what is allowed elsewhere.
+A study names options and may narrow their ranges, but not widen them. Parameters marked * keep
+their default unless a study names them or sets the option to `all`: they are expensive, need
+additional files or change which image sizes are valid.
 """
 
 
 def options_markdown(families: Mapping[str, Mapping[str, RegistryEntry]]) -> str:
-    """The page: a table for each family, and, where all are asked for, what else there is."""
+    """Return the page with a table per family; with all families, settings and post-processing too."""
     parts = [_HEAD]
     for family, table in families.items():
         default = DEFAULTS.get(family)
-        told = f" A study that names none has `{default}`." if default else ""
-        parts += [f"## {family}\n\n{len(table)} options.{told}\n", _table(table, family)]
+        note = f" The default is `{default}`." if default else ""
+        parts += [f"## {family}\n\n{len(table)} options.{note}\n", _table(table, family)]
     if set(families) == set(DEFAULTS):
         parts += ["## settings\n", _settings(), "## after training\n", _AFTER]
         parts.append(_table(POSTPROCESS, "step"))
     return "\n".join(parts)
 
 
-_AFTER = f"""What is done to a trained network's output is chosen by `lesionsearch final` on the
-validation images and kept in the checkpoint; `final.tta` and `final.postprocess` switch it off.
-Test-time augmentation: {", ".join(f"`{name}`" for name in TTA)}. The steps:
+_AFTER = f"""`lesionsearch final` chooses test-time augmentation and post-processing on the validation
+images and stores the choice in the checkpoint; `final.tta` and `final.postprocess` disable it.
+Test-time augmentation: {", ".join(f"`{name}`" for name in TTA)}. Post-processing steps:
 """
 
 
 def _table(table: Mapping[str, RegistryEntry], family: str) -> str:
     sized = family == "model"
-    heads = [family, "what it is", "parameters (default)", *(["image sizes"] if sized else [])]
-    lines = [_line(heads), _line(["---"] * len(heads))]
-    for name, option in table.items():
+    heads = [family, "description", "parameters (default)", *(["image sizes"] if sized else [])]
+    lines = [_format_row(heads), _format_row(["---"] * len(heads))]
+    for name, entry in table.items():
         params = "<br>".join(
-            f"`{key}`{'*' if key in option.settled else ''} {_ranged(domain)}"
-            for key, domain in option.space.items()
+            f"`{key}`{'*' if key in entry.settled else ''} {_format_domain(domain)}"
+            for key, domain in entry.space.items()
         )
-        cells = [f"`{name}`", option.about, params]
-        lines.append(_line([*cells, *([_sizes(option)] if sized else [])]))
+        cells = [f"`{name}`", entry.about, params]
+        lines.append(_format_row([*cells, *([_format_sizes(entry)] if sized else [])]))
     return "\n".join([*lines, ""])
 
 
 def _settings() -> str:
-    lines = [_line(["setting", "what it is", "range (default)"]), _line(["---"] * 3)]
+    lines = [_format_row(["setting", "description", "range (default)"]), _format_row(["---"] * 3)]
     for name, domain in SETTINGS.items():
-        lines.append(_line([f"`{name}`", ABOUT_SETTINGS[name], _ranged(domain)]))
+        lines.append(_format_row([f"`{name}`", ABOUT_SETTINGS[name], _format_domain(domain)]))
     return "\n".join([*lines, ""])
 
 
-def _sizes(option: RegistryEntry) -> str:
-    """Multiples at the defaults; a parameter such as depth moves them."""
-    stride = option.stride(**{name: domain.default for name, domain in option.space.items()})
-    return f"multiples of {stride} from {max(stride, option.smallest)}"
+def _format_sizes(entry: RegistryEntry) -> str:
+    """Return the valid image sizes at the default parameters; the depth, for one, changes them."""
+    stride = entry.stride(**{name: domain.default for name, domain in entry.space.items()})
+    return f"multiples of {stride} from {max(stride, entry.smallest)}"
 
 
-def _ranged(domain: Domain) -> str:
+def _format_domain(domain: Domain) -> str:
     return f"{domain} ({spelt(domain.default)})"
 
 
-def _line(cells: list[str]) -> str:
-    # A bar within a cell would end it.
+def _format_row(cells: list[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,22 +1,23 @@
-"""SearchSpace: what a study file's ``search`` and ``fixed`` leave open, checked against the tables.
+"""SearchSpace: the open and the fixed parameters of a study, checked against the tables.
 
-A study names options of a family and may narrow their ranges; it can never widen a row.
+A study names options of a family and may narrow their ranges. A range wider than the table's is an
+error.
 
-    model: unet                                   one option, its whole ranges
-    model: [unet, segnet]                         several
-    model: all                                    every row of the table
+    model: unet                                   one option with its whole ranges
+    model: [unet, segnet]                         several options
+    model: all                                    all options of the table
     model: {unet: {width: [16, 64], depth: 4}}    a narrower range; a value
     model: {unet: {dropout: {choices: [0, 0.2]}}} some values of a range
-    model: {unet: all}                            the settled parameters too
+    model: {unet: all}                            all parameters, the settled ones included
 
-Settled parameters (``Option.settled``) stay at their default unless a study names them.
+Settled parameters (``RegistryEntry.settled``) keep their default unless a study names them.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lesionseg.config import DEFAULTS, SETTINGS
@@ -24,25 +25,32 @@ from lesionseg.errors import InputError, nearest
 from lesionseg.registry import FAMILIES
 from lesionseg.space import Categorical, Domain, Float, Int, RegistryEntry, Scalar, lookup
 
-#: A parameter is open (a domain) or settled (a value).
+#: A parameter is open (a domain) or fixed (a value).
 Param = Domain | Scalar
 Params = Mapping[str, Param]
+
+#: Settings that a study sets in another section.
+_SECTIONS = {"image_size": "data", "epochs": "budget", "patience": "budget"}
 
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """picks: family -> option -> parameter. settings: the plain numbers of a TrialConfig."""
+    """The configurations that a study may try.
 
-    picks: Mapping[str, Mapping[str, Params]]
+    families: parameters by family and option.
+    settings: numbers of a TrialConfig that belong to no family.
+    """
+
+    families: Mapping[str, Mapping[str, Params]]
     settings: Params
 
     def size(self) -> float:
-        """How many configurations it holds; infinity where a range of real numbers is open."""
-        families = [sum(map(_product, options.values())) for options in self.picks.values()]
-        return math.prod(families) * _product(self.settings)
+        """Return the number of configurations; infinity if a range of real numbers is open."""
+        sizes = [sum(map(_count_all, options.values())) for options in self.families.values()]
+        return math.prod(sizes) * _count_all(self.settings)
 
     def is_finite(self) -> bool:
-        """Whether it holds finitely many configurations, so that a grid can list them."""
+        """Return whether a grid can list all configurations."""
         return self.size() < math.inf
 
 
@@ -51,127 +59,131 @@ def parse_space(
     fixed: Mapping[str, object],
     settings: Mapping[str, Scalar],
 ) -> tuple[SearchSpace, list[str]]:
-    """The space and every error found on the way, each naming its key.
+    """Parse the sections ``search`` and ``fixed`` of a study.
 
-    settings: what the study says elsewhere (image size, epochs, seed); not to be said twice.
+    Args:
+        search: Families with their options, and settings with their ranges.
+        fixed: Settings with one value.
+        settings: Settings from other sections, which ``search`` and ``fixed`` must not repeat.
+
+    Returns:
+        The space, and all errors, each with its key.
     """
-    errors: list[str] = []
-    picks: dict[str, Mapping[str, Params]] = {}
-    open_settings: dict[str, Param] = dict(settings)
-    for key, wanted in search.items():
+    parser = _SpaceParser(settings)
+    for key, value in search.items():
         if key in FAMILIES:
-            picks[key] = _family(key, wanted, errors)
+            parser.parse_family(key, value)
         else:
-            _setting(f"search.{key}", key, wanted, settings, open_settings, errors)
-    for key, wanted in fixed.items():
-        if isinstance(wanted, list | Mapping):
-            errors.append(f"fixed.{key}: must be one value, got {wanted!r}; ranges go to search")
+            parser.parse_setting("search", key, value)
+    for key, value in fixed.items():
+        if isinstance(value, list | Mapping):
+            parser.errors.append(
+                f"fixed.{key}: must be one value, got {value!r}; ranges belong under search"
+            )
         elif key in search:
-            errors.append(f"fixed.{key}: stands under search too; keep one of them")
+            parser.errors.append(f"fixed.{key}: is under search too; keep one of them")
         else:
-            _setting(f"fixed.{key}", key, wanted, settings, open_settings, errors)
-    for family, default in DEFAULTS.items():
-        picks.setdefault(family, {default: dict(_defaults(FAMILIES[family][default]))})
-    # A model's stride is that of its parameters: it is not known where these are wrong.
-    if not any(error.startswith("search.model") for error in errors):
-        errors += refused_sizes(picks["model"], open_settings["image_size"])
-    return SearchSpace(picks, open_settings), errors
+            parser.parse_setting("fixed", key, value)
+    return parser.finish()
 
 
-def values(param: Param) -> tuple[Scalar, ...]:
-    """What a parameter can be, by its extremes where it is a range."""
+def possible_values(param: Param) -> tuple[Scalar, ...]:
+    """Return the values of a parameter; of a range, its ends."""
     return param.corners() if isinstance(param, Domain) else (param,)
 
 
-def _setting(
-    where: str,
-    key: str,
-    wanted: object,
-    taken: Mapping[str, Scalar],
-    into: dict[str, Param],
-    errors: list[str],
-) -> None:
-    if key in taken:
-        home = {"image_size": "data", "epochs": "budget", "patience": "budget"}.get(key)
-        errors.append(f"{where}: belongs {f'under {home}' if home else 'to the top level'}")
-    elif key not in SETTINGS:
-        known = [*SETTINGS, *(FAMILIES if where.startswith("search") else ())]
-        errors.append(f"{where}: unknown key ({nearest(key, known)})")
-    else:
-        _collect(where, SETTINGS[key], wanted, into, key, errors)
+class _SpaceParser:
+    def __init__(self, reserved: Mapping[str, Scalar]) -> None:
+        self.reserved = reserved
+        self.settings: dict[str, Param] = dict(reserved)
+        self.families: dict[str, Mapping[str, Params]] = {}
+        self.errors: list[str] = []
 
-
-def _family(family: str, wanted: object, errors: list[str]) -> dict[str, Params]:
-    table = FAMILIES[family]
-    where = f"search.{family}"
-    if wanted == "all":
-        wanted = list(table)
-    if isinstance(wanted, str):
-        wanted = [wanted]
-    if isinstance(wanted, list):
-        if len(set(map(str, wanted))) < len(wanted):
-            errors.append(f"{where}: names an option twice: {wanted!r}")
-        wanted = {str(name): {} for name in wanted}
-    if not isinstance(wanted, Mapping) or not wanted:
-        errors.append(
-            f"{where}: must name at least one option ({', '.join(table)}), got {wanted!r}"
-        )
-        return {}
-    options: dict[str, Params] = {}
-    for name, params in wanted.items():
-        try:
-            option = lookup(family, table, str(name))
-        except InputError as error:
-            errors.append(f"{where}: {error}")
-            continue
-        options[str(name)] = _params(f"{where}.{name}", option, params, errors)
-    return options
-
-
-def _params(where: str, option: RegistryEntry, wanted: object, errors: list[str]) -> Params:
-    into: dict[str, Param] = dict(option.space)
-    if wanted == "all":
-        return into
-    into |= {name: option.space[name].default for name in option.settled}
-    if wanted is None:
-        return into
-    if not isinstance(wanted, Mapping):
-        errors.append(f"{where}: must be {{parameter: value or range}}, got {wanted!r}")
-        return into
-    for key, value in wanted.items():
-        if key not in option.space:
-            known = nearest(key, option.space) if option.space else "it has none"
-            errors.append(f"{where}: unknown parameter {key!r} ({known})")
+    def parse_setting(self, section: str, key: str, value: object) -> None:
+        where = f"{section}.{key}"
+        if key in self.reserved:
+            owner = f"under {_SECTIONS[key]}" if key in _SECTIONS else "to the top level"
+            self.errors.append(f"{where}: belongs {owner}")
+        elif key not in SETTINGS:
+            names = [*SETTINGS, *(FAMILIES if section == "search" else ())]
+            self.errors.append(f"{where}: unknown key ({nearest(key, names)})")
         else:
-            _collect(f"{where}.{key}", option.space[key], value, into, key, errors)
-    return into
+            self._narrow(section, key, SETTINGS[key], value, self.settings)
+
+    def parse_family(self, family: str, value: object) -> None:
+        table, where = FAMILIES[family], f"search.{family}"
+        if value == "all":
+            value = list(table)
+        if isinstance(value, str):
+            value = [value]
+        if isinstance(value, list):
+            if len(set(map(str, value))) < len(value):
+                self.errors.append(f"{where}: names an option twice: {value!r}")
+            value = {str(name): {} for name in value}
+        options: dict[str, Params] = {}
+        if isinstance(value, Mapping) and value:
+            for name, params in value.items():
+                try:
+                    entry = lookup(family, table, str(name))
+                except InputError as error:
+                    self.errors.append(f"{where}: {error}")
+                else:
+                    options[str(name)] = self._parse_params(f"{where}.{name}", entry, params)
+        else:
+            names = ", ".join(table)
+            self.errors.append(f"{where}: must name at least one option ({names}), got {value!r}")
+        self.families[family] = options
+
+    def finish(self) -> tuple[SearchSpace, list[str]]:
+        for family, default in DEFAULTS.items():
+            self.families.setdefault(family, {default: FAMILIES[family][default].resolve({})})
+        # The stride of a model follows from its parameters, so these must be valid.
+        if not any(error.startswith("search.model") for error in self.errors):
+            size = self.settings["image_size"]
+            self.errors += find_size_errors(self.families["model"], size)
+        return SearchSpace(self.families, self.settings), self.errors
+
+    def _parse_params(self, where: str, entry: RegistryEntry, value: object) -> Params:
+        params: dict[str, Param] = dict(entry.space)
+        if value == "all":
+            return params
+        params |= {name: entry.space[name].default for name in entry.settled}
+        if value is None:
+            return params
+        if not isinstance(value, Mapping):
+            self.errors.append(f"{where}: must be {{parameter: value or range}}, got {value!r}")
+            return params
+        for key, inner in value.items():
+            if key not in entry.space:
+                names = nearest(key, entry.space) if entry.space else "it has none"
+                self.errors.append(f"{where}: unknown parameter {key!r} ({names})")
+            else:
+                self._narrow(where, key, entry.space[key], inner, params)
+        return params
+
+    def _narrow(
+        self, where: str, key: str, domain: Domain, value: object, params: dict[str, Param]
+    ) -> None:
+        try:
+            params[key] = _narrow_domain(domain, value)
+        except InputError as error:
+            self.errors.append(f"{where}.{key}: {error}")
 
 
-def _collect(
-    where: str, domain: Domain, wanted: object, into: dict[str, Param], key: str, errors: list[str]
-) -> None:
-    try:
-        into[key] = _narrowed(domain, wanted)
-    except InputError as error:
-        errors.append(f"{where}: {error}")
-
-
-def _narrowed(domain: Domain, wanted: object) -> Param:
-    """A value, a part of the domain, or ``{choices: [...]}``: some of its values."""
-    if isinstance(wanted, Mapping):
-        values = wanted.get("choices")
-        if set(wanted) != {"choices"} or not isinstance(values, list) or not values:
-            raise InputError(
-                f"must be a value, a range or {{choices: [value, ...]}}, got {wanted!r}"
-            )
-        checked = tuple(domain.check(value) for value in values)
+def _narrow_domain(domain: Domain, value: object) -> Param:
+    """Return a value, a part of the domain, or a choice of values from ``{choices: [...]}``."""
+    if isinstance(value, Mapping):
+        choices = value.get("choices")
+        if set(value) != {"choices"} or not isinstance(choices, list) or not choices:
+            raise InputError(f"must be a value, a range or {{choices: [value, ...]}}, got {value!r}")
+        checked = tuple(domain.check(choice) for choice in choices)
         if len(set(checked)) < len(checked):
-            raise InputError(f"names a choice twice: {values!r}")
+            raise InputError(f"names a choice twice: {choices!r}")
         return Categorical(checked, checked[0])
-    return domain.narrow(wanted) if isinstance(wanted, list) else domain.check(wanted)
+    return domain.narrow(value) if isinstance(value, list) else domain.check(value)
 
 
-def _product(params: Params) -> float:
+def _count_all(params: Params) -> float:
     return math.prod(map(_count, params.values()))
 
 
@@ -187,30 +199,30 @@ def _count(param: Param) -> float:
             return 1
 
 
-def _defaults(option: RegistryEntry) -> Iterator[tuple[str, Scalar]]:
-    return ((name, domain.default) for name, domain in option.space.items())
+def find_size_errors(models: Mapping[str, Params], size: Param, owner: str = "") -> list[str]:
+    """Return an error for each model that does not accept the image size.
 
-
-def refused_sizes(models: Mapping[str, Params], size: Param, who: str = "") -> list[str]:
-    """An error for each model that cannot take the image size with all of its parameters.
-
-    who: what wants the models, where that is not the study's own space.
+    Args:
+        models: Parameters by the model's name; every combination of their ends is checked.
+        size: Side of the images in pixels.
+        owner: Name of the baseline that the models belong to; empty for the study's own space.
     """
     errors = []
     for name, params in models.items():
-        option = FAMILIES["model"][name]
-        whole = dict(_defaults(option)) | dict(params)
-        corners = itertools.product(*map(values, whole.values()))
-        stride = max(option.stride(**dict(zip(whole, c, strict=True))) for c in corners)
+        entry = FAMILIES["model"][name]
+        defaults = {key: domain.default for key, domain in entry.space.items()}
+        all_params: dict[str, Param] = defaults | dict(params)
+        corners = itertools.product(*map(possible_values, all_params.values()))
+        stride = max(entry.stride(**dict(zip(all_params, c, strict=True))) for c in corners)
         assert isinstance(size, int)
-        least = max(stride, option.smallest)
-        if size % stride or size < least:
-            lower = size // stride * stride
-            takes = [s for s in (lower, lower + stride) if s >= least]
-            takes = takes or [-(-least // stride) * stride]
+        smallest = max(stride, entry.smallest)
+        if size % stride or size < smallest:
+            below = size // stride * stride
+            valid = [s for s in (below, below + stride) if s >= smallest]
+            valid = valid or [-(-smallest // stride) * stride]
             errors.append(
-                f"data.image_size: {f'{who}: ' if who else ''}{name} takes multiples of {stride} "
-                f"from {least} on, got {size}; "
-                f"the nearest is {min(takes, key=lambda s: abs(s - size))}"
+                f"data.image_size: {f'{owner}: ' if owner else ''}{name} takes multiples of "
+                f"{stride} from {smallest} on, got {size}; "
+                f"the nearest is {min(valid, key=lambda s: abs(s - size))}"
             )
     return errors

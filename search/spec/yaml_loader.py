@@ -1,4 +1,7 @@
-"""YAML as people write it: no key twice, 1e-3 is a number, ``off`` is a word."""
+"""Read YAML as people write it: no duplicate keys, ``1e-3`` is a number, ``off`` is a string.
+
+PyYAML follows YAML 1.1; the resolvers below follow YAML 1.2.
+"""
 
 from __future__ import annotations
 
@@ -12,54 +15,63 @@ import yaml
 from lesionseg.errors import InputError
 
 
-def parse(path: Path, text: str) -> dict[str, Any]:
-    """The keys and values of a file's text; InputError names the line and the column."""
-    try:
-        plain = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        at = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise InputError(f"{path}: not YAML: {at}{error.problem}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+def load_mapping(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds keys and values.
+
+    Raises:
+        InputError: If the file cannot be read (with the reason), is not YAML (with line and
+            column) or holds something else.
+    """
+    plain = load_file(path)
     if not isinstance(plain, dict):
         raise InputError(f"{path}: a file must be keys and values, got {type(plain).__name__}")
     return plain
 
 
-def value(text: str) -> Any:
-    """What a single value means; yaml.YAMLError where it is not YAML."""
+def load_file(path: Path) -> Any:
+    """Read a YAML file; raises InputError as ``load_mapping`` does."""
+    try:
+        return load_value(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise InputError(f"{path}: cannot be read: {reason}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        position = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise InputError(f"{path}: not YAML: {position}{error.problem}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+
+
+def load_value(text: str) -> Any:
+    """Parse YAML text; raises yaml.YAMLError."""
     return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice, which YAML would silently take the last of.
-
-    Only true and false are truth values: ``amp: off`` is a word to whoever writes it.
-    """
+    """A SafeLoader that rejects duplicate keys, of which PyYAML silently takes the last."""
 
 
-def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Hashable, Any]:
-    seen: set[Hashable] = set()
+def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Hashable, Any]:
+    keys: set[Hashable] = set()
     for key_node, _ in node.value:
         if key_node.tag == _MERGE:
-            continue  # what ``<<`` brings in may be overridden: that is its use
+            continue  # keys merged in with ``<<`` may be overridden
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, Hashable):
-            raise yaml.MarkedYAMLError(None, None, "a key must be a word", key_node.start_mark)
-        if key in seen:
-            raise yaml.MarkedYAMLError(None, None, f"key {key!r} stands twice", key_node.start_mark)
-        seen.add(key)
+            raise yaml.MarkedYAMLError(None, None, "a key must be a scalar", key_node.start_mark)
+        if key in keys:
+            raise yaml.MarkedYAMLError(None, None, f"duplicate key {key!r}", key_node.start_mark)
+        keys.add(key)
     return loader.construct_mapping(node, deep=True)
 
 
 _MERGE, _BOOL = "tag:yaml.org,2002:merge", "tag:yaml.org,2002:bool"
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in known if tag != _BOOL]
-    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-# YAML 1.1 reads 1e-3 as a word; to whoever writes it, it is a number.
 _EXPONENT = re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$")
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
 _Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), "tTfF")

@@ -45,7 +45,7 @@ class Address(NamedTuple):
     kind: Kind
 
 
-def listed(mark: str, number: int, files: Collection[str]) -> dict[str, str]:
+def artifact_attrs(mark: str, number: int, files: Collection[str]) -> dict[str, str]:
     """A trial's system attributes that tell of its files in the store, as Optuna writes them."""
     found = {}
     for place, kind in enumerate(KINDS):
@@ -64,7 +64,7 @@ def address(artifact_id: str) -> Address | None:
     return Address(match[1], int(match[2]), KINDS[int(match[3])])
 
 
-def of_trial(system_attrs: Mapping[str, Any], *, pictured: bool) -> list[dict[str, Any]]:
+def list_artifacts(system_attrs: Mapping[str, Any], *, pictured: bool) -> list[dict[str, Any]]:
     """What a trial's system attributes tell of its files, in the order of KINDS.
 
     pictured: whether its picture is kept still. Files of other makers are left as they are told.

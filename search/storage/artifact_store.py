@@ -67,7 +67,7 @@ class ArtifactStore(ABC):
     #: Whether what is written to ``local`` is in the store already.
     is_local: bool
 
-    def local(self, number: int, name: str) -> Path:
+    def local_path(self, number: int, name: str) -> Path:
         """Where this host's processes write and read the file; its folder is made."""
         path = self._place(number, name)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,31 +93,31 @@ class ArtifactStore(ABC):
         """
 
     @abstractmethod
-    def drop(self, number: int, name: str) -> None:
+    def delete(self, number: int, name: str) -> None:
         """Deletes it, here and in the store; nothing where there is none."""
 
     @abstractmethod
-    def names(self, number: int) -> list[str]:
+    def list_files(self, number: int) -> list[str]:
         """What the store has of a trial, sorted."""
 
     @abstractmethod
-    def numbers(self) -> list[int]:
+    def list_trials(self) -> list[int]:
         """The trials that it has anything of, sorted."""
 
-    def drop_parts(self, number: int) -> None:
+    def delete_partial_files(self, number: int) -> None:
         """Deletes what was begun and never got whole, on this host."""
         for path in (self.root / "trials" / str(number)).glob(".*"):
             if path.is_file():
                 path.unlink(missing_ok=True)
 
-    def clear(self, number: int) -> None:
+    def delete_trial(self, number: int) -> None:
         """Deletes all that there is of a trial, here and in the store."""
-        for name in self.names(number):
-            self.drop(number, name)
+        for name in self.list_files(number):
+            self.delete(number, name)
         shutil.rmtree(self.root / "trials" / str(number), ignore_errors=True)
 
     @abstractmethod
-    def size(self) -> int:
+    def total_bytes(self) -> int:
         """Bytes that the study takes in the store."""
 
     def claim_marker(self, study_id: str) -> None:
@@ -174,21 +174,21 @@ class FolderArtifactStore(ArtifactStore):
         path = self._place(number, name)
         return path if path.is_file() else None
 
-    def drop(self, number: int, name: str) -> None:
+    def delete(self, number: int, name: str) -> None:
         """Deletes it."""
         self._place(number, name).unlink(missing_ok=True)
 
-    def names(self, number: int) -> list[str]:
+    def list_files(self, number: int) -> list[str]:
         """Files that are not hidden."""
         folder = self.root / "trials" / str(number)
         found = folder.iterdir() if folder.is_dir() else ()
         return sorted(p.name for p in found if p.is_file() and _NAME.fullmatch(p.name))
 
-    def numbers(self) -> list[int]:
+    def list_trials(self) -> list[int]:
         """Their folders."""
         return _numbered(self.root / "trials")
 
-    def size(self) -> int:
+    def total_bytes(self) -> int:
         """Bytes of all files below ``trials``."""
         total = 0
         for folder, _, names in os.walk(self.root / "trials"):

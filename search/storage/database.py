@@ -15,8 +15,8 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from lesionseg.errors import InputError
-from search.storage.optuna_tables import create_tables
 from search.storage.retrying_storage import RetryingStorage
+from search.storage.tables import create_tables
 from search.storage.transient_errors import StorageUnreachable, transient_reason
 
 #: Where a storage URL is looked for when none is given, so that no password needs to be typed:
@@ -168,7 +168,7 @@ def _connect(url: URL) -> RetryingStorage:
             engine_kwargs=_engine_kwargs(url),
             skip_table_creation=True,
         )
-    storage.hide = partial(redact_password, url)
+    storage.redact = partial(redact_password, url)
     return storage
 
 

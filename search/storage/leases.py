@@ -1,17 +1,14 @@
-"""Who works on which trial: claims, leases, beats and hand-backs, each in one transaction.
+"""Which worker holds which trial: claims, leases, heartbeats and requeues.
 
-Optuna's own calls are single writes; what must not be torn apart is made of several. Taking a
-trial out of the queue, counting the budget and noting whose it is are one transaction here, and
-so are closing a lost trial and queueing it again. A process may be killed between any two lines
-of this file: the database then holds what was before or what comes after.
+Each operation is one transaction, where Optuna's own calls are single writes. Claiming a trial,
+counting the budget and noting the owner happen together, and so do closing a lost trial and
+queueing it again. If a process is killed in between, the database holds the state before or after.
 
-The study's row is locked meanwhile, as Optuna locks it to number a new trial; SQLite locks the
-whole file. A worker's row holds its lease: the trial it may speak for, and its last beat by the
-database's own clock, so that the clocks of hosts do not matter. A trial that is handed on is
-closed and queued anew under another number. So whoever lost a lease and does not know it yet
-finds the old number closed, and the storage itself refuses what it says.
-
-The names with an underscore that are used here are Optuna 5's; tests hold them.
+The study's row is locked during a transaction, as Optuna locks it to number a new trial; SQLite
+locks the whole file. A worker's row holds its lease: the trial that it may write, and its latest
+heartbeat by the database's clock, so that the clocks of hosts do not matter. A trial that is
+requeued is closed and queued under another number. A worker that lost its lease without knowing
+finds the old number closed, and the storage refuses its writes.
 """
 
 from __future__ import annotations
@@ -22,7 +19,6 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from typing import Any, TypeVar
 
 import optuna
@@ -31,207 +27,151 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from lesionseg.errors import InputError
-from search.storage import schema as tables
-from search.storage import trial_records
-from search.storage.lease_transaction import (
-    Claim,
-    Command,
-    HeartbeatReply,
-    LeaseTransaction,
-    Refusal,
-    WorkerExpired,
-    WorkerInfo,
-    seen,
-)
-from search.storage.optuna_internals import models
+from search.storage.lease_transaction import LeaseTransaction
+from search.storage.lease_types import Claim, Command, HeartbeatReply, Refusal, WorkerInfo
+from search.storage.optuna_internals import models, study_id
 from search.storage.process_id import ProcessId, current_process
-from search.storage.retrying_storage import Drawn, backend_of, retry_transient
+from search.storage.retrying_storage import SampledParam, backend_of, retry_transient
+from search.storage.trial_records import EndReason, StudyAttr
 from search.trial_process.slot import Slot
 
-__all__ = [
-    "Claim",
-    "Command",
-    "HeartbeatReply",
-    "Refusal",
-    "TrialLeases",
-    "WorkerExpired",
-    "WorkerInfo",
-]
-
-#: Seconds without a beat after which a worker counts as dead, and where another number is said.
-GRACE, GRACE_VARIABLE = 60.0, "LESIONSEARCH_GRACE"
+#: Seconds without a heartbeat after which a worker counts as dead; the variable overrides it.
+GRACE_S, GRACE_VARIABLE = 60.0, "LESIONSEARCH_GRACE"
 
 T = TypeVar("T")
+#: Parameters and user attributes of a trial to be queued.
+QueueEntry = tuple[Mapping[str, Any], Mapping[str, Any]]
 
 
 class TrialLeases:
-    """The books of one study.
+    """The workers, the queue and the leases of one study.
 
-    grace: seconds without a beat after which a worker counts as dead; all workers of a study
-    should agree on it. on_wait: told when the database goes away and when it is back.
+    grace_s: seconds without a heartbeat after which a worker counts as dead; all workers of a
+    study should agree on it. on_wait: called when the database goes away and when it is back.
     """
 
     def __init__(
         self,
         study: optuna.Study,
         *,
-        grace: float | None = None,
-        on_wait: Callable[[str], None] = lambda told: None,
+        grace_s: float | None = None,
+        on_wait: Callable[[str], None] = lambda message: None,
     ) -> None:
         self.study, self.on_wait = study, on_wait
-        self.grace = _grace() if grace is None else grace
-        self._study_id = study._study_id
-        self._storage = backend = backend_of(study)
-        self._troubled = time.monotonic()
-        retry_transient(lambda: tables.create(backend.engine), stopping=backend.stopping)
-
-    def found(
-        self, attrs: Mapping[str, Any], queue: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
-    ) -> bool:
-        """Gives a new study its attributes and its first trials; False where it has them already.
-
-        attrs must hold "spec". Of several hosts that make one study at once, one founds it.
-        """
-
-        def write(books: LeaseTransaction) -> bool:
-            if books.study_attr("spec", None) is not None:
-                return False
-            books.set_study_attrs(attrs)
-            for params, queued in queue:
-                books.queue(params, queued)
-            return True
-
-        return self._whole(write)
-
-    # --- workers ---------------------------------------------------------------------------------
-
-    def join(self, slot: Slot, who: ProcessId | None = None) -> WorkerInfo:
-        """Enters a worker into the books; its ordinal tells its sampler's seed from the others'."""
-        who, name = who or current_process(), uuid.uuid4().hex
-
-        def enter(books: LeaseTransaction) -> WorkerInfo:
-            there = books.session.get(tables.Worker, name)
-            if there is None:
-                row = {"id": name, "study_id": self._study_id, "state": "idle", "epoch": 0}
-                row |= {"ordinal": books.enrolled(), "beat": books.now()}
-                there = tables.Worker(**row, **asdict(who), **asdict(slot))
-                books.session.add(there)
-            return seen(there, there.beat)
-
-        return self._whole(enter)
-
-    def leave(self, worker: WorkerInfo) -> None:
-        """Takes a worker that goes by itself off the books; it holds no trial any more."""
-        self._whole(lambda books: books.set(worker, state="ended", trial_id=None, trial=None))
-
-    def beat(
-        self, worker: WorkerInfo, claim: Claim | None = None, epoch: int = 0
-    ) -> HeartbeatReply:
-        """Says that a worker lives; what it is told in return."""
-
-        def tick(books: LeaseTransaction) -> HeartbeatReply:
-            row = books.session.get(tables.Worker, worker.id, with_for_update=True)
-            held = row is not None and row.state not in {"lost", "ended"}
-            if held and claim is not None:
-                held = row is not None and row.trial_id == claim.trial_id
-            if held:
-                books.set(worker, beat=books.now(), epoch=epoch)
-            return HeartbeatReply(books.command(), held)
-
-        return self._whole(tick, lock=False)
-
-    def workers(self) -> list[WorkerInfo]:
-        """Every worker that has not left, in the order of their coming."""
-
-        def read(books: LeaseTransaction) -> list[WorkerInfo]:
-            now = books.now()
-            return [seen(row, now) for row in books.workers()]
-
-        return self._whole(read, lock=False)
-
-    # --- what all workers are told ---------------------------------------------------------------
+        self.grace_s = _read_grace() if grace_s is None else grace_s
+        self._storage = backend_of(study)
+        self._connected_since = time.monotonic()
 
     @property
     def command(self) -> Command:
-        """run, pause or stop."""
-        return self._whole(LeaseTransaction.command, lock=False)
+        """What all workers of the study are to do."""
+        return self._run(LeaseTransaction.command, lock=False)
 
     @command.setter
-    def command(self, value: Command) -> None:
-        self.study.set_user_attr(trial_records.StudyAttr.COMMAND, value)
+    def command(self, command: Command) -> None:
+        self.study.set_user_attr(StudyAttr.COMMAND, command)
+
+    @property
+    def connected_s(self) -> float:
+        """For how many seconds the database has answered without a break."""
+        return time.monotonic() - self._connected_since
+
+    def initialize_study(self, attrs: Mapping[str, Any], queue: Sequence[QueueEntry]) -> bool:
+        """Write a new study's attributes and its first trials; return False where it has them.
+
+        Of several hosts that create one study at the same time, one initializes it.
+
+        Args:
+            attrs: user attributes, among them StudyAttr.SPEC.
+            queue: parameters and user attributes of the first trials.
+        """
+        return self._run(lambda rows: rows.initialize_study(attrs, queue))
+
+    def set_study_system_attrs(self, attrs: Mapping[str, Any]) -> None:
+        """Write Optuna's own attributes of the study, all or none."""
+        self._run(lambda rows: rows.set_study_attrs(attrs, system=True), lock=False)
+
+    # --- workers ---------------------------------------------------------------------------------
+
+    def register_worker(self, slot: Slot, process: ProcessId | None = None) -> WorkerInfo:
+        """Register a worker; its ordinal distinguishes its sampler's seed from others'."""
+        process, name = process or current_process(), uuid.uuid4().hex
+        return self._run(lambda rows: rows.register_worker(name, process, slot))
+
+    def deregister_worker(self, worker: WorkerInfo) -> None:
+        """Remove a worker that exits by itself and holds no trial any more."""
+        self._run(lambda rows: rows.deregister_worker(worker))
+
+    def heartbeat(
+        self, worker: WorkerInfo, claim: Claim | None = None, epoch: int = 0
+    ) -> HeartbeatReply:
+        """Note that a worker lives and how far its trial is; return the command to it."""
+        return self._run(lambda rows: rows.heartbeat(worker, claim, epoch), lock=False)
+
+    def list_workers(self) -> list[WorkerInfo]:
+        """Return all registered workers, in the order in which they registered."""
+        return self._run(LeaseTransaction.list_workers, lock=False)
+
+    def reap_expired(self) -> list[tuple[int, int | None]]:
+        """Requeue the trials of dead workers; return old and new number of each.
+
+        Silence counts as death only if this process has been connected for the whole grace
+        period: after an outage of the database every worker was silent. A worker whose process is
+        seen to have exited is expired at once.
+        """
+        return self._run(lambda rows: rows.reap_expired(self.grace_s, self.connected_s))
 
     # --- trials ----------------------------------------------------------------------------------
 
     def claim(
         self, worker: WorkerInfo, *, bounded: bool = True, fresh: bool = True
     ) -> Claim | Refusal:
-        """Takes the next trial of the queue, or a new one, unless the budget has no room.
+        """Claim the next trial of the queue, or a new one, unless the budget has no room.
 
-        The budget is the study's as it is now, also where it was changed since this worker came;
-        bounded=False asks nobody. Trials at work count as if they were done already, so that no
-        moment sees more of them than were asked for. fresh=False takes from the queue only.
-        Raises Expired where the worker is not in the books any more.
+        Running trials count as finished, so that there are never more than the budget allows. The
+        budget is read from the study: it may have changed since this worker started.
+
+        Args:
+            worker: gets the lease.
+            bounded: whether the budget applies.
+            fresh: whether a new trial may be added where the queue is empty.
+
+        Raises:
+            WorkerExpired: the worker was taken for dead; it must register again.
         """
+        return self._run(lambda rows: rows.claim(worker, bounded=bounded, fresh=fresh))
 
-        def take(books: LeaseTransaction) -> Claim | Refusal:
-            held = books.session.get(tables.Worker, worker.id)
-            if held is None or held.state in {"lost", "ended"}:
-                raise WorkerExpired(worker.id)
-            if held.trial_id is not None:  # the answer got lost on its way
-                return Claim(held.trial_id, held.trial or 0)
-            spent, running = books.counted()
-            if bounded:
-                budget = books.study_attr("spec", {})["budget"]["trials"]
-                if spent + running >= budget:
-                    return "spent" if spent >= budget else "full"
-            trial = books.next_waiting()
-            if trial is None and not fresh:
-                return "full" if running else "spent"
-            return books.start(trial or books.new(), worker)
+    def collect_params(self) -> AbstractContextManager[list[SampledParam]]:
+        """Collect the parameters that this thread samples, instead of writing each by itself."""
+        return self._storage.collect_params()
 
-        return self._whole(take)
-
-    def gathering(self) -> AbstractContextManager[list[Drawn]]:
-        """Within it, what this thread draws is not written, but to be given to ``configure``."""
-        return self._storage.gathering()
-
-    def configure(
+    def record_config(
         self,
         claim: Claim,
         attrs: Mapping[str, Any],
         digest: str | None,
-        drawn: Sequence[Drawn] = (),
+        params: Sequence[SampledParam] = (),
     ) -> int | None:
-        """Notes what a claimed trial is about to train, unless another one has it.
+        """Write what a claimed trial is about to train, unless another trial has the digest.
 
-        digest: of a configuration that must be trained once only; None for one that may be
-        repeated. drawn: its parameters, which are noted in any case. Returns the number of the
-        trial that has it, or None where it was noted.
+        Args:
+            claim: the trial.
+            attrs: user attributes to write.
+            digest: of the configuration; None where it may be trained more than once.
+            params: the trial's sampled parameters, written in any case.
+
+        Returns:
+            The number of the trial that has the digest; None where the attributes were written.
         """
+        return self._run(lambda rows: rows.record_config(claim, attrs, digest, params))
 
-        def note(books: LeaseTransaction) -> int | None:
-            books.draw(claim.trial_id, drawn)
-            twin = None if digest is None else books.twin(claim, digest)
-            if twin is None:
-                books.attrs(claim.trial_id, attrs)
-            return twin
+    def set_trial_attrs(self, claim: Claim, attrs: Mapping[str, Any]) -> None:
+        """Write user attributes of a running trial, all or none."""
+        self._run(lambda rows: rows.set_trial_attrs(claim.trial_id, attrs), lock=False)
 
-        return self._whole(note)
-
-    def note(self, claim: Claim, attrs: Mapping[str, Any]) -> None:
-        """Writes attributes of a trial at work, all or none."""
-        self._whole(lambda books: books.attrs(claim.trial_id, attrs), lock=False)
-
-    def report(self, claim: Claim, values: Mapping[int, float]) -> None:
-        """Writes the values of several epochs, over those that are there."""
-
-        def write(books: LeaseTransaction) -> None:
-            for step, value in values.items():
-                self._storage._set_trial_intermediate_value_without_commit(
-                    books.session, claim.trial_id, step, value
-                )
-
-        self._whole(write, lock=False)
+    def record_epochs(self, claim: Claim, values: Mapping[int, float]) -> None:
+        """Write the values of several epochs, over existing ones."""
+        self._run(lambda rows: rows.record_epochs(claim.trial_id, values), lock=False)
 
     def finish(
         self,
@@ -239,125 +179,81 @@ class TrialLeases:
         state: TrialState,
         value: float | None = None,
         attrs: Mapping[str, Any] | None = None,
-        system: Mapping[str, Any] | None = None,
+        system_attrs: Mapping[str, Any] | None = None,
     ) -> bool:
-        """Brings a trial to its end with all that is said of it; False where the lease was lost.
+        """Close a trial with its value and attributes; return False where the lease was lost."""
+        return self._run(
+            lambda rows: rows.finish(claim, state, value, attrs or {}, system_attrs or {})
+        )
 
-        attrs, system: user attributes, and Optuna's own.
+    def requeue(self, claim: Claim, reason: EndReason) -> int | None:
+        """Close an interrupted trial and queue its parameters again.
+
+        Returns:
+            The new number. None where the trial had ended; where it is closed as failed, having
+            been lost too often; and where it had no parameters yet.
         """
+        return self._run(lambda rows: rows.requeue_claimed(claim, reason))
 
-        def end(books: LeaseTransaction) -> bool:
-            trial = books.locked(claim.trial_id)
-            if trial.state.is_finished():  # by another, unless it was this very call before
-                reason = books.reason(claim.trial_id)
-                return bool(trial.state == state) and reason not in trial_records.REQUEUED
-            books.attrs(claim.trial_id, {**(attrs or {}), "ended": books.now()})
-            books.system_attrs(claim.trial_id, system or {})
-            if value is not None:
-                self._storage._set_trial_value_without_commit(books.session, trial, 0, value)
-            books.close(trial, state)
-            return True
-
-        return self._whole(end)
-
-    def describe(self, attrs: Mapping[str, Any]) -> None:
-        """Writes Optuna's own attributes of the study, all or none."""
-        self._whole(lambda books: books.describe(attrs), lock=False)
-
-    def requeue(self, claim: Claim, reason: str, *, epoch: int = 0) -> int | None:
-        """Closes a trial that was cut off and queues it again; the number it goes on under.
-
-        None, with nothing done, where it had reached its end; and where it was lost for the last
-        time, or there is nothing to repeat: it is closed for good then.
-        """
-
-        def hand_on(books: LeaseTransaction) -> int | None:
-            trial = books.locked(claim.trial_id)
-            if trial.state.is_finished():
-                return None
-            return books.hand_on(trial, reason, books.now())
-
-        return self._whole(hand_on)
-
-    def enqueue(self, params: Mapping[str, Any], attrs: Mapping[str, Any] | None = None) -> int:
-        """Puts a trial into the queue; its number."""
-        return self._whole(lambda books: books.queue(params, attrs or {}))
-
-    def reap(self) -> list[tuple[int, int | None]]:
-        """Hands on the trials of workers that are gone; (number, number it goes on under) of each.
-
-        A worker is taken for dead by its silence only by one who could have heard it all the
-        while: after the database was away, everyone was silent. One whose process is seen to have
-        ended is not waited for.
-        """
-        return self._whole(lambda books: books.reap(self.grace, self.healthy))
-
-    @property
-    def healthy(self) -> float:
-        """For how many seconds the database has answered without a break."""
-        return time.monotonic() - self._troubled
-
-    def counted(self) -> tuple[int, int]:
-        """Trials that count against the budget: with an end of their own, and at work."""
-        return self._whole(LeaseTransaction.counted, lock=False)
-
-    def enqueue_all(
-        self, queue: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
-    ) -> list[int]:
-        """Puts trials into the queue, all or none, and once; their numbers, in that order."""
-        made: list[int] = []
+    def enqueue(self, queue: Sequence[QueueEntry]) -> list[int]:
+        """Queue trials, all or none, and once; return their numbers in that order."""
+        first_id: list[int] = []
         numbers: list[int] = []
 
-        def write(books: LeaseTransaction) -> list[int]:
-            self._storage._forget(made)
+        def write(rows: LeaseTransaction) -> list[int]:
+            self._storage.forget_unacknowledged(first_id)
             trial = models.TrialModel
-            # They are there already where only the answer got lost on its way.
-            if not made or books.session.get(trial, made[0]) is None:
-                numbers[:] = [books.queue(params, attrs) for params, attrs in queue]
-                first = select(trial.trial_id).where(trial.study_id == self._study_id)
-                made[:] = books.session.scalars(first.where(trial.number.in_(numbers[:1])))
+            # They exist already where only the acknowledgement of an attempt was lost.
+            if not first_id or rows.session.get(trial, first_id[0]) is None:
+                numbers[:] = [rows.enqueue(params, attrs) for params, attrs in queue]
+                ids = select(trial.trial_id).where(trial.study_id == rows.study_id)
+                first_id[:] = rows.session.scalars(ids.where(trial.number.in_(numbers[:1])))
             return numbers
 
-        return self._whole(write)
+        return self._run(write)
+
+    def count_trials(self) -> tuple[int, int]:
+        """Count the trials that cost budget and have ended, and the running ones."""
+        return self._run(LeaseTransaction.count_trials, lock=False)
 
     # --- one transaction -------------------------------------------------------------------------
 
-    def _whole(self, work: Callable[[LeaseTransaction], T], *, lock: bool = True) -> T:
-        """Runs it in one transaction, again and again while the connection is lost."""
+    def _run(self, operation: Callable[[LeaseTransaction], T], *, lock: bool = True) -> T:
+        """Run an operation in one transaction; repeat it while the connection is lost."""
+        storage, start = self._storage, time.monotonic()
 
-        def once() -> T:
-            # Not Optuna's own session of this thread: its calls commit and close that.
-            with Session(self._storage.engine, expire_on_commit=False) as session, session.begin():
-                books = LeaseTransaction(self._storage, self._study_id, session)
+        def attempt() -> T:
+            # Not Optuna's session of this thread: its own calls commit and close that one.
+            with Session(storage.engine, expire_on_commit=False) as session, session.begin():
+                rows = LeaseTransaction(storage, study_id(self.study), session)
                 if lock:
-                    books.lock()
-                return work(books)
+                    rows.lock()
+                return operation(rows)
 
-        storage, began = self._storage, time.monotonic()
-        done = retry_transient(
-            once, stopping=storage.stopping, on_wait=self._waited, hide=storage.hide
+        result = retry_transient(
+            attempt, stop_event=storage.stop_event, on_wait=self._waited, redact=storage.redact
         )
-        # Whoever waits that long for a lock does so with others, who could not beat meanwhile.
-        if time.monotonic() - began > self.grace / 6:
-            self._troubled = time.monotonic()
-        return done
+        # Other workers wait for the same lock, and could not send heartbeats meanwhile.
+        if time.monotonic() - start > self.grace_s / 6:
+            self._connected_since = time.monotonic()
+        return result
 
-    def _waited(self, told: str) -> None:
-        self._troubled = time.monotonic()
-        self.on_wait(told)
+    def _waited(self, message: str) -> None:
+        self._connected_since = time.monotonic()
+        self.on_wait(message)
 
 
-def _grace() -> float:
-    """Of the environment, if it says; InputError where that is no number above 0."""
-    said = os.environ.get(GRACE_VARIABLE)
-    if said is None:
-        return GRACE
+def _read_grace() -> float:
+    """Return the grace period of the environment or the default; InputError if it is not > 0."""
+    text = os.environ.get(GRACE_VARIABLE)
+    if text is None:
+        return GRACE_S
     try:
-        seconds = float(said)
+        seconds = float(text)
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < math.inf:
         raise InputError(
-            f"{GRACE_VARIABLE}: must be seconds above 0, got {said!r}; unset it for {GRACE:g}"
+            f"{GRACE_VARIABLE}: must be seconds above 0, got {text!r}; unset it for {GRACE_S:g}"
         )
     return seconds

@@ -1,4 +1,4 @@
-"""Processes, told apart across hosts, containers and time."""
+"""Identify processes across hosts, containers and time."""
 
 from __future__ import annotations
 
@@ -13,40 +13,39 @@ import psutil
 
 @dataclass(frozen=True)
 class ProcessId:
-    """A process, told apart from a later one of the same number, on whatever host.
+    """A process on some host, distinct from a later process with the same pid.
 
-    space: the kernel and the process namespace that ``pid`` counts in. Containers may share a
-    host's name and see none of each other's processes.
+    pid_namespace: kernel boot and namespace in which ``pid`` counts. Containers may share a host
+    name without seeing each other's processes.
     """
 
     host: str
     pid: int
-    since: float
-    space: str
+    start_time: float
+    pid_namespace: str
 
-    def is_gone(self) -> bool:
-        """Whether it is known to have ended: only where its processes can be seen."""
-        if (self.host, self.space) != (socket.gethostname(), _space()):
+    def has_exited(self) -> bool:
+        """Return whether the process is known to have ended; False where it cannot be seen."""
+        if (self.host, self.pid_namespace) != (socket.gethostname(), _pid_namespace()):
             return False
         try:
-            there = psutil.Process(self.pid)
-            # A later process may have been given the same number.
-            return abs(there.create_time() - self.since) > 1 or (
-                there.status() == psutil.STATUS_ZOMBIE
-            )
+            process = psutil.Process(self.pid)
+            reused = abs(process.create_time() - self.start_time) > 1
+            return reused or process.status() == psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return True
 
 
 def current_process() -> ProcessId:
-    """Who is speaking."""
-    return ProcessId(socket.gethostname(), os.getpid(), psutil.Process().create_time(), _space())
+    """Return the identity of this process."""
+    start_time = psutil.Process().create_time()
+    return ProcessId(socket.gethostname(), os.getpid(), start_time, _pid_namespace())
 
 
 @lru_cache
-def _space() -> str:
+def _pid_namespace() -> str:
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot[:8]}:{os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # no Linux: a host's processes are one space
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot_id[:8]}:{os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # not Linux: all processes of a host share one namespace
         return ""

@@ -1,141 +1,244 @@
-"""All trials of a study, as much of them as its standing needs; quick for thousands.
+"""Trials read as plain rows, for studies with thousands of trials.
 
-Optuna makes whole objects of every row: parameters, distributions, every epoch's value. Of 5,000
-trials that takes many seconds. Here plain rows are read, and of a trial that has ended only once.
-The names with an underscore that are used here are Optuna 5's; tests hold them.
+Optuna builds an object of every row. A study of 5,000 trials has half a million rows, which takes
+it half a minute; reading them here takes seconds.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Container
+from datetime import datetime, timezone
+from functools import lru_cache
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import Connection, select
+from sqlalchemy import ColumnElement, Connection, or_, select
+from sqlalchemy.engine import URL
+from sqlalchemy.orm import Session
 
-from search.storage import trial_records
-from search.storage.optuna_internals import models
-from search.storage.retrying_storage import backend_of, local_time
+from search.storage.optuna_internals import models, study_id, trial_id
+from search.storage.retrying_storage import RetryingStorage, backend_of
+from search.storage.trial_records import TrialAttr, rank_trials
 
-#: User attributes that are read of every trial.
-READ = (
-    "reason",
-    "owner",
-    "began",
-    "ended",
-    trial_records.TrialAttr.REQUEUED_FROM,
-    trial_records.TrialAttr.BASELINE,
+#: User attributes in a summary of every trial ...
+SUMMARY_ATTRS = (
+    *(TrialAttr.REASON, TrialAttr.OWNER, TrialAttr.STARTED_AT, TrialAttr.ENDED_AT),
+    *(TrialAttr.REQUEUED_FROM, TrialAttr.REQUEUED_AS, TrialAttr.BASELINE),
 )
+#: ... and of unfinished trials and the best one.
+DETAIL_ATTRS = (TrialAttr.CONFIG, TrialAttr.FOLDS)
+#: The most ids in one query; databases limit the number of parameters.
+MAX_IDS = 500
 
 # Any: the columns of Optuna's tables are declared in a way that select's types do not know.
 _TRIAL: Any = models.TrialModel
 _VALUE: Any = models.TrialValueModel
-_ATTR: Any = models.TrialUserAttributeModel
+_PARAM: Any = models.TrialParamModel
+_USER: Any = models.TrialUserAttributeModel
+_SYSTEM: Any = models.TrialSystemAttributeModel
 _STEP: Any = models.TrialIntermediateValueModel
+
+_Rows = dict[int, list[Any]]
 
 
 class TrialReader:
-    """Looks at one study's trials again and again."""
+    """Reads the summary of one study's trials repeatedly, and of finished trials only once."""
 
     def __init__(self, study: optuna.Study) -> None:
-        self.study_id = study._study_id
         self.storage = backend_of(study)
-        self.ended: dict[int, FrozenTrial] = {}
-        self.since = 0
+        self.first_unfinished_id = 0
+        self._study_id = study_id(study)
+        self._finished: dict[int, FrozenTrial] = {}
 
-    def look(self) -> list[FrozenTrial]:
-        """Every trial, by number, with its state, value, times and the attributes READ.
+    def read(self) -> list[FrozenTrial]:
+        """Return every trial by number, with state, value, times and SUMMARY_ATTRS.
 
-        There are no parameters; values by epoch are of trials at work alone, and so are ``config``
-        and ``folds``, which the best trial has too. Raises as the storage does.
+        There are no parameters. Values by epoch are of unfinished trials alone, and DETAIL_ATTRS
+        of these and the best trial. Raises as the storage does.
         """
-        found = self.storage.retry_transient(self._read)
-        self.ended |= {t._trial_id: t for t in found if t.state.is_finished()}
-        at_work = [t._trial_id for t in found if not t.state.is_finished()]
-        # Ids rise: what is below the first that has not ended has ended.
-        self.since = min(at_work, default=max(self.ended, default=-1) + 1)
-        known = self.ended | {t._trial_id: t for t in found}
-        ordered = sorted(known.values(), key=lambda t: t.number)
-        if best := trial_records.rank_trials(ordered)[:1]:
-            self._give_config(best[0])
+        changed = self._read(
+            (_TRIAL.study_id == self._study_id) & (_TRIAL.trial_id >= self.first_unfinished_id)
+        )
+        self._finished |= {trial_id(t): t for t in changed if t.state.is_finished()}
+        unfinished = [trial_id(t) for t in changed if not t.state.is_finished()]
+        # Ids rise: all trials below the first unfinished one are finished.
+        self.first_unfinished_id = min(unfinished, default=max(self._finished, default=-1) + 1)
+        trials = self._finished | {trial_id(t): t for t in changed}
+        ordered = sorted(trials.values(), key=lambda t: t.number)
+        for best in rank_trials(ordered)[:1]:
+            if TrialAttr.CONFIG not in best.user_attrs:
+                (details,) = self._read(_TRIAL.trial_id == trial_id(best), details=True)
+                best.user_attrs = details.user_attrs
         return ordered
 
-    def _read(self) -> list[FrozenTrial]:
-        of_ours = (_TRIAL.study_id == self.study_id) & (_TRIAL.trial_id >= self.since)
-        whole = select(
-            _TRIAL.trial_id, _TRIAL.number, _TRIAL.state, _TRIAL._datetime_start_utc,
-            _TRIAL._datetime_complete_utc,
-        )  # fmt: skip
-        with self.storage.engine.connect() as connection:
-            rows = connection.execute(whole.where(of_ours)).all()
-            attrs = _grouped(
-                connection.execute(
-                    select(_ATTR.trial_id, _ATTR.key, _ATTR.value_json)
-                    .join(_TRIAL, _TRIAL.trial_id == _ATTR.trial_id)
-                    .where(of_ours & _ATTR.key.in_(READ))
-                )
-            )
-            values = connection.execute(
-                select(_VALUE.trial_id, _VALUE.value, _VALUE.value_type)
-                .join(_TRIAL, _TRIAL.trial_id == _VALUE.trial_id)
-                .where(of_ours & (_VALUE.objective == 0))
-            )
-            told = {i: _VALUE.stored_repr_to_value(v, kind) for i, v, kind in values}
-            at_work = [row.trial_id for row in rows if not row.state.is_finished()]
-            steps = _steps(connection, at_work)
-            configs = _configs(connection, at_work)
+    def _read(self, where: ColumnElement[bool], *, details: bool = False) -> list[FrozenTrial]:
+        def read() -> list[FrozenTrial]:
+            with self.storage.engine.connect() as connection:
+                return _read_summaries(connection, where, details=details)
+
+        return self.storage.retry_transient(read)
+
+
+class RowStorage(RetryingStorage):
+    """A storage for viewers: fast reads that do not lock an SQLite file."""
+
+    @classmethod
+    def for_reading(cls, other: RetryingStorage) -> RowStorage:
+        """Open a storage with its own connections to the database of another one."""
+        url: URL = other.engine.url
+        is_sqlite = url.get_backend_name() == "sqlite"
+        settings: dict[str, Any] = {"connect_args": {"timeout": 60}} if is_sqlite else {}
+        storage = cls(
+            url.render_as_string(hide_password=False),
+            engine_kwargs={"pool_pre_ping": True, **settings},
+            skip_table_creation=True,
+        )
+        storage.redact = other.redact
+        return storage
+
+    def read_trials(
+        self,
+        study_id: int,
+        states: Container[TrialState] | None,
+        included_trial_ids: set[int],
+        trial_id_greater_than: int,
+    ) -> list[FrozenTrial]:
+        """Return the study's trials with a larger id and the included ones, by id."""
+        few = len(included_trial_ids) <= MAX_IDS
+        since = trial_id_greater_than if few else min(included_trial_ids) - 1
+        by_id = _TRIAL.trial_id > since
+        if few and included_trial_ids:
+            by_id = or_(by_id, _TRIAL.trial_id.in_(included_trial_ids))
+
+        def read() -> list[FrozenTrial]:
+            with self.engine.connect() as connection:
+                return read_trials(connection, (_TRIAL.study_id == study_id) & by_id)
+
         return [
-            FrozenTrial(
-                number=row.number,
-                state=row.state,
-                value=told.get(row.trial_id) if row.state == TrialState.COMPLETE else None,
-                datetime_start=local_time(row.datetime_start),
-                datetime_complete=local_time(row.datetime_complete),
-                params={},
-                distributions={},
-                user_attrs=attrs.get(row.trial_id, {}) | configs.get(row.trial_id, {}),
-                system_attrs={},
-                intermediate_values=steps.get(row.trial_id, {}),
-                trial_id=row.trial_id,
-            )
-            for row in rows
+            t
+            for t in self.retry_transient(read)
+            if (states is None or t.state in states)
+            and (trial_id(t) > trial_id_greater_than or trial_id(t) in included_trial_ids)
         ]
 
-    def _give_config(self, trial: FrozenTrial) -> None:
-        if "config" in trial.user_attrs:
-            return
 
-        def read() -> dict[int, dict[str, Any]]:
-            with self.storage.engine.connect() as connection:
-                return _configs(connection, [trial._trial_id])
-
-        found = self.storage.retry_transient(read)
-        trial.user_attrs = trial.user_attrs | found.get(trial._trial_id, {})
+def read_trials(source: Connection | Session, where: ColumnElement[bool]) -> list[FrozenTrial]:
+    """Return the complete trials that a condition on Optuna's table of trials selects, by id."""
+    users = _attrs(source, where, _USER)
+    systems = _attrs(source, where, _SYSTEM)
+    params = _rows(source, where, _PARAM, "param_name", "param_value", "distribution_json")
+    return _trials(source, where, users, systems, params, _steps(source, where))
 
 
-def _grouped(rows: Iterable[Any]) -> dict[int, dict[str, Any]]:
-    found: dict[int, dict[str, Any]] = {}
-    for trial_id, key, value in rows:
-        found.setdefault(trial_id, {})[key] = json.loads(value)
-    return found
+def read_study(
+    session: Session, study_id: int
+) -> tuple[dict[str, Any], dict[str, Any], list[FrozenTrial]]:
+    """Return a study's user attributes, system attributes and trials by number."""
+    attrs = []
+    for model in (models.StudyUserAttributeModel, models.StudySystemAttributeModel):
+        query = select(model.key, model.value_json).where(model.study_id == study_id)
+        rows = sorted(session.execute(query).tuples().all())
+        attrs.append({key: json.loads(text) for key, text in rows})
+    trials = read_trials(session, _TRIAL.study_id == study_id)
+    return attrs[0], attrs[1], sorted(trials, key=lambda t: t.number)
 
 
-def _configs(connection: Connection, of: Sequence[int]) -> dict[int, dict[str, Any]]:
-    wanted = _ATTR.trial_id.in_(of) & _ATTR.key.in_(("config", trial_records.TrialAttr.FOLDS))
-    return _grouped(
-        connection.execute(select(_ATTR.trial_id, _ATTR.key, _ATTR.value_json).where(wanted))
+def _read_summaries(
+    source: Connection, where: ColumnElement[bool], *, details: bool
+) -> list[FrozenTrial]:
+    unfinished = _TRIAL.state.in_([TrialState.WAITING, TrialState.RUNNING])
+    has_details = _USER.key.in_(DETAIL_ATTRS)
+    keys = _USER.key.in_(SUMMARY_ATTRS) | (has_details if details else unfinished & has_details)
+    users = _attrs(source, where & keys, _USER)
+    return _trials(source, where, users, {}, {}, _steps(source, where & unfinished))
+
+
+def _trials(
+    source: Connection | Session,
+    where: ColumnElement[bool],
+    users: dict[int, dict[str, Any]],
+    systems: dict[int, dict[str, Any]],
+    params: _Rows,
+    steps: dict[int, dict[int, float]],
+) -> list[FrozenTrial]:
+    table = _TRIAL.__table__
+    values = _rows(source, where, _VALUE, "objective", "value", "value_type")
+    trials = []
+    for row in source.execute(select(table).where(where).order_by(table.c.trial_id)):
+        key = row.trial_id
+        spaces = {name: _distribution(text) for name, _, text in params.get(key, ())}
+        trials.append(
+            FrozenTrial(
+                number=row.number,
+                trial_id=key,
+                state=row.state,
+                value=None,
+                values=_values(values.get(key, ())),
+                datetime_start=_local_time(row.datetime_start),
+                datetime_complete=_local_time(row.datetime_complete),
+                params={
+                    name: spaces[name].to_external_repr(value)
+                    for name, value, _ in params.get(key, ())
+                },
+                distributions=spaces,
+                user_attrs=users.get(key, {}),
+                system_attrs=systems.get(key, {}),
+                intermediate_values=steps.get(key, {}),
+            )
+        )
+    return trials
+
+
+def _rows(
+    source: Connection | Session, where: ColumnElement[bool], model: Any, *columns: str
+) -> _Rows:
+    """Return columns of a table that belongs to trials, by the trial's id."""
+    query = (
+        select(model.trial_id, *(getattr(model, column) for column in columns))
+        .join(_TRIAL, _TRIAL.trial_id == model.trial_id)
+        .where(where)
+        .order_by(*model.__table__.primary_key.columns)
     )
+    rows: _Rows = defaultdict(list)
+    for row in source.execute(query):
+        rows[row[0]].append(row[1:])
+    return rows
 
 
-def _steps(connection: Connection, of: Sequence[int]) -> dict[int, dict[int, float]]:
-    found: dict[int, dict[int, float]] = {}
-    rows = connection.execute(
-        select(
-            _STEP.trial_id, _STEP.step, _STEP.intermediate_value, _STEP.intermediate_value_type
-        ).where(_STEP.trial_id.in_(of))
-    )
-    for trial_id, step, value, kind in rows:
-        found.setdefault(trial_id, {})[step] = _STEP.stored_repr_to_intermediate_value(value, kind)
-    return found
+def _attrs(
+    source: Connection | Session, where: ColumnElement[bool], model: Any
+) -> dict[int, dict[str, Any]]:
+    rows = _rows(source, where, model, "key", "value_json")
+    return {key: {name: json.loads(text) for name, text in attrs} for key, attrs in rows.items()}
+
+
+def _steps(source: Connection | Session, where: ColumnElement[bool]) -> dict[int, dict[int, float]]:
+    rows = _rows(source, where, _STEP, "step", "intermediate_value", "intermediate_value_type")
+    to_value = _STEP.stored_repr_to_intermediate_value
+    return {
+        key: {step: to_value(value, kind) for step, value, kind in steps}
+        for key, steps in rows.items()
+    }
+
+
+def _values(rows: Collection[Any]) -> list[float] | None:
+    to_value = _VALUE.stored_repr_to_value
+    by_objective = sorted((objective, to_value(value, kind)) for objective, value, kind in rows)
+    return [value for _, value in by_objective] or None
+
+
+@lru_cache(maxsize=4096)
+def _distribution(text: str) -> BaseDistribution:
+    """Parse Optuna's JSON; many trials share a distribution."""
+    return json_to_distribution(text)
+
+
+def _local_time(stored: datetime | None) -> datetime | None:
+    """Convert a stored time, naive in UTC, to Optuna's, naive in local time."""
+    if stored is None:
+        return None
+    return stored.replace(tzinfo=timezone.utc).astimezone().replace(tzinfo=None)

@@ -1,4 +1,4 @@
-"""Waiting for a database that is away: restarted, out of reach, or busy with somebody else."""
+"""Optuna's storage with retries while the database is restarted, out of reach or busy."""
 
 from __future__ import annotations
 
@@ -10,52 +10,52 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timezone
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
-from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import IntegrityError
 
-from search.storage.optuna_internals import models
+from search.storage.optuna_internals import OptunaStorage, models, storage_of, unwrap_storage
 from search.storage.transient_errors import transient_reason
 from search.trial_process.slot import StopEvent
 
 T = TypeVar("T")
 
-#: Seconds: how long a lost storage is waited for, and the first and the longest pause between
-#: two attempts.
-PATIENCE, FIRST, LONGEST = 900.0, 0.1, 10.0
+RETRY_TIMEOUT_S = 900.0
+#: The first pause between two attempts, which doubles up to the longest one.
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 
 
 class StorageUnavailable(RuntimeError):
-    """The storage was away for longer than anybody wanted to wait; one line."""
+    """The storage was unavailable for longer than the timeout; one line."""
 
 
 def retry_transient(
     work: Callable[[], T],
     *,
-    stopping: StopEvent | None = None,
-    patience: float = PATIENCE,
+    stop_event: StopEvent | None = None,
+    timeout_s: float = RETRY_TIMEOUT_S,
     on_wait: Callable[[str], None] | None = None,
-    hide: Callable[[str], str] = str,
+    redact: Callable[[str], str] = str,
 ) -> T:
-    """Repeats the work while the storage is lost, for at most so many seconds; what it returned.
+    """Repeat work while the storage is unavailable, and return its result.
 
-    stopping: ends the waiting when it is set; the work itself is tried once all the same.
-    on_wait: told once that the waiting begins and once that it is over.
-    hide: takes secrets out of what is told.
+    Args:
+        work: must be repeatable: an attempt may succeed although its acknowledgement is lost.
+        stop_event: ends the waiting when it is set; the work is tried once all the same.
+        timeout_s: how long to wait in all.
+        on_wait: called with a line when the waiting begins and with one when it ends.
+        redact: removes secrets from these lines.
 
-    The work must be fit to be repeated: its last attempt may have been done although its
-    acknowledgement was lost. StorageLost when the waiting ends in vain; whatever else the work
-    raises goes up at once.
+    Raises:
+        StorageUnavailable: the waiting ended in vain. Other errors of the work are not caught.
     """
-    began, pause, tell = None, FIRST, on_wait or (lambda _: None)
+    pause, lost_at, notify = FIRST_PAUSE_S, None, on_wait or (lambda _: None)
     while True:
         reason = None
         try:
@@ -64,141 +64,168 @@ def retry_transient(
             reason = transient_reason(error)
             if reason is None:
                 raise
-        finally:  # whatever came of it, the storage answered
-            if reason is None and began is not None:
-                tell(f"storage back after {time.monotonic() - began:.1f} s")
-        reason = hide(reason)
-        if began is None:
-            began = time.monotonic()
-            tell(f"storage lost: {reason}; waiting")
-        left = began + patience - time.monotonic()
+        finally:  # after an error of another kind too: the storage answered
+            if reason is None and lost_at is not None:
+                notify(f"storage back after {time.monotonic() - lost_at:.1f} s")
+        reason = redact(reason)
+        if lost_at is None:
+            lost_at = time.monotonic()
+            notify(f"storage lost: {reason}; waiting")
+        left = lost_at + timeout_s - time.monotonic()
         if left <= 0:
-            raise StorageUnavailable(f"storage lost for {patience:g} s: {reason}")
-        # Many workers lose one server at the same instant; they shall not all come back at one.
-        if _waited(min(left, pause * random.uniform(0.5, 1)), stopping):  # noqa: S311
+            raise StorageUnavailable(f"storage lost for {timeout_s:g} s: {reason}")
+        # Jitter: all workers lose a server at the same instant and must not return at the same.
+        if _wait(min(left, pause * random.uniform(0.5, 1)), stop_event):  # noqa: S311
             raise StorageUnavailable(f"storage lost, and asked to stop meanwhile: {reason}")
-        pause = min(2 * pause, LONGEST)
+        pause = min(2 * pause, LONGEST_PAUSE_S)
 
 
-class Drawn(NamedTuple):
-    """A parameter as Optuna writes it. before: its distribution in earlier trials, if known."""
+def _wait(seconds: float, stop_event: StopEvent | None) -> bool:
+    """Wait; return whether the event is set."""
+    if stop_event is None:
+        time.sleep(seconds)
+        return False
+    return stop_event.is_set() or stop_event.wait(seconds)
+
+
+class SampledParam(NamedTuple):
+    """A parameter as Optuna stores it. previous: its distribution in earlier trials, if known."""
 
     name: str
     value: float
     distribution: BaseDistribution
-    before: BaseDistribution | None
+    previous: BaseDistribution | None
 
 
-class RetryingStorage(RDBStorage):
+def _retried(operation: Callable[..., T]) -> Callable[..., T]:
+    """Return a method that retries an operation which may be repeated without a further check."""
+
+    @functools.wraps(operation)
+    def method(self: RetryingStorage, *args: Any, **kwargs: Any) -> T:
+        return self.retry_transient(lambda: operation(self, *args, **kwargs))
+
+    return method
+
+
+class RetryingStorage(OptunaStorage):
     """Optuna's storage, whose every operation waits for a lost database and is done once.
 
-    stopping, on_wait, patience, hide: as ``retry_transient`` takes them; to be set from outside.
-
-    Every operation raises StorageLost besides what Optuna's does.
+    stop_event, on_wait, timeout_s, redact: arguments of ``retry_transient``, set from outside.
+    Every operation may raise StorageUnavailable.
     """
 
-    stopping: StopEvent | None = None
+    stop_event: StopEvent | None = None
     on_wait: Callable[[str], None] | None = None
-    patience: float = PATIENCE
-    hide: Callable[[str], str] = staticmethod(str)
+    timeout_s: float = RETRY_TIMEOUT_S
+    redact: Callable[[str], str] = staticmethod(str)
+
+    # These read, or overwrite with the same value: they may be repeated.
+    get_study_id_from_name = _retried(RDBStorage.get_study_id_from_name)
+    get_study_name_from_id = _retried(RDBStorage.get_study_name_from_id)
+    get_study_directions = _retried(RDBStorage.get_study_directions)
+    get_study_user_attrs = _retried(RDBStorage.get_study_user_attrs)
+    get_study_system_attrs = _retried(RDBStorage.get_study_system_attrs)
+    set_study_user_attr = _retried(RDBStorage.set_study_user_attr)
+    set_study_system_attr = _retried(RDBStorage.set_study_system_attr)
+    get_all_studies = _retried(RDBStorage.get_all_studies)
+    get_trial = _retried(RDBStorage.get_trial)
+    get_trial_id_from_study_id_trial_number = _retried(
+        RDBStorage.get_trial_id_from_study_id_trial_number
+    )
+    get_trial_param = _retried(RDBStorage.get_trial_param)
+    get_trial_user_attrs = _retried(RDBStorage.get_trial_user_attrs)
+    get_trial_system_attrs = _retried(RDBStorage.get_trial_system_attrs)
+    set_trial_user_attr = _retried(RDBStorage.set_trial_user_attr)
+    set_trial_system_attr = _retried(RDBStorage.set_trial_system_attr)
+    set_trial_intermediate_value = _retried(RDBStorage.set_trial_intermediate_value)
+    find_best_trial_id = _retried(OptunaStorage.find_best_trial_id)
+    read_trials = _retried(OptunaStorage.read_trials)
 
     def retry_transient(self, work: Callable[[], T]) -> T:
-        """``retry_transient`` in this storage's way, for work on its engine."""
+        """Repeat work on this storage's engine while the database is unavailable."""
         return retry_transient(
             work,
-            stopping=self.stopping,
-            patience=self.patience,
+            stop_event=self.stop_event,
+            timeout_s=self.timeout_s,
             on_wait=self.on_wait,
-            hide=self.hide,
+            redact=self.redact,
         )
 
     @contextmanager
-    def gathering(self) -> Iterator[list[Drawn]]:
-        """Within it, parameters that this thread draws are gathered here and not written.
+    def collect_params(self) -> Iterator[list[SampledParam]]:
+        """Collect the parameters that this thread samples; the caller writes them.
 
-        Otherwise each of them is a transaction of its own. Whoever enters it has to write them.
+        Otherwise each of them is written in a transaction of its own.
         """
         local = self.__dict__.setdefault("_local", threading.local())
-        local.drawn = []
+        local.params = []
         try:
-            yield local.drawn
+            yield local.params
         finally:
-            local.drawn = None
+            local.params = None
 
-    def _set_trial_param(
-        self,
-        trial_id: int,
-        param_name: str,
-        param_value_internal: float,
-        distribution: BaseDistribution,
-        previous_distribution: BaseDistribution | None,
-    ) -> None:
-        drawn = Drawn(param_name, param_value_internal, distribution, previous_distribution)
-        gathered: list[Drawn] | None = getattr(self.__dict__.get("_local"), "drawn", None)
-        if gathered is not None:
-            gathered.append(drawn)
+    def write_param(self, trial_id: int, *param: Any) -> None:
+        """Write a sampled parameter, or collect it within ``collect_params``."""
+        collected = getattr(self.__dict__.get("_local"), "params", None)
+        if collected is not None:
+            collected.append(SampledParam(*param))
             return
-        plain = super()._set_trial_param
-        self.retry_transient(lambda: plain(trial_id, *drawn))
+        self.retry_transient(lambda: super(RetryingStorage, self).write_param(trial_id, *param))
 
     def create_new_study(
         self, directions: Sequence[StudyDirection], study_name: str | None = None
     ) -> int:
-        """As Optuna's; made once, and DuplicatedStudyError only for somebody else's."""
+        """Create a study once; DuplicatedStudyError only where another process created it."""
         name = study_name or f"no-name-{uuid.uuid4()}"
-        made: list[int] = []
+        created: list[int] = []
 
         def attempt() -> int:
-            self._forget(made)
+            self.forget_unacknowledged(created)
             try:
-                with _create_scoped_session(self.scoped_session) as session:
-                    ways = [
-                        models.StudyDirectionModel(objective=i, direction=d)
-                        for i, d in enumerate(directions)
+                with self.scoped() as session:
+                    rows = [
+                        models.StudyDirectionModel(objective=objective, direction=direction)
+                        for objective, direction in enumerate(directions)
                     ]
-                    study = models.StudyModel(study_name=name, directions=ways)
+                    study = models.StudyModel(study_name=name, directions=rows)
                     session.add(study)
                     session.flush()
-                    made.append(int(study.study_id))
+                    created.append(int(study.study_id))
             except IntegrityError:
-                known = self.get_study_id_from_name(name)
-                if known not in made:
+                existing = self.get_study_id_from_name(name)
+                if existing not in created:
                     raise DuplicatedStudyError(f"there is a study {name!r} already") from None
-                return known
-            return made[-1]
+                return existing
+            return created[-1]
 
         return self.retry_transient(attempt)
 
     def delete_study(self, study_id: int) -> None:
-        """As Optuna's; KeyError only where it was gone before."""
-        self._once(lambda: super(RetryingStorage, self).delete_study(study_id), KeyError)
+        """Delete a study; KeyError only where it did not exist before."""
+        self._do_once(lambda: super(RetryingStorage, self).delete_study(study_id), KeyError)
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        """As Optuna's; made once."""
-        return self._create_new_trial(study_id, template_trial)._trial_id
-
-    def _create_new_trial(
-        self, study_id: int, template_trial: FrozenTrial | None = None
-    ) -> FrozenTrial:
-        made: list[int] = []
+        """Create a trial once."""
+        created: list[int] = []
 
         def attempt() -> int:
-            self._forget(made)
-            with _create_scoped_session(self.scoped_session) as session:
-                # Trials are numbered one by one. The lock also waits for the end of a broken
-                # attempt of ours that the server may still be about to commit.
+            self.forget_unacknowledged(created)
+            with self.scoped() as session:
+                # Trials are numbered one by one. The lock also waits for the end of an interrupted
+                # attempt that the server may still commit.
                 models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
-                if not made or session.get(models.TrialModel, made[-1]) is None:
-                    trial = self._get_prepared_new_trial(study_id, template_trial, session)
-                    made.append(int(trial.trial_id))
-            return made[-1]
+                if not created or session.get(models.TrialModel, created[-1]) is None:
+                    trial = self.add_trial(session, study_id, template_trial)
+                    created.append(int(trial.trial_id))
+            return created[-1]
 
-        return self.get_trial(self.retry_transient(attempt))
+        return self.retry_transient(attempt)
 
     def check_trial_is_updatable(self, trial_id: int, trial_state: TrialState) -> None:
-        """As Optuna's, which reads the trial once more for its message, by a second connection.
+        """Raise UpdateFinishedTrialError where the trial has ended.
 
-        Within a transaction of the leases's, SQLite would have that wait for the first one.
+        Optuna's reads the trial again for its message, through a second connection. Within a
+        transaction of ``TrialLeases``, SQLite would have that wait for the first one.
         """
         if trial_state.is_finished():
             raise UpdateFinishedTrialError(f"the trial with id {trial_id} has finished already")
@@ -206,39 +233,48 @@ class RetryingStorage(RDBStorage):
     def set_trial_state_values(
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
     ) -> bool:
-        """As Optuna's. False for a trial to be claimed may also mean that this very call did so.
+        """Set state and values once. False may also mean that this very call claimed the trial.
 
-        A claim whose acknowledgement was lost cannot be told from somebody else's: better a
-        trial that nobody trains, and that is found to be without an owner, than one trained twice.
+        A claim whose acknowledgement was lost cannot be told from one by another process. A trial
+        that nobody trains, and that is later found to have no owner, is better than one trained
+        twice.
         """
 
-        def ours() -> bool:
+        def is_done() -> bool:
             trial = self.get_trial(trial_id)
-            asked = None if values is None else [float(v) for v in values]
-            return trial.state == state and trial.values == asked
+            expected = None if values is None else [float(v) for v in values]
+            return trial.state == state and trial.values == expected
 
-        done = self._once(
+        changed = self._do_once(
             lambda: super(RetryingStorage, self).set_trial_state_values(trial_id, state, values),
             UpdateFinishedTrialError,
-            ours,
+            is_done,
         )
-        return True if done is None else done
+        return True if changed is None else changed
 
-    def _once(
+    def forget_unacknowledged(self, ids: list[int]) -> None:
+        """Clear the ids of rows that an attempt created, where no acknowledgement means no row.
+
+        SQLite has not done what it did not acknowledge, and gives the same id to another row.
+        """
+        if self.engine.name == "sqlite":
+            ids.clear()
+
+    def _do_once(
         self,
         work: Callable[[], T],
-        already: type[Exception],
-        ours: Callable[[], bool] = lambda: True,
+        repeated: type[Exception],
+        is_done: Callable[[], bool] = lambda: True,
     ) -> T | None:
-        """Work that raises ``already`` where it was done before; None where that was by itself."""
+        """Retry work that raises ``repeated`` if done twice; None where the first attempt did it."""
         lost = False
 
         def attempt() -> T | None:
             nonlocal lost
             try:
                 return work()
-            except already:
-                if lost and ours():
+            except repeated:
+                if lost and is_done():
                     return None
                 raise
             except Exception as error:
@@ -247,67 +283,18 @@ class RetryingStorage(RDBStorage):
 
         return self.retry_transient(attempt)
 
-    def _forget(self, made: list[int]) -> None:
-        # What SQLite did not acknowledge it has not done, and it gives the same id to another.
-        if self.engine.name == "sqlite":
-            made.clear()
-
     def __reduce__(self) -> NoReturn:
         raise TypeError("a storage is not pickled, with its password: open it in each process")
 
-    @staticmethod
-    def _fill_storage_url_template(template: str) -> str:
-        return template  # a password may hold a brace
-
-
-#: Operations of Optuna's that may be repeated as they are: they read, or write what they are told
-#: over what there is.
-REPEATED = (
-    *("get_study_id_from_name", "get_study_name_from_id", "get_study_directions"),
-    *("get_study_user_attrs", "get_study_system_attrs", "get_all_studies"),
-    *("set_study_user_attr", "set_study_system_attr"),
-    *("get_trial", "get_trial_id_from_study_id_trial_number", "get_trial_param"),
-    *("get_trial_user_attrs", "get_trial_system_attrs", "_get_trials", "_get_best_trial_id"),
-    "set_trial_intermediate_value",
-    *("set_trial_user_attr", "set_trial_system_attr"),
-    *("record_heartbeat", "_get_stale_trial_ids"),
-)
-
 
 def backend_of(study: optuna.Study) -> RetryingStorage:
-    """A study's storage itself, under Optuna's cache of finished trials."""
-    storage: Any = study._storage
-    backend = getattr(storage, "_backend", storage)
+    """Return a study's storage without Optuna's cache of finished trials."""
+    backend = unwrap_storage(storage_of(study))
     assert isinstance(backend, RetryingStorage)
     return backend
 
 
-def local_time(stored: datetime | None) -> datetime | None:
-    """A time of a row as Optuna has it in a trial: stored in UTC, told in local time, naive."""
-    if stored is None:
-        return None
-    return stored.replace(tzinfo=timezone.utc).astimezone().replace(tzinfo=None)
-
-
-def _repeated(plain: Callable[..., T]) -> Callable[..., T]:
-    @functools.wraps(plain)
-    def method(self: RetryingStorage, *args: Any, **kwargs: Any) -> T:
-        return self.retry_transient(lambda: plain(self, *args, **kwargs))
-
-    return method
-
-
-for _name in REPEATED:
-    setattr(RetryingStorage, _name, _repeated(getattr(RDBStorage, _name)))
-
-# A lost connection is taken there for a query that is too long, and printed.
+# Optuna takes a lost connection for a query that is too long, and prints it.
 logging.getLogger("optuna.storages._rdb.storage").addFilter(
     lambda record: "Falling back to a slower alternative" not in str(record.msg)
 )
-
-
-def _waited(seconds: float, stopping: StopEvent | None) -> bool:
-    if stopping is None:
-        time.sleep(seconds)
-        return False
-    return stopping.is_set() or stopping.wait(seconds)

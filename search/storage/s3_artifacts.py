@@ -60,25 +60,25 @@ class S3ArtifactStore(ArtifactStore):
                     raise
         return None
 
-    def drop(self, number: int, name: str) -> None:
+    def delete(self, number: int, name: str) -> None:
         """Deletes the object, then this host's copy."""
         copy = self._place(number, name)
         with self._told():
             self._store.remove(self._key(number, name))
         copy.unlink(missing_ok=True)
 
-    def names(self, number: int) -> list[str]:
+    def list_files(self, number: int) -> list[str]:
         """Objects below the trial's key."""
         start = f"{self.prefix}/trials/{number}/"
         return sorted(key.removeprefix(start) for key, _ in self._objects(start))
 
-    def numbers(self) -> list[int]:
+    def list_trials(self) -> list[int]:
         """Those of the objects' keys."""
         start = f"{self.prefix}/trials/"
         first = {key.removeprefix(start).partition("/")[0] for key, _ in self._objects(start)}
         return sorted(int(part) for part in first if part.isdecimal())
 
-    def size(self) -> int:
+    def total_bytes(self) -> int:
         """Bytes of all objects below ``trials``."""
         return sum(size for _, size in self._objects(f"{self.prefix}/trials/"))
 

@@ -1,9 +1,8 @@
-"""What a trial of ours is, seen from its record in the storage.
+"""What a trial's record in the storage means: state, reason, attributes, time and rank.
 
-Optuna knows waiting, running, complete, pruned and failed. Ours has one more word, skipped,
-for trials that were closed without being trained to an end of their own: a configuration that
-was already tried or that a constraint forbids, or a training that was cut off and put back into
-the queue. Skipped trials cost no budget.
+Optuna's states are waiting, running, complete, pruned and failed. This project adds "skipped" for
+trials that were closed without a result of their own: a configuration that was tried already or
+that a constraint forbids, or a training that was interrupted and queued again. They cost no budget.
 """
 
 from __future__ import annotations
@@ -11,210 +10,281 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from enum import StrEnum
+from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial
-from optuna.trial import TrialState as Optuna
+from optuna.trial import FrozenTrial, TrialState
 
-State = Literal["waiting", "running", "complete", "pruned", "failed", "skipped"]
-STATES: tuple[State, ...] = ("waiting", "running", "complete", "pruned", "failed", "skipped")
 
-#: Reasons that a trial was skipped for.
-DUPLICATE, CONSTRAINT, CONFIG = "duplicate", "constraint", "config"
-LOST, INTERRUPTED = "lost", "interrupted"
-#: ... of these, the ones that go on under another number.
-HANDED_ON = frozenset({LOST, INTERRUPTED})
-SKIPS = frozenset({DUPLICATE, CONSTRAINT, CONFIG}) | HANDED_ON
+class State(StrEnum):
+    """A trial's state: Optuna's, or skipped."""
 
-#: User attributes of a trial that was queued for a published system: the baseline's name and, where
-#: the study's space does not hold it, the configuration itself.
-#: AGAIN: its configuration may have been tried already.
-#: RETRIES: the number of the trial that it repeats.
-BASELINE, GIVEN, AGAIN, RETRIES = "baseline", "given", "again", "retries"
-QUEUED = frozenset({BASELINE, GIVEN, AGAIN, RETRIES})
+    WAITING = "waiting"
+    RUNNING = "running"
+    COMPLETE = "complete"
+    PRUNED = "pruned"
+    FAILED = "failed"
+    SKIPPED = "skipped"
 
-#: User attributes of a trial that goes on with another: the number it had first, and the numbers
-#: of the latest attempts, oldest first.
-RETRY_OF, ATTEMPTS = "retry_of", "attempts"
 
-#: The user attribute of a trial that is cross-validated: what its folds have given.
-FOLDS = "folds"
+class EndReason(StrEnum):
+    """Why a trial failed, was skipped or ended early; stored as ``TrialAttr.REASON``."""
 
-#: The study's user attribute that says what its workers are to do.
-COMMAND = "command"
+    OOM = "oom"
+    DIVERGED = "diverged"
+    TIMEOUT = "timeout"
+    DATA = "data"
+    CRASH = "crash"
+    OUT_OF_TIME = "time"
+    EARLY_STOPPING = "early stopping"
+    DUPLICATE = "duplicate"
+    CONSTRAINT = "constraint"
+    CONFIG = "config"
+    LOST = "lost"
+    INTERRUPTED = "interrupted"
 
-_STATES: dict[Optuna, State] = {
-    Optuna.WAITING: "waiting",
-    Optuna.RUNNING: "running",
-    Optuna.COMPLETE: "complete",
-    Optuna.PRUNED: "pruned",
-    Optuna.FAIL: "failed",
+
+#: Reasons of trials that go on under another number.
+REQUEUED = frozenset({EndReason.LOST, EndReason.INTERRUPTED})
+#: Reasons of skipped trials.
+CLOSED_WITHOUT_COST = REQUEUED | {
+    EndReason.DUPLICATE,
+    EndReason.CONSTRAINT,
+    EndReason.CONFIG,
 }
 
 
-def curve(trial: FrozenTrial) -> dict[int, float]:
-    """The validation Dice of each epoch; of a cross-validation, of its first fold's epochs."""
-    epochs = trial.user_attrs.get("config", {}).get("epochs")
+class TrialAttr:
+    """Keys of a trial's user attributes."""
+
+    CONFIG = "config"
+    #: Of the configuration; equal configurations have equal digests.
+    DIGEST = "digest"
+    #: A whole configuration that was queued, where the study's space does not hold it.
+    FIXED_CONFIG = "fixed_config"
+    #: The name of the published system that the trial was queued for.
+    BASELINE = "baseline"
+    #: Whether the configuration may have been tried already.
+    ALLOW_DUPLICATE = "allow_duplicate"
+    #: The number of the trial that the user had repeated.
+    REPEAT_OF = "repeat_of"
+    #: The number of the trial with the same configuration, of a duplicate.
+    DUPLICATE_OF = "duplicate_of"
+    #: The number of the first attempt, of a trial that was requeued.
+    REQUEUED_FROM = "requeued_from"
+    #: The number of the next attempt, of a trial that was interrupted or lost.
+    REQUEUED_AS = "requeued_as"
+    #: The numbers of the latest attempts, oldest first.
+    ATTEMPTS = "attempts"
+    #: How many attempts were lost with their workers.
+    TIMES_LOST = "times_lost"
+    #: The worker, its process and its slot.
+    OWNER = "owner"
+    #: Seconds since 1970 by the database's clock.
+    STARTED_AT = "started_at"
+    ENDED_AT = "ended_at"
+    REASON = "reason"
+    MESSAGE = "message"
+    #: Results of the finished folds of a cross-validation.
+    FOLDS = "folds"
+
+
+#: What a requeued trial takes along from the trial that was queued first.
+QUEUE_ATTRS = frozenset(
+    {
+        TrialAttr.BASELINE,
+        TrialAttr.FIXED_CONFIG,
+        TrialAttr.ALLOW_DUPLICATE,
+        TrialAttr.REPEAT_OF,
+    }
+)
+
+
+class StudyAttr:
+    """Keys of a study's user attributes."""
+
+    #: The study file as plain data; only studies of this project have it.
+    SPEC = "spec"
+    #: The Command to all workers.
+    COMMAND = "command"
+
+
+_STATES = {
+    TrialState.WAITING: State.WAITING,
+    TrialState.RUNNING: State.RUNNING,
+    TrialState.COMPLETE: State.COMPLETE,
+    TrialState.PRUNED: State.PRUNED,
+    TrialState.FAIL: State.FAILED,
+}
+
+
+def state_of(trial: FrozenTrial) -> State:
+    """Return a trial's state."""
+    return State.SKIPPED if reason_of(trial) in CLOSED_WITHOUT_COST else _STATES[trial.state]
+
+
+def reason_of(trial: FrozenTrial) -> str | None:
+    """Return why a trial failed, was skipped or ended early; None if there is no such reason."""
+    reason: str | None = trial.user_attrs.get(TrialAttr.REASON)
+    return reason
+
+
+def describe_state(trial: FrozenTrial) -> str:
+    """Return a trial's state for people: ``interrupted, requeued as trial 3`` or ``complete``."""
+    if not was_interrupted(trial):
+        return str(state_of(trial))
+    successor = trial.user_attrs.get(TrialAttr.REQUEUED_AS)
+    return "interrupted" if successor is None else f"interrupted, requeued as trial {successor}"
+
+
+def was_interrupted(trial: FrozenTrial) -> bool:
+    """Return whether a trial was interrupted or lost; its parameters were queued again."""
+    return reason_of(trial) in REQUEUED
+
+
+def first_number(trial: FrozenTrial) -> int:
+    """Return the number of a requeued trial's first attempt; for any other trial its own."""
+    return int(trial.user_attrs.get(TrialAttr.REQUEUED_FROM, trial.number))
+
+
+def has_fixed_config(trial: FrozenTrial) -> bool:
+    """Return whether the configuration was queued as a whole: the space may not hold it."""
+    return TrialAttr.FIXED_CONFIG in trial.user_attrs
+
+
+def config_of(trial: FrozenTrial) -> dict[str, Any]:
+    """Return a trial's TrialConfig as plain data."""
+    config: dict[str, Any] = trial.user_attrs[TrialAttr.CONFIG]
+    return config
+
+
+def folds_of(trial: FrozenTrial) -> dict[str, Any] | None:
+    """Return what ``cross_validation.summarize_folds`` made of the folds so far; None without any."""
+    folds: dict[str, Any] | None = trial.user_attrs.get(TrialAttr.FOLDS)
+    return folds
+
+
+def dice_by_epoch(trial: FrozenTrial) -> dict[int, float]:
+    """Return the validation Dice of each epoch; of a cross-validation, that of its first fold."""
+    epochs = trial.user_attrs.get(TrialAttr.CONFIG, {}).get("epochs")
     reported = sorted(trial.intermediate_values.items())
     return {step: value for step, value in reported if epochs is None or step <= epochs}
 
 
-def folds_of(trial: FrozenTrial) -> dict[str, Any] | None:
-    """What its folds have given so far (``search.study.cross_validation.summary``); None where it has none."""
-    found: dict[str, Any] | None = trial.user_attrs.get(FOLDS)
-    return found
-
-
-def state_of(trial: FrozenTrial) -> State:
-    """Its state in our words."""
-    return "skipped" if reason_of(trial) in SKIPS else _STATES[trial.state]
-
-
-def reason_of(trial: FrozenTrial) -> str | None:
-    """Why it failed, was skipped or ended early; None for a trial that simply ran."""
-    reason: str | None = trial.user_attrs.get("reason")
-    return reason
-
-
-def was_interrupted(trial: FrozenTrial) -> bool:
-    """Whether its training was ended from outside; its parameters were queued again."""
-    return reason_of(trial) in HANDED_ON
-
-
-def first_number(trial: FrozenTrial) -> int:
-    """The number that it had first, if it goes on with a trial that was cut off; else its own."""
-    return int(trial.user_attrs.get(RETRY_OF, trial.number))
-
-
-def has_fixed_config(trial: FrozenTrial) -> bool:
-    """Whether its configuration was given and not drawn: it may lie outside the study's space."""
-    return GIVEN in trial.user_attrs
-
-
 def all_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """Every trial, by number; not to be changed."""
+    """Return every trial by number; not to be changed."""
     return study.get_trials(deepcopy=False)
 
 
-def counts(trials: Iterable[FrozenTrial]) -> dict[State, int]:
-    """How many there are of each state."""
+def count_by_state(trials: Iterable[FrozenTrial]) -> dict[str, int]:
+    """Count the trials in each state, zeros included."""
     counted = Counter(state_of(t) for t in trials)
-    return {state: counted[state] for state in STATES}
+    return {state.value: counted[state] for state in State}
 
 
-def reasons(trials: Iterable[FrozenTrial]) -> dict[str, int]:
-    """How often each reason occurs, most frequent first."""
+def count_reasons(trials: Iterable[FrozenTrial]) -> dict[str, int]:
+    """Count the reasons, most frequent first."""
     return dict(Counter(r for t in trials if (r := reason_of(t))).most_common())
 
 
-def spent(trials: Iterable[FrozenTrial]) -> int:
-    """Trials that count against the budget: those with an end of their own."""
-    return sum(state_of(t) in {"complete", "pruned", "failed"} for t in trials)
+def count_finished(trials: Iterable[FrozenTrial]) -> int:
+    """Count the trials that cost budget: complete, pruned and failed ones."""
+    return sum(state_of(t) in {State.COMPLETE, State.PRUNED, State.FAILED} for t in trials)
 
 
-def tried(trials: Iterable[FrozenTrial]) -> set[str]:
-    """Digests of drawn configurations that need no other trial: trained, at work or forbidden."""
-    drawn = [t for t in trials if not has_fixed_config(t)]
-    found = [t for t in drawn if state_of(t) != "skipped" or reason_of(t) in {CONSTRAINT, CONFIG}]
-    return {t.user_attrs["digest"] for t in found if "digest" in t.user_attrs}
+def tried_digests(trials: Iterable[FrozenTrial]) -> set[str]:
+    """Return digests of sampled configurations that were trained, are running or are refused."""
+    refused = {EndReason.CONSTRAINT, EndReason.CONFIG}
+    return {
+        t.user_attrs[TrialAttr.DIGEST]
+        for t in trials
+        if TrialAttr.DIGEST in t.user_attrs
+        and not has_fixed_config(t)
+        and (state_of(t) != State.SKIPPED or reason_of(t) in refused)
+    }
+
+
+def rank_trials(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """Return the complete trials, best first; of two equals the earlier one first."""
+    complete = [t for t in trials if state_of(t) == State.COMPLETE and t.value is not None]
+    return sorted(complete, key=lambda t: (-_value(t), t.number))
 
 
 def hours_spent(trials: Iterable[FrozenTrial], now: float | None = None) -> float:
-    """Hours by the clock in which at least one worker trained.
+    """Return the hours by the clock in which at least one worker trained.
 
-    now: seconds since 1970, the end of trials at work. A lost trial ended with its worker's last
-    beat.
+    Args:
+        trials: of one study. A lost trial ended with its worker's last heartbeat.
+        now: seconds since 1970, taken as the end of running trials; None for the current time.
     """
     total, until = 0.0, 0.0
-    for began, ended in sorted(_spans(trials, now)):
-        total += max(0.0, ended - max(began, until))
-        until = max(until, ended)
+    for start, end in sorted(_spans(trials, now)):
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
     return total / 3600
 
 
 def gpu_hours_spent(trials: Iterable[FrozenTrial], now: float | None = None) -> float:
-    """Hours of training on GPUs, added up over all workers; one that has half a GPU counts half."""
-    on_gpu = [t for t in trials if str(_owner(t).get("device")).startswith("cuda")]
-    return (
-        sum(
-            (ended - began) * float(_owner(t).get("share", 1.0))
-            for t in on_gpu
-            for began, ended in _spans([t], now)
-        )
-        / 3600
-    )
+    """Return the hours on GPUs, summed over workers; half a GPU counts half.
+
+    Args:
+        trials: of one study.
+        now: as for ``hours_spent``.
+    """
+    seconds = 0.0
+    for trial in trials:
+        owner: dict[str, Any] = trial.user_attrs.get(TrialAttr.OWNER, {})
+        if str(owner.get("device")).startswith("cuda"):
+            share = float(owner.get("share", 1.0))
+            seconds += sum((end - start) * share for start, end in _spans([trial], now))
+    return seconds / 3600
 
 
 def seconds_of(trial: FrozenTrial, now: float | None = None) -> float | None:
-    """Seconds by the clock that a worker had it; None for one that was never begun.
+    """Return the seconds that a worker had the trial; None if none ever had it.
 
-    now: as in ``hours_spent``.
+    Args:
+        trial: of any state.
+        now: as for ``hours_spent``.
     """
     spans = _spans([trial], now)
     return max(0.0, spans[0][1] - spans[0][0]) if spans else None
 
 
-def ranked(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-    """Complete trials, best first; the earlier of two equals before the later."""
-    complete = [t for t in trials if state_of(t) == "complete" and t.value is not None]
-    return sorted(complete, key=lambda t: (-_value(t), t.number))
+class TimeBudget:
+    """The hours that a study may take, earlier sessions and other workers included."""
 
+    def __init__(self, hours: float | None, gpu_hours: float | None) -> None:
+        self.hours, self.gpu_hours = hours, gpu_hours
 
-def twin_of(digest: str, trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
-    """An earlier trial that was trained with this very configuration."""
-    return next(
-        (
-            t
-            for t in trials
-            if t.user_attrs.get("digest") == digest
-            and state_of(t) in {"complete", "pruned", "failed", "running"}
-        ),
-        None,
-    )
-
-
-def config_of(trial: FrozenTrial) -> dict[str, Any]:
-    """Its TrialConfig as plain data."""
-    config: dict[str, Any] = trial.user_attrs["config"]
-    return config
-
-
-def _owner(trial: FrozenTrial) -> dict[str, Any]:
-    owner: dict[str, Any] = trial.user_attrs.get("owner", {})
-    return owner
+    def is_over(self, trials: Sequence[FrozenTrial]) -> bool:
+        """Return whether these trials have spent either of the two."""
+        if self.hours is not None and hours_spent(trials) >= self.hours:
+            return True
+        return self.gpu_hours is not None and gpu_hours_spent(trials) >= self.gpu_hours
 
 
 def _spans(trials: Iterable[FrozenTrial], now: float | None) -> list[tuple[float, float]]:
-    """When trials were trained; by the database's clock, which is one for all hosts."""
+    """Return start and end of each started trial, by the database's clock where it was noted."""
     now = time.time() if now is None else now
-    return [(_began(t), _ended(t, now)) for t in trials if t.datetime_start is not None]
+    return [
+        (_start_time(t, t.datetime_start.timestamp()), _end_time(t, now))
+        for t in trials
+        if t.datetime_start is not None
+    ]
 
 
-def _began(trial: FrozenTrial) -> float:
-    assert trial.datetime_start is not None
-    return float(trial.user_attrs.get("began", trial.datetime_start.timestamp()))
+def _start_time(trial: FrozenTrial, default: float) -> float:
+    return float(trial.user_attrs.get(TrialAttr.STARTED_AT, default))
 
 
-def _ended(trial: FrozenTrial, now: float) -> float:
-    if "ended" in trial.user_attrs:
-        return float(trial.user_attrs["ended"])
+def _end_time(trial: FrozenTrial, now: float) -> float:
+    if TrialAttr.ENDED_AT in trial.user_attrs:
+        return float(trial.user_attrs[TrialAttr.ENDED_AT])
     return now if trial.datetime_complete is None else trial.datetime_complete.timestamp()
 
 
 def _value(trial: FrozenTrial) -> float:
     assert trial.value is not None
     return trial.value
-
-
-class TimeBudget:
-    """The hours that a study may take, those of earlier sessions and other workers included."""
-
-    def __init__(self, hours: float | None, gpu_hours: float | None) -> None:
-        self.hours, self.gpu_hours = hours, gpu_hours
-
-    def is_over(self, known: Sequence[FrozenTrial]) -> bool:
-        """Whether either is spent by these trials."""
-        if self.hours is not None and hours_spent(known) >= self.hours:
-            return True
-        return self.gpu_hours is not None and gpu_hours_spent(known) >= self.gpu_hours

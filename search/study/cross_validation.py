@@ -26,7 +26,7 @@ from search.storage.study_dir import put
 FORMAT = "lesionsearch-folds/1"
 
 
-class BetweenFolds(BasePruner):
+class FoldPruner(BasePruner):
     """Within the first fold another pruner's decision; after the others the median's.
 
     A trial whose mean over its folds is below the median of other trials' means over as many folds

@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from lesionseg.data.cache import Cache
-from lesionseg.data.duplicates.audit import audit_cached
-from lesionseg.data.duplicates.grouping import crossing, less_held_out, one_group
-from lesionseg.data.duplicates.leaks import Check, check
+from lesionseg.data.duplicates.audit import audit_cache
+from lesionseg.data.duplicates.grouping import (
+    find_crossing_groups,
+    find_records_to_exclude,
+    merge_groups,
+)
+from lesionseg.data.duplicates.leakage import LeakageReport, find_leaks
 from lesionseg.data.index import SPLITS, DatasetIndex
 from lesionseg.errors import InputError
 from search.errors import JobFailed
@@ -26,19 +30,19 @@ MOST = 20
 
 
 @dataclass(frozen=True)
-class Audited:
+class StudyAudit:
     """What the audit of a study's pictures says, and what follows from it.
 
     groups: of the records, by name, that were put into another group. left_out: names of records
     that are used nowhere.
     """
 
-    found: Check
+    found: LeakageReport
     groups: Mapping[str, str]
     left_out: frozenset[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Fit for JSON: ``Check.to_dict`` and what was done."""
+        """Fit for JSON: ``LeakageReport.to_dict`` and what was done."""
         return self.found.to_dict() | {
             "regrouped": dict(self.groups),
             "left_out": sorted(self.left_out),
@@ -47,20 +51,20 @@ class Audited:
 
 def audit_study(
     index: DatasetIndex, cache: Cache, *, official: bool, leaks: str, pooled: bool = False
-) -> Audited:
+) -> StudyAudit:
     """Audits the pictures of a study that is founded, from its cache.
 
     official: its split is the data set's own. leaks: refuse, drop or allow, as data.leaks says.
     pooled: folds are dealt of train and val together: the border between them is none.
-    Copies are put into one group. InputError where official splits share pictures and that is
+    Near-duplicates are put into one group. InputError where official splits share images and that is
     refused.
     """
     if pooled:
         one = {"val": "train"}
         records = (replace(r, split=one.get(r.split or "", r.split)) for r in index.records)
         index = replace(index, records=tuple(records))
-    found = check({"": audit_cached(index, cache)})
-    crossed = crossing(index.records, found.copies) if official else []
+    found = find_leaks({"": audit_cache(index, cache)})
+    crossed = find_crossing_groups(index.records, found.clusters) if official else []
     if crossed and leaks == "refuse":
         shown = "; ".join(map(str, crossed[:3]))
         more = f"; and {len(crossed) - 3} more" if len(crossed) > 3 else ""
@@ -70,13 +74,13 @@ def audit_study(
             f"`lesionsearch data check DIR --sheet FILE.png`; data.leaks=drop leaves out the "
             f"copies that are less held out, with their groups, data.leaks=allow keeps them"
         )
-    left_out = less_held_out(crossed) if leaks == "drop" else set()
+    left_out = find_records_to_exclude(crossed) if leaks == "drop" else set()
     used = [r for r in index.records if r.name not in left_out]
-    groups = one_group(used, found.copies, official=official)
-    return Audited(found, groups, frozenset(left_out))
+    groups = merge_groups(used, found.clusters, official=official)
+    return StudyAudit(found, groups, frozenset(left_out))
 
 
-def check_files(json_: Path | None, sheet: Path | None) -> None:
+def check_output_files(json_: Path | None, sheet: Path | None) -> None:
     """InputError where a file cannot be written that is to tell of an audit.
 
     Asked before it: of tens of thousands of pictures an audit takes minutes.
@@ -95,7 +99,7 @@ def check_files(json_: Path | None, sheet: Path | None) -> None:
         raise InputError(f"--sheet: {sheet}: must end in {' or '.join(PICTURES)}")
 
 
-def write_json(found: Check, path: Path) -> None:
+def write_json(found: LeakageReport, path: Path) -> None:
     """Everything that an audit found; InputError where the file cannot be written."""
     try:
         path.write_text(json.dumps(found.to_dict(), indent=1), encoding="utf-8")
@@ -103,18 +107,18 @@ def write_json(found: Check, path: Path) -> None:
         raise InputError(f"--json: {path}: cannot be written: {error.strerror}") from error
 
 
-def refuse_leaks(found: Check) -> None:
+def raise_on_leaks(found: LeakageReport) -> None:
     """Failed where data sets or splits share pictures; InputError where pairs cannot be used."""
     broken = [problem for each in found.audits.values() for problem in each.problems]
-    told = found.told()
+    told = found.describe_leaks()
     if told:
         also = f"; and {len(broken)} pairs cannot be used" if broken else ""
         raise JobFailed(f"data check: {told}{also}")
     for each in found.audits.values():
-        each.refuse_broken()
+        each.require_usable()
 
 
-def write_audit(folder: Path, audited: Audited) -> None:
+def write_audit(folder: Path, audited: StudyAudit) -> None:
     """Keeps the audit with the study."""
     put(folder / NAME, json.dumps(audited.to_dict(), indent=1))
 
@@ -140,11 +144,11 @@ def summary(folder: Path, parts: Mapping[str, Any]) -> dict[str, Any] | None:
     if found is None:
         return None
     used = {name: part for part in SPLITS for name in parts[part]}
-    sets = [[p["name"] for p in each["pictures"]] for each in found["copies"]]
+    sets = [[p["name"] for p in each["images"]] for each in found["duplicates"]]
     across = [names for names in sets if len({used[n] for n in names if n in used}) > 1]
     return {
         "copies": len(sets),
-        "exact": sum(each["exact"] for each in found["copies"]),
+        "exact": sum(each["exact"] for each in found["duplicates"]),
         "across": len(across),
         "names": (across or sets)[:MOST],
         "left_out": len(found["left_out"]),

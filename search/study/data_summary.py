@@ -21,7 +21,7 @@ EDGES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 MOST = 20
 
 
-def data_card(index: DatasetIndex, cache: Cache, split: Split) -> dict[str, Any]:
+def summarize_data(index: DatasetIndex, cache: Cache, split: Split) -> dict[str, Any]:
     """What there is, part by part; fit for JSON.
 
     ``parts``: of each part of the split its images, groups, empty and full masks, and of the
@@ -53,7 +53,7 @@ def data_card(index: DatasetIndex, cache: Cache, split: Split) -> dict[str, Any]
     }
 
 
-def read_card(folder: Path) -> dict[str, Any] | None:
+def read_data_summary(folder: Path) -> dict[str, Any] | None:
     """The card of a study's folder; None where it has none."""
     path = folder / NAME
     if not path.is_file():

@@ -25,35 +25,36 @@ from optuna.study import StudyDirection
 from sqlalchemy.engine import URL
 
 from lesionseg.data.cache import Cache, build_cache
-from lesionseg.data.duplicates.grouping import regrouped
+from lesionseg.data.duplicates.grouping import apply_groups
 from lesionseg.data.index import DatasetIndex
 from lesionseg.data.sets import Roots, each_root, placed
 from lesionseg.data.split import Split, has_official, make_split, positions
 from lesionseg.errors import InputError
-from search.spec.study_spec import StudySpec, differences, spec_from
+from search.spec.loading import find_differing_keys, parse_spec
+from search.spec.study_spec import StudySpec
 from search.storage import trial_records
 from search.storage.artifact_store import ArtifactStore, open_artifact_store
 from search.storage.database import (
-    STORAGE_VARIABLE,
     STORAGE_FILE_VARIABLE,
-    sqlite_url,
+    STORAGE_VARIABLE,
     mask_password,
     open_storage,
+    sqlite_url,
     storage_url,
 )
 from search.storage.leases import TrialLeases
 from search.storage.retrying_storage import RetryingStorage, backend_of
 from search.storage.study_dir import (
-    is_study,
-    create_folder,
-    put,
-    read_run_info,
     check_study_or_empty,
     check_writable,
+    create_folder,
+    is_study,
+    put,
+    read_run_info,
 )
 from search.study import data_summary, warm_start
-from search.study.cross_validation import BetweenFolds
-from search.study.data_audit import Audited, audit_study, write_audit
+from search.study.cross_validation import FoldPruner
+from search.study.data_audit import StudyAudit, audit_study, write_audit
 from search.study.location import StudyLocation
 from search.study.pruners import PRUNERS
 from search.study.samplers import SAMPLERS
@@ -61,7 +62,7 @@ from search.study.trial_data import TrialData
 from search.trial_process.slot import StopEvent
 
 #: Keys that a study may be resumed with another value of: they change no trial.
-MAY_CHANGE = (
+RESUMABLE_KEYS = (
     "budget.trials",
     "budget.hours",
     "budget.gpu_hours",
@@ -103,13 +104,13 @@ class OpenStudy:
 
     def wait_for_storage(self, stopping: StopEvent, on_wait: Callable[[str], None]) -> None:
         """How a lost database is waited for: until this is set, and who is told."""
-        self._backend.stopping, self._backend.on_wait = stopping, on_wait
+        self._backend.stop_event, self._backend.on_wait = stopping, on_wait
 
     def told(self, error: Exception) -> str:
         """What the database said of an error that is not to be waited out, in one line."""
         cause = error.__cause__ if isinstance(error, StorageInternalError) else error
         text = str(getattr(cause, "orig", None) or cause or error)
-        return f"storage: {self._backend.hide(' '.join(text.split()))[:300]}"
+        return f"storage: {self._backend.redact(' '.join(text.split()))[:300]}"
 
     @property
     def _backend(self) -> RetryingStorage:
@@ -135,7 +136,7 @@ def create_or_resume(
     check_study_or_empty(folder)
     check_writable(folder)
     artifacts = _from_anywhere(artifacts)
-    study = open_records(folder, storage=storage)[0] if is_study(folder) else None
+    study = load_study(folder, storage=storage)[0] if is_study(folder) else None
     url = storage_url(storage, folder) if study is None else _recorded_url(folder, storage)
     if study is not None:
         _refuse_changed(study, spec, index)
@@ -189,7 +190,7 @@ def open_study(folder: Path, *, storage: str | None = None, data: Roots | None =
 
     InputError where the folder holds none, or its data are not those that it was run on.
     """
-    study, about = open_records(folder, storage=storage)
+    study, about = load_study(folder, storage=storage)
     if data is None and about["data"] is None:
         raise InputError("--data: say where the images are on this host")
     return _opened(study, folder, data or _recorded_data(about))
@@ -230,7 +231,7 @@ def _recorded_data(about: Mapping[str, Any]) -> Roots:
 
 
 def _opened(study: optuna.Study, folder: Path, data: Roots) -> OpenStudy:
-    spec = spec_from(study.user_attrs["spec"], f"study {study.study_name!r}")
+    spec = parse_spec(study.user_attrs["spec"], f"study {study.study_name!r}")
     index = DatasetIndex.read(data, spec.data.layout)
     _refuse_changed(study, spec, index)
     store = _depot(study, folder, founding=False)
@@ -247,9 +248,7 @@ def _depot(study: optuna.Study, folder: Path, *, founding: bool) -> ArtifactStor
     return store
 
 
-def open_records(
-    folder: Path, *, storage: str | None = None
-) -> tuple[optuna.Study, dict[str, Any]]:
+def load_study(folder: Path, *, storage: str | None = None) -> tuple[optuna.Study, dict[str, Any]]:
     """A study's trials without its pictures, and its run.json."""
     about = read_run_info(folder)
     url = _recorded_url(folder, storage)
@@ -282,17 +281,20 @@ def prepare_sampling(opened: OpenStudy, ordinal: int = 0) -> None:
         spec.budget.epochs, spec.pruner.min_epochs, spec.pruner.startup
     )
     if spec.data.split.kfold and spec.pruner.name != "none":
-        study.pruner = BetweenFolds(study.pruner, spec.budget.epochs, spec.pruner.startup)
+        study.pruner = FoldPruner(study.pruner, spec.budget.epochs, spec.pruner.startup)
 
 
-def test_evaluations(study: optuna.Study) -> list[str]:
+def list_test_evaluations(study: optuna.Study) -> list[str]:
     """When this study's test images were looked at, ISO 8601 in UTC."""
     return list(study.user_attrs.get("test_evaluations", []))
 
 
-def count_test_evaluation(study: optuna.Study) -> int:
+def record_test_evaluation(study: optuna.Study) -> int:
     """Notes that the test images are looked at now, before they are; how often that makes."""
-    looks = [*test_evaluations(study), datetime.now(timezone.utc).isoformat(timespec="seconds")]
+    looks = [
+        *list_test_evaluations(study),
+        datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    ]
     study.set_user_attr("test_evaluations", looks)
     return len(looks)
 
@@ -302,7 +304,7 @@ def _is_official(spec: StudySpec, index: DatasetIndex) -> bool:
     return mode == "official" or (mode == "auto" and has_official(index.records))
 
 
-def _audited(spec: StudySpec, index: DatasetIndex, cache: Cache) -> Audited:
+def _audited(spec: StudySpec, index: DatasetIndex, cache: Cache) -> StudyAudit:
     return audit_study(
         index,
         cache,
@@ -312,9 +314,9 @@ def _audited(spec: StudySpec, index: DatasetIndex, cache: Cache) -> Audited:
     )
 
 
-def _split(spec: StudySpec, index: DatasetIndex, cache: Cache, audited: Audited) -> Split:
+def _split(spec: StudySpec, index: DatasetIndex, cache: Cache, audited: StudyAudit) -> Split:
     wanted = spec.data.split
-    records = regrouped(index.records, audited.groups)
+    records = apply_groups(index.records, audited.groups)
     used = [i for i, r in enumerate(records) if r.name not in audited.left_out]
     return make_split(
         [records[i] for i in used],
@@ -334,7 +336,7 @@ def _split_of(study: optuna.Study) -> Split:
 def _regrouped(study: optuna.Study, index: DatasetIndex) -> DatasetIndex:
     """The index with copies in one group, as the study was founded with."""
     groups = study.user_attrs.get("groups", {})
-    return replace(index, records=regrouped(index.records, groups))
+    return replace(index, records=apply_groups(index.records, groups))
 
 
 def _recorded_url(folder: Path, given: str | None) -> URL:
@@ -368,8 +370,8 @@ def _create(folder: Path, url: URL) -> optuna.Study:
 
 def _refuse_changed(study: optuna.Study, spec: StudySpec, index: DatasetIndex) -> None:
     stored, name = study.user_attrs, study.study_name
-    keys = differences(_as_now(stored["spec"]), spec.model_dump(mode="json"))
-    keys = [k for k in keys if k not in MAY_CHANGE]
+    keys = find_differing_keys(_as_now(stored["spec"]), spec.model_dump(mode="json"))
+    keys = [k for k in keys if k not in RESUMABLE_KEYS]
     if keys:
         raise InputError(
             f"study {name!r} exists with another spec: {', '.join(keys)} differ; "
@@ -385,7 +387,7 @@ def _refuse_changed(study: optuna.Study, spec: StudySpec, index: DatasetIndex) -
 def _as_now(stored: dict[str, Any]) -> dict[str, Any]:
     """A stored spec with the defaults of keys that have been added since it was stored."""
     try:
-        return spec_from(stored, "the stored spec").model_dump(mode="json")
+        return parse_spec(stored, "the stored spec").model_dump(mode="json")
     except InputError:  # a key or an option is gone: the difference is to be told as it is
         return stored
 
@@ -416,7 +418,7 @@ def settle(
 
 def _write(opened: OpenStudy, url: URL, data: Roots) -> None:
     split = opened.split.to_dict()
-    card = data_summary.data_card(opened.index, opened.cache, opened.split)
+    card = data_summary.summarize_data(opened.index, opened.cache, opened.split)
     put(opened.folder / data_summary.NAME, json.dumps(card, indent=1))
     _put_files(opened.folder, url, opened.spec, opened.name, split, data, opened.index.layout)
 

@@ -15,11 +15,11 @@ from lesionseg.errors import InputError, nearest
 from lesionseg.registry import FAMILIES
 from lesionseg.space import Domain, Scalar, lookup, spelt
 from search.spec import baselines, yaml_loader
-from search.spec.search_space import Param, Params, refused_sizes
+from search.spec.search_space import Param, Params, find_size_errors
 from search.spec.study_spec import StudySpec
 from search.storage import trial_records
 from search.storage.leases import TrialLeases
-from search.study.warm_start import baseline_config, expressed, is_open
+from search.study.warm_start import baseline_config, find_params, is_open
 
 #: What the leases queues: parameters under the names of ``search.study.suggest``, and user attributes.
 Queued = tuple[dict[str, Any], dict[str, Any]]
@@ -153,8 +153,8 @@ def _entry(entry: Any, spec: StudySpec, errors: list[str]) -> Queued:
     except InputError as error:
         errors.append(f"{whole[0]}: {error}")
         return {}, {}
-    errors += refused_sizes({config.model.name: config.model.params}, config.image_size)
-    params = expressed(config, spec.space)
+    errors += find_size_errors({config.model.name: config.model.params}, config.image_size)
+    params = find_params(config, spec.space)
     return (
         (params, said)
         if params
@@ -181,7 +181,7 @@ def _of_config(plain: Any, spec: StudySpec) -> TrialConfig:
             f"written without 'config:'"
         )
     for family, table in FAMILIES.items():
-        pick = baselines.pick_of(TrialConfig.from_dict(whole).to_dict(), family)
+        pick = baselines.get_pick(TrialConfig.from_dict(whole).to_dict(), family)
         try:
             whole[family] = {pick.name: lookup(family, table, pick.name).resolve(pick.params)}
         except InputError as error:
@@ -199,7 +199,7 @@ def _point(entry: Mapping[Any, Any], spec: StudySpec, errors: list[str]) -> dict
     fixed: dict[str, Scalar] = {}
     for key, wanted in entry.items():
         if key in DEFAULTS:
-            _family(key, wanted, spec.space.picks[key], fixed, errors)
+            _family(key, wanted, spec.space.families[key], fixed, errors)
         elif key in SETTINGS:
             param = spec.space.settings.get(key, SETTINGS[key].default)
             _settle(key, param, SETTINGS[key], wanted, fixed, errors)

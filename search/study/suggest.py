@@ -18,7 +18,7 @@ def suggest(trial: optuna.Trial, space: SearchSpace) -> TrialConfig:
     parameters never collide. What a study leaves no choice in is no parameter of the trial.
     """
     picks: dict[str, Any] = {}
-    for family, options in space.picks.items():
+    for family, options in space.families.items():
         name = _one_of(trial, family, tuple(options))
         picks[family] = Pick(name, _params(trial, f"{family}.{name}.", options[name]))
     return TrialConfig(**picks, **_params(trial, "", space.settings))  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from typing import Any, TextIO
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from sqlalchemy import select
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import IntegrityError
@@ -23,38 +23,39 @@ from sqlalchemy.orm import Session
 
 from lesionseg.config import DEFAULTS, SETTINGS
 from lesionseg.errors import InputError
-from search.storage import schema, trial_records
+from search.storage import trial_records
+from search.storage.bulk_insert import insert_study, renumber_notes
 from search.storage.database import mask_password, open_storage
 from search.storage.lease_transaction import LeaseTransaction
-from search.storage.optuna_internals import models, study_id
+from search.storage.optuna_internals import models, study_id, trial_id
+from search.storage.queries import read_study
 from search.storage.retrying_storage import backend_of
-from search.study.transfer_lines import FORMAT, Head, local, read_lines, safe
-from search.study.transfer_rows import attrs_of, insert, lines_of
+from search.study.transfer_lines import FORMAT, read_lines, safe, trial_line
 
 #: What a table tells of each trial before its configuration.
 COLUMNS = ("number", "state", "reason", "value", "epochs", "seconds", "baseline")
 
-#: A study's user attributes, its system attributes, and the lines of its trials.
-_Read = tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]
+#: A study's user attributes, its system attributes, and its trials.
+_Read = tuple[dict[str, Any], dict[str, Any], list[FrozenTrial]]
 
 
 def export_study(study: optuna.Study, file: TextIO) -> int:
     """Writes a study as JSON lines; how many trials it wrote. The study is only read."""
-    user_attrs, system_attrs, lines = _read(study)
+    user_attrs, system_attrs, trials = _read(study)
     head = {
         "format": FORMAT,
         "study": study.study_name,
         "direction": study.direction.name.lower(),
-        "trials": len(lines),
+        "trials": len(trials),
         "user_attrs": user_attrs,
-        "system_attrs": system_attrs,
+        "system_attrs": renumber_notes(system_attrs, {trial_id(t): t.number for t in trials}),
         "optuna": optuna.__version__,
         "lesionsearch": version("lesionsearch"),
         "exported": datetime.now(timezone.utc).isoformat(),
     }
-    for line in [head, *lines]:
+    for line in [head, *map(trial_line, trials)]:
         file.write(json.dumps(safe(line), allow_nan=False) + "\n")
-    return len(lines)
+    return len(trials)
 
 
 def import_study(lines: Iterable[str], url: URL, name: str | None, source: str) -> optuna.Study:
@@ -73,17 +74,16 @@ def import_study(lines: Iterable[str], url: URL, name: str | None, source: str) 
     if not 0 < len(name) <= models.MAX_INDEXED_STRING_LENGTH or not name.isprintable():
         raise InputError(f"{source}: {name!r} cannot be a study's name; give another one")
     storage = open_storage(url)
-    schema.create(storage.engine)
     made: list[int] = []
 
     def once() -> None:
-        storage._forget(made)
+        storage.forget_unacknowledged(made)
         with Session(storage.engine) as session, session.begin():
             study = models.StudyModel
             there = session.scalar(select(study.study_id).where(study.study_name == name))
             if there is None:
-                made.append(insert(session, name, head.user_attrs, head.system_attrs, known))
-                _put_down(LeaseTransaction(storage, made[-1], session), head, made[-1])
+                made.append(insert_study(session, name, head.user_attrs, head.system_attrs, known))
+                _requeue_running(LeaseTransaction(storage, made[-1], session), head.exported)
             elif there not in made:  # or it is this very import, whose acknowledgement was lost
                 raise _taken(name, url, source)
 
@@ -103,8 +103,8 @@ def write_csv(study: optuna.Study, file: TextIO) -> int:
     empty where a trial has none; ``max_epochs`` is the configuration's. state: ``trials.STATES``.
     value: the best validation Dice. epochs: that were trained. file: opened with ``newline=""``.
     """
-    *_, lines = _read(study)  # Optuna's own way takes minutes for thousands of trials
-    rows = [_row(_frozen(line)) for line in lines]
+    *_, trials = _read(study)  # Optuna's own way takes minutes for thousands of trials
+    rows = [_row(trial) for trial in trials]
     said = {key for row in rows for key in row} - set(COLUMNS)
     common = [key for key in (*DEFAULTS, *SETTINGS) if key in said]
     columns = [*COLUMNS, *common, *sorted(said - set(common))]
@@ -126,8 +126,7 @@ def _read(study: optuna.Study) -> _Read:
 
     def once() -> _Read:
         with Session(engine) as session, session.begin():
-            attrs = attrs_of(session, study_id(study))
-            return *attrs, list(lines_of(session, study_id(study)))
+            return read_study(session, study_id(study))
 
     found: _Read = storage.retry_transient(once)
     return found
@@ -139,27 +138,13 @@ def _taken(name: str, url: URL, source: str) -> InputError:
     )
 
 
-def _put_down(books: LeaseTransaction, head: Head, study_id: int) -> None:
-    """Trials that were at work when the study was exported go back into the queue."""
-    trial = models.TrialModel
-    running = select(trial).where(trial.study_id == study_id, trial.state == TrialState.RUNNING)
-    for row in books.session.scalars(running.order_by(trial.number)).all():
-        books.hand_on(row, trial_records.EndReason.INTERRUPTED, head.exported)
+def _requeue_running(rows: LeaseTransaction, exported_at: float) -> None:
+    """Requeue the trials that were running when the study was exported."""
+    for trial in rows.running_trials():
+        rows.requeue(trial, trial_records.EndReason.INTERRUPTED, exported_at)
 
 
 # --- a table for people --------------------------------------------------------------------------
-
-
-def _frozen(line: Mapping[str, Any]) -> FrozenTrial:
-    same = ("number", "value", "params", "user_attrs", "system_attrs", "intermediate_values")
-    return FrozenTrial(
-        trial_id=line["number"],
-        state=TrialState[line["state"]],
-        distributions={},
-        datetime_start=local(line["datetime_start"]),
-        datetime_complete=local(line["datetime_complete"]),
-        **{key: line[key] for key in same},
-    )
 
 
 def _row(trial: FrozenTrial) -> dict[str, Any]:

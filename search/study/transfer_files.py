@@ -11,9 +11,9 @@ import optuna
 
 from lesionseg.data.sets import Roots
 from lesionseg.errors import InputError
-from search.spec.study_spec import spec_from
+from search.spec.loading import parse_spec
 from search.storage.database import storage_url
-from search.storage.study_dir import is_study, create_folder, check_study_or_empty, check_writable
+from search.storage.study_dir import check_study_or_empty, check_writable, create_folder, is_study
 from search.study.lifecycle import settle
 from search.study.transfer import export_study, import_study, write_csv
 
@@ -64,7 +64,7 @@ def import_from(path: Path, out: Path | None, storage: str | None, data: Roots |
     try:
         with path.open(encoding="utf-8") as lines:
             study = import_study(lines, url, folder.resolve().name, str(path))
-        spec = spec_from(study.user_attrs.get("spec", {}), str(path))
+        spec = parse_spec(study.user_attrs.get("spec", {}), str(path))
     except InputError:
         if fresh and not any(folder.glob("study.db*")):
             folder.rmdir()

@@ -7,15 +7,15 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timezone
 from types import NoneType
 from typing import Any
 
+from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
 
 from lesionseg.errors import InputError, nearest
 from search.storage.optuna_internals import models, validate_trial
-from search.study.transfer_rows import distribution
 
 #: What the first line calls itself; the number grows when older programs could not read it.
 FORMAT = "lesionsearch-study/1"
@@ -91,6 +91,29 @@ def unsafe(value: Any) -> Any:
 def local(text: str | None) -> datetime | None:
     """Optuna's way: by the clock on the wall here, without saying where."""
     return None if text is None else _moment(text).astimezone().replace(tzinfo=None)
+
+
+def trial_line(trial: FrozenTrial) -> dict[str, Any]:
+    """Return a trial as the fields of its line."""
+    return {
+        "number": trial.number,
+        "state": trial.state.name,
+        "value": trial.value,
+        "params": trial.params,
+        "distributions": {
+            name: json.loads(distribution_to_json(space))
+            for name, space in trial.distributions.items()
+        },
+        "user_attrs": trial.user_attrs,
+        "system_attrs": trial.system_attrs,
+        "intermediate_values": {str(k): v for k, v in sorted(trial.intermediate_values.items())},
+        "datetime_start": _utc(trial.datetime_start),
+        "datetime_complete": _utc(trial.datetime_complete),
+    }
+
+
+def _utc(local_time: datetime | None) -> str | None:
+    return None if local_time is None else local_time.astimezone(timezone.utc).isoformat()
 
 
 def read_lines(lines: Iterable[str], source: str) -> tuple[Head, list[FrozenTrial]]:
@@ -196,7 +219,7 @@ def _made(field: str, make: Callable[[], Any]) -> Any:
 
 
 def _distributions(line: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: distribution(json.dumps(v)) for k, v in line["distributions"].items()}
+    return {k: json_to_distribution(json.dumps(v)) for k, v in line["distributions"].items()}
 
 
 def _steps(line: Mapping[str, Any]) -> dict[int, float]:

@@ -23,7 +23,7 @@ def queue(spec: StudySpec) -> Queue:
     learns from it. One that does not is queued as it is: it is trained and ranked like any trial,
     and the sampler knows nothing of it.
     """
-    return [_queued(name, spec) for name in baselines.selected(spec.warm_start)]
+    return [_queued(name, spec) for name in baselines.expand_names(spec.warm_start)]
 
 
 def baseline_config(name: str, spec: StudySpec) -> TrialConfig:
@@ -32,21 +32,21 @@ def baseline_config(name: str, spec: StudySpec) -> TrialConfig:
     Raises InputError where there is none of the name.
     """
     budget = spec.budget
-    return baselines.config(
+    return baselines.build_config(
         name, spec.data.image_size, budget.epochs, seed=spec.seed, patience=budget.patience
     )
 
 
 def _queued(name: str, spec: StudySpec) -> tuple[dict[str, Any], dict[str, Any]]:
     config = baseline_config(name, spec)
-    params = expressed(config, spec.space)
+    params = find_params(config, spec.space)
     attrs: dict[str, Any] = {trial_records.TrialAttr.BASELINE: name}
     if params is None:
         attrs[trial_records.TrialAttr.FIXED_CONFIG] = config.to_dict()
     return dict(params or {}), attrs
 
 
-def expressed(config: TrialConfig, space: SearchSpace) -> dict[str, Scalar] | None:
+def find_params(config: TrialConfig, space: SearchSpace) -> dict[str, Scalar] | None:
     """The trial parameters that make ``suggest`` give this very configuration; None if none do.
 
     Parameters have the dotted names of ``search.study.suggest``. A space without any choice expresses
@@ -55,7 +55,7 @@ def expressed(config: TrialConfig, space: SearchSpace) -> dict[str, Scalar] | No
     plain = config.to_dict()
     found: dict[str, Scalar] = {}
     for family in DEFAULTS:
-        pick, options = baselines.pick_of(plain, family), space.picks[family]
+        pick, options = baselines.get_pick(plain, family), space.families[family]
         if pick.name not in options:
             return None
         if len(options) > 1:

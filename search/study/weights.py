@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lesionseg.models.weights import ensure_weights
-from search.spec.search_space import SearchSpace, values
+from search.spec.search_space import SearchSpace, possible_values
 
 
 def ensure_space_weights(space: SearchSpace) -> None:
@@ -11,8 +11,8 @@ def ensure_space_weights(space: SearchSpace) -> None:
 
     InputError names what is lacking and how to put it in place.
     """
-    for params in space.picks["model"].values():
+    for params in space.families["model"].values():
         if "weights" in params:
-            for weights in values(params["weights"]):
-                for encoder in values(params["encoder"]):
+            for weights in possible_values(params["weights"]):
+                for encoder in possible_values(params["encoder"]):
                     ensure_weights(str(encoder), str(weights))

@@ -33,19 +33,19 @@ from search.trial_process.protocol import (
     GO_ON,
     STOP,
     SUSPEND,
-    ChooseJob,
-    Chosen,
+    Evaluated,
+    EvaluateJob,
+    InferenceSelected,
     Job,
     JobError,
     JobOutcome,
     ModelBuilt,
     Reason,
     Resumed,
+    SelectInferenceJob,
     StateSaved,
     StepDone,
     Suspended,
-    Tested,
-    TestJob,
     Trained,
     TrainJob,
 )
@@ -62,9 +62,9 @@ def work(job: Job, pipe: Connection) -> JobOutcome:
     match job:
         case TrainJob():
             return _train(job, pipe)
-        case ChooseJob():
+        case SelectInferenceJob():
             return _choose(job)
-        case TestJob():
+        case EvaluateJob():
             return _test(job)
 
 
@@ -157,7 +157,7 @@ class _Line:
             self.pipe.send(StepDone(epoch, step, steps))
 
 
-def _choose(job: ChooseJob) -> Chosen:
+def _choose(job: SelectInferenceJob) -> InferenceSelected:
     model, _ = checkpoint.load(job.weights)
     cache = Cache(job.cache)
     choice = choose(
@@ -169,10 +169,10 @@ def _choose(job: ChooseJob) -> Chosen:
         postprocess=job.postprocess,
     )
     checkpoint.set_inference(job.weights, choice.inference)
-    return Chosen(choice)
+    return InferenceSelected(choice)
 
 
-def _test(job: TestJob) -> Tested:
+def _test(job: EvaluateJob) -> Evaluated:
     model, config = checkpoint.load(job.weights)
     inference = checkpoint.read_inference(job.weights)
     cache, device = Cache(job.cache), pick_device(job.device)
@@ -192,4 +192,4 @@ def _test(job: TestJob) -> Tested:
     drawn: tuple[tuple[str, str], ...] = ()
     if job.overlays is not None:
         drawn = overlays.draw_overlays(model, cache, evaluation, job.overlays, device, inference)
-    return Tested(evaluation, speed, drawn, shown)
+    return Evaluated(evaluation, speed, drawn, shown)

@@ -1,13 +1,12 @@
-"""The training's own process, and the pipe to it.
+"""The training process and the pipe to it.
 
-A child knows neither the database nor Optuna. It sends what it has to say (``search.trial_process.protocol``) and,
-after Built and each EpochRecord, waits to be told whether to stop. At any time it may be told to
-suspend: it saves its state and ends. So a CUDA error, a leak, a segfault or an out-of-memory kill
-costs one trial.
+The process uses neither the database nor Optuna. It sends messages (see ``protocol``) and waits
+for a reply after ModelBuilt and each EpochRecord. It may be told to suspend at any time: it then
+saves its state and ends. A CUDA error, a leak, a segmentation fault or the out-of-memory killer
+therefore costs one trial.
 
-Children are forked from a server that has imported torch already: a start costs tens of
-milliseconds. When the parent dies, whatever the way, its end of a second pipe closes, and the
-child ends at once.
+Processes are forked from a server that has imported torch, so that a start takes tens of
+milliseconds. When the parent dies, its end of a second pipe closes, and the process exits at once.
 """
 
 from __future__ import annotations
@@ -30,105 +29,97 @@ from typing import Any
 
 import psutil
 
-from search.trial_process.protocol import GO_ON, STOP, SUSPEND, Job, JobError, JobOutcome
+from search.trial_process.protocol import ErrorReason, Job, JobError, JobOutcome, Reply
 
-#: Added to how readily Linux ends a training when the host is out of memory: it is to be the
-#: training, not its worker or the database.
+#: Written to oom_score_adj, so that Linux kills trainings before workers and databases.
 OOM_SCORE = "500"
+#: Attempts to start a process while the fork server is being killed.
+START_ATTEMPTS = 5
 
-#: How often a start is tried while the server that forks the children is being killed.
-STARTS = 5
-
-#: Two threads that start children at once would each hide the other's stand-in.
-_STARTING = threading.Lock()
+#: Held while ``__main__`` is replaced: two threads must not restore each other's replacement.
+_START_LOCK = threading.Lock()
 
 
 class TrialProcess:
-    """A job at work. ``messages`` is to be read to its end; ``close`` ends it in any case."""
+    """A running job. Read ``messages`` to the end; ``close`` ends the process in any case."""
 
     def __init__(self, job: Job) -> None:
-        # Threads that wait for each other shall sleep, not spin: spinning gains next to nothing on
-        # an idle machine, and on one whose cores are shared it made epochs five times as long.
+        # Waiting OpenMP threads sleep instead of spinning. Spinning gains next to nothing on an
+        # idle machine, and made epochs five times as long where cores are shared.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([job.program, *job.imports])
-        self._oom_kills = oom_kills()
-        for left in reversed(range(STARTS)):
+        self._oom_kills = count_oom_kills()
+        for attempts_left in reversed(range(START_ATTEMPTS)):
             try:
                 self._start(context, job)
                 return
-            except (ConnectionError, EOFError):  # the server was killed just now
-                if not left:
+            except (ConnectionError, EOFError):  # the fork server was killed
+                if not attempts_left:
                     raise
-                time.sleep(0.05)  # until that is seen, and another one started
+                time.sleep(0.05)  # until a new server is started
 
     def _start(self, context: ForkServerContext, job: Job) -> None:
-        self._pipe, theirs = context.Pipe()
-        watched, self._lifeline = context.Pipe(duplex=False)
-        self._process = context.Process(target=_enter, args=(theirs, watched, job))
+        self._pipe, child_pipe = context.Pipe()
+        child_lifeline, self._lifeline = context.Pipe(duplex=False)
+        self._process = context.Process(target=_main, args=(child_pipe, child_lifeline, job))
         try:
-            with _without_main():
+            with _without_main_module():
                 self._process.start()
         except BaseException:
-            # A server may have forked the child before it died: without a lifeline that ends too.
-            for end in (self._pipe, self._lifeline):
-                end.close()
+            # The server may have forked the child before it died; the child ends without lifeline.
+            self._pipe.close()
+            self._lifeline.close()
             raise
         finally:
-            theirs.close()
-            watched.close()
+            child_pipe.close()
+            child_lifeline.close()
 
     @property
     def pid(self) -> int:
-        """Its process number, which is its group's too."""
+        """The process id, which is also the id of its group."""
         assert self._process.pid is not None
         return self._process.pid
 
     def messages(self) -> Iterator[Any]:
-        """What the child says, the end of its job last."""
+        """Yield every message; the last one is a JobOutcome."""
         while True:
-            message = self.next()
+            message = self.receive()
             yield message
             if isinstance(message, JobOutcome):
                 return
 
-    def next(self, timeout: float | None = None) -> Any:
-        """The next message, or None where none came within so many seconds.
+    def receive(self, timeout: float | None = None) -> Any:
+        """Return the next message, or None after ``timeout`` seconds.
 
-        A child that died without a word gives Broke, with how it ended.
+        The message of a process that died is a JobError that describes how it ended.
         """
         ready = wait([self._pipe, self._process.sentinel], timeout)
         if not ready:
             return None
-        # What it said before it died comes first.
+        # Messages that were sent before the process died come first.
         if self._pipe in ready or self._pipe.poll():
-            # OSError: it died in the middle of a message
+            # OSError: the process died in the middle of a message
             with contextlib.suppress(EOFError, OSError):
                 return self._pipe.recv()
         self._process.join()
-        return self._post_mortem()
+        return self._describe_death()
 
-    def reply(self, stop: bool) -> None:
-        """The answer to Built and to EpochRecord."""
-        self._say(STOP if stop else GO_ON)
+    def reply(self, *, stop: bool) -> None:
+        """Reply to ModelBuilt or EpochRecord."""
+        self._send(Reply.STOP if stop else Reply.CONTINUE)
 
     def suspend(self) -> None:
-        """Asks it to save its state and to end with Suspended; it may have ended otherwise."""
-        self._say(SUSPEND)
+        """Tell the process to save its state and to end with Suspended."""
+        self._send(Reply.SUSPEND)
 
-    def memory(self) -> int:
-        """Bytes of the host's memory that are its own and its loaders', but for pages of files."""
-        total = 0
-        with contextlib.suppress(psutil.Error):
-            top = psutil.Process(self.pid)
-            for process in (top, *top.children(recursive=True)):
-                with contextlib.suppress(psutil.Error):
-                    total += _held(process)
-        return total
+    def memory_bytes(self) -> int:
+        """Return the host memory of the process and its loaders in bytes, without file pages."""
+        return measure_memory(self.pid)
 
     def kill(self) -> None:
-        """Ends it and whatever it started, at once."""
-        # Its group is its own from its first line on; before that there is only itself.
+        """Kill the process and its children."""
+        # The process creates its own group in its first line.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if os.getpgid(self.pid) == self.pid:
                 os.killpg(self.pid, signal.SIGKILL)
@@ -136,7 +127,7 @@ class TrialProcess:
         self._process.join()
 
     def close(self) -> None:
-        """Ends the process if it still runs, and waits for it."""
+        """End the process if it still runs, and wait for it."""
         self._lifeline.close()
         self._process.join(timeout=1)
         if self._process.is_alive():
@@ -149,55 +140,71 @@ class TrialProcess:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _say(self, word: str) -> None:
-        with contextlib.suppress(ConnectionError):  # it died; messages() will tell
-            self._pipe.send(word)
+    def _send(self, reply: Reply) -> None:
+        with contextlib.suppress(ConnectionError):  # it died, which ``receive`` returns
+            self._pipe.send(reply)
 
-    def _post_mortem(self) -> JobError:
+    def _describe_death(self) -> JobError:
         code = self._process.exitcode
-        if code == -signal.SIGKILL and oom_kills() > self._oom_kills:
-            return JobError("oom", "the kernel ended the training's process: out of memory")
-        return JobError("crash", _how_it_ended(code))
+        if code == -signal.SIGKILL and count_oom_kills() > self._oom_kills:
+            text = "the kernel killed the training process: out of memory"
+            return JobError(ErrorReason.OOM, text)
+        if code is not None and code < 0:
+            name = signal.Signals(-code).name
+            hint = " (out of memory?)" if name == "SIGKILL" else ""
+            return JobError(ErrorReason.CRASH, f"the training process was ended by {name}{hint}")
+        text = f"the training process ended with exit code {code} and without a result"
+        return JobError(ErrorReason.CRASH, text)
 
 
-def _held(process: psutil.Process) -> int:
-    """Bytes of memory that no file backs; of a page that several processes share, its part.
+def measure_memory(pid: int) -> int:
+    """Return the host memory of a process and its descendants in bytes, without file pages."""
+    total = 0
+    with contextlib.suppress(psutil.Error):
+        root = psutil.Process(pid)
+        for process in (root, *root.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                total += _memory_of(process)
+    return total
 
-    Loaders share what the training had when it forked them: counted for each, eight that hold
-    nothing would be eight trainings.
+
+def _memory_of(process: psutil.Process) -> int:
+    """Return the bytes that no file backs; a page shared by several processes counts in parts.
+
+    Loaders share the memory that the training had at their fork: counted in full for each, eight
+    idle loaders would count as eight trainings.
     """
-    parts = [0]
+    sizes = []
     with contextlib.suppress(OSError, ValueError):
         for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines():
             key, _, value = line.partition(":")
             if key in {"Pss_Anon", "Pss_Shmem"}:
-                parts.append(1024 * int(value.split()[0]))
-    if any(parts):
-        return sum(parts)
-    used = process.memory_info()  # an older kernel, or no Linux
-    return int(used.rss - getattr(used, "shared", 0))
+                sizes.append(1024 * int(value.split()[0]))
+    if any(sizes):
+        return sum(sizes)
+    memory = process.memory_info()  # an older kernel, or not Linux
+    return int(memory.rss - getattr(memory, "shared", 0))
 
 
-def oom_kills() -> int:
-    """How many processes the kernel has ended for want of memory; 0 where it does not tell."""
-    counted = 0
+def count_oom_kills() -> int:
+    """Return how many processes the kernel killed out of memory; 0 where it is not known."""
+    count = 0
     for path in ("/proc/vmstat", "/sys/fs/cgroup/memory.events"):
         with contextlib.suppress(OSError, ValueError):
             for line in Path(path).read_text().splitlines():
                 key, _, value = line.partition(" ")
                 if key == "oom_kill":
-                    counted += int(value)
-    return counted
+                    count += int(value)
+    return count
 
 
 @contextlib.contextmanager
-def _without_main() -> Iterator[None]:
-    """Hides the program's main module from a child that is being started.
+def _without_main_module() -> Iterator[None]:
+    """Hide ``__main__`` from a process that is being started.
 
-    multiprocessing would import it again in every child, and with it whatever a user's script
-    does at its top level; a child needs nothing of it.
+    multiprocessing would import it in every child, and run a user's script again.
     """
-    with _STARTING:
+    with _START_LOCK:
         main = sys.modules["__main__"]
         sys.modules["__main__"] = types.ModuleType("__main__")
         try:
@@ -206,32 +213,25 @@ def _without_main() -> Iterator[None]:
             sys.modules["__main__"] = main
 
 
-def _enter(pipe: Connection, lifeline: Connection, job: Job) -> None:
-    os.setpgid(0, 0)  # so that what it starts can be ended with it
-    # Either reaches the whole process group; what to do about it is for the parent to say.
+def _main(pipe: Connection, lifeline: Connection, job: Job) -> None:
+    """Run a job; this is the main function of the training process."""
+    os.setpgid(0, 0)  # so that it can be killed together with its children
+    # These signals reach the whole process group; the parent decides what happens.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
-    threading.Thread(target=_die_with, args=(lifeline,), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(lifeline,), daemon=True).start()
     program = importlib.import_module(job.program)
     try:
-        end = program.work(job, pipe)
+        outcome = program.run_job(job, pipe)
     except Exception as error:
-        end = program.broke(error, traceback.format_exc(limit=-8))
+        outcome = program.describe_error(error, traceback.format_exc(limit=-8))
     with contextlib.suppress(ConnectionError):
-        pipe.send(end)
+        pipe.send(outcome)
 
 
-def _die_with(lifeline: Connection) -> None:
+def _exit_with_parent(lifeline: Connection) -> None:
     with contextlib.suppress(EOFError, OSError):
         lifeline.recv()
-    os.killpg(0, signal.SIGKILL)  # its loaders too
-
-
-def _how_it_ended(code: int | None) -> str:
-    if code is not None and code < 0:
-        name = signal.Signals(-code).name
-        hint = " (out of memory?)" if name == "SIGKILL" else ""
-        return f"the training's process was ended by {name}{hint}"
-    return f"the training's process ended with exit code {code} and without a word"
+    os.killpg(0, signal.SIGKILL)  # loaders too

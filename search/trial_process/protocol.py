@@ -1,48 +1,75 @@
-"""What a worker and a training's process say to each other: jobs one way, messages the other.
+"""Messages between a worker and its training process: jobs one way, progress the other way.
 
-Neither torch nor Optuna is needed to read or to write them.
+This module imports neither torch nor Optuna.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from lesionseg.training.types import EpochRecord
-
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-#: The module that does jobs: its ``work(job, pipe)`` gives the last message.
-PROGRAM = "search.trial_process.child_main"
-#: Why a job could not be done; data: its pictures cannot be read; disk: it is full.
-Reason = Literal["oom", "diverged", "config", "data", "disk", "timeout", "crash"]
+if TYPE_CHECKING:
+    from lesionseg.inference.evaluate import Evaluation
+    from lesionseg.inference.selection import InferenceChoice
+    from lesionseg.training.types import EpochRecord, TrainResult
+
+#: The module that runs jobs. It defines ``run_job(job, pipe)`` and ``describe_error(error, trace)``.
+CHILD_PROGRAM = "search.trial_process.child_main"
+
+
+class ErrorReason(StrEnum):
+    """Why a job failed. DATA: an image cannot be read; DISK: the disk is full."""
+
+    OOM = "oom"
+    DIVERGED = "diverged"
+    CONFIG = "config"
+    DATA = "data"
+    DISK = "disk"
+    TIMEOUT = "timeout"
+    CRASH = "crash"
+
+
+class Reply(StrEnum):
+    """Answer to ModelBuilt and EpochRecord. SUSPEND may be sent at any time."""
+
+    CONTINUE = "continue"
+    STOP = "stop"
+    SUSPEND = "suspend"
+
+
+# --- jobs ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobOptions:
-    """How a job is done. program: the module whose ``work`` does it.
+    """program: the module that runs the job. imports: what the fork server imports besides it."""
 
-    imports: what the server that children are forked from imports besides, if it starts with it.
-    """
-
-    program: str = PROGRAM
+    program: str = CHILD_PROGRAM
     imports: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class TrainJob(JobOptions):
-    """One training. train, val: positions in the cache at ``cache``.
+    """One training.
 
-    state: where the training's state is kept, and gone on from if one is there. parts: each batch
-    is computed in so many times more parts than the configuration says, for want of memory. share:
-    of the GPU's memory, which is enforced. picture: where a picture of some validation images is
-    drawn at the end, if anywhere; it needs save_to.
+    Attributes:
+        config: ``TrialConfig`` as plain data.
+        cache: the folder of the image cache.
+        train: positions of the training images in the cache.
+        val: positions of the validation images in the cache.
+        device: torch device.
+        threads: CPU threads.
+        save_to: the file for the weights, if they are kept.
+        keep: which epoch's weights are kept.
+        state: the file of the training state; a training resumes from an existing one.
+        parts: factor of the accumulation steps, greater than 1 after an out-of-memory error.
+        share: part of the GPU's memory that the process may use, in (0, 1].
+        picture: the file for outlines on some validation images; requires ``save_to``.
     """
 
     config: dict[str, Any]
@@ -60,15 +87,15 @@ class TrainJob(JobOptions):
 
 
 @dataclass(frozen=True)
-class ChooseJob(JobOptions):
-    """The choice of what is done to a network's output, on validation images alone.
+class SelectInferenceJob(JobOptions):
+    """Selection of the inference steps on validation images, written to the checkpoint.
 
-    members: positions in the cache. The choice is noted in the checkpoint ``weights``.
+    val: positions in the cache.
     """
 
     weights: Path
     cache: Path
-    members: NDArray[np.int64]
+    val: NDArray[np.int64]
     device: str
     threads: int
     tta: bool = True
@@ -76,11 +103,11 @@ class ChooseJob(JobOptions):
 
 
 @dataclass(frozen=True)
-class TestJob(JobOptions):
-    """One test. records: lesionseg.data.index.Record of each image.
+class EvaluateJob(JobOptions):
+    """Evaluation on test images.
 
-    overlays: where pictures of the best, the median and the worst are drawn, if anywhere.
-    show: names of records whose predicted masks are wanted.
+    records: ``lesionseg.data.index.Record`` of each image. overlays: the folder for overlays of
+    the best, the median and the worst image. show: names of the images whose masks are returned.
     """
 
     weights: Path
@@ -92,12 +119,15 @@ class TestJob(JobOptions):
     show: tuple[str, ...] = ()
 
 
-Job = TrainJob | ChooseJob | TestJob
+Job = TrainJob | SelectInferenceJob | EvaluateJob
+
+
+# --- messages ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class ModelBuilt:
-    """The network was built: its trainable parameters, and its multiply-adds for one image."""
+    """The network was built. params: trainable; macs: multiply-adds per image."""
 
     params: int
     macs: int
@@ -105,14 +135,14 @@ class ModelBuilt:
 
 @dataclass(frozen=True)
 class Resumed:
-    """The training goes on from its state; history: lesionseg.training.train.EpochRecord of each epoch."""
+    """The training resumes from a state that contains these epochs."""
 
-    history: tuple[Any, ...]
+    history: tuple[EpochRecord, ...]
 
 
 @dataclass(frozen=True)
 class StepDone:
-    """A step was done; said every few seconds, so that a hang is told from long epochs."""
+    """Sent every few seconds, so that a hang is distinguished from a long epoch."""
 
     epoch: int
     step: int
@@ -121,41 +151,41 @@ class StepDone:
 
 @dataclass(frozen=True)
 class StateSaved:
-    """The training's state was written; epoch: how many are in it."""
+    """The training state was written. epoch: number of epochs in it."""
 
     epoch: int
 
 
 @dataclass(frozen=True)
 class Suspended:
-    """The training was put down as asked, its state saved with so many epochs in it."""
+    """The training state was saved and the training ended. epoch: number of epochs in the state."""
 
     epoch: int
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The end of a TrainJob; result: lesionseg.training.train.TrainResult."""
+    """Result of a TrainJob."""
 
-    result: Any
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The end of a ChooseJob; choice: lesionseg.inference.selection.Choice."""
-
-    choice: Any
+    result: TrainResult
 
 
 @dataclass(frozen=True)
-class Tested:
-    """The end of a TestJob.
+class InferenceSelected:
+    """Result of a SelectInferenceJob."""
 
-    evaluation: lesionseg.inference.evaluate.Evaluation. speed: images a second of the network alone, in
-    batches and one by one. overlays: (kind, file's name) of each. shown: the masks wanted.
+    choice: InferenceChoice
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Result of an EvaluateJob.
+
+    speed: images per second of the network, by "batch" and "single". overlays: (kind, file name)
+    of each overlay. shown: the requested masks by image name.
     """
 
-    evaluation: Any
+    evaluation: Evaluation
     speed: dict[str, float]
     overlays: tuple[tuple[str, str], ...] = ()
     shown: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
@@ -163,20 +193,19 @@ class Tested:
 
 @dataclass(frozen=True)
 class JobError:
-    """The job could not be done; message: one line; trace: for whoever looks closer."""
+    """The job failed. message: one line; trace: the end of the traceback."""
 
-    reason: Reason
+    reason: ErrorReason
     message: str
     trace: str = ""
 
 
-#: What may be the last message of a job.
-JobOutcome = Trained | Chosen | Tested | Suspended | JobError
-#: Answers to Built and EpochRecord, and what may be said at any time.
-GO_ON, STOP, SUSPEND = "go on", "stop", "suspend"
+#: The last message of a job.
+JobOutcome = Trained | InferenceSelected | Evaluated | Suspended | JobError
 
 
-def flat(record: EpochRecord) -> dict[str, Any]:
-    """An epoch as one row."""
+def flatten_record(record: EpochRecord) -> dict[str, Any]:
+    """Return an epoch record as one row, metrics beside the other values."""
     row = asdict(record)
-    return {**{k: v for k, v in row.items() if k != "metrics"}, **row["metrics"]}
+    metrics = row.pop("metrics")
+    return row | metrics

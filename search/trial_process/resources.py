@@ -1,4 +1,4 @@
-"""How a host's cores, memory and GPUs are parted among workers."""
+"""Division of a host's cores, memory and GPUs among workers."""
 
 from __future__ import annotations
 
@@ -12,14 +12,20 @@ from lesionseg.runtime.device import pick_device
 from lesionseg.runtime.env import check_switches
 from search.trial_process.slot import Slot
 
-#: Of the host's memory, what trainings may take together; the rest is for workers and others.
-OF_MEMORY = 0.9
+#: Part of the host's memory that all trainings may use together.
+MEMORY_SHARE = 0.9
+#: Memory limits of containers, cgroups version 2 and 1.
+CGROUP_LIMITS = (
+    "/sys/fs/cgroup/memory.max",
+    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+)
 
 
 def default_slot(device: str = "auto", threads: int | None = None) -> Slot:
-    """This machine's device, with all the cores that this process may use. Raises InputError."""
+    """Return this host's device with all cores of this process; InputError for a bad device."""
     check_switches()
-    return Slot(str(pick_device(device)), threads or cores(), memory_gb=_memory_gb() * OF_MEMORY)
+    memory_gb = _host_memory_gb() * MEMORY_SHARE
+    return Slot(str(pick_device(device)), threads or count_cores(), memory_gb=memory_gb)
 
 
 def worker_slot(
@@ -29,9 +35,9 @@ def worker_slot(
     share: float = 1.0,
     memory_gb: float | None = None,
 ) -> Slot:
-    """The slot of a worker that joins by hand; as ``default_slot`` where nothing is said."""
-    whole = default_slot(device, threads)
-    return Slot(whole.device, whole.threads, share, memory_gb or whole.memory_gb)
+    """Return the slot of a single worker; values that are None are those of ``default_slot``."""
+    default = default_slot(device, threads)
+    return Slot(default.device, default.threads, share, memory_gb or default.memory_gb)
 
 
 def local_slots(
@@ -42,57 +48,68 @@ def local_slots(
     gpus: str | None = None,
     workers_per_gpu: int = 1,
 ) -> list[Slot]:
-    """The slots of this host.
+    """Divide this host among workers.
 
-    gpus: their numbers, such as "0,1". workers_per_gpu: how many share each of them. workers: how
-    many there are on the CPU; 0 for none at all. threads: of each worker; the cores are parted
-    evenly where it is not said. Raises InputError.
+    Args:
+        device: as in ``Slot``.
+        threads: CPU threads of each worker; None divides the cores evenly.
+        workers: number of CPU workers; 0 for none.
+        gpus: numbers of the GPUs, such as "0,1".
+        workers_per_gpu: number of workers that share each GPU.
+
+    Returns:
+        A slot for each worker.
+
+    Raises:
+        InputError: the options contradict, or a device does not exist.
     """
     check_switches()
     if gpus is not None and workers is not None:
-        raise InputError(
-            "--gpus and --workers: give one; --workers-per-gpu says how many share one"
-        )
-    if gpus is None and workers is None and workers_per_gpu == 1:
-        return [default_slot(device, threads)]
+        raise InputError("--gpus and --workers: give one; --workers-per-gpu sets workers of a GPU")
     if gpus is None and workers is None:
+        if workers_per_gpu == 1:
+            return [default_slot(device, threads)]
         gpus = "0" if device == "auto" else device.removeprefix("cuda:").removeprefix("cuda")
-    devices = _gpus(gpus, workers_per_gpu) if gpus is not None else _plain(device, workers or 0)
-    n = max(1, len(devices))
-    share = 1 / workers_per_gpu if gpus is not None else 1.0
-    memory = _memory_gb() * OF_MEMORY / n
-    return [Slot(d, threads or max(1, cores() // n), share, memory) for d in devices]
+    if gpus is not None:
+        devices, share = _gpu_devices(gpus, workers_per_gpu), 1 / workers_per_gpu
+    else:
+        devices, share = _cpu_devices(device, workers or 0), 1.0
+    count = max(1, len(devices))
+    memory_gb = _host_memory_gb() * MEMORY_SHARE / count
+    threads = threads or max(1, count_cores() // count)
+    return [Slot(device, threads, share, memory_gb) for device in devices]
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return usable or 1
+def count_cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
-def _gpus(text: str, each: int) -> list[str]:
+def _gpu_devices(gpus: str, workers_per_gpu: int) -> list[str]:
     try:
-        numbers = [int(part) for part in text.split(",") if part.strip()]
+        numbers = [int(part) for part in gpus.split(",") if part.strip()]
     except ValueError:
-        raise InputError(f"--gpus: must be numbers such as 0,1, got {text!r}") from None
+        raise InputError(f"--gpus: must be numbers such as 0,1, got {gpus!r}") from None
     if not numbers or len(set(numbers)) < len(numbers):
-        raise InputError(f"--gpus: must name each GPU once, such as 0,1, got {text!r}")
-    return [str(pick_device(f"cuda:{n}")) for n in numbers for _ in range(each)]
+        raise InputError(f"--gpus: must name each GPU once, such as 0,1, got {gpus!r}")
+    return [str(pick_device(f"cuda:{n}")) for n in numbers for _ in range(workers_per_gpu)]
 
 
-def _plain(device: str, workers: int) -> list[str]:
-    picked = str(pick_device(device))
-    if picked.startswith("cuda") and workers > 1:
-        raise InputError("--workers: these are for the CPU; say --gpus and --workers-per-gpu")
-    return [picked] * workers
+def _cpu_devices(device: str, workers: int) -> list[str]:
+    resolved = str(pick_device(device))
+    if resolved.startswith("cuda") and workers > 1:
+        raise InputError("--workers: for CPU workers; use --gpus and --workers-per-gpu")
+    return [resolved] * workers
 
 
-def _memory_gb() -> float:
-    """The host's memory, or what its container may take of it."""
-    total = psutil.virtual_memory().total
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+def _host_memory_gb() -> float:
+    """Return the memory of the host or of its container in GB."""
+    limit = psutil.virtual_memory().total
+    for path in CGROUP_LIMITS:
         try:
-            total = min(total, int(Path(path).read_text()))
-        except (OSError, ValueError):  # no limit, no container, no Linux
+            limit = min(limit, int(Path(path).read_text()))
+        except (OSError, ValueError):  # no limit, no container or not Linux
             continue
-    return total / 1e9
+    return limit / 1e9

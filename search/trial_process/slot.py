@@ -1,4 +1,4 @@
-"""What a worker is told when it joins a study: where the study is, and what to compute on."""
+"""What a worker computes on, and the event that stops it."""
 
 from __future__ import annotations
 
@@ -7,37 +7,27 @@ from typing import Protocol
 
 
 class StopEvent(Protocol):
-    """A threading.Event, or what behaves like one: set when the work is to be put down."""
+    """A ``threading.Event`` or an equivalent; set when a worker must requeue its trial and exit."""
 
     def is_set(self) -> bool:
-        """Whether it was asked for."""
+        """Return whether the event is set."""
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Waits until it is asked for, at most so many seconds; whether it was."""
+        """Wait until the event is set, at most ``timeout`` seconds; return whether it is."""
 
 
 @dataclass(frozen=True)
 class Slot:
-    """What a worker computes on.
+    """Resources of one worker.
 
-    device: auto, cpu, mps, cuda or cuda:N. threads: of the CPU.
-    share: the part of that device which is this worker's, in (0, 1]: 0.5 where two share a GPU.
-    memory_gb: what its training may take of the host's memory, in GB of 10^9 bytes; None for all.
+    Attributes:
+        device: auto, cpu, mps, cuda or cuda:N.
+        threads: CPU threads.
+        share: part of the device, in (0, 1]; 0.5 where two workers share a GPU.
+        memory_gb: limit of the training's host memory in GB of 10^9 bytes; None for no limit.
     """
 
     device: str = "auto"
     threads: int = 1
     share: float = 1.0
     memory_gb: float | None = None
-
-
-@dataclass(frozen=True)
-class WorkerResult:
-    """How a worker ended: so many trials brought to an end, and why it stopped.
-
-    why: "done" (the study needs nobody any more), "asked" (it was told to stop), "enough" (its
-    own share of trials is spent).
-    """
-
-    trials: int
-    why: str

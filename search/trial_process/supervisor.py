@@ -1,4 +1,4 @@
-"""One training in its child process, watched from outside: its words, its memory, its time."""
+"""Supervision of one training process: its messages, its memory and its time limits."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from lesionseg.training.train import EpochRecord
 from search.trial_process.process import TrialProcess
 from search.trial_process.protocol import (
+    ErrorReason,
     JobError,
     JobOutcome,
     ModelBuilt,
@@ -18,129 +19,147 @@ from search.trial_process.protocol import (
     TrainJob,
 )
 
-#: Seconds between two looks at a child that says nothing.
-TICK = 0.2
-#: Seconds between two looks at its memory.
-WEIGH = 0.5
+#: Seconds between two checks of a silent process, and between two measurements of its memory.
+POLL_S, MEMORY_POLL_S = 0.2, 0.5
 #: Seconds within which a signal that reached a training has reached its worker too.
-MOMENT = 0.1
-#: Seconds that a child is given to save its state and to end. A scheduler that takes a machine
-#: back gives a worker tens of seconds, sometimes ten.
-PUT_DOWN_WITHIN = 7.0
+SIGNAL_DELAY_S = 0.1
+#: Seconds that a training has to save its state. A scheduler that preempts a machine leaves tens
+#: of seconds, sometimes ten.
+SUSPEND_TIMEOUT_S = 7.0
 
 
 class LeaseLost(RuntimeError):
-    """The trial is another's now: nothing of it may be said any more."""
+    """Another worker holds the trial; this one must not write to it any more."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a training may take; None is no limit.
+    """Limits of a training; None is no limit.
 
-    seconds: in all. stall: between two signs of life. memory: bytes of the host's. spent: seconds
-    that were taken before.
+    Attributes:
+        total_s: time of the trial.
+        stall_s: time between two messages.
+        memory_bytes: host memory.
+        elapsed_s: time that the trial took before this training.
     """
 
-    seconds: float | None = None
-    stall: float | None = None
-    memory: int | None = None
-    spent: float = 0.0
+    total_s: float | None = None
+    stall_s: float | None = None
+    memory_bytes: int | None = None
+    elapsed_s: float = 0.0
 
 
 @dataclass(frozen=True)
 class StopConditions:
-    """What the watcher asks now and then. suspend: whether to put the training down.
-
-    fenced: whether the trial was taken away.
-    """
+    """Checked several times per second. suspend: save the state and end; lease_lost: end now."""
 
     suspend: Callable[[], bool] = lambda: False
-    fenced: Callable[[], bool] = lambda: False
+    lease_lost: Callable[[], bool] = lambda: False
 
 
 def supervise(
-    job: TrainJob, on_message: Callable[[Any], bool], limits: Limits, watch: StopConditions
+    job: TrainJob,
+    on_message: Callable[[Any], bool],
+    limits: Limits,
+    conditions: StopConditions,
 ) -> JobOutcome:
-    """Runs a job in a child and gives its last message, whatever way it ended.
+    """Run a job in a training process.
 
-    on_message: called with every other message; its answer to Built and to an epoch's record is
-    whether to stop. Raises Fenced, the child having been ended.
+    Args:
+        job: the training.
+        on_message: called with every message but the last one. For ModelBuilt and EpochRecord
+            its result is whether the training must stop.
+        limits: a training that exceeds one is killed.
+        conditions: when to end the training early.
+
+    Returns:
+        The last message, or a JobError that describes how the process ended.
+
+    Raises:
+        LeaseLost: the process was killed, because another worker holds the trial.
     """
-    with TrialProcess(job) as child:
-        return _Followed(child, on_message, limits, watch).to_its_end()
+    with TrialProcess(job) as process:
+        return Supervisor(process, on_message, limits, conditions).run()
 
 
-class _Followed:
+class Supervisor:
+    """Relays the messages of one process and enforces its limits."""
+
     def __init__(
         self,
-        child: TrialProcess,
+        process: TrialProcess,
         on_message: Callable[[Any], bool],
         limits: Limits,
-        watch: StopConditions,
+        conditions: StopConditions,
     ) -> None:
-        self.child, self.on_message, self.limits, self.watch = child, on_message, limits, watch
-        self.began = self.heard = self.weighed = time.monotonic()
-        self.asked: float | None = None  # when it was asked to suspend
-        self.saved = 0
+        self.process, self.on_message = process, on_message
+        self.limits, self.conditions = limits, conditions
+        self.started_at = self.last_message_at = self.memory_checked_at = time.monotonic()
+        self.suspended_at: float | None = None  # when the process was told to suspend
+        self.saved_epoch = 0
 
-    def to_its_end(self) -> JobOutcome:
+    def run(self) -> JobOutcome:
+        """Return the outcome of the job."""
         while True:
-            message = self.child.next(TICK)
+            message = self.process.receive(POLL_S)
             if isinstance(message, JobOutcome):
-                return self._judged(message)
+                return self._check_crash(message)
             if message is not None:
-                self._hear(message)
-            end = self._intervene()
-            if end is not None:
-                self.child.kill()
-                return end
+                self._handle(message)
+            outcome = self._check()
+            if outcome is not None:
+                self.process.kill()
+                return outcome
 
-    def _judged(self, end: JobOutcome) -> JobOutcome:
-        """The end as it is to be told: one by a signal to all is the signal's doing."""
-        if not (isinstance(end, JobError) and end.reason == "crash"):
-            return end
-        # A service manager ends the whole group, the server that trainings are forked from too.
-        time.sleep(MOMENT)
-        return Suspended(self.saved) if self.watch.suspend() else end
+    def _check_crash(self, outcome: JobOutcome) -> JobOutcome:
+        """Return Suspended for a crash that a signal to the whole process group caused."""
+        if not (isinstance(outcome, JobError) and outcome.reason == ErrorReason.CRASH):
+            return outcome
+        # A service manager signals the whole group, the fork server of the trainings included.
+        time.sleep(SIGNAL_DELAY_S)
+        return Suspended(self.saved_epoch) if self.conditions.suspend() else outcome
 
-    def _hear(self, message: Any) -> None:
+    def _handle(self, message: Any) -> None:
         if isinstance(message, StateSaved):
-            self.saved = message.epoch
+            self.saved_epoch = message.epoch
         stop = self.on_message(message)
-        # One that was asked to suspend has its answer already.
-        if isinstance(message, ModelBuilt | EpochRecord) and self.asked is None:
-            self.child.reply(stop)
-        self.heard = time.monotonic()  # what the answer took is not the child's silence
+        # A process that was told to suspend already has its reply.
+        if isinstance(message, ModelBuilt | EpochRecord) and self.suspended_at is None:
+            self.process.reply(stop=stop)
+        self.last_message_at = time.monotonic()  # the time of on_message is not a stall
 
-    def _intervene(self) -> JobOutcome | None:
+    def _check(self) -> JobOutcome | None:
+        """Return the outcome of a training that must be killed."""
         now = time.monotonic()
-        if self.watch.fenced():
-            self.child.kill()
-            raise LeaseLost("the trial was handed on to another worker")
-        if self.asked is None and self.watch.suspend():
-            self.asked = now
-            self.child.suspend()
-        if self.asked is not None:
-            return Suspended(self.saved) if now - self.asked > PUT_DOWN_WITHIN else None
-        return self._overdue(now) or self._too_large(now)
+        if self.conditions.lease_lost():
+            self.process.kill()
+            raise LeaseLost("another worker holds the trial")
+        if self.suspended_at is None and self.conditions.suspend():
+            self.suspended_at = now
+            self.process.suspend()
+        if self.suspended_at is not None:
+            timed_out = now - self.suspended_at > SUSPEND_TIMEOUT_S
+            return Suspended(self.saved_epoch) if timed_out else None
+        return self.check_time(now) or self._check_memory(now)
 
-    def _overdue(self, now: float) -> JobError | None:
-        total, stall = self.limits.seconds, self.limits.stall
-        if total is not None and self.limits.spent + now - self.began > total:
-            text = f"it took longer than {total / 60:g} minutes (budget.trial_minutes)"
-            return JobError("timeout", text)
-        if stall is not None and now - self.heard > stall:
-            text = f"no step was done in {stall / 60:g} minutes (budget.stall_minutes)"
-            return JobError("timeout", text)
+    def check_time(self, now: float) -> JobError | None:
+        """Return an error if a time limit is exceeded. now: seconds of the monotonic clock."""
+        total_s, stall_s = self.limits.total_s, self.limits.stall_s
+        if total_s is not None and self.limits.elapsed_s + now - self.started_at > total_s:
+            text = f"it took longer than {total_s / 60:g} minutes (budget.trial_minutes)"
+            return JobError(ErrorReason.TIMEOUT, text)
+        if stall_s is not None and now - self.last_message_at > stall_s:
+            text = f"no step was done in {stall_s / 60:g} minutes (budget.stall_minutes)"
+            return JobError(ErrorReason.TIMEOUT, text)
         return None
 
-    def _too_large(self, now: float) -> JobError | None:
-        limit = self.limits.memory
-        if limit is None or now - self.weighed < WEIGH:
+    def _check_memory(self, now: float) -> JobError | None:
+        limit = self.limits.memory_bytes
+        if limit is None or now - self.memory_checked_at < MEMORY_POLL_S:
             return None
-        self.weighed = now
-        used = self.child.memory()
+        self.memory_checked_at = now
+        used = self.process.memory_bytes()
         if used <= limit:
             return None
-        text = f"it took {used / 1e9:.1f} GB of the host's memory; its share is {limit / 1e9:.1f}"
-        return JobError("oom", text)
+        text = f"it used {used / 1e9:.1f} GB of host memory; the limit is {limit / 1e9:.1f} GB"
+        return JobError(ErrorReason.OOM, text)

@@ -9,7 +9,8 @@ from types import TracebackType
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from search.storage.leases import Claim, Command, TrialLeases, WorkerInfo
+from search.storage.lease_types import Claim, Command, WorkerInfo
+from search.storage.leases import TrialLeases
 from search.storage.retrying_storage import StorageUnavailable
 from search.trial_process.slot import Slot
 
@@ -23,7 +24,7 @@ class Heartbeat:
 
     def __init__(self, leases: TrialLeases, slot: Slot) -> None:
         self.leases, self.slot = leases, slot
-        self.command: Command = "run"
+        self.command = Command.RUN
         self._claim: Claim | None = None
         self._epoch = 0
         self._fenced = False
@@ -67,7 +68,7 @@ class Heartbeat:
         orders = self.leases.heartbeat(row, claim, self._epoch)
         self.command = orders.command
         with self._lock:
-            if orders.lease or claim is not self._claim:
+            if orders.has_lease or claim is not self._claim:
                 return
             if claim is None:
                 self.expired(row)
@@ -77,7 +78,7 @@ class Heartbeat:
     def __enter__(self) -> Heartbeat:
         self._end.clear()
         _ = self.row
-        self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
         return self
 
@@ -94,10 +95,10 @@ class Heartbeat:
 
     def _run(self) -> None:
         reaped = time.monotonic()
-        while not self._end.wait(self.leases.grace / 6):
+        while not self._end.wait(self.leases.grace_s / 6):
             try:
                 self.beat()
-                if time.monotonic() - reaped > self.leases.grace / 3:
+                if time.monotonic() - reaped > self.leases.grace_s / 3:
                     reaped = time.monotonic()
                     self.leases.reap_expired()
             except (StorageUnavailable, SQLAlchemyError, KeyError):

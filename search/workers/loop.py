@@ -18,7 +18,8 @@ from lesionseg.training.train import EpochRecord
 from search.errors import JobFailed
 from search.storage import trial_records
 from search.storage.artifact_store import ArtifactStoreUnavailable
-from search.storage.leases import Claim, TrialLeases
+from search.storage.lease_types import Claim
+from search.storage.leases import TrialLeases
 from search.storage.retention import sweep
 from search.storage.retrying_storage import StorageUnavailable, retry_transient
 from search.storage.trial_records import TimeBudget
@@ -113,7 +114,7 @@ def work(
             return WorkerResult(shift.ended, "asked")
         raise JobFailed(str(error)) from None
     except (SQLAlchemyError, StorageInternalError) as error:
-        raise JobFailed(opened.told(error)) from None
+        raise JobFailed(opened.describe_error(error)) from None
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise JobFailed(
@@ -135,13 +136,13 @@ class _Shift:
         self.opened, self.stopping, self.terms = opened, stopping, terms
         budget = opened.spec.budget
         self.clock = TimeBudget(budget.hours, budget.gpu_hours)
-        opened.wait_for_storage(stopping, on_event)
+        opened.configure_retries(stopping, on_event)
         self.leases = TrialLeases(opened.study, on_wait=on_event)
         self.worker = Worker(
             opened.study,
             opened.spec,
-            opened.material,
-            opened.store,
+            opened.trial_data,
+            opened.artifact_store,
             slot,
             listener,
             leases=self.leases,
@@ -153,23 +154,23 @@ class _Shift:
 
     def work(self) -> WorkerResult:
         with self.worker:
-            self.worker.pulse.beat()  # it hears at once what the others were told long ago
-            prepare_sampling(self.opened, self.worker.pulse.row.ordinal)
+            self.worker.heartbeat.beat()  # it hears at once what the others were told long ago
+            prepare_sampling(self.opened, self.worker.heartbeat.row.ordinal)
             self.own = self.opened.study.sampler
             self.leases.reap_expired()
             while True:
                 why = self._one()
                 if why is not None:
-                    sweep(self.opened.store, trial_records.all_trials(self.opened.study))
+                    sweep(self.opened.artifact_store, trial_records.all_trials(self.opened.study))
                     return WorkerResult(self.ended, why)
 
     def _one(self) -> str | None:
         """One trial, or one wait for others; why the shift is over, if it is."""
-        if self.stopping.is_set() or self.worker.pulse.command == "stop":
+        if self.stopping.is_set() or self.worker.heartbeat.command == "stop":
             return "asked"
         if self.terms.max_trials is not None and self.ended >= self.terms.max_trials:
             return "enough"
-        if self.worker.pulse.command == "pause":
+        if self.worker.heartbeat.command == "pause":
             self._wait()
             return None
         known = trial_records.all_trials(self.opened.study)

@@ -40,7 +40,7 @@ class WorkerPool:
     settings: dict[str, str] = field(default_factory=dict)
 
 
-def make_crew(
+def make_worker_pool(
     engine: str = "local",
     *,
     device: str = "auto",
@@ -78,7 +78,7 @@ def _setting(text: str) -> tuple[str, str]:
     return key.strip(), value.strip()
 
 
-def run_crew(
+def run_worker_pool(
     opened: OpenStudy,
     crew: WorkerPool,
     join: StudyLocation,

@@ -12,9 +12,9 @@ from lesionseg.config import TrialConfig
 from lesionseg.errors import InputError
 from lesionseg.training.train import EpochRecord
 from search.signals import SignalHandler
-from search.spec.study_spec import differences, load_spec
+from search.spec.loading import find_differing_keys, load_spec
 from search.storage import trial_records
-from search.study.lifecycle import MAY_CHANGE, join_study
+from search.study.lifecycle import RESUMABLE_KEYS, join_study
 from search.study.location import StudyLocation
 from search.trial_process.slot import Slot
 from search.workers.loop import WorkerOptions, serve
@@ -66,29 +66,29 @@ def run_worker(
     """
     if study is not None:
         _refuse_another(join, study)
-    interrupts = SignalHandler()
+    signals = SignalHandler()
     try:
-        with interrupts.taken(), interrupts.held():
+        with signals.installed(), signals.deferred():
             say(f"worker on {slot.device} joins {join.name}")
             served = serve(
                 join,
                 slot,
-                interrupts.stopping,
+                signals.stop_event,
                 WorkerOptions(max_trials=max_trials, forever=forever),
                 Log(),
                 say,
             )
             say(f"{served.trials} trials; {WHY[served.why]}")
     except KeyboardInterrupt:
-        if interrupts.number != signal.SIGTERM:
+        if signals.signal_number != signal.SIGTERM:
             raise
     sys.stdout.flush()
 
 
 def _refuse_another(join: StudyLocation, study: str) -> None:
     spec, opened = load_spec(study), join_study(join)
-    keys = differences(opened.spec.model_dump(mode="json"), spec.model_dump(mode="json"))
-    keys = [k for k in keys if k not in MAY_CHANGE]
+    keys = find_differing_keys(opened.spec.model_dump(mode="json"), spec.model_dump(mode="json"))
+    keys = [k for k in keys if k not in RESUMABLE_KEYS]
     if keys:
         raise InputError(
             f"--study: {study} is not the study {join.name!r}: {', '.join(keys)} differ"

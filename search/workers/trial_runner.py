@@ -17,7 +17,7 @@ from lesionseg.training.train import EpochRecord, TrainResult
 from search.errors import JobFailed
 from search.storage import trial_records
 from search.storage.artifact_store import ArtifactStore, ArtifactStoreUnavailable
-from search.storage.leases import Claim
+from search.storage.lease_types import Claim
 from search.storage.optuna_internals import cached_trial
 from search.storage.retention import FOLDS, HISTORY, PICTURE, STATE, WEIGHTS
 from search.study import cross_validation
@@ -31,7 +31,7 @@ from search.trial_process.protocol import (
     Suspended,
     Trained,
     TrainJob,
-    flat,
+    flatten_record,
 )
 from search.trial_process.supervisor import Limits, StopConditions, supervise
 
@@ -106,7 +106,7 @@ class TrialRunner:
         store, number = self.worker.store, self.claim.number
         if len(self.trainings) == 1 or not store.local_path(number, WEIGHTS).is_file():
             return
-        self.results = cross_validation.load(store.local_path(number, FOLDS), self.config.digest())
+        self.results = cross_validation.load_results(store.local_path(number, FOLDS), self.config.digest())
         if not self.results:
             return
         values = {r.epoch: r.metrics.dice for r in self.results[0].history}
@@ -118,7 +118,7 @@ class TrialRunner:
         told = {"resumed_at": epochs, trial_records.TrialAttr.FOLDS: self._folds()}
         self.worker.leases.set_trial_attrs(self.claim, told)
         self._write([], begins=True)
-        self.worker.pulse.at(epochs)
+        self.worker.heartbeat.at(epochs)
 
     def _between_folds(self) -> None:
         """Keeps what the fold gave, says it, and hears whether the trial is to go on."""
@@ -130,7 +130,7 @@ class TrialRunner:
                     ArtifactStoreUnavailable, InputError, OSError
                 ):  # there may be no picture
                     store.put(number, PICTURE)
-            cross_validation.save(
+            cross_validation.save_results(
                 store.local_path(number, FOLDS), self.config.digest(), self.results
             )
             store.put(number, FOLDS)
@@ -151,7 +151,7 @@ class TrialRunner:
 
     def _folds(self) -> dict[str, Any]:
         whole = [result for result in self.results if result.stopped != "asked"]
-        return cross_validation.summary(whole, len(self.trainings))
+        return cross_validation.summarize_folds(whole, len(self.trainings))
 
     def _put_down(self) -> None:
         store, number = self.worker.store, self.claim.number
@@ -195,8 +195,8 @@ class TrialRunner:
     def _watch(self) -> StopConditions:
         worker = self.worker
         return StopConditions(
-            suspend=lambda: worker.stopping.is_set() or worker.pulse.command != "run",
-            fenced=lambda: worker.pulse.fenced,
+            suspend=lambda: worker.stopping.is_set() or worker.heartbeat.command != "run",
+            fenced=lambda: worker.heartbeat.fenced,
         )
 
     def _hear(self, message: Any) -> bool:
@@ -313,7 +313,7 @@ class TrialRunner:
         self._write(records, begins=not self.history)
         self.history += records
         before = sum(len(result.history) for result in self.results)
-        self.worker.pulse.at(before + len(self.history))
+        self.worker.heartbeat.at(before + len(self.history))
 
     def _write(self, records: Sequence[EpochRecord], *, begins: bool) -> None:
         path = self.worker.store.local_path(self.claim.number, HISTORY)
@@ -329,7 +329,7 @@ class TrialRunner:
             writer.writerows(rows)
 
     def _row(self, fold: int, record: EpochRecord) -> dict[str, Any]:
-        return ({"fold": fold} if len(self.trainings) > 1 else {}) | flat(record)
+        return ({"fold": fold} if len(self.trainings) > 1 else {}) | flatten_record(record)
 
 
 class StateUploader:

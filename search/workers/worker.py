@@ -20,7 +20,8 @@ from search.monitoring import notes
 from search.spec.study_spec import StudySpec
 from search.storage import artifact_ids, trial_records
 from search.storage.artifact_store import ArtifactStore
-from search.storage.leases import Claim, Refusal, TrialLeases, WorkerExpired
+from search.storage.lease_types import Claim, Refusal, WorkerExpired
+from search.storage.leases import TrialLeases
 from search.storage.optuna_internals import forget_cached_trials
 from search.storage.retention import (
     FOLDS,
@@ -87,12 +88,12 @@ class Worker:
         self.stopping: StopEvent = stopping or threading.Event()
         self.deadline, self.keep, self.twins, self.program = deadline, keep, twins, program
         self.mark = str(study.user_attrs.get("uuid", ""))
-        self.pulse = Heartbeat(self.leases, slot)
+        self.heartbeat = Heartbeat(self.leases, slot)
         baselines = MODELS if spec.warm_start else ()
-        self.imports = needs([*spec.space.picks["model"], *baselines])
+        self.imports = needs([*spec.space.families["model"], *baselines])
 
     def __enter__(self) -> Worker:
-        self.pulse.__enter__()
+        self.heartbeat.__enter__()
         return self
 
     def __exit__(
@@ -101,18 +102,18 @@ class Worker:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        self.pulse.__exit__(kind, error, at)
+        self.heartbeat.__exit__(kind, error, at)
 
     def claim(self, *, bounded: bool = True, fresh: bool = True) -> Claim | Refusal:
         """The next trial as this worker's; see ``Ledger.claim``."""
         while True:
-            row = self.pulse.row
+            row = self.heartbeat.row
             try:
                 claimed = self.leases.claim(row, bounded=bounded, fresh=fresh)
             except WorkerExpired:  # it slept so long that it was taken for dead
-                self.pulse.expired(row)
+                self.heartbeat.expired(row)
                 continue
-            self.pulse.hold(claimed if isinstance(claimed, Claim) else None)
+            self.heartbeat.hold(claimed if isinstance(claimed, Claim) else None)
             return claimed
 
     def run_one(self) -> FrozenTrial:
@@ -135,20 +136,20 @@ class Worker:
         except (LeaseLost, UpdateFinishedTrialError):
             pass  # nothing is deleted: who has the trial now may need what lies there
         finally:
-            self.pulse.hold(None)
+            self.heartbeat.hold(None)
         known = trial_records.all_trials(self.study)
         done, ranking = known[claim.number], trial_records.rank_trials(known)
         if self.keep is not None:
             self._drop_weights(done, ranking)
         with suppress(Exception):  # what people look at: no trial is worse for the lack of it
-            self.leases.set_study_system_attrs(notes.attrs_of(done))
+            self.leases.set_study_system_attrs(notes.trial_note_attrs(done))
             if self.keep is not None:
                 delete_old_pictures(self.store, known)
         self.listener.trial_ended(done, ranking[0] if ranking else None)
         return done
 
     def _run(self, claim: Claim) -> None:
-        trial = _taken_up(self.study, claim)
+        trial = load_claimed_trial(self.study, claim)
         given = trial.user_attrs.get(trial_records.TrialAttr.FIXED_CONFIG)
         try:
             with self.leases.collect_params() as drawn:
@@ -161,11 +162,11 @@ class Worker:
             claim,
             {"config": config.to_dict(), "digest": config.digest()},
             digest=None if may_repeat else config.digest(),
-            drawn=drawn,
+            params=drawn,
         )
         if twin is not None:
             text = f"the same configuration as trial {twin}"
-            self._fail(claim, trial_records.EndReason.DUPLICATE, text, {"twin": twin})
+            self._fail(claim, trial_records.EndReason.DUPLICATE, text, {trial_records.TrialAttr.DUPLICATE_OF: twin})
             return
         self.listener.trial_started(claim.number, config)
         self._fetch_state(claim, trial.user_attrs.get(trial_records.TrialAttr.ATTEMPTS, []))
@@ -235,7 +236,7 @@ class Worker:
             self.store.delete(number, WEIGHTS)
 
 
-def _taken_up(study: optuna.Study, claim: Claim) -> optuna.Trial:
+def load_claimed_trial(study: optuna.Study, claim: Claim) -> optuna.Trial:
     """A claimed trial as Optuna's own: with what ``study.ask`` does after it took one.
 
     The sampler draws here, outside every lock.

@@ -16,13 +16,14 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from search.spec.study_spec import StudySpec, spec_from
+from search.spec.loading import parse_spec
+from search.spec.study_spec import StudySpec
 from search.storage.leases import GRACE_VARIABLE
 from search.study.lifecycle import create_or_resume
 from search.study.location import StudyLocation
-from tests.search import stub
+from tests.search import stub_training
 from tests.search.chaos_checks import LeaseTransaction, Verdict, books, judge
-from tests.search.nursery import Nursery
+from tests.search.worker_processes import WorkerProcesses
 
 #: Seconds within which processes are gone whose parent is.
 GONE_WITHIN = 10.0
@@ -83,7 +84,7 @@ class Told:
 
 def stub_spec(plan: Plan, name: str) -> StudySpec:
     """Of a study whose space never ends."""
-    return spec_from(
+    return parse_spec(
         {
             "name": name,
             "data": {"image_size": 16},
@@ -116,7 +117,7 @@ def write_pairs(folder: Path, n: int = 12) -> Path:
 
 
 def survive(
-    nursery: Nursery,
+    worker_processes: WorkerProcesses,
     folder: Path,
     plan: Plan,
     storage: str | None = None,
@@ -126,22 +127,34 @@ def survive(
     data = write_pairs(folder / "data")
     create_or_resume(stub_spec(plan, "s"), data, folder / "s", storage)
     join = StudyLocation("s", folder / "s", storage)
-    told = wreak(nursery, join, plan, restart)
+    told = wreak(worker_processes, join, plan, restart)
     return told, judge(join, plan.trials, plan.epochs)
 
 
 def wreak(
-    nursery: Nursery, join: StudyLocation, plan: Plan, restart: Callable[[], None] = lambda: None
+    worker_processes: WorkerProcesses,
+    join: StudyLocation,
+    plan: Plan,
+    restart: Callable[[], None] = lambda: None,
 ) -> Told:
     """Has a study worked on under a plan until every worker has left by itself."""
-    return _Chaos(nursery, join, plan, restart).run()
+    return _Chaos(worker_processes, join, plan, restart).run()
 
 
 class _Chaos:
     def __init__(
-        self, nursery: Nursery, join: StudyLocation, plan: Plan, restart: Callable[[], None]
+        self,
+        worker_processes: WorkerProcesses,
+        join: StudyLocation,
+        plan: Plan,
+        restart: Callable[[], None],
     ) -> None:
-        self.nursery, self.join, self.plan, self.restart = nursery, join, plan, restart
+        self.worker_processes, self.join, self.plan, self.restart = (
+            worker_processes,
+            join,
+            plan,
+            restart,
+        )
         self.chance, self.told = random.Random(plan.seed), Told()
         self.acts = plan.acts(self.chance)
         self.alive: set[int] = set()
@@ -149,7 +162,7 @@ class _Chaos:
         self.frozen: dict[int, float] = {}
 
     def run(self) -> Told:
-        self.nursery.ended()  # it has imported everything
+        self.worker_processes.ended()  # it has imported everything
         began = time.monotonic()
         with sampled(self.join) as sample:
             for _ in range(self.plan.workers):
@@ -166,12 +179,15 @@ class _Chaos:
         return self.told
 
     def _start(self) -> None:
-        environment = {GRACE_VARIABLE: str(self.plan.grace), stub.SECONDS: self.plan.seconds}
+        environment = {
+            GRACE_VARIABLE: str(self.plan.grace),
+            stub_training.SECONDS: self.plan.seconds,
+        }
         log = self.join.folder / "workers.log"
-        self.alive.add(self.nursery.start(self.join, log, environment))
+        self.alive.add(self.worker_processes.start(self.join, log, environment))
 
     def _replace_the_dead(self) -> None:
-        for pid, code in self.nursery.ended().items():
+        for pid, code in self.worker_processes.ended().items():
             self.alive.remove(pid)
             self.frozen.pop(pid, None)
             if code == 0:
@@ -183,7 +199,7 @@ class _Chaos:
     def _thaw(self) -> None:
         for pid, until in list(self.frozen.items()):
             if time.monotonic() > until:
-                self.nursery.signal(pid, signal.SIGCONT)
+                self.worker_processes.signal(pid, signal.SIGCONT)
                 del self.frozen[pid]
 
     def _act(self, ended: int) -> None:
@@ -198,10 +214,10 @@ class _Chaos:
         pid = self.chance.choice(sorted(self.alive))
         if kind == "worker":
             self.killed.add(pid)
-            return self.nursery.signal(pid, signal.SIGKILL)
+            return self.worker_processes.signal(pid, signal.SIGKILL)
         if kind == "freeze":
             self.frozen[pid] = time.monotonic() + 1.5 * self.plan.grace
-            return self.nursery.signal(pid, signal.SIGSTOP)
+            return self.worker_processes.signal(pid, signal.SIGSTOP)
         return _killed(_servers(pid) if kind == "server" else _trainings(pid), self.chance)
 
     def _last_look(self, sample: Callable[[], LeaseTransaction]) -> LeaseTransaction:
@@ -213,7 +229,7 @@ class _Chaos:
 
     def _left_over(self) -> list[str]:
         until = time.monotonic() + GONE_WITHIN
-        while (found := self.nursery.others()) and time.monotonic() < until:
+        while (found := self.worker_processes.others()) and time.monotonic() < until:
             time.sleep(0.05)
         return [str(process) for process in found]
 

@@ -1,4 +1,4 @@
-"""What a study must look like after chaos: its books read by plain SQL, beside the stub's log."""
+"""What a study must look like after chaos: its books read by plain SQL, beside the stub_training's log."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 import psycopg
 from optuna.trial import FrozenTrial
 
-from search.study.lifecycle import open_records
+from search.study.lifecycle import load_study
 from search.study.location import StudyLocation
-from tests.search import stub
+from tests.search import stub_training
 
 #: Reasons of trials that cost nothing: they go on under another number, or trained nothing.
 CUT_OFF = frozenset({"lost", "interrupted"})
@@ -96,7 +96,7 @@ class Verdict:
 
 def judge(join: StudyLocation, trials: int, epochs: int) -> Verdict:
     """Looks at a study that everybody has left."""
-    study, _ = open_records(join.folder, storage=join.storage)
+    study, _ = load_study(join.folder, storage=join.storage)
     known = {t.number: t for t in study.get_trials()}
     verdict = Verdict()
     verdict.states = Counter(_word(t) for t in known.values())
@@ -105,7 +105,7 @@ def judge(join: StudyLocation, trials: int, epochs: int) -> Verdict:
     verdict.crashed = sum("its worker died" not in t.user_attrs["message"] for t in failed)
     _judge_numbers(verdict, known, trials)
     _judge_chains(verdict, known)
-    _judge_trainings(verdict, known, stub.read_log(join.folder), epochs)
+    _judge_trainings(verdict, known, stub_training.read_log(join.folder), epochs)
     _judge_files(verdict, known, join.folder)
     live = rows_of(
         join, "SELECT id, state FROM lesionsearch_workers WHERE state NOT IN ('ended', 'lost')"
@@ -162,10 +162,13 @@ def _judge_chains(verdict: Verdict, known: Mapping[int, FrozenTrial]) -> None:
 
 
 def _judge_trainings(
-    verdict: Verdict, known: Mapping[int, FrozenTrial], log: Sequence[stub.Line], epochs: int
+    verdict: Verdict,
+    known: Mapping[int, FrozenTrial],
+    log: Sequence[stub_training.Line],
+    epochs: int,
 ) -> None:
     """The log's lines of a configuration, in the order of time: no epoch twice that was saved."""
-    by_digest: dict[str, list[stub.Line]] = defaultdict(list)
+    by_digest: dict[str, list[stub_training.Line]] = defaultdict(list)
     for line in log:
         by_digest[line.digest].append(line)
     for digest, lines in by_digest.items():
@@ -173,30 +176,30 @@ def _judge_trainings(
     for number, trial in known.items():
         if trial.state.name == "COMPLETE":
             digest = trial.user_attrs["digest"]
-            truth = {e: stub.value(digest, e) for e in range(1, epochs + 1)}
+            truth = {e: stub_training.value(digest, e) for e in range(1, epochs + 1)}
             values = trial.intermediate_values
             _unless(verdict, values == truth, f"trial {number} holds {values}, not {truth}")
             best = max(truth.values())
             _unless(verdict, trial.value == best, f"trial {number}: {trial.value}, not {best}")
-            trained = {x.epoch for x in by_digest[digest] if x.what == stub.EPOCH}
+            trained = {x.epoch for x in by_digest[digest] if x.what == stub_training.EPOCH}
             _unless(verdict, trained == set(truth), f"trial {number}: trained {trained}")
 
 
-def _judge_lines(verdict: Verdict, digest: str, lines: Sequence[stub.Line]) -> None:
+def _judge_lines(verdict: Verdict, digest: str, lines: Sequence[stub_training.Line]) -> None:
     saved = at = 0
     pid: int | None = None
     for line in lines:
-        if line.what == stub.UNFINISHED_FILES:
+        if line.what == stub_training.UNFINISHED_FILES:
             told = f"{digest}: trial {line.trial} begins after {line.epoch} epochs, saved: {saved}"
             _unless(verdict, line.epoch >= saved, told)
             verdict.resumed += line.epoch > 0
             pid, at, saved = line.pid, line.epoch, max(saved, line.epoch)
         elif line.pid != pid:
             verdict.wrong.append(f"{digest}: process {line.pid} trains beside {pid}: {line}")
-        elif line.what == stub.EPOCH:
+        elif line.what == stub_training.EPOCH:
             _unless(verdict, line.epoch == at + 1, f"{digest}: {line} comes after epoch {at}")
             at = line.epoch
-        elif line.what == stub.SAVED:
+        elif line.what == stub_training.SAVED:
             saved = line.epoch
 
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from search.monitoring.dashboard.access import Reach
+from search.monitoring.dashboard.access import ListenAddress
 from search.monitoring.dashboard.server import Dashboard, find
 
 COMMAND = Path(sys.executable).with_name("lesionsearch")
@@ -59,9 +59,9 @@ class Server(NamedTuple):
 
 
 @contextmanager
-def served_here(folder: Path, reach: Reach) -> Iterator[Server]:
+def served_here(folder: Path, address: ListenAddress) -> Iterator[Server]:
     """The same within this process, without its signals: a second faster."""
-    shown, over = Dashboard(find(str(folder)), reach), threading.Event()
+    shown, over = Dashboard(find(str(folder)), address), threading.Event()
     server = shown._listening()
     keeper = threading.Thread(target=shown._keep, args=(over,))
     serving = threading.Thread(target=server.run)

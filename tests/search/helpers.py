@@ -13,7 +13,8 @@ import psutil
 import yaml
 from optuna.trial import TrialState
 
-from search.spec.study_spec import StudySpec, load_spec, spec_from
+from search.spec.loading import load_spec, parse_spec
+from search.spec.study_spec import StudySpec
 from search.storage.leases import TrialLeases
 from search.study.lifecycle import OpenStudy, create_or_resume, prepare_sampling
 from search.trial_process.slot import Slot, WorkerResult
@@ -53,7 +54,7 @@ def tiny_plain(changes: dict[str, Any] | None = None) -> dict[str, Any]:
 
 
 def tiny_spec(changes: dict[str, Any] | None = None) -> StudySpec:
-    return spec_from(tiny_plain(changes), "tiny")
+    return parse_spec(tiny_plain(changes), "tiny")
 
 
 def write_study(path: Path, changes: dict[str, Any] | None = None) -> Path:
@@ -71,24 +72,30 @@ def open_tiny(data: Path, folder: Path, changes: dict[str, Any] | None = None) -
 def worker_of(opened: OpenStudy, listener: Any = None, **settings: Any) -> Worker:
     """A worker of the study, not entered yet; settings: of Worker."""
     slot = settings.pop("slot", SLOT)
-    listener = listener or Listening()
+    listener = listener or RecordingListener()
     return Worker(
-        opened.study, opened.spec, opened.material, opened.store, slot, listener, **settings
+        opened.study,
+        opened.spec,
+        opened.trial_data,
+        opened.artifact_store,
+        slot,
+        listener,
+        **settings,
     )
 
 
 def queue(opened: OpenStudy, width: int = 4, lr: float = 0.01) -> int:
     """Queues a trial of TINY's space; its number."""
-    return TrialLeases(opened.study).enqueue_one(
-        {"model.unet.width": width, "optimizer.adam.lr": lr}
-    )
+    return TrialLeases(opened.study).enqueue(
+        [({"model.unet.width": width, "optimizer.adam.lr": lr}, {})]
+    )[0]
 
 
 def search(
     opened: OpenStudy, listener: Any = None, slot: Slot = SLOT, **terms: Any
 ) -> WorkerResult:
     """Has the study worked on by this process; terms: as ``search.workers.loop.work`` takes them."""
-    return work(opened, slot, listener or Listening(), **terms)
+    return work(opened, slot, listener or RecordingListener(), **terms)
 
 
 def is_gone(pid: int) -> bool:
@@ -119,7 +126,7 @@ def read_spec(path: Path, text: str, overrides: tuple[str, ...] = ()) -> StudySp
     return load_spec(str(path), overrides)
 
 
-class Listening:
+class RecordingListener:
     """A listener that keeps what it was told."""
 
     def __init__(self) -> None:

@@ -13,14 +13,20 @@ from rich.console import Console
 from lesionseg import metrics
 from lesionseg.errors import InputError
 from search import run_baselines as run_baselines_module
-from search.monitoring.tables import HEADINGS, print_baseline_table
-from search.results.baseline_table import Row, headline, rows, table_csv, table_markdown
+from search.results.baseline_table import (
+    COLUMN_TITLES,
+    BaselineResult,
+    TestResult,
+    compare_baselines,
+    format_cells,
+    format_csv,
+    format_markdown,
+)
+from search.results.tables import print_baseline_table
 from search.run_baselines import make_spec, run_baselines
 from search.spec import baselines
 from search.storage import trial_records
-from search.study.lifecycle import open_study, test_evaluations
-
-test_evaluations.__test__ = False  # it is the code's, not a test
+from search.study.lifecycle import list_test_evaluations, open_study
 
 TWO = ["c-baseline-unet", "e-unet-ham-v1"]
 FEW = ["data.limit.train=8", "data.limit.val=4", "data.limit.test=4"]
@@ -42,14 +48,14 @@ def done(tiny_data, tmp_path_factory):
 def test_each_is_trained_and_tested_and_the_best_stands_first(done):
     folder, found = done
     assert sorted(row.baseline for row in found) == sorted(TWO)
-    assert all(row.tested for row in found)
+    assert all(row.is_tested for row in found)
     assert found[0].means["dice"] >= found[1].means["dice"]
-    assert found[0].behind is None
+    assert found[0].difference is None
     opened = open_study(folder)
     for trial in trial_records.all_trials(opened.study):
-        expected = baselines.config(trial.user_attrs[trial_records.TrialAttr.BASELINE], 16, 1)
+        expected = baselines.build_config(trial.user_attrs[trial_records.TrialAttr.BASELINE], 16, 1)
         assert trial_records.config_of(trial) == expected.to_dict()
-    assert len(test_evaluations(opened.study)) == 2
+    assert len(list_test_evaluations(opened.study)) == 2
 
 
 def test_a_rows_numbers_are_those_of_its_per_image_rows(done):
@@ -67,7 +73,7 @@ def test_a_rows_numbers_are_those_of_its_per_image_rows(done):
             assert min(values) - 1e-9 <= low <= high <= max(values) + 1e-9
     one, other = ([float(r["dice"]) for r in tables[row.baseline]] for row in found)
     gaps = [b - a for a, b in zip(one, other, strict=True)]
-    assert found[1].behind.difference == pytest.approx(statistics.fmean(gaps))
+    assert found[1].difference.difference == pytest.approx(statistics.fmean(gaps))
 
 
 def test_files_are_written_for_people_and_machines(done):
@@ -76,12 +82,12 @@ def test_files_are_written_for_people_and_machines(done):
         with Image.open(folder / name) as picture:
             assert min(picture.size) > 100
             assert len(np.unique(np.asarray(picture.convert("L")))) > 10
-    assert (folder / "table.md").read_text() == table_markdown(found)
+    assert (folder / "table.md").read_text() == format_markdown(found)
     with (folder / "table.csv").open(newline="") as file:
         plain = list(csv.DictReader(file))
     assert [r["baseline"] for r in plain] == [r.baseline for r in found]
     assert float(plain[0]["dice"]) == found[0].means["dice"]
-    assert plain[0]["behind"] == "" and plain[1]["behind"] != ""
+    assert plain[0]["difference"] == "" and plain[1]["difference"] != ""
     shown = {p.stem for p in (folder / "results" / "0").glob("*.png")}
     assert shown == {p.stem for p in (folder / "results" / "1").glob("*.png")}
     assert shown == set(open_study(folder).split.test)  # of four images, five shares are all
@@ -92,7 +98,7 @@ def test_the_table_is_printed_whole(done):
     stream = io.StringIO()
     print_baseline_table(Console(file=stream, width=400), found)
     text = stream.getvalue()
-    assert all(heading in text for heading in HEADINGS)
+    assert all(heading in text for heading in COLUMN_TITLES)
     assert all(row.baseline in text for row in found)
 
 
@@ -108,7 +114,7 @@ def test_what_is_there_is_not_trained_again_and_others_are_added(tiny_data, tmp_
     assert row.means["dice"] == pytest.approx(statistics.fmean(row.dice))
     known = trial_records.all_trials(open_study(folder).study)
     assert [trial_records.config_of(t)["seed"] for t in known] == [0, 1]
-    assert "2 seeds" in headline(row)[1]
+    assert "2 seeds" in format_cells(row)[1]
 
 
 def test_a_run_that_was_cut_off_before_its_test_goes_on_with_it(tiny_data, tmp_path, monkeypatch):
@@ -117,7 +123,7 @@ def test_a_run_that_was_cut_off_before_its_test_goes_on_with_it(tiny_data, tmp_p
 
     folder = tmp_path / "s"
     with monkeypatch.context() as patch:
-        patch.setattr(run_baselines_module, "test", cut)
+        patch.setattr(run_baselines_module, "evaluate_checkpoint", cut)
         with pytest.raises(KeyboardInterrupt):
             run(tiny_data, folder, TWO[:1])
     assert not (folder / "results").exists()
@@ -130,7 +136,7 @@ def test_a_run_that_was_cut_off_before_its_test_goes_on_with_it(tiny_data, tmp_p
 def test_a_system_that_breaks_has_a_row_with_the_reason_and_the_others_go_on(
     tiny_data, tmp_path, monkeypatch
 ):
-    genuine = baselines.config
+    genuine = baselines.build_config
 
     def broken(name, *args, **kwargs):
         config = genuine(name, *args, **kwargs)
@@ -140,12 +146,12 @@ def test_a_system_that_breaks_has_a_row_with_the_reason_and_the_others_go_on(
         plain["loss"] = {"nothing": {}}
         return type(config).from_dict(plain)
 
-    monkeypatch.setattr(baselines, "config", broken)
+    monkeypatch.setattr(baselines, "build_config", broken)
     found = run(tiny_data, tmp_path / "s", TWO)
     assert [row.baseline for row in found] == [TWO[1], TWO[0]]
-    assert "unknown loss 'nothing'" in found[1].message and not found[1].tested
-    assert "unknown loss" in table_markdown(found)
-    assert "unknown loss" in table_csv(found)
+    assert "unknown loss 'nothing'" in found[1].message and not found[1].is_tested
+    assert "unknown loss" in format_markdown(found)
+    assert "unknown loss" in format_csv(found)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +181,7 @@ def test_two_hosts_share_the_work_and_each_tests_what_it_trained(tiny_data, tmp_
     """The other host is a folder of its own beside the same database."""
     run(tiny_data, tmp_path / "one" / "s", TWO[:1], storage=postgres_url)
     found = run(tiny_data, tmp_path / "two" / "s", TWO, storage=postgres_url)
-    assert [(row.baseline, row.tested) for row in found] == [(TWO[1], True), (TWO[0], False)]
+    assert [(row.baseline, row.is_tested) for row in found] == [(TWO[1], True), (TWO[0], False)]
     assert found[1].message == "trained on another host"
     assert not (tmp_path / "two" / "s" / "results" / "0").exists()
 
@@ -190,8 +196,7 @@ def made_up(dice):
         | {"group": str(i), "dice": d}
         for i, d in enumerate(dice)
     ]
-    test = {"dice": statistics.fmean(dice)}
-    return {"images": images, "speed": {"batch": 10.0, "single": 5.0}, "test": test}
+    return TestResult(statistics.fmean(dice), {"batch": 10.0, "single": 5.0}, images)
 
 
 def finished(study, name):
@@ -211,11 +216,11 @@ def test_a_system_that_is_better_on_every_image_is_better_by_its_whole_interval(
     study = in_memory()
     low, high = finished(study, "unet-bce"), finished(study, "unet-dice")
     results = {low: made_up([0.5, 0.6, 0.7]), high: made_up([0.6, 0.7, 0.8])}
-    best, other = rows(results, trial_records.all_trials(study))
+    best, other = compare_baselines(results, trial_records.all_trials(study))
     assert (best.baseline, other.baseline) == ("unet-dice", "unet-bce")
-    gap = other.behind
+    gap = other.difference
     assert [gap.difference, gap.low, gap.high] == pytest.approx([-0.1, -0.1, -0.1])
-    assert headline(other)[2].startswith("-0.1000 (-0.1000")
+    assert format_cells(other)[2].startswith("-0.1000 (-0.1000")
 
 
 def test_no_result_at_all_is_a_table_of_reasons():
@@ -226,7 +231,7 @@ def test_no_result_at_all_is_a_table_of_reasons():
     trial.set_user_attr(trial_records.TrialAttr.BASELINE, "unet-bce")
     trial.set_user_attr("message", "out | of memory")
     study.tell(trial, state=trial_records.Optuna.FAIL)
-    found = rows({}, trial_records.all_trials(study))
-    assert found == [Row("unet-bce", message="out | of memory")]
-    assert "out / of memory" in table_markdown(found)  # a bar would end the cell
-    assert json.dumps(table_csv(found))
+    found = compare_baselines({}, trial_records.all_trials(study))
+    assert found == [BaselineResult("unet-bce", message="out | of memory")]
+    assert "out / of memory" in format_markdown(found)  # a bar would end the cell
+    assert json.dumps(format_csv(found))

@@ -42,14 +42,14 @@ def test_either_signal_is_an_interrupt_once_and_the_handlers_come_back(number):
 
 @pytest.mark.parametrize("number", BOTH)
 def test_a_signal_that_is_held_is_seen_at_once_and_raised_at_the_end(number):
-    interrupts, went_on = SignalHandler(), []
+    signals, went_on = SignalHandler(), []
 
     def work():
-        with interrupts.taken(), interrupts.held():
-            assert not interrupts.stopping.is_set()
+        with signals.installed(), signals.deferred():
+            assert not signals.stop_event.is_set()
             os.kill(os.getpid(), number)
-            assert interrupts.stopping.is_set()
-            went_on.append(interrupts.number)
+            assert signals.stop_event.is_set()
+            went_on.append(signals.signal_number)
 
     with pytest.raises(KeyboardInterrupt):
         work()
@@ -57,25 +57,25 @@ def test_a_signal_that_is_held_is_seen_at_once_and_raised_at_the_end(number):
 
 
 def test_work_that_nobody_interrupts_ends_as_it_ends():
-    interrupts = SignalHandler()
-    with interrupts.taken(), interrupts.held():
+    signals = SignalHandler()
+    with signals.installed(), signals.deferred():
         pass
-    assert (interrupts.stopping.is_set(), interrupts.number) == (False, None)
-    with pytest.raises(ZeroDivisionError), interrupts.taken(), interrupts.held():
+    assert (signals.stop_event.is_set(), signals.signal_number) == (False, None)
+    with pytest.raises(ZeroDivisionError), signals.installed(), signals.deferred():
         raise ZeroDivisionError
 
 
 def test_what_the_work_itself_raises_is_not_hidden_by_a_signal():
-    interrupts = SignalHandler()
+    signals = SignalHandler()
 
     def work():
-        with interrupts.taken(), interrupts.held():
+        with signals.installed(), signals.deferred():
             os.kill(os.getpid(), signal.SIGINT)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         work()
-    assert interrupts.stopping.is_set()
+    assert signals.stop_event.is_set()
 
 
 # --- the clock ---------------------------------------------------------------------------------

@@ -23,14 +23,14 @@ from lesionseg.data.download.datasets import BY_HAND, SOURCES, Source
 from lesionseg.data.download.http import (
     CHUNK,
     TIMEOUT,
-    FetchFailed,
+    DownloadError,
     Progress,
     Remote,
     ask,
     download,
     there_of,
 )
-from lesionseg.data.download.unpack import SPARE, BadArchive, unpack
+from lesionseg.data.download.unpack import SPARE, ArchiveError, unpack
 from lesionseg.errors import InputError, nearest
 
 #: Unpacked pictures of these sets take about as much as their archives.
@@ -62,7 +62,7 @@ def fetch(
 
     InputError: no such data set, a licence that was not accepted, too little room on the disk, a
     folder that cannot be written to.
-    FetchFailed: a server that has not, or does not send, what it should, after several attempts.
+    DownloadError: a server that has not, or does not send, what it should, after several attempts.
     """
     if name in BY_HAND:
         raise InputError(f"data fetch: {name} cannot be fetched: {BY_HAND[name]}")
@@ -87,12 +87,12 @@ def fetch(
     return root
 
 
-def _of_disk(error: OSError, root: Path) -> InputError | FetchFailed:
+def _of_disk(error: OSError, root: Path) -> InputError | DownloadError:
     """What a folder that cannot be written to, or a disk that fills up, is told as."""
     where, why = error.filename or root, error.strerror or error
     if isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
         return InputError(f"data fetch: {where}: {why}; --root must be a folder to write to")
-    return FetchFailed(f"{where}: {why}; what is there is kept, start again to go on")
+    return DownloadError(f"{where}: {why}; what is there is kept, start again to go on")
 
 
 class _Fetch:
@@ -143,11 +143,11 @@ class _Fetch:
             else:
                 shutil.copyfile(path, part := self.scratch / f"{remote.name}.copy")
                 os.replace(part, self.root / remote.name)
-        except BadArchive as error:
+        except ArchiveError as error:
             if not _is_to_blame(error):
-                raise FetchFailed(str(error)) from None
+                raise DownloadError(str(error)) from None
             path.unlink(missing_ok=True)  # as it is, it would be refused each time
-            raise FetchFailed(f"{error}; it was deleted, start again to fetch it anew") from None
+            raise DownloadError(f"{error}; it was deleted, start again to fetch it anew") from None
         self._note(remote.name, done)
         if not keep_archives:
             path.unlink()
@@ -166,7 +166,7 @@ class _Fetch:
         answer = ask(lambda: self.http.head(url, timeout=TIMEOUT, allow_redirects=True), url)
         length = answer.headers.get("Content-Length", "")
         if not length.isdecimal() or not int(length):
-            raise FetchFailed(f"{url}: the server does not say how large it is")
+            raise DownloadError(f"{url}: the server does not say how large it is")
         return Remote(name, url, int(length))
 
     def _of_dataverse(self, names: list[str]) -> list[Remote]:
@@ -179,7 +179,7 @@ class _Fetch:
             known = {_stem(r["filename"]): r for r in rows}
             return [self._of_row(name, known[_stem(name)]) for name in names]
         except (ValueError, KeyError, TypeError) as error:
-            raise FetchFailed(f"{url}: does not list what it should: {error!r}") from None
+            raise DownloadError(f"{url}: does not list what it should: {error!r}") from None
 
     def _of_row(self, name: str, row: Mapping[str, Any]) -> Remote:
         # What the Dataverse made a table of, it gives back as it was with format=original.
@@ -201,7 +201,7 @@ class _Fetch:
     # --- one file --------------------------------------------------------------------------------
 
     def _checked(self, remote: Remote, path: Path) -> Done:
-        """What it is; FetchFailed where its keeper, or an earlier time, says otherwise."""
+        """What it is; DownloadError where its keeper, or an earlier time, says otherwise."""
         sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
         with path.open("rb") as file:
             while piece := file.read(CHUNK):
@@ -210,12 +210,12 @@ class _Fetch:
         known = self.done.get(remote.name)
         if remote.md5 and md5.hexdigest() != remote.md5:
             path.unlink()
-            raise FetchFailed(
+            raise DownloadError(
                 f"{remote.url}: its MD5 is {md5.hexdigest()}, and should be {remote.md5}; it was "
                 f"deleted, start again to fetch it anew"
             )
         if known and known.sha256 != sha256.hexdigest():
-            raise FetchFailed(
+            raise DownloadError(
                 f"{remote.url}: is another file than when it was fetched first (SHA-256 "
                 f"{sha256.hexdigest()[:12]}, then {known.sha256[:12]}); to take it, take "
                 f"its entry out of {self.scratch / 'done.json'}"
@@ -229,7 +229,7 @@ class _Fetch:
         os.replace(part, self.scratch / "done.json")
 
 
-def _is_to_blame(error: BadArchive) -> bool:
+def _is_to_blame(error: ArchiveError) -> bool:
     """Whether fetching it again may help."""
     return "are free" not in str(error)
 

@@ -33,7 +33,7 @@ CHUNK = 1 << 20
 Progress = Callable[[str, int, int], None]
 
 
-class FetchFailed(RuntimeError):
+class DownloadError(RuntimeError):
     """A file could not be had; one line. What is there of it is gone on with next time."""
 
 
@@ -67,7 +67,7 @@ def there_of(path: Path) -> int:
 
 
 def ask(send: Callable[[], requests.Response], url: str) -> requests.Response:
-    """An answer that is one, after several attempts; FetchFailed if there is none."""
+    """An answer that is one, after several attempts; DownloadError if there is none."""
     reason = ""
     wait = 0.0
     for attempt in range(ATTEMPTS):
@@ -82,13 +82,13 @@ def ask(send: Callable[[], requests.Response], url: str) -> requests.Response:
             return answer
         refused = _refused(answer, url)
         reason, wait = refused.reason, refused.wait
-    raise FetchFailed(f"{url}: {reason}, {ATTEMPTS} times in a row")
+    raise DownloadError(f"{url}: {reason}, {ATTEMPTS} times in a row")
 
 
 def download(http: requests.Session, remote: Remote, path: Path, on_progress: Progress) -> Path:
     """Brings a file to its size, going on from what is there of it; its path.
 
-    FetchFailed: a server that does not send it after several attempts, or sends what has another
+    DownloadError: a server that does not send it after several attempts, or sends what has another
     size than ``remote`` says; a disk that fills up.
     """
     part = _part(path)
@@ -103,7 +103,7 @@ def download(http: requests.Session, remote: Remote, path: Path, on_progress: Pr
         except (requests.RequestException, HTTPError) as error:
             failed = _Failed(_why(error))
         except OSError as error:
-            raise FetchFailed(f"{part}: {error.strerror}; start again to go on") from None
+            raise DownloadError(f"{part}: {error.strerror}; start again to go on") from None
         failed = failed or _Failed("it ends too early")
         if failed.anew:
             _drop(path)
@@ -113,7 +113,7 @@ def download(http: requests.Session, remote: Remote, path: Path, on_progress: Pr
         most = max(most, have)
         if failures >= ATTEMPTS or begun > ANEW:
             times = ATTEMPTS if failures >= ATTEMPTS else begun
-            raise FetchFailed(
+            raise DownloadError(
                 f"{remote.url}: {failed.reason}, {times} times in a row; "
                 f"{have} of {remote.size} bytes are kept, start again to go on"
             )
@@ -149,7 +149,7 @@ def _attempt(
         else:
             have, total = 0, _length_of(answer)
         if total not in {None, remote.size}:
-            raise FetchFailed(
+            raise DownloadError(
                 f"{remote.url}: the server said that it has {remote.size} bytes, and sends {total}"
             )
         if etag:
@@ -169,7 +169,7 @@ def _write(
         have += len(piece)
         if have > remote.size:
             Path(file.name).unlink()
-            raise FetchFailed(
+            raise DownloadError(
                 f"{remote.url}: the server sends more than the {remote.size} bytes that it "
                 f"said it has; nothing of it was used"
             )
@@ -205,10 +205,10 @@ def _length_of(answer: requests.Response) -> int | None:
 
 
 def _refused(answer: requests.Response, url: str) -> _Failed:
-    """What may be otherwise next time; FetchFailed for an answer that will be the same."""
+    """What may be otherwise next time; DownloadError for an answer that will be the same."""
     reason = f"the server answers {answer.status_code} {answer.reason}"
     if 400 <= answer.status_code < 500 and answer.status_code not in {408, 416, 429}:
-        raise FetchFailed(f"{url}: {reason}")
+        raise DownloadError(f"{url}: {reason}")
     told = answer.headers.get("Retry-After")
     try:
         wait = urllib3.Retry().parse_retry_after(told) if told else 0.0

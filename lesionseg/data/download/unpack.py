@@ -20,7 +20,7 @@ SPARE = 100_000_000
 _BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError)
 
 
-class BadArchive(RuntimeError):
+class ArchiveError(RuntimeError):
     """An archive that is broken, or that should not be unpacked; one line."""
 
 
@@ -31,7 +31,7 @@ def unpack(archive: Path, home: Path, scratch: Path) -> Path:
     there already is replaced, by two renames: never is a part of one there. scratch: a folder on
     the same disk, for what is not whole yet, or any more.
 
-    BadArchive where it is broken, or holds a link, or a name that leads out of it, or would
+    ArchiveError where it is broken, or holds a link, or a name that leads out of it, or would
     fill the disk; nothing appears below ``home`` then.
     """
     folder, part = home / archive.stem, scratch / f"{archive.stem}.unpacking"
@@ -46,10 +46,10 @@ def unpack(archive: Path, home: Path, scratch: Path) -> Path:
                 zipped.extract(member, part)  # checks each member's CRC
     except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
-        if isinstance(error, _BROKEN) and not isinstance(error, BadArchive):
-            raise BadArchive(f"{archive.name}: broken: {error}") from None
+        if isinstance(error, _BROKEN) and not isinstance(error, ArchiveError):
+            raise ArchiveError(f"{archive.name}: broken: {error}") from None
         if isinstance(error, OSError) and error.errno is None:  # bz2's, not the disk's
-            raise BadArchive(f"{archive.name}: broken: {error}") from None
+            raise ArchiveError(f"{archive.name}: broken: {error}") from None
         raise
     inner = part / archive.stem
     whole = inner if inner.is_dir() and list(part.iterdir()) == [inner] else part
@@ -74,21 +74,21 @@ def _wanted(zipped: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
 
 def _refuse_unsafe(archive: Path, members: list[zipfile.ZipInfo]) -> None:
     if not members:
-        raise BadArchive(f"{archive.name}: holds no file")
+        raise ArchiveError(f"{archive.name}: holds no file")
     paths = [PurePosixPath(member.filename.replace("\\", "/")) for member in members]
     folders = {folder for path in paths for folder in path.parents}
     for member, path in zip(members, paths, strict=True):
         if path.is_absolute() or ".." in path.parts or ":" in path.as_posix().partition("/")[0]:
-            raise BadArchive(f"{archive.name}: holds a name that leads out: {member.filename!r}")
+            raise ArchiveError(f"{archive.name}: holds a name that leads out: {member.filename!r}")
         if path in folders or not path.parts:
-            raise BadArchive(f"{archive.name}: holds a file that is a folder: {member.filename!r}")
+            raise ArchiveError(f"{archive.name}: holds a file that is a folder: {member.filename!r}")
         if stat.S_ISLNK(member.external_attr >> 16):
-            raise BadArchive(f"{archive.name}: holds a link: {member.filename!r}")
+            raise ArchiveError(f"{archive.name}: holds a link: {member.filename!r}")
     size = sum(m.file_size for m in members)
     if size > MOST_GROWTH * archive.stat().st_size + SPARE:
-        raise BadArchive(f"{archive.name}: would grow to {size / 1e9:.1f} GB: no set of pictures")
+        raise ArchiveError(f"{archive.name}: would grow to {size / 1e9:.1f} GB: no set of pictures")
     free = shutil.disk_usage(archive.parent).free
     if size + SPARE > free:
-        raise BadArchive(
+        raise ArchiveError(
             f"{archive.name}: needs {size / 1e9:.1f} GB unpacked, {free / 1e9:.1f} GB are free"
         )

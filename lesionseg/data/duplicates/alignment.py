@@ -1,4 +1,4 @@
-"""How well two thumbnails agree in what is fine, after one was laid upon the other."""
+"""Similarity of two thumbnails after one was aligned to the other."""
 
 from __future__ import annotations
 
@@ -11,113 +11,120 @@ from numpy.typing import NDArray
 
 from lesionseg.data.image_io import Pixels
 
-#: Pixels of a side of the grey thumbnail that a picture is known by.
-SIDE = 64
-#: What the fine structure of two copies correlates by at least, in most places.
-FINE = 0.55
-#: How far the scale, shear and turn that lay two copies upon each other may be from none.
-WARP = 0.25
+#: Side of the grey thumbnail of an image.
+THUMB_PX = 64
+#: Two images are near-duplicates from this similarity on.
+MIN_SIMILARITY = 0.55
+#: Largest deviation of an entry of the affine matrix from the identity.
+MAX_WARP = 0.25
 
-#: Pixels of a side of the cells in which fine structure is compared; the grey levels it must vary
-#: by there; the share of all cells that must count.
-_CELL, _STILL, _ENOUGH = 8, 0.3, 0.4
-#: Zooms about the centre that are tried first: copies that are cropped lie between two views.
-_STEPS = tuple(
-    np.array([[f, 0, rim], [0, f, rim]], np.float32)
-    for f in (1.0, 0.98, 0.96, 0.94, 1.02, 1.04, 1.06)
-    for rim in [(1 - f) * (SIDE - 1) / 2]
+#: Side of the cells in which fine structure is compared, the standard deviation (grey levels)
+#: from which a cell counts, and the share of cells that must count.
+_CELL_PX, _MIN_CELL_STD, _MIN_CELL_SHARE = 8, 0.3, 0.4
+#: Zooms about the centre that are tried first; crops lie between two of the hashed views.
+_ZOOM_WARPS = tuple(
+    np.array([[zoom, 0, margin], [0, zoom, margin]], np.float32)
+    for zoom in (1.0, 0.98, 0.96, 0.94, 1.02, 1.04, 1.06)
+    for margin in [(1 - zoom) * (THUMB_PX - 1) / 2]
 )
-#: When the search for the best place ends: soon, and for pairs that agree by _HOPE then, late;
-#: those that agree by _SURE are not moved any more.
-_STOPS = tuple(
-    (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, steps, gain)
-    for steps, gain in ((15, 1e-3), (60, 1e-6))
+#: Stop criteria of the two rounds of the ECC search: 15 iterations, then 60.
+_ECC_CRITERIA = tuple(
+    (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, iterations, epsilon)
+    for iterations, epsilon in ((15, 1e-3), (60, 1e-6))
 )
-_HOPE, _SURE = 0.12, 0.9
+#: Similarity below which the second round is skipped, and from which no search is needed.
+_HOPELESS, _CERTAIN = 0.12, 0.9
 
 Floats = NDArray[np.float32]
 
 
-def likeness(a: Pixels, b: Pixels) -> float:
-    """How well the fine structure of two thumbnails agrees in most places, at most 1.
+def aligned_similarity(a: Pixels, b: Pixels) -> float:
+    """Return the similarity of two thumbnails, aligning the second to the first if needed.
 
-    If they do not lie upon each other (one is cropped), b is first moved to where it fits best.
+    The similarity is the median over cells of the correlation of fine structure: two similar
+    outlines agree well, but in few cells only.
+
+    Args:
+        a: uint8 [THUMB_PX, THUMB_PX].
+        b: uint8 [THUMB_PX, THUMB_PX].
+
+    Returns:
+        At most 1; near 0 for unrelated images.
     """
-    tried = _laid_upon(a, b, _STEPS)
-    best, warp = float(tried.max()), _STEPS[int(tried.argmax())]
-    for stop in _STOPS:
-        if best >= _SURE:
+    similarities = _similarities(a, b, _ZOOM_WARPS)
+    best, warp = float(similarities.max()), _ZOOM_WARPS[int(similarities.argmax())]
+    for criteria in _ECC_CRITERIA:
+        if best >= _CERTAIN:
             break
         try:
-            _, found = cv2.findTransformECC(
-                a, b, warp.copy(), cv2.MOTION_AFFINE, stop, np.ones_like(a), 3
+            _, refined = cv2.findTransformECC(
+                a, b, warp.copy(), cv2.MOTION_AFFINE, criteria, np.ones_like(a), 3
             )
-        except cv2.error:  # it does not converge: there is nothing in common
+        except cv2.error:  # no convergence: the images have nothing in common
             break
-        warp = np.asarray(found, np.float32)
-        if np.abs(warp[:, :2] - np.eye(2)).max() > WARP:
+        warp = np.asarray(refined, np.float32)
+        if np.abs(warp[:, :2] - np.eye(2)).max() > MAX_WARP:
             break
-        best = max(best, float(_laid_upon(a, b, [warp])[0]))
-        if best < _HOPE:
+        best = max(best, float(_similarities(a, b, [warp])[0]))
+        if best < _HOPELESS:
             break
     return best
 
 
-def _fine(thumb: Pixels) -> Floats:
-    grey = thumb.astype(np.float32)
-    fine: Floats = grey - cv2.GaussianBlur(grey, (0, 0), 1)
-    return fine
+def _similarities(a: Pixels, b: Pixels, warps: Sequence[Floats]) -> Floats:
+    """Return the similarity of a to b under each warp; 0 where too few cells count.
 
-
-def _laid_upon(a: Pixels, b: Pixels, warps: Sequence[Floats]) -> Floats:
-    """How well a and b agree where b, moved by each warp, lies upon a; 0 where that is little.
-
-    The median over cells of the correlation of fine structure: two outlines of one shape agree
-    well, and yet in few places. Cells that are flat or largely unseen do not count.
+    Flat cells and cells that are mostly outside the warped image do not count.
     """
-    moved = np.stack([_moved(b, warp, cv2.INTER_LINEAR) for warp in warps])
-    seen = np.stack([_seen(warp.tobytes()) for warp in warps])
-    x = _centred(_cells(_fine(a)[None]), seen)
-    y = _centred(_cells(np.stack([_fine(each) for each in moved])), seen)
-    spread_x, spread_y = (np.sqrt((each * each).mean(axis=-1)) for each in (x, y))
-    counts = (seen.mean(axis=-1) >= 0.5) & (spread_x >= _STILL) & (spread_y >= _STILL)
-    together = (x * y).mean(axis=-1) / np.maximum(spread_x * spread_y, _STILL**2)
+    warped = np.stack([_warp(b, warp, cv2.INTER_LINEAR) for warp in warps])
+    weights = np.stack([_valid_cells(warp.tobytes()) for warp in warps])
+    x = _center(_split_cells(_high_pass(a)[None]), weights)
+    y = _center(_split_cells(np.stack([_high_pass(thumb) for thumb in warped])), weights)
+    std_x, std_y = (np.sqrt((cells * cells).mean(axis=-1)) for cells in (x, y))
+    counts = (weights.mean(axis=-1) >= 0.5) & (std_x >= _MIN_CELL_STD) & (std_y >= _MIN_CELL_STD)
+    correlation = (x * y).mean(axis=-1) / np.maximum(std_x * std_y, _MIN_CELL_STD**2)
     return np.array(
         [
-            np.median(each[counted]) if counted.mean() >= _ENOUGH else 0
-            for each, counted in zip(together, counts, strict=True)
+            np.median(values[counted]) if counted.mean() >= _MIN_CELL_SHARE else 0
+            for values, counted in zip(correlation, counts, strict=True)
         ],
         dtype=np.float32,
     )
 
 
-@lru_cache(maxsize=64)  # room for _STEPS, which are asked for again and again
-def _seen(warp: bytes) -> Floats:
-    """Cells of 1 where something lies after a warp, given as its bytes, and 0 elsewhere."""
-    back = np.frombuffer(warp, np.float32).reshape(2, 3)
-    there = _moved(np.ones((SIDE, SIDE), np.uint8), back, cv2.INTER_NEAREST)
-    # The filter of fine structure must not see the edge of what was moved.
-    inner = np.asarray(cv2.erode(there, np.ones((5, 5), np.uint8)), np.float32)
-    cells: Floats = _cells(inner[None])[0]
+def _high_pass(thumb: Pixels) -> Floats:
+    grey = thumb.astype(np.float32)
+    fine: Floats = grey - cv2.GaussianBlur(grey, (0, 0), 1)
+    return fine
+
+
+@lru_cache(maxsize=64)  # holds _ZOOM_WARPS, which are used for every pair
+def _valid_cells(warp_bytes: bytes) -> Floats:
+    """Return cells of 1 where the warped image is defined and 0 elsewhere."""
+    warp = np.frombuffer(warp_bytes, np.float32).reshape(2, 3)
+    valid = _warp(np.ones((THUMB_PX, THUMB_PX), np.uint8), warp, cv2.INTER_NEAREST)
+    # The high-pass filter must not cross the edge of the warped image.
+    inner = np.asarray(cv2.erode(valid, np.ones((5, 5), np.uint8)), np.float32)
+    cells: Floats = _split_cells(inner[None])[0]
     return cells
 
 
-def _cells(thumbs: Floats) -> Floats:
-    """float32 [N, cells, pixels of a cell] of [N, SIDE, SIDE]."""
-    n, side = SIDE // _CELL, _CELL
-    rows = thumbs.reshape(-1, n, side, n, side)
-    cells: Floats = rows.swapaxes(2, 3).reshape(-1, n * n, side * side)
+def _split_cells(thumbs: Floats) -> Floats:
+    """Reshape [N, THUMB_PX, THUMB_PX] to [N, cells, pixels of a cell]."""
+    n = THUMB_PX // _CELL_PX
+    rows = thumbs.reshape(-1, n, _CELL_PX, n, _CELL_PX)
+    cells: Floats = rows.swapaxes(2, 3).reshape(-1, n * n, _CELL_PX * _CELL_PX)
     return cells
 
 
-def _centred(cells: Floats, weights: Floats) -> Floats:
-    """The cells less their mean, 0 where they weigh nothing."""
+def _center(cells: Floats, weights: Floats) -> Floats:
+    """Subtract the weighted mean of each cell; pixels of weight 0 become 0."""
     total = np.maximum(weights.sum(axis=-1, keepdims=True), 1)
     mean = (cells * weights).sum(axis=-1, keepdims=True) / total
-    centred: Floats = (cells - mean) * weights
-    return centred
+    centered: Floats = (cells - mean) * weights
+    return centered
 
 
-def _moved(thumb: Pixels, warp: Floats, how: int) -> Pixels:
-    moved = cv2.warpAffine(thumb, warp, (SIDE, SIDE), flags=how | cv2.WARP_INVERSE_MAP)
-    return np.asarray(moved, np.uint8)
+def _warp(thumb: Pixels, warp: Floats, interpolation: int) -> Pixels:
+    flags = interpolation | cv2.WARP_INVERSE_MAP
+    return np.asarray(cv2.warpAffine(thumb, warp, (THUMB_PX, THUMB_PX), flags=flags), np.uint8)

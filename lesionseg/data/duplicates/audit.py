@@ -1,4 +1,4 @@
-"""audit(): every pair of a data set read, and what is wrong with it."""
+"""Audit of a data set: read every pair and report its defects."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 from lesionseg.data.cache import Cache, check_pair
-from lesionseg.data.duplicates.alignment import SIDE
-from lesionseg.data.duplicates.matching import Look, look
+from lesionseg.data.duplicates.alignment import THUMB_PX
+from lesionseg.data.duplicates.matching import Fingerprint, Progress, fingerprint_image
 from lesionseg.data.image_io import (
     Pixels,
     enough,
@@ -30,73 +30,105 @@ from lesionseg.data.pairs import printable
 from lesionseg.errors import InputError, some
 from lesionseg.runtime.malloc import memory_kept
 
-Progress = Callable[[int, int], None]
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Pair:
-    """What was seen of one pair. area: the lesion's share of the picture, in [0, 1].
+class PairAudit:
+    """Properties of one pair.
 
-    name: the record's; where two official splits have one of this name, with its split before it,
-    as in train/ISIC_0000001. components: pieces of the mask that do not touch, not even at a
-    corner. look: what copies of the picture are known by; None where the pair cannot be used. Its
-    digest is that of the picture made smaller, and of all pixels where the picture shows nothing.
+    Attributes:
+        name: the record's name, with its split before it (``train/ISIC_0000001``) if two official
+            splits have a record of this name.
+        shape: height and width of the image.
+        area: the lesion's share of the image, 0 to 1.
+        touches_border: whether the lesion touches the border of the image.
+        thresholded: whether the mask was not binary and was thresholded.
+        problem: why the pair is unusable.
+        components: number of 8-connected components of the mask.
+        fingerprint: of the image; None for an unusable pair. Its digest is that of the reduced
+            image, or of all pixels for an image without structure.
     """
 
     name: str
     shape: tuple[int, int] = (0, 0)
     area: float = 0.0
-    on_border: bool = False
+    touches_border: bool = False
     thresholded: bool = False
     problem: str | None = None
     components: int = 0
-    look: Look | None = field(default=None, repr=False, compare=False)
+    fingerprint: Fingerprint | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
-class Audit:
-    """A data set and what was seen of each of its pairs, in the order of its records."""
+class DatasetAudit:
+    """A data set and the audit of each of its pairs, in the order of its records."""
 
     index: DatasetIndex
-    pairs: tuple[Pair, ...]
+    pairs: tuple[PairAudit, ...]
 
     @property
     def problems(self) -> list[str]:
-        """What keeps pairs from being used, one line each."""
+        """Why pairs are unusable, one line each."""
         return [p.problem for p in self.pairs if p.problem]
 
     @property
-    def whole(self) -> list[Pair]:
-        """The pairs that can be used."""
+    def usable(self) -> list[PairAudit]:
+        """The usable pairs."""
         return [p for p in self.pairs if not p.problem]
 
-    def odd(self) -> dict[str, list[Pair]]:
-        """Usable pairs that are worth a look, by what is odd about their masks."""
-        kinds: dict[str, Callable[[Pair], bool]] = {
-            "empty": lambda p: p.area == 0,
-            "full": lambda p: p.area == 1,
-            "not binary": lambda p: p.thresholded,
-            "several components": lambda p: p.components > 1,
-        }
-        return {kind: [p for p in self.whole if is_odd(p)] for kind, is_odd in kinds.items()}
+    @property
+    def empty(self) -> list[PairAudit]:
+        """Usable pairs with an empty mask."""
+        return [p for p in self.usable if p.area == 0]
 
-    def facts(self) -> dict[str, str]:
-        """What there is, by what it is called."""
+    @property
+    def full(self) -> list[PairAudit]:
+        """Usable pairs whose mask covers the whole image."""
+        return [p for p in self.usable if p.area == 1]
+
+    @property
+    def thresholded(self) -> list[PairAudit]:
+        """Usable pairs whose mask was not binary."""
+        return [p for p in self.usable if p.thresholded]
+
+    @property
+    def fragmented(self) -> list[PairAudit]:
+        """Usable pairs whose mask has several components."""
+        return [p for p in self.usable if p.components > 1]
+
+    def summarize(self) -> dict[str, str]:
+        """Return the rows of a table: property and value."""
         splits = Counter(r.split for r in self.index.records if r.split)
-        facts = {
+        rows = {
             "layout": self.index.layout,
             "pairs": str(len(self.pairs)),
             "groups": str(len({r.group for r in self.index.records})),
             "official split": ", ".join(f"{k} {n}" for k, n in splits.items()) or "none",
-            "not usable": str(len(self.problems)),
+            "unusable pairs": str(len(self.problems)),
         }
-        alone = self.index.masks_without_image
-        facts |= {"masks without image": f"{len(alone)}, {_named(alone)}"} if alone else {}
-        return facts | _seen(self) if self.whole else facts
+        unmatched = self.index.masks_without_image
+        if unmatched:
+            rows["masks without image"] = f"{len(unmatched)}, {_list_names(unmatched)}"
+        return rows | self._summarize_masks() if self.usable else rows
 
-    def refuse_broken(self) -> None:
-        """InputError where a pair cannot be used."""
+    def _summarize_masks(self) -> dict[str, str]:
+        pairs = self.usable
+        shapes = Counter(p.shape for p in pairs)
+        (height, width), count = shapes.most_common(1)[0]
+        low, median, high = np.percentile([p.area for p in pairs], [5, 50, 95])
+        return {
+            "sizes": f"{len(shapes)}, most often {width}x{height} ({count})",
+            "lesion area": f"median {median:.1%}, 5 to 95%: {low:.1%} to {high:.1%}",
+            "empty masks": _count_and_list(self.empty),
+            "full masks": _count_and_list(self.full),
+            "lesions on the border": f"{np.mean([p.touches_border for p in pairs]):.1%}",
+            "several components": _count_and_list(self.fragmented),
+            "masks not binary": _count_and_list(self.thresholded, "thresholded at 128: "),
+        }
+
+    def require_usable(self) -> None:
+        """Raise InputError if a pair is unusable."""
         if self.problems:
             raise InputError(
                 f"data: {len(self.problems)} of {len(self.pairs)} pairs cannot be used: "
@@ -104,144 +136,137 @@ class Audit:
             )
 
 
-def audit(root: Path, layout: str = "auto", on_progress: Progress | None = None) -> Audit:
-    """Reads every pair once, its mask at its own size. InputError where the layout is wrong.
+def audit_dataset(
+    root: Path, layout: str = "auto", on_progress: Progress | None = None
+) -> DatasetAudit:
+    """Read every pair of a data set once, the mask at its own size.
 
-    Groups and names that lie in two official splits are taken as they are: ``leaks.check`` finds
-    them.
+    Groups and names in two official splits are accepted; ``leakage.find_leaks`` reports them.
+
+    Raises:
+        InputError: the layout is unknown or not found.
     """
     index = DatasetIndex.read(root, layout, torn=True)
-    pairs = _each(_read, index.records, on_progress)
-    called = _called(index.records)
-    return Audit(index, tuple(replace(p, name=n) for p, n in zip(pairs, called, strict=True)))
+    pairs = _map_parallel(_audit_pair, index.records, on_progress)
+    names = _unique_names(index.records)
+    pairs = [replace(pair, name=name) for pair, name in zip(pairs, names, strict=True)]
+    return DatasetAudit(index, tuple(pairs))
 
 
-def audit_cached(index: DatasetIndex, cache: Cache) -> Audit:
-    """What an audit sees of the pictures in a cache, of pairs that can all be used.
+def audit_cache(index: DatasetIndex, cache: Cache) -> DatasetAudit:
+    """Audit the images of a cache, whose pairs are all usable.
 
-    Masks are seen at the cache's size, so that what is tiny may be missed. Pictures are read again
-    only where those of the cache are too small to tell copies from others, or show nothing.
+    Masks are examined at the size of the cache, so that tiny components may be missed. Image files
+    are read only if the cached images are too small to compare, or have no structure.
     """
     shapes = cache.shapes or [(0, 0)] * len(index.records)
-    # Each makes a list of all pictures: once for all of them, not once for each.
+    # Properties that build a list of all images: read once.
     digests, areas, thresholded = cache.digests, cache.areas, set(cache.thresholded)
 
-    def seen(i: int) -> Pair:
+    def audit_entry(i: int) -> PairAudit:
         record, mask, small = index.records[i], cache.masks[i], cache.images[i]
-        # Pictures of two shapes are not the same, however equal they are as squares.
-        known = f"{shapes[i]}-{digests[i]}" if digests else _digest(small, shapes[i])
-        if len(small) >= SIDE:
-            picture = Image.fromarray(small)
+        # Images of different shapes differ even if their squares are equal.
+        digest = f"{shapes[i]}-{digests[i]}" if digests else _digest(small, shapes[i])
+        if len(small) >= THUMB_PX:
+            image = Image.fromarray(small)
         else:
-            picture, _ = read_image_and_size(record.image, draft=enough(SIDE))
-        return Pair(
+            image, _ = read_image_and_size(record.image, draft=enough(THUMB_PX))
+        return PairAudit(
             record.name,
             shapes[i],
             float(areas[i]),
-            _on_border(mask),
+            _touches_border(mask),
             record.name in thresholded,
-            components=_components(mask),
-            look=_look(record, picture, known),
+            components=_count_components(mask),
+            fingerprint=_fingerprint(record, image, digest),
         )
 
-    return Audit(index, _each(seen, range(len(index.records))))
+    return DatasetAudit(index, tuple(_map_parallel(audit_entry, range(len(index.records)))))
 
 
-def full_digests(records: Sequence[Record]) -> list[str]:
-    """For each record a digest of all of its picture's pixels, whatever the kind of its file.
+def digest_full_images(records: Sequence[Record]) -> list[str]:
+    """Return a digest of all pixels of each record's image, whatever its file format.
 
-    InputError where a picture cannot be read.
+    Raises:
+        InputError: an image cannot be read.
     """
-    with memory_kept(), ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        return list(pool.map(_full_digest, records))
+    return _map_parallel(_digest_full_image, records)
 
 
-def _full_digest(record: Record) -> str:
+def _digest_full_image(record: Record) -> str:
     image = read_image(record.image)
     return _digest(np.asarray(image), (image.height, image.width))
 
 
-def _look(record: Record, picture: Image.Image, digest: str) -> Look:
-    """What a record's picture, made smaller, is known by.
+def _fingerprint(record: Record, reduced: Image.Image, digest: str) -> Fingerprint:
+    """Fingerprint a reduced image; without structure its digest is replaced by the full one.
 
-    Of what shows nothing the small picture says nothing: black frames of any size are one there,
-    and a lone bright pixel is gone.
+    Reduced to a few pixels, all black frames are equal and a single bright pixel is lost.
     """
-    seen = look(picture, digest)
-    return seen._replace(digest=_full_digest(record)) if seen.is_flat else seen
+    fingerprint = fingerprint_image(reduced, digest)
+    if fingerprint.is_flat:
+        return fingerprint._replace(digest=_digest_full_image(record))
+    return fingerprint
 
 
-def _called(records: Sequence[Record]) -> list[str]:
-    counted = Counter(r.name.lower() for r in records)
-    return [f"{r.split}/{r.name}" if counted[r.name.lower()] > 1 else r.name for r in records]
+def _unique_names(records: Sequence[Record]) -> list[str]:
+    counts = Counter(r.name.lower() for r in records)
+    return [f"{r.split}/{r.name}" if counts[r.name.lower()] > 1 else r.name for r in records]
 
 
-def _each(
-    work: Callable[[T], Pair], of: Sequence[T], on_progress: Progress | None = None
-) -> tuple[Pair, ...]:
-    pairs = []
+Result = TypeVar("Result")
+
+
+def _map_parallel(
+    function: Callable[[T], Result], items: Sequence[T], on_progress: Progress | None = None
+) -> list[Result]:
+    results = []
     with memory_kept(), ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for i, pair in enumerate(pool.map(work, of)):
-            pairs.append(pair)
+        for result in pool.map(function, items):
+            results.append(result)
             if on_progress:
-                on_progress(i + 1, len(of))
-    return tuple(pairs)
+                on_progress(len(results), len(items))
+    return results
 
 
-def _read(record: Record) -> Pair:
+def _audit_pair(record: Record) -> PairAudit:
     try:
-        # Half of a large JPEG's pixels are enough to know its copies by; all of it is still read.
-        image, shape = read_image_and_size(record.image, draft=enough(SIDE))
+        # Half the pixels of a large JPEG are enough for its fingerprint; all data are decoded.
+        image, shape = read_image_and_size(record.image, draft=enough(THUMB_PX))
         binary = read_binary(record.mask)
         if (binary.picture.height, binary.picture.width) != shape:
             check_pair(record)
-        seen = _look(record, image, _digest(np.asarray(image), shape))
+        fingerprint = _fingerprint(record, image, _digest(np.asarray(image), shape))
     except InputError as error:
-        return Pair(record.name, problem=printable(str(error)))
+        return PairAudit(record.name, problem=printable(str(error)))
     mask = np.asarray(binary.picture)
-    return Pair(
+    return PairAudit(
         record.name,
         shape,
         binary.area,
-        _on_border(mask),
+        _touches_border(mask),
         binary.thresholded,
-        components=_components(mask),
-        look=seen,
+        components=_count_components(mask),
+        fingerprint=fingerprint,
     )
 
 
-def _on_border(mask: Pixels) -> bool:
+def _touches_border(mask: Pixels) -> bool:
     return any(bool(edge.any()) for edge in (mask[0], mask[-1], mask[:, 0], mask[:, -1]))
 
 
-def _components(mask: Pixels) -> int:
-    found, _ = cv2.connectedComponents(np.ascontiguousarray(mask), connectivity=8)
-    return int(found) - 1
+def _count_components(mask: Pixels) -> int:
+    labels, _ = cv2.connectedComponents(np.ascontiguousarray(mask), connectivity=8)
+    return int(labels) - 1
 
 
 def _digest(pixels: Pixels, shape: tuple[int, int]) -> str:
     return hashlib.blake2b(repr(shape).encode() + pixels.tobytes(), digest_size=8).hexdigest()
 
 
-def _seen(audit: Audit) -> dict[str, str]:
-    pairs, odd = audit.whole, audit.odd()
-    shapes = Counter(p.shape for p in pairs)
-    (height, width), most = shapes.most_common(1)[0]
-    low, middle, high = np.percentile([p.area for p in pairs], [5, 50, 95])
-    return {
-        "sizes": f"{len(shapes)}, most often {width}x{height} ({most})",
-        "lesion area": f"median {middle:.1%}, 5 to 95%: {low:.1%} to {high:.1%}",
-        "empty masks": _told(odd["empty"]),
-        "full masks": _told(odd["full"]),
-        "lesions on the border": f"{np.mean([p.on_border for p in pairs]):.1%}",
-        "several components": _told(odd["several components"]),
-        "masks not binary": _told(odd["not binary"], "cut at 128: "),
-    }
+def _count_and_list(pairs: Sequence[PairAudit], prefix: str = "") -> str:
+    return f"{len(pairs)}, {prefix}{_list_names([p.name for p in pairs])}" if pairs else "0"
 
 
-def _told(pairs: Sequence[Pair], word: str = "") -> str:
-    return f"{len(pairs)}, {word}{_named([p.name for p in pairs])}" if pairs else "0"
-
-
-def _named(names: Sequence[str]) -> str:
+def _list_names(names: Sequence[str]) -> str:
     return some(map(printable, names))

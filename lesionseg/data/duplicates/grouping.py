@@ -1,7 +1,7 @@
-"""What is done about copies before pictures are split: put into one group, or left out.
+"""Handling of near-duplicates before a split: merge them into one group, or exclude them.
 
-Copies link the groups that they belong to: who shows a lesion of which another picture is a copy
-shows that lesion too. So whole groups are judged, not the copies alone.
+Near-duplicates link the groups of their images: if one image of a lesion has a copy, the copy shows
+that lesion too. Whole groups are therefore handled, not the copies alone.
 """
 
 from __future__ import annotations
@@ -11,116 +11,145 @@ from dataclasses import dataclass, replace
 
 from scipy.cluster.hierarchy import DisjointSet
 
-from lesionseg.data.duplicates.leaks import Copies
+from lesionseg.data.duplicates.leakage import DuplicateCluster
 from lesionseg.data.index import SPLITS, Record
 
 
 @dataclass(frozen=True)
-class Linked:
-    """Groups that copies link, directly or through others: all their records, and the copies."""
+class LinkedGroups:
+    """Groups that near-duplicates link, directly or through others.
+
+    Attributes:
+        records: all records of the groups.
+        clusters: the near-duplicates that link them.
+    """
 
     records: tuple[Record, ...]
-    copies: tuple[Copies, ...]
+    clusters: tuple[DuplicateCluster, ...]
 
     @property
     def splits(self) -> list[str]:
-        """The official splits that they lie in, the one that is held out most last."""
+        """The official splits of the records, in the order train, val, test."""
         return sorted({r.split for r in self.records if r.split}, key=SPLITS.index)
 
     def __str__(self) -> str:
-        # Copies that lie in two splits themselves say it best; else what links them is said.
-        shown = [c for c in self.copies if c.is_leak] or list(self.copies)
-        return " and, through their groups, ".join(map(str, shown[:3]))
+        # A cluster that is in two splits itself explains the leak best.
+        clusters = [c for c in self.clusters if c.is_leak] or list(self.clusters)
+        return " and, through their groups, ".join(map(str, clusters[:3]))
 
 
-def crossing(records: Sequence[Record], copies: Sequence[Copies]) -> list[Linked]:
-    """Groups in several official splits that only their copies tell to be one."""
-    homes = _Homes(records)
-    for each in copies:
-        homes.link(m.record.group for m in each.members)
-    by_home: dict[str, tuple[list[Record], list[Copies]]] = {}
-    for r in records:
-        by_home.setdefault(homes.of(r.group), ([], []))[0].append(r)
-    for each in copies:
-        by_home[homes.of(each.members[0].record.group)][1].append(each)
-    lots = (Linked(tuple(known), tuple(links)) for known, links in by_home.values())
-    return [
-        lot
-        for lot in lots
-        if len(lot.splits) > 1 and len({m.record.group for c in lot.copies for m in c.members}) > 1
-    ]
+def find_crossing_groups(
+    records: Sequence[Record], clusters: Sequence[DuplicateCluster]
+) -> list[LinkedGroups]:
+    """Return the linked groups that are in several official splits.
 
-
-def less_held_out(crossed: Iterable[Linked]) -> set[str]:
-    """Names of the records to leave out, so that no lesion is in two official splits.
-
-    What is for testing stays before what is for validation, and either before training.
+    A single group in several splits is not among them: the index reports it.
     """
-    return {r.name for lot in crossed for r in lot.records if r.split not in (None, lot.splits[-1])}
+    groups = _MergedGroups(records)
+    for cluster in clusters:
+        groups.merge(member.record.group for member in cluster.members)
+    records_of: dict[str, list[Record]] = {}
+    clusters_of: dict[str, list[DuplicateCluster]] = {}
+    for record in records:
+        records_of.setdefault(groups.name(record.group), []).append(record)
+    for cluster in clusters:
+        name = groups.name(cluster.members[0].record.group)
+        clusters_of.setdefault(name, []).append(cluster)
+    linked = (
+        LinkedGroups(tuple(records_of[name]), tuple(clusters_of[name]))
+        for name in records_of
+        if name in clusters_of
+    )
+    return [each for each in linked if len(each.splits) > 1 and _links_groups(each.clusters)]
 
 
-def one_group(
-    records: Sequence[Record], copies: Sequence[Copies], *, official: bool
+def _links_groups(clusters: Iterable[DuplicateCluster]) -> bool:
+    return len({m.record.group for cluster in clusters for m in cluster.members}) > 1
+
+
+def find_records_to_exclude(crossing: Iterable[LinkedGroups]) -> set[str]:
+    """Return the names of the records to exclude so that no lesion is in two official splits.
+
+    Test images are kept rather than validation images, and these rather than training images.
+    """
+    return {
+        record.name
+        for groups in crossing
+        for record in groups.records
+        if record.split not in (None, groups.splits[-1])
+    }
+
+
+def merge_groups(
+    records: Sequence[Record], clusters: Sequence[DuplicateCluster], *, official: bool
 ) -> dict[str, str]:
-    """The groups of records, by name, that change where copies are put into one group.
+    """Merge the groups of near-duplicates.
 
-    records: those that are used; others are passed over in ``copies``. Groups that copies link
-    become the first of them, whole. official: the official splits count, and groups stay apart
-    whose link would bring pictures of several of them together.
+    Args:
+        records: the records in use; other members of the clusters are ignored.
+        clusters: the near-duplicates.
+        official: whether the official splits are used; groups are then not merged if that would
+            unite images of different splits.
+
+    Returns:
+        The new group of each record whose group changes, by record name. Merged groups take the
+        name of the first of them.
     """
-    homes = _Homes(records)
+    groups = _MergedGroups(records)
     used = {r.name for r in records}
-    lots = [[m.record for m in each.members if m.record.name in used] for each in copies]
-    # What is held out most comes first, and so takes what has no split of its own.
-    for lot in sorted(lots, key=lambda lot: min(map(_openness, lot), default=0)):
-        homes.link((r.group for r in sorted(lot, key=_openness)), apart=official)
-    return {r.name: homes.of(r.group) for r in records if homes.of(r.group) != r.group}
+    linked = [[m.record for m in c.members if m.record.name in used] for c in clusters]
+    # Test images first: an image without a split joins them rather than training images.
+    for each in sorted(linked, key=lambda each: min(map(_split_order, each), default=0)):
+        ordered = sorted(each, key=_split_order)
+        groups.merge((r.group for r in ordered), keep_splits_apart=official)
+    names = {r.name: groups.name(r.group) for r in records}
+    return {r.name: names[r.name] for r in records if names[r.name] != r.group}
 
 
-def regrouped(records: Sequence[Record], groups: Mapping[str, str]) -> tuple[Record, ...]:
-    """The records, those whose names are keys of ``groups`` in these groups."""
+def apply_groups(records: Sequence[Record], groups: Mapping[str, str]) -> tuple[Record, ...]:
+    """Return the records with the group of each name in ``groups`` replaced."""
     return tuple(replace(r, group=groups.get(r.name, r.group)) for r in records)
 
 
-def _openness(record: Record) -> int:
-    """0 for what is held out most, the most for what has no official split."""
+def _split_order(record: Record) -> int:
+    """Return 0 for test, 1 for val, 2 for train, 3 without an official split."""
     return len(SPLITS) - 1 - SPLITS.index(record.split) if record.split else len(SPLITS)
 
 
-class _Homes:
-    """Which groups are one, each lot called by the first of them in the order of the records."""
+class _MergedGroups:
+    """Disjoint sets of groups, each named after its first group in the order of the records."""
 
     def __init__(self, records: Sequence[Record]) -> None:
-        self.lots = DisjointSet(dict.fromkeys(r.group for r in records))
-        self.order = {group: i for i, group in enumerate(self.lots)}
-        self.first: dict[str, str] = {group: group for group in self.lots}
-        self.splits: dict[str, set[str]] = {group: set() for group in self.lots}
-        for r in records:
-            if r.split:
-                self.splits[r.group].add(r.split)
+        self._sets = DisjointSet(dict.fromkeys(r.group for r in records))
+        self._order = {group: i for i, group in enumerate(self._sets)}
+        self._name: dict[str, str] = {group: group for group in self._sets}
+        self._splits: dict[str, set[str]] = {group: set() for group in self._sets}
+        for record in records:
+            if record.split:
+                self._splits[record.group].add(record.split)
 
-    def of(self, group: str) -> str:
-        return self.first[self.lots[group]]
+    def name(self, group: str) -> str:
+        return self._name[self._sets[group]]
 
-    def link(self, groups: Iterable[str], *, apart: bool = False) -> None:
-        """Makes groups one. apart: but not with such as lie in other official splits."""
-        heads: list[str] = []
+    def merge(self, groups: Iterable[str], *, keep_splits_apart: bool = False) -> None:
+        """Merge groups; with keep_splits_apart only those without conflicting official splits."""
+        targets: list[str] = []
         for group in groups:
-            fits = (g for g in heads if not (apart and self._torn_by(g, group)))
-            known = next(fits, None)
-            if known is None:
-                heads.append(group)
+            for target in targets:
+                if not (keep_splits_apart and self._conflict(target, group)):
+                    self._merge_two(target, group)
+                    break
             else:
-                self._merge(known, group)
+                targets.append(group)
 
-    def _torn_by(self, a: str, b: str) -> bool:
-        a, b = self.lots[a], self.lots[b]
-        mine, theirs = self.splits[a], self.splits[b]
-        return a != b and bool(mine and theirs and mine != theirs)
+    def _conflict(self, a: str, b: str) -> bool:
+        root_a, root_b = self._sets[a], self._sets[b]
+        splits_a, splits_b = self._splits[root_a], self._splits[root_b]
+        return root_a != root_b and bool(splits_a and splits_b and splits_a != splits_b)
 
-    def _merge(self, a: str, b: str) -> None:
-        a, b = self.lots[a], self.lots[b]
-        first = min(self.first[a], self.first[b], key=self.order.__getitem__)
-        splits = self.splits[a] | self.splits[b]
-        self.lots.merge(a, b)
-        self.first[self.lots[a]], self.splits[self.lots[a]] = first, splits
+    def _merge_two(self, a: str, b: str) -> None:
+        root_a, root_b = self._sets[a], self._sets[b]
+        name = min(self._name[root_a], self._name[root_b], key=self._order.__getitem__)
+        splits = self._splits[root_a] | self._splits[root_b]
+        self._sets.merge(root_a, root_b)
+        self._name[self._sets[a]], self._splits[self._sets[a]] = name, splits

@@ -1,4 +1,4 @@
-"""Where the dashboard listens, and who may reach it there."""
+"""Address of the dashboard, and the access rules that follow from it."""
 
 from __future__ import annotations
 
@@ -11,23 +11,28 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from lesionseg.errors import InputError
-from search.monitoring.dashboard.auth import LOOPBACK, Rules
+from search.monitoring.dashboard.auth import LOOPBACK_NAMES, AccessRules
 
-#: Where the password is looked for when no file is given.
-PASSWORD = "LESIONSEARCH_DASHBOARD_PASSWORD"  # noqa: S105
-#: Characters that a password has at least.
-SHORTEST = 8
+#: Environment variable with the password, where no file is given.
+PASSWORD_VARIABLE = "LESIONSEARCH_DASHBOARD_PASSWORD"  # noqa: S105
+MIN_PASSWORD_LENGTH = 8
 
 _ORIGIN = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?")
 
 
 @dataclass(frozen=True)
-class Reach:
-    """Where to listen, and for whom.
+class ListenAddress:
+    """Address to listen on, and who may connect.
 
-    public: the origin that a reverse proxy shows the dashboard under, such as
-    ``https://lab.example``. Raises InputError for one that is none, and where others than this
-    host could come in without a password.
+    Attributes:
+        host: a name or an IP address of this host.
+        port: 0 for any free port.
+        password: required where other hosts can connect.
+        public: origin of a reverse proxy in front of the dashboard, such as ``https://lab.example``.
+        may_edit: whether notes may be edited.
+
+    Raises:
+        InputError: ``public`` is not an origin, or other hosts could connect without a password.
     """
 
     host: str = "127.0.0.1"
@@ -42,46 +47,50 @@ class Reach:
                 f"--public: must be an origin such as https://lab.example, got {self.public!r}"
             )
         if self.password is None and (self.public or not is_loopback(self.host)):
-            what = f"--public {self.public}" if self.public else f"--host {self.host}"
+            option = f"--public {self.public}" if self.public else f"--host {self.host}"
             raise InputError(
-                f"{what}: others can come in there; give a --password-file or set {PASSWORD}"
+                f"{option}: other hosts can connect, which requires a password; "
+                f"give --password-file or set {PASSWORD_VARIABLE}"
             )
 
     @property
-    def rules(self) -> Rules:
-        """What the door goes by."""
-        # On another address the password keeps out those whom a foreign name would lead here.
-        names = LOOPBACK | {bracketed(self.host)} if is_loopback(self.host) else None
+    def rules(self) -> AccessRules:
+        """The access rules for requests to this address."""
+        # At other addresses the password protects against DNS rebinding.
+        names = LOOPBACK_NAMES | {format_host(self.host)} if is_loopback(self.host) else None
         if names is not None and self.public is not None:
-            names |= {bracketed(urlsplit(self.public).hostname or "")}
+            names |= {format_host(urlsplit(self.public).hostname or "")}
         origins = frozenset({self.public.lower()} if self.public else ())
-        return Rules(self.password, names, origins, self.may_edit)
+        return AccessRules(self.password, names, origins, self.may_edit)
 
 
 def read_password(file: Path | None) -> str | None:
-    """The password of a file or, without one, of the environment; None where there is neither.
+    """Return the password of a file or, without a file, of the environment; None without either.
 
-    InputError where the file cannot be read, or it is not one line of SHORTEST characters.
+    Raises:
+        InputError: the file cannot be read, or the password is too short or has several lines.
     """
-    where, text = str(file or PASSWORD), os.environ.get(PASSWORD)
+    source, text = str(file or PASSWORD_VARIABLE), os.environ.get(PASSWORD_VARIABLE)
     if file is not None:
         try:
             text = file.read_text(encoding="utf-8").rstrip("\r\n")
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "not a text file"
             raise InputError(f"--password-file: {file}: cannot be read: {reason}") from None
-    if text is not None and (len(text) < SHORTEST or len(text.splitlines()) > 1):
-        raise InputError(f"{where}: must be one line of {SHORTEST} characters or more")
+    if text is not None and (len(text) < MIN_PASSWORD_LENGTH or len(text.splitlines()) > 1):
+        raise InputError(
+            f"{source}: must be one line of at least {MIN_PASSWORD_LENGTH} characters"
+        )
     return text
 
 
 def is_loopback(host: str) -> bool:
-    """Whether nobody but this host itself can reach an address."""
+    """Return whether an address can be reached from this host only."""
     with suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"
 
 
-def bracketed(host: str) -> str:
-    """A host as it stands in a URL."""
+def format_host(host: str) -> str:
+    """Return a host as it is written in URLs: IPv6 addresses in brackets."""
     return f"[{host}]" if ":" in host else host

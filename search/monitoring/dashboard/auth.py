@@ -1,9 +1,8 @@
-"""The lock on the dashboard's door: WSGI middleware around an app that has none of its own.
+"""Access control of the dashboard: WSGI middleware around optuna-dashboard, which has none.
 
-Who may come in: on a loopback address whoever is on this host, and no page of another origin in
-that person's browser; anywhere else who knows the password. What may be done: looking. Notes may
-be written where that was asked for; what could break a study that is being worked on is not for
-a dashboard at all.
+``AccessMiddleware`` checks the host name, the password, the origin, the method and the size of a
+request, and sets the security headers of the response. Only reading is allowed, and editing notes
+where ``AccessRules.may_edit`` is set: other writes could break a running study.
 """
 
 from __future__ import annotations
@@ -20,157 +19,157 @@ from urllib.parse import urlsplit
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
-Wsgi = Callable[[Environ, StartResponse], Iterable[bytes]]
+WsgiApp = Callable[[Environ, StartResponse], Iterable[bytes]]
 
-#: Bytes that a request may bring: a note is far smaller.
-MOST_BYTES = 1 << 20
-#: Writes that are let through where editing is allowed: the notes.
-EDITS = (
+#: Largest body of a request; notes are far smaller.
+MAX_BODY_BYTES = 1 << 20
+#: Methods and paths that write notes.
+NOTE_ROUTES = (
     ("PUT", re.compile(r"/api/studies/\d+/note")),
     ("PUT", re.compile(r"/api/studies/\d+/\d+/note")),
 )
-#: Names of this host as a browser on it may call it.
-LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
+#: Names of this host in URLs of a browser that runs on it.
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 #: Plotly's parallel coordinates build functions at run time, and its styles are inline.
-_PAGE = (
+_PAGE_POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; "
     "worker-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_FILE = "default-src 'none'; sandbox; frame-ancestors 'none'"
-_ALWAYS = {
+_FILE_POLICY = "default-src 'none'; sandbox; frame-ancestors 'none'"
+_SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-#: Artifacts that a browser shows as what they are; all others are saved, whatever they say.
-_SHOWN = frozenset({"image/png", "image/jpeg", "text/csv"})
-_PLAIN = "text/plain; charset=utf-8"
+#: Types of artifacts that browsers may display; all others are downloaded as plain text.
+_INLINE_TYPES = frozenset({"image/png", "image/jpeg", "text/csv"})
+_PLAIN_TEXT = "text/plain; charset=utf-8"
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+)(?::[0-9]+)?")
 
 
 @dataclass(frozen=True)
-class Rules:
-    """Whom the door lets in, and to do what.
+class AccessRules:
+    """Who may use the dashboard, and for what.
 
-    password: None asks for none. hosts: the names, in lower case and without a port, that a
-    request may call this server by; None for any. origins: other origins, such as
-    ``https://name``, that the pages of this very server are seen under. may_edit: whether notes
-    may be written.
+    Attributes:
+        password: None where no password is required.
+        hosts: host names that requests may use, in lower case and without port; None for any.
+        origins: other origins of the dashboard's own pages, such as ``https://name``.
+        may_edit: whether notes may be edited.
     """
 
     password: str | None = None
-    hosts: frozenset[str] | None = LOOPBACK
+    hosts: frozenset[str] | None = LOOPBACK_NAMES
     origins: frozenset[str] = frozenset()
     may_edit: bool = False
 
 
 class AccessMiddleware:
-    """The app behind the rules: a WSGI app itself."""
+    """WSGI app that passes permitted requests on to another WSGI app."""
 
-    def __init__(self, app: Wsgi, rules: Rules) -> None:
+    def __init__(self, app: WsgiApp, rules: AccessRules) -> None:
         self.app, self.rules = app, rules
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        """Refuses in one line of plain text, or hands on and sees to the headers of the answer."""
-        refusal = self._refusal(environ)
+        """Refuse a request with one line of text, or pass it on and add headers to the response."""
+        refusal = self._check_request(environ)
         if refusal is None:
-            return self.app(environ, _answering(environ["PATH_INFO"], start_response))
+            return self.app(environ, _with_safe_headers(environ["PATH_INFO"], start_response))
         status, text = refusal
-        headers = [("Content-Type", _PLAIN), ("Content-Length", str(len(text)))]
+        headers = [("Content-Type", _PLAIN_TEXT), ("Content-Length", str(len(text)))]
         if status.startswith("401"):
             headers.append(("WWW-Authenticate", 'Basic realm="lesionsearch", charset="UTF-8"'))
-        _answering("", start_response)(status, headers)
+        _with_safe_headers("", start_response)(status, headers)
         return [text]
 
-    def _refusal(self, environ: Environ) -> tuple[str, bytes] | None:
-        if not self._is_called_so(environ.get("HTTP_HOST", "")):
-            return "421 Misdirected Request", b"This server does not go by that name.\n"
-        if not self._knows_the_password(environ.get("HTTP_AUTHORIZATION", "")):
-            return "401 Unauthorized", b"The password, please; any user name will do.\n"
-        if not self._is_own(environ):
-            return "403 Forbidden", b"Pages of other origins may not ask.\n"
-        if not self._may(environ["REQUEST_METHOD"], environ["PATH_INFO"]):
-            return "403 Forbidden", b"This dashboard is for looking; see --allow-edit.\n"
-        if not _is_short(environ.get("CONTENT_LENGTH")):
+    def _check_request(self, environ: Environ) -> tuple[str, bytes] | None:
+        """Return status and text of the refusal, or None for a permitted request."""
+        if not self._is_host_allowed(environ.get("HTTP_HOST", "")):
+            return "421 Misdirected Request", b"The host name is not allowed.\n"
+        if not self._is_password_correct(environ.get("HTTP_AUTHORIZATION", "")):
+            return "401 Unauthorized", b"A password is required; any user name is accepted.\n"
+        if not self._is_same_origin(environ):
+            return "403 Forbidden", b"Requests from pages of other origins are not allowed.\n"
+        if not self._is_method_allowed(environ["REQUEST_METHOD"], environ["PATH_INFO"]):
+            return "403 Forbidden", b"The dashboard is read-only; --allow-edit permits notes.\n"
+        if not _is_length_allowed(environ.get("CONTENT_LENGTH")):
             return "413 Content Too Large", b"The request is too large.\n"
         return None
 
-    def _is_called_so(self, host: str) -> bool:
-        """Another name may be one that somebody's page had led here (DNS rebinding)."""
+    def _is_host_allowed(self, host: str) -> bool:
+        """Check the Host header; a foreign name may come from DNS rebinding."""
         match = _HOST.fullmatch(host)
         hosts = self.rules.hosts
         return match is not None and (hosts is None or match[1].lower() in hosts)
 
-    def _knows_the_password(self, header: str) -> bool:
+    def _is_password_correct(self, authorization: str) -> bool:
+        """Check the password of an Authorization header (HTTP Basic; any user name)."""
         if self.rules.password is None:
             return True
-        scheme, _, encoded = header.partition(" ")
+        scheme, _, encoded = authorization.partition(" ")
         try:
             decoded = base64.b64decode(encoded, validate=True)
         except (binascii.Error, ValueError):
             return False
-        given = decoded.partition(b":")[2]
-        # Digests are of one length: how long the password is is not told either.
-        same = hmac.compare_digest(_digest(given), _digest(self.rules.password.encode()))
-        return scheme.lower() == "basic" and same
+        password = decoded.partition(b":")[2]
+        # Digests have equal lengths: the time of the comparison does not reveal the length.
+        is_equal = hmac.compare_digest(_digest(password), _digest(self.rules.password.encode()))
+        return scheme.lower() == "basic" and is_equal
 
-    def _is_own(self, environ: Environ) -> bool:
-        """Whether no page of another origin asks. Browsers say whose page it is."""
+    def _is_same_origin(self, environ: Environ) -> bool:
+        """Check the headers by which browsers identify the page that sent a request."""
         origin = environ.get("HTTP_ORIGIN")
         site = environ.get("HTTP_SEC_FETCH_SITE", "none")
-        page = environ.get("HTTP_SEC_FETCH_MODE") == "navigate"
-        if site not in {"none", "same-origin"} and not (page and _is_look(environ)):
+        is_navigation = environ.get("HTTP_SEC_FETCH_MODE") == "navigate"
+        is_link = is_navigation and environ["REQUEST_METHOD"] in {"GET", "HEAD"}
+        if site not in {"none", "same-origin"} and not is_link:
             return False
         if origin is None or origin in self.rules.origins:
             return True
         host: str = environ.get("HTTP_HOST", "")
         return urlsplit(origin).netloc.lower() == host.lower()
 
-    def _may(self, method: str, path: str) -> bool:
+    def _is_method_allowed(self, method: str, path: str) -> bool:
         if method in {"GET", "HEAD"}:
             return True
         path = path.rstrip("/")
-        known = any(m == method and place.fullmatch(path) for m, place in EDITS)
-        return self.rules.may_edit and known
+        is_note = any(m == method and route.fullmatch(path) for m, route in NOTE_ROUTES)
+        return self.rules.may_edit and is_note
 
 
-def _is_look(environ: Environ) -> bool:
-    return environ["REQUEST_METHOD"] in {"GET", "HEAD"}
-
-
-def _is_short(length: str | None) -> bool:
-    return not length or (length.isdecimal() and int(length) <= MOST_BYTES)
+def _is_length_allowed(length: str | None) -> bool:
+    return not length or (length.isdecimal() and int(length) <= MAX_BODY_BYTES)
 
 
 def _digest(secret: bytes) -> bytes:
     return hashlib.sha256(secret).digest()
 
 
-def _answering(path: str, start_response: StartResponse) -> StartResponse:
-    """Sets the headers of an answer to what its path is safe with."""
+def _with_safe_headers(path: str, start_response: StartResponse) -> StartResponse:
+    """Wrap start_response: remove CORS headers and set the security headers for a path."""
 
     def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
-        given = [(k, v) for k, v in headers if not k.lower().startswith("access-control-")]
-        changed = {**_ALWAYS, **_for(path, {k.lower(): v for k, v in given})}
-        mine = {key.lower() for key in changed}
-        kept = [(k, v) for k, v in given if k.lower() not in mine]
-        return start_response(status, [*kept, *changed.items()], exc_info)
+        headers = [(k, v) for k, v in headers if not k.lower().startswith("access-control-")]
+        content_type = next((v for k, v in headers if k.lower() == "content-type"), "")
+        safe_headers = {**_SECURITY_HEADERS, **_path_headers(path, content_type)}
+        replaced = {key.lower() for key in safe_headers}
+        remaining = [(k, v) for k, v in headers if k.lower() not in replaced]
+        return start_response(status, [*remaining, *safe_headers.items()], exc_info)
 
     return start
 
 
-def _for(path: str, given: dict[str, str]) -> dict[str, str]:
+def _path_headers(path: str, content_type: str) -> dict[str, str]:
     path = f"/{path.lstrip('/')}"
-    if path.startswith("/static/"):  # the same for everyone, and large
-        return {"Content-Security-Policy": _PAGE, "Cache-Control": "private, max-age=3600"}
+    if path.startswith("/static/"):  # large, and equal for all users
+        return {"Content-Security-Policy": _PAGE_POLICY, "Cache-Control": "private, max-age=3600"}
     if not path.startswith("/artifacts/"):
-        return {"Content-Security-Policy": _PAGE, "Cache-Control": "no-store"}
-    kind = given.get("content-type", "").partition(";")[0].strip().lower()
-    told = {"Content-Security-Policy": _FILE, "Cache-Control": "no-store"}
-    if kind in _SHOWN:
-        return {**told, "Content-Disposition": "inline"}
-    return {**told, "Content-Type": _PLAIN, "Content-Disposition": "attachment"}
+        return {"Content-Security-Policy": _PAGE_POLICY, "Cache-Control": "no-store"}
+    headers = {"Content-Security-Policy": _FILE_POLICY, "Cache-Control": "no-store"}
+    if content_type.partition(";")[0].strip().lower() in _INLINE_TYPES:
+        return {**headers, "Content-Disposition": "inline"}
+    return {**headers, "Content-Type": _PLAIN_TEXT, "Content-Disposition": "attachment"}

@@ -15,22 +15,22 @@ import waitress
 
 from lesionseg.errors import InputError
 from search.monitoring.dashboard import study_note
-from search.monitoring.dashboard.access import Reach, bracketed
+from search.monitoring.dashboard.access import ListenAddress, format_host
 from search.monitoring.dashboard.artifact_reader import ArtifactReader
-from search.monitoring.dashboard.auth import MOST_BYTES, AccessMiddleware
+from search.monitoring.dashboard.auth import MAX_BODY_BYTES, AccessMiddleware
 from search.monitoring.dashboard.study_api import Listing
 from search.monitoring.status import find_run, list_runs
 from search.signals import SignalHandler
 from search.storage.database import (
-    storage_from_environment,
     mask_password,
     open_storage,
+    storage_from_environment,
     storage_url,
 )
 from search.storage.optuna_internals import CachedStorage, FrozenStudy, study_id
+from search.storage.queries import RowStorage
 from search.storage.retrying_storage import RetryingStorage, backend_of
-from search.storage.trial_rows import RowStorage
-from search.study.lifecycle import open_records
+from search.study.lifecycle import load_study
 
 #: Seconds between two looks at whether the study's note and figures are still right.
 PERIOD = 60.0
@@ -49,7 +49,7 @@ class Shown(CachedStorage):
 
     def __init__(self, writing: RetryingStorage, only: str | None = None) -> None:
         reading = RowStorage.for_reading(writing)
-        reading.patience = writing.patience = PATIENCE
+        reading.timeout_s = writing.timeout_s = PATIENCE
         super().__init__(reading)
         self.writing, self.only = writing, only
 
@@ -92,7 +92,7 @@ def find(name: str | None, storage: str | None = None, folder: Path | None = Non
         if name not in optuna.get_all_study_names(backend):
             raise InputError(f"the storage holds no study {name!r}; is it the name?") from None
         return Source(Shown(backend, name), {} if folder is None else {name: folder})
-    study, _ = open_records(home, storage=storage)
+    study, _ = load_study(home, storage=storage)
     return Source(Shown(backend_of(study), study.study_name), {study.study_name: home})
 
 
@@ -112,17 +112,17 @@ class Dashboard:
     """
 
     def __init__(
-        self, source: Source, reach: Reach, on_event: Callable[[str], None] = lambda told: None
+        self, source: Source, address: ListenAddress, on_event: Callable[[str], None] = lambda told: None
     ) -> None:
         import optuna_dashboard  # it and plotly take a second
 
         logging.getLogger("optuna_dashboard").setLevel(logging.CRITICAL)
-        self.source, self.reach, self.on_event = source, reach, on_event
+        self.source, self.address, self.on_event = source, address, on_event
         self.listing = Listing(source.storage)
         gallery = ArtifactReader(source.storage, source.folders, source.root)
         inner: Any = optuna_dashboard.wsgi(source.storage, artifact_store=gallery)
         inner.install(self.listing)
-        self.app = AccessMiddleware(inner, reach.rules)
+        self.app = AccessMiddleware(inner, address.rules)
         self._ended: dict[int, int] = {}
         self._told: set[str] = set()
 
@@ -131,8 +131,8 @@ class Dashboard:
 
         on_ready: told the address once it is listened at. InputError where that cannot be done.
         """
-        interrupts, over = SignalHandler(), threading.Event()
-        with interrupts.taken():
+        signals, over = SignalHandler(), threading.Event()
+        with signals.installed():
             server = self._listening()
             keeper = threading.Thread(target=self._keep, args=(over,), daemon=True)
             try:
@@ -144,7 +144,7 @@ class Dashboard:
             finally:
                 over.set()
                 server.close()
-        if interrupts.number != signal.SIGTERM:
+        if signals.signal_number != signal.SIGTERM:
             raise KeyboardInterrupt
 
     def refresh(self) -> None:
@@ -173,15 +173,15 @@ class Dashboard:
                 return
 
     def _listening(self) -> Any:
-        host = "127.0.0.1" if self.reach.host == "localhost" else self.reach.host
+        host = "127.0.0.1" if self.address.host == "localhost" else self.address.host
         try:
             return waitress.create_server(
-                self.app, host=host, port=self.reach.port, threads=THREADS, ident="",
-                max_request_body_size=MOST_BYTES, clear_untrusted_proxy_headers=True,
+                self.app, host=host, port=self.address.port, threads=THREADS, ident="",
+                max_request_body_size=MAX_BODY_BYTES, clear_untrusted_proxy_headers=True,
             )  # fmt: skip
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            where = f"{bracketed(host)}:{self.reach.port}"
+            where = f"{format_host(host)}:{self.address.port}"
             raise InputError(
                 f"--port: {where}: cannot be listened at: {reason}; choose another one"
             ) from None
@@ -189,7 +189,7 @@ class Dashboard:
     def _url(self, server: Any) -> str:
         several = getattr(server, "effective_listen", None)
         port = several[0][1] if several else server.effective_port
-        return f"http://{bracketed(self.reach.host)}:{port}/"
+        return f"http://{format_host(self.address.host)}:{port}/"
 
 
 def _line(error: Exception) -> str:

@@ -24,7 +24,6 @@ from optuna.trial import FrozenTrial
 from optuna_dashboard import _custom_plot_data, _note, _serializer
 from optuna_dashboard._inmemory_cache import _CachedExtraStudyProperty
 
-from search.monitoring import notes
 from search.storage import artifact_ids, trial_records
 from search.storage.optuna_internals import FrozenStudy, trial_id
 from search.storage.optuna_internals import study_id as id_of_study
@@ -34,7 +33,7 @@ from search.storage.retention import pictured
 ROUTE = "/api/studies/<study_id:int>"
 #: User attributes that are left out of the list: a trial's note tells what is in them.
 LEFT_OUT = frozenset(
-    {"config", "owner", "trace", "digest", "attempts", "val", "began", "ended", "message"}
+    {"config", "owner", "trace", "digest", "attempts", "val", "started_at", "ended_at", "message"}
 )
 #: Seconds for which what was read is good: the attributes of a study are many, with the notes.
 FRESH = 5.0
@@ -102,7 +101,7 @@ class Listing:
         if known.study is None:
             return
         known.trials = self.storage.get_all_trials(study_id, deepcopy=False)
-        known.notes = notes.by_trial(known.study.system_attrs)
+        known.notes = group_notes(known.study.system_attrs)
         known.shown = pictured(known.trials)
         new = [t for t in known.trials if t.number not in known.counted]
         known.extra.update(new)
@@ -155,7 +154,7 @@ def _array(known: _Known, study_id: int, chosen: Iterable[FrozenTrial]) -> str:
 def _text(known: _Known, study_id: int, trial: FrozenTrial) -> str:
     note, seen = known.notes.get(trial_id(trial), {}), trial.number in known.shown
     # A note that was written anew has another version.
-    state = (note.get(notes.version_key(trial_id(trial))), seen)
+    state = (note.get(version_key(trial_id(trial))), seen)
     kept = known.texts.get(trial.number)
     if kept is not None and kept[0] == state:
         return kept[1]

@@ -40,9 +40,9 @@ def refresh(study: optuna.Study, known: Sequence[FrozenTrial] | None = None) -> 
     leases = TrialLeases(study)
     known = trial_records.all_trials(study) if known is None else known
     told = storage_of(study).get_study_system_attrs(study_id(study))
-    lacking = notes.missing(told, known)
+    lacking = find_trials_without_note(told, known)
     for at in range(0, len(lacking), AT_ONCE):
-        texts = [notes.attrs_of(t) for t in lacking[at : at + AT_ONCE]]
+        texts = [notes.trial_note_attrs(t) for t in lacking[at : at + AT_ONCE]]
         leases.set_study_system_attrs({key: value for text in texts for key, value in text.items()})
     leases.set_study_system_attrs({**_note(study, known, told), **_figures(known, told)})
 
@@ -51,20 +51,20 @@ def of_study(study: optuna.Study, known: Sequence[FrozenTrial]) -> str:
     """The study's note: data, budget, how trials ended, the best ones."""
     attrs, ranking = study.user_attrs, trial_records.rank_trials(known)
     spec = attrs["spec"]
-    parts = [f"# {notes.plain(study.study_name)}", _standing(spec, known)]
+    parts = [f"# {notes.escape_markdown(study.study_name)}", _standing(spec, known)]
     if ranking:
         rows = [_leader(place, t) for place, t in enumerate(ranking[:LEADERS], 1)]
         head = ("", "trial", "Dice", "model", "loss", "parameters", "training")
-        parts += ["## Leaderboard", notes.table(head, rows)]
+        parts += ["## Leaderboard", notes.markdown_table(head, rows)]
         parts.append(
             "Dice is the mean over validation images; the best of many trials is a little lucky, "
             "so that only the test images say how good a model is."
         )
     reasons = trial_records.count_reasons(known)
     if reasons:
-        parts += ["## Reasons", notes.table(("reason", "trials"), list(reasons.items()))]
-    parts += ["## Data", notes.table(("", ""), _data(spec, attrs))]
-    parts += ["## Budget", notes.table(("", "limit", "spent"), _budget(spec["budget"], known))]
+        parts += ["## Reasons", notes.markdown_table(("reason", "trials"), list(reasons.items()))]
+    parts += ["## Data", notes.markdown_table(("", ""), _data(spec, attrs))]
+    parts += ["## Budget", notes.markdown_table(("", "limit", "spent"), _budget(spec["budget"], known))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -73,10 +73,10 @@ def _standing(spec: Mapping[str, Any], known: Sequence[FrozenTrial]) -> str:
         f"{n} {state}" for state, n in trial_records.count_by_state(known).items() if n
     )
     sampler, pruner = spec["sampler"]["name"], spec["pruner"]["name"]
-    return f"{notes.plain(counted or 'no trial yet')}; sampler {sampler}, pruner {pruner}."
+    return f"{notes.escape_markdown(counted or 'no trial yet')}; sampler {sampler}, pruner {pruner}."
 
 
-def _leader(place: int, trial: FrozenTrial) -> notes.Row:
+def _leader(place: int, trial: FrozenTrial) -> notes.TableRow:
     attrs = trial.user_attrs
     picks = [_drawn(trial, family) for family in ("model", "loss")]
     params = f"{attrs['params'] / 1e6:.2f} M" if "params" in attrs else ""
@@ -90,10 +90,10 @@ def _drawn(trial: FrozenTrial, family: str) -> str:
     name = next(iter(config.get(family, {})), "")
     start = f"{family}.{name}."
     found = {k.removeprefix(start): v for k, v in trial.params.items() if k.startswith(start)}
-    return notes.shown({name: found})
+    return notes.format_pick({name: found})
 
 
-def _data(spec: Mapping[str, Any], attrs: Mapping[str, Any]) -> list[notes.Row]:
+def _data(spec: Mapping[str, Any], attrs: Mapping[str, Any]) -> list[notes.TableRow]:
     split = attrs.get("split", {})
     counts = [(f"{part} images", len(names)) for part, names in split.items() if _is_list(names)]
     size = spec["data"]["image_size"]
@@ -104,7 +104,7 @@ def _is_list(names: object) -> bool:
     return isinstance(names, list | tuple)
 
 
-def _budget(budget: Mapping[str, Any], known: Sequence[FrozenTrial]) -> list[notes.Row]:
+def _budget(budget: Mapping[str, Any], known: Sequence[FrozenTrial]) -> list[notes.TableRow]:
     spent: dict[str, object] = {
         "trials": trial_records.count_finished(known),
         "hours": f"{trial_records.hours_spent(known):.2f}",
@@ -121,10 +121,10 @@ def _budget(budget: Mapping[str, Any], known: Sequence[FrozenTrial]) -> list[not
 def _note(
     study: optuna.Study, known: Sequence[FrozenTrial], told: Mapping[str, Any]
 ) -> dict[str, Any]:
-    version = int(told.get(notes.version_key(None), 0))
+    version = int(told.get(version_key(None), 0))
     if version != int(told.get(WRITTEN, 0)):
         return {}
-    attrs = notes.as_attrs(None, of_study(study, known), version + 1)
+    attrs = note_attrs(None, of_study(study, known), version + 1)
     return {**_blank(told, "dashboard:note_str:"), **attrs, WRITTEN: version + 1}
 
 

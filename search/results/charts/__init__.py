@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from search.results.charts.outcome import (
+from search.results.charts.evaluation import (
     calibration_chart,
     confusion_chart,
     dice_chart,
     recall_chart,
     size_chart,
 )
-from search.results.charts.progress import (
+from search.results.charts.parameters import parallel_chart, slices_chart
+from search.results.charts.trials import (
     curves_chart,
     history_chart,
     importance_chart,
     last_value,
     retraining_chart,
 )
-from search.results.charts.space import parallel_chart, slices_chart
 
 __all__ = [
     "calibration_chart",

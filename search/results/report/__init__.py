@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lesionseg.errors import InputError, nearest
-from search.results.report.facts import report_facts
-from search.results.report.page import html
-from search.results.report.paper import markdown
-from search.results.report.words import DEFINITIONS
+from search.results.formatting import DEFINITIONS
+from search.results.report.html_page import html
+from search.results.report.markdown_page import markdown
+from search.results.report.report_facts import report_facts
 from search.storage import trial_records
-from search.study.lifecycle import open_records
+from search.study.lifecycle import load_study
 
 __all__ = ["DEFINITIONS", "FORMATS", "parse_formats", "write_report", "write_reports"]
 
@@ -43,7 +43,7 @@ def write_reports(
     Raises InputError where the folder holds no study, its storage cannot be opened, or ``against``
     cannot be compared with.
     """
-    study, about = open_records(folder, storage=storage)
+    study, about = load_study(folder, storage=storage)
     known = trial_records.all_trials(study)
     facts = report_facts(folder, study, known, about, against=against, storage=storage)
     make = {

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from lesionseg.data.sets import placed
 from lesionseg.errors import InputError
-from search.storage.database import STORAGE_VARIABLE, from_environment
+from search.storage.database import STORAGE_VARIABLE, storage_from_environment
 from search.study.location import StudyLocation
 from search.trial_process.slot import Slot, StopEvent
 from search.workers.launchers.slurm_fleet import Fleet
@@ -127,8 +127,8 @@ def _url_kept_out(join: StudyLocation, folder: Path) -> Iterator[tuple[StudyLoca
     """
     data = None if join.data is None else placed(join.data)
     bare = replace(join, storage=None, folder=join.folder.resolve(), data=data)
-    if join.storage in {None, from_environment(), os.environ.get(STORAGE_VARIABLE)}:
-        yield bare, from_environment() is not None
+    if join.storage in {None, storage_from_environment(), os.environ.get(STORAGE_VARIABLE)}:
+        yield bare, storage_from_environment() is not None
     elif str(join.storage).startswith("@"):
         yield replace(bare, storage=f"@{Path(str(join.storage)[1:]).resolve()}"), False
     else:

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from lesionseg.errors import InputError
-from search.storage.database import STORAGE_VARIABLE, STORAGE_FILE_VARIABLE
+from search.storage.database import STORAGE_FILE_VARIABLE, STORAGE_VARIABLE
 from search.study.location import StudyLocation
 from search.trial_process.slot import Slot, StopEvent, WorkerResult
 

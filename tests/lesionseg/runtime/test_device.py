@@ -7,7 +7,6 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-import torch._dynamo  # it unwraps functions that these tests replace
 
 from lesionseg.errors import InputError
 from lesionseg.runtime.device import (

@@ -14,10 +14,10 @@ from search.results.final_test import run_final_test
 from search.storage import trial_records
 from search.storage.leases import TrialLeases
 from search.storage.process_id import current_process
-from search.storage.trial_records import STATES
+from search.storage.trial_records import State
 from search.study.suggest import suggest
 from search.trial_process.slot import Slot
-from search.workers.worker import WEIGHTS, _taken_up
+from search.workers.worker import WEIGHTS, load_claimed_trial
 from tests.search.helpers import SLOT, open_tiny, queue, search
 
 KEYS = {
@@ -52,7 +52,7 @@ def test_a_new_study_stands_at_nothing(tiny_data, tmp_path):
     assert plain == {
         "study": "s",
         "command": "run",
-        "counts": dict.fromkeys(STATES, 0),
+        "counts": dict.fromkeys(list(State), 0),
         "reasons": {},
         "spent": 0,
         "hours": 0,
@@ -76,7 +76,7 @@ def test_a_finished_study_stands_at_its_best_and_its_test(tiny_data, tmp_path):
     report = run_final_test(opened, SLOT)
     plain = as_json(tmp_path / "s")
     assert plain.keys() == KEYS
-    assert plain["counts"] == dict.fromkeys(STATES, 0) | {"complete": 2}
+    assert plain["counts"] == dict.fromkeys(list(State), 0) | {"complete": 2}
     assert (plain["spent"], plain["budget"]) == (
         2,
         {"trials": 2, "hours": None, "gpu_hours": None},
@@ -97,7 +97,7 @@ def test_a_finished_study_stands_at_its_best_and_its_test(tiny_data, tmp_path):
 
 def test_every_state_is_counted_and_who_is_at_work_is_named(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s", {"budget.trials": 8})
-    leases = TrialLeases(opened.study, grace=60.0)
+    leases = TrialLeases(opened.study, grace_s=60.0)
 
     def come(device="cpu", **who):
         slot = Slot(device, 2, 0.5, 4.0)
@@ -114,11 +114,19 @@ def test_every_state_is_counted_and_who_is_at_work_is_named(tiny_data, tmp_path)
     leases.deregister_worker(first)
     here, there, idle = come(), come("cuda:1", host="h", pid=7), come(since=0.0)
     claim, theirs = leases.claim(here), leases.claim(there)
-    suggest(_taken_up(opened.study, claim), opened.spec.space)
+    suggest(load_claimed_trial(opened.study, claim), opened.spec.space)
     leases.heartbeat(here, claim, 2)
     queue(opened, width=5)
-    leases.enqueue_one(
-        {}, {trial_records.TrialAttr.BASELINE: "unet-bce", trial_records.TrialAttr.FIXED_CONFIG: {}}
+    leases.enqueue(
+        [
+            (
+                {},
+                {
+                    trial_records.TrialAttr.BASELINE: "unet-bce",
+                    trial_records.TrialAttr.FIXED_CONFIG: {},
+                },
+            )
+        ]
     )
     assert leases.requeue(claim, trial_records.EndReason.INTERRUPTED) == 7
     claim = leases.claim(here)  # goes before what was queued earlier
@@ -143,8 +151,8 @@ def test_every_state_is_counted_and_who_is_at_work_is_named(tiny_data, tmp_path)
     }
     assert plain["spent"] == 2
     assert plain["queue"] == [
-        {"number": 5, "retry_of": None, "baseline": None},
-        {"number": 6, "retry_of": None, "baseline": "unet-bce"},
+        {"number": 5, "requeued_from": None, "baseline": None},
+        {"number": 6, "requeued_from": None, "baseline": "unet-bce"},
     ]
     ages = [worker.pop("beat_seconds_ago") for worker in plain["workers"]]
     assert all(0 <= age < 60 for age in ages)
@@ -174,7 +182,7 @@ def test_the_time_that_is_left_follows_from_the_pace_and_from_the_clock(tiny_dat
     claim = leases.claim(row)
     leases.finish(claim, TrialState.COMPLETE, 0.5, {"config": TrialConfig().to_dict()})
     trial = opened.study.trials[0]
-    took = (trial.user_attrs["ended"] - trial.user_attrs["began"]) / 3600
+    took = (trial.user_attrs["ended_at"] - trial.user_attrs["started_at"]) / 3600
     plain = status(tmp_path / "s")
     assert plain["hours"] == pytest.approx(took, abs=1e-6)
     assert plain["hours_left"] == pytest.approx(3 * took, abs=3e-6)
@@ -188,14 +196,14 @@ NOW = 2_000_000_000.0
 
 
 def ended(seconds, number=0):
-    attrs = {"began": 1000.0 * number, "ended": 1000.0 * number + seconds}
+    attrs = {"started_at": 1000.0 * number, "ended_at": 1000.0 * number + seconds}
     made = create_trial(state=TrialState.PRUNED, user_attrs=attrs)
     made.datetime_start = datetime.now()
     return made
 
 
 def at_work(seconds, epochs, device="cpu"):
-    attrs = {"began": NOW - seconds, "owner": {"device": device}}
+    attrs = {"started_at": NOW - seconds, "owner": {"device": device}}
     values = dict.fromkeys(range(1, epochs + 1), 0.5)
     return create_trial(state=TrialState.RUNNING, user_attrs=attrs, intermediate_values=values)
 

@@ -7,7 +7,7 @@ from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
 from lesionseg.config import DEFAULTS, SETTINGS, TrialConfig
-from lesionseg.data.duplicates.audit import audit
+from lesionseg.data.duplicates.audit import audit_dataset
 from lesionseg.registry import FAMILIES
 from lesionseg.space import Pick
 from search.monitoring import tables as show
@@ -122,7 +122,7 @@ def test_what_looks_like_markup_in_a_name_is_shown_as_it_is(shown, tmp_path):
     console, read = shown
     write_pair(tmp_path, "a[red]b")
     (tmp_path / "masks" / "a[red]b.png").write_bytes(b"not a picture")
-    show.print_audit(console, audit(tmp_path))
+    show.print_audit(console, audit_dataset(tmp_path))
     assert "a[red]b.png: not a picture" in read()
 
 

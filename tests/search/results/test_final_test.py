@@ -20,14 +20,12 @@ from lesionseg.inference.selection import PLAIN, Inference
 from lesionseg.metrics import METRICS, SURFACE
 from lesionseg.training import checkpoint
 from search.errors import JobFailed
-from search.results.final_test import best_of, run_final_test
+from search.results.final_test import best_trial, run_final_test
 from search.storage import trial_records
 from search.storage.study_dir import read_metrics
-from search.study.lifecycle import open_study, test_evaluations
+from search.study.lifecycle import list_test_evaluations, open_study
 from search.trial_process.slot import Slot
 from tests.search.helpers import SLOT, open_tiny, search
-
-test_evaluations.__test__ = False  # it is the code's, not a test
 
 FILES = [
     "README.md",
@@ -73,7 +71,7 @@ def test_the_report_is_what_lies_on_disk_and_is_plain_json(finished):
 def test_the_report_has_every_key_of_its_contract(finished):
     opened, report = finished
     assert report["study"] == opened.name
-    assert report["trial"] == best_of(opened.study).number
+    assert report["trial"] == best_trial(opened.study).number
     distances = {f"{name}{unit}" for name in SURFACE for unit in ("", "_percent")}
     of_pixels = {"average_precision", "calibration_error"}
     assert report["test"].keys() == {*METRICS, *distances, *of_pixels, "n", "groups"}
@@ -89,13 +87,13 @@ def test_the_report_has_every_key_of_its_contract(finished):
     assert report["images_per_second"] > 0
     assert report["images_per_second_single"] > 0
     assert report["peak_memory"] > 10_000_000
-    assert report["macs"] == best_of(opened.study).user_attrs["macs"] > 0
+    assert report["macs"] == best_trial(opened.study).user_attrs["macs"] > 0
     assert report["baseline"] is None
-    assert report["params"] == best_of(opened.study).user_attrs["params"]
+    assert report["params"] == best_trial(opened.study).user_attrs["params"]
     assert report["seed"] == 0
     assert report["test_evaluations"] == 1
     assert {"python", "torch", "optuna", "lesionsearch"} <= report["versions"].keys()
-    assert report["config"] == best_of(opened.study).user_attrs["config"]
+    assert report["config"] == best_trial(opened.study).user_attrs["config"]
 
 
 def test_every_image_of_the_test_part_has_its_row_once_and_no_other_has(finished):
@@ -148,7 +146,7 @@ def test_the_rows_are_those_of_the_stored_network_by_another_library(finished):
 
 def test_on_a_cpu_the_retraining_repeats_the_trial_to_the_last_digit(finished):
     opened, report = finished
-    best = best_of(opened.study)
+    best = best_trial(opened.study)
     assert report["val"]["search"] == report["val"]["retrained"] == best.value
     assert report["val"]["gap"] == 0
     assert report["val"]["reproduced"] is True
@@ -161,7 +159,7 @@ def test_the_configuration_file_gives_the_configuration(finished):
     opened, report = finished
     plain = yaml.safe_load((opened.folder / "final" / "config.yaml").read_text())
     config = TrialConfig.from_dict(plain)
-    assert config.digest() == best_of(opened.study).user_attrs["digest"]
+    assert config.digest() == best_trial(opened.study).user_attrs["digest"]
     assert config.to_dict() == report["config"]
     assert checkpoint.load(opened.folder / "final" / "model.safetensors")[1] == config
 
@@ -192,9 +190,9 @@ def test_a_tested_study_is_not_tested_again_unless_that_is_said(searched):
     report = run_final_test(searched, SLOT)
     assert run_final_test(searched, SLOT) == report
     assert run_final_test(open_study(searched.folder), SLOT) == report
-    assert len(test_evaluations(searched.study)) == 1
+    assert len(list_test_evaluations(searched.study)) == 1
     again = run_final_test(searched, SLOT, again=True)
-    assert again["test_evaluations"] == len(test_evaluations(searched.study)) == 2
+    assert again["test_evaluations"] == len(list_test_evaluations(searched.study)) == 2
     # Nothing but the count and the clocks has changed.
     clocks = {"test_evaluations", "seconds", "peak_memory"}
     clocks |= {"images_per_second", "images_per_second_single"}
@@ -206,7 +204,7 @@ def test_a_tested_study_is_not_tested_again_unless_that_is_said(searched):
 @pytest.mark.slow
 def test_a_better_trial_is_a_new_model_and_a_second_look(searched, tiny_data):
     run_final_test(searched, SLOT)
-    best = best_of(searched.study)
+    best = best_trial(searched.study)
     # The same training under another number, as if it had been a little better.
     trial = searched.study.ask()
     for name, value in best.user_attrs.items():
@@ -245,7 +243,7 @@ def test_train_and_val_together_are_trained_as_long_as_the_best_epoch(tiny_data,
     search(opened)
     heard = []
     report = run_final_test(opened, SLOT, on_epoch=lambda seed, record: heard.append(record))
-    best = best_of(opened.study)
+    best = best_trial(opened.study)
     assert len(heard) == best.user_attrs["best_epoch"]
     # More images: another first loss than the search's. Nothing is left to compare with.
     assert report["val"] == {
@@ -311,14 +309,14 @@ def test_a_study_without_a_complete_trial_has_no_final_and_says_why(tiny_data, t
     with pytest.raises(JobFailed, match=r"no trial was completed \(constraint 2\)"):
         run_final_test(opened, SLOT)
     assert not (opened.folder / "final").exists()
-    assert test_evaluations(opened.study) == []
+    assert list_test_evaluations(opened.study) == []
 
 
 def test_a_retraining_that_breaks_leaves_nothing_and_looks_at_nothing(searched):
-    with pytest.raises(JobFailed, match=r"the retraining of trial \d broke: config: device: "):
+    with pytest.raises(JobFailed, match=r"the retraining of trial \d describe_error: config: device: "):
         run_final_test(searched, Slot("cuda:63", 1))
     assert not list(searched.folder.glob("final*"))
-    assert test_evaluations(searched.study) == []
+    assert list_test_evaluations(searched.study) == []
 
 
 def test_an_interrupted_retraining_leaves_nothing_and_an_old_final_as_it_was(searched):
@@ -348,6 +346,6 @@ def test_what_a_killed_final_left_behind_is_swept_up(searched):
 
 def test_the_best_is_the_highest_value_and_the_earliest_of_equals(searched):
     values = Counter(t.value for t in searched.study.trials)
-    best = best_of(searched.study)
+    best = best_trial(searched.study)
     assert best.value == max(values)
     assert all(t.number >= best.number for t in searched.study.trials if t.value == best.value)

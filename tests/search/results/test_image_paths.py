@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lesionseg.errors import InputError
-from search.results.image_paths import find_images, find_masks, names_for
+from search.results.image_paths import find_images, find_masks, unique_stems
 
 
 @pytest.fixture
@@ -96,6 +96,6 @@ def test_masks_that_are_not_there_or_twice_are_told(tmp_path, files, told):
 
 def test_names_are_told_apart_without_regard_to_case():
     paths = [Path(p) for p in ("a/x.jpg", "b/x.jpg", "b/X.png", "c/x_2.jpg", "c/y.jpg", "x")]
-    names = names_for(paths)
+    names = unique_stems(paths)
     assert names == ["x", "x_2", "X_3", "x_2_2", "y", "x_4"]
     assert len({n.lower() for n in names}) == len(paths)

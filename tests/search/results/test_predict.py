@@ -347,7 +347,7 @@ cli.app()
 def test_a_study_under_runs_is_found_by_its_name(run, pairs):
     Path("runs").mkdir()
     Path("runs/mine").symlink_to(run)
-    model, _ = predict.open_final("mine", "cpu", 1)
+    model, _ = predict.load_final_model("mine", "cpu", 1)
     assert model.config == CONFIG
 
 

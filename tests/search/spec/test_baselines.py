@@ -11,37 +11,37 @@ from lesionseg.errors import InputError
 from lesionseg.losses import build_loss
 from lesionseg.models import build_model
 from search.spec import baselines
-from search.spec.search_space import refused_sizes
+from search.spec.search_space import find_size_errors
 from tests.conftest import ROOT
 
-NAMES = baselines.names()
+NAMES = list(baselines.load_baselines())
 FILES = sorted((ROOT / "studies" / "baselines").glob("*.yaml"))
 
 
 def test_there_are_twenty_and_every_file_is_one():
     assert len(NAMES) == 20
     assert sorted(NAMES) == [p.stem for p in FILES]
-    assert [baselines.baseline(n).source for n in NAMES] == sorted(
-        baselines.baseline(n).source for n in NAMES
+    assert [baselines.get_baseline(n).source for n in NAMES] == sorted(
+        baselines.get_baseline(n).source for n in NAMES
     )
 
 
 def test_the_five_sources_have_as_many_as_they_published():
-    by_source = [baselines.baseline(n).source for n in NAMES]
+    by_source = [baselines.get_baseline(n).source for n in NAMES]
     assert {s: by_source.count(s) for s in "ABCDE"} == {"A": 6, "B": 1, "C": 10, "D": 1, "E": 2}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_each_says_where_it_is_from_and_what_was_assumed(path):
     comment = " ".join(re.findall(r"^# (.*)$", path.read_text(), re.MULTILINE))
-    source = baselines.baseline(path.stem).source
+    source = baselines.get_baseline(path.stem).source
     assert comment.startswith(f"Source {source}: ")
     assert "Assumed" in comment
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_is_whole_and_can_be_built(name):
-    config = baselines.config(name, 64, 10, seed=3)
+    config = baselines.build_config(name, 64, 10, seed=3)
     assert (config.image_size, config.seed) == (64, 3)
     plain = config.to_dict()
     assert plain.keys() == {*DEFAULTS, *SETTINGS}
@@ -50,18 +50,18 @@ def test_each_is_whole_and_can_be_built(name):
         assert model.train()(torch.zeros(2, 3, 64, 64)).shape == (2, 1, 64, 64)
     build_loss(config.loss)
     build_augment(config.augment)
-    assert refused_sizes({config.model.name: config.model.params}, 256) == []
+    assert find_size_errors({config.model.name: config.model.params}, 256) == []
 
 
 def test_no_two_are_the_same_training():
-    assert len({baselines.config(n, 256, 20).digest() for n in NAMES}) == 20
+    assert len({baselines.build_config(n, 256, 20).digest() for n in NAMES}) == 20
 
 
 def test_one_budget_for_all_but_the_one_that_is_told_by_its_epochs():
-    epochs = {n: baselines.config(n, 256, 20).epochs for n in NAMES}
+    epochs = {n: baselines.build_config(n, 256, 20).epochs for n in NAMES}
     assert {n for n, e in epochs.items() if e != 20} == {"e-unet-ham-v1"}
     assert epochs["e-unet-ham-v1"] == 10
-    assert baselines.config("e-unet-ham-v1", 256, 1).epochs == 1
+    assert baselines.build_config("e-unet-ham-v1", 256, 1).epochs == 1
 
 
 @pytest.mark.parametrize(
@@ -79,11 +79,11 @@ def test_one_budget_for_all_but_the_one_that_is_told_by_its_epochs():
     ],
 )
 def test_what_a_source_tells_is_in_its_baseline(name, key, expected):
-    assert baselines.config(name, 256, 10).to_dict()[key] == expected
+    assert baselines.build_config(name, 256, 10).to_dict()[key] == expected
 
 
 def test_the_rows_of_the_one_table_differ_from_its_baseline_by_what_they_are_called_after():
-    base = baselines.config("c-baseline-unet", 256, 10).to_dict()
+    base = baselines.build_config("c-baseline-unet", 256, 10).to_dict()
     expected = {
         "c-bigger-unet": {"model"},
         "c-deeper-unet": {"model"},
@@ -96,24 +96,24 @@ def test_the_rows_of_the_one_table_differ_from_its_baseline_by_what_they_are_cal
         "c-slightly-bigger-deeper-aug": {"model", "augment"},
     }
     for name, keys in expected.items():
-        other = baselines.config(name, 256, 10).to_dict()
+        other = baselines.build_config(name, 256, 10).to_dict()
         assert {k for k in base if base[k] != other[k]} == keys, name
 
 
 def test_names_are_selected_once_and_in_order():
-    assert baselines.selected(["unet-dice", "baselines"]) == [
+    assert baselines.expand_names(["unet-dice", "baselines"]) == [
         "unet-dice",
         *[n for n in NAMES if n != "unet-dice"],
     ]
-    assert baselines.selected([]) == []
+    assert baselines.expand_names([]) == []
     with pytest.raises(
         InputError, match=r"unknown baseline 'unet-dise' \(did you mean 'unet-dice'"
     ):
-        baselines.selected(["unet-dise"])
+        baselines.expand_names(["unet-dise"])
 
 
 def test_the_page_lists_them_under_their_sources():
     text = (ROOT / "docs" / "baselines.md").read_text()
     for name in NAMES:
-        source = baselines.baseline(name).source
+        source = baselines.get_baseline(name).source
         assert re.search(rf"^\| {source} \|.*`{name}`", text, re.MULTILINE), name

@@ -42,14 +42,14 @@ def test_a_family_that_is_not_named_is_settled_at_its_defaults(family):
     space, errors = parse()
     option = FAMILIES[family][DEFAULTS[family]]
     assert errors == []
-    assert space.picks[family] == {DEFAULTS[family]: option.resolve({})}
+    assert space.families[family] == {DEFAULTS[family]: option.resolve({})}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_names_every_row_with_its_whole_ranges(family):
     space, errors = parse({family: "all"})
     assert errors == []
-    assert space.picks[family] == {n: usual(o) for n, o in FAMILIES[family].items()}
+    assert space.families[family] == {n: usual(o) for n, o in FAMILIES[family].items()}
 
 
 @pytest.mark.parametrize(("family", "name"), ROWS)
@@ -58,20 +58,20 @@ def test_a_word_a_list_and_a_mapping_say_the_same_of_every_row(family, name):
     spaces = [parse({family: way}) for way in ways]
     assert all(errors == [] for _, errors in spaces)
     expected = usual(FAMILIES[family][name])
-    assert all(space.picks[family] == {name: expected} for space, _ in spaces)
+    assert all(space.families[family] == {name: expected} for space, _ in spaces)
 
 
 @pytest.mark.parametrize(("family", "name"), ROWS)
 def test_the_word_all_opens_what_is_settled_too(family, name):
     space, errors = parse({family: {name: "all"}})
     assert errors == []
-    assert space.picks[family] == {name: dict(FAMILIES[family][name].space)}
+    assert space.families[family] == {name: dict(FAMILIES[family][name].space)}
 
 
 def test_settled_parameters_are_opened_by_name_one_by_one():
     space, errors = parse({"model": {"unet": {"norm": ["batch", "group"], "dropout": [0, 0.2]}}})
     assert errors == []
-    unet = space.picks["model"]["unet"]
+    unet = space.families["model"]["unet"]
     assert unet["norm"] == Categorical(("batch", "group"), "batch")
     assert unet["dropout"] == Float(0, 0.2, 0)
     assert unet["attention"] is False
@@ -87,7 +87,7 @@ def test_settled_parameters_are_opened_by_name_one_by_one():
 def test_some_values_of_a_range_are_choices(wanted, expected):
     space, errors = parse({"model": {"unet": {"width": wanted}}})
     assert errors == []
-    assert space.picks["model"]["unet"]["width"] == expected
+    assert space.families["model"]["unet"]["width"] == expected
     config = suggest(in_memory().ask(), space)
     assert config.model.params["width"] in expected.choices
 
@@ -110,7 +110,7 @@ def test_choices_that_are_none_are_refused(wanted, told):
 def test_a_file_of_ones_own_is_taken_where_weights_are_named():
     space, errors = parse({"model": {"smp_fpn": {"weights": ["none", "/w/mine.safetensors"]}}})
     assert errors == []
-    weights = space.picks["model"]["smp_fpn"]["weights"]
+    weights = space.families["model"]["smp_fpn"]["weights"]
     assert weights.choices == ("none", "/w/mine.safetensors")
     (error,) = errors_of({"model": {"smp_fpn": {"weights": "imagenett"}}})
     assert error.startswith("search.model.smp_fpn.weights: must be one of its choices")
@@ -137,11 +137,11 @@ def test_every_parameter_takes_a_value_and_a_range_of_its_own(family, name, key,
     value = value_in(domain)
     space, errors = parse({family: {name: {key: value}}})
     assert errors == []
-    assert space.picks[family][name][key] == value
+    assert space.families[family][name][key] == value
     whole = list(domain.choices) if isinstance(domain, Categorical) else [domain.low, domain.high]
     space, errors = parse({family: {name: {key: whole}}})
     assert errors == []
-    assert space.picks[family][name] == usual(FAMILIES[family][name]) | {key: domain}
+    assert space.families[family][name] == usual(FAMILIES[family][name]) | {key: domain}
 
 
 @pytest.mark.parametrize(("family", "name", "key", "domain"), PARAMS)

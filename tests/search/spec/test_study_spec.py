@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from lesionseg.errors import InputError
 from lesionseg.registry import FAMILIES
-from search.spec.study_spec import StudySpec, differences, load_spec, spec_from
+from search.spec.loading import find_differing_keys, load_spec, parse_spec
+from search.spec.study_spec import StudySpec
 from search.study.pruners import PRUNERS
 from search.study.samplers import SAMPLERS
 from tests.search.helpers import read_spec, tiny_plain, tiny_spec
@@ -35,7 +36,7 @@ def path(tmp_path):
 def test_empty_mapping_is_a_whole_study_named_like_its_file(path):
     spec = read_spec(path, "{}")
     assert spec.name == "mine"
-    assert spec.space.picks.keys() == FAMILIES.keys()
+    assert spec.space.families.keys() == FAMILIES.keys()
     assert spec.space.size() == 1
 
 
@@ -233,7 +234,7 @@ def test_numbers_that_yaml_reads_as_words_are_numbers(path):
     # 1e-4 without a point is a string in YAML 1.1.
     text = "search: {optimizer: {adam: {lr: [1e-4, 1e-2]}}}\nbudget: {hours: 1e-1}"
     spec = read_spec(path, text)
-    lr = spec.space.picks["optimizer"]["adam"]["lr"]
+    lr = spec.space.families["optimizer"]["adam"]["lr"]
     assert (lr.low, lr.high) == (0.0001, 0.01)
     assert spec.budget.hours == 0.1
 
@@ -287,11 +288,11 @@ def test_a_spec_cannot_be_changed():
         ("data.split.seed=7", lambda s: s.data.split.seed, 7),
         ("data.limit.train=5", lambda s: s.data.limit.train, 5),
         ("fixed.batch_size=4", lambda s: s.space.settings["batch_size"], 4),
-        ("search.loss=dice", lambda s: list(s.space.picks["loss"]), ["dice"]),
-        ("search.loss=[dice, bce]", lambda s: list(s.space.picks["loss"]), ["dice", "bce"]),
-        ("search.loss=all", lambda s: list(s.space.picks["loss"]), list(FAMILIES["loss"])),
-        ("search.model.unet.depth=2", lambda s: s.space.picks["model"]["unet"]["depth"], 2),
-        ("search.model.segnet={}", lambda s: list(s.space.picks["model"]), ["unet", "segnet"]),
+        ("search.loss=dice", lambda s: list(s.space.families["loss"]), ["dice"]),
+        ("search.loss=[dice, bce]", lambda s: list(s.space.families["loss"]), ["dice", "bce"]),
+        ("search.loss=all", lambda s: list(s.space.families["loss"]), list(FAMILIES["loss"])),
+        ("search.model.unet.depth=2", lambda s: s.space.families["model"]["unet"]["depth"], 2),
+        ("search.model.segnet={}", lambda s: list(s.space.families["model"]), ["unet", "segnet"]),
         ("budget.hours=1e-2", lambda s: s.budget.hours, 0.01),
         ("budget.hours=", lambda s: s.budget.hours, None),
         ("budget.hours=null", lambda s: s.budget.hours, None),
@@ -320,8 +321,8 @@ def test_set_changes_one_key(path, override, look, value):
 )
 def test_set_below_a_shorter_way_of_writing_keeps_the_other_options(path, text, override, options):
     spec = read_spec(path, text, (override,))
-    assert list(spec.space.picks["model"]) == options
-    assert spec.space.picks["model"]["unet"]["width"] == 8
+    assert list(spec.space.families["model"]) == options
+    assert spec.space.families["model"]["unet"]["width"] == 8
 
 
 def test_set_below_the_word_for_a_split_keeps_the_word(path):
@@ -333,8 +334,8 @@ def test_later_sets_win_and_build_on_earlier_ones(path):
     overrides = ("search.loss=[focal, bce]", "search.loss.focal.gamma=2", "seed=1", "seed=2")
     spec = read_spec(path, "{}", overrides)
     assert spec.seed == 2
-    assert list(spec.space.picks["loss"]) == ["focal", "bce"]
-    assert spec.space.picks["loss"]["focal"]["gamma"] == 2
+    assert list(spec.space.families["loss"]) == ["focal", "bce"]
+    assert spec.space.families["loss"]["focal"]["gamma"] == 2
 
 
 @pytest.mark.parametrize("override", ["budget.epochs", "", "=3", "  =3"])
@@ -367,7 +368,7 @@ def test_what_is_stored_of_a_spec_gives_it_back(overrides, path):
     spec = read_spec(path, yaml.safe_dump(tiny_plain()), overrides)
     plain = spec.model_dump(mode="json")
     for stored in (json.loads(json.dumps(plain)), yaml.safe_load(yaml.safe_dump(plain))):
-        again = spec_from(stored, "stored")
+        again = parse_spec(stored, "stored")
         assert again == spec
         assert again.space == spec.space
     # The frozen study.yaml can be run as a study of its own.
@@ -377,9 +378,13 @@ def test_what_is_stored_of_a_spec_gives_it_back(overrides, path):
 def test_differences_name_the_dotted_keys_added_removed_and_changed():
     old = {"a": 1, "b": {"c": 1, "d": {"e": 1}}, "f": [1, 2]}
     new = {"a": 1, "b": {"c": 2, "d": {"e": 1, "g": 3}}, "f": [2, 1], "h": None}
-    assert differences(old, new) == ["b.c", "b.d.g", "f"]  # None is what an absent key reads as
-    assert differences(old, old) == []
-    assert differences({"a": {"b": 1}}, {"a": 1}) == ["a"]
+    assert find_differing_keys(old, new) == [
+        "b.c",
+        "b.d.g",
+        "f",
+    ]  # None is what an absent key reads as
+    assert find_differing_keys(old, old) == []
+    assert find_differing_keys({"a": {"b": 1}}, {"a": 1}) == ["a"]
 
 
 words = st.text("ab1.[é ", max_size=4)
@@ -395,7 +400,7 @@ keys = st.sampled_from([*StudySpec.model_fields, "x"])
 @given(plain=st.dictionaries(keys, json_values, max_size=4))
 def test_any_plain_data_makes_a_spec_or_one_line_of_errors(plain):
     try:
-        spec_from({"name": "x"} | plain, "file")
+        parse_spec({"name": "x"} | plain, "file")
     except InputError as error:
         assert str(error).startswith("file: ")
 
@@ -412,6 +417,6 @@ search_values = st.dictionaries(
 @given(search=search_values, fixed=search_values)
 def test_any_search_space_makes_a_spec_or_one_line_of_errors(search, fixed):
     try:
-        spec_from({"name": "x", "search": search, "fixed": fixed}, "file")
+        parse_spec({"name": "x", "search": search, "fixed": fixed}, "file")
     except InputError as error:
         assert str(error).startswith("file: ")

@@ -16,14 +16,14 @@ from optuna.trial import TrialState
 
 from lesionseg.errors import InputError
 from search.storage.database import (
-    STORAGE_VARIABLE,
     STORAGE_FILE_VARIABLE,
-    storage_from_environment,
-    sqlite_url,
+    STORAGE_VARIABLE,
     mask_password,
     open_storage,
-    storage_url,
     redact_password,
+    sqlite_url,
+    storage_from_environment,
+    storage_url,
 )
 from tests.postgres import GUARDED, free_port, private_postgres
 

@@ -21,7 +21,8 @@ from lesionseg.errors import InputError
 from search.storage import trial_records
 from search.storage.database import open_storage, storage_url
 from search.storage.lease_transaction import MAX_LOSSES
-from search.storage.leases import Claim, TrialLeases, WorkerExpired
+from search.storage.lease_types import Claim, Command, WorkerExpired
+from search.storage.leases import TrialLeases
 from search.storage.process_id import ProcessId, current_process
 from search.trial_process.slot import Slot
 
@@ -57,7 +58,7 @@ def study(url):
 
 @pytest.fixture
 def leases(study):
-    return TrialLeases(study, grace=60)
+    return TrialLeases(study, grace_s=60)
 
 
 def states(study) -> list[str]:
@@ -100,7 +101,7 @@ def test_a_claim_is_a_running_trial_with_its_owner(study, leases):
     assert trial.datetime_start is not None
     owner = trial.user_attrs["owner"]
     assert (owner["worker"], owner["pid"], owner["device"]) == (worker.id, os.getpid(), "cpu")
-    assert trial.user_attrs["began"] == pytest.approx(time.time(), abs=5)
+    assert trial.user_attrs["started_at"] == pytest.approx(time.time(), abs=5)
     (row,) = leases.list_workers()
     assert (row.trial, row.state) == (0, "training")
 
@@ -212,7 +213,7 @@ def test_the_successor_of_a_trial_is_not_its_twin_but_keeps_others_away(study, l
     leases.record_config(first, {"digest": "d"}, "d")
     successor = leases.requeue(first, trial_records.EndReason.LOST)
     other = leases.register_worker(SLOT)
-    stranger = leases._whole(lambda books: books.start(books.new(), other))  # past the queue
+    stranger = leases._run(lambda rows: rows.start_trial(rows.add_running_trial(), other))  # past the queue
     assert leases.record_config(stranger, {"digest": "d"}, "d") == successor
     mine = taken(leases)
     assert mine.number == successor
@@ -234,7 +235,7 @@ def test_an_end_is_written_whole(study, leases):
     assert math.isnan(trial.intermediate_values[2])
     assert trial.user_attrs["params"] == 7
     assert trial.user_attrs["epochs"] == 2
-    assert trial.user_attrs["ended"] >= trial.user_attrs["began"]
+    assert trial.user_attrs["ended_at"] >= trial.user_attrs["started_at"]
     assert trial.datetime_complete >= trial.datetime_start
     assert leases.finish(claim, TrialState.COMPLETE, 0.75, {"epochs": 2})  # its answer got lost
     assert not leases.finish(claim, TrialState.FAIL)
@@ -274,7 +275,7 @@ def test_whoever_lost_its_lease_can_say_nothing_more(study, leases):
 
 
 def test_what_goes_on_is_the_same_trial_with_its_history(study, leases):
-    study.enqueue_trial({"x": 3, "y": 4}, user_attrs={"baseline": "p", "given": {"a": 1}})
+    study.enqueue_trial({"x": 3, "y": 4}, user_attrs={"baseline": "p", "fixed_config": {"a": 1}})
     numbers = []
     for _ in range(3):
         claim = taken(leases)
@@ -288,8 +289,8 @@ def test_what_goes_on_is_the_same_trial_with_its_history(study, leases):
     assert last.system_attrs == {"fixed_params": {"x": 3, "y": 4}}
     assert last.user_attrs == {
         "baseline": "p",
-        "given": {"a": 1},
-        "retry_of": 0,
+        "fixed_config": {"a": 1},
+        "requeued_from": 0,
         "attempts": numbers,
     }
 
@@ -330,8 +331,8 @@ def test_workers_are_told_apart_and_numbered(leases):
     assert len({r.id for r in rows}) == 3
     seen = leases.list_workers()
     assert [r.slot.device for r in seen] == ["cuda:0", "cuda:1", "cuda:2"]
-    assert all(r.slot.share == 0.5 and r.who == current_process() for r in seen)
-    assert all(r.age < 5 for r in seen)
+    assert all(r.slot.share == 0.5 and r.process == current_process() for r in seen)
+    assert all(r.heartbeat_age_s < 5 for r in seen)
     leases.deregister_worker(rows[1])
     assert [r.ordinal for r in leases.list_workers()] == [0, 2]
     assert leases.register_worker(SLOT).ordinal == 3
@@ -342,15 +343,15 @@ def test_a_beat_brings_the_orders_and_says_whether_the_lease_holds(study, leases
     study.enqueue_trial({"x": 1})
     assert leases.heartbeat(worker).command == "run"
     claim = taken(leases, worker)
-    leases.command = "pause"
+    leases.command = Command.PAUSE
     orders = leases.heartbeat(worker, claim, epoch=4)
-    assert (orders.command, orders.lease) == ("pause", True)
+    assert (orders.command, orders.has_lease) == ("pause", True)
     assert leases.list_workers()[0].epoch == 4
     leases.requeue(claim, trial_records.EndReason.LOST)
-    assert not leases.heartbeat(worker, claim).lease
-    assert leases.heartbeat(worker).lease
+    assert not leases.heartbeat(worker, claim).has_lease
+    assert leases.heartbeat(worker).has_lease
     leases.deregister_worker(worker)
-    assert not leases.heartbeat(worker).lease
+    assert not leases.heartbeat(worker).has_lease
 
 
 def test_a_worker_that_left_cannot_claim(leases):
@@ -362,16 +363,16 @@ def test_a_worker_that_left_cannot_claim(leases):
 
 def ended_process() -> ProcessId:
     process = subprocess.Popen(["true"])
-    since = psutil.Process(process.pid).create_time()
+    start_time = psutil.Process(process.pid).create_time()
     process.wait()
-    return replace(current_process(), pid=process.pid, since=since)
+    return replace(current_process(), pid=process.pid, start_time=start_time)
 
 
 def silence(leases: TrialLeases, worker, seconds: float) -> None:
     """As if it had not been heard for so long."""
     with leases._storage.engine.begin() as connection:
         connection.execute(
-            text("UPDATE lesionsearch_workers SET beat = beat - :s WHERE id = :i"),
+            text("UPDATE lesionsearch_workers SET heartbeat_at = heartbeat_at - :s WHERE id = :i"),
             {"s": seconds, "i": worker.id},
         )
 
@@ -381,7 +382,7 @@ def test_the_trials_of_dead_processes_are_handed_on_at_once(study, leases):
         study.enqueue_trial({"x": x})
     dead, alive = leases.register_worker(SLOT, ended_process()), leases.register_worker(SLOT)
     elsewhere = leases.register_worker(SLOT, replace(ended_process(), host="elsewhere"))
-    other_space = replace(ended_process(), space="another container's")
+    other_space = replace(ended_process(), pid_namespace="another container's")
     fourth = leases.register_worker(SLOT, other_space)
     claims = [taken(leases, w) for w in (dead, alive, elsewhere)]
     assert leases.reap_expired() == [(claims[0].number, 3)]
@@ -401,12 +402,12 @@ def test_a_silent_worker_is_dead_to_one_who_could_have_heard_it(study, leases):
     silence(leases, silent, 61)
     silence(leases, slow, 55)
     assert leases.reap_expired() == []  # nobody has listened for a minute yet
-    leases._troubled -= 61
+    leases._connected_since -= 61
     assert leases.reap_expired() == [(claim.number, 2)]
     cut = study.get_trials()[0]
-    assert cut.user_attrs["ended"] < time.time() - 55  # its last beat
+    assert cut.user_attrs["ended_at"] < time.time() - 55  # its last beat
     # It wakes up: it has no lease, can tell nothing, and comes again under a new name.
-    assert not leases.heartbeat(silent, claim).lease
+    assert not leases.heartbeat(silent, claim).has_lease
     assert not leases.finish(claim, TrialState.COMPLETE, 1.0)
     with pytest.raises(WorkerExpired):
         leases.claim(silent)
@@ -439,11 +440,11 @@ def test_a_killed_process_is_seen_to_be_gone(url, study, leases):
 
 def test_a_process_is_gone_only_where_that_is_known():
     me = current_process()
-    assert not me.is_gone()
-    assert ended_process().is_gone()
-    assert replace(me, since=me.since - 100).is_gone()  # its number was given to another one
-    assert not replace(ended_process(), host="elsewhere").is_gone()
-    assert not replace(ended_process(), space="elsewhere").is_gone()
+    assert not me.has_exited()
+    assert ended_process().has_exited()
+    assert replace(me, start_time=me.start_time - 100).has_exited()  # its number was given to another one
+    assert not replace(ended_process(), host="elsewhere").has_exited()
+    assert not replace(ended_process(), pid_namespace="elsewhere").has_exited()
 
 
 def test_a_study_that_is_deleted_takes_its_workers_along(url, study, leases):

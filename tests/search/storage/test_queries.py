@@ -7,7 +7,7 @@ from optuna.trial import TrialState
 from lesionseg.config import TrialConfig
 from search.storage import trial_records
 from search.storage.leases import TrialLeases
-from search.storage.queries import READ, TrialReader
+from search.storage.queries import SUMMARY_ATTRS, TrialReader
 from search.study.lifecycle import create_or_resume, prepare_sampling
 from tests.search.helpers import SLOT, open_tiny, queue, tiny_spec
 
@@ -45,7 +45,7 @@ def compare(glanced, study):
         assert [getattr(t, field) for t in glanced] == [getattr(t, field) for t in known]
     best = trial_records.rank_trials(known)[0].number
     for mine, whole in zip(glanced, known, strict=True):
-        wanted = {k: v for k, v in whole.user_attrs.items() if k in READ}
+        wanted = {k: v for k, v in whole.user_attrs.items() if k in SUMMARY_ATTRS}
         if not whole.state.is_finished():
             assert mine.intermediate_values == whole.intermediate_values
         if whole.number == best or not whole.state.is_finished():
@@ -77,7 +77,7 @@ def test_a_second_glance_sees_what_has_changed(opened):
     after = reader.read()
     compare(after, study.study)
     assert after[0] is before[0]  # what has ended is not read again
-    assert reader.since == after[6]._trial_id  # the first that waits
+    assert reader.first_unfinished_id == after[6]._trial_id  # the first that waits
 
 
 def test_studies_of_one_storage_are_told_apart(opened):

@@ -19,9 +19,9 @@ from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
-from search.storage.database import begin_immediate, sqlite_url, open_storage, storage_url
+from search.storage.database import begin_immediate, open_storage, sqlite_url, storage_url
+from search.storage.optuna_internals import OptunaStorage
 from search.storage.retrying_storage import (
-    REPEATED,
     RetryingStorage,
     StorageUnavailable,
     retry_transient,
@@ -70,7 +70,7 @@ def storage(wired, told):
     _, storage = wired
     storage.on_wait = told.append
     yield storage
-    storage.on_wait = storage.stopping = None
+    storage.on_wait = storage.stop_event = None
 
 
 @pytest.fixture
@@ -180,10 +180,6 @@ WRITES = {
         lambda s, m: s.set_trial_system_attr(m.trial, "d", 44),
         lambda s, m, got: s.get_trial_system_attrs(m.trial) == {"d": 44},
     ),
-    "record_heartbeat": (
-        lambda s, m: s.record_heartbeat(m.trial),
-        lambda s, m, got: len(heartbeats(s, m.trial)) == 1,
-    ),
 }
 
 READS = {
@@ -204,12 +200,6 @@ READS = {
     "get_trial_user_attrs": lambda s, m: s.get_trial_user_attrs(m.trial),
     "get_trial_system_attrs": lambda s, m: s.get_trial_system_attrs(m.trial),
 }
-
-
-def heartbeats(storage, trial):
-    with storage.engine.connect() as connection:
-        query = sa.text("SELECT heartbeat FROM trial_heartbeats WHERE trial_id = :id")
-        return connection.execute(query, {"id": trial}).all()
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -238,15 +228,14 @@ def test_a_read_that_was_cut_off_is_read_again(name, storage, straight, wire, ca
     assert capfd.readouterr() == ("", "")
 
 
-def test_every_operation_of_optunas_that_asks_the_database_is_patient():
-    asks = {
+def test_every_operation_of_optuna_is_retried():
+    operations = {
         name
         for name, method in inspect.getmembers(RDBStorage, inspect.isfunction)
         if "_create_scoped_session(" in inspect.getsource(method)
     }
-    own = {name for name in vars(RetryingStorage) if name not in REPEATED}
-    assert set(REPEATED) <= asks
-    assert asks - set(REPEATED) - own == set()
+    heartbeat = {"record_heartbeat", "_get_stale_trial_ids"}  # switched off
+    assert operations - heartbeat <= {*vars(RetryingStorage), *vars(OptunaStorage)}
 
 
 @pytest.mark.slow
@@ -530,7 +519,7 @@ def test_a_statement_that_is_wrong_is_not_repeated(statement, tmp_path, private_
 
 
 def test_patience_ends_in_one_line_without_the_password(severed, told):
-    severed.patience = 0.3
+    severed.timeout_s = 0.3
     began = time.monotonic()
     with pytest.raises(StorageUnavailable) as caught:
         severed.get_all_studies()
@@ -543,7 +532,7 @@ def test_patience_ends_in_one_line_without_the_password(severed, told):
 
 def test_the_wait_ends_soon_after_it_is_asked_to(severed):
     stopping, waiting = threading.Event(), threading.Event()
-    severed.stopping, severed.on_wait = stopping, lambda _: waiting.set()
+    severed.stop_event, severed.on_wait = stopping, lambda _: waiting.set()
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(severed.get_all_studies)
         assert waiting.wait(10)
@@ -556,8 +545,8 @@ def test_the_wait_ends_soon_after_it_is_asked_to(severed):
 
 def test_one_that_is_to_stop_still_writes_what_it_can(storage, straight, wire):
     made = make(straight, "stopping")
-    storage.stopping = threading.Event()
-    storage.stopping.set()
+    storage.stop_event = threading.Event()
+    storage.stop_event.set()
     storage.set_trial_user_attr(made.trial, "c", 5)
     assert straight.get_trial_user_attrs(made.trial) == {"c": 5}
     wire.cut("before")
@@ -578,7 +567,7 @@ def test_pauses_grow_from_a_tenth_of_a_second_to_ten(private_postgres):
             return False
 
     with pytest.raises(StorageUnavailable):
-        retry_transient(engine.connect, stopping=Counting())
+        retry_transient(engine.connect, stop_event=Counting())
     longest = [min(10, 0.1 * 2**n) for n in range(12)]
     assert all(n / 2 <= p <= n for p, n in zip(pauses, longest, strict=True))
     assert len({p / n for p, n in zip(pauses, longest, strict=True)}) == 12

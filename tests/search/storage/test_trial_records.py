@@ -6,7 +6,7 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 from search.storage import trial_records
-from search.storage.trial_records import SKIPS, STATES
+from search.storage.trial_records import CLOSED_WITHOUT_COST, State
 
 START = datetime(2026, 1, 1)
 FINISHED = {TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL}
@@ -24,7 +24,9 @@ def trial(number, state, value=None, hours=None, **attrs):
 
 def span(number, state, began, ended=None, **attrs):
     """A trial with its hours by the database's clock, which go before those of its host."""
-    attrs |= {"began": began * 3600.0} | ({} if ended is None else {"ended": ended * 3600.0})
+    attrs |= {"started_at": began * 3600.0} | (
+        {} if ended is None else {"ended_at": ended * 3600.0}
+    )
     made = trial(number, state, 0.5, hours=1000, **attrs)
     if not state.is_finished():
         made.datetime_complete = None
@@ -74,10 +76,10 @@ def test_every_trial_has_the_state_that_it_ended_in():
 
 @pytest.mark.parametrize("state", TrialState)
 def test_every_state_of_optuna_has_a_word(state):
-    assert trial_records.state_of(trial(0, state, 0.5)) in set(STATES) - {"skipped"}
+    assert trial_records.state_of(trial(0, state, 0.5)) in set(State) - {"skipped"}
 
 
-@pytest.mark.parametrize("reason", sorted(SKIPS))
+@pytest.mark.parametrize("reason", sorted(CLOSED_WITHOUT_COST))
 @pytest.mark.parametrize("state", sorted(FINISHED, key=lambda s: s.value))
 def test_every_reason_to_skip_makes_a_trial_skipped(reason, state):
     assert trial_records.state_of(trial(0, state, 0.5, reason=reason)) == "skipped"
@@ -93,8 +95,8 @@ def test_counts_are_of_every_state_and_add_up():
         "failed": 2,
         "skipped": 4,
     }
-    assert tuple(counts) == STATES
-    assert trial_records.count_by_state([]) == dict.fromkeys(STATES, 0)
+    assert list(counts) == list(State)
+    assert trial_records.count_by_state([]) == dict.fromkeys(State, 0)
 
 
 def test_reasons_are_counted_most_frequent_first():
@@ -165,26 +167,8 @@ def test_only_complete_trials_are_ranked():
     assert trial_records.rank_trials([]) == []
 
 
-@pytest.mark.parametrize(
-    ("digest", "twin"),
-    [
-        ("a", 0),  # complete
-        ("b", 1),  # pruned
-        ("c", 2),  # failed: it would fail again
-        ("i", 9),  # at work now
-        ("e", None),  # lost: to be trained again
-        ("f", None),  # interrupted: to be trained again
-        ("d", None),  # refused by a constraint: never trained
-        ("z", None),
-    ],
-)
-def test_a_twin_is_one_that_was_or_is_trained(digest, twin):
-    found = trial_records.find_duplicate(digest, KNOWN)
-    assert (found and found.number) == twin
-
-
 def test_what_was_given_is_no_part_of_what_was_drawn():
-    known = [trial(0, C, 0.5, digest="a", given={}), trial(1, C, 0.5, digest="b")]
+    known = [trial(0, C, 0.5, digest="a", fixed_config={}), trial(1, C, 0.5, digest="b")]
     assert [trial_records.has_fixed_config(t) for t in known] == [True, False]
     assert trial_records.tried_digests(known) == {"b"}
 

@@ -6,10 +6,10 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from search.storage import trial_rows
+from search.storage import queries
 from search.storage.database import open_storage, storage_url
-from search.storage.retrying_storage import RetryingStorage
-from search.storage.trial_rows import RowStorage
+from search.storage.queries import RowStorage
+from search.storage.retrying_storage import RetryingStorage, backend_of
 from tests.search.study.test_transfer import fill, plain
 
 
@@ -43,9 +43,9 @@ def test_every_field_of_every_trial_is_the_same(both):
     assert same(quick._get_trials(study_id, None, set(), -1), known)
 
 
-@pytest.mark.parametrize("many", [trial_rows.MANY, 1])
+@pytest.mark.parametrize("many", [queries.MAX_IDS, 1])
 def test_so_are_parts_of_them(both, many, monkeypatch):
-    monkeypatch.setattr(trial_rows, "MANY", many)
+    monkeypatch.setattr(queries, "MAX_IDS", many)
     own, quick, study_id = both
     ids = [t._trial_id for t in own._get_trials(study_id, None, set(), -1)]
     for included, since in (({ids[0], ids[2]}, ids[4]), (set(), ids[3]), ({ids[1]}, ids[-1])):
@@ -78,7 +78,7 @@ def test_nobody_has_to_wait_for_who_only_looks(tmp_path):
     url = f"sqlite:///{tmp_path}/s.db"
     study = fill(url)
     quick = RowStorage.for_reading(open_storage(storage_url(url, tmp_path)))
-    quick.patience = 0.2
-    with study._storage._backend.engine.begin():  # a worker in the middle of its transaction
+    quick.timeout_s = 0.2
+    with backend_of(study).engine.begin():  # a worker in the middle of its transaction
         assert len(quick._get_trials(study._study_id, None, set(), -1)) > 6
         assert quick.get_all_studies()

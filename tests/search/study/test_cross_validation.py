@@ -31,16 +31,17 @@ from search.storage import trial_records
 from search.storage.leases import TrialLeases
 from search.storage.retention import FOLDS, HISTORY, PICTURE, STATE, WEIGHTS
 from search.study import cross_validation
-from search.study.cross_validation import BetweenFolds
-from search.study.data_summary import data_card
+from search.study.cross_validation import FoldPruner
+from search.study.data_summary import summarize_data
 from search.study.lifecycle import open_study
 from search.study.pruners import PRUNERS
 from search.trial_process import supervisor
-from tests.search import fold_troubles, troubles
+from tests.search import failing_fold_training, failing_training
+from tests.search.failing_training import FAILURE_WIDTHS, SUSPEND_POINT
 from tests.search.helpers import (
     PATIENCE,
     SLOT,
-    Listening,
+    RecordingListener,
     in_memory,
     open_tiny,
     queue,
@@ -48,7 +49,6 @@ from tests.search.helpers import (
     wait_until,
     worker_of,
 )
-from tests.search.troubles import MIDDLE, WAYS
 
 THREE = {"data.split": {"kfold": 3}}
 
@@ -58,7 +58,7 @@ def open_folded(tiny_data, folder, changes=None):
 
 
 def rows_of(opened, number):
-    path = opened.store.local_path(number, HISTORY)
+    path = opened.artifact_store.local_path(number, HISTORY)
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
@@ -68,7 +68,7 @@ def done(tiny_data, tmp_path_factory):
     """A study whose one trial was trained to its end; not to be changed."""
     opened = open_folded(tiny_data, tmp_path_factory.mktemp("folds") / "s", {"budget.epochs": 4})
     queue(opened, width=8, lr=0.05)
-    heard = Listening()
+    heard = RecordingListener()
     with worker_of(opened, heard) as worker:
         trial = worker.run_one()
     return opened, trial, heard
@@ -134,13 +134,16 @@ def test_the_history_has_every_epoch_of_every_fold(done, truth):
     ]
     dice = [r.metrics.dice for result in truth for r in result.history]
     assert [float(r["dice"]) for r in rows] == dice
-    assert draw_curves(opened.store.local_path(trial.number, HISTORY).read_text())[:4] == b"\x89PNG"
+    assert (
+        draw_curves(opened.artifact_store.local_path(trial.number, HISTORY).read_text())[:4]
+        == b"\x89PNG"
+    )
 
 
 def test_the_first_folds_weights_and_picture_are_what_stays(done, tiny_data):
     opened, trial, _ = done
-    assert opened.store.list_files(trial.number) == sorted([HISTORY, PICTURE, WEIGHTS])
-    model, _ = checkpoint.load(opened.store.local_path(trial.number, WEIGHTS))
+    assert opened.artifact_store.list_files(trial.number) == sorted([HISTORY, PICTURE, WEIGHTS])
+    model, _ = checkpoint.load(opened.artifact_store.local_path(trial.number, WEIGHTS))
     val = positions(opened.split.val, opened.cache.names)
     images = torch.from_numpy(opened.cache.images[val])
     with torch.inference_mode():
@@ -154,10 +157,10 @@ def test_status_note_and_record_tell_the_folds(done):
     opened, trial, _ = done
     found = status(opened.folder)["best"]["folds"]
     assert found == trial.user_attrs["folds"]
-    note = notes.of_trial(trial)
+    note = notes.format_trial_note(trial)
     assert "mean of 3 folds" in note
     for n, dice in enumerate(found["dice"], 1):
-        assert f"| {n} | {notes.plain(f'{dice:.4f}')} |" in note
+        assert f"| {n} | {notes.escape_markdown(f'{dice:.4f}')} |" in note
 
 
 def test_without_folds_nothing_tells_of_any(tiny_data, tmp_path):
@@ -172,8 +175,8 @@ def test_without_folds_nothing_tells_of_any(tiny_data, tmp_path):
 def test_a_batch_that_does_not_fit_is_halved_in_whatever_fold(tiny_data, tmp_path):
     changes = {"search.model": {"unet": {"width": [4, 128], "depth": 1}}}
     opened = open_folded(tiny_data, tmp_path / "s", changes)
-    queue(opened, width=WAYS["fits in halves"])
-    trial = worker_of(opened, program=troubles.__name__).run_one()
+    queue(opened, width=FAILURE_WIDTHS["fits in halves"])
+    trial = worker_of(opened, program=failing_training.__name__).run_one()
     assert trial.state == TrialState.COMPLETE
     assert trial.user_attrs["parts"] == 2
     assert len(rows_of(opened, 0)) == 6
@@ -182,12 +185,12 @@ def test_a_batch_that_does_not_fit_is_halved_in_whatever_fold(tiny_data, tmp_pat
 def test_a_fold_that_breaks_ends_the_trial_with_its_reason(tiny_data, tmp_path):
     opened = open_folded(tiny_data, tmp_path / "s")
     queue(opened)
-    with worker_of(opened, program=fold_troubles.__name__) as worker:
+    with worker_of(opened, program=failing_fold_training.__name__) as worker:
         # The third fold finds a cache that is gone.
         heard = worker.listener
 
         def gone(number, record):
-            Listening.epoch_ended(heard, number, record)
+            RecordingListener.epoch_ended(heard, number, record)
             if len(heard.epochs) == 4:
                 (opened.cache.path / "masks.npy").rename(opened.cache.path / "away.npy")
 
@@ -198,7 +201,7 @@ def test_a_fold_that_breaks_ends_the_trial_with_its_reason(tiny_data, tmp_path):
             (opened.cache.path / "away.npy").rename(opened.cache.path / "masks.npy")
     assert (trial.state, trial_records.reason_of(trial)) == (TrialState.FAIL, "data")
     assert len(trial.user_attrs["folds"]["dice"]) == 2
-    assert opened.store.list_files(0) == [HISTORY, PICTURE]
+    assert opened.artifact_store.list_files(0) == [HISTORY, PICTURE]
 
 
 # --- pruning -------------------------------------------------------------------------------------
@@ -217,13 +220,13 @@ def test_between_folds_only_means_over_as_many_folds_are_compared():
         # One that ended its first fold early has no step there, and is judged by its mean.
         {1: 0.1, 11: 0.2, 12: 0.9},
     ]
-    assert stopped(BetweenFolds(NopPruner(), 10, 2), curves) == [(2, 11), (3, 12), (5, 11)]
+    assert stopped(FoldPruner(NopPruner(), 10, 2), curves) == [(2, 11), (3, 12), (5, 11)]
 
 
 def test_between_folds_startup_trials_are_waited_for():
     curves = [{11: 0.5}, {11: 0.4}, {11: 0.3}, {11: 0.2}]
-    assert stopped(BetweenFolds(NopPruner(), 10, 3), curves) == [(3, 11)]
-    assert stopped(BetweenFolds(NopPruner(), 10, 0), curves) == [(1, 11), (2, 11), (3, 11)]
+    assert stopped(FoldPruner(NopPruner(), 10, 3), curves) == [(3, 11)]
+    assert stopped(FoldPruner(NopPruner(), 10, 0), curves) == [(1, 11), (2, 11), (3, 11)]
 
 
 @pytest.mark.parametrize("name", ["median", "hyperband", "halving"])
@@ -234,11 +237,11 @@ def test_within_the_first_fold_the_studys_own_pruner_decides_as_ever(name):
     assert alone
     with_folds = [curve | {10: 1 - n / 1000} for n, curve in enumerate(curves)]
     # Those who pass are judged once more, by nobody before the 1000th has come.
-    assert stopped(BetweenFolds(PRUNERS[name](9, 2, 3), 9, 1000), with_folds) == alone
+    assert stopped(FoldPruner(PRUNERS[name](9, 2, 3), 9, 1000), with_folds) == alone
 
 
 def test_a_trial_that_was_handed_on_is_not_its_own_rival():
-    study = in_memory(pruner=BetweenFolds(NopPruner(), 2, 1))
+    study = in_memory(pruner=FoldPruner(NopPruner(), 2, 1))
     first = study.ask()
     for step, value in {1: 0.1, 2: 0.2, 3: 0.9}.items():
         first.report(value, step)
@@ -253,8 +256,8 @@ def test_a_trial_is_stopped_between_folds(tiny_data, tmp_path):
     opened = open_folded(
         tiny_data, tmp_path / "s", {"pruner.name": "median", "pruner.min_epochs": 1}
     )
-    assert isinstance(opened.study.pruner, BetweenFolds)
-    opened.study.pruner = BetweenFolds(NopPruner(), 2, 1)
+    assert isinstance(opened.study.pruner, FoldPruner)
+    opened.study.pruner = FoldPruner(NopPruner(), 2, 1)
     for lr in (0.05, 0.001):
         queue(opened, width=8, lr=lr)
     worker = worker_of(opened)
@@ -265,14 +268,14 @@ def test_a_trial_is_stopped_between_folds(tiny_data, tmp_path):
     assert len(bad.user_attrs["folds"]["dice"]) == 2
     assert bad.user_attrs["epochs"] == 4
     assert [r["fold"] for r in rows_of(opened, 1)] == ["1", "1", "2", "2"]
-    assert opened.store.list_files(1) == [HISTORY, PICTURE]
+    assert opened.artifact_store.list_files(1) == [HISTORY, PICTURE]
 
 
 def test_out_of_time_a_trial_ends_with_the_fold_it_is_in(tiny_data, tmp_path):
     opened = open_folded(tiny_data, tmp_path / "s")
     for width in (4, 8):
         queue(opened, width=width)
-    heard = Listening()
+    heard = RecordingListener()
     worker = worker_of(opened, heard, deadline=lambda: len(heard.epochs) >= 6 + 3)
     first, second = worker.run_one(), worker.run_one()
     assert first.state == TrialState.COMPLETE
@@ -308,11 +311,11 @@ def result_of(dice, stopped="finished"):
 
 def test_results_on_disk_and_back(tmp_path):
     results = [result_of([0.1, 0.3, 0.2]), result_of([1 / 3], "early")]
-    cross_validation.save(tmp_path / "f.json", "abc", results)
-    found = cross_validation.load(tmp_path / "f.json", "abc")
+    cross_validation.save_results(tmp_path / "f.json", "abc", results)
+    found = cross_validation.load_results(tmp_path / "f.json", "abc")
     assert repr(found) == repr(results)  # NaN is not itself
-    assert cross_validation.load(tmp_path / "f.json", "another") == []
-    assert cross_validation.load(tmp_path / "nothing.json", "abc") == []
+    assert cross_validation.load_results(tmp_path / "f.json", "another") == []
+    assert cross_validation.load_results(tmp_path / "nothing.json", "abc") == []
 
 
 @pytest.mark.parametrize(
@@ -320,7 +323,7 @@ def test_results_on_disk_and_back(tmp_path):
 )
 def test_a_damaged_file_is_begun_without(tmp_path, text):
     (tmp_path / "f.json").write_text(text)
-    assert cross_validation.load(tmp_path / "f.json", "abc") == []
+    assert cross_validation.load_results(tmp_path / "f.json", "abc") == []
 
 
 # --- going on ------------------------------------------------------------------------------------
@@ -328,7 +331,7 @@ def test_a_damaged_file_is_begun_without(tmp_path, text):
 LONG = {"budget.epochs": 5, "fixed.batch_size": 4}
 
 
-class Calling(Listening):
+class Calling(RecordingListener):
     """Does something when so many epochs have ended."""
 
     def __init__(self, when, call):
@@ -364,8 +367,8 @@ def check_gone_on(opened, after, undisturbed):
     assert again.user_attrs["val"] == expected.user_attrs["val"]
     assert again.user_attrs["resumed_at"] == 12
     assert without_times(rows_of(opened, 1)) == without_times(rows)
-    assert opened.store.list_files(0) == []
-    assert opened.store.list_files(1) == sorted([HISTORY, PICTURE, WEIGHTS])
+    assert opened.artifact_store.list_files(0) == []
+    assert opened.artifact_store.list_files(1) == sorted([HISTORY, PICTURE, WEIGHTS])
     assert trial_records.count_finished(opened.study.trials) == 1
 
 
@@ -376,41 +379,43 @@ def test_a_trial_that_is_put_down_in_its_third_fold_goes_on_there_to_the_last_di
     queue(opened, width=8)
     stopping = threading.Event()
     heard = Calling(12, stopping.set)
-    with worker_of(opened, heard, stopping=stopping, program=fold_troubles.__name__) as worker:
+    with worker_of(
+        opened, heard, stopping=stopping, program=failing_fold_training.__name__
+    ) as worker:
         cut = worker.run_one()
     assert trial_records.reason_of(cut) == trial_records.EndReason.INTERRUPTED
-    assert opened.store.list_files(0) == sorted([FOLDS, PICTURE, STATE, WEIGHTS])
-    state = torch.load(opened.store.local_path(0, STATE), weights_only=True)["state"]
-    assert (len(state["history"]) + 1, state["step"]) == MIDDLE
-    check_gone_on(opened, Listening(), undisturbed)
+    assert opened.artifact_store.list_files(0) == sorted([FOLDS, PICTURE, STATE, WEIGHTS])
+    state = torch.load(opened.artifact_store.local_path(0, STATE), weights_only=True)["state"]
+    assert (len(state["history"]) + 1, state["step"]) == SUSPEND_POINT
+    check_gone_on(opened, RecordingListener(), undisturbed)
 
 
 def test_a_trial_that_is_lost_in_its_third_fold_goes_on_there(tiny_data, tmp_path, undisturbed):
     opened = open_folded(tiny_data, tmp_path / "s", LONG)
     queue(opened, width=8)
-    others = TrialLeases(opened.study, grace=0.0)  # in their eyes everyone is silent for too long
+    others = TrialLeases(opened.study, grace_s=0.0)  # in their eyes everyone is silent for too long
     states = []
 
     def reap():
-        path = opened.store.local_path(0, STATE)
+        path = opened.artifact_store.local_path(0, STATE)
         assert wait_until(path.is_file, PATIENCE)
         assert wait_until(lambda: others.healthy > 0, PATIENCE)
         states.append(torch.load(path, weights_only=True)["state"])
         assert others.reap() == [(0, 1)]
 
     with worker_of(
-        opened, Calling(12, reap), leases=TrialLeases(opened.study, grace=3.0),
-        program=fold_troubles.__name__,
+        opened, Calling(12, reap), leases=TrialLeases(opened.study, grace_s=3.0),
+        program=failing_fold_training.__name__,
     ) as worker:  # fmt: skip
         cut = worker.run_one()
     assert trial_records.reason_of(cut) == trial_records.EndReason.LOST
-    assert {FOLDS, WEIGHTS} <= {*opened.store.list_files(0)}
+    assert {FOLDS, WEIGHTS} <= {*opened.artifact_store.list_files(0)}
     again = worker_of(open_study(opened.folder)).run_one()
     expected, rows = undisturbed
     assert again.value == expected.value
     assert again.intermediate_values == expected.intermediate_values
     assert without_times(rows_of(opened, 1)) == without_times(rows)
-    assert opened.store.list_files(1) == sorted([HISTORY, PICTURE, WEIGHTS])
+    assert opened.artifact_store.list_files(1) == sorted([HISTORY, PICTURE, WEIGHTS])
 
 
 @pytest.mark.parametrize("lacking", [FOLDS, WEIGHTS])
@@ -419,10 +424,12 @@ def test_without_what_its_folds_gave_a_trial_begins_anew(tiny_data, tmp_path, un
     queue(opened, width=8)
     stopping = threading.Event()
     heard = Calling(12, stopping.set)
-    with worker_of(opened, heard, stopping=stopping, program=fold_troubles.__name__) as worker:
+    with worker_of(
+        opened, heard, stopping=stopping, program=failing_fold_training.__name__
+    ) as worker:
         worker.run_one()
-    opened.store.delete(0, lacking)
-    after = Listening()
+    opened.artifact_store.delete(0, lacking)
+    after = RecordingListener()
     again = worker_of(open_study(opened.folder), after).run_one()
     assert len(after.epochs) == 15
     assert again.value == undisturbed[0].value
@@ -468,8 +475,8 @@ def test_what_the_limits_leave_of_any_fold_is_used(tiny_data, tmp_path):
     first = opened.split.folds[0]
     assert known > {*first.train, *first.val}
     names = np.array(opened.cache.names)
-    assert list(names[opened.material.train_val]) == sorted(known)
-    card = data_card(opened.index, opened.cache, opened.split)
+    assert list(names[opened.trial_data.train_val]) == sorted(known)
+    card = summarize_data(opened.index, opened.cache, opened.split)
     assert card["used"] == len(known) + len(opened.split.test)
 
 
@@ -483,5 +490,5 @@ def test_workers_agree_on_the_folds(tiny_data, tmp_path):
     opened = open_folded(tiny_data, tmp_path / "s")
     again = open_study(tmp_path / "s")
     assert again.split == opened.split
-    for mine, theirs in zip(opened.material.folds, again.material.folds, strict=True):
+    for mine, theirs in zip(opened.trial_data.folds, again.material.folds, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(mine, theirs, strict=True))

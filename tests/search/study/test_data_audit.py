@@ -10,13 +10,13 @@ from lesionseg.data.cache import build_cache
 from lesionseg.data.index import DatasetIndex
 from lesionseg.data.split import make_split
 from lesionseg.errors import InputError
-from search.results.report.facts import report_facts
+from search.results.report.report_facts import report_facts
 from search.storage.trial_records import all_trials
 from search.study import data_audit, lifecycle
-from search.study.lifecycle import open_records, open_study
+from search.study.lifecycle import load_study, open_study
 from tests.conftest import write_folder
 from tests.lesionseg.data.copies import CHANGES, recompressed, scaled, texture
-from tests.lesionseg.data.duplicates.test_leaks import put
+from tests.lesionseg.data.duplicates.test_leakage import put
 from tests.search.helpers import open_tiny
 
 
@@ -81,9 +81,9 @@ def test_dropping_takes_the_copy_out_of_training_and_nothing_else(official, tmp_
         assert set(getattr(opened.split, part)) == kept
     found = data_audit.read_audit(tmp_path / "s")
     assert found["left_out"] == ["p03"] and found["leaks"] == 1
-    summed = data_audit.summary(tmp_path / "s", opened.split.to_dict())
+    summed = data_audit.summarize_audit(tmp_path / "s", opened.split.to_dict())
     assert (summed["copies"], summed["across"], summed["left_out"]) == (1, 0, 1)
-    assert data_audit.told(summed) == (
+    assert data_audit.describe_audit(summed) == (
         "1 pictures lie under several names, such as p03 = q; those that are used are one group "
         "each; 1 pictures of training or validation are left out for them"
     )
@@ -93,9 +93,11 @@ def test_allowing_keeps_the_parts_as_they_are_and_says_so(official, tmp_path):
     opened = open_tiny(official, tmp_path / "s", {"data.leaks": "allow"})
     assert parts_of(opened.split, ["p03"]) == {"train"}
     assert parts_of(opened.split, ["q"]) == {"test"}
-    summed = data_audit.summary(tmp_path / "s", opened.split.to_dict())
+    summed = data_audit.summarize_audit(tmp_path / "s", opened.split.to_dict())
     assert (summed["across"], summed["names"]) == (1, [["p03", "q"]])
-    assert "1 of them are in more than one part, as data.leaks allows" in data_audit.told(summed)
+    assert "1 of them are in more than one part, as data.leaks allows" in data_audit.describe_audit(
+        summed
+    )
 
 
 def test_folds_are_dealt_of_train_and_val_so_that_copies_in_both_are_one_group(tmp_path):
@@ -143,15 +145,20 @@ def test_data_without_copies_are_split_as_they_would_be_without_an_audit(tmp_pat
     shares = {"train": 0.7, "val": 0.15, "test": 0.15}
     assert opened.split == make_split(index.records, opened.cache.areas, shares)
     assert opened.index == index
-    assert data_audit.read_audit(tmp_path / "s")["copies"] == []
-    assert data_audit.told(data_audit.summary(tmp_path / "s", opened.split.to_dict())) is None
+    assert data_audit.read_audit(tmp_path / "s")["duplicates"] == []
+    assert (
+        data_audit.describe_audit(
+            data_audit.summarize_audit(tmp_path / "s", opened.split.to_dict())
+        )
+        is None
+    )
 
 
 def test_the_audit_is_kept_and_not_made_again(alike, tmp_path, monkeypatch):
     first = open_tiny(alike, tmp_path / "s")
     kept = (tmp_path / "s" / "audit.json").read_text()
     told = json.loads(kept)
-    assert [len(c["pictures"]) for c in told["copies"]] in ([6, 6, 2], [6, 2, 6], [2, 6, 6])
+    assert [len(c["images"]) for c in told["duplicates"]] in ([6, 6, 2], [6, 2, 6], [2, 6, 6])
     assert set(told["regrouped"].values()) == {"p00", "p01", "p02"}
 
     def never(*args, **kwargs):
@@ -170,12 +177,12 @@ def test_a_study_of_older_times_has_no_audit_and_its_own_groups(alike, tmp_path)
     opened = open_study(tmp_path / "s")
     opened.study.set_user_attr("groups", {})
     assert open_study(tmp_path / "s").index == DatasetIndex.read(alike)
-    assert data_audit.summary(tmp_path / "s", opened.split.to_dict()) is None
+    assert data_audit.summarize_audit(tmp_path / "s", opened.split.to_dict()) is None
 
 
 def test_a_report_says_what_was_found(alike, tmp_path):
     opened = open_tiny(alike, tmp_path / "s")
-    found, about = open_records(tmp_path / "s")
+    found, about = load_study(tmp_path / "s")
     facts = report_facts(tmp_path / "s", found, all_trials(opened.study), about)
     told = facts["data"]["audit"]
     assert (told["copies"], told["across"], told["left_out"]) == (3, 0, 0)
@@ -192,4 +199,4 @@ def test_the_json_of_a_check_that_cannot_be_written_is_one_line(alike):
     assert refusal(data_audit.write_json, found, Path("none/a.json")).startswith(
         "--json: none/a.json"
     )
-    assert np.isclose(min(c.likeness for c in found.copies), 0.9, atol=0.25)
+    assert np.isclose(min(c.similarity for c in found.clusters), 0.9, atol=0.25)

@@ -10,7 +10,7 @@ from PIL import Image
 from lesionseg.data.cache import Cache, build_cache
 from lesionseg.data.index import DatasetIndex
 from lesionseg.data.split import Split
-from search.study.data_summary import EDGES, data_card, read_card
+from search.study.data_summary import EDGES, read_data_summary, summarize_data
 from tests.conftest import write_pair
 from tests.search.helpers import open_tiny
 
@@ -32,7 +32,7 @@ def pictures(tmp_path):
 
 def card_of(root, split):
     index = DatasetIndex.read(root)
-    return data_card(index, build_cache(index, 16), split)
+    return summarize_data(index, build_cache(index, 16), split)
 
 
 def test_parts_sizes_and_areas_are_those_of_the_files(pictures):
@@ -74,7 +74,7 @@ def test_a_group_in_two_parts_is_counted(pictures):
     index = DatasetIndex.read(pictures / "pairs.csv")
     names = [r.name for r in index.records]
     split = Split((names[0],), (names[1],), (names[2],))
-    assert data_card(index, build_cache(index, 16), split)["groups_in_several_parts"] == 1
+    assert summarize_data(index, build_cache(index, 16), split)["groups_in_several_parts"] == 1
 
 
 def test_a_cache_of_older_times_leaves_open_what_it_does_not_know(pictures, tmp_path):
@@ -84,14 +84,14 @@ def test_a_cache_of_older_times_leaves_open_what_it_does_not_know(pictures, tmp_
     for key in ("shapes", "digests"):
         del meta[key]
     (tmp_path / "old" / "meta.json").write_text(json.dumps(meta))
-    card = data_card(index, Cache(tmp_path / "old"), Split(("a",), ("b",), ("c",)))
+    card = summarize_data(index, Cache(tmp_path / "old"), Split(("a",), ("b",), ("c",)))
     assert card["sizes"] is None
     assert card["doubles"] is None
 
 
 def test_a_study_keeps_the_card_of_its_data(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s")
-    card = read_card(tmp_path / "s")
-    assert card == data_card(opened.index, opened.cache, opened.split)
+    card = read_data_summary(tmp_path / "s")
+    assert card == summarize_data(opened.index, opened.cache, opened.split)
     assert sum(part["images"] for part in card["parts"].values()) == 30
-    assert read_card(tmp_path) is None
+    assert read_data_summary(tmp_path) is None

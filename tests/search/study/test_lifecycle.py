@@ -16,26 +16,24 @@ import yaml
 from lesionseg.errors import InputError
 from search.results.final_test import run_final_test
 from search.results.report import write_reports
-from search.spec.study_spec import load_spec
-from search.storage.database import STORAGE_VARIABLE, sqlite_url, open_storage, storage_url
+from search.spec.loading import load_spec
+from search.storage.database import STORAGE_VARIABLE, open_storage, sqlite_url, storage_url
 from search.storage.study_dir import is_study, locked, read_run_info
 from search.study.lifecycle import (
     OpenStudy,
-    count_test_evaluation,
     create_or_resume,
     join_study,
-    open_records,
+    list_test_evaluations,
+    load_study,
     open_study,
     prepare_sampling,
-    test_evaluations,
+    record_test_evaluation,
 )
 from search.study.location import StudyLocation
 from search.study.pruners import PRUNERS
 from search.study.suggest import suggest
 from tests.conftest import write_folder, write_pair
 from tests.search.helpers import SLOT, open_tiny, search, tiny_spec
-
-test_evaluations.__test__ = False  # it is the code's, not a test
 
 
 def refusal(call, *args, **kwargs) -> str:
@@ -89,10 +87,10 @@ def test_a_new_study_has_its_files_and_says_where_things_are(tiny_data, tmp_path
 def test_material_points_at_the_pictures_of_the_split(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s")
     names = opened.cache.names
-    assert [names[i] for i in opened.material.train] == list(opened.split.train)
-    assert [names[i] for i in opened.material.val] == list(opened.split.val)
+    assert [names[i] for i in opened.trial_data.train] == list(opened.split.train)
+    assert [names[i] for i in opened.trial_data.val] == list(opened.split.val)
     assert not set(opened.split.test) & {
-        names[i] for i in [*opened.material.train, *opened.material.val]
+        names[i] for i in [*opened.trial_data.train, *opened.trial_data.val]
     }
 
 
@@ -200,7 +198,7 @@ def test_the_folds_are_stored_with_the_split(tiny_data, tmp_path):
     assert split["val"] == split["folds"][0]
     assert opened.study.user_attrs["split"] == split
     names = opened.cache.names
-    for (train, val), told in zip(opened.material.folds, split["folds"], strict=True):
+    for (train, val), told in zip(opened.trial_data.folds, split["folds"], strict=True):
         assert [names[i] for i in val] == told
         assert {names[i] for i in train} == {*names} - {*told} - {*split["test"]}
 
@@ -292,7 +290,7 @@ def test_a_study_whose_storage_is_gone_is_told_and_none_is_made_in_its_place(tin
     open_tiny(tiny_data, tmp_path / "s")
     (tmp_path / "s" / "study.db").unlink()
     for call in (
-        lambda: open_records(tmp_path / "s"),
+        lambda: load_study(tmp_path / "s"),
         lambda: open_tiny(tiny_data, tmp_path / "s"),
     ):
         message = refusal(call)
@@ -326,7 +324,7 @@ def test_an_sqlite_file_elsewhere_is_found_again_without_being_told(tiny_data, t
 def test_the_environment_does_not_lead_away_from_where_a_study_is(tiny_data, tmp_path, monkeypatch):
     open_tiny(tiny_data, tmp_path / "s")
     monkeypatch.setenv(STORAGE_VARIABLE, f"sqlite:///{tmp_path}/other.db")
-    assert open_records(tmp_path / "s")[0].study_name == "s"
+    assert load_study(tmp_path / "s")[0].study_name == "s"
     assert open_tiny(tiny_data, tmp_path / "s").name == "s"
     assert not (tmp_path / "other.db").exists()
     # A new study is made where it says.
@@ -361,7 +359,7 @@ def test_a_study_on_postgresql_is_found_again_and_its_password_is_not_kept(
     kept = "".join(p.read_text() for p in (tmp_path / "s").rglob("*") if p.is_file())
     assert "hunter2secret" not in kept
     assert "postgres:***@" in kept
-    message = refusal(open_records, tmp_path / "s")
+    message = refusal(load_study, tmp_path / "s")
     assert "whose password is not kept; give --storage or set LESIONSEARCH_STORAGE" in message
     # Above all: a resumed study without the password must not begin anew in the folder.
     assert refusal(create_or_resume, tiny_spec(), tiny_data, tmp_path / "s") == message
@@ -509,11 +507,11 @@ def test_two_studies_of_one_spec_and_seed_propose_the_same(tiny_data, tmp_path):
 
 def test_looks_are_counted_and_kept_with_their_time(tiny_data, tmp_path):
     study = open_tiny(tiny_data, tmp_path / "s").study
-    assert test_evaluations(study) == []
-    assert [count_test_evaluation(study), count_test_evaluation(study)] == [1, 2]
-    again = open_records(tmp_path / "s")[0]
-    assert len(test_evaluations(again)) == 2
-    assert all(look.endswith("+00:00") for look in test_evaluations(again))
+    assert list_test_evaluations(study) == []
+    assert [record_test_evaluation(study), record_test_evaluation(study)] == [1, 2]
+    again = load_study(tmp_path / "s")[0]
+    assert len(list_test_evaluations(again)) == 2
+    assert all(look.endswith("+00:00") for look in list_test_evaluations(again))
 
 
 def test_a_spec_without_effect_on_trials_reaches_the_next_session(tiny_data, tmp_path):

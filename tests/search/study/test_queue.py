@@ -12,13 +12,13 @@ from lesionseg.config import TrialConfig
 from lesionseg.errors import InputError
 from search.spec import baselines
 from search.storage import trial_records
-from search.storage.database import sqlite_url, open_storage
+from search.storage.database import open_storage, sqlite_url
 from search.storage.leases import TrialLeases
 from search.storage.process_id import current_process
 from search.study.queue import enqueue, retry, room
 from search.study.suggest import suggest
 from search.trial_process.slot import Slot
-from search.workers.worker import _taken_up
+from search.workers.worker import load_claimed_trial
 from tests.postgres import Wire, private_postgres
 from tests.search.helpers import tiny_spec
 
@@ -57,7 +57,7 @@ class Studio:
     def begin(self):
         """Claims a trial and configures it as a worker does: (claim, configuration, its twin)."""
         claim = self.leases.claim(self.worker, bounded=False)
-        trial = _taken_up(self.study, claim)
+        trial = load_claimed_trial(self.study, claim)
         given = trial.user_attrs.get(trial_records.TrialAttr.FIXED_CONFIG)
         config = TrialConfig.from_dict(given) if given else suggest(trial, self.spec.space)
         again = trial_records.TrialAttr.ALLOW_DUPLICATE in trial.user_attrs
@@ -126,7 +126,7 @@ def test_trials_of_every_end_are_queued_again_with_what_they_had(studio):
 
 def test_without_being_asked_the_same_configuration_is_a_twin(studio):
     studio.run()
-    studio.leases.enqueue_one(studio.study.trials[0].params)
+    studio.leases.enqueue([(studio.study.trials[0].params, {})])
     assert studio.begin()[2] == 0
 
 
@@ -143,8 +143,8 @@ def test_a_given_configuration_is_queued_again_as_it_is(studio):
 def test_what_was_queued_and_not_drawn_yet_is_kept(studio):
     studio.enqueue({"batch_size": 16, "loss": "focal"})
     claim = studio.leases.claim(studio.worker)
-    _taken_up(studio.study, claim).suggest_categorical(
-        "loss", tuple(studio.spec.space.picks["loss"])
+    load_claimed_trial(studio.study, claim).suggest_categorical(
+        "loss", tuple(studio.spec.space.families["loss"])
     )
     studio.leases.finish(claim, TrialState.FAIL, attrs={"reason": "crash"})
     retry(studio.study, [0])
@@ -257,7 +257,7 @@ def test_a_baseline_within_the_space_is_queued_by_its_parameters(tmp_path):
     trial = studio.study.trials[0]
     assert trial.user_attrs == {trial_records.TrialAttr.BASELINE: "c-bigger-unet"}
     assert trial.system_attrs["fixed_params"]["model.unet.width"] == 64
-    config = baselines.config("c-bigger-unet", 64, 2)
+    config = baselines.build_config("c-bigger-unet", 64, 2)
     assert studio.begin()[1].digest() == config.digest()
 
 
@@ -265,7 +265,7 @@ def test_a_baseline_outside_the_space_is_queued_as_it_is(studio):
     studio.enqueue([{"baseline": "unet-focal"}])
     trial = studio.study.trials[0]
     assert trial.system_attrs["fixed_params"] == {}
-    given = baselines.config("unet-focal", 64, 2).to_dict()
+    given = baselines.build_config("unet-focal", 64, 2).to_dict()
     assert trial.user_attrs == {
         trial_records.TrialAttr.BASELINE: "unet-focal",
         trial_records.TrialAttr.FIXED_CONFIG: given,
@@ -339,7 +339,7 @@ def test_what_is_wrong_is_named(untouched, text):
     ],
 )
 def test_a_complete_configuration_is_checked_as_a_whole(untouched, changes, told):
-    plain = baselines.config("unet-dice", 64, 2).to_dict()
+    plain = baselines.build_config("unet-dice", 64, 2).to_dict()
     assert untouched.refused({"config": plain | changes}).startswith(told)
 
 

@@ -129,7 +129,7 @@ def test_settings_are_drawn_under_their_plain_names():
 )
 def test_a_domain_becomes_the_distribution_that_means_the_same(domain, expected):
     plain, _ = parse()
-    space = SearchSpace({**plain.picks, "loss": {"bce": {"x": domain}}}, plain.settings)
+    space = SearchSpace({**plain.families, "loss": {"bce": {"x": domain}}}, plain.settings)
     trial = in_memory(SAMPLERS["random"](0, 0)).ask()
     config = suggest(trial, space)
     assert trial.distributions == {"loss.bce.x": expected}

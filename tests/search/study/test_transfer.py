@@ -22,15 +22,15 @@ from sqlalchemy.orm import Session
 
 from lesionseg.errors import InputError
 from search.storage import trial_records
-from search.storage.database import sqlite_url, open_storage
+from search.storage.bulk_insert import insert_study
+from search.storage.database import open_storage, sqlite_url
 from search.storage.leases import TrialLeases
 from search.storage.process_id import current_process
 from search.study.suggest import suggest
 from search.study.transfer import COLUMNS, export_study, import_study, write_csv
 from search.study.transfer_lines import FORMAT, safe, unsafe
-from search.study.transfer_rows import insert
 from search.trial_process.slot import Slot
-from search.workers.worker import _taken_up
+from search.workers.worker import load_claimed_trial
 from tests.postgres import Wire, private_postgres
 from tests.search.helpers import tiny_spec
 
@@ -57,7 +57,7 @@ KINDS = [
         "FAIL",
         None,
         {"odd": 3},
-        {"reason": trial_records.EndReason.LOST, "began": 1.5, "ended": 2.25},
+        {"reason": trial_records.EndReason.LOST, "started_at": 1.5, "ended_at": 2.25},
     ),
 ]
 DISTRIBUTIONS = {"model": MODEL, "model.unet.width": WIDTH, "lr": LR, "odd": ODD}
@@ -81,7 +81,9 @@ def known_trials() -> list[FrozenTrial]:
         for i, (state, value, params, attrs) in enumerate(KINDS)
     ]
     fixed = {"fixed_params": {"model": "unet", "lr": 1e-4}}
-    waiting = create_trial(state=TrialState.WAITING, system_attrs=fixed, user_attrs={"again": True})
+    waiting = create_trial(
+        state=TrialState.WAITING, system_attrs=fixed, user_attrs={"allow_duplicate": True}
+    )
     waiting.number = len(made)
     waiting.datetime_start = None
     return [*made, waiting]
@@ -234,7 +236,7 @@ def test_a_trial_at_work_goes_on_in_the_new_study(server, request, tmp_path):
     )
     worker = leases.register_worker(Slot(), current_process())
     claim = leases.claim(worker)
-    trial = _taken_up(study, claim)
+    trial = load_claimed_trial(study, claim)
     trial.suggest_float("lr", 1e-3, 1, log=True)
     leases.record_epochs(claim, {1: 0.25})
     text = exported(study)
@@ -244,10 +246,10 @@ def test_a_trial_at_work_goes_on_in_the_new_study(server, request, tmp_path):
     assert trial_records.reason_of(put_down) == trial_records.EndReason.INTERRUPTED
     assert put_down.intermediate_values == {1: 0.25} and put_down.params == {"lr": 0.01}
     when = datetime.fromisoformat(json.loads(text.splitlines()[0])["exported"])
-    assert put_down.user_attrs["ended"] == when.timestamp()
+    assert put_down.user_attrs["ended_at"] == when.timestamp()
     assert never_began.state == goes_on.state == TrialState.WAITING
     assert goes_on.system_attrs == {"fixed_params": {"lr": 0.01}}
-    assert goes_on.user_attrs == {"baseline": "x", "retry_of": 0, "attempts": [0]}
+    assert goes_on.user_attrs == {"baseline": "x", "requeued_from": 0, "attempts": [0]}
     # It is the first that a worker of the new study is given.
     leases = TrialLeases(again)
     assert leases.claim(leases.register_worker(Slot(), current_process())).number == 2
@@ -424,7 +426,7 @@ def test_the_table_reads_back(sqlite):
     worker = leases.register_worker(Slot(), current_process())
     for _ in range(2):
         claim = leases.claim(worker)
-        config = suggest(_taken_up(study, claim), spec.space)
+        config = suggest(load_claimed_trial(study, claim), spec.space)
         leases.record_config(claim, {"config": config.to_dict()}, None)
         leases.record_epochs(claim, {1: 0.25, 2: 0.5})
         leases.finish(claim, TrialState.COMPLETE, 0.1 + 0.2)
@@ -432,14 +434,18 @@ def test_the_table_reads_back(sqlite):
     leases.finish(claim, TrialState.FAIL, attrs={"reason": "config", "message": "a\nb"})
     given = suggest(optuna.trial.FixedTrial({"model.unet.width": 4, "optimizer.adam.lr": 0.1}),
                     spec.space)  # fmt: skip
-    leases.enqueue_one(
-        {},
-        {
-            trial_records.TrialAttr.BASELINE: "mine",
-            trial_records.TrialAttr.FIXED_CONFIG: given.to_dict(),
-        },
+    leases.enqueue(
+        [
+            (
+                {},
+                {
+                    trial_records.TrialAttr.BASELINE: "mine",
+                    trial_records.TrialAttr.FIXED_CONFIG: given.to_dict(),
+                },
+            )
+        ]
     )
-    leases.enqueue_one({"model.unet.width": 4})
+    leases.enqueue([({"model.unet.width": 4}, {})])
     file = io.StringIO(newline="")
     assert write_csv(study, file) == 5
     file.seek(0)
@@ -449,7 +455,7 @@ def test_the_table_reads_back(sqlite):
     assert [r["number"] for r in rows] == ["0", "1", "2", "3", "4"]
     assert float(first["value"]) == 0.1 + 0.2 and first["epochs"] == "2"
     known = study.trials
-    spans = [t.user_attrs["ended"] - t.user_attrs["began"] for t in known[:2]]
+    spans = [t.user_attrs["ended_at"] - t.user_attrs["started_at"] for t in known[:2]]
     assert [float(r["seconds"]) for r in rows[:2]] == pytest.approx(spans, abs=0.001)
     assert float(second["optimizer.adam.lr"]) == known[1].params["optimizer.adam.lr"]
     assert first["model"] == "unet" and first["model.unet.width"] == "8"
@@ -481,7 +487,7 @@ def test_five_thousand_trials_are_a_matter_of_seconds_of_work(tmp_path):
         rest = {key: getattr(known, key) for key in kept}
         many.append(FrozenTrial(**fields, **rest, user_attrs=attrs, system_attrs={}))
     with Session(storage.engine) as session, session.begin():
-        insert(session, "many", {}, {}, many)
+        insert_study(session, "many", {}, {}, many)
     study = optuna.load_study(study_name="many", storage=storage)
     began = time.process_time()
     text = exported(study)

@@ -10,10 +10,10 @@ from search.storage import trial_records
 from search.study.lifecycle import open_study
 from search.study.samplers import SAMPLERS
 from search.study.suggest import suggest
-from search.study.warm_start import expressed, queue
+from search.study.warm_start import find_params, queue
 from search.workers.loop import WorkerOptions
-from tests.search import troubles
-from tests.search.helpers import Listening, in_memory, open_tiny, search, tiny_spec
+from tests.search import failing_training
+from tests.search.helpers import RecordingListener, in_memory, open_tiny, search, tiny_spec
 
 #: A space that holds every row of the one table but those of other networks.
 WIDE = {
@@ -33,8 +33,8 @@ WIDE = {
 
 def test_what_lies_in_the_space_is_said_by_parameters_that_draw_it_again():
     spec = tiny_spec(WIDE)
-    config = baselines.config("c-bigger-unet", 32, spec.budget.epochs)
-    params = expressed(config, spec.space)
+    config = baselines.build_config("c-bigger-unet", 32, spec.budget.epochs)
+    params = find_params(config, spec.space)
     assert params == {
         "model.unet.width": 64,
         "model.unet.depth": 4,
@@ -62,21 +62,25 @@ def test_what_lies_in_the_space_is_said_by_parameters_that_draw_it_again():
 )
 def test_what_does_not_lie_in_the_space_cannot_be_said(name, why):
     spec = tiny_spec(WIDE)
-    assert expressed(baselines.config(name, 32, spec.budget.epochs), spec.space) is None, why
+    assert find_params(baselines.build_config(name, 32, spec.budget.epochs), spec.space) is None, (
+        why
+    )
 
 
 def test_a_value_outside_a_narrowed_range_cannot_be_said():
     spec = tiny_spec(WIDE | {"search.model": {"unet": {"width": [8, 32], "depth": [3, 5]}}})
-    assert expressed(baselines.config("c-bigger-unet", 32, 2), spec.space) is None
-    assert expressed(baselines.config("c-deeper-unet", 32, 2), spec.space) is not None
+    assert find_params(baselines.build_config("c-bigger-unet", 32, 2), spec.space) is None
+    assert find_params(baselines.build_config("c-deeper-unet", 32, 2), spec.space) is not None
 
 
 def test_every_baseline_is_queued_once_with_its_name():
     spec = tiny_spec(WIDE | {"warm_start": ["baselines"], "data.image_size": 64})
     queued = queue(spec)
-    assert [attrs[trial_records.TrialAttr.BASELINE] for _, attrs in queued] == baselines.names()
+    assert [attrs[trial_records.TrialAttr.BASELINE] for _, attrs in queued] == list(
+        baselines.load_baselines()
+    )
     for params, attrs in queued:
-        config = baselines.config(attrs[trial_records.TrialAttr.BASELINE], 64, 2)
+        config = baselines.build_config(attrs[trial_records.TrialAttr.BASELINE], 64, 2)
         assert (attrs.get(trial_records.TrialAttr.FIXED_CONFIG) == config.to_dict()) != bool(params)
     assert queue(tiny_spec(WIDE)) == []
 
@@ -102,7 +106,7 @@ def test_they_are_the_studys_first_trials_and_are_trained_as_they_are(tiny_data,
     search(opened)
     first, second = trial_records.all_trials(opened.study)
     assert first.user_attrs[trial_records.TrialAttr.BASELINE] == "c-baseline-unet"
-    expected = baselines.config("c-baseline-unet", 32, 1)
+    expected = baselines.build_config("c-baseline-unet", 32, 1)
     assert trial_records.config_of(first) == expected.to_dict()
     assert trial_records.state_of(first) == "complete" and first.params == {}
     assert trial_records.TrialAttr.BASELINE not in second.user_attrs and second.params
@@ -114,7 +118,7 @@ def test_a_baseline_that_was_cut_off_is_queued_again_as_it_is(tiny_data, tmp_pat
     changes = {"data.image_size": 32, "warm_start": ["c-baseline-unet"]}
     opened = open_tiny(tiny_data, tmp_path / "s", changes | {"budget": {"trials": 1, "epochs": 1}})
 
-    class Interrupting(Listening):
+    class Interrupting(RecordingListener):
         def trial_started(self, number, config):
             super().trial_started(number, config)
             if number == 0:
@@ -144,7 +148,7 @@ def test_every_sampler_goes_on_from_baselines_and_the_whole_space_is_tried(
     }
     opened = open_tiny(tiny_data, tmp_path / "s", changes)
     # Trainings that need no time: how they train is no matter here.
-    assert search(opened, terms=WorkerOptions(program=troubles.__name__)).why == "exhausted"
+    assert search(opened, terms=WorkerOptions(program=failing_training.__name__)).why == "exhausted"
     done = [
         t for t in trial_records.all_trials(opened.study) if trial_records.state_of(t) == "complete"
     ]

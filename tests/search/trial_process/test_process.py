@@ -27,7 +27,7 @@ from lesionseg.space import Pick
 from lesionseg.training import checkpoint
 from lesionseg.training.train import Diverged, EpochRecord
 from search.trial_process import protocol
-from search.trial_process.child_main import broke
+from search.trial_process.child_main import describe_error
 from search.trial_process.process import TrialProcess
 from search.trial_process.protocol import (
     JobError,
@@ -40,7 +40,7 @@ from search.trial_process.protocol import (
     TrainJob,
 )
 from tests.conftest import ROOT
-from tests.search import loading
+from tests.search import loader_training
 from tests.search.helpers import PATIENCE, is_gone, wait_until
 
 CONFIG = TrialConfig(
@@ -132,9 +132,9 @@ def test_a_test_job_gives_counts_speed_and_overlays(job, index, tmp_path):
     supervise(replace(job, save_to=weights))
     records = index.records[20:]
     (tested,) = supervise(
-        protocol.TestJob(weights, job.cache, records, "cpu", 1, tmp_path / "overlays")
+        protocol.EvaluateJob(weights, job.cache, records, "cpu", 1, tmp_path / "overlays")
     )
-    assert isinstance(tested, protocol.Tested)
+    assert isinstance(tested, protocol.Evaluated)
     found = tested.evaluation
     assert found.counts.shape == (10, 4)
     assert found.shapes == ((40, 48),) * 10  # height and width of the masks on disk
@@ -149,7 +149,7 @@ def test_masks_are_shown_of_the_images_that_are_asked_for(job, index, tmp_path):
     supervise(replace(job, save_to=weights))
     records = index.records[20:]
     (tested,) = supervise(
-        protocol.TestJob(weights, job.cache, records, "cpu", 1, show=(records[3].name,))
+        protocol.EvaluateJob(weights, job.cache, records, "cpu", 1, show=(records[3].name,))
     )
     assert tested.shown.keys() == {records[3].name}
     assert tested.shown[records[3].name].shape == (40, 48)
@@ -159,12 +159,14 @@ def test_masks_are_shown_of_the_images_that_are_asked_for(job, index, tmp_path):
 def test_what_is_chosen_on_validation_images_is_noted_with_the_weights(job, tmp_path):
     weights = tmp_path / "model.safetensors"
     supervise(replace(job, save_to=weights))
-    (chosen,) = supervise(protocol.ChooseJob(weights, job.cache, job.val, "cpu", 1))
-    assert isinstance(chosen, protocol.Chosen)
+    (chosen,) = supervise(protocol.SelectInferenceJob(weights, job.cache, job.val, "cpu", 1))
+    assert isinstance(chosen, protocol.InferenceSelected)
     assert checkpoint.read_inference(weights) == chosen.choice.inference
     assert checkpoint.load(weights)[1] == CONFIG
     (plain,) = supervise(
-        protocol.ChooseJob(weights, job.cache, job.val, "cpu", 1, tta=False, postprocess=False)
+        protocol.SelectInferenceJob(
+            weights, job.cache, job.val, "cpu", 1, tta=False, postprocess=False
+        )
     )
     assert plain.choice.inference == PLAIN == checkpoint.read_inference(weights)
 
@@ -302,7 +304,7 @@ def test_where_the_kernel_does_not_tell_more_it_is_counted_for_each(family, monk
 
 
 def with_loaders(job, **changes):
-    return replace(of(job, **changes), program=loading.__name__)
+    return replace(of(job, **changes), program=loader_training.__name__)
 
 
 def loaders_of(child):
@@ -329,7 +331,7 @@ def test_loaders_are_forked_from_the_training_and_change_nothing(job):
         pid = child.pid
     # Two, of its own and no server's, and the same in every epoch.
     assert len(seen) == 3 and seen[0] == seen[1] == seen[2]
-    assert [parent for _, parent in seen[0]] == [pid] * loading.LOADERS
+    assert [parent for _, parent in seen[0]] == [pid] * loader_training.LOADERS
     assert all(is_gone(loader) for loader, _ in seen[0])
 
     def told(records):
@@ -368,7 +370,7 @@ def test_loaders_end_with_their_training(job, how):
             if isinstance(message, ModelBuilt):
                 child.reply(stop=False)
         loaders = [loader.pid for loader in loaders_of(child)]
-        assert len(loaders) == loading.LOADERS and not any(map(is_gone, loaders))
+        assert len(loaders) == loader_training.LOADERS and not any(map(is_gone, loaders))
         if how == "killed":
             os.kill(child.pid, signal.SIGKILL)
             assert wait_until(lambda: all(map(is_gone, loaders)), PATIENCE)
@@ -426,7 +428,7 @@ def test_a_test_of_damaged_weights_is_told(job, index, tmp_path):
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"\0" * 100)
     (end,) = supervise(
-        protocol.TestJob(weights, job.cache, index.records, "cpu", 1, tmp_path / "o")
+        protocol.EvaluateJob(weights, job.cache, index.records, "cpu", 1, tmp_path / "o")
     )
     assert isinstance(end, JobError)
     assert "not a safetensors file" in end.message
@@ -480,7 +482,7 @@ def test_ctrl_c_and_termination_of_the_group_are_left_to_the_parent(job):
     ],
 )
 def test_an_exception_becomes_a_reason_and_one_line(error, reason, message):
-    end = broke(error, "trace")
+    end = describe_error(error, "trace")
     assert end.reason == reason
     assert end.message.startswith(message)
     assert "\n" not in end.message
@@ -488,7 +490,7 @@ def test_an_exception_becomes_a_reason_and_one_line(error, reason, message):
 
 
 def test_a_long_message_is_cut():
-    assert len(broke(RuntimeError("x" * 10_000), "").message) <= 500
+    assert len(describe_error(RuntimeError("x" * 10_000), "").message) <= 500
 
 
 # --- how it ends -------------------------------------------------------------------------------

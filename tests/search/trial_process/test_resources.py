@@ -8,7 +8,13 @@ import torch
 
 from lesionseg.errors import InputError
 from search.trial_process import resources
-from search.trial_process.resources import OF_MEMORY, cores, default_slot, local_slots, worker_slot
+from search.trial_process.resources import (
+    MEMORY_SHARE,
+    count_cores,
+    default_slot,
+    local_slots,
+    worker_slot,
+)
 from search.trial_process.slot import Slot
 
 CORES = len(os.sched_getaffinity(0))
@@ -23,9 +29,9 @@ def whole():
 def test_the_default_slot_is_this_machine():
     slot = default_slot("cpu")
     assert slot.device == "cpu"
-    assert slot.threads == cores() == CORES
+    assert slot.threads == count_cores() == CORES
     assert slot.share == 1.0
-    assert 0 < slot.memory_gb <= OF_MEMORY * psutil.virtual_memory().total / 1e9
+    assert 0 < slot.memory_gb <= MEMORY_SHARE * psutil.virtual_memory().total / 1e9
     assert default_slot("cpu", 3).threads == 3
     with pytest.raises(InputError, match="device: "):
         default_slot("gpu")
@@ -46,12 +52,12 @@ def test_the_memory_that_a_container_may_take_is_what_there_is(monkeypatch):
 
     monkeypatch.setattr(resources, "Path", Files)
     total = psutil.virtual_memory().total
-    assert default_slot("cpu").memory_gb == pytest.approx(OF_MEMORY * total / 1e9)
+    assert default_slot("cpu").memory_gb == pytest.approx(MEMORY_SHARE * total / 1e9)
     found["/sys/fs/cgroup/memory.max"] = "max\n"
-    assert default_slot("cpu").memory_gb == pytest.approx(OF_MEMORY * total / 1e9)
+    assert default_slot("cpu").memory_gb == pytest.approx(MEMORY_SHARE * total / 1e9)
     for path in ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory.max"):
         found[path] = "1000000000\n"
-        assert default_slot("cpu").memory_gb == pytest.approx(OF_MEMORY)
+        assert default_slot("cpu").memory_gb == pytest.approx(MEMORY_SHARE)
 
 
 def test_nothing_said_is_one_worker_with_all_of_it(whole):

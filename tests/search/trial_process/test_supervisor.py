@@ -16,9 +16,9 @@ from search.storage.leases import TrialLeases
 from search.trial_process import supervisor
 from search.trial_process.protocol import JobError, ModelBuilt, Suspended, TrainJob
 from search.trial_process.supervisor import LeaseLost, Limits, StopConditions, supervise
-from tests.search import troubles
+from tests.search import failing_training
+from tests.search.failing_training import FAILURE_WIDTHS
 from tests.search.helpers import SLOT, is_gone, open_tiny, queue, worker_of
-from tests.search.troubles import WAYS
 
 pytestmark = pytest.mark.alone
 
@@ -64,10 +64,10 @@ CASES = [
     Case("segfaults", "crash", "ended by SIGSEGV"),
     Case("aborts", "crash", "ended by SIGABRT"),
     Case("is killed", "crash", "ended by SIGKILL (out of memory?)"),
-    Case("leaves", "crash", "ended with exit code 3 and without a word"),
-    Case("stops", "timeout", SILENT, STALL, 1.0),
+    Case("exits", "crash", "ended with exit code 3 and without a word"),
+    Case("is stopped", "timeout", SILENT, STALL, 1.0),
     Case("sleeps", "timeout", SILENT, STALL, 1.0),
-    Case("chatters", "timeout", "it took longer than 0.0166667 minutes",
+    Case("never finishes", "timeout", "it took longer than 0.0166667 minutes",
          {"budget.trial_minutes": BRIEF}, 1.0),
     Case("allocates", "oom", "GB of the host's memory; its share is"),
 ]  # fmt: skip
@@ -84,13 +84,13 @@ def test_what_goes_wrong_costs_one_trial_with_its_reason_and_the_next_one_starts
 ):
     opened = open_tiny(tiny_data, tmp_path / "s", CHANGES | case.changes)
     watch = Stopwatch(opened.study)
-    with worker_of(opened, leases=watch, program=troubles.__name__) as worker:
+    with worker_of(opened, leases=watch, program=failing_training.__name__) as worker:
         queue(opened)
         assert worker.run_one().state == TrialState.COMPLETE
         # All that a process has of its own before it trains, and a part of what it will take.
-        room = told_by(opened, 0, "base") + 1.1 * troubles.LARGE
+        room = told_by(opened, 0, "base") + 1.1 * failing_training.LARGE
         worker.slot = replace(SLOT, memory_gb=room / 1e9)
-        queue(opened, width=WAYS[case.way])
+        queue(opened, width=FAILURE_WIDTHS[case.way])
         queue(opened, width=5)
         broken, after = worker.run_one(), worker.run_one()
     assert broken.state == TrialState.FAIL
@@ -119,7 +119,7 @@ def test_one_that_diverges_and_one_that_cannot_be_built_are_told_and_the_next_on
         worker.material = good
         small = replace(TrialConfig(), model=Pick("unet", {"width": 4, "depth": 1}), image_size=16)
         unknown = small.to_dict() | {"loss": {"nothing": {}}}
-        worker.leases.enqueue_one({}, {trial_records.TrialAttr.FIXED_CONFIG: unknown})
+        worker.leases.enqueue([({}, {trial_records.TrialAttr.FIXED_CONFIG: unknown})])
         unbuilt, after = worker.run_one(), worker.run_one()
     assert trial_records.reason_of(diverged) == "diverged"
     assert diverged.user_attrs["message"] == "the training loss became nan in epoch 1"
@@ -136,8 +136,8 @@ def test_one_that_diverges_and_one_that_cannot_be_built_are_told_and_the_next_on
 
 def trained(opened, way: str) -> FrozenTrial:
     """One trial whose batch is too large for the memory in this way."""
-    with worker_of(opened, program=troubles.__name__) as worker:
-        queue(opened, width=WAYS[way])
+    with worker_of(opened, program=failing_training.__name__) as worker:
+        queue(opened, width=FAILURE_WIDTHS[way])
         return worker.run_one()
 
 
@@ -176,17 +176,17 @@ def job(tiny_data, tmp_path):
     return TrainJob(
         TrialConfig().to_dict(),
         opened.cache.path,
-        opened.material.train,
-        opened.material.val,
+        opened.trial_data.train,
+        opened.trial_data.val,
         "cpu",
         1,
         save_to=tmp_path / "model.safetensors",
-        program=troubles.__name__,
+        program=failing_training.__name__,
     )
 
 
 def going_wrong(job, way: str) -> TrainJob:
-    return replace(job, config=job.config | {"model": {"unet": {"width": WAYS[way]}}})
+    return replace(job, config=job.config | {"model": {"unet": {"width": FAILURE_WIDTHS[way]}}})
 
 
 def test_a_training_that_is_taken_away_is_ended_and_nothing_of_it_is_told(job):
@@ -204,10 +204,13 @@ def test_a_training_that_is_taken_away_is_ended_and_nothing_of_it_is_told(job):
 
 
 def test_one_that_does_not_hear_is_given_some_seconds_to_be_put_down(job, monkeypatch):
-    monkeypatch.setattr(supervisor, "PUT_DOWN_WITHIN", 0.5)
+    monkeypatch.setattr(supervisor, "SUSPEND_TIMEOUT_S", 0.5)
     began = time.monotonic()
     end = supervise(
-        going_wrong(job, "is deaf"), lambda _: False, Limits(), StopConditions(suspend=lambda: True)
+        going_wrong(job, "ignores suspend"),
+        lambda _: False,
+        Limits(),
+        StopConditions(suspend=lambda: True),
     )
     assert end == Suspended(0)
     assert time.monotonic() - began < 0.5 + PROMISED
@@ -216,5 +219,5 @@ def test_one_that_does_not_hear_is_given_some_seconds_to_be_put_down(job, monkey
 def test_without_limits_nothing_is_limited_and_with_room_nothing_is_ended(job):
     plenty = Limits(seconds=600, stall=600, memory=10**12)
     for limits in (Limits(), plenty):
-        end = supervise(going_wrong(job, "leaves"), lambda _: False, limits, StopConditions())
+        end = supervise(going_wrong(job, "exits"), lambda _: False, limits, StopConditions())
         assert isinstance(end, JobError) and end.reason == "crash"

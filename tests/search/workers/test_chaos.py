@@ -19,26 +19,26 @@ from safetensors.torch import load_file
 
 from lesionseg.config import TrialConfig
 from search.monitoring.status import status
-from search.spec.study_spec import load_spec
+from search.spec.loading import load_spec
 from search.storage import trial_records
-from search.study.lifecycle import create_or_resume, open_records, open_study
+from search.study.lifecycle import create_or_resume, load_study, open_study
 from search.study.location import StudyLocation
 from search.trial_process.protocol import Trained, TrainJob
 from search.trial_process.supervisor import Limits, StopConditions, supervise
 from tests.conftest import write_folder
 from tests.postgres import private_postgres  # noqa: F401
-from tests.search import stub
+from tests.search import stub_training
 from tests.search.chaos import FULL, Plan, stub_spec, survive, write_pairs
 from tests.search.chaos_checks import rows_of
 from tests.search.helpers import PATIENCE, tiny_plain, tiny_spec, wait_until, write_study
-from tests.search.nursery import Nursery
+from tests.search.worker_processes import WorkerProcesses
 
 pytestmark = pytest.mark.alone
 
 COMMAND = Path(sys.executable).with_name("lesionsearch")
 SMALL = Plan(workers=3, trials=24, kill_workers=4, kill_children=3, kill_servers=1)
 
-MIDDLE = Plan(
+SUSPEND_POINT = Plan(
     8, 60, kill_workers=9, kill_children=5, kill_servers=1, freezes=1, grace=20.0, patience=600
 )
 
@@ -47,9 +47,9 @@ GONE_WITHIN = 10.0
 
 
 @pytest.fixture(scope="module")
-def nursery():
-    with Nursery() as nursery:
-        yield nursery
+def worker_processes():
+    with WorkerProcesses() as worker_processes:
+        yield worker_processes
 
 
 @pytest.fixture
@@ -77,26 +77,31 @@ def check(told, verdict, plan: Plan) -> None:
 # --- with a training that is none ----------------------------------------------------------------
 
 
-def test_workers_and_trainings_that_are_killed_lose_and_repeat_nothing(nursery, tmp_path):
-    check(*survive(nursery, tmp_path, SMALL), SMALL)
+def test_workers_and_trainings_that_are_killed_lose_and_repeat_nothing(worker_processes, tmp_path):
+    check(*survive(worker_processes, tmp_path, SMALL), SMALL)
 
 
 @pytest.mark.slow
-def test_the_same_on_postgresql(nursery, tmp_path, postgres_url):
-    check(*survive(nursery, tmp_path, SMALL, postgres_url), SMALL)
+def test_the_same_on_postgresql(worker_processes, tmp_path, postgres_url):
+    check(*survive(worker_processes, tmp_path, SMALL, postgres_url), SMALL)
 
 
 @pytest.mark.long
-def test_two_hundred_trials_survive_fifty_kills(nursery, tmp_path):
-    check(*survive(nursery, tmp_path, FULL), FULL)
+def test_two_hundred_trials_survive_fifty_kills(worker_processes, tmp_path):
+    check(*survive(worker_processes, tmp_path, FULL), FULL)
 
 
 @pytest.mark.parametrize(
     "plan",
-    [pytest.param(MIDDLE, marks=pytest.mark.slow), pytest.param(FULL, marks=pytest.mark.long)],
+    [
+        pytest.param(SUSPEND_POINT, marks=pytest.mark.slow),
+        pytest.param(FULL, marks=pytest.mark.long),
+    ],
     ids=["60 trials", "200 trials"],
 )
-def test_the_same_on_a_server_that_is_restarted_meanwhile(nursery, tmp_path, restartable, plan):
+def test_the_same_on_a_server_that_is_restarted_meanwhile(
+    worker_processes, tmp_path, restartable, plan
+):
     server, url = restartable
     plan = replace(plan, restarts=2)
     pauses = random.Random(0)
@@ -104,50 +109,50 @@ def test_the_same_on_a_server_that_is_restarted_meanwhile(nursery, tmp_path, res
     def restart() -> None:
         server.restart(pauses.uniform(1, 3))
 
-    check(*survive(nursery, tmp_path, plan, url, restart), plan)
+    check(*survive(worker_processes, tmp_path, plan, url, restart), plan)
 
 
-def stop_between_writes(nursery, worker: int, database: Path) -> None:
+def stop_between_writes(worker_processes, worker: int, database: Path) -> None:
     """Stops a worker, but not in the middle of a write: nobody can take SQLite's lock from it."""
     while True:
-        assert nursery.signal(worker, signal.SIGSTOP)
+        assert worker_processes.signal(worker, signal.SIGSTOP)
         try:
             with contextlib.closing(sqlite3.connect(database, timeout=1)) as there:
                 there.execute("BEGIN IMMEDIATE")
             return
         except sqlite3.OperationalError:
-            assert nursery.signal(worker, signal.SIGCONT)
+            assert worker_processes.signal(worker, signal.SIGCONT)
             time.sleep(0.05)
 
 
-def test_a_worker_that_slept_too_long_tells_nothing_when_it_wakes(nursery, tmp_path):
+def test_a_worker_that_slept_too_long_tells_nothing_when_it_wakes(worker_processes, tmp_path):
     plan = Plan(2, 1, 0, 0, 0, epochs=5, grace=2.0)
     create_or_resume(stub_spec(plan, "s"), write_pairs(tmp_path / "data"), tmp_path / "s")
     join, environment = StudyLocation("s", tmp_path / "s"), {"LESIONSEARCH_GRACE": "2"}
-    environment[stub.SECONDS] = "0.3 0.3"
-    sleeper = nursery.start(join, tmp_path / "log", environment)
+    environment[stub_training.SECONDS] = "0.3 0.3"
+    sleeper = worker_processes.start(join, tmp_path / "log", environment)
 
-    def lines(what: str) -> list[stub.Line]:
-        return [line for line in stub.read_log(join.folder) if line.what == what]
+    def lines(what: str) -> list[stub_training.Line]:
+        return [line for line in stub_training.read_log(join.folder) if line.what == what]
 
-    assert wait_until(lambda: lines(stub.SAVED), PATIENCE)
-    stop_between_writes(nursery, sleeper, join.folder / "study.db")
-    other = nursery.start(join, tmp_path / "log", environment)
+    assert wait_until(lambda: lines(stub_training.SAVED), PATIENCE)
+    stop_between_writes(worker_processes, sleeper, join.folder / "study.db")
+    other = worker_processes.start(join, tmp_path / "log", environment)
     ended: dict[int, int] = {}
-    assert wait_until(lambda: ended.update(nursery.ended()) or other in ended, PATIENCE)
+    assert wait_until(lambda: ended.update(worker_processes.ended()) or other in ended, PATIENCE)
     of_trials = "SELECT * FROM trials", "SELECT * FROM trial_user_attributes ORDER BY 1"
     of_trials += ("SELECT * FROM trial_intermediate_values ORDER BY 1",)
     before = [rows_of(join, query) for query in of_trials]
-    log = stub.read_log(join.folder)
-    assert nursery.signal(sleeper, signal.SIGCONT)
-    assert wait_until(lambda: ended.update(nursery.ended()) or sleeper in ended, PATIENCE)
+    log = stub_training.read_log(join.folder)
+    assert worker_processes.signal(sleeper, signal.SIGCONT)
+    assert wait_until(lambda: ended.update(worker_processes.ended()) or sleeper in ended, PATIENCE)
     assert ended == {sleeper: 0, other: 0}
     assert [rows_of(join, query) for query in of_trials] == before
-    assert stub.read_log(join.folder) == log
-    known = trial_records.all_trials(open_records(join.folder)[0])
+    assert stub_training.read_log(join.folder) == log
+    known = trial_records.all_trials(load_study(join.folder)[0])
     assert [trial_records.reason_of(t) for t in known] == ["lost", None]
     assert known[1].state.name == "COMPLETE"
-    assert known[1].user_attrs["resumed_at"] == lines(stub.UNFINISHED_FILES)[1].epoch > 0
+    assert known[1].user_attrs["resumed_at"] == lines(stub_training.UNFINISHED_FILES)[1].epoch > 0
     assert not list((join.folder / "trials").rglob("state.pt"))
 
 
@@ -189,7 +194,7 @@ def uninterrupted(folder: Path, config: dict, weights: Path) -> dict[str, torch.
 
 
 def check_as_if_uninterrupted(folder: Path, number: int, scratch: Path) -> None:
-    trial = trial_records.all_trials(open_records(folder)[0])[number]
+    trial = trial_records.all_trials(load_study(folder)[0])[number]
     there = load_file(folder / "trials" / str(number) / "model.safetensors")
     straight = uninterrupted(folder, trial.user_attrs["config"], scratch / f"{number}.safetensors")
     assert there.keys() == straight.keys()
@@ -199,8 +204,8 @@ def check_as_if_uninterrupted(folder: Path, number: int, scratch: Path) -> None:
 def chains(folder: Path) -> dict[int, list]:
     """Trials by the number that they had first."""
     found: dict[int, list] = {}
-    for trial in trial_records.all_trials(open_records(folder)[0]):
-        found.setdefault(trial.user_attrs.get("retry_of", trial.number), []).append(trial)
+    for trial in trial_records.all_trials(load_study(folder)[0]):
+        found.setdefault(trial.user_attrs.get("requeued_from", trial.number), []).append(trial)
     return found
 
 
@@ -239,8 +244,8 @@ def test_weights_are_those_of_a_study_that_nobody_disturbed(real_data, tmp_path)
             assert wait_until(lambda due=due: epochs_done(folder) >= due, 120)
             # One is not to be lost so often that it is given up.
             held = [w for w in status(folder)["workers"] if w["trial"] is not None]
-            known = trial_records.all_trials(open_records(folder)[0])
-            held.sort(key=lambda w, known=known: known[w["trial"]].user_attrs.get("losses", 0))
+            known = trial_records.all_trials(load_study(folder)[0])
+            held.sort(key=lambda w, known=known: known[w["trial"]].user_attrs.get("times_lost", 0))
             kill_family(psutil.Process(held[0]["pid"]))
         told, _ = run.communicate(timeout=240)
         assert run.returncode == 0, told
@@ -301,7 +306,7 @@ def test_a_worker_that_is_sent_away_leaves_its_trial_to_another(real_data, tmp_p
     with started("worker", "s", "--out", folder, "--device", "cpu", "--threads", "1") as run:
         wait_for_the_middle(run, folder)
         check_it_leaves(run)
-    known = trial_records.all_trials(open_records(folder)[0])
+    known = trial_records.all_trials(load_study(folder)[0])
     assert [(t.state.name, trial_records.reason_of(t)) for t in known] == [
         ("FAIL", "interrupted"),
         ("WAITING", None),
@@ -310,7 +315,7 @@ def test_a_worker_that_is_sent_away_leaves_its_trial_to_another(real_data, tmp_p
     assert (folder / "trials" / "0" / "state.pt").is_file()
     assert status(folder)["workers"] == []
     work_on("--out", folder)
-    done = trial_records.all_trials(open_records(folder)[0])[1]
+    done = trial_records.all_trials(load_study(folder)[0])[1]
     assert (done.state.name, done.user_attrs["resumed_at"]) == ("COMPLETE", 1)
     assert not list((folder / "trials").rglob("state.pt"))
     check_as_if_uninterrupted(folder, 1, tmp_path)
@@ -331,7 +336,7 @@ def test_it_leaves_as_fast_when_the_database_is_away(real_data, tmp_path, restar
             server.start()
     assert (folder / "trials" / "0" / "state.pt").is_file()
     work_on(*args)
-    known = trial_records.all_trials(open_records(folder)[0])
+    known = trial_records.all_trials(load_study(folder)[0])
     assert [(t.state.name, trial_records.reason_of(t)) for t in known] == [
         ("FAIL", "lost"),
         ("COMPLETE", None),

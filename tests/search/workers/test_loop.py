@@ -16,20 +16,21 @@ from lesionseg.errors import InputError
 from search.errors import JobFailed
 from search.storage import trial_records
 from search.storage.leases import GRACE_VARIABLE, TrialLeases
-from search.study.lifecycle import create_or_resume, open_records, open_study
+from search.study.lifecycle import create_or_resume, load_study, open_study
 from search.study.location import StudyLocation
 from search.study.samplers import SAMPLERS
 from search.study.suggest import suggest
 from search.trial_process.slot import Slot, WorkerResult
 from search.workers.launchers.local import worker_command
 from search.workers.loop import EXHAUSTED, WorkerOptions, serve
-from search.workers.worker import HISTORY, KEEP_BEST, WEIGHTS, _taken_up
+from search.workers.worker import HISTORY, KEEP_BEST, WEIGHTS, load_claimed_trial
 from tests.conftest import ROOT
 from tests.postgres import private_postgres  # noqa: F401
-from tests.search import troubles
+from tests.search import failing_training
+from tests.search.failing_training import FAILURE_WIDTHS
 from tests.search.helpers import (
     SLOT,
-    Listening,
+    RecordingListener,
     in_memory,
     open_tiny,
     queue,
@@ -38,7 +39,6 @@ from tests.search.helpers import (
     wait_until,
 )
 from tests.search.study.test_samplers import SPACE
-from tests.search.troubles import WAYS
 from tests.search.workers.test_worker import GRACE, LONG, Calling, claimed_by, dead
 
 #: Six configurations in all: 2 depths x 3 widths.
@@ -50,7 +50,7 @@ SIX = {
 
 
 #: Trainings that need no time, where how they train is no matter.
-QUICK = WorkerOptions(program=troubles.__name__)
+QUICK = WorkerOptions(program=failing_training.__name__)
 
 
 def states(opened) -> Counter:
@@ -65,7 +65,7 @@ def test_a_study_runs_its_budget_exactly(tiny_data, tmp_path, sampler):
     opened = open_tiny(
         tiny_data, tmp_path / "s", {"sampler": {"name": sampler, "startup": 2}, "budget.trials": 4}
     )
-    heard = Listening()
+    heard = RecordingListener()
     served = search(opened, heard, terms=QUICK)
     assert (served.trials, served.why) == (4, "done")
     assert states(opened) == {"complete": 4}
@@ -80,7 +80,7 @@ def test_a_study_runs_its_budget_exactly(tiny_data, tmp_path, sampler):
 def test_a_study_whose_budget_is_spent_runs_nothing(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s", {"budget.trials": 1})
     search(opened)
-    heard = Listening()
+    heard = RecordingListener()
     served = search(opened, heard)
     assert heard.started == []
     assert (served.trials, served.why) == (0, "done")
@@ -98,7 +98,7 @@ def test_more_trials_go_on_where_the_others_ended(tiny_data, tmp_path):
 def test_a_study_goes_on_after_an_interruption_to_the_exact_budget(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s", {"budget.trials": 3})
 
-    class Once(Listening):
+    class Once(RecordingListener):
         def epoch_ended(self, number, record):
             if number == 1:
                 raise KeyboardInterrupt
@@ -118,13 +118,15 @@ def test_a_study_goes_on_after_an_interruption_to_the_exact_budget(tiny_data, tm
 def test_failing_trials_are_recorded_cost_budget_and_are_not_fatal(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s", {"budget.trials": 4, "budget.epochs": 1})
 
-    class Breaking(Listening):
+    class Breaking(RecordingListener):
         """Every second trial loses the folder that it writes to."""
 
         def trial_started(self, number, config):
             super().trial_started(number, config)
             if number % 2:
-                opened.store.local_path(number, WEIGHTS).with_name(f".{WEIGHTS}.partial").mkdir()
+                opened.artifact_store.local_path(number, WEIGHTS).with_name(
+                    f".{WEIGHTS}.partial"
+                ).mkdir()
 
     search(opened, Breaking())
     assert [trial_records.state_of(t) for t in opened.study.trials] == ["complete", "failed"] * 2
@@ -146,7 +148,7 @@ def test_whoever_waits_for_ever_leaves_when_asked_and_does_what_is_queued_meanwh
     opened = open_tiny(tiny_data, tmp_path / "s", {"budget.trials": 1, "budget.epochs": 1})
     stopping = threading.Event()
 
-    class More(Listening):
+    class More(RecordingListener):
         def trial_ended(self, trial, best):
             super().trial_ended(trial, best)
             if trial.number == 1:
@@ -167,7 +169,7 @@ def test_whoever_waits_for_ever_leaves_when_asked_and_does_what_is_queued_meanwh
 def test_a_small_space_is_tried_whole_and_once_and_then_it_ends(tiny_data, tmp_path, sampler):
     changes = SIX | {"sampler": {"name": sampler, "startup": 2}, "budget.trials": 100}
     opened = open_tiny(tiny_data, tmp_path / "s", changes)
-    heard = Listening()
+    heard = RecordingListener()
     assert search(opened, heard, terms=QUICK).why == "exhausted"
     assert len(heard.started) == 6
     done = [t.params for t in opened.study.trials if trial_records.state_of(t) == "complete"]
@@ -188,7 +190,7 @@ def test_a_space_of_one_configuration_is_one_trial(tiny_data, tmp_path):
 def test_a_grid_goes_on_after_a_cut_and_still_lists_everything_once(tiny_data, tmp_path):
     changes = SIX | {"sampler.name": "grid", "budget.trials": 100}
 
-    class Cutting(Listening):
+    class Cutting(RecordingListener):
         def epoch_ended(self, number, record):
             if number in (0, 3):
                 raise KeyboardInterrupt
@@ -253,9 +255,9 @@ def test_what_was_handed_on_is_the_same_for_every_sampler(tiny_data, tmp_path):
         leases = TrialLeases(opened.study)
         row = leases.register_worker(SLOT)
         claim = leases.claim(row)
-        config = suggest(_taken_up(opened.study, claim), opened.spec.space)
+        config = suggest(load_claimed_trial(opened.study, claim), opened.spec.space)
         leases.requeue(claim, trial_records.EndReason.LOST)
-        successor = _taken_up(opened.study, leases.claim(row))
+        successor = load_claimed_trial(opened.study, leases.claim(row))
         assert suggest(successor, opened.spec.space) == config
 
 
@@ -297,7 +299,7 @@ def test_gpu_hours_are_no_matter_of_a_cpu(tiny_data, tmp_path):
 def test_a_night_between_a_kill_and_the_next_session_is_not_training_time(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s", {"budget.trials": 2, "budget.hours": 1})
     claim = claimed_by(opened, dead())
-    suggest(_taken_up(opened.study, claim), opened.spec.space)
+    suggest(load_claimed_trial(opened.study, claim), opened.spec.space)
     # As if it had been begun in 2020 by a process that died a minute later.
     opened.study._storage.remove_session()
     with closing(sqlite3.connect(tmp_path / "s" / "study.db")) as database, database:
@@ -305,7 +307,7 @@ def test_a_night_between_a_kill_and_the_next_session_is_not_training_time(tiny_d
         database.execute(
             "UPDATE trial_user_attributes SET value_json = '1577836800' WHERE key = 'began'"
         )
-        database.execute("UPDATE lesionsearch_workers SET beat = 1577836860")
+        database.execute("UPDATE lesionsearch_workers SET heartbeat_at = 1577836860")
     opened = open_tiny(tiny_data, tmp_path / "s", {"budget.trials": 2, "budget.hours": 1})
     assert search(opened, terms=QUICK).why == "done"
     assert states(opened) == {"complete": 2, "skipped": 1}
@@ -334,8 +336,8 @@ def in_background(opened, listener, **terms):
 def test_a_study_is_paused_resumed_and_stopped_from_outside(tiny_data, tmp_path, monkeypatch):
     monkeypatch.setenv(GRACE_VARIABLE, str(GRACE))
     opened = open_tiny(tiny_data, tmp_path / "s", LONG | {"budget.trials": 50})
-    queue(opened, width=WAYS["waits in the middle"])
-    outside = open_records(tmp_path / "s")[0]
+    queue(opened, width=FAILURE_WIDTHS["waits for suspend"])
+    outside = load_study(tmp_path / "s")[0]
     leases = TrialLeases(outside)
 
     def command(word):
@@ -371,7 +373,7 @@ def test_a_study_that_was_stopped_is_not_begun_upon(tiny_data, tmp_path):
 
 def test_whoever_is_asked_to_leave_puts_the_trial_down_and_leaves(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s", LONG)
-    queue(opened, width=WAYS["waits in the middle"])
+    queue(opened, width=FAILURE_WIDTHS["waits for suspend"])
     stopping = threading.Event()
     served = search(
         opened,
@@ -401,9 +403,9 @@ def check_shared(opened, workers: int) -> None:
     done = [t for t in opened.study.trials if trial_records.state_of(t) == "complete"]
     assert len({t.user_attrs["digest"] for t in done}) == 7
     assert len({t.user_attrs["owner"]["worker"] for t in done}) == workers
-    kept = {t.number for t in done if WEIGHTS in opened.store.list_files(t.number)}
+    kept = {t.number for t in done if WEIGHTS in opened.artifact_store.list_files(t.number)}
     assert kept == {t.number for t in trial_records.rank_trials(done)[:KEEP_BEST]}
-    assert all(HISTORY in opened.store.list_files(t.number) for t in done)
+    assert all(HISTORY in opened.artifact_store.list_files(t.number) for t in done)
     assert TrialLeases(opened.study).list_workers() == []
 
 
@@ -411,7 +413,7 @@ def test_two_workers_share_a_study_to_the_exact_budget_and_train_no_twin(tiny_da
     opened = open_tiny(tiny_data, tmp_path / "s", EIGHT)
     both = threading.Barrier(2)
 
-    class Together(Listening):
+    class Together(RecordingListener):
         """The first trials of both begin at once."""
 
         def trial_started(self, number, config):
@@ -452,10 +454,10 @@ def test_whoever_finds_the_rest_at_work_waits_for_it(tiny_data, tmp_path):
     """The last trial is in the hands of another worker, which dies."""
     opened = open_tiny(tiny_data, tmp_path / "s", {"budget.trials": 2, "budget.epochs": 1})
     claim = claimed_by(opened, dead())
-    suggest(_taken_up(opened.study, claim), opened.spec.space)
+    suggest(load_claimed_trial(opened.study, claim), opened.spec.space)
     alive = claimed_by(opened, replace(dead(), host="elsewhere"))
     leases = TrialLeases(opened.study)
-    heard = Listening()
+    heard = RecordingListener()
     end = in_background(opened, heard)
     # The first is reaped at once and trained again; then the other's is waited for.
     assert wait_until(lambda: heard.ended, 200)
@@ -516,7 +518,7 @@ def test_joining_looks_at_the_slot_first(tiny_data, tmp_path):
 def test_a_disk_that_is_full_is_told_in_one_line_and_nothing_is_lost(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s")
 
-    class Full(Listening):
+    class Full(RecordingListener):
         def trial_started(self, number, config):
             raise OSError(28, "No space left on device")
 

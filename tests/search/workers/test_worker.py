@@ -21,7 +21,8 @@ from lesionseg.training import checkpoint
 from lesionseg.training.train import EpochRecord
 from search.monitoring import notes
 from search.storage import trial_records
-from search.storage.lease_transaction import MAX_LOSSES, Claim
+from search.storage.lease_transaction import MAX_LOSSES
+from search.storage.lease_types import Claim
 from search.storage.leases import TrialLeases
 from search.storage.process_id import ProcessId, current_process
 from search.storage.retention import PICTURE
@@ -32,19 +33,19 @@ from search.trial_process import supervisor
 from search.trial_process.protocol import Suspended, Trained
 from search.trial_process.slot import Slot
 from search.workers import trial_runner
-from search.workers.worker import HISTORY, KEEP_BEST, STATE, WEIGHTS, _taken_up
+from search.workers.worker import HISTORY, KEEP_BEST, STATE, WEIGHTS, load_claimed_trial
 from tests.conftest import write_folder
-from tests.search import troubles
+from tests.search import failing_training
+from tests.search.failing_training import FAILURE_WIDTHS, SUSPEND_POINT
 from tests.search.helpers import (
     PATIENCE,
     SLOT,
-    Listening,
+    RecordingListener,
     open_tiny,
     queue,
     wait_until,
     worker_of,
 )
-from tests.search.troubles import MIDDLE, WAYS
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def rows_of(opened, number: int) -> list[dict[str, str]]:
 
 
 def test_a_complete_trial_is_on_record_with_all_that_is_said_of_it(opened):
-    heard = Listening()
+    heard = RecordingListener()
     queue(opened)
     worker = worker_of(opened, heard)
     done = worker.run_one()
@@ -94,10 +95,10 @@ def test_a_complete_trial_is_on_record_with_all_that_is_said_of_it(opened):
     assert attrs["macs"] > 0
     assert attrs["seconds"] > 0
     assert attrs["peak_memory"] > 0
-    assert attrs["owner"]["worker"] == worker.pulse.row.id
+    assert attrs["owner"]["worker"] == worker.heartbeat.row.id
     assert attrs["owner"]["pid"] == os.getpid()
     assert (attrs["owner"]["device"], attrs["owner"]["threads"]) == ("cpu", 1)
-    assert attrs["began"] < attrs["ended"] < attrs["began"] + 300
+    assert attrs["started_at"] < attrs["ended_at"] < attrs["started_at"] + 300
     # What was reported each epoch, what is told, and what is said of the best epoch agree.
     assert list(done.intermediate_values) == [1, 2]
     assert done.value == max(done.intermediate_values.values())
@@ -195,14 +196,14 @@ def test_when_the_time_is_over_the_first_complete_trial_is_let_through(tiny_data
 
 
 def test_a_configuration_is_not_trained_twice(opened):
-    heard = Listening()
+    heard = RecordingListener()
     worker = worker_of(opened, heard)
     queue(opened)
     queue(opened)
     first, second = worker.run_one(), worker.run_one()
     assert second.state == TrialState.FAIL
     assert second.user_attrs["reason"] == trial_records.EndReason.DUPLICATE
-    assert second.user_attrs["twin"] == first.number
+    assert second.user_attrs["duplicate_of"] == first.number
     assert second.user_attrs["message"] == "the same configuration as trial 0"
     assert second.intermediate_values == {}
     assert heard.started == [0]
@@ -233,7 +234,7 @@ def test_a_network_that_is_small_enough_is_trained_and_its_slack_is_on_record(ti
 def test_a_configuration_that_cannot_be_read_is_skipped_with_the_reason(opened):
     """As one of another version of lesionsearch that was queued whole."""
     worker = worker_of(opened)
-    worker.leases.enqueue_one({}, {trial_records.TrialAttr.FIXED_CONFIG: {"bach_size": 3}})
+    worker.leases.enqueue([({}, {trial_records.TrialAttr.FIXED_CONFIG: {"bach_size": 3}})])
     done = worker.run_one()
     assert trial_records.state_of(done) == "skipped"
     assert trial_records.reason_of(done) == trial_records.EndReason.CONFIG
@@ -262,7 +263,7 @@ def test_a_training_that_breaks_is_recorded_and_costs_one_trial(tiny_data, tmp_p
 def test_a_child_that_is_killed_costs_one_trial_with_the_reason(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s", {"budget.epochs": 50})
 
-    class Killing(Listening):
+    class Killing(RecordingListener):
         def epoch_ended(self, number, record):
             super().epoch_ended(number, record)
             if number == 0 and record.epoch == 3:
@@ -288,7 +289,7 @@ def test_a_device_that_is_not_there_fails_the_trial(opened):
 # --- trials that are cut off -------------------------------------------------------------------
 
 
-class Interrupting(Listening):
+class Interrupting(RecordingListener):
     """Ctrl-C when the trial begins, or after its first epoch."""
 
     def __init__(self, at: str):
@@ -318,7 +319,7 @@ def test_an_interrupted_trial_is_queued_again_and_counts_once(opened, at):
         trial_records.TrialAttr.REQUEUED_FROM: 0,
         trial_records.TrialAttr.ATTEMPTS: [0],
     }
-    assert set(opened.store.list_files(0)) <= {STATE}
+    assert set(opened.artifact_store.list_files(0)) <= {STATE}
     done = worker_of(opened).run_one()
     assert (done.number, done.state) == (1, TrialState.COMPLETE)
     assert done.params == cut.params == {"model.unet.width": 4, "optimizer.adam.lr": 0.02}
@@ -347,7 +348,7 @@ def test_an_interruption_after_a_trial_was_told_takes_nothing_of_it_away(opened)
         worker_of(opened, leases=Interrupted(opened.study)).run_one()
     (done,) = opened.study.trials
     assert done.state == TrialState.COMPLETE
-    assert {WEIGHTS, HISTORY} <= set(opened.store.list_files(0))
+    assert {WEIGHTS, HISTORY} <= set(opened.artifact_store.list_files(0))
 
 
 def test_a_queued_trial_that_is_cut_off_before_it_drew_keeps_its_parameters(opened):
@@ -383,12 +384,12 @@ LONG = {
     "fixed.batch_size": 4,
     "search.model": {"unet": {"width": [4, 128], "depth": 1}},
 }
-WAITS = WAYS["waits in the middle"]
+WAITS = FAILURE_WIDTHS["waits for suspend"]
 #: Seconds: orders are heard every sixth of it, and a machine may be busy for longer than one.
 GRACE = 3.0
 
 
-class Calling(Listening):
+class Calling(RecordingListener):
     """Does something when an epoch of a trial has ended."""
 
     def __init__(self, number: int, epoch: int, call):
@@ -423,9 +424,9 @@ def check_put_down(opened) -> None:
     assert list(cut.intermediate_values) == [1, 2]
     assert trial_records.state_of(waiting) == "waiting"
     assert waiting.user_attrs[trial_records.TrialAttr.ATTEMPTS] == [0]
-    assert opened.store.list_files(0) == [STATE]
-    state = torch.load(opened.store.local_path(0, STATE), weights_only=True)["state"]
-    assert (len(state["history"]) + 1, state["step"]) == MIDDLE
+    assert opened.artifact_store.list_files(0) == [STATE]
+    state = torch.load(opened.artifact_store.local_path(0, STATE), weights_only=True)["state"]
+    assert (len(state["history"]) + 1, state["step"]) == SUSPEND_POINT
     assert trial_records.count_finished(opened.study.trials) == 0
 
 
@@ -438,8 +439,8 @@ def check_gone_on(opened, done, expected) -> None:
     assert [float(row["dice"]) for row in rows_of(opened, 1)] == expected
     assert done.user_attrs["epochs"] == 5
     assert trial_records.count_finished(opened.study.trials) == 1
-    assert opened.store.list_files(0) == []
-    assert opened.store.list_files(1) == sorted([WEIGHTS, HISTORY, PICTURE])
+    assert opened.artifact_store.list_files(0) == []
+    assert opened.artifact_store.list_files(1) == sorted([WEIGHTS, HISTORY, PICTURE])
 
 
 def test_a_trial_that_is_put_down_in_an_epoch_goes_on_from_there_to_the_last_digit(
@@ -447,26 +448,26 @@ def test_a_trial_that_is_put_down_in_an_epoch_goes_on_from_there_to_the_last_dig
 ):
     stopping = threading.Event()
     heard = Calling(0, 2, stopping.set)
-    with worker_of(long, heard, stopping=stopping, program=troubles.__name__) as worker:
+    with worker_of(long, heard, stopping=stopping, program=failing_training.__name__) as worker:
         worker.run_one()
     check_put_down(long)
-    after = Listening()
-    done = worker_of(open_study(long.folder), after, program=troubles.__name__).run_one()
+    after = RecordingListener()
+    done = worker_of(open_study(long.folder), after, program=failing_training.__name__).run_one()
     assert after.epochs == [(1, 3), (1, 4), (1, 5)]
     check_gone_on(long, done, undisturbed(tiny_data, tmp_path / "other"))
 
 
 @pytest.mark.parametrize("word", ["pause", "stop"])
 def test_a_command_puts_the_trial_at_work_down(long, word):
-    leases = TrialLeases(long.study, grace=GRACE)
+    leases = TrialLeases(long.study, grace_s=GRACE)
 
     def command():
         leases.command = word
 
     heard = Calling(0, 2, command)
-    with worker_of(long, heard, leases=leases, program=troubles.__name__) as worker:
+    with worker_of(long, heard, leases=leases, program=failing_training.__name__) as worker:
         worker.run_one()
-        assert worker.pulse.command == word
+        assert worker.heartbeat.command == word
     check_put_down(long)
 
 
@@ -474,12 +475,12 @@ def test_a_trial_that_cannot_save_its_state_is_queued_again_from_its_beginning(
     tiny_data, tmp_path, monkeypatch
 ):
     """It does not hear that it is to be put down, and no state of it lies anywhere."""
-    monkeypatch.setattr(supervisor, "PUT_DOWN_WITHIN", 0.3)
+    monkeypatch.setattr(supervisor, "SUSPEND_TIMEOUT_S", 0.3)
     opened = open_tiny(tiny_data, tmp_path / "s", LONG)
-    queue(opened, width=WAYS["is deaf"])
+    queue(opened, width=FAILURE_WIDTHS["ignores suspend"])
     stopping = threading.Event()
     stopping.set()
-    with worker_of(opened, stopping=stopping, program=troubles.__name__) as worker:
+    with worker_of(opened, stopping=stopping, program=failing_training.__name__) as worker:
         cut = worker.run_one()
     assert trial_records.reason_of(cut) == trial_records.EndReason.INTERRUPTED
     again = worker_of(opened).run_one()  # the real training
@@ -497,7 +498,7 @@ def trainings() -> list[psutil.Process]:
 def test_a_worker_that_was_taken_for_dead_tells_nothing_and_comes_back_under_a_new_name(
     long, tiny_data, tmp_path
 ):
-    others = TrialLeases(long.study, grace=0.0)  # in their eyes everyone is silent for too long
+    others = TrialLeases(long.study, grace_s=0.0)  # in their eyes everyone is silent for too long
     handed_on = []
 
     def reap():
@@ -506,9 +507,9 @@ def test_a_worker_that_was_taken_for_dead_tells_nothing_and_comes_back_under_a_n
         handed_on.extend(others.reap())
 
     heard = Calling(0, 2, reap)
-    leases = TrialLeases(long.study, grace=GRACE)
-    with worker_of(long, heard, leases=leases, program=troubles.__name__) as worker:
-        before = worker.pulse.row.id
+    leases = TrialLeases(long.study, grace_s=GRACE)
+    with worker_of(long, heard, leases=leases, program=failing_training.__name__) as worker:
+        before = worker.heartbeat.row.id
         cut = worker.run_one()
         assert handed_on == [(0, 1)]
         assert wait_until(lambda: not trainings(), PATIENCE)
@@ -518,9 +519,9 @@ def test_a_worker_that_was_taken_for_dead_tells_nothing_and_comes_back_under_a_n
         assert HISTORY in long.store.list_files(0)
         worker.stopping.set()  # so that the successor, which waits at no state, is put down too
         claim = worker.claim()
-        assert (claim.number, worker.pulse.row.id != before) == (1, True)
+        assert (claim.number, worker.heartbeat.row.id != before) == (1, True)
         owner = long.study.trials[1].user_attrs["owner"]["worker"]
-        assert owner == worker.pulse.row.id
+        assert owner == worker.heartbeat.row.id
         assert [row.id for row in leases.list_workers() if row.trial == 1] == [owner]
         worker.run(claim)
     assert [trial_records.reason_of(t) for t in long.study.trials] == ["lost", "interrupted", None]
@@ -537,10 +538,10 @@ def test_the_trials_of_dead_processes_go_back_to_the_queue_and_others_do_not(ope
         queue(opened, lr=0.01 * (i + 1))
     for who in (dead(), current_process(), replace(dead(), host="elsewhere")):
         claim = claimed_by(opened, who)
-        _taken_up(study, claim).suggest_int("model.unet.width", 4, 8, log=True)
-        opened.store.local_path(claim.number, HISTORY).write_text("")
+        load_claimed_trial(study, claim).suggest_int("model.unet.width", 4, 8, log=True)
+        opened.artifact_store.local_path(claim.number, HISTORY).write_text("")
     study.ask()  # nobody's: not claimed through the leases
-    opened.store.local_path(3, HISTORY).write_text("")
+    opened.artifact_store.local_path(3, HISTORY).write_text("")
     leases = TrialLeases(study)
     assert leases.reap_expired() == [(0, 4), (3, 5)]
     states = [trial_records.state_of(t) for t in study.trials]
@@ -569,7 +570,7 @@ def test_a_double_of_a_trial_that_was_lost_is_recognised(opened):
 def test_a_trial_that_keeps_killing_its_worker_fails_for_good(opened):
     leases, who = TrialLeases(opened.study), dead()
     for i in range(MAX_LOSSES + 1):
-        suggest(_taken_up(opened.study, claimed_by(opened, who)), opened.spec.space)
+        suggest(load_claimed_trial(opened.study, claimed_by(opened, who)), opened.spec.space)
         assert leases.reap_expired() == [(i, i + 1 if i < MAX_LOSSES else None)]
     known = trial_records.all_trials(opened.study)
     assert [trial_records.state_of(t) for t in known] == ["skipped"] * MAX_LOSSES + ["failed"]
@@ -580,9 +581,9 @@ def test_a_trial_that_keeps_killing_its_worker_fails_for_good(opened):
 
 def test_a_trial_of_another_host_is_lost_when_that_has_been_silent_for_too_long(opened):
     claim = claimed_by(opened, replace(dead(), host="elsewhere"))
-    suggest(_taken_up(opened.study, claim), opened.spec.space)
+    suggest(load_claimed_trial(opened.study, claim), opened.spec.space)
     assert TrialLeases(opened.study).reap_expired() == []
-    impatient = TrialLeases(opened.study, grace=0.0)
+    impatient = TrialLeases(opened.study, grace_s=0.0)
     assert wait_until(lambda: impatient.healthy > 0, PATIENCE)
     assert impatient.reap() == [(claim.number, 1)]
 
@@ -593,7 +594,7 @@ def test_a_trial_of_another_host_is_lost_when_that_has_been_silent_for_too_long(
 def test_weights_of_a_trial_that_is_not_told_yet_are_never_deleted(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s", {"budget.epochs": 1})
     other = claimed_by(opened, current_process())
-    theirs = opened.store.local_path(other.number, WEIGHTS)
+    theirs = opened.artifact_store.local_path(other.number, WEIGHTS)
     theirs.write_bytes(b"")
     worker = worker_of(opened)
     for i in range(KEEP_BEST + 1):
@@ -612,9 +613,9 @@ def test_a_picture_or_a_note_that_cannot_be_made_costs_no_trial(opened, monkeypa
     def broken(*_):
         raise OSError("no")
 
-    monkeypatch.setattr("search.workers.worker.notes.attrs_of", broken)
+    monkeypatch.setattr("search.workers.worker.notes.trial_note_attrs", broken)
     monkeypatch.setattr("search.workers.worker.delete_old_pictures", broken)
-    place = opened.store.local_path(0, PICTURE)
+    place = opened.artifact_store.local_path(0, PICTURE)
     place.mkdir()  # the child cannot put its picture there
     done = worker_of(opened).run_one()
     assert done.state == TrialState.COMPLETE
@@ -623,12 +624,12 @@ def test_a_picture_or_a_note_that_cannot_be_made_costs_no_trial(opened, monkeypa
 
 
 def test_a_failed_trial_leaves_its_note(opened):
-    queue(opened, width=WAYS["segfaults"])
-    done = worker_of(opened, program=troubles.__name__).run_one()
+    queue(opened, width=FAILURE_WIDTHS["segfaults"])
+    done = worker_of(opened, program=failing_training.__name__).run_one()
     assert (done.state, trial_records.reason_of(done)) == (TrialState.FAIL, "crash")
     attrs = opened.study._storage.get_study_system_attrs(opened.study._study_id)
-    text = notes.by_trial(attrs)[done._trial_id][f"dashboard:{done._trial_id}:note_str:0"]
-    assert text == notes.of_trial(done)
+    text = group_notes(attrs)[done._trial_id][f"dashboard:{done._trial_id}:note_str:0"]
+    assert text == notes.format_trial_note(done)
     assert "SIGSEGV" in text
 
 

@@ -22,7 +22,7 @@ import cli
 from lesionseg.data.download import fetch as module
 from lesionseg.data.download import http as line
 from lesionseg.data.download.datasets import BY_HAND, SOURCES
-from lesionseg.data.download.fetch import FetchFailed, fetch
+from lesionseg.data.download.fetch import DownloadError, fetch
 from lesionseg.data.index import DatasetIndex
 from lesionseg.errors import InputError
 
@@ -229,7 +229,7 @@ def test_ham10000_from_its_dataverse(server, root):
     # A file that is not what its keeper says is not used.
     shutil.rmtree(root)
     server.files["1"] = server.files["1"][::-1]
-    with pytest.raises(FetchFailed, match=r"its MD5 is .*, and should be"):
+    with pytest.raises(DownloadError, match=r"its MD5 is .*, and should be"):
         fetch("ham10000", root, accept=True, base=server.url)
     assert not (root / "HAM10000_images_part_2").exists()
 
@@ -264,7 +264,7 @@ def test_it_goes_on_where_it_broke_off_and_fetches_nothing_twice(server, root, f
 
 def test_a_later_command_goes_on_too(server, root):
     server.faults[FIRST] = ["break", *[503] * line.ATTEMPTS]
-    told = refusal(FetchFailed, server, root)
+    told = refusal(DownloadError, server, root)
     size = len(server.files[FIRST])
     assert f"503 Service Unavailable, {line.ATTEMPTS} times in a row" in told
     assert f"{size // 2} of {size} bytes are kept" in told
@@ -318,7 +318,7 @@ def test_a_part_that_does_not_belong_there_is_not_put_there(server, root, fault)
 
 def test_a_server_that_always_sends_another_part_is_given_up_soon(server, root):
     server.faults[FIRST] = ["break", "elsewhere"] * 20
-    told = refusal(FetchFailed, server, root)
+    told = refusal(DownloadError, server, root)
     assert "sends another part than it was asked for, 3 times in a row" in told
     assert server.sent[FIRST] <= 4 * len(server.files[FIRST])
 
@@ -384,7 +384,7 @@ def test_a_busy_server_says_how_long_to_wait(server, root, monkeypatch, told, se
 
 def test_404_is_told_at_once_and_nothing_is_begun(server, root):
     del server.files["ISIC2018_Task1_Test_GroundTruth.zip"]
-    told = refusal(FetchFailed, server, root)
+    told = refusal(DownloadError, server, root)
     assert told.endswith("ISIC2018_Task1_Test_GroundTruth.zip: the server answers 404 Not Found")
     assert not any(method == "GET" for method, *_ in server.log)
     assert [p.name for p in root.iterdir()] == [".fetch"]
@@ -393,12 +393,12 @@ def test_404_is_told_at_once_and_nothing_is_begun(server, root):
 def test_a_server_that_nobody_answers_at(root, monkeypatch, server):
     monkeypatch.setattr(line, "ATTEMPTS", 2)
     server.url = "http://127.0.0.1:9"
-    assert "refused, 2 times in a row" in refusal(FetchFailed, server, root)
+    assert "refused, 2 times in a row" in refusal(DownloadError, server, root)
 
 
 def test_more_than_was_said_is_not_taken(server, root):
     server.faults[FIRST] = ["longer"]
-    assert "sends more than the" in refusal(FetchFailed, server, root)
+    assert "sends more than the" in refusal(DownloadError, server, root)
     assert not (root / ".fetch" / f"{FIRST}.part").exists()
     had(server, root)
     assert is_whole(root)
@@ -413,7 +413,7 @@ def test_less_than_was_said_is_not_taken(server, root):
         real(to, head=head)
 
     server.answer = answer
-    told = refusal(FetchFailed, server, root)
+    told = refusal(DownloadError, server, root)
     assert f"said that it has {len(whole)} bytes, and sends {len(whole) - 500}" in told
     assert not (root / "ISIC2018_Task1-2_Training_Input").exists()
     assert server.sent[FIRST] <= len(whole)
@@ -421,7 +421,7 @@ def test_less_than_was_said_is_not_taken(server, root):
 
 def test_a_server_that_does_not_say_how_much_it_has_is_told(server, root):
     server.files[FIRST] = b""
-    assert "does not say how large it is" in refusal(FetchFailed, server, root)
+    assert "does not say how large it is" in refusal(DownloadError, server, root)
 
 
 def test_a_folder_that_was_not_fetched_is_left_alone(server, root):
@@ -464,7 +464,7 @@ def test_a_folder_is_never_there_in_part_while_it_is_replaced(server, root, monk
 
 def test_a_break_needs_no_more_room_than_none(server, root, monkeypatch):
     server.faults[FIRST] = ["break", *[503] * line.ATTEMPTS]
-    refusal(FetchFailed, server, root)
+    refusal(DownloadError, server, root)
     there = (root / ".fetch" / f"{FIRST}.part").stat().st_size
     free = int(module.ROOM * sum(map(len, server.files.values()))) - there
     disk = {root: SimpleNamespace(free=free), root / ".fetch": SimpleNamespace(free=10**12)}
@@ -478,7 +478,7 @@ def test_another_file_than_the_first_time_is_told(server, root):
     folder = root / FIRST.removesuffix(".zip")
     shutil.rmtree(folder)
     server.files[FIRST] = zipped(**{"ISIC2018_Task1-2_Training_Input/ISIC_9.jpg": NOISE})
-    assert "is another file than when it was fetched first" in refusal(FetchFailed, server, root)
+    assert "is another file than when it was fetched first" in refusal(DownloadError, server, root)
     assert not folder.exists()
 
 
@@ -574,7 +574,7 @@ def bomb() -> bytes:
 def test_an_archive_that_is_none_leaves_nothing_behind(server, tmp_path, content, message):
     root = tmp_path / "a" / "b"
     server.files[FIRST] = content
-    told = refusal(FetchFailed, server, root)
+    told = refusal(DownloadError, server, root)
     assert message in told
     assert "start again to fetch it anew" in told
     assert [p.name for p in root.iterdir()] == [".fetch"]
@@ -602,7 +602,7 @@ def test_a_disk_that_fills_up_while_unpacking_leaves_no_folder(server, root, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(zipfile.ZipFile, "extract", extract)
-        told = refusal(FetchFailed, server, root)
+        told = refusal(DownloadError, server, root)
     assert "No space left on device; what is there is kept, start again" in told
     assert not any(".unpacking" in p.name for p in (root / ".fetch").iterdir())
     before = len(server.log)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lesionseg.data.duplicates.audit import Pair, audit
+from lesionseg.data.duplicates.audit import PairAudit, audit_dataset
 from lesionseg.errors import InputError
 from tests.conftest import write_folder
 
@@ -48,35 +48,35 @@ def sound(tmp_path):
 
 
 def test_each_pair_is_seen_as_it_is(sound):
-    assert audit(sound).pairs == (
-        Pair("a_plain", (20, 40), 0.25, on_border=False, components=1),
-        Pair("b_corner", (20, 40), 0.25, on_border=True, components=1),
-        Pair("c_bottom", (20, 40), 0.01, on_border=True, components=1),
-        Pair("d_empty", (20, 40), 0.0, on_border=False),
-        Pair("e_full", (20, 40), 1.0, on_border=True, components=1),
-        Pair("f_soft", (20, 40), 0.25, on_border=False, thresholded=True, components=1),
-        Pair("g_tall", (40, 20), 0.0, on_border=False),
+    assert audit_dataset(sound).pairs == (
+        PairAudit("a_plain", (20, 40), 0.25, touches_border=False, components=1),
+        PairAudit("b_corner", (20, 40), 0.25, touches_border=True, components=1),
+        PairAudit("c_bottom", (20, 40), 0.01, touches_border=True, components=1),
+        PairAudit("d_empty", (20, 40), 0.0, touches_border=False),
+        PairAudit("e_full", (20, 40), 1.0, touches_border=True, components=1),
+        PairAudit("f_soft", (20, 40), 0.25, touches_border=False, thresholded=True, components=1),
+        PairAudit("g_tall", (40, 20), 0.0, touches_border=False),
     )
 
 
 def test_the_facts_of_a_data_set(sound):
-    seen = audit(sound)
+    seen = audit_dataset(sound)
     assert seen.problems == []
-    seen.refuse_broken()
+    seen.require_usable()
     # Areas 0, 0, 0.01, 0.25, 0.25, 0.25, 1; percentile 95 lies 0.7 of the way to the last.
-    assert seen.facts() == {
+    assert seen.summarize() == {
         "layout": "folders",
         "pairs": "7",
         "groups": "7",
         "official split": "train 4, test 3",
-        "not usable": "0",
+        "unusable pairs": "0",
         "sizes": "2, most often 40x20 (6)",
         "lesion area": "median 25.0%, 5 to 95%: 0.0% to 77.5%",
         "empty masks": "2, d_empty, g_tall",
         "full masks": "1, e_full",
         "lesions on the border": "42.9%",
         "several components": "0",
-        "masks not binary": "1, cut at 128: f_soft",
+        "masks not binary": "1, thresholded at 128: f_soft",
     }
 
 
@@ -85,15 +85,15 @@ def test_one_pixel_on_any_border_is_seen(tmp_path, row, column):
     mask = blank()
     mask[row, column] = 255
     put(tmp_path / "data", "a", mask)
-    (pair,) = audit(tmp_path / "data").pairs
-    assert pair.on_border and pair.area == 1 / 800
+    (pair,) = audit_dataset(tmp_path / "data").pairs
+    assert pair.touches_border and pair.area == 1 / 800
 
 
 def test_one_pixel_inside_is_not_on_the_border(tmp_path):
     mask = blank()
     mask[1, 38] = 255
     put(tmp_path / "data", "a", mask)
-    assert not audit(tmp_path / "data").pairs[0].on_border
+    assert not audit_dataset(tmp_path / "data").pairs[0].touches_border
 
 
 def test_what_touches_at_a_corner_is_one_component(tmp_path):
@@ -101,7 +101,7 @@ def test_what_touches_at_a_corner_is_one_component(tmp_path):
         mask = boxed(2, 10, 2, 10)
         mask[10:14, left : left + 6] = 255
         put(tmp_path / "data", name, mask)
-    assert [pair.components for pair in audit(tmp_path / "data").pairs] == [1, 2]
+    assert [pair.components for pair in audit_dataset(tmp_path / "data").pairs] == [1, 2]
 
 
 def test_masks_without_an_image_are_counted_and_named(tmp_path):
@@ -114,16 +114,16 @@ def test_masks_without_an_image_are_counted_and_named(tmp_path):
     (tmp_path / "data/train/masks/a_mask.png").rename(tmp_path / "data/train/masks/a.png")
     for name in ("a_seg.png", "notes.txt", "._x.png"):
         (tmp_path / "data/train/masks" / name).write_bytes(b"x")
-    seen = audit(tmp_path / "data")
-    assert seen.facts()["masks without image"] == "3, f_mask.png, b_mask.png, c_mask.png"
+    seen = audit_dataset(tmp_path / "data")
+    assert seen.summarize()["masks without image"] == "3, f_mask.png, b_mask.png, c_mask.png"
     assert seen.index.masks_without_image == ("f_mask.png", "b_mask.png", "c_mask.png")
-    assert [p.name for p in seen.whole] == ["a", "d", "e"]
+    assert [p.name for p in seen.usable] == ["a", "d", "e"]
 
 
 def test_a_manifest_may_leave_out_masks(sound):
     rows = "train/images/a_plain.png,train/masks/a_plain_mask.png\n"
     (sound / "manifest.csv").write_text(f"image,mask\n{rows}")
-    assert audit(sound).index.masks_without_image == ()
+    assert audit_dataset(sound).index.masks_without_image == ()
 
 
 def test_a_link_to_nothing_is_a_pair_that_cannot_be_used(tmp_path):
@@ -131,7 +131,7 @@ def test_a_link_to_nothing_is_a_pair_that_cannot_be_used(tmp_path):
     for path in (root / "images/im001.png", root / "masks/im002.png"):
         path.unlink()
         path.symlink_to(tmp_path / "gone.png")
-    assert audit(root).problems == [
+    assert audit_dataset(root).problems == [
         f"{root}/images/im001.png: no such file",
         f"{root}/masks/im002.png: no such file",
     ]
@@ -140,11 +140,11 @@ def test_a_link_to_nothing_is_a_pair_that_cannot_be_used(tmp_path):
 def test_a_name_in_two_splits_is_told_with_its_split(sound):
     put(sound, "a_plain", boxed(0, 1, 0, 1), "test")
     put(sound, "d_empty", boxed(0, 1, 0, 1), "test")
-    seen = audit(sound)
+    seen = audit_dataset(sound)
     areas = {p.name: p.area for p in seen.pairs}
     assert len(areas) == 9 and list(areas)[:2] == ["train/a_plain", "test/a_plain"]
     assert (areas["train/a_plain"], areas["test/a_plain"]) == (0.25, 1 / 800)
-    assert seen.facts()["empty masks"] == "2, train/d_empty, g_tall"
+    assert seen.summarize()["empty masks"] == "2, train/d_empty, g_tall"
 
 
 def test_names_that_break_a_line_or_are_no_text_are_told_in_one_line(tmp_path):
@@ -152,8 +152,8 @@ def test_names_that_break_a_line_or_are_no_text_are_told_in_one_line(tmp_path):
     put(tmp_path / "data", os.fsdecode(b"latin-\xe9"), blank())
     put(tmp_path / "data", "broken\n", blank())
     (tmp_path / "data/train/images/broken\n.png").write_bytes(b"")
-    seen = audit(tmp_path / "data")
-    assert seen.facts()["empty masks"] == "2, latin-\\udce9, two\\nlines"
+    seen = audit_dataset(tmp_path / "data")
+    assert seen.summarize()["empty masks"] == "2, latin-\\udce9, two\\nlines"
     (problem,) = seen.problems
     assert problem.startswith(f"{tmp_path}/data/train/images/broken\\n.png: not a picture (")
 
@@ -166,7 +166,7 @@ def test_every_fault_is_found_and_counted(tmp_path):
     Image.linear_gradient("L").resize((48, 40)).save(root / "masks/im003.png")
     (root / "images/im004.png").write_text("not a picture")
     told = []
-    seen = audit(root, on_progress=lambda done, total: told.append((done, total)))
+    seen = audit_dataset(root, on_progress=lambda done, total: told.append((done, total)))
     assert told == [(i, 6) for i in range(1, 7)]
     faults = {p.name: p.problem for p in seen.pairs if p.problem}
     assert list(faults) == ["im001", "im002", "im003", "im004"]
@@ -175,11 +175,11 @@ def test_every_fault_is_found_and_counted(tmp_path):
     assert faults["im003"].startswith(f"{root}/masks/im003.png: the mask is not binary: ")
     assert faults["im004"].startswith(f"{root}/images/im004.png: not a picture (")
     assert seen.problems == list(faults.values())
-    facts = seen.facts()
-    assert facts["pairs"] == "6" and facts["not usable"] == "4"
+    facts = seen.summarize()
+    assert facts["pairs"] == "6" and facts["unusable pairs"] == "4"
     assert facts["sizes"] == "1, most often 48x40 (2)"  # of the usable ones
     with pytest.raises(InputError) as caught:
-        seen.refuse_broken()
+        seen.require_usable()
     assert str(caught.value) == (f"data: 4 of 6 pairs cannot be used: {faults['im001']} and 3 more")
 
 
@@ -187,12 +187,12 @@ def test_a_data_set_of_faults_only_still_has_facts(tmp_path):
     root = write_folder(tmp_path / "data", 2)
     for path in (root / "masks").iterdir():
         path.write_bytes(b"")
-    assert audit(root).facts() == {
+    assert audit_dataset(root).summarize() == {
         "layout": "folders",
         "pairs": "2",
         "groups": "2",
         "official split": "none",
-        "not usable": "2",
+        "unusable pairs": "2",
     }
 
 
@@ -204,21 +204,21 @@ def test_the_pixels_of_an_image_are_looked_at_and_not_its_header_alone(tmp_path)
     path = root / "images/im000.jpg"
     Image.fromarray(noise).save(path)
     path.write_bytes(path.read_bytes()[:-200])
-    (problem,) = audit(root).problems
+    (problem,) = audit_dataset(root).problems
     assert problem.startswith(f"{path}: the picture is damaged (")
 
 
 def test_a_wrong_layout_is_refused_as_elsewhere(tmp_path):
     with pytest.raises(InputError, match="no pairs in a known layout"):
-        audit(tmp_path)
+        audit_dataset(tmp_path)
     with pytest.raises(InputError, match="unknown layout"):
-        audit(tmp_path, "other")
+        audit_dataset(tmp_path, "other")
 
 
 def test_the_real_ph2_pictures_are_sound(real_data):
-    seen = audit(real_data / "ph2")
+    seen = audit_dataset(real_data / "ph2")
     assert seen.problems == []
-    facts = seen.facts()
+    facts = seen.summarize()
     assert facts["layout"] == "ph2" and facts["pairs"] == facts["groups"] == "10"
     assert facts["empty masks"] == facts["full masks"] == facts["masks not binary"] == "0"
     for pair, record in zip(seen.pairs, seen.index.records, strict=True):

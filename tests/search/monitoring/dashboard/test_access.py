@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from lesionseg.errors import InputError
-from search.monitoring.dashboard.access import PASSWORD, Reach, is_loopback, read_password
-from search.monitoring.dashboard.auth import LOOPBACK
+from search.monitoring.dashboard.access import PASSWORD_VARIABLE, ListenAddress, is_loopback, read_password
+from search.monitoring.dashboard.auth import LOOPBACK_NAMES
 
 SECRET = "correct horse"
 
@@ -14,7 +14,7 @@ SECRET = "correct horse"
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
 def test_this_host_alone_needs_no_password(host):
     assert is_loopback(host)
-    assert Reach(host).rules.hosts >= LOOPBACK
+    assert ListenAddress(host).rules.hosts >= LOOPBACK_NAMES
 
 
 @pytest.mark.parametrize(
@@ -22,16 +22,16 @@ def test_this_host_alone_needs_no_password(host):
 )
 def test_any_other_address_does(host):
     assert not is_loopback(host)
-    with pytest.raises(InputError, match=f"--host {host}: .*--password-file .*{PASSWORD}"):
-        Reach(host)
-    rules = Reach(host, password=SECRET).rules
+    with pytest.raises(InputError, match=f"--host {host}: .*--password-file .*{PASSWORD_VARIABLE}"):
+        ListenAddress(host)
+    rules = ListenAddress(host, password=SECRET).rules
     assert (rules.password, rules.hosts) == (SECRET, None)
 
 
 def test_what_a_proxy_shows_to_others_needs_one_too():
     with pytest.raises(InputError, match="--public"):
-        Reach(public="https://lab.example")
-    rules = Reach(password=SECRET, public="https://Lab.example:8443").rules
+        ListenAddress(public="https://lab.example")
+    rules = ListenAddress(password=SECRET, public="https://Lab.example:8443").rules
     assert "lab.example" in rules.hosts
     assert rules.origins == {"https://lab.example:8443"}
 
@@ -41,17 +41,17 @@ def test_what_a_proxy_shows_to_others_needs_one_too():
 )
 def test_what_is_no_origin_is_refused(public):
     with pytest.raises(InputError, match="--public: must be an origin"):
-        Reach(password=SECRET, public=public)
+        ListenAddress(password=SECRET, public=public)
 
 
 def test_the_password_is_not_shown():
-    assert SECRET not in repr(Reach(password=SECRET))
+    assert SECRET not in repr(ListenAddress(password=SECRET))
 
 
 def test_it_is_read_from_the_file_or_from_the_environment(tmp_path, monkeypatch):
-    monkeypatch.delenv(PASSWORD, raising=False)
+    monkeypatch.delenv(PASSWORD_VARIABLE, raising=False)
     assert read_password(None) is None
-    monkeypatch.setenv(PASSWORD, "from the environment")
+    monkeypatch.setenv(PASSWORD_VARIABLE, "from the environment")
     assert read_password(None) == "from the environment"
     file = tmp_path / "p"
     file.write_text(f" {SECRET} \r\n")
@@ -69,8 +69,8 @@ def test_a_file_that_holds_no_password_is_refused(tmp_path, text):
 
 @pytest.mark.parametrize("text", ["", "short"])
 def test_so_is_an_environment_that_holds_none(monkeypatch, text):
-    monkeypatch.setenv(PASSWORD, text)
-    with pytest.raises(InputError, match=PASSWORD):
+    monkeypatch.setenv(PASSWORD_VARIABLE, text)
+    with pytest.raises(InputError, match=PASSWORD_VARIABLE):
         read_password(None)
 
 

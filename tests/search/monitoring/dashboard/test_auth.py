@@ -9,7 +9,7 @@ import optuna
 import optuna_dashboard
 import pytest
 
-from search.monitoring.dashboard.auth import LOOPBACK, MOST_BYTES, AccessMiddleware, Rules
+from search.monitoring.dashboard.auth import LOOPBACK_NAMES, MAX_BODY_BYTES, AccessMiddleware, AccessRules
 
 PASSWORD = "correct horse"
 HTML = [("Content-Type", "text/html"), ("Access-Control-Allow-Origin", "*")]
@@ -53,7 +53,7 @@ def basic(text):
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1:8080", "[::1]:8080"])
 def test_names_of_this_host_come_in(host):
-    assert ask(Rules(), headers={"Host": host})[0] == 200
+    assert ask(AccessRules(), headers={"Host": host})[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -61,13 +61,13 @@ def test_names_of_this_host_come_in(host):
              "evil.example:8080", "127.0.0.2", "[::2]", "localhost "],
 )  # fmt: skip
 def test_other_names_do_not(host):
-    status, headers, _ = ask(Rules(), headers={"Host": host})
+    status, headers, _ = ask(AccessRules(), headers={"Host": host})
     assert status == 421
     assert headers["X-Content-Type-Options"] == "nosniff"
 
 
 def test_where_a_password_is_asked_for_any_name_may_do():
-    rules = Rules(PASSWORD, hosts=None)
+    rules = AccessRules(PASSWORD, hosts=None)
     assert ask(rules, headers={"Host": "lab.example", **basic(f"me:{PASSWORD}")})[0] == 200
     assert ask(rules, headers={"Host": "lab.example"})[0] == 401
 
@@ -79,7 +79,7 @@ def test_where_a_password_is_asked_for_any_name_may_do():
                basic(f"me:{PASSWORD[:-1]}"), {"Authorization": "Basic \xff\xfe"}],
 )  # fmt: skip
 def test_no_or_a_wrong_password_stays_outside(header):
-    status, headers, _ = ask(Rules(PASSWORD), headers=header)
+    status, headers, _ = ask(AccessRules(PASSWORD), headers=header)
     assert status == 401
     assert headers["WWW-Authenticate"].startswith("Basic realm=")
 
@@ -87,7 +87,7 @@ def test_no_or_a_wrong_password_stays_outside(header):
 @pytest.mark.parametrize("password", [PASSWORD, "with:colon", "ümläut-ß-密码"])
 @pytest.mark.parametrize("user", ["", "me"])
 def test_the_password_opens_whoever_says_it(password, user):
-    assert ask(Rules(password), headers=basic(f"{user}:{password}"))[0] == 200
+    assert ask(AccessRules(password), headers=basic(f"{user}:{password}"))[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -98,20 +98,20 @@ def test_the_password_opens_whoever_says_it(password, user):
 )  # fmt: skip
 @pytest.mark.parametrize("method", ["GET", "PUT"])
 def test_pages_of_other_origins_get_nothing(headers, method):
-    rules = Rules(may_edit=True)
+    rules = AccessRules(may_edit=True)
     assert ask(rules, method, "/api/studies/1/note", headers)[0] == 403
 
 
 def test_its_own_pages_and_links_from_elsewhere_come_in():
     own = {"Origin": "http://localhost:8080", "Sec-Fetch-Site": "same-origin"}
-    assert ask(Rules(may_edit=True), "PUT", "/api/studies/1/note", own)[0] == 200
+    assert ask(AccessRules(may_edit=True), "PUT", "/api/studies/1/note", own)[0] == 200
     link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
-    assert ask(Rules(), headers=link)[0] == 200
-    assert ask(Rules(may_edit=True), "PUT", "/api/studies/1/note", link)[0] == 403
+    assert ask(AccessRules(), headers=link)[0] == 200
+    assert ask(AccessRules(may_edit=True), "PUT", "/api/studies/1/note", link)[0] == 403
 
 
 def test_behind_a_proxy_its_own_origin_is_the_public_one():
-    rules = Rules(PASSWORD, LOOPBACK | {"lab.example"}, frozenset({"https://lab.example"}), True)
+    rules = AccessRules(PASSWORD, LOOPBACK_NAMES | {"lab.example"}, frozenset({"https://lab.example"}), True)
     own = {"Origin": "https://lab.example", **basic(f":{PASSWORD}")}
     assert ask(rules, "PUT", "/api/studies/1/note", own)[0] == 200
     assert ask(rules, headers={"Host": "lab.example", **own})[0] == 200
@@ -136,26 +136,26 @@ def test_there_are_routes_that_write():
 
 @pytest.mark.parametrize(("method", "path"), routes())
 def test_nothing_is_written_where_editing_is_not_allowed(method, path):
-    status, _, body = ask(Rules(), method, path)
+    status, _, body = ask(AccessRules(), method, path)
     assert status == 403
     assert b"--allow-edit" in body
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "get", "X"])
 def test_unknown_words_are_no_looks(method):
-    assert ask(Rules(), method, "/api/studies")[0] == 403
+    assert ask(AccessRules(), method, "/api/studies")[0] == 403
 
 
 def test_of_all_routes_only_notes_can_be_written():
-    opened = {f for f in routes() if ask(Rules(may_edit=True), *f)[0] == 200}
+    opened = {f for f in routes() if ask(AccessRules(may_edit=True), *f)[0] == 200}
     assert opened == {("PUT", "/api/studies/1/note"), ("PUT", "/api/studies/1/1/note")}
 
 
-@pytest.mark.parametrize("length", [str(MOST_BYTES + 1), "9" * 40, "-1", "x"])
+@pytest.mark.parametrize("length", [str(MAX_BODY_BYTES + 1), "9" * 40, "-1", "x"])
 def test_what_is_too_large_is_not_read(length):
-    rules = Rules(may_edit=True)
+    rules = AccessRules(may_edit=True)
     assert ask(rules, "PUT", "/api/studies/1/note", length=length)[0] == 413
-    assert ask(rules, "PUT", "/api/studies/1/note", length=str(MOST_BYTES))[0] == 200
+    assert ask(rules, "PUT", "/api/studies/1/note", length=str(MAX_BODY_BYTES))[0] == 200
 
 
 # --- what answers carry ------------------------------------------------------------------------
@@ -163,7 +163,7 @@ def test_what_is_too_large_is_not_read(length):
 
 @pytest.mark.parametrize("path", ["/dashboard", "/api/studies", "/static/x.js", "/artifacts/1/1/a"])
 def test_every_answer_is_for_its_own_pages_alone(path):
-    _, headers, _ = ask(Rules(), path=path)
+    _, headers, _ = ask(AccessRules(), path=path)
     assert "Access-Control-Allow-Origin" not in headers
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert headers["X-Frame-Options"] == "DENY"
@@ -178,7 +178,7 @@ def test_every_answer_is_for_its_own_pages_alone(path):
 def test_the_apps_own_policy_gives_way():
     inside = Inside([("content-security-policy", "script-src *"), ("content-type", "text/html")])
     policies = [
-        v for k, v in ask(Rules(), app=inside)[1].items() if k.lower().endswith("security-policy")
+        v for k, v in ask(AccessRules(), app=inside)[1].items() if k.lower().endswith("security-policy")
     ]
     assert len(policies) == 1
     assert "*" not in policies[0]
@@ -196,6 +196,6 @@ def test_the_apps_own_policy_gives_way():
 @pytest.mark.parametrize("path", ["/artifacts/1/2/ab", "//artifacts/1/2/ab"])
 def test_files_are_shown_or_saved_but_never_run(kind, told, how, path):
     inside = Inside([("Content-Type", kind)])
-    _, headers, _ = ask(Rules(), path=path, app=inside)
+    _, headers, _ = ask(AccessRules(), path=path, app=inside)
     assert (headers["Content-Type"], headers["Content-Disposition"]) == (told, how)
     assert "sandbox" in headers["Content-Security-Policy"]

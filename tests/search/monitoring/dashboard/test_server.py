@@ -16,12 +16,12 @@ import pytest
 from lesionseg.errors import InputError
 from search.monitoring import notes
 from search.monitoring.dashboard import study_note
-from search.monitoring.dashboard.access import Reach
-from search.monitoring.dashboard.auth import MOST_BYTES
+from search.monitoring.dashboard.access import ListenAddress
+from search.monitoring.dashboard.auth import MAX_BODY_BYTES
 from search.monitoring.dashboard.server import Dashboard, find
 from search.storage import artifact_ids
 from search.storage.retention import HISTORY, PICTURE
-from search.study.lifecycle import open_records
+from search.study.lifecycle import load_study
 from tests.search.dashboards import COMMAND, served, served_here
 from tests.search.helpers import open_tiny, queue, wait_until, worker_of
 
@@ -41,7 +41,7 @@ def opened(tiny_data, tmp_path_factory):
     worker = worker_of(study)
     done = worker.run_one()
     worker.run_one()
-    for key, value in notes.as_attrs(done._trial_id, EVIL, version=2).items():
+    for key, value in note_attrs(done._trial_id, EVIL, version=2).items():
         study.study._storage.set_study_system_attr(study.study._study_id, key, value)
     return study
 
@@ -49,14 +49,14 @@ def opened(tiny_data, tmp_path_factory):
 @pytest.fixture(scope="module")
 def locked(opened):
     """Read-only, with a password."""
-    with served_here(opened.folder, Reach(port=0, password=PASSWORD)) as server:
+    with served_here(opened.folder, ListenAddress(port=0, password=PASSWORD)) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def editable(opened):
     """On this host alone, where notes may be written."""
-    with served_here(opened.folder, Reach(port=0, may_edit=True)) as server:
+    with served_here(opened.folder, ListenAddress(port=0, may_edit=True)) as server:
         yield server
 
 
@@ -86,7 +86,7 @@ REFUSED = [
     ("foreign host", "GET", "/dashboard", {**ME, "Host": "evil.example"}, 421),
     ("foreign origin", "GET", "/api/studies", {**ME, "Origin": "http://evil.example"}, 403),
     ("foreign page", "GET", "/api/studies", {**ME, "Sec-Fetch-Site": "cross-site"}, 403),
-    ("too large", "PUT", "/api/studies/1/note", {**ME, "Content-Length": str(MOST_BYTES * 2)}, 413),
+    ("too large", "PUT", "/api/studies/1/note", {**ME, "Content-Length": str(MAX_BODY_BYTES * 2)}, 413),
     *((f"{m} {p}", m, p, ME, 403) for m, p in writes()),
     *(
         (f"file {path}", "GET", f"/artifacts/1/1/{path}", ME, 404)
@@ -109,14 +109,14 @@ REFUSED = [
     ids=[r[0][:40] for r in REFUSED],
 )
 def test_refused(locked, opened, method, path, headers, status):
-    before = open_records(opened.folder)[0]
+    before = load_study(opened.folder)[0]
     body = None if method in {"GET", "DELETE"} or "Content-Length" in headers else {"version": 3}
     answer = locked.ask(path, method, headers, body)
     assert answer.status in ({status, 403} if path.startswith("/static") else {status})
     if status != 413:  # the server's own answer: what is too large does not come to the door
         assert answer.headers["x-content-type-options"] == "nosniff"
     assert b"root:" not in answer.body and b"SQLite" not in answer.body
-    after = open_records(opened.folder)[0]
+    after = load_study(opened.folder)[0]
     assert [t.state for t in after.trials] == [t.state for t in before.trials]
     assert after.study_name == NAME
 
@@ -167,7 +167,10 @@ def test_a_trials_files_come_as_what_they_are(locked, opened):
 def test_the_second_trials_note_is_what_its_record_says(locked, opened):
     study, *_ = ours(opened)
     found = locked.ask(f"/api/studies/{study}", headers=ME).json["trials"]
-    assert found[1]["note"] == {"version": 1, "body": notes.of_trial(opened.study.trials[1])}
+    assert found[1]["note"] == {
+        "version": 1,
+        "body": notes.format_trial_note(opened.study.trials[1]),
+    }
     assert [a["filename"] for a in found[1]["artifacts"]] == [PICTURE, artifact_ids.CURVES, HISTORY]
 
 
@@ -199,7 +202,7 @@ def test_a_note_may_be_written_where_that_was_allowed_and_the_rest_may_not(edita
     assert editable.ask(place, "PUT", {"Origin": "http://evil.example"}, written).status == 403
     assert editable.ask(place, "PUT", own, written).status == 204
     attrs = opened.study._storage.get_study_system_attrs(opened.study._study_id)
-    assert notes.by_trial(attrs)[trial][f"dashboard:{trial}:note_str:0"] == "mine"
+    assert group_notes(attrs)[trial][f"dashboard:{trial}:note_str:0"] == "mine"
     for method, path in writes():
         if not path.endswith("/note"):
             assert editable.ask(path, method, own, {"state": "Fail"}).status == 403
@@ -290,7 +293,7 @@ def test_the_only_study_need_not_be_named(tiny_data, tmp_path, monkeypatch):
 
 def test_what_cannot_be_written_is_told_once_and_looking_goes_on(opened, monkeypatch):
     told = []
-    shown = Dashboard(find(str(opened.folder)), Reach(), told.append)
+    shown = Dashboard(find(str(opened.folder)), ListenAddress(), told.append)
 
     def broken(study, known):
         raise OSError("read-only")

@@ -49,7 +49,7 @@ def add(study, number, rng):
             system_attrs=artifact_ids.artifact_attrs(MARK, number, [HISTORY, PICTURE]),
         )
     )  # fmt: skip
-    for key, value in notes.attrs_of(study.trials[-1]).items():
+    for key, value in notes.trial_note_attrs(study.trials[-1]).items():
         study._storage.set_study_system_attr(study._study_id, key, value)
 
 
@@ -59,7 +59,7 @@ def study():
     made.set_user_attr("spec", {"budget": {"trials": 9}})
     for number in range(40):
         add(made, number, rng)
-    for key, value in notes.as_attrs(None, "# the study").items():
+    for key, value in note_attrs(None, "# the study").items():
         made._storage.set_study_system_attr(made._study_id, key, value)
     made._storage.set_study_system_attr(made._study_id, "dashboard:plot_data:f:0", '{"data": []}')
     return made
@@ -123,7 +123,7 @@ def test_it_goes_on_saying_so_as_trials_come_and_end(study, monkeypatch):
             running.set_user_attr("late", 1)
         if step == 3:
             study.tell(running, 0.99)
-            changed = notes.as_attrs(study.trials[0]._trial_id, "by hand", 2)
+            changed = note_attrs(study.trials[0]._trial_id, "by hand", 2)
             for key, value in changed.items():
                 study._storage.set_study_system_attr(study._study_id, key, value)
         own._inmemory_cache.clear()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import optuna_dashboard
 from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 
-from search.monitoring import notes
 from search.monitoring.dashboard import study_note
 from search.storage.leases import TrialLeases
 from tests.search.helpers import open_tiny, queue, worker_of
@@ -23,12 +22,12 @@ def test_trials_that_a_worker_did_not_describe_are(tiny_data, tmp_path):
     leases.claim(leases.register_worker(worker.slot), bounded=False)
     claim = worker.claim(bounded=False)
     leases.requeue(claim, "lost")
-    lacking = [t.number for t in notes.missing(told(opened), opened.study.trials)]
+    lacking = [t.number for t in find_trials_without_note(told(opened), opened.study.trials)]
     assert lacking == [claim.number]
     study_note.refresh(opened.study)
-    assert notes.missing(told(opened), opened.study.trials) == []
+    assert find_trials_without_note(told(opened), opened.study.trials) == []
     text = "".join(
-        v for v in notes.by_trial(told(opened))[claim.trial_id].values() if isinstance(v, str)
+        v for v in group_notes(told(opened))[claim.trial_id].values() if isinstance(v, str)
     )
     assert text.startswith("**skipped**: lost")
 
@@ -57,6 +56,6 @@ def test_it_may_be_done_as_often_as_one_likes(tiny_data, tmp_path):
     worker_of(opened).run_one()
     for _ in range(3):
         study_note.refresh(opened.study)
-    version = told(opened)[notes.version_key(None)]
+    version = told(opened)[version_key(None)]
     assert version == told(opened)[study_note.WRITTEN] == 3
     assert optuna_dashboard.get_note(opened.study).count("## Leaderboard") == 1

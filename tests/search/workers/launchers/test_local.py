@@ -18,7 +18,7 @@ from search.trial_process.slot import Slot
 from search.workers import pool as crews
 from search.workers.launchers import local
 from search.workers.launchers.local import run_locally, worker_command
-from search.workers.pool import make_crew
+from search.workers.pool import make_worker_pool
 
 SLOTS = (Slot("cpu", 1), Slot("cpu", 1))
 SECRET = "hunter2"
@@ -167,12 +167,14 @@ def test_a_worker_sees_its_own_gpu_alone(join, monkeypatch):
 
 
 def test_a_crew_is_this_process_alone_unless_more_is_said():
-    assert make_crew(device="cpu").alone
-    several = make_crew(device="cpu", workers=2, threads=1)
+    assert make_worker_pool(device="cpu").alone
+    several = make_worker_pool(device="cpu", workers=2, threads=1)
     assert (several.alone, len(several.slots), several.engine) == (False, 2, "local")
-    none = make_crew(device="cpu", workers=0)
+    none = make_worker_pool(device="cpu", workers=0)
     assert (none.alone, none.slots) == (False, ())
-    cluster = make_crew("slurm", workers=8, threads=4, settings=["partition=gpu", "time_minutes=9"])
+    cluster = make_worker_pool(
+        "slurm", workers=8, threads=4, settings=["partition=gpu", "time_minutes=9"]
+    )
     assert (cluster.workers, cluster.slots[0].threads) == (8, 4)
     assert cluster.settings == {"partition": "gpu", "time_minutes": "9"}
 
@@ -193,7 +195,7 @@ def test_a_crew_is_this_process_alone_unless_more_is_said():
 def test_a_crew_that_cannot_be_is_refused(options, message):
     engine = options.pop("engine", "local")
     with pytest.raises(InputError) as caught:
-        make_crew(engine, **options)
+        make_worker_pool(engine, **options)
     assert message in str(caught.value)
 
 

@@ -20,7 +20,7 @@ import pytest
 
 from lesionseg.errors import InputError
 from search.monitoring.status import status
-from search.storage.database import STORAGE_VARIABLE, STORAGE_FILE_VARIABLE, storage_url
+from search.storage.database import STORAGE_FILE_VARIABLE, STORAGE_VARIABLE, storage_url
 from search.study.location import StudyLocation
 from search.trial_process.slot import Slot, WorkerResult
 from search.workers.launchers import slurm_fleet

@@ -14,8 +14,8 @@ from lesionseg.metrics import METRICS, SURFACE
 from search.results.report import DEFINITIONS, words, write_report
 from search.storage import trial_records
 from search.storage.study_dir import read_metrics
-from search.study.lifecycle import open_records
-from tests.search.results.report.invented import (
+from search.study.lifecycle import load_study
+from tests.search.results.report.fake_studies import (
     EVIL,
     SPEC,
     add,
@@ -23,7 +23,7 @@ from tests.search.results.report.invented import (
     make_final,
     make_study,
 )
-from tests.search.results.report.reader import Page
+from tests.search.results.report.html_reader import Page
 
 
 def test_every_number_of_the_test_is_that_of_metrics_json(finished, page):
@@ -86,7 +86,7 @@ def test_an_unknown_metric_without_interval_is_shown_under_its_key(done):
 
 
 def test_how_it_was_found_is_told_in_a_sentence(finished, page):
-    study = open_records(finished)[0]
+    study = load_study(finished)[0]
     told = read_metrics(finished)
     counted = trial_records.count_by_state(trial_records.all_trials(study))
     assert counted == {
@@ -107,7 +107,7 @@ def test_how_it_was_found_is_told_in_a_sentence(finished, page):
 
 
 def test_the_leaderboard_is_the_ranking_with_the_winner_marked(finished, page):
-    study = open_records(finished)[0]
+    study = load_study(finished)[0]
     told = read_metrics(finished)
     rows = page.table("leaderboard")[1:]
     best = trial_records.rank_trials(trial_records.all_trials(study))

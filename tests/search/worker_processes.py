@@ -1,7 +1,7 @@
 """A process that has imported everything and forks workers from itself.
 
-A dead worker is so replaced in milliseconds. Who signals is the nursery too: it alone knows that
-a process of that number is still its worker. Trainings are ``tests.search.stub``'s.
+A dead worker is so replaced in milliseconds. Who signals is the worker_processes too: it alone knows that
+a process of that number is still its worker. Trainings are ``tests.search.stub_training``'s.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ import psutil
 
 from search.study.location import StudyLocation
 from search.trial_process.slot import Slot
-from tests.search import stub
+from tests.search import stub_training
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Marks every process that comes of a nursery, however it was started.
+#: Marks every process that comes of a worker_processes, however it was started.
 MARK = "LESIONSEARCH_CHAOS"
 
 
-class Nursery:
+class WorkerProcesses:
     """Forks workers, while it is entered."""
 
     def __init__(self) -> None:
         self.mark = uuid.uuid4().hex
         self.folder = Path(tempfile.mkdtemp(prefix="chaos-"))
 
-    def __enter__(self) -> Nursery:
+    def __enter__(self) -> WorkerProcesses:
         environment = {**os.environ, MARK: self.mark, "PYTHONPATH": str(ROOT)}
         # What a killed process leaves in its temporary folder goes with this one.
         environment |= {"TMPDIR": str(self.folder), "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "tests.search.nursery"],
+            [sys.executable, "-P", "-m", "tests.search.worker_processes"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -61,7 +61,7 @@ class Nursery:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def start(self, join: StudyLocation, log: Path, environment: dict[str, str]) -> int:
-        """Another worker's process number; it works with the stub."""
+        """Another worker's process number; it works with the stub_training."""
         where = {"name": join.name, "folder": str(join.folder), "storage": join.storage}
         pid: int = self._ask("start", join=where, log=str(log), environment=environment)
         return pid
@@ -76,7 +76,7 @@ class Nursery:
         return {int(pid): code for pid, code in self._ask("ended").items()}
 
     def others(self) -> list[psutil.Process]:
-        """Whatever comes of the nursery and lives, itself left out."""
+        """Whatever comes of the worker_processes and lives, itself left out."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
@@ -91,7 +91,7 @@ class Nursery:
         return json.loads(self._process.stdout.readline())
 
 
-# --- the nursery's own process -------------------------------------------------------------------
+# --- the worker_processes's own process -------------------------------------------------------------------
 
 
 def _nurse() -> None:
@@ -121,7 +121,7 @@ def _warm_up() -> None:
     import optuna
 
     import search.workers.loop  # noqa: F401
-    from search.storage.database import sqlite_url, open_storage
+    from search.storage.database import open_storage, sqlite_url
     from search.storage.leases import TrialLeases
 
     with tempfile.TemporaryDirectory() as folder:
@@ -165,7 +165,7 @@ def _work(asked: dict[str, Any]) -> int:
     os.environ.update(asked["environment"])
     where = asked["join"]
     join = StudyLocation(where["name"], Path(where["folder"]), where["storage"])
-    terms = WorkerOptions(program=stub.__name__)
+    terms = WorkerOptions(program=stub_training.__name__)
     me = os.getpid()
     told = serve(
         join,

@@ -17,14 +17,14 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from lesionseg.data.pairs import SPLITS
-from search.results.report.against import compared
-from search.results.report.searched import searched
-from search.results.report.tested import tested
+from search.results.report.comparison import compared
+from search.results.report.final_test_facts import tested
+from search.results.report.search_facts import searched
 from search.storage import trial_records
 from search.storage.study_dir import read_metrics
 from search.study import data_audit
-from search.study.data_summary import read_card
-from search.study.lifecycle import test_evaluations
+from search.study.data_summary import read_data_summary
+from search.study.lifecycle import list_test_evaluations
 
 #: Raised when a key of report.json changes its meaning or goes away.
 FORMAT = 1
@@ -48,7 +48,7 @@ def report_facts(
     stored = study.user_attrs
     ranking = trial_records.rank_trials(known)
     final = read_metrics(folder)
-    test = tested(folder, final, stored["spec"], test_evaluations(study))
+    test = tested(folder, final, stored["spec"], list_test_evaluations(study))
     facts = {
         "format": FORMAT,
         "study": study.study_name,
@@ -72,8 +72,8 @@ def _data(folder: Path, stored: Mapping[str, Any], about: Mapping[str, Any]) -> 
         "image_size": stored["spec"]["data"]["image_size"],
         "split": {part: len(stored["split"][part]) for part in SPLITS},
         "folds": [len(names) for names in stored["split"].get("folds", ())],
-        "card": read_card(folder),
-        "audit": data_audit.summary(folder, stored["split"]),
+        "card": read_data_summary(folder),
+        "audit": data_audit.summarize_audit(folder, stored["split"]),
     }
 
 

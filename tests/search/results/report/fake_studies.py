@@ -15,13 +15,13 @@ from PIL import Image
 from lesionseg import metrics
 from lesionseg.metrics import METRICS
 from search.results.baseline_table import SCORES
-from search.spec.study_spec import spec_from
+from search.spec.loading import parse_spec
 from search.storage import trial_records
 from search.storage.database import open_storage, storage_url
 from search.study.data_summary import EDGES
 from search.study.suggest import suggest
 
-SPEC = spec_from(
+SPEC = parse_spec(
     {
         "name": "small",
         "data": {"image_size": 64},
@@ -77,8 +77,8 @@ def add(
     for key, value in attrs.items():
         trial.set_user_attr(key, value)
     trial.set_user_attr("owner", {"device": "cpu", "threads": 2, "share": 1.0, "host": "here"})
-    trial.set_user_attr("began", 1000.0 * trial.number)
-    trial.set_user_attr("ended", 1000.0 * trial.number + 2.0 * len(curve) + 1)
+    trial.set_user_attr("started_at", 1000.0 * trial.number)
+    trial.set_user_attr("ended_at", 1000.0 * trial.number + 2.0 * len(curve) + 1)
     for epoch, value in enumerate(curve, 1):
         trial.report(value, epoch)
     if end in {"complete", "pruned"} and curve:
@@ -194,7 +194,7 @@ def invented_curves() -> dict:
 
 
 def invented_card() -> dict:
-    """As data_card makes it."""
+    """As summarize_data makes it."""
 
     def part(images: int) -> dict:
         area = {"p5": 0.02, "median": 0.2, "p95": 0.6, "counts": [0, 1, 2, 3, 4, 0, 0, 0, 0]}

@@ -8,9 +8,9 @@ from multiprocessing.connection import Connection
 from search.storage.retention import FOLDS
 from search.trial_process import child_main
 from search.trial_process.protocol import JobOutcome, TrainJob
-from tests.search.troubles import _Waiting
+from tests.search.failing_training import _Waiting
 
-broke = child_main.broke
+describe_error = child_main.describe_error
 
 
 def work(job: TrainJob, pipe: Connection) -> JobOutcome:
@@ -18,5 +18,5 @@ def work(job: TrainJob, pipe: Connection) -> JobOutcome:
     assert job.state is not None
     kept = job.state.with_name(FOLDS)
     if kept.is_file() and len(json.loads(kept.read_text())["folds"]) == 2:
-        child_main._Line = _Waiting  # type: ignore[misc]  # in this process only
+        child_main.Channel = _Waiting  # type: ignore[misc]  # in this process only
     return child_main.work(job, pipe)

@@ -10,12 +10,12 @@ from optuna.trial import TrialState, create_trial
 
 from lesionseg.errors import InputError
 from search.results.report import FORMATS, parse_formats, words, write_reports
-from search.results.report.paper import plain_text
-from search.results.report.searched import saved_by_pruning, searched, shown_parameters
+from search.results.report.markdown_page import plain_text
+from search.results.report.search_facts import saved_by_pruning, searched, shown_parameters
 from search.storage import trial_records
 from search.storage.study_dir import read_metrics
-from search.study.lifecycle import open_records
-from tests.search.results.report.invented import (
+from search.study.lifecycle import load_study
+from tests.search.results.report.fake_studies import (
     EVIL,
     add,
     curve_to,
@@ -25,7 +25,7 @@ from tests.search.results.report.invented import (
     make_systems,
     names_of_test,
 )
-from tests.search.results.report.reader import Page
+from tests.search.results.report.html_reader import Page
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def test_every_number_of_the_pages_tables_is_in_report_json(written):
 
 def test_counts_time_and_what_pruning_saved_are_of_the_records(written):
     folder, facts, page, _ = written
-    known = trial_records.all_trials(open_records(folder)[0])
+    known = trial_records.all_trials(load_study(folder)[0])
     search = facts["search"]
     assert search["counts"] == trial_records.count_by_state(known)
     # 20 trials: 3 failed, 5 skipped, 2 6 10 14 18 pruned after 2 epochs of 1.5 s, 13 complete of 6.
@@ -279,7 +279,7 @@ def test_unknown_formats_are_refused(text, told):
 def test_a_trial_at_work_counts_until_now(tmp_path):
     study = make_study(tmp_path)
     trial = study.ask()
-    trial.set_user_attr("began", 100.0)
+    trial.set_user_attr("started_at", 100.0)
     found = searched(trial_records.all_trials(study), now=160.0)
     assert found["time"] == [{"state": "running", "trials": 1, "seconds": 60.0}]
 

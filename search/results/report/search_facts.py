@@ -138,7 +138,7 @@ def _reasons(known: Iterable[FrozenTrial]) -> list[dict[str, Any]]:
     for trial in known:
         if reason := trial_records.reason_of(trial):
             found.setdefault((trial_records.state_of(trial), reason), []).append(trial)
-    ordered = sorted(found.items(), key=lambda f: (trial_records.STATES.index(f[0][0]), -len(f[1])))
+    ordered = sorted(found.items(), key=lambda f: (list(map(str, trial_records.State)).index(f[0][0]), -len(f[1])))
     return [
         {
             "state": state,
@@ -154,7 +154,7 @@ def _reasons(known: Iterable[FrozenTrial]) -> list[dict[str, Any]]:
 def _time(known: Sequence[FrozenTrial], now: float | None) -> list[dict[str, Any]]:
     """What trials of each state cost their workers, data loading and start included."""
     rows = []
-    for state in trial_records.STATES:
+    for state in trial_records.State:
         members = [t for t in known if trial_records.state_of(t) == state]
         seconds = [s for t in members if (s := trial_records.seconds_of(t, now)) is not None]
         if seconds:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from search.results.final_test import REPRODUCED
-from search.results.report.words import DEFINITIONS
+from search.results.formatting import DEFINITIONS
 from search.spec.formatting import format_step
 
 

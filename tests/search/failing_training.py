@@ -29,36 +29,36 @@ from search.trial_process.protocol import (
 )
 
 #: Of these widths: none that a published system has.
-WAYS = {
+FAILURE_WIDTHS = {
     "allocates": 101,
     "segfaults": 102,
     "aborts": 103,
-    "leaves": 104,
+    "exits": 104,
     "is killed": 105,
-    "stops": 106,
+    "is stopped": 106,
     "sleeps": 107,
-    "chatters": 108,
+    "never finishes": 108,
     "fits in halves": 109,
     "fits in quarters": 110,
     "never fits": 111,
-    "is deaf": 112,
-    "waits in the middle": 113,
+    "ignores suspend": 112,
+    "waits for suspend": 113,
 }
-#: Epoch and step after which "waits in the middle" waits for a word.
-MIDDLE = (3, 2)
+#: Epoch and step after which "waits for suspend" waits for a word.
+SUSPEND_POINT = (3, 2)
 #: Bytes, at which "allocates" says that its trouble begins; it goes on to four times as many.
 LARGE = 300_000_000
 
-broke = child_main.broke
+describe_error = child_main.describe_error
 
 
 def work(job: TrainJob, pipe: Connection) -> JobOutcome:
     """Goes wrong, or does not."""
     width = job.config["model"]["unet"]["width"]
-    way = next((name for name, each in WAYS.items() if each == width), "")
+    way = next((name for name, each in FAILURE_WIDTHS.items() if each == width), "")
     match way:
-        case "waits in the middle":
-            child_main._Line = _Waiting  # in this process only
+        case "waits for suspend":
+            child_main.Channel = _Waiting  # in this process only
             return child_main.work(job, pipe)
         case "fits in halves" | "fits in quarters" | "never fits":
             wanted = {"fits in halves": 2, "fits in quarters": 4}.get(way, 1000)
@@ -90,7 +90,7 @@ def _quick(job: TrainJob, pipe: Connection) -> JobOutcome:
 
 def _go_wrong(way: str, job: TrainJob, pipe: Connection) -> None:
     _note(job, "pid", os.getpid())
-    if way != "stops":  # one that hangs before its first word
+    if way != "is stopped":  # one that hangs before its first word
         pipe.send(ModelBuilt(10, 20))
         pipe.recv()
     if way == "allocates":
@@ -101,13 +101,13 @@ def _go_wrong(way: str, job: TrainJob, pipe: Connection) -> None:
             ctypes.string_at(0)
         case "aborts":
             os.abort()
-        case "leaves":
+        case "exits":
             os._exit(3)
         case "is killed":
             os.kill(os.getpid(), signal.SIGKILL)
-        case "stops":
+        case "is stopped":
             os.kill(os.getpid(), signal.SIGSTOP)
-        case "chatters":
+        case "never finishes":
             while True:
                 pipe.send(StepDone(1, 1, 1))
                 time.sleep(0.05)
@@ -124,7 +124,7 @@ def _allocate(job: TrainJob) -> None:
     time.sleep(600)
 
 
-class _Waiting(child_main._Line):
+class _Waiting(child_main.Channel):
     """Hears nothing but between two steps of the third epoch, where it waits for a word."""
 
     at = (0, 0)
@@ -133,7 +133,7 @@ class _Waiting(child_main._Line):
         self.at = (epoch, step)
 
     def is_to_suspend(self) -> bool:
-        if self.at != MIDDLE:
+        if self.at != SUSPEND_POINT:
             return self.suspending
         self.pipe.poll(600)
         return super().is_to_suspend()

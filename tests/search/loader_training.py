@@ -13,11 +13,11 @@ from search.trial_process.protocol import JobOutcome, TrainJob
 
 LOADERS = 2
 
-broke = child_main.broke
+describe_error = child_main.describe_error
 
 
 def work(job: TrainJob, pipe: Connection) -> JobOutcome:
     """The training; what is changed is changed in this process only."""
     trainer.loader_workers = lambda device: LOADERS
-    child_main.SIGN_OF_LIFE = 0.0
+    child_main.STEP_MESSAGE_S = 0.0
     return child_main.work(job, pipe)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from search.results.charts.drawing import (
+from search.results.charts.svg import (
     BLUE,
     CELL,
     HALF,

@@ -19,7 +19,7 @@ from PIL import Image
 
 from lesionseg.config import DEFAULTS
 from search.results import charts
-from search.results.report.words import FILTERS, interval, params
+from search.results.formatting import FILTERS, interval, params
 
 #: The longest side of an overlay within the page, in pixels.
 OVERLAY_SIDE = 480

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial
 
-from search.results.charts.drawing import (
+from search.results.charts.svg import (
     BLUE,
     GREEN,
     INK,
@@ -28,7 +28,7 @@ from search.results.charts.drawing import (
     xy,
 )
 from search.storage import trial_records
-from search.storage.trial_records import State, state_of
+from search.storage.trial_records import state_of
 
 #: Curves drawn at most of each state: more are neither seen nor light.
 MOST_CURVES = 120
@@ -69,7 +69,7 @@ def history_chart(known: Iterable[FrozenTrial], winner: int | None) -> Markup:
 
 def curves_chart(known: Iterable[FrozenTrial], winner: int | None) -> Markup:
     """Validation Dice by epoch, a curve for each trial; the winner's stands out."""
-    by_state: dict[State, list[Points]] = {"complete": [], "pruned": [], "failed": []}
+    by_state: dict[str, list[Points]] = {"complete": [], "pruned": [], "failed": []}
     best: Points = []
     for trial in known:
         reported = _reported(trial)
@@ -146,7 +146,7 @@ def last_value(trial: FrozenTrial) -> float | None:
 
 
 def _points(
-    known: Iterable[FrozenTrial], state: State, value: Callable[[FrozenTrial], float | None]
+    known: Iterable[FrozenTrial], state: str, value: Callable[[FrozenTrial], float | None]
 ) -> Points:
     found = ((t.number, value(t)) for t in known if state_of(t) == state)
     return [(n, v) for n, v in found if v is not None and math.isfinite(v)]

@@ -97,7 +97,7 @@ def work(job: Job, pipe: Connection) -> JobOutcome:
     return _Training(job, pipe).work()
 
 
-def broke(error: Exception, trace: str) -> JobError:
+def describe_error(error: Exception, trace: str) -> JobError:
     """Whatever went wrong, as a crash."""
     return JobError("crash", f"{type(error).__name__}: {error}", trace)
 

@@ -1,4 +1,4 @@
-"""Copies across splits and sets, groups in two splits, and what is done about them."""
+"""DuplicateCluster across splits and sets, groups in two splits, and what is done about them."""
 
 import json
 import os
@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from lesionseg.data.cache import build_cache
-from lesionseg.data.duplicates.audit import audit, audit_cached
-from lesionseg.data.duplicates.leaks import audit_sets, check
+from lesionseg.data.duplicates.audit import audit_cache, audit_dataset
+from lesionseg.data.duplicates.leakage import audit_datasets, find_leaks
 from lesionseg.data.index import DatasetIndex
 from lesionseg.errors import InputError
 from tests.lesionseg.data.copies import CHANGES, recompressed, scaled, texture
@@ -39,36 +39,41 @@ def names(copies):
 
 
 def test_a_set_without_copies_has_no_leaks(splits):
-    found = audit_sets([splits])
-    assert (found.copies, found.torn, found.leaks, found.told()) == ((), (), [], None)
+    found = audit_datasets([splits])
+    assert (found.clusters, found.split_groups, found.leaks, found.describe_leaks()) == (
+        (),
+        (),
+        [],
+        None,
+    )
 
 
 def test_a_copy_across_splits_resized_and_recompressed_is_a_leak(splits):
     put(splits, "z", recompressed(scaled(texture(2), 0.5), 60), "test", "jpg")
-    found = audit_sets([splits])
+    found = audit_datasets([splits])
     (leak,) = found.leaks
-    assert names(leak) == ["c", "z"] and not leak.exact and 0.65 <= leak.likeness < 1
-    assert found.told() == (
-        f"1 picture lies in two official splits: c (train), z (test): alike by {leak.likeness:.2f}"
+    assert names(leak) == ["c", "z"] and not leak.exact and 0.65 <= leak.similarity < 1
+    assert found.describe_leaks() == (
+        f"1 image is in two official splits: c (train), z (test): similarity {leak.similarity:.2f}"
     )
 
 
 def test_a_copy_within_a_split_is_told_and_is_no_leak(splits):
     put(splits, "d2", texture(3), "train", "bmp")
-    found = audit_sets([splits])
-    assert [names(c) for c in found.copies] == [["d", "d2"]]
-    assert found.copies[0].exact and found.copies[0].likeness == 1
-    assert str(found.copies[0]) == "d (train), d2 (train): the same"
-    assert found.leaks == [] and found.told() is None
+    found = audit_datasets([splits])
+    assert [names(c) for c in found.clusters] == [["d", "d2"]]
+    assert found.clusters[0].exact and found.clusters[0].similarity == 1
+    assert str(found.clusters[0]) == "d (train), d2 (train): identical"
+    assert found.leaks == [] and found.describe_leaks() is None
 
 
 def test_leaks_come_first_and_each_is_named_by_where_it_is(splits):
     put(splits, "b2", texture(1), "train")
     put(splits, "b3", CHANGES["rotate_90"](texture(1)), "test")
     put(splits, "f2", texture(5), "test")
-    found = audit_sets([splits])
-    assert [names(c) for c in found.copies] == [["b", "b2", "b3"], ["f", "f2"]]
-    assert str(found.copies[0]).startswith("b (train), b3 (test), b2 (train): alike by ")
+    found = audit_datasets([splits])
+    assert [names(c) for c in found.clusters] == [["b", "b2", "b3"], ["f", "f2"]]
+    assert str(found.clusters[0]).startswith("b (train), b3 (test), b2 (train): similarity ")
 
 
 def test_a_leak_comes_before_what_is_none_though_it_is_found_after_it(splits):
@@ -76,25 +81,25 @@ def test_a_leak_comes_before_what_is_none_though_it_is_found_after_it(splits):
     put(splits, "d2", recompressed(texture(3), 60), "test")
     put(splits, "d3", texture(40), "train")
     put(splits, "d4", texture(40), "test")
-    found = audit_sets([splits])
+    found = audit_datasets([splits])
     # What is surely the same first, and of each kind the leaks.
-    assert [names(c) for c in found.copies] == [["d3", "d4"], ["d", "d2"], ["a", "a2"]]
+    assert [names(c) for c in found.clusters] == [["d3", "d4"], ["d", "d2"], ["a", "a2"]]
 
 
 @pytest.mark.parametrize("home", ["train", "test"])
 def test_a_copy_in_val_leaks_as_well(splits, home):
     put(splits, "v", recompressed(texture(0 if home == "train" else 4), 60), "val")
-    (leak,) = audit_sets([splits]).leaks
+    (leak,) = audit_datasets([splits]).leaks
     assert {m.record.split for m in leak.members} == {home, "val"}
 
 
 def test_a_name_in_two_splits_is_a_leak_where_it_is_one_picture(splits):
     put(splits, "a", texture(0), "test", "jpg")
-    found = audit_sets([splits])
-    told = "1 picture lies in two official splits: a (train), a (test): alike by "
-    assert found.told().startswith(told) and found.torn == ()
+    found = audit_datasets([splits])
+    told = "1 image is in two official splits: a (train), a (test): similarity "
+    assert found.describe_leaks().startswith(told) and found.split_groups == ()
     data = json.loads(json.dumps(found.to_dict()))
-    assert [(p["name"], p["split"]) for p in data["copies"][0]["pictures"]] == [
+    assert [(p["name"], p["split"]) for p in data["duplicates"][0]["images"]] == [
         ("a", "train"),
         ("a", "test"),
     ]
@@ -104,30 +109,30 @@ def test_a_name_in_two_splits_is_a_leak_where_it_is_one_picture(splits):
 
 def test_a_name_in_two_splits_of_two_pictures_is_no_leak(splits):
     put(splits, "a", texture(30), "test")
-    found = audit_sets([splits])
-    assert (found.copies, found.torn, found.told()) == ((), (), None)
+    found = audit_datasets([splits])
+    assert (found.clusters, found.split_groups, found.describe_leaks()) == ((), (), None)
 
 
 def test_a_leak_within_a_set_is_told_apart_from_one_between_two(splits, tmp_path):
     other = tmp_path / "other"
     put(splits, "b2", texture(1), "test")
     put(other, "x1", texture(50), "train")
-    assert audit_sets([splits, other]).told() == (
-        "1 picture lies in two official splits: b (data train), b2 (data test): the same"
+    assert audit_datasets([splits, other]).describe_leaks() == (
+        "1 image is in two official splits: b (data train), b2 (data test): identical"
     )
     put(other, "x2", texture(4), "test")
     put(other, "x3", texture(50), "val")
-    assert audit_sets([splits, other]).told() == (
-        "1 picture lies in two sets: e (data test), x2 (other test): the same; "
-        "2 pictures lie in two official splits: b (data train), b2 (data test): the same; "
-        "x1 (other train), x3 (other val): the same"
+    assert audit_datasets([splits, other]).describe_leaks() == (
+        "1 image is in two data sets: e (data test), x2 (other test): identical; "
+        "2 images are in two official splits: b (data train), b2 (data test): identical; "
+        "x1 (other train), x3 (other val): identical"
     )
 
 
 def test_a_set_that_is_not_there_is_told_before_any_is_read(splits, tmp_path):
     read = []
     with pytest.raises(InputError) as caught:
-        audit_sets([splits, tmp_path / "no"], on_progress=lambda *told: read.append(told))
+        audit_datasets([splits, tmp_path / "no"], on_progress=lambda *told: read.append(told))
     assert str(caught.value) == (
         f"data check: no such folder: {tmp_path}/no; DIR and --against take the folder of a data "
         f"set or a CSV manifest"
@@ -139,12 +144,13 @@ def test_names_that_break_a_line_are_told_in_one(tmp_path):
     for name in ("two\nlines", os.fsdecode(b"latin-\xe9")):
         put(tmp_path / "a\tb", name, texture(0))
     put(tmp_path / "c", "copy", texture(0))
-    found = audit_sets([tmp_path / "a\tb", tmp_path / "c"])
-    assert found.told() == (
-        "1 picture lies in two sets: latin-\\udce9 (a\\tb), copy (c), two\\nlines (a\\tb): the same"
+    found = audit_datasets([tmp_path / "a\tb", tmp_path / "c"])
+    assert found.describe_leaks() == (
+        "1 image is in two data sets: latin-\\udce9 (a\\tb), copy (c), two\\nlines (a\\tb): identical"
     )
     assert (
-        json.loads(json.dumps(found.to_dict()))["copies"][0]["pictures"][1]["name"] == "two\nlines"
+        json.loads(json.dumps(found.to_dict()))["duplicates"][0]["images"][1]["name"]
+        == "two\nlines"
     )
 
 
@@ -152,22 +158,24 @@ def test_copies_between_sets_are_leaks_whatever_their_splits(splits, tmp_path):
     other = tmp_path / "other"
     put(other, "x1", texture(50))
     put(other, "x2", CHANGES["grey"](texture(4)))
-    found = audit_sets([splits, other])
+    found = audit_datasets([splits, other])
     (leak,) = found.leaks
     assert [str(m) for m in leak.members] == ["e (data test)", "x2 (other)"]
-    assert found.told().startswith("1 picture lies in two sets: e (data test), x2 (other): alike")
+    assert found.describe_leaks().startswith(
+        "1 image is in two data sets: e (data test), x2 (other): similarity"
+    )
     assert list(found.audits) == ["data", "other"]
 
 
 def test_sets_of_one_name_are_called_by_their_paths(splits, tmp_path):
     other = tmp_path / "deep" / "data"
     put(other, "x", texture(50))
-    assert list(audit_sets([splits, other]).audits) == [str(splits), str(other)]
+    assert list(audit_datasets([splits, other]).audits) == [str(splits), str(other)]
 
 
 def test_a_set_against_itself_is_refused(splits):
     with pytest.raises(InputError, match="is given twice; --against takes another data set"):
-        audit_sets([splits, splits.parent / "." / "data"])
+        audit_datasets([splits, splits.parent / "." / "data"])
 
 
 def test_a_group_in_two_official_splits_is_found(splits):
@@ -179,9 +187,11 @@ def test_a_group_in_two_official_splits_is_found(splits):
     (splits / "manifest.csv").write_text("\n".join(rows))
     with pytest.raises(InputError, match="1 groups lie in two official splits"):
         DatasetIndex.read(splits)
-    found = audit_sets([splits])
-    assert [(t.group, t.splits) for t in found.torn] == [("q", ("train", "val", "test"))]
-    assert found.told() == "1 group lies in two official splits: q in train and val and test"
+    found = audit_datasets([splits])
+    assert [(t.group, t.splits) for t in found.split_groups] == [("q", ("train", "val", "test"))]
+    assert (
+        found.describe_leaks() == "1 group is in two official splits: q in train and val and test"
+    )
     assert found.to_dict()["leaks"] == 1
 
 
@@ -189,7 +199,7 @@ def test_pairs_that_cannot_be_used_do_not_keep_others_from_being_compared(splits
     (splits / "train/images/b.png").write_bytes(b"nothing")
     (splits / "test/masks/f.png").write_bytes(b"")
     put(splits, "z", texture(0), "test")
-    found = audit_sets([splits])
+    found = audit_datasets([splits])
     assert [names(c) for c in found.leaks] == [["a", "z"]]
     assert len(found.audits[""].problems) == 2
 
@@ -204,17 +214,17 @@ def test_pictures_of_every_kind_of_pixels_are_compared(tmp_path):
     deep = np.asarray(image.convert("L")).astype(np.uint16) * 257
     put(tmp_path, "deep", Image.fromarray(deep))
     put(tmp_path, "stranger", texture(10))
-    (found,) = audit_sets([tmp_path]).copies
+    (found,) = audit_datasets([tmp_path]).clusters
     assert names(found) == ["alpha", "deep", "grey", "palette", "rgb"]
 
 
 def test_one_picture_alone_and_black_frames(tmp_path):
     put(tmp_path / "one", "a", texture(0))
-    assert audit_sets([tmp_path / "one"]).copies == ()
+    assert audit_datasets([tmp_path / "one"]).clusters == ()
     for i in range(4):
         put(tmp_path / "black", f"f{i}", Image.new("RGB", (60, 40)))
     put(tmp_path / "black", "g", Image.new("RGB", (60, 40), (1, 1, 1)))
-    (found,) = audit_sets([tmp_path / "black"]).copies
+    (found,) = audit_datasets([tmp_path / "black"]).clusters
     assert names(found) == ["f0", "f1", "f2", "f3"] and found.exact
 
 
@@ -233,11 +243,11 @@ def test_frames_that_show_nothing_are_one_where_all_of_their_pixels_are(tmp_path
     index = DatasetIndex.read(root)
     for image_size in (None, 16, 64):
         if image_size is None:
-            found = audit_sets([root])
+            found = audit_datasets([root])
         else:
             cache = build_cache(index, image_size, tmp_path / "cache")
-            found = check({"": audit_cached(index, cache)})
-        (copies,) = found.copies
+            found = find_leaks({"": audit_cache(index, cache)})
+        (copies,) = found.clusters
         assert names(copies) == ["black", "black_jpeg"] and copies.exact
 
 
@@ -254,16 +264,16 @@ def test_pictures_that_are_equal_when_small_only_are_not_the_same(tmp_path, imag
         image.save(tmp_path / "data" / "images" / f"{name}.jpg", quality=95, subsampling=0)
     index = DatasetIndex.read(tmp_path / "data")
     if image_size is None:
-        seen = audit(tmp_path / "data")
+        seen = audit_dataset(tmp_path / "data")
     else:
-        seen = audit_cached(index, build_cache(index, image_size, tmp_path / "cache"))
-    digests = [pair.look.digest for pair in seen.pairs]
+        seen = audit_cache(index, build_cache(index, image_size, tmp_path / "cache"))
+    digests = [pair.fingerprint.digest for pair in seen.pairs]
     assert digests[0] == digests[1] == digests[2]  # else this test says nothing
-    (found,) = check({"": seen}).copies
+    (found,) = find_leaks({"": seen}).clusters
     assert names(found) == ["a", "a2", "b"]
-    assert not found.exact and found.likeness > 0.99
+    assert not found.exact and found.similarity > 0.99
     (tmp_path / "data" / "images" / "b.jpg").unlink()
-    assert audit_sets([tmp_path / "data"]).copies[0].exact
+    assert audit_datasets([tmp_path / "data"]).clusters[0].exact
 
 
 def test_the_json_holds_everything(splits):
@@ -275,25 +285,25 @@ def test_the_json_holds_everything(splits):
     two[0:9, 0:9] = two[50:60, 50:60] = 255
     Image.fromarray(two).save(splits / "test/masks/f.png")
     Image.new("L", (9, 9)).save(splits / "test/masks/orphan_mask.png")
-    told = audit_sets([splits]).to_dict()
+    told = audit_datasets([splits]).to_dict()
     assert json.loads(json.dumps(told)) == told
     (each,) = told["sets"]
     assert each["set"] == "" and each["root"] == str(splits) and each["layout"] == "folders"
     assert (each["pairs"], each["groups"]) == (8, 8)
     assert each["official_splits"] == {"train": 4, "test": 4}
     assert each["sizes"] == [{"height": 180, "width": 240, "images": 7}]
-    assert [b["name"] for b in each["broken"]] == ["b"]
+    assert [b["name"] for b in each["unusable"]] == ["b"]
     assert (each["empty"], each["full"], each["not_binary"]) == (["a"], ["d"], [])
     assert each["on_border"] == ["d", "f"] and each["components"] == {"f": 2}
     assert each["masks_without_image"] == ["orphan_mask.png"]
     assert each["areas"]["f"] == pytest.approx(181 / (180 * 240))
-    (copies,) = told["copies"]
+    (copies,) = told["duplicates"]
     assert copies["leak"] is True and copies["exact"] is False
-    assert copies["pictures"] == [
+    assert copies["images"] == [
         {"set": "", "name": "c", "split": "train", "group": "c"},
         {"set": "", "name": "z", "split": "test", "group": "z"},
     ]
-    assert told["leaks"] == 1 and told["torn_groups"] == []
+    assert told["leaks"] == 1 and told["split_groups"] == []
 
 
 # --- from a cache ------------------------------------------------------------------------------
@@ -309,15 +319,15 @@ def test_a_cache_of_any_size_shows_the_same_copies_as_the_files(splits, tmp_path
     soft.paste(150, (60, 44, 120, 45))
     soft.save(splits / "train" / "masks" / "d.png")
     index = DatasetIndex.read(splits)
-    seen = audit_cached(index, build_cache(index, size, tmp_path / "cache"))
-    found = check({"": seen})
-    assert [names(c) for c in found.copies] == [["b", "b2"], ["c", "c3", "z"]]
-    assert found.copies[0].exact
-    files = audit(splits)
+    seen = audit_cache(index, build_cache(index, size, tmp_path / "cache"))
+    found = find_leaks({"": seen})
+    assert [names(c) for c in found.clusters] == [["b", "b2"], ["c", "c3", "z"]]
+    assert found.clusters[0].exact
+    files = audit_dataset(splits)
     assert [p.name for p in seen.pairs] == [p.name for p in files.pairs]
     assert [p.shape for p in seen.pairs] == [p.shape for p in files.pairs]
     assert [p.area for p in seen.pairs] == [p.area for p in files.pairs]
     assert [p.name for p in seen.pairs if p.thresholded] == ["d"]
     assert [p.name for p in files.pairs if p.thresholded] == ["d"]
     assert [p.components for p in seen.pairs] == [1] * len(files.pairs)
-    assert not any(p.on_border for p in seen.pairs)
+    assert not any(p.touches_border for p in seen.pairs)

@@ -17,9 +17,9 @@ import numpy as np
 from lesionseg import metrics
 from lesionseg.errors import InputError
 from search.results.baseline_table import Row, rows
-from search.results.report.tested import read_rows
+from search.results.report.final_test_facts import read_rows
 from search.storage import trial_records
-from search.study.lifecycle import open_records
+from search.study.lifecycle import load_study
 
 #: One system's Dice by image, and each image's group.
 Dice = Mapping[str, float]
@@ -44,7 +44,7 @@ def compared(
                 f"--against: {against}: holds no tested system; give the folder of a `baselines run`"
             )
         return None
-    study, _ = open_records(place, storage=storage if place == folder else None)
+    study, _ = load_study(place, storage=storage if place == folder else None)
     known = trial_records.all_trials(study)
     table = [row for row in rows(found, known) if row.tested]
     if not table:

@@ -9,7 +9,7 @@ from scipy import stats
 
 from lesionseg.errors import InputError
 from search.results.report import write_report, write_reports
-from tests.search.results.report.invented import (
+from tests.search.results.report.fake_studies import (
     add,
     fill,
     make_final,
@@ -17,7 +17,7 @@ from tests.search.results.report.invented import (
     make_systems,
     names_of_test,
 )
-from tests.search.results.report.reader import Page
+from tests.search.results.report.html_reader import Page
 
 NAMES = names_of_test(12)
 

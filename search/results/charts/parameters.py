@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from search.results.charts.drawing import (
+from search.results.charts.svg import (
     BLUE,
     INK,
     MUTED,

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from search.results.report.page import environment, view
+from search.results.report.html_page import environment, view
 
 #: What would be markup at the place of a name: of Markdown, of HTML, of a table.
 _MARKUP = re.compile(r"([\\`*_\[\]#|<>~$])")

@@ -1,0 +1,117 @@
+"""Evaluation of a checkpoint on the test images, and its summary."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from lesionseg import metrics
+from lesionseg.data.index import Record
+from lesionseg.inference.evaluate import Evaluation
+from search.errors import JobFailed
+from search.study.lifecycle import OpenStudy
+from search.trial_process.process import TrialProcess
+from search.trial_process.protocol import Evaluated, EvaluateJob, Job, JobError
+
+Outcome = TypeVar("Outcome")
+
+#: Points of the precision-recall curve that are stored.
+CURVE_POINTS = 101
+
+
+def run_job(job: Job, outcome_type: type[Outcome], description: str) -> Outcome:
+    """Run a job in a process of its own and return its outcome.
+
+    Raises:
+        JobFailed: the job failed; the message contains the reason.
+    """
+    with TrialProcess(job) as process:
+        for message in process.messages():
+            if isinstance(message, outcome_type):
+                return message
+            if isinstance(message, JobError):
+                raise JobFailed(f"{description} failed: {message.reason}: {message.message}")
+    raise AssertionError("a process ends with the outcome of its job or with JobError")
+
+
+def evaluate_checkpoint(job: EvaluateJob) -> Evaluated:
+    """Evaluate a checkpoint in a process of its own; raise JobFailed if that fails."""
+    return run_job(job, Evaluated, "the test evaluation")
+
+
+def read_test_records(opened: OpenStudy) -> tuple[Record, ...]:
+    """Return the records of a study's test split."""
+    names = set(opened.split.test)
+    return tuple(r for r in opened.index.records if r.name in names)
+
+
+def summarize_evaluation(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the keys ``test``, ``ci95``, ``confusion`` and ``curves`` of metrics.json.
+
+    Scores are means over images, with 95% intervals from a bootstrap over groups. Surface distances
+    are in pixels at the masks' own sizes and in percent of their diagonals. The curves use the
+    probabilities that are thresholded: after test-time augmentation and CRF, if these were selected.
+    """
+    groups = [record.group for record in evaluation.records]
+    scores = evaluation.scores | evaluation.distances
+    pooled = metrics.pooled(evaluation.tallies)
+    curve = metrics.precision_recall(pooled)
+    calibration = metrics.calibration(pooled)
+    indices = np.linspace(0, len(curve.recall) - 1, CURVE_POINTS).round().astype(int)
+    return {
+        "test": {name: float(values.mean()) for name, values in scores.items()}
+        | {
+            "average_precision": metrics.average_precision(pooled),
+            "calibration_error": metrics.calibration_error(pooled),
+            "n": len(groups),
+            "groups": len(set(groups)),
+        },
+        "ci95": {k: list(v) for k, v in metrics.bootstrap(scores, groups).items()},
+        "confusion": metrics.confusion(evaluation.counts),
+        "curves": {
+            "thresholds": curve.thresholds[indices].tolist(),
+            "precision": curve.precision[indices].tolist(),
+            "recall": curve.recall[indices].tolist(),
+            "confidence": _nan_to_none(calibration.confidence),
+            "frequency": _nan_to_none(calibration.frequency),
+            "share": _nan_to_none(calibration.share),
+        },
+    }
+
+
+def per_image_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Return one row per image: name, group, size, pixel counts, scores and distances."""
+    columns = evaluation.scores | evaluation.distances
+    rows = []
+    for i, record in enumerate(evaluation.records):
+        height, width = evaluation.shapes[i]
+        row: dict[str, Any] = {"name": record.name, "group": record.group}
+        row |= {"height": height, "width": width}
+        row |= dict(zip(("tp", "fp", "fn", "tn"), evaluation.counts[i].tolist(), strict=True))
+        rows.append(row | {name: float(values[i]) for name, values in columns.items()})
+    return rows
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file; an empty list if there is no file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write at least one row to a CSV file with a header."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _nan_to_none(values: metrics.Floats) -> list[float | None]:
+    """Replace NaN, the value of an empty bin, by None: JSON has no NaN."""
+    return [None if np.isnan(v) else float(v) for v in values]

@@ -1,0 +1,166 @@
+"""Names and definitions of the metrics, and numbers as text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lesionseg.metrics import JACCARD_THRESHOLD, SURFACE
+from lesionseg.registry import FAMILIES
+from lesionseg.space import spelt
+from search.spec.formatting import format_step
+
+#: Text for a missing number.
+MISSING = "\N{EN DASH}"
+
+_MEAN = "mean distance between the two outlines"
+_LARGEST = "largest distance from a point of one outline to the other outline"
+_P95 = "95th percentile of the distances between the two outlines"
+
+#: Name and definition of each metric of one image.
+DEFINITIONS: Mapping[str, tuple[str, str]] = {
+    "dice": ("Dice", "2 TP / (2 TP + FP + FN)"),
+    "jaccard": ("Jaccard", "TP / (TP + FP + FN)"),
+    "thresholded_jaccard": (
+        "Thresholded Jaccard",
+        f"Jaccard; 0 if it is below {JACCARD_THRESHOLD}",
+    ),
+    "precision": ("Precision", "TP / (TP + FP)"),
+    "recall": ("Recall", "TP / (TP + FN), also called sensitivity"),
+    "specificity": ("Specificity", "TN / (TN + FP)"),
+    "accuracy": ("Accuracy", "(TP + TN) / (TP + FP + FN + TN)"),
+    "volume_similarity": ("Volume similarity", "1 - |FN - FP| / (2 TP + FP + FN)"),
+    "assd": ("ASSD (px)", f"average symmetric surface distance: {_MEAN}"),
+    "assd_percent": ("ASSD (% of diagonal)", "ASSD in percent of the image's diagonal"),
+    "hd": ("HD (px)", f"Hausdorff distance: {_LARGEST}"),
+    "hd_percent": ("HD (% of diagonal)", "HD in percent of the image's diagonal"),
+    "hd95": ("HD95 (px)", _P95),
+    "hd95_percent": ("HD95 (% of diagonal)", "HD95 in percent of the image's diagonal"),
+    "average_precision": ("Average precision", "area under the precision-recall curve of pixels"),
+    "calibration_error": (
+        "Calibration error",
+        "expected difference between predicted probability and observed frequency; less is better",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class MetricScore:
+    """Mean of a metric over the test images; ``low`` and ``high``: its 95% interval, if any."""
+
+    key: str
+    name: str
+    definition: str
+    value: float
+    low: float | None
+    high: float | None
+
+    @property
+    def mean_text(self) -> str:
+        """The mean, rounded as is usual for this metric."""
+        return f"{self.value:.{self._digits}f}"
+
+    @property
+    def interval_text(self) -> str:
+        """``0.8123 to 0.8456``; a dash if there is no interval."""
+        return format_interval(self.low, self.high, self._digits)
+
+    @property
+    def _digits(self) -> int:
+        return 2 if self.key.removesuffix("_percent") in SURFACE else 4
+
+
+def metric_scores(
+    test: Mapping[str, float], ci95: Mapping[str, Sequence[float]]
+) -> list[MetricScore]:
+    """Return the scores of a test evaluation. test, ci95: keys of metrics.json."""
+    scores = []
+    for key, value in test.items():
+        if key not in {"n", "groups"}:
+            low, high = ci95.get(key, (None, None))
+            scores.append(MetricScore(key, *DEFINITIONS.get(key, (key, "")), value, low, high))
+    return scores
+
+
+def format_inference(inference: Mapping[str, Any]) -> str:
+    """Return the steps between network and mask as text: ``mean over flips, largest``."""
+    views = {"none": [], "flips": ["mean over flips"], "d4": ["mean over flips and rotations"]}
+    steps = views.get(inference["tta"], [inference["tta"]])
+    return ", ".join([*steps, *map(format_step, inference["chain"])]) or "threshold at 0.5 only"
+
+
+def format_score(value: float | None, digits: int = 4) -> str:
+    """Format a score: ``0.8123``."""
+    return MISSING if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def format_interval(low: float | None, high: float | None, digits: int = 4) -> str:
+    """Format an interval: ``0.8123 to 0.8456``."""
+    if low is None or high is None:
+        return MISSING
+    return f"{format_score(low, digits)} to {format_score(high, digits)}"
+
+
+def format_millions(count: float | None) -> str:
+    """Format a count in millions: ``1.93 M``."""
+    return MISSING if count is None else f"{count / 1e6:.2f} M"
+
+
+def format_difference(difference: float | None) -> str:
+    """Format a difference with its sign: ``+0.0123``."""
+    return MISSING if difference is None else f"{difference:+.4f}".replace("-", "\N{MINUS SIGN}")
+
+
+def format_integer(value: float | None) -> str:
+    """Format a rounded number with separators: ``1,234``."""
+    return MISSING if value is None else f"{value:,.0f}"
+
+
+def format_percent(share: float | None, digits: int = 1) -> str:
+    """Format a share in percent: ``12.3%``."""
+    return MISSING if share is None else f"{100 * share:.{digits}f}%"
+
+
+def format_p_value(p: float | None) -> str:
+    """Format a p-value: ``0.0123`` or ``< 0.0001``."""
+    if p is None:
+        return MISSING
+    return "< 0.0001" if p < 0.0001 else f"{p:.4f}"
+
+
+def format_duration(seconds: float | None) -> str:
+    """Format a duration: ``2.5 hours``, ``34 minutes`` or ``12 seconds``."""
+    if seconds is None:
+        return MISSING
+    if seconds >= 3600:
+        return f"{seconds / 3600:.1f} hours"
+    return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
+
+
+def format_count(n: int, singular: str, plural: str) -> str:
+    """Format a count with its noun: ``1 trial`` or ``1,234 trials``."""
+    return f"{n:,} {singular if n == 1 else plural}"
+
+
+def format_params(family: str, option: str, params: Mapping[str, Any]) -> str:
+    """Format an option's parameters in a few words.
+
+    Of an optimizer only the learning rate is shown. Parameters that are not searched by default are
+    left out if they have their default value.
+    """
+    row = FAMILIES[family].get(option)
+    defaults = {k: row.space[k].default for k in row.settled} if row else {}
+    return ", ".join(
+        f"{key} {_format_value(value)}"
+        for key, value in params.items()
+        if (family != "optimizer" or key == "lr")
+        and not (key in defaults and value == defaults[key])
+    )
+
+
+def _format_value(value: object) -> str:
+    if isinstance(value, bool):
+        return spelt(value)
+    return f"{value:.2g}" if isinstance(value, float) else str(value)

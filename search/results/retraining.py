@@ -1,0 +1,137 @@
+"""Retraining of a study's best configuration, and the selection of its inference steps."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from optuna.trial import FrozenTrial
+
+from lesionseg.config import TrialConfig
+from lesionseg.inference.selection import InferenceChoice
+from lesionseg.models import needs
+from lesionseg.training.checkpoint import set_inference
+from lesionseg.training.train import EpochRecord, TrainResult
+from search.errors import JobFailed
+from search.results.evaluation import run_job
+from search.storage.retention import WEIGHTS
+from search.study.lifecycle import OpenStudy
+from search.trial_process.process import TrialProcess
+from search.trial_process.protocol import (
+    InferenceSelected,
+    JobError,
+    ModelBuilt,
+    SelectInferenceJob,
+    Trained,
+    TrainJob,
+)
+from search.trial_process.slot import Slot
+
+#: Called with the seed and the record of each epoch.
+OnEpoch = Callable[[int, EpochRecord], None]
+
+
+@dataclass(frozen=True)
+class RetrainedModel:
+    """One retraining. ``params``: trainable parameters; ``macs``: multiply-adds per image."""
+
+    seed: int
+    result: TrainResult
+    params: int
+    macs: int
+    weights: Path
+
+    @property
+    def val_dice(self) -> float:
+        """Validation Dice of the epoch whose weights were kept."""
+        return self.result.best.metrics.dice
+
+
+def retrain(
+    opened: OpenStudy,
+    slot: Slot,
+    trial: FrozenTrial,
+    config: TrialConfig,
+    folder: Path,
+    on_epoch: OnEpoch,
+) -> RetrainedModel:
+    """Train a trial's configuration again and write its weights to ``folder``.
+
+    With ``final.fit_on: train_val`` there are no images left to select an epoch on. The training
+    then ends at the best epoch of the trial.
+
+    Raises:
+        JobFailed: the training failed; the message contains the reason.
+    """
+    data = opened.material
+    on_train_val = opened.spec.final.fit_on == "train_val"
+    weights = folder / f"seed_{config.seed}.safetensors"
+    job = TrainJob(
+        config.to_dict(),
+        data.cache,
+        data.train_val if on_train_val else data.train,
+        data.val,
+        slot.device,
+        slot.threads,
+        save_to=weights,
+        keep="last" if on_train_val else "best",
+        imports=needs([config.model.name]),
+    )
+    last_epoch = int(trial.user_attrs["best_epoch"]) if on_train_val else config.epochs
+    built = ModelBuilt(0, 0)
+    with TrialProcess(job) as process:
+        for message in process.messages():
+            match message:
+                case ModelBuilt():
+                    built = message
+                    process.reply(stop=False)
+                case EpochRecord():
+                    on_epoch(config.seed, message)
+                    process.reply(stop=on_train_val and message.epoch >= last_epoch)
+                case Trained(result):
+                    return RetrainedModel(config.seed, result, built.params, built.macs, weights)
+                case JobError(reason, text):
+                    raise JobFailed(
+                        f"final: the retraining of trial {trial.number} failed: {reason}: {text}"
+                    )
+    raise AssertionError("a training process ends with Trained or JobError")
+
+
+def select_inference(
+    opened: OpenStudy, slot: Slot, trial: FrozenTrial, weights: Path
+) -> InferenceChoice | None:
+    """Select test-time augmentation and post-processing on the validation images.
+
+    The selection is written to the checkpoint ``weights``. A network that was trained on the
+    validation images makes atypical errors on them. In that case the selection uses the weights
+    that the search stored for the trial, and is copied to ``weights``.
+
+    Returns:
+        The selection; None if the study allows no steps or the trial's weights are not stored.
+    """
+    final = opened.spec.final
+    if not (final.tta or final.postprocess):
+        return None
+    evaluated = weights
+    if final.fit_on == "train_val":
+        stored = opened.artifact_store.fetch(trial.number, WEIGHTS)
+        if stored is None:
+            return None
+        evaluated = weights.with_name("search.safetensors")
+        shutil.copy(stored, evaluated)
+    job = SelectInferenceJob(
+        evaluated,
+        opened.cache.path,
+        opened.material.val,
+        slot.device,
+        slot.threads,
+        tta=final.tta,
+        postprocess=final.postprocess,
+    )
+    choice: InferenceChoice = run_job(job, InferenceSelected, "the selection of inference steps").choice
+    if evaluated != weights:
+        set_inference(weights, choice.inference)
+        evaluated.unlink()
+    return choice

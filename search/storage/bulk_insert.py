@@ -1,0 +1,135 @@
+"""Insert whole studies with one statement per table; one by one, Optuna takes minutes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+from optuna.distributions import distribution_to_json
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
+from sqlalchemy import Table, select
+from sqlalchemy.orm import Session
+
+from search.storage.optuna_internals import models
+
+_TRIAL_NOTE = re.compile(r"dashboard:(\d+):(note_.+)")
+
+
+def insert_study(
+    session: Session,
+    name: str,
+    user_attrs: Mapping[str, Any],
+    system_attrs: Mapping[str, Any],
+    trials: Sequence[FrozenTrial],
+) -> int:
+    """Insert a study that maximizes one objective, and return its id.
+
+    Args:
+        session: of a storage that has no study of this name; the caller commits.
+        name: of the study.
+        user_attrs: of the study.
+        system_attrs: of the study; notes of trials have the trials' numbers in their keys.
+        trials: numbered from 0.
+    """
+    study = models.StudyModel(study_name=name)
+    session.add(study)
+    session.flush()
+    of_study = {"study_id": int(study.study_id)}
+    direction = {"objective": 0, "direction": StudyDirection.MAXIMIZE}
+    _insert(session, models.StudyDirectionModel, [of_study | direction])
+    ids = insert_trials(session, of_study["study_id"], trials)
+    for model, attrs in (
+        (models.StudyUserAttributeModel, user_attrs),
+        (models.StudySystemAttributeModel, renumber_notes(system_attrs, ids)),
+    ):
+        _insert(session, model, [of_study | row for row in _attr_rows(attrs)])
+    return of_study["study_id"]
+
+
+def insert_trials(session: Session, study_id: int, trials: Sequence[FrozenTrial]) -> dict[int, int]:
+    """Insert trials with their numbers into a study; return their ids by number."""
+    # In order of the numbers: Optuna counts the smaller ids to number the next trial.
+    _insert(session, models.TrialModel, [{"study_id": study_id} | _trial_row(t) for t in trials])
+    model = models.TrialModel
+    query = select(model.number, model.trial_id).where(model.study_id == study_id)
+    ids = {row.number: row.trial_id for row in session.execute(query)}
+    for table, rows_of in _TRIAL_TABLES.items():
+        rows = [{"trial_id": ids[t.number]} | row for t in trials for row in rows_of(t)]
+        _insert(session, table, rows)
+    return ids
+
+
+def renumber_notes(
+    system_attrs: Mapping[str, Any], renumbering: Mapping[int, int]
+) -> dict[str, Any]:
+    """Replace the trials in the keys of optuna-dashboard's notes; drop notes of unknown trials."""
+    renumbered = {}
+    for key, value in system_attrs.items():
+        note = _TRIAL_NOTE.fullmatch(key)
+        if note is None:
+            renumbered[key] = value
+        elif int(note[1]) in renumbering:
+            renumbered[f"dashboard:{renumbering[int(note[1])]}:{note[2]}"] = value
+    return renumbered
+
+
+def _insert(session: Session, model: Any, rows: list[dict[str, Any]]) -> None:
+    table: Table = model.__table__
+    if rows:
+        session.execute(table.insert(), rows)
+
+
+def _trial_row(trial: FrozenTrial) -> dict[str, Any]:
+    return {
+        "number": trial.number,
+        "state": trial.state,
+        "datetime_start": _utc(trial.datetime_start),
+        "datetime_complete": _utc(trial.datetime_complete),
+    }
+
+
+def _utc(local: datetime | None) -> datetime | None:
+    return None if local is None else local.astimezone(timezone.utc).replace(tzinfo=None)
+
+
+def _attr_rows(attrs: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [{"key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
+
+
+def _step_row(step: int, value: float) -> dict[str, Any]:
+    stored, kind = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
+    return {"step": step, "intermediate_value": stored, "intermediate_value_type": kind}
+
+
+def _value_rows(trial: FrozenTrial) -> list[dict[str, Any]]:
+    if trial.value is None:
+        return []
+    stored, kind = models.TrialValueModel.value_to_stored_repr(trial.value)
+    return [{"objective": 0, "value": stored, "value_type": kind}]
+
+
+def _param_rows(trial: FrozenTrial) -> list[dict[str, Any]]:
+    return [
+        {
+            "param_name": name,
+            "param_value": distribution.to_internal_repr(trial.params[name]),
+            "distribution_json": distribution_to_json(distribution),
+        }
+        for name, distribution in trial.distributions.items()
+    ]
+
+
+#: The tables that hold a trial's fields, and the rows of a trial in each.
+_TRIAL_TABLES: Mapping[Any, Callable[[FrozenTrial], list[dict[str, Any]]]] = {
+    models.TrialValueModel: _value_rows,
+    models.TrialParamModel: _param_rows,
+    models.TrialUserAttributeModel: lambda t: _attr_rows(t.user_attrs),
+    models.TrialSystemAttributeModel: lambda t: _attr_rows(t.system_attrs),
+    models.TrialIntermediateValueModel: lambda t: [
+        _step_row(step, value) for step, value in t.intermediate_values.items()
+    ],
+}

@@ -1,0 +1,73 @@
+"""Notes of optuna-dashboard as system attributes of a study.
+
+Optuna-dashboard stores a note in parts under ``dashboard:note_str:0``, ``dashboard:note_str:1``,
+..., with a version under ``dashboard:note_ver``. Keys of a trial's note contain the trial's id:
+``dashboard:17:note_str:0``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from optuna.trial import FrozenTrial
+
+from search.storage.optuna_internals import trial_id as get_trial_id
+
+#: Largest number of characters in one attribute, as optuna-dashboard splits notes.
+PART_LENGTH = 2045
+
+
+def note_attrs(trial_id: int | None, text: str, version: int = 1) -> dict[str, Any]:
+    """Return a note as system attributes; trial_id is None for the study's own note."""
+    parts = [text[i : i + PART_LENGTH] for i in range(0, len(text), PART_LENGTH)]
+    attrs: dict[str, Any] = {
+        f"{_prefix(trial_id)}note_str:{i}": part for i, part in enumerate(parts)
+    }
+    return {**attrs, version_key(trial_id): version}
+
+
+def version_key(trial_id: int | None) -> str:
+    """Return the attribute that counts the versions of a note."""
+    return f"{_prefix(trial_id)}note_ver"
+
+
+def find_trials_without_note(
+    system_attrs: Mapping[str, Any], trials: Iterable[FrozenTrial]
+) -> list[FrozenTrial]:
+    """Return the finished trials that have no note yet."""
+    finished = [t for t in trials if t.state.is_finished()]
+    return [t for t in finished if version_key(get_trial_id(t)) not in system_attrs]
+
+
+def group_notes(system_attrs: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """Return the attributes of each trial's note by the trial's id, in one pass."""
+    groups: dict[int, dict[str, Any]] = {}
+    for key, value in system_attrs.items():
+        head, _, rest = key.partition(":")
+        trial_id, _, field = rest.partition(":")
+        if head == "dashboard" and trial_id.isdecimal() and field.startswith("note_"):
+            groups.setdefault(int(trial_id), {})[key] = value
+    return groups
+
+
+def renumber_notes(system_attrs: Mapping[str, Any], new_ids: Mapping[int, int]) -> dict[str, Any]:
+    """Return a study's system attributes with new trial ids in the notes' keys.
+
+    Args:
+        system_attrs: of the study.
+        new_ids: new trial ids by old ones. Notes of other trials are dropped.
+    """
+    groups = group_notes(system_attrs)
+    renumbered = {
+        _prefix(new_ids[i]) + key.removeprefix(_prefix(i)): value
+        for i, attrs in groups.items()
+        if i in new_ids
+        for key, value in attrs.items()
+    }
+    old_keys = {key for attrs in groups.values() for key in attrs}
+    return {k: v for k, v in system_attrs.items() if k not in old_keys} | renumbered
+
+
+def _prefix(trial_id: int | None) -> str:
+    return "dashboard:" if trial_id is None else f"dashboard:{trial_id}:"
