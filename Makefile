@@ -1,4 +1,4 @@
-# Needs python3 (3.11 or later) and make; everything else is installed into .venv.
+# Requires python3 (3.11 or later) and make; everything else is installed into .venv.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -8,14 +8,14 @@ READY  := $(VENV)/.ready
 
 .PHONY: demo test test-beside test-alone test-slow test-slow-beside test-slow-alone test-long lint format docs bench lock clean
 
-demo: $(READY)  ## synthetic lesions -> search -> final test -> runs/demo/report.html
+demo: $(READY)  ## search on synthetic lesions; writes runs/demo/report.html
 	$(BIN)/lesionsearch demo
 
 test: test-beside test-alone  ## the quick tests
 
 test-slow: test-slow-beside test-slow-alone  ## the tests that take minutes
 
-# Files side by side, JOBS at a time; what measures time runs by itself.
+# Test files run in parallel, JOBS at a time; tests marked 'alone' run by themselves.
 test-beside: $(READY)
 	$(BIN)/python -m pytest -m "not slow and not alone and not long" -n $(JOBS) --dist loadfile
 
@@ -28,10 +28,10 @@ test-slow-beside: $(READY)
 test-slow-alone: $(READY)
 	$(BIN)/python -m pytest -m "slow and alone and not long"
 
-test-long: $(READY)  ## the longest: chaos in full, and a SLURM of its own where it is installed
+test-long: $(READY)  ## the longest tests: the full chaos test, and SLURM if it is installed
 	$(BIN)/python -m pytest -m long
 
-lint: $(READY)  ## formatting, lint and types
+lint: $(READY)  ## format, lint, types and import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -41,18 +41,18 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(READY)  ## docs/options.md, made from the tables
+docs: $(READY)  ## write docs/options.md from the tables
 	$(BIN)/lesionsearch options --markdown > docs/options.md
 
-bench: $(READY)  ## measurements; results under bench/results/ are from named machines
+bench: $(READY)  ## measure the overhead of the search; more in bench/
 	$(BIN)/python -m bench.overhead
 
-# Pins of every platform, without addresses: whichever index is set up here serves them.
+# Pins for all platforms, without addresses: they are installed from the configured index.
 lock: $(READY)
 	$(BIN)/uv pip compile --quiet --universal --no-emit-index-url --no-annotate --no-header \
 	  --python-version 3.11 --extra dev pyproject.toml --output-file requirements.lock
 
-# Compiled once at install: importing torch otherwise pays for it where bytecode is not kept.
+# Compile bytecode at installation: importing torch is slow without it.
 $(READY): requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.9"

@@ -158,8 +158,8 @@ def per_image(weights: Path, data: TrainData, device: torch.device) -> list[floa
     counts = []
     for batch in in_order(data.cache, data.val, 64):
         images, masks = to_device(batch, device)
-        counts.append(metrics.count(network(images) > 0, masks > 0.5))
-    scores = metrics.score(torch.cat(counts).cpu().numpy())
+        counts.append(metrics.count_pixels(network(images) > 0, masks > 0.5))
+    scores = metrics.score_images(torch.cat(counts).cpu().numpy())
     return [round(float(d), 3) for d in scores["dice"]]
 
 

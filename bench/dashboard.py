@@ -35,7 +35,7 @@ from sqlalchemy.orm import Session
 
 from bench.overhead import open_bench_study
 from lesionseg.config import TrialConfig
-from lesionseg.space import Pick
+from lesionseg.space import ComponentConfig
 from search.monitoring import notes
 from search.storage import artifact_ids
 from search.storage.bulk_insert import insert_trials
@@ -43,7 +43,8 @@ from search.storage.leases import TrialLeases
 from search.storage.optuna_internals import cached_trial, study_id
 from search.storage.retention import HISTORY, PICTURE
 from search.storage.retrying_storage import backend_of
-from search.study.lifecycle import OpenStudy, create_or_resume
+from search.study.creation import create_or_resume
+from search.study.opening import OpenStudy
 from search.study.suggest import suggest
 
 EPOCHS = 40
@@ -170,7 +171,8 @@ def cost(folder: Path) -> None:
     """CPU seconds of a training, and of what is then made to look at; in one process, one run."""
     from lesionseg.data.synthetic import write_dataset
     from lesionseg.training import checkpoint
-    from lesionseg.training.train import TrainData, train
+    from lesionseg.training.train import train
+    from lesionseg.training.types import TrainData
     from lesionseg.viz.trial_sheet import draw_sheet, spread
     from search.spec.loading import parse_spec
 
@@ -178,7 +180,7 @@ def cost(folder: Path) -> None:
     search = {"model": {"unet": {"width": 16, "depth": 4}}, "loss": "bce_dice"}
     plain = {"name": "cost", "data": {"image_size": 128}, "search": search}
     opened = create_or_resume(parse_spec(plain, "bench"), folder / "data", folder / "cost")
-    unet = Pick("unet", {"width": 16, "depth": 4})
+    unet = ComponentConfig("unet", {"width": 16, "depth": 4})
     config = TrialConfig(model=unet, image_size=128, batch_size=8, epochs=2)
     data = TrainData(opened.cache, opened.trial_data.train, opened.trial_data.val)
     weights, cpu = folder / "model.safetensors", torch.device("cpu")

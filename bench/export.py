@@ -32,7 +32,7 @@ from lesionseg.errors import InputError
 from lesionseg.inference.onnx_export import OnnxModel, export_onnx
 from lesionseg.inference.predictor import Segmenter
 from lesionseg.models import MODELS, build_model, count_params
-from lesionseg.space import Pick, Scalar
+from lesionseg.space import ComponentConfig, Scalar
 
 #: Images to train on and to compare on.
 TRAIN, TEST = 32, 32
@@ -52,7 +52,7 @@ def trained(name: str, images: Pixels, masks: Pixels, size: int, steps: int) -> 
     """A row's network after a few steps."""
     space = MODELS[name].space
     params = {k: v for k, v in SMALL.items() if k in space and _is_in(space[k], v)}
-    config = TrialConfig(model=Pick(name, params), image_size=size)
+    config = TrialConfig(model=ComponentConfig(name, params), image_size=size)
     torch.manual_seed(0)
     model = build_model(config.model, image_size=size).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
@@ -86,8 +86,8 @@ def _is_in(domain: object, value: Scalar) -> bool:
 def dice(probability: Pixels | np.ndarray, masks: Pixels) -> float:
     """The mean Dice over images, cut at one half."""
     found = torch.from_numpy(probability > 0.5)
-    counts = metrics.count(found, torch.from_numpy(masks > 0)).numpy()
-    return float(metrics.score(counts)["dice"].mean())
+    counts = metrics.count_pixels(found, torch.from_numpy(masks > 0)).numpy()
+    return float(metrics.score_images(counts)["dice"].mean())
 
 
 def row(name: str, root: Path, size: int, steps: int, folder: Path) -> str:

@@ -36,11 +36,11 @@ from PIL import Image
 from lesionseg.config import TrialConfig
 from lesionseg.data.cache import build_cache
 from lesionseg.data.index import DatasetIndex
-from lesionseg.space import Pick
+from lesionseg.space import ComponentConfig
 from lesionseg.training.types import EpochRecord
 from search.spec.loading import parse_spec
 from search.spec.study_spec import StudySpec
-from search.study.lifecycle import create_or_resume
+from search.study.creation import create_or_resume
 from search.trial_process.process import TrialProcess
 from search.trial_process.protocol import JobError, ModelBuilt, TrainJob
 
@@ -105,7 +105,7 @@ def train_and_weigh(data: Path, epochs: int, threads: int = 1) -> Iterator[tuple
     order = np.random.default_rng(0).permutation(len(cache.names))
     train, val = np.sort(order[len(order) // 5 :]), np.sort(order[: len(order) // 5])
     config = TrialConfig(
-        model=Pick("unet", {"width": 4, "depth": 2}), image_size=SIDE, epochs=epochs, batch_size=16
+        model=ComponentConfig("unet", {"width": 4, "depth": 2}), image_size=SIDE, epochs=epochs, batch_size=16
     )
     job = TrainJob(config.to_dict(), cache.path, train, val, "cpu", threads)
     with TrialProcess(job) as child:
@@ -117,7 +117,7 @@ def train_and_weigh(data: Path, epochs: int, threads: int = 1) -> Iterator[tuple
                     yield message.seconds, weigh(child.pid)
                     child.reply(stop=False)
                 case JobError(reason, text):
-                    raise SystemExit(f"the training describe_error: {reason}: {text}")
+                    raise SystemExit(f"the training failed: {reason}: {text}")
 
 
 def growth(weights: Sequence[Weight]) -> float:

@@ -22,9 +22,11 @@ from optuna.trial import FrozenTrial
 from PIL import Image
 
 from lesionseg.config import TrialConfig
-from lesionseg.training.train import EpochRecord
+from lesionseg.training.types import EpochRecord
 from search.spec.loading import parse_spec
-from search.study.lifecycle import OpenStudy, create_or_resume, prepare_sampling
+from search.study.creation import create_or_resume
+from search.study.opening import OpenStudy
+from search.study.sampling import prepare_sampling
 from search.trial_process.resources import default_slot
 from search.workers.worker import Worker
 

@@ -33,12 +33,12 @@ from PIL import Image
 from lesionseg.config import TrialConfig
 from lesionseg.data.loader import normalise
 from lesionseg.data.synthetic import render
-from lesionseg.inference.batch_predict import default_batch
+from lesionseg.inference.batch_predict import default_batch_size
 from lesionseg.inference.predictor import Segmenter
 from lesionseg.models import build_model
 from lesionseg.runtime.device import amp_dtype, autocast, pick_device
-from lesionseg.space import Pick
-from search.results.predict import predict_files
+from lesionseg.space import ComponentConfig
+from search.results.predict import write_predictions
 from search.trial_process.resources import count_cores
 
 HEIGHT, WIDTH = 767, 1022
@@ -60,7 +60,7 @@ def make_images(folder: Path, n: int) -> list[Path]:
 
 def make_segmenter(size: int, device: str, **params: int) -> Segmenter:
     """A U-Net of random weights; time does not depend on them."""
-    config = TrialConfig(model=Pick("unet", params), image_size=size)
+    config = TrialConfig(model=ComponentConfig("unet", params), image_size=size)
     model = build_model(config.model, image_size=size)
     return Segmenter(model, config, device=pick_device(device))
 
@@ -82,7 +82,7 @@ def timed(n: int, paces: list[Pace]) -> Iterator[None]:
 
 def bare(segmenter: Segmenter, n: int) -> None:
     """The network alone on n images, a multiple of the batch, that are in memory."""
-    size, batch = segmenter.image_size, default_batch(segmenter.image_size)
+    size, batch = segmenter.image_size, default_batch_size(segmenter.image_size)
     images = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8)
     ready = normalise(images.to(segmenter.device))
     dtype = amp_dtype(segmenter.device, "auto")
@@ -102,7 +102,7 @@ def throughput(folder: Path, n: int, rounds: int, device: str) -> None:
         with timed(n, alone):
             bare(segmenter, n)
         with timed(n, whole):
-            predict_files(segmenter, paths, folder / f"out{i}", threads=max(2, count_cores()))
+            write_predictions(segmenter, paths, folder / f"out{i}", threads=max(2, count_cores()))
         a, w = alone[-1], whole[-1]
         print(
             f"round {i + 1}: network {a.by_clock:.2f}/s, predict {w.by_clock:.2f}/s, ratio "
@@ -126,7 +126,7 @@ def memory(folder: Path, n: int, device: str) -> None:
             seen.append((done, process.memory_info().rss / 2**20))
 
     began = time.perf_counter()
-    predict_files(
+    write_predictions(
         segmenter, paths, folder / "out-many", threads=max(2, count_cores()), on_image=look
     )
     seconds = time.perf_counter() - began
@@ -150,7 +150,7 @@ def large(folder: Path, device: str) -> None:
         pid = os.fork()
         if not pid:
             before = psutil.Process().memory_info().rss
-            predict_files(segmenter, [path] * 1, folder / f"out-{path.suffix[1:]}")
+            write_predictions(segmenter, [path] * 1, folder / f"out-{path.suffix[1:]}")
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
             print(f"{path.name}: {(peak - before) / 2**20:.0f} MiB at most", flush=True)
             os._exit(0)

@@ -39,7 +39,9 @@ from lesionseg.training.types import EpochRecord, TrainResult
 from search.spec.loading import parse_spec
 from search.spec.search_space import SearchSpace
 from search.storage.lease_types import Claim
-from search.study.lifecycle import OpenStudy, create_or_resume, open_study, prepare_sampling
+from search.study.creation import create_or_resume
+from search.study.opening import OpenStudy, open_study
+from search.study.sampling import prepare_sampling
 from search.study.suggest import suggest
 from search.trial_process.protocol import JobOutcome, ModelBuilt, Trained, TrainJob
 from search.trial_process.slot import Slot

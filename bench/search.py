@@ -152,10 +152,10 @@ class Table:
         return sorted((curve.best for curve in self.curves.values()), reverse=True)[top - 1]
 
 
-def _name(pick: Any) -> str:
-    if isinstance(pick, str):
-        return pick
-    [(name, params)] = pick.items()
+def _name(component: Any) -> str:
+    if isinstance(component, str):
+        return component
+    [(name, params)] = component.items()
     return " ".join([name, *(f"{k}={v}" for k, v in params.items())])
 
 

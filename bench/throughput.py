@@ -56,11 +56,11 @@ from lesionseg.runtime.device import (
     describe,
     loader_workers,
     pick_device,
-    prepare,
+    configure_torch,
 )
-from lesionseg.runtime.env import AUGMENT, SWITCHES, switch
-from lesionseg.runtime.malloc import keep_memory
-from lesionseg.space import Pick
+from lesionseg.runtime.env import AUGMENT, ENV_OPTIONS, read_env_option
+from lesionseg.runtime.malloc import retain_freed_memory
+from lesionseg.space import ComponentConfig
 from lesionseg.training.trainer import Hooks, Trainer
 from lesionseg.training.training_state import CheckpointManager
 from lesionseg.training.types import TrainData
@@ -68,12 +68,12 @@ from search.trial_process.resources import count_cores
 
 #: By what people would call them; a GPU takes the larger ones too.
 NETWORKS = {
-    "U-Net 32, depth 4": Pick("unet"),
-    "U-Net 8, depth 3": Pick("unet", {"width": 8, "depth": 3}),
-    "SegNet": Pick("segnet"),
-    "U-Net, ResNet-34": Pick("smp_unet", {"encoder": "resnet34", "weights": "none"}),
+    "U-Net 32, depth 4": ComponentConfig("unet"),
+    "U-Net 8, depth 3": ComponentConfig("unet", {"width": 8, "depth": 3}),
+    "SegNet": ComponentConfig("segnet"),
+    "U-Net, ResNet-34": ComponentConfig("smp_unet", {"encoder": "resnet34", "weights": "none"}),
 }
-FULL = Pick("full")
+FULL = ComponentConfig("full")
 BATCH = 16
 #: Steps in a block, by the kind of device.
 STEPS = {"cpu": 6, "mps": 100, "cuda": 100}
@@ -299,16 +299,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--photographs", type=int, default=48)
     parser.add_argument("--device", default="auto")
     parser.add_argument(
-        "--executors", nargs="+", default=[switch(AUGMENT)], choices=SWITCHES[AUGMENT]
+        "--executors", nargs="+", default=[read_env_option(AUGMENT)], choices=ENV_OPTIONS[AUGMENT]
     )
     parser.add_argument("--to", type=Path, help="a Markdown file for the tables")
     given = parser.parse_args(argv)
     device = pick_device(given.device)
     given.steps = given.steps or STEPS[device.type]
     torch.set_num_threads(count_cores())
-    prepare(device, 0)
+    configure_torch(device, 0)
     if device.type == "cpu":
-        keep_memory()  # as every training of a study does
+        retain_freed_memory()  # as every training of a study does
     lines = []
     with tempfile.TemporaryDirectory() as scratch:
         for line in measure(given, Path(scratch), device):

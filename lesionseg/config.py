@@ -9,9 +9,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from lesionseg.errors import InputError, nearest
-from lesionseg.space import Categorical, Domain, Float, Int, Pick
+from lesionseg.space import Categorical, Domain, Float, Int, ComponentConfig
 
-#: The plain numbers of a configuration, beside its picks.
+#: The plain numbers of a configuration, beside its components.
 SETTINGS: Mapping[str, Domain] = {
     "image_size": Int(16, 4096, default=256),
     "batch_size": Int(1, 4096, default=16, log=True),
@@ -45,7 +45,7 @@ ABOUT_SETTINGS: Mapping[str, str] = {
     "seed": "of the weights, the order of images and the augmentation",
 }
 
-#: The pick of a family that a study does not name.
+#: The component of a family that a study does not name.
 DEFAULTS: Mapping[str, str] = {
     "model": "unet",
     "loss": "bce_dice",
@@ -63,12 +63,12 @@ class TrialConfig:
     Raises InputError where a setting lies outside its domain in SETTINGS.
     """
 
-    model: Pick = Pick(DEFAULTS["model"])
-    loss: Pick = Pick(DEFAULTS["loss"])
-    augment: Pick = Pick(DEFAULTS["augment"])
-    mix: Pick = Pick(DEFAULTS["mix"])
-    optimizer: Pick = Pick(DEFAULTS["optimizer"])
-    schedule: Pick = Pick(DEFAULTS["schedule"])
+    model: ComponentConfig = ComponentConfig(DEFAULTS["model"])
+    loss: ComponentConfig = ComponentConfig(DEFAULTS["loss"])
+    augment: ComponentConfig = ComponentConfig(DEFAULTS["augment"])
+    mix: ComponentConfig = ComponentConfig(DEFAULTS["mix"])
+    optimizer: ComponentConfig = ComponentConfig(DEFAULTS["optimizer"])
+    schedule: ComponentConfig = ComponentConfig(DEFAULTS["schedule"])
     image_size: int = 256
     batch_size: int = 16
     accumulate: int = 1
@@ -112,11 +112,11 @@ class TrialConfig:
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
-def _pick(value: Any) -> Pick:
+def _pick(value: Any) -> ComponentConfig:
     if isinstance(value, str):
-        return Pick(value)
+        return ComponentConfig(value)
     if isinstance(value, Mapping) and len(value) == 1:
         name, params = next(iter(value.items()))
         if params is None or isinstance(params, Mapping):
-            return Pick(name, dict(params or {}))
-    raise InputError(f"a pick must be a name or {{name: parameters}}, got {value!r}")
+            return ComponentConfig(name, dict(params or {}))
+    raise InputError(f"a component must be a name or {{name: parameters}}, got {value!r}")

@@ -115,13 +115,13 @@ class Categorical:
         return self.choices
 
     def __str__(self) -> str:
-        return " | ".join([*map(spelt, self.choices), *(["a file's path"] if self.files else [])])
+        return " | ".join([*map(format_value, self.choices), *(["a file's path"] if self.files else [])])
 
 
 Domain = Float | Int | Categorical
 
 
-def spelt(value: Scalar) -> str:
+def format_value(value: Scalar) -> str:
     """A value as it is written in a study file."""
     if isinstance(value, bool):
         return str(value).lower()
@@ -139,7 +139,7 @@ class RegistryEntry:
         parameters.
     smallest: for models, the smallest image size in pixels.
     sized: ``build`` takes ``image_size`` too, since the thing is planned from it.
-    settled: parameters that a study leaves at their default unless it names them: they cost much,
+    fixed_by_default: parameters that a study leaves at their default unless it names them: they cost much,
         need what not everybody has, or mean the same as another parameter.
     """
 
@@ -149,7 +149,7 @@ class RegistryEntry:
     stride: Callable[..., int] = lambda **_: 1
     smallest: int = 1
     sized: bool = False
-    settled: frozenset[str] = frozenset()
+    fixed_by_default: frozenset[str] = frozenset()
 
     def resolve(self, params: Mapping[str, object]) -> dict[str, Scalar]:
         """Every parameter: those given, checked, and the defaults of the others."""
@@ -166,7 +166,7 @@ class RegistryEntry:
 
 
 @dataclass(frozen=True)
-class Pick:
+class ComponentConfig:
     """One option of a family and the values of its parameters."""
 
     name: str
@@ -183,7 +183,7 @@ def lookup(family: str, table: Mapping[str, RegistryEntry], name: str) -> Regist
 def build(
     family: str,
     table: Mapping[str, RegistryEntry],
-    pick: Pick,
+    component: ComponentConfig,
     *args: Any,
     image_size: int | None = None,
 ) -> Any:
@@ -193,11 +193,11 @@ def build(
     Raises InputError: no such row or parameter, a value outside its domain, or parameters that
     do not go together.
     """
-    option = lookup(family, table, pick.name)
+    option = lookup(family, table, component.name)
     try:
-        params = option.resolve(pick.params)
+        params = option.resolve(component.params)
     except InputError as error:
-        raise InputError(f"{family}.{pick.name}: {error}") from None
+        raise InputError(f"{family}.{component.name}: {error}") from None
     planned = {"image_size": image_size} if option.sized else {}
     return option.build(*args, **params, **planned)
 

@@ -44,13 +44,11 @@ from search.spec.study_spec import StudySpec
 from search.storage import trial_records
 from search.storage.lease_types import Claim
 from search.storage.retention import WEIGHTS
-from search.storage.study_dir import is_study, locked
-from search.study.lifecycle import (
-    OpenStudy,
-    create_or_resume,
-    prepare_sampling,
-    record_test_evaluation,
-)
+from search.storage.study_dir import is_study, lock_study
+from search.study.creation import create_or_resume
+from search.study.evaluations import record_test_evaluation
+from search.study.opening import OpenStudy
+from search.study.sampling import prepare_sampling
 from search.trial_process.protocol import Evaluated, EvaluateJob
 from search.trial_process.resources import default_slot
 from search.trial_process.slot import Slot
@@ -108,11 +106,11 @@ def run_baselines(
         held.enter_context(sigterm_as_interrupt())
         there = is_study(folder)
         if there:
-            held.enter_context(locked(folder))
+            held.enter_context(lock_study(folder))
         with show.counting(console, "reading pictures") as tick:
             opened = create_or_resume(spec, data, folder, storage, on_progress=tick)
         if not there:
-            held.enter_context(locked(folder))
+            held.enter_context(lock_study(folder))
         prepare_sampling(opened)
         _work(console, opened, slot, list(zip(names * repeats, wanted, strict=True)))
         return write_table(opened)

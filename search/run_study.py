@@ -23,10 +23,11 @@ from search.spec.study_spec import StudySpec
 from search.storage import trial_records
 from search.storage.lease_types import Command
 from search.storage.leases import TrialLeases
-from search.storage.study_dir import is_study, locked
+from search.storage.study_dir import is_study, lock_study
 from search.storage.trial_records import TimeBudget
 from search.study import data_audit
-from search.study.lifecycle import OpenStudy, create_or_resume
+from search.study.creation import create_or_resume
+from search.study.opening import OpenStudy
 from search.study.location import StudyLocation
 from search.study.weights import ensure_space_weights
 from search.trial_process.resources import default_slot
@@ -56,13 +57,13 @@ def run_study(
         held.enter_context(signals.installed())
         there = is_study(place.folder)
         if there:  # another process that is at work on it must not find its spec changed
-            held.enter_context(locked(place.folder))
+            held.enter_context(lock_study(place.folder))
         with show.counting(console, "reading pictures") as tick:
             opened = create_or_resume(
                 spec, data, place.folder, place.storage, place.artifacts, on_progress=tick
             )
         if not there:
-            held.enter_context(locked(place.folder))
+            held.enter_context(lock_study(place.folder))
         TrialLeases(opened.study).command = Command.RUN
         _introduce(console, opened, crew)
         join = StudyLocation(opened.name, place.folder, place.storage, data)

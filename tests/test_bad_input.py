@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import cli
 from search.spec.loading import load_spec
-from search.study.lifecycle import create_or_resume
+from search.study.creation import create_or_resume
 from tests.conftest import ROOT, write_folder, write_pair
 from tests.search.helpers import write_study
 

@@ -110,7 +110,7 @@ def test_trials_are_listed_with_a_note_a_picture_curves_and_the_history(
     page.goto(f"{server.url}/dashboard/studies/{study}/trials?numbers={best.number}")
     expect(page.get_by_text(f"{best.value:.4f}", exact=True).first).to_be_visible()
     expect(page.locator("th", has_text="configuration")).to_be_visible()
-    for name in (artifact_ids.KINDS[0].name, artifact_ids.CURVES):
+    for name in (artifact_ids.FILES[0].name, artifact_ids.CURVES):
         shown = page.locator(f"img[alt='{name}']").first
         shown.scroll_into_view_if_needed()
         expect(shown).to_be_visible()

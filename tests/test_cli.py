@@ -174,7 +174,7 @@ def test_options_shows_every_row_of_every_table_and_every_setting():
             assert re.search(rf"^{re.escape(name)}\s", text, re.MULTILINE), name
             for key, domain in option.space.items():
                 first = str(domain).split(" | ")[0]
-                assert f"{key}{'*' if key in option.settled else ''}: {first}" in text
+                assert f"{key}{'*' if key in option.fixed_by_default else ''}: {first}" in text
     for name in SETTINGS:
         assert re.search(rf"^{name}\s", text, re.MULTILINE)
 

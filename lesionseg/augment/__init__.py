@@ -21,7 +21,7 @@ import numpy as np
 from lesionseg.augment.colour import blur, colours
 from lesionseg.augment.dermoscopy import artefacts
 from lesionseg.augment.geometry import elastic, flips, symmetries, turn, warp
-from lesionseg.space import Float, Pick, RegistryEntry, build
+from lesionseg.space import Float, ComponentConfig, RegistryEntry, build
 
 
 def build_none() -> A.Compose:
@@ -93,9 +93,9 @@ AUGMENTS: dict[str, RegistryEntry] = {
 }
 
 
-def build_augment(pick: Pick) -> A.Compose:
-    """The picked pipeline; InputError if the pick is not in the table."""
-    pipeline: A.Compose = build("augment", AUGMENTS, pick)
+def build_augment(component: ComponentConfig) -> A.Compose:
+    """The picked pipeline; InputError if the component is not in the table."""
+    pipeline: A.Compose = build("augment", AUGMENTS, component)
     return pipeline
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lesionseg.space import Float, Pick, RegistryEntry, build
+from lesionseg.space import Float, ComponentConfig, RegistryEntry, build
 
 Mix = Callable[[Tensor, Tensor, np.random.Generator], tuple[Tensor, Tensor]]
 
@@ -74,9 +74,9 @@ MIXES: dict[str, RegistryEntry] = {
 }
 
 
-def build_mix(pick: Pick) -> Mix | None:
-    """The picked mix, None for the row none; InputError if the pick is not in the table."""
-    mix: Mix | None = build("mix", MIXES, pick)
+def build_mix(component: ComponentConfig) -> Mix | None:
+    """The picked mix, None for the row none; InputError if the component is not in the table."""
+    mix: Mix | None = build("mix", MIXES, component)
     return mix
 
 

@@ -35,7 +35,7 @@ from lesionseg.data.image_io import (
 )
 from lesionseg.data.index import DatasetIndex, Record
 from lesionseg.errors import InputError, some
-from lesionseg.runtime.malloc import memory_kept
+from lesionseg.runtime.malloc import freed_memory_retained
 
 #: Raise it when what a cache holds changes: old ones are then left alone and built anew.
 VERSION = 3
@@ -213,7 +213,7 @@ def _fill(
             return error
 
     # PIL decodes without the GIL.
-    with memory_kept(), ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with freed_memory_retained(), ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         for i, outcome in enumerate(pool.map(work, range(n))):
             if isinstance(outcome, InputError):
                 broken.append(str(outcome))

@@ -22,7 +22,7 @@ from lesionseg.augment.batched import Packed, carry_out, draw, is_known, pack, u
 from lesionseg.data.cache import Cache
 from lesionseg.data.loader import Batch, Key, batch_seed, normalise
 from lesionseg.errors import InputError
-from lesionseg.runtime.env import AUGMENT, switch
+from lesionseg.runtime.env import AUGMENT, read_env_option
 
 #: The most of the device's free memory that images may take; the rest is the training's.
 SHARE = 0.25
@@ -39,7 +39,7 @@ def executor(
     that is free; on a CPU albumentations does, which takes a third of the time of torch there.
     Raises InputError where the variable says something else, or where the device cannot.
     """
-    asked = switch(AUGMENT)
+    asked = read_env_option(AUGMENT)
     if asked == "device" and not is_known(pipeline):
         raise InputError(f"{AUGMENT}: this augmentation runs on the host only; unset it")
     if asked == "host" or not is_known(pipeline):

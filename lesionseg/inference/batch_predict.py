@@ -29,15 +29,15 @@ T = TypeVar("T")
 S = TypeVar("S")
 
 #: Batches that are read ahead, and that wait to be finished.
-LAPS = 2
+PREFETCH_BATCHES = 2
 #: Pixels of pictures that are at full size at one time: at 15 bytes each, half a gigabyte.
-ROOM = 2**25
+FULL_SIZE_PIXELS = 2**25
 #: Pixels in a batch where nothing else is said, and its most images: 16 at 256 pixels.
 BATCH_PIXELS, BATCH = 2**20, 16
 
 
 @dataclass(frozen=True)
-class Taken:
+class LoadedPicture:
     """One picture, read.
 
     path: its file. small: uint8 [S, S, 3], as the network sees it. shape: its height and width.
@@ -50,14 +50,14 @@ class Taken:
     view: Pixels | None
 
 
-class Room:
+class PixelBudget:
     """Lets in work of a certain size while there is room; what is larger than all of it, alone."""
 
     def __init__(self, size: int) -> None:
         self._size, self._taken, self._changed = size, 0, threading.Condition()
 
     @contextmanager
-    def of(self, size: int) -> Iterator[None]:
+    def reserve(self, size: int) -> Iterator[None]:
         """Waits for room of this size and takes it, while entered."""
         size = min(size, self._size)
         with self._changed:
@@ -71,10 +71,10 @@ class Room:
                 self._changed.notify_all()
 
 
-def stream(
+def predict_files(
     segmenter: Segmenter,
     paths: Iterable[Path],
-    use: Callable[[Taken, Probability], T],
+    use: Callable[[LoadedPicture, Probability], T],
     *,
     view: int = 0,
     batch_size: int | None = None,
@@ -93,38 +93,38 @@ def stream(
         batch_size: images per pass; by default BATCH_PIXELS at the network's size.
         threads: threads that read and finish.
     """
-    size = batch_size or default_batch(segmenter.image_size)
-    room = Room(ROOM)
+    size = batch_size or default_batch_size(segmenter.image_size)
+    room = PixelBudget(FULL_SIZE_PIXELS)
 
-    def read(path: Path) -> Taken | InputError:
+    def read(path: Path) -> LoadedPicture | InputError:
         try:
-            with room.of(_pixels(path)):
+            with room.reserve(_pixels(path)):
                 return _read(path, segmenter.image_size, view)
         except InputError as error:
             return error
         except MemoryError:
             return InputError(f"{path}: too large for the memory that is left; scale it down")
 
-    def finish(taken: Taken, probability: Probability) -> T | InputError:
+    def to_mask(picture: LoadedPicture, probability: Probability) -> T | InputError:
         try:
-            with room.of(taken.shape[0] * taken.shape[1]):
-                return use(taken, probability)
+            with room.reserve(picture.shape[0] * picture.shape[1]):
+                return use(picture, probability)
         except InputError as error:
             return error
 
     pool = ThreadPoolExecutor(threads)
     waiting: deque[Future[T | InputError]] = deque()
     try:
-        read_ahead = ahead(pool, read, paths, LAPS * size)
+        read_ahead = prefetch(pool, read, paths, PREFETCH_BATCHES * size)
         while batch := list(islice(read_ahead, size)):
-            good = [each for each in batch if isinstance(each, Taken)]
+            good = [each for each in batch if isinstance(each, LoadedPicture)]
             found = iter(segmenter.probabilities(np.stack([t.small for t in good])) if good else ())
             for each in batch:
-                if isinstance(each, Taken):
-                    waiting.append(pool.submit(finish, each, next(found)))
+                if isinstance(each, LoadedPicture):
+                    waiting.append(pool.submit(to_mask, each, next(found)))
                 else:
                     waiting.append(_done(each))
-            while len(waiting) > LAPS * size:
+            while len(waiting) > PREFETCH_BATCHES * size:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -132,7 +132,7 @@ def stream(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def ahead(
+def prefetch(
     pool: ThreadPoolExecutor, work: Callable[[S], T], items: Iterable[S], n: int
 ) -> Iterator[T]:
     """The results of ``work`` in the items' order, with ``n`` items begun ahead of their use."""
@@ -145,7 +145,7 @@ def ahead(
         yield begun.popleft().result()
 
 
-def default_batch(image_size: int) -> int:
+def default_batch_size(image_size: int) -> int:
     """Images per pass of a network of this size where nothing else is said; 1 or more."""
     return max(1, min(BATCH, BATCH_PIXELS // image_size**2))
 
@@ -161,11 +161,11 @@ def _pixels(path: Path) -> int:
         return picture.width * picture.height
 
 
-def _read(path: Path, size: int, view: int) -> Taken:
+def _read(path: Path, size: int, view: int) -> LoadedPicture:
     # As when the network was trained, so that it sees the very same pixels.
     image, shape = read_image_and_size(path, draft=enough(size))
     small = squeeze(image, size)
-    return Taken(path, small, shape, _view(path, image, shape, view) if view else None)
+    return LoadedPicture(path, small, shape, _view(path, image, shape, view) if view else None)
 
 
 def _view(path: Path, image: Image.Image, shape: tuple[int, int], side: int) -> Pixels:

@@ -20,9 +20,9 @@ from lesionseg.data.image_io import read_mask
 from lesionseg.data.index import Record
 from lesionseg.data.loader import in_order, normalise
 from lesionseg.data.split import positions
-from lesionseg.inference.postprocess import finish, refine
-from lesionseg.inference.selection import PLAIN, Inference
-from lesionseg.inference.tta import averaged
+from lesionseg.inference.postprocess import to_mask, refine_probability
+from lesionseg.inference.selection import DEFAULT_INFERENCE, Inference
+from lesionseg.inference.tta import predict_with_tta
 from lesionseg.runtime.oom import AdaptiveBatcher
 
 Probabilities = NDArray[np.float32]
@@ -37,8 +37,8 @@ class Evaluation:
 
     counts: int64 [N, 4], true positive, false positive, false negative and true negative
     pixels at the mask's own size. shapes: its height and width.
-    surface: float64 [N, 3], the distances of ``metrics.SURFACE`` in pixels at that size.
-    tallies: int64 [N, 2, bins], pixels by probability, as ``metrics.tally`` counts them.
+    surface: float64 [N, 3], the distances of ``metrics.SURFACE_DISTANCES`` in pixels at that size.
+    tallies: int64 [N, 2, bins], pixels by probability, as ``metrics.probability_histogram`` counts them.
     """
 
     records: tuple[Record, ...]
@@ -50,29 +50,29 @@ class Evaluation:
     @property
     def scores(self) -> dict[str, metrics.Floats]:
         """Overlap scores of each image by name, float64 [N], each in [0, 1]."""
-        return metrics.score(self.counts)
+        return metrics.score_images(self.counts)
 
     @property
     def distances(self) -> dict[str, metrics.Floats]:
         """Surface distances of each image, float64 [N]: ``hd`` in pixels at the mask's own size,
         ``hd_percent`` in percent of its diagonal, and so on for the others."""
         found: dict[str, metrics.Floats] = {}
-        for i, name in enumerate(metrics.SURFACE):
+        for i, name in enumerate(metrics.SURFACE_DISTANCES):
             pixels = self.surface[:, i]
-            shares = [metrics.percent(v, s) for v, s in zip(pixels, self.shapes, strict=True)]
+            shares = [metrics.percent_of_diagonal(v, s) for v, s in zip(pixels, self.shapes, strict=True)]
             found[name] = pixels
             found[f"{name}_percent"] = np.asarray(shares, dtype=np.float64)
         return found
 
 
-def predict(
+def predict_probabilities(
     model: nn.Module,
     cache: Cache,
     members: NDArray[np.int64],
     *,
     device: torch.device,
     batch_size: int = 16,
-    inference: Inference = PLAIN,
+    inference: Inference = DEFAULT_INFERENCE,
 ) -> Iterator[Probabilities]:
     """The lesion's probability [S, S] in [0, 1] for each member of a cache, in order.
 
@@ -83,11 +83,11 @@ def predict(
     @torch.inference_mode()
     def few(part: slice) -> tuple[Tensor, Tensor]:
         images, _ = next(in_order(cache, members[part], part.stop - part.start))
-        return images, averaged(model, normalise(images.to(device)), inference.tta).float().cpu()
+        return images, predict_with_tta(model, normalise(images.to(device)), inference.tta).float().cpu()
 
     for images, found in AdaptiveBatcher(batch_size, device)(len(members), few):
         for image, probability in zip(images.numpy(), found.squeeze(1).numpy(), strict=True):
-            yield refine(inference.chain, probability, image)
+            yield refine_probability(inference.chain, probability, image)
 
 
 def evaluate(
@@ -96,7 +96,7 @@ def evaluate(
     records: Sequence[Record],
     *,
     device: torch.device,
-    inference: Inference = PLAIN,
+    inference: Inference = DEFAULT_INFERENCE,
     on_image: Callable[[Record, NDArray[np.bool_], NDArray[np.bool_]], None] | None = None,
 ) -> Evaluation:
     """Judges a network on records of a cache against their masks as they lie on disk.
@@ -105,7 +105,7 @@ def evaluate(
     on_image: called with each record, its predicted mask and its true one, [H, W] each.
     """
     where = positions([r.name for r in records], cache.names)
-    found = predict(model, cache, where, device=device, inference=inference)
+    found = predict_probabilities(model, cache, where, device=device, inference=inference)
     pairs = zip(records, found, strict=True)
     judged: list[_Judged] = []
     # Distances between the boundaries of large masks take a second each, without the GIL. A few
@@ -122,7 +122,7 @@ def evaluate(
         tuple(records),
         np.asarray([row.counts for row in judged], dtype=np.int64).reshape(-1, 4),
         tuple(row.shape for row in judged),
-        np.asarray([row.surface for row in judged]).reshape(-1, len(metrics.SURFACE)),
+        np.asarray([row.surface for row in judged]).reshape(-1, len(metrics.SURFACE_DISTANCES)),
         np.stack([row.tally for row in judged]) if judged else np.zeros((0, 2, 1), np.int64),
     )
 
@@ -142,14 +142,14 @@ def _judge(
     """One image's row, its predicted mask and its true one."""
     truth, _ = read_mask(record.mask)
     shape = (truth.shape[0], truth.shape[1])
-    predicted = finish(inference.chain, probability, shape)
-    counts = metrics.count(torch.from_numpy(predicted[None]), torch.from_numpy(truth[None]))
-    distances = metrics.surface(predicted, truth)
+    predicted = to_mask(inference.chain, probability, shape)
+    counts = metrics.count_pixels(torch.from_numpy(predicted[None]), torch.from_numpy(truth[None]))
+    distances = metrics.surface_distances(predicted, truth)
     full = cv2.resize(probability, shape[::-1], interpolation=cv2.INTER_LINEAR)
     row = _Judged(
         counts.numpy()[0],
         shape,
-        [distances[name] for name in metrics.SURFACE],
-        metrics.tally(full.astype(np.float32, copy=False), truth),
+        [distances[name] for name in metrics.SURFACE_DISTANCES],
+        metrics.probability_histogram(full.astype(np.float32, copy=False), truth),
     )
     return row, predicted, truth

@@ -34,15 +34,15 @@ class MaskStats:
     centre: tuple[float, float] | None
     confidence: float | None
     touches_border: bool
-    several: bool
+    has_several_lesions: bool
 
     @property
-    def nothing_found(self) -> bool:
+    def is_empty(self) -> bool:
         """Whether the mask is empty."""
         return self.area == 0
 
 
-def describe(mask: Mask, probability: Probability) -> MaskStats:
+def measure_mask(mask: Mask, probability: Probability) -> MaskStats:
     """The findings of a mask [H, W] and the probabilities [H, W] that it was cut from."""
     plain = mask.view(np.uint8)
     area = int(np.count_nonzero(plain))

@@ -27,7 +27,7 @@ from lesionseg.data.image_io import Pixels
 from lesionseg.data.loader import MEAN, STD
 from lesionseg.errors import InputError
 from lesionseg.inference.mask_stats import Probability
-from lesionseg.inference.postprocess import CUT
+from lesionseg.inference.postprocess import DEFAULT_THRESHOLD
 from lesionseg.inference.predictor import Segmenter
 from lesionseg.inference.tta import TTA
 
@@ -39,7 +39,7 @@ INPUT, OUTPUT, OPSET = "image", "probability", 20
 NEEDS = ("onnx", "onnxscript", "onnxruntime")
 
 
-class Portable(nn.Module):
+class PortableModel(nn.Module):
     """Images float [N, 3, S, S], RGB in [0, 1], to the lesion's probability [N, 1, S, S]."""
 
     mean: Tensor
@@ -60,7 +60,7 @@ class Portable(nn.Module):
 
 
 @dataclass(frozen=True)
-class Check:
+class OnnxComparison:
     """How near ONNX Runtime comes to torch on the same images.
 
     images: how many. largest: the largest difference in probability. agreement: the mean Dice
@@ -68,8 +68,8 @@ class Check:
     """
 
     images: int
-    largest: float
-    agreement: float
+    max_difference: float
+    mean_dice: float
 
 
 def export_onnx(segmenter: Segmenter, path: Path, about: Mapping[str, str] | None = None) -> None:
@@ -83,13 +83,13 @@ def export_onnx(segmenter: Segmenter, path: Path, about: Mapping[str, str] | Non
     Raises:
         InputError: a package is missing, or the network cannot be written as ONNX.
     """
-    need_onnx()
+    require_onnx()
     import onnx
 
     size = segmenter.image_size
     # A copy, plain in memory and on the CPU: the layout of the weights is no matter of the file.
     model = copy.deepcopy(segmenter.model).cpu().to(memory_format=torch.contiguous_format)
-    portable = Portable(model, segmenter.inference.tta).eval()
+    portable = PortableModel(model, segmenter.inference.tta).eval()
     example = torch.rand(2, 3, size, size)
     try:
         with _quiet(), torch.inference_mode(False), torch.no_grad():
@@ -111,11 +111,11 @@ def export_onnx(segmenter: Segmenter, path: Path, about: Mapping[str, str] | Non
         raise InputError(
             f"export: {segmenter.config.model.name} cannot be written as ONNX: {reason}"
         ) from error
-    onnx.helper.set_model_props(proto, dict(contract(segmenter)) | dict(about or {}))
+    onnx.helper.set_model_props(proto, dict(build_metadata(segmenter)) | dict(about or {}))
     onnx.save_model(proto, str(path))
 
 
-def contract(segmenter: Segmenter) -> dict[str, str]:
+def build_metadata(segmenter: Segmenter) -> dict[str, str]:
     """What goes in, what comes out and what is still to be done, for the file's metadata."""
     size, chain = segmenter.image_size, segmenter.inference.chain
     cuts = [float(p.params["value"]) for p in chain if p.name == "threshold"]
@@ -129,7 +129,7 @@ def contract(segmenter: Segmenter) -> dict[str, str]:
         "range": "0 to 1",
         "resize": "bilinear with antialiasing to a square, whatever the aspect (PIL BILINEAR)",
         "tta": segmenter.inference.tta,
-        "threshold": str(cuts[0] if cuts else CUT),
+        "threshold": str(cuts[0] if cuts else DEFAULT_THRESHOLD),
         "after": "resize the probability bilinearly to the picture's size; lesion is what is "
         "strictly above the threshold; then the other steps of the chain, which are not inside",
         "chain": json.dumps(segmenter.inference.to_dict()["chain"]),
@@ -144,7 +144,7 @@ class OnnxModel:
     """
 
     def __init__(self, path: Path, threads: int = 0) -> None:
-        need_onnx()
+        require_onnx()
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -170,21 +170,21 @@ class OnnxModel:
         return np.asarray(found[:, 0], np.float32)
 
 
-def compare(segmenter: Segmenter, path: Path, images: Pixels, batch_size: int = 8) -> Check:
+def compare_with_torch(segmenter: Segmenter, path: Path, images: Pixels, batch_size: int = 8) -> OnnxComparison:
     """An exported file against torch in single precision on images uint8 [N, S, S, 3]."""
-    portable, largest, dice = OnnxModel(path), 0.0, []
+    portable, max_difference, dice = OnnxModel(path), 0.0, []
     cut = float(portable.metadata["threshold"])
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
         ours, theirs = segmenter.probabilities(batch), portable.probabilities(batch)
-        largest = max(largest, float(np.abs(ours - theirs).max()))
+        max_difference = max(max_difference, float(np.abs(ours - theirs).max()))
         for one, other in zip(ours > cut, theirs > cut, strict=True):
             both = int(one.sum() + other.sum())
             dice.append(2 * int((one & other).sum()) / both if both else 1.0)
-    return Check(len(images), largest, float(np.mean(dice)))
+    return OnnxComparison(len(images), max_difference, float(np.mean(dice)))
 
 
-def need_onnx() -> None:
+def require_onnx() -> None:
     """InputError where a package of the extra ``onnx`` is missing."""
     lacking = [name for name in NEEDS if find_spec(name) is None]
     if lacking:

@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 
 from lesionseg.errors import InputError
 from lesionseg.inference.crf import crf
-from lesionseg.space import Float, Pick, RegistryEntry, build
+from lesionseg.space import Float, ComponentConfig, RegistryEntry, build
 
-Chain = tuple[Pick, ...]
+Chain = tuple[ComponentConfig, ...]
 Probability = NDArray[np.float32]
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
 #: Where a chain does not say, a pixel is lesion from this probability on, exclusive.
-CUT = 0.5
+DEFAULT_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def build_closing(radius: float) -> Operation:
 
 POSTPROCESS: dict[str, RegistryEntry] = {
     "threshold": RegistryEntry(
-        build_threshold, {"value": Float(0.05, 0.95, default=CUT)}, "lesion above this probability"
+        build_threshold, {"value": Float(0.05, 0.95, default=DEFAULT_THRESHOLD)}, "lesion above this probability"
     ),
     "largest": RegistryEntry(build_largest, {}, "the largest component only"),
     "fill_holes": RegistryEntry(build_fill_holes, {}, "no holes"),
@@ -113,18 +113,18 @@ def check_chain(chain: Chain) -> Chain:
         InputError: an unknown row or parameter, a value outside its domain, or more than one
             row of the first or second stage.
     """
-    steps = [_build(pick) for pick in chain]
+    steps = [_build(component) for component in chain]
     for stage in (Threshold, Refinement):
-        names = [pick.name for pick, step in zip(chain, steps, strict=True) if type(step) is stage]
+        names = [component.name for component, step in zip(chain, steps, strict=True) if type(step) is stage]
         if len(names) > 1:
             raise InputError(
                 f"postprocess: a chain has at most one {' or '.join(dict.fromkeys(names))}, "
                 f"got {len(names)}; leave out all but one"
             )
-    return tuple(Pick(p.name, POSTPROCESS[p.name].resolve(p.params)) for p in chain)
+    return tuple(ComponentConfig(p.name, POSTPROCESS[p.name].resolve(p.params)) for p in chain)
 
 
-def refine(chain: Chain, probability: Probability, image: Image) -> Probability:
+def refine_probability(chain: Chain, probability: Probability, image: Image) -> Probability:
     """The first stage, at the network's size.
 
     Args:
@@ -141,16 +141,16 @@ def refine(chain: Chain, probability: Probability, image: Image) -> Probability:
     return probability
 
 
-def finish(chain: Chain, probability: Probability, shape: tuple[int, int]) -> Mask:
+def to_mask(chain: Chain, probability: Probability, shape: tuple[int, int]) -> Mask:
     """The second and third stage: a mask [H, W] of that shape from ``refine``'s result.
 
     Probabilities are interpolated linearly and cut strictly above the chain's threshold, or
     above one half.
     """
-    return cut(chain, enlarge(probability, shape))
+    return probability_to_mask(chain, resize_probability(probability, shape))
 
 
-def enlarge(probability: Probability, shape: tuple[int, int]) -> Probability:
+def resize_probability(probability: Probability, shape: tuple[int, int]) -> Probability:
     """Probabilities [H, W] of that shape from [S, S], interpolated linearly."""
     full: Probability = np.asarray(
         cv2.resize(
@@ -161,14 +161,14 @@ def enlarge(probability: Probability, shape: tuple[int, int]) -> Probability:
     return full
 
 
-def cut(chain: Chain, full: Probability) -> Mask:
+def probability_to_mask(chain: Chain, full: Probability) -> Mask:
     """The second and third stage from probabilities [H, W] that were enlarged already."""
     cuts = [step.value for step in map(_build, chain) if isinstance(step, Threshold)]
-    mask: Mask = full > (cuts[0] if cuts else CUT)
-    return operate(chain, mask)
+    mask: Mask = full > (cuts[0] if cuts else DEFAULT_THRESHOLD)
+    return apply_operations(chain, mask)
 
 
-def operate(chain: Chain, mask: Mask) -> Mask:
+def apply_operations(chain: Chain, mask: Mask) -> Mask:
     """The third stage alone, on a mask [H, W]."""
     for step in map(_build, chain):
         if isinstance(step, Operation):
@@ -176,8 +176,8 @@ def operate(chain: Chain, mask: Mask) -> Mask:
     return mask
 
 
-def _build(pick: Pick) -> Refinement | Threshold | Operation:
-    step: Refinement | Threshold | Operation = build("postprocess", POSTPROCESS, pick)
+def _build(component: ComponentConfig) -> Refinement | Threshold | Operation:
+    step: Refinement | Threshold | Operation = build("postprocess", POSTPROCESS, component)
     return step
 
 

@@ -15,10 +15,10 @@ from lesionseg.config import TrialConfig
 from lesionseg.data.image_io import Pixels, enough, read_image_and_size, squeeze, upright
 from lesionseg.data.loader import normalise
 from lesionseg.errors import InputError
-from lesionseg.inference.mask_stats import Mask, MaskStats, Probability, describe
-from lesionseg.inference.postprocess import cut, enlarge, refine
-from lesionseg.inference.selection import PLAIN, Inference
-from lesionseg.inference.tta import averaged
+from lesionseg.inference.mask_stats import Mask, MaskStats, Probability, measure_mask
+from lesionseg.inference.postprocess import probability_to_mask, resize_probability, refine_probability
+from lesionseg.inference.selection import DEFAULT_INFERENCE, Inference
+from lesionseg.inference.tta import predict_with_tta
 from lesionseg.runtime.device import amp_dtype, autocast, pick_device
 from lesionseg.training import checkpoint
 
@@ -52,7 +52,7 @@ class Segmenter:
         self,
         model: nn.Module,
         config: TrialConfig,
-        inference: Inference = PLAIN,
+        inference: Inference = DEFAULT_INFERENCE,
         device: torch.device | str = "cpu",
     ) -> None:
         self.config, self.inference, self.device = config, inference, torch.device(device)
@@ -76,7 +76,7 @@ class Segmenter:
         """
         small, shape = self._take(picture)
         probability = self.probabilities(small[None])[0]
-        return self.finish(small, probability, shape)
+        return self.build_prediction(small, probability, shape)
 
     def probabilities(self, images: Pixels) -> Probability:
         """The lesion's probability [N, S, S] in [0, 1] for uint8 [N, S, S, 3], RGB.
@@ -87,19 +87,19 @@ class Segmenter:
         batch = torch.from_numpy(np.require(images, requirements=["C", "W"])).to(self.device)
         precision = autocast(self.device, amp_dtype(self.device, self.config.amp))
         with torch.inference_mode(), precision:
-            found = averaged(self.model, normalise(batch), self.inference.tta)
+            found = predict_with_tta(self.model, normalise(batch), self.inference.tta)
         probability: Probability = found.float().squeeze(1).cpu().numpy()
         return probability
 
-    def finish(self, small: Pixels, probability: Probability, shape: tuple[int, int]) -> Prediction:
+    def build_prediction(self, small: Pixels, probability: Probability, shape: tuple[int, int]) -> Prediction:
         """The prediction at a picture's own height and width.
 
         small: the picture as the network saw it, uint8 [S, S, 3]. probability: [S, S].
         """
         chain = self.inference.chain
-        full = enlarge(refine(chain, probability, small), shape)
-        mask = cut(chain, full)
-        return Prediction(**asdict(describe(mask, full)), mask=mask, probability=full)
+        full = resize_probability(refine_probability(chain, probability, small), shape)
+        mask = probability_to_mask(chain, full)
+        return Prediction(**asdict(measure_mask(mask, full)), mask=mask, probability=full)
 
     def _take(self, picture: Picture) -> tuple[Pixels, tuple[int, int]]:
         """As the network sees it, uint8 [S, S, 3], and its height and width."""
@@ -129,13 +129,13 @@ def load(run: str | Path, device: str = "auto") -> Segmenter:
     Raises:
         InputError: no model there, a file that is damaged or no model, a device that is not here.
     """
-    path = find_model(Path(run))
+    path = find_model_file(Path(run))
     where = pick_device(device)
     model, config = checkpoint.load(path)
     return Segmenter(model, config, checkpoint.read_inference(path), where)
 
 
-def find_model(run: Path) -> Path:
+def find_model_file(run: Path) -> Path:
     """The final model's file of a study's folder, of its ``final/``, or that file itself.
 
     Raises InputError where there is none.

@@ -20,14 +20,14 @@ from lesionseg.inference.postprocess import (
     Mask,
     Probability,
     check_chain,
-    finish,
-    operate,
-    refine,
+    to_mask,
+    apply_operations,
+    refine_probability,
 )
-from lesionseg.inference.tta import averages, check_tta
-from lesionseg.space import Pick
+from lesionseg.inference.tta import predict_with_ttas, check_tta
+from lesionseg.space import ComponentConfig
 
-T = TypeVar("T", str, Pick)
+T = TypeVar("T", str, ComponentConfig)
 #: A gain in mean Dice that is worth a step, however sure it is.
 WORTH = 0.0005
 
@@ -36,20 +36,20 @@ LARGE = 2**27
 
 #: Of equals the first is taken: so those nearest to one half come first.
 THRESHOLDS = tuple(
-    Pick("threshold", {"value": round(0.5 + sign * 0.05 * i, 2)})
+    ComponentConfig("threshold", {"value": round(0.5 + sign * 0.05 * i, 2)})
     for i in range(1, 10)
     for sign in (-1, 1)
 )
 
 CRFS = tuple(
-    Pick("crf", {"weight": weight, "colour": colour})
+    ComponentConfig("crf", {"weight": weight, "colour": colour})
     for weight, colour in ((2.0, 10.0), (4.0, 15.0), (8.0, 30.0))
 )
 
 OPERATIONS = (
-    Pick("largest"),
-    Pick("fill_holes"),
-    *(Pick(name, {"radius": r}) for name in ("opening", "closing") for r in (0.5, 1.0, 2.0)),
+    ComponentConfig("largest"),
+    ComponentConfig("fill_holes"),
+    *(ComponentConfig(name, {"radius": r}) for name in ("opening", "closing") for r in (0.5, 1.0, 2.0)),
 )
 
 _KEYS = ("tta", "chain")
@@ -92,7 +92,7 @@ class Inference:
 
 
 #: One view, cut at one half.
-PLAIN = Inference()
+DEFAULT_INFERENCE = Inference()
 
 
 @dataclass(frozen=True)
@@ -100,18 +100,18 @@ class InferenceChoice:
     """What ``choose`` found.
 
     inference: the choice. dice: its mean Dice over the images, at the network's size.
-    plain_dice: that of PLAIN. rows: PLAIN and each trial, in order: ``what``, its mean ``dice``,
+    default_dice: that of DEFAULT_INFERENCE. rows: DEFAULT_INFERENCE and each trial, in order: ``what``, its mean ``dice``,
     the mean ``gain`` over what was there, its standard error ``se`` (None for one image) and
     whether it was ``taken``.
     """
 
     inference: Inference
     dice: float
-    plain_dice: float
+    default_dice: float
     rows: list[dict[str, Any]]
 
 
-def choose(
+def select_inference(
     model: nn.Module,
     images: NDArray[np.uint8],
     masks: NDArray[np.uint8],
@@ -184,17 +184,17 @@ class _Search:
 
 
 def _chain(search: _Search, probabilities: NDArray[Any], images: NDArray[np.uint8]) -> Chain:
-    def after(chain: Chain, pick: Pick) -> Iterator[Mask]:
-        return _predictions(probabilities, images, (*chain, pick))
+    def after(chain: Chain, component: ComponentConfig) -> Iterator[Mask]:
+        return _predictions(probabilities, images, (*chain, component))
 
     chain: Chain = ()
-    for picks in (THRESHOLDS, CRFS):
-        step = search.best(picks, partial(after, chain))
+    for components in (THRESHOLDS, CRFS):
+        step = search.best(components, partial(after, chain))
         chain = (*chain, step) if step else chain
     masks, left = list(_predictions(probabilities, images, chain)), OPERATIONS
     while step := search.best(left, partial(_operated, masks)):
         chain, masks = (*chain, step), list(_operated(masks, step))
-        left = tuple(pick for pick in left if pick.name != step.name)
+        left = tuple(component for component in left if component.name != step.name)
     return chain
 
 
@@ -203,11 +203,11 @@ def _predictions(
 ) -> Iterator[Mask]:
     for kept, image in zip(probabilities, images, strict=True):
         probability: Probability = kept.astype(np.float32)
-        yield finish(chain, refine(chain, probability, image), image.shape[:2])
+        yield to_mask(chain, refine_probability(chain, probability, image), image.shape[:2])
 
 
-def _operated(masks: Iterable[Mask], pick: Pick) -> Iterator[Mask]:
-    return (operate((pick,), mask) for mask in masks)
+def _operated(masks: Iterable[Mask], component: ComponentConfig) -> Iterator[Mask]:
+    return (apply_operations((component,), mask) for mask in masks)
 
 
 def _probabilities(
@@ -225,7 +225,7 @@ def _probabilities(
         part = slice(start, start + batch_size)
         # A copy: the images may be a file that is mapped to be read only.
         batch = torch.from_numpy(images[part].copy()).to(device)
-        for name, probability in averages(model, normalise(batch), names).items():
+        for name, probability in predict_with_ttas(model, normalise(batch), names).items():
             kept[name][part] = probability.squeeze(1).cpu().numpy()
     return kept
 
@@ -236,7 +236,7 @@ def _dice(predicted: Iterable[Mask], truth: Mask) -> metrics.Floats:
     for p, t in zip(predicted, truth, strict=True):
         hits, claimed, real = (int(np.count_nonzero(m)) for m in (p & t, p, t))
         counts.append((hits, claimed - hits, real - hits, t.size - claimed - real + hits))
-    return metrics.score(np.array(counts, dtype=np.int64))["dice"]
+    return metrics.score_images(np.array(counts, dtype=np.int64))["dice"]
 
 
 def _row(what: str, dice: metrics.Floats, before: metrics.Floats) -> dict[str, Any]:
@@ -246,15 +246,15 @@ def _row(what: str, dice: metrics.Floats, before: metrics.Floats) -> dict[str, A
     return {"what": what, **means, "se": se, "taken": False}
 
 
-def _label(trial: str | Pick) -> str:
+def _label(trial: str | ComponentConfig) -> str:
     if isinstance(trial, str):
         return f"tta {trial}"
     return " ".join([trial.name, *(f"{key} {value}" for key, value in trial.params.items())])
 
 
-def _pick(row: object) -> Pick:
+def _pick(row: object) -> ComponentConfig:
     if isinstance(row, Mapping) and len(row) == 1:
         ((name, params),) = row.items()
         if isinstance(name, str) and isinstance(params, Mapping):
-            return Pick(name, dict(params))
+            return ComponentConfig(name, dict(params))
     raise InputError(f"inference: a row of the chain must be {{name: parameters}}, got {row!r}")

@@ -40,7 +40,7 @@ TTA: dict[str, tuple[Symmetry, ...]] = {
 }
 
 
-def averaged(model: nn.Module, images: Tensor, name: str) -> Tensor:
+def predict_with_tta(model: nn.Module, images: Tensor, name: str) -> Tensor:
     """The mean probability over the views of one row of TTA, each turned back.
 
     Args:
@@ -54,11 +54,11 @@ def averaged(model: nn.Module, images: Tensor, name: str) -> Tensor:
     Raises:
         InputError: there is no such row, or the images are not square.
     """
-    return averages(model, images, (name,))[name]
+    return predict_with_ttas(model, images, (name,))[name]
 
 
 @torch.inference_mode()
-def averages(model: nn.Module, images: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
+def predict_with_ttas(model: nn.Module, images: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
     """``averaged`` for several rows at once; a view that rows share is computed once."""
     wanted = {name: TTA[check_tta(name)] for name in names}
     if images.shape[-1] != images.shape[-2]:

@@ -23,7 +23,7 @@ from lesionseg.losses.overlap import (
     build_tversky,
 )
 from lesionseg.losses.pixel import build_bce, build_focal
-from lesionseg.space import Float, Pick, RegistryEntry, build
+from lesionseg.space import Float, ComponentConfig, RegistryEntry, build
 
 __all__ = ["LOSSES", "OVERLAPS", "Criterion", "Loss", "Outputs", "build_loss", "over_outputs"]
 
@@ -39,7 +39,7 @@ LOSSES: dict[str, RegistryEntry] = {
         build_bce,
         {"pos_weight": Float(0.1, 20.0, default=1.0, log=True)},
         "binary cross-entropy",
-        settled=frozenset({"pos_weight"}),
+        fixed_by_default=frozenset({"pos_weight"}),
     ),
     "dice": RegistryEntry(build_dice, {}, "soft Dice; arXiv:1606.04797"),
     "jaccard": RegistryEntry(build_jaccard, {}, "soft Jaccard (IoU); arXiv:2302.05666"),
@@ -74,12 +74,12 @@ LOSSES: dict[str, RegistryEntry] = {
 
 
 def build_loss(
-    pick: Pick, *, overlap: str = "image", label_smoothing: float = 0.0, flooding: float = 0.0
+    component: ComponentConfig, *, overlap: str = "image", label_smoothing: float = 0.0, flooding: float = 0.0
 ) -> Criterion:
     """The picked loss, of one output or of several; without modifiers the one to validate with.
 
     Args:
-        pick: a row of LOSSES and its parameters.
+        component: a row of LOSSES and its parameters.
         overlap: one of OVERLAPS. Per image a small lesion weighs as much as a large one.
         label_smoothing: in [0, 1); targets are drawn towards 1/2 by it.
         flooding: at least 0; the level below which the loss is turned round.
@@ -92,5 +92,5 @@ def build_loss(
         raise InputError(f"loss: label_smoothing must lie in [0, 1), got {label_smoothing!r}")
     if not 0 <= flooding < float("inf"):
         raise InputError(f"loss: flooding must be finite and at least 0, got {flooding!r}")
-    loss: Loss = build("loss", LOSSES, pick, overlap == "batch")
+    loss: Loss = build("loss", LOSSES, component, overlap == "batch")
     return Criterion(loss, label_smoothing, flooding)

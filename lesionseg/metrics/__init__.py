@@ -1,54 +1,65 @@
-"""What is measured of predictions: overlap, surface distances, curves, and how sure all are."""
+"""Metrics of predicted masks: overlap, surface distances, curves, intervals and tests."""
 
 from __future__ import annotations
 
-from lesionseg.metrics.compare import Paired, bootstrap, holm, paired, wilcoxon
+from lesionseg.metrics.compare import (
+    PairedDifference,
+    adjust_p_values,
+    bootstrap_intervals,
+    paired_difference,
+    wilcoxon_p_value,
+)
 from lesionseg.metrics.curves import (
     Calibration,
     Curve,
     average_precision,
     calibration,
     calibration_error,
-    confusion,
-    pooled,
+    mean_confusion,
+    mean_histogram,
     precision_recall,
-    tally,
+    probability_histogram,
 )
 from lesionseg.metrics.overlap import (
     JACCARD_THRESHOLD,
     METRICS,
     Floats,
     Metrics,
-    count,
-    mean,
-    score,
+    count_pixels,
+    mean_scores,
+    score_images,
 )
-from lesionseg.metrics.surface import SURFACE, diagonal, percent, surface
+from lesionseg.metrics.surface import (
+    SURFACE_DISTANCES,
+    diagonal,
+    percent_of_diagonal,
+    surface_distances,
+)
 
 __all__ = [
     "JACCARD_THRESHOLD",
     "METRICS",
-    "SURFACE",
+    "SURFACE_DISTANCES",
     "Calibration",
     "Curve",
     "Floats",
     "Metrics",
-    "Paired",
+    "PairedDifference",
+    "adjust_p_values",
     "average_precision",
-    "bootstrap",
+    "bootstrap_intervals",
     "calibration",
     "calibration_error",
-    "confusion",
-    "count",
+    "count_pixels",
     "diagonal",
-    "holm",
-    "mean",
-    "paired",
-    "percent",
-    "pooled",
+    "mean_confusion",
+    "mean_histogram",
+    "mean_scores",
+    "paired_difference",
+    "percent_of_diagonal",
     "precision_recall",
-    "score",
-    "surface",
-    "tally",
-    "wilcoxon",
+    "probability_histogram",
+    "score_images",
+    "surface_distances",
+    "wilcoxon_p_value",
 ]

@@ -1,8 +1,7 @@
-"""How sure a mean is, and the difference of two: percentile intervals by the bootstrap.
+"""Bootstrap intervals of means, paired differences and significance tests.
 
-Whole groups are drawn with replacement. Pictures of one lesion are not independent, so that
-drawing single images would make an interval too narrow (Field and Welsh 2007,
-doi:10.1111/j.1467-9868.2007.00593.x).
+Whole groups are resampled. Images of one lesion are not independent; resampling single images
+would make intervals too narrow (Field and Welsh 2007, doi:10.1111/j.1467-9868.2007.00593.x).
 """
 
 from __future__ import annotations
@@ -15,20 +14,20 @@ from scipy import stats
 
 from lesionseg.metrics.overlap import Floats
 
-#: Numbers drawn at a time: a block of float64 of this many fits into 32 MB.
-_BLOCK = 1 << 22
+#: Random numbers per block: float64 of this many fit into 32 MB.
+_BLOCK_SIZE = 1 << 22
 
 
 @dataclass(frozen=True)
-class Paired:
-    """The mean of a - b over images, and the interval it lies in."""
+class PairedDifference:
+    """The mean of a - b over images and its interval."""
 
     difference: float
     low: float
     high: float
 
 
-def bootstrap(
+def bootstrap_intervals(
     scores: Mapping[str, Floats],
     groups: Sequence[str],
     *,
@@ -36,31 +35,31 @@ def bootstrap(
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
-    """Percentile intervals of the means over images, drawing whole groups with replacement.
+    """Return percentile bootstrap intervals of the means over images.
 
     Args:
-        scores: float64 [N] of each name.
-        groups: The patient or lesion of each of the N images.
-        resamples: How often the groups are drawn.
-        level: The share of resamples that the interval holds, above 0 and below 1.
-        seed: Of the draws; the same draws serve all names.
+        scores: float64 [N] by name.
+        groups: patient or lesion of each of the N images; whole groups are resampled.
+        resamples: number of resamples.
+        level: coverage of the interval, in (0, 1).
+        seed: seed of the random generator; all names use the same resamples.
 
     Returns:
-        (low, high) of each name in ``scores``, in its order.
+        (low, high) by name, in the order of ``scores``.
 
     Raises:
-        ValueError: Scores that are not [N], no image, no resample, or a level outside (0, 1).
+        ValueError: scores that are not [N], no image, no resample, or a level outside (0, 1).
     """
     _check(scores, groups, resamples, level)
     if not scores:
         return {}
-    means = _resampled(np.stack(list(scores.values())), groups, resamples, seed)
+    means = _resample_means(np.stack(list(scores.values())), groups, resamples, seed)
     tail = 100 * (1 - level) / 2
     low, high = np.percentile(means, [tail, 100 - tail], axis=0)
     return {name: (float(low[i]), float(high[i])) for i, name in enumerate(scores)}
 
 
-def paired(
+def paired_difference(
     a: Floats,
     b: Floats,
     groups: Sequence[str],
@@ -68,99 +67,99 @@ def paired(
     resamples: int = 5000,
     level: float = 0.95,
     seed: int = 0,
-) -> Paired:
-    """The interval of mean(a - b) over the same images; 0 outside it tells a from b.
+) -> PairedDifference:
+    """Return mean(a - b) over the same images with its interval; a and b differ if it excludes 0.
 
-    Each draw of groups serves both a and b. What makes an image hard for both falls out of the
-    difference, so the interval is narrower than two of ``bootstrap`` would suggest.
+    Every resample applies to both a and b, which makes the interval narrower than the two of
+    ``bootstrap_intervals`` suggest.
 
     Args:
         a: float64 [N].
         b: float64 [N], of the same images in the same order.
-        groups: As in ``bootstrap``, like the rest.
-        resamples: As there.
-        level: As there.
-        seed: As there.
+        groups: as in ``bootstrap_intervals``.
+        resamples: as in ``bootstrap_intervals``.
+        level: as in ``bootstrap_intervals``.
+        seed: as in ``bootstrap_intervals``.
 
     Raises:
-        ValueError: As there.
+        ValueError: as in ``bootstrap_intervals``.
     """
     _check({"a": a, "b": b}, groups, resamples, level)
     difference = a - b
-    interval = bootstrap(
+    interval = bootstrap_intervals(
         {"difference": difference}, groups, resamples=resamples, level=level, seed=seed
     )
-    return Paired(float(difference.mean()), *interval["difference"])
+    return PairedDifference(float(difference.mean()), *interval["difference"])
 
 
-def wilcoxon(a: Floats, b: Floats, groups: Sequence[str]) -> float:
-    """The p-value of Wilcoxon's signed-rank test that a - b has no tendency; two-sided.
+def wilcoxon_p_value(a: Floats, b: Floats, groups: Sequence[str]) -> float:
+    """Return the two-sided p-value of Wilcoxon's signed-rank test on the groups' mean differences.
 
-    Pictures of one group are no independent observations: the test is over the groups' mean
-    differences. Groups without a difference are ranked and then dropped (Pratt 1959). Where no
-    group differs, the p-value is 1.
+    Images of one group are not independent observations. Groups without a difference are ranked
+    and then dropped (Pratt 1959). The p-value is 1 if no group differs.
 
     Args:
         a: float64 [N].
         b: float64 [N], of the same images in the same order.
-        groups: The patient or lesion of each of the N images.
+        groups: patient or lesion of each of the N images.
 
     Raises:
-        ValueError: Scores that are not [N], or no image.
+        ValueError: scores that are not [N], or no image.
     """
     _check({"a": a, "b": b}, groups, resamples=1, level=0.5)
-    _, member = np.unique(np.asarray(groups), return_inverse=True)
-    means = np.bincount(member, weights=a - b) / np.bincount(member)
+    _, group_index = np.unique(np.asarray(groups), return_inverse=True)
+    means = np.bincount(group_index, weights=a - b) / np.bincount(group_index)
     if not means.any():
         return 1.0
     return float(stats.wilcoxon(means, zero_method="pratt").pvalue)
 
 
-def holm(chances: Sequence[float]) -> list[float]:
-    """P-values raised for their number, in their order, by Holm's step-down method (1979).
+def adjust_p_values(p_values: Sequence[float]) -> list[float]:
+    """Return p-values adjusted for multiple comparisons by Holm's step-down method (1979).
 
-    Rejecting those below a level then errs in any of them with at most that probability. The k-th
-    smallest of n is multiplied by n - k + 1; none falls below a smaller one, and none exceeds 1.
+    The k-th smallest of n is multiplied by n - k + 1; the results are monotone and at most 1.
 
     Args:
-        chances: In [0, 1]; none gives none.
+        p_values: each in [0, 1]; may be empty.
 
     Raises:
-        ValueError: One outside [0, 1].
+        ValueError: a p-value outside [0, 1].
     """
-    if not all(0 <= p <= 1 for p in chances):
-        raise ValueError(f"p-values must lie in [0, 1], got {list(chances)}")
-    raised = [0.0] * len(chances)
-    most = 0.0
-    for rank, i in enumerate(sorted(range(len(chances)), key=lambda i: chances[i])):
-        most = max(most, min(1.0, (len(chances) - rank) * chances[i]))
-        raised[i] = most
-    return raised
+    if not all(0 <= p <= 1 for p in p_values):
+        raise ValueError(f"p-values must lie in [0, 1], got {list(p_values)}")
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = largest
+    return adjusted
 
 
-def _resampled(values: Floats, groups: Sequence[str], resamples: int, seed: int) -> Floats:
-    """The means over images of each resample: [names, N] -> [resamples, names]."""
-    _, member = np.unique(np.asarray(groups), return_inverse=True)
-    sizes = np.bincount(member)
-    sums = np.stack([np.bincount(member, weights=row) for row in values])
+def _resample_means(values: Floats, groups: Sequence[str], resamples: int, seed: int) -> Floats:
+    """Return the means over images of each resample: [names, N] -> [resamples, names]."""
+    _, group_index = np.unique(np.asarray(groups), return_inverse=True)
+    sizes = np.bincount(group_index)
+    sums = np.stack([np.bincount(group_index, weights=row) for row in values])
     return np.concatenate(
-        [times @ sums.T / (times @ sizes)[:, None] for times in _draws(len(sizes), resamples, seed)]
+        [
+            weights @ sums.T / (weights @ sizes)[:, None]
+            for weights in _draw_weights(len(sizes), resamples, seed)
+        ]
     )
 
 
-def _draws(groups: int, resamples: int, seed: int) -> Iterator[Floats]:
-    """How often each group comes in each resample: blocks of [some, groups].
+def _draw_weights(groups: int, resamples: int, seed: int) -> Iterator[Floats]:
+    """Yield blocks [rows, groups]: how often each group occurs in each resample.
 
-    In blocks, because all of them at once may not fit into memory. The stream of draws, and so
-    the result, does not depend on the size of a block.
+    All resamples at once may not fit into memory. The result does not depend on the block size.
     """
     rng = np.random.default_rng(seed)
-    rows = max(1, _BLOCK // groups)
+    rows = max(1, _BLOCK_SIZE // groups)
     for start in range(0, resamples, rows):
         n = min(rows, resamples - start)
-        drawn = rng.integers(groups, size=(n, groups)) + groups * np.arange(n)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=n * groups)
-        yield times.reshape(n, groups).astype(np.float64)
+        indices = rng.integers(groups, size=(n, groups)) + groups * np.arange(n)[:, None]
+        weights = np.bincount(indices.ravel(), minlength=n * groups)
+        yield weights.reshape(n, groups).astype(np.float64)
 
 
 def _check(

@@ -1,9 +1,9 @@
-"""Precision and recall at every threshold, and calibration, from tallies of probabilities.
+"""Precision-recall curves and calibration from histograms of predicted probabilities.
 
-A test set has too many pixels to keep each one's probability. Each image is reduced to a tally:
-how many pixels of skin and of lesion have a probability in each of many narrow bins. Tallies
-become shares of their image before they are averaged, so that an image counts once, whatever its
-size. Bin k of n holds k/n <= p < (k + 1)/n, and the last one p = 1 too.
+A test set has too many pixels to keep the probability of each. Each image is reduced to a
+histogram of its background and lesion pixels over the probability. Histograms are normalised per
+image before they are averaged, so that every image has the same weight. Bin k of n holds
+k/n <= p < (k + 1)/n; the last bin includes p = 1.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ from numpy.typing import NDArray
 
 from lesionseg.metrics.overlap import Floats
 
-#: The columns of ``overlap.count``.
-_PARTS = ("tp", "fp", "fn", "tn")
+#: The columns of ``overlap.count_pixels``.
+_COUNTS = ("tp", "fp", "fn", "tn")
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
     """Precision and recall of the pixels at or above each threshold; float64 [bins] each.
 
-    thresholds rise from 0, where everything counts as lesion. Where no pixel reaches the
-    threshold, precision is 1: nothing was called lesion wrongly.
+    Thresholds rise from 0. Precision is 1 where no pixel reaches the threshold.
     """
 
     thresholds: Floats
@@ -34,11 +33,11 @@ class Curve:
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """What was foretold and what was so, by bins of probability; float64 [bins] each.
+    """Predicted probability against lesion frequency, per bin; float64 [bins] each.
 
-    confidence: the mean probability in the bin; the bin's middle where it holds no pixel.
-    frequency: the share of lesion among the bin's pixels; NaN where it holds no pixel.
-    share: the share of all pixels that the bin holds; they sum to 1.
+    confidence: mean probability in the bin; the bin's centre if it holds no pixel.
+    frequency: share of lesion pixels in the bin; NaN if it holds no pixel.
+    share: share of all pixels in the bin; sums to 1.
     """
 
     confidence: Floats
@@ -46,149 +45,147 @@ class Calibration:
     share: Floats
 
 
-def tally(
+def probability_histogram(
     probability: NDArray[np.floating], truth: NDArray[np.bool_], bins: int = 1000
 ) -> NDArray[np.int64]:
-    """How many pixels of skin and of lesion have a probability in each bin.
+    """Count background and lesion pixels by probability.
 
     Args:
-        probability: Of lesion, floats [H, W] in [0, 1].
-        truth: Bool, of the same shape.
-        bins: Of equal width.
+        probability: of lesion, floats [H, W] in [0, 1].
+        truth: bool [H, W].
+        bins: number of bins of equal width.
 
     Returns:
-        int64 [2, bins]: row 0 skin, row 1 lesion. The sum is H * W.
+        int64 [2, bins]: row 0 background, row 1 lesion; the sum is H * W.
 
     Raises:
-        ValueError: The shapes differ, a probability is outside [0, 1] or NaN, the truth is not
-            bool, or there is no bin.
+        ValueError: different shapes, a probability outside [0, 1] or NaN, a truth that is not
+            bool, or no bin.
     """
     _check(probability, truth, bins)
-    # In float64, because in float16 and float32 a product may round up into the next bin.
-    place = np.multiply(probability, bins, dtype=np.float64).astype(np.intp)
-    np.minimum(place, bins - 1, out=place)
-    place += bins * truth
-    return np.bincount(place.ravel(), minlength=2 * bins).reshape(2, bins).astype(np.int64)
+    # In float64: in float16 and float32 a product may be rounded up into the next bin.
+    index = np.multiply(probability, bins, dtype=np.float64).astype(np.intp)
+    np.minimum(index, bins - 1, out=index)
+    index += bins * truth
+    return np.bincount(index.ravel(), minlength=2 * bins).reshape(2, bins).astype(np.int64)
 
 
-def pooled(tallies: NDArray[np.int64]) -> Floats:
-    """The mean over images of each image's shares.
+def mean_histogram(histograms: NDArray[np.int64]) -> Floats:
+    """Return the mean over images of the normalised histograms.
 
     Args:
-        tallies: int64 [N, 2, bins], as ``tally`` gives them.
+        histograms: int64 [N, 2, bins] of ``probability_histogram``.
 
     Returns:
-        float64 [2, bins] of sum 1.
+        float64 [2, bins] with sum 1.
 
     Raises:
-        ValueError: Another shape, no image, or an image without pixels.
+        ValueError: another shape, no image, or an image without pixels.
     """
-    if tallies.ndim != 3 or tallies.shape[1] != 2:
-        raise ValueError(f"tallies must be [N, 2, bins], got {tallies.shape}")
-    return _mean_shares(tallies)
+    if histograms.ndim != 3 or histograms.shape[1] != 2:
+        raise ValueError(f"histograms must be [N, 2, bins], got {histograms.shape}")
+    return _mean_shares(histograms)
 
 
-def precision_recall(pooled: Floats) -> Curve:
-    """Precision and recall at the thresholds 0, 1/bins, 2/bins and so on.
+def precision_recall(histogram: Floats) -> Curve:
+    """Return precision and recall at the thresholds 0, 1/bins, 2/bins, ...
 
-    They are exact: a pixel of probability p counts as lesion where p >= threshold, and each
-    threshold is the lower edge of a bin. Without any lesion recall is 1 everywhere, as in
-    scikit-learn: no lesion was missed.
+    The values are exact: a pixel counts as lesion where p >= threshold, and each threshold is
+    the lower edge of a bin. Without any lesion pixel recall is 1 everywhere, as in scikit-learn.
 
     Args:
-        pooled: float64 [2, bins] from ``pooled``.
+        histogram: float64 [2, bins] of ``mean_histogram``.
     """
-    skin, lesion = _from_above(_checked(pooled))
-    called = skin + lesion
-    bins = pooled.shape[1]
+    background, lesion = _cumulate_from_above(_checked(histogram))
+    positive = background + lesion
+    bins = histogram.shape[1]
     return Curve(
         thresholds=np.arange(bins) / bins,
-        precision=np.divide(lesion, called, out=np.ones(bins), where=called > 0),
+        precision=np.divide(lesion, positive, out=np.ones(bins), where=positive > 0),
         recall=lesion / lesion[0] if lesion[0] > 0 else np.ones(bins),
     )
 
 
-def average_precision(pooled: Floats) -> float:
-    """The area under the steps of precision over recall, in [0, 1]; higher is better.
+def average_precision(histogram: Floats) -> float:
+    """Return the area under the precision-recall steps, in [0, 1]; higher is better.
 
-    Each step of recall counts at the precision reached with it, without interpolation: the sum
-    of (R_k - R_{k+1}) P_k over the bins. It is what scikit-learn's ``average_precision_score``
-    gives for the binned probabilities when each pixel weighs 1 / the pixels of its image. Without
-    any lesion it is 0, as there: no precision above 0 was reached at any threshold.
+    The sum of (R_k - R_{k+1}) P_k over the bins, without interpolation: scikit-learn's
+    ``average_precision_score`` of the binned probabilities, each pixel weighted by 1 / pixels of
+    its image. 0 without any lesion pixel, as there.
 
     Args:
-        pooled: float64 [2, bins] from ``pooled``.
+        histogram: float64 [2, bins] of ``mean_histogram``.
     """
-    curve, lesion = precision_recall(pooled), pooled[1]
-    everything = lesion.sum()
-    return float(lesion @ curve.precision / everything) if everything > 0 else 0.0
+    curve, lesion = precision_recall(histogram), histogram[1]
+    total = lesion.sum()
+    return float(lesion @ curve.precision / total) if total > 0 else 0.0
 
 
-def calibration(pooled: Floats, bins: int = 15) -> Calibration:
-    """Lesion probability against lesion frequency, in bins of equal width.
+def calibration(histogram: Floats, bins: int = 15) -> Calibration:
+    """Return lesion frequency against predicted probability, in bins of equal width.
 
-    A tally's bin belongs to the bin that holds its middle, and its pixels count as having that
-    middle as probability. So confidence is right to half a tally bin: 0.0005 of 1000 bins.
+    A histogram bin is assigned to the bin that contains its centre, and its pixels count with
+    the centre as their probability. Confidence is exact to half a histogram bin (0.0005 for 1000).
 
     Args:
-        pooled: float64 [2, fine] from ``pooled``.
-        bins: How many, from 1 to as many as the tally has.
+        histogram: float64 [2, fine] of ``mean_histogram``.
+        bins: from 1 to the number of bins of the histogram.
 
     Raises:
-        ValueError: Another number of bins.
+        ValueError: another number of bins.
     """
-    fine = _checked(pooled).shape[1]
+    fine = _checked(histogram).shape[1]
     if not 1 <= bins <= fine:
-        raise ValueError(f"bins must be from 1 to the tally's {fine}, got {bins}")
-    double = 2 * np.arange(fine) + 1
-    # In whole numbers: the float quotient of a middle may fall into the bin beside it.
-    home = double * bins // (2 * fine)
-    both: Floats = pooled[0] + pooled[1]
-    share, foretold, lesion = (
-        np.bincount(home, weights=weights, minlength=bins).astype(np.float64)
-        for weights in (both, both * double / (2 * fine), pooled[1])
+        raise ValueError(f"bins must be from 1 to the histogram's {fine}, got {bins}")
+    double_centres = 2 * np.arange(fine) + 1
+    # In integers: the quotient in floats may fall into the neighbouring bin.
+    index = double_centres * bins // (2 * fine)
+    both: Floats = histogram[0] + histogram[1]
+    share, predicted, lesion = (
+        np.bincount(index, weights=weights, minlength=bins).astype(np.float64)
+        for weights in (both, both * double_centres / (2 * fine), histogram[1])
     )
-    held = share > 0
-    middle = (np.arange(bins) + 0.5) / bins
+    occupied = share > 0
+    centres = (np.arange(bins) + 0.5) / bins
     return Calibration(
-        confidence=np.divide(foretold, share, out=middle, where=held),
-        frequency=np.divide(lesion, share, out=np.full(bins, np.nan), where=held),
+        confidence=np.divide(predicted, share, out=centres, where=occupied),
+        frequency=np.divide(lesion, share, out=np.full(bins, np.nan), where=occupied),
         share=share,
     )
 
 
-def calibration_error(pooled: Floats, bins: int = 15) -> float:
-    """The expected calibration error of the lesion's probability, in [0, 1]; lower is better.
+def calibration_error(histogram: Floats, bins: int = 15) -> float:
+    """Return the expected calibration error of the lesion probability, in [0, 1]; lower is better.
 
     The mean over pixels of |frequency - confidence| of their bin (Guo et al., arXiv:1706.04599,
-    eq. 3). There the confidence is that of the class chosen, from 0.5 up; here it is the
-    lesion's, from 0 up, because the probability of lesion is what a reader sees.
+    eq. 3). The paper bins the probability of the predicted class, from 0.5; here it is the
+    probability of lesion, from 0.
 
     Args:
-        pooled: float64 [2, fine] from ``pooled``.
-        bins: As in ``calibration``.
+        histogram: float64 [2, fine] of ``mean_histogram``.
+        bins: as in ``calibration``.
     """
-    table = calibration(pooled, bins)
+    table = calibration(histogram, bins)
     gap = np.abs(table.frequency - table.confidence)
     return float(np.sum(table.share * gap, where=table.share > 0))
 
 
-def confusion(counts: NDArray[np.int64]) -> dict[str, float]:
-    """The shares of tp, fp, fn and tn, meant over images; they sum to 1.
+def mean_confusion(counts: NDArray[np.int64]) -> dict[str, float]:
+    """Return the shares of tp, fp, fn and tn, averaged over images; they sum to 1.
 
     Args:
-        counts: int64 [N, 4] from ``overlap.count``.
+        counts: int64 [N, 4] of ``overlap.count_pixels``.
 
     Raises:
-        ValueError: Another shape, no image, or an image without pixels.
+        ValueError: another shape, no image, or an image without pixels.
     """
-    if counts.ndim != 2 or counts.shape[1] != len(_PARTS):
+    if counts.ndim != 2 or counts.shape[1] != len(_COUNTS):
         raise ValueError(f"counts must be [N, 4], got {counts.shape}")
-    return dict(zip(_PARTS, _mean_shares(counts).tolist(), strict=True))
+    return dict(zip(_COUNTS, _mean_shares(counts).tolist(), strict=True))
 
 
 def _mean_shares(pixels: NDArray[np.int64]) -> Floats:
-    """Each image of [N, ...] divided by its sum, then the mean of them."""
+    """Divide each image of [N, ...] by its sum and average over images."""
     totals = pixels.sum(axis=tuple(range(1, pixels.ndim)))
     if not len(pixels) or not totals.all():
         raise ValueError("a mean over images needs at least one image, and pixels in each")
@@ -196,15 +193,14 @@ def _mean_shares(pixels: NDArray[np.int64]) -> Floats:
     return shares
 
 
-def _from_above(pooled: Floats) -> Floats:
-    """What lies in each bin and all above it."""
-    return np.cumsum(pooled[:, ::-1], axis=1)[:, ::-1]
+def _cumulate_from_above(histogram: Floats) -> Floats:
+    return np.cumsum(histogram[:, ::-1], axis=1)[:, ::-1]
 
 
-def _checked(pooled: Floats) -> Floats:
-    if pooled.ndim != 2 or len(pooled) != 2:
-        raise ValueError(f"pooled tallies must be [2, bins], got {pooled.shape}")
-    return pooled
+def _checked(histogram: Floats) -> Floats:
+    if histogram.ndim != 2 or len(histogram) != 2:
+        raise ValueError(f"the histogram must be [2, bins], got {histogram.shape}")
+    return histogram
 
 
 def _check(probability: NDArray[np.floating], truth: NDArray[np.bool_], bins: int) -> None:
@@ -216,7 +212,7 @@ def _check(probability: NDArray[np.floating], truth: NDArray[np.bool_], bins: in
         raise ValueError(f"the mask must be bool, got {truth.dtype}")
     if bins < 1:
         raise ValueError(f"bins must be 1 or more, got {bins}")
-    # Asked so that NaN fails too.
+    # The comparison is written so that NaN fails.
     if not (probability.size == 0 or (probability.min() >= 0 and probability.max() <= 1)):
         raise ValueError(
             f"probabilities must lie in [0, 1], got {probability.min()} to {probability.max()}"

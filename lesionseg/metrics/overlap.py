@@ -1,12 +1,11 @@
-"""Counts per image -> scores per image -> Metrics, their means over images.
+"""Overlap metrics: pixel counts per image, scores per image, means over images.
 
-Nothing is ever pooled over the pixels of several images: an image counts once, whatever its
-size, as in the ISIC challenges (arXiv:1902.03368).
+Pixels of several images are never pooled: every image has the same weight, as in the ISIC
+challenges (arXiv:1902.03368).
 
-Empty masks. A ratio 0/0 counts 1 when the prediction agrees with the mask on what is missing,
-and 0 otherwise. So for a mask without lesion, an empty prediction scores 1 everywhere, and one
-false pixel makes Dice, Jaccard, precision and recall 0; for a mask without background the same
-holds of specificity.
+Empty masks: a ratio 0/0 is 1 if the prediction is right and 0 otherwise. For a mask without
+lesion an empty prediction scores 1 everywhere, and one false pixel makes Dice, Jaccard, precision
+and recall 0. The same holds for specificity and a mask without background.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from torch import Tensor
 
 Floats = NDArray[np.float64]
 
-#: An image of a lower Jaccard index counts 0; ISIC 2018, arXiv:1902.03368.
+#: ``thresholded_jaccard`` of an image with a lower Jaccard index is 0; ISIC 2018, arXiv:1902.03368.
 JACCARD_THRESHOLD = 0.65
 
 
@@ -28,9 +27,9 @@ JACCARD_THRESHOLD = 0.65
 class Metrics:
     """Means over images, each in [0, 1]; higher is better.
 
-    ``volume_similarity`` compares the two areas alone, wherever they lie: 1 - |fn - fp| /
-    (2 tp + fp + fn). It is 1 for a lesion of the right size in the wrong place, so read it
-    beside the others (Taha and Hanbury 2015, doi:10.1186/s12880-015-0068-x).
+    ``volume_similarity`` compares the areas only: 1 - |fn - fp| / (2 tp + fp + fn). It is 1 for
+    a lesion of the right size in the wrong place (Taha and Hanbury 2015,
+    doi:10.1186/s12880-015-0068-x).
     """
 
     dice: float
@@ -43,22 +42,22 @@ class Metrics:
     volume_similarity: float
 
 
-#: Their names, in order.
+#: The names of the metrics, in order.
 METRICS: tuple[str, ...] = tuple(f.name for f in fields(Metrics))
 
 
-def count(predicted: Tensor, truth: Tensor) -> Tensor:
-    """True positives, false positives, false negatives and true negatives of each image.
+def count_pixels(predicted: Tensor, truth: Tensor) -> Tensor:
+    """Count the true positives, false positives, false negatives and true negatives per image.
 
     Args:
-        predicted: Bool, [N, ...].
-        truth: Bool, of the same shape.
+        predicted: bool [N, ...].
+        truth: bool [N, ...].
 
     Returns:
-        int64 [N, 4], on their device and without waiting for it.
+        int64 [N, 4] on the same device, computed without synchronisation.
 
     Raises:
-        ValueError: The shapes differ.
+        ValueError: different shapes.
     """
     if predicted.shape != truth.shape:
         raise ValueError(
@@ -70,44 +69,44 @@ def count(predicted: Tensor, truth: Tensor) -> Tensor:
     return torch.stack([part.sum(1) for part in parts], dim=1)
 
 
-def score(counts: NDArray[np.int64]) -> dict[str, Floats]:
-    """The scores of each image, by their names in METRICS.
+def score_images(counts: NDArray[np.int64]) -> dict[str, Floats]:
+    """Return the scores of each image by the names in METRICS.
 
     Args:
-        counts: [N, 4] as ``count`` gives them.
+        counts: int64 [N, 4] of ``count_pixels``.
 
     Returns:
         float64 [N] each, in [0, 1].
     """
     tp, fp, fn, tn = (counts[:, i].astype(np.float64) for i in range(4))
-    no_lesion = _agree(tp, fp, fn)
-    no_skin = _agree(tn, fp, fn)
-    both = 2 * tp + fp + fn
+    no_lesion = _is_absent(tp, fp, fn)
+    no_background = _is_absent(tn, fp, fn)
+    areas = 2 * tp + fp + fn
     jaccard = _ratio(tp, tp + fp + fn, no_lesion)
     return {
-        "dice": _ratio(2 * tp, both, no_lesion),
+        "dice": _ratio(2 * tp, areas, no_lesion),
         "jaccard": jaccard,
         "thresholded_jaccard": np.where(jaccard >= JACCARD_THRESHOLD, jaccard, 0.0),
         "precision": _ratio(tp, tp + fp, no_lesion),
         "recall": _ratio(tp, tp + fn, no_lesion),
-        "specificity": _ratio(tn, tn + fp, no_skin),
+        "specificity": _ratio(tn, tn + fp, no_background),
         "accuracy": (tp + tn) / (tp + fp + fn + tn),
-        "volume_similarity": _ratio(both - np.abs(fn - fp), both, no_lesion),
+        "volume_similarity": _ratio(areas - np.abs(fn - fp), areas, no_lesion),
     }
 
 
-def mean(scores: dict[str, Floats]) -> Metrics:
-    """The means over images; ValueError without any image."""
+def mean_scores(scores: dict[str, Floats]) -> Metrics:
+    """Return the means over images of float64 [N] each; ValueError if there is no image."""
     if not len(scores["dice"]):
         raise ValueError("a mean over images needs at least one image, got none")
     return Metrics(**{name: float(scores[name].mean()) for name in METRICS})
 
 
-def _agree(hits: Floats, fp: Floats, fn: Floats) -> Floats:
-    """1 where neither the mask nor the prediction has any of it, else 0."""
-    empty: Floats = ((hits + fp + fn) == 0).astype(np.float64)
-    return empty
+def _is_absent(correct: Floats, fp: Floats, fn: Floats) -> Floats:
+    """Return 1 where neither the mask nor the prediction contains the class, else 0."""
+    absent: Floats = ((correct + fp + fn) == 0).astype(np.float64)
+    return absent
 
 
-def _ratio(part: Floats, whole: Floats, otherwise: Floats) -> Floats:
-    return np.divide(part, whole, out=otherwise.copy(), where=whole > 0)
+def _ratio(part: Floats, whole: Floats, if_zero: Floats) -> Floats:
+    return np.divide(part, whole, out=if_zero.copy(), where=whole > 0)

@@ -1,8 +1,8 @@
-"""Distances between the boundary of a prediction and that of the truth, by MONAI.
+"""Surface distances between a predicted and a true mask, computed by MONAI.
 
-The boundary of a mask is MONAI's: the mask's own pixels of which one of the four neighbours is
-skin; outside the image all is skin, so that a lesion cut off by the image's border has a boundary
-there. Distances are Euclidean, between the centres of pixels.
+The boundary of a mask consists of its pixels with a background pixel among the four neighbours;
+outside the image is background, so that a lesion that is cut off by the image border has a
+boundary there. Distances are Euclidean, between pixel centres.
 """
 
 from __future__ import annotations
@@ -14,81 +14,78 @@ import numpy as np
 from numpy.typing import NDArray
 
 #: The names of the distances, in order; lower is better.
-SURFACE: tuple[str, ...] = ("assd", "hd", "hd95")
+SURFACE_DISTANCES: tuple[str, ...] = ("assd", "hd", "hd95")
 
-#: Pixels of skin kept around both masks: one row in which their boundaries end.
+#: Background pixels kept around both masks: a row in which the boundaries end.
 _MARGIN = 1
 
-#: No caller can mend it.
+#: A deprecation warning of MONAI 1.6 about an argument that it passes to itself.
 _DEPRECATED = "(?s).*always_return_as_numpy"
 
 Mask = NDArray[np.bool_]
 
 
-def surface(predicted: Mask, truth: Mask) -> dict[str, float]:
-    """The distances between the boundaries of two masks, in pixels of the masks' own size.
+def surface_distances(predicted: Mask, truth: Mask) -> dict[str, float]:
+    """Return the distances between the boundaries of two masks, in pixels.
 
-    - ``assd``, the average symmetric surface distance: each boundary pixel's distance to the
-      nearest of the other boundary, averaged over the pixels of both boundaries pooled. It is
-      not the mean of two means; the longer boundary weighs more.
-    - ``hd``, the Hausdorff distance: the largest of all these distances.
-    - ``hd95``: the larger of the two directions' 95th percentiles (linear between points).
+    - ``assd``, average symmetric surface distance: the distance of each boundary pixel to the
+      other boundary, averaged over the pixels of both boundaries together. It is not the mean
+      of two means; the longer boundary has more weight.
+    - ``hd``, Hausdorff distance: the largest of these distances.
+    - ``hd95``: the larger of the 95th percentiles of the two directions (linear interpolation).
 
-    Two empty masks agree: 0. If only one is empty, there is no distance, and each counts the
-    image's diagonal. That is worse than any distance within the image. A mean over images must
-    stay finite, and an image left out of it would make a missed lesion cost nothing.
+    0 for two empty masks. If one mask is empty, every distance is the image's diagonal, which is
+    more than any distance within the image: means stay finite and missed lesions are penalised.
 
     Args:
-        predicted: Bool, [H, W].
-        truth: Bool, of the same shape.
+        predicted: bool [H, W].
+        truth: bool [H, W].
 
     Returns:
-        The distances by their names in SURFACE, each in [0, ``diagonal(truth.shape)``].
+        The distances by the names in SURFACE_DISTANCES, each in [0, ``diagonal(truth.shape)``].
 
     Raises:
-        ValueError: The masks are not bool, not [H, W] or not of one shape.
+        ValueError: the masks are not bool, not [H, W] or of different shapes.
     """
     _check(predicted, truth)
-    found, present = bool(predicted.any()), bool(truth.any())
-    if not (found and present):
-        missed = diagonal(truth.shape) if found or present else 0.0
-        return dict.fromkeys(SURFACE, missed)
+    in_prediction, in_truth = bool(predicted.any()), bool(truth.any())
+    if not (in_prediction and in_truth):
+        value = diagonal(truth.shape) if in_prediction or in_truth else 0.0
+        return dict.fromkeys(SURFACE_DISTANCES, value)
     return _distances(*crop(predicted, truth))
 
 
 def diagonal(shape: tuple[int, ...]) -> float:
-    """The diagonal of an image of the shape (H, W), in pixels.
+    """Return the diagonal of an image of shape (H, W), in pixels.
 
-    It runs from corner to corner, not between the centres of the pixels there: so it is larger
-    than any distance of two pixels, and above 0 in an image of one pixel.
+    Measured between the outer corners, so that it exceeds every distance of two pixel centres.
     """
     height, width = shape
     return math.hypot(height, width)
 
 
-def percent(value: float, shape: tuple[int, ...]) -> float:
-    """A distance in pixels as a share of the diagonal of (H, W), in [0, 100].
+def percent_of_diagonal(value: float, shape: tuple[int, ...]) -> float:
+    """Return a distance in pixels as percent of the diagonal of (H, W), in [0, 100].
 
-    Images of one lesion at two resolutions have about the same; their pixels cannot be compared.
+    The result does not depend on the image's resolution.
     """
     return 100 * (value / diagonal(shape))
 
 
 def crop(predicted: Mask, truth: Mask) -> tuple[Mask, Mask]:
-    """Both masks [H, W] within the box that holds both and a margin, where the image has one.
+    """Crop both masks [H, W] to their common bounding box and a margin; distances do not change.
 
-    No distance changes by it: only pixels of skin are left out, and outside counts as skin.
-    One of the masks must have a pixel.
+    At least one of the masks must have a pixel.
     """
-    either = predicted | truth
-    box = tuple(_extent(np.any(either, axis=axis)) for axis in (1, 0))
+    union = predicted | truth
+    box = tuple(_extent(np.any(union, axis=axis)) for axis in (1, 0))
     return predicted[box], truth[box]
 
 
 def _extent(occupied: Mask) -> slice:
-    """From the first True to the last, and the margin."""
-    places = np.flatnonzero(occupied)
-    return slice(max(int(places[0]) - _MARGIN, 0), int(places[-1]) + 1 + _MARGIN)
+    """Return the range from the first True to the last, with the margin."""
+    indices = np.flatnonzero(occupied)
+    return slice(max(int(indices[0]) - _MARGIN, 0), int(indices[-1]) + 1 + _MARGIN)
 
 
 def _distances(predicted: Mask, truth: Mask) -> dict[str, float]:
@@ -96,24 +93,23 @@ def _distances(predicted: Mask, truth: Mask) -> dict[str, float]:
     from monai.metrics.hausdorff_distance import compute_hausdorff_distance
     from monai.metrics.surface_distance import compute_average_surface_distance
 
-    # MONAI takes a batch of channels, and would leave the first channel out as background.
+    # MONAI takes a batch of channels; by default it omits the first channel as background.
     p, t = (torch.from_numpy(np.ascontiguousarray(mask))[None, None] for mask in (predicted, truth))
-    _hush()
+    _ignore_deprecation()
     distances = (
         compute_average_surface_distance(p, t, include_background=True, symmetric=True),
         compute_hausdorff_distance(p, t, include_background=True),
         compute_hausdorff_distance(p, t, include_background=True, percentile=95),
     )
-    return {name: float(d) for name, d in zip(SURFACE, distances, strict=True)}
+    return {name: float(d) for name, d in zip(SURFACE_DISTANCES, distances, strict=True)}
 
 
-def _hush() -> None:
-    """Silences what MONAI 1.6 says of an argument that it passes to itself.
+def _ignore_deprecation() -> None:
+    """Ignore MONAI's warning in the whole process.
 
-    For the whole process and for good: a filter that is put back afterwards belongs to all
-    threads, and one that ends would take it from the others.
+    The filters belong to all threads: restoring them in one would also remove it from others.
     """
-    if not any(kept[1] is not None and kept[1].pattern == _DEPRECATED for kept in warnings.filters):
+    if not any(f[1] is not None and f[1].pattern == _DEPRECATED for f in warnings.filters):
         warnings.filterwarnings("ignore", _DEPRECATED, FutureWarning)
 
 

@@ -19,8 +19,8 @@ from lesionseg.models.monai import monai_options
 from lesionseg.models.segnet import SEGNET
 from lesionseg.models.smp import smp_options
 from lesionseg.models.unet import UNET
-from lesionseg.models.weights import untouched
-from lesionseg.space import Pick, RegistryEntry, build, lookup
+from lesionseg.models.weights import skip_pretrained_weights
+from lesionseg.space import ComponentConfig, RegistryEntry, build, lookup
 
 MODELS: dict[str, RegistryEntry] = {
     "unet": UNET,
@@ -31,40 +31,40 @@ MODELS: dict[str, RegistryEntry] = {
 }
 
 
-def build_model(pick: Pick, *, image_size: int, fresh: bool = True) -> nn.Module:
+def build_model(component: ComponentConfig, *, image_size: int, load_pretrained: bool = True) -> nn.Module:
     """The picked network for square images of ``image_size`` pixels.
 
     fresh: its weights are to be trained from here on, so that pretrained ones are looked up; else
     they are about to be replaced, and nothing is.
-    Raises InputError: the pick is not in the table, its parameters do not go together, or the
+    Raises InputError: the component is not in the table, its parameters do not go together, or the
     pretrained weights are not at hand.
     """
-    with nullcontext() if fresh else untouched():
-        model: nn.Module = build("model", MODELS, pick, image_size=image_size)
+    with nullcontext() if load_pretrained else skip_pretrained_weights():
+        model: nn.Module = build("model", MODELS, component, image_size=image_size)
     return model
 
 
-def check_size(pick: Pick, image_size: int) -> None:
-    """InputError where the pick is none, or cannot take square images of ``image_size`` pixels."""
-    option = lookup("model", MODELS, pick.name)
+def check_size(component: ComponentConfig, image_size: int) -> None:
+    """InputError where the component is none, or cannot take square images of ``image_size`` pixels."""
+    option = lookup("model", MODELS, component.name)
     try:
-        stride = option.stride(**option.resolve(pick.params))
+        stride = option.stride(**option.resolve(component.params))
     except InputError as error:
-        raise InputError(f"model.{pick.name}: {error}") from None
+        raise InputError(f"model.{component.name}: {error}") from None
     least = max(stride, option.smallest)
     if image_size % stride or image_size < least:
         raise InputError(
-            f"image_size: {pick.name} takes multiples of {stride} from {least} on, got {image_size}"
+            f"image_size: {component.name} takes multiples of {stride} from {least} on, got {image_size}"
         )
 
 
-def needs(names: Iterable[str]) -> tuple[str, ...]:
+def required_imports(names: Iterable[str]) -> tuple[str, ...]:
     """Modules that building these rows of the table imports, which takes seconds.
 
     A process that others are forked from imports them beforehand.
     """
     known = {**dict.fromkeys(monai_options(), monai), **dict.fromkeys(smp_options(), smp)}
-    return tuple(dict.fromkeys(m for n in names if n in known for m in known[n].NEEDS))
+    return tuple(dict.fromkeys(m for n in names if n in known for m in known[n].REQUIRED_IMPORTS))
 
 
 def count_params(model: nn.Module) -> int:

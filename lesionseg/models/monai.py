@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from monai.networks.nets.dynunet import DynUNet
 
 #: What is imported when a network is built.
-NEEDS = ("monai.networks.nets",)
+REQUIRED_IMPORTS = ("monai.networks.nets",)
 #: Blocks on SegResNet's way down, as published; each stage but the first halves the size.
 BLOCKS_DOWN = (1, 2, 2, 4)
 

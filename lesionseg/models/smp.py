@@ -84,7 +84,7 @@ ARCHITECTURES = {
 }
 
 #: What is imported when a network is built.
-NEEDS = ("segmentation_models_pytorch",)
+REQUIRED_IMPORTS = ("segmentation_models_pytorch",)
 #: Channels of the decoder's stages, the coarsest first, as the library has them.
 DECODER_CHANNELS = (256, 128, 64, 32, 16)
 
@@ -148,7 +148,7 @@ def _row(name: str, row: Architecture) -> RegistryEntry:
         f"{row.name} of segmentation-models-pytorch; arXiv:{row.paper}",
         stride=partial(_stride, row.stride),
         smallest=row.smallest,
-        settled=frozenset({"weights"}),
+        fixed_by_default=frozenset({"weights"}),
     )
 
 
@@ -175,7 +175,7 @@ def _make(architecture: str, encoder: str, depth: int, attention: str) -> nn.Mod
     return model
 
 
-class Absent(nn.Module):
+class UnusedStage(nn.Module):
     """Stands where a part was that the output does not depend on."""
 
     def forward(self, x: Tensor, *_: object) -> Tensor:
@@ -206,7 +206,7 @@ def _prune(module: nn.Module, reached: set[Tensor]) -> None:
         if parameters & reached:
             _prune(child, reached)
         elif parameters:
-            setattr(module, name, Absent())
+            setattr(module, name, UnusedStage())
 
 
 def _leaves(output: Tensor) -> Iterator[Tensor]:

@@ -192,5 +192,5 @@ UNET = RegistryEntry(
     stride=_stride,
     # At 2 pixels a network of 4 channels and depth 1 would have groups of one value each.
     smallest=4,
-    settled=frozenset({"norm", "residual", "attention", "deep_supervision", "dropout"}),
+    fixed_by_default=frozenset({"norm", "residual", "attention", "deep_supervision", "dropout"}),
 )

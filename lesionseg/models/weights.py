@@ -39,7 +39,7 @@ class Source(NamedTuple):
 
 
 @contextmanager
-def untouched() -> Iterator[None]:
+def skip_pretrained_weights() -> Iterator[None]:
     """Networks built inside keep their random weights, whatever ``weights`` says.
 
     For those who load a trained checkpoint next: it needs no pretrained file any more. It holds

@@ -9,7 +9,7 @@ from torch.nn import Parameter
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
 from torch.optim.optimizer import ParamsT
 
-from lesionseg.space import Float, Pick, RegistryEntry, build, lookup
+from lesionseg.space import Float, ComponentConfig, RegistryEntry, build, lookup
 
 
 def build_adam(parameters: ParamsT, lr: float) -> Optimizer:
@@ -106,16 +106,16 @@ OPTIMIZERS: dict[str, RegistryEntry] = {
 FUSED = (Adam, AdamW, SGD)
 
 
-def build_optimizer(pick: Pick, parameters: Iterable[Parameter]) -> Optimizer:
-    """The picked optimizer; InputError if the pick is not in the table.
+def build_optimizer(component: ComponentConfig, parameters: Iterable[Parameter]) -> Optimizer:
+    """The picked optimizer; InputError if the component is not in the table.
 
     Where the row has a weight decay there are two parameter groups, either of which may be
     empty: the first holds the weights of two or more dimensions, and decays; the second holds
     biases and the weights of normalisation layers, and does not. Every group has the same "lr".
     """
-    decays = "weight_decay" in lookup("optimizer", OPTIMIZERS, pick.name).space
+    decays = "weight_decay" in lookup("optimizer", OPTIMIZERS, component.name).space
     given = _groups(parameters) if decays else parameters
-    optimizer: Optimizer = build("optimizer", OPTIMIZERS, pick, given)
+    optimizer: Optimizer = build("optimizer", OPTIMIZERS, component, given)
     if isinstance(optimizer, FUSED) and _on_cuda(optimizer):
         _fuse(optimizer)
     return optimizer

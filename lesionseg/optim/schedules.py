@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import (
     ReduceLROnPlateau,
 )
 
-from lesionseg.space import Float, Int, Pick, RegistryEntry, build
+from lesionseg.space import Float, Int, ComponentConfig, RegistryEntry, build
 
 #: What changes in torch's schedulers as they move; the rest follows from how they were built.
 _MOVING = frozenset(
@@ -163,7 +163,7 @@ SCHEDULES: dict[str, RegistryEntry] = {
 }
 
 
-def build_schedule(pick: Pick, optimizer: Optimizer, epochs: int, steps: int) -> Schedule:
+def build_schedule(component: ComponentConfig, optimizer: Optimizer, epochs: int, steps: int) -> Schedule:
     """The picked schedule over ``epochs`` x ``steps`` optimizer steps, each at least 1."""
-    schedule: Schedule = build("schedule", SCHEDULES, pick, optimizer, epochs, steps)
+    schedule: Schedule = build("schedule", SCHEDULES, component, optimizer, epochs, steps)
     return schedule

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lesionseg.runtime.env import COMPILE, switch
+from lesionseg.runtime.env import COMPILE, read_env_option
 
 #: Seconds that the epochs to come must be expected to take. A gain of a tenth of them is then
 #: thrice the minute that compiling takes.
@@ -30,7 +30,7 @@ def pays(device: torch.device, seconds_left: float = 0.0) -> bool:
     seconds_left: what the epochs to come are expected to take; 0 before the first.
     Raises InputError where the variable says something else.
     """
-    asked = switch(COMPILE)
+    asked = read_env_option(COMPILE)
     return asked == "on" or (
         asked == "auto" and device.type == "cuda" and seconds_left >= LEAST_LEFT
     )

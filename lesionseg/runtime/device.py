@@ -37,7 +37,7 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
-def prepare(device: torch.device, seed: int) -> None:
+def configure_torch(device: torch.device, seed: int) -> None:
     """Seeds every generator and sets what makes CPU runs repeat to the last digit."""
     torch.manual_seed(seed)
     if device.type == "cpu":
@@ -95,7 +95,7 @@ def _has_mps() -> bool:
     return torch.backends.mps.is_available()
 
 
-def describe(device: torch.device | str) -> str:
+def describe_device(device: torch.device | str) -> str:
     """What it is for people: ``cuda:0 (NVIDIA H200)``, ``cpu (AMD EPYC 7763)``."""
     device = torch.device(device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()

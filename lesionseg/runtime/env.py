@@ -16,22 +16,22 @@ AUGMENT = "LESIONSEARCH_AUGMENT"
 COMPILE = "LESIONSEARCH_COMPILE"
 
 #: What each may say; the first is what counts where nothing is said.
-SWITCHES: Mapping[str, tuple[str, ...]] = {
+ENV_OPTIONS: Mapping[str, tuple[str, ...]] = {
     AUGMENT: ("auto", "host", "device"),
     COMPILE: ("auto", "off", "on"),
 }
 
 
-def switch(name: str) -> str:
+def read_env_option(name: str) -> str:
     """What a variable says. InputError where it is none of its values."""
-    choices = SWITCHES[name]
+    choices = ENV_OPTIONS[name]
     asked = os.environ.get(name, choices[0])
     if asked not in choices:
         raise InputError(f"{name}: must be {', '.join(choices)}, got {asked!r}; or unset it")
     return asked
 
 
-def check_switches() -> None:
+def check_env_options() -> None:
     """InputError where any says what it may not: before a study starts, not at its first trial."""
-    for name in SWITCHES:
-        switch(name)
+    for name in ENV_OPTIONS:
+        read_env_option(name)

@@ -25,7 +25,7 @@ _lock = threading.Lock()
 _keepers = 0
 
 
-def keep_memory() -> bool:
+def retain_freed_memory() -> bool:
     """Keeps memory until this process ends; whether it does. For processes that train and end."""
     global _keepers
     with _lock:
@@ -34,7 +34,7 @@ def keep_memory() -> bool:
 
 
 @contextmanager
-def memory_kept() -> Iterator[None]:
+def freed_memory_retained() -> Iterator[None]:
     """Keeps memory while entered, by any thread, and gives back what is free then."""
     global _keepers
     with _lock:

@@ -18,7 +18,7 @@ T = TypeVar("T")
 #: How torch, and libraries under it, tell of too little memory in a plain RuntimeError. Algorithms
 #: of cuDNN whose workspace cannot be had are passed over; where none is left, no engine is found.
 #: Of a convolution that it cannot do at all it says the same, down to a single image.
-NO_MEMORY = (
+OOM_MESSAGES = (
     "out of memory",
     "not enough memory",
     "can't allocate memory",
@@ -28,14 +28,14 @@ NO_MEMORY = (
 )
 
 
-def is_short(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory is short, the device's or the host's."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(told in str(error) for told in NO_MEMORY)
+    return isinstance(error, RuntimeError) and any(told in str(error) for told in OOM_MESSAGES)
 
 
-def unless_short(work: Callable[[], T], device: torch.device) -> T | None:
+def run_unless_oom(work: Callable[[], T], device: torch.device) -> T | None:
     """What the work gives; None, and what it had taken is free again, if memory was short.
 
     None too where the work itself gives None; what it gives should be something else.
@@ -43,7 +43,7 @@ def unless_short(work: Callable[[], T], device: torch.device) -> T | None:
     try:
         return work()
     except (RuntimeError, MemoryError) as error:
-        if not is_short(error):
+        if not is_out_of_memory(error):
             raise
     # Out here, because an error holds the frames that it went through, and they the tensors.
     gc.collect()
@@ -79,4 +79,4 @@ class AdaptiveBatcher:
     def _done(self, work: Callable[[slice], T], part: slice) -> T | None:
         if part.stop - part.start == 1:  # cannot be halved: the error is the caller's
             return work(part)
-        return unless_short(lambda: work(part), self.device)
+        return run_unless_oom(lambda: work(part), self.device)

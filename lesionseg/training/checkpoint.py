@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from lesionseg.config import TrialConfig
 from lesionseg.errors import InputError, some
-from lesionseg.inference.selection import PLAIN, Inference
+from lesionseg.inference.selection import DEFAULT_INFERENCE, Inference
 from lesionseg.models import build_model, check_size
 
 FORMAT = "lesionsearch/1"
@@ -53,14 +53,14 @@ def set_inference(path: Path, inference: Inference) -> None:
 
 
 def read_inference(path: Path) -> Inference:
-    """What a checkpoint says is to be done to the network's output; PLAIN if nothing.
+    """What a checkpoint says is to be done to the network's output; DEFAULT_INFERENCE if nothing.
 
     Raises InputError as ``load``.
     """
     with _opened(path) as (_, metadata):
         noted = metadata.get("inference")
     try:
-        return Inference.from_dict(json.loads(noted)) if noted else PLAIN
+        return Inference.from_dict(json.loads(noted)) if noted else DEFAULT_INFERENCE
     except _UNUSABLE as error:
         raise InputError(
             f"{path}: what it says of inference cannot be used: {_reason(error)}"
@@ -85,7 +85,7 @@ def load(path: Path) -> tuple[nn.Module, TrialConfig]:
     for name, tensor in weights.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise InputError(f"{path}: its weights hold NaN or infinity ({name}); train it again")
-    model = build_model(config.model, image_size=config.image_size, fresh=False)
+    model = build_model(config.model, image_size=config.image_size, load_pretrained=False)
     model.load_state_dict(weights)
     return model.eval(), config
 
@@ -103,7 +103,7 @@ def _described(path: Path, config: TrialConfig) -> Shapes:
     """The network's tensors as they should be, without memory for a single one."""
     try:
         with torch.device("meta"), _NumbersOnCpu():
-            model = build_model(config.model, image_size=config.image_size, fresh=False)
+            model = build_model(config.model, image_size=config.image_size, load_pretrained=False)
     except InputError as error:
         raise InputError(f"{path}: its configuration cannot be used: {_reason(error)}") from None
     return {

@@ -16,7 +16,7 @@ from torch import nn
 
 from lesionseg.config import TrialConfig
 from lesionseg.models import build_model
-from lesionseg.runtime.device import prepare
+from lesionseg.runtime.device import configure_torch
 from lesionseg.training import checkpoint
 from lesionseg.training.trainer import Hooks, Trainer, clone
 from lesionseg.training.training_state import CheckpointManager, identity
@@ -68,10 +68,10 @@ def train(
     on_step: called after each step: epoch and step from 1, and the steps of an epoch.
     on_saved: called after each save with the number of epochs completed.
     On a CPU, equal arguments and threads give equal results to the last digit, suspended or not.
-    Raises InputError for a pick that cannot be built, Diverged, and Suspended.
+    Raises InputError for a component that cannot be built, Diverged, and Suspended.
     """
     device = device or torch.device("cpu")
-    prepare(device, config.seed)
+    configure_torch(device, config.seed)
     network = model or build_model(config.model, image_size=config.image_size)
     belongs = {"train": data.train, "val": data.val, "keep": keep}
     keeper = CheckpointManager(

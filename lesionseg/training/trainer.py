@@ -40,7 +40,7 @@ from lesionseg.metrics import Metrics
 from lesionseg.optim import build_optimizer, build_schedule
 from lesionseg.runtime import compilation
 from lesionseg.runtime.device import amp_dtype, autocast, loader_workers, peak_memory
-from lesionseg.runtime.oom import AdaptiveBatcher, is_short, unless_short
+from lesionseg.runtime.oom import AdaptiveBatcher, is_out_of_memory, run_unless_oom
 from lesionseg.training.ema import ModelEma
 from lesionseg.training.training_state import (
     CheckpointManager,
@@ -254,7 +254,7 @@ class Trainer:
         try:
             return self._gradients(images, masks)
         except Exception as error:  # whatever a compiler raises, at a first step or a later one
-            if is_short(error) or self.forward is self.model:
+            if is_out_of_memory(error) or self.forward is self.model:
                 raise
             compilation.failed(error)
         self._as_before()
@@ -269,7 +269,7 @@ class Trainer:
             attempt = partial(self._backward, images, masks, parts)
             if parts == len(images):  # cannot be parted further: the error is the caller's
                 return attempt()
-            loss = unless_short(attempt, self.device)
+            loss = run_unless_oom(attempt, self.device)
             if loss is not None:
                 return loss
             self._as_before()
@@ -303,7 +303,7 @@ class Trainer:
             counts.append(counted)
             if sum(map(len, counts)) < len(members):
                 self.pause()
-        scores = metrics.mean(metrics.score(torch.cat(counts).cpu().numpy()))
+        scores = metrics.mean_scores(metrics.score_images(torch.cat(counts).cpu().numpy()))
         return float(total) / len(members), scores
 
     def _judge(self, network: nn.Module, members: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
@@ -312,7 +312,7 @@ class Trainer:
         with autocast(self.device, self.dtype):
             logits = network(images)
         loss = self.val_loss(logits, masks) * len(images)
-        return loss, metrics.count(logits > 0, masks > 0.5)
+        return loss, metrics.count_pixels(logits > 0, masks > 0.5)
 
     def _unchanged(self, members: NDArray[np.int64]) -> Batch:
         if self.resident is None:
@@ -329,7 +329,7 @@ def _feed(
     members, resident = np.union1d(data.train, data.val), None
     if executor(pipeline, config.image_size, len(members), device) == "device":
         # Others compute there too: what was free a moment ago may not be any more.
-        resident = unless_short(lambda: Resident(data.cache, members, device), device)
+        resident = run_unless_oom(lambda: Resident(data.cache, members, device), device)
     if resident is None:
         return None, BatchDataset(data.cache, pipeline, config.seed)
     return resident, PlanDataset(resident, pipeline, config.seed)

@@ -19,7 +19,7 @@ from lesionseg.data.cache import Cache
 from lesionseg.data.image_io import Pixels, read_image
 from lesionseg.data.index import Record
 from lesionseg.inference.evaluate import Evaluation, evaluate
-from lesionseg.inference.selection import PLAIN, Inference
+from lesionseg.inference.selection import DEFAULT_INFERENCE, Inference
 
 Mask = NDArray[np.bool_]
 
@@ -75,7 +75,7 @@ def draw_overlays(
     evaluation: Evaluation,
     folder: Path,
     device: torch.device,
-    inference: Inference = PLAIN,
+    inference: Inference = DEFAULT_INFERENCE,
 ) -> tuple[tuple[str, str], ...]:
     """Writes the best, median and worst overlays; (kind, file's name) in the order shown.
 

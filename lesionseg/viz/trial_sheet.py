@@ -21,7 +21,7 @@ from lesionseg import metrics
 from lesionseg.data.cache import Cache
 from lesionseg.data.image_io import Pixels
 from lesionseg.data.pairs import printable
-from lesionseg.inference.evaluate import predict
+from lesionseg.inference.evaluate import predict_probabilities
 from lesionseg.viz.overlays import PREDICTED_COLOUR, TRUE_COLOUR, overlay
 
 #: Images in a sheet, and how many stand side by side.
@@ -57,7 +57,7 @@ def draw_sheet(
     cut at one half of the probability. Below each image are its name and its Dice at the
     network's size.
     """
-    found = np.stack(list(predict(model, cache, members, device=device)))
+    found = np.stack(list(predict_probabilities(model, cache, members, device=device)))
     tiles = [
         _tile(cache.images[i], cache.masks[i], probability, cache.names[i])
         for i, probability in zip(members, found, strict=True)
@@ -89,8 +89,8 @@ def _tile(image: Pixels, mask: Pixels, probability: NDArray[np.float32], name: s
 
 def _dice(probability: NDArray[np.float32], mask: Pixels) -> float:
     predicted, truth = torch.from_numpy(probability >= 0.5), torch.from_numpy(mask > 0)
-    counts = metrics.count(predicted[None], truth[None]).numpy()
-    return float(metrics.score(counts)["dice"][0])
+    counts = metrics.count_pixels(predicted[None], truth[None]).numpy()
+    return float(metrics.score_images(counts)["dice"][0])
 
 
 def shortened(draw: ImageDraw.ImageDraw, name: str, font: Font, room: float) -> str:

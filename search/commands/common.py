@@ -53,9 +53,9 @@ Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. [all core
 def load_study(name: str, storage: str | None) -> optuna.Study:
     """Open the trials of a study, without its images."""
     from search.monitoring.status import find_run
-    from search.study import lifecycle
+    from search.study import opening
 
-    return lifecycle.load_study(find_run(name), storage=storage)[0]
+    return opening.load_study(find_run(name), storage=storage)
 
 
 @contextmanager

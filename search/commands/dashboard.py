@@ -39,10 +39,11 @@ def dashboard(
     from search.monitoring.dashboard.access import ListenAddress, read_password
 
     address = ListenAddress(host, port, read_password(password_file), public, allow_edit)
-    from search.monitoring.dashboard.server import Dashboard, find
+    from search.monitoring.dashboard.server import Dashboard
+    from search.monitoring.dashboard.study_source import find_source
 
     def print_line(line: str) -> None:
         print(f"lesionsearch: {line}", file=sys.stderr)
 
-    server = Dashboard(find(name, storage, out), address, print_line)
+    server = Dashboard(find_source(name, storage, out), address, print_line)
     server.serve(lambda url: print(f"dashboard: {url} (press Ctrl-C to stop)", flush=True))

@@ -27,7 +27,7 @@ def check(
     from lesionseg.data.duplicates.leakage import audit_datasets
     from lesionseg.viz.contact_sheet import draw_contact_sheet
     from search.monitoring import tables as show
-    from search.study.data_audit import check_output_files, raise_on_leaks, write_json
+    from search.study.data_check import check_output_files, raise_on_leaks, write_json
 
     check_output_files(json_, sheet)
     console = show.make_console()

@@ -22,7 +22,7 @@ def fetch(
     ] = False,
 ) -> None:
     """Download a public data set from its owner's server; a second call resumes."""
-    from lesionseg.data.download.fetch import fetch as fetch_files
+    from lesionseg.data.download.fetch import fetch_dataset
     from lesionseg.data.download.http import DownloadError
     from lesionseg.data.index import DatasetIndex
     from search.errors import JobFailed
@@ -30,11 +30,11 @@ def fetch(
 
     with show.fetching(show.make_console()) as tick:
         try:
-            fetch_files(
+            fetch_dataset(
                 name,
                 root,
-                accept=accept_license,
-                base=mirror,
+                accept_license=accept_license,
+                base_url=mirror,
                 keep_archives=keep_archives,
                 on_progress=tick,
             )

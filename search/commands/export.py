@@ -24,4 +24,4 @@ def export(
 
     segmenter, _ = load_final_model(run, "cpu")
     images = None if check is None else find_images([str(check)])
-    print(export_model(segmenter, out, images).told())
+    print(export_model(segmenter, out, images))

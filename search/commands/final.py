@@ -27,12 +27,12 @@ def final(
     from search.results.report import write_report
     from search.results.tables import print_final_report
     from search.signals import sigterm_as_interrupt
-    from search.storage.study_dir import locked
-    from search.study.lifecycle import open_study
+    from search.storage.study_dir import lock_study
+    from search.study.opening import open_study
     from search.trial_process.resources import default_slot
 
     folder = find_run(name)
-    with locked(folder), sigterm_as_interrupt():
+    with lock_study(folder), sigterm_as_interrupt():
         opened = open_study(folder, storage=storage, data=as_roots(data))
         report = run_final_test(opened, default_slot(device, threads), again=again)
     console = show.make_console()

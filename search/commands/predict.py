@@ -33,20 +33,18 @@ def predict(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from search.monitoring import tables as show
     from search.results.image_paths import find_images, find_masks
-    from search.results.predict import (
-        check_output_folder,
-        load_final_model,
-        predict_files,
-        print_prediction_summary,
-    )
+    from search.errors import JobFailed
+    from search.results.predict import check_output_folder, load_final_model, write_predictions
+    from search.results.tables import print_prediction_summary
     from search.signals import sigterm_as_interrupt
 
     check_output_folder(out)
     paths = find_images(images)
     mask_paths = None if masks is None else find_masks(paths, masks)
     segmenter, n_threads = load_final_model(run, device, threads)
-    with sigterm_as_interrupt(), show.counting(show.make_console(), "predicting") as tick:
-        summary = predict_files(
+    console = show.make_console()
+    with sigterm_as_interrupt(), show.counting(console, "predicting") as tick:
+        summary = write_predictions(
             segmenter,
             paths,
             out,
@@ -55,9 +53,13 @@ def predict(
             batch_size=batch_size,
             threads=n_threads,
             on_image=tick,
-            on_broken=_print_error,
+            on_error=_print_error,
         )
-    print_prediction_summary(summary, out)
+    print_prediction_summary(console, summary, out)
+    if summary.unusable:
+        raise JobFailed(
+            f"predict: {summary.unusable} of {len(paths)} images are unusable, see above"
+        )
 
 
 def _print_error(error: Exception) -> None:

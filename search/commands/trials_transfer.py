@@ -17,9 +17,10 @@ def export_trials(
     storage: Storage = None,
 ) -> None:
     """Write a study with all its trials as JSON lines."""
-    from search.study.transfer_files import export_to
+    from search.study.transfer import export_study, export_to_file
+    from search.study.trial_table import write_csv
 
-    export_to(load_study(name, storage), file, csv=csv)
+    export_to_file(load_study(name, storage), file, write_csv if csv else export_study)
 
 
 def import_trials(
@@ -33,6 +34,6 @@ def import_trials(
 ) -> None:
     """Create a study from JSON lines; `run` resumes it."""
     from lesionseg.data.sets import as_roots
-    from search.study.transfer_files import import_from
+    from search.study.transfer import import_from_file
 
-    print(import_from(file, out, storage, as_roots(data)))
+    print(import_from_file(file, out, storage, as_roots(data)))

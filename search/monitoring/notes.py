@@ -61,9 +61,9 @@ def format_trial_note(trial: FrozenTrial) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def format_pick(pick: Mapping[str, Mapping[str, Any]]) -> str:
+def format_component(component: Mapping[str, Mapping[str, Any]]) -> str:
     """Return an option and its parameters: ``unet, width 16, depth 4``."""
-    (name, params), *_ = pick.items()
+    (name, params), *_ = component.items()
     return ", ".join([name, *(f"{key} {_format_number(value)}" for key, value in params.items())])
 
 
@@ -98,13 +98,13 @@ def _validation_tables(trial: FrozenTrial) -> Iterator[str]:
 
 
 def _configuration_rows(config: Mapping[str, Any]) -> list[TableRow]:
-    picks = [(family, format_pick(config[family])) for family in DEFAULTS if family in config]
+    components = [(family, format_component(config[family])) for family in DEFAULTS if family in config]
     settings = [
         f"{key.replace('_', ' ')} {_format_number(value)}"
         for key, value in config.items()
         if key not in DEFAULTS
     ]
-    return [*picks, ("settings", ", ".join(settings))]
+    return [*components, ("settings", ", ".join(settings))]
 
 
 def _cost_rows(attrs: Mapping[str, Any]) -> Iterator[TableRow]:

@@ -16,7 +16,8 @@ from search.storage.lease_types import WorkerInfo
 from search.storage.leases import TrialLeases
 from search.storage.queries import TrialReader
 from search.storage.study_dir import read_metrics
-from search.study.lifecycle import list_test_evaluations, load_study
+from search.study.evaluations import list_test_evaluations
+from search.study.opening import load_study
 
 
 def find_run(name: str, root: Path = Path("runs")) -> Path:
@@ -65,7 +66,7 @@ class StudyStatus:
 
     def __init__(self, folder: Path, storage: str | None = None) -> None:
         self.folder = folder
-        self.study, _ = load_study(folder, storage=storage)
+        self.study = load_study(folder, storage=storage)
         self.leases = TrialLeases(self.study)
         self.reader = TrialReader(self.study)
 

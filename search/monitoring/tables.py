@@ -25,7 +25,7 @@ from lesionseg.config import ABOUT_SETTINGS, SETTINGS, TrialConfig
 from lesionseg.data.duplicates.audit import DatasetAudit
 from lesionseg.data.duplicates.leakage import LeakageReport
 from lesionseg.space import RegistryEntry
-from lesionseg.training.train import EpochRecord
+from lesionseg.training.types import EpochRecord
 from search.spec.baselines import Baseline
 from search.spec.formatting import format_config
 from search.storage import trial_records
@@ -214,7 +214,7 @@ def print_options(console: Console, families: Mapping[str, Mapping[str, Registry
             shown.add_column(column)
         for name, option in table.items():
             params = "\n".join(
-                f"{k}{'*' if k in option.settled else ''}: {escape(str(d))}"
+                f"{k}{'*' if k in option.fixed_by_default else ''}: {escape(str(d))}"
                 for k, d in option.space.items()
             )
             shown.add_row(name, params, option.about)

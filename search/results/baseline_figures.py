@@ -37,7 +37,7 @@ def plot_dice_vs_time(results: Sequence[BaselineResult], path: Path) -> None:
     points = []
     legend = {}
     for result in sorted((r for r in results if r.is_tested), key=lambda r: r.means["dice"]):
-        source = baselines.baseline(result.baseline).source
+        source = baselines.get_baseline(result.baseline).source
         colour, marker = STYLES[source]
         seconds, dice = result.train_seconds or 0.0, result.means["dice"]
         low, high = result.ci95["dice"]

@@ -20,7 +20,7 @@ from search.storage import trial_records
 #: Scores of each image, in the order of the columns.
 SCORES = (
     *metrics.METRICS,
-    *(f"{name}{unit}" for name in metrics.SURFACE for unit in ("", "_percent")),
+    *(f"{name}{unit}" for name in metrics.SURFACE_DISTANCES for unit in ("", "_percent")),
 )
 
 COLUMN_TITLES = (
@@ -103,7 +103,7 @@ class BaselineResult:
     dice: tuple[float, ...] = ()
     means: Mapping[str, float] = field(default_factory=dict)
     ci95: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    difference: metrics.Paired | None = None
+    difference: metrics.PairedDifference | None = None
 
     @property
     def is_tested(self) -> bool:
@@ -138,7 +138,7 @@ def compare_baselines(
     compared.sort(key=lambda result: -result.means.get("dice", -1.0))
     best = compared[0].baseline if compared else ""
     return [
-        replace(result, difference=metrics.paired(dice[result.baseline], dice[best], groups[best]))
+        replace(result, difference=metrics.paired_difference(dice[result.baseline], dice[best], groups[best]))
         if result.is_tested and result.baseline != best
         else result
         for result in compared
@@ -164,7 +164,7 @@ def format_cells(result: BaselineResult) -> list[str]:
             f"{result.means[name]:.4f}"
             for name in ("jaccard", "precision", "recall", "volume_similarity")
         ),
-        *(f"{result.means[name]:.1f}" for name in metrics.SURFACE),
+        *(f"{result.means[name]:.1f}" for name in metrics.SURFACE_DISTANCES),
         f"{result.val_dice:.4f}",
         f"{(result.params or 0) / 1e6:.2f}",
         f"{(result.macs or 0) / 1e9:.2f}",
@@ -221,7 +221,7 @@ def _summarize(
         val_dice=float(np.mean([a["val"]["dice"] for a in attrs])),
         dice=tuple(each.dice for each in evaluations),
         means={key: float(values.mean()) for key, values in scores.items()},
-        ci95=metrics.bootstrap(dict(scores), groups),
+        ci95=metrics.bootstrap_intervals(dict(scores), groups),
     )
 
 
@@ -235,7 +235,7 @@ def _missing_reason(trial: FrozenTrial) -> str:
 def _csv_row(result: BaselineResult) -> dict[str, object]:
     row: dict[str, object] = {
         "baseline": result.baseline,
-        "source": baselines.baseline(result.baseline).source if result.baseline else "",
+        "source": baselines.get_baseline(result.baseline).source if result.baseline else "",
         "trainings": len(result.dice),
         "message": result.message,
     }

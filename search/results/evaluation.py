@@ -13,7 +13,7 @@ from lesionseg import metrics
 from lesionseg.data.index import Record
 from lesionseg.inference.evaluate import Evaluation
 from search.errors import JobFailed
-from search.study.lifecycle import OpenStudy
+from search.study.opening import OpenStudy
 from search.trial_process.process import TrialProcess
 from search.trial_process.protocol import Evaluated, EvaluateJob, Job, JobError
 
@@ -58,7 +58,7 @@ def summarize_evaluation(evaluation: Evaluation) -> dict[str, Any]:
     """
     groups = [record.group for record in evaluation.records]
     scores = evaluation.scores | evaluation.distances
-    pooled = metrics.pooled(evaluation.tallies)
+    pooled = metrics.mean_histogram(evaluation.histograms)
     curve = metrics.precision_recall(pooled)
     calibration = metrics.calibration(pooled)
     indices = np.linspace(0, len(curve.recall) - 1, CURVE_POINTS).round().astype(int)
@@ -70,8 +70,8 @@ def summarize_evaluation(evaluation: Evaluation) -> dict[str, Any]:
             "n": len(groups),
             "groups": len(set(groups)),
         },
-        "ci95": {k: list(v) for k, v in metrics.bootstrap(scores, groups).items()},
-        "confusion": metrics.confusion(evaluation.counts),
+        "ci95": {k: list(v) for k, v in metrics.bootstrap_intervals(scores, groups).items()},
+        "confusion": metrics.mean_confusion(evaluation.counts),
         "curves": {
             "thresholds": curve.thresholds[indices].tolist(),
             "precision": curve.precision[indices].tolist(),

@@ -11,12 +11,12 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from lesionseg.config import TrialConfig
-from lesionseg.inference.selection import PLAIN, InferenceChoice
-from lesionseg.runtime.device import describe
+from lesionseg.inference.selection import DEFAULT_INFERENCE, InferenceChoice
+from lesionseg.runtime.device import describe_device
 from search.results.evaluation import summarize_evaluation
 from search.results.retraining import RetrainedModel
 from search.storage import trial_records
-from search.study.lifecycle import OpenStudy
+from search.study.opening import OpenStudy
 from search.trial_process.protocol import Evaluated
 from search.trial_process.slot import Slot
 
@@ -105,9 +105,9 @@ def build_report(
         final=opened.spec.final.model_dump(),
         **summarize_evaluation(tested.evaluation),
         val=_validation_dice(trial, models, held_out=opened.spec.final.fit_on == "train"),
-        inference=(choice.inference if choice else PLAIN).to_dict(),
+        inference=(choice.inference if choice else DEFAULT_INFERENCE).to_dict(),
         inference_choice=choice
-        and {"dice": choice.dice, "plain_dice": choice.plain_dice, "rows": choice.rows},
+        and {"dice": choice.dice, "default_dice": choice.default_dice, "rows": choice.rows},
         test_evaluations=test_evaluations,
         overlays=[list(pair) for pair in tested.overlays],
         seconds=sum(model.result.seconds for model in models),
@@ -119,7 +119,7 @@ def build_report(
         seed=selected.seed,
         config=replace(config, seed=selected.seed).to_dict(),
         versions={"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
-        device=describe(slot.device),
+        device=describe_device(slot.device),
         threads=slot.threads,
     )
 

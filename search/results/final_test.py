@@ -25,7 +25,8 @@ from search.results.final_report import FinalReport, build_report
 from search.results.retraining import OnEpoch, RetrainedModel, retrain, select_inference
 from search.storage import trial_records
 from search.storage.study_dir import read_metrics
-from search.study.lifecycle import OpenStudy, record_test_evaluation
+from search.study.evaluations import record_test_evaluation
+from search.study.opening import OpenStudy
 from search.trial_process.protocol import EvaluateJob, flatten_record
 from search.trial_process.slot import Slot
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lesionseg.metrics import JACCARD_THRESHOLD, SURFACE
+from lesionseg.metrics import JACCARD_THRESHOLD, SURFACE_DISTANCES
 from lesionseg.registry import FAMILIES
-from lesionseg.space import spelt
+from lesionseg.space import format_value
 from search.spec.formatting import format_step
 
 #: Text for a missing number.
@@ -69,7 +69,7 @@ class MetricScore:
 
     @property
     def _digits(self) -> int:
-        return 2 if self.key.removesuffix("_percent") in SURFACE else 4
+        return 2 if self.key.removesuffix("_percent") in SURFACE_DISTANCES else 4
 
 
 def metric_scores(
@@ -151,7 +151,7 @@ def format_params(family: str, option: str, params: Mapping[str, Any]) -> str:
     left out if they have their default value.
     """
     row = FAMILIES[family].get(option)
-    defaults = {k: row.space[k].default for k in row.settled} if row else {}
+    defaults = {k: row.space[k].default for k in row.fixed_by_default} if row else {}
     return ", ".join(
         f"{key} {_format_value(value)}"
         for key, value in params.items()
@@ -162,5 +162,5 @@ def format_params(family: str, option: str, params: Mapping[str, Any]) -> str:
 
 def _format_value(value: object) -> str:
     if isinstance(value, bool):
-        return spelt(value)
+        return format_value(value)
     return f"{value:.2g}" if isinstance(value, float) else str(value)

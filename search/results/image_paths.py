@@ -1,4 +1,4 @@
-"""Pictures as people name them on the command line: files, folders, patterns; and their masks."""
+"""Images on the command line: files, folders and patterns; and the masks that belong to them."""
 
 from __future__ import annotations
 
@@ -10,94 +10,94 @@ from lesionseg.data.index import MASK_SUFFIXES, PICTURES, pictures
 from lesionseg.errors import InputError, some
 
 
-def find_images(given: Iterable[str]) -> list[Path]:
-    """The files that are meant, in the order given, each once.
+def find_images(arguments: Iterable[str]) -> list[Path]:
+    """Return the images that the arguments name, in their order and without repetitions.
 
     Args:
-        given: files; folders, which stand for the pictures in them, not below them; patterns such
-            as ``skin/**/*.jpg`` that the shell left alone, which stand for pictures too.
+        arguments: files; folders, for the images directly in them; patterns such as
+            ``skin/**/*.jpg``.
 
     Raises:
-        InputError: one that leads to nothing.
+        InputError: an argument names no image.
     """
-    found: dict[Path, Path] = {}
-    for text in given:
-        for path in _meant(text):
-            found.setdefault(path.resolve(), path)
-    return list(found.values())
+    images: dict[Path, Path] = {}
+    for argument in arguments:
+        for path in _expand(argument):
+            images.setdefault(path.resolve(), path)
+    return list(images.values())
 
 
 def find_masks(images: Sequence[Path], folder: Path) -> dict[Path, Path]:
-    """The true mask of each image that has one below the folder.
+    """Return the true mask of each image that has one in the folder or below it.
 
-    A mask is named like its image, or with ``_segmentation``, ``_mask`` and the like after it. Two
-    images of one name in different folders would share it.
+    A mask has the name of its image, alone or followed by a suffix such as ``_segmentation`` or
+    ``_mask``. Images with the same name in different folders share a mask.
 
     Raises:
-        InputError: no such folder, two masks of one name, or no mask for any image.
+        InputError: there is no such folder, an image has two masks, or no image has one.
     """
     if not folder.is_dir():
         raise InputError(f"--masks: {folder}: no such folder")
-    own = {path.resolve() for path in images}
+    resolved = {path.resolve() for path in images}
     by_stem: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*")):
-        if _is_picture(path) and path.resolve() not in own:
+        if _is_picture(path) and path.resolve() not in resolved:
             by_stem.setdefault(path.stem.lower(), []).append(path)
-    found: dict[Path, Path] = {}
+    masks: dict[Path, Path] = {}
     for image in images:
-        # The bare name last: images may lie in the same folder, under other names of their own.
+        # The plain name comes last: other images may be in the same folder.
         for suffix in (*MASK_SUFFIXES[1:], MASK_SUFFIXES[0]):
-            named = by_stem.get(image.stem.lower() + suffix, [])
-            if len(named) > 1:
-                raise InputError(f"--masks: {image.name} has {len(named)} masks: {some(named)}")
-            if named:
-                found[image] = named[0]
+            candidates = by_stem.get(image.stem.lower() + suffix, [])
+            if len(candidates) > 1:
+                raise InputError(
+                    f"--masks: {image.name} has {len(candidates)} masks: {some(candidates)}"
+                )
+            if candidates:
+                masks[image] = candidates[0]
                 break
-    if not found:
+    if not masks:
         raise InputError(
             f"--masks: none of {len(images)} images has a mask in {folder}, for example "
-            f"{images[0].name}; a mask is named like its image, or with _segmentation or _mask "
-            f"after it"
+            f"{images[0].name}; a mask has the name of its image, alone or followed by "
+            f"_segmentation or _mask"
         )
-    return found
+    return masks
 
 
 def unique_stems(images: Iterable[Path]) -> list[str]:
-    """A name for what is written of each image: its own without the ending; doubles are numbered.
+    """Return a name for each image: its own without the ending, numbered to be unique.
 
-    No two are the same, not even where a file system takes no notice of upper and lower case.
+    The names are unique on file systems that ignore case, too.
     """
     names: list[str] = []
-    taken: set[str] = set()
+    used: set[str] = set()
     for image in images:
         name, n = image.stem, 1
-        while name.lower() in taken:
+        while name.lower() in used:
             n += 1
             name = f"{image.stem}_{n}"
-        taken.add(name.lower())
+        used.add(name.lower())
         names.append(name)
     return names
 
 
-def _meant(text: str) -> list[Path]:
-    path = Path(text)
+def _expand(argument: str) -> list[Path]:
+    path = Path(argument)
     if path.is_dir():
-        found = pictures(path)
-        if not found:
-            raise InputError(
-                f"{path}: no picture in this folder; '{path / '**' / '*'}' looks below it too"
-            )
-        return found
+        if images := pictures(path):
+            return images
+        raise InputError(
+            f"{path}: no image in this folder; '{path / '**' / '*'}' includes its subfolders"
+        )
     if path.is_file():
         return [path]
-    matched = sorted(map(Path, glob.glob(text, recursive=True)))
-    found = [p for p in matched if _is_picture(p)]
-    if not found:
-        what = "no picture is meant by this" if glob.has_magic(text) else "no such file or folder"
-        raise InputError(f"{text}: {what}")
-    return found
+    matches = sorted(map(Path, glob.glob(argument, recursive=True)))
+    if images := [match for match in matches if _is_picture(match)]:
+        return images
+    problem = "matches no image" if glob.has_magic(argument) else "no such file or folder"
+    raise InputError(f"{argument}: {problem}")
 
 
 def _is_picture(path: Path) -> bool:
-    hidden = path.name.startswith(".")
-    return path.suffix.lower() in PICTURES and not hidden and path.is_file()
+    is_hidden = path.name.startswith(".")
+    return path.suffix.lower() in PICTURES and not is_hidden and path.is_file()

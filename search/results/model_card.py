@@ -1,125 +1,70 @@
-"""The model card, ``final/README.md``, as model hubs read it; its numbers are metrics.json's."""
+"""The model card ``final/README.md``: Markdown with the YAML header that model hubs read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from lesionseg.metrics import METRICS, SURFACE
-from search.spec.formatting import format_config, format_step
+from search.results.documents import Table, render
+from search.results.final_report import FinalReport
+from search.results.formatting import format_inference, metric_scores
+from search.spec.formatting import format_config
 
-#: What a card is called where it lies.
-NAME = "README.md"
-#: Beside the overlap metrics and distances.
-OF_PIXELS = ("average_precision", "calibration_error")
+FILE_NAME = "README.md"
 TAGS = ("skin-lesion-segmentation", "dermoscopy", "image-segmentation", "medical-imaging")
 
 
-def model_card(
-    report: Mapping[str, Any], *, layout: str, parts: Mapping[str, int], fingerprint: str
+def render_model_card(
+    report: FinalReport, *, layout: str, split_sizes: Mapping[str, int], fingerprint: str
 ) -> str:
-    """The card of a final model, as Markdown with a YAML header.
+    """Return the card of a final model.
 
     Args:
-        report: what metrics.json holds.
-        layout: of the data set, a row of LAYOUTS.
-        parts: images in ``train``, ``val`` and ``test``.
-        fingerprint: of the data set.
+        report: result of the final test.
+        layout: layout of the data set.
+        split_sizes: number of images of ``train``, ``val`` and ``test``.
+        fingerprint: fingerprint of the data set.
     """
-    data = {"layout": layout, "parts": parts, "fingerprint": fingerprint}
-    text = _environment().get_template("card.md.j2")
-    return text.render(
-        report=report,
-        data=data,
-        front=_front(report, data),
-        fit_on=report["final"]["fit_on"],
-        model=format_config(report["config"]).split(" · ")[0],
-        configuration=" · ".join(format_config(report["config"]).split(" · ")[1:]),
-        inference=_inference(report["inference"]),
-        rows=_rows(report),
-    )
+    model, *configuration = format_config(report.config).split(" · ")
+    scores = metric_scores(report.test, report.ci95)
+    values = {
+        "header": _header(report, layout, split_sizes["test"]),
+        "report": report,
+        "layout": layout,
+        "split_sizes": split_sizes,
+        "fingerprint": fingerprint,
+        "model": model,
+        "configuration": " · ".join(configuration),
+        "inference": format_inference(report.inference),
+        "scores": Table(
+            "scores",
+            ("metric", "mean>", "95% interval>"),
+            [[score.name, score.mean_text, score.interval_text] for score in scores],
+        ),
+    }
+    return render("card.md.j2", values)
 
 
-def _front(report: Mapping[str, Any], data: Mapping[str, Any]) -> str:
-    """The header: what a hub shows and searches."""
-    measured = [*METRICS, *(f"{name}_percent" for name in SURFACE), *OF_PIXELS]
-    results = [
-        {"type": name, "name": _label(name), "value": report["test"][name]} for name in measured
-    ]
-    found = {
+def _header(report: FinalReport, layout: str, n_test: int) -> str:
+    """Return the YAML header: what a hub shows and searches."""
+    result = {
         "task": {"type": "image-segmentation", "name": "Skin-lesion segmentation"},
-        "dataset": {
-            "type": data["layout"],
-            "name": f"{data['layout']}, {data['parts']['test']} test images",
-        },
-        "metrics": results,
+        "dataset": {"type": layout, "name": f"{layout}, {n_test} test images"},
+        "metrics": [
+            {"type": score.key, "name": score.name, "value": score.value}
+            for score in metric_scores(report.test, report.ci95)
+            if not score.name.endswith("(px)")
+        ],
     }
     header = {
-        # Of data and weights nobody has told it; who shares the model has to.
+        # The licence of the images is not known to the software.
         "license": "unknown",
         "library_name": "lesionsearch",
         "pipeline_tag": "image-segmentation",
-        "tags": [*TAGS, next(iter(report["config"]["model"]))],
+        "tags": [*TAGS, next(iter(report.config["model"]))],
         "metrics": ["dice", "jaccard"],
-        "model-index": [{"name": report["study"], "results": [found]}],
+        "model-index": [{"name": report.study, "results": [result]}],
     }
-    return yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
-
-
-def _rows(report: Mapping[str, Any]) -> list[dict[str, str]]:
-    distances = [name for each in SURFACE for name in (each, f"{each}_percent")]
-    rows = []
-    for name in (*METRICS, *distances, *OF_PIXELS):
-        digits = 4 if name in (*METRICS, *OF_PIXELS) else 2
-        ends = report["ci95"].get(name)
-        rows.append(
-            {
-                "name": _label(name),
-                "mean": f"{report['test'][name]:.{digits}f}",
-                "interval": _interval(ends, digits) if ends else "",
-            }
-        )
-    return rows
-
-
-def _label(name: str) -> str:
-    if name.endswith("_percent"):
-        return f"{name.removesuffix('_percent').upper()} (% of the diagonal)"
-    return f"{name.upper()} (pixels)" if name in SURFACE else name.replace("_", " ").capitalize()
-
-
-def _inference(inference: Mapping[str, Any]) -> str:
-    steps = [f"test-time augmentation {inference['tta']}"] * (inference["tta"] != "none")
-    return (
-        ", ".join([*steps, *map(format_step, inference["chain"])])
-        or "nothing but a cut at one half"
-    )
-
-
-def _interval(ends: Sequence[float], digits: int = 4) -> str:
-    return f"{ends[0]:.{digits}f} to {ends[1]:.{digits}f}"
-
-
-def _plain(value: object) -> str:
-    """Text of a name, of which nothing is taken for Markdown or HTML."""
-    text = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;")
-    return "".join(f"\\{c}" if c in "\\`*_[]|#" else c for c in text)
-
-
-def _environment() -> Environment:
-    # Markdown, not HTML: names pass through _plain instead.
-    environment = Environment(
-        loader=PackageLoader("search.results"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701
-    )
-    environment.filters["score"] = lambda value: f"{value:.4f}"
-    environment.filters["interval"] = _interval
-    environment.filters["plain"] = _plain
-    return environment
+    dumped: str = yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
+    return dumped

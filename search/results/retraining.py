@@ -11,13 +11,13 @@ from optuna.trial import FrozenTrial
 
 from lesionseg.config import TrialConfig
 from lesionseg.inference.selection import InferenceChoice
-from lesionseg.models import needs
+from lesionseg.models import required_imports
 from lesionseg.training.checkpoint import set_inference
-from lesionseg.training.train import EpochRecord, TrainResult
+from lesionseg.training.types import EpochRecord, TrainResult
 from search.errors import JobFailed
 from search.results.evaluation import run_job
 from search.storage.retention import WEIGHTS
-from search.study.lifecycle import OpenStudy
+from search.study.opening import OpenStudy
 from search.trial_process.process import TrialProcess
 from search.trial_process.protocol import (
     InferenceSelected,
@@ -65,7 +65,7 @@ def retrain(
     Raises:
         JobFailed: the training failed; the message contains the reason.
     """
-    data = opened.material
+    data = opened.trial_data
     on_train_val = opened.spec.final.fit_on == "train_val"
     weights = folder / f"seed_{config.seed}.safetensors"
     job = TrainJob(
@@ -77,7 +77,7 @@ def retrain(
         slot.threads,
         save_to=weights,
         keep="last" if on_train_val else "best",
-        imports=needs([config.model.name]),
+        imports=required_imports([config.model.name]),
     )
     last_epoch = int(trial.user_attrs["best_epoch"]) if on_train_val else config.epochs
     built = ModelBuilt(0, 0)
@@ -124,7 +124,7 @@ def select_inference(
     job = SelectInferenceJob(
         evaluated,
         opened.cache.path,
-        opened.material.val,
+        opened.trial_data.val,
         slot.device,
         slot.threads,
         tta=final.tta,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -11,6 +12,8 @@ from rich.table import Table
 from search.results.baseline_table import COLUMN_TITLES, BaselineResult, format_cells
 from search.results.final_report import FinalReport
 from search.results.formatting import format_inference, metric_scores
+from search.results.predict import PredictionSummary
+from search.results.prediction_writer import MASKS, TABLE
 from search.spec.formatting import format_config
 
 
@@ -50,3 +53,13 @@ def print_baseline_table(console: Console, results: Sequence[BaselineResult]) ->
     for result in results:
         table.add_row(*map(escape, format_cells(result)))
     console.print(table)
+
+
+def print_prediction_summary(console: Console, summary: PredictionSummary, out: Path) -> None:
+    """Print the number of predicted images and their mean Dice."""
+    console.print(
+        f"{summary.images} images in {out}: {MASKS}/ and {TABLE}; {summary.empty} without a lesion",
+        markup=False,
+    )
+    if summary.mean_dice is not None:
+        console.print(f"Dice {summary.mean_dice:.4f}, mean over {len(summary.dice)} images")

@@ -17,7 +17,7 @@ from typing import Any
 from lesionseg.config import DEFAULTS, SETTINGS, TrialConfig
 from lesionseg.errors import InputError, nearest
 from lesionseg.registry import FAMILIES
-from lesionseg.space import Pick, lookup
+from lesionseg.space import ComponentConfig, lookup
 from search.spec import yaml_loader
 
 #: Stands for all baselines in a list of names.
@@ -88,16 +88,16 @@ def build_config(
     }
     plain = TrialConfig.from_dict({**baseline.config, **run_settings}).to_dict()
     for family in DEFAULTS:
-        pick = get_pick(plain, family)
-        entry = lookup(family, FAMILIES[family], pick.name)
-        plain[family] = {pick.name: entry.resolve(pick.params)}
+        component = get_component(plain, family)
+        entry = lookup(family, FAMILIES[family], component.name)
+        plain[family] = {component.name: entry.resolve(component.params)}
     return TrialConfig.from_dict(plain)
 
 
-def get_pick(config: Mapping[str, Any], family: str) -> Pick:
+def get_component(config: Mapping[str, Any], family: str) -> ComponentConfig:
     """Return the option that a configuration, as plain data, has for a family."""
     ((name, params),) = config[family].items()
-    return Pick(name, params)
+    return ComponentConfig(name, params)
 
 
 def _load(path: Path) -> Baseline:

@@ -7,7 +7,7 @@ from typing import Any
 
 from lesionseg.config import DEFAULTS, TrialConfig
 from lesionseg.registry import FAMILIES
-from lesionseg.space import spelt
+from lesionseg.space import format_value
 
 
 def format_config(config: TrialConfig | Mapping[str, Any]) -> str:
@@ -23,7 +23,7 @@ def format_config(config: TrialConfig | Mapping[str, Any]) -> str:
         shown = {
             key: value
             for key, value in params.items()
-            if not entry or key not in entry.settled or value != entry.space[key].default
+            if not entry or key not in entry.fixed_by_default or value != entry.space[key].default
         }
         parts.append(_format_call(name, shown))
     return " · ".join(parts)
@@ -42,5 +42,5 @@ def _format_call(name: str, params: Mapping[str, Any]) -> str:
 
 def _format_value(value: object) -> str:
     if isinstance(value, bool):
-        return spelt(value)
+        return format_value(value)
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from lesionseg.config import ABOUT_SETTINGS, DEFAULTS, SETTINGS
 from lesionseg.inference.postprocess import POSTPROCESS
 from lesionseg.inference.tta import TTA
-from lesionseg.space import Domain, RegistryEntry, spelt
+from lesionseg.space import Domain, RegistryEntry, format_value
 
 _HEAD = """# Options
 
@@ -45,7 +45,7 @@ def _table(table: Mapping[str, RegistryEntry], family: str) -> str:
     lines = [_format_row(heads), _format_row(["---"] * len(heads))]
     for name, entry in table.items():
         params = "<br>".join(
-            f"`{key}`{'*' if key in entry.settled else ''} {_format_domain(domain)}"
+            f"`{key}`{'*' if key in entry.fixed_by_default else ''} {_format_domain(domain)}"
             for key, domain in entry.space.items()
         )
         cells = [f"`{name}`", entry.about, params]
@@ -67,7 +67,7 @@ def _format_sizes(entry: RegistryEntry) -> str:
 
 
 def _format_domain(domain: Domain) -> str:
-    return f"{domain} ({spelt(domain.default)})"
+    return f"{domain} ({format_value(domain.default)})"
 
 
 def _format_row(cells: list[str]) -> str:

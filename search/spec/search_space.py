@@ -8,9 +8,9 @@ error.
     model: all                                    all options of the table
     model: {unet: {width: [16, 64], depth: 4}}    a narrower range; a value
     model: {unet: {dropout: {choices: [0, 0.2]}}} some values of a range
-    model: {unet: all}                            all parameters, the settled ones included
+    model: {unet: all}                            all parameters, including those fixed by default
 
-Settled parameters (``RegistryEntry.settled``) keep their default unless a study names them.
+Parameters in ``RegistryEntry.fixed_by_default`` keep their default unless a study names them.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class _SpaceParser:
         params: dict[str, Param] = dict(entry.space)
         if value == "all":
             return params
-        params |= {name: entry.space[name].default for name in entry.settled}
+        params |= {name: entry.space[name].default for name in entry.fixed_by_default}
         if value is None:
             return params
         if not isinstance(value, Mapping):
@@ -175,7 +175,9 @@ def _narrow_domain(domain: Domain, value: object) -> Param:
     if isinstance(value, Mapping):
         choices = value.get("choices")
         if set(value) != {"choices"} or not isinstance(choices, list) or not choices:
-            raise InputError(f"must be a value, a range or {{choices: [value, ...]}}, got {value!r}")
+            raise InputError(
+                f"must be a value, a range or {{choices: [value, ...]}}, got {value!r}"
+            )
         checked = tuple(domain.check(choice) for choice in choices)
         if len(set(checked)) < len(checked):
             raise InputError(f"names a choice twice: {choices!r}")

@@ -1,7 +1,7 @@
 """A trial's files as Optuna's artifacts, so that dashboards list them; nothing is stored twice.
 
-An artifact's id says which file of the store it is: the study's own mark, the trial's number and
-the file's place in KINDS. So no id can name anything but a trial's file of one of these names.
+An artifact's id consists of the study's uuid, the trial's number and the file's index in FILES.
+No id can name anything but a file of a trial with one of these names.
 """
 
 from __future__ import annotations
@@ -13,64 +13,75 @@ from typing import Any, NamedTuple
 
 from search.storage.retention import HISTORY, PICTURE
 
-#: How Optuna calls the attribute of an artifact; the id follows.
+#: The key of Optuna's attribute for an artifact, without the id that follows.
 PREFIX = "artifacts:"
-#: Learning curves; drawn from the history when somebody looks.
+#: Learning curves, which are drawn from the history on request.
 CURVES = "curves.png"
 
 
-class Kind(NamedTuple):
-    """A file that trials have. source: the store's file that it is, or is drawn from."""
+class ArtifactFile(NamedTuple):
+    """A file of a trial. source: the file in the store that it is, or is drawn from."""
 
     name: str
     mimetype: str
     source: str
 
 
-#: In the order in which they are shown. Ids hold places in it: new ones go to its end.
-KINDS = (
-    Kind(PICTURE, "image/jpeg", PICTURE),
-    Kind(CURVES, "image/png", HISTORY),
-    Kind(HISTORY, "text/csv", HISTORY),
+#: In the order in which they are shown. Ids contain indices: new files go to the end.
+FILES = (
+    ArtifactFile(PICTURE, "image/jpeg", PICTURE),
+    ArtifactFile(CURVES, "image/png", HISTORY),
+    ArtifactFile(HISTORY, "text/csv", HISTORY),
 )
 
 _ID = re.compile(r"([0-9a-f]{32})-(0|[1-9][0-9]{0,8})-([0-9])")
 
 
-class Address(NamedTuple):
-    """Where an artifact is. mark: the study's user attribute ``uuid``; number: the trial's."""
+class ArtifactAddress(NamedTuple):
+    """What an id names. study_uuid: the study's user attribute ``uuid``."""
 
-    mark: str
+    study_uuid: str
     number: int
-    kind: Kind
+    file: ArtifactFile
 
 
-def artifact_attrs(mark: str, number: int, files: Collection[str]) -> dict[str, str]:
-    """A trial's system attributes that tell of its files in the store, as Optuna writes them."""
-    found = {}
-    for place, kind in enumerate(KINDS):
-        if kind.source in files:
-            artifact = f"{mark}-{number}-{place}"
-            meta = {"artifact_id": artifact, "filename": kind.name, "mimetype": kind.mimetype}
-            found[PREFIX + artifact] = json.dumps({**meta, "encoding": None})
-    return found
+def artifact_attrs(study_uuid: str, number: int, names: Collection[str]) -> dict[str, str]:
+    """Return the system attributes that list a trial's files, as Optuna writes them."""
+    attrs = {}
+    for index, file in enumerate(FILES):
+        if file.source in names:
+            artifact_id = f"{study_uuid}-{number}-{index}"
+            attrs[PREFIX + artifact_id] = json.dumps(
+                {
+                    "artifact_id": artifact_id,
+                    "filename": file.name,
+                    "mimetype": file.mimetype,
+                    "encoding": None,
+                }
+            )
+    return attrs
 
 
-def address(artifact_id: str) -> Address | None:
-    """What an id stands for; None for one that is not ours."""
+def parse_artifact_id(artifact_id: str) -> ArtifactAddress | None:
+    """Return what an id names; None for an id of another program."""
     match = _ID.fullmatch(artifact_id)
-    if match is None or int(match[3]) >= len(KINDS):
+    if match is None or int(match[3]) >= len(FILES):
         return None
-    return Address(match[1], int(match[2]), KINDS[int(match[3])])
+    return ArtifactAddress(match[1], int(match[2]), FILES[int(match[3])])
 
 
-def list_artifacts(system_attrs: Mapping[str, Any], *, pictured: bool) -> list[dict[str, Any]]:
-    """What a trial's system attributes tell of its files, in the order of KINDS.
+def list_artifacts(system_attrs: Mapping[str, Any], *, with_picture: bool) -> list[dict[str, Any]]:
+    """Return the artifacts in a trial's system attributes, in the order of FILES.
 
-    pictured: whether its picture is kept still. Files of other makers are left as they are told.
+    Args:
+        system_attrs: the trial's. Artifacts of other programs come last.
+        with_picture: whether the trial's picture still exists.
     """
-    told = [json.loads(text) for key, text in system_attrs.items() if key.startswith(PREFIX)]
-    known = [meta for meta in told if isinstance(meta, dict)]
-    places = {kind.name: place for place, kind in enumerate(KINDS)}
-    kept = [meta for meta in known if pictured or meta.get("filename") != PICTURE]
-    return sorted(kept, key=lambda meta: places.get(meta.get("filename", ""), len(places)))
+    parsed = [json.loads(text) for key, text in system_attrs.items() if key.startswith(PREFIX)]
+    artifacts = [
+        artifact
+        for artifact in parsed
+        if isinstance(artifact, dict) and (with_picture or artifact.get("filename") != PICTURE)
+    ]
+    index = {file.name: i for i, file in enumerate(FILES)}
+    return sorted(artifacts, key=lambda a: index.get(a.get("filename", ""), len(index)))

@@ -19,18 +19,17 @@ from search.storage.retrying_storage import RetryingStorage
 from search.storage.tables import create_tables
 from search.storage.transient_errors import StorageUnreachable, transient_reason
 
-#: Where a storage URL is looked for when none is given, so that no password needs to be typed:
-#: the URL itself or, where that is not set, the path of a file that holds it, as secrets are
-#: handed to containers.
+#: The storage's URL where none is given, so that no password needs to be typed; or the path of a
+#: file that contains it, as secrets are passed to containers.
 STORAGE_VARIABLE = "LESIONSEARCH_STORAGE"
 STORAGE_FILE_VARIABLE = "LESIONSEARCH_STORAGE_FILE"
 
-#: A worker asks little of its database, and a server has room for 100 connections unless it is
-#: told otherwise: one is kept, and others are made while that is busy. They are tested before use
-#: and are not kept for longer than firewalls and servers usually bear.
+#: A worker sends few queries, and a server accepts 100 connections by default: one is kept, others
+#: are opened while it is busy. Connections are tested before use and are renewed before firewalls
+#: and servers usually close them.
 _POOL = {"pool_size": 1, "max_overflow": 3, "pool_pre_ping": True, "pool_recycle": 1800}
-#: Seconds (tcp_user_timeout: milliseconds) after which a host that went silent is given up.
-_LINK: dict[str, Any] = {
+#: Seconds (tcp_user_timeout: milliseconds) after which a silent host is given up.
+_CONNECTION: dict[str, Any] = {
     "connect_timeout": 5,
     "keepalives": 1,
     "keepalives_idle": 30,
@@ -38,31 +37,35 @@ _LINK: dict[str, Any] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 60_000,
     "application_name": "lesionsearch",
-    # A worker that is stopped in the middle of a transaction must not hold up all others.
+    # A worker that is stopped in the middle of a transaction must not block all others.
     "options": "-c idle_in_transaction_session_timeout=60000",
 }
 
 
-def storage_url(given: str | None, folder: Path) -> URL:
-    """The given URL, or that of the environment, or ``study.db`` in the study's folder.
+def storage_url(text: str | None, folder: Path) -> URL:
+    """Return the URL of a study's storage.
 
-    ``@path`` stands for the URL in that file.
+    Args:
+        text: a URL, or ``@path`` for the URL in that file; None for that of the environment or, if
+            there is none, ``study.db`` in the study's folder.
+        folder: the study's folder.
 
-    InputError where it is no URL, or of a database other than an SQLite file and PostgreSQL.
+    Raises:
+        InputError: the text is no URL of an SQLite file or a PostgreSQL database.
     """
-    text = given or storage_from_environment()
+    text = text or storage_from_environment()
     if not text:
         return sqlite_url(folder)
     if text.startswith("@"):
-        text = _read(Path(text[1:]).expanduser())
+        text = _read_secret(Path(text[1:]).expanduser())
     try:
         url = make_url(text)
-    except (ArgumentError, ValueError):  # the latter for a port that is no number
+    except (ArgumentError, ValueError):  # ValueError: the port is no number
         raise InputError(
             "storage: not a database URL; it looks like "
             "postgresql+psycopg://user:password@host:5432/database or sqlite:///study.db"
         ) from None
-    _refuse_open_secret(url)
+    _check_password_is_hidden(url)
     backend = url.get_backend_name()
     if backend not in {"sqlite", "postgresql", "postgres"}:
         raise InputError(
@@ -76,40 +79,42 @@ def storage_url(given: str | None, folder: Path) -> URL:
 
 
 def storage_from_environment() -> str | None:
-    """What the environment says about the storage: a URL, else ``@path``, or None."""
+    """Return the URL in the environment, or ``@path`` for that in a file; None without either."""
     text, file = os.environ.get(STORAGE_VARIABLE), os.environ.get(STORAGE_FILE_VARIABLE)
     return text or (f"@{file}" if file else None)
 
 
 def sqlite_url(folder: Path) -> URL:
-    """``study.db`` in the study's folder."""
+    """Return the URL of ``study.db`` in a study's folder."""
     return URL.create("sqlite", database=str(folder.resolve() / "study.db"))
 
 
 def mask_password(url: URL) -> str:
-    """The URL with its password hidden, fit to be shown."""
+    """Return a URL for messages, with its password hidden."""
     return url.render_as_string(hide_password=True)
 
 
 def redact_password(url: URL, text: str) -> str:
-    """The text with the URL's password hidden, in each of the spellings it may have there."""
-    secret = str(url.password or "")
-    quoted = {urllib.parse.quote(secret, safe=s) for s in ("", "/", " +")}
-    escaped = {secret.replace("\\", r"\\").replace("'", r"\'"), repr(secret)[1:-1]}
-    known = {secret, urllib.parse.quote_plus(secret)} | quoted | escaped
-    for spelling in sorted(known - {""}, key=len, reverse=True):
+    """Hide a URL's password in a text, in each spelling that it may have there."""
+    password = str(url.password or "")
+    quoted = {urllib.parse.quote(password, safe=safe) for safe in ("", "/", " +")}
+    escaped = {password.replace("\\", r"\\").replace("'", r"\'"), repr(password)[1:-1]}
+    spellings = {password, urllib.parse.quote_plus(password)} | quoted | escaped
+    for spelling in sorted(spellings - {""}, key=len, reverse=True):
         text = text.replace(spelling, "***")
     return text
 
 
 def open_storage(url: URL) -> RetryingStorage:
-    """Connects, and makes the tables where there are none.
+    """Connect to a database, and create the tables that are missing.
 
-    This first connection is not waited for. InputError, with the password mask_password, where the
-    database cannot be reached or holds the tables of another Optuna; StorageAway, which is one,
-    where it might be reached later.
+    This first connection is not retried.
+
+    Raises:
+        InputError: the database cannot be reached, or its tables are those of another version of
+            Optuna; the password is masked. StorageUnreachable, a subclass, for transient errors.
     """
-    # Its lines speak of "studies created in RDB"; ours say what happened.
+    # Optuna's messages speak of "studies created in RDB".
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         _prepare(url)
@@ -124,40 +129,41 @@ def open_storage(url: URL) -> RetryingStorage:
         ) from None
     except (SQLAlchemyError, NoSuchModuleError, RuntimeError, OSError) as error:
         reason = _reason(error, url)
-        told = f"storage: {mask_password(url)}: cannot be used: {reason}"
-        raise (
-            StorageUnreachable(told, reason) if transient_reason(error) else InputError(told)
-        ) from None
+        message = f"storage: {mask_password(url)}: cannot be used: {reason}"
+        if transient_reason(error):
+            raise StorageUnreachable(message, reason) from None
+        raise InputError(message) from None
 
 
 def begin_immediate(engine: Engine) -> None:
-    """Takes SQLite's write lock when a transaction begins, not at its first write.
+    """Take SQLite's write lock when a transaction begins, not at its first write.
 
-    Two workers that both read the queue and then write would otherwise claim one trial, or
+    Otherwise two workers that both read the queue and then write would claim the same trial, or
     fail with "database is locked" at once, whatever the timeout: SQLite cannot wait for a lock
     when what was read may have changed since.
 
-    The journal stays what it is, a rollback journal unless somebody chose otherwise. With eight
-    processes a write-ahead log (synchronous=NORMAL) gave 9.9 trials a second instead of 8.1,
-    where a training takes minutes; for that it cannot lie on a network file system, loses the
-    last trials in a power cut, and leaves behind files that must be copied along.
+    The journal mode stays as it is, by default a rollback journal. With eight processes a
+    write-ahead log (synchronous=NORMAL) gave 9.9 instead of 8.1 trials a second, where a training
+    takes minutes; but it does not work on network file systems, loses the last trials in a power
+    cut, and leaves files that must be copied with the database.
     """
 
     @event.listens_for(engine, "connect")
-    def _own_transactions(connection: Any, _: Any) -> None:
-        connection.isolation_level = None  # sqlite3 shall not begin transactions by itself
+    def _disable_implicit_transactions(connection: Any, _: Any) -> None:
+        connection.isolation_level = None
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Any) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
-    engine.dispose()  # connections made so far have not heard of it
+    engine.dispose()  # existing connections lack the first listener's setting
 
 
 def _engine_kwargs(url: URL) -> dict[str, Any]:
     if url.get_backend_name() == "sqlite":
         return {"connect_args": {"timeout": 60}}
-    return {**_POOL, "connect_args": {k: v for k, v in _LINK.items() if k not in url.query}}
+    connect_args = {key: value for key, value in _CONNECTION.items() if key not in url.query}
+    return {**_POOL, "connect_args": connect_args}
 
 
 def _connect(url: URL) -> RetryingStorage:
@@ -182,8 +188,8 @@ def _prepare(url: URL) -> None:
         engine.dispose()
 
 
-def _read(path: Path) -> str:
-    """The one line of a file that holds a secret."""
+def _read_secret(path: Path) -> str:
+    """Read a file that consists of one line."""
     try:
         text = path.read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:
@@ -194,8 +200,8 @@ def _read(path: Path) -> str:
     return text
 
 
-def _refuse_open_secret(url: URL) -> None:
-    """InputError for a URL that would be shown with its password, or with a part of it."""
+def _check_password_is_hidden(url: URL) -> None:
+    """Raise InputError where masking the URL would leave the password or a part of it."""
     if any("password" in key for key in url.query):
         raise InputError("storage: the password stands in its query; write user:password@host")
     if "@" in f"{url.host or ''}{url.database or ''}" and url.get_backend_name() != "sqlite":

@@ -18,13 +18,32 @@ from search.storage.optuna_internals import trial_id as get_trial_id
 PART_LENGTH = 2045
 
 
-def note_attrs(trial_id: int | None, text: str, version: int = 1) -> dict[str, Any]:
-    """Return a note as system attributes; trial_id is None for the study's own note."""
-    parts = [text[i : i + PART_LENGTH] for i in range(0, len(text), PART_LENGTH)]
-    attrs: dict[str, Any] = {
-        f"{_prefix(trial_id)}note_str:{i}": part for i, part in enumerate(parts)
-    }
-    return {**attrs, version_key(trial_id): version}
+def note_attrs(
+    trial_id: int | None, text: str, version: int = 1, existing: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Return a note as system attributes.
+
+    Args:
+        trial_id: None for the study's own note.
+        text: Markdown.
+        version: 1 for a new note.
+        existing: keys in the storage; parts of a longer note that is replaced become empty.
+    """
+    parts = split_text(f"{_prefix(trial_id)}note_str:", text, existing)
+    return {**parts, version_key(trial_id): version}
+
+
+def split_text(prefix: str, text: str, existing: Iterable[str] = ()) -> dict[str, str]:
+    """Return a text in parts: ``<prefix>0``, ``<prefix>1``, ...
+
+    Args:
+        prefix: of the keys.
+        text: of any length.
+        existing: keys in the storage. Those with the prefix that have no part become empty.
+    """
+    starts = range(0, len(text), PART_LENGTH)
+    parts = {f"{prefix}{i}": text[at : at + PART_LENGTH] for i, at in enumerate(starts)}
+    return {**{key: "" for key in existing if key.startswith(prefix)}, **parts}
 
 
 def version_key(trial_id: int | None) -> str:

@@ -207,8 +207,8 @@ class OptunaStorage(RDBStorage):
     ) -> FrozenTrial:
         return self.get_trial(self.create_new_trial(study_id, template_trial))
 
-    def _get_trials(self, *args: Any) -> list[FrozenTrial]:
-        return self.read_trials(*args)
+    def _get_trials(self, *args: Any, **kwargs: Any) -> list[FrozenTrial]:
+        return self.read_trials(*args, **kwargs)
 
     def _get_best_trial_id(self, *args: Any) -> int:
         return self.find_best_trial_id(*args)

@@ -135,16 +135,25 @@ def read_trials(source: Connection | Session, where: ColumnElement[bool]) -> lis
 
 
 def read_study(
-    session: Session, study_id: int
+    study: optuna.Study,
 ) -> tuple[dict[str, Any], dict[str, Any], list[FrozenTrial]]:
-    """Return a study's user attributes, system attributes and trials by number."""
-    attrs = []
-    for model in (models.StudyUserAttributeModel, models.StudySystemAttributeModel):
-        query = select(model.key, model.value_json).where(model.study_id == study_id)
-        rows = sorted(session.execute(query).tuples().all())
-        attrs.append({key: json.loads(text) for key, text in rows})
-    trials = read_trials(session, _TRIAL.study_id == study_id)
-    return attrs[0], attrs[1], sorted(trials, key=lambda t: t.number)
+    """Return a study's user attributes, system attributes and trials, as of one moment."""
+    storage, key = backend_of(study), study_id(study)
+    engine = storage.engine
+    if engine.name != "sqlite":  # whose transactions keep writers out
+        engine = engine.execution_options(isolation_level="REPEATABLE READ")
+
+    def read() -> tuple[dict[str, Any], dict[str, Any], list[FrozenTrial]]:
+        with Session(engine) as session, session.begin():
+            attrs = []
+            for model in (models.StudyUserAttributeModel, models.StudySystemAttributeModel):
+                query = select(model.key, model.value_json).where(model.study_id == key)
+                rows = sorted(session.execute(query).tuples().all())
+                attrs.append({name: json.loads(text) for name, text in rows})
+            trials = read_trials(session, _TRIAL.study_id == key)
+            return attrs[0], attrs[1], sorted(trials, key=lambda t: t.number)
+
+    return storage.retry_transient(read)
 
 
 def _read_summaries(

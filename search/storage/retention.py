@@ -1,4 +1,4 @@
-"""What a study's trials leave behind, and what of it is kept."""
+"""The files of a trial, and how long each of them is kept."""
 
 from __future__ import annotations
 
@@ -8,67 +8,67 @@ from optuna.trial import FrozenTrial
 
 from search.storage import trial_records
 from search.storage.artifact_store import ArtifactStore
+from search.storage.trial_records import State, TrialAttr
 
 WEIGHTS, STATE, HISTORY = "model.safetensors", "state.pt", "history.csv"
-#: What the folds of a cross-validation that are done have given, while there are others to do.
+#: Results of the finished folds of a cross-validation that has others left.
 FOLDS = "folds.json"
-#: Some validation images with their outlines.
+#: Some validation images with outlines.
 PICTURE = "validation.jpg"
-#: Pictures are kept of this many of the best trials, and of the latest.
+#: Pictures are kept of the best trials and of the latest ones.
 BEST_PICTURES, LATEST_PICTURES = 16, 16
-#: Of trials just behind the ones that something is kept of, so many are looked at.
-PUSHED_OUT = 8
+#: Trials just behind those whose files are kept that are cleaned up when a trial ends.
+CLEANUP_WINDOW = 8
 
 
-def pictured(known: Sequence[FrozenTrial]) -> set[int]:
-    """Numbers of the trials whose pictures are kept, if they have any."""
-    best = [t.number for t in trial_records.rank_trials(known)[:BEST_PICTURES]]
-    return {*best, *_latest(known)[:LATEST_PICTURES]}
+def trials_with_pictures(trials: Sequence[FrozenTrial]) -> set[int]:
+    """Return the numbers of the trials whose pictures are kept, if they have any."""
+    best = [t.number for t in trial_records.rank_trials(trials)[:BEST_PICTURES]]
+    return {*best, *_latest(trials)[:LATEST_PICTURES]}
 
 
-def delete_old_pictures(store: ArtifactStore, known: Sequence[FrozenTrial]) -> None:
-    """Deletes the pictures that were kept until lately; ``sweep`` finds those left over.
+def delete_old_pictures(store: ArtifactStore, trials: Sequence[FrozenTrial]) -> None:
+    """Delete the pictures of trials just behind those whose pictures are kept.
 
-    A store of thousands of trials is not asked for each.
+    The store is not listed, which takes long for thousands of trials; ``delete_unneeded_files``
+    deletes what this leaves.
     """
-    best = [t.number for t in trial_records.rank_trials(known)]
+    best = [t.number for t in trial_records.rank_trials(trials)]
     behind = {
-        *best[BEST_PICTURES : BEST_PICTURES + PUSHED_OUT],
-        *_latest(known)[LATEST_PICTURES : LATEST_PICTURES + PUSHED_OUT],
+        *best[BEST_PICTURES : BEST_PICTURES + CLEANUP_WINDOW],
+        *_latest(trials)[LATEST_PICTURES : LATEST_PICTURES + CLEANUP_WINDOW],
     }
-    for number in sorted(behind - pictured(known)):
+    for number in sorted(behind - trials_with_pictures(trials)):
         store.delete(number, PICTURE)
 
 
-def _latest(known: Sequence[FrozenTrial]) -> list[int]:
-    """Trials that may have a picture, the latest first."""
-    drawn = {"complete", "pruned"}
-    return [t.number for t in reversed(known) if trial_records.state_of(t) in drawn]
+def delete_unneeded_files(store: ArtifactStore, trials: Sequence[FrozenTrial]) -> None:
+    """Delete all files of requeued trials, and states and old pictures of other finished ones.
 
-
-def sweep(store: ArtifactStore, known: Sequence[FrozenTrial]) -> None:
-    """Deletes what nobody needs any more: states of trials that ended, all of those handed on.
-
-    Workers clear up behind themselves; this is for what those left who were killed. What a trial
-    in the queue or at work may go on from stays. Pictures go as ``pictured`` says.
+    Workers delete these themselves; this is for the files of workers that were killed. Files from
+    which a waiting or running trial may resume stay.
     """
-    shown = pictured(known)
+    with_pictures = trials_with_pictures(trials)
     needed = {
         number
-        for t in known
+        for t in trials
         if not t.state.is_finished()
-        for number in (t.number, *t.user_attrs.get(trial_records.TrialAttr.ATTEMPTS, ()))
+        for number in (t.number, *t.user_attrs.get(TrialAttr.ATTEMPTS, ()))
     }
-    by_number = {t.number: t for t in known}
+    by_number = {t.number: t for t in trials}
     for number in store.list_trials():
         trial = by_number.get(number)
         if trial is None or number in needed:
             continue
         if trial_records.was_interrupted(trial):
             store.delete_trial(number)
-        else:
-            store.delete(number, STATE)
-            store.delete(number, FOLDS)
-            store.delete_partial_files(number)
-            if number not in shown:
-                store.delete(number, PICTURE)
+            continue
+        for name in (STATE, FOLDS) if number in with_pictures else (STATE, FOLDS, PICTURE):
+            store.delete(number, name)
+        store.delete_partial_files(number)
+
+
+def _latest(trials: Sequence[FrozenTrial]) -> list[int]:
+    """Return the numbers of trials that may have a picture, the latest first."""
+    states = {State.COMPLETE, State.PRUNED}
+    return [t.number for t in reversed(trials) if trial_records.state_of(t) in states]

@@ -266,7 +266,7 @@ class RetryingStorage(OptunaStorage):
         repeated: type[Exception],
         is_done: Callable[[], bool] = lambda: True,
     ) -> T | None:
-        """Retry work that raises ``repeated`` if done twice; None where the first attempt did it."""
+        """Retry work that raises ``repeated`` if done twice; None if an earlier attempt did it."""
         lost = False
 
         def attempt() -> T | None:

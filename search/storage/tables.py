@@ -114,23 +114,20 @@ def _check_version(connection: Connection, masked_url: str) -> None:
         return
     known = {revision.revision for revision in script.walk_revisions()}
     is_older = set(heads) <= known if heads else row.schema_version < models.SCHEMA_VERSION
-    if is_older:
-        age, advice = (
-            "an older",
-            (
-                f"stop its workers, back it up and run 'optuna storage upgrade --storage {masked_url}' "
-                f"with its password, or install optuna {row.library_version} here"
-            ),
-        )
-    else:
-        age, advice = (
-            "a newer",
-            (f"install optuna {row.library_version} or later here, or use another database"),
-        )
     revision = ", ".join(heads) or f"schema {row.schema_version}"
     raise InputError(
-        f"storage: {masked_url}: its tables are those of {age} Optuna, {row.library_version} "
-        f"({revision}); this is {optuna.__version__} ({head}): {advice}"
+        f"storage: {masked_url}: its tables are those of {'an older' if is_older else 'a newer'} "
+        f"Optuna, {row.library_version} ({revision}); this is {optuna.__version__} ({head}): "
+        + _upgrade_advice(masked_url, row.library_version, is_older)
+    )
+
+
+def _upgrade_advice(masked_url: str, version: str, is_older: bool) -> str:
+    if not is_older:
+        return f"install optuna {version} or later here, or use another database"
+    return (
+        "stop its workers, back it up and run 'optuna storage upgrade "
+        f"--storage {masked_url}' with its password, or install optuna {version} here"
     )
 
 

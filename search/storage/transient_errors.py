@@ -1,4 +1,4 @@
-"""What a database's error means: the connection is lost and will come back, or something else."""
+"""Tell database errors that pass, such as a lost connection, from all others."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from lesionseg.errors import InputError
 
 
 class StorageUnreachable(InputError):
-    """The first connection failed for a reason that may pass; reason: in the database's words."""
+    """The first connection failed for a transient reason, which ``reason`` quotes."""
 
-    def __init__(self, told: str, reason: str) -> None:
-        super().__init__(told)
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
         self.reason = reason
 
 
-#: PostgreSQL's codes of errors that pass: connections that break or are refused for now, and
-#: transactions that lost against another one and may simply be repeated.
-_PASSING = frozenset(
+#: PostgreSQL's codes of transient errors: connections that break or are refused for now, and
+#: transactions that lost against another one and may be repeated.
+_TRANSIENT = frozenset(
     {"08000", "08001", "08003", "08006", "57P01", "57P02", "57P03", "57P05", "25P03"}
     | {"53300", "40P01", "40001"}
 )
 #: SQLite's primary codes for "busy" and "locked".
 _BUSY = frozenset({5, 6})
 
-# What fails while a connection is made carries no code, whatever the reason: only its text tells
-# a server that restarts from a password that is wrong.
-_FINAL_TEXT = re.compile(
+# Errors while a connection is made carry no code: only the text tells a server that restarts from
+# a wrong password.
+_PERMANENT_TEXT = re.compile(
     "authentication failed|no password supplied|pg_hba|does not exist|not permitted|permission"
 )
-_PASSING_TEXT = re.compile(
+_TRANSIENT_TEXT = re.compile(
     "refused|reset by peer|broken pipe|server closed|connection (is|was|has been) (closed|lost)"
     "|timed out|timeout expired|failed to resolve|could not translate|unreachable|no route"
     "|connection abort|eof detected|unexpected eof|consuming input failed|could not (send|receive)"
@@ -43,33 +43,33 @@ _PASSING_TEXT = re.compile(
 
 
 def transient_reason(error: BaseException) -> str | None:
-    """In one line why an attempt failed that is worth repeating; None where it is not.
+    """Return in one line why an attempt failed that is worth repeating; None for other errors.
 
-    Optuna hides what the database said in its own StorageInternalError: the causes are looked at.
+    Optuna wraps the database's error in its StorageInternalError: causes are examined too.
     """
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, StorageUnreachable):
-            return seen.reason
-        if isinstance(seen, PoolTimeout):
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, StorageUnreachable):
+            return cause.reason
+        if isinstance(cause, PoolTimeout):
             return "no connection became free"
-        if isinstance(seen, DBAPIError):
-            return _passing(seen.orig, seen.connection_invalidated)
-        if hasattr(seen, "sqlstate") or hasattr(seen, "sqlite_errorcode"):
-            return _passing(seen, False)
-        # A second statement after a break fails for want of a rollback, not of a connection.
-        seen = seen.__context__ if isinstance(seen, PendingRollbackError) else seen.__cause__
+        if isinstance(cause, DBAPIError):
+            return _driver_reason(cause.orig, cause.connection_invalidated)
+        if hasattr(cause, "sqlstate") or hasattr(cause, "sqlite_errorcode"):
+            return _driver_reason(cause, False)
+        # After a break, a second statement fails because there was no rollback.
+        cause = cause.__context__ if isinstance(cause, PendingRollbackError) else cause.__cause__
     return None
 
 
-def _passing(error: BaseException | None, broken: bool) -> str | None:
+def _driver_reason(error: BaseException | None, is_broken: bool) -> str | None:
     text = str(error).partition("\n")[0].strip()
-    code = getattr(error, "sqlite_errorcode", None)
-    if code is not None:
-        return text if code & 0xFF in _BUSY else None
-    state, low = getattr(error, "sqlstate", None), str(error).lower()
-    if state is not None and not broken:
-        return text if state in _PASSING else None
-    if _FINAL_TEXT.search(low):
+    sqlite_code = getattr(error, "sqlite_errorcode", None)
+    if sqlite_code is not None:
+        return text if sqlite_code & 0xFF in _BUSY else None
+    sqlstate, lower = getattr(error, "sqlstate", None), str(error).lower()
+    if sqlstate is not None and not is_broken:
+        return text if sqlstate in _TRANSIENT else None
+    if _PERMANENT_TEXT.search(lower):
         return None
-    return text if broken or _PASSING_TEXT.search(low) else None
+    return text if is_broken or _TRANSIENT_TEXT.search(lower) else None

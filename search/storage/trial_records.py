@@ -106,6 +106,17 @@ class StudyAttr:
 
     #: The study file as plain data; only studies of this project have it.
     SPEC = "spec"
+    #: Fingerprint of the data set.
+    DATA = "data"
+    SPLIT = "split"
+    #: New groups of near-duplicates, by the names of the records.
+    GROUPS = "groups"
+    #: Location of the artifact store; None for the study's folder.
+    ARTIFACTS = "artifacts"
+    #: Marks the artifact store as this study's.
+    UUID = "uuid"
+    #: Times of the test evaluations, ISO 8601 in UTC.
+    TEST_EVALUATIONS = "test_evaluations"
     #: The Command to all workers.
     COMMAND = "command"
 
@@ -160,13 +171,13 @@ def config_of(trial: FrozenTrial) -> dict[str, Any]:
 
 
 def folds_of(trial: FrozenTrial) -> dict[str, Any] | None:
-    """Return what ``cross_validation.summarize_folds`` made of the folds so far; None without any."""
+    """Return ``cross_validation.summarize_folds`` of the finished folds; None without any."""
     folds: dict[str, Any] | None = trial.user_attrs.get(TrialAttr.FOLDS)
     return folds
 
 
 def dice_by_epoch(trial: FrozenTrial) -> dict[int, float]:
-    """Return the validation Dice of each epoch; of a cross-validation, that of its first fold."""
+    """Return the validation Dice of each epoch; of a cross-validation, of its first fold."""
     epochs = trial.user_attrs.get(TrialAttr.CONFIG, {}).get("epochs")
     reported = sorted(trial.intermediate_values.items())
     return {step: value for step, value in reported if epochs is None or step <= epochs}

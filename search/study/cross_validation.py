@@ -19,9 +19,9 @@ from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial
 
 from lesionseg.metrics import Metrics
+from lesionseg.runtime.files import atomic_write
 from lesionseg.training.types import EpochRecord, TrainResult
 from search.storage import trial_records
-from search.storage.study_dir import put
 
 FORMAT = "lesionsearch-folds/1"
 
@@ -99,7 +99,7 @@ def save(path: Path, digest: str, results: Sequence[TrainResult]) -> None:
         }
         for result in results
     ]
-    put(path, json.dumps({"format": FORMAT, "digest": digest, "folds": plain}))
+    atomic_write(path, json.dumps({"format": FORMAT, "digest": digest, "folds": plain}))
 
 
 def load(path: Path, digest: str) -> list[TrainResult]:

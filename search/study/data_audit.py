@@ -1,9 +1,8 @@
-"""What a study does about what its pictures share, and what it keeps of it: audit.json."""
+"""Near-duplicates among the images of a study: audit.json and its summary."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,153 +18,118 @@ from lesionseg.data.duplicates.grouping import (
 from lesionseg.data.duplicates.leakage import LeakageReport, find_leaks
 from lesionseg.data.index import SPLITS, DatasetIndex
 from lesionseg.errors import InputError
-from search.errors import JobFailed
-from search.storage.study_dir import put
+from lesionseg.runtime.files import atomic_write
 
-NAME = "audit.json"
-#: What a sheet's file may end in.
-PICTURES = (".png", ".jpg", ".jpeg")
-#: Pictures under several names that a summary lists at most.
-MOST = 20
+FILE_NAME = "audit.json"
+#: Largest number of duplicates that a summary names.
+MAX_NAMED = 20
 
 
 @dataclass(frozen=True)
 class StudyAudit:
-    """What the audit of a study's pictures says, and what follows from it.
+    """The near-duplicates of a study and what follows from them.
 
-    groups: of the records, by name, that were put into another group. left_out: names of records
-    that are used nowhere.
+    groups: new groups by the names of the records.
+    excluded: names of the records that are not used.
     """
 
-    found: LeakageReport
+    report: LeakageReport
     groups: Mapping[str, str]
-    left_out: frozenset[str]
+    excluded: frozenset[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Fit for JSON: ``LeakageReport.to_dict`` and what was done."""
-        return self.found.to_dict() | {
-            "regrouped": dict(self.groups),
-            "left_out": sorted(self.left_out),
+        """Return a dict for JSON."""
+        return self.report.to_dict() | {
+            "groups": dict(self.groups),
+            "excluded": sorted(self.excluded),
         }
 
 
 def audit_study(
-    index: DatasetIndex, cache: Cache, *, official: bool, leaks: str, pooled: bool = False
+    index: DatasetIndex, cache: Cache, *, official: bool, leaks: str, merge_train_val: bool = False
 ) -> StudyAudit:
-    """Audits the pictures of a study that is founded, from its cache.
+    """Find near-duplicates, put them into one group and resolve leaks between official splits.
 
-    official: its split is the data set's own. leaks: refuse, drop or allow, as data.leaks says.
-    pooled: folds are dealt of train and val together: the border between them is none.
-    Near-duplicates are put into one group. InputError where official splits share images and that is
-    refused.
+    Args:
+        index: The data set.
+        cache: Its cached images.
+        official: Whether the study uses the official split.
+        leaks: ``refuse``, ``drop`` or ``allow``, as in ``data.leaks``.
+        merge_train_val: Whether train and val are one part, as in a cross-validation.
+
+    Raises:
+        InputError: If official splits share images and ``leaks`` is ``refuse``.
     """
-    if pooled:
-        one = {"val": "train"}
-        records = (replace(r, split=one.get(r.split or "", r.split)) for r in index.records)
+    if merge_train_val:
+        records = (replace(r, split="train") if r.split == "val" else r for r in index.records)
         index = replace(index, records=tuple(records))
-    found = find_leaks({"": audit_cache(index, cache)})
-    crossed = find_crossing_groups(index.records, found.clusters) if official else []
-    if crossed and leaks == "refuse":
-        shown = "; ".join(map(str, crossed[:3]))
-        more = f"; and {len(crossed) - 3} more" if len(crossed) > 3 else ""
-        many = "pictures lie" if len(crossed) > 1 else "picture lies"
+    report = find_leaks({"": audit_cache(index, cache)})
+    crossing = find_crossing_groups(index.records, report.clusters) if official else []
+    if crossing and leaks == "refuse":
+        examples = "; ".join(map(str, crossing[:3]))
+        more = f"; and {len(crossing) - 3} more" if len(crossing) > 3 else ""
+        count = "1 image is" if len(crossing) == 1 else f"{len(crossing)} images are"
         raise InputError(
-            f"data: {len(crossed)} {many} in two official splits: {shown}{more}; look at them with "
-            f"`lesionsearch data check DIR --sheet FILE.png`; data.leaks=drop leaves out the "
-            f"copies that are less held out, with their groups, data.leaks=allow keeps them"
+            f"data: {count} in two official splits: {examples}{more}; view them with "
+            f"`lesionsearch data check DIR --sheet FILE.png`; data.leaks=drop leaves the copies in "
+            f"train or val out, with their groups; data.leaks=allow keeps them"
         )
-    left_out = find_records_to_exclude(crossed) if leaks == "drop" else set()
-    used = [r for r in index.records if r.name not in left_out]
-    groups = merge_groups(used, found.clusters, official=official)
-    return StudyAudit(found, groups, frozenset(left_out))
+    excluded = find_records_to_exclude(crossing) if leaks == "drop" else set()
+    used = [record for record in index.records if record.name not in excluded]
+    groups = merge_groups(used, report.clusters, official=official)
+    return StudyAudit(report, groups, frozenset(excluded))
 
 
-def check_output_files(json_: Path | None, sheet: Path | None) -> None:
-    """InputError where a file cannot be written that is to tell of an audit.
-
-    Asked before it: of tens of thousands of pictures an audit takes minutes.
-    """
-    for option, path in (("--json", json_), ("--sheet", sheet)):
-        if path is None:
-            continue
-        folder = path.absolute().parent
-        if path.is_dir():
-            raise InputError(f"{option}: {path} is a folder; name a file")
-        if not folder.is_dir():
-            raise InputError(f"{option}: {path}: there is no folder {folder}; make it first")
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise InputError(f"{option}: {path} cannot be written: no permission in {folder}")
-    if sheet is not None and sheet.suffix.lower() not in PICTURES:
-        raise InputError(f"--sheet: {sheet}: must end in {' or '.join(PICTURES)}")
-
-
-def write_json(found: LeakageReport, path: Path) -> None:
-    """Everything that an audit found; InputError where the file cannot be written."""
-    try:
-        path.write_text(json.dumps(found.to_dict(), indent=1), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--json: {path}: cannot be written: {error.strerror}") from error
-
-
-def raise_on_leaks(found: LeakageReport) -> None:
-    """Failed where data sets or splits share pictures; InputError where pairs cannot be used."""
-    broken = [problem for each in found.audits.values() for problem in each.problems]
-    told = found.describe_leaks()
-    if told:
-        also = f"; and {len(broken)} pairs cannot be used" if broken else ""
-        raise JobFailed(f"data check: {told}{also}")
-    for each in found.audits.values():
-        each.require_usable()
-
-
-def write_audit(folder: Path, audited: StudyAudit) -> None:
-    """Keeps the audit with the study."""
-    put(folder / NAME, json.dumps(audited.to_dict(), indent=1))
+def write_audit(folder: Path, audit: StudyAudit) -> None:
+    """Write the audit to a study's folder."""
+    atomic_write(folder / FILE_NAME, json.dumps(audit.to_dict(), indent=1))
 
 
 def read_audit(folder: Path) -> dict[str, Any] | None:
-    """The audit of a study's folder; None where it has none."""
-    path = folder / NAME
+    """Read the audit of a study's folder; None if there is none."""
+    path = folder / FILE_NAME
     if not path.is_file():
         return None
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    audit: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return audit
 
 
-def summary(folder: Path, parts: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What a report says of the audit; None where the folder has none.
+def summarize_audit(folder: Path, split: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Summarize the audit of a study's folder; None if there is none.
 
-    parts: names of the records of each part of the split. ``copies``: pictures under several
-    names, ``exact`` of them equal pixel by pixel; ``across``: those in more than one part;
-    ``names``: the first few of these, else of all; ``left_out``: records that are used nowhere,
-    being copies of others.
+    Args:
+        folder: The study's folder.
+        split: Names of the records by part.
+
+    Returns:
+        ``duplicates``: number of images with several names, ``exact``: those identical pixel by
+        pixel, ``leaks``: those in several parts, ``names``: the first leaks, or the first
+        duplicates if there are none, ``excluded``: number of records that are not used.
     """
-    found = read_audit(folder)
-    if found is None:
+    audit = read_audit(folder)
+    if audit is None:
         return None
-    used = {name: part for part in SPLITS for name in parts[part]}
-    sets = [[p["name"] for p in each["images"]] for each in found["duplicates"]]
-    across = [names for names in sets if len({used[n] for n in names if n in used}) > 1]
+    part_of = {name: part for part in SPLITS for name in split[part]}
+    clusters = [[image["name"] for image in c["images"]] for c in audit["duplicates"]]
+    leaks = [c for c in clusters if len({part_of[name] for name in c if name in part_of}) > 1]
     return {
-        "copies": len(sets),
-        "exact": sum(each["exact"] for each in found["duplicates"]),
-        "across": len(across),
-        "names": (across or sets)[:MOST],
-        "left_out": len(found["left_out"]),
+        "duplicates": len(clusters),
+        "exact": sum(cluster["exact"] for cluster in audit["duplicates"]),
+        "leaks": len(leaks),
+        "names": (leaks or clusters)[:MAX_NAMED],
+        "excluded": len(audit["excluded"]),
     }
 
 
-def told(summed: Mapping[str, Any] | None) -> str | None:
-    """The summary in one line for people; None where there is nothing to say."""
-    if not summed or not summed["copies"]:
+def describe_audit(summary: Mapping[str, Any] | None) -> str | None:
+    """Describe a summary in one line; None without duplicates."""
+    if not summary or not summary["duplicates"]:
         return None
-    names = ", ".join(" = ".join(each) for each in summed["names"][:3])
-    line = f"{summed['copies']} pictures lie under several names, such as {names}; "
-    if summed["across"]:
-        line += f"{summed['across']} of them are in more than one part, as data.leaks allows"
+    names = ", ".join(" = ".join(cluster) for cluster in summary["names"][:3])
+    line = f"{summary['duplicates']} images have several names, such as {names}; "
+    if summary["leaks"]:
+        line += f"{summary['leaks']} of them are in more than one part, as data.leaks allows"
     else:
-        line += "those that are used are one group each"
-    left_out = summed["left_out"]
-    if not left_out:
-        return line
-    return f"{line}; {left_out} pictures of training or validation are left out for them"
+        line += "the copies in use are in one group each"
+    excluded = summary["excluded"]
+    return f"{line}; {excluded} images of train or val are left out" if excluded else line

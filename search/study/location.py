@@ -1,4 +1,4 @@
-"""Where a study is: its name, folder, storage and data, as one process sees them."""
+"""The location of a study: its name, folder, storage and data on one host."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from lesionseg.data.sets import Roots
 
 @dataclass(frozen=True)
 class StudyLocation:
-    """Where a study is, as a process of this or of another host sees it.
+    """Where a process finds a study.
 
-    name: the study's, in the storage. folder: where histories, checkpoints and weights are put.
-    storage: the database's URL, password included, which is why it is never shown; None for
-    ``study.db`` in the folder. data: the images, or those of several data sets; None for where the
-    study's creator had them.
+    name: of the study in its storage.
+    folder: for histories, checkpoints and weights.
+    storage: URL of the database with its password, therefore never shown; None for ``study.db`` in
+        the folder.
+    data: folders of the images; None for those that the study was created with.
     """
 
     name: str

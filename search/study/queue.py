@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial
 from lesionseg.config import DEFAULTS, SETTINGS, TrialConfig
 from lesionseg.errors import InputError, nearest
 from lesionseg.registry import FAMILIES
-from lesionseg.space import Domain, Scalar, lookup, spelt
+from lesionseg.space import Domain, Scalar, format_value, lookup
 from search.spec import baselines, yaml_loader
 from search.spec.search_space import Param, Params, find_size_errors
 from search.spec.study_spec import StudySpec
@@ -181,11 +181,13 @@ def _of_config(plain: Any, spec: StudySpec) -> TrialConfig:
             f"written without 'config:'"
         )
     for family, table in FAMILIES.items():
-        pick = baselines.get_pick(TrialConfig.from_dict(whole).to_dict(), family)
+        component = baselines.get_component(TrialConfig.from_dict(whole).to_dict(), family)
         try:
-            whole[family] = {pick.name: lookup(family, table, pick.name).resolve(pick.params)}
+            whole[family] = {
+                component.name: lookup(family, table, component.name).resolve(component.params)
+            }
         except InputError as error:
-            raise InputError(f"{family}.{pick.name}: {error}") from None
+            raise InputError(f"{family}.{component.name}: {error}") from None
     config = TrialConfig.from_dict(whole)
     if config.image_size != size:
         raise InputError(f"image_size: the study's images have {size}, got {config.image_size}")
@@ -256,4 +258,4 @@ def _settle(
         if is_open(param):
             fixed[where] = value
     elif value != param:
-        errors.append(f"{where}: stands at {spelt(param)} in this study, got {wanted!r}")
+        errors.append(f"{where}: stands at {format_value(param)} in this study, got {wanted!r}")

@@ -1,4 +1,4 @@
-"""The images that the trials of a study train and are judged on."""
+"""The images that the trials of a study train on and are validated with."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class TrialData:
-    """What every trial of a study trains and is judged on: positions in one cache.
+    """Positions of a study's images in their cache.
 
-    folds: train and val of each training of a cross-validation, train and val being the first
-    one's; none where a trial is one training.
+    cache: path of the cache.
+    train, val: of the training; with a cross-validation, of its first fold.
+    folds: train and val of each fold; empty without a cross-validation.
     """
 
     cache: Path
@@ -29,7 +30,7 @@ class TrialData:
 
     @property
     def train_val(self) -> NDArray[np.int64]:
-        """All that some training learns from or is judged on."""
+        """All images of train and val, over all folds."""
         if not self.folds:
             return np.concatenate([self.train, self.val])
         return np.unique(np.concatenate([part for fold in self.folds for part in fold]))

@@ -1,4 +1,4 @@
-"""The first trials of a study: published systems, as its space can say them or as they are."""
+"""The first trials of a study: published systems, within its search space or outside of it."""
 
 from __future__ import annotations
 
@@ -11,25 +11,23 @@ from lesionseg.space import Categorical, Domain, Float, Int, Scalar
 from search.spec import baselines
 from search.spec.search_space import Param, SearchSpace
 from search.spec.study_spec import StudySpec
-from search.storage import trial_records
+from search.storage.leases import QueueEntry
+from search.storage.trial_records import TrialAttr
 
-Queue = list[tuple[dict[str, Any], dict[str, Any]]]
 
-
-def queue(spec: StudySpec) -> Queue:
-    """Parameters and user attributes of the trials that a spec's ``warm_start`` names.
-
-    A baseline that lies within the study's space is queued by its parameters, so that the sampler
-    learns from it. One that does not is queued as it is: it is trained and ranked like any trial,
-    and the sampler knows nothing of it.
-    """
-    return [_queued(name, spec) for name in baselines.expand_names(spec.warm_start)]
+def first_trials(spec: StudySpec) -> list[QueueEntry]:
+    """Return parameters and user attributes of the trials that ``warm_start`` names."""
+    return [
+        queue_entry(baseline_config(name, spec), spec.space, {TrialAttr.BASELINE: name})
+        for name in baselines.expand_names(spec.warm_start)
+    ]
 
 
 def baseline_config(name: str, spec: StudySpec) -> TrialConfig:
-    """A published system under a study's image size, epochs, patience and seed.
+    """Return a published system with the image size, epochs, patience and seed of a study.
 
-    Raises InputError where there is none of the name.
+    Raises:
+        InputError: If there is no baseline of that name.
     """
     budget = spec.budget
     return baselines.build_config(
@@ -37,42 +35,60 @@ def baseline_config(name: str, spec: StudySpec) -> TrialConfig:
     )
 
 
-def _queued(name: str, spec: StudySpec) -> tuple[dict[str, Any], dict[str, Any]]:
-    config = baseline_config(name, spec)
-    params = find_params(config, spec.space)
-    attrs: dict[str, Any] = {trial_records.TrialAttr.BASELINE: name}
+def queue_entry(config: TrialConfig, space: SearchSpace, attrs: Mapping[str, Any]) -> QueueEntry:
+    """Return a queue entry for a configuration.
+
+    A configuration within the search space is queued by its parameters, so that the sampler learns
+    from it. Any other is queued as a fixed configuration: it is trained and ranked like any trial,
+    but the sampler ignores it.
+    """
+    params = find_params(config, space)
     if params is None:
-        attrs[trial_records.TrialAttr.FIXED_CONFIG] = config.to_dict()
-    return dict(params or {}), attrs
+        return {}, {**attrs, TrialAttr.FIXED_CONFIG: config.to_dict()}
+    return params, attrs
 
 
 def find_params(config: TrialConfig, space: SearchSpace) -> dict[str, Scalar] | None:
-    """The trial parameters that make ``suggest`` give this very configuration; None if none do.
+    """Return the trial parameters for which ``suggest`` returns a configuration.
 
-    Parameters have the dotted names of ``search.study.suggest``. A space without any choice expresses
-    its one configuration by no parameters at all; that is None too, as there is nothing to learn.
+    None if there are none, or if the space has no open parameter.
     """
     plain = config.to_dict()
-    found: dict[str, Scalar] = {}
+    params: dict[str, Scalar] = {}
     for family in DEFAULTS:
-        pick, options = baselines.get_pick(plain, family), space.families[family]
-        if pick.name not in options:
+        component, options = baselines.get_component(plain, family), space.families[family]
+        if component.name not in options:
             return None
         if len(options) > 1:
-            found[family] = pick.name
-        if not _within(options[pick.name], pick.params, f"{family}.{pick.name}.", found):
+            params[family] = component.name
+        if not _add_params(
+            options[component.name], component.params, f"{family}.{component.name}.", params
+        ):
             return None
-    # What a study neither fixes nor searches stands at its default, which suggest() leaves to it.
+    # Settings that a study neither fixes nor searches keep their default.
     settings = {name: domain.default for name, domain in SETTINGS.items()} | dict(space.settings)
-    if not _within(settings, {name: plain[name] for name in SETTINGS}, "", found):
+    if not _add_params(settings, {name: plain[name] for name in SETTINGS}, "", params):
         return None
-    return found or None
+    return params or None
 
 
-def _within(
-    params: Mapping[str, Param], values: Mapping[str, Scalar], prefix: str, into: dict[str, Scalar]
+def is_open(domain: Domain) -> bool:
+    """Return whether a domain has more than one value, so that it is a parameter of trials."""
+    match domain:
+        case Float(low, high) | Int(low, high):
+            return low < high
+        case Categorical(choices):
+            return len(choices) > 1
+
+
+def _add_params(
+    space: Mapping[str, Param],
+    values: Mapping[str, Scalar],
+    prefix: str,
+    params: dict[str, Scalar],
 ) -> bool:
-    for name, param in params.items():
+    """Add the values of open parameters; return whether all values are within the space."""
+    for name, param in space.items():
         if not isinstance(param, Domain):
             if param != values[name]:
                 return False
@@ -82,14 +98,5 @@ def _within(
         except InputError:
             return False
         if is_open(param):
-            into[prefix + name] = value
+            params[prefix + name] = value
     return True
-
-
-def is_open(domain: Domain) -> bool:
-    """Whether a domain leaves a choice, so that a trial has a parameter of it."""
-    match domain:
-        case Float(low, high) | Int(low, high):
-            return low < high
-        case Categorical(choices):
-            return len(choices) > 1

@@ -1,4 +1,4 @@
-"""Pretrained weights that a search space may ask for."""
+"""Pretrained weights that a search space needs."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from search.spec.search_space import SearchSpace, possible_values
 
 
 def ensure_space_weights(space: SearchSpace) -> None:
-    """Makes sure of the pretrained weights that a space may ask for, before anything is begun.
-
-    InputError names what is lacking and how to put it in place.
-    """
+    """Raise InputError, with a remedy, if weights are missing that a trial may need."""
     for params in space.families["model"].values():
         if "weights" in params:
             for weights in possible_values(params["weights"]):

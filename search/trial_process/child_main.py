@@ -1,4 +1,4 @@
-"""What a child does: the side of ``search.trial_process.process`` that needs torch. Preloaded by its server."""
+"""Main module of the training process; the fork server imports it, and with it torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 import torch
-import torch._dynamo  # torch does with the first optimizer: here once, before the fork  # noqa: F401
+import torch._dynamo  # the first optimizer imports it: once, before the fork  # noqa: F401
 from numpy.typing import NDArray
 
 from lesionseg.config import TrialConfig
@@ -17,22 +17,21 @@ from lesionseg.data.cache import Cache
 from lesionseg.data.index import Record
 from lesionseg.errors import InputError
 from lesionseg.inference.evaluate import evaluate
-from lesionseg.inference.selection import choose
+from lesionseg.inference.selection import select_inference
 from lesionseg.models import build_model, count_params
 from lesionseg.models.cost import multiply_adds
 from lesionseg.runtime.device import pick_device
-from lesionseg.runtime.malloc import keep_memory
-from lesionseg.runtime.oom import is_short
+from lesionseg.runtime.malloc import retain_freed_memory
+from lesionseg.runtime.oom import is_out_of_memory
 from lesionseg.runtime.throughput import images_per_second
 from lesionseg.training import checkpoint
-from lesionseg.training.train import Diverged, EpochRecord, TrainData, train
-from lesionseg.training.train import Suspended as Put
+from lesionseg.training.train import train
+from lesionseg.training.types import Diverged, EpochRecord, TrainData
+from lesionseg.training.types import Suspended as TrainingSuspended
 from lesionseg.viz import overlays
 from lesionseg.viz.trial_sheet import draw_sheet, spread
 from search.trial_process.protocol import (
-    GO_ON,
-    STOP,
-    SUSPEND,
+    ErrorReason,
     Evaluated,
     EvaluateJob,
     InferenceSelected,
@@ -40,7 +39,7 @@ from search.trial_process.protocol import (
     JobError,
     JobOutcome,
     ModelBuilt,
-    Reason,
+    Reply,
     Resumed,
     SelectInferenceJob,
     StateSaved,
@@ -50,43 +49,45 @@ from search.trial_process.protocol import (
     TrainJob,
 )
 
-#: Seconds between two signs of life of a training, at least.
-SIGN_OF_LIFE = 5.0
+#: Seconds between two StepDone messages, at least.
+STEP_MESSAGE_S = 5.0
 
 
-def work(job: Job, pipe: Connection) -> JobOutcome:
-    """Does the job; ``pipe`` takes Built and EpochRecords and gives the answers."""
+def run_job(job: Job, pipe: Connection) -> JobOutcome:
+    """Run a job; messages are sent to ``pipe``, and replies read from it."""
     torch.set_num_threads(job.threads)
     if pick_device(job.device).type == "cpu":
-        keep_memory()
+        retain_freed_memory()
     match job:
         case TrainJob():
             return _train(job, pipe)
         case SelectInferenceJob():
-            return _choose(job)
+            return _select_inference(job)
         case EvaluateJob():
-            return _test(job)
+            return _evaluate(job)
 
 
-def broke(error: Exception, trace: str) -> JobError:
-    """An exception as a reason that people can act on."""
-    reason: Reason = "crash"
-    match error:
-        case _ if is_short(error):
-            reason = "oom"
-        case Diverged():
-            reason = "diverged"
-        case InputError():
-            reason = "config"
-        case FileNotFoundError():
-            reason = "data"
-        case OSError() if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            reason = "disk"
+def describe_error(error: Exception, trace: str) -> JobError:
+    """Return the reason of an exception and one line that describes it."""
     text = " ".join(str(error).split())
-    message = (
-        text if isinstance(error, Diverged | InputError) else f"{type(error).__name__}: {text}"
-    )
-    return JobError(reason, message[:500], trace)
+    if not isinstance(error, Diverged | InputError):
+        text = f"{type(error).__name__}: {text}"
+    return JobError(_reason_of(error), text[:500], trace)
+
+
+def _reason_of(error: Exception) -> ErrorReason:
+    match error:
+        case _ if is_out_of_memory(error):
+            return ErrorReason.OOM
+        case Diverged():
+            return ErrorReason.DIVERGED
+        case InputError():
+            return ErrorReason.CONFIG
+        case FileNotFoundError():
+            return ErrorReason.DATA
+        case OSError() if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            return ErrorReason.DISK
+    return ErrorReason.CRASH
 
 
 def _train(job: TrainJob, pipe: Connection) -> Trained | Suspended:
@@ -94,35 +95,35 @@ def _train(job: TrainJob, pipe: Connection) -> Trained | Suspended:
     device = pick_device(job.device)
     if device.type == "cuda" and job.share < 1:
         torch.cuda.set_per_process_memory_fraction(job.share, device)
-    torch.manual_seed(config.seed)  # before the weights are drawn
+    torch.manual_seed(config.seed)  # before the weights are initialized
     model = build_model(config.model, image_size=config.image_size)
-    line = _Line(pipe)
-    if line.ask(ModelBuilt(count_params(model), multiply_adds(model, config.image_size))):
-        raise InputError("refused before training")
+    channel = Channel(pipe)
+    if channel.send(ModelBuilt(count_params(model), multiply_adds(model, config.image_size))):
+        raise InputError("stopped before training")
     try:
         result = train(
             config,
             TrainData(Cache(job.cache), job.train, job.val),
-            line.ask,
+            channel.send,
             device=device,
             save_to=job.save_to,
             keep=job.keep,
             model=model,
             state=job.state,
             parts=job.parts,
-            suspend=line.is_to_suspend,
+            suspend=channel.is_suspended,
             on_resume=lambda history: pipe.send(Resumed(history)),
-            on_step=line.step,
+            on_step=channel.send_step,
             on_saved=lambda epoch: pipe.send(StateSaved(epoch)),
         )
-    except Put as put:
-        return Suspended(put.epoch)
-    _draw(job, device)
+    except TrainingSuspended as suspended:
+        return Suspended(suspended.epoch)
+    _draw_picture(job, device)
     return Trained(result)
 
 
-def _draw(job: TrainJob, device: torch.device) -> None:
-    """The trial's picture, with the weights that were kept; without it a trial is as good."""
+def _draw_picture(job: TrainJob, device: torch.device) -> None:
+    """Draw the trial's picture with the kept weights; an error costs only the picture."""
     if job.picture is None or job.save_to is None:
         return
     with contextlib.suppress(Exception):
@@ -131,39 +132,41 @@ def _draw(job: TrainJob, device: torch.device) -> None:
         draw_sheet(model, cache, spread(cache, job.val), job.picture, device)
 
 
-class _Line:
-    """The training's end of the pipe: what it says, what it is told, and when."""
+class Channel:
+    """The training's end of the pipe."""
 
     def __init__(self, pipe: Connection) -> None:
-        self.pipe, self.suspending, self.spoke = pipe, False, time.monotonic()
+        self.pipe, self.suspended, self.last_step_at = pipe, False, time.monotonic()
 
-    def ask(self, message: ModelBuilt | EpochRecord) -> bool:
-        """Whether to stop."""
+    def send(self, message: ModelBuilt | EpochRecord) -> bool:
+        """Send a message and wait for the reply; return whether to stop."""
         self.pipe.send(message)
-        answer = GO_ON if self.suspending else self.pipe.recv()
-        self.suspending = self.suspending or answer == SUSPEND
-        return bool(answer == STOP)
+        if self.suspended:
+            return False
+        reply = self.pipe.recv()
+        self.suspended = reply == Reply.SUSPEND
+        return bool(reply == Reply.STOP)
 
-    def is_to_suspend(self) -> bool:
-        """Whether the training is to be put down here and now."""
-        if not self.suspending and self.pipe.poll():
-            self.suspending = self.pipe.recv() == SUSPEND
-        return self.suspending
+    def is_suspended(self) -> bool:
+        """Return whether the training must be suspended now."""
+        if not self.suspended and self.pipe.poll():
+            self.suspended = self.pipe.recv() == Reply.SUSPEND
+        return self.suspended
 
-    def step(self, epoch: int, step: int, steps: int) -> None:
-        """Says now and then that it goes on."""
-        if time.monotonic() - self.spoke > SIGN_OF_LIFE:
-            self.spoke = time.monotonic()
+    def send_step(self, epoch: int, step: int, steps: int) -> None:
+        """Send StepDone, at most every STEP_MESSAGE_S seconds."""
+        if time.monotonic() - self.last_step_at > STEP_MESSAGE_S:
+            self.last_step_at = time.monotonic()
             self.pipe.send(StepDone(epoch, step, steps))
 
 
-def _choose(job: SelectInferenceJob) -> InferenceSelected:
+def _select_inference(job: SelectInferenceJob) -> InferenceSelected:
     model, _ = checkpoint.load(job.weights)
     cache = Cache(job.cache)
-    choice = choose(
+    choice = select_inference(
         model,
-        cache.images[job.members],
-        cache.masks[job.members],
+        cache.images[job.val],
+        cache.masks[job.val],
         device=pick_device(job.device),
         ttas=("none", "flips", "d4") if job.tta else ("none",),
         postprocess=job.postprocess,
@@ -172,24 +175,24 @@ def _choose(job: SelectInferenceJob) -> InferenceSelected:
     return InferenceSelected(choice)
 
 
-def _test(job: EvaluateJob) -> Evaluated:
+def _evaluate(job: EvaluateJob) -> Evaluated:
     model, config = checkpoint.load(job.weights)
     inference = checkpoint.read_inference(job.weights)
     cache, device = Cache(job.cache), pick_device(job.device)
-    shown: dict[str, NDArray[np.bool_]] = {}
+    masks: dict[str, NDArray[np.bool_]] = {}
 
-    def keep(record: Record, predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> None:
+    def keep_mask(record: Record, predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> None:
         if record.name in job.show:
-            shown[record.name] = overlays.shrunk(predicted)
+            masks[record.name] = overlays.shrunk(predicted)
 
     evaluation = evaluate(
-        model, cache, job.records, device=device, inference=inference, on_image=keep
+        model, cache, job.records, device=device, inference=inference, on_image=keep_mask
     )
     speed = {
         kind: images_per_second(model, config.image_size, device, size)
         for kind, size in (("batch", 16), ("single", 1))
     }
-    drawn: tuple[tuple[str, str], ...] = ()
+    overlay_files: tuple[tuple[str, str], ...] = ()
     if job.overlays is not None:
-        drawn = overlays.draw_overlays(model, cache, evaluation, job.overlays, device, inference)
-    return Evaluated(evaluation, speed, drawn, shown)
+        overlay_files = overlays.draw_overlays(model, cache, evaluation, job.overlays, device, inference)
+    return Evaluated(evaluation, speed, overlay_files, masks)

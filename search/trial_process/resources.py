@@ -9,7 +9,7 @@ import psutil
 
 from lesionseg.errors import InputError
 from lesionseg.runtime.device import pick_device
-from lesionseg.runtime.env import check_switches
+from lesionseg.runtime.env import check_env_options
 from search.trial_process.slot import Slot
 
 #: Part of the host's memory that all trainings may use together.
@@ -23,7 +23,7 @@ CGROUP_LIMITS = (
 
 def default_slot(device: str = "auto", threads: int | None = None) -> Slot:
     """Return this host's device with all cores of this process; InputError for a bad device."""
-    check_switches()
+    check_env_options()
     memory_gb = _host_memory_gb() * MEMORY_SHARE
     return Slot(str(pick_device(device)), threads or count_cores(), memory_gb=memory_gb)
 
@@ -63,7 +63,7 @@ def local_slots(
     Raises:
         InputError: the options contradict, or a device does not exist.
     """
-    check_switches()
+    check_env_options()
     if gpus is not None and workers is not None:
         raise InputError("--gpus and --workers: give one; --workers-per-gpu sets workers of a GPU")
     if gpus is None and workers is None:

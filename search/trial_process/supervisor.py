@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lesionseg.training.train import EpochRecord
+from lesionseg.training.types import EpochRecord
 from search.trial_process.process import TrialProcess
 from search.trial_process.protocol import (
     ErrorReason,

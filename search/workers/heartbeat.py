@@ -1,4 +1,4 @@
-"""A worker's heartbeat: a thread that says it lives, hears orders and looks after the dead."""
+"""The heartbeat thread of a worker."""
 
 from __future__ import annotations
 
@@ -16,68 +16,59 @@ from search.trial_process.slot import Slot
 
 
 class Heartbeat:
-    """Beats while it is entered; what it hears is to be read from any thread.
+    """Sends heartbeats, reads the command to all workers and reaps expired workers.
 
-    It beats from a thread of its own, so that a sampler that thinks for a minute does not look
-    dead. It reaps too: the dead are found although nobody starts a trial.
+    It runs in its own thread, so that a worker with a slow sampler does not expire, and expired
+    workers are found even if no trial starts. Attributes may be read from any thread.
     """
 
     def __init__(self, leases: TrialLeases, slot: Slot) -> None:
         self.leases, self.slot = leases, slot
         self.command = Command.RUN
+        self.lease_lost = False
+        self.epoch = 0
         self._claim: Claim | None = None
-        self._epoch = 0
-        self._fenced = False
+        self._worker: WorkerInfo | None = None
         self._lock = threading.RLock()
-        self._end = threading.Event()
-        self._row: WorkerInfo | None = None
+        self._stop_event = threading.Event()
         self._thread: threading.Thread | None = None
 
     @property
-    def row(self) -> WorkerInfo:
-        """This worker in the books; it is entered anew where it was taken for dead."""
+    def worker(self) -> WorkerInfo:
+        """This worker's registration; a new one if the previous one expired."""
         with self._lock:
-            if self._row is None:
-                self._row = self.leases.register_worker(self.slot)
-            return self._row
+            if self._worker is None:
+                self._worker = self.leases.register_worker(self.slot)
+            return self._worker
 
-    @property
-    def fenced(self) -> bool:
-        """Whether the trial that is held was taken away."""
-        return self._fenced
-
-    def hold(self, claim: Claim | None) -> None:
-        """From now on the beats are for this trial; None for none."""
+    def set_claim(self, claim: Claim | None) -> None:
+        """Set the trial whose lease the heartbeats renew."""
         with self._lock:
-            self._claim, self._epoch, self._fenced = claim, 0, False
+            self._claim, self.epoch, self.lease_lost = claim, 0, False
 
-    def at(self, epoch: int) -> None:
-        """How far the trial is."""
-        self._epoch = epoch
+    def expire(self, worker: WorkerInfo) -> None:
+        """Drop an expired registration, unless it was replaced already."""
+        with self._lock:
+            if self._worker is worker:
+                self._worker = None
 
-    def expired(self, row: WorkerInfo) -> None:
-        """Others took this worker for dead: it comes again under a new name, unless it did so."""
+    def send(self) -> None:
+        """Send one heartbeat from the calling thread."""
         with self._lock:
-            if self._row is row:
-                self._row = None
-
-    def beat(self) -> None:
-        """One beat, from the caller's thread."""
+            claim, worker = self._claim, self.worker
+        reply = self.leases.heartbeat(worker, claim, self.epoch)
+        self.command = reply.command
         with self._lock:
-            claim, row = self._claim, self.row
-        orders = self.leases.heartbeat(row, claim, self._epoch)
-        self.command = orders.command
-        with self._lock:
-            if orders.has_lease or claim is not self._claim:
+            if reply.has_lease or claim is not self._claim:
                 return
             if claim is None:
-                self.expired(row)
+                self.expire(worker)
             else:
-                self._fenced = True
+                self.lease_lost = True
 
     def __enter__(self) -> Heartbeat:
-        self._end.clear()
-        _ = self.row
+        self._stop_event.clear()
+        _ = self.worker  # register before the first claim
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
         return self
@@ -85,21 +76,20 @@ class Heartbeat:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        self._end.set()
+        self._stop_event.set()
         assert self._thread is not None
         self._thread.join(timeout=5)
-        if self._row is not None and not isinstance(error, StorageUnavailable):
-            with suppress(StorageUnavailable):  # it goes all the same, and will be found to be gone
-                self.leases.deregister_worker(self._row)
-        self._row = None
+        if self._worker is not None and not isinstance(error, StorageUnavailable):
+            with suppress(StorageUnavailable):  # it then expires instead
+                self.leases.deregister_worker(self._worker)
+        self._worker = None
 
     def _run(self) -> None:
-        reaped = time.monotonic()
-        while not self._end.wait(self.leases.grace_s / 6):
-            try:
-                self.beat()
-                if time.monotonic() - reaped > self.leases.grace_s / 3:
-                    reaped = time.monotonic()
+        reaped_at = time.monotonic()
+        while not self._stop_event.wait(self.leases.grace_s / 6):
+            # The worker's own calls raise errors of the storage.
+            with suppress(StorageUnavailable, SQLAlchemyError, KeyError):
+                self.send()
+                if time.monotonic() - reaped_at > self.leases.grace_s / 3:
+                    reaped_at = time.monotonic()
                     self.leases.reap_expired()
-            except (StorageUnavailable, SQLAlchemyError, KeyError):
-                continue  # away, full or deleted: the worker's own calls will say so

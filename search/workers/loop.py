@@ -1,218 +1,223 @@
-"""A worker's shift: trial after trial, until the study needs it no more or it is sent away."""
+"""The loop of a worker: trial after trial, until the study is done or the worker is stopped."""
 
 from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from optuna.exceptions import StorageInternalError
-from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 from sqlalchemy.exc import SQLAlchemyError
 
-from lesionseg.config import TrialConfig
 from lesionseg.runtime.device import pick_device
-from lesionseg.training.train import EpochRecord
 from search.errors import JobFailed
 from search.storage import trial_records
 from search.storage.artifact_store import ArtifactStoreUnavailable
-from search.storage.lease_types import Claim
+from search.storage.lease_types import Claim, Command, Refusal
 from search.storage.leases import TrialLeases
-from search.storage.retention import sweep
+from search.storage.retention import delete_unneeded_files
 from search.storage.retrying_storage import StorageUnavailable, retry_transient
 from search.storage.trial_records import TimeBudget
-from search.study.lifecycle import OpenStudy, join_study, prepare_sampling
 from search.study.location import StudyLocation
+from search.study.opening import OpenStudy, join_study
 from search.study.samplers import SAMPLERS
+from search.study.sampling import prepare_sampling
 from search.study.weights import ensure_space_weights
-from search.trial_process.protocol import PROGRAM
-from search.trial_process.slot import Slot, StopEvent, WorkerResult
-from search.workers.worker import TrialListener, Worker
+from search.trial_process.protocol import CHILD_PROGRAM
+from search.trial_process.slot import Slot, StopEvent
+from search.workers.listener import NullListener, TrialListener
+from search.workers.trial_context import TrialContext
+from search.workers.worker import Worker
+from search.workers.worker_result import StopReason, WorkerResult
 
-#: After so many skipped trials in a row the sampler gives way to draws that are new ...
-GIVE_WAY = 10
-#: ... and after so many the space counts as exhausted, if it is too large to be counted.
-EXHAUSTED = 100
-#: Seconds for which a worker waits at its door for a database that is away.
-AT_THE_DOOR = 60.0
-#: Seconds between two questions of a worker that waits for others.
-SHORTEST, LONGEST = 0.2, 5.0
+#: Skipped trials in a row after which random sampling replaces the study's sampler ...
+SKIPPED_BEFORE_RANDOM = 10
+#: ... and after which an infinite search space counts as exhausted.
+SKIPPED_BEFORE_EXHAUSTED = 100
+#: Seconds that a starting worker waits for a database that is not available.
+CONNECT_TIMEOUT_S = 60.0
+#: Pauses of a worker without a trial grow from the shortest to the longest.
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
+
+OnEvent = Callable[[str], None]
 
 
-class NullListener:
-    """A listener whom nothing interests."""
-
-    def trial_started(self, number: int, config: TrialConfig) -> None:
-        """Nothing."""
-
-    def epoch_ended(self, number: int, record: EpochRecord) -> None:
-        """Nothing."""
-
-    def trial_ended(self, trial: FrozenTrial, best: FrozenTrial | None) -> None:
-        """Nothing."""
+def ignore_event(message: str) -> None:
+    """Do nothing."""
 
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """What a worker's shift is bound to.
-
-    max_trials: it leaves after so many. forever: it waits for more where the study is done.
-    """
+    """max_trials: end after this number. forever: wait for more trials when the study is done."""
 
     max_trials: int | None = None
     forever: bool = False
-    program: str = PROGRAM
+    program: str = CHILD_PROGRAM
 
 
-def serve(
-    join: StudyLocation,
+def join_and_run_trials(
+    location: StudyLocation,
     slot: Slot,
-    stopping: StopEvent,
-    terms: WorkerOptions = WorkerOptions(),
+    stop_event: StopEvent,
+    options: WorkerOptions = WorkerOptions(),
     listener: TrialListener | None = None,
-    on_event: Callable[[str], None] = lambda told: None,
+    on_event: OnEvent = ignore_event,
 ) -> WorkerResult:
-    """Joins a study and works on it.
+    """Join a study and run its trials.
 
-    stopping: set when the worker is to put its trial down and leave. Raises InputError where the
-    study, its data or the slot are not what they should be, and Failed. A database that is away
-    is waited for, for a minute: it may be started together with its workers, or again.
+    A database that is not available is waited for, for CONNECT_TIMEOUT_S: it may be started
+    together with its workers.
+
+    Args:
+        location: of the study.
+        slot: what to compute on.
+        stop_event: when it is set, the running trial is requeued and the worker ends.
+        options: of the loop.
+        listener: receives the progress.
+        on_event: called with lines about the storage.
+
+    Raises:
+        InputError: the study, its data or the slot is not usable.
+        JobFailed: the work cannot continue, such as on a full disk.
     """
     slot = replace(slot, device=str(pick_device(slot.device)))
     try:
         opened = retry_transient(
-            lambda: join_study(join),
-            stopping=stopping,
-            patience=AT_THE_DOOR,
+            lambda: join_study(location),
+            stop_event=stop_event,
+            timeout_s=CONNECT_TIMEOUT_S,
             on_wait=on_event,
         )
     except StorageUnavailable:
-        if stopping.is_set():
-            return WorkerResult(0, "asked")
-        opened = join_study(join)  # in its own words, if they still hold
+        if stop_event.is_set():
+            return WorkerResult(0, StopReason.STOPPED)
+        opened = join_study(location)  # raises the database's own error
     ensure_space_weights(opened.spec.space)
-    return work(opened, slot, listener or NullListener(), stopping, terms, on_event)
+    return run_trials(opened, slot, listener, stop_event, options, on_event)
 
 
-def work(
+def run_trials(
     opened: OpenStudy,
     slot: Slot,
-    listener: TrialListener,
-    stopping: StopEvent | None = None,
-    terms: WorkerOptions = WorkerOptions(),
-    on_event: Callable[[str], None] = lambda told: None,
+    listener: TrialListener | None = None,
+    stop_event: StopEvent | None = None,
+    options: WorkerOptions = WorkerOptions(),
+    on_event: OnEvent = ignore_event,
 ) -> WorkerResult:
-    """Works on an opened study; why it ended: done, time, exhausted, asked or enough."""
-    stopping = stopping or threading.Event()
-    shift = _Shift(opened, slot, listener, stopping, terms, on_event)
+    """Run trials of an open study; see ``join_and_run_trials``."""
+    stop_event = stop_event or threading.Event()
+    opened.configure_retries(stop_event, on_event)
+    time_budget = TimeBudget(opened.spec.budget.hours, opened.spec.budget.gpu_hours)
+    context = TrialContext.for_study(
+        opened,
+        slot,
+        TrialLeases(opened.study, on_wait=on_event),
+        listener=listener or NullListener(),
+        stop_event=stop_event,
+        is_out_of_time=lambda: time_budget.is_over(trial_records.all_trials(opened.study)),
+        program=options.program,
+    )
+    loop = TrialLoop(opened, context, options)
     try:
-        return shift.work()
+        return loop.run()
     except (StorageUnavailable, ArtifactStoreUnavailable) as error:
-        if stopping.is_set():
-            return WorkerResult(shift.ended, "asked")
+        if stop_event.is_set():
+            return WorkerResult(loop.finished, StopReason.STOPPED)
         raise JobFailed(str(error)) from None
     except (SQLAlchemyError, StorageInternalError) as error:
         raise JobFailed(opened.describe_error(error)) from None
     except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise JobFailed(
-                f"{opened.folder}: {error.strerror}; make room and start again"
-            ) from None
-        raise
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        raise JobFailed(f"{opened.folder}: {error.strerror}; make room and start again") from None
 
 
-class _Shift:
-    def __init__(
-        self,
-        opened: OpenStudy,
-        slot: Slot,
-        listener: TrialListener,
-        stopping: StopEvent,
-        terms: WorkerOptions,
-        on_event: Callable[[str], None],
-    ) -> None:
-        self.opened, self.stopping, self.terms = opened, stopping, terms
-        budget = opened.spec.budget
-        self.clock = TimeBudget(budget.hours, budget.gpu_hours)
-        opened.configure_retries(stopping, on_event)
-        self.leases = TrialLeases(opened.study, on_wait=on_event)
-        self.worker = Worker(
-            opened.study,
-            opened.spec,
-            opened.trial_data,
-            opened.artifact_store,
-            slot,
-            listener,
-            leases=self.leases,
-            stopping=stopping,
-            deadline=lambda: self.clock.is_over(trial_records.all_trials(opened.study)),
-            program=terms.program,
-        )
-        self.ended = self.skipped = self.idle = 0
+class TrialLoop:
+    """Runs trials with one worker until a StopReason applies.
 
-    def work(self) -> WorkerResult:
-        with self.worker:
-            self.worker.heartbeat.beat()  # it hears at once what the others were told long ago
-            prepare_sampling(self.opened, self.worker.heartbeat.row.ordinal)
-            self.own = self.opened.study.sampler
-            self.leases.reap_expired()
-            while True:
-                why = self._one()
-                if why is not None:
-                    sweep(self.opened.artifact_store, trial_records.all_trials(self.opened.study))
-                    return WorkerResult(self.ended, why)
+    finished: trials that this worker finished. skipped: the latest trials in a row that were
+    duplicates or violated a constraint.
+    """
 
-    def _one(self) -> str | None:
-        """One trial, or one wait for others; why the shift is over, if it is."""
-        if self.stopping.is_set() or self.worker.heartbeat.command == "stop":
-            return "asked"
-        if self.terms.max_trials is not None and self.ended >= self.terms.max_trials:
-            return "enough"
-        if self.worker.heartbeat.command == "pause":
+    def __init__(self, opened: OpenStudy, context: TrialContext, options: WorkerOptions) -> None:
+        self.opened, self.context, self.options = opened, context, options
+        self.worker = Worker(context)
+        self.finished = self.skipped = 0
+        self._pauses = 0
+
+    def run(self) -> WorkerResult:
+        """Run trials and return why the loop ended."""
+        study = self.opened.study
+        with self.worker as worker:
+            worker.heartbeat.send()  # reads the current command
+            prepare_sampling(self.opened, worker.heartbeat.worker.ordinal)
+            self._sampler = study.sampler
+            worker.leases.reap_expired()
+            while (reason := self._run_one()) is None:
+                pass
+            delete_unneeded_files(self.context.store, trial_records.all_trials(study))
+            return WorkerResult(self.finished, reason)
+
+    def _run_one(self) -> StopReason | None:
+        """Run one trial or wait once; return why the loop ends, if it does."""
+        command = self.worker.heartbeat.command
+        if self.context.stop_event.is_set() or command == Command.STOP:
+            return StopReason.STOPPED
+        if self.options.max_trials is not None and self.finished >= self.options.max_trials:
+            return StopReason.MAX_TRIALS
+        is_out_of_time = command != Command.PAUSE and self.context.is_out_of_time()
+        if is_out_of_time and not self.options.forever:
+            return StopReason.TIME
+        if command == Command.PAUSE or is_out_of_time:
             self._wait()
             return None
-        known = trial_records.all_trials(self.opened.study)
-        if self.clock.is_over(known):
-            if not self.terms.forever:
-                return "time"
-            self._wait()
-            return None
-        exhausted = (
-            len(trial_records.tried_digests(known)) >= self.opened.spec.space.size()
-            or self.skipped >= EXHAUSTED
-        )
-        self.opened.study.sampler = _fresh(self.opened) if self.skipped >= GIVE_WAY else self.own
-        claimed = self.worker.claim(fresh=not exhausted)
-        if isinstance(claimed, Claim):
-            self._run(claimed)
-            return None
-        if claimed == "full" or self.terms.forever:
-            self.leases.reap_expired()
-            self._wait()
-            return None
-        return "exhausted" if exhausted and not self._is_spent() else "done"
+        return self._claim_and_run()
 
-    def _run(self, claim: Claim) -> None:
-        self.idle = 0
-        done = self.worker.run(claim)
-        if trial_records.was_interrupted(done):
+    def _claim_and_run(self) -> StopReason | None:
+        trials = trial_records.all_trials(self.opened.study)
+        is_exhausted = self._is_exhausted(trials)
+        self._choose_sampler(trials)
+        claim = self.worker.claim(fresh=not is_exhausted)
+        if isinstance(claim, Claim):
+            self._run_trial(claim)
+            return None
+        if claim == Refusal.FULL or self.options.forever:
+            self.worker.leases.reap_expired()
+            self._wait()
+            return None
+        trials = trial_records.all_trials(self.opened.study)
+        is_spent = trial_records.count_finished(trials) >= self._trial_budget()
+        return StopReason.EXHAUSTED if is_exhausted and not is_spent else StopReason.DONE
+
+    def _run_trial(self, claim: Claim) -> None:
+        self._pauses = 0
+        trial = self.worker.run(claim)
+        if trial_records.was_interrupted(trial):
             return
-        self.ended += 1
-        self.skipped = self.skipped + 1 if trial_records.state_of(done) == "skipped" else 0
+        self.finished += 1
+        is_skipped = trial_records.state_of(trial) == trial_records.State.SKIPPED
+        self.skipped = self.skipped + 1 if is_skipped else 0
 
     def _wait(self) -> None:
-        """Longer and longer, but never so long that an end is missed for long."""
-        self.idle += 1
-        self.stopping.wait(min(LONGEST, SHORTEST * 1.5 ** min(self.idle, 20)))
+        """Wait for other workers; each pause is longer than the previous one."""
+        self._pauses += 1
+        pause = SHORTEST_PAUSE_S * 1.5 ** min(self._pauses, 20)
+        self.context.stop_event.wait(min(LONGEST_PAUSE_S, pause))
 
-    def _is_spent(self) -> bool:
-        known = trial_records.all_trials(self.opened.study)
+    def _is_exhausted(self, trials: Sequence[FrozenTrial]) -> bool:
+        tried = len(trial_records.tried_digests(trials))
+        return tried >= self.opened.spec.space.size() or self.skipped >= SKIPPED_BEFORE_EXHAUSTED
+
+    def _choose_sampler(self, trials: Sequence[FrozenTrial]) -> None:
+        sampler = self._sampler
+        if self.skipped >= SKIPPED_BEFORE_RANDOM:
+            name = "grid" if self.opened.spec.space.is_finite() else "random"
+            sampler = SAMPLERS[name](self.opened.spec.seed + len(trials), 0)
+        self.opened.study.sampler = sampler
+
+    def _trial_budget(self) -> int:
+        """Return the number of trials of the stored budget, which may have changed."""
         budget: int = self.opened.study.user_attrs["spec"]["budget"]["trials"]
-        return trial_records.count_finished(known) >= budget
-
-
-def _fresh(opened: OpenStudy) -> BaseSampler:
-    name = "grid" if opened.spec.space.is_finite() else "random"
-    return SAMPLERS[name](opened.spec.seed + len(trial_records.all_trials(opened.study)), 0)
+        return budget

@@ -1,4 +1,4 @@
-"""A worker as a process of its own: signals in, one line out for what happens, an exit code."""
+"""A worker as a process of its own: signal handling, log lines and exit."""
 
 from __future__ import annotations
 
@@ -10,86 +10,74 @@ from optuna.trial import FrozenTrial
 
 from lesionseg.config import TrialConfig
 from lesionseg.errors import InputError
-from lesionseg.training.train import EpochRecord
 from search.signals import SignalHandler
 from search.spec.loading import find_differing_keys, load_spec
 from search.storage import trial_records
-from search.study.lifecycle import RESUMABLE_KEYS, join_study
 from search.study.location import StudyLocation
+from search.study.opening import join_study
+from search.study.resume_checks import RESUMABLE_KEYS
 from search.trial_process.slot import Slot
-from search.workers.loop import WorkerOptions, serve
-
-WHY = {
-    "done": "the study is done",
-    "time": "the study's time is over",
-    "exhausted": "no new configuration is left to try",
-    "asked": "asked to leave",
-    "enough": "its share of trials is done",
-}
+from search.workers.listener import NullListener
+from search.workers.loop import WorkerOptions, join_and_run_trials
+from search.workers.worker_result import DESCRIPTIONS
 
 
-class Log:
-    """A listener that writes a line for each trial, with the time in UTC."""
+class LogListener(NullListener):
+    """Logs the start and the end of each trial; epochs are in history.csv."""
 
     def trial_started(self, number: int, config: TrialConfig) -> None:
-        """Says so."""
-        say(f"trial {number}: {config.digest()} begins")
-
-    def epoch_ended(self, number: int, record: EpochRecord) -> None:
-        """Epochs are in the trial's history.csv."""
+        """Log the configuration's digest."""
+        log(f"trial {number}: {config.digest()} started")
 
     def trial_ended(self, trial: FrozenTrial, best: FrozenTrial | None) -> None:
-        """Says how."""
-        reason = trial_records.reason_of(trial)
+        """Log state, value and reason."""
         value = "" if trial.value is None else f" {trial.value:.4f}"
-        why = f" ({reason})" if reason else ""
-        say(f"trial {trial.number}: {trial_records.state_of(trial)}{value}{why}")
+        reason = trial_records.reason_of(trial)
+        if reason and not trial_records.was_interrupted(trial):
+            value += f" ({reason})"
+        log(f"trial {trial.number}: {trial_records.describe_state(trial)}{value}")
 
 
-def say(text: str) -> None:
-    """One line, at once: a log is read while it is written."""
-    print(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {text}", flush=True)
+def log(message: str) -> None:
+    """Print a line with the time in UTC, unbuffered."""
+    print(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {message}", flush=True)
 
 
 def run_worker(
-    join: StudyLocation,
+    location: StudyLocation,
     slot: Slot,
     *,
     study: str | None = None,
     max_trials: int | None = None,
     forever: bool = False,
 ) -> None:
-    """Works until the study needs it no more.
+    """Run trials until the study is done.
 
-    SIGTERM: the trial at work is saved and queued again, and the call returns. Ctrl-C: the same,
-    and KeyboardInterrupt goes on up. study: a study file that the study must agree with.
+    On SIGTERM the running trial is requeued and the function returns; on Ctrl-C KeyboardInterrupt
+    is raised after that. study: a study file that must agree with the study.
     """
     if study is not None:
-        _refuse_another(join, study)
+        _check_same_study(location, study)
     signals = SignalHandler()
+    options = WorkerOptions(max_trials=max_trials, forever=forever)
     try:
         with signals.installed(), signals.deferred():
-            say(f"worker on {slot.device} joins {join.name}")
-            served = serve(
-                join,
-                slot,
-                signals.stop_event,
-                WorkerOptions(max_trials=max_trials, forever=forever),
-                Log(),
-                say,
+            log(f"worker on {slot.device} joins {location.name}")
+            result = join_and_run_trials(
+                location, slot, signals.stop_event, options, LogListener(), log
             )
-            say(f"{served.trials} trials; {WHY[served.why]}")
+            log(f"{result.trials} trials; {DESCRIPTIONS[result.reason]}")
     except KeyboardInterrupt:
         if signals.signal_number != signal.SIGTERM:
             raise
     sys.stdout.flush()
 
 
-def _refuse_another(join: StudyLocation, study: str) -> None:
-    spec, opened = load_spec(study), join_study(join)
+def _check_same_study(location: StudyLocation, study: str) -> None:
+    spec, opened = load_spec(study), join_study(location)
     keys = find_differing_keys(opened.spec.model_dump(mode="json"), spec.model_dump(mode="json"))
-    keys = [k for k in keys if k not in RESUMABLE_KEYS]
+    keys = [key for key in keys if key not in RESUMABLE_KEYS]
     if keys:
         raise InputError(
-            f"--study: {study} is not the study {join.name!r}: {', '.join(keys)} differ"
+            f"--study: {study} is not the study {location.name!r}: {', '.join(keys)} differ"
         )

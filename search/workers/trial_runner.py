@@ -1,370 +1,263 @@
-"""One claimed trial's training: followed to its end, reported, pruned, kept, told."""
+"""The training of one claimed trial, from its first message to its end."""
 
 from __future__ import annotations
 
-import csv
-import threading
 from collections.abc import Sequence
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from enum import StrEnum
+from typing import Any
 
 import optuna
 from optuna.trial import TrialState
 
 from lesionseg.config import TrialConfig
-from lesionseg.errors import InputError
-from lesionseg.training.train import EpochRecord, TrainResult
+from lesionseg.training.types import EpochRecord
 from search.errors import JobFailed
 from search.storage import trial_records
-from search.storage.artifact_store import ArtifactStore, ArtifactStoreUnavailable
-from search.storage.lease_types import Claim
-from search.storage.optuna_internals import cached_trial
-from search.storage.retention import FOLDS, HISTORY, PICTURE, STATE, WEIGHTS
-from search.study import cross_validation
+from search.storage.lease_types import Claim, Command
+from search.storage.retention import HISTORY, PICTURE, STATE, WEIGHTS
 from search.trial_process.protocol import (
+    ErrorReason,
     JobError,
     JobOutcome,
     ModelBuilt,
     Resumed,
     StateSaved,
-    StepDone,
     Suspended,
     Trained,
     TrainJob,
-    flatten_record,
 )
 from search.trial_process.supervisor import Limits, StopConditions, supervise
+from search.workers.fold_progress import FoldProgress
+from search.workers.trial_context import TrialContext
+from search.workers.trial_end import fail_trial, finish_trial, requeue_trial
+from search.workers.trial_files import StateUploader, put_optional
+from search.workers.trial_reporter import TrialReporter, write_history
 
-if TYPE_CHECKING:
-    from search.workers.worker import Worker
+
+class StopCause(StrEnum):
+    """Why a training is stopped before its last epoch."""
+
+    PRUNED = "pruned"
+    OUT_OF_TIME = "time"
+    CONSTRAINT = "constraint"
 
 
 class TrialRunner:
-    """One claimed trial's training, with as many attempts as memory makes necessary.
+    """Runs one claimed trial.
 
-    Of a cross-validation, one after the other of its trainings. The first one's weights are kept,
-    and pictured. results: of those that are done; history: of the one at work.
+    A trial is one training, or one per fold of a cross-validation; each is repeated with smaller
+    parts of a batch while memory does not suffice. The first fold's weights and picture are kept.
     """
 
     def __init__(
-        self, worker: Worker, claim: Claim, trial: optuna.Trial, config: TrialConfig
+        self, context: TrialContext, claim: Claim, trial: optuna.Trial, config: TrialConfig
     ) -> None:
-        self.worker, self.claim, self.trial, self.config = worker, claim, trial, config
-        self.history: list[EpochRecord] = []
-        self.results: list[TrainResult] = []
-        self.parts, self.built = 1, False
-        self.verdict: str | None = None
-        self.uploads = StateUploader(worker.store, claim.number)
-        self.trainings = worker.material.trainings
+        self.context, self.claim, self.trial, self.config = context, claim, trial, config
+        self.folds = FoldProgress(context, claim, config.digest())
+        self.reporter = TrialReporter(context, claim, trial)
+        self.uploader = StateUploader(context.store, claim.number)
+        self.history: list[EpochRecord] = []  # of the current training
+        self.parts = 1
+        self.stop: StopCause | None = None
 
-    def to_its_end(self) -> None:
-        """Trains, and tells how it ended."""
-        self._take_up_folds()
-        while True:
-            end = self._one_training()
-            if self.verdict == "pruned":
-                self.uploads.give_up()  # the state is of use to nobody, and a slot is waiting
-            else:
-                self.uploads.finish()
-            if not isinstance(end, Trained):
-                break
-            self.results.append(end.result)
-            if len(self.trainings) > 1 and self.verdict is None:
-                self._between_folds()
-            if self.verdict is not None or len(self.results) == len(self.trainings):
-                break
-        match end:
+    def run(self) -> None:
+        """Train the trial, and finish or requeue it.
+
+        Raises:
+            LeaseLost: another worker holds the trial.
+            JobFailed: the disk is full; the trial was requeued.
+        """
+        self._restore_folds()
+        match self._train_all():
             case Trained():
-                self._finish()
-            case Suspended() if self.verdict == "pruned":
-                self._told(TrialState.PRUNED)  # it was asked to leave when it had just been judged
+                self._finish_trained()
+            case Suspended() if self.stop == StopCause.PRUNED:
+                self._finish(TrialState.PRUNED)  # suspended just after the pruner's decision
             case Suspended():
-                self._put_down()
-            case JobError("disk", text):
-                # Every other trial would fail of it too: this is no fault of the configuration.
-                self.worker.put_back(self.claim)
-                raise JobFailed(f"{text}; make room in {self.worker.store.root} and start again")
-            case JobError() if self.verdict == trial_records.EndReason.CONSTRAINT:
-                self._told(TrialState.PRUNED)
-            case JobError(reason, text, trace):
-                told = {"reason": reason, "message": text, "trace": trace[-4000:]}
-                self._told(TrialState.FAIL, attrs=told)
+                self._suspend()
+            case JobError(ErrorReason.DISK, message):
+                # Every other trial would fail too; the configuration is not the reason.
+                requeue_trial(self.context, self.claim)
+                root = self.context.store.root
+                raise JobFailed(f"{message}; make room in {root} and start again")
+            case JobError() if self.stop == StopCause.CONSTRAINT:
+                self._finish(TrialState.PRUNED)
+            case JobError(reason, message, trace):
+                attrs = {"reason": reason, "message": message, "trace": trace[-4000:]}
+                self._finish(TrialState.FAIL, attrs=attrs)
 
-    def _one_training(self) -> JobOutcome:
+    # --- trainings -------------------------------------------------------------------------------
+
+    def _train_all(self) -> JobOutcome:
+        while True:
+            outcome = self._train_in_parts()
+            if self.stop == StopCause.PRUNED:
+                self.uploader.discard()  # nobody needs the state, and the slot is needed
+            else:
+                self.uploader.wait()
+            if not isinstance(outcome, Trained):
+                return outcome
+            self.folds.results.append(outcome.result)
+            self.history = []
+            if self.folds.has_folds and self.stop is None:
+                self._end_fold()
+            if self.stop is not None or self.folds.is_complete:
+                return outcome
+
+    def _train_in_parts(self) -> JobOutcome:
+        """Run one training; compute batches in more parts while memory does not suffice."""
         while True:
             self.history = []
-            end = supervise(self._job(), self._hear, self._limits(), self._watch())
-            if not (isinstance(end, JobError) and end.reason == "oom" and self._can_halve()):
-                return end
+            outcome = supervise(
+                self._job(), self._on_message, self._limits(), self._stop_conditions()
+            )
+            is_oom = isinstance(outcome, JobError) and outcome.reason == ErrorReason.OOM
+            can_split = self.config.accumulate * self.parts * 2 <= self.config.batch_size
+            if not (is_oom and can_split):
+                return outcome
             self.parts *= 2
-            self.worker.leases.set_trial_attrs(
-                self.claim, {"parts": self.parts, "spared": end.message}
-            )
-
-    def _take_up_folds(self) -> None:
-        """Folds that an earlier attempt brought to their end become this trial's own."""
-        store, number = self.worker.store, self.claim.number
-        if len(self.trainings) == 1 or not store.local_path(number, WEIGHTS).is_file():
-            return
-        self.results = cross_validation.load_results(store.local_path(number, FOLDS), self.config.digest())
-        if not self.results:
-            return
-        values = {r.epoch: r.metrics.dice for r in self.results[0].history}
-        for n in range(2, len(self.results) + 1):
-            values[self._step(n)] = cross_validation.mean_dice(self.results[:n])
-        self.worker.leases.record_epochs(self.claim, values)
-        cached_trial(self.trial).intermediate_values.update(values)
-        epochs = sum(len(result.history) for result in self.results)
-        told = {"resumed_at": epochs, trial_records.TrialAttr.FOLDS: self._folds()}
-        self.worker.leases.set_trial_attrs(self.claim, told)
-        self._write([], begins=True)
-        self.worker.heartbeat.at(epochs)
-
-    def _between_folds(self) -> None:
-        """Keeps what the fold gave, says it, and hears whether the trial is to go on."""
-        store, number, done = self.worker.store, self.claim.number, len(self.results)
-        if done < len(self.trainings):
-            if done == 1:
-                store.put(number, WEIGHTS)
-                with suppress(
-                    ArtifactStoreUnavailable, InputError, OSError
-                ):  # there may be no picture
-                    store.put(number, PICTURE)
-            cross_validation.save_results(
-                store.local_path(number, FOLDS), self.config.digest(), self.results
-            )
-            store.put(number, FOLDS)
-            store.delete(number, STATE)  # of the fold that is done
-        if done > 1:
-            self._report(self._step(done), cross_validation.mean_dice(self.results))
-        self.worker.leases.set_trial_attrs(
-            self.claim, {trial_records.TrialAttr.FOLDS: self._folds()}
-        )
-        if 1 < done < len(self.trainings) and self.trial.should_prune():
-            self.verdict = "pruned"
-        elif done < len(self.trainings) and self._is_late():
-            self.verdict = "time"
-
-    def _step(self, done: int) -> int:
-        """The step at which the mean over so many folds is reported."""
-        return self.worker.spec.budget.epochs + done - 1
-
-    def _folds(self) -> dict[str, Any]:
-        whole = [result for result in self.results if result.stopped != "asked"]
-        return cross_validation.summarize_folds(whole, len(self.trainings))
-
-    def _put_down(self) -> None:
-        store, number = self.worker.store, self.claim.number
-        if store.local_path(number, STATE).is_file():  # else it begins anew
-            store.put(number, STATE)
-        self.worker.put_back(self.claim)
-
-    def _can_halve(self) -> bool:
-        """Whether a batch can be computed in twice as many parts, its meaning unchanged."""
-        return self.config.accumulate * self.parts * 2 <= self.config.batch_size
+            self.reporter.set_attrs({"parts": self.parts, "oom_message": outcome.message})
 
     def _job(self) -> TrainJob:
-        material, slot, place = self.worker.material, self.worker.slot, self.worker.store.local_path
-        train, val = self.trainings[len(self.results)]
-        kept = not self.results
+        context, number = self.context, self.claim.number
+        train, val = self.folds.trainings[len(self.folds.results)]
+        is_first = not self.folds.results
         return TrainJob(
             self.config.to_dict(),
-            material.cache,
+            context.data.cache,
             train,
             val,
-            slot.device,
-            slot.threads,
-            save_to=place(self.claim.number, WEIGHTS) if kept else None,
-            state=place(self.claim.number, STATE),
+            context.slot.device,
+            context.slot.threads,
+            save_to=context.store.local_path(number, WEIGHTS) if is_first else None,
+            state=context.store.local_path(number, STATE),
             parts=self.parts,
-            share=slot.share,
-            program=self.worker.program,
-            imports=self.worker.imports,
-            picture=place(self.claim.number, PICTURE) if kept else None,
+            share=context.slot.share,
+            picture=context.store.local_path(number, PICTURE) if is_first else None,
+            program=context.program,
+            imports=context.imports,
         )
 
     def _limits(self) -> Limits:
-        budget, memory = self.worker.spec.budget, self.worker.slot.memory_gb
+        budget, memory_gb = self.context.spec.budget, self.context.slot.memory_gb
         return Limits(
-            seconds=budget.trial_minutes and budget.trial_minutes * 60,
-            stall=budget.stall_minutes and budget.stall_minutes * 60,
-            memory=None if memory is None else int(memory * 1e9),
-            spent=sum(result.seconds for result in self.results),
+            total_s=budget.trial_minutes and budget.trial_minutes * 60,
+            stall_s=budget.stall_minutes and budget.stall_minutes * 60,
+            memory_bytes=None if memory_gb is None else int(memory_gb * 1e9),
+            elapsed_s=self.folds.seconds,
         )
 
-    def _watch(self) -> StopConditions:
-        worker = self.worker
+    def _stop_conditions(self) -> StopConditions:
+        context = self.context
         return StopConditions(
-            suspend=lambda: worker.stopping.is_set() or worker.heartbeat.command != "run",
-            fenced=lambda: worker.heartbeat.fenced,
+            suspend=lambda: (
+                context.stop_event.is_set() or context.heartbeat.command != Command.RUN
+            ),
+            lease_lost=lambda: context.heartbeat.lease_lost,
         )
 
-    def _hear(self, message: Any) -> bool:
-        """Takes in what the child says; whether it shall stop."""
+    # --- messages of the training ----------------------------------------------------------------
+
+    def _on_message(self, message: Any) -> bool:
+        """Handle a message of the training process; return whether it must stop."""
         match message:
             case ModelBuilt():
-                self.verdict = self._refused(message)
+                if self.reporter.check_constraints(message):
+                    self.stop = StopCause.CONSTRAINT
             case Resumed(history):
-                self._take_up(history)
+                self._restore_epochs(history)
             case EpochRecord():
                 self._record([message])
-                if not self.results:
-                    self._report(message.epoch, message.metrics.dice)
-                self.worker.listener.epoch_ended(self.claim.number, message)
-                self.verdict = self._stop(message)
+                if not self.folds.results:
+                    self.reporter.report(message.epoch, message.metrics.dice)
+                self.context.listener.epoch_ended(self.claim.number, message)
+                self.stop = self._check_stop(message)
             case StateSaved():
-                self.uploads.state()
-            case StepDone():
-                pass  # that it was said is all
-        return self.verdict is not None
+                self.uploader.start()
+        return self.stop is not None
 
-    def _report(self, step: int, dice: float) -> None:
-        known = cached_trial(self.trial).intermediate_values
-        if step in known:  # of an attempt that memory did not suffice for
-            self.worker.leases.record_epochs(self.claim, {step: dice})
-            known[step] = dice
-            return
-        self.trial.report(dice, step)
+    def _check_stop(self, record: EpochRecord) -> StopCause | None:
+        is_last = len(self.folds.results) + 1 == len(self.folds.trainings)
+        if is_last and record.epoch == self.context.spec.budget.epochs:
+            return None  # nothing is saved by stopping after the last epoch
+        if not self.folds.results and self.trial.should_prune():
+            return StopCause.PRUNED
+        return StopCause.OUT_OF_TIME if self._is_out_of_time() else None
 
-    def _take_up(self, history: Sequence[EpochRecord]) -> None:
-        """Epochs of an earlier attempt become this trial's own."""
-        before = sum(len(result.history) for result in self.results)
-        self.worker.leases.set_trial_attrs(self.claim, {"resumed_at": before + len(history)})
-        if self.results:
-            self._record(history)
-        elif history:
-            values = {r.epoch: r.metrics.dice for r in history}
-            self.worker.leases.record_epochs(self.claim, values)
-            cached_trial(self.trial).intermediate_values.update(values)
-            self._record(history)
-
-    def _refused(self, built: ModelBuilt) -> str | None:
-        attrs: dict[str, Any] = {"params": built.params, "macs": built.macs}
-        limits = self.worker.spec.constraints
-        told = []
-        for key, value, limit, what in (
-            ("max_params_m", built.params / 1e6, limits.max_params_m, "million parameters"),
-            ("max_gmacs", built.macs / 1e9, limits.max_gmacs, "billion multiply-adds an image"),
-        ):
-            if limit is None:
-                continue
-            if not self.built:
-                self.trial.set_constraint(key, value - limit)
-            # The dashboard shows user attributes and does not see Optuna's constraints.
-            attrs[f"constraint.{key}"] = round(value - limit, 6)
-            if value > limit:
-                told.append(f"{value:.2f} {what}; constraints.{key} is {limit:g}")
-        if told:
-            attrs |= {"reason": trial_records.EndReason.CONSTRAINT, "message": "; ".join(told)}
-        self.built = True
-        self.worker.leases.set_trial_attrs(self.claim, attrs)
-        return trial_records.EndReason.CONSTRAINT if told else None
-
-    def _stop(self, record: EpochRecord) -> str | None:
-        last = len(self.results) + 1 == len(self.trainings)
-        if record.epoch == self.worker.spec.budget.epochs and last:
-            return None  # it has run its course: nothing is saved by stopping it
-        if not self.results and self.trial.should_prune():
-            return "pruned"
-        return "time" if self._is_late() else None
-
-    def _is_late(self) -> bool:
-        # Out of time: the first complete trial is let through, or there would be no result.
-        known = self.worker.deadline() and trial_records.rank_trials(
-            trial_records.all_trials(self.worker.study)
+    def _is_out_of_time(self) -> bool:
+        # The first complete trial may exceed the time: without it there would be no result.
+        return self.context.is_out_of_time() and bool(
+            trial_records.rank_trials(trial_records.all_trials(self.context.study))
         )
-        return bool(known)
-
-    def _finish(self) -> None:
-        results = self.results
-        attrs: dict[str, Any] = {
-            "best_epoch": cross_validation.mean_epoch(results),
-            "epochs": sum(len(result.history) for result in results),
-            "val": cross_validation.mean_metrics(results),
-            "seconds": round(sum(result.seconds for result in results), 3),
-            "peak_memory": max(result.peak_memory for result in results),
-        }
-        if len(self.trainings) > 1:
-            attrs[trial_records.TrialAttr.FOLDS] = self._folds()
-        if any(result.stopped == "early" for result in results):
-            attrs["reason"] = "early stopping"
-        if self.verdict == "time":
-            attrs["reason"] = self.verdict
-        if self.verdict is not None:
-            self._told(TrialState.PRUNED, attrs=attrs)
-            return
-        self.worker.store.put(self.claim.number, WEIGHTS)
-        self._told(TrialState.COMPLETE, cross_validation.mean_dice(results), attrs)
-
-    def _told(
-        self, state: TrialState, value: float | None = None, attrs: dict[str, Any] | None = None
-    ) -> None:
-        store, files = self.worker.store, []
-        if self.history or self.results:  # one that is refused before training has none
-            store.put(self.claim.number, HISTORY)
-            files.append(HISTORY)
-        with suppress(ArtifactStoreUnavailable, InputError, OSError):  # there may be no picture
-            store.put(self.claim.number, PICTURE)
-            files.append(PICTURE)
-        self.worker.told(self.claim, state, value, attrs, files)
 
     def _record(self, records: Sequence[EpochRecord]) -> None:
-        """Adds epochs to the history file; the first ones begin it anew."""
-        self._write(records, begins=not self.history)
+        """Add epochs to the history file and to the heartbeat."""
         self.history += records
-        before = sum(len(result.history) for result in self.results)
-        self.worker.heartbeat.at(before + len(self.history))
+        path = self.context.store.local_path(self.claim.number, HISTORY)
+        histories = [*(result.history for result in self.folds.results), self.history]
+        write_history(path, histories, has_folds=self.folds.has_folds)
+        self.context.heartbeat.epoch = self.folds.epochs + len(self.history)
 
-    def _write(self, records: Sequence[EpochRecord], *, begins: bool) -> None:
-        path = self.worker.store.local_path(self.claim.number, HISTORY)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # A file that begins anew holds all epochs of the folds before.
-        earlier = enumerate((result.history for result in self.results), 1) if begins else ()
-        rows = [self._row(fold, record) for fold, history in earlier for record in history]
-        rows += [self._row(len(self.results) + 1, record) for record in records]
-        with path.open("w" if begins else "a", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            if begins:
-                writer.writeheader()
-            writer.writerows(rows)
+    # --- resumption ------------------------------------------------------------------------------
 
-    def _row(self, fold: int, record: EpochRecord) -> dict[str, Any]:
-        return ({"fold": fold} if len(self.trainings) > 1 else {}) | flatten_record(record)
+    def _restore_folds(self) -> None:
+        """Restore the folds that an earlier attempt finished."""
+        values = self.folds.restore()
+        if values:
+            self.reporter.restore(values)
+            attrs = {"resumed_at": self.folds.epochs, **self.folds.fold_attrs()}
+            self.reporter.set_attrs(attrs)
+            self._record([])
 
+    def _restore_epochs(self, history: Sequence[EpochRecord]) -> None:
+        """Restore the epochs of the training that an earlier attempt saved."""
+        self.reporter.set_attrs({"resumed_at": self.folds.epochs + len(history)})
+        if history and not self.folds.results:
+            self.reporter.restore({record.epoch: record.metrics.dice for record in history})
+        if history or self.folds.results:
+            self._record(history)
 
-class StateUploader:
-    """Takes states to where other hosts can get them, beside the training; the latest only."""
-
-    def __init__(self, store: ArtifactStore, number: int) -> None:
-        self.store, self.number = store, number
-        self.thread: threading.Thread | None = None
-
-    def state(self) -> None:
-        """There is a new state."""
-        if self.store.is_local or (self.thread is not None and self.thread.is_alive()):
+    def _end_fold(self) -> None:
+        """Store a finished fold, report the mean of the folds and decide whether to continue."""
+        done = len(self.folds.results)
+        if not self.folds.is_complete:
+            self.folds.save()
+        if done > 1:
+            self.reporter.report(*self.folds.mean())
+        self.reporter.set_attrs(self.folds.fold_attrs())
+        if self.folds.is_complete:
             return
-        self.thread = threading.Thread(target=self._put, daemon=True)
-        self.thread.start()
+        if done > 1 and self.trial.should_prune():
+            self.stop = StopCause.PRUNED
+        elif self._is_out_of_time():
+            self.stop = StopCause.OUT_OF_TIME
 
-    def _put(self) -> None:
-        # The next state tries again; what must arrive is put by the worker itself.
-        with suppress(ArtifactStoreUnavailable, InputError, OSError):
-            self.store.put(self.number, STATE)
+    # --- ends ------------------------------------------------------------------------------------
 
-    def finish(self) -> None:
-        """Waits for what is under way."""
-        if self.thread is not None:
-            self.thread.join()
-
-    def give_up(self) -> None:
-        """Waits for nothing; what is under way is dropped when it has arrived."""
-        under_way = self.thread
-        if under_way is None or not under_way.is_alive():
+    def _finish_trained(self) -> None:
+        attrs = self.folds.result_attrs()
+        if self.stop == StopCause.OUT_OF_TIME:
+            attrs["reason"] = trial_records.EndReason.OUT_OF_TIME
+        if self.stop is not None:
+            self._finish(TrialState.PRUNED, attrs=attrs)
             return
+        self.context.store.put(self.claim.number, WEIGHTS)
+        _, dice = self.folds.mean()
+        self._finish(TrialState.COMPLETE, dice, attrs)
 
-        def drop() -> None:
-            under_way.join()
-            with suppress(ArtifactStoreUnavailable, InputError, OSError):
-                self.store.delete(self.number, STATE)
+    def _finish(
+        self, state: TrialState, value: float | None = None, attrs: dict[str, Any] | None = None
+    ) -> None:
+        store, number, files = self.context.store, self.claim.number, []
+        if self.history or self.folds.results:
+            store.put(number, HISTORY)
+            files.append(HISTORY)
+        if put_optional(store, number, PICTURE):
+            files.append(PICTURE)
+        finish_trial(self.context, self.claim, state, value, attrs, files)
 
-        threading.Thread(target=drop, daemon=True).start()
+    def _suspend(self) -> None:
+        store, number = self.context.store, self.claim.number
+        if store.local_path(number, STATE).is_file():  # else the trial starts again
+            store.put(number, STATE)
+        requeue_trial(self.context, self.claim)

@@ -6,7 +6,7 @@ import torch
 
 from lesionseg.data.cache import build_cache
 from lesionseg.data.index import DatasetIndex
-from lesionseg.training.train import TrainData
+from lesionseg.training.types import TrainData
 
 
 @pytest.fixture(autouse=True, scope="session")

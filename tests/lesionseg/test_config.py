@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from lesionseg.config import ABOUT_SETTINGS, DEFAULTS, SETTINGS, TrialConfig
 from lesionseg.errors import InputError
 from lesionseg.registry import FAMILIES
-from lesionseg.space import Categorical, Float, Int, Pick
+from lesionseg.space import Categorical, Float, Int, ComponentConfig
 
 FULL = TrialConfig(
-    model=Pick("unet", {"width": 8, "depth": 2}),
-    loss=Pick("focal", {"gamma": 2.5, "alpha": 0.25}),
-    augment=Pick("full", {"strength": 0.1}),
-    mix=Pick("cutmix", {"alpha": 1.0}),
-    optimizer=Pick("adamw", {"lr": 1e-4, "weight_decay": 1e-6}),
-    schedule=Pick("plateau", {"factor": 0.5, "patience": 3}),
+    model=ComponentConfig("unet", {"width": 8, "depth": 2}),
+    loss=ComponentConfig("focal", {"gamma": 2.5, "alpha": 0.25}),
+    augment=ComponentConfig("full", {"strength": 0.1}),
+    mix=ComponentConfig("cutmix", {"alpha": 1.0}),
+    optimizer=ComponentConfig("adamw", {"lr": 1e-4, "weight_decay": 1e-6}),
+    schedule=ComponentConfig("plateau", {"factor": 0.5, "patience": 3}),
     image_size=128,
     batch_size=4,
     epochs=3,
@@ -51,7 +51,7 @@ def values_of(domain):
 def picks_of(table):
     return st.sampled_from(sorted(table)).flatmap(
         lambda name: st.builds(
-            Pick,
+            ComponentConfig,
             st.just(name),
             st.fixed_dictionaries({p: values_of(d) for p, d in table[name].space.items()}),
         )
@@ -107,13 +107,13 @@ def test_the_tables_and_the_class_name_the_same_things():
     assert set(ABOUT_SETTINGS) == set(SETTINGS)
     for family, name in DEFAULTS.items():
         assert name in FAMILIES[family]
-        assert fields[family] == Pick(name)
+        assert fields[family] == ComponentConfig(name)
 
 
 def test_from_dict_takes_a_bare_name_and_fills_in_the_rest():
     assert TrialConfig.from_dict({}) == TrialConfig()
     assert TrialConfig.from_dict({"model": "segnet", "loss": {"bce": None}}) == TrialConfig(
-        model=Pick("segnet"), loss=Pick("bce")
+        model=ComponentConfig("segnet"), loss=ComponentConfig("bce")
     )
 
 
@@ -135,17 +135,17 @@ def test_the_digest_is_the_same_in_another_process():
 
 
 def test_the_order_of_parameters_does_not_change_the_digest():
-    swapped = dataclasses.replace(FULL, model=Pick("unet", {"depth": 2, "width": 8}))
+    swapped = dataclasses.replace(FULL, model=ComponentConfig("unet", {"depth": 2, "width": 8}))
     assert swapped.digest() == FULL.digest()
 
 
 CHANGES = {
-    "model": Pick("unet", {"width": 8, "depth": 3}),
-    "loss": Pick("focal", {"gamma": 2.5, "alpha": 0.26}),
-    "augment": Pick("none"),
-    "mix": Pick("mixup", {"alpha": 1.0}),
-    "optimizer": Pick("adamw", {"lr": 1e-4, "weight_decay": 2e-6}),
-    "schedule": Pick("plateau", {"factor": 0.5, "patience": 4}),
+    "model": ComponentConfig("unet", {"width": 8, "depth": 3}),
+    "loss": ComponentConfig("focal", {"gamma": 2.5, "alpha": 0.26}),
+    "augment": ComponentConfig("none"),
+    "mix": ComponentConfig("mixup", {"alpha": 1.0}),
+    "optimizer": ComponentConfig("adamw", {"lr": 1e-4, "weight_decay": 2e-6}),
+    "schedule": ComponentConfig("plateau", {"factor": 0.5, "patience": 4}),
     "image_size": 129,
     "batch_size": 5,
     "accumulate": 3,
@@ -209,11 +209,11 @@ def test_a_setting_out_of_range_is_refused(settings, message):
     [
         ({"modle": "unet"}, "unknown key 'modle' (did you mean 'model'?)"),
         ({3: "unet"}, "unknown key 3 (known: accumulate, amp, augment, batch_size"),
-        ({"model": {"unet": {}, "segnet": {}}}, "a pick must be a name or {name: parameters}, got"),
-        ({"model": {}}, "a pick must be a name or {name: parameters}, got {}"),
-        ({"model": None}, "a pick must be a name or {name: parameters}, got None"),
-        ({"model": ["unet"]}, "a pick must be a name or {name: parameters}, got ['unet']"),
-        ({"model": {"unet": [1, 2]}}, "a pick must be a name or {name: parameters}, got {'unet'"),
+        ({"model": {"unet": {}, "segnet": {}}}, "a component must be a name or {name: parameters}, got"),
+        ({"model": {}}, "a component must be a name or {name: parameters}, got {}"),
+        ({"model": None}, "a component must be a name or {name: parameters}, got None"),
+        ({"model": ["unet"]}, "a component must be a name or {name: parameters}, got ['unet']"),
+        ({"model": {"unet": [1, 2]}}, "a component must be a name or {name: parameters}, got {'unet'"),
     ],
 )
 def test_plain_data_that_is_no_configuration_is_refused(plain, message):

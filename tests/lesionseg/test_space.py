@@ -1,4 +1,4 @@
-"""Domains, options and picks: exact outcomes and the exact words of every refusal."""
+"""Domains, options and components: exact outcomes and the exact words of every refusal."""
 
 import math
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lesionseg.config import SETTINGS
 from lesionseg.errors import InputError
 from lesionseg.registry import FAMILIES
-from lesionseg.space import Categorical, Float, Int, Pick, RegistryEntry, build, lookup
+from lesionseg.space import Categorical, Float, Int, ComponentConfig, RegistryEntry, build, lookup
 
 LR = Float(1e-5, 1e-1, default=1e-3, log=True)
 SHARE = Float(-1.0, 1.0, default=0.25)
@@ -234,14 +234,14 @@ def test_lookup_finds_a_row_and_names_the_nearest_of_an_unknown_one():
 
 
 def test_build_hands_on_the_familys_arguments_and_the_checked_parameters():
-    assert build("x", TABLE, Pick("one", {"lr": "1e-2"})) == {"lr": 0.01, "encoder": "resnet34"}
+    assert build("x", TABLE, ComponentConfig("one", {"lr": "1e-2"})) == {"lr": 0.01, "encoder": "resnet34"}
     thing = object()
-    assert build("x", TABLE, Pick("other"), thing) is thing
+    assert build("x", TABLE, ComponentConfig("other"), thing) is thing
 
 
 def test_build_says_where_a_parameter_is_wrong():
     with pytest.raises(InputError, match=r"^x\.one: lr must be finite, got nan$"):
-        build("x", TABLE, Pick("one", {"lr": math.nan}))
+        build("x", TABLE, ComponentConfig("one", {"lr": math.nan}))
 
 
 ROWS = [(family, name) for family, table in FAMILIES.items() for name in table]

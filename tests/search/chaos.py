@@ -19,7 +19,7 @@ from PIL import Image
 from search.spec.loading import parse_spec
 from search.spec.study_spec import StudySpec
 from search.storage.leases import GRACE_VARIABLE
-from search.study.lifecycle import create_or_resume
+from search.study.creation import create_or_resume
 from search.study.location import StudyLocation
 from tests.search import stub_training
 from tests.search.chaos_checks import LeaseTransaction, Verdict, books, judge

@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 from optuna.trial import FrozenTrial
 
-from search.study.lifecycle import load_study
+from search.study.opening import load_study
 from search.study.location import StudyLocation
 from tests.search import stub_training
 
@@ -96,7 +96,7 @@ class Verdict:
 
 def judge(join: StudyLocation, trials: int, epochs: int) -> Verdict:
     """Looks at a study that everybody has left."""
-    study, _ = load_study(join.folder, storage=join.storage)
+    study = load_study(join.folder, storage=join.storage)
     known = {t.number: t for t in study.get_trials()}
     verdict = Verdict()
     verdict.states = Counter(_word(t) for t in known.values())

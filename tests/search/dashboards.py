@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from search.monitoring.dashboard.access import ListenAddress
-from search.monitoring.dashboard.server import Dashboard, find
+from search.monitoring.dashboard.server import Dashboard
+from search.monitoring.dashboard.study_source import find_source
 
 COMMAND = Path(sys.executable).with_name("lesionsearch")
 #: Seconds until it is there: it imports torch and plotly, beside much else.
@@ -61,14 +62,14 @@ class Server(NamedTuple):
 @contextmanager
 def served_here(folder: Path, address: ListenAddress) -> Iterator[Server]:
     """The same within this process, without its signals: a second faster."""
-    shown, over = Dashboard(find(str(folder)), address), threading.Event()
-    server = shown._listening()
-    keeper = threading.Thread(target=shown._keep, args=(over,))
+    shown, over = Dashboard(find_source(str(folder)), address), threading.Event()
+    server = shown.create_server()
+    keeper = threading.Thread(target=shown.refresh_until, args=(over,))
     serving = threading.Thread(target=server.run)
     keeper.start()
     serving.start()
     try:
-        yield Server(None, server.effective_port, shown._url(server))
+        yield Server(None, server.effective_port, shown.url_of(server))
     finally:
         over.set()
         server.trigger.pull_trigger(server.close)  # asyncore belongs to the thread that runs it

@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 
 from lesionseg.metrics import METRICS, Metrics
-from lesionseg.training.train import EpochRecord, TrainResult
+from lesionseg.training.types import EpochRecord, TrainResult
 from search.trial_process import child_main
 from search.trial_process.protocol import (
     JobError,

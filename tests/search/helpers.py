@@ -16,7 +16,9 @@ from optuna.trial import TrialState
 from search.spec.loading import load_spec, parse_spec
 from search.spec.study_spec import StudySpec
 from search.storage.leases import TrialLeases
-from search.study.lifecycle import OpenStudy, create_or_resume, prepare_sampling
+from search.study.creation import create_or_resume
+from search.study.opening import OpenStudy
+from search.study.sampling import prepare_sampling
 from search.trial_process.slot import Slot, WorkerResult
 from search.workers.loop import work
 from search.workers.worker import Worker

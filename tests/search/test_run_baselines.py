@@ -26,7 +26,8 @@ from search.results.tables import print_baseline_table
 from search.run_baselines import make_spec, run_baselines
 from search.spec import baselines
 from search.storage import trial_records
-from search.study.lifecycle import list_test_evaluations, open_study
+from search.study.evaluations import list_test_evaluations
+from search.study.opening import open_study
 
 TWO = ["c-baseline-unet", "e-unet-ham-v1"]
 FEW = ["data.limit.train=8", "data.limit.val=4", "data.limit.test=4"]
@@ -192,7 +193,7 @@ def test_two_hosts_share_the_work_and_each_tests_what_it_trained(tiny_data, tmp_
 def made_up(dice):
     images = [
         dict.fromkeys(metrics.METRICS, 0.5)
-        | {f"{n}{u}": 1.0 for n in metrics.SURFACE for u in ("", "_percent")}
+        | {f"{n}{u}": 1.0 for n in metrics.SURFACE_DISTANCES for u in ("", "_percent")}
         | {"group": str(i), "dice": d}
         for i, d in enumerate(dice)
     ]

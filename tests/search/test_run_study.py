@@ -19,7 +19,7 @@ import cli
 from search.monitoring.status import status
 from search.storage import trial_records
 from search.storage.study_dir import is_study
-from search.study.lifecycle import load_study
+from search.study.opening import load_study
 from tests.search.helpers import PATIENCE, is_gone, wait_until, write_study
 
 COMMAND = Path(sys.executable).with_name("lesionsearch")
@@ -84,7 +84,7 @@ def go_on(args) -> str:
 
 def check_whole(folder: Path, budget: int, known_before=()) -> None:
     """Budget exact, nothing twice, nothing lost, nothing left at work or waiting."""
-    known = trial_records.all_trials(load_study(folder)[0])
+    known = trial_records.all_trials(load_study(folder))
     counts = trial_records.count_by_state(known)
     assert counts["running"] == counts["waiting"] == 0
     assert trial_records.count_finished(known) == budget
@@ -98,7 +98,7 @@ def finished(folder: Path) -> dict[int, list[float]]:
     """What no accident may take away."""
     return {
         t.number: t.values
-        for t in trial_records.all_trials(load_study(folder)[0])
+        for t in trial_records.all_trials(load_study(folder))
         if trial_records.state_of(t) == "complete"
     }
 
@@ -214,7 +214,7 @@ def test_two_workers_of_one_command_spend_the_budget_exactly(tiny_data, tmp_path
     assert sum(line.startswith("trial ") for line in out.splitlines()) == 6
     assert "the budget of 6 trials is spent: 6 complete" in out
     check_whole(folder, 6)
-    known = trial_records.all_trials(load_study(folder)[0])
+    known = trial_records.all_trials(load_study(folder))
     assert len({t.user_attrs["owner"]["pid"] for t in known}) == 2
     assert {p.name for p in (folder / "workers").iterdir()} == {"0.log", "1.log"}
     assert status(folder)["workers"] == []
@@ -240,7 +240,7 @@ def test_workers_that_are_interrupted_or_killed_lose_nothing(tiny_data, tmp_path
     assert wait_until(lambda: all(is_gone(p.pid) for p in family), PATIENCE)
     assert status(folder)["workers"] == []
     before = finished(folder)
-    budget = trial_records.count_finished(trial_records.all_trials(load_study(folder)[0])) + 4
+    budget = trial_records.count_finished(trial_records.all_trials(load_study(folder))) + 4
     go_on([*words(tmp_path, tiny_data, budget, "--no-final"), "--workers", "2"])
     check_whole(folder, budget, before)
 

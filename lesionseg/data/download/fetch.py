@@ -1,8 +1,7 @@
-"""Fetching a public data set: resumed after a break, checked, and whole or not at all.
+"""Download of a public data set: resumable, verified, and complete or absent.
 
-Below the data set's folder, ``.fetch/`` holds what is under way and ``done.json``, which says of
-each file what it was when it was whole: its size and its SHA-256. A folder of pictures appears by
-one rename; what is half there is never taken for a data set.
+``.fetch/`` in the data set's folder holds partial files and ``done.json`` with the size and SHA-256
+of each complete file. An image folder appears by one rename.
 """
 
 from __future__ import annotations
@@ -11,239 +10,201 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import filelock
 import requests
 
-from lesionseg.data.download.datasets import BY_HAND, SOURCES, Source
+from lesionseg.data.download.datasets import MANUAL_DOWNLOADS, SOURCES, DatasetSource
 from lesionseg.data.download.http import (
-    CHUNK,
-    TIMEOUT,
+    CHUNK_BYTES,
     DownloadError,
     Progress,
-    Remote,
-    ask,
-    download,
-    there_of,
+    RemoteFile,
+    bytes_on_disk,
+    download_file,
+    open_session,
 )
-from lesionseg.data.download.unpack import SPARE, ArchiveError, unpack
+from lesionseg.data.download.listing import list_files
+from lesionseg.data.download.unpack import RESERVE_BYTES, ArchiveError, DiskFull, extract_archive
 from lesionseg.errors import InputError, nearest
 
-#: Unpacked pictures of these sets take about as much as their archives.
-ROOM = 2.2
+#: Disk space needed, as a multiple of the archives: they and the images have about equal size.
+SPACE_FACTOR = 2.2
 
 
 @dataclass(frozen=True)
-class Done:
-    """A file as it was when it was whole."""
+class CompleteFile:
+    """A row of ``done.json``."""
 
     size: int
     sha256: str
     url: str
 
 
-def fetch(
+def fetch_dataset(
     name: str,
     root: Path,
     *,
-    accept: bool = False,
-    base: str | None = None,
+    accept_license: bool = False,
+    base_url: str | None = None,
     keep_archives: bool = False,
     on_progress: Progress = lambda name, done, total: None,
-) -> Path:
-    """Fetches a row of SOURCES into a folder, or what it lacks of it; the folder.
+) -> None:
+    """Download what a folder lacks of a data set.
 
-    accept: whether the user accepts the data set's licence. base: of a mirror, in place of the
-    owner's address. keep_archives: leaves them in ``.fetch/``.
+    Args:
+        name: key of SOURCES.
+        root: folder of the data set.
+        accept_license: whether the user accepts the licence of the data set.
+        base_url: of a mirror, instead of the owner's server.
+        keep_archives: keep the archives in ``.fetch/``.
+        on_progress: called with file name, bytes done and bytes in all.
 
-    InputError: no such data set, a licence that was not accepted, too little room on the disk, a
-    folder that cannot be written to.
-    DownloadError: a server that has not, or does not send, what it should, after several attempts.
+    Raises:
+        InputError: unknown data set, licence not accepted, too little disk space, or a folder that
+            cannot be written.
+        DownloadError: a server does not deliver a file after several attempts.
     """
-    if name in BY_HAND:
-        raise InputError(f"data fetch: {name} cannot be fetched: {BY_HAND[name]}")
-    if name not in SOURCES:
-        raise InputError(f"data fetch: no source of {name!r} ({nearest(name, SOURCES)})")
-    source = SOURCES[name]
-    if not accept:
+    source = _find_source(name)
+    if not accept_license:
         raise InputError(
-            f"data fetch: {source.about}, about {source.size:g} GB, is under {source.license} "
-            f"({source.terms}); read it, and accept it with --accept-license"
+            f"data fetch: {source.about}, about {source.size_gb:g} GB, is under {source.license} "
+            f"({source.license_url}); read it, and accept it with --accept-license"
         )
     scratch = root / ".fetch"
     try:
         scratch.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(scratch / "lock", blocking=False), requests.Session() as http:
-            task = _Fetch(source, root, scratch, base or source.base, http, on_progress)
-            task.all(keep_archives)
+        with filelock.FileLock(scratch / "lock", blocking=False), open_session() as session:
+            fetcher = _Fetcher(source, root, scratch)
+            fetcher.run(session, base_url or source.base_url, keep_archives, on_progress)
     except filelock.Timeout:
-        raise InputError(f"data fetch: {root}: another process is fetching into it") from None
+        raise InputError(f"data fetch: {root}: another process is downloading into it") from None
     except OSError as error:
-        raise _of_disk(error, root) from error
-    return root
+        place, reason = error.filename or root, error.strerror or error
+        if isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
+            raise InputError(
+                f"data fetch: {place}: {reason}; --root must be a writable folder"
+            ) from error
+        raise DownloadError(
+            f"{place}: {reason}; complete files are kept, start again to go on"
+        ) from error
 
 
-def _of_disk(error: OSError, root: Path) -> InputError | DownloadError:
-    """What a folder that cannot be written to, or a disk that fills up, is told as."""
-    where, why = error.filename or root, error.strerror or error
-    if isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
-        return InputError(f"data fetch: {where}: {why}; --root must be a folder to write to")
-    return DownloadError(f"{where}: {why}; what is there is kept, start again to go on")
+def _find_source(name: str) -> DatasetSource:
+    if name in MANUAL_DOWNLOADS:
+        raise InputError(f"data fetch: {name} cannot be downloaded: {MANUAL_DOWNLOADS[name]}")
+    if name not in SOURCES:
+        raise InputError(f"data fetch: unknown data set {name!r} ({nearest(name, SOURCES)})")
+    return SOURCES[name]
 
 
-class _Fetch:
-    def __init__(
-        self,
-        source: Source,
-        root: Path,
-        scratch: Path,
-        base: str,
-        http: requests.Session,
-        on_progress: Progress,
-    ) -> None:
+class _Fetcher:
+    """Downloads, verifies and unpacks the files of one data set."""
+
+    def __init__(self, source: DatasetSource, root: Path, scratch: Path) -> None:
         self.source, self.root, self.scratch = source, root, scratch
-        self.base, self.http, self.on_progress = base.rstrip("/"), http, on_progress
-        self.done = _read_done(scratch / "done.json")
+        self.complete = _read_complete_files(scratch / "done.json")
 
-    def all(self, keep_archives: bool) -> None:
-        missing = [name for name in self.source.files if not self._is_whole(name)]
-        self._refuse_foreign(missing)
-        remotes = self._listed(missing)
-        self._refuse_full(remotes)
+    def run(
+        self, session: requests.Session, base_url: str, keep_archives: bool, on_progress: Progress
+    ) -> None:
+        missing = [name for name in self.source.files if not self._is_complete(name)]
+        self._require_own_folders(missing)
+        remotes = list_files(session, self.source, base_url.rstrip("/"), missing)
+        self._require_space(remotes)
         for remote in remotes:
-            self._one(remote, keep_archives)
+            archive = self.scratch / remote.name
+            download_file(session, remote, archive, on_progress)
+            row = self._verify(remote, archive)
+            self._install(archive)
+            self._record(remote.name, row)
+            if not keep_archives:
+                archive.unlink()
 
-    def _is_whole(self, name: str) -> bool:
-        return name in self.done and (self.root / name.removesuffix(".zip")).exists()
+    def _target(self, name: str) -> Path:
+        return self.root / name.removesuffix(".zip")
 
-    def _refuse_foreign(self, missing: list[str]) -> None:
-        """InputError where something stands in the way that was not fetched by us.
+    def _is_complete(self, name: str) -> bool:
+        return name in self.complete and self._target(name).exists()
 
-        It may be whole or not, and hold files of the user's own. What we have unpacked and not
-        noted yet has its archive still there.
+    def _require_own_folders(self, missing: list[str]) -> None:
+        """Raise InputError if a target exists that this command did not create.
+
+        A target that was unpacked but not yet recorded has its archive in ``.fetch/``.
         """
         for name in missing:
-            path = self.root / name.removesuffix(".zip")
-            if path.exists() and not (self.scratch / name).exists():
+            target = self._target(name)
+            if target.exists() and not (self.scratch / name).exists():
                 raise InputError(
-                    f"data fetch: {path}: is there and was not fetched by this command; move it "
-                    f"away to fetch it, or use the folder as it is"
+                    f"data fetch: {target}: exists and was not created by this command; move it "
+                    f"away to download it, or use the folder as it is"
                 )
 
-    def _one(self, remote: Remote, keep_archives: bool) -> None:
-        path = self.scratch / remote.name
-        done = self._checked(remote, download(self.http, remote, path, self.on_progress))
-        try:
-            if path.suffix == ".zip":
-                unpack(path, self.root, self.scratch)
-            else:
-                shutil.copyfile(path, part := self.scratch / f"{remote.name}.copy")
-                os.replace(part, self.root / remote.name)
-        except ArchiveError as error:
-            if not _is_to_blame(error):
-                raise DownloadError(str(error)) from None
-            path.unlink(missing_ok=True)  # as it is, it would be refused each time
-            raise DownloadError(f"{error}; it was deleted, start again to fetch it anew") from None
-        self._note(remote.name, done)
-        if not keep_archives:
-            path.unlink()
-
-    # --- what there is ---------------------------------------------------------------------------
-
-    def _listed(self, names: list[str]) -> list[Remote]:
-        if not names:
-            return []
-        if self.source.dataset:
-            return self._of_dataverse(names)
-        return [self._of_server(name) for name in names]
-
-    def _of_server(self, name: str) -> Remote:
-        url = f"{self.base}/{name}"
-        answer = ask(lambda: self.http.head(url, timeout=TIMEOUT, allow_redirects=True), url)
-        length = answer.headers.get("Content-Length", "")
-        if not length.isdecimal() or not int(length):
-            raise DownloadError(f"{url}: the server does not say how large it is")
-        return Remote(name, url, int(length))
-
-    def _of_dataverse(self, names: list[str]) -> list[Remote]:
-        """Files of a Dataverse have numbers for names; its native API tells them."""
-        dataset = self.source.dataset
-        url = f"{self.base}/api/datasets/:persistentId/?persistentId={dataset}"
-        answer = ask(lambda: self.http.get(url, timeout=TIMEOUT), url)
-        try:
-            rows = [row["dataFile"] for row in answer.json()["data"]["latestVersion"]["files"]]
-            known = {_stem(r["filename"]): r for r in rows}
-            return [self._of_row(name, known[_stem(name)]) for name in names]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DownloadError(f"{url}: does not list what it should: {error!r}") from None
-
-    def _of_row(self, name: str, row: Mapping[str, Any]) -> Remote:
-        # What the Dataverse made a table of, it gives back as it was with format=original.
-        table = "originalFileFormat" in row
-        url = f"{self.base}/api/access/datafile/{row['id']}{'?format=original' if table else ''}"
-        size = int(row["originalFileSize"] if table else row["filesize"])
-        return Remote(name, url, size, None if table else row.get("md5"))
-
-    def _refuse_full(self, remotes: list[Remote]) -> None:
-        there = sum(there_of(self.scratch / r.name) for r in remotes)
-        needed = int(ROOM * sum(r.size for r in remotes)) - there + (SPARE if remotes else 0)
+    def _require_space(self, remotes: list[RemoteFile]) -> None:
+        existing = sum(bytes_on_disk(self.scratch / remote.name) for remote in remotes)
+        needed = int(SPACE_FACTOR * sum(remote.size for remote in remotes)) - existing
+        needed += RESERVE_BYTES if remotes else 0
         free = shutil.disk_usage(self.root).free
         if needed > free:
             raise InputError(
-                f"data fetch: {self.root}: {needed / 1e9:.1f} GB are needed to fetch and unpack, "
-                f"{free / 1e9:.1f} GB are free; make room, or name another --root"
+                f"data fetch: {self.root}: {needed / 1e9:.1f} GB are needed to download and "
+                f"unpack, {free / 1e9:.1f} GB are free; free some, or name another --root"
             )
 
-    # --- one file --------------------------------------------------------------------------------
-
-    def _checked(self, remote: Remote, path: Path) -> Done:
-        """What it is; DownloadError where its keeper, or an earlier time, says otherwise."""
+    def _verify(self, remote: RemoteFile, path: Path) -> CompleteFile:
+        """Compare the checksums with the server's and with those of an earlier download."""
         sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
         with path.open("rb") as file:
-            while piece := file.read(CHUNK):
-                sha256.update(piece)
-                md5.update(piece)
-        known = self.done.get(remote.name)
+            while chunk := file.read(CHUNK_BYTES):
+                sha256.update(chunk)
+                md5.update(chunk)
         if remote.md5 and md5.hexdigest() != remote.md5:
             path.unlink()
             raise DownloadError(
-                f"{remote.url}: its MD5 is {md5.hexdigest()}, and should be {remote.md5}; it was "
-                f"deleted, start again to fetch it anew"
+                f"{remote.url}: its MD5 is {md5.hexdigest()}, expected {remote.md5}; it was "
+                f"deleted, start again to download it again"
             )
-        if known and known.sha256 != sha256.hexdigest():
+        earlier = self.complete.get(remote.name)
+        if earlier and earlier.sha256 != sha256.hexdigest():
             raise DownloadError(
-                f"{remote.url}: is another file than when it was fetched first (SHA-256 "
-                f"{sha256.hexdigest()[:12]}, then {known.sha256[:12]}); to take it, take "
-                f"its entry out of {self.scratch / 'done.json'}"
+                f"{remote.url}: differs from the file that was downloaded before (SHA-256 "
+                f"{sha256.hexdigest()[:12]}, before {earlier.sha256[:12]}); to accept it, remove "
+                f"its entry from {self.scratch / 'done.json'}"
             )
-        return Done(path.stat().st_size, sha256.hexdigest(), remote.url)
+        return CompleteFile(path.stat().st_size, sha256.hexdigest(), remote.url)
 
-    def _note(self, name: str, done: Done) -> None:
-        self.done[name] = done
+    def _install(self, archive: Path) -> None:
+        """Unpack an archive, or copy a file, to its target."""
+        if archive.suffix != ".zip":
+            part = self.scratch / f"{archive.name}.copy"
+            shutil.copyfile(archive, part)
+            os.replace(part, self._target(archive.name))
+            return
+        try:
+            extract_archive(archive, self.root, self.scratch)
+        except DiskFull as error:
+            raise DownloadError(str(error)) from None
+        except ArchiveError as error:
+            archive.unlink(missing_ok=True)
+            raise DownloadError(
+                f"{error}; it was deleted, start again to download it again"
+            ) from None
+
+    def _record(self, name: str, row: CompleteFile) -> None:
+        self.complete[name] = row
         part = self.scratch / "done.json.part"
-        part.write_text(json.dumps({k: asdict(v) for k, v in self.done.items()}, indent=1))
+        part.write_text(json.dumps({k: asdict(v) for k, v in self.complete.items()}, indent=1))
         os.replace(part, self.scratch / "done.json")
 
 
-def _is_to_blame(error: ArchiveError) -> bool:
-    """Whether fetching it again may help."""
-    return "are free" not in str(error)
-
-
-def _stem(name: str) -> str:
-    return name.lower().partition(".")[0]
-
-
-def _read_done(path: Path) -> dict[str, Done]:
+def _read_complete_files(path: Path) -> dict[str, CompleteFile]:
     try:
-        return {name: Done(**row) for name, row in json.loads(path.read_text()).items()}
+        return {name: CompleteFile(**row) for name, row in json.loads(path.read_text()).items()}
     except FileNotFoundError:
         return {}
     except (ValueError, TypeError, AttributeError):
         raise InputError(
-            f"data fetch: {path}: is not what was written; delete it to fetch all anew"
+            f"data fetch: {path}: is not valid; delete it to download everything again"
         ) from None

@@ -1,7 +1,8 @@
-"""One file over HTTP: resumed after a break, never stitched of two, never more than was said.
+"""Resumable download of one file over HTTP.
 
-What is there of a file lies beside it as ``<name>.part``, with the tag that the server gave it as
-``<name>.etag``. A piece is put behind it only where the server says that it belongs there.
+The partial file is ``<name>.part``, with the ETag of the server in ``<name>.etag``. Bytes are
+appended only if the server confirms that they belong to the same version of the file, and never
+more than the announced size.
 """
 
 from __future__ import annotations
@@ -15,31 +16,38 @@ from pathlib import Path
 from typing import Any
 
 import requests
-import urllib3
+from requests.adapters import HTTPAdapter
+from urllib3 import Retry
 from urllib3.exceptions import HTTPError, InvalidHeader
 
-#: Attempts in a row that bring nothing before a file is given up, and the seconds before the
-#: second of them; each pause is twice the last one.
-ATTEMPTS, PAUSE, LONGEST = 8, 1.0, 60.0
-#: The most seconds that a server may ask us to wait (Retry-After).
-PATIENCE = 600.0
-#: How often a file may be begun anew because what is there does not belong to it any more.
-ANEW = 2
-#: Seconds in which a server must answer, and between two pieces of what it sends.
-TIMEOUT = (15, 60)
-CHUNK = 1 << 20
+#: Attempts in a row without progress before a download fails.
+ATTEMPTS = 8
+#: Pauses between attempts in seconds: the base of the exponential backoff, its maximum, and the
+#: longest Retry-After of a server that is respected.
+BACKOFF_S, MAX_BACKOFF_S, MAX_RETRY_AFTER_S = 1.0, 60.0, 600.0
+#: How often a download may start again from zero because the partial file does not match.
+MAX_RESTARTS = 2
+#: Timeouts in seconds: to connect, and between two packets.
+TIMEOUT_S = (15, 60)
+CHUNK_BYTES = 1 << 20
+#: Answers that may differ next time: timeout, too many requests, errors of the server.
+TRANSIENT_STATUS = frozenset({408, 429, *range(500, 600)})
 
-#: Called with a file's name, its bytes so far and in all.
+#: Called with a file's name, the bytes done and the bytes in all.
 Progress = Callable[[str, int, int], None]
 
 
 class DownloadError(RuntimeError):
-    """A file could not be had; one line. What is there of it is gone on with next time."""
+    """A download failed; the message is one line. A later call resumes it."""
+
+
+class _PartialMismatch(Exception):
+    """The partial file does not belong to what the server has."""
 
 
 @dataclass(frozen=True)
-class Remote:
-    """A file to be had. size: in bytes; md5: as its keeper says, where it does."""
+class RemoteFile:
+    """A file on a server: its local name, address, size in bytes and, if published, MD5."""
 
     name: str
     url: str
@@ -47,186 +55,191 @@ class Remote:
     md5: str | None = None
 
 
-@dataclass(frozen=True)
-class _Failed:
-    """An attempt that was none: why, how long the server asks us to wait, whether to begin anew."""
-
-    reason: str
-    wait: float = 0.0
-    anew: bool = False
-
-
-def size_of(path: Path) -> int:
-    """Bytes of a file that may not be there."""
-    return path.stat().st_size if path.exists() else 0
-
-
-def there_of(path: Path) -> int:
-    """Bytes that are there of a file that is being fetched, or was."""
-    return max(size_of(path), size_of(_part(path)))
-
-
-def ask(send: Callable[[], requests.Response], url: str) -> requests.Response:
-    """An answer that is one, after several attempts; DownloadError if there is none."""
-    reason = ""
-    wait = 0.0
-    for attempt in range(ATTEMPTS):
-        if attempt:
-            _pause(attempt, wait)
+class _Retry(Retry):
+    def parse_retry_after(self, retry_after: str) -> float:
         try:
-            answer = send()
-        except requests.RequestException as error:
-            reason, wait = _why(error), 0.0
-            continue
-        if answer.ok:
-            return answer
-        refused = _refused(answer, url)
-        reason, wait = refused.reason, refused.wait
-    raise DownloadError(f"{url}: {reason}, {ATTEMPTS} times in a row")
+            return min(super().parse_retry_after(retry_after), MAX_RETRY_AFTER_S)
+        except InvalidHeader:
+            return 0.0
 
 
-def download(http: requests.Session, remote: Remote, path: Path, on_progress: Progress) -> Path:
-    """Brings a file to its size, going on from what is there of it; its path.
+def open_session() -> requests.Session:
+    """Return a session that retries connection errors and transient status codes."""
+    retry = _Retry(
+        total=ATTEMPTS - 1,
+        status_forcelist=TRANSIENT_STATUS,
+        backoff_factor=BACKOFF_S,
+        backoff_max=MAX_BACKOFF_S,
+        raise_on_status=False,
+    )
+    session = requests.Session()
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, HTTPAdapter(max_retries=retry))
+    return session
 
-    DownloadError: a server that does not send it after several attempts, or sends what has another
-    size than ``remote`` says; a disk that fills up.
+
+def request(session: requests.Session, method: str, url: str, **options: Any) -> requests.Response:
+    """Send a request with retries.
+
+    Raises:
+        DownloadError: no connection, or an answer other than success (416 is returned).
     """
-    part = _part(path)
-    if size_of(path) == remote.size:
-        return path
-    if size_of(part) > remote.size:
-        _drop(path)
-    failures, begun, most = 0, 0, size_of(part)
-    while size_of(part) != remote.size:
+    try:
+        response = session.request(method, url, timeout=TIMEOUT_S, allow_redirects=True, **options)
+    except requests.RequestException as error:
+        reason = _describe_error(error)
+        raise DownloadError(f"{url}: {reason}, {ATTEMPTS} times in a row") from error
+    if response.ok or response.status_code == 416:
+        return response
+    status = response.status_code
+    times = f", {ATTEMPTS} times in a row" if status in TRANSIENT_STATUS else ""
+    response.close()
+    raise DownloadError(f"{url}: the server answers {status} {response.reason}{times}")
+
+
+def bytes_on_disk(path: Path) -> int:
+    """Return the bytes of a complete or partial download."""
+    return max(_size(path), _size(_part_path(path)))
+
+
+def download_file(
+    session: requests.Session, remote: RemoteFile, path: Path, on_progress: Progress
+) -> None:
+    """Download a file, resuming a partial download.
+
+    Raises:
+        DownloadError: the server does not deliver the file, or delivers another size than
+            announced; or the disk is full.
+    """
+    part = _part_path(path)
+    if _size(path) == remote.size:
+        return
+    if _size(part) > remote.size:
+        _discard_part(path)
+    stalls = restarts = 0
+    largest = _size(part)
+    while _size(part) != remote.size:
         try:
-            failed = _attempt(http, remote, path, on_progress)
-        except (requests.RequestException, HTTPError) as error:
-            failed = _Failed(_why(error))
+            reason = _download_rest(session, remote, path, on_progress)
+        except _PartialMismatch as error:
+            _discard_part(path)
+            reason, largest, restarts = str(error), 0, restarts + 1
+        except DownloadError as error:
+            raise DownloadError(f"{error}{_kept(part, remote)}") from error
         except OSError as error:
             raise DownloadError(f"{part}: {error.strerror}; start again to go on") from None
-        failed = failed or _Failed("it ends too early")
-        if failed.anew:
-            _drop(path)
-            begun, most = begun + 1, 0
-        have = size_of(part)
-        failures = 0 if have > most else failures + 1
-        most = max(most, have)
-        if failures >= ATTEMPTS or begun > ANEW:
-            times = ATTEMPTS if failures >= ATTEMPTS else begun
+        stalls = 0 if _size(part) > largest else stalls + 1
+        largest = max(largest, _size(part))
+        if stalls >= ATTEMPTS or restarts > MAX_RESTARTS:
+            times = ATTEMPTS if stalls >= ATTEMPTS else restarts
             raise DownloadError(
-                f"{remote.url}: {failed.reason}, {times} times in a row; "
-                f"{have} of {remote.size} bytes are kept, start again to go on"
+                f"{remote.url}: {reason}, {times} times in a row{_kept(part, remote)}"
             )
-        if have != remote.size:
-            _pause(failures, failed.wait)
+        if stalls:
+            time.sleep(min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (stalls - 1)))
     os.replace(part, path)
-    _tag(path).unlink(missing_ok=True)
-    return path
+    _etag_path(path).unlink(missing_ok=True)
 
 
-def _attempt(
-    http: requests.Session, remote: Remote, path: Path, on_progress: Progress
-) -> _Failed | None:
-    part, tag = _part(path), _tag(path)
-    have = size_of(part)
-    known = tag.read_text() if have and tag.exists() else None
+def _download_rest(
+    session: requests.Session, remote: RemoteFile, path: Path, on_progress: Progress
+) -> str:
+    """Request the missing bytes and append them; return why the transfer ended."""
+    part, etag_path = _part_path(path), _etag_path(path)
+    size = _size(part)
+    etag = etag_path.read_text() if size and etag_path.exists() else None
+    with request(
+        session, "GET", remote.url, headers=_range_headers(size, etag), stream=True
+    ) as response:
+        start = _check_response(response, remote, size, etag)
+        new_etag = response.headers.get("ETag")
+        if new_etag:
+            etag_path.write_text(new_etag)
+        elif not start:
+            etag_path.unlink(missing_ok=True)
+        with part.open("ab" if start else "wb") as file:
+            try:
+                # iter_content would lose the bytes received before a connection breaks.
+                while chunk := response.raw.read1(CHUNK_BYTES):
+                    start += len(chunk)
+                    if start > remote.size:
+                        part.unlink()
+                        raise DownloadError(
+                            f"{remote.url}: the server sends more than the {remote.size} bytes "
+                            f"that it announced; they were discarded"
+                        )
+                    file.write(chunk)
+                    on_progress(remote.name, start, remote.size)
+            except HTTPError as error:
+                return _describe_error(error)
+    return "the connection closes early"
+
+
+def _range_headers(size: int, etag: str | None) -> dict[str, str]:
     headers = {"Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-        # A file that has changed since is then sent whole. Weak tags never match (RFC 9110).
-        if known and not known.startswith("W/"):
-            headers["If-Range"] = known
-    with http.get(remote.url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
-        if answer.status_code == 416:
-            return _Failed("the server has not what follows of what was fetched", anew=True)
-        if answer.status_code not in {200, 206}:
-            return _refused(answer, remote.url)
-        etag = answer.headers.get("ETag")
-        if answer.status_code == 206:
-            start, total = _range_of(answer)
-            if start != have or (known and etag and etag != known):
-                return _Failed("the server sends another part than it was asked for", anew=True)
-        else:
-            have, total = 0, _length_of(answer)
-        if total not in {None, remote.size}:
-            raise DownloadError(
-                f"{remote.url}: the server said that it has {remote.size} bytes, and sends {total}"
-            )
-        if etag:
-            tag.write_text(etag)
-        elif not have:
-            tag.unlink(missing_ok=True)
-        with part.open("ab" if have else "wb") as file:
-            _write(answer, file, remote, have, on_progress)
-    return None
+    if size:
+        headers["Range"] = f"bytes={size}-"
+        # A changed file is then sent whole. Weak tags never match (RFC 9110, 13.1.5).
+        if etag and not etag.startswith("W/"):
+            headers["If-Range"] = etag
+    return headers
 
 
-def _write(
-    answer: requests.Response, file: Any, remote: Remote, have: int, on_progress: Progress
-) -> None:
-    # Not iter_content: what came of a piece before the line broke would be lost with it.
-    while piece := answer.raw.read1(CHUNK):
-        have += len(piece)
-        if have > remote.size:
-            Path(file.name).unlink()
-            raise DownloadError(
-                f"{remote.url}: the server sends more than the {remote.size} bytes that it "
-                f"said it has; nothing of it was used"
-            )
-        file.write(piece)
-        on_progress(remote.name, have, remote.size)
+def _check_response(
+    response: requests.Response, remote: RemoteFile, size: int, etag: str | None
+) -> int:
+    """Return the offset at which the body starts: the size of the partial file, or 0."""
+    if response.status_code == 416:
+        raise _PartialMismatch("the server does not have the rest of the file")
+    if response.status_code == 206:
+        start, total = _parse_content_range(response.headers.get("Content-Range", ""))
+        new_etag = response.headers.get("ETag")
+        if start != size or (etag and new_etag and new_etag != etag):
+            raise _PartialMismatch("the server sends another range than requested")
+    else:
+        start, length = 0, response.headers.get("Content-Length", "")
+        total = int(length) if length.isdecimal() else None
+    if total not in {None, remote.size}:
+        raise DownloadError(
+            f"{remote.url}: the server announced {remote.size} bytes and sends {total}"
+        )
+    return start
 
 
-def _part(path: Path) -> Path:
-    return path.with_name(f"{path.name}.part")
+def _parse_content_range(value: str) -> tuple[int, int | None]:
+    """Return the start and the total size, -1 and None where they are missing."""
+    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", value.strip())
+    if not match:
+        return -1, None
+    return int(match[1]), None if match[2] == "*" else int(match[2])
 
 
-def _tag(path: Path) -> Path:
-    return path.with_name(f"{path.name}.etag")
-
-
-def _drop(path: Path) -> None:
-    for each in (_part(path), _tag(path)):
-        each.unlink(missing_ok=True)
-
-
-def _range_of(answer: requests.Response) -> tuple[int | None, int | None]:
-    """Where what is sent begins in the file, and the file's size, where it is told."""
-    told = answer.headers.get("Content-Range", "")
-    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", told.strip())
-    if not found:
-        return None, None
-    return int(found[1]), None if found[2] == "*" else int(found[2])
-
-
-def _length_of(answer: requests.Response) -> int | None:
-    told = answer.headers.get("Content-Length", "")
-    return int(told) if told.isdecimal() else None
-
-
-def _refused(answer: requests.Response, url: str) -> _Failed:
-    """What may be otherwise next time; DownloadError for an answer that will be the same."""
-    reason = f"the server answers {answer.status_code} {answer.reason}"
-    if 400 <= answer.status_code < 500 and answer.status_code not in {408, 416, 429}:
-        raise DownloadError(f"{url}: {reason}")
-    told = answer.headers.get("Retry-After")
-    try:
-        wait = urllib3.Retry().parse_retry_after(told) if told else 0.0
-    except InvalidHeader:
-        wait = 0.0
-    return _Failed(reason, min(wait, PATIENCE))
-
-
-def _pause(failures: int, wait: float = 0.0) -> None:
-    """Twice as long each time, and at least as long as the server asked for."""
-    own = min(LONGEST, PAUSE * 2 ** (failures - 1)) if failures else 0.0
-    time.sleep(max(own, wait))
-
-
-def _why(error: Exception) -> str:
-    """In one line, without the library's nesting."""
+def _describe_error(error: Exception) -> str:
+    """Return the innermost reason of an error of requests or urllib3 in one line."""
     cause: Any = error
     while getattr(cause, "args", None) and isinstance(cause.args[0], Exception):
         cause = cause.args[0]
     cause = getattr(cause, "reason", None) or cause
     return " ".join(str(cause).split())[:200] or type(error).__name__
+
+
+def _kept(part: Path, remote: RemoteFile) -> str:
+    size = _size(part)
+    return f"; {size} of {remote.size} bytes are kept, start again to go on" if size else ""
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _part_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.part")
+
+
+def _etag_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.etag")
+
+
+def _discard_part(path: Path) -> None:
+    _part_path(path).unlink(missing_ok=True)
+    _etag_path(path).unlink(missing_ok=True)

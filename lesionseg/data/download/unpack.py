@@ -1,4 +1,4 @@
-"""Unpacking an archive: whole or not at all, and nothing outside its folder."""
+"""Extraction of a zip archive: complete or not at all, and only inside its folder."""
 
 from __future__ import annotations
 
@@ -10,85 +10,104 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-#: An archive that grows to more than this many times its size is not one of pictures.
-MOST_GROWTH = 100
-#: What is left free on the disk, in bytes.
-SPARE = 100_000_000
+#: Largest ratio of unpacked to packed size; a larger one is no archive of images.
+MAX_GROWTH = 100
+#: Disk space that is left free.
+RESERVE_BYTES = 100_000_000
 
-#: What zipfile and its decompressors raise for archives that are damaged, or encrypted
-#: (RuntimeError, of which NotImplementedError is one).
-_BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError)
+#: Errors of zipfile for damaged or (RuntimeError) encrypted archives.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError)
 
 
 class ArchiveError(RuntimeError):
-    """An archive that is broken, or that should not be unpacked; one line."""
+    """An archive is damaged or unsafe; the message is one line."""
 
 
-def unpack(archive: Path, home: Path, scratch: Path) -> Path:
-    """Unpacks a zip into the folder of its name below ``home``; that folder.
+class DiskFull(ArchiveError):
+    """An archive does not fit on the disk."""
 
-    What the archive has in a folder of its own name is not put one level deeper. A folder that is
-    there already is replaced, by two renames: never is a part of one there. scratch: a folder on
-    the same disk, for what is not whole yet, or any more.
 
-    ArchiveError where it is broken, or holds a link, or a name that leads out of it, or would
-    fill the disk; nothing appears below ``home`` then.
+def extract_archive(archive: Path, root: Path, scratch: Path) -> None:
+    """Extract a zip archive into the folder of its name below ``root``.
+
+    An archive that contains a single folder of its own name is not nested. An existing folder is
+    replaced by two renames.
+
+    Args:
+        archive: the zip file.
+        root: parent of the new folder.
+        scratch: folder on the same disk for partial results.
+
+    Raises:
+        ArchiveError: the archive is damaged, contains a link or a path outside its folder, or does
+            not fit on the disk; nothing appears below ``root`` then.
     """
-    folder, part = home / archive.stem, scratch / f"{archive.stem}.unpacking"
+    folder, part = root / archive.stem, scratch / f"{archive.stem}.unpacking"
     old = scratch / f"{archive.stem}.old"
-    for each in (part, old):
-        shutil.rmtree(each, ignore_errors=True)
+    _remove(part, old)
     try:
-        with zipfile.ZipFile(archive) as zipped:
-            members = _wanted(zipped)
-            _refuse_unsafe(archive, members)
-            for member in members:
-                zipped.extract(member, part)  # checks each member's CRC
-    except BaseException as error:
-        shutil.rmtree(part, ignore_errors=True)
-        if isinstance(error, _BROKEN) and not isinstance(error, ArchiveError):
-            raise ArchiveError(f"{archive.name}: broken: {error}") from None
-        if isinstance(error, OSError) and error.errno is None:  # bz2's, not the disk's
-            raise ArchiveError(f"{archive.name}: broken: {error}") from None
+        _extract_members(archive, part)
+    except BaseException:
+        _remove(part)
         raise
-    inner = part / archive.stem
-    whole = inner if inner.is_dir() and list(part.iterdir()) == [inner] else part
+    content = part / archive.stem
+    if not (content.is_dir() and list(part.iterdir()) == [content]):
+        content = part
     if folder.exists():
         os.replace(folder, old)
-    os.replace(whole, folder)
-    for each in (part, old):
-        shutil.rmtree(each, ignore_errors=True)
-    return folder
+    os.replace(content, folder)
+    _remove(part, old)
 
 
-def _wanted(zipped: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
-    """The files, but for what a Mac adds of its own."""
-    return [
-        m
-        for m in zipped.infolist()
-        if not m.is_dir()
-        and not m.filename.startswith("__MACOSX/")
-        and not PurePosixPath(m.filename).name.startswith("._")
-    ]
+def _extract_members(archive: Path, target: Path) -> None:
+    try:
+        with zipfile.ZipFile(archive) as zipped:
+            members = [m for m in zipped.infolist() if not _is_ignored(m)]
+            _require_safe(archive, members)
+            for member in members:
+                zipped.extract(member, target)  # verifies the CRC
+    except ArchiveError:
+        raise
+    except _DAMAGED as error:
+        raise ArchiveError(f"{archive.name}: damaged: {error}") from None
+    except OSError as error:
+        if error.errno is None:  # raised by bz2, not by the file system
+            raise ArchiveError(f"{archive.name}: damaged: {error}") from None
+        raise
 
 
-def _refuse_unsafe(archive: Path, members: list[zipfile.ZipInfo]) -> None:
+def _is_ignored(member: zipfile.ZipInfo) -> bool:
+    """Return whether a member is a folder or metadata of macOS."""
+    name = PurePosixPath(member.filename).name
+    return member.is_dir() or member.filename.startswith("__MACOSX/") or name.startswith("._")
+
+
+def _require_safe(archive: Path, members: list[zipfile.ZipInfo]) -> None:
     if not members:
-        raise ArchiveError(f"{archive.name}: holds no file")
+        raise ArchiveError(f"{archive.name}: contains no file")
     paths = [PurePosixPath(member.filename.replace("\\", "/")) for member in members]
     folders = {folder for path in paths for folder in path.parents}
     for member, path in zip(members, paths, strict=True):
         if path.is_absolute() or ".." in path.parts or ":" in path.as_posix().partition("/")[0]:
-            raise ArchiveError(f"{archive.name}: holds a name that leads out: {member.filename!r}")
-        if path in folders or not path.parts:
-            raise ArchiveError(f"{archive.name}: holds a file that is a folder: {member.filename!r}")
-        if stat.S_ISLNK(member.external_attr >> 16):
-            raise ArchiveError(f"{archive.name}: holds a link: {member.filename!r}")
-    size = sum(m.file_size for m in members)
-    if size > MOST_GROWTH * archive.stat().st_size + SPARE:
-        raise ArchiveError(f"{archive.name}: would grow to {size / 1e9:.1f} GB: no set of pictures")
-    free = shutil.disk_usage(archive.parent).free
-    if size + SPARE > free:
+            defect = "a path outside its folder"
+        elif path in folders or not path.parts:
+            defect = "a file that is also a folder"
+        elif stat.S_ISLNK(member.external_attr >> 16):
+            defect = "a link"
+        else:
+            continue
+        raise ArchiveError(f"{archive.name}: contains {defect}: {member.filename!r}")
+    size, free = sum(m.file_size for m in members), shutil.disk_usage(archive.parent).free
+    if size > MAX_GROWTH * archive.stat().st_size + RESERVE_BYTES:
         raise ArchiveError(
+            f"{archive.name}: would grow to {size / 1e9:.1f} GB: no archive of images"
+        )
+    if size + RESERVE_BYTES > free:
+        raise DiskFull(
             f"{archive.name}: needs {size / 1e9:.1f} GB unpacked, {free / 1e9:.1f} GB are free"
         )
+
+
+def _remove(*folders: Path) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -28,9 +28,10 @@ from lesionseg.data.image_io import (
 from lesionseg.data.index import DatasetIndex, Record
 from lesionseg.data.pairs import printable
 from lesionseg.errors import InputError, some
-from lesionseg.runtime.malloc import memory_kept
+from lesionseg.runtime.malloc import freed_memory_retained
 
-T = TypeVar("T")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,11 @@ class PairAudit:
         shape: height and width of the image.
         area: the lesion's share of the image, 0 to 1.
         touches_border: whether the lesion touches the border of the image.
-        thresholded: whether the mask was not binary and was thresholded.
+        thresholded: whether the mask was not binary.
         problem: why the pair is unusable.
         components: number of 8-connected components of the mask.
-        fingerprint: of the image; None for an unusable pair. Its digest is that of the reduced
-            image, or of all pixels for an image without structure.
+        fingerprint: None for an unusable pair. Its digest is that of the reduced image, or of all
+            pixels for an image without structure.
     """
 
     name: str
@@ -77,25 +78,15 @@ class DatasetAudit:
         """The usable pairs."""
         return [p for p in self.pairs if not p.problem]
 
-    @property
-    def empty(self) -> list[PairAudit]:
-        """Usable pairs with an empty mask."""
-        return [p for p in self.usable if p.area == 0]
-
-    @property
-    def full(self) -> list[PairAudit]:
-        """Usable pairs whose mask covers the whole image."""
-        return [p for p in self.usable if p.area == 1]
-
-    @property
-    def thresholded(self) -> list[PairAudit]:
-        """Usable pairs whose mask was not binary."""
-        return [p for p in self.usable if p.thresholded]
-
-    @property
-    def fragmented(self) -> list[PairAudit]:
-        """Usable pairs whose mask has several components."""
-        return [p for p in self.usable if p.components > 1]
+    def unusual_masks(self) -> dict[str, list[PairAudit]]:
+        """Return the usable pairs whose masks should be inspected, by kind."""
+        pairs = self.usable
+        return {
+            "empty": [p for p in pairs if p.area == 0],
+            "full": [p for p in pairs if p.area == 1],
+            "not_binary": [p for p in pairs if p.thresholded],
+            "several_components": [p for p in pairs if p.components > 1],
+        }
 
     def summarize(self) -> dict[str, str]:
         """Return the rows of a table: property and value."""
@@ -113,18 +104,18 @@ class DatasetAudit:
         return rows | self._summarize_masks() if self.usable else rows
 
     def _summarize_masks(self) -> dict[str, str]:
-        pairs = self.usable
+        pairs, unusual = self.usable, self.unusual_masks()
         shapes = Counter(p.shape for p in pairs)
         (height, width), count = shapes.most_common(1)[0]
         low, median, high = np.percentile([p.area for p in pairs], [5, 50, 95])
         return {
             "sizes": f"{len(shapes)}, most often {width}x{height} ({count})",
             "lesion area": f"median {median:.1%}, 5 to 95%: {low:.1%} to {high:.1%}",
-            "empty masks": _count_and_list(self.empty),
-            "full masks": _count_and_list(self.full),
+            "empty masks": _count_and_list(unusual["empty"]),
+            "full masks": _count_and_list(unusual["full"]),
             "lesions on the border": f"{np.mean([p.touches_border for p in pairs]):.1%}",
-            "several components": _count_and_list(self.fragmented),
-            "masks not binary": _count_and_list(self.thresholded, "thresholded at 128: "),
+            "several components": _count_and_list(unusual["several_components"]),
+            "masks not binary": _count_and_list(unusual["not_binary"], "thresholded at 128: "),
         }
 
     def require_usable(self) -> None:
@@ -185,11 +176,7 @@ def audit_cache(index: DatasetIndex, cache: Cache) -> DatasetAudit:
 
 
 def digest_full_images(records: Sequence[Record]) -> list[str]:
-    """Return a digest of all pixels of each record's image, whatever its file format.
-
-    Raises:
-        InputError: an image cannot be read.
-    """
+    """Return a digest of all pixels of each record's image, whatever its file format."""
     return _map_parallel(_digest_full_image, records)
 
 
@@ -214,14 +201,11 @@ def _unique_names(records: Sequence[Record]) -> list[str]:
     return [f"{r.split}/{r.name}" if counts[r.name.lower()] > 1 else r.name for r in records]
 
 
-Result = TypeVar("Result")
-
-
 def _map_parallel(
-    function: Callable[[T], Result], items: Sequence[T], on_progress: Progress | None = None
+    function: Callable[[Item], Result], items: Sequence[Item], on_progress: Progress | None = None
 ) -> list[Result]:
     results = []
-    with memory_kept(), ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with freed_memory_retained(), ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         for result in pool.map(function, items):
             results.append(result)
             if on_progress:

@@ -17,12 +17,7 @@ from lesionseg.data.index import SPLITS, Record
 
 @dataclass(frozen=True)
 class LinkedGroups:
-    """Groups that near-duplicates link, directly or through others.
-
-    Attributes:
-        records: all records of the groups.
-        clusters: the near-duplicates that link them.
-    """
+    """Groups that near-duplicates link: all their records, and the near-duplicates."""
 
     records: tuple[Record, ...]
     clusters: tuple[DuplicateCluster, ...]
@@ -31,6 +26,11 @@ class LinkedGroups:
     def splits(self) -> list[str]:
         """The official splits of the records, in the order train, val, test."""
         return sorted({r.split for r in self.records if r.split}, key=SPLITS.index)
+
+    @property
+    def n_linked_groups(self) -> int:
+        """Number of groups with near-duplicates."""
+        return len({m.record.group for cluster in self.clusters for m in cluster.members})
 
     def __str__(self) -> str:
         # A cluster that is in two splits itself explains the leak best.
@@ -45,26 +45,22 @@ def find_crossing_groups(
 
     A single group in several splits is not among them: the index reports it.
     """
-    groups = _MergedGroups(records)
+    merged = _MergedGroups(records)
     for cluster in clusters:
-        groups.merge(member.record.group for member in cluster.members)
+        merged.merge(member.record.group for member in cluster.members)
+    names = merged.names()
     records_of: dict[str, list[Record]] = {}
     clusters_of: dict[str, list[DuplicateCluster]] = {}
     for record in records:
-        records_of.setdefault(groups.name(record.group), []).append(record)
+        records_of.setdefault(names[record.group], []).append(record)
     for cluster in clusters:
-        name = groups.name(cluster.members[0].record.group)
-        clusters_of.setdefault(name, []).append(cluster)
+        groups = {member.record.group for member in cluster.members}
+        clusters_of.setdefault(names[min(groups)], []).append(cluster)
     linked = (
-        LinkedGroups(tuple(records_of[name]), tuple(clusters_of[name]))
+        LinkedGroups(tuple(records_of[name]), tuple(clusters_of.get(name, ())))
         for name in records_of
-        if name in clusters_of
     )
-    return [each for each in linked if len(each.splits) > 1 and _links_groups(each.clusters)]
-
-
-def _links_groups(clusters: Iterable[DuplicateCluster]) -> bool:
-    return len({m.record.group for cluster in clusters for m in cluster.members}) > 1
+    return [each for each in linked if len(each.splits) > 1 and each.n_linked_groups > 1]
 
 
 def find_records_to_exclude(crossing: Iterable[LinkedGroups]) -> set[str]:
@@ -95,15 +91,15 @@ def merge_groups(
         The new group of each record whose group changes, by record name. Merged groups take the
         name of the first of them.
     """
-    groups = _MergedGroups(records)
+    merged = _MergedGroups(records)
     used = {r.name for r in records}
     linked = [[m.record for m in c.members if m.record.name in used] for c in clusters]
     # Test images first: an image without a split joins them rather than training images.
     for each in sorted(linked, key=lambda each: min(map(_split_order, each), default=0)):
         ordered = sorted(each, key=_split_order)
-        groups.merge((r.group for r in ordered), keep_splits_apart=official)
-    names = {r.name: groups.name(r.group) for r in records}
-    return {r.name: names[r.name] for r in records if names[r.name] != r.group}
+        merged.merge((r.group for r in ordered), keep_splits_apart=official)
+    names = merged.names()
+    return {r.name: names[r.group] for r in records if names[r.group] != r.group}
 
 
 def apply_groups(records: Sequence[Record], groups: Mapping[str, str]) -> tuple[Record, ...]:
@@ -117,19 +113,18 @@ def _split_order(record: Record) -> int:
 
 
 class _MergedGroups:
-    """Disjoint sets of groups, each named after its first group in the order of the records."""
+    """Disjoint sets of groups."""
 
     def __init__(self, records: Sequence[Record]) -> None:
-        self._sets = DisjointSet(dict.fromkeys(r.group for r in records))
-        self._order = {group: i for i, group in enumerate(self._sets)}
-        self._name: dict[str, str] = {group: group for group in self._sets}
-        self._splits: dict[str, set[str]] = {group: set() for group in self._sets}
+        self._splits: dict[str, set[str | None]] = {}
         for record in records:
-            if record.split:
-                self._splits[record.group].add(record.split)
+            self._splits.setdefault(record.group, set()).add(record.split)
+        self._sets = DisjointSet(self._splits)
 
-    def name(self, group: str) -> str:
-        return self._name[self._sets[group]]
+    def names(self) -> dict[str, str]:
+        """Return for each group the first group it is merged with, in the order of the records."""
+        first: dict[str, str] = {}
+        return {group: first.setdefault(self._sets[group], group) for group in self._splits}
 
     def merge(self, groups: Iterable[str], *, keep_splits_apart: bool = False) -> None:
         """Merge groups; with keep_splits_apart only those without conflicting official splits."""
@@ -137,19 +132,16 @@ class _MergedGroups:
         for group in groups:
             for target in targets:
                 if not (keep_splits_apart and self._conflict(target, group)):
-                    self._merge_two(target, group)
+                    self._sets.merge(target, group)
                     break
             else:
                 targets.append(group)
 
     def _conflict(self, a: str, b: str) -> bool:
-        root_a, root_b = self._sets[a], self._sets[b]
-        splits_a, splits_b = self._splits[root_a], self._splits[root_b]
-        return root_a != root_b and bool(splits_a and splits_b and splits_a != splits_b)
+        splits_a, splits_b = self._official_splits(a), self._official_splits(b)
+        different = bool(splits_a and splits_b and splits_a != splits_b)
+        return different and not self._sets.connected(a, b)
 
-    def _merge_two(self, a: str, b: str) -> None:
-        root_a, root_b = self._sets[a], self._sets[b]
-        name = min(self._name[root_a], self._name[root_b], key=self._order.__getitem__)
-        splits = self._splits[root_a] | self._splits[root_b]
-        self._sets.merge(root_a, root_b)
-        self._name[self._sets[a]], self._splits[self._sets[a]] = name, splits
+    def _official_splits(self, group: str) -> set[str | None]:
+        merged = (self._splits[other] for other in self._sets.subset(group))
+        return set().union(*merged) - {None}

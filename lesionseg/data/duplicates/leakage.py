@@ -49,17 +49,11 @@ class Member:
 
 @dataclass(frozen=True)
 class DuplicateCluster:
-    """Images that are near-duplicates of one another, directly or through others.
-
-    Attributes:
-        members: the images.
-        similarity: the lowest of the pairs that were compared (not all are), 1 for equal pixels.
-        exact: whether all pixels of all members are equal.
-    """
+    """Images that are near-duplicates of one another, directly or through others."""
 
     members: tuple[Member, ...]
-    similarity: float
-    exact: bool
+    similarity: float  # the lowest of the pairs that were compared; not all are
+    exact: bool  # whether the members have equal pixels
 
     @property
     def is_leak(self) -> bool:
@@ -101,16 +95,10 @@ class SplitGroup:
 
 @dataclass(frozen=True)
 class LeakageReport:
-    """Audits by the name of their data set ("" for a single one), and what is shared.
-
-    Attributes:
-        audits: the audit of each data set.
-        clusters: near-duplicates, leaks first.
-        split_groups: groups in several official splits.
-    """
+    """Audits by the name of their data set ("" for a single one), and their leaks."""
 
     audits: Mapping[str, DatasetAudit]
-    clusters: tuple[DuplicateCluster, ...]
+    clusters: tuple[DuplicateCluster, ...]  # near-duplicates, leaks first
     split_groups: tuple[SplitGroup, ...]
 
     @property
@@ -288,6 +276,7 @@ def _cluster_to_dict(cluster: DuplicateCluster) -> dict[str, Any]:
 def _audit_to_dict(name: str, audit: DatasetAudit) -> dict[str, Any]:
     splits = Counter(r.split for r in audit.index.records if r.split)
     sizes = Counter(p.shape for p in audit.usable)
+    unusual = audit.unusual_masks()
     return {
         "set": name,
         "root": str(audit.index.root),
@@ -298,10 +287,8 @@ def _audit_to_dict(name: str, audit: DatasetAudit) -> dict[str, Any]:
         "sizes": [{"height": h, "width": w, "images": n} for (h, w), n in sizes.most_common()],
         "masks_without_image": list(audit.index.masks_without_image),
         "unusable": [{"name": p.name, "problem": p.problem} for p in audit.pairs if p.problem],
-        "empty": [p.name for p in audit.empty],
-        "full": [p.name for p in audit.full],
-        "not_binary": [p.name for p in audit.thresholded],
+        **{kind: [p.name for p in unusual[kind]] for kind in ("empty", "full", "not_binary")},
         "on_border": [p.name for p in audit.usable if p.touches_border],
-        "components": {p.name: p.components for p in audit.fragmented},
+        "components": {p.name: p.components for p in unusual["several_components"]},
         "areas": {p.name: p.area for p in audit.usable},
     }

@@ -20,8 +20,7 @@ import imagehash
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+from scipy.cluster.hierarchy import DisjointSet
 
 from lesionseg.data.duplicates.alignment import (
     MIN_SIMILARITY,
@@ -51,17 +50,11 @@ Square = TypeVar("Square", Pixels, Floats)
 
 
 class Fingerprint(NamedTuple):
-    """What two images are compared by: 5 KB, whatever the size of the image.
+    """Data by which images are compared: 5 KB per image."""
 
-    Attributes:
-        digest: equal for equal pixels.
-        thumb: uint8 [THUMB_PX, THUMB_PX], grey.
-        hashes: uint64 [views].
-    """
-
-    digest: str
-    thumb: Pixels
-    hashes: NDArray[np.uint64]
+    digest: str  # equal for equal pixels
+    thumb: Pixels  # uint8 [THUMB_PX, THUMB_PX], grey
+    hashes: NDArray[np.uint64]  # [views]
 
     @property
     def is_flat(self) -> bool:
@@ -71,28 +64,16 @@ class Fingerprint(NamedTuple):
 
 @dataclass(frozen=True, order=True)
 class DuplicatePair:
-    """Two near-duplicates by their positions, first < second.
-
-    Attributes:
-        first: position of the first image.
-        second: position of the second image.
-        similarity: of their fine structure, 1 for equal pixels.
-        exact: whether all pixels are equal.
-    """
+    """Two near-duplicates by their positions, first < second."""
 
     first: int
     second: int
-    similarity: float
-    exact: bool
+    similarity: float  # of the fine structure, 1 for equal pixels
+    exact: bool  # whether all pixels are equal
 
 
 def fingerprint_image(image: Image.Image, digest: str) -> Fingerprint:
-    """Compute the fingerprint of an RGB image of any size.
-
-    Args:
-        image: the image.
-        digest: its digest, equal for equal pixels.
-    """
+    """Compute the fingerprint of an RGB image of any size."""
     size = (THUMB_PX, THUMB_PX)
     small = image.convert("L").resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0)
     thumb = np.asarray(small)
@@ -145,15 +126,10 @@ def find_duplicate_pairs(
 
 def cluster_pairs(n: int, pairs: Sequence[DuplicatePair]) -> list[list[int]]:
     """Return the positions of 0 to n - 1 that pairs link, directly or through others, sorted."""
-    if not pairs:
-        return []
-    ends = np.array([(pair.first, pair.second) for pair in pairs]).T
-    links = coo_array((np.ones(len(pairs)), (ends[0], ends[1])), shape=(n, n))
-    _, labels = connected_components(links, directed=False)
-    clusters: dict[int, list[int]] = {}
-    for i in np.unique(ends).tolist():
-        clusters.setdefault(int(labels[i]), []).append(i)
-    return sorted(clusters.values())
+    sets = DisjointSet(range(n))
+    for pair in pairs:
+        sets.merge(pair.first, pair.second)
+    return sorted(sorted(cluster) for cluster in sets.subsets() if len(cluster) > 1)
 
 
 def _match_equal(
@@ -186,11 +162,7 @@ def _find_candidates(
 ) -> Iterator[_Candidate]:
     """Yield pairs whose hashes and coarse structure agree, each in its best view.
 
-    Args:
-        hashes: uint64 [views] per image.
-        thumbs: of the images.
-        cluster: [N], updated by the caller meanwhile; pairs of one cluster are skipped.
-        on_progress: called after each block of rows.
+    The caller updates ``cluster`` [N] meanwhile; pairs of one cluster are skipped.
     """
     if len(thumbs) < 2:
         return
@@ -215,12 +187,7 @@ def _match_hashes(
 ) -> Iterator[tuple[Positions, Positions]]:
     """Yield positions of plain images and of images that match them in this view.
 
-    One of the two is in the _ROWS rows from ``top`` on, the other after it.
-
-    Args:
-        hashes: [N, views].
-        view: number of the view.
-        top: first row.
+    One of the two is in the _ROWS rows of hashes [N, views] from ``top`` on, the other after it.
     """
     plain, views = hashes[:, 0], hashes[:, view]
     yield _near(plain, views, top)

@@ -144,7 +144,7 @@ KINDS: dict[str, Kind] = {
 
 
 def draw_kind(rng: Generator) -> Kind:
-    """Pick a kind with a chance proportional to its weight."""
+    """Choose a kind with a chance proportional to its weight."""
     kinds = list(KINDS.values())
     weights = np.array([kind.weight for kind in kinds])
     return kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))]

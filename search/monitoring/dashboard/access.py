@@ -78,9 +78,7 @@ def read_password(file: Path | None) -> str | None:
             reason = getattr(error, "strerror", None) or "not a text file"
             raise InputError(f"--password-file: {file}: cannot be read: {reason}") from None
     if text is not None and (len(text) < MIN_PASSWORD_LENGTH or len(text.splitlines()) > 1):
-        raise InputError(
-            f"{source}: must be one line of at least {MIN_PASSWORD_LENGTH} characters"
-        )
+        raise InputError(f"{source}: must be one line of at least {MIN_PASSWORD_LENGTH} characters")
     return text
 
 

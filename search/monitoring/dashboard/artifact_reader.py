@@ -1,7 +1,7 @@
-"""Trials' files for a dashboard: an Optuna artifact store that reads the stores of studies.
+"""Read-only Optuna artifact store with the trials' files of several studies.
 
-It only reads. An id can name nothing but a trial's file of a known name (``search.storage.artifact_ids``),
-and what is not a plain file in that very place, such as a link to elsewhere, is not there.
+An artifact id can only name one of ``artifact_ids.FILES`` of a trial. Symbolic links that lead
+out of a study's artifact store are not followed.
 """
 
 from __future__ import annotations
@@ -16,82 +16,83 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.storages import BaseStorage
 
 from lesionseg.errors import InputError
-from search.storage.artifact_ids import CURVES, Address, address
+from search.storage.artifact_ids import CURVES, ArtifactAddress, parse_artifact_id
 from search.storage.artifact_store import (
     ArtifactStore,
     ArtifactStoreUnavailable,
     open_artifact_store,
 )
+from search.storage.trial_records import StudyAttr
 
 
 class ArtifactReader:
-    """What ``optuna.artifacts`` calls a store.
+    """Implements Optuna's ``ArtifactStore`` protocol.
 
-    storage: where the studies are. folders: the folder of a study by its name, where this host
-    has it. A study whose files cannot be reached from here simply shows none.
+    A study whose files cannot be reached from this host has no artifacts here.
+
+    Args:
+        storage: lists the studies.
+        folders: folders of studies on this host, by study name.
+        root: folder of all other studies.
     """
 
     def __init__(self, storage: BaseStorage, folders: dict[str, Path], root: Path) -> None:
         self.storage, self.folders, self.root = storage, folders, root
         self._stores: dict[str, ArtifactStore] = {}
-        self._copies = tempfile.TemporaryDirectory(prefix="lesionsearch-")
+        self._downloads = tempfile.TemporaryDirectory(prefix="lesionsearch-")
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
-        """The file's bytes; ArtifactNotFound where it is not there, or is none of ours."""
-        where = address(artifact_id)
-        store = self._depot(where.mark) if where else None
+        """Open an artifact; raise ArtifactNotFound if it does not exist."""
+        artifact = parse_artifact_id(artifact_id)
+        store = self._find_store(artifact.study_uuid) if artifact else None
+        if artifact is None or store is None:
+            raise ArtifactNotFound("not found")
         try:
-            path = store.fetch(where.number, where.kind.source) if store and where else None
-            if (
-                path is None
-                or where is None
-                or store is None
-                or not _is_at(path, store.root, where)
-            ):
+            path = store.fetch(artifact.number, artifact.file.source)
+            if path is None or not _is_within_store(path, store, artifact):
                 raise ArtifactNotFound("not found")
-            if where.kind.name == CURVES:
-                return io.BytesIO(_curves(path.read_text(encoding="utf-8")))
+            if artifact.file.name == CURVES:
+                return io.BytesIO(_draw_curves(path.read_text(encoding="utf-8")))
             return path.open("rb")
         except (OSError, ValueError, InputError, ArtifactStoreUnavailable):
             raise ArtifactNotFound("not found") from None
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
-        """Nobody writes here: trials' files are their workers' own."""
-        raise PermissionError("a trial's files are written by its worker alone")
+        """Raise PermissionError."""
+        raise PermissionError("the dashboard does not write artifacts")
 
     def remove(self, artifact_id: str) -> None:
-        """Nothing is deleted from here."""
-        raise PermissionError("a trial's files are deleted by its study's workers alone")
+        """Raise PermissionError."""
+        raise PermissionError("the dashboard does not delete artifacts")
 
-    def _depot(self, mark: str) -> ArtifactStore | None:
-        if mark not in self._stores:
+    def _find_store(self, study_uuid: str) -> ArtifactStore | None:
+        if study_uuid not in self._stores:
             for study in self.storage.get_all_studies():
-                if study.user_attrs.get("uuid") == mark:
-                    self._open(mark, study.study_name, study.user_attrs.get("artifacts"))
-        return self._stores.get(mark)
+                attrs = study.user_attrs
+                if attrs.get(StudyAttr.UUID) == study_uuid:
+                    self._open_store(study_uuid, study.study_name, attrs.get(StudyAttr.ARTIFACTS))
+        return self._stores.get(study_uuid)
 
-    def _open(self, mark: str, name: str, where: str | None) -> None:
+    def _open_store(self, study_uuid: str, name: str, location: str | None) -> None:
         folder = self.folders.get(name, self.root / name)
-        if not folder.is_dir():  # what a bucket has is fetched to where it is cleared away
-            folder = Path(self._copies.name) / mark
+        if not folder.is_dir():  # downloads from a bucket are deleted at the end
+            folder = Path(self._downloads.name) / study_uuid
         try:
-            store = open_artifact_store(where, folder, name)
-            store.check_marker(mark)
+            store = open_artifact_store(location, folder, name)
+            store.check_marker(study_uuid)
         except (InputError, ArtifactStoreUnavailable):
             return
-        self._stores[mark] = store
+        self._stores[study_uuid] = store
 
 
-def _is_at(path: Path, root: Path, where: Address) -> bool:
-    """Whether it is a file in its very place, no link on the way out of the store."""
-    place = root.resolve() / "trials" / str(where.number) / where.kind.source
-    return path.resolve() == place and path.is_file()
+def _is_within_store(path: Path, store: ArtifactStore, artifact: ArtifactAddress) -> bool:
+    """Return whether a path is a regular file and no link leads to another place."""
+    expected = store.root.resolve() / "trials" / str(artifact.number) / artifact.file.source
+    return path.resolve() == expected and path.is_file()
 
 
 @lru_cache(maxsize=64)
-def _curves(history: str) -> bytes:
-    from search.monitoring.dashboard.curves import (
-        draw_curves,  # matplotlib waits until somebody looks
-    )
+def _draw_curves(history: str) -> bytes:
+    from search.monitoring.dashboard.curves import draw_curves  # matplotlib is slow to import
 
     return draw_curves(history)

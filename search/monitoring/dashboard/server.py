@@ -1,4 +1,4 @@
-"""The dashboard: optuna-dashboard with trials' files, behind a lock, served to the browser."""
+"""HTTP server of the dashboard: optuna-dashboard behind access control, with trials' files."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import logging
 import signal
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -18,179 +16,120 @@ from search.monitoring.dashboard import study_note
 from search.monitoring.dashboard.access import ListenAddress, format_host
 from search.monitoring.dashboard.artifact_reader import ArtifactReader
 from search.monitoring.dashboard.auth import MAX_BODY_BYTES, AccessMiddleware
-from search.monitoring.dashboard.study_api import Listing
-from search.monitoring.status import find_run, list_runs
+from search.monitoring.dashboard.study_api import StudyDetailPlugin
+from search.monitoring.dashboard.study_source import StudySource
 from search.signals import SignalHandler
-from search.storage.database import (
-    mask_password,
-    open_storage,
-    storage_from_environment,
-    storage_url,
-)
-from search.storage.optuna_internals import CachedStorage, FrozenStudy, study_id
-from search.storage.queries import RowStorage
-from search.storage.retrying_storage import RetryingStorage, backend_of
-from search.study.lifecycle import load_study
+from search.storage.optuna_internals import study_id
+from search.storage.trial_records import StudyAttr
+from search.trial_process.slot import StopEvent
 
-#: Seconds between two looks at whether the study's note and figures are still right.
-PERIOD = 60.0
-#: Seconds for which a request waits for a database that is away.
-PATIENCE = 5.0
-#: Requests that are answered side by side.
-THREADS = 6
-
-
-class Shown(CachedStorage):
-    """A storage as the dashboard sees it: what ended is read once, and some studies only.
-
-    only: the name of the one study that is shown; None for all. writing: the storage that notes
-    and figures are written to; reading has connections of its own.
-    """
-
-    def __init__(self, writing: RetryingStorage, only: str | None = None) -> None:
-        reading = RowStorage.for_reading(writing)
-        reading.timeout_s = writing.timeout_s = PATIENCE
-        super().__init__(reading)
-        self.writing, self.only = writing, only
-
-    def get_all_studies(self) -> list[FrozenStudy]:
-        """Those that are shown."""
-        found = super().get_all_studies()
-        return [s for s in found if self.only is None or s.study_name == self.only]
-
-
-@dataclass(frozen=True)
-class Source:
-    """What is shown. folders: those of studies by name; others are looked for under ``root``."""
-
-    storage: Shown
-    folders: dict[str, Path] = field(default_factory=dict)
-    root: Path = Path("runs")
-
-
-def find(name: str | None, storage: str | None = None, folder: Path | None = None) -> Source:
-    """A study by its name or folder; without one all of a storage, or the only one under runs/.
-
-    storage: a URL, else as the environment says. folder: the study's, where the name is not it.
-    InputError where nothing is found.
-    """
-    given = storage or storage_from_environment()
-    if name is None and folder is None and not given:
-        known = list_runs()
-        if len(known) != 1:
-            there = ", ".join(known) or "none"
-            raise InputError(f"name a study (under runs/: {there}), or give a --storage")
-        name = known[0]
-    if name is None and folder is None:
-        return Source(Shown(_opened(given, Path("runs"))))
-    try:
-        home = find_run(str(folder or name))
-    except InputError:
-        if not given or name is None:
-            raise
-        backend = _opened(given, folder or Path("runs") / name)
-        if name not in optuna.get_all_study_names(backend):
-            raise InputError(f"the storage holds no study {name!r}; is it the name?") from None
-        return Source(Shown(backend, name), {} if folder is None else {name: folder})
-    study, _ = load_study(home, storage=storage)
-    return Source(Shown(backend_of(study), study.study_name), {study.study_name: home})
-
-
-def _opened(given: str | None, folder: Path) -> RetryingStorage:
-    url = storage_url(given, folder)
-    if url.get_backend_name() == "sqlite" and not Path(str(url.database)).is_file():
-        raise InputError(
-            f"storage: {mask_password(url)}: there is no such file"
-        )  # it would be made
-    return open_storage(url)
+#: Seconds between two updates of notes and figures.
+REFRESH_PERIOD_S = 60.0
+#: Largest number of requests that are served at the same time.
+N_THREADS = 6
 
 
 class Dashboard:
-    """The app and the thread that keeps studies' notes and figures as they should be.
+    """The web app, and a thread that updates the studies' notes and figures.
 
-    on_event: told what went wrong with that, in a line.
+    Args:
+        source: the studies to show.
+        address: where to listen, and the access rules.
+        on_event: called with one line when an update fails.
     """
 
     def __init__(
-        self, source: Source, address: ListenAddress, on_event: Callable[[str], None] = lambda told: None
+        self,
+        source: StudySource,
+        address: ListenAddress,
+        on_event: Callable[[str], None] = lambda message: None,
     ) -> None:
-        import optuna_dashboard  # it and plotly take a second
+        import optuna_dashboard  # importing it and plotly takes a second
 
         logging.getLogger("optuna_dashboard").setLevel(logging.CRITICAL)
         self.source, self.address, self.on_event = source, address, on_event
-        self.listing = Listing(source.storage)
-        gallery = ArtifactReader(source.storage, source.folders, source.root)
-        inner: Any = optuna_dashboard.wsgi(source.storage, artifact_store=gallery)
-        inner.install(self.listing)
-        self.app = AccessMiddleware(inner, address.rules)
-        self._ended: dict[int, int] = {}
-        self._told: set[str] = set()
+        self.detail_plugin = StudyDetailPlugin(source.storage)
+        artifacts = ArtifactReader(source.storage, source.folders, source.root)
+        app: Any = optuna_dashboard.wsgi(source.storage, artifact_store=artifacts)
+        app.install(self.detail_plugin)
+        self.app = AccessMiddleware(app, address.rules)
+        self._n_finished: dict[int, int] = {}
+        self._reported: set[str] = set()
 
     def serve(self, on_ready: Callable[[str], None]) -> None:
-        """Serves until SIGTERM, or until Ctrl-C, which is raised as KeyboardInterrupt.
+        """Serve until SIGTERM or Ctrl-C.
 
-        on_ready: told the address once it is listened at. InputError where that cannot be done.
+        Args:
+            on_ready: called with the URL when the server listens.
+
+        Raises:
+            InputError: the address is not available.
+            KeyboardInterrupt: Ctrl-C was pressed.
         """
-        signals, over = SignalHandler(), threading.Event()
+        signals, stop_event = SignalHandler(), threading.Event()
         with signals.installed():
-            server = self._listening()
-            keeper = threading.Thread(target=self._keep, args=(over,), daemon=True)
+            server = self.create_server()
+            updates = threading.Thread(target=self.refresh_until, args=(stop_event,), daemon=True)
             try:
-                keeper.start()
-                on_ready(self._url(server))
-                server.run()  # it takes a KeyboardInterrupt for its end
+                updates.start()
+                on_ready(self.url_of(server))
+                server.run()  # returns on KeyboardInterrupt
             except KeyboardInterrupt:
                 pass
             finally:
-                over.set()
+                stop_event.set()
                 server.close()
         if signals.signal_number != signal.SIGTERM:
             raise KeyboardInterrupt
 
     def refresh(self) -> None:
-        """Brings notes and figures up to date where trials have ended since the last time."""
-        for frozen in self.source.storage.get_all_studies():
-            if "spec" not in frozen.user_attrs:
-                continue  # somebody else's
-            self.listing.detail(study_id(frozen))  # so that the first view need not wait for it
-            known = self.source.storage.get_all_trials(study_id(frozen), deepcopy=False)
-            ended = sum(t.state.is_finished() for t in known)
-            if self._ended.get(study_id(frozen)) != ended:
-                study = optuna.Study(frozen.study_name, self.source.storage.writing)
-                study_note.refresh(study, known)
-                self._ended[study_id(frozen)] = ended
+        """Update notes and figures of studies in which trials ended since the last call."""
+        storage = self.source.storage
+        for frozen in storage.get_all_studies():
+            if StudyAttr.SPEC not in frozen.user_attrs:
+                continue  # not a study of this project
+            id_ = study_id(frozen)
+            self.detail_plugin.study_json(id_)  # fills the cache for the first request
+            trials = storage.get_all_trials(id_, deepcopy=False)
+            n_finished = sum(t.state.is_finished() for t in trials)
+            if self._n_finished.get(id_) != n_finished:
+                study_note.refresh(optuna.Study(frozen.study_name, storage.writer), trials)
+                self._n_finished[id_] = n_finished
 
-    def _keep(self, over: threading.Event) -> None:
+    def refresh_until(self, stop_event: StopEvent) -> None:
+        """Update notes and figures periodically; report each kind of failure once."""
         while True:
             try:
                 self.refresh()
-            except Exception as error:  # looking goes on without it
-                told = f"notes and figures not brought up to date: {_line(error)}"
-                if told not in self._told:
-                    self._told.add(told)
-                    self.on_event(told)
-            if over.wait(PERIOD):
+            except Exception as error:  # the dashboard works without them
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                if reason not in self._reported:
+                    self._reported.add(reason)
+                    self.on_event(f"notes and figures were not updated: {reason}")
+            if stop_event.wait(REFRESH_PERIOD_S):
                 return
 
-    def _listening(self) -> Any:
+    def create_server(self) -> Any:
+        """Return a waitress server that listens at the address.
+
+        Raises:
+            InputError: the address is not available.
+        """
         host = "127.0.0.1" if self.address.host == "localhost" else self.address.host
         try:
             return waitress.create_server(
-                self.app, host=host, port=self.address.port, threads=THREADS, ident="",
+                self.app, host=host, port=self.address.port, threads=N_THREADS, ident="",
                 max_request_body_size=MAX_BODY_BYTES, clear_untrusted_proxy_headers=True,
             )  # fmt: skip
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            where = f"{format_host(host)}:{self.address.port}"
             raise InputError(
-                f"--port: {where}: cannot be listened at: {reason}; choose another one"
+                f"--port: cannot listen on {format_host(host)}:{self.address.port}: {reason}; "
+                "choose another port"
             ) from None
 
-    def _url(self, server: Any) -> str:
-        several = getattr(server, "effective_listen", None)
-        port = several[0][1] if several else server.effective_port
+    def url_of(self, server: Any) -> str:
+        """Return the URL of a server of ``create_server``."""
+        sockets = getattr(server, "effective_listen", None)  # for a name with several addresses
+        port = sockets[0][1] if sockets else server.effective_port
         return f"http://{format_host(self.address.host)}:{port}/"
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

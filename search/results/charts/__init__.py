@@ -1,6 +1,4 @@
-"""The report's charts, as SVG that lies within a page."""
-
-from __future__ import annotations
+"""The report's charts as inline SVG."""
 
 from search.results.charts.evaluation import (
     calibration_chart,
@@ -14,7 +12,6 @@ from search.results.charts.trials import (
     curves_chart,
     history_chart,
     importance_chart,
-    last_value,
     retraining_chart,
 )
 
@@ -25,7 +22,6 @@ __all__ = [
     "dice_chart",
     "history_chart",
     "importance_chart",
-    "last_value",
     "parallel_chart",
     "recall_chart",
     "retraining_chart",

@@ -1,244 +1,196 @@
-"""Charts of the space that was searched: Dice against each parameter, and all of them at once."""
+"""Charts of the search space: Dice by parameter, and parallel coordinates.
+
+Optuna's matplotlib plots show complete trials only and have fixed colours, so these are our own.
+A trial is an item of ``search.trials`` in report.json.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from search.results.charts.svg import (
     BLUE,
+    FULL_WIDTH,
     INK,
     MUTED,
     RULE,
     VERMILION,
-    WIDE,
-    draw,
-    legend,
-    panel,
+    add_axes,
+    add_legend,
+    plot_points,
+    plot_star,
+    render_svg,
 )
 
-#: Slices drawn at most, and in a row; axes of parallel coordinates at most.
-MOST_SLICES, IN_A_ROW, MOST_AXES = 6, 3, 7
-#: Points of a slice at most: more are neither seen nor light.
-MOST_POINTS = 2000
-#: Lines of parallel coordinates at most, the best ones.
-MOST_LINES = 200
-#: A name longer than this is cut in a tick label.
-LONGEST = 14
+MAX_SLICES, SLICE_COLUMNS, MAX_AXES = 6, 3, 7
+#: Points of a slice, and lines of the best trials; more make the file large.
+MAX_POINTS, MAX_LINES = 2000, 200
+#: Longer names are shortened in tick labels.
+MAX_LABEL = 14
+#: Axes whose values differ by this factor are logarithmic.
+LOG_AXIS_RATIO = 20.0
+#: Height at which a line passes below the axis of a parameter that the trial does not have.
+MISSING_HEIGHT = -0.22
 
 Trial = Mapping[str, Any]
 Value = float | int | str | bool
 
 
-def slices_chart(rows: Sequence[Trial], names: Sequence[str], winner: int | None) -> Markup:
-    """Validation Dice against one parameter after the other, MOST_SLICES at most.
+def slices_chart(trials: Sequence[Trial], names: Sequence[str], selected: int | None) -> Markup:
+    """Plot validation Dice by parameter; the first MAX_SLICES parameters."""
+    names = names[:MAX_SLICES]
+    trials = [t for t in trials if t["dice"] is not None]
+    rows, columns = math.ceil(len(names) / SLICE_COLUMNS), min(SLICE_COLUMNS, len(names))
+    dice = [t["dice"] for t in trials]
+    complete = [t["dice"] for t in trials if t["state"] == "complete"]
+    # The worst tenth may lie below the axis: it would compress the others.
+    low = float(np.quantile(complete, 0.1, method="higher")) if complete else 0.0
+    low = max(0.0, low - 0.15 * ((max(complete) - low) or 0.1)) if complete else 0.0
+    high = max(dice, default=1.0)
 
-    rows: trials with ``number``, ``state``, ``dice`` (None: left out) and ``params``.
-    """
-    shown = list(names)[:MOST_SLICES]
-    seen = [row for row in rows if row["dice"] is not None]
-    lines = math.ceil(len(shown) / IN_A_ROW)
-    columns = min(IN_A_ROW, len(shown))
-    low = _low([row["dice"] for row in seen if row["state"] == "complete"])
-    high = max((row["dice"] for row in seen), default=1.0)
-
-    def paint(figure: Figure) -> None:
-        for i, name in enumerate(shown):
-            axes = panel(figure, name, "" if i % IN_A_ROW else "validation Dice",
-                         lines, columns, i + 1)  # fmt: skip
-            members = _some([row for row in seen if name in row["params"]], winner)
-            place = _scale([row["params"][name] for row in members])
-            _slice(axes, members, name, place, winner)
-            _ticks(axes.xaxis, place)
+    def plot(figure: Figure) -> None:
+        for i, name in enumerate(names):
+            y_label = "" if i % SLICE_COLUMNS else "validation Dice"
+            axes = add_axes(figure, name, y_label, rows, columns, i + 1)
+            _plot_slice(axes, [t for t in trials if name in t["params"]], name, selected)
             axes.set_ylim(low, high + 0.06 * ((high - low) or 1))
         figure.align_ylabels()
 
-    alt = "Validation Dice against each of " + ", ".join(shown) + "."
-    return draw("slices", alt, (WIDE[0], 0.25 + 1.75 * lines), paint)
+    alt = f"Validation Dice by {', '.join(names)}."
+    return render_svg("slices", alt, (FULL_WIDTH[0], 0.25 + 1.75 * rows), plot)
 
 
-def parallel_chart(rows: Sequence[Trial], names: Sequence[str], winner: int | None) -> Markup:
-    """A line for each complete trial through its parameters to its Dice; the best stand out.
+def parallel_chart(trials: Sequence[Trial], names: Sequence[str], selected: int | None) -> Markup:
+    """Plot a line for each complete trial through its parameters to its Dice.
 
-    A parameter that a trial does not have is crossed at the lower edge.
+    A line passes below the axis of a parameter that the trial does not have.
     """
-    done = sorted(
-        (r for r in rows if r["state"] == "complete" and r["dice"] is not None),
-        key=lambda r: r["dice"],
-    )[-MOST_LINES:]
-    shown = list(names)[:MOST_AXES]
-    best = {r["number"] for r in done[len(done) - max(1, len(done) // 4) :]}
-    scales = {n: _scale([r["params"][n] for r in done if n in r["params"]]) for n in shown}
+    names = names[:MAX_AXES]
+    complete = [t for t in trials if t["state"] == "complete" and t["dice"] is not None]
+    complete = sorted(complete, key=lambda t: t["dice"])[-MAX_LINES:]
+    best = {t["number"] for t in complete[-max(1, len(complete) // 4) :]}
+    scales = [ParameterScale([t["params"][n] for t in complete if n in t["params"]]) for n in names]
+    dice_scale = ParameterScale([t["dice"] for t in complete], digits="{:.3f}")
+    styles: dict[str, dict[str, Any]] = {
+        "selected": {"color": VERMILION, "lw": 2, "zorder": 4},
+        "best quarter": {"color": BLUE, "lw": 1, "alpha": 0.8, "zorder": 3},
+        "others": {"color": MUTED, "lw": 0.6, "alpha": 0.45, "zorder": 2, "ls": "--"},
+    }
 
-    def paint(figure: Figure) -> None:
+    def plot(figure: Figure) -> None:
         axes = figure.add_subplot()
-        axes.spines[:].set_visible(False)
-        low, high = done[0]["dice"], done[-1]["dice"]
-        for row in done:
-            heights = [scales[n].height(row["params"].get(n)) for n in shown]
-            heights.append((row["dice"] - low) / (high - low) if high > low else 0.5)
-            _path(axes, heights, row["number"], best, winner)
-        for x, name in enumerate(shown):
-            _axis(axes, x, scales[name].labels())
-        _axis(axes, len(shown), [(0.0, f"{low:.3f}"), (1.0, f"{high:.3f}")])
-        axes.set_xticks(range(len(shown) + 1), [*map(_broken, shown), "Dice"])
-        axes.tick_params(length=0, labelcolor=INK)
+        for label, style in styles.items():
+            axes.plot([], [], label=label, **style)
+        for trial in complete:
+            heights = [
+                scale.height(trial["params"].get(name))
+                for name, scale in zip(names, scales, strict=True)
+            ]
+            number = trial["number"]
+            group = "best quarter" if number in best else "others"
+            style = styles["selected" if number == selected else group]
+            axes.plot([*heights, dice_scale.height(trial["dice"])], **style)
+        for x, scale in enumerate([*scales, dice_scale]):
+            _plot_axis(axes, x, scale)
+        # Axes are close together: optimizer.adamw.lr is written on several lines.
+        labels = [name.replace(".", ".\n") for name in names]
+        axes.set_xticks(range(len(names) + 1), [*labels, "Dice"])
         axes.set_yticks([])
-        axes.set(xlim=(-0.1, len(shown) + 0.45), ylim=(-0.26, 1.1))
-        _key(axes)
+        axes.tick_params(length=0, labelcolor=INK)
+        axes.spines[:].set_visible(False)
+        axes.set(xlim=(-0.1, len(names) + 0.45), ylim=(-0.26, 1.1))
+        add_legend(axes, columns=3)
 
     alt = (
-        f"Parallel coordinates of {len(done)} complete trials over {', '.join(shown)} and Dice; "
-        f"the best quarter stands out."
+        f"Parallel coordinates of {len(complete)} complete trials over {', '.join(names)} and "
+        f"Dice; the best quarter is highlighted."
     )
-    return draw("parallel", alt, (WIDE[0], 3.1), paint)
+    return render_svg("parallel", alt, (FULL_WIDTH[0], 3.1), plot)
 
 
-class _Scale:
-    """Where values of one parameter stand between 0 and 1."""
+class ParameterScale:
+    """Maps values of a parameter to an axis: numbers linear or logarithmic, others by name."""
 
-    def __init__(self, values: Sequence[Value]) -> None:
-        self.names: list[str] = []
-        self.log = False
-        self.whole = all(isinstance(v, int) for v in values)
-        if not _numeric(values):
-            self.names = sorted({_told(v) for v in values})
-            return
-        self.low, self.high = float(min(values)), float(max(values))
-        self.log = self.low > 0 and self.high / self.low >= 20
+    def __init__(self, values: Sequence[Value], digits: str = "{:.2g}") -> None:
+        is_numeric = bool(values) and not any(isinstance(v, bool | str) for v in values)
+        self.categories = [] if is_numeric else sorted({_category(v) for v in values})
+        self.is_integer = all(isinstance(v, int) for v in values)
+        self.low, self.high = (min(values), max(values)) if is_numeric else (0, 0)
+        self.is_log = self.low > 0 and self.high / self.low >= LOG_AXIS_RATIO
+        self.digits = digits
 
     def position(self, value: Value) -> float:
-        """On an axis of its own: the number itself, or its place among the names."""
-        return float(self.names.index(_told(value))) if self.names else float(value)
+        """Return the number, or the index of the category."""
+        return self.categories.index(_category(value)) if self.categories else float(value)
 
     def height(self, value: Value | None) -> float:
-        """From 0 to 1; below 0 where there is no value."""
+        """Return a height from 0 to 1; MISSING_HEIGHT without a value."""
         if value is None:
-            return -0.22
-        if self.names:
-            return self.position(value) / (len(self.names) - 1) if len(self.names) > 1 else 0.5
-        turn: Callable[[float], float] = math.log if self.log else float
-        low, high = turn(self.low), turn(self.high)
-        return (turn(float(value)) - low) / (high - low) if high > low else 0.5
+            return MISSING_HEIGHT
+        low, high = (0, len(self.categories) - 1) if self.categories else (self.low, self.high)
+        position = self.position(value)
+        if self.is_log:
+            low, high, position = math.log(low), math.log(high), math.log(position)
+        return (position - low) / (high - low) if high > low else 0.5
 
     def labels(self) -> list[tuple[float, str]]:
-        """Heights and what is written there."""
-        if self.names:
-            return [(self.height(name), _cut(name)) for name in self.names]
-        if self.high == self.low:
-            return [(0.5, f"{self.low:.2g}")]
-        return [(0.0, f"{self.low:.2g}"), (1.0, f"{self.high:.2g}")]
+        """Return heights and their labels."""
+        if self.categories:
+            return [(self.height(name), _shorten(name)) for name in self.categories]
+        return [(self.height(v), self.digits.format(v)) for v in sorted({self.low, self.high})]
 
 
-def _scale(values: Sequence[Value]) -> _Scale:
-    return _Scale(values)
-
-
-def _numeric(values: Sequence[Value]) -> bool:
-    return bool(values) and all(
-        isinstance(v, (int, float)) and not isinstance(v, bool) for v in values
-    )
-
-
-def _told(value: Value) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _cut(name: str) -> str:
-    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}\N{HORIZONTAL ELLIPSIS}"
-
-
-def _broken(name: str) -> str:
-    """``optimizer.adamw.lr`` in lines: axes stand close."""
-    return name.replace(".", ".\n")
-
-
-def _low(values: Sequence[float]) -> float:
-    """The lower end: a few bad trials are left out of sight, so that the others part."""
-    if not values:
-        return 0.0
-    ordered = sorted(values)
-    low, high = ordered[len(ordered) // 10], ordered[-1]
-    return max(0.0, low - 0.15 * ((high - low) or 0.1))
-
-
-def _slice(
-    axes: Axes, members: Sequence[Trial], name: str, place: _Scale, winner: int | None
-) -> None:
-    if place.log:
+def _plot_slice(axes: Axes, trials: Sequence[Trial], name: str, selected: int | None) -> None:
+    step = max(1, math.ceil(len(trials) / MAX_POINTS))
+    trials = [t for i, t in enumerate(trials) if i % step == 0 or t["number"] == selected]
+    scale = ParameterScale([t["params"][name] for t in trials])
+    points: dict[str, list[tuple[float, float]]] = {"pruned": [], "complete": [], "selected": []}
+    for trial in trials:
+        x, key = scale.position(trial["params"][name]), trial["state"]
+        if trial["number"] == selected:
+            key = "selected"
+        elif scale.categories:  # spread the points of a category evenly, always in the same way
+            x += ((trial["number"] * 0.618034) % 1 - 0.5) * 0.5
+        points[key].append((x, trial["dice"]))
+    plot_points(axes, points["pruned"], "D", color=MUTED, ms=2.4, mew=0, alpha=0.75)
+    plot_points(axes, points["complete"], "o", color=BLUE, ms=3.2, mew=0, alpha=0.75)
+    plot_star(axes, points["selected"])
+    if scale.categories:
+        is_crowded = sum(map(len, scale.categories)) > 26
+        rotated = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if is_crowded else {}
+        axes.set_xticks(
+            range(len(scale.categories)), [_shorten(c) for c in scale.categories], **rotated
+        )
+        axes.set_xlim(-0.5, len(scale.categories) - 0.5)
+    elif scale.is_log:
         axes.set_xscale("log")
-    for state, colour, marker in (("pruned", MUTED, "D"), ("complete", BLUE, "o")):
-        points = [
-            (place.position(r["params"][name]) + _aside(place, r["number"]), r["dice"])
-            for r in members
-            if r["state"] == state and r["number"] != winner
-        ]
-        size = 3.2 if marker == "o" else 2.4
-        axes.plot(*zip(*points, strict=True) if points else ((), ()), marker, color=colour,
-                  ms=size, mew=0, alpha=0.75)  # fmt: skip
-    for row in members:
-        if row["number"] == winner:
-            x = place.position(row["params"][name])
-            axes.plot(x, row["dice"], "*", color=VERMILION, ms=9, mew=0, zorder=5, clip_on=False)
-
-
-def _some(members: Sequence[Trial], winner: int | None) -> list[Trial]:
-    """MOST_POINTS of them, evenly chosen, and the winner."""
-    step = max(1, math.ceil(len(members) / MOST_POINTS))
-    return [row for i, row in enumerate(members) if i % step == 0 or row["number"] == winner]
-
-
-def _aside(place: _Scale, number: int) -> float:
-    """Points of one name are spread, always the same way; 0.618 fills the gaps evenly."""
-    return ((number * 0.618034) % 1 - 0.5) * 0.5 if place.names else 0.0
-
-
-def _ticks(axis: Any, place: _Scale) -> None:
-    if not place.names:
-        if place.log:
-            axis.set_major_locator(LogLocator(numticks=5))
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axis.set_minor_formatter(NullFormatter())
-        else:
-            axis.set_major_locator(MaxNLocator(5, integer=place.whole))
-        return
-    crowded = sum(map(len, place.names)) > 26
-    how = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
-    axis.axes.set_xticks(range(len(place.names)), [_cut(n) for n in place.names], **how)
-    axis.axes.set_xlim(-0.5, len(place.names) - 0.5)
-
-
-def _path(
-    axes: Axes, heights: Sequence[float], number: int, best: set[int], winner: int | None
-) -> None:
-    if number == winner:
-        axes.plot(range(len(heights)), heights, color=VERMILION, lw=2, zorder=4)
-    elif number in best:
-        axes.plot(range(len(heights)), heights, color=BLUE, lw=1, alpha=0.8, zorder=3)
+        axes.xaxis.set_major_locator(LogLocator(numticks=5))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
     else:
-        axes.plot(range(len(heights)), heights, "--", color=MUTED, lw=0.6, alpha=0.45, zorder=2)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=scale.is_integer))
 
 
-def _axis(axes: Axes, x: int, labels: Sequence[tuple[float, str]]) -> None:
+def _plot_axis(axes: Axes, x: int, scale: ParameterScale) -> None:
+    """Plot a vertical axis: labels at its ends are beyond them, others to the right."""
     axes.plot([x, x], [0, 1], color=RULE, lw=1, zorder=1)
-    for height, text in labels:
-        # At the ends beyond the lines; between them beside the axis.
-        where = {0.0: ("center", "top", 0, -0.03), 1.0: ("center", "bottom", 0, 0.02)}
-        ha, va, right, up = where.get(height, ("left", "center", 0.04, 0))
+    for height, text in scale.labels():
+        ends = {0.0: ("center", "top", 0, -0.03), 1.0: ("center", "bottom", 0, 0.02)}
+        ha, va, right, up = ends.get(height, ("left", "center", 0.04, 0))
         axes.text(x + right, height + up, text, fontsize=6.5, color=INK, ha=ha, va=va, zorder=6)
 
 
-def _key(axes: Axes) -> None:
-    for style, colour, width, label in (
-        ("-", VERMILION, 2.0, "the winner"),
-        ("-", BLUE, 1.0, "best quarter"),
-        ("--", MUTED, 0.6, "the others"),
-    ):
-        axes.plot([], [], style, color=colour, lw=width, label=label)
-    legend(axes, columns=3)
+def _category(value: Value) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _shorten(name: str) -> str:
+    return name if len(name) <= MAX_LABEL else f"{name[: MAX_LABEL - 1]}\N{HORIZONTAL ELLIPSIS}"

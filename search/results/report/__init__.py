@@ -1,6 +1,6 @@
-"""What a study found and how: as a page, as Markdown and as JSON, all of the same facts.
+"""The report of a study as HTML page, Markdown and JSON, all from the same facts.
 
-The same records give the same bytes.
+Equal records give equal bytes.
 """
 
 from __future__ import annotations
@@ -11,20 +11,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lesionseg.errors import InputError, nearest
-from search.results.formatting import DEFINITIONS
-from search.results.report.html_page import html
-from search.results.report.markdown_page import markdown
+from search.results.report.html_page import render_html
+from search.results.report.markdown_page import render_markdown
 from search.results.report.report_facts import report_facts
 from search.storage import trial_records
-from search.study.lifecycle import load_study
+from search.study.opening import load_study
 
-__all__ = ["DEFINITIONS", "FORMATS", "parse_formats", "write_report", "write_reports"]
+__all__ = ["FORMATS", "parse_formats", "write_report", "write_reports"]
 
 FORMATS = ("html", "md", "json")
 
 
 def write_report(folder: Path, *, storage: str | None = None) -> Path:
-    """Writes ``report.html`` of a study's folder; its path. See ``write_reports``."""
+    """Write ``report.html`` to a study's folder and return its path; see ``write_reports``."""
     return write_reports(folder, storage=storage)[0]
 
 
@@ -35,37 +34,50 @@ def write_reports(
     storage: str | None = None,
     against: Path | None = None,
 ) -> list[Path]:
-    """Writes ``report.<format>`` of a study's folder, each whole or not at all; their paths.
+    """Write ``report.<format>`` to a study's folder; after an error the old files are unchanged.
 
-    formats: of FORMATS. against: the folder of a ``baselines run`` on the same test images, to compare
-    the tested network with. Needs no picture of the data. A study that is not finished, or without
-    a complete trial, gets a report that says so.
-    Raises InputError where the folder holds no study, its storage cannot be opened, or ``against``
-    cannot be compared with.
+    The images of the data set are not needed. A report of an unfinished study says so.
+
+    Args:
+        folder: the study's folder.
+        formats: of FORMATS.
+        storage: URL of the study's storage; the recorded one by default.
+        against: folder of a ``baselines run`` on the same test images, to compare with.
+
+    Returns:
+        The paths of the reports, in the order of ``formats``.
+
+    Raises:
+        InputError: the folder contains no study, its storage cannot be opened, or the results in
+            ``against`` cannot be compared.
     """
-    study, about = load_study(folder, storage=storage)
-    known = trial_records.all_trials(study)
-    facts = report_facts(folder, study, known, about, against=against, storage=storage)
-    make = {
-        "html": lambda: html(facts, known, folder),
-        "md": lambda: markdown(facts),
+    study, run_info = load_study(folder, storage=storage)
+    trials = trial_records.all_trials(study)
+    facts = report_facts(folder, study, trials, run_info, against=against, storage=storage)
+    renderers = {
+        "html": lambda: render_html(facts, folder),
+        "md": lambda: render_markdown(facts),
         "json": lambda: json.dumps(facts, indent=1, allow_nan=False) + "\n",
     }
-    return [_put(folder / f"report.{each}", make[each]()) for each in formats]
+    return [_write_atomically(folder / f"report.{each}", renderers[each]()) for each in formats]
 
 
 def parse_formats(text: str) -> list[str]:
-    """The formats of ``html,md,json``, each once; InputError where one is unknown or none is."""
-    wanted = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    for each in wanted:
+    """Return the formats in a text such as ``html,md,json``, without repetitions.
+
+    Raises:
+        InputError: a format is unknown, or there is none.
+    """
+    formats = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    for each in formats:
         if each not in FORMATS:
             raise InputError(f"--format: unknown format {each!r} ({nearest(each, FORMATS)})")
-    if not wanted:
+    if not formats:
         raise InputError(f"--format: must name one of {', '.join(FORMATS)}, got {text!r}")
-    return wanted
+    return formats
 
 
-def _put(path: Path, text: str) -> Path:
+def _write_atomically(path: Path, text: str) -> Path:
     partial = path.with_name(f"{path.name}.partial")
     try:
         partial.write_text(text, encoding="utf-8")

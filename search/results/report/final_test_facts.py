@@ -1,107 +1,77 @@
-"""What a report says of the final test, as plain data: metrics.json and the files beside it."""
+"""The section ``test`` of report.json: metrics.json and the files beside it."""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from search.results.final_test import REPRODUCED
-from search.results.formatting import DEFINITIONS
-from search.spec.formatting import format_step
+from search.results.evaluation import read_csv
+from search.results.final_report import REPRODUCTION_TOLERANCE
+from search.results.formatting import format_inference, metric_scores
 
 
-def tested(
+def final_test_facts(
     folder: Path,
     final: Mapping[str, Any] | None,
     spec: Mapping[str, Any],
-    looks: Sequence[str],
+    test_evaluations: Sequence[str],
 ) -> dict[str, Any]:
-    """The section ``test`` of report.json (docs/report.md).
+    """Return the section ``test`` of report.json (docs/report.md).
 
-    folder: the study's. final: its metrics.json; None before there is one. looks: when the test
-    images were looked at.
+    Args:
+        folder: the study's folder.
+        final: content of metrics.json, if it exists.
+        spec: the study's spec as plain data.
+        test_evaluations: times of the test evaluations; one that failed has no metrics.json.
     """
-    # A test that broke off is one more look.
-    told: dict[str, Any] = {
-        "looks": max(final["test_evaluations"] if final else 0, len(looks)),
-        "tolerance": REPRODUCED,
+    counted = final["test_evaluations"] if final else 0
+    facts: dict[str, Any] = {
+        "test_evaluations": max(counted, len(test_evaluations)),
+        "tolerance": REPRODUCTION_TOLERANCE,
         "metrics": final,
     }
     if final is None:
-        return told
-    images = read_rows(folder / "final" / "per_image.csv")
+        return facts
+    images = [_image(row) for row in read_csv(folder / "final" / "per_image.csv")]
     epochs = [
         {key: float(value) for key, value in row.items()}
-        for row in read_rows(folder / "final" / "history.csv")
+        for row in read_csv(folder / "final" / "history.csv")
     ]
-    dice = {row["name"]: float(row["dice"]) for row in images}
-    return told | {
-        "scores": list(_scores(final)),
-        "after": _after(final),
-        "images": [_image(row) for row in images],
+    dice = {image["name"]: image["dice"] for image in images}
+    on_train_val = spec["final"]["fit_on"] == "train_val"
+    return facts | {
+        "scores": [asdict(score) for score in metric_scores(final["test"], final["ci95"])],
+        "inference": format_inference(final["inference"]),
+        "images": images,
         "overlays": list(_overlays(final["overlays"], dice)),
         "retraining": epochs,
-        "kept": _kept(epochs, spec["final"]["fit_on"] == "train_val") if epochs else None,
+        "kept_epoch": _kept_epoch(epochs, last=on_train_val) if epochs else None,
     }
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV; none where there is no file."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _scores(final: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    for key, value in final["test"].items():
-        if key in {"n", "groups"}:
-            continue
-        name, definition = DEFINITIONS.get(key, (key, ""))
-        low, high = final["ci95"].get(key) or (None, None)
-        yield {
-            "key": key, "name": name, "definition": definition, "value": value, "low": low,
-            "high": high,
-        }  # fmt: skip
-
-
-def _after(final: Mapping[str, Any]) -> str | None:
-    """What is done to the network's output, in words; None where that is not known."""
-    chosen = final.get("inference")
-    if not chosen:
-        return None
-    views = {"none": [], "flips": ["the mean over flips"], "d4": ["the mean over flips and turns"]}
-    steps = views.get(chosen["tta"], [chosen["tta"]])
-    return ", ".join([*steps, *map(format_step, chosen["chain"])]) or "nothing"
-
-
 def _image(row: Mapping[str, str]) -> dict[str, Any]:
-    """lesion: the true lesion's share of the image, None where the counts are not known."""
-    lesion = None
-    if {"tp", "fp", "fn", "tn"} <= row.keys():
-        tp, fp, fn, tn = (int(row[part]) for part in ("tp", "fp", "fn", "tn"))
-        lesion = (tp + fn) / (tp + fp + fn + tn)
+    """Return the facts of an image; ``lesion_share``: the true lesion's share of its pixels."""
+    tp, fp, fn, tn = (int(row[part]) for part in ("tp", "fp", "fn", "tn"))
     return {
         "name": row["name"],
-        "group": row.get("group", row["name"]),
+        "group": row["group"],
         "dice": float(row["dice"]),
-        "lesion": lesion,
+        "lesion_share": (tp + fn) / (tp + fp + fn + tn),
     }
 
 
 def _overlays(
-    listed: Iterable[Sequence[str]], dice: Mapping[str, float]
+    overlays: Iterable[Sequence[str]], dice: Mapping[str, float]
 ) -> Iterator[dict[str, Any]]:
-    """The pictures in the order of metrics.json."""
-    for kind, file in listed:
-        # best_1_NAME.png
+    """Yield the pictures in the order of metrics.json; a file is called best_1_NAME.png."""
+    for kind, file in overlays:
         name = file.removeprefix(f"{kind}_").partition("_")[2].removesuffix(".png")
         yield {"kind": kind, "file": file, "name": name, "dice": dice.get(name)}
 
 
-def _kept(epochs: Sequence[Mapping[str, float]], last: bool) -> int:
-    """The epoch whose weights were kept: the first of the best Dice, or the last one."""
-    best = epochs[-1] if last else max(epochs, key=lambda row: row["dice"])
-    return int(best["epoch"])
+def _kept_epoch(epochs: Sequence[Mapping[str, float]], *, last: bool) -> int:
+    """Return the epoch whose weights were kept: the first with the best Dice, or the last."""
+    kept = epochs[-1] if last else max(epochs, key=lambda row: row["dice"])
+    return int(kept["epoch"])

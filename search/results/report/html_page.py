@@ -1,7 +1,4 @@
-"""report.html: the facts as one page that needs nothing beside itself.
-
-Names and messages come from files and from libraries, so the templates escape them all.
-"""
+"""report.html: one page without external files. The templates escape all names and messages."""
 
 from __future__ import annotations
 
@@ -11,148 +8,97 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from optuna.trial import FrozenTrial
 from PIL import Image
 
-from lesionseg.config import DEFAULTS
 from search.results import charts
-from search.results.formatting import FILTERS, interval, params
+from search.results.documents import dump_yaml, render
+from search.results.report.tables import report_tables
 
-#: The longest side of an overlay within the page, in pixels.
+#: Longest side of an overlay in the page, in pixels.
 OVERLAY_SIDE = 480
 
 
-def html(facts: Mapping[str, Any], known: Sequence[FrozenTrial], folder: Path) -> str:
-    """The page. known: the trials that the facts were made of. folder: where final/ is."""
-    page = environment(autoescape=True)
-    return page.get_template("report.html.j2").render(
-        view(facts)
-        | {
-            "charts": _search_charts(facts, known) | _test_charts(facts["test"]),
-            "overlays": _pictures(facts["test"].get("overlays", []), folder / "final" / "overlays"),
-        }
+def render_html(facts: Mapping[str, Any], folder: Path) -> str:
+    """Return the page. facts: of ``report_facts``; folder: the study's folder."""
+    overlays = _embed_overlays(facts["test"].get("overlays", []), folder / "final" / "overlays")
+    charts_ = _search_charts(facts) | _test_charts(facts["test"])
+    return render(
+        "report.html.j2", template_values(facts) | {"charts": charts_, "overlays": overlays}
     )
 
 
-def environment(*, autoescape: bool) -> Environment:
-    """Where both of the report's templates are rendered."""
-    made = Environment(
-        loader=PackageLoader("search.results"),
-        autoescape=autoescape,  # noqa: S701
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.filters |= FILTERS
-    made.globals |= {"interval": interval, "params": params}
-    return made
-
-
-def view(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts under the names that templates use."""
-    winner = facts["winner"]
-    alike = _alike(facts["search"]["leaders"])
+def template_values(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that the HTML and the Markdown template use."""
+    selected, spec = facts["selected"], facts["reproduction"]["spec"]
     return {
         "facts": facts,
         "study": facts["study"],
         "search": facts["search"],
         "test": facts["test"],
         "final": facts["test"]["metrics"],
-        "winner": winner and winner["trial"],
-        "spec": facts["repeat"]["spec"],
-        "families": [f for f in DEFAULTS if f not in alike],
-        "alike": alike,
-        "config_yaml": winner and _yaml(winner["config"]),
-        "spec_yaml": _yaml(facts["repeat"]["spec"]),
+        "selected": selected and selected["trial"],
+        "spec": spec,
+        "tables": report_tables(facts),
+        "config_yaml": selected and dump_yaml(selected["config"]),
+        "spec_yaml": dump_yaml(spec),
     }
 
 
-def _alike(leaders: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Families that say nothing of the leaders, being the same for all: each with its option."""
-    found: dict[str, str] = {}
-    if len(leaders) < 2:
-        return found
-    for family in DEFAULTS:
-        told = [
-            (name, params(family, name, given))
-            for row in leaders
-            for name, given in row["picks"][family].items()
-        ]
-        if len(set(told)) == 1 and not told[0][1]:
-            found[family] = told[0][0]
-    return found
-
-
-def _search_charts(
-    facts: Mapping[str, Any], known: Sequence[FrozenTrial]
-) -> dict[str, Markup | None]:
+def _search_charts(facts: Mapping[str, Any]) -> dict[str, Markup | None]:
     search = facts["search"]
-    winner = facts["winner"] and facts["winner"]["trial"]
-    shown = search["shown"]
+    selected = facts["selected"] and facts["selected"]["trial"]
+    trials, names, shares = search["trials"], search["varied_params"], search["importances"]
     return {
-        "history": charts.history_chart(known, winner),
-        "curves": charts.curves_chart(known, winner),
-        "importance": charts.importance_chart(search["importances"])
-        if search["importances"]
-        else None,
-        "slices": charts.slices_chart(search["trials"], shown, winner) if shown else None,
-        "parallel": charts.parallel_chart(search["trials"], shown, winner)
-        if shown and search["complete"] > 1
+        "history": charts.history_chart(trials, selected),
+        "curves": charts.curves_chart(trials, selected),
+        "importance": charts.importance_chart(shares) if shares else None,
+        "slices": charts.slices_chart(trials, names, selected) if names else None,
+        "parallel": charts.parallel_chart(trials, names, selected)
+        if names and search["complete"] > 1
         else None,
     }
 
 
-def _test_charts(test: Mapping[str, Any]) -> dict[str, Markup | None]:
-    """Those whose numbers there are; None for the others."""
-    made: dict[str, Markup | None] = dict.fromkeys(
-        ("confusion", "spread", "size", "recall", "calibration", "retraining")
-    )
+def _test_charts(test: Mapping[str, Any]) -> dict[str, Markup]:
+    """Return the charts of the final test; a chart without numbers is left out."""
     final = test["metrics"]
     if final is None:
-        return made
-    made["confusion"] = charts.confusion_chart(final["confusion"])
-    dice = [image["dice"] for image in test["images"]]
-    lesion = [image["lesion"] for image in test["images"]]
-    if dice:
-        made["spread"] = charts.dice_chart(dice)
-    if dice and None not in lesion:
-        made["size"] = charts.size_chart(lesion, dice)
-    if "curves" in final:
-        found = final["test"]
-        made["recall"] = charts.recall_chart(final["curves"], found["average_precision"])
-        made["calibration"] = charts.calibration_chart(final["curves"], found["calibration_error"])
+        return {}
+    curves, scores = final["curves"], final["test"]
+    made = {
+        "confusion": charts.confusion_chart(final["confusion"]),
+        "recall": charts.recall_chart(curves, scores["average_precision"]),
+        "calibration": charts.calibration_chart(curves, scores["calibration_error"]),
+    }
+    if images := test["images"]:
+        dice = [image["dice"] for image in images]
+        made["dice"] = charts.dice_chart(dice)
+        made["size"] = charts.size_chart([image["lesion_share"] for image in images], dice)
     if test["retraining"]:
-        made["retraining"] = charts.retraining_chart(test["retraining"], test["kept"])
+        made["retraining"] = charts.retraining_chart(test["retraining"], test["kept_epoch"])
     return made
 
 
-def _pictures(listed: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """By kind, each with its file as a data URI; None where it cannot be read."""
-    kinds: dict[str, list[dict[str, Any]]] = {}
-    for each in listed:
-        kinds.setdefault(each["kind"], []).append(
-            {**each, "data": _embedded(folder / each["file"])}
-        )
-    return kinds
+def _embed_overlays(
+    overlays: Sequence[Mapping[str, Any]], folder: Path
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the overlays by kind, each with its picture as data URI."""
+    by_kind: dict[str, list[dict[str, Any]]] = {}
+    for each in overlays:
+        data = _data_uri(folder / each["file"])
+        by_kind.setdefault(each["kind"], []).append({**each, "data": data})
+    return by_kind
 
 
-def _embedded(path: Path) -> str | None:
-    """A picture as a data URI, as JPEG: a photograph as PNG would be five times as large."""
+def _data_uri(path: Path) -> str | None:
+    """Return a picture as JPEG, a fifth of a PNG's size; None if it cannot be read."""
     stream = io.BytesIO()
     try:
         with Image.open(path) as picture:
             picture.thumbnail((OVERLAY_SIDE, OVERLAY_SIDE))
-            # Without subsampling the colours of thin outlines stay where they are.
+            # Chroma subsampling would blur the colours of thin outlines.
             picture.convert("RGB").save(stream, "JPEG", quality=88, subsampling=0)
     except OSError:
         return None
     return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
-
-
-def _yaml(plain: Mapping[str, Any]) -> str:
-    """With the innermost lists and mappings in one line each, as people write them."""
-    dumped: str = yaml.safe_dump(dict(plain), sort_keys=False, default_flow_style=None, width=60)
-    return dumped

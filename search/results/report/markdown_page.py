@@ -1,4 +1,4 @@
-"""report.md: the facts as Markdown tables, for the appendix of a paper."""
+"""report.md: the tables of the report in GitHub's Markdown, without pictures."""
 
 from __future__ import annotations
 
@@ -6,20 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from search.results.report.html_page import environment, view
-
-#: What would be markup at the place of a name: of Markdown, of HTML, of a table.
-_MARKUP = re.compile(r"([\\`*_\[\]#|<>~$])")
+from search.results.documents import render
+from search.results.report.html_page import template_values
 
 
-def markdown(facts: Mapping[str, Any]) -> str:
-    """The report without pictures, in GitHub's Markdown."""
-    page = environment(autoescape=False)
-    page.filters["text"] = plain_text
-    text = page.get_template("report.md.j2").render(view(facts))
+def render_markdown(facts: Mapping[str, Any]) -> str:
+    """Return the report as Markdown. facts: of ``report_facts``."""
+    text = render("report.md.j2", template_values(facts))
     return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
-
-
-def plain_text(name: object) -> str:
-    """A name or a message in one line, none of it taken for markup."""
-    return _MARKUP.sub(r"\\\1", " ".join(str(name).split()))

@@ -1,8 +1,4 @@
-"""Everything that a report says, built once as plain data; report.json is this as it stands.
-
-Its keys are told in docs/report.md. The numbers of the test are those of ``final/metrics.json``,
-which lies within it word for word; everything else comes from the study's records and files.
-"""
+"""All facts of a report as plain data: the content of report.json (docs/report.md)."""
 
 from __future__ import annotations
 
@@ -17,76 +13,78 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from lesionseg.data.pairs import SPLITS
-from search.results.report.comparison import compared
-from search.results.report.final_test_facts import tested
-from search.results.report.search_facts import searched
+from search.results.report.comparison import comparison_facts
+from search.results.report.final_test_facts import final_test_facts
+from search.results.report.search_facts import search_facts
 from search.storage import trial_records
 from search.storage.study_dir import read_metrics
 from search.study import data_audit
 from search.study.data_summary import read_data_summary
-from search.study.lifecycle import list_test_evaluations
+from search.study.evaluations import list_test_evaluations
 
-#: Raised when a key of report.json changes its meaning or goes away.
+#: Incremented when a key of report.json changes its meaning or is removed.
 FORMAT = 1
 
 
 def report_facts(
     folder: Path,
     study: optuna.Study,
-    known: Sequence[FrozenTrial],
-    about: Mapping[str, Any],
+    trials: Sequence[FrozenTrial],
+    run_info: Mapping[str, Any],
     *,
     against: Path | None = None,
     storage: str | None = None,
 ) -> dict[str, Any]:
-    """What is known of a study, fit for JSON: no NaN, no infinity.
+    """Return the facts of a study, without NaN and infinity.
 
-    known: its trials. about: its run.json. against: the folder of a ``baselines run`` to compare the
-    test with.
-    Raises InputError as ``report.against.compared``.
+    Args:
+        folder: the study's folder.
+        study: the study.
+        trials: its trials.
+        run_info: content of its run.json.
+        against: folder of a ``baselines run`` to compare the test results with.
+        storage: URL of the study's storage.
+
+    Raises:
+        InputError: see ``comparison_facts``.
     """
-    stored = study.user_attrs
-    ranking = trial_records.rank_trials(known)
+    attrs = study.user_attrs
     final = read_metrics(folder)
-    test = tested(folder, final, stored["spec"], list_test_evaluations(study))
+    test = final_test_facts(folder, final, attrs["spec"], list_test_evaluations(study))
     facts = {
         "format": FORMAT,
         "study": study.study_name,
-        "version": about["version"],
-        "data": _data(folder, stored, about),
-        "search": searched(known) | {"budget": stored["spec"]["budget"]},
-        "winner": _winner(final, ranking),
+        "version": run_info["version"],
+        "data": _data(folder, attrs, run_info),
+        "search": search_facts(trials) | {"budget": attrs["spec"]["budget"]},
+        "selected": _selected(final, trial_records.rank_trials(trials)),
         "test": test,
-        "comparison": compared(folder, test.get("images", []), against, storage),
-        "environment": _environment(known, stored["spec"], final, about),
-        "repeat": {"command": _command(folder), "spec": stored["spec"]},
+        "comparison": comparison_facts(folder, test.get("images", []), against, storage),
+        "environment": _environment(trials, attrs["spec"], final, run_info),
+        "reproduction": {"command": _command(folder), "spec": attrs["spec"]},
     }
-    cleaned: dict[str, Any] = _finite(facts)
-    return cleaned
+    finite: dict[str, Any] = _replace_nan(facts)
+    return finite
 
 
-def _data(folder: Path, stored: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+def _data(folder: Path, attrs: Mapping[str, Any], run_info: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "layout": about["layout"],
-        "fingerprint": stored["data"],
-        "image_size": stored["spec"]["data"]["image_size"],
-        "split": {part: len(stored["split"][part]) for part in SPLITS},
-        "folds": [len(names) for names in stored["split"].get("folds", ())],
+        "layout": run_info["layout"],
+        "fingerprint": attrs["data"],
+        "image_size": attrs["spec"]["data"]["image_size"],
+        "split": {split: len(attrs["split"][split]) for split in SPLITS},
+        "folds": [len(names) for names in attrs["split"].get("folds", ())],
         "card": read_data_summary(folder),
-        "audit": data_audit.summarize_audit(folder, stored["split"]),
+        "audit": data_audit.summarize_audit(folder, attrs["split"]),
     }
 
 
-def _winner(
+def _selected(
     final: Mapping[str, Any] | None, ranking: Sequence[FrozenTrial]
 ) -> dict[str, Any] | None:
-    """What was tested; before that, the best so far."""
+    """Return the tested trial; before the test, the best one so far."""
     if final:
-        return {
-            "trial": final["trial"],
-            "baseline": final.get("baseline"),
-            "config": final["config"],
-        }
+        return {key: final[key] for key in ("trial", "baseline", "config")}
     if not ranking:
         return None
     best = ranking[0]
@@ -98,22 +96,23 @@ def _winner(
 
 
 def _environment(
-    known: Sequence[FrozenTrial],
+    trials: Sequence[FrozenTrial],
     spec: Mapping[str, Any],
     final: Mapping[str, Any] | None,
-    about: Mapping[str, Any],
+    run_info: Mapping[str, Any],
 ) -> dict[str, Any]:
-    owners = [t.user_attrs["owner"] for t in known if "owner" in t.user_attrs]
-    counted = Counter((o["device"], o["threads"], o["share"]) for o in owners)
+    owner = trial_records.TrialAttr.OWNER
+    owners = [t.user_attrs[owner] for t in trials if owner in t.user_attrs]
+    counts = Counter((o["device"], o["threads"], o["share"]) for o in owners)
     return {
-        "versions": final["versions"] if final else {"lesionsearch": about["version"]},
+        "versions": final["versions"] if final else {"lesionsearch": run_info["version"]},
         "seed": spec["seed"],
         "hosts": len({o["host"] for o in owners}),
         "searched_on": [
             {"device": device, "threads": threads, "share": share, "trials": n}
-            for (device, threads, share), n in sorted(counted.items())
+            for (device, threads, share), n in sorted(counts.items())
         ],
-        "tested_on": final.get("device") if final else None,
+        "tested_on": final["device"] if final else None,
     }
 
 
@@ -122,12 +121,12 @@ def _command(folder: Path) -> str:
     return f"lesionsearch run {study} --data DIR --out NEW"
 
 
-def _finite(value: Any) -> Any:
-    """JSON knows no NaN and no infinity: they become null."""
+def _replace_nan(value: Any) -> Any:
+    """Replace NaN and infinity by None, because JSON has neither."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _finite(each) for key, each in value.items()}
+        return {str(key): _replace_nan(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
+        return [_replace_nan(each) for each in value]
     return value

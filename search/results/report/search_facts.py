@@ -1,4 +1,4 @@
-"""What a report says of the search, as plain data."""
+"""The section ``search`` of report.json."""
 
 from __future__ import annotations
 
@@ -12,107 +12,103 @@ from optuna.trial import FrozenTrial
 from lesionseg.config import DEFAULTS
 from lesionseg.errors import some
 from search.storage import trial_records
+from search.storage.trial_records import State, TrialAttr, state_of
 from search.study.importance import importances
 
 #: Rows of the leaderboard.
 LEADERS = 10
 
 
-def searched(known: Sequence[FrozenTrial], now: float | None = None) -> dict[str, Any]:
-    """The section ``search`` of report.json (docs/report.md).
+def search_facts(trials: Sequence[FrozenTrial], now: float | None = None) -> dict[str, Any]:
+    """Return the section ``search`` of report.json (docs/report.md).
 
-    now: seconds since 1970, the end of trials that are at work.
+    now: seconds since 1970, the end of trials that are running.
     """
-    ranking = trial_records.rank_trials(known)
-    shares, note = importances(known)
+    ranking = trial_records.rank_trials(trials)
+    shares, note = importances(trials)
     best = ranking[0] if ranking else None
     return {
-        "counts": dict(trial_records.count_by_state(known)),
-        "spent": trial_records.count_finished(known),
-        "hours": trial_records.hours_spent(known, now),
-        "gpu_hours": trial_records.gpu_hours_spent(known, now),
+        "counts": dict(trial_records.count_by_state(trials)),
+        "finished": trial_records.count_finished(trials),
+        "hours": trial_records.hours_spent(trials, now),
+        "gpu_hours": trial_records.gpu_hours_spent(trials, now),
         "best": best and {"number": best.number, "dice": best.value},
         "complete": len(ranking),
-        "leaders": [_leader(t) for t in ranking[:LEADERS]],
-        "reasons": _reasons(known),
-        "time": _time(known, now),
-        "saved": saved_by_pruning(known),
+        "leaderboard": [_leader(t) for t in ranking[:LEADERS]],
+        "reasons": _reasons(trials),
+        "time": _time_by_state(trials, now),
+        "pruning": estimate_pruning_savings(trials),
         "importances": shares,
         "importance_note": note,
-        "shown": shown_parameters(known, shares),
-        "baselines": _baselines(known, best),
-        "trials": [_trial(t, now) for t in known],
+        "varied_params": varied_params(trials, shares),
+        "baselines": _baselines(trials, best),
+        "trials": [_trial(t, now) for t in trials],
     }
 
 
-def saved_by_pruning(known: Iterable[FrozenTrial]) -> dict[str, Any]:
-    """How long the pruned trials would have gone on training; an estimate.
+def estimate_pruning_savings(trials: Iterable[FrozenTrial]) -> dict[str, Any]:
+    """Estimate the training time that pruning saved.
 
-    A pruned trial is taken to have needed as many epochs as the complete ones did on average, each
-    as long as its own epochs were. ``seconds`` is None where no trial is complete, since there is
-    nothing to judge by.
+    The estimate assumes that a pruned trial would have needed as many epochs as the complete trials
+    on average, each as long as its own epochs. ``seconds_saved`` is None without complete trials.
     """
-    known = list(known)
-    lengths = [n for t in known if trial_records.state_of(t) == "complete" and (n := _epochs(t))]
+    trials = list(trials)
+    lengths = [n for t in trials if state_of(t) == State.COMPLETE and (n := _epochs(t))]
     pruned = [
-        t for t in known if trial_records.state_of(t) == "pruned" and not trial_records.reason_of(t)
+        t for t in trials if state_of(t) == State.PRUNED and not trial_records.reason_of(t)
     ]
     timed = [(n, s) for t in pruned if (n := _epochs(t)) and (s := t.user_attrs.get("seconds"))]
-    usual = mean(lengths) if lengths else None
+    mean_epochs = mean(lengths) if lengths else None
     return {
         "trials": len(pruned),
         "timed": len(timed),
-        "mean_epochs": usual,
-        "seconds": usual and sum(max(0.0, usual - n) * s / n for n, s in timed),
-        "spent_seconds": sum(s for _, s in timed),
+        "mean_epochs": mean_epochs,
+        "seconds_saved": mean_epochs and sum(max(0.0, mean_epochs - n) * s / n for n, s in timed),
+        "seconds_spent": sum(s for _, s in timed),
     }
 
 
-def shown_parameters(known: Sequence[FrozenTrial], shares: dict[str, float]) -> list[str]:
-    """Parameters that had more than one value among trials with a Dice, the important ones first.
+def varied_params(trials: Sequence[FrozenTrial], shares: dict[str, float]) -> list[str]:
+    """Return the parameters with several values among trials with a Dice, most important first.
 
-    Without importances, those that most trials have come first.
+    Without importances, the parameters that most trials have come first.
     """
-    values: dict[str, set[Any]] = {}
-    had: dict[str, int] = {}
-    for trial in known:
+    values: dict[str, list[Any]] = {}
+    for trial in trials:
         if _dice(trial) is not None:
             for name, value in trial.params.items():
-                values.setdefault(name, set()).add(value)
-                had[name] = had.get(name, 0) + 1
-    varied = [name for name, seen in values.items() if len(seen) > 1]
-    return sorted(varied, key=lambda name: (-shares.get(name, -1.0), -had[name], name))
+                values.setdefault(name, []).append(value)
+    varied = [name for name, each in values.items() if len(set(each)) > 1]
+    return sorted(varied, key=lambda name: (-shares.get(name, -1.0), -len(values[name]), name))
 
 
 def _trial(trial: FrozenTrial, now: float | None) -> dict[str, Any]:
     attrs = trial.user_attrs
+    folds = trial_records.folds_of(trial)
     return {
         "number": trial.number,
-        "state": trial_records.state_of(trial),
+        "state": state_of(trial),
         "reason": trial_records.reason_of(trial),
         "dice": _dice(trial),
         "params": trial.params,
-        "baseline": attrs.get(trial_records.TrialAttr.BASELINE),
-        "parameters": attrs.get("params"),
+        "baseline": attrs.get(TrialAttr.BASELINE),
+        "model_params": attrs.get("params"),
         "epochs": attrs.get("epochs"),
         "best_epoch": attrs.get("best_epoch"),
         "seconds": attrs.get("seconds"),
         "worker_seconds": trial_records.seconds_of(trial, now),
-        "curve": [
-            [epoch, value if math.isfinite(value) else None]
-            for epoch, value in trial_records.dice_by_epoch(trial).items()
-        ],
-        **({"folds": folds} if (folds := trial_records.folds_of(trial)) else {}),
+        "curve": [[epoch, value] for epoch, value in trial_records.dice_by_epoch(trial).items()],
+        **({"folds": folds} if folds else {}),
     }
 
 
 def _dice(trial: FrozenTrial) -> float | None:
-    """Of a complete trial its value, of a pruned one the last that it reported."""
-    state = trial_records.state_of(trial)
-    if state == "pruned" and trial.last_step is not None:
+    """Return the value of a complete trial, or the last reported value of a pruned one."""
+    state = state_of(trial)
+    if state == State.PRUNED and trial.last_step is not None:
         value: float | None = trial.intermediate_values[trial.last_step]
     else:
-        value = trial.value if state == "complete" else None
+        value = trial.value if state == State.COMPLETE else None
     return value if value is not None and math.isfinite(value) else None
 
 
@@ -125,59 +121,61 @@ def _leader(trial: FrozenTrial) -> dict[str, Any]:
     return {
         "number": trial.number,
         "dice": trial.value,
-        "picks": {family: config[family] for family in DEFAULTS},
-        "parameters": attrs.get("params"),
+        "options": {family: config[family] for family in DEFAULTS},
+        "model_params": attrs.get("params"),
         "epochs": attrs.get("epochs"),
         "seconds": attrs.get("seconds"),
     }
 
 
-def _reasons(known: Iterable[FrozenTrial]) -> list[dict[str, Any]]:
-    """By state in the order of STATES, the most frequent first."""
-    found: dict[tuple[str, str], list[FrozenTrial]] = {}
-    for trial in known:
+def _reasons(trials: Iterable[FrozenTrial]) -> list[dict[str, Any]]:
+    """Count reasons by state, in the order of State; the most frequent first."""
+    groups: dict[tuple[State, str], list[FrozenTrial]] = {}
+    for trial in trials:
         if reason := trial_records.reason_of(trial):
-            found.setdefault((trial_records.state_of(trial), reason), []).append(trial)
-    ordered = sorted(found.items(), key=lambda f: (list(map(str, trial_records.State)).index(f[0][0]), -len(f[1])))
+            groups.setdefault((state_of(trial), reason), []).append(trial)
+    order = list(State)
     return [
         {
             "state": state,
             "reason": reason,
             "count": len(members),
             "numbers": some(t.number for t in members),
-            "message": next((m for t in members if (m := t.user_attrs.get("message"))), ""),
+            "message": next((m for t in members if (m := t.user_attrs.get(TrialAttr.MESSAGE))), ""),
         }
-        for (state, reason), members in ordered
+        for (state, reason), members in sorted(
+            groups.items(), key=lambda item: (order.index(item[0][0]), -len(item[1]))
+        )
     ]
 
 
-def _time(known: Sequence[FrozenTrial], now: float | None) -> list[dict[str, Any]]:
-    """What trials of each state cost their workers, data loading and start included."""
+def _time_by_state(trials: Sequence[FrozenTrial], now: float | None) -> list[dict[str, Any]]:
+    """Return the worker time of each state, data loading and start included."""
     rows = []
-    for state in trial_records.State:
-        members = [t for t in known if trial_records.state_of(t) == state]
-        seconds = [s for t in members if (s := trial_records.seconds_of(t, now)) is not None]
+    for state in State:
+        times = [trial_records.seconds_of(t, now) for t in trials if state_of(t) == state]
+        seconds = [s for s in times if s is not None]
         if seconds:
-            rows.append({"state": state, "trials": len(members), "seconds": sum(seconds)})
+            rows.append({"state": state, "trials": len(times), "seconds": sum(seconds)})
     return rows
 
 
-def _baselines(known: Iterable[FrozenTrial], best: FrozenTrial | None) -> list[dict[str, Any]]:
-    """Published systems that were trials of this study; the gap is to its best trial."""
+def _baselines(trials: Iterable[FrozenTrial], best: FrozenTrial | None) -> list[dict[str, Any]]:
+    """Return the baselines among the trials, with their difference to the best trial."""
     rows = []
-    for trial in known:
-        name = trial.user_attrs.get(trial_records.TrialAttr.BASELINE)
+    for trial in trials:
+        name = trial.user_attrs.get(TrialAttr.BASELINE)
         if name is None or trial_records.was_interrupted(trial):
             continue
-        complete = trial_records.state_of(trial) == "complete"
-        behind = trial.value - best.value if complete and best else None  # type: ignore[operator]
+        dice, state = _dice(trial), state_of(trial)
+        comparable = state == State.COMPLETE and dice is not None and best and best.value
         rows.append(
             {
                 "baseline": name,
                 "number": trial.number,
-                "state": trial_records.state_of(trial),
-                "dice": _dice(trial),
-                "behind": behind,
+                "state": state,
+                "dice": dice,
+                "difference": dice - best.value if comparable else None,  # type: ignore[operator,union-attr]
             }
         )
     return sorted(rows, key=lambda row: (-(row["dice"] or -1.0), row["number"]))

@@ -1,5 +1,5 @@
-"""Where workers run: processes of this host, actors of a Ray cluster, jobs of SLURM.
+"""Launchers run workers as local processes, as actors of a Ray cluster or as SLURM jobs.
 
-Every engine starts the same worker, ``search.workers.loop.serve(join, slot, stopping)``, and starts
-another where one died, until the study needs nobody any more.
+Each starts ``search.workers.loop.join_and_run_trials`` and restarts workers that died, until the
+study needs none.
 """

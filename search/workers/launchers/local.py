@@ -1,4 +1,4 @@
-"""Workers as processes of this host: one a slot, started again where one dies."""
+"""Workers as processes of this host, one per slot."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lesionseg.data.sets import each_root
@@ -14,166 +15,142 @@ from lesionseg.errors import InputError
 from search.errors import JobFailed
 from search.storage.database import STORAGE_VARIABLE
 from search.study.location import StudyLocation
-from search.trial_process.slot import Slot, StopEvent
+from search.trial_process.slot import Slot
+from search.workers.launchers.launch_context import LaunchContext
 
-#: A slot whose worker died so often in a row, without any trial having ended, is given up.
-DEATHS = 10
-#: Seconds before a dead worker is replaced: 1, 2, 4, ... and at most this.
-LONGEST = 60.0
-#: Seconds that workers are given to put their trials down.
-LEAVE_WITHIN = 12.0
-#: Seconds between two looks at the workers.
-TICK = 0.25
+#: Seconds that workers have to requeue their trials before they are killed.
+STOP_TIMEOUT_S = 12.0
+POLL_S = 0.25
+#: Exit code of a worker with bad input.
+INPUT_ERROR = 2
 
-
-def run_locally(
-    join: StudyLocation,
-    slots: Sequence[Slot],
-    *,
-    stopping: StopEvent,
-    progress: Callable[[], int],
-    on_tick: Callable[[], None] = lambda: None,
-    on_event: Callable[[str], None] = lambda told: None,
-    command: Callable[[StudyLocation, Slot], list[str]] | None = None,
-) -> None:
-    """Keeps a worker in every slot until each has said that the study needs it no more.
-
-    progress: how many trials have ended so far; deaths are forgiven while it grows. on_tick is
-    called several times a second. command: what starts a worker.
-    Raises InputError where a worker refuses its task, in its own words; Failed where every slot
-    was given up; returns early when ``stopping`` is set, once the workers have left.
-    """
-    logs = join.folder / "workers"
-    logs.mkdir(parents=True, exist_ok=True)
-    crew = [
-        _Post(join, slot, logs / f"{i}.log", command or worker_command, progress, on_event)
-        for i, slot in enumerate(slots)
-    ]
-    try:
-        while not stopping.is_set() and any(post.is_open for post in crew):
-            for post in crew:
-                post.look()
-            on_tick()
-            stopping.wait(TICK)
-    finally:
-        _dismiss(crew)
-    on_tick()
-    if crew and all(post.given_up for post in crew):
-        raise JobFailed(
-            f"every worker died again and again; the last words of one: {crew[0].words()}"
-        )
+WorkerCommand = Callable[[StudyLocation, Slot], list[str]]
 
 
-def worker_command(join: StudyLocation, slot: Slot) -> list[str]:
-    """How a worker of this study is started; its storage's password goes by the environment."""
-    # -P: a file of the user's that is called like a module of ours must not be taken for it.
-    command = [sys.executable, "-P", "-m", "cli", "worker", join.name, "--out", str(join.folder)]
-    command += ["--device", slot.device, "--threads", str(slot.threads), "--share", f"{slot.share}"]
+def worker_command(location: StudyLocation, slot: Slot) -> list[str]:
+    """Return the command of a worker; the storage's password is passed in the environment."""
+    # -P: a file of the user must not hide a module of the same name.
+    command = [sys.executable, "-P", "-m", "cli", "worker", location.name]
+    command += ["--out", str(location.folder), "--device", slot.device]
+    command += ["--threads", str(slot.threads), "--share", f"{slot.share}"]
     if slot.memory_gb is not None:
         command += ["--memory-gb", f"{slot.memory_gb:.3f}"]
-    roots = each_root(join.data) if join.data else ()
+    roots = each_root(location.data) if location.data else ()
     return command + [word for root in roots for word in ("--data", str(root))]
 
 
-class _Post:
-    """A slot and whoever works in it."""
+def run_locally(
+    context: LaunchContext, slots: Sequence[Slot], command: WorkerCommand = worker_command
+) -> None:
+    """Run a worker in every slot until each exited normally, or until ``stop_event`` is set.
+
+    Args:
+        context: of the study.
+        slots: one per worker.
+        command: returns the command of a worker.
+
+    Raises:
+        InputError: a worker exited with code 2; the message is its last line.
+        JobFailed: every worker was given up.
+    """
+    logs = context.location.folder / "workers"
+    logs.mkdir(parents=True, exist_ok=True)
+    workers = [
+        LocalWorker(context, slot, logs / f"{i}.log", command) for i, slot in enumerate(slots)
+    ]
+    try:
+        while not context.stop_event.is_set() and not all(worker.is_ended for worker in workers):
+            for worker in workers:
+                worker.poll()
+            context.on_poll()
+            context.stop_event.wait(POLL_S)
+    finally:
+        _stop([worker.process for worker in workers if worker.process is not None])
+    context.on_poll()
+    if workers and all(worker.policy.is_exhausted for worker in workers):
+        raise JobFailed(f"every worker was given up; last line of one: {workers[0].last_line()}")
+
+
+class LocalWorker:
+    """A slot and its worker process."""
 
     def __init__(
-        self,
-        join: StudyLocation,
-        slot: Slot,
-        log: Path,
-        command: Callable[[StudyLocation, Slot], list[str]],
-        progress: Callable[[], int],
-        on_event: Callable[[str], None],
+        self, context: LaunchContext, slot: Slot, log: Path, command: WorkerCommand
     ) -> None:
-        self.join, self.slot, self.log, self.command = join, slot, log, command
-        self.progress, self.on_event = progress, on_event
+        self.context, self.slot, self.log, self.command = context, slot, log, command
+        self.policy = context.new_restart_policy()
         self.process: subprocess.Popen[bytes] | None = None
-        self.deaths, self.seen, self.due = 0, progress(), 0.0
-        self.done = self.given_up = False
+        self._exited_normally = False
 
     @property
-    def is_open(self) -> bool:
-        return not (self.done or self.given_up)
+    def is_ended(self) -> bool:
+        """Whether the worker is not started again."""
+        return self._exited_normally or self.policy.is_exhausted
 
-    def look(self) -> None:
-        """Starts a worker where there is none, and takes note of one that has ended."""
-        if not self.is_open:
-            return
+    def poll(self) -> None:
+        """Start the worker, or check whether it exited."""
         if self.process is None:
-            if time.monotonic() >= self.due:
+            if not self.is_ended and self.policy.is_due():
                 self._start()
             return
         code = self.process.poll()
         if code is not None:
             self.process = None
-            self._ended(code)
+            self._handle_exit(code)
+
+    def last_line(self) -> str:
+        """Return the last line of the log."""
+        text = self.log.read_text(errors="replace") if self.log.exists() else ""
+        lines = text.strip().splitlines()
+        return lines[-1].removeprefix("lesionsearch: ") if lines else "none"
 
     def _start(self) -> None:
-        environment = dict(os.environ)
-        if self.join.storage is not None:
-            environment[STORAGE_VARIABLE] = self.join.storage
-        device = self.slot.device
-        slot = self.slot
-        if device.startswith("cuda:"):
-            # The one GPU is all that this worker sees: whatever library it uses finds no other.
-            environment["CUDA_VISIBLE_DEVICES"] = _physical(device.removeprefix("cuda:"))
-            slot = Slot("cuda", slot.threads, slot.share, slot.memory_gb)
+        environment, slot = dict(os.environ), self.slot
+        if self.context.location.storage is not None:
+            environment[STORAGE_VARIABLE] = self.context.location.storage
+        if slot.device.startswith("cuda:"):
+            # The worker sees only its own GPU, whatever library it uses.
+            gpu = _physical_gpu(int(slot.device.removeprefix("cuda:")))
+            environment["CUDA_VISIBLE_DEVICES"] = gpu
+            slot = replace(slot, device="cuda")
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(  # noqa: S603
-                self.command(self.join, slot),
+                self.command(self.context.location, slot),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env=environment,
-                # Ctrl-C reaches the whole group of a terminal; who is told what is for us to say.
+                # Ctrl-C in a terminal must not reach the workers; this process stops them.
                 start_new_session=True,
             )
+        self.policy.record_start()
 
-    def _ended(self, code: int) -> None:
+    def _handle_exit(self, code: int) -> None:
+        self._exited_normally = code in {0, INPUT_ERROR}
+        if code == INPUT_ERROR:
+            raise InputError(self.last_line())
         if code == 0:
-            self.done = True
             return
-        if code == 2:
-            self.done = True
-            raise InputError(self.words())
-        so_far = self.progress()
-        self.deaths = 1 if so_far > self.seen else self.deaths + 1
-        self.seen = so_far
-        if self.deaths >= DEATHS:
-            self.given_up = True
-            self.on_event(f"worker {self.log.stem} died {DEATHS} times in a row and is given up")
-            return
-        pause = min(LONGEST, 2.0 ** (self.deaths - 1))
-        self.due = time.monotonic() + pause
-        how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        self.on_event(f"worker {self.log.stem} died ({how}); another starts in {pause:g} s")
-
-    def words(self) -> str:
-        """The last line that it wrote."""
-        lines = (
-            self.log.read_text(errors="replace").strip().splitlines() if self.log.exists() else []
-        )
-        return lines[-1].removeprefix("lesionsearch: ") if lines else "none"
+        cause = f"signal {-code}" if code < 0 else f"exit code {code}"
+        action = self.policy.record_failure(self.context.count_finished())
+        self.context.on_event(f"worker {self.log.stem} died ({cause}); {action}")
 
 
-def _dismiss(crew: Sequence[_Post]) -> None:
-    """Asks all to leave, waits for them, and ends those that do not."""
-    there = [post.process for post in crew if post.process is not None]
-    for process in there:
+def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Terminate processes; kill those that do not exit in time."""
+    for process in processes:
         process.terminate()
-    until = time.monotonic() + LEAVE_WITHIN
-    for process in there:
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    for process in processes:
         try:
-            process.wait(max(0.0, until - time.monotonic()))
+            process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
 
 
-def _physical(index: str) -> str:
-    """The GPU that this process counts as ``index``, as a process with nothing hidden counts."""
+def _physical_gpu(index: int) -> str:
+    """Return the GPU that has this index among those visible to this process."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    known = [each.strip() for each in visible.split(",") if each.strip()]
-    return known[int(index)] if int(index) < len(known) else index
+    gpus = [gpu.strip() for gpu in visible.split(",") if gpu.strip()]
+    return gpus[index] if index < len(gpus) else str(index)

@@ -1,4 +1,4 @@
-"""Which Ray cluster there is, and how to be connected to it without leaving traces."""
+"""Connection to a Ray cluster."""
 
 from __future__ import annotations
 
@@ -20,53 +20,55 @@ except ModuleNotFoundError:
         "engine: 'ray' needs the package ray; install lesionsearch with its extra 'ray'"
     ) from None
 
-#: Much of it has no types.
-ray: Any = _ray
+ray: Any = _ray  # large parts have no types
 
-#: Bytes of a cluster of our own: workers talk through the database, hardly through Ray.
-OBJECT_STORE = 100_000_000
+#: Bytes of the object store of a new cluster; workers communicate through the database.
+OBJECT_STORE_BYTES = 100_000_000
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[bool]:
-    """Within it, Ray is connected; whether the cluster is ours. Ends only what it began."""
+def connect(address: str | None) -> Iterator[bool]:
+    """Connect to a cluster, or start one; yield whether it was started here.
+
+    A connection or cluster that existed before is left alone.
+    """
     if ray.is_initialized():
         yield False
         return
-    ours = _connect(address)
+    is_new = _connect_or_start(address)
     try:
-        yield ours
+        yield is_new
     finally:
         ray.shutdown()
 
 
-def _connect(address: str | None) -> bool:
-    given = address or os.environ.get("RAY_ADDRESS") or None
+def _connect_or_start(address: str | None) -> bool:
+    requested = address or os.environ.get("RAY_ADDRESS") or None
     try:
-        # What an earlier cluster of this machine left behind may name one that is dead.
-        found = given if given and "://" in given else _bootstrap(given)
-        if found is None or not (given or _answers(found)):
-            _init("local", object_store_memory=OBJECT_STORE)
+        # Files of an earlier cluster on this machine may name one that has ended.
+        cluster = requested if requested and "://" in requested else _find_cluster(requested)
+        if cluster is None or not (requested or _accepts_connections(cluster)):
+            _init("local", object_store_memory=OBJECT_STORE_BYTES)
             return True
-        if not _answers(found):  # Ray itself would wait for minutes
-            raise ConnectionError("nobody answers")
-        _init(given or found)
-    except Exception as error:  # one that starts too slowly is told as a bare Exception
+        if not _accepts_connections(cluster):  # Ray itself would wait for minutes
+            raise ConnectionError("connection refused")
+        _init(requested or cluster)
+    except Exception as error:  # Ray raises a bare Exception for a slow start
         raise InputError(
-            f"engine: no Ray cluster could be used at {given or 'this machine'} "
+            f"engine: no Ray cluster could be used at {requested or 'this machine'} "
             f"({' '.join(str(error).split())[:200]}); start one with `ray start --head`, "
-            "or name none to work on this machine alone"
+            "or give no address to use this machine alone"
         ) from None
     return False
 
 
-def _bootstrap(address: str | None) -> str | None:
-    """host:port of the cluster that Ray would connect to, None where it would start one."""
-    found: str | None = ray._private.services.canonicalize_bootstrap_address(address)
-    return found
+def _find_cluster(address: str | None) -> str | None:
+    """Return host:port of the cluster that Ray would connect to; None if it would start one."""
+    cluster: str | None = ray._private.services.canonicalize_bootstrap_address(address)
+    return cluster
 
 
-def _answers(address: str) -> bool:
+def _accepts_connections(address: str) -> bool:
     host, _, port = address.rpartition("://")[2].partition("/")[0].rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=10):
@@ -76,7 +78,7 @@ def _answers(address: str) -> bool:
 
 
 def _init(address: str | None, **kwargs: Any) -> None:
-    with _sigterm_kept(), _command_line_hidden():
+    with _restored_sigterm_handler(), _hidden_command_line():
         ray.init(
             address,
             namespace="lesionsearch",
@@ -88,22 +90,22 @@ def _init(address: str | None, **kwargs: Any) -> None:
 
 
 @contextmanager
-def _sigterm_kept() -> Iterator[None]:
-    """Ray takes SIGTERM for itself when it is connected to."""
-    before = signal.getsignal(signal.SIGTERM)
+def _restored_sigterm_handler() -> Iterator[None]:
+    """Restore the handler of SIGTERM, which Ray replaces."""
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager
-def _command_line_hidden() -> Iterator[None]:
-    """Ray lists every driver with its command line, in which --storage may stand."""
-    before = ray._private.utils.get_entrypoint_name
+def _hidden_command_line() -> Iterator[None]:
+    """Hide the command line, which may contain a password, from Ray's list of jobs."""
+    original = ray._private.utils.get_entrypoint_name
     ray._private.utils.get_entrypoint_name = lambda: "lesionsearch"
     try:
         yield
     finally:
-        ray._private.utils.get_entrypoint_name = before
+        ray._private.utils.get_entrypoint_name = original

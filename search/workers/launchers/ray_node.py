@@ -1,7 +1,7 @@
-"""What runs on a node of a Ray cluster: the actor around a worker.
+"""The actor that runs a worker on a node of a Ray cluster.
 
-It is pickled by value, so that a node that lacks the package can still say so; hence nothing of
-ours is imported at the top.
+The module is pickled by value, so that a node without the package can report that; for the same
+reason it imports nothing of the package at its top.
 """
 
 from __future__ import annotations
@@ -11,18 +11,17 @@ import sys
 import threading
 import traceback
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import ray as _ray
 
-#: Much of it has no types.
-ray: Any = _ray
+ray: Any = _ray  # large parts have no types
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
-class Sealed:
-    """What a worker is told, a password among it: opened on the node, never shown."""
+class SealedJob:
+    """A pickled worker job, which may contain a password; never shown by Ray."""
 
     def __init__(self, content: bytes) -> None:
         self.content = content
@@ -32,50 +31,52 @@ class Sealed:
 
 
 @dataclass(frozen=True)
-class Told:
-    """How a worker ended. how: done, asked or enough, or else lacking, input or broken."""
+class ActorResult:
+    """How a worker ended.
 
-    how: str
+    status: ended (reason is a StopReason), input_error, missing (the node lacks a module) or
+    crashed. Enums of the package could not be unpickled on a node without it.
+    """
+
+    status: Literal["ended", "input_error", "missing", "crashed"]
+    reason: str
     trials: int = 0
-    text: str = ""
 
 
-class RayWorker:
-    """The actor. Two threads: one works, and the other can tell it to stop."""
+class WorkerActor:
+    """The actor. It has two threads: one runs the worker, the other one can stop it."""
 
     def __init__(self) -> None:
-        self.stopping = threading.Event()
+        self.stop_event = threading.Event()
 
-    def where(self) -> tuple[str, str]:
-        """Its host's name, and Ray's number of its node."""
+    def locate(self) -> tuple[str, str]:
+        """Return the host name and Ray's id of the node."""
         return socket.gethostname(), ray.get_runtime_context().get_node_id()
 
     def stop(self) -> None:
-        """Asks for the work to be put down."""
-        self.stopping.set()
+        """Make the worker requeue its trial and end."""
+        self.stop_event.set()
 
-    def work(self, sealed: Sealed) -> Told:
-        """Serves the study; exceptions are told as text, since a node may lack their types."""
+    def run(self, job: SealedJob) -> ActorResult:
+        """Run the worker; errors are returned as text, since a node may lack their types."""
         try:
-            return _serve(sealed, self.stopping)
+            return _run(job, self.stop_event)
         except ImportError as error:
-            return Told("lacking", text=str(error))
+            return ActorResult("missing", str(error))
         except Exception as error:
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            text = f"{type(error).__name__}: {error} ({last.filename}:{last.lineno})"
-            return Told("broken", text=text)
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            text = f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
+            return ActorResult("crashed", text)
 
 
-def _serve(sealed: Sealed, stopping: threading.Event) -> Told:
+def _run(job: SealedJob, stop_event: threading.Event) -> ActorResult:
     from lesionseg.errors import InputError
 
     try:
-        join, slot, serve = ray.cloudpickle.loads(sealed.content)
-        if serve is None:
-            from search.workers.loop import serve as own
-
-            serve = own
-        served = serve(join, slot, stopping)
+        location, slot, work = ray.cloudpickle.loads(job.content)
+        if work is None:
+            from search.workers.loop import join_and_run_trials as work
+        result = work(location, slot, stop_event)
     except InputError as error:
-        return Told("input", text=str(error))
-    return Told(served.why, served.trials)
+        return ActorResult("input_error", str(error))
+    return ActorResult("ended", str(result.reason), result.trials)

@@ -1,7 +1,7 @@
-"""Workers as jobs of a SLURM cluster, through submitit.
+"""Workers as SLURM jobs, submitted through submitit.
 
-The study is in its database, so that a job carries nothing: one that is pre-empted or out of time
-puts its trial back into the queue and asks to be started again; one that is lost is replaced.
+The study is in its database, so that jobs have no state: a job that is preempted or out of time
+requeues its trial and then itself; a job that is lost is replaced.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from lesionseg.data.sets import placed
 from lesionseg.errors import InputError
 from search.storage.database import STORAGE_VARIABLE, storage_from_environment
 from search.study.location import StudyLocation
-from search.trial_process.slot import Slot, StopEvent
-from search.workers.launchers.slurm_fleet import Fleet
-from search.workers.launchers.slurm_job import Serve, WorkerJob
+from search.trial_process.slot import Slot
+from search.workers.launchers.launch_context import LaunchContext
+from search.workers.launchers.slurm_fleet import SlurmFleet
+from search.workers.launchers.slurm_job import Work, WorkerJob
 
-#: Seconds before the end of a job's time at which it is warned.
-WARNING = 120
-#: A shorter job would be warned before it has trained anything, and requeued for ever.
-LEAST: dict[str, float] = {"time_minutes": 5, "gpus": 0, "cpus": 1, "memory_gb": 0.5}
-#: How settings are read from text, and what that has to be.
-READERS: dict[str, tuple[Callable[[str], Any], str]] = {
+#: Seconds before the end of its time at which a job is warned.
+WARNING_S = 120
+#: The least value of each setting. A shorter job would be warned before it has trained anything.
+MINIMUM: dict[str, float] = {"time_minutes": 5, "gpus": 0, "cpus": 1, "memory_gb": 0.5}
+#: How settings are parsed, and what their text must be.
+PARSERS: dict[str, tuple[Callable[[str], Any], str]] = {
     **dict.fromkeys(("time_minutes", "gpus", "cpus"), (int, "a whole number")),
     "memory_gb": (float, "a number"),
     "requeue": ({"true": True, "false": False}.__getitem__, "true or false"),
@@ -36,12 +37,14 @@ READERS: dict[str, tuple[Callable[[str], Any], str]] = {
 
 @dataclass(frozen=True)
 class SlurmSettings:
-    """What every job asks of the cluster; a job is one worker.
+    """Resources of each job; a job is one worker.
 
-    cluster: "local" runs the jobs as processes of this host, to try things out. memory_gb: None
-    leaves it to the site. requeue: Slurm itself queues a job again that is pre-empted or out of
-    time; without it this engine submits another, as long as it runs. extra: further parameters
-    of sbatch, such as {"constraint": "a100"}; True for a flag without a value.
+    Attributes:
+        cluster: "local" runs the jobs as processes of this host, for tests.
+        memory_gb: None for the site's default.
+        requeue: let SLURM queue a preempted or timed-out job again; otherwise another job is
+            submitted.
+        extra: further options of sbatch, such as {"constraint": "a100"}; True for a flag.
     """
 
     cluster: Literal["slurm", "local"] = "slurm"
@@ -56,118 +59,129 @@ class SlurmSettings:
     extra: Mapping[str, str | int | bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for key, least in LEAST.items():
+        for key, minimum in MINIMUM.items():
             value = getattr(self, key)
-            if value is not None and not value >= least:  # nan is neither
-                raise InputError(f"slurm: {key}: must be at least {least}, got {value}")
+            if value is not None and not value >= minimum:  # also refuses nan
+                raise InputError(f"slurm: {key}: must be at least {minimum}, got {value}")
         if self.cluster not in {"slurm", "local"}:
             raise InputError(f"slurm: cluster: must be slurm or local, got {self.cluster!r}")
 
     @classmethod
-    def parse(cls, given: Mapping[str, str]) -> SlurmSettings:
-        """Settings as text; what is none of ours goes to sbatch as it is."""
-        own = {f.name for f in fields(cls)} - {"extra"}
-        known = {key: _value(key, text) for key, text in given.items() if key in own}
-        extra = {key: True if text == "true" else text for key, text in given.items()}
-        return cls(**known, extra={key: v for key, v in extra.items() if key not in own})
+    def parse(cls, settings: Mapping[str, str]) -> SlurmSettings:
+        """Parse settings; keys that are not fields are options of sbatch."""
+        keys = {f.name for f in fields(cls)} - {"extra"}
+        own = {key: _parse(key, text) for key, text in settings.items() if key in keys}
+        extra = {
+            key: True if text == "true" else text
+            for key, text in settings.items()
+            if key not in keys
+        }
+        return cls(**own, extra=extra)
 
 
-def _value(key: str, text: str) -> Any:
-    read, what = READERS.get(key, (str, "text"))
+def _parse(key: str, text: str) -> Any:
+    parser, expected = PARSERS.get(key, (str, "text"))
     try:
-        return read(text)
+        return parser(text)
     except (KeyError, ValueError):
-        raise InputError(f"slurm: {key}: must be {what}, got {text!r}") from None
+        raise InputError(f"slurm: {key}: must be {expected}, got {text!r}") from None
 
 
 def run_on_slurm(
-    join: StudyLocation,
-    *,
+    context: LaunchContext,
     slot: Slot,
+    *,
     workers: int,
-    stopping: StopEvent,
-    is_done: Callable[[], bool],
     settings: SlurmSettings,
-    serve: Serve | None = None,
-    on_event: Callable[[str], None] = lambda text: None,
+    work: Work | None = None,
 ) -> None:
-    """Keeps so many workers queued or running until the study is done or stopping is set.
+    """Keep workers queued or running until the study is done or ``stop_event`` is set.
 
-    Logs and submitit's files are in ``slurm/`` of the study's folder, which every node must see
-    under the same path. A storage's URL that is given neither by the environment nor as ``@file``
-    is in a file of mode 0600 there as long as this runs.
+    Logs and submitit's files are written to ``slurm/`` in the study's folder, which every node
+    must see under the same path. A storage URL that is given neither by the environment nor as
+    ``@file`` is kept there in a file of mode 0600 meanwhile.
 
-    InputError where the cluster refuses the jobs, or where a worker says what the user can mend.
-    Failed where every worker lost too many jobs in a row.
+    Args:
+        context: of the study.
+        slot: of each worker.
+        workers: how many.
+        settings: of each job.
+        work: None for ``search.workers.loop.join_and_run_trials``.
+
+    Raises:
+        InputError: the cluster refuses the jobs, or a worker ended with an InputError.
+        JobFailed: every worker was given up.
     """
     if workers < 1:
         raise InputError(f"slurm: workers must be at least 1, got {workers}")
-    folder = join.folder.resolve() / "slurm"
+    folder = context.location.folder.resolve() / "slurm"
     folder.mkdir(parents=True, exist_ok=True)
-    executor = _executor(folder, join.name, settings)
-    with _url_kept_out(join, folder) as (bare, in_environment):
-        work = WorkerJob(bare, slot, settings.requeue, in_environment, serve)
-        fleet = Fleet(executor, work, on_event, local=settings.cluster == "local")
+    executor = _make_executor(folder, context.location.name, settings)
+    with _without_password(context.location, folder) as (location, uses_environment):
+        job = WorkerJob(location, slot, settings.requeue, uses_environment, work)
+        fleet = SlurmFleet(executor, job, context, is_local=settings.cluster == "local")
         try:
             fleet.start(workers)
-            while not stopping.is_set() and not is_done() and fleet.look():
-                stopping.wait(fleet.every)
-            fleet.let_end(stopping)
+            while not context.must_stop() and fleet.poll():
+                context.stop_event.wait(fleet.poll_s)
+            fleet.wait_for_end(context.stop_event)
         finally:
             fleet.cancel()
-    if not stopping.is_set() and not is_done():
-        fleet.refuse_hopeless(folder)
+    if fleet.is_given_up and not context.must_stop():
+        from search.errors import JobFailed
+
+        raise JobFailed(f"slurm: every worker was given up; see {folder}")
 
 
 @contextlib.contextmanager
-def _url_kept_out(join: StudyLocation, folder: Path) -> Iterator[tuple[StudyLocation, bool]]:
-    """The join without a password, which submitit would pickle; whether the environment has it.
+def _without_password(
+    location: StudyLocation, folder: Path
+) -> Iterator[tuple[StudyLocation, bool]]:
+    """Yield the location without a password, which submitit would pickle.
 
-    A URL that came from elsewhere is in a file of mode 0600 meanwhile, and the join names that.
+    The second value is whether jobs read the storage's URL from the environment. A URL from
+    elsewhere is in a file of mode 0600 meanwhile, which the location names.
     """
-    data = None if join.data is None else placed(join.data)
-    bare = replace(join, storage=None, folder=join.folder.resolve(), data=data)
-    if join.storage in {None, storage_from_environment(), os.environ.get(STORAGE_VARIABLE)}:
-        yield bare, storage_from_environment() is not None
-    elif str(join.storage).startswith("@"):
-        yield replace(bare, storage=f"@{Path(str(join.storage)[1:]).resolve()}"), False
+    data = None if location.data is None else placed(location.data)
+    bare = replace(location, storage=None, folder=location.folder.resolve(), data=data)
+    storage, from_environment = location.storage, storage_from_environment()
+    if storage is None or storage in {from_environment, os.environ.get(STORAGE_VARIABLE)}:
+        yield bare, from_environment is not None
+    elif storage.startswith("@"):
+        yield replace(bare, storage=f"@{Path(storage[1:]).resolve()}"), False
     else:
-        with tempfile.NamedTemporaryFile(  # of mode 0600, deleted at the end
+        with tempfile.NamedTemporaryFile(  # of mode 0600
             "w", prefix="storage-", suffix=".url", dir=folder, encoding="utf-8"
         ) as file:
-            file.write(str(join.storage))
+            file.write(storage)
             file.flush()
             yield replace(bare, storage=f"@{file.name}"), False
 
 
-def _executor(folder: Path, name: str, settings: SlurmSettings) -> Any:
+def _make_executor(folder: Path, name: str, settings: SlurmSettings) -> Any:
     try:
         import submitit
     except ModuleNotFoundError:
         raise InputError(
             "slurm: needs the package submitit; install lesionsearch with its extra 'slurm'"
         ) from None
-    # A study outlasts any one job: running out of time is no reason to give a worker up.
-    often = {f"{settings.cluster}_max_num_timeout": 1_000_000}
+    # A study takes longer than a job: timeouts are no reason to give a worker up.
+    timeouts = {f"{settings.cluster}_max_num_timeout": 1_000_000}
     try:
-        executor = submitit.AutoExecutor(folder, cluster=settings.cluster, **often)
+        executor = submitit.AutoExecutor(folder, cluster=settings.cluster, **timeouts)
     except RuntimeError:
         raise InputError("slurm: there is no srun on this host; start where sbatch works") from None
-    executor.update_parameters(**_parameters(name, settings))
+    requeue = {"requeue" if settings.requeue else "no-requeue": True, "export": "ALL"}
+    executor.update_parameters(
+        name=f"lesionsearch-{name}",
+        timeout_min=settings.time_minutes,
+        cpus_per_task=settings.cpus,
+        mem_gb=settings.memory_gb,
+        gpus_per_node=settings.gpus or None,
+        slurm_signal_delay_s=WARNING_S,
+        slurm_partition=settings.partition,
+        slurm_account=settings.account,
+        slurm_qos=settings.qos,
+        slurm_additional_parameters=requeue | dict(settings.extra),
+    )
     return executor
-
-
-def _parameters(name: str, settings: SlurmSettings) -> dict[str, Any]:
-    further = {"requeue" if settings.requeue else "no-requeue": True, "export": "ALL"}
-    return {
-        "name": f"lesionsearch-{name}",
-        "timeout_min": settings.time_minutes,
-        "cpus_per_task": settings.cpus,
-        "mem_gb": settings.memory_gb,
-        "gpus_per_node": settings.gpus or None,
-        "slurm_signal_delay_s": WARNING,
-        "slurm_partition": settings.partition,
-        "slurm_account": settings.account,
-        "slurm_qos": settings.qos,
-        "slurm_additional_parameters": further | dict(settings.extra),
-    }

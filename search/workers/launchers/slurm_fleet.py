@@ -1,4 +1,4 @@
-"""The jobs of all workers on a cluster: who ended, who is lost, who takes the place."""
+"""The SLURM jobs of all workers of one study."""
 
 from __future__ import annotations
 
@@ -6,184 +6,173 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lesionseg.errors import InputError
 from search.trial_process.slot import StopEvent
+from search.workers.launchers.launch_context import LaunchContext
+from search.workers.launchers.restart_policy import RestartPolicy
 from search.workers.launchers.slurm_job import WorkerJob, squeue
 
-#: So often in a row a worker's job is replaced; one that ran for STEADY seconds breaks the row.
-MAX_LOSSES = 5
-STEADY = 600.0
-#: Seconds before the first replacement; they double with each further loss in a row.
-FIRST_PAUSE = 2.0
-#: Seconds that running workers have to see for themselves that the study is done.
-GRACE = 60.0
-#: Seconds that cancelled jobs have to put their trials down; Slurm's own KillWait is 30.
-CANCEL = 45.0
+#: Seconds that running workers have to end by themselves when the study is done.
+END_TIMEOUT_S = 60.0
+#: Seconds that cancelled jobs have to requeue their trials; SLURM's own KillWait is 30.
+CANCEL_TIMEOUT_S = 45.0
 
 
 @dataclass
-class _Berth:
-    """One worker's place: its job while it has one, and how many it lost in a row."""
+class SlurmWorker:
+    """A worker and its job, if it has one."""
 
+    policy: RestartPolicy
     job: Any = None
-    running_since: float | None = None
-    losses: int = 0
-    due: float = 0.0
-    open: bool = True
+    is_running: bool = False
+    is_done: bool = False
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether no further job is submitted."""
+        return self.job is None and (self.is_done or self.policy.is_exhausted)
 
 
-class Fleet:
-    """The jobs that a submitit executor runs; one worker each.
+class SlurmFleet:
+    """Submits, replaces and cancels jobs of a submitit executor, one per worker.
 
-    local: they are processes of this host, and not Slurm's.
+    is_local: the jobs are processes of this host instead of SLURM jobs.
     """
 
     def __init__(
-        self,
-        executor: Any,
-        work: WorkerJob,
-        on_event: Callable[[str], None],
-        *,
-        local: bool,
+        self, executor: Any, work: WorkerJob, context: LaunchContext, *, is_local: bool
     ) -> None:
-        self.executor, self.work, self.on_event, self.local = executor, work, on_event, local
-        #: Seconds between two looks; slurmctld is not to be asked often.
-        self.every = 0.5 if local else 10.0
-        self.berths: list[_Berth] = []
-        #: All that were ever submitted: one with a result may still be on its way out.
-        self.jobs: list[Any] = []
+        self.executor, self.work, self.context, self.is_local = executor, work, context, is_local
+        #: Seconds between two polls; slurmctld must not be queried often.
+        self.poll_s = 0.5 if is_local else 10.0
+        self.workers: list[SlurmWorker] = []
+        self.jobs: list[Any] = []  # all submitted: one with a result may still be running
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether every worker failed too often."""
+        return all(worker.policy.is_exhausted for worker in self.workers)
 
     def start(self, workers: int) -> None:
-        """Submits them all as one job array; InputError where the cluster refuses it."""
+        """Submit all workers as one job array; InputError if the cluster refuses it."""
         try:
             jobs = self._submit(workers)
         except RuntimeError as error:
-            said = " ".join(str(error).replace("sbatch: error:", "").split())
-            raise InputError(f"slurm: sbatch refused the jobs: {said}") from None
-        self.berths = [_Berth(job) for job in jobs]
-        self.on_event(f"slurm: submitted {', '.join(str(job.job_id) for job in jobs)}")
+            text = " ".join(str(error).replace("sbatch: error:", "").split())
+            raise InputError(f"slurm: sbatch refused the jobs: {text}") from None
+        self.workers = [SlurmWorker(self.context.new_restart_policy(), job) for job in jobs]
+        self.context.on_event(f"slurm: submitted {', '.join(str(job.job_id) for job in jobs)}")
 
-    def look(self) -> bool:
-        """Sees who ended and replaces who was lost; whether any worker is left.
+    def poll(self) -> bool:
+        """Handle ended jobs and replace lost ones; return whether a worker is left.
 
-        InputError where a worker ended with one.
+        Raises:
+            InputError: a worker ended with one.
         """
-        # States first: a job that is gone by then has left its result before that is looked for.
+        # States first: a job that has ended by then wrote its result before that is read.
         states = self._states()
-        for berth in self.berths:
-            if berth.job is not None:
-                self._look_at(berth, states)
-            elif berth.open and time.monotonic() >= berth.due:
-                self._replace(berth)
-        return any(berth.open for berth in self.berths)
+        for worker in self.workers:
+            if worker.job is not None:
+                self._check_job(worker, states)
+            elif not worker.is_ended and worker.policy.is_due():
+                self._replace(worker)
+        return not all(worker.is_ended for worker in self.workers)
 
-    def let_end(self, stopping: StopEvent) -> None:
-        """Waits for running jobs to end by themselves, for GRACE seconds or until stopping."""
-        end = time.monotonic() + GRACE
-        while not stopping.is_set() and time.monotonic() < end:
+    def wait_for_end(self, stop_event: StopEvent) -> None:
+        """Wait until running jobs ended by themselves, or for END_TIMEOUT_S."""
+        deadline = time.monotonic() + END_TIMEOUT_S
+        while not stop_event.is_set() and time.monotonic() < deadline:
             states = self._states()
             if states is not None and "RUNNING" not in states.values():
                 return
-            stopping.wait(min(self.every, 2.0))
+            stop_event.wait(min(self.poll_s, 2.0))
 
     def cancel(self) -> None:
-        """Cancels what is queued or running, and waits until it is gone."""
-        end, told = time.monotonic() + CANCEL, False
-        while left := self._left():
-            if time.monotonic() >= end:
-                self._give_up(left)
+        """Cancel queued and running jobs and wait until they have ended."""
+        deadline, is_first = time.monotonic() + CANCEL_TIMEOUT_S, True
+        while jobs := self._unfinished_jobs():
+            if time.monotonic() >= deadline:
+                numbers = ", ".join(str(job.job_id) for job in jobs)
+                self.context.on_event(f"slurm: jobs still running: {numbers}")
+                for job in jobs if self.is_local else ():
+                    job.cancel()
                 return
-            for job in left:
-                self._tell_to_end(job, told)
-            told = True
-            time.sleep(min(self.every, 2.0))
-
-    def refuse_hopeless(self, folder: Path) -> None:
-        """Failed where no worker came to an end of its own; folder: where the logs are."""
-        if all(berth.losses > MAX_LOSSES for berth in self.berths):
-            from search.errors import JobFailed  # brings in torch, which nothing else here needs
-
-            raise JobFailed(
-                f"slurm: every worker lost {MAX_LOSSES + 1} jobs in a row; see {folder}"
-            )
+            for job in jobs:
+                self._cancel_job(job, is_first=is_first)
+            is_first = False
+            time.sleep(min(self.poll_s, 2.0))
 
     def _submit(self, count: int) -> list[Any]:
         from submitit.helpers import clean_env
 
-        # Submitted from within a job, the new ones would take over what that one was given.
-        inside = "SLURM_JOB_ID" in os.environ and not self.local
-        with clean_env() if inside else contextlib.nullcontext():
+        # Jobs submitted from within a job would inherit its resources.
+        is_nested = "SLURM_JOB_ID" in os.environ and not self.is_local
+        with clean_env() if is_nested else contextlib.nullcontext():
             jobs = list(self.executor.map_array(self.work, range(count)))
         self.jobs += jobs
         return jobs
 
-    def _look_at(self, berth: _Berth, states: Mapping[str, str] | None) -> None:
-        if berth.job.paths.result_pickle.exists():
-            self._read_result(berth)
-        elif states is not None and berth.job.job_id not in states:
-            self._lost(berth, "is gone without a result")
-        elif states is not None and states[berth.job.job_id] == "RUNNING":
-            berth.running_since = berth.running_since or time.monotonic()
+    def _check_job(self, worker: SlurmWorker, states: Mapping[str, str] | None) -> None:
+        job = worker.job
+        if job.paths.result_pickle.exists():
+            self._read_result(worker)
+        elif states is not None and job.job_id not in states:
+            self._handle_loss(worker, f"job {job.job_id} is gone without a result")
+        elif states is not None and states[job.job_id] == "RUNNING" and not worker.is_running:
+            worker.is_running = True
+            worker.policy.record_start()
 
-    def _read_result(self, berth: _Berth) -> None:
-        if berth.job.exception() is not None:
-            self._lost(berth, f"failed; see {berth.job.paths.stderr}")
+    def _read_result(self, worker: SlurmWorker) -> None:
+        job = worker.job
+        if job.exception() is not None:
+            self._handle_loss(worker, f"job {job.job_id} failed; see {job.paths.stderr}")
             return
-        result = berth.job.result()
+        result = job.result()
         if isinstance(result, str):
             raise InputError(result)
-        self.on_event(f"slurm: job {berth.job.job_id} ended: {result.why}, {result.trials} trials")
-        berth.job, berth.open = None, False
+        self.context.on_event(
+            f"slurm: job {job.job_id} ended: {result.reason}, {result.trials} trials"
+        )
+        worker.job, worker.is_done = None, True
 
-    def _lost(self, berth: _Berth, how: str) -> None:
-        now = time.monotonic()
-        if berth.running_since is not None and now - berth.running_since >= STEADY:
-            berth.losses = 0
-        told = f"slurm: job {berth.job.job_id} {how}" if berth.job else f"slurm: {how}"
-        pause = FIRST_PAUSE * 2**berth.losses
-        berth.job, berth.running_since, berth.losses = None, None, berth.losses + 1
-        berth.due, berth.open = now + pause, berth.losses <= MAX_LOSSES
-        self.on_event(f"{told}; {f'another in {pause:g} s' if berth.open else 'given up'}")
+    def _handle_loss(self, worker: SlurmWorker, cause: str) -> None:
+        worker.job, worker.is_running = None, False
+        action = worker.policy.record_failure(self.context.count_finished())
+        self.context.on_event(f"slurm: {cause}; {action}")
 
-    def _replace(self, berth: _Berth) -> None:
+    def _replace(self, worker: SlurmWorker) -> None:
         try:
-            (berth.job,) = self._submit(1)
-        except RuntimeError as error:  # slurmctld may be away for a while
-            self._lost(berth, f"a job could not be submitted: {' '.join(str(error).split())}")
+            (worker.job,) = self._submit(1)
+        except RuntimeError as error:  # slurmctld may be unavailable for a while
+            text = " ".join(str(error).split())
+            self._handle_loss(worker, f"a job could not be submitted: {text}")
             return
-        self.on_event(f"slurm: submitted {berth.job.job_id} in place of a lost job")
+        self.context.on_event(f"slurm: submitted {worker.job.job_id} in place of a lost job")
 
     def _states(self) -> dict[str, str] | None:
-        """Job ids to states of what is queued or running; None where squeue does not answer."""
-        if self.local:
+        """Return the states of queued and running jobs by id; None if squeue failed."""
+        if self.is_local:
             return {job.job_id: "RUNNING" for job in self.jobs if not job.done()}
-        # Not sacct, which submitit asks: a cluster without accounting has none.
+        # Not sacct, which submitit uses: clusters without accounting do not have it.
         rows = squeue("--array", f"--user={os.getuid()}", "--format=%i|%T")
         if rows is None:
             return None
-        known = dict(row.split("|", 1) for row in rows.split())
-        return {job.job_id: known[job.job_id] for job in self.jobs if job.job_id in known}
+        states = dict(row.split("|", 1) for row in rows.split())
+        return {job.job_id: states[job.job_id] for job in self.jobs if job.job_id in states}
 
-    def _left(self) -> list[Any]:
+    def _unfinished_jobs(self) -> list[Any]:
         states = self._states()
         return [job for job in self.jobs if states is None or job.job_id in states]
 
-    def _tell_to_end(self, job: Any, again: bool) -> None:
-        if self.local:
-            # submitit's own cancel kills a second later: too soon to put a trial down. Told
-            # again each time, since a process that is just starting does not hear it yet.
+    def _cancel_job(self, job: Any, *, is_first: bool) -> None:
+        if self.is_local:
+            # submitit's own cancel kills the process after a second, too early to requeue its
+            # trial. The signal is repeated, since a process that is starting ignores it.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(job.job_id), signal.SIGTERM)
-        elif not again:
+        elif is_first:
             job.cancel(check=False)
-
-    def _give_up(self, left: list[Any]) -> None:
-        self.on_event(f"slurm: still there: {', '.join(str(job.job_id) for job in left)}")
-        if self.local:
-            for job in left:
-                job.cancel()

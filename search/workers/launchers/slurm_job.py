@@ -1,4 +1,4 @@
-"""What a job of SLURM runs: a worker that hears the cluster's signals."""
+"""What a SLURM job runs: a worker that handles the signals of the cluster."""
 
 from __future__ import annotations
 
@@ -14,135 +14,135 @@ from typing import Any, Protocol
 from lesionseg.errors import InputError
 from search.storage.database import STORAGE_FILE_VARIABLE, STORAGE_VARIABLE
 from search.study.location import StudyLocation
-from search.trial_process.slot import Slot, StopEvent, WorkerResult
-
-#: The environment's variables that say where the storage is.
-VARIABLES = (STORAGE_VARIABLE, STORAGE_FILE_VARIABLE)
+from search.trial_process.slot import Slot, StopEvent
+from search.workers.worker_result import StopReason, WorkerResult
 
 
-class Serve(Protocol):
-    """``search.workers.loop.serve``: works on a study until it needs nobody or stopping is set."""
+class Work(Protocol):
+    """The type of ``search.workers.loop.join_and_run_trials``."""
 
-    def __call__(self, join: StudyLocation, slot: Slot, stopping: StopEvent) -> WorkerResult:
-        """InputError for what the user can mend."""
+    def __call__(
+        self, location: StudyLocation, slot: Slot, stop_event: StopEvent, /
+    ) -> WorkerResult:
+        """Run trials; raise InputError for errors that the user can fix."""
 
 
-class Asked:
-    """A Stopping that a signal handler may set.
+class SignalEvent:
+    """A StopEvent that a signal handler sets.
 
-    A threading.Event could deadlock where the signal meets its own wait: both take one lock.
+    A ``threading.Event`` may deadlock if the signal interrupts its own ``wait``: both take the
+    same lock.
     """
 
     def __init__(self) -> None:
-        self.heard: set[int] = set()
-        self._read, self._write = os.pipe()
+        self.signals: set[int] = set()
+        self._read_end, self._write_end = os.pipe()
 
-    def hear(self, number: int, frame: FrameType | None = None) -> None:
-        """A signal's handler."""
-        if not self.heard:
-            os.write(self._write, b"!")
-        self.heard.add(number)
+    def handle(self, number: int, frame: FrameType | None = None) -> None:
+        """Set the event; this is the signal handler."""
+        if not self.signals:
+            os.write(self._write_end, b"!")
+        self.signals.add(number)
 
     def is_set(self) -> bool:
-        """Whether any signal came."""
-        return bool(self.heard)
+        """Return whether a signal was received."""
+        return bool(self.signals)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Waits for one, at most so many seconds; whether it came."""
-        return bool(select.select([self._read], [], [], timeout)[0])
+        """Wait for a signal, at most ``timeout`` seconds; return whether one was received."""
+        return bool(select.select([self._read_end], [], [], timeout)[0])
 
 
 @dataclass(frozen=True)
 class WorkerJob:
-    """What a job runs; submitit pickles it, so that no password may be in the join.
+    """What a job runs. submitit pickles it, so the location must not contain a password.
 
-    requeue: ask Slurm to run the job again after pre-emption and time-out. in_environment: one
-    of VARIABLES says where the storage is. serve: None for ``search.workers.loop.serve``.
+    requeue: let SLURM run the job again after preemption and timeout. uses_environment: a
+    variable of the environment contains the storage's URL. work: None for
+    ``search.workers.loop.join_and_run_trials``.
     """
 
-    join: StudyLocation
+    location: StudyLocation
     slot: Slot
     requeue: bool = True
-    in_environment: bool = False
-    serve: Serve | None = None
+    uses_environment: bool = False
+    work: Work | None = None
 
     def __call__(self, index: int) -> WorkerResult | str:
-        """Works; an InputError comes back as its text, which a traceback would bury.
+        """Run the worker; return the text of an InputError, which a traceback would hide.
 
-        SystemExit, which leaves no result, where a signal ended it: Slurm may run it again.
+        Raises SystemExit, which leaves no result, after a signal: SLURM may run the job again.
         """
-        heeded = (signal.SIGTERM, signal.SIGINT, preempt_signal())
-        by_submitit = signal.getsignal(preempt_signal())
-        asked = Asked()
-        for each in heeded:
-            signal.signal(each, asked.hear)
+        warning = preempt_signal()
+        submitit_handler = signal.getsignal(warning)
+        stop_event = SignalEvent()
+        handled = (signal.SIGTERM, signal.SIGINT, warning)
+        for number in handled:
+            signal.signal(number, stop_event.handle)
         try:
-            served = self._work(asked)
+            result = self._run(stop_event)
         except InputError as error:
             return str(error)
-        if served.why != "asked":
-            return served
-        # The trial is back in its queue; from here on only the job is to be seen to.
-        for each in heeded:
-            signal.signal(each, signal.SIG_IGN)
-        if self.requeue and _was_warned(asked):
-            # Not every site lets a job requeue itself; the engine replaces it then.
+        if result.reason != StopReason.STOPPED:
+            return result
+        # The trial is requeued; only the job remains to be handled.
+        for number in handled:
+            signal.signal(number, signal.SIG_IGN)
+        if self.requeue and _is_warned(stop_event):
+            # Some sites do not let a job requeue itself; the launcher then submits another one.
             with contextlib.suppress(subprocess.SubprocessError, OSError):
-                by_submitit(preempt_signal(), None)  # type: ignore[operator,misc]
+                submitit_handler(warning, None)  # type: ignore[operator,misc]
         raise SystemExit(0)
 
     def checkpoint(self, index: int) -> Any:
-        """submitit's protocol: what to run after the requeueing; the same, since nothing is held.
-
-        Source: submitit's docs/checkpointing.md.
-        """
+        """Return what submitit runs after requeueing: the same, since a worker has no state."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, index)
 
-    def _work(self, asked: Asked) -> WorkerResult:
-        if self.in_environment and not any(name in os.environ for name in VARIABLES):
+    def _run(self, stop_event: StopEvent) -> WorkerResult:
+        variables = (STORAGE_VARIABLE, STORAGE_FILE_VARIABLE)
+        if self.uses_environment and not any(name in os.environ for name in variables):
             raise InputError(
-                f"slurm: {STORAGE_VARIABLE} does not reach the jobs, since the site keeps the "
-                f"environment back (SBATCH_EXPORT?); give --storage instead"
+                f"slurm: {STORAGE_VARIABLE} does not reach the jobs; does the site restrict the "
+                f"environment (SBATCH_EXPORT)? Give --storage instead"
             )
-        if self.serve is not None:
-            return self.serve(self.join, self.slot, asked)
-        from search.workers.loop import serve
-
-        return serve(self.join, self.slot, asked)
+        work = self.work
+        if work is None:
+            from search.workers.loop import join_and_run_trials as work  # imports torch
+        return work(self.location, self.slot, stop_event)
 
 
 def preempt_signal() -> signal.Signals:
-    """The signal that submitit has Slurm warn a job with: SIGUSR2, unless the site sets another."""
+    """Return the signal with which SLURM warns a job: SIGUSR2 unless the site sets another."""
     from submitit import JobEnvironment
 
     return signal.Signals[f"SIG{JobEnvironment.USR_SIG}"]
 
 
 def squeue(*options: str) -> str | None:
-    """The rows of squeue, or None where it cannot be asked."""
+    """Return the rows of squeue, or None if it failed."""
     try:
         command = ["squeue", "--noheader", *options]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)  # noqa: S603
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60)  # noqa: S603
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout if done.returncode == 0 else None
+    return result.stdout if result.returncode == 0 else None
 
 
-def _was_warned(asked: Asked) -> bool:
-    """Whether the job is only warned: before pre-emption and time-out, and not by scancel.
+def _is_warned(stop_event: SignalEvent) -> bool:
+    """Return whether SLURM warned of preemption or timeout, and did not cancel the job.
 
-    SIGTERM comes with both, so that only the job's state in Slurm tells them apart: requeueing
-    a job that is being cancelled would bring it back.
+    SIGTERM is sent in both cases; only the job's state distinguishes them. A cancelled job must
+    not be requeued.
     """
     from submitit import JobEnvironment
 
-    if signal.SIGINT in asked.heard:
+    if signal.SIGINT in stop_event.signals:
         return False
     job = JobEnvironment()
     if job.cluster != "slurm":
-        return asked.heard == {preempt_signal()}
-    # Not SLURM_JOB_ID: that of one task is the array's own number, which stands for all of them.
+        return stop_event.signals == {preempt_signal()}
+    # SLURM_JOB_ID of a task is the number of the whole array.
     state = squeue("--jobs", job.job_id, "--format=%T")
     return state is not None and state.strip() == "RUNNING"

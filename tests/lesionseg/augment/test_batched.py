@@ -15,12 +15,12 @@ from lesionseg.augment.batched import Packed, carry_out, draw, is_known, pack, p
 from lesionseg.augment.geometry import Symmetries, Warp
 from lesionseg.augment.hair import Hair, HairRemoval
 from lesionseg.data.synthetic import render
-from lesionseg.space import Pick
+from lesionseg.space import ComponentConfig
 
 from .samples import marker, noise
 
 SIDE = 64
-FULL = build_augment(Pick("full", {"strength": 1.0}))
+FULL = build_augment(ComponentConfig("full", {"strength": 1.0}))
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_every_transform_gives_the_hosts_picture(transform, lesions):
 @pytest.mark.parametrize("name", AUGMENTS)
 def test_every_row_gives_the_hosts_pictures(name, strength, lesions):
     params = {"strength": strength} if AUGMENTS[name].space else {}
-    pipeline, (images, masks) = build_augment(Pick(name, params)), lesions
+    pipeline, (images, masks) = build_augment(ComponentConfig(name, params)), lesions
     assert is_known(pipeline)
     for seed in range(3):
         host, host_masks = on_host(pipeline, images, masks, seed)
@@ -107,7 +107,7 @@ def statistics(images, masks, before):
 @pytest.mark.parametrize("name", ["geometric", "colour", "dermoscopy", "full"])
 def test_both_draw_from_the_same_distribution(name, lesions):
     """Many changes of one lesion each, from seeds of their own; only chance is between them."""
-    pipeline, n = build_augment(Pick(name)), 360
+    pipeline, n = build_augment(ComponentConfig(name)), 360
     images, masks = (np.repeat(a[:1], n, axis=0) for a in lesions)
     one = statistics(*on_host(pipeline, images, masks, seed=1), images)
     other = statistics(*batched(pipeline, images, masks, seed=2), images)
@@ -124,7 +124,7 @@ def test_both_draw_from_the_same_distribution(name, lesions):
 @pytest.mark.parametrize("strength", [0.1, 1.0])
 @pytest.mark.parametrize("size", [16, 33, 64])
 def test_sizes_and_mask_values_are_kept_and_the_inputs_left_alone(strength, size):
-    pipeline = build_augment(Pick("full", {"strength": strength}))
+    pipeline = build_augment(ComponentConfig("full", {"strength": strength}))
     image, mask = noise(size)
     images, masks = np.stack([image] * 9), np.stack([mask] * 9)
     before = images.copy(), masks.copy()
@@ -137,7 +137,7 @@ def test_sizes_and_mask_values_are_kept_and_the_inputs_left_alone(strength, size
 
 
 def test_what_moves_the_image_moves_the_mask():
-    pipeline = build_augment(Pick("geometric", {"strength": 1.0}))
+    pipeline = build_augment(ComponentConfig("geometric", {"strength": 1.0}))
     image, mask = marker(96, 96)
     found, masks = batched(pipeline, np.stack([image] * 40), np.stack([mask] * 40))
     for one, inside in zip(found, masks, strict=True):
@@ -192,7 +192,7 @@ class Asked(TorchDispatchMode):
 )
 def test_a_batch_takes_no_more_operations_than_that(name, most):
     """Of 16 x 256 x 256; on a device of which only shapes are known. Each is a launch on a GPU."""
-    pipeline, meta = build_augment(Pick(name)), torch.device("meta")
+    pipeline, meta = build_augment(ComponentConfig(name)), torch.device("meta")
     images = torch.empty(16, 256, 256, 3, dtype=torch.uint8, device=meta)
     masks = torch.empty(16, 256, 256, dtype=torch.uint8, device=meta)
     asked = []
@@ -222,7 +222,7 @@ def alike(one, other):
 @pytest.mark.parametrize("n", [1, 5])
 @pytest.mark.parametrize("name", AUGMENTS)
 def test_a_plan_comes_out_of_a_packet_as_it_went_in(name, n):
-    pipeline = build_augment(Pick(name))
+    pipeline = build_augment(ComponentConfig(name))
     for seed in range(3):
         reseed(pipeline, seed)
         plan = draw(pipeline, n, 33)  # layers of 1089 bytes, which is no multiple of anything

@@ -7,14 +7,14 @@ import pytest
 
 from lesionseg.augment import build_augment
 from lesionseg.augment.colour import blur, colours
-from lesionseg.space import Pick
+from lesionseg.space import ComponentConfig
 
 from .samples import difference, results, skin
 
 
 def test_the_masks_of_the_colour_row_stay_to_the_bit():
     image, mask = skin()
-    pairs = list(results(build_augment(Pick("colour", {"strength": 1.0})), image, mask, 40))
+    pairs = list(results(build_augment(ComponentConfig("colour", {"strength": 1.0})), image, mask, 40))
     assert all(np.array_equal(m, mask) for _, m in pairs)
     assert sum(not np.array_equal(i, image) for i, _ in pairs) > 30
 

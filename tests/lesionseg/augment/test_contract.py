@@ -12,7 +12,7 @@ import torch
 
 from lesionseg.augment import AUGMENTS, build_augment, reseed
 from lesionseg.errors import InputError
-from lesionseg.space import Pick
+from lesionseg.space import ComponentConfig
 
 from .samples import difference, iou, marker, noise, results, same, skin
 
@@ -20,21 +20,21 @@ from .samples import difference, iou, marker, noise, results, same, skin
 def corners(name):
     space = AUGMENTS[name].space
     for values in itertools.product(*(d.corners() for d in space.values())):
-        yield Pick(name, dict(zip(space, values, strict=True)))
+        yield ComponentConfig(name, dict(zip(space, values, strict=True)))
 
 
-PICKS = [Pick(name) for name in AUGMENTS]
-PICKS += [p for name in AUGMENTS for p in corners(name) if p.params]
+COMPONENTS = [ComponentConfig(name) for name in AUGMENTS]
+COMPONENTS += [p for name in AUGMENTS for p in corners(name) if p.params]
 every_pick = pytest.mark.parametrize(
-    "pick", PICKS, ids=["-".join([p.name, *map(str, p.params.values())]) for p in PICKS]
+    "component", COMPONENTS, ids=["-".join([p.name, *map(str, p.params.values())]) for p in COMPONENTS]
 )
-every_row = pytest.mark.parametrize("pick", [Pick(name) for name in AUGMENTS], ids=list(AUGMENTS))
+every_row = pytest.mark.parametrize("component", [ComponentConfig(name) for name in AUGMENTS], ids=list(AUGMENTS))
 strong = pytest.mark.parametrize("name", [n for n in AUGMENTS if AUGMENTS[n].space])
 
 
-def parts(pick):
+def parts(component):
     """The row's transforms that may move pixels, and those that change the image alone."""
-    steps = build_augment(pick).transforms
+    steps = build_augment(component).transforms
     moving = [s for s in steps if not isinstance(s, A.ImageOnlyTransform)]
     return A.Compose(moving), [s for s in steps if s not in moving]
 
@@ -46,8 +46,8 @@ def test_the_rows_stand_from_the_least_to_the_most():
 
 
 @every_pick
-def test_sizes_types_and_mask_values_are_kept_and_the_inputs_left_alone(pick):
-    pipeline = build_augment(pick)
+def test_sizes_types_and_mask_values_are_kept_and_the_inputs_left_alone(component):
+    pipeline = build_augment(component)
     for height, width in [(16, 16), (33, 33), (48, 32), (16, 41), (64, 64)]:
         image, mask = noise(height, width)
         before = image.copy(), mask.copy()
@@ -59,8 +59,8 @@ def test_sizes_types_and_mask_values_are_kept_and_the_inputs_left_alone(pick):
 
 
 @every_pick
-def test_what_moves_the_image_moves_the_mask(pick):
-    moving, _ = parts(pick)
+def test_what_moves_the_image_moves_the_mask(component):
+    moving, _ = parts(component)
     for shape in [(128, 128), (120, 160)]:
         image, mask = marker(*shape)
         # What a mask left behind by a flip would score: the test could see it.
@@ -71,19 +71,19 @@ def test_what_moves_the_image_moves_the_mask(pick):
 
 
 @every_row
-def test_what_changes_the_image_alone_leaves_the_mask_to_the_bit(pick):
+def test_what_changes_the_image_alone_leaves_the_mask_to_the_bit(component):
     image, mask = noise(48, 40)
-    for step in parts(pick)[1]:
+    for step in parts(component)[1]:
         step.p = 1.0
         for _, changed_mask in results(A.Compose([step]), image, mask, 4):
             assert np.array_equal(changed_mask, mask)
 
 
 @every_row
-def test_the_lesion_is_still_seen_where_the_whole_row_puts_the_mask(pick):
+def test_the_lesion_is_still_seen_where_the_whole_row_puts_the_mask(component):
     image, mask = marker()
     agreed = []
-    for changed, changed_mask in results(build_augment(pick), image, mask, 60):
+    for changed, changed_mask in results(build_augment(component), image, mask, 60):
         grey, inside = changed.mean(axis=2), changed_mask > 0
         middle = (np.median(grey[inside]) + np.median(grey[~inside])) / 2
         agreed.append(iou((grey > middle).astype(np.uint8), changed_mask))
@@ -92,8 +92,8 @@ def test_the_lesion_is_still_seen_where_the_whole_row_puts_the_mask(pick):
 
 
 @every_row
-def test_empty_full_and_one_pixel_masks_stay_what_they_are(pick):
-    pipeline = build_augment(pick)
+def test_empty_full_and_one_pixel_masks_stay_what_they_are(component):
+    pipeline = build_augment(component)
     image, _ = noise(32)
     for value in (0, 1):
         mask = np.full((32, 32), value, np.uint8)
@@ -106,8 +106,8 @@ def test_empty_full_and_one_pixel_masks_stay_what_they_are(pick):
 
 
 @every_row
-def test_no_corner_of_another_colour_comes_in_from_outside(pick):
-    moving, _ = parts(pick)
+def test_no_corner_of_another_colour_comes_in_from_outside(component):
+    moving, _ = parts(component)
     for value in (0, 128, 255):
         image = np.full((32, 32, 3), value, np.uint8)
         for changed, _ in results(moving, image, np.zeros((32, 32), np.uint8), 20):
@@ -115,23 +115,23 @@ def test_no_corner_of_another_colour_comes_in_from_outside(pick):
 
 
 @every_row
-def test_the_seed_fixes_the_changes_whatever_else_is_drawn(pick):
+def test_the_seed_fixes_the_changes_whatever_else_is_drawn(component):
     image, mask = skin(48, 48)
 
     def draw(seed):
-        pairs = results(build_augment(pick), image, mask, 10, seed)
+        pairs = results(build_augment(component), image, mask, 10, seed)
         return [(i.copy(), m.copy()) for i, m in pairs]
 
     first = draw(7)
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     assert same(first, draw(7))
-    assert same(first, draw(8)) == (pick.name == "none")
+    assert same(first, draw(8)) == (component.name == "none")
 
 
 @every_row
-def test_it_can_be_sent_to_another_process(pick):
+def test_it_can_be_sent_to_another_process(component):
     image, mask = skin(48, 48)
-    pipeline = build_augment(pick)
+    pipeline = build_augment(component)
     copy = pickle.loads(pickle.dumps(pipeline))
     assert same(results(pipeline, image, mask, 8), results(copy, image, mask, 8))
 
@@ -142,13 +142,13 @@ def test_more_strength_changes_more(name):
     # Steps apart, each always, so that symmetries do not drown what grows with strength.
     steps = [
         type(s).__name__
-        for s in build_augment(Pick(name)).transforms
+        for s in build_augment(ComponentConfig(name)).transforms
         if not isinstance(s, A.D4 | A.HorizontalFlip | A.VerticalFlip)
     ]
     image[5:50, 40] -= 21  # a faint hair, for the step that takes hairs away
 
     def change(step, strength):
-        transforms = build_augment(Pick(name, {"strength": strength})).transforms
+        transforms = build_augment(ComponentConfig(name, {"strength": strength})).transforms
         (transform,) = [t for t in transforms if type(t).__name__ == step]
         transform.p = 1.0
         pairs = results(A.Compose([transform]), image, mask, 30)
@@ -161,12 +161,12 @@ def test_more_strength_changes_more(name):
 
 def test_none_changes_nothing():
     image, mask = noise(16)
-    for changed, changed_mask in results(build_augment(Pick("none")), image, mask, 5):
+    for changed, changed_mask in results(build_augment(ComponentConfig("none")), image, mask, 5):
         assert np.array_equal(changed, image) and np.array_equal(changed_mask, mask)
 
 
 def test_the_transforms_of_a_reseeded_pipeline_draw_apart():
-    pipeline = build_augment(Pick("flips"))
+    pipeline = build_augment(ComponentConfig("flips"))
     reseed(pipeline, 3)
     (one, other) = pipeline.transforms
     assert [one.py_random.random() for _ in range(4)] != [
@@ -180,6 +180,6 @@ def test_no_import_looks_for_a_newer_version_on_the_network():
 
 def test_a_pick_outside_the_table_is_refused():
     with pytest.raises(InputError, match=r"^unknown augment 'flip' \(did you mean 'flips'\?\)$"):
-        build_augment(Pick("flip"))
+        build_augment(ComponentConfig("flip"))
     with pytest.raises(InputError, match=r"strength must lie in \[0\.1, 1\], got 0"):
-        build_augment(Pick("full", {"strength": 0}))
+        build_augment(ComponentConfig("full", {"strength": 0}))

@@ -9,7 +9,7 @@ import pytest
 
 from lesionseg.augment import build_augment
 from lesionseg.augment.geometry import CoarseElastic, Symmetries, turn, warp
-from lesionseg.space import Pick
+from lesionseg.space import ComponentConfig
 
 from .samples import marker, noise, results
 
@@ -28,7 +28,7 @@ def which(image, mask, changed, changed_mask):
 
 def test_flips_give_the_four_mirror_images_about_equally_often():
     image, mask = noise(16)
-    pairs = results(build_augment(Pick("flips")), image, mask, 400)
+    pairs = results(build_augment(ComponentConfig("flips")), image, mask, 400)
     seen = Counter(which(image, mask, *pair) for pair in pairs)
     # As it is, half a turn, mirrored, and both.
     assert set(seen) == {0, 2, 4, 6}
@@ -46,7 +46,7 @@ def test_all_eight_symmetries_are_about_equally_likely():
 @pytest.mark.parametrize("name", ["rotations", "geometric"])
 def test_all_eight_symmetries_occur_where_nothing_else_moves(name):
     image, mask = noise(16)
-    pairs = results(build_augment(Pick(name)), image, mask, 400)
+    pairs = results(build_augment(ComponentConfig(name)), image, mask, 400)
     seen = Counter(which(image, mask, *pair) for pair in pairs)
     assert set(seen) == {*range(8), None}
 

@@ -8,7 +8,7 @@ from lesionseg.augment import AUGMENTS, build_augment, reseed
 from lesionseg.augment.geometry import SYMMETRIES, Warp, turn, warp
 from lesionseg.augment.host import changed
 from lesionseg.data.synthetic import render
-from lesionseg.space import Pick
+from lesionseg.space import ComponentConfig
 
 from .samples import noise
 
@@ -23,7 +23,7 @@ def lesion():
 @pytest.mark.parametrize("name", AUGMENTS)
 def test_it_gives_what_albumentations_gives_to_the_bit(name, strength, lesion):
     params = {"strength": strength} if AUGMENTS[name].space else {}
-    pipeline, (image, mask) = build_augment(Pick(name, params)), lesion
+    pipeline, (image, mask) = build_augment(ComponentConfig(name, params)), lesion
     before = image.copy(), mask.copy()
     reseed(pipeline, 5)
     theirs = [pipeline(image=image, mask=mask) for _ in range(40)]

@@ -9,17 +9,17 @@ from scipy import stats
 
 from lesionseg.augment.mix import MIXES, build_cutmix, build_mix, build_mixup
 from lesionseg.errors import InputError
-from lesionseg.space import Pick
+from lesionseg.space import ComponentConfig
 
-PICKS = [
-    Pick(name, dict(zip(option.space, values, strict=True)))
+COMPONENTS = [
+    ComponentConfig(name, dict(zip(option.space, values, strict=True)))
     for name, option in MIXES.items()
     for values in itertools.product(*(d.corners() for d in option.space.values()))
 ]
-PICKS += [Pick(name) for name, option in MIXES.items() if option.space]
+COMPONENTS += [ComponentConfig(name) for name, option in MIXES.items() if option.space]
 every_mix = pytest.mark.parametrize(
-    "pick",
-    [p for p in PICKS if p.name != "none"],
+    "component",
+    [p for p in COMPONENTS if p.name != "none"],
     ids=lambda p: "-".join([p.name, *map(str, p.params.values())]),
 )
 
@@ -45,12 +45,12 @@ def batch(n=4, height=16, width=24, seed=0):
 
 def test_the_rows_are_none_mixup_and_cutmix():
     assert list(MIXES) == ["none", "mixup", "cutmix"]
-    assert build_mix(Pick("none")) is None
+    assert build_mix(ComponentConfig("none")) is None
 
 
 @every_mix
-def test_shapes_types_and_arguments_are_kept_and_targets_stay_in_range(pick):
-    mix = build_mix(pick)
+def test_shapes_types_and_arguments_are_kept_and_targets_stay_in_range(component):
+    mix = build_mix(component)
     for seed, dtype in itertools.product(range(5), [torch.float32, torch.float16, torch.bfloat16]):
         images, masks = (t.to(dtype) for t in batch(5))
         images = images.to(memory_format=torch.channels_last)
@@ -65,9 +65,9 @@ def test_shapes_types_and_arguments_are_kept_and_targets_stay_in_range(pick):
 
 
 @every_mix
-def test_the_generator_fixes_the_mix_and_nothing_else_is_drawn(pick):
+def test_the_generator_fixes_the_mix_and_nothing_else_is_drawn(component):
     images, masks = batch(6)
-    mix = build_mix(pick)
+    mix = build_mix(component)
     state = torch.random.get_rng_state()
     first = mix(images, masks, np.random.default_rng(1))
     assert torch.equal(state, torch.random.get_rng_state())
@@ -79,31 +79,31 @@ def test_the_generator_fixes_the_mix_and_nothing_else_is_drawn(pick):
 
 
 @every_mix
-def test_a_batch_of_one_comes_back_itself(pick):
+def test_a_batch_of_one_comes_back_itself(component):
     images, masks = batch(1)
-    mixed, targets = build_mix(pick)(images, masks, np.random.default_rng(0))
+    mixed, targets = build_mix(component)(images, masks, np.random.default_rng(0))
     assert mixed is images and targets is masks
 
 
 @every_mix
-def test_equal_images_stay_what_they_are(pick):
+def test_equal_images_stay_what_they_are(component):
     images, masks = (t[:1].repeat(4, 1, 1, 1) for t in batch())
-    mixed, targets = build_mix(pick)(images, masks, np.random.default_rng(0))
+    mixed, targets = build_mix(component)(images, masks, np.random.default_rng(0))
     assert torch.allclose(mixed, images) and torch.equal(targets, masks)
 
 
 @every_mix
-def test_the_mask_is_mixed_just_as_the_image(pick):
+def test_the_mask_is_mixed_just_as_the_image(component):
     _, masks = batch(6)
-    mixed, targets = build_mix(pick)(masks.repeat(1, 3, 1, 1), masks, np.random.default_rng(4))
+    mixed, targets = build_mix(component)(masks.repeat(1, 3, 1, 1), masks, np.random.default_rng(4))
     assert torch.equal(mixed, targets.repeat(1, 3, 1, 1))
 
 
 @every_mix
-def test_it_works_without_values_as_on_a_device(pick):
+def test_it_works_without_values_as_on_a_device(component):
     # A meta tensor has no values: to read one back, which would wait for a device, is an error.
     images, masks = (t.to("meta") for t in batch())
-    mixed, targets = build_mix(pick)(images, masks, np.random.default_rng(0))
+    mixed, targets = build_mix(component)(images, masks, np.random.default_rng(0))
     assert mixed.device.type == targets.device.type == "meta"
     assert mixed.shape == images.shape and targets.shape == masks.shape
 
@@ -210,6 +210,6 @@ def test_the_boxes_of_a_batch_differ_and_reach_every_corner():
 
 def test_a_pick_outside_the_table_is_refused():
     with pytest.raises(InputError, match=r"^unknown mix 'mixcut'"):
-        build_mix(Pick("mixcut"))
+        build_mix(ComponentConfig("mixcut"))
     with pytest.raises(InputError, match=r"alpha must lie in \[0\.05, 2\], got 0"):
-        build_mix(Pick("mixup", {"alpha": 0}))
+        build_mix(ComponentConfig("mixup", {"alpha": 0}))

@@ -36,11 +36,11 @@ from lesionseg.data.loader import (
     train_loader,
 )
 from lesionseg.data.resident import PlanDataset, Resident
-from lesionseg.space import Pick
+from lesionseg.space import ComponentConfig
 from tests.search.helpers import PATIENCE, is_gone, wait_until
 
 CPU = torch.device("cpu")
-NONE, FULL = Pick("none"), Pick("full", {"strength": 1.0})
+NONE, FULL = ComponentConfig("none"), ComponentConfig("full", {"strength": 1.0})
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +49,10 @@ def cache(tiny_data, tmp_path_factory):
     return build_cache(DatasetIndex.read(tiny_data), 16, tmp_path_factory.mktemp("cache"))
 
 
-def batches(cache, members, batch_size, pick, *, seed=0, workers=0, epochs=(1,), start=0):
+def batches(cache, members, batch_size, component, *, seed=0, workers=0, epochs=(1,), start=0):
     """The batches of each of the epochs, the first from a step on, as a training draws them."""
     members = np.asarray(members, dtype=np.int64)
-    dataset = BatchDataset(cache, build_augment(pick), seed)
+    dataset = BatchDataset(cache, build_augment(component), seed)
     loader, plan = train_loader(dataset, members, batch_size, seed=seed, workers=workers)
     drawn = []
     for epoch in epochs:

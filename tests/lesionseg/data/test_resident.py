@@ -17,10 +17,10 @@ from lesionseg.data.loader import BatchDataset, Key, brought, normalise, to_devi
 from lesionseg.data.resident import PlanDataset, Resident, executor
 from lesionseg.errors import InputError
 from lesionseg.runtime import env
-from lesionseg.space import Pick
+from lesionseg.space import ComponentConfig
 
 CPU, CUDA, META = (torch.device(name) for name in ("cpu", "cuda", "meta"))
-FULL = build_augment(Pick("full"))
+FULL = build_augment(ComponentConfig("full"))
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def cache(tiny_data, tmp_path_factory):
 
 def epoch(cache, *, on_device, members=range(30), workers=0, start=0):
     """The batches of a second epoch, as a network is given them."""
-    members, pipeline = np.asarray(members), build_augment(Pick("full", {"strength": 1.0}))
+    members, pipeline = np.asarray(members), build_augment(ComponentConfig("full", {"strength": 1.0}))
     if on_device:
         there = Resident(cache, members, CPU)
         dataset, bring = PlanDataset(there, pipeline, 7), there.batch
@@ -118,7 +118,7 @@ def test_a_batch_travels_in_one_piece_and_nothing_is_read_back(cache):
     """A device that can be asked for nothing: on it no number has a value."""
     there = Resident(cache, np.arange(30), META)
     loader, plan = train_loader(
-        PlanDataset(there, build_augment(Pick("full", {"strength": 1.0})), 7),
+        PlanDataset(there, build_augment(ComponentConfig("full", {"strength": 1.0})), 7),
         np.arange(30),
         15,
         seed=7,

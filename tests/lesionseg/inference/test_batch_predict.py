@@ -13,7 +13,7 @@ from torch import nn
 from lesionseg.config import TrialConfig
 from lesionseg.errors import InputError
 from lesionseg.inference import batch_predict as streaming
-from lesionseg.inference.batch_predict import Room, ahead, default_batch, stream
+from lesionseg.inference.batch_predict import PixelBudget, prefetch, default_batch_size, predict_files
 from lesionseg.inference.predictor import Segmenter
 
 
@@ -42,13 +42,13 @@ def paths(tmp_path):
     return sorted(tmp_path.glob("*.png"))
 
 
-def grey_of(taken, probability):
-    return taken.path.name, taken.shape, int(taken.small[0, 0, 0]), float(probability[0, 0])
+def grey_of(picture, probability):
+    return picture.path.name, picture.shape, int(picture.small[0, 0, 0]), float(probability[0, 0])
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 11, 50, None])
 def test_every_picture_comes_once_in_order_with_what_the_network_said(segmenter, paths, batch_size):
-    found = list(stream(segmenter, paths, grey_of, batch_size=batch_size))
+    found = list(predict_files(segmenter, paths, grey_of, batch_size=batch_size))
     for i, (name, shape, grey, probability) in enumerate(found):
         assert (name, shape, grey) == (paths[i].name, (30 - i, 20 + i), 20 * i)
         logit = (20 * i - 123.675) / 58.395
@@ -61,7 +61,7 @@ def test_every_picture_comes_once_in_order_with_what_the_network_said(segmenter,
 def test_pictures_that_cannot_be_used_are_told_in_their_place(segmenter, paths):
     paths[2].write_bytes(b"no picture")
     paths[3].unlink()
-    found = list(stream(segmenter, paths, grey_of, batch_size=2))
+    found = list(predict_files(segmenter, paths, grey_of, batch_size=2))
     broken = [i for i, each in enumerate(found) if isinstance(each, InputError)]
     assert broken == [2, 3]
     assert "not a picture" in str(found[2]) and "no such file" in str(found[3])
@@ -81,24 +81,24 @@ def test_a_picture_that_memory_does_not_hold_is_told(segmenter, paths, monkeypat
         return real(path, size, view)
 
     monkeypatch.setattr(streaming, "_read", read)
-    found = list(stream(segmenter, paths, grey_of))
+    found = list(predict_files(segmenter, paths, grey_of))
     assert str(found[0]).startswith(f"{paths[0]}: too large for the memory that is left")
     assert len(found) == 11 and found[1][0] == "01.png"
 
 
 def test_nothing_gives_nothing(segmenter):
-    assert list(stream(segmenter, [], grey_of)) == []
+    assert list(predict_files(segmenter, [], grey_of)) == []
 
 
 def test_an_error_of_the_user_belongs_to_its_picture_and_another_ends_it(segmenter, paths):
-    def use(taken, probability):
-        if taken.path == paths[1]:
+    def use(picture, probability):
+        if picture.path == paths[1]:
             raise InputError("a mask of another size")
-        if taken.path == paths[8]:
+        if picture.path == paths[8]:
             raise OSError("no space left")
-        return taken.path.name
+        return picture.path.name
 
-    running = stream(segmenter, paths, use, batch_size=2)
+    running = predict_files(segmenter, paths, use, batch_size=2)
     assert [str(next(running)) for _ in range(3)] == ["00.png", "a mask of another size", "02.png"]
     with pytest.raises(OSError, match="no space"):
         list(running)
@@ -112,7 +112,7 @@ def test_few_are_read_ahead_and_few_wait_to_be_finished(segmenter, paths):
             begun.append(1)
             yield paths[len(begun) % 11]
 
-    running = stream(segmenter, endless(), grey_of, batch_size=4)
+    running = predict_files(segmenter, endless(), grey_of, batch_size=4)
     for _ in range(40):
         next(running)
     # Behind the network as many as ahead of it, and the batch in it.
@@ -140,10 +140,10 @@ def test_large_pictures_are_decoded_one_at_a_time(segmenter, tmp_path, monkeypat
         Image.new("RGB", (40, 40)).save(tmp_path / f"large{i}.png")
         Image.new("RGB", (10, 10)).save(tmp_path / f"small{i}.png")
     large = sorted(tmp_path.glob("large*"))
-    assert len(list(stream(segmenter, large, grey_of, threads=6))) == 6
+    assert len(list(predict_files(segmenter, large, grey_of, threads=6))) == 6
     assert max(most) == 1
     most.clear()
-    assert len(list(stream(segmenter, sorted(tmp_path.glob("small*")), grey_of, threads=6))) == 6
+    assert len(list(predict_files(segmenter, sorted(tmp_path.glob("small*")), grey_of, threads=6))) == 6
     assert max(most) > 1
 
 
@@ -151,17 +151,17 @@ def test_large_pictures_are_decoded_one_at_a_time(segmenter, tmp_path, monkeypat
 def test_what_is_drawn_on_is_of_the_side_that_was_asked_for(segmenter, tmp_path, size, view):
     """The network takes 16 pixels: a JPEG is decoded at an eighth, too coarse to look at."""
     Image.effect_noise(size, 60).convert("RGB").save(tmp_path / "a.jpg")
-    (seen,) = stream(segmenter, [tmp_path / "a.jpg"], lambda taken, _: taken.view, view=480)
+    (seen,) = predict_files(segmenter, [tmp_path / "a.jpg"], lambda picture, _: picture.view, view=480)
     assert seen.shape == (view[1], view[0], 3)
-    (none,) = stream(segmenter, [tmp_path / "a.jpg"], lambda taken, _: taken.view)
+    (none,) = predict_files(segmenter, [tmp_path / "a.jpg"], lambda picture, _: picture.view)
     assert none is None
 
 
 def test_room_lets_in_what_fits_and_one_that_never_would():
-    room, order = Room(10), []
+    room, order = PixelBudget(10), []
 
     def work(size):
-        with room.of(size):
+        with room.reserve(size):
             order.append(size)
             time.sleep(0.05)
 
@@ -174,7 +174,7 @@ def test_room_lets_in_what_fits_and_one_that_never_would():
 def test_ahead_keeps_the_order_and_its_distance():
     begun = []
     with ThreadPoolExecutor(2) as pool:
-        running = ahead(pool, lambda i: i * i, (begun.append(i) or i for i in range(100)), 5)
+        running = prefetch(pool, lambda i: i * i, (begun.append(i) or i for i in range(100)), 5)
         assert [next(running) for _ in range(4)] == [0, 1, 4, 9]
         assert len(begun) == 9
         assert list(running) == [i * i for i in range(4, 100)]
@@ -182,11 +182,11 @@ def test_ahead_keeps_the_order_and_its_distance():
 
 @pytest.mark.parametrize(("size", "n"), [(16, 16), (256, 16), (512, 4), (1024, 1), (4096, 1)])
 def test_batches_of_large_images_are_small(size, n):
-    assert default_batch(size) == n
+    assert default_batch_size(size) == n
 
 
 def test_the_network_runs_without_gradients(segmenter, paths):
     seen = []
     segmenter.model.register_forward_hook(lambda *_: seen.append(torch.is_grad_enabled()))
-    list(stream(segmenter, paths, grey_of))
+    list(predict_files(segmenter, paths, grey_of))
     assert seen and not any(seen)

@@ -14,10 +14,10 @@ from torch import nn
 
 from lesionseg.data.cache import build_cache
 from lesionseg.data.index import DatasetIndex
-from lesionseg.inference.evaluate import evaluate, predict
-from lesionseg.inference.postprocess import finish
+from lesionseg.inference.evaluate import evaluate, predict_probabilities
+from lesionseg.inference.postprocess import to_mask
 from lesionseg.inference.selection import Inference
-from lesionseg.space import Pick
+from lesionseg.space import ComponentConfig
 
 CPU = torch.device("cpu")
 
@@ -99,9 +99,9 @@ def test_no_records_give_no_rows(tmp_path):
 def test_predictions_are_probabilities_and_do_not_depend_on_the_batch(tmp_path, batch_size):
     _, cache = data(tmp_path / "d", ((64, 96), (40, 40), (128, 32)))
     found = list(
-        predict(RedIsLesion(), cache, np.array([2, 0, 1]), device=CPU, batch_size=batch_size)
+        predict_probabilities(RedIsLesion(), cache, np.array([2, 0, 1]), device=CPU, batch_size=batch_size)
     )
-    alone = [next(predict(RedIsLesion(), cache, np.array([i]), device=CPU)) for i in (2, 0, 1)]
+    alone = [next(predict_probabilities(RedIsLesion(), cache, np.array([i]), device=CPU)) for i in (2, 0, 1)]
     assert all(np.array_equal(a, b) for a, b in zip(found, alone, strict=True))
     assert all(p.shape == (32, 32) and p.min() >= 0 and p.max() <= 1 for p in found)
 
@@ -110,19 +110,19 @@ def test_predicting_leaves_batch_norm_as_it_was(tmp_path):
     _, cache = data(tmp_path / "d")
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 1, 1)).train()
     before = model[0].running_mean.clone()
-    list(predict(model, cache, np.array([0]), device=CPU))
+    list(predict_probabilities(model, cache, np.array([0]), device=CPU))
     assert torch.equal(model[0].running_mean, before)
 
 
 def test_probabilities_are_interpolated_before_they_are_cut():
     # One certain and one doubtful pixel: the middle between 1 and 0.2 is 0.6, lesion.
-    row = finish((), np.array([[1.0, 0.2]], dtype=np.float32), (1, 4))
+    row = to_mask((), np.array([[1.0, 0.2]], dtype=np.float32), (1, 4))
     # Linear, pixel centres at 0.5 and 1.5: values 1, 0.8, 0.4, 0.2.
     assert row.tolist() == [[True, True, False, False]]
 
 
 def test_a_probability_of_exactly_one_half_is_skin():
-    assert not finish((), np.full((2, 2), 0.5, np.float32), (4, 4)).any()
+    assert not to_mask((), np.full((2, 2), 0.5, np.float32), (4, 4)).any()
 
 
 # --- against other libraries, and where sizes differ ---------------------------------------------
@@ -207,7 +207,7 @@ def test_scores_are_scikit_learns_at_full_size(tiny_data):
 def test_a_probability_is_the_sigmoid_of_the_logit(tiny_data):
     cache = build_cache(DatasetIndex.read(tiny_data), 16)
     maps = [np.full((16, 16), z) for z in (-1e4, -1.0, 0.0, 2.0)]
-    given = list(predict(Known(maps), cache, np.arange(4), device=CPU))
+    given = list(predict_probabilities(Known(maps), cache, np.arange(4), device=CPU))
     expected = [0.0, 1 / (1 + np.e), 0.5, 1 / (1 + np.exp(-2))]
     assert [float(p.max()) for p in given] == pytest.approx(expected)
     assert [float(p.min()) for p in given] == pytest.approx(expected)
@@ -219,7 +219,7 @@ def test_a_mask_of_another_size_is_torchs_interpolation_cut(shape):
     soft = nn.functional.interpolate(
         torch.from_numpy(probability)[None, None], shape, mode="bilinear", align_corners=False
     )[0, 0].numpy()
-    mask = finish((), probability, shape)
+    mask = to_mask((), probability, shape)
     assert mask.shape == shape and mask.dtype == bool
     certain = np.abs(soft - 0.5) > 1e-3
     assert np.array_equal(mask[certain], soft[certain] > 0.5)
@@ -227,7 +227,7 @@ def test_a_mask_of_another_size_is_torchs_interpolation_cut(shape):
 
 @pytest.mark.parametrize("factor", [2, 3, 10])
 def test_a_straight_edge_stays_where_it_is(factor):
-    mask = finish((), columns(16, 16, 4).astype(np.float32), (16 * factor, 16 * factor))
+    mask = to_mask((), columns(16, 16, 4).astype(np.float32), (16 * factor, 16 * factor))
     assert np.array_equal(mask, columns(16 * factor, 16 * factor, 4 * factor))
 
 
@@ -246,15 +246,15 @@ class Leftmost(nn.Module):
 def test_test_time_augmentation_averages_what_the_mirrored_image_gives(tmp_path):
     _, cache = data(tmp_path / "d")
     members = np.array([0])
-    plain = next(predict(Leftmost(), cache, members, device=CPU))
-    flips = next(predict(Leftmost(), cache, members, device=CPU, inference=Inference("flips")))
+    plain = next(predict_probabilities(Leftmost(), cache, members, device=CPU))
+    flips = next(predict_probabilities(Leftmost(), cache, members, device=CPU, inference=Inference("flips")))
     assert np.allclose(flips, (plain + plain[:, ::-1]) / 2, atol=1e-6)
     assert not np.allclose(flips, plain, atol=0.1)
 
 
 def test_the_chain_decides_what_is_lesion(tmp_path):
     records, cache = data(tmp_path / "d")
-    strict = Inference(chain=(Pick("threshold", {"value": 0.9}),))
+    strict = Inference(chain=(ComponentConfig("threshold", {"value": 0.9}),))
     # A logit of 1 is a probability of 0.73.
     assert evaluate(Constant(1.0), cache, records, device=CPU).scores["recall"].tolist() == [1.0]
     found = evaluate(Constant(1.0), cache, records, device=CPU, inference=strict)
@@ -276,12 +276,12 @@ def test_every_pixel_is_tallied_once_by_its_probability_and_its_truth(tmp_path):
     shapes = ((64, 96), (40, 40))
     records, cache = data(tmp_path / "d", shapes)
     found = evaluate(RedIsLesion(), cache, records, device=CPU)
-    assert found.tallies.sum(axis=(1, 2)).tolist() == [64 * 96, 40 * 40]
-    assert found.tallies[:, 1].sum(axis=1).tolist() == [32 * 96, 20 * 40]
-    middle = found.tallies.shape[2] // 2
+    assert found.histograms.sum(axis=(1, 2)).tolist() == [64 * 96, 40 * 40]
+    assert found.histograms[:, 1].sum(axis=1).tolist() == [32 * 96, 20 * 40]
+    middle = found.histograms.shape[2] // 2
     # Skin below one half, lesion above, but for the row at the edge.
-    assert found.tallies[0, 1, middle:].sum() >= 30 * 96
-    assert found.tallies[0, 0, :middle].sum() >= 30 * 96
+    assert found.histograms[0, 1, middle:].sum() >= 30 * 96
+    assert found.histograms[0, 0, :middle].sum() >= 30 * 96
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from lesionseg.inference.mask_stats import OWN, describe
+from lesionseg.inference.mask_stats import OWN, measure_mask
 
 
 def blob(shape, *boxes):
@@ -20,7 +20,7 @@ def test_numbers_are_those_of_another_library(seed):
     shape = tuple(rng.integers(5, 90, 2))
     probability = ndimage.gaussian_filter(rng.random(shape), 3).astype(np.float32)
     mask = probability > np.quantile(probability, 0.8)
-    found = describe(mask, probability)
+    found = measure_mask(mask, probability)
     y, x = ndimage.center_of_mass(mask)
     assert found.centre == pytest.approx((x, y))
     assert found.area == mask.sum()
@@ -28,36 +28,36 @@ def test_numbers_are_those_of_another_library(seed):
     assert found.confidence == pytest.approx(probability[mask].mean(dtype=np.float64), rel=1e-5)
     labels, n = ndimage.label(mask, np.ones((3, 3)))
     areas = np.bincount(labels.ravel(), minlength=n + 1)[1:]
-    assert found.several == (np.sum(areas >= OWN * areas.max()) > 1)
+    assert found.has_several_lesions == (np.sum(areas >= OWN * areas.max()) > 1)
     inner = np.zeros_like(mask)
     inner[1:-1, 1:-1] = True
     assert found.touches_border == bool((mask & ~inner).any())
-    assert not found.nothing_found
+    assert not found.is_empty
 
 
 def test_of_an_empty_mask_nothing_is_made_up():
-    found = describe(np.zeros((4, 6), np.bool_), np.full((4, 6), 0.3, np.float32))
-    assert found.nothing_found
+    found = measure_mask(np.zeros((4, 6), np.bool_), np.full((4, 6), 0.3, np.float32))
+    assert found.is_empty
     assert (found.area, found.share, found.centre, found.confidence) == (0, 0.0, None, None)
-    assert not found.touches_border and not found.several
+    assert not found.touches_border and not found.has_several_lesions
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (5, 5)])
 def test_a_full_mask_lies_in_the_middle_and_touches_the_border(shape):
-    found = describe(np.ones(shape, np.bool_), np.ones(shape, np.float32))
+    found = measure_mask(np.ones(shape, np.bool_), np.ones(shape, np.float32))
     assert found.centre == ((shape[1] - 1) / 2, (shape[0] - 1) / 2)
     assert (found.share, found.confidence) == (1.0, 1.0)
-    assert found.touches_border and not found.several
+    assert found.touches_border and not found.has_several_lesions
 
 
 @pytest.mark.parametrize(
-    ("second", "several"), [((0, 1, 0, 9), False), ((0, 1, 0, 10), True), (None, False)]
+    ("second", "has_several_lesions"), [((0, 1, 0, 9), False), ((0, 1, 0, 10), True), (None, False)]
 )
-def test_a_speck_is_no_lesion_of_its_own(second, several):
+def test_a_speck_is_no_lesion_of_its_own(second, has_several_lesions):
     """Beside a hundred pixels nine are a speck, and ten a lesion."""
     boxes = [(5, 15, 5, 15), *([second] if second else [])]
     mask = blob((20, 30), *boxes)
-    assert describe(mask, mask.astype(np.float32)).several is several
+    assert measure_mask(mask, mask.astype(np.float32)).has_several_lesions is has_several_lesions
 
 
 @pytest.mark.parametrize(
@@ -72,4 +72,4 @@ def test_a_speck_is_no_lesion_of_its_own(second, several):
 )
 def test_each_edge_counts_and_a_pixel_away_does_not(box, touches):
     mask = blob((10, 12), box)
-    assert describe(mask, mask.astype(np.float32)).touches_border is touches
+    assert measure_mask(mask, mask.astype(np.float32)).touches_border is touches

@@ -12,20 +12,20 @@ from lesionseg.config import TrialConfig
 from lesionseg.data.loader import MEAN, STD, normalise
 from lesionseg.data.synthetic import render
 from lesionseg.errors import InputError
-from lesionseg.inference.onnx_export import Check, OnnxModel, compare, contract, export_onnx
+from lesionseg.inference.onnx_export import OnnxComparison, OnnxModel, compare_with_torch, build_metadata, export_onnx
 from lesionseg.inference.predictor import Segmenter
-from lesionseg.inference.selection import PLAIN, Inference
+from lesionseg.inference.selection import DEFAULT_INFERENCE, Inference
 from lesionseg.models import MODELS, build_model
-from lesionseg.space import Pick
+from lesionseg.space import ComponentConfig
 
 #: One of each kind in the quick tests; all of them in the slow ones.
 QUICK = ("unet", "segnet")
 
 
-def taught(name, size=64, inference=PLAIN, **params):
+def taught(name, size=64, inference=DEFAULT_INFERENCE, **params):
     """A network after a few steps on synthetic lesions: sure of different things."""
     torch.manual_seed(0)
-    config = TrialConfig(model=Pick(name, params), image_size=size)
+    config = TrialConfig(model=ComponentConfig(name, params), image_size=size)
     model = build_model(config.model, image_size=size).train()
     samples = [render(seed, size, size) for seed in range(4)]
     images = normalise(torch.from_numpy(np.stack([s.image for s in samples])))
@@ -60,7 +60,7 @@ def lesions(n, size):
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """A small U-Net with a chain and its file."""
-    chain = (Pick("threshold", {"value": 0.35}), Pick("fill_holes"))
+    chain = (ComponentConfig("threshold", {"value": 0.35}), ComponentConfig("fill_holes"))
     segmenter = taught("unet", 32, Inference("d4", chain), width=4, depth=2)
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
     export_onnx(segmenter, path, {"study": "isic"})
@@ -75,8 +75,8 @@ def test_the_file_gives_what_torch_gives_for_any_number_of_images(exported, n):
     assert ours.shape == theirs.shape == (n, 32, 32)
     assert np.abs(ours - theirs).max() < 1e-5
     assert ours.std() > 0.01  # not all the same, whatever goes in
-    found = compare(segmenter, path, images, batch_size=2)
-    assert found == Check(n, pytest.approx(np.abs(ours - theirs).max(), abs=1e-6), 1.0)
+    found = compare_with_torch(segmenter, path, images, batch_size=2)
+    assert found == OnnxComparison(n, pytest.approx(np.abs(ours - theirs).max(), abs=1e-6), 1.0)
 
 
 def test_the_views_and_the_normalisation_are_inside(exported):
@@ -99,7 +99,7 @@ def test_the_views_and_the_normalisation_are_inside(exported):
 def test_the_file_says_what_goes_in_and_what_is_still_to_be_done(exported):
     segmenter, path = exported
     told = OnnxModel(path).metadata
-    assert told == contract(segmenter) | {"study": "isic"}
+    assert told == build_metadata(segmenter) | {"study": "isic"}
     assert told["format"] == "lesionsearch-onnx/1"
     assert (told["image_size"], told["channels"], told["range"]) == ("32", "RGB", "0 to 1")
     assert (float(told["threshold"]), told["tta"]) == (0.35, "d4")
@@ -111,12 +111,12 @@ def test_it_is_one_valid_file_with_a_free_number_of_images(exported):
     _, path = exported
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
-    (taken,), (given,) = model.graph.input, model.graph.output
+    (picture,), (given,) = model.graph.input, model.graph.output
     shapes = [
         [d.dim_param or d.dim_value for d in each.type.tensor_type.shape.dim]
-        for each in (taken, given)
+        for each in (picture, given)
     ]
-    assert (taken.name, given.name) == ("image", "probability")
+    assert (picture.name, given.name) == ("image", "probability")
     assert shapes[0][1:] == [3, 32, 32] and shapes[1][1:] == [1, 32, 32]
     assert isinstance(shapes[0][0], str) and shapes[0][0] == shapes[1][0]
     assert {t.data_location for t in model.graph.initializer} == {onnx.TensorProto.DEFAULT}
@@ -145,10 +145,10 @@ def check_family(name, tmp_path):
     segmenter = taught(name, size, **params)
     images = lesions(4, size)
     export_onnx(segmenter, tmp_path / "model.onnx")
-    found = compare(segmenter, tmp_path / "model.onnx", images, batch_size=3)
+    found = compare_with_torch(segmenter, tmp_path / "model.onnx", images, batch_size=3)
     assert segmenter.probabilities(images).std() > 1e-3
-    assert found.largest < 1e-3
-    assert found.agreement > 0.999
+    assert found.max_difference < 1e-3
+    assert found.mean_dice > 0.999
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -170,7 +170,7 @@ class Unexportable(torch.nn.Module):
 
 
 def test_a_network_that_cannot_be_written_is_told_by_name_in_one_line(tmp_path):
-    segmenter = Segmenter(Unexportable(), TrialConfig(model=Pick("smp_dpt"), image_size=32))
+    segmenter = Segmenter(Unexportable(), TrialConfig(model=ComponentConfig("smp_dpt"), image_size=32))
     with pytest.raises(InputError) as caught:
         export_onnx(segmenter, tmp_path / "model.onnx")
     assert str(caught.value).startswith("export: smp_dpt cannot be written as ONNX: ")

@@ -18,19 +18,19 @@ from lesionseg.inference.evaluate import evaluate
 from lesionseg.inference.predictor import Segmenter
 from lesionseg.inference.selection import Inference
 from lesionseg.models import build_model
-from lesionseg.space import Pick
+from lesionseg.space import ComponentConfig
 from lesionseg.training import checkpoint
 from tests.conftest import ROOT, write_pair
 from tests.lesionseg.dark import dark_unet
 
-CONFIG = TrialConfig(model=Pick("unet", {"width": 4, "depth": 2}), image_size=32, seed=1)
+CONFIG = TrialConfig(model=ComponentConfig("unet", {"width": 4, "depth": 2}), image_size=32, seed=1)
 FULL = Inference(
     "flips",
     (
-        Pick("threshold", {"value": 0.4}),
-        Pick("crf", {"weight": 2.0, "colour": 10.0}),
-        Pick("largest"),
-        Pick("fill_holes"),
+        ComponentConfig("threshold", {"value": 0.4}),
+        ComponentConfig("crf", {"weight": 2.0, "colour": 10.0}),
+        ComponentConfig("largest"),
+        ComponentConfig("fill_holes"),
     ),
 )
 

@@ -13,10 +13,10 @@ from torch import nn
 from lesionseg.data.loader import MEAN, STD, normalise
 from lesionseg.errors import InputError
 from lesionseg.inference import selection as module
-from lesionseg.inference.postprocess import POSTPROCESS, finish, refine
-from lesionseg.inference.selection import PLAIN, THRESHOLDS, Inference, choose
-from lesionseg.inference.tta import averaged
-from lesionseg.space import Pick
+from lesionseg.inference.postprocess import POSTPROCESS, to_mask, refine_probability
+from lesionseg.inference.selection import DEFAULT_INFERENCE, THRESHOLDS, Inference, select_inference
+from lesionseg.inference.tta import predict_with_tta
+from lesionseg.space import ComponentConfig
 
 CPU = torch.device("cpu")
 SIDE = 32
@@ -59,21 +59,21 @@ def perfect(masks):
 
 def apply(model, images, masks, chosen):
     """The mean Dice of an inference, image by image and pixel by pixel."""
-    probabilities = averaged(model, normalise(torch.from_numpy(images)), chosen.tta)
+    probabilities = predict_with_tta(model, normalise(torch.from_numpy(images)), chosen.tta)
     found = []
     for p, image, truth in zip(probabilities.squeeze(1).numpy(), images, masks > 0, strict=True):
-        mask = finish(chosen.chain, refine(chosen.chain, p, image), p.shape)
+        mask = to_mask(chosen.chain, refine_probability(chosen.chain, p, image), p.shape)
         both = mask.sum() + truth.sum()
         found.append(2 * (mask & truth).sum() / both if both else 1.0)
     return float(np.mean(found))
 
 
 def names(choice):
-    return [pick.name for pick in choice.inference.chain]
+    return [component.name for component in choice.inference.chain]
 
 
 def pick_of(choice, name):
-    return next(pick.params for pick in choice.inference.chain if pick.name == name)
+    return next(component.params for component in choice.inference.chain if component.name == name)
 
 
 def uncertain(n=6, seed=0):
@@ -94,36 +94,36 @@ def specked(n=8, seed=0):
 
 def test_a_network_that_is_too_shy_gets_a_lower_threshold():
     images, masks = uncertain()
-    choice = choose(Red(), images, masks, device=CPU)
-    assert choice.inference == Inference("none", (Pick("threshold", {"value": 0.3}),))
-    assert choice.plain_dice == 0
+    choice = select_inference(Red(), images, masks, device=CPU)
+    assert choice.inference == Inference("none", (ComponentConfig("threshold", {"value": 0.3}),))
+    assert choice.default_dice == 0
     assert choice.dice == 1
 
 
 def test_a_network_that_is_too_bold_gets_a_higher_threshold():
     masks = discs(6)
     images = pictures(np.where(masks, 0.78, 0.72))
-    choice = choose(Red(), images, masks.astype(np.uint8), device=CPU)
-    assert choice.inference.chain == (Pick("threshold", {"value": 0.75}),)
+    choice = select_inference(Red(), images, masks.astype(np.uint8), device=CPU)
+    assert choice.inference.chain == (ComponentConfig("threshold", {"value": 0.75}),)
 
 
 def test_of_thresholds_that_do_as_well_the_one_nearest_to_a_half_is_taken():
     masks = discs(6)
     images = pictures(np.where(masks, 0.42, 0.12))
-    choice = choose(Red(), images, masks.astype(np.uint8), device=CPU)
+    choice = select_inference(Red(), images, masks.astype(np.uint8), device=CPU)
     assert pick_of(choice, "threshold") == {"value": 0.4}
 
 
 def test_specks_are_taken_away():
     images, masks = specked()
-    choice = choose(Red(), images, masks, device=CPU)
+    choice = select_inference(Red(), images, masks, device=CPU)
     assert set(names(choice)) & {"largest", "opening"}
     assert choice.dice == pytest.approx(1.0)
-    assert choice.plain_dice < 0.98
+    assert choice.default_dice < 0.98
 
 
 def test_an_operation_that_was_taken_is_not_tried_again():
-    choice = choose(Red(), *specked(), device=CPU)
+    choice = select_inference(Red(), *specked(), device=CPU)
     tried = [row["what"] for row in choice.rows]
     assert names(choice) == ["largest"]
     assert tried.count("largest") == 1
@@ -136,7 +136,7 @@ def test_holes_are_filled():
     for i, mask in enumerate(masks):
         y, x = (int(np.round(where.mean())) for where in np.nonzero(mask))
         red[i, y - 2 : y + 2, x - 2 : x + 1 + i % 2] = 0.1
-    choice = choose(Red(), pictures(red), masks.astype(np.uint8), device=CPU)
+    choice = select_inference(Red(), pictures(red), masks.astype(np.uint8), device=CPU)
     assert set(names(choice)) & {"fill_holes", "closing"}
     assert choice.dice == pytest.approx(1.0)
 
@@ -149,31 +149,31 @@ def test_soft_boundaries_get_the_random_field_where_colours_know_better():
     ]
     images = pictures(np.clip(soft, 0.05, 0.95), green=0)
     images[..., 1:] = np.where(masks, 40, 200)[..., None]
-    choice = choose(Red(), images, masks.astype(np.uint8), device=CPU)
+    choice = select_inference(Red(), images, masks.astype(np.uint8), device=CPU)
     assert "crf" in names(choice)
-    assert choice.dice > choice.plain_dice + 0.01
+    assert choice.dice > choice.default_dice + 0.01
 
 
 def test_a_perfect_network_stays_plain():
     masks = discs(8)
-    choice = choose(Red(), perfect(masks), masks.astype(np.uint8), device=CPU)
-    assert choice.inference == PLAIN
-    assert choice.dice == choice.plain_dice == 1
+    choice = select_inference(Red(), perfect(masks), masks.astype(np.uint8), device=CPU)
+    assert choice.inference == DEFAULT_INFERENCE
+    assert choice.dice == choice.default_dice == 1
     assert [row["what"] for row in choice.rows if row["taken"]] == ["plain"]
 
 
 def test_a_network_that_breaks_the_symmetry_gets_flips_and_not_the_dearer_rotations():
     masks = discs(10)
     images = pictures(np.where(masks, 0.85, 0.15))
-    choice = choose(Shaded(), images, masks.astype(np.uint8), device=CPU, postprocess=False)
+    choice = select_inference(Shaded(), images, masks.astype(np.uint8), device=CPU, postprocess=False)
     assert choice.inference == Inference("flips")
-    assert choice.dice > choice.plain_dice + 0.05
+    assert choice.dice > choice.default_dice + 0.05
 
 
 def test_only_the_rows_asked_for_are_tried():
     masks = discs(4)
     images = pictures(np.where(masks, 0.85, 0.15))
-    choice = choose(
+    choice = select_inference(
         Shaded(), images, masks.astype(np.uint8), device=CPU, ttas=("d4",), postprocess=False
     )
     assert [row["what"] for row in choice.rows] == ["plain", "tta d4"]
@@ -199,17 +199,17 @@ def test_the_dice_it_reports_is_that_of_applying_what_it_chose(name):
     torch.manual_seed(0)
     make, data = CASES[name]
     model, (images, masks) = make(), data()
-    choice = choose(model, images, masks, device=CPU)
+    choice = select_inference(model, images, masks, device=CPU)
     assert choice.dice == pytest.approx(apply(model, images, masks, choice.inference), abs=1e-12)
-    assert choice.plain_dice == pytest.approx(apply(model, images, masks, PLAIN), abs=1e-12)
-    assert choice.dice >= choice.plain_dice
+    assert choice.default_dice == pytest.approx(apply(model, images, masks, DEFAULT_INFERENCE), abs=1e-12)
+    assert choice.dice >= choice.default_dice
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_steps_add_up_and_each_is_surer_than_its_error(name):
     torch.manual_seed(0)
     make, data = CASES[name]
-    choice = choose(make(), *data(), device=CPU)
+    choice = select_inference(make(), *data(), device=CPU)
     here = choice.rows[0]["dice"]
     for row in choice.rows:
         assert set(row) == {"what", "dice", "gain", "se", "taken"}
@@ -219,9 +219,9 @@ def test_steps_add_up_and_each_is_surer_than_its_error(name):
             assert row["dice"] == pytest.approx(here + row["gain"])
             here = row["dice"]
     assert here == pytest.approx(choice.dice)
-    taken = [row["what"].split()[0] for row in choice.rows if row["taken"]]
-    assert [what for what in taken if what not in ("plain", "tta")] == names(choice)
-    assert ("tta" in taken) == (choice.inference.tta != "none")
+    picture = [row["what"].split()[0] for row in choice.rows if row["taken"]]
+    assert [what for what in picture if what not in ("plain", "tta")] == names(choice)
+    assert ("tta" in picture) == (choice.inference.tta != "none")
     json.dumps(choice.rows, allow_nan=False)
 
 
@@ -231,24 +231,24 @@ def test_a_gain_within_its_own_error_is_not_taken():
     red = np.where(masks, 0.9, 0.1)
     red[0] = np.where(masks[0], 0.4, 0.1)
     red[0][masks[0] & (np.arange(SIDE) < 18)] = 0.9
-    choice = choose(Red(), pictures(red), masks.astype(np.uint8), device=CPU)
+    choice = select_inference(Red(), pictures(red), masks.astype(np.uint8), device=CPU)
     row = next(row for row in choice.rows if row["what"] == "threshold value 0.35")
     assert 0.0005 < row["gain"] <= row["se"] * (1 + 1e-9)
-    assert choice.inference == PLAIN
+    assert choice.inference == DEFAULT_INFERENCE
 
 
 def test_a_gain_that_is_sure_and_tiny_is_not_taken(monkeypatch):
     images, masks = specked()
-    before = choose(Red(), images, masks, device=CPU)
+    before = select_inference(Red(), images, masks, device=CPU)
     assert names(before)
     monkeypatch.setattr(module, "WORTH", 0.5)
-    assert choose(Red(), images, masks, device=CPU).inference == PLAIN
+    assert select_inference(Red(), images, masks, device=CPU).inference == DEFAULT_INFERENCE
 
 
 def test_from_one_image_nothing_is_learnt():
     images, masks = uncertain(1)
-    choice = choose(Red(), images, masks, device=CPU)
-    assert choice.inference == PLAIN
+    choice = select_inference(Red(), images, masks, device=CPU)
+    assert choice.inference == DEFAULT_INFERENCE
     assert all(row["se"] is None for row in choice.rows)
     assert max(row["dice"] for row in choice.rows) == 1  # it was seen, and not believed
     json.dumps(choice.rows, allow_nan=False)
@@ -258,9 +258,9 @@ def test_from_one_image_nothing_is_learnt():
 def test_empty_masks_score_one_where_nothing_is_found(level, dice):
     masks = np.zeros((3, SIDE, SIDE), np.uint8)
     images = pictures(np.full(masks.shape, 0.1 + 0.85 * level))
-    choice = choose(Red(), images, masks, device=CPU)
-    assert choice.plain_dice == dice
-    assert choice.inference == PLAIN
+    choice = select_inference(Red(), images, masks, device=CPU)
+    assert choice.default_dice == dice
+    assert choice.inference == DEFAULT_INFERENCE
 
 
 def test_a_network_of_nans_finds_nothing_and_stays_plain():
@@ -269,20 +269,20 @@ def test_a_network_of_nans_finds_nothing_and_stays_plain():
             return super().forward(x) * float("nan")
 
     images, masks = specked(4)
-    choice = choose(Broken(), images, masks, device=CPU)
-    assert choice.inference == PLAIN
+    choice = select_inference(Broken(), images, masks, device=CPU)
+    assert choice.inference == DEFAULT_INFERENCE
     assert choice.dice == 0
 
 
 def test_masks_of_255_and_of_1_are_the_same():
     images, masks = specked()
-    one, other = (choose(Red(), images, m, device=CPU) for m in (masks, masks * 255))
+    one, other = (select_inference(Red(), images, m, device=CPU) for m in (masks, masks * 255))
     assert one == other
 
 
 def test_it_is_deterministic_and_no_batch_size_changes_it():
     images, masks = specked()
-    found = [choose(Shaded(), images, masks, device=CPU, batch_size=n) for n in (16, 16, 3, 1)]
+    found = [select_inference(Shaded(), images, masks, device=CPU, batch_size=n) for n in (16, 16, 3, 1)]
     assert found[0] == found[1]
     assert len({json.dumps(choice.inference.to_dict()) for choice in found}) == 1
 
@@ -300,7 +300,7 @@ def test_the_network_sees_each_view_of_each_image_once_and_nothing_else():
 
     images.flags.writeable = masks.flags.writeable = False
     model = Spy()
-    choose(model, images, masks, device=CPU, batch_size=2)
+    select_inference(model, images, masks, device=CPU, batch_size=2)
     x = normalise(torch.from_numpy(kept[0])).contiguous().numpy()
     wanted = []
     for picture in x:
@@ -314,53 +314,53 @@ def test_the_network_sees_each_view_of_each_image_once_and_nothing_else():
 def test_masks_have_no_part_in_a_prediction():
     """With the masks of other images every Dice is another, and no trial is lost or added."""
     images, masks = specked()
-    right = choose(Red(), images, masks, device=CPU, postprocess=False)
-    wrong = choose(Red(), images, np.roll(masks, 1, 0), device=CPU, postprocess=False)
+    right = select_inference(Red(), images, masks, device=CPU, postprocess=False)
+    wrong = select_inference(Red(), images, np.roll(masks, 1, 0), device=CPU, postprocess=False)
     assert [row["what"] for row in right.rows] == [row["what"] for row in wrong.rows]
-    assert wrong.plain_dice < right.plain_dice
+    assert wrong.default_dice < right.default_dice
 
 
 def test_many_images_are_kept_in_half_precision_and_choose_the_same(monkeypatch):
     images, masks = specked()
-    full = choose(Shaded(), images, masks, device=CPU)
+    full = select_inference(Shaded(), images, masks, device=CPU)
     monkeypatch.setattr(module, "LARGE", 10)
-    half = choose(Shaded(), images, masks, device=CPU)
+    half = select_inference(Shaded(), images, masks, device=CPU)
     assert half.inference == full.inference
     assert half.dice == pytest.approx(full.dice, abs=2e-3)
 
 
 def test_thresholds_are_a_grid_that_the_table_takes():
-    values = sorted(pick.params["value"] for pick in THRESHOLDS)
+    values = sorted(component.params["value"] for component in THRESHOLDS)
     assert values == [round(0.05 * i, 2) for i in range(1, 20) if i != 10]
-    for pick in (*THRESHOLDS, *module.CRFS, *module.OPERATIONS):
-        POSTPROCESS[pick.name].resolve(pick.params)
+    for component in (*THRESHOLDS, *module.CRFS, *module.OPERATIONS):
+        POSTPROCESS[component.name].resolve(component.params)
 
 
 @pytest.mark.parametrize("n", [(0, 0), (2, 3)])
 def test_no_image_or_too_few_masks_is_refused(n):
     images = np.zeros((n[0], 8, 8, 3), np.uint8)
     with pytest.raises(ValueError, match="a mask for each image"):
-        choose(Red(), images, np.zeros((n[1], 8, 8), np.uint8), device=CPU)
+        select_inference(Red(), images, np.zeros((n[1], 8, 8), np.uint8), device=CPU)
 
 
 def test_an_unknown_row_is_refused_before_the_network_runs():
     images, masks = specked(2)
     with pytest.raises(InputError, match="unknown tta 'flip'"):
-        choose(None, images, masks, device=CPU, ttas=("flip",))
+        select_inference(None, images, masks, device=CPU, ttas=("flip",))
 
 
 def test_what_is_written_is_read_again():
-    chain = tuple(Pick(name) for name in POSTPROCESS)
-    for one in (PLAIN, Inference("d4"), Inference("flips", chain)):
+    chain = tuple(ComponentConfig(name) for name in POSTPROCESS)
+    for one in (DEFAULT_INFERENCE, Inference("d4"), Inference("flips", chain)):
         assert Inference.from_dict(json.loads(json.dumps(one.to_dict()))) == one
-    assert Inference.from_dict({}) == PLAIN
-    written = Inference("flips", (Pick("threshold", {"value": 0.3}), Pick("largest"))).to_dict()
+    assert Inference.from_dict({}) == DEFAULT_INFERENCE
+    written = Inference("flips", (ComponentConfig("threshold", {"value": 0.3}), ComponentConfig("largest"))).to_dict()
     assert written == {"tta": "flips", "chain": [{"threshold": {"value": 0.3}}, {"largest": {}}]}
 
 
 def test_defaults_are_written_out():
     """So a file means the same after a default has changed."""
-    written = Inference(chain=(Pick("opening"),)).to_dict()
+    written = Inference(chain=(ComponentConfig("opening"),)).to_dict()
     assert written["chain"] == [{"opening": {"radius": 1.0}}]
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lesionseg.errors import InputError
-from lesionseg.inference.tta import SYMMETRIES, TTA, averaged, averages, check_tta
+from lesionseg.inference.tta import SYMMETRIES, TTA, predict_with_tta, predict_with_ttas, check_tta
 
 #: The symmetries of the square by hand, on NumPy arrays [..., S, S].
 BY_HAND = {
@@ -75,7 +75,7 @@ def test_a_view_is_undone_exactly():
 @pytest.mark.parametrize("name", TTA)
 def test_a_pointwise_network_gains_nothing_and_loses_nothing(name):
     x, model = images(), Pointwise()
-    found = averaged(model, x, name)
+    found = predict_with_tta(model, x, name)
     assert found.shape == (2, 1, 9, 9)
     assert found.dtype == torch.float32
     assert found.unique().tolist() == [0.0, 0.5, 1.0]
@@ -85,11 +85,11 @@ def test_a_pointwise_network_gains_nothing_and_loses_nothing(name):
 @pytest.mark.parametrize("name", TTA)
 def test_the_mean_turns_with_the_image_under_its_own_group_only(name):
     x, model = images(), Crooked()
-    mean = averaged(model, x, name)
+    mean = predict_with_tta(model, x, name)
     agree = [
         how
         for how in BY_HAND
-        if torch.allclose(moved(mean, how), averaged(model, moved(x, how), name), atol=1e-6)
+        if torch.allclose(moved(mean, how), predict_with_tta(model, moved(x, how), name), atol=1e-6)
     ]
     assert agree == NAMES[name]
 
@@ -98,7 +98,7 @@ def test_the_mean_is_that_of_probabilities_and_not_of_logits():
     x, model = images(), Crooked()
     views = [moved(model(moved(x, how)).sigmoid(), how) for how in NAMES["flips"]]
     wanted = torch.stack(views).mean(0)
-    torch.testing.assert_close(averaged(model, x, "flips"), wanted)
+    torch.testing.assert_close(predict_with_tta(model, x, "flips"), wanted)
     logits = torch.stack([moved(model(moved(x, how)), how) for how in NAMES["flips"]])
     assert not torch.allclose(logits.mean(0).sigmoid(), wanted, atol=1e-3)
 
@@ -106,38 +106,38 @@ def test_the_mean_is_that_of_probabilities_and_not_of_logits():
 def test_rows_that_are_computed_together_are_bitwise_those_alone():
     x, model = images(), Crooked()
     for names in (("d4", "flips", "none"), ("none", "flips")):
-        together = averages(model, x, names)
+        together = predict_with_ttas(model, x, names)
         assert list(together) == list(names)
         for name in names:
-            assert torch.equal(together[name], averaged(model, x, name))
+            assert torch.equal(together[name], predict_with_tta(model, x, name))
 
 
 def test_shared_views_are_computed_once():
     calls = []
     model = Crooked()
     model.register_forward_hook(lambda *_: calls.append(1))
-    averages(model, images(), tuple(TTA))
+    predict_with_ttas(model, images(), tuple(TTA))
     assert len(calls) == 8
 
 
 def test_bytes_in_channels_last_order_and_half_precision_give_the_same():
     x = images(8)
     last = x.contiguous(memory_format=torch.channels_last)
-    assert torch.equal(averaged(Crooked(), last, "d4"), averaged(Crooked(), x, "d4"))
+    assert torch.equal(predict_with_tta(Crooked(), last, "d4"), predict_with_tta(Crooked(), x, "d4"))
 
     class Half(Crooked):
         def forward(self, x):
             return super().forward(x).bfloat16()
 
-    found = averaged(Half(), x, "d4")
+    found = predict_with_tta(Half(), x, "d4")
     assert found.dtype == torch.float32
-    assert (found - averaged(Crooked(), x, "d4")).abs().max() < 0.02
+    assert (found - predict_with_tta(Crooked(), x, "d4")).abs().max() < 0.02
 
 
 def test_a_single_pixel_and_no_image_have_means_too():
     x = images(1)
-    assert torch.equal(averaged(Pointwise(), x, "d4"), Pointwise()(x).sigmoid())
-    assert averaged(Pointwise(), images(4, 0), "d4").shape == (0, 1, 4, 4)
+    assert torch.equal(predict_with_tta(Pointwise(), x, "d4"), Pointwise()(x).sigmoid())
+    assert predict_with_tta(Pointwise(), images(4, 0), "d4").shape == (0, 1, 4, 4)
 
 
 @pytest.mark.parametrize("name", ["flip", "", None, 3, ["d4"]])
@@ -148,4 +148,4 @@ def test_an_unknown_row_is_the_users_to_mend(name):
 
 def test_an_image_that_is_not_square_is_refused():
     with pytest.raises(InputError, match="square"):
-        averaged(Pointwise(), torch.zeros(1, 3, 4, 6), "d4")
+        predict_with_tta(Pointwise(), torch.zeros(1, 3, 4, 6), "d4")

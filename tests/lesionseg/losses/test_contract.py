@@ -7,7 +7,7 @@ import torch
 
 from lesionseg.errors import InputError
 from lesionseg.losses import LOSSES, OVERLAPS, build_loss
-from lesionseg.space import Pick
+from lesionseg.space import ComponentConfig
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -17,9 +17,9 @@ every_row = pytest.mark.parametrize("name", list(LOSSES))
 def variants(name):
     """The row with its defaults and with every corner of its parameters, pooled and not."""
     space = LOSSES[name].space
-    picks = [{}, *(dict(zip(space, c, strict=True)) for c in corners(space)[: 8 if space else 0])]
-    for params, overlap in itertools.product(picks, OVERLAPS):
-        yield build_loss(Pick(name, params), overlap=overlap)
+    components = [{}, *(dict(zip(space, c, strict=True)) for c in corners(space)[: 8 if space else 0])]
+    for params, overlap in itertools.product(components, OVERLAPS):
+        yield build_loss(ComponentConfig(name, params), overlap=overlap)
 
 
 def corners(space):
@@ -158,7 +158,7 @@ def test_the_order_of_the_images_makes_no_difference():
 def test_per_image_the_loss_of_a_batch_is_the_mean_over_its_images():
     logits, target = batch()
     for name in LOSSES:
-        loss = build_loss(Pick(name))
+        loss = build_loss(ComponentConfig(name))
         alone = [loss(logits[i : i + 1], target[i : i + 1]) for i in range(len(logits))]
         torch.testing.assert_close(loss(logits, target), torch.stack(alone).mean())
 
@@ -166,22 +166,22 @@ def test_per_image_the_loss_of_a_batch_is_the_mean_over_its_images():
 def test_a_batch_of_one_is_the_same_per_image_and_pooled():
     logits, target = batch()
     for name in LOSSES:
-        image, pooled = (build_loss(Pick(name), overlap=o) for o in OVERLAPS)
+        image, pooled = (build_loss(ComponentConfig(name), overlap=o) for o in OVERLAPS)
         torch.testing.assert_close(image(logits[:1], target[:1]), pooled(logits[:1], target[:1]))
 
 
 def test_pooling_counts_the_batch_as_one_image():
     logits, target = batch()
     for name in LOSSES:
-        image, pooled = (build_loss(Pick(name), overlap=o)(logits, target) for o in OVERLAPS)
+        image, pooled = (build_loss(ComponentConfig(name), overlap=o)(logits, target) for o in OVERLAPS)
         assert (name in {"bce", "focal"}) == torch.isclose(image, pooled), name
         if name not in {"boundary", "hausdorff"}:  # their distances know which pixel lies where
             line = logits.reshape(1, 1, 1, -1), target.reshape(1, 1, 1, -1)
-            torch.testing.assert_close(pooled, build_loss(Pick(name))(*line))
+            torch.testing.assert_close(pooled, build_loss(ComponentConfig(name))(*line))
 
 
 def test_a_pick_outside_the_table_is_refused():
     with pytest.raises(InputError, match=r"^unknown loss 'dise' \(did you mean 'dice'\?\)$"):
-        build_loss(Pick("dise"))
+        build_loss(ComponentConfig("dise"))
     with pytest.raises(InputError, match=r"^loss\.focal: gamma must lie in \[0\.5, 4\], got 5$"):
-        build_loss(Pick("focal", {"gamma": 5}))
+        build_loss(ComponentConfig("focal", {"gamma": 5}))

@@ -9,7 +9,7 @@ from scipy.ndimage import distance_transform_edt
 
 from lesionseg.losses import build_loss
 from lesionseg.losses.distance import UNIT, signed_distance
-from lesionseg.space import Pick
+from lesionseg.space import ComponentConfig
 from tests.lesionseg.losses.test_contract import disc, said, value_and_gradient
 from tests.lesionseg.losses.test_pixel import drawn, seeds
 
@@ -29,7 +29,7 @@ def theirs_signed(masks):
 def alone(name, logits, target, **params):
     """The distance part of a weighted sum, taken from two of its weights."""
     low, high = (
-        build_loss(Pick(name, {**params, "weight": w}))(logits, target).double() for w in (0.1, 0.9)
+        build_loss(ComponentConfig(name, {**params, "weight": w}))(logits, target).double() for w in (0.1, 0.9)
     )
     return float(high + (high - low) / 8)
 
@@ -79,7 +79,7 @@ def test_the_gradient_of_the_boundary_loss_is_the_papers(seed):
     logits, target = drawn(seed)
 
     def ours(x, t):
-        losses = [build_loss(Pick("boundary", {"weight": w}))(x, t) for w in (0.1, 0.9)]
+        losses = [build_loss(ComponentConfig("boundary", {"weight": w}))(x, t) for w in (0.1, 0.9)]
         return losses[1] + (losses[1] - losses[0]) / 8
 
     field = torch.from_numpy(theirs_signed(target > 0.5)).float()
@@ -131,7 +131,7 @@ def test_a_far_error_costs_more_than_a_near_one(name):
 def test_without_any_boundary_dice_alone_teaches(name):
     logits, truth = torch.full((1, 1, 8, 8), -1.0), torch.zeros(1, 1, 8, 8)
     assert alone(name, logits, truth) == pytest.approx(0, abs=1e-6)
-    value, grad = value_and_gradient(build_loss(Pick(name)), logits, truth)
+    value, grad = value_and_gradient(build_loss(ComponentConfig(name)), logits, truth)
     assert value > 0 and (grad > 0).all()
 
 
@@ -140,7 +140,7 @@ def test_distance_and_dice_are_of_one_size(name):
     """For a network that knows nothing, so that a weight of one half means one half."""
     truth = disc(30, 34, 14, size=64)
     logits = torch.zeros_like(truth)
-    dice = float(build_loss(Pick("dice"))(logits, truth))
+    dice = float(build_loss(ComponentConfig("dice"))(logits, truth))
     params = [{}] if name == "boundary" else [{"alpha": a} for a in (1.0, 2.0, 3.0)]
     for more in params:
         assert 1 / 3 < alone(name, logits, truth, **more) / dice < 3

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from lesionseg.errors import InputError
 from lesionseg.losses import LOSSES, Criterion, build_loss, over_outputs
-from lesionseg.space import Pick
+from lesionseg.space import ComponentConfig
 from tests.lesionseg.losses.test_contract import batch, value_and_gradient
 
 
@@ -38,15 +38,15 @@ def test_smoothing_by_hand():
 
 def test_smoothed_cross_entropy_by_hand():
     # p = 3/4, t = 1 smoothed to 0.9.
-    value = build_loss(Pick("bce"), label_smoothing=0.2)(filled(math.log(3)), filled(1))
+    value = build_loss(ComponentConfig("bce"), label_smoothing=0.2)(filled(math.log(3)), filled(1))
     assert float(value) == pytest.approx(-0.9 * math.log(3 / 4) - 0.1 * math.log(1 / 4))
 
 
 def test_smoothing_and_flooding_go_with_every_loss():
     logits, masks = batch()
     for name, level in itertools.product(LOSSES, (0.01, 50.0)):
-        smoothed = build_loss(Pick(name))(logits, masks * 0.8 + 0.1)
-        flooded = build_loss(Pick(name), label_smoothing=0.2, flooding=level)(logits, masks)
+        smoothed = build_loss(ComponentConfig(name))(logits, masks * 0.8 + 0.1)
+        flooded = build_loss(ComponentConfig(name), label_smoothing=0.2, flooding=level)(logits, masks)
         torch.testing.assert_close(flooded, (smoothed - level).abs() + level)
         assert flooded.dtype == torch.float32
 
@@ -60,9 +60,9 @@ def test_flooding_by_hand(value, flooded):
 def test_below_the_flood_the_gradient_is_turned_round():
     logits, masks = batch()
     for name in LOSSES:
-        value, slope = value_and_gradient(build_loss(Pick(name)), logits, masks)
-        below = build_loss(Pick(name), flooding=float(value) * 1.1)
-        above = build_loss(Pick(name), flooding=float(value) * 0.9)
+        value, slope = value_and_gradient(build_loss(ComponentConfig(name)), logits, masks)
+        below = build_loss(ComponentConfig(name), flooding=float(value) * 1.1)
+        above = build_loss(ComponentConfig(name), flooding=float(value) * 0.9)
         assert torch.equal(value_and_gradient(below, logits, masks)[1], -slope)
         assert torch.equal(value_and_gradient(above, logits, masks)[1], slope)
 
@@ -81,14 +81,14 @@ def test_outputs_weigh_half_as_much_each_as_the_one_before():
 
 def test_one_output_is_the_loss_itself():
     logits, masks = batch()
-    loss = build_loss(Pick("bce_dice"))
+    loss = build_loss(ComponentConfig("bce_dice"))
     expected = loss.loss(logits, masks)
     assert loss(logits, masks) == expected == loss((logits,), masks)
 
 
 def test_equal_outputs_give_the_loss_of_one_and_each_is_taught():
     logits, masks = batch()
-    loss = build_loss(Pick("dice"))
+    loss = build_loss(ComponentConfig("dice"))
     outputs = tuple(logits.clone().requires_grad_() for _ in range(3))
     value = loss(outputs, masks)
     torch.testing.assert_close(value.detach(), loss(logits, masks))
@@ -107,7 +107,7 @@ def test_the_flood_is_of_the_sum_and_not_of_each_output():
 def test_half_precision_outputs_of_a_network_are_summed_in_single():
     logits, masks = batch()
     outputs = (logits.half(), logits.half() / 2)
-    value = build_loss(Pick("bce"), label_smoothing=0.1, flooding=0.1)(outputs, masks.half())
+    value = build_loss(ComponentConfig("bce"), label_smoothing=0.1, flooding=0.1)(outputs, masks.half())
     targets = masks.half().float() * 0.9 + 0.05
     first, second = (F.binary_cross_entropy_with_logits(o.float(), targets) for o in outputs)
     torch.testing.assert_close(value, (2 * first + second) / 3)
@@ -125,4 +125,4 @@ def test_half_precision_outputs_of_a_network_are_summed_in_single():
 )
 def test_modifiers_out_of_range_are_refused(wrong, message):
     with pytest.raises(InputError, match=f"^{message}$"):
-        build_loss(Pick("bce"), **wrong)
+        build_loss(ComponentConfig("bce"), **wrong)

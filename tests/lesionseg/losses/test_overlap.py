@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score, jaccard_score, matthews_corrcoef
 
 from lesionseg.losses import build_loss
-from lesionseg.space import Pick
+from lesionseg.space import ComponentConfig
 from tests.lesionseg.losses.test_contract import value_and_gradient
 from tests.lesionseg.losses.test_pixel import drawn, seeds
 
@@ -36,8 +36,8 @@ def agrees(name, params, theirs, seed):
     """Per image and pooled, with hard and soft targets; ``theirs`` pools."""
     logits, target = drawn(seed)
     for t in (target, target * 0.8 + 0.1):
-        image = build_loss(Pick(name, params))(logits, t)
-        pooled = build_loss(Pick(name, params), overlap="batch")(logits, t)
+        image = build_loss(ComponentConfig(name, params))(logits, t)
+        pooled = build_loss(ComponentConfig(name, params), overlap="batch")(logits, t)
         assert float(image) == pytest.approx(each(theirs, logits, t), rel=1e-4)
         assert float(pooled) == pytest.approx(float(theirs(logits, t)), rel=1e-4)
 
@@ -72,22 +72,22 @@ def test_tversky_and_its_root_are_smps(seed, alpha, beta, gamma):
     ],
 )
 def test_dice_by_hand(predicted, truth, dice):
-    value = build_loss(Pick("dice"))(sure([predicted]), masks([truth]))
+    value = build_loss(ComponentConfig("dice"))(sure([predicted]), masks([truth]))
     assert float(value) == pytest.approx(dice, abs=1e-6)
 
 
 def test_dice_is_worked_out_per_image_or_pooled():
     truth, predicted = masks([[1, 1, 0, 0], [1, 1, 1, 1]]), sure([[1, 0, 0, 0], [1, 1, 1, 1]])
     # First image: 1 - (2 x 1 + 1) / (1 + 2 + 1) = 1/4; second: 1 - (2 x 4 + 1) / (8 + 1) = 0.
-    assert float(build_loss(Pick("dice"))(predicted, truth)) == pytest.approx((1 / 4 + 0) / 2)
-    pooled = build_loss(Pick("dice"), overlap="batch")(predicted, truth)
+    assert float(build_loss(ComponentConfig("dice"))(predicted, truth)) == pytest.approx((1 / 4 + 0) / 2)
+    pooled = build_loss(ComponentConfig("dice"), overlap="batch")(predicted, truth)
     assert float(pooled) == pytest.approx(1 - (2 * 5 + 1) / (5 + 6 + 1))
 
 
 def test_tversky_by_hand_alpha_weighs_false_positives():
     shape = {"alpha": 0.2, "beta": 0.8}
     loss, root = (
-        build_loss(Pick(name, {**shape, **more}))
+        build_loss(ComponentConfig(name, {**shape, **more}))
         for name, more in (("tversky", {}), ("focal_tversky", {"gamma": 2.0}))
     )
     surplus = sure([[1, 1, 1, 0]]), masks([[1, 0, 0, 0]])  # tp 1, fp 2: 0.4 / (1 + 0.4 + 0.5)
@@ -109,7 +109,7 @@ def test_sure_masks_score_as_in_scikit_learn(seed):
         ("jaccard", jaccard_score, [1]),
         ("mcc", matthews_corrcoef, [1, 0]),
     ):
-        value = float(build_loss(Pick(name))(sure([predicted]), masks([truth])))
+        value = float(build_loss(ComponentConfig(name))(sure([predicted]), masks([truth])))
         assert value == pytest.approx(1 - score(truth * 2 + extra, predicted * 2 + extra), abs=1e-5)
 
 
@@ -120,7 +120,7 @@ def test_mcc_is_smps_where_half_a_pixel_is_nothing(seed):
     logits, target = (x.repeat(1, 1, 64, 64) for x in (logits, target))
     theirs = smp.losses.MCCLoss()
     expected = each(lambda x, t: theirs(x.sigmoid(), t), logits, target)
-    assert float(build_loss(Pick("mcc"))(logits, target)) == pytest.approx(expected, abs=1e-4)
+    assert float(build_loss(ComponentConfig("mcc"))(logits, target)) == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_mcc_is_smps_where_half_a_pixel_is_nothing(seed):
     ],
 )
 def test_mcc_by_hand(predicted, truth, expected):
-    value = build_loss(Pick("mcc"))(sure([predicted]), masks([truth]))
+    value = build_loss(ComponentConfig("mcc"))(sure([predicted]), masks([truth]))
     assert float(value) == pytest.approx(expected, abs=1e-6)
 
 
@@ -149,7 +149,7 @@ def test_lovasz_is_smps_value_and_gradient(seed):
         theirs = smp.losses.LovaszLoss("binary", per_image=per_image)
         expected, slope = value_and_gradient(theirs, logits, target)
         value, grad = value_and_gradient(
-            build_loss(Pick("lovasz"), overlap=overlap), logits, target
+            build_loss(ComponentConfig("lovasz"), overlap=overlap), logits, target
         )
         torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(grad, slope, rtol=1e-4, atol=1e-6)
@@ -158,7 +158,7 @@ def test_lovasz_is_smps_value_and_gradient(seed):
 def test_lovasz_by_hand():
     # Hinges: lesion at 3 and -1, skin at 0 and -2, so 0, 2, 1, 0; the worst pixel first, Jaccard
     # falls to 1/2, then to 1/3, 0 and 0: the steps are 1/2, 1/6, ...
-    value = build_loss(Pick("lovasz"))(masks([[3, -1, 0, -2]]), masks([[1, 1, 0, 0]]))
+    value = build_loss(ComponentConfig("lovasz"))(masks([[3, -1, 0, -2]]), masks([[1, 1, 0, 0]]))
     assert float(value) == pytest.approx(2 * (1 / 2) + 1 * (1 / 6))
 
 
@@ -171,7 +171,7 @@ def test_lovasz_is_the_jaccard_loss_of_the_wrong_pixels_where_errors_are_0_or_1(
     union = (predicted | truth).sum()
     jaccard = 1 - (predicted & truth).sum() / union if union else 0.0
     x = np.where(wrong, 0.0, np.where(truth, 1.0, -1.0))  # hinges of 1 and of 0
-    value = build_loss(Pick("lovasz"))(masks([x.tolist()]), masks([truth.tolist()]))
+    value = build_loss(ComponentConfig("lovasz"))(masks([x.tolist()]), masks([truth.tolist()]))
     assert float(value) == pytest.approx(jaccard, abs=1e-6)
 
 
@@ -179,7 +179,7 @@ def test_lovasz_weighs_a_million_pixels_without_rounding():
     target = torch.zeros(1, 1, 1024, 1024)
     target[..., :500, :500] = 1
     logits = torch.zeros_like(target).requires_grad_()
-    build_loss(Pick("lovasz"))(logits, target).backward()
+    build_loss(ComponentConfig("lovasz"))(logits, target).backward()
     # All hinges are 1 and the steps add up to 1; each pulls its pixel to its side.
     assert (logits.grad * (1 - 2 * target) > 0).all()
     assert float(logits.grad.abs().double().sum()) == pytest.approx(1.0, rel=1e-4)
@@ -188,7 +188,7 @@ def test_lovasz_weighs_a_million_pixels_without_rounding():
 @pytest.mark.parametrize("name", ["dice", "jaccard", "tversky", "focal_tversky", "mcc"])
 def test_a_soft_target_is_met_best_by_itself(name):
     """The product of the papers would be best at 0 or 1 instead."""
-    loss = build_loss(Pick(name))
+    loss = build_loss(ComponentConfig(name))
     target = masks([[0.9, 0.7, 0.3, 0.1]])
     best = float(loss(target.logit(), target))
     assert best < 0.01
@@ -199,9 +199,9 @@ def test_a_soft_target_is_met_best_by_itself(name):
 
 
 def test_lovasz_of_an_unsure_pixel_asks_for_no_side():
-    _, grad = value_and_gradient(build_loss(Pick("lovasz")), masks([[0, 0]]), masks([[0.5, 0.5]]))
+    _, grad = value_and_gradient(build_loss(ComponentConfig("lovasz")), masks([[0, 0]]), masks([[0.5, 0.5]]))
     assert not grad.any()
-    _, grad = value_and_gradient(build_loss(Pick("lovasz")), masks([[5]]), masks([[0.9]]))
+    _, grad = value_and_gradient(build_loss(ComponentConfig("lovasz")), masks([[5]]), masks([[0.9]]))
     assert grad.item() > 0  # surer than its target
 
 
@@ -213,5 +213,5 @@ def test_no_count_of_a_large_batch_is_rounded_below_zero():
     # In a full mask fp = tn = 0: MCC is tp tn / sqrt(tp (tp + fn) tn (tn + fn)) with 1/2 more.
     mcc = ((n - missed + 0.5) * 0.5 / ((n + 0.5) * (missed + 0.5))) ** 0.5
     for name, expected in (("mcc", 1 - mcc), ("dice", missed / 2 / (n - missed / 2 + 0.5))):
-        value = build_loss(Pick(name), overlap="batch")(logits, target)
+        value = build_loss(ComponentConfig(name), overlap="batch")(logits, target)
         assert float(value) == pytest.approx(expected, rel=1e-3)

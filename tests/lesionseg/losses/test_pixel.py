@@ -10,7 +10,7 @@ from sklearn.metrics import log_loss
 from torchvision.ops import sigmoid_focal_loss
 
 from lesionseg.losses import LOSSES, build_loss
-from lesionseg.space import Pick
+from lesionseg.space import ComponentConfig
 from tests.lesionseg.losses.test_contract import value_and_gradient
 
 seeds = st.integers(0, 10_000)
@@ -33,21 +33,21 @@ def test_cross_entropy_is_scikit_learns_with_weights(seed, pos_weight):
     weights = 1 + (pos_weight - 1) * truth
     # Theirs divides by the sum of the weights, ours by the number of pixels.
     expected = log_loss(truth, p, sample_weight=weights) * weights.mean()
-    loss = build_loss(Pick("bce", {"pos_weight": pos_weight}))
+    loss = build_loss(ComponentConfig("bce", {"pos_weight": pos_weight}))
     assert float(loss(logits, target)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_cross_entropy_of_a_soft_target_by_hand():
     # p = 3/4 against t = 1/2: -(ln 3/4 + ln 1/4) / 2; with pos_weight 2 the first term doubles.
     logits, target = torch.full((1, 1, 2, 2), math.log(3)), torch.full((1, 1, 2, 2), 0.5)
-    plain = build_loss(Pick("bce"))(logits, target)
-    weighted = build_loss(Pick("bce", {"pos_weight": 2.0}))(logits, target)
+    plain = build_loss(ComponentConfig("bce"))(logits, target)
+    weighted = build_loss(ComponentConfig("bce", {"pos_weight": 2.0}))(logits, target)
     assert float(plain) == pytest.approx(-(math.log(3 / 4) + math.log(1 / 4)) / 2)
     assert float(weighted) == pytest.approx(-(2 * math.log(3 / 4) + math.log(1 / 4)) / 2)
 
 
 def test_the_weight_of_lesion_is_left_alone_by_a_study():
-    assert LOSSES["bce"].settled == {"pos_weight"}
+    assert LOSSES["bce"].fixed_by_default == {"pos_weight"}
 
 
 @given(seeds, st.floats(0.5, 4.0), st.floats(0.1, 0.9))
@@ -58,7 +58,7 @@ def test_focal_is_torchvisions_value_and_gradient(seed, gamma, alpha):
     def theirs(logits, target):
         return sigmoid_focal_loss(logits, target, alpha=alpha, gamma=gamma, reduction="mean")
 
-    ours = build_loss(Pick("focal", {"gamma": gamma, "alpha": alpha}))
+    ours = build_loss(ComponentConfig("focal", {"gamma": gamma, "alpha": alpha}))
     # In double precision, where torchvision's powers are still exact.
     expected, slope = value_and_gradient(theirs, logits.double(), target.double())
     value, grad = value_and_gradient(ours, logits, target)
@@ -70,7 +70,7 @@ def test_focal_is_torchvisions_value_and_gradient(seed, gamma, alpha):
 @settings(max_examples=10, deadline=None)
 def test_the_focal_loss_of_a_soft_target_lies_between_its_two_sides(seed, t):
     logits, target = drawn(seed)
-    loss = build_loss(Pick("focal"))
+    loss = build_loss(ComponentConfig("focal"))
     ones = torch.ones_like(target)
     expected = t * loss(logits, ones) + (1 - t) * loss(logits, 0 * ones)
     torch.testing.assert_close(loss(logits, t * ones), expected)
@@ -80,8 +80,8 @@ def test_the_focal_loss_of_a_soft_target_lies_between_its_two_sides(seed, t):
 @settings(max_examples=10, deadline=None)
 def test_the_sums_weigh_the_pixels_against_dice(seed, weight):
     logits, target = drawn(seed)
-    dice = build_loss(Pick("dice"))(logits, target)
+    dice = build_loss(ComponentConfig("dice"))(logits, target)
     for name, extra in (("bce", {}), ("focal", {"gamma": 1.5, "alpha": 0.3})):
-        pixels = build_loss(Pick(name, extra))(logits, target)
-        both = build_loss(Pick(f"{name}_dice", {**extra, "weight": weight}))(logits, target)
+        pixels = build_loss(ComponentConfig(name, extra))(logits, target)
+        both = build_loss(ComponentConfig(f"{name}_dice", {**extra, "weight": weight}))(logits, target)
         torch.testing.assert_close(both, weight * pixels + (1 - weight) * dice)

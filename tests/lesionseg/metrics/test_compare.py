@@ -9,7 +9,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lesionseg.metrics import METRICS, Paired, bootstrap, compare, holm, paired, wilcoxon
+from lesionseg.metrics import METRICS, PairedDifference, bootstrap_intervals, compare, adjust_p_values, paired_difference, wilcoxon_p_value
 
 
 def some_scores(dice):
@@ -28,9 +28,9 @@ def width(interval):
 def test_an_interval_holds_the_mean_and_is_the_same_each_time():
     rng = np.random.default_rng(0)
     scores = {name: rng.random(40) for name in METRICS}
-    first = bootstrap(scores, single(40), resamples=500)
-    assert first == bootstrap(scores, single(40), resamples=500)
-    assert first != bootstrap(scores, single(40), resamples=500, seed=1)
+    first = bootstrap_intervals(scores, single(40), resamples=500)
+    assert first == bootstrap_intervals(scores, single(40), resamples=500)
+    assert first != bootstrap_intervals(scores, single(40), resamples=500, seed=1)
     assert tuple(first) == METRICS
     for name, (low, high) in first.items():
         assert low < scores[name].mean() < high
@@ -39,7 +39,7 @@ def test_an_interval_holds_the_mean_and_is_the_same_each_time():
 def test_a_surer_interval_is_wider():
     scores = some_scores(np.random.default_rng(0).random(40))
     narrow, wide = (
-        bootstrap(scores, single(40), resamples=500, level=v)["dice"] for v in (0.5, 0.95)
+        bootstrap_intervals(scores, single(40), resamples=500, level=v)["dice"] for v in (0.5, 0.95)
     )
     assert wide[0] < narrow[0] < narrow[1] < wide[1]
 
@@ -47,7 +47,7 @@ def test_a_surer_interval_is_wider():
 def test_the_interval_is_as_wide_as_theory_says():
     """For a mean of many values: 1.96 standard errors to each side."""
     values = np.random.default_rng(0).random(400)
-    low, high = bootstrap(some_scores(values), single(400))["dice"]
+    low, high = bootstrap_intervals(some_scores(values), single(400))["dice"]
     expected = 2 * 1.96 * values.std() / np.sqrt(400)
     assert high - low == pytest.approx(expected, rel=0.06)
     assert (low + high) / 2 == pytest.approx(values.mean(), abs=0.1 * expected)
@@ -57,7 +57,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     rng = np.random.default_rng(1)
     covered = 0
     for _ in range(150):
-        low, high = bootstrap(some_scores(rng.beta(8, 2, 50)), single(50), resamples=200)["dice"]
+        low, high = bootstrap_intervals(some_scores(rng.beta(8, 2, 50)), single(50), resamples=200)["dice"]
         covered += low <= 0.8 <= high
     assert 0.88 <= covered / 150 <= 0.99
 
@@ -66,8 +66,8 @@ def test_pictures_of_one_lesion_make_the_interval_wider():
     rng = np.random.default_rng(0)
     values = np.repeat(rng.random(30), 6) + rng.normal(0, 0.01, 180)
     groups = [str(i // 6) for i in range(180)]
-    alone = bootstrap(some_scores(values), single(180), resamples=1000)["dice"]
-    together = bootstrap(some_scores(values), groups, resamples=1000)["dice"]
+    alone = bootstrap_intervals(some_scores(values), single(180), resamples=1000)["dice"]
+    together = bootstrap_intervals(some_scores(values), groups, resamples=1000)["dice"]
     # Six pictures that say the same are worth one: the square root of six wider.
     assert width(together) / width(alone) == pytest.approx(np.sqrt(6), rel=0.15)
 
@@ -76,8 +76,8 @@ def test_groups_are_drawn_whole_and_weigh_by_their_pictures():
     # Two groups: three pictures of 0 and one of 1. A draw of two groups gives 0 (one in four),
     # 1/4 (two in four) or 1 (one in four).
     scores, groups = some_scores([0, 0, 1, 0]), ["a", "a", "b", "a"]
-    assert bootstrap(scores, groups, level=0.4)["dice"] == (0.25, 0.25)
-    assert bootstrap(scores, groups, level=0.95)["dice"] == (0.0, 1.0)
+    assert bootstrap_intervals(scores, groups, level=0.4)["dice"] == (0.25, 0.25)
+    assert bootstrap_intervals(scores, groups, level=0.95)["dice"] == (0.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_groups_are_drawn_whole_and_weigh_by_their_pictures():
     ids=["one-image", "one-group", "all-alike"],
 )
 def test_an_interval_without_any_doubt_is_a_point(values, groups, expected):
-    low, high = bootstrap(some_scores(values), groups, resamples=50)["dice"]
+    low, high = bootstrap_intervals(some_scores(values), groups, resamples=50)["dice"]
     assert (low, high) == pytest.approx((expected, expected))
 
 
@@ -94,25 +94,25 @@ def test_an_interval_without_any_doubt_is_a_point(values, groups, expected):
 @settings(max_examples=50, deadline=None)
 def test_an_interval_lies_within_the_values_in_any_case(pairs):
     values, groups = zip(*pairs, strict=True)
-    low, high = bootstrap(some_scores(values), list(groups), resamples=40)["dice"]
+    low, high = bootstrap_intervals(some_scores(values), list(groups), resamples=40)["dice"]
     assert min(values) - 1e-9 <= low <= high <= max(values) + 1e-9
 
 
 def test_what_groups_are_called_does_not_matter():
     values = np.random.default_rng(0).random(12)
-    plain = bootstrap(some_scores(values), [f"{i // 3:02}" for i in range(12)], resamples=300)
-    renamed = bootstrap(some_scores(values), [f"p{i // 3:02}" for i in range(12)], resamples=300)
+    plain = bootstrap_intervals(some_scores(values), [f"{i // 3:02}" for i in range(12)], resamples=300)
+    renamed = bootstrap_intervals(some_scores(values), [f"p{i // 3:02}" for i in range(12)], resamples=300)
     assert plain == renamed
 
 
 def test_every_name_given_has_its_interval_of_the_same_draws():
     values = np.random.default_rng(0).random(30)
-    intervals = bootstrap({"hd95": values, "twice": 2 * values}, single(30), resamples=200)
+    intervals = bootstrap_intervals({"hd95": values, "twice": 2 * values}, single(30), resamples=200)
     assert list(intervals) == ["hd95", "twice"]
     assert intervals["twice"] == pytest.approx(tuple(2 * v for v in intervals["hd95"]))
-    alone = bootstrap({"a": values}, single(30), resamples=200)["a"]
+    alone = bootstrap_intervals({"a": values}, single(30), resamples=200)["a"]
     assert intervals["hd95"] == pytest.approx(alone)
-    assert bootstrap({}, single(30)) == {}
+    assert bootstrap_intervals({}, single(30)) == {}
 
 
 def test_an_interval_is_that_of_draws_made_one_by_one():
@@ -125,34 +125,34 @@ def test_an_interval_is_that_of_draws_made_one_by_one():
     for _ in range(300):
         drawn = draws.integers(len(names), size=len(names))
         means.append(np.concatenate([values[groups == names[i]] for i in drawn]).mean())
-    interval = bootstrap({"a": values}, list(groups), resamples=300, level=0.9, seed=5)["a"]
+    interval = bootstrap_intervals({"a": values}, list(groups), resamples=300, level=0.9, seed=5)["a"]
     assert interval == pytest.approx(tuple(np.percentile(means, [5, 95])))
 
 
 def test_an_interval_is_about_scipys():
     values = np.random.default_rng(0).beta(8, 2, 60)
-    theirs = scipy.stats.bootstrap(
+    theirs = scipy.stats.bootstrap_intervals(
         (values,), np.mean, method="percentile", n_resamples=5000, rng=np.random.default_rng(0)
     ).confidence_interval
-    ours = bootstrap({"a": values}, single(60))["a"]
+    ours = bootstrap_intervals({"a": values}, single(60))["a"]
     assert ours == pytest.approx((theirs.low, theirs.high), abs=0.05 * width(ours))
 
 
 @pytest.mark.parametrize("block", [1, 40, 1000])
 def test_the_size_of_a_block_changes_nothing(monkeypatch, block):
     values = np.random.default_rng(0).random(12)
-    whole = bootstrap({"a": values}, single(12), resamples=101)
-    monkeypatch.setattr(compare, "_BLOCK", block)
-    assert bootstrap({"a": values}, single(12), resamples=101)["a"] == pytest.approx(whole["a"])
+    whole = bootstrap_intervals({"a": values}, single(12), resamples=101)
+    monkeypatch.setattr(compare, "_BLOCK_SIZE", block)
+    assert bootstrap_intervals({"a": values}, single(12), resamples=101)["a"] == pytest.approx(whole["a"])
 
 
 def test_a_paired_interval_is_that_of_the_differences_under_the_same_draws():
     rng = np.random.default_rng(0)
     a, b = rng.random(40), rng.random(40)
     groups = [str(i // 4) for i in range(40)]
-    result = paired(a, b, groups, resamples=400, level=0.8, seed=3)
-    alone = bootstrap({"d": a - b}, groups, resamples=400, level=0.8, seed=3)["d"]
-    assert result == Paired((a - b).mean(), *alone)
+    result = paired_difference(a, b, groups, resamples=400, level=0.8, seed=3)
+    alone = bootstrap_intervals({"d": a - b}, groups, resamples=400, level=0.8, seed=3)["d"]
+    assert result == PairedDifference((a - b).mean(), *alone)
     draws = np.random.default_rng(3).integers(10, size=(400, 10))
     of_a, of_b = (v.reshape(10, 4).mean(1)[draws].mean(1) for v in (a, b))
     assert (result.low, result.high) == pytest.approx(tuple(np.percentile(of_a - of_b, [10, 90])))
@@ -163,22 +163,22 @@ def test_a_small_difference_on_every_image_is_told_from_none():
     rng = np.random.default_rng(0)
     b = rng.random(60)
     a = b + 0.02 + rng.normal(0, 0.01, 60)
-    of_a, of_b = (bootstrap({"x": v}, single(60))["x"] for v in (a, b))
+    of_a, of_b = (bootstrap_intervals({"x": v}, single(60))["x"] for v in (a, b))
     assert of_a[0] < of_b[1]  # apart, the two intervals tell nothing
-    result = paired(a, b, single(60))
+    result = paired_difference(a, b, single(60))
     assert 0 < result.low < result.difference < result.high
     assert result.difference == pytest.approx(0.02, abs=0.005)
 
 
 def test_the_same_scores_have_no_difference():
     a = np.random.default_rng(0).random(20)
-    assert paired(a, a.copy(), single(20), resamples=50) == Paired(0.0, 0.0, 0.0)
+    assert paired_difference(a, a.copy(), single(20), resamples=50) == PairedDifference(0.0, 0.0, 0.0)
 
 
 def test_the_other_way_round_the_interval_is_mirrored():
     rng = np.random.default_rng(0)
     a, b = rng.random(20), rng.random(20)
-    one, other = (paired(*pair, single(20), resamples=200) for pair in ((a, b), (b, a)))
+    one, other = (paired_difference(*pair, single(20), resamples=200) for pair in ((a, b), (b, a)))
     assert (one.difference, one.low, one.high) == pytest.approx(
         (-other.difference, -other.high, -other.low)
     )
@@ -187,7 +187,7 @@ def test_the_other_way_round_the_interval_is_mirrored():
 def test_groups_that_pull_apart_widen_the_paired_interval():
     difference = np.repeat(np.random.default_rng(0).normal(0.1, 0.2, 20), 5)
     zero, groups = np.zeros(100), [str(i // 5) for i in range(100)]
-    alone, together = (paired(difference, zero, g, resamples=1000) for g in (single(100), groups))
+    alone, together = (paired_difference(difference, zero, g, resamples=1000) for g in (single(100), groups))
     ratio = (together.high - together.low) / (alone.high - alone.low)
     assert ratio == pytest.approx(np.sqrt(5), rel=0.15)
 
@@ -195,7 +195,7 @@ def test_groups_that_pull_apart_widen_the_paired_interval():
 def test_five_thousand_resamples_of_400_images_take_well_under_a_second():
     scores = dict.fromkeys(METRICS, np.random.default_rng(0).random(400))
     start = time.process_time()
-    bootstrap(scores, single(400))
+    bootstrap_intervals(scores, single(400))
     assert time.process_time() - start < 0.8
 
 
@@ -203,17 +203,17 @@ def test_five_thousand_resamples_of_400_images_take_well_under_a_second():
 def test_scores_that_do_not_fit_the_groups_are_refused(shape):
     wrong, right = np.zeros(shape), np.zeros(4)
     with pytest.raises(ValueError, match=r"dice must have one value .* of 4 images"):
-        bootstrap({"jaccard": right, "dice": wrong}, list("abcd"))
+        bootstrap_intervals({"jaccard": right, "dice": wrong}, list("abcd"))
     for pair, name in (((wrong, right), "a"), ((right, wrong), "b")):
         with pytest.raises(ValueError, match=f"^{name} must have one value per image"):
-            paired(*pair, list("abcd"))
+            paired_difference(*pair, list("abcd"))
 
 
 def test_no_image_has_no_interval():
     with pytest.raises(ValueError, match="at least one image, got none"):
-        bootstrap(some_scores([]), [])
+        bootstrap_intervals(some_scores([]), [])
     with pytest.raises(ValueError, match="at least one image, got none"):
-        paired(np.zeros(0), np.zeros(0), [])
+        paired_difference(np.zeros(0), np.zeros(0), [])
 
 
 @pytest.mark.parametrize(
@@ -227,9 +227,9 @@ def test_no_image_has_no_interval():
 )
 def test_resamples_and_levels_that_cannot_be_are_refused(format_step, message):
     with pytest.raises(ValueError, match=message):
-        bootstrap({"a": np.zeros(2)}, ["x", "y"], **format_step)
+        bootstrap_intervals({"a": np.zeros(2)}, ["x", "y"], **format_step)
     with pytest.raises(ValueError, match=message):
-        paired(np.zeros(2), np.zeros(2), ["x", "y"], **format_step)
+        paired_difference(np.zeros(2), np.zeros(2), ["x", "y"], **format_step)
 
 
 def by_all_signs(differences):
@@ -246,28 +246,28 @@ def by_all_signs(differences):
 def test_wilcoxon_counts_the_patterns_of_signs(differences):
     a = np.array(differences)
     groups = [f"g{i}" for i in range(len(a))]
-    assert wilcoxon(a, np.zeros(len(a)), groups) == pytest.approx(by_all_signs(a))
-    assert wilcoxon(np.zeros(len(a)), a, groups) == pytest.approx(by_all_signs(a))
+    assert wilcoxon_p_value(a, np.zeros(len(a)), groups) == pytest.approx(by_all_signs(a))
+    assert wilcoxon_p_value(np.zeros(len(a)), a, groups) == pytest.approx(by_all_signs(a))
 
 
 def test_wilcoxon_is_over_groups_and_not_over_pictures():
     differences = np.array([0.1, 0.2, 0.3, 0.4, 0.5])
     groups = ["a", "b", "c", "d", "e"]
-    alone = wilcoxon(differences, np.zeros(5), groups)
+    alone = wilcoxon_p_value(differences, np.zeros(5), groups)
     # Each picture ten times tells nothing new.
-    again = wilcoxon(np.repeat(differences, 10), np.zeros(50), list(np.repeat(groups, 10)))
+    again = wilcoxon_p_value(np.repeat(differences, 10), np.zeros(50), list(np.repeat(groups, 10)))
     assert again == pytest.approx(alone)
 
 
 def test_wilcoxon_of_no_difference_is_one():
     same = np.array([0.5, 0.6])
-    assert wilcoxon(same, same, ["a", "b"]) == 1
-    assert wilcoxon(same, same[::-1].copy(), ["a", "a"]) == 1
+    assert wilcoxon_p_value(same, same, ["a", "b"]) == 1
+    assert wilcoxon_p_value(same, same[::-1].copy(), ["a", "a"]) == 1
 
 
 def test_wilcoxon_needs_an_image():
     with pytest.raises(ValueError, match="at least one image"):
-        wilcoxon(np.zeros(0), np.zeros(0), [])
+        wilcoxon_p_value(np.zeros(0), np.zeros(0), [])
 
 
 @pytest.mark.parametrize(
@@ -280,12 +280,12 @@ def test_wilcoxon_needs_an_image():
     ],
 )
 def test_holm_multiplies_step_by_step(chances, raised):
-    assert holm(chances) == pytest.approx(raised)
+    assert adjust_p_values(chances) == pytest.approx(raised)
 
 
 @given(st.lists(st.floats(0, 1), max_size=20))
 def test_holm_keeps_the_order_and_lies_between_the_raw_values_and_bonferronis(chances):
-    raised = holm(chances)
+    raised = adjust_p_values(chances)
     for p, q in zip(chances, raised, strict=True):
         assert p <= q <= min(1, len(chances) * p) + 1e-12
     for i, p in enumerate(chances):
@@ -295,4 +295,4 @@ def test_holm_keeps_the_order_and_lies_between_the_raw_values_and_bonferronis(ch
 @pytest.mark.parametrize("chances", [[1.5], [-0.1], [float("nan")]])
 def test_holm_refuses_what_is_no_chance(chances):
     with pytest.raises(ValueError, match=r"p-values must lie in \[0, 1\]"):
-        holm(chances)
+        adjust_p_values(chances)

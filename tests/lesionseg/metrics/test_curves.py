@@ -10,12 +10,12 @@ from lesionseg.metrics import (
     average_precision,
     calibration,
     calibration_error,
-    confusion,
-    count,
-    pooled,
+    mean_confusion,
+    count_pixels,
+    mean_histogram,
     precision_recall,
-    score,
-    tally,
+    score_images,
+    probability_histogram,
 )
 from tests.lesionseg.metrics.masks import MASKS, SHAPE
 
@@ -38,7 +38,7 @@ def images(n=4):
 
 
 def pooled_of(pairs, bins=1000):
-    return pooled(np.stack([tally(p, t, bins) for p, t in pairs]))
+    return mean_histogram(np.stack([probability_histogram(p, t, bins) for p, t in pairs]))
 
 
 def pixels_of(pairs, bins):
@@ -49,13 +49,13 @@ def pixels_of(pairs, bins):
     return middles(bins)[np.concatenate(place)], np.concatenate(truth), np.concatenate(weight)
 
 
-# --- tallies -----------------------------------------------------------------------------------
+# --- histograms -----------------------------------------------------------------------------------
 
 
 def test_a_tally_is_numpys_histogram_of_skin_and_of_lesion():
     for name, truth in MASKS.items():
         p = foretold(truth)
-        ours = tally(p, truth, 50)
+        ours = probability_histogram(p, truth, 50)
         assert ours.dtype == np.int64 and ours.shape == (2, 50) and ours.sum() == truth.size
         for row, part in zip(ours, (~truth, truth), strict=True):
             theirs = np.histogram(p[part], bins=50, range=(0, 1))[0]
@@ -63,21 +63,21 @@ def test_a_tally_is_numpys_histogram_of_skin_and_of_lesion():
 
 
 def test_a_tally_has_1000_bins_unless_told():
-    assert tally(np.zeros((1, 1)), np.zeros((1, 1), bool)).shape == (2, 1000)
+    assert probability_histogram(np.zeros((1, 1)), np.zeros((1, 1), bool)).shape == (2, 1000)
 
 
 def test_a_bin_holds_its_lower_edge_and_the_last_one_both():
     p = np.array([[0.0, 0.2499, 0.25, 0.5, 0.7499, 0.75, 1.0]])
-    assert tally(p, np.zeros((1, 7), bool), 4).tolist() == [[2, 1, 2, 2], [0, 0, 0, 0]]
+    assert probability_histogram(p, np.zeros((1, 7), bool), 4).tolist() == [[2, 1, 2, 2], [0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32])
 def test_narrow_floats_fall_into_the_bins_of_their_values(kind):
     p = np.linspace(0, 1, 4000).reshape(40, 100).astype(kind)
     truth = np.random.default_rng(0).random(p.shape) < 0.5
-    assert np.array_equal(tally(p, truth), tally(p.astype(np.float64), truth))
+    assert np.array_equal(probability_histogram(p, truth), probability_histogram(p.astype(np.float64), truth))
     below_one = np.nextafter(kind(1), kind(0))
-    assert tally(np.full((1, 1), below_one), np.ones((1, 1), bool))[1, -1] == 1
+    assert probability_histogram(np.full((1, 1), below_one), np.ones((1, 1), bool))[1, -1] == 1
 
 
 @pytest.mark.parametrize(
@@ -94,22 +94,22 @@ def test_narrow_floats_fall_into_the_bins_of_their_values(kind):
 )
 def test_what_cannot_be_tallied_is_refused(p, truth, bins, message):
     with pytest.raises(ValueError, match=message):
-        tally(p, truth, bins)
+        probability_histogram(p, truth, bins)
 
 
 def test_an_image_counts_once_whatever_its_size():
     small, large = np.array([[1, 0], [0, 1]]), np.array([[0, 0], [300, 700]])
-    assert pooled(np.stack([small, large])) == pytest.approx(
+    assert mean_histogram(np.stack([small, large])) == pytest.approx(
         np.array([[0.25, 0.0], [0.15, 0.25 + 0.35]])
     )
-    assert pooled(np.stack([small, 1000 * large])) == pytest.approx(
-        pooled(np.stack([small, large]))
+    assert mean_histogram(np.stack([small, 1000 * large])) == pytest.approx(
+        mean_histogram(np.stack([small, large]))
     )
     assert pooled_of(images()).sum() == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
-    ("tallies", "message"),
+    ("histograms", "message"),
     [
         (np.ones((2, 9), int), r"\[N, 2, bins\], got \(2, 9\)"),
         (np.ones((4, 3, 9), int), r"\[N, 2, bins\], got \(4, 3, 9\)"),
@@ -118,9 +118,9 @@ def test_an_image_counts_once_whatever_its_size():
     ],
     ids=["one", "three-rows", "no-image", "an-empty-image"],
 )
-def test_what_cannot_be_pooled_is_refused(tallies, message):
+def test_what_cannot_be_pooled_is_refused(histograms, message):
     with pytest.raises(ValueError, match=message):
-        pooled(tallies)
+        mean_histogram(histograms)
 
 
 # --- precision and recall ----------------------------------------------------------------------
@@ -133,7 +133,7 @@ def test_precision_and_recall_of_one_image_are_those_of_its_thresholded_mask(nam
     curve = precision_recall(pooled_of([(p, truth)], bins=20))
     assert curve.thresholds.tolist() == pytest.approx([k / 20 for k in range(20)])
     called = torch.from_numpy(p >= curve.thresholds[:, None, None])
-    scores = score(count(called, torch.from_numpy(truth).expand_as(called)).numpy())
+    scores = score_images(count_pixels(called, torch.from_numpy(truth).expand_as(called)).numpy())
     some = called.flatten(1).any(1).numpy()
     assert curve.recall == pytest.approx(scores["recall"])
     assert curve.precision[some] == pytest.approx(scores["precision"][some])
@@ -173,8 +173,8 @@ def test_average_precision_of_every_mask_is_scikit_learns():
 def test_average_precision_by_hand():
     """From above: 1 of 1 right at recall 1/3, 1 of 2 there still, 3 of 4 at recall 1."""
     tallied = np.array([[[0, 0, 1, 0], [0, 2, 0, 1]]])
-    assert average_precision(pooled(tallied)) == pytest.approx(1 / 3 * 1 + 2 / 3 * 3 / 4)
-    curve = precision_recall(pooled(tallied))
+    assert average_precision(mean_histogram(tallied)) == pytest.approx(1 / 3 * 1 + 2 / 3 * 3 / 4)
+    curve = precision_recall(mean_histogram(tallied))
     assert curve.precision.tolist() == pytest.approx([3 / 4, 3 / 4, 1 / 2, 1])
     assert curve.recall.tolist() == pytest.approx([1, 1, 1 / 3, 1 / 3])
 
@@ -294,7 +294,7 @@ def test_a_tally_that_was_not_pooled_is_refused(function):
 
 def test_confusion_is_the_mean_of_scikit_learns_shares():
     pairs = [(p >= 0.5, t) for p, t in images()]
-    rows = [count(*(torch.from_numpy(m)[None] for m in pair)).numpy() for pair in pairs]
+    rows = [count_pixels(*(torch.from_numpy(m)[None] for m in pair)).numpy() for pair in pairs]
     theirs = np.mean(
         [
             sklearn.metrics.confusion_matrix(
@@ -305,7 +305,7 @@ def test_confusion_is_the_mean_of_scikit_learns_shares():
         axis=0,
     )
     (tn, fp), (fn, tp) = theirs
-    ours = confusion(np.concatenate(rows))
+    ours = mean_confusion(np.concatenate(rows))
     assert ours == pytest.approx({"tp": tp, "fp": fp, "fn": fn, "tn": tn})
     assert list(ours) == ["tp", "fp", "fn", "tn"]
     assert sum(ours.values()) == pytest.approx(1)
@@ -313,8 +313,8 @@ def test_confusion_is_the_mean_of_scikit_learns_shares():
 
 def test_confusion_by_hand():
     counts = np.array([[1, 0, 0, 1], [0, 100, 300, 0]])
-    assert confusion(counts) == {"tp": 0.25, "fp": 0.125, "fn": 0.375, "tn": 0.25}
-    assert {type(v) for v in confusion(counts).values()} == {float}
+    assert mean_confusion(counts) == {"tp": 0.25, "fp": 0.125, "fn": 0.375, "tn": 0.25}
+    assert {type(v) for v in mean_confusion(counts).values()} == {float}
 
 
 @pytest.mark.parametrize(
@@ -329,4 +329,4 @@ def test_confusion_by_hand():
 )
 def test_counts_of_another_kind_are_refused(counts, message):
     with pytest.raises(ValueError, match=message):
-        confusion(counts)
+        mean_confusion(counts)

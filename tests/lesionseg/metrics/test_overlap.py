@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from monai.metrics import compute_dice, compute_iou
 
 from lesionseg import metrics
-from lesionseg.metrics import JACCARD_THRESHOLD, METRICS, Metrics, count, mean, score
+from lesionseg.metrics import JACCARD_THRESHOLD, METRICS, Metrics, count_pixels, mean_scores, score_images
 from tests.lesionseg.metrics.masks import MASKS
 
 NAMES = (
@@ -33,7 +33,7 @@ masks = st.tuples(st.integers(1, 4), st.integers(1, 6), st.integers(1, 6)).flatm
 
 
 def scored(*rows):
-    return score(np.array(rows, dtype=np.int64))
+    return score_images(np.array(rows, dtype=np.int64))
 
 
 def test_the_names_stand_in_one_order():
@@ -51,7 +51,7 @@ def test_the_package_gives_all_that_it_lists():
 @settings(max_examples=50, deadline=None)
 def test_counts_are_scikit_learns_confusion_matrix(pair):
     predicted, truth = pair
-    counts = count(torch.from_numpy(predicted), torch.from_numpy(truth))
+    counts = count_pixels(torch.from_numpy(predicted), torch.from_numpy(truth))
     assert counts.dtype == torch.int64 and counts.shape == (len(truth), 4)
     for row, p, t in zip(counts.tolist(), predicted, truth, strict=True):
         (tn, fp), (fn, tp) = sklearn.metrics.confusion_matrix(
@@ -64,7 +64,7 @@ def test_counts_are_scikit_learns_confusion_matrix(pair):
 @settings(max_examples=50, deadline=None)
 def test_scores_are_scikit_learns_wherever_it_defines_them(pair):
     predicted, truth = pair
-    scores = score(count(torch.from_numpy(predicted), torch.from_numpy(truth)).numpy())
+    scores = score_images(count_pixels(torch.from_numpy(predicted), torch.from_numpy(truth)).numpy())
     theirs = {
         "dice": sklearn.metrics.f1_score,
         "jaccard": sklearn.metrics.jaccard_score,
@@ -85,7 +85,7 @@ def test_scores_are_scikit_learns_wherever_it_defines_them(pair):
 @settings(max_examples=50, deadline=None)
 def test_every_score_is_finite_and_between_0_and_1(pair):
     predicted, truth = pair
-    scores = score(count(torch.from_numpy(predicted), torch.from_numpy(truth)).numpy())
+    scores = score_images(count_pixels(torch.from_numpy(predicted), torch.from_numpy(truth)).numpy())
     for values in scores.values():
         assert values.dtype == np.float64 and values.shape == (len(truth),)
         assert ((values >= 0) & (values <= 1)).all()
@@ -97,7 +97,7 @@ def test_lesion_and_skin_are_treated_alike(pair):
     """Specificity is the recall of skin, in the empty cases too."""
     predicted, truth = (torch.from_numpy(m) for m in pair)
     of_lesion, of_skin = (
-        score(count(p, t).numpy()) for p, t in ((predicted, truth), (~predicted, ~truth))
+        score_images(count_pixels(p, t).numpy()) for p, t in ((predicted, truth), (~predicted, ~truth))
     )
     assert np.array_equal(of_lesion["specificity"], of_skin["recall"])
 
@@ -111,7 +111,7 @@ def paired_with(name):
 @pytest.mark.parametrize("name", MASKS)
 def test_scores_of_every_pair_of_masks_are_smps(name):
     predicted, truth = paired_with(name)
-    scores = score(count(predicted, truth).numpy())
+    scores = score_images(count_pixels(predicted, truth).numpy())
     stats = smp.metrics.get_stats(predicted.int(), truth.int(), mode="binary")
     theirs = {
         "dice": smp.metrics.f1_score,
@@ -136,7 +136,7 @@ def test_overlaps_of_every_pair_of_masks_are_monais():
     theirs = {"dice": compute_dice, "jaccard": compute_iou}
     for name in MASKS:
         predicted, truth = paired_with(name)
-        scores = score(count(predicted, truth).numpy())
+        scores = score_images(count_pixels(predicted, truth).numpy())
         for metric, function in theirs.items():
             values = function(predicted.float(), truth.float(), ignore_empty=False).flatten()
             assert scores[metric].tolist() == pytest.approx(values.tolist(), abs=1e-6), metric
@@ -147,7 +147,7 @@ def test_volume_similarity_compares_the_two_areas_alone():
     for name in MASKS:
         found, present = (pair.flatten(1).sum(1).double().numpy() for pair in paired_with(name))
         expected = 1 - abs(found - present) / np.maximum(found + present, 1)
-        ours = score(count(*paired_with(name)).numpy())["volume_similarity"]
+        ours = score_images(count_pixels(*paired_with(name)).numpy())["volume_similarity"]
         assert ours == pytest.approx(expected), name
 
 
@@ -155,7 +155,7 @@ def test_the_mean_is_smps_of_the_isic_kind():
     generator = torch.Generator().manual_seed(0)
     truth = torch.rand(8, 1, 16, 16, generator=generator) < 0.3
     predicted = truth ^ (torch.rand(8, 1, 16, 16, generator=generator) < 0.2)
-    ours = mean(score(count(predicted, truth).numpy()))
+    ours = mean_scores(score_images(count_pixels(predicted, truth).numpy()))
     stats = smp.metrics.get_stats(predicted.int(), truth.int(), mode="binary")
     kind = {"reduction": "micro-imagewise"}
     assert ours.dice == pytest.approx(float(smp.metrics.f1_score(*stats, **kind)))
@@ -202,21 +202,21 @@ def test_jaccard_counts_from_65_hundredths_on(tp, wrong, kept):
 def test_an_image_counts_once_whatever_its_size():
     scores = scored((1, 1, 0, 2), (0, 0, 1000, 9000))
     assert scores["dice"].tolist() == pytest.approx([2 / 3, 0])
-    assert mean(scores).dice == pytest.approx(1 / 3)
+    assert mean_scores(scores).dice == pytest.approx(1 / 3)
 
 
 def test_means_are_plain_numbers():
-    means = mean(scored((1, 0, 0, 1), (0, 1, 1, 0)))
+    means = mean_scores(scored((1, 0, 0, 1), (0, 1, 1, 0)))
     assert means == Metrics(*[0.5] * 7, 1.0)
     assert {type(v) for v in dataclasses.asdict(means).values()} == {float}
 
 
 def test_no_image_has_no_mean():
     with pytest.raises(ValueError, match="at least one image, got none"):
-        mean(score(np.zeros((0, 4), np.int64)))
+        mean_scores(score_images(np.zeros((0, 4), np.int64)))
 
 
 def test_masks_of_two_shapes_are_refused():
     one, other = torch.zeros(2, 1, 3, 3, dtype=torch.bool), torch.zeros(2, 3, 3, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"one shape, got \(2, 1, 3, 3\) and \(2, 3, 3\)"):
-        count(one, other)
+        count_pixels(one, other)

@@ -11,12 +11,12 @@ from monai.metrics import compute_average_surface_distance, compute_hausdorff_di
 from scipy.ndimage import distance_transform_edt
 from scipy.spatial.distance import directed_hausdorff
 
-from lesionseg.metrics import SURFACE, diagonal, percent, surface
+from lesionseg.metrics import SURFACE_DISTANCES, diagonal, percent_of_diagonal, surface_distances
 from lesionseg.metrics.surface import crop
 from tests.lesionseg.metrics.masks import MASKS, SHAPE, rectangle
 
 OCCUPIED = {name: mask for name, mask in MASKS.items() if mask.any()}
-ZERO = dict.fromkeys(SURFACE, 0.0)
+ZERO = dict.fromkeys(SURFACE_DISTANCES, 0.0)
 
 
 def boundary(mask):
@@ -52,8 +52,8 @@ def monais(predicted, truth):
 def test_distances_of_every_pair_of_masks_are_scipys(name):
     predicted = MASKS[name]
     for other, truth in OCCUPIED.items():
-        ours = surface(predicted, truth)
-        assert tuple(ours) == SURFACE
+        ours = surface_distances(predicted, truth)
+        assert tuple(ours) == SURFACE_DISTANCES
         assert ours == pytest.approx(scipys(predicted, truth), rel=1e-5), other
 
 
@@ -65,7 +65,7 @@ def test_cropping_changes_no_distance(name):
     for other, truth in list(OCCUPIED.items())[::4]:
         for frame in frames:
             pair = np.pad(MASKS[name], frame), np.pad(truth, frame)
-            assert surface(*pair) == monais(*pair), (other, frame)
+            assert surface_distances(*pair) == monais(*pair), (other, frame)
             assert scipys(*crop(*pair)) == scipys(*pair), (other, frame)
 
 
@@ -82,9 +82,9 @@ def test_two_squares_shifted_by_3_pixels():
     """Of 16 boundary pixels, the 5 of the far side are 3 away and the 3 middle ones of the near
     side 1; along both other sides the distances are 2, 1 and 0. 24 / 16 on average."""
     left, right = rectangle(4, 2, 9, 7), rectangle(4, 5, 9, 10)
-    assert surface(left, right) == surface(right, left) == {"assd": 1.5, "hd": 3.0, "hd95": 3.0}
+    assert surface_distances(left, right) == surface_distances(right, left) == {"assd": 1.5, "hd": 3.0, "hd95": 3.0}
     upper, lower = rectangle(1, 4, 6, 9), rectangle(4, 4, 9, 9)
-    assert surface(upper, lower) == {"assd": 1.5, "hd": 3.0, "hd95": 3.0}
+    assert surface_distances(upper, lower) == {"assd": 1.5, "hd": 3.0, "hd95": 3.0}
 
 
 def test_a_square_inside_a_square():
@@ -95,7 +95,7 @@ def test_a_square_inside_a_square():
     pooled = (8 * 3 + outward) / (8 + 32)
     for pair in ((outer, inner), (inner, outer)):
         expected = {"assd": pooled, "hd": sqrt(18), "hd95": sqrt(18)}
-        assert surface(*pair) == pytest.approx(expected, rel=1e-6)
+        assert surface_distances(*pair) == pytest.approx(expected, rel=1e-6)
     # The mean of the two directions' means would be another number.
     assert pooled != pytest.approx((3 + outward / 32) / 2, rel=1e-3)
 
@@ -105,33 +105,33 @@ def test_a_line_and_half_of_it():
     of 20 distances stands 0.05 of the way from the 19th, 9, to the 20th, 10."""
     line, half = rectangle(3, 5, 4, 25, (7, 30)), rectangle(3, 5, 4, 15, (7, 30))
     expected = {"assd": 55 / 30, "hd": 10.0, "hd95": 9.05}
-    assert surface(half, line) == pytest.approx(expected, rel=1e-6)
-    assert surface(half.T, line.T) == pytest.approx(expected, rel=1e-6)
+    assert surface_distances(half, line) == pytest.approx(expected, rel=1e-6)
+    assert surface_distances(half.T, line.T) == pytest.approx(expected, rel=1e-6)
 
 
 def test_two_pixels_are_as_far_apart_as_pythagoras_says():
     one, other = rectangle(0, 0, 1, 1), rectangle(3, 4, 4, 5)
-    assert surface(one, other) == {"assd": 5.0, "hd": 5.0, "hd95": 5.0}
+    assert surface_distances(one, other) == {"assd": 5.0, "hd": 5.0, "hd95": 5.0}
 
 
 def test_a_hole_has_a_boundary_too():
     """A hole of one pixel in a 7 x 7 square: its 4 neighbours are 2 from the square's boundary."""
     whole = rectangle(2, 2, 9, 9)
     holed = whole & ~rectangle(5, 5, 6, 6)
-    assert surface(holed, whole) == pytest.approx(
+    assert surface_distances(holed, whole) == pytest.approx(
         {"assd": 4 * 2 / (28 + 24), "hd": 2.0, "hd95": 2.0}, rel=1e-6
     )
 
 
 def test_two_empty_masks_agree():
-    assert surface(MASKS["empty"], MASKS["empty"]) == ZERO
+    assert surface_distances(MASKS["empty"], MASKS["empty"]) == ZERO
 
 
 def test_a_lesion_missed_or_invented_costs_the_diagonal():
-    worst = dict.fromkeys(SURFACE, hypot(*SHAPE))
+    worst = dict.fromkeys(SURFACE_DISTANCES, hypot(*SHAPE))
     for name, mask in OCCUPIED.items():
-        assert surface(MASKS["empty"], mask) == worst, name
-        assert surface(mask, MASKS["empty"]) == worst, name
+        assert surface_distances(MASKS["empty"], mask) == worst, name
+        assert surface_distances(mask, MASKS["empty"]) == worst, name
 
 
 def test_nothing_found_is_as_bad_as_missing_it():
@@ -139,54 +139,54 @@ def test_nothing_found_is_as_bad_as_missing_it():
     for shape in ((1, 1), (1, 9), (5, 8)):
         first, last = np.zeros(shape, bool), np.zeros(shape, bool)
         first[0, 0] = last[-1, -1] = True
-        assert surface(first, last)["hd"] < surface(first, ~np.ones(shape, bool))["hd"]
+        assert surface_distances(first, last)["hd"] < surface_distances(first, ~np.ones(shape, bool))["hd"]
 
 
 def test_distances_keep_their_order_and_their_bounds():
     for name, predicted in OCCUPIED.items():
-        assert surface(predicted, predicted) == ZERO, name
+        assert surface_distances(predicted, predicted) == ZERO, name
         for other, truth in list(OCCUPIED.items())[1::4]:
-            ours = surface(predicted, truth)
+            ours = surface_distances(predicted, truth)
             assert 0 <= ours["assd"] <= ours["hd"] < diagonal(SHAPE), (name, other)
             assert 0 <= ours["hd95"] <= ours["hd"], (name, other)
-            assert surface(truth, predicted) == pytest.approx(ours, rel=1e-6), (name, other)
+            assert surface_distances(truth, predicted) == pytest.approx(ours, rel=1e-6), (name, other)
 
 
 def test_the_masks_are_left_as_they_were():
     predicted, truth = MASKS["ring"].copy(), MASKS["half"].copy()
-    surface(predicted[::-1, ::2], truth[::-1, ::2])
+    surface_distances(predicted[::-1, ::2], truth[::-1, ::2])
     assert np.array_equal(predicted, MASKS["ring"]) and np.array_equal(truth, MASKS["half"])
 
 
 def test_nothing_is_warned_of():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        surface(MASKS["ring"], MASKS["half"])
-        surface(MASKS["empty"], MASKS["half"])
+        surface_distances(MASKS["ring"], MASKS["half"])
+        surface_distances(MASKS["empty"], MASKS["half"])
 
 
 def test_a_photograph_of_3000_by_4000_pixels_takes_seconds():
     y, x = np.ogrid[:3000, :4000]
     inner, outer = ((y - 1500) ** 2 + (x - 2000) ** 2 < r * r for r in (900, 1000))
     start = time.process_time()
-    ours = surface(inner, outer)
+    ours = surface_distances(inner, outer)
     assert time.process_time() - start < 10
-    assert ours == pytest.approx(dict.fromkeys(SURFACE, 100), abs=1)
+    assert ours == pytest.approx(dict.fromkeys(SURFACE_DISTANCES, 100), abs=1)
 
 
 def test_the_diagonal_of_an_image_and_shares_of_it():
     assert diagonal((3, 4)) == 5.0
     assert diagonal((3000, 4000)) == 5000.0
-    assert percent(50.0, (3000, 4000)) == 1.0
-    assert percent(0.0, (3, 4)) == 0.0
-    assert percent(diagonal((7, 9)), (7, 9)) == 100.0
+    assert percent_of_diagonal(50.0, (3000, 4000)) == 1.0
+    assert percent_of_diagonal(0.0, (3, 4)) == 0.0
+    assert percent_of_diagonal(diagonal((7, 9)), (7, 9)) == 100.0
 
 
 def test_an_image_and_its_enlargement_have_about_the_same_share():
     predicted, truth = rectangle(2, 3, 30, 40, (60, 80)), rectangle(8, 9, 37, 50, (60, 80))
-    small = percent(surface(predicted, truth)["hd"], (60, 80))
+    small = percent_of_diagonal(surface_distances(predicted, truth)["hd"], (60, 80))
     large = (np.kron(mask, np.ones((4, 4), bool)) for mask in (predicted, truth))
-    assert percent(surface(*large)["hd"], (240, 320)) == pytest.approx(small, rel=0.05)
+    assert percent_of_diagonal(surface_distances(*large)["hd"], (240, 320)) == pytest.approx(small, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -201,4 +201,4 @@ def test_an_image_and_its_enlargement_have_about_the_same_share():
 )
 def test_masks_of_another_kind_are_refused(predicted, truth, message):
     with pytest.raises(ValueError, match=message):
-        surface(predicted, truth)
+        surface_distances(predicted, truth)

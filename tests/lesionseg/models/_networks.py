@@ -14,7 +14,7 @@ def images(size, n=2, seed=0):
     return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
-def fresh(option, seed=0, **params):
+def build_seeded(option, seed=0, **params):
     """The row's network; parameters not given are the row's defaults."""
     torch.manual_seed(seed)
     return option.build(**option.resolve(params))

@@ -16,7 +16,7 @@ from lesionseg.models.hardnet_mseg import (
 from tests.lesionseg.models._networks import (
     check_evaluation,
     check_training,
-    fresh,
+    build_seeded,
     images,
     least,
 )
@@ -73,7 +73,7 @@ def test_with_its_classifier_the_backbone_has_as_many_parameters_as_published():
 def test_it_has_as_many_parameters_as_by_hand():
     assert backbone_by_hand() + decoder_by_hand() == 17_423_837
     with torch.device("meta"):
-        assert parameters(fresh(HARDNET_MSEG)) == 17_423_837
+        assert parameters(build_seeded(HARDNET_MSEG)) == 17_423_837
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_a_shallow_feature_counts_only_where_the_deeper_ones_do(silent):
 
 
 def test_its_logits_are_interpolated_from_a_stride_of_eight():
-    model = fresh(HARDNET_MSEG).eval()
+    model = build_seeded(HARDNET_MSEG).eval()
     coarse = torch.randn(1, 1, 8, 8)
     shapes = []
     model.decoder.register_forward_hook(lambda *args: shapes.append(args[-1].shape) or coarse)
@@ -215,16 +215,16 @@ def test_its_logits_are_interpolated_from_a_stride_of_eight():
 def test_it_trains_at_its_smallest_size_even_on_one_picture(n):
     assert HARDNET_MSEG.stride() == 32
     assert least(HARDNET_MSEG, {}) == 64
-    assert isinstance(check_training(fresh(HARDNET_MSEG), 64, n), torch.Tensor)
+    assert isinstance(check_training(build_seeded(HARDNET_MSEG), 64, n), torch.Tensor)
 
 
 def test_below_its_smallest_size_one_picture_leaves_batch_norm_a_single_value():
     with pytest.raises(ValueError, match="more than 1 value per channel"):
-        fresh(HARDNET_MSEG).train()(images(32, 1))
+        build_seeded(HARDNET_MSEG).train()(images(32, 1))
 
 
 def test_in_evaluation_it_takes_any_multiple_of_its_stride():
-    model = fresh(HARDNET_MSEG).train()
+    model = build_seeded(HARDNET_MSEG).train()
     model(images(64))  # gives batch norm statistics to use
     check_evaluation(model, [32, 64, 96])
     with torch.inference_mode():
@@ -234,4 +234,4 @@ def test_in_evaluation_it_takes_any_multiple_of_its_stride():
 @pytest.mark.parametrize("size", [48, 72])
 def test_it_refuses_what_is_no_multiple_of_its_stride(size):
     with pytest.raises(RuntimeError, match="size"):
-        fresh(HARDNET_MSEG).eval()(images(size))
+        build_seeded(HARDNET_MSEG).eval()(images(size))

@@ -12,7 +12,7 @@ from lesionseg.errors import InputError
 from lesionseg.losses import build_loss
 from lesionseg.models import MODELS, build_model, count_params
 from lesionseg.models.cost import multiply_adds
-from lesionseg.space import Pick
+from lesionseg.space import ComponentConfig
 
 
 def sizes(name, params):
@@ -36,9 +36,9 @@ def small(name):
     return MODELS[name].resolve(chosen)
 
 
-def fresh(name, params=None, size=64):
+def build_seeded(name, params=None, size=64):
     torch.manual_seed(0)
-    return build_model(Pick(name, small(name) if params is None else params), image_size=size)
+    return build_model(ComponentConfig(name, small(name) if params is None else params), image_size=size)
 
 
 def variations(name):
@@ -58,7 +58,7 @@ def outputs_of(model, x):
 @pytest.mark.parametrize("name", MODELS)
 def test_it_trains_at_its_smallest_size_and_at_the_next(name):
     for size in sizes(name, small(name)):
-        model = fresh(name, size=size)
+        model = build_seeded(name, size=size)
         (logits,) = outputs_of(model, images(size))
         assert logits.shape == (2, 1, size, size)
         assert logits.dtype == torch.float32
@@ -74,7 +74,7 @@ def test_it_trains_at_its_smallest_size_and_at_the_next(name):
 def test_every_extreme_of_its_space_trains_and_keeps_the_size(name, params):
     size, _ = sizes(name, params)
     # The widest networks are built and run by shape alone, without memory for their weights.
-    model = fresh(name, params, size) if not is_large(params) else on_meta(name, params, size)
+    model = build_seeded(name, params, size) if not is_large(params) else on_meta(name, params, size)
     x = images(size).to(next(model.parameters()).device)
     given = outputs_of(model.train(), x)
     assert all(logits.shape == (2, 1, size, size) for logits in given)
@@ -90,14 +90,14 @@ def is_large(params):
 
 def on_meta(name, params, size):
     with torch.device("meta"):
-        return fresh(name, params, size)
+        return build_seeded(name, params, size)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_what_it_gives_are_logits(name):
     """The head's bias moves the output by as much: nothing squashes it afterwards."""
     size, _ = sizes(name, small(name))
-    model = fresh(name, size=size).eval()
+    model = build_seeded(name, size=size).eval()
     with torch.inference_mode():
         before = model(images(size, 1))
         head = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.out_channels == 1][-1]
@@ -111,7 +111,7 @@ def test_what_it_gives_are_logits(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_in_evaluation_an_image_is_judged_by_itself(name):
     size, _ = sizes(name, small(name))
-    model = fresh(name, size=size)
+    model = build_seeded(name, size=size)
     batch = images(size, 3)
     with torch.inference_mode():
         model.train()(batch)  # gives batch norm statistics to forget
@@ -124,10 +124,10 @@ def test_in_evaluation_an_image_is_judged_by_itself(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_the_seed_fixes_its_weights_and_the_state_can_be_put_back(name):
     size, _ = sizes(name, small(name))
-    one, same = fresh(name, size=size), fresh(name, size=size)
+    one, same = build_seeded(name, size=size), build_seeded(name, size=size)
     assert all(torch.equal(one.state_dict()[k], v) for k, v in same.state_dict().items())
     torch.manual_seed(7)
-    other = build_model(Pick(name, small(name)), image_size=size, fresh=False)
+    other = build_model(ComponentConfig(name, small(name)), image_size=size, load_pretrained=False)
     other.load_state_dict(one.state_dict())
     x = images(size, 1)
     with torch.inference_mode():
@@ -137,7 +137,7 @@ def test_the_seed_fixes_its_weights_and_the_state_can_be_put_back(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_its_cost_is_known_and_grows_with_the_image(name):
     size, larger = (128, 256) if name in {"smp_pan", "dynunet"} else (64, 128)
-    model = fresh(name, size=size)
+    model = build_seeded(name, size=size)
     assert count_params(model) > 1000
     macs = multiply_adds(model, size)
     # Pooled branches and attention grow by other powers than the area.
@@ -162,9 +162,9 @@ def test_the_table_holds_what_the_field_uses():
 
 def test_a_pick_outside_the_table_is_refused():
     with pytest.raises(InputError, match=r"^unknown model 'segnett' \(did you mean 'segnet'\?\)$"):
-        build_model(Pick("segnett"), image_size=64)
+        build_model(ComponentConfig("segnett"), image_size=64)
     with pytest.raises(InputError, match=r"^model\.unet: width must lie in \[4, 128\], got 3$"):
-        build_model(Pick("unet", {"width": 3}), image_size=64)
+        build_model(ComponentConfig("unet", {"width": 3}), image_size=64)
 
 
 def lesions(size, n=8):
@@ -183,9 +183,9 @@ def test_it_learns_eight_images_by_heart(name):
     params = MODELS[name].resolve({})
     if "width" in params and name != "segnet":
         params["width"] = 16
-    model = fresh(name, params, size).to(memory_format=torch.channels_last)
+    model = build_seeded(name, params, size).to(memory_format=torch.channels_last)
     x, y = lesions(size)
-    loss = build_loss(Pick("bce_dice"))
+    loss = build_loss(ComponentConfig("bce_dice"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     best = 0.0
     for step in range(400):
@@ -195,8 +195,8 @@ def test_it_learns_eight_images_by_heart(name):
         optimizer.step()
         if step % 20 == 19:
             with torch.inference_mode():
-                counts = metrics.count(model.eval()(x) > 0, y > 0.5)
-            best = max(best, metrics.mean(metrics.score(counts.numpy())).dice)
+                counts = metrics.count_pixels(model.eval()(x) > 0, y > 0.5)
+            best = max(best, metrics.mean_scores(metrics.score_images(counts.numpy())).dice)
             if best >= 0.95:
                 return
     raise AssertionError(f"Dice {best:.4f} after 400 steps")

@@ -10,7 +10,7 @@ import lesionseg.models.monai
 from lesionseg.errors import InputError
 from lesionseg.models.monai import build_dynunet, monai_options
 from lesionseg.models.plan import divisor, plan
-from lesionseg.space import Pick, build
+from lesionseg.space import ComponentConfig, build
 
 ROWS = monai_options()
 
@@ -25,9 +25,9 @@ def images(size, n=2):
     return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(size))
 
 
-def fresh(name, params, size):
+def build_seeded(name, params, size):
     torch.manual_seed(0)
-    return build("model", ROWS, Pick(name, params), image_size=size)
+    return build("model", ROWS, ComponentConfig(name, params), image_size=size)
 
 
 def least(name, params):
@@ -50,7 +50,7 @@ def corners(name):
 @pytest.mark.parametrize(("name", "params"), [c for n in ROWS for c in corners(n)])
 def test_every_parameter_learns_at_the_smallest_size_with_two_images(name, params):
     size = least(name, params)
-    model = fresh(name, params, size).train()
+    model = build_seeded(name, params, size).train()
     given = outputs(model(images(size)))
     assert all(logits.shape == (2, 1, size, size) for logits in given)
     sum(logits.square().mean() for logits in given).backward()
@@ -61,7 +61,7 @@ def test_every_parameter_learns_at_the_smallest_size_with_two_images(name, param
 @pytest.mark.parametrize(("name", "params"), [c for n in ROWS for c in corners(n)])
 def test_in_evaluation_one_tensor_is_given_and_images_do_not_mix(name, params):
     size = 2 * least(name, params)
-    model = fresh(name, params, size).eval()
+    model = build_seeded(name, params, size).eval()
     with torch.inference_mode():
         together, alone = model(images(size, 3)), model(images(size, 3)[1:2])
     assert isinstance(together, torch.Tensor)
@@ -76,13 +76,13 @@ def test_the_range_of_each_number_builds(name):
         params = dict(zip(space, values, strict=True))
         size = least(name, params)
         with torch.device("meta"):
-            model = fresh(name, params, size).eval()
+            model = build_seeded(name, params, size).eval()
             assert model(torch.zeros(2, 3, size, size)).shape == (2, 1, size, size)
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_what_comes_last_is_the_bias_of_the_logits(name):
-    model = fresh(name, SMALL[name], 32).eval()
+    model = build_seeded(name, SMALL[name], 32).eval()
     with torch.inference_mode():
         before = model(images(32))
         list(model.parameters())[-1].add_(3.0)
@@ -92,7 +92,7 @@ def test_what_comes_last_is_the_bias_of_the_logits(name):
 @pytest.mark.parametrize("name", ["segresnet", "attention_unet"])
 def test_a_size_off_the_stride_is_none_of_the_row(name):
     stride = ROWS[name].stride(**ROWS[name].resolve(SMALL[name]))
-    model = fresh(name, SMALL[name], 32).eval()
+    model = build_seeded(name, SMALL[name], 32).eval()
     with pytest.raises(RuntimeError, match="size"):
         model(images(3 * stride + stride // 2))
 
@@ -100,7 +100,7 @@ def test_a_size_off_the_stride_is_none_of_the_row(name):
 @pytest.mark.parametrize("size", [16, 20, 33, 48])
 @pytest.mark.parametrize("deep", [False, True])
 def test_dynunet_takes_every_size_and_crops_what_it_padded(size, deep):
-    model = fresh("dynunet", {"width": 8, "deep_supervision": deep}, size)
+    model = build_seeded("dynunet", {"width": 8, "deep_supervision": deep}, size)
     for logits in outputs(model.train()(images(size))):
         assert logits.shape == (2, 1, size, size)
     multiple = divisor(plan(size))
@@ -134,7 +134,7 @@ def test_dynunet_gives_what_the_library_gives(size, residual):
         trans_bias=True,
     ).train()
     params = {"width": 8, "deep_supervision": True, "residual": residual}
-    ours = fresh("dynunet", params, size).train()
+    ours = build_seeded("dynunet", params, size).train()
     expected = theirs(images(size)).unbind(1)
     given = ours(images(size))
     assert len(given) == len(expected)
@@ -148,18 +148,18 @@ def test_all_resolutions_but_the_two_lowest_are_supervised(size, heads):
     # 16 px: three stages; the one resolution that is left and, as the library asks, one more.
     params = {"width": 8, "deep_supervision": True}
     with torch.device("meta"):
-        given = fresh("dynunet", params, size).train()(torch.zeros(2, 3, size, size))
+        given = build_seeded("dynunet", params, size).train()(torch.zeros(2, 3, size, size))
     assert len(given) == heads
 
 
 @pytest.mark.parametrize("params", [p for _, p in corners("dynunet")])
 def test_dynunet_keeps_each_tensor_once(params):
-    model = fresh("dynunet", params, 32)
+    model = build_seeded("dynunet", params, 32)
     kept = model.state_dict()
     assert len({t.data_ptr() for t in kept.values()}) == len(kept)
     assert sum(t.numel() for t in kept.values()) == sum(p.numel() for p in model.parameters())
     torch.manual_seed(1)
-    other = build("model", ROWS, Pick("dynunet", params), image_size=32)
+    other = build("model", ROWS, ComponentConfig("dynunet", params), image_size=32)
     other.load_state_dict(kept)
     with torch.inference_mode():
         assert torch.equal(other.eval()(images(32)), model.eval()(images(32)))
@@ -171,7 +171,7 @@ def test_dynunet_has_as_many_parameters_as_by_hand():
 
     down = block(3, 8) + block(8, 16) + block(16, 32)
     up = 4 * 32 * 16 + 16 + block(32, 16) + 4 * 16 * 8 + 8 + block(16, 8)
-    model = fresh("dynunet", {"width": 8}, 16)
+    model = build_seeded("dynunet", {"width": 8}, 16)
     assert sum(p.numel() for p in model.parameters()) == down + up + 8 + 1
 
 
@@ -183,7 +183,7 @@ def test_dynunet_without_a_fitting_size_is_refused(size):
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_segresnet_drops_features_as_often_as_it_is_told(dropout):
-    model = fresh("segresnet", {"init_filters": 8, "dropout": dropout}, 16).train()
+    model = build_seeded("segresnet", {"init_filters": 8, "dropout": dropout}, 16).train()
     one, two = model(images(16)), model(images(16))
     assert torch.equal(one, two) == (dropout == 0.0)
 

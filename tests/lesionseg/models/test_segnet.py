@@ -11,7 +11,7 @@ from tests.lesionseg.models._networks import (
     check_evaluation,
     check_training,
     corners,
-    fresh,
+    build_seeded,
     images,
     least,
 )
@@ -31,19 +31,19 @@ def counted(*channels):
 def test_it_trains_at_its_smallest_size_even_on_one_picture(params, n):
     size = least(SEGNET, params)
     assert size == 32
-    assert isinstance(check_training(fresh(SEGNET, **params), size, n), torch.Tensor)
+    assert isinstance(check_training(build_seeded(SEGNET, **params), size, n), torch.Tensor)
 
 
 @pytest.mark.parametrize("params", list(corners(SEGNET)), ids=str)
 def test_every_corner_of_its_space_keeps_the_size(params):
     with torch.device("meta"):  # shapes only, without memory
-        model = fresh(SEGNET, **params)
+        model = build_seeded(SEGNET, **params)
         for size in (32, 64, 96):
             assert model(torch.zeros(2, 3, size, size)).shape == (2, 1, size, size)
 
 
 def test_in_evaluation_it_takes_any_multiple_of_its_stride():
-    model = fresh(SEGNET, width=4).train()
+    model = build_seeded(SEGNET, width=4).train()
     model(images(32))  # gives batch norm statistics to use
     check_evaluation(model, [32, 64, 96])
     assert model(torch.zeros(1, 3, 32, 96)).shape == (1, 1, 32, 96)
@@ -52,7 +52,7 @@ def test_in_evaluation_it_takes_any_multiple_of_its_stride():
 @pytest.mark.parametrize("size", [16, 33, 40, 48, 63])
 def test_it_refuses_what_is_no_multiple_of_its_stride(size):
     with pytest.raises(RuntimeError, match="size"):
-        fresh(SEGNET, width=4)(images(size))
+        build_seeded(SEGNET, width=4)(images(size))
 
 
 def test_as_published_it_has_as_many_parameters_as_the_papers_layers():
@@ -61,7 +61,7 @@ def test_as_published_it_has_as_many_parameters_as_the_papers_layers():
     decoder = counted(512, 512, 512, 512, 512, 512, 256, 256, 256, 128, 128, 64, 64, 64)
     assert encoder + decoder + (64 + 1) == 29_472_129
     with torch.device("meta"):
-        assert parameters(fresh(SEGNET)) == 29_472_129
+        assert parameters(build_seeded(SEGNET)) == 29_472_129
 
 
 def test_at_a_width_of_four_it_has_as_many_parameters_as_by_hand():
@@ -90,7 +90,7 @@ def test_by_default_names_of_the_weights_stay_what_they_were():
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_unpooling_places_every_value_where_the_maximum_was(layout):
-    model = fresh(SEGNET, width=4).train()
+    model = build_seeded(SEGNET, width=4).train()
     encoded, decoded, restored = {}, {}, {}
     for i in range(5):
         model.encoder[i].register_forward_hook(lambda *a, i=i: encoded.update({i: a[-1]}))
@@ -109,7 +109,7 @@ def test_unpooling_places_every_value_where_the_maximum_was(layout):
 
 def test_a_single_bright_pixel_comes_back_where_it_was():
     # One bright pixel, at an odd row and an even column, goes down five levels and comes back.
-    model = fresh(SEGNET, width=4).eval()
+    model = build_seeded(SEGNET, width=4).eval()
     restored = {}
     model.encoder[0] = nn.Conv2d(3, 4, 1, bias=False)
     nn.init.ones_(model.encoder[0].weight)

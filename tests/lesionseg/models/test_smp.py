@@ -15,7 +15,7 @@ from lesionseg.models.smp import (
     build_smp,
     smp_options,
 )
-from lesionseg.space import Pick, build
+from lesionseg.space import ComponentConfig, build
 
 ROWS = smp_options()
 
@@ -27,9 +27,9 @@ def images(size, n=2):
     return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(size))
 
 
-def fresh(name, **params):
+def build_seeded(name, **params):
     torch.manual_seed(0)
-    return build("model", ROWS, Pick(name, params))
+    return build("model", ROWS, ComponentConfig(name, params))
 
 
 def least(name, **params):
@@ -79,7 +79,7 @@ def test_every_parameter_learns_at_the_smallest_size_with_two_images(name):
     for encoder in encoders:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            model = fresh(name, encoder=encoder)
+            model = build_seeded(name, encoder=encoder)
         learns(model, least(name, encoder=encoder))
 
 
@@ -91,13 +91,13 @@ ATTENTIVE = [n for n, row in ROWS.items() if "attention" in row.space]
 @pytest.mark.parametrize("name", DEEP)
 def test_every_depth_learns_at_the_smallest_size(name, depth):
     params = {"encoder": "tu-convnext_atto", "encoder_depth": depth}
-    learns(fresh(name, **params), least(name, **params))
+    learns(build_seeded(name, **params), least(name, **params))
 
 
 @pytest.mark.parametrize("name", ATTENTIVE)
 def test_attention_is_put_in_and_learns(name):
     params = {"encoder": "tu-convnext_atto", "encoder_depth": 3}
-    plain, attentive = fresh(name, **params), fresh(name, **params, attention="scse")
+    plain, attentive = build_seeded(name, **params), build_seeded(name, **params, attention="scse")
     learns(attentive, least(name, **params))
     more = attentive.state_dict().keys() - plain.state_dict().keys()
     assert more
@@ -108,7 +108,7 @@ def test_attention_is_put_in_and_learns(name):
 def test_what_is_removed_changes_nothing(name):
     params = shallow(name)
     size = least(name, **params)
-    ours = fresh(name, encoder=quick(name), **params).eval()
+    ours = build_seeded(name, encoder=quick(name), **params).eval()
     theirs = library(name, quick(name), params).eval()
     with torch.inference_mode():
         assert torch.equal(ours(images(size)), theirs(images(size)))
@@ -124,21 +124,21 @@ def test_the_stages_below_the_depth_are_removed():
 
     removed = block(128, 256) + block(256, 256) + block(256, 512) + block(512, 512)
     theirs = library("smp_linknet", "resnet18", {"encoder_depth": 3})
-    ours = fresh("smp_linknet", encoder="resnet18", encoder_depth=3)
+    ours = build_seeded("smp_linknet", encoder="resnet18", encoder_depth=3)
     count = [sum(p.numel() for p in m.parameters()) for m in (theirs, ours)]
     assert count[0] - count[1] == removed
 
 
 def test_a_network_built_in_inference_mode_can_still_be_trained():
     with torch.inference_mode():
-        model = fresh("smp_unet", encoder="resnet18")
+        model = build_seeded("smp_unet", encoder="resnet18")
     learns(model, 32)
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_an_image_is_judged_by_itself_and_by_logits(name):
     encoder = TRANSFORMERS[0] if name == "smp_dpt" else "tu-convnext_atto"
-    model = fresh(name, encoder=encoder).eval()
+    model = build_seeded(name, encoder=encoder).eval()
     size = max(64, least(name))
     with torch.inference_mode():
         before = model(images(size))
@@ -154,7 +154,7 @@ def test_an_image_is_judged_by_itself_and_by_logits(name):
 @pytest.mark.parametrize("name", ROWS)
 def test_only_the_choice_of_weights_is_settled_and_files_are_taken(name):
     row = ROWS[name]
-    assert row.settled == {"weights"}
+    assert row.fixed_by_default == {"weights"}
     assert row.space["weights"].default == "none"
     assert row.space["weights"].check("./some/file.pth") == "./some/file.pth"
     assert row.space["encoder"].default in row.space["encoder"].choices
@@ -220,5 +220,5 @@ def test_every_pair_runs_and_nothing_that_it_needs_is_removed(name, encoder):
 def test_every_pair_runs_at_full_depth(name, encoder):
     # Shapes only, where the library does not ask for numbers while it builds.
     with torch.device("cpu" if encoder.startswith("mit_") else "meta"):
-        model = fresh(name, encoder=encoder).train()
+        model = build_seeded(name, encoder=encoder).train()
         assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 1, 32, 32)

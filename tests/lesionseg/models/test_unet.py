@@ -20,7 +20,7 @@ from tests.lesionseg.models._networks import (
     check_evaluation,
     check_training,
     corners,
-    fresh,
+    build_seeded,
     images,
     least,
     overfitted_dice,
@@ -34,14 +34,14 @@ def parameters(model):
 
 
 def small(**params):
-    return fresh(UNET, **{"width": 4, "depth": 2, **params})
+    return build_seeded(UNET, **{"width": 4, "depth": 2, **params})
 
 
 @pytest.mark.parametrize("depth", UNET.space["depth"].corners())
 @pytest.mark.parametrize("norm", UNET.space["norm"].choices)
 def test_every_corner_of_its_space_trains_at_its_smallest_size(norm, depth):
     for params in corners(UNET, width=4, depth=depth, norm=norm):
-        model = fresh(UNET, **params)
+        model = build_seeded(UNET, **params)
         check_training(model, least(UNET, params))
         check_evaluation(model, [least(UNET, params)])
 
@@ -78,7 +78,7 @@ def test_the_published_width_and_depth_have_as_many_parameters_as_the_papers_lay
     expected += sum(4 * a * b + b for a, b in ups) + (64 * 1 + 1)
     assert expected == 31_037_633
     with torch.device("meta"):
-        assert parameters(fresh(UNET, width=64, depth=4)) == expected
+        assert parameters(build_seeded(UNET, width=64, depth=4)) == expected
 
 
 def test_the_smallest_one_has_as_many_parameters_as_by_hand():
@@ -95,7 +95,7 @@ def test_the_smallest_one_has_as_many_parameters_as_by_hand():
     assert parameters(small(depth=1, residual=True)) == 1749 + shortcuts
     # Levels of 8 and 16 channels between the bottom and full size.
     both = {"width": 4, "depth": 3}
-    extra = parameters(fresh(UNET, **both, deep_supervision=True)) - parameters(fresh(UNET, **both))
+    extra = parameters(build_seeded(UNET, **both, deep_supervision=True)) - parameters(build_seeded(UNET, **both))
     assert extra == (8 + 1) + (16 + 1)
     for norm in NORMS:
         assert parameters(small(depth=1, norm=norm)) == 1749
@@ -127,7 +127,7 @@ def drawn_in_order(seed):
 
 def test_by_default_names_and_weights_of_a_seed_stay_what_they_were():
     expected, after = drawn_in_order(7), torch.get_rng_state()
-    state = fresh(UNET, 7, width=4, depth=2).state_dict()
+    state = build_seeded(UNET, 7, width=4, depth=2).state_dict()
     assert torch.equal(torch.get_rng_state(), after)
     assert list(state) == list(expected)
     assert all(torch.equal(state[name], expected[name]) for name in expected)
@@ -194,7 +194,7 @@ def test_instance_norm_asks_for_twice_the_size(depth):
     params = {"width": 4, "depth": depth, "norm": "instance"}
     assert UNET.stride(**UNET.resolve(params)) == 2 ** (depth + 1)
     with pytest.raises(ValueError, match="more than 1 spatial element"):
-        fresh(UNET, **params).train()(images(2**depth))
+        build_seeded(UNET, **params).train()(images(2**depth))
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
@@ -205,9 +205,9 @@ def test_the_other_norms_do_not(norm):
 def test_group_norm_takes_a_batch_of_one_at_its_smallest_size():
     params = {"width": 4, "depth": 1, "norm": "group"}
     assert least(UNET, params) == 4
-    check_training(fresh(UNET, **params), 4, n=1)
+    check_training(build_seeded(UNET, **params), 4, n=1)
     with pytest.raises(ValueError, match="more than 1 value"):
-        fresh(UNET, **params).train()(images(2, 1))
+        build_seeded(UNET, **params).train()(images(2, 1))
 
 
 def test_a_residual_block_is_that_of_torchvision():
@@ -321,7 +321,7 @@ def test_dropout_is_off_in_evaluation():
 
 
 def test_what_a_study_leaves_alone_is_off_by_default():
-    assert UNET.settled == set(UNET.space) - {"width", "depth"}
+    assert UNET.fixed_by_default == set(UNET.space) - {"width", "depth"}
     with pytest.raises(InputError, match=r"^norm must be one of its choices, got 'layer'"):
         UNET.resolve({"norm": "layer"})
     assert UNET.resolve({}) == {
@@ -333,7 +333,7 @@ def test_what_a_study_leaves_alone_is_off_by_default():
         "deep_supervision": False,
         "dropout": 0.0,
     }
-    plain, same = build_unet(4, 1), fresh(UNET, width=4, depth=1)
+    plain, same = build_unet(4, 1), build_seeded(UNET, width=4, depth=1)
     assert str(plain) == str(same)
 
 
@@ -343,5 +343,5 @@ def test_what_a_study_leaves_alone_is_off_by_default():
     [{}, {"norm": "group", "residual": True, "attention": True, "deep_supervision": True}],
 )
 def test_it_learns_eight_pictures_by_heart(params):
-    model = fresh(UNET, width=8, depth=3, **params)
+    model = build_seeded(UNET, width=8, depth=3, **params)
     assert overfitted_dice(model, steps=60, rate=1e-2) >= 0.95

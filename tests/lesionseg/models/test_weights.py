@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from lesionseg.errors import InputError
 from lesionseg.models import weights
 from lesionseg.models.smp import ENCODERS, TRANSFORMERS, build_smp
-from lesionseg.models.weights import ensure_weights, load_encoder, source_of, untouched
+from lesionseg.models.weights import ensure_weights, load_encoder, source_of, skip_pretrained_weights
 
 #: Encoders of each kind: the library's own and three ways of timm's.
 KINDS = {
@@ -183,8 +183,8 @@ def test_without_weights_nothing_is_looked_for(cache, model):
 
 
 def test_untouched_networks_need_no_file(cache):
-    with untouched():
-        with untouched():
+    with skip_pretrained_weights():
+        with skip_pretrained_weights():
             build_smp("pspnet", encoder="resnet18", weights="imagenet")
         torch.manual_seed(0)
         one = build_smp("pspnet", encoder="resnet18", weights="/no/file.pth").state_dict()
@@ -196,7 +196,7 @@ def test_untouched_networks_need_no_file(cache):
 
 
 def test_untouched_ends_with_an_error_and_holds_for_its_thread_only(cache):
-    with pytest.raises(KeyError), untouched():
+    with pytest.raises(KeyError), skip_pretrained_weights():
         raise KeyError
     failed = []
 
@@ -206,7 +206,7 @@ def test_untouched_ends_with_an_error_and_holds_for_its_thread_only(cache):
         except InputError as error:
             failed.append(error)
 
-    with untouched():
+    with skip_pretrained_weights():
         thread = threading.Thread(target=elsewhere)
         thread.start()
         thread.join()

@@ -13,7 +13,7 @@ from torch.nn import Parameter
 
 from lesionseg.errors import InputError
 from lesionseg.optim import OPTIMIZERS, build_optimizer
-from lesionseg.space import Pick
+from lesionseg.space import ComponentConfig
 
 DECAYING = [name for name, row in OPTIMIZERS.items() if "weight_decay" in row.space]
 
@@ -21,7 +21,7 @@ DECAYING = [name for name, row in OPTIMIZERS.items() if "weight_decay" in row.sp
 def corners(name):
     space = OPTIMIZERS[name].space
     for values in itertools.product(*(d.corners() for d in space.values())):
-        yield Pick(name, dict(zip(space, values, strict=True)))
+        yield ComponentConfig(name, dict(zip(space, values, strict=True)))
 
 
 def network(seed=0):
@@ -52,7 +52,7 @@ def test_the_table_keeps_its_order():
 @pytest.mark.parametrize("shape", [(3,), (3, 1)], ids=["vector", "matrix"])
 def test_one_step_lowers_a_bowl_and_many_lower_it_further(name, shape):
     where = Parameter(torch.tensor([2.0, -1.0, 0.5]).reshape(shape))
-    optimizer = build_optimizer(Pick(name), [where])
+    optimizer = build_optimizer(ComponentConfig(name), [where])
     steepness = torch.tensor([1.0, 3.0, 0.3]).reshape(shape)
     heights = []
     for _ in range(200):
@@ -68,37 +68,37 @@ def test_one_step_lowers_a_bowl_and_many_lower_it_further(name, shape):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_first_step_at_any_corner_is_downhill(name):
-    for pick in [Pick(name), *corners(name)]:
+    for component in [ComponentConfig(name), *corners(name)]:
         vector, matrix = Parameter(torch.tensor([1.0, -1.0])), Parameter(torch.tensor([[1.0]]))
-        optimizer = build_optimizer(pick, [vector, matrix])
+        optimizer = build_optimizer(component, [vector, matrix])
         (vector.square().sum() + matrix.square().sum()).backward()
         optimizer.step()
-        assert vector[0] < 1 and vector[1] > -1 and matrix < 1, pick
+        assert vector[0] < 1 and vector[1] > -1 and matrix < 1, component
 
 
 @pytest.mark.parametrize(
-    ("pick", "expected"),
+    ("component", "expected"),
     [
         # Adam's first step is the learning rate, whatever the gradient.
-        (Pick("adam", {"lr": 0.1}), 3.0 - 0.1),
+        (ComponentConfig("adam", {"lr": 0.1}), 3.0 - 0.1),
         # Decoupled: the weight shrinks by lr x decay first.
-        (Pick("adamw", {"lr": 0.1, "weight_decay": 0.1}), 3.0 * (1 - 0.1 * 0.1) - 0.1),
+        (ComponentConfig("adamw", {"lr": 0.1, "weight_decay": 0.1}), 3.0 * (1 - 0.1 * 0.1) - 0.1),
         # The gradient 6 gains decay x weight; Nesterov looks one momentum ahead.
         (
-            Pick("sgd", {"lr": 0.1, "momentum": 0.5, "weight_decay": 0.01}),
+            ComponentConfig("sgd", {"lr": 0.1, "momentum": 0.5, "weight_decay": 0.01}),
             3.0 - 0.1 * (1 + 0.5) * (6 + 0.01 * 3.0),
         ),
         # The mean square of one gradient g is (1 - alpha) g^2: g over its root is 1 / sqrt(0.1).
         (
-            Pick("rmsprop", {"lr": 0.01, "momentum": 0.5, "alpha": 0.9, "weight_decay": 1e-3}),
+            ComponentConfig("rmsprop", {"lr": 0.01, "momentum": 0.5, "alpha": 0.9, "weight_decay": 1e-3}),
             3.0 - 0.01 / math.sqrt(0.1),
         ),
         # The sign of the gradient is 1.
-        (Pick("lion", {"lr": 0.01, "weight_decay": 0.5}), 3.0 * (1 - 0.01 * 0.5) - 0.01),
+        (ComponentConfig("lion", {"lr": 0.01, "weight_decay": 0.5}), 3.0 * (1 - 0.01 * 0.5) - 0.01),
         # Dozat's mu(t) = 0.9 (1 - 0.96^(0.004 t) / 2): the momentum to come and this gradient,
         # each without its bias, with the square root of the squares' equal to the gradient.
         (
-            Pick("nadam", {"lr": 0.1, "weight_decay": 0.1}),
+            ComponentConfig("nadam", {"lr": 0.1, "weight_decay": 0.1}),
             3.0 * (1 - 0.1 * 0.1)
             - 0.1
             * (
@@ -111,9 +111,9 @@ def test_a_first_step_at_any_corner_is_downhill(name):
     ],
     ids=lambda v: getattr(v, "name", None),
 )
-def test_the_first_step_of_a_matrix_by_hand(pick, expected):
+def test_the_first_step_of_a_matrix_by_hand(component, expected):
     where = Parameter(torch.tensor([[3.0]]))
-    optimizer = build_optimizer(pick, [where])
+    optimizer = build_optimizer(component, [where])
     (where**2).sum().backward()
     optimizer.step()
     assert where.item() == pytest.approx(expected, rel=1e-6)
@@ -133,41 +133,41 @@ LIBRARIES = {
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_it_equals_its_library_s_own_with_equal_settings(name):
-    for pick in [Pick(name), *corners(name)]:
+    for component in [ComponentConfig(name), *corners(name)]:
         ours, theirs = network(), network()
-        params = OPTIMIZERS[name].resolve(pick.params)
+        params = OPTIMIZERS[name].resolve(component.params)
         decay = params.pop("weight_decay", 0.0)
         # One group for each parameter, whose decay is told by its name.
         groups = [
             {"params": [p], "weight_decay": decay if key in ("0.weight", "3.weight") else 0.0}
             for key, p in theirs.named_parameters()
         ]
-        go(ours, build_optimizer(pick, ours.parameters()), 4)
+        go(ours, build_optimizer(component, ours.parameters()), 4)
         go(theirs, LIBRARIES[name](groups, **params), 4)
         torch.testing.assert_close(weights(ours), weights(theirs), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_parameter_without_a_gradient_stays_as_it_is(name):
-    for pick in [Pick(name), *corners(name)]:
+    for component in [ComponentConfig(name), *corners(name)]:
         moved, frozen, vector = (Parameter(torch.ones(s)) for s in ((2, 2), (2, 2), (2,)))
-        optimizer = build_optimizer(pick, [moved, frozen, vector])
+        optimizer = build_optimizer(component, [moved, frozen, vector])
         for _ in range(3):
             optimizer.zero_grad()
             moved.square().sum().backward()
             optimizer.step()
-        assert (moved < 1).all(), pick
-        assert (frozen == 1).all() and (vector == 1).all(), pick
+        assert (moved < 1).all(), component
+        assert (frozen == 1).all() and (vector == 1).all(), component
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_saved_state_resumes_to_the_same_digits(name):
     whole, first = network(), network()
-    optimizer = build_optimizer(Pick(name), whole.parameters())
+    optimizer = build_optimizer(ComponentConfig(name), whole.parameters())
     go(whole, optimizer, 3)
     go(whole, optimizer, 3, seed=2)
 
-    optimizer = build_optimizer(Pick(name), first.parameters())
+    optimizer = build_optimizer(ComponentConfig(name), first.parameters())
     go(first, optimizer, 3)
     file = io.BytesIO()
     torch.save({"model": first.state_dict(), "optimizer": optimizer.state_dict()}, file)
@@ -175,9 +175,9 @@ def test_a_saved_state_resumes_to_the_same_digits(name):
     saved = torch.load(file, weights_only=True)
     second = network(seed=9)
     second.load_state_dict(saved["model"])
-    optimizer = build_optimizer(Pick(name), second.parameters())
+    optimizer = build_optimizer(ComponentConfig(name), second.parameters())
     without = copy.deepcopy(second)
-    go(without, build_optimizer(Pick(name), without.parameters()), 3, seed=2)
+    go(without, build_optimizer(ComponentConfig(name), without.parameters()), 3, seed=2)
     optimizer.load_state_dict(saved["optimizer"])
     go(second, optimizer, 3, seed=2)
 
@@ -187,15 +187,15 @@ def test_a_saved_state_resumes_to_the_same_digits(name):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_zero_gradients_make_no_nan_and_move_nothing_that_does_not_decay(name):
-    for pick in [Pick(name), *corners(name)]:
+    for component in [ComponentConfig(name), *corners(name)]:
         parameters = [Parameter(torch.ones(s)) for s in ((2, 3), (3,), ())]
-        optimizer = build_optimizer(pick, parameters)
+        optimizer = build_optimizer(component, parameters)
         for _ in range(3):
             for parameter in parameters:
                 parameter.grad = torch.zeros_like(parameter)
             optimizer.step()
-        assert all(p.isfinite().all() for p in parameters), pick
-        assert (parameters[1] == 1).all() and parameters[2] == 1, pick
+        assert all(p.isfinite().all() for p in parameters), component
+        assert (parameters[1] == 1).all() and parameters[2] == 1, component
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -206,7 +206,7 @@ def test_decay_acts_on_matrices_only(name):
     with torch.no_grad():
         for p in model.parameters():
             p.fill_(1.0)
-    optimizer = build_optimizer(Pick(name, largest), model.parameters())
+    optimizer = build_optimizer(ComponentConfig(name, largest), model.parameters())
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     optimizer.step()
@@ -220,11 +220,11 @@ def test_decay_acts_on_matrices_only(name):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_group_has_the_picked_rate_and_every_parameter_is_in_one_of_them(name):
-    for pick in [Pick(name), *corners(name)]:
+    for component in [ComponentConfig(name), *corners(name)]:
         model = network()
         # An iterator, which can be gone through once only.
-        groups = build_optimizer(pick, iter(model.parameters())).param_groups
-        params = OPTIMIZERS[name].resolve(pick.params)
+        groups = build_optimizer(component, iter(model.parameters())).param_groups
+        params = OPTIMIZERS[name].resolve(component.params)
         assert [g["lr"] for g in groups] == [params["lr"]] * len(groups)
         assert groups[0]["weight_decay"] == params.get("weight_decay", 0.0)
         listed = [id(p) for g in groups for p in g["params"]]
@@ -235,7 +235,7 @@ def test_every_group_has_the_picked_rate_and_every_parameter_is_in_one_of_them(n
 def test_a_group_without_parameters_breaks_nothing(name):
     for shape in ((), (2,), (2, 2)):
         lone = Parameter(torch.ones(shape))
-        optimizer = build_optimizer(Pick(name), [lone])
+        optimizer = build_optimizer(ComponentConfig(name), [lone])
         scaler = torch.amp.GradScaler("cpu")
         scaler.scale(lone.square().sum()).backward()
         scaler.step(optimizer)
@@ -262,6 +262,6 @@ def test_lion_s_rates_are_a_tenth_of_adamw_s():
 def test_a_pick_outside_the_table_is_refused():
     lone = [Parameter(torch.ones(1))]
     with pytest.raises(InputError, match=r"^unknown optimizer 'sgdd' \(did you mean 'sgd'\?\)$"):
-        build_optimizer(Pick("sgdd"), lone)
+        build_optimizer(ComponentConfig("sgdd"), lone)
     with pytest.raises(InputError, match=r"^optimizer\.adam: lr must lie in \[1e-05, 0\.1\], got"):
-        build_optimizer(Pick("adam", {"lr": 1.0}), lone)
+        build_optimizer(ComponentConfig("adam", {"lr": 1.0}), lone)

@@ -11,29 +11,29 @@ from torch.optim import lr_scheduler
 
 from lesionseg.errors import InputError
 from lesionseg.optim import OPTIMIZERS, SCHEDULES, build_optimizer, build_schedule
-from lesionseg.space import Pick
+from lesionseg.space import ComponentConfig
 
 FIRST = 0.1
 LENGTHS = [(1, 1), (1, 2), (1, 3), (2, 1), (3, 1), (1, 7), (3, 3), (4, 5), (1, 100), (7, 13)]
 LENGTHS += [(50, 1)]
 
 
-def picks(name):
+def components(name):
     """The defaults and every corner."""
     space = SCHEDULES[name].space
     for values in itertools.product(*(d.corners() for d in space.values())):
-        yield Pick(name, dict(zip(space, values, strict=True)))
-    yield Pick(name, {key: domain.default for key, domain in space.items()})
+        yield ComponentConfig(name, dict(zip(space, values, strict=True)))
+    yield ComponentConfig(name, {key: domain.default for key, domain in space.items()})
 
 
 def sgd(lr=FIRST):
     return torch.optim.SGD([Parameter(torch.ones(1))], lr=lr, momentum=0.9)
 
 
-def curve(pick, epochs, steps, dice=lambda epoch: 0.0, lr=FIRST):
+def curve(component, epochs, steps, dice=lambda epoch: 0.0, lr=FIRST):
     """The learning rate of every optimizer step, as a training would call the schedule."""
     optimizer = sgd(lr)
-    schedule = build_schedule(pick, optimizer, epochs, steps)
+    schedule = build_schedule(component, optimizer, epochs, steps)
     rates = []
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # torch warns where the order of calls is wrong
@@ -91,19 +91,19 @@ def test_the_table_keeps_its_order():
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_its_whole_curve_is_its_formula_s_in_a_training_of_any_length(name):
-    for pick, (epochs, steps) in itertools.product(picks(name), LENGTHS):
-        rates = curve(pick, epochs, steps)
+    for component, (epochs, steps) in itertools.product(components(name), LENGTHS):
+        rates = curve(component, epochs, steps)
         total = epochs * steps
-        shares = [FORMULAS[name](t, total, steps, **pick.params) for t in range(total)]
+        shares = [FORMULAS[name](t, total, steps, **component.params) for t in range(total)]
         # torch leaves rates alone that would fall by less than 1e-8.
         expected = [FIRST * share for share in shares]
-        assert rates == pytest.approx(expected, rel=1e-9, abs=1.2e-8), (pick, epochs, steps)
+        assert rates == pytest.approx(expected, rel=1e-9, abs=1.2e-8), (component, epochs, steps)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_rates_lie_between_zero_and_the_given_one_and_are_not_all_zero(name):
-    for pick, (epochs, steps) in itertools.product(picks(name), LENGTHS):
-        rates = curve(pick, epochs, steps)
+    for component, (epochs, steps) in itertools.product(components(name), LENGTHS):
+        rates = curve(component, epochs, steps)
         assert len(rates) == epochs * steps
         assert all(0 <= r <= FIRST * (1 + 1e-9) for r in rates)
         assert max(rates) > 0
@@ -111,30 +111,30 @@ def test_rates_lie_between_zero_and_the_given_one_and_are_not_all_zero(name):
 
 @pytest.mark.parametrize("name", sorted(SCHEDULES.keys() - {"cosine", "onecycle"}))
 def test_without_a_rise_it_starts_at_the_given_rate_and_never_rises(name):
-    for pick, (epochs, steps) in itertools.product(picks(name), LENGTHS):
-        rates = curve(pick, epochs, steps)
+    for component, (epochs, steps) in itertools.product(components(name), LENGTHS):
+        rates = curve(component, epochs, steps)
         assert rates[0] == FIRST
         assert rates == sorted(rates, reverse=True)
 
 
 @pytest.mark.parametrize(
-    ("pick", "last", "after"),
+    ("component", "last", "after"),
     [
-        (Pick("constant"), 1.0, 1.0),
-        (Pick("step", {"factor": 0.5, "drops": 4}), 1 / 16, 1 / 16),
-        (Pick("exponential", {"end": 0.01}), 0.01**0.95, 0.01),
-        (Pick("cosine", {"warmup": 0.0}), (1 - math.cos(math.pi / 20)) / 2, 0.0),
-        (Pick("cosine", {"warmup": 0.5}), (1 - math.cos(math.pi / 10)) / 2, 0.0),
-        (Pick("onecycle", {"rise": 0.5}), (1 - math.cos(math.pi / 10)) / 2, 0.0),
-        (Pick("polynomial", {"power": 2.0}), 1 / 400, 0.0),
-        (Pick("polynomial", {"power": 0.5}), math.sqrt(1 / 20), 0.0),
+        (ComponentConfig("constant"), 1.0, 1.0),
+        (ComponentConfig("step", {"factor": 0.5, "drops": 4}), 1 / 16, 1 / 16),
+        (ComponentConfig("exponential", {"end": 0.01}), 0.01**0.95, 0.01),
+        (ComponentConfig("cosine", {"warmup": 0.0}), (1 - math.cos(math.pi / 20)) / 2, 0.0),
+        (ComponentConfig("cosine", {"warmup": 0.5}), (1 - math.cos(math.pi / 10)) / 2, 0.0),
+        (ComponentConfig("onecycle", {"rise": 0.5}), (1 - math.cos(math.pi / 10)) / 2, 0.0),
+        (ComponentConfig("polynomial", {"power": 2.0}), 1 / 400, 0.0),
+        (ComponentConfig("polynomial", {"power": 0.5}), math.sqrt(1 / 20), 0.0),
     ],
     ids=str,
 )
-def test_the_last_step_s_rate_and_the_one_that_it_leaves(pick, last, after):
+def test_the_last_step_s_rate_and_the_one_that_it_leaves(component, last, after):
     """Of twenty steps."""
     optimizer = sgd(1.0)
-    schedule = build_schedule(pick, optimizer, 4, 5)
+    schedule = build_schedule(component, optimizer, 4, 5)
     for _ in range(20):
         rate = optimizer.param_groups[0]["lr"]
         optimizer.step()
@@ -144,32 +144,32 @@ def test_the_last_step_s_rate_and_the_one_that_it_leaves(pick, last, after):
 
 
 THEIRS = [
-    (Pick("constant"), lambda o: lr_scheduler.ConstantLR(o, factor=1.0)),
+    (ComponentConfig("constant"), lambda o: lr_scheduler.ConstantLR(o, factor=1.0)),
     (
-        Pick("step", {"factor": 0.3, "drops": 3}),
+        ComponentConfig("step", {"factor": 0.3, "drops": 3}),
         lambda o: lr_scheduler.StepLR(o, step_size=5, gamma=0.3),
     ),
     (
-        Pick("exponential", {"end": 0.02}),
+        ComponentConfig("exponential", {"end": 0.02}),
         lambda o: lr_scheduler.ExponentialLR(o, gamma=0.02 ** (1 / 20)),
     ),
-    (Pick("cosine", {"warmup": 0.0}), lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=20)),
+    (ComponentConfig("cosine", {"warmup": 0.0}), lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=20)),
     (
         # torch's peak is step pct_start * total_steps - 1, here 6.
-        Pick("onecycle", {"rise": 0.3}),
+        ComponentConfig("onecycle", {"rise": 0.3}),
         lambda o: lr_scheduler.OneCycleLR(
             o, max_lr=FIRST, total_steps=21, pct_start=7 / 21, cycle_momentum=False
         ),
     ),
     (
-        Pick("polynomial", {"power": 0.9}),
+        ComponentConfig("polynomial", {"power": 0.9}),
         lambda o: lr_scheduler.PolynomialLR(o, total_iters=20, power=0.9),
     ),
 ]
 
 
-@pytest.mark.parametrize(("pick", "make"), THEIRS, ids=lambda v: getattr(v, "name", ""))
-def test_it_equals_torch_s_own_over_twenty_steps(pick, make):
+@pytest.mark.parametrize(("component", "make"), THEIRS, ids=lambda v: getattr(v, "name", ""))
+def test_it_equals_torch_s_own_over_twenty_steps(component, make):
     optimizer = sgd()
     theirs = make(optimizer)
     expected = []
@@ -177,7 +177,7 @@ def test_it_equals_torch_s_own_over_twenty_steps(pick, make):
         expected.append(theirs.get_last_lr()[0])
         optimizer.step()
         theirs.step()
-    assert curve(pick, 4, 5) == pytest.approx(expected, rel=1e-9)
+    assert curve(component, 4, 5) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -185,9 +185,9 @@ def test_it_moves_the_rate_of_every_group_and_nothing_else(name):
     """Momentum and decay are parameters of their own in the search."""
     for optimizer in OPTIMIZERS:
         built = build_optimizer(
-            Pick(optimizer), [Parameter(torch.ones(2, 2)), Parameter(torch.ones(2))]
+            ComponentConfig(optimizer), [Parameter(torch.ones(2, 2)), Parameter(torch.ones(2))]
         )
-        schedule = build_schedule(Pick(name), built, 2, 3)
+        schedule = build_schedule(ComponentConfig(name), built, 2, 3)
         given = without_rates(built)
         for _ in range(2):
             for _ in range(3):
@@ -209,25 +209,25 @@ def test_cosine_by_hand():
     # Ten steps, two of them warm-up; then eight along half a cosine.
     half = [math.cos(k * math.pi / 8) / 2 + 0.5 for k in range(8)]
     assert half[4] == pytest.approx(0.5) and half[2] == pytest.approx(0.853553, abs=1e-6)
-    rates = curve(Pick("cosine", {"warmup": 0.2}), 2, 5, lr=1.0)
+    rates = curve(ComponentConfig("cosine", {"warmup": 0.2}), 2, 5, lr=1.0)
     assert rates == pytest.approx([0.5, 1.0, *half])
 
 
 def test_step_by_hand():
-    rates = curve(Pick("step", {"factor": 0.5, "drops": 2}), 2, 4, lr=1.0)
+    rates = curve(ComponentConfig("step", {"factor": 0.5, "drops": 2}), 2, 4, lr=1.0)
     # Thirds of eight steps end at 2.67 and 5.33: the next whole steps are lower.
     assert rates == [1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25]
 
 
 def test_step_with_more_drops_than_steps_takes_several_at_once():
-    rates = curve(Pick("step", {"factor": 0.5, "drops": 7}), 1, 4, lr=1.0)
+    rates = curve(ComponentConfig("step", {"factor": 0.5, "drops": 7}), 1, 4, lr=1.0)
     assert rates == [1, 0.25, 0.0625, 0.015625]
 
 
 @pytest.mark.parametrize("rise", [0.1, 0.2, 0.25, 0.3, 0.5])
 def test_onecycle_rises_to_exactly_the_given_rate_and_falls(rise):
     for epochs, steps in [(1, 4), (3, 3), (4, 10), (1, 100)]:
-        rates = curve(Pick("onecycle", {"rise": rise}), epochs, steps)
+        rates = curve(ComponentConfig("onecycle", {"rise": rise}), epochs, steps)
         peak = rates.index(max(rates))
         assert peak == max(1, round(rise * epochs * steps))
         assert rates[peak] == pytest.approx(FIRST, rel=1e-9)
@@ -239,7 +239,7 @@ def test_onecycle_rises_to_exactly_the_given_rate_and_falls(rise):
 
 def plateau(dice, **params):
     """The learning rate in each epoch for the validation Dice that each gave."""
-    return curve(Pick("plateau", params), len(dice), 1, lambda epoch: dice[epoch - 1], lr=1.0)
+    return curve(ComponentConfig("plateau", params), len(dice), 1, lambda epoch: dice[epoch - 1], lr=1.0)
 
 
 @pytest.mark.parametrize(
@@ -266,6 +266,6 @@ def test_plateau_multiplies_by_its_factor():
 
 def test_a_pick_outside_the_table_is_refused():
     with pytest.raises(InputError, match=r"^unknown schedule 'cosin' \(did you mean 'cosine'\?\)$"):
-        build_schedule(Pick("cosin"), sgd(), 1, 1)
+        build_schedule(ComponentConfig("cosin"), sgd(), 1, 1)
     with pytest.raises(InputError, match=r"^schedule\.step: drops must lie in \[1, 10\], got 11$"):
-        build_schedule(Pick("step", {"drops": 11}), sgd(), 1, 1)
+        build_schedule(ComponentConfig("step", {"drops": 11}), sgd(), 1, 1)

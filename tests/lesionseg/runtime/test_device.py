@@ -1,4 +1,4 @@
-"""Which device is taken, what is refused, what `prepare` fixes."""
+"""Which device is taken, what is refused, what configure_torch fixes."""
 
 import os
 import re
@@ -12,11 +12,11 @@ from lesionseg.errors import InputError
 from lesionseg.runtime.device import (
     amp_dtype,
     autocast,
-    describe,
+    describe_device,
     loader_workers,
     peak_memory,
     pick_device,
-    prepare,
+    configure_torch,
 )
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -70,7 +70,7 @@ def test_a_device_that_this_machine_lacks_is_refused(monkeypatch, name, cuda, me
 
 def test_the_seed_fixes_what_is_drawn():
     def draw(seed):
-        prepare(CPU, seed)
+        configure_torch(CPU, seed)
         return torch.rand(5)
 
     assert torch.equal(draw(3), draw(3))
@@ -79,7 +79,7 @@ def test_the_seed_fixes_what_is_drawn():
 
 def test_the_cpu_is_made_deterministic_without_breaking_what_cannot_be():
     torch.use_deterministic_algorithms(False)
-    prepare(CPU, 0)
+    configure_torch(CPU, 0)
     assert torch.are_deterministic_algorithms_enabled()
     assert torch.is_deterministic_algorithms_warn_only_enabled()
 
@@ -135,6 +135,6 @@ def test_the_peak_is_in_bytes_and_no_less_than_what_is_held():
 
 
 def test_a_device_is_described_by_its_name():
-    assert describe("cpu").startswith("cpu")
+    assert describe_device("cpu").startswith("cpu")
     if Path("/proc/cpuinfo").is_file() and "model name" in Path("/proc/cpuinfo").read_text():
-        assert re.fullmatch(r"cpu \(.+\)", describe("cpu"))
+        assert re.fullmatch(r"cpu \(.+\)", describe_device("cpu"))

@@ -12,7 +12,7 @@ import resource
 from pathlib import Path
 import psutil
 import torch
-from lesionseg.heap import keep_memory, memory_kept
+from lesionseg.heap import retain_freed_memory, freed_memory_retained
 
 def faults():
     for _ in range(10):  # until the heap is as large as it gets
@@ -38,16 +38,16 @@ def check(code):
 
 
 def test_a_process_that_keeps_its_memory_does_not_ask_for_it_again():
-    check("assert faults() > many; assert keep_memory(); assert faults() < few")
+    check("assert faults() > many; assert retain_freed_memory(); assert faults() < few")
 
 
 def test_it_is_kept_while_entered_and_given_back_after():
     check("""
 before = resident()
-with memory_kept():
+with freed_memory_retained():
     assert faults() < few
     assert resident() > before + 60_000_000
-    with memory_kept():
+    with freed_memory_retained():
         pass
     assert faults() < few
 assert resident() < before + 30_000_000
@@ -57,7 +57,7 @@ assert resident() < before + 30_000_000
 def test_an_error_gives_it_back_too():
     check("""
 try:
-    with memory_kept():
+    with freed_memory_retained():
         raise KeyError
 except KeyError:
     pass
@@ -67,8 +67,8 @@ assert faults() > many
 
 def test_what_a_process_keeps_to_its_end_stays_kept():
     check("""
-keep_memory()
-with memory_kept():
+retain_freed_memory()
+with freed_memory_retained():
     pass
 assert faults() < few
 """)
@@ -80,7 +80,7 @@ import lesionseg.heap
 class Other:
     pass
 lesionseg.runtime.malloc._glibc = Other
-assert not keep_memory()
-with memory_kept():
+assert not retain_freed_memory()
+with freed_memory_retained():
     assert faults() > many
 """)

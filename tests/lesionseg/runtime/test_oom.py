@@ -12,17 +12,18 @@ from torch import nn
 from lesionseg.config import TrialConfig
 from lesionseg.inference.evaluate import predict
 from lesionseg.models import build_model
-from lesionseg.runtime.oom import AdaptiveBatcher, is_short, unless_short
-from lesionseg.space import Pick
-from lesionseg.training.train import Suspended, train
+from lesionseg.runtime.oom import AdaptiveBatcher, is_out_of_memory, run_unless_oom
+from lesionseg.space import ComponentConfig
+from lesionseg.training.train import train
+from lesionseg.training.types import Suspended
 from tests.lesionseg.small import timeless
 
 CPU = torch.device("cpu")
 # With all that a step looks at or draws: statistics of the batch, dropout, an average, a mix.
 CONFIG = TrialConfig(
-    model=Pick("unet", {"width": 4, "depth": 2, "dropout": 0.5}),
-    mix=Pick("mixup"),
-    optimizer=Pick("adam", {"lr": 1e-2}),
+    model=ComponentConfig("unet", {"width": 4, "depth": 2, "dropout": 0.5}),
+    mix=ComponentConfig("mixup"),
+    optimizer=ComponentConfig("adam", {"lr": 1e-2}),
     image_size=16,
     batch_size=4,
     epochs=2,
@@ -160,7 +161,7 @@ def test_every_image_is_done_once_in_order_in_portions_that_fit(n, most, fits):
     ],
 )
 def test_what_says_that_memory_is_short(error, short):
-    assert is_short(error) == short
+    assert is_out_of_memory(error) == short
 
 
 def test_what_was_taken_is_free_when_it_is_tried_again():
@@ -177,5 +178,5 @@ def test_what_was_taken_is_free_when_it_is_tried_again():
         held = Held()
         raise MemoryError(held)
 
-    assert unless_short(work, CPU) is None
+    assert run_unless_oom(work, CPU) is None
     assert Held.alive == 0

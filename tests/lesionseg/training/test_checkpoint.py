@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from lesionseg.config import TrialConfig
 from lesionseg.errors import InputError
 from lesionseg.models import MODELS, build_model
-from lesionseg.space import Pick
+from lesionseg.space import ComponentConfig
 from lesionseg.training import checkpoint
 
-UNET = TrialConfig(model=Pick("unet", {"width": 4, "depth": 2}), image_size=16, seed=3)
+UNET = TrialConfig(model=ComponentConfig("unet", {"width": 4, "depth": 2}), image_size=16, seed=3)
 
 
 def trained(config, size):
@@ -56,7 +56,7 @@ def test_the_whole_state_of_every_network_comes_back(name, tmp_path):
     for key, value in small.items():
         if key in params and (key != "encoder" or value in MODELS[name].space[key].choices):
             params[key] = value
-    config = TrialConfig(model=Pick(name, params), optimizer=Pick("sgd", {"lr": 0.1}), seed=1)
+    config = TrialConfig(model=ComponentConfig(name, params), optimizer=ComponentConfig("sgd", {"lr": 0.1}), seed=1)
     state = build_model(config.model, image_size=config.image_size).state_dict()
     # Values that no fresh network has, in running statistics and counters too.
     state = {k: torch.full_like(v, i % 1000 + 1) for i, (k, v) in enumerate(state.items())}
@@ -71,7 +71,7 @@ def test_the_whole_state_of_every_network_comes_back(name, tmp_path):
     assert all(loaded[k].dtype == v.dtype and torch.equal(loaded[k], v) for k, v in state.items())
 
 
-@pytest.mark.parametrize("config", [UNET, TrialConfig(model=Pick("segnet", {"width": 4}))])
+@pytest.mark.parametrize("config", [UNET, TrialConfig(model=ComponentConfig("segnet", {"width": 4}))])
 def test_a_trained_network_gives_the_same_answers_to_the_last_digit(config, tmp_path):
     model = trained(config, 32)
     checkpoint.save(tmp_path / "model.safetensors", model.state_dict(), config)
@@ -83,7 +83,7 @@ def test_a_trained_network_gives_the_same_answers_to_the_last_digit(config, tmp_
 
 
 def test_saving_leaves_one_file_and_replaces_an_older_one(saved):
-    other = TrialConfig(model=Pick("unet", {"width": 4, "depth": 1}), image_size=16)
+    other = TrialConfig(model=ComponentConfig("unet", {"width": 4, "depth": 1}), image_size=16)
     checkpoint.save(saved, trained(other, 16).state_dict(), other)
     assert os.listdir(saved.parent) == ["model.safetensors"] or set(os.listdir(saved.parent)) == {
         "model.safetensors",
@@ -108,8 +108,8 @@ from pathlib import Path
 from lesionseg import checkpoint
 from lesionseg.config import TrialConfig
 from lesionseg.models import build_model
-from lesionseg.space import Pick
-config = TrialConfig(model=Pick("unet", {"width": 8, "depth": 2}))
+from lesionseg.space import ComponentConfig
+config = TrialConfig(model=ComponentConfig("unet", {"width": 8, "depth": 2}))
 weights = build_model(config.model, image_size=config.image_size).state_dict()
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 try:
@@ -203,7 +203,7 @@ def test_a_damaged_header_is_refused_or_changes_nothing_that_matters(saved):
         ),
         (
             {"format": "lesionsearch/1", "config": '{"model": {"unet": [1]}}'},
-            "its configuration cannot be used: a pick must be a name or {name: parameters}, got",
+            "its configuration cannot be used: a component must be a name or {name: parameters}, got",
         ),
         (
             {"format": "lesionsearch/1", "config": '{"epochs": -1}'},
@@ -251,9 +251,9 @@ def test_every_encoder_is_described_without_memory_for_it(name, tmp_path):
     """By what is refused: an empty file lacks exactly the tensors that the network has."""
     option = MODELS[name]
     for encoder in option.space["encoder"].choices:
-        config = TrialConfig(model=Pick(name, {"encoder": encoder}))
+        config = TrialConfig(model=ComponentConfig(name, {"encoder": encoder}))
         with torch.device("meta"), checkpoint._NumbersOnCpu():
-            model = build_model(config.model, image_size=256, fresh=False)
+            model = build_model(config.model, image_size=256, load_pretrained=False)
         assert {p.device.type for p in model.parameters()} == {"meta"}
         path = tmp_path / f"{encoder}.safetensors"
         checkpoint.save(path, {}, config)
@@ -317,7 +317,7 @@ from pathlib import Path
 from lesionseg import checkpoint
 from lesionseg.errors import InputError
 from lesionseg.models import build_model
-from lesionseg.space import Pick
+from lesionseg.space import ComponentConfig
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 limit = pages * resource.getpagesize() + 2**30
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -327,7 +327,7 @@ for name in sys.argv[1:]:
     except InputError as error:
         print(error)
 try:
-    build_model(Pick("unet", {"width": 128, "depth": 6}), image_size=256)
+    build_model(ComponentConfig("unet", {"width": 128, "depth": 6}), image_size=256)
 except RuntimeError as error:
     print("limited" if "allocate" in str(error) else error)
 """
@@ -400,7 +400,7 @@ def test_weights_that_do_not_fit_their_configuration(tmp_path, change):
 
 def test_a_configuration_of_another_width(tmp_path):
     path = tmp_path / "model.safetensors"
-    wider = TrialConfig(model=Pick("unet", {"width": 5, "depth": 2}))
+    wider = TrialConfig(model=ComponentConfig("unet", {"width": 5, "depth": 2}))
     checkpoint.save(path, trained(UNET, 16).state_dict(), wider)
     text = refusal(path)
     assert text.startswith("the weights do not fit unet: ") and len(text) < 260

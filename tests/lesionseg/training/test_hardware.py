@@ -11,17 +11,18 @@ from lesionseg.config import TrialConfig
 from lesionseg.errors import InputError
 from lesionseg.optim import optimizers
 from lesionseg.runtime import compilation, env
-from lesionseg.space import Pick
+from lesionseg.space import ComponentConfig
 from lesionseg.training import trainer
-from lesionseg.training.train import Suspended, train
+from lesionseg.training.train import train
+from lesionseg.training.types import Suspended
 from lesionseg.training.training_state import load_optimizer
 from tests.lesionseg.small import timeless
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 CONFIG = TrialConfig(
-    model=Pick("unet", {"width": 4, "depth": 2}),
-    augment=Pick("full"),
-    optimizer=Pick("adam", {"lr": 1e-2}),
+    model=ComponentConfig("unet", {"width": 4, "depth": 2}),
+    augment=ComponentConfig("full"),
+    optimizer=ComponentConfig("adam", {"lr": 1e-2}),
     image_size=16,
     batch_size=4,
     epochs=3,
@@ -234,5 +235,5 @@ def test_a_state_is_taken_up_by_an_optimizer_that_is_fused_or_not(was, now):
 
 def test_on_a_cpu_nothing_is_fused():
     weight = torch.nn.Parameter(torch.ones(4))
-    built = optimizers.build_optimizer(Pick("adam"), [weight])
+    built = optimizers.build_optimizer(ComponentConfig("adam"), [weight])
     assert isinstance(built, Adam) and not built.param_groups[0]["fused"]

@@ -16,24 +16,25 @@ from lesionseg.config import TrialConfig
 from lesionseg.data.cache import build_cache
 from lesionseg.data.index import DatasetIndex
 from lesionseg.optim import OPTIMIZERS, SCHEDULES
-from lesionseg.space import Pick
+from lesionseg.space import ComponentConfig
 from lesionseg.training import checkpoint, trainer, training_state
-from lesionseg.training.train import Diverged, Suspended, TrainData, train
+from lesionseg.training.train import train
+from lesionseg.training.types import Diverged, Suspended, TrainData
 from tests.conftest import ROOT, write_folder
 from tests.lesionseg.small import timeless
 
 SMALL = TrialConfig(
-    model=Pick("unet", {"width": 4, "depth": 2}),
-    augment=Pick("flips"),
-    optimizer=Pick("adam", {"lr": 1e-2}),
-    schedule=Pick("cosine"),
+    model=ComponentConfig("unet", {"width": 4, "depth": 2}),
+    augment=ComponentConfig("flips"),
+    optimizer=ComponentConfig("adam", {"lr": 1e-2}),
+    schedule=ComponentConfig("cosine"),
     image_size=16,
     batch_size=4,
     epochs=3,
 )
-DROPOUT = Pick("unet", {"width": 4, "depth": 2, "dropout": 0.5})
+DROPOUT = ComponentConfig("unet", {"width": 4, "depth": 2, "dropout": 0.5})
 # So slow that no epoch is better than the first, though every weight moves.
-STILL = {"optimizer": Pick("sgd", {"lr": 1e-4, "momentum": 0.5}), "epochs": 6}
+STILL = {"optimizer": ComponentConfig("sgd", {"lr": 1e-4, "momentum": 0.5}), "epochs": 6}
 # Five steps, three batches of validation. So it is asked eight times an epoch: after each step,
 # twice within the validation, and at the end.
 STEPS, ASKED = 5, 8
@@ -123,15 +124,15 @@ THREE = (ASKED, 2, (STEPS - 2) + 1)
 def test_every_schedule_goes_on_as_it_would_have(whole, data, tmp_path, name):
     # An impatient one, so that it moves within three epochs.
     params = {"patience": 0} if name == "plateau" else {}
-    config = change(schedule=Pick(name, params), epochs=4)
+    config = change(schedule=ComponentConfig(name, params), epochs=4)
     assert legs(config, data, tmp_path, THREE) == whole(config)
 
 
 def test_a_plateau_remembers_its_best_over_a_break(whole, data, tmp_path):
     """The rate never moves a weight far, so that no epoch is better than the first."""
     config = change(
-        optimizer=Pick("sgd", {"lr": 1e-4, "momentum": 0.5}),
-        schedule=Pick("plateau", {"factor": 0.5, "patience": 1}),
+        optimizer=ComponentConfig("sgd", {"lr": 1e-4, "momentum": 0.5}),
+        schedule=ComponentConfig("plateau", {"factor": 0.5, "patience": 1}),
         epochs=5,
     )
     ended = legs(config, data, tmp_path, [2 * ASKED, 1])
@@ -141,13 +142,13 @@ def test_a_plateau_remembers_its_best_over_a_break(whole, data, tmp_path):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_goes_on_as_it_would_have(whole, data, tmp_path, name):
-    config = change(optimizer=Pick(name))
+    config = change(optimizer=ComponentConfig(name))
     assert legs(config, data, tmp_path, THREE) == whole(config)
 
 
 @pytest.mark.parametrize("name", MIXES)
 def test_every_mix_goes_on_as_it_would_have(whole, data, tmp_path, name):
-    config = change(mix=Pick(name))
+    config = change(mix=ComponentConfig(name))
     assert legs(config, data, tmp_path, THREE) == whole(config)
 
 
@@ -155,15 +156,15 @@ def test_every_mix_goes_on_as_it_would_have(whole, data, tmp_path, name):
     "settings",
     [
         {"ema": 0.9},
-        {"ema": 0.99, "model": DROPOUT, "mix": Pick("cutmix"), "accumulate": 2, "flooding": 0.2},
+        {"ema": 0.99, "model": DROPOUT, "mix": ComponentConfig("cutmix"), "accumulate": 2, "flooding": 0.2},
         {"model": DROPOUT},
         {"accumulate": 3},
         {"flooding": 0.6},
         {"label_smoothing": 0.2},
-        {"augment": Pick("full", {"strength": 1.0})},
-        {"model": Pick("unet", {"width": 4, "depth": 3, "deep_supervision": True})},
+        {"augment": ComponentConfig("full", {"strength": 1.0})},
+        {"model": ComponentConfig("unet", {"width": 4, "depth": 3, "deep_supervision": True})},
         {"clip_norm": 0.0},
-        {"loss": Pick("lovasz"), "overlap": "batch"},
+        {"loss": ComponentConfig("lovasz"), "overlap": "batch"},
         {"batch_size": 3},
     ],
     ids=lambda settings: "-".join(settings),
@@ -198,9 +199,9 @@ def test_a_larger_network_of_ours(whole, tmp_path):
     cache = build_cache(DatasetIndex.read(write_folder(tmp_path / "data", 12)), 64, tmp_path)
     data = TrainData(cache, np.arange(8), np.arange(8, 12))
     config = change(
-        model=Pick("unet", {"width": 8, "depth": 4, "residual": True, "attention": True}),
+        model=ComponentConfig("unet", {"width": 8, "depth": 4, "residual": True, "attention": True}),
         image_size=64,
-        optimizer=Pick("adamw"),
+        optimizer=ComponentConfig("adamw"),
         ema=0.9,
     )
     assert legs(config, data, tmp_path, [1, 3]) == whole(config, data)
@@ -209,7 +210,7 @@ def test_a_larger_network_of_ours(whole, tmp_path):
 def test_unpooling_goes_on_too(whole, tmp_path):
     cache = build_cache(DatasetIndex.read(write_folder(tmp_path / "data", 6)), 32, tmp_path)
     data = TrainData(cache, np.arange(4), np.arange(4, 6))
-    config = change(model=Pick("segnet", {"width": 4}), image_size=32, batch_size=2, epochs=2)
+    config = change(model=ComponentConfig("segnet", {"width": 4}), image_size=32, batch_size=2, epochs=2)
     assert legs(config, data, tmp_path, [1]) == whole(config, data)
 
 
@@ -226,7 +227,7 @@ def test_the_scale_of_half_precisions_gradients_goes_on(whole, data, tmp_path, m
 
 
 def test_with_processes_that_prepare_the_batches(whole, data, tmp_path, monkeypatch):
-    config = change(model=DROPOUT, augment=Pick("full", {"strength": 1.0}), mix=Pick("mixup"))
+    config = change(model=DROPOUT, augment=ComponentConfig("full", {"strength": 1.0}), mix=ComponentConfig("mixup"))
     alone = whole(config)
     monkeypatch.setattr(trainer, "loader_workers", lambda device: 2)
     assert legs(config, data, tmp_path, THREE) == alone
@@ -237,12 +238,12 @@ def test_with_processes_that_prepare_the_batches(whole, data, tmp_path, monkeypa
 
 @pytest.mark.parametrize("ask", range(1, 2 * ASKED))
 def test_whenever_it_is_suspended(whole, data, tmp_path, ask):
-    config = change(epochs=2, model=DROPOUT, mix=Pick("mixup"), ema=0.9)
+    config = change(epochs=2, model=DROPOUT, mix=ComponentConfig("mixup"), ema=0.9)
     assert legs(config, data, tmp_path, [ask]) == whole(config)
 
 
 def test_suspended_after_every_step(whole, data, tmp_path):
-    config = change(model=DROPOUT, mix=Pick("cutmix"), ema=0.9)
+    config = change(model=DROPOUT, mix=ComponentConfig("cutmix"), ema=0.9)
     path, count, asking = tmp_path / "state.pt", 0, AfterEveryStep()
     while True:
         try:
@@ -356,8 +357,8 @@ class Explosive(nn.Module):
 def test_a_training_that_diverges_does_so_over_breaks_too(data, tmp_path):
     config = change(
         epochs=20,
-        loss=Pick("bce"),
-        optimizer=Pick("sgd", {"lr": 1.0, "momentum": 0.99}),
+        loss=ComponentConfig("bce"),
+        optimizer=ComponentConfig("sgd", {"lr": 1.0, "momentum": 0.99}),
         clip_norm=0.0,
     )
 
@@ -440,7 +441,7 @@ def test_a_state_that_cannot_be_written_ends_no_training(whole, data, tmp_path):
 
 
 def test_parts_multiply_those_of_the_configuration(data, tmp_path):
-    model = Pick("unet", {"width": 4, "depth": 1, "norm": "batch"})
+    model = ComponentConfig("unet", {"width": 4, "depth": 1, "norm": "batch"})
     alike = train(change(model=model, accumulate=2), data, parts=2)
     assert timeless(train(change(model=model), data, parts=4).history) == timeless(alike.history)
     assert timeless(train(change(model=model), data).history) != timeless(alike.history)
@@ -450,8 +451,8 @@ def test_a_state_is_gone_on_from_in_more_parts(data, tmp_path):
     """Group norm looks at one image at a time, so that only rounding depends on the parts."""
     path, resumed = tmp_path / "state.pt", []
     config = change(
-        model=Pick("unet", {"width": 4, "depth": 1, "norm": "group"}),
-        optimizer=Pick("sgd", {"lr": 0.1, "momentum": 0.5}),
+        model=ComponentConfig("unet", {"width": 4, "depth": 1, "norm": "group"}),
+        optimizer=ComponentConfig("sgd", {"lr": 0.1, "momentum": 0.5}),
     )
     with pytest.raises(Suspended):
         train(config, data, state=path, suspend=At(ASKED + 2))

@@ -18,18 +18,19 @@ from lesionseg.data.index import DatasetIndex
 from lesionseg.inference.evaluate import predict
 from lesionseg.models import build_model
 from lesionseg.registry import FAMILIES
-from lesionseg.space import Pick
+from lesionseg.space import ComponentConfig
 from lesionseg.training import checkpoint
-from lesionseg.training.train import Diverged, EpochRecord, TrainData, train
+from lesionseg.training.train import train
+from lesionseg.training.types import Diverged, EpochRecord, TrainData
 from tests.conftest import write_folder
 from tests.lesionseg.small import timeless
 
 CPU = torch.device("cpu")
 SMALL = TrialConfig(
-    model=Pick("unet", {"width": 4, "depth": 2}),
-    augment=Pick("flips"),
-    optimizer=Pick("adam", {"lr": 3e-3}),
-    schedule=Pick("constant"),
+    model=ComponentConfig("unet", {"width": 4, "depth": 2}),
+    augment=ComponentConfig("flips"),
+    optimizer=ComponentConfig("adam", {"lr": 3e-3}),
+    schedule=ComponentConfig("constant"),
     image_size=16,
     batch_size=4,
     epochs=3,
@@ -84,7 +85,7 @@ def scripted(data, dice, config=SMALL, **options):
 # --- it repeats ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("augment", [Pick("none"), Pick("full", {"strength": 1.0})])
+@pytest.mark.parametrize("augment", [ComponentConfig("none"), ComponentConfig("full", {"strength": 1.0})])
 def test_the_same_configuration_gives_the_same_to_the_last_digit(data, tmp_path, augment):
     config = change(augment=augment)
     one = train(config, data, save_to=tmp_path / "one.safetensors")
@@ -100,7 +101,7 @@ def test_segnet_repeats_too(tmp_path):
     """Its unpooling is on torch's list of operations that may not."""
     cache = build_cache(DatasetIndex.read(write_folder(tmp_path / "data", 6)), 32, tmp_path)
     data = TrainData(cache, np.arange(4), np.arange(4, 6))
-    config = change(model=Pick("segnet", {"width": 4}), image_size=32)
+    config = change(model=ComponentConfig("segnet", {"width": 4}), image_size=32)
     one, other = (train(config, data).history for _ in range(2))
     assert timeless(one) == timeless(other)
 
@@ -141,7 +142,7 @@ def test_what_it_gives_can_be_sent_to_another_process(data):
 
 
 def test_it_learns(data):
-    result = train(change(epochs=8, optimizer=Pick("adam", {"lr": 1e-2})), data)
+    result = train(change(epochs=8, optimizer=ComponentConfig("adam", {"lr": 1e-2})), data)
     assert result.history[-1].train_loss < 0.7 * result.history[0].train_loss
     assert result.best.metrics.dice > 0.8
 
@@ -149,25 +150,25 @@ def test_it_learns(data):
 @pytest.mark.parametrize(
     ("schedule", "lr"),
     [
-        (Pick("constant"), [0.1, 0.1]),
+        (ComponentConfig("constant"), [0.1, 0.1]),
         # Two epochs of five steps; the rate of the fifth and of the tenth step.
         (
-            Pick("cosine", {"warmup": 0.0}),
+            ComponentConfig("cosine", {"warmup": 0.0}),
             [0.05 * (1 + math.cos(k * math.pi / 10)) for k in (4, 9)],
         ),
-        (Pick("plateau", {"factor": 0.5, "patience": 0}), [0.1, 0.1]),
+        (ComponentConfig("plateau", {"factor": 0.5, "patience": 0}), [0.1, 0.1]),
     ],
     ids=lambda v: getattr(v, "name", None),
 )
 def test_the_learning_rate_told_is_that_of_the_epochs_last_step(data, schedule, lr):
-    config = change(epochs=2, optimizer=Pick("adam", {"lr": 0.1}), schedule=schedule)
+    config = change(epochs=2, optimizer=ComponentConfig("adam", {"lr": 0.1}), schedule=schedule)
     assert [r.lr for r in train(config, data).history] == pytest.approx(lr)
 
 
 def test_the_validation_loss_is_the_mean_over_images(data):
     """Ten images in batches of four, four and two; each with a logit of its own everywhere."""
     logits = np.linspace(-2, 2, 10)
-    config = change(epochs=1, loss=Pick("bce"))
+    config = change(epochs=1, loss=ComponentConfig("bce"))
     result = train(config, data, model=Scripted([logits]))
     losses = [
         sklearn.metrics.log_loss(
@@ -182,9 +183,9 @@ def test_the_training_loss_is_the_mean_over_steps(data):
     """A network that says one half everywhere loses the logarithm of 2 at its first step."""
     config = change(
         epochs=1,
-        loss=Pick("bce"),
+        loss=ComponentConfig("bce"),
         batch_size=20,
-        optimizer=Pick("sgd", {"lr": 1e-4}),
+        optimizer=ComponentConfig("sgd", {"lr": 1e-4}),
     )
     result = train(config, data, model=Scripted(script_of(data, [0.5])))
     assert result.best.train_loss == pytest.approx(math.log(2), rel=1e-6)
@@ -212,7 +213,7 @@ def test_gradients_are_clipped_to_the_given_norm(data):
     config = change(
         epochs=1,
         batch_size=20,
-        optimizer=Pick("sgd", {"lr": 1.0, "momentum": 0.5, "weight_decay": 1e-6}),
+        optimizer=ComponentConfig("sgd", {"lr": 1.0, "momentum": 0.5, "weight_decay": 1e-6}),
     )
 
     def moved(clip_norm):
@@ -243,7 +244,7 @@ def test_every_epoch_trains_on_other_batches_and_judges_on_the_same(data):
             return super().forward(images)
 
     model = Watching(script_of(data, [0.5] * 3))
-    train(change(augment=Pick("none")), data, model=model)
+    train(change(augment=ComponentConfig("none")), data, model=model)
     first, second, third = model.seen[True]
     assert len(first) == len(second) == len(third) == 5
     assert not set(first) & set(second) | set(second) & set(third) | set(first) & set(third)
@@ -255,7 +256,7 @@ def test_every_epoch_trains_on_other_batches_and_judges_on_the_same(data):
 
 
 def test_the_saved_file_gives_the_best_epochs_dice_again(data, tmp_path):
-    config = change(epochs=6, optimizer=Pick("adam", {"lr": 3e-2}))
+    config = change(epochs=6, optimizer=ComponentConfig("adam", {"lr": 3e-2}))
     result = train(config, data, save_to=tmp_path / "m.safetensors")
     assert result.checkpoint == tmp_path / "m.safetensors"
     model, its_config = checkpoint.load(result.checkpoint)
@@ -363,7 +364,7 @@ def test_a_loss_that_is_no_number_ends_it(data, tmp_path, value, when, what):
     told = []
     with pytest.raises(Diverged) as caught:
         train(
-            change(epochs=4, loss=Pick("bce")),
+            change(epochs=4, loss=ComponentConfig("bce")),
             data,
             lambda record: told.append(record.epoch) or False,
             model=Broken(value, 3, when),
@@ -388,8 +389,8 @@ class Explosive(nn.Module):
 def test_a_learning_rate_far_too_high_diverges(data):
     config = change(
         epochs=20,
-        loss=Pick("bce"),
-        optimizer=Pick("sgd", {"lr": 1.0, "momentum": 0.99}),
+        loss=ComponentConfig("bce"),
+        optimizer=ComponentConfig("sgd", {"lr": 1.0, "momentum": 0.99}),
         clip_norm=0.0,
     )
     with pytest.raises(Diverged, match=r"^the \w+ loss became (nan|inf) in epoch"):
@@ -427,30 +428,30 @@ ROWS = [(f, n) for f, table in FAMILIES.items() if f != "model" for n in table]
 
 @pytest.mark.parametrize(("family", "name"), ROWS)
 def test_every_row_of_every_family_trains(data, family, name):
-    config = change(epochs=2, **{family: Pick(name)})
+    config = change(epochs=2, **{family: ComponentConfig(name)})
     result = train(config, TrainData(data.cache, np.arange(8), data.val))
     assert all(math.isfinite(r.train_loss + r.val_loss) for r in result.history)
 
 
 @pytest.mark.parametrize(
-    "pick",
+    "component",
     [
-        Pick("unet", {"width": 8, "depth": 2}),
-        Pick("segnet", {"width": 8}),
+        ComponentConfig("unet", {"width": 8, "depth": 2}),
+        ComponentConfig("segnet", {"width": 8}),
     ],
     ids=lambda p: p.name,
 )
-def test_a_network_of_ours_learns_eight_pictures_by_heart(tmp_path, pick):
+def test_a_network_of_ours_learns_eight_pictures_by_heart(tmp_path, component):
     root = write_folder(tmp_path / "data", 8)
     cache = build_cache(DatasetIndex.read(root), 32, tmp_path / "cache")
     everyone = np.arange(8)
     config = change(
-        model=pick,
+        model=component,
         image_size=32,
         epochs=35,
-        augment=Pick("none"),
-        optimizer=Pick("adam", {"lr": 1e-2}),
-        schedule=Pick("onecycle"),
+        augment=ComponentConfig("none"),
+        optimizer=ComponentConfig("adam", {"lr": 1e-2}),
+        schedule=ComponentConfig("onecycle"),
     )
     assert train(config, TrainData(cache, everyone, everyone)).best.metrics.dice > 0.95
 
@@ -465,10 +466,10 @@ def kept(config, data, path):
 
 def test_a_batch_computed_in_parts_makes_the_same_step(data, tmp_path):
     """Group norm looks at one image at a time, so that nothing depends on the parts."""
-    model = Pick("unet", {"width": 4, "depth": 1, "norm": "group"})
-    config = change(model=model, loss=Pick("bce_dice"), epochs=2, batch_size=5, clip_norm=0.0)
-    optimizer = Pick("sgd", {"lr": 0.1, "momentum": 0.5})
-    config = dataclasses.replace(config, optimizer=optimizer, augment=Pick("none"))
+    model = ComponentConfig("unet", {"width": 4, "depth": 1, "norm": "group"})
+    config = change(model=model, loss=ComponentConfig("bce_dice"), epochs=2, batch_size=5, clip_norm=0.0)
+    optimizer = ComponentConfig("sgd", {"lr": 0.1, "momentum": 0.5})
+    config = dataclasses.replace(config, optimizer=optimizer, augment=ComponentConfig("none"))
     whole = kept(config, data, tmp_path / "whole.safetensors")
     parts = kept(dataclasses.replace(config, accumulate=2), data, tmp_path / "parts.safetensors")
     more = kept(dataclasses.replace(config, accumulate=64), data, tmp_path / "more.safetensors")
@@ -495,11 +496,11 @@ def test_the_averaged_network_is_the_one_that_is_judged_and_kept(data, tmp_path)
 
 @pytest.mark.parametrize(
     "settings",
-    [{"flooding": 0.9}, {"label_smoothing": 0.3}, {"mix": Pick("cutmix", {"alpha": 1.0})}],
+    [{"flooding": 0.9}, {"label_smoothing": 0.3}, {"mix": ComponentConfig("cutmix", {"alpha": 1.0})}],
 )
 def test_what_helps_training_changes_it_and_leaves_the_validation_loss_alone(data, settings):
     """An untrained network that is never moved: only how it is judged is left."""
-    still = {"optimizer": Pick("sgd", {"lr": 1e-4, "momentum": 0.5}), "epochs": 1}
+    still = {"optimizer": ComponentConfig("sgd", {"lr": 1e-4, "momentum": 0.5}), "epochs": 1}
     plain = train(change(**still), data).history[0]
     other = train(change(**still, **settings), data).history[0]
     assert abs(other.train_loss - plain.train_loss) > 1e-3
@@ -513,16 +514,16 @@ def test_the_loss_is_never_below_the_flood_level(data):
 
 @pytest.mark.parametrize("mix", ["mixup", "cutmix"])
 def test_mixing_repeats_to_the_last_digit(data, mix):
-    config = change(mix=Pick(mix, {"alpha": 0.4}), epochs=2)
+    config = change(mix=ComponentConfig(mix, {"alpha": 0.4}), epochs=2)
     assert timeless(train(config, data).history) == timeless(train(config, data).history)
 
 
 def test_a_network_with_deep_supervision_trains_and_is_judged_by_its_main_output(data, tmp_path):
-    model = Pick("unet", {"width": 4, "depth": 3, "deep_supervision": True})
+    model = ComponentConfig("unet", {"width": 4, "depth": 3, "deep_supervision": True})
     path = tmp_path / "model.safetensors"
     result = train(change(model=model, epochs=2), data, save_to=path)
     weights = load_file(path)
     torch.manual_seed(SMALL.seed)
-    fresh = build_model(model, image_size=16).state_dict()
-    moved = [k for k in weights if "extra_heads" in k and not torch.equal(weights[k], fresh[k])]
+    initial = build_model(model, image_size=16).state_dict()
+    moved = [k for k in weights if "extra_heads" in k and not torch.equal(weights[k], initial[k])]
     assert moved and all(math.isfinite(r.val_loss) for r in result.history)

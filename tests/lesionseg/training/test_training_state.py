@@ -12,7 +12,7 @@ from lesionseg.config import TrialConfig
 from lesionseg.data.cache import build_cache
 from lesionseg.data.index import DatasetIndex
 from lesionseg.errors import InputError
-from lesionseg.space import Pick
+from lesionseg.space import ComponentConfig
 from lesionseg.training import training_state
 from lesionseg.training.training_state import CheckpointManager, identity
 from tests.conftest import write_folder
@@ -167,7 +167,7 @@ def test_an_identity_tells_configurations_members_and_their_order_apart(cache):
     made = [
         identity(config, cache, train=train),
         identity(dataclasses.replace(config, seed=1), cache, train=train),
-        identity(dataclasses.replace(config, loss=Pick("dice")), cache, train=train),
+        identity(dataclasses.replace(config, loss=ComponentConfig("dice")), cache, train=train),
         identity(config, cache, train=train[:-1]),
         identity(config, cache, train=train[::-1].copy()),
         identity(config, cache, train=np.array([], dtype=np.int64)),

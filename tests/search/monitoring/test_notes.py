@@ -12,7 +12,7 @@ from optuna.trial import TrialState, create_trial
 from optuna_dashboard._note import get_note_from_system_attrs
 
 from lesionseg.config import TrialConfig
-from lesionseg.space import Pick
+from lesionseg.space import ComponentConfig
 from search.monitoring import notes
 from tests.search.helpers import in_memory
 from tests.search.study.test_transfer import exported, fill, imported
@@ -51,7 +51,7 @@ def test_several_lines_become_one():
 
 
 def test_a_complete_trial_tells_how_it_ended_what_it_trained_and_what_it_cost():
-    config = TrialConfig(model=Pick("unet", {"width": 16, "depth": 4})).to_dict()
+    config = TrialConfig(model=ComponentConfig("unet", {"width": 16, "depth": 4})).to_dict()
     text = notes.format_trial_note(
         trial(config=config, val={"dice": 0.8125, "jaccard": 0.7}, best_epoch=2, epochs=2,
               params=1_234_567, macs=2_500_000_000, seconds=61.2, peak_memory=2**30,

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from lesionseg.config import TrialConfig
-from lesionseg.space import Pick
+from lesionseg.space import ComponentConfig
 from search.monitoring import status_view
 from tests.search.statuses import worker_of
 
@@ -73,7 +73,7 @@ def test_no_line_is_longer_than_the_terminal(width):
 
 @pytest.mark.parametrize("width", [120, 200])
 def test_a_long_configuration_takes_only_what_the_others_leave(width):
-    long = TrialConfig(model=Pick("smp_linknet", {"encoder": "mobilenet_v2" * 20})).to_dict()
+    long = TrialConfig(model=ComponentConfig("smp_linknet", {"encoder": "mobilenet_v2" * 20})).to_dict()
     *_, row = drawn(status_of(running=[trial_of(config=long)]), width)
     assert row.startswith("here[1]:42  cuda:0 x 0.5  3      3/12   0.7500  ")
     assert "7 s ago    smp_linknet(encoder=mob" in row

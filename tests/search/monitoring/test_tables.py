@@ -9,7 +9,7 @@ from rich.console import Console
 from lesionseg.config import DEFAULTS, SETTINGS, TrialConfig
 from lesionseg.data.duplicates.audit import audit_dataset
 from lesionseg.registry import FAMILIES
-from lesionseg.space import Pick
+from lesionseg.space import ComponentConfig
 from search.monitoring import tables as show
 from search.spec.formatting import format_config
 from search.storage import trial_records
@@ -32,9 +32,9 @@ def record(number=7, state=TrialState.COMPLETE, value=0.875, **attrs):
 
 def test_a_configuration_in_one_line_has_every_pick_and_parameter():
     config = TrialConfig(
-        model=Pick("unet", {"width": 16, "depth": 3}),
-        optimizer=Pick("adam", {"lr": 0.00123456}),
-        loss=Pick("dice"),
+        model=ComponentConfig("unet", {"width": 16, "depth": 3}),
+        optimizer=ComponentConfig("adam", {"lr": 0.00123456}),
+        loss=ComponentConfig("dice"),
     )
     line = format_config(config)
     assert line == "unet(width=16, depth=3) · dice · flips · adam(lr=0.00123) · cosine"
@@ -44,7 +44,7 @@ def test_a_configuration_in_one_line_has_every_pick_and_parameter():
 
 def test_what_stands_at_its_default_unless_it_is_named_is_not_shown():
     params = {"width": 16, "depth": 3, "norm": "batch", "attention": True}
-    config = TrialConfig(model=Pick("unet", params), mix=Pick("cutmix", {"alpha": 1.0}))
+    config = TrialConfig(model=ComponentConfig("unet", params), mix=ComponentConfig("cutmix", {"alpha": 1.0}))
     line = format_config(config)
     assert line.startswith("unet(width=16, depth=3, attention=true) · bce_dice · flips · cutmix(")
 
@@ -102,7 +102,7 @@ def test_every_row_of_every_table_is_shown_with_its_parameters(shown):
             lines = [row for row in text.splitlines() if row.split()[:1] == [name]]
             assert any(option.about in line for line in lines)
             for key, domain in option.space.items():
-                star = "*" if key in option.settled else ""
+                star = "*" if key in option.fixed_by_default else ""
                 # A long list of choices goes on in the next line of its cell.
                 first, *others = str(domain).split(" | ")
                 assert f"{key}{star}: {first}" in text

@@ -14,16 +14,17 @@ from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
 
 from lesionseg.config import TrialConfig
 from lesionseg.data.image_io import read_mask
-from lesionseg.inference.evaluate import predict
-from lesionseg.inference.postprocess import finish
-from lesionseg.inference.selection import PLAIN, Inference
-from lesionseg.metrics import METRICS, SURFACE
+from lesionseg.inference.evaluate import predict_probabilities
+from lesionseg.inference.postprocess import to_mask
+from lesionseg.inference.selection import DEFAULT_INFERENCE, Inference
+from lesionseg.metrics import METRICS, SURFACE_DISTANCES
 from lesionseg.training import checkpoint
 from search.errors import JobFailed
 from search.results.final_test import best_trial, run_final_test
 from search.storage import trial_records
 from search.storage.study_dir import read_metrics
-from search.study.lifecycle import list_test_evaluations, open_study
+from search.study.evaluations import list_test_evaluations
+from search.study.opening import open_study
 from search.trial_process.slot import Slot
 from tests.search.helpers import SLOT, open_tiny, search
 
@@ -72,7 +73,7 @@ def test_the_report_has_every_key_of_its_contract(finished):
     opened, report = finished
     assert report["study"] == opened.name
     assert report["trial"] == best_trial(opened.study).number
-    distances = {f"{name}{unit}" for name in SURFACE for unit in ("", "_percent")}
+    distances = {f"{name}{unit}" for name in SURFACE_DISTANCES for unit in ("", "_percent")}
     of_pixels = {"average_precision", "calibration_error"}
     assert report["test"].keys() == {*METRICS, *distances, *of_pixels, "n", "groups"}
     assert report["ci95"].keys() == {*METRICS, *distances}
@@ -132,11 +133,11 @@ def test_the_rows_are_those_of_the_stored_network_by_another_library(finished):
     where = np.array([names.index(r["name"]) for r in rows])
     device = next(model.parameters()).device
     inference = checkpoint.read_inference(opened.folder / "final" / "model.safetensors")
-    predicted = predict(model, opened.cache, where, device=device, inference=inference)
+    predicted = predict_probabilities(model, opened.cache, where, device=device, inference=inference)
     masks = {r.name: r.mask for r in opened.index.records}
     for row, probability in zip(rows, predicted, strict=True):
         truth, _ = read_mask(masks[row["name"]])
-        mask = finish(inference.chain, probability, truth.shape)
+        mask = to_mask(inference.chain, probability, truth.shape)
         t, p = truth.ravel(), mask.ravel()
         tn, fp, fn, tp = confusion_matrix(t, p, labels=[False, True]).ravel()
         assert [int(row[k]) for k in ("tp", "fp", "fn", "tn")] == [tp, fp, fn, tn]
@@ -265,7 +266,7 @@ def test_what_was_chosen_is_in_the_report_and_in_the_checkpoint(finished):
     kept = checkpoint.read_inference(opened.folder / "final" / "model.safetensors")
     assert kept.to_dict() == report["inference"]
     choice = report["inference_choice"]
-    assert choice["dice"] >= choice["plain_dice"] - 1e-9
+    assert choice["dice"] >= choice["default_dice"] - 1e-9
     assert [row["what"] for row in choice["rows"]]
 
 
@@ -275,7 +276,7 @@ def test_without_leave_nothing_is_done_after_the_network(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s", changes)
     search(opened)
     report = run_final_test(opened, SLOT)
-    assert report["inference"] == PLAIN.to_dict()
+    assert report["inference"] == DEFAULT_INFERENCE.to_dict()
     assert report["inference_choice"] is None
     weights = opened.folder / "final" / "model.safetensors"
     assert checkpoint.read_inference(weights) == Inference()
@@ -289,7 +290,7 @@ def test_a_network_fitted_to_the_validation_images_takes_over_the_searchs_choice
     search(opened)
     report = run_final_test(opened, SLOT)
     # Judged with the search's weights, whose Dice on these images is the trial's own.
-    assert report["inference_choice"]["plain_dice"] == pytest.approx(report["val"]["search"])
+    assert report["inference_choice"]["default_dice"] == pytest.approx(report["val"]["search"])
     final = opened.folder / "final"
     assert checkpoint.read_inference(final / "model.safetensors").to_dict() == report["inference"]
     assert sorted(p.name for p in final.iterdir()) == FILES
@@ -313,7 +314,7 @@ def test_a_study_without_a_complete_trial_has_no_final_and_says_why(tiny_data, t
 
 
 def test_a_retraining_that_breaks_leaves_nothing_and_looks_at_nothing(searched):
-    with pytest.raises(JobFailed, match=r"the retraining of trial \d describe_error: config: device: "):
+    with pytest.raises(JobFailed, match=r"the retraining of trial \d broke: config: device: "):
         run_final_test(searched, Slot("cuda:63", 1))
     assert not list(searched.folder.glob("final*"))
     assert list_test_evaluations(searched.study) == []

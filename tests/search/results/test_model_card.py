@@ -6,7 +6,7 @@ import re
 import pytest
 from huggingface_hub import ModelCard
 
-from lesionseg.metrics import METRICS, SURFACE
+from lesionseg.metrics import METRICS, SURFACE_DISTANCES
 from search.results.model_card import model_card
 
 PARTS = {"train": 70, "val": 15, "test": 12}
@@ -15,7 +15,7 @@ PARTS = {"train": 70, "val": 15, "test": 12}
 def make_report():
     """metrics.json of a study, with numbers that are all different."""
     numbers = iter(range(1, 200))
-    names = [*METRICS, *SURFACE, *(f"{n}_percent" for n in SURFACE)]
+    names = [*METRICS, *SURFACE_DISTANCES, *(f"{n}_percent" for n in SURFACE_DISTANCES)]
     test = {name: next(numbers) / 173 for name in names}
     test |= {"average_precision": 0.91234, "calibration_error": 0.04321, "n": 12, "groups": 7}
     return {
@@ -69,7 +69,7 @@ def test_a_hub_reads_the_header_with_every_number_of_the_test():
     assert data.model_name == "isic"
     told = {r.metric_type: r.metric_value for r in data.eval_results}
     assert told == {k: v for k, v in report["test"].items() if k in told}
-    percents = {f"{name}_percent" for name in SURFACE}
+    percents = {f"{name}_percent" for name in SURFACE_DISTANCES}
     assert told.keys() == {*METRICS, *percents, "average_precision", "calibration_error"}
     assert {r.task_type for r in data.eval_results} == {"image-segmentation"}
     assert {r.dataset_type for r in data.eval_results} == {"isic2018"}
@@ -80,8 +80,8 @@ def test_every_row_of_the_table_is_of_metrics_json_with_its_interval():
     shown = table(card_of(report).text)
     rows = {
         **{name: (name.replace("_", " ").capitalize(), 4) for name in METRICS},
-        **{name: (f"{name.upper()} (pixels)", 2) for name in SURFACE},
-        **{f"{name}_percent": (f"{name.upper()} (% of the diagonal)", 2) for name in SURFACE},
+        **{name: (f"{name.upper()} (pixels)", 2) for name in SURFACE_DISTANCES},
+        **{f"{name}_percent": (f"{name.upper()} (% of the diagonal)", 2) for name in SURFACE_DISTANCES},
         "average_precision": ("Average precision", 4),
         "calibration_error": ("Calibration error", 4),
     }

@@ -11,9 +11,9 @@ import cli
 import lesionseg
 from lesionseg.config import TrialConfig
 from lesionseg.errors import InputError
-from lesionseg.inference.onnx_export import Check, OnnxModel
+from lesionseg.inference.onnx_export import OnnxComparison, OnnxModel
 from lesionseg.inference.selection import Inference
-from lesionseg.space import Pick
+from lesionseg.space import ComponentConfig
 from lesionseg.training import checkpoint
 from search.errors import JobFailed
 from search.results import onnx_export
@@ -21,7 +21,7 @@ from search.results.onnx_export import IMAGES, export_model
 from tests.conftest import write_pair
 from tests.lesionseg.dark import dark_unet
 
-CONFIG = TrialConfig(model=Pick("unet", {"width": 4, "depth": 1}), image_size=16)
+CONFIG = TrialConfig(model=ComponentConfig("unet", {"width": 4, "depth": 1}), image_size=16)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     path = folder / "final" / "model.safetensors"
     checkpoint.save(path, dark_unet(CONFIG).state_dict(), CONFIG)
-    checkpoint.set_inference(path, Inference("none", (Pick("threshold", {"value": 0.7}),)))
+    checkpoint.set_inference(path, Inference("none", (ComponentConfig("threshold", {"value": 0.7}),)))
     return folder
 
 
@@ -77,9 +77,9 @@ def test_bad_input_is_one_line_and_2(run, words, told):
     assert list(Path().iterdir()) == []
 
 
-@pytest.mark.parametrize("largest", [2e-3, float("nan")])
-def test_a_file_that_differs_from_torch_is_not_given_out(run, tmp_path, monkeypatch, largest):
-    monkeypatch.setattr(onnx_export, "compare", lambda *_: Check(1, largest, 1.0))
+@pytest.mark.parametrize("max_difference", [2e-3, float("nan")])
+def test_a_file_that_differs_from_torch_is_not_given_out(run, tmp_path, monkeypatch, max_difference):
+    monkeypatch.setattr(onnx_export, "compare_with_torch", lambda *_: OnnxComparison(1, max_difference, 1.0))
     monkeypatch.setattr(onnx_export, "export_onnx", lambda _, path, __: path.write_bytes(b"new"))
     (tmp_path / "m.onnx").write_bytes(b"old")
     with pytest.raises(JobFailed, match="differs from torch by"):

@@ -20,16 +20,16 @@ from lesionseg.config import TrialConfig
 from lesionseg.data.image_io import read_mask
 from lesionseg.errors import InputError
 from lesionseg.inference.selection import Inference
-from lesionseg.space import Pick
+from lesionseg.space import ComponentConfig
 from lesionseg.training import checkpoint
 from lesionseg.viz.overlays import PREDICTED_COLOUR, overlay
 from search.errors import JobFailed
 from search.results import predict
-from search.results.predict import COLUMNS, predict_files
+from search.results.predict import COLUMNS, write_predictions
 from tests.conftest import ROOT, write_pair
 from tests.lesionseg.dark import dark_unet
 
-CONFIG = TrialConfig(model=Pick("unet", {"width": 4, "depth": 1}), image_size=16, seed=1)
+CONFIG = TrialConfig(model=ComponentConfig("unet", {"width": 4, "depth": 1}), image_size=16, seed=1)
 HERE = os.environ | {"PYTHONPATH": str(ROOT)}
 
 
@@ -39,7 +39,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     path = folder / "final" / "model.safetensors"
     checkpoint.save(path, dark_unet(CONFIG).state_dict(), CONFIG)
-    checkpoint.set_inference(path, Inference("flips", (Pick("largest"),)))
+    checkpoint.set_inference(path, Inference("flips", (ComponentConfig("largest"),)))
     return folder
 
 
@@ -77,7 +77,7 @@ def invoke(*words):
 
 def test_every_image_has_its_mask_overlay_and_row(segmenter, pairs, tmp_path):
     images, out = images_in(pairs), tmp_path / "out"
-    summary = predict_files(segmenter, images, out, masks=masks_in(pairs), batch_size=2)
+    summary = write_predictions(segmenter, images, out, masks=masks_in(pairs), batch_size=2)
     rows = rows_of(out)
     assert list(rows[0]) == [*COLUMNS, "dice"]
     assert sorted(p.name for p in out.iterdir()) == ["masks", "overlays", "predictions.csv"]
@@ -95,8 +95,8 @@ def test_every_image_has_its_mask_overlay_and_row(segmenter, pairs, tmp_path):
         assert float(row["centre_x"]) == pytest.approx(x.mean())
         assert float(row["centre_y"]) == pytest.approx(y.mean())
         assert float(row["confidence"]) == found.confidence
-        flags = [row[k] for k in ("touches_border", "nothing_found", "several")]
-        assert flags == [str(int(v)) for v in (found.touches_border, False, found.several)]
+        flags = [row[k] for k in ("touches_border", "is_empty", "has_several_lesions")]
+        assert flags == [str(int(v)) for v in (found.touches_border, False, found.has_several_lesions)]
         truth, _ = read_mask(pairs / "masks" / image.name)
         assert float(row["dice"]) == pytest.approx(f1_score(truth.ravel(), mask.ravel() > 0))
         with Image.open(out / "overlays" / f"{image.stem}.jpg") as drawn:
@@ -108,7 +108,7 @@ def test_every_image_has_its_mask_overlay_and_row(segmenter, pairs, tmp_path):
 
 def test_the_outline_on_an_overlay_lies_on_the_masks_edge(segmenter, tmp_path):
     write_pair(tmp_path, "large", size=(900, 700), seed=2)
-    predict_files(segmenter, [tmp_path / "images" / "large.png"], tmp_path / "out")
+    write_predictions(segmenter, [tmp_path / "images" / "large.png"], tmp_path / "out")
     drawn = np.asarray(Image.open(tmp_path / "out/overlays/large.jpg")).astype(int)
     assert drawn.shape == (373, 480, 3)
     mask = np.asarray(Image.open(tmp_path / "out/masks/large.png").resize((480, 373))) > 0
@@ -124,9 +124,9 @@ def test_the_outline_on_an_overlay_lies_on_the_masks_edge(segmenter, tmp_path):
 
 def test_an_image_without_a_lesion_has_an_empty_mask_and_no_numbers_made_up(segmenter, tmp_path):
     Image.new("RGB", (30, 20), "white").save(tmp_path / "white.png")
-    summary = predict_files(segmenter, [tmp_path / "white.png"], tmp_path / "out", overlays=False)
+    summary = write_predictions(segmenter, [tmp_path / "white.png"], tmp_path / "out", overlays=False)
     (row,) = rows_of(tmp_path / "out")
-    assert (row["nothing_found"], row["area"], row["share"]) == ("1", "0", "0.0")
+    assert (row["is_empty"], row["area"], row["share"]) == ("1", "0", "0.0")
     assert row["centre_x"] == row["centre_y"] == row["confidence"] == ""
     assert not np.asarray(Image.open(tmp_path / "out/masks/white.png")).any()
     assert summary.empty == 1
@@ -138,7 +138,7 @@ def test_images_of_one_name_do_not_overwrite_each_other(segmenter, tmp_path):
     for name, colour in colours.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (30, 20), colour).save(tmp_path / name)
-    predict_files(segmenter, [tmp_path / name for name in colours], tmp_path / "out")
+    write_predictions(segmenter, [tmp_path / name for name in colours], tmp_path / "out")
     rows = {r["file"]: r["mask"] for r in rows_of(tmp_path / "out")}
     assert len(set(rows.values())) == 3
     for name, colour in colours.items():
@@ -153,7 +153,7 @@ def test_what_cannot_be_used_is_told_and_left_out(segmenter, pairs, tmp_path):
     images[4].write_bytes(b"")
     Image.new("L", (5, 5)).save(masks[images[6]])
     told = []
-    summary = predict_files(
+    summary = write_predictions(
         segmenter, images, tmp_path / "out", masks=masks, on_broken=lambda e: told.append(str(e))
     )
     assert (summary.images, summary.broken) == (6, 3)
@@ -168,7 +168,7 @@ def test_what_cannot_be_used_is_told_and_left_out(segmenter, pairs, tmp_path):
 def test_where_nothing_can_be_used_nothing_is_written(segmenter, tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(JobFailed, match="none of 1 images could be used"):
-        predict_files(segmenter, [tmp_path / "a.png"], tmp_path / "out")
+        write_predictions(segmenter, [tmp_path / "a.png"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".out*"))
 
@@ -180,7 +180,7 @@ def test_a_full_disk_leaves_nothing_half_written(segmenter, pairs, tmp_path, mon
 
     monkeypatch.setattr(f"search.results.predict.{at}", full)
     with pytest.raises(JobFailed, match="cannot be written: No space left on device"):
-        predict_files(segmenter, images_in(pairs), tmp_path / "out")
+        write_predictions(segmenter, images_in(pairs), tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cwd", "data"]
 
 
@@ -196,7 +196,7 @@ def test_an_interrupt_leaves_nothing_half_written(segmenter, pairs, tmp_path, mo
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        predict_files(segmenter, images_in(pairs), tmp_path / "out", on_image=stop)
+        write_predictions(segmenter, images_in(pairs), tmp_path / "out", on_image=stop)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cwd", "data"]
 
 
@@ -217,20 +217,20 @@ def test_what_is_there_is_left_alone(segmenter, pairs, tmp_path, prepare, told):
     prepare(tmp_path / "out")
     before = {p: p.is_file() and p.read_text() for p in tmp_path.rglob("*out*/**")}
     with pytest.raises(InputError, match=told):
-        predict_files(segmenter, images_in(pairs), tmp_path / "out")
+        write_predictions(segmenter, images_in(pairs), tmp_path / "out")
     assert {p: p.is_file() and p.read_text() for p in tmp_path.rglob("*out*/**")} == before
 
 
 def test_an_empty_folder_is_taken(segmenter, pairs, tmp_path):
     (tmp_path / "out").mkdir()
-    assert predict_files(segmenter, images_in(pairs), tmp_path / "out").images == 9
+    assert write_predictions(segmenter, images_in(pairs), tmp_path / "out").images == 9
 
 
 def test_names_that_are_no_text_or_hold_commas_come_back_from_the_table(segmenter, tmp_path):
     names = ["a,b\n'\"c.png", os.fsdecode(b"caf\xe9.png"), "Ünïcödé 😀.png"]
     for name in names:
         Image.new("RGB", (8, 8)).save(tmp_path / name)
-    predict_files(segmenter, [tmp_path / n for n in names], tmp_path / "out")
+    write_predictions(segmenter, [tmp_path / n for n in names], tmp_path / "out")
     with (tmp_path / "out/predictions.csv").open(
         newline="", encoding="utf-8", errors="surrogateescape"
     ) as file:
@@ -359,14 +359,15 @@ def test_a_model_of_isic_marks_lesions_of_ham10000(real_data, tmp_path):
     """Seconds of training on 64 pixels of 200 images; other cameras, another clinic."""
     from lesionseg.data.cache import build_cache
     from lesionseg.data.index import DatasetIndex
-    from lesionseg.training.train import TrainData, train
+    from lesionseg.training.train import train
+    from lesionseg.training.types import TrainData
 
     found = DatasetIndex.read(real_data / "isic2018")
     index = DatasetIndex(found.root, found.layout, found.records[::10])
     cache = build_cache(index, 64)
     config = TrialConfig(
-        model=Pick("unet", {"width": 8, "depth": 3}),
-        optimizer=Pick("adamw", {"lr": 0.01}),
+        model=ComponentConfig("unet", {"width": 8, "depth": 3}),
+        optimizer=ComponentConfig("adamw", {"lr": 0.01}),
         image_size=64,
         epochs=8,
     )

@@ -30,7 +30,7 @@ def test_a_family_alone_has_a_row_for_each_option_with_its_parameters(family):
     for name, option in FAMILIES[family].items():
         assert rows[name][1] == option.about
         for key, domain in option.space.items():
-            star = "*" if key in option.settled else ""
+            star = "*" if key in option.fixed_by_default else ""
             assert f"`{key}`{star} {domain} (" in rows[name][2]
     assert "## settings" not in text
 

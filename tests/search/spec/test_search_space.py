@@ -118,7 +118,7 @@ def test_a_file_of_ones_own_is_taken_where_weights_are_named():
 
 def usual(option):
     """What stands in the space of a row that is named without more: settled ones as values."""
-    return {k: d.default if k in option.settled else d for k, d in option.space.items()}
+    return {k: d.default if k in option.fixed_by_default else d for k, d in option.space.items()}
 
 
 def value_in(domain):

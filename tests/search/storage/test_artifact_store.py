@@ -145,11 +145,11 @@ def test_what_was_cleared_leaves_nothing_behind(one, two):
 
 
 def test_the_studys_name_counts_where_the_folder_has_another(where, kind, one, tmp_path):
-    format_step = open_artifact_store(where, tmp_path / "two" / "elsewhere", "mine")
+    renamed = open_artifact_store(where, tmp_path / "two" / "elsewhere", "mine")
     put_file(one, 1, "state.pt", b"1")
-    found = format_step.fetch(1, "state.pt")
+    found = renamed.fetch(1, "state.pt")
     assert (found is None) == (kind == "own")
-    assert format_step.is_local == (kind != "s3")
+    assert renamed.is_local == (kind != "s3")
 
 
 def test_what_does_not_lie_there_cannot_be_put(one):
@@ -168,7 +168,7 @@ def test_empty_and_large_files_stay_what_they_are(one, two):
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", "/etc/passwd", ".hidden", "a b", "é"])
 def test_a_name_is_one_plain_word(name, one):
-    for act in (one.local, one.put, one.fetch, one.drop):
+    for act in (one.local_path, one.put, one.fetch, one.delete):
         with pytest.raises(ValueError, match="a file's name is letters"):
             act(1, name)
 
@@ -355,7 +355,7 @@ def test_missing_credentials_are_told(bucket, aws, tmp_path):
 
 def test_an_endpoint_that_is_away_is_lost_and_not_the_users_fault(aws, tmp_path):
     aws.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    with pytest.raises(ArtifactStoreUnavailable, match=r"^store: s3://b1x/mine: Could not connect"):
+    with pytest.raises(ArtifactStoreUnavailable, match=r"^artifacts: s3://b1x/mine: Could not connect"):
         open_artifact_store("s3://b1x", tmp_path / "mine")
 
 

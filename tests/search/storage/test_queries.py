@@ -8,7 +8,8 @@ from lesionseg.config import TrialConfig
 from search.storage import trial_records
 from search.storage.leases import TrialLeases
 from search.storage.queries import SUMMARY_ATTRS, TrialReader
-from search.study.lifecycle import create_or_resume, prepare_sampling
+from search.study.creation import create_or_resume
+from search.study.sampling import prepare_sampling
 from tests.search.helpers import SLOT, open_tiny, queue, tiny_spec
 
 CONFIG = {"config": TrialConfig().to_dict()}

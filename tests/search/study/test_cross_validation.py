@@ -33,7 +33,7 @@ from search.storage.retention import FOLDS, HISTORY, PICTURE, STATE, WEIGHTS
 from search.study import cross_validation
 from search.study.cross_validation import FoldPruner
 from search.study.data_summary import summarize_data
-from search.study.lifecycle import open_study
+from search.study.opening import open_study
 from search.study.pruners import PRUNERS
 from search.trial_process import supervisor
 from tests.search import failing_fold_training, failing_training
@@ -148,8 +148,8 @@ def test_the_first_folds_weights_and_picture_are_what_stays(done, tiny_data):
     images = torch.from_numpy(opened.cache.images[val])
     with torch.inference_mode():
         predicted = model(normalise(images)) > 0
-    counts = metrics.count(predicted, torch.from_numpy(opened.cache.masks[val])[:, None] > 0)
-    dice = metrics.mean(metrics.score(counts.numpy())).dice
+    counts = metrics.count_pixels(predicted, torch.from_numpy(opened.cache.masks[val])[:, None] > 0)
+    dice = metrics.mean_scores(metrics.score_images(counts.numpy())).dice
     assert dice == pytest.approx(trial.user_attrs["folds"]["dice"][0], abs=1e-3)
 
 

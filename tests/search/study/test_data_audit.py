@@ -13,7 +13,7 @@ from lesionseg.errors import InputError
 from search.results.report.report_facts import report_facts
 from search.storage.trial_records import all_trials
 from search.study import data_audit, lifecycle
-from search.study.lifecycle import load_study, open_study
+from search.study.opening import load_study, open_study
 from tests.conftest import write_folder
 from tests.lesionseg.data.copies import CHANGES, recompressed, scaled, texture
 from tests.lesionseg.data.duplicates.test_leakage import put
@@ -112,7 +112,7 @@ def test_folds_are_dealt_of_train_and_val_so_that_copies_in_both_are_one_group(t
         for i in range(4):
             assert len({f"p{i:02}", f"c{i}"} & set(fold.val)) in {0, 2}
     assert sum(len(fold.val) for fold in opened.split.folds) == 20
-    assert data_audit.read_audit(tmp_path / "s")["left_out"] == []
+    assert data_audit.read_audit(tmp_path / "s")["excluded"] == []
     # A test picture among them is refused all the same.
     put(root, "t", recompressed(texture(1), 60), "test", "jpg")
     assert "in two official splits" in refusal(open_tiny, root, tmp_path / "t", options)

@@ -55,15 +55,15 @@ def test_parts_sizes_and_areas_are_those_of_the_files(pictures):
             {"height": 40, "width": 60, "images": 1},
         ],
     }
-    assert card["doubles"] == {"sets": 0, "leaks": 0, "names": []}
+    assert card["duplicates"] == {"sets": 0, "leaks": 0, "names": []}
     assert card["groups_in_several_parts"] == 0
 
 
 def test_a_picture_under_two_names_is_found_and_a_leak_where_the_parts_differ(pictures):
     within = card_of(pictures, Split(("a", "copy"), ("b",), ("c",)))
-    assert within["doubles"] == {"sets": 1, "leaks": 0, "names": [["a", "copy"]]}
+    assert within["duplicates"] == {"sets": 1, "leaks": 0, "names": [["a", "copy"]]}
     across = card_of(pictures, Split(("a", "b"), ("c",), ("copy",)))
-    assert across["doubles"] == {"sets": 1, "leaks": 1, "names": [["a", "copy"]]}
+    assert across["duplicates"] == {"sets": 1, "leaks": 1, "names": [["a", "copy"]]}
 
 
 def test_a_group_in_two_parts_is_counted(pictures):
@@ -86,7 +86,7 @@ def test_a_cache_of_older_times_leaves_open_what_it_does_not_know(pictures, tmp_
     (tmp_path / "old" / "meta.json").write_text(json.dumps(meta))
     card = summarize_data(index, Cache(tmp_path / "old"), Split(("a",), ("b",), ("c",)))
     assert card["sizes"] is None
-    assert card["doubles"] is None
+    assert card["duplicates"] is None
 
 
 def test_a_study_keeps_the_card_of_its_data(tiny_data, tmp_path):

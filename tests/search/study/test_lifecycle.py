@@ -18,17 +18,11 @@ from search.results.final_test import run_final_test
 from search.results.report import write_reports
 from search.spec.loading import load_spec
 from search.storage.database import STORAGE_VARIABLE, open_storage, sqlite_url, storage_url
-from search.storage.study_dir import is_study, locked, read_run_info
-from search.study.lifecycle import (
-    OpenStudy,
-    create_or_resume,
-    join_study,
-    list_test_evaluations,
-    load_study,
-    open_study,
-    prepare_sampling,
-    record_test_evaluation,
-)
+from search.storage.study_dir import is_study, lock_study, read_run_info
+from search.study.creation import create_or_resume
+from search.study.evaluations import list_test_evaluations, record_test_evaluation
+from search.study.opening import OpenStudy, join_study, load_study, open_study
+from search.study.sampling import prepare_sampling
 from search.study.location import StudyLocation
 from search.study.pruners import PRUNERS
 from search.study.suggest import suggest
@@ -168,7 +162,7 @@ def test_a_study_of_one_set_is_none_of_two(two_sets, tmp_path):
 def test_the_card_counts_each_set(two_sets, tmp_path):
     opened = open_tiny(two_sets, tmp_path / "s")
     card = json.loads((tmp_path / "s" / "data.json").read_text())
-    assert [(row["name"], row["pairs"], row["disputed"]) for row in card["sets"]] == [
+    assert [(row["name"], row["pairs"], row["conflicting"]) for row in card["sets"]] == [
         ("one", 20, 0),
         ("two", 12, 0),
     ]
@@ -324,7 +318,7 @@ def test_an_sqlite_file_elsewhere_is_found_again_without_being_told(tiny_data, t
 def test_the_environment_does_not_lead_away_from_where_a_study_is(tiny_data, tmp_path, monkeypatch):
     open_tiny(tiny_data, tmp_path / "s")
     monkeypatch.setenv(STORAGE_VARIABLE, f"sqlite:///{tmp_path}/other.db")
-    assert load_study(tmp_path / "s")[0].study_name == "s"
+    assert load_study(tmp_path / "s").study_name == "s"
     assert open_tiny(tiny_data, tmp_path / "s").name == "s"
     assert not (tmp_path / "other.db").exists()
     # A new study is made where it says.
@@ -457,7 +451,7 @@ def test_a_second_process_is_kept_off_a_folder_until_the_first_is_done_or_dead(t
         [
             sys.executable,
             "-c",
-            # What locked() holds, without its imports.
+            # What lock_study() holds, without its imports.
             "import sys, time, filelock\nlock = filelock.FileLock(sys.argv[1])\nlock.acquire()\n"
             "print('held', flush=True); time.sleep(60)",
             str(tmp_path / ".lock"),
@@ -468,12 +462,12 @@ def test_a_second_process_is_kept_off_a_folder_until_the_first_is_done_or_dead(t
     try:
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(InputError, match="another process is at work on this study"):
-            locked(tmp_path).__enter__()
+            lock_study(tmp_path).__enter__()
         holder.send_signal(signal.SIGKILL)
         holder.wait()
-        with locked(tmp_path):
+        with lock_study(tmp_path):
             pass
-        with locked(tmp_path):
+        with lock_study(tmp_path):
             pass
     finally:
         holder.kill()
@@ -509,7 +503,7 @@ def test_looks_are_counted_and_kept_with_their_time(tiny_data, tmp_path):
     study = open_tiny(tiny_data, tmp_path / "s").study
     assert list_test_evaluations(study) == []
     assert [record_test_evaluation(study), record_test_evaluation(study)] == [1, 2]
-    again = load_study(tmp_path / "s")[0]
+    again = load_study(tmp_path / "s")
     assert len(list_test_evaluations(again)) == 2
     assert all(look.endswith("+00:00") for look in list_test_evaluations(again))
 

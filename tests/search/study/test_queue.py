@@ -319,7 +319,7 @@ REFUSED = {
     "config: unet": "config: must be keys and values, got 'unet'",
     "config: {los: bce}": "config: unknown key 'los' (did you mean 'loss'?)",
     "config: {loss: bce}": "config: lacks model, augment, mix, optimizer, schedule, batch_size, ",
-    "config: {loss: {bce: 1}}": "config: a pick must be a name or {name: parameters}, got ",
+    "config: {loss: {bce: 1}}": "config: a component must be a name or {name: parameters}, got ",
 }
 
 

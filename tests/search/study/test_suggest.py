@@ -20,17 +20,17 @@ from tests.search.helpers import in_memory
 from tests.search.spec.test_search_space import ROWS, parse
 
 
-def build_on_paper(pick):
+def build_on_paper(component):
     """The network's shapes without its numbers: every row, every encoder, in no time."""
     # The mit encoders ask for a number while they are built, so that they need real ones.
-    real = str(pick.params.get("encoder", "")).startswith("mit")
+    real = str(component.params.get("encoder", "")).startswith("mit")
     with torch.device("cpu" if real else "meta"):
-        return build_model(pick, image_size=256)
+        return build_model(component, image_size=256)
 
 
-def _optimizer(pick=None):
+def _optimizer(component=None):
     parameters = [nn.Parameter(torch.zeros(1))]
-    return build_optimizer(pick or TrialConfig().optimizer, parameters)
+    return build_optimizer(component or TrialConfig().optimizer, parameters)
 
 
 BUILDERS = {
@@ -39,7 +39,7 @@ BUILDERS = {
     "augment": build_augment,
     "mix": build_mix,
     "optimizer": _optimizer,
-    "schedule": lambda pick: build_schedule(pick, _optimizer(), 3, 5),
+    "schedule": lambda component: build_schedule(component, _optimizer(), 3, 5),
 }
 
 
@@ -53,7 +53,7 @@ def drawn(space, n, seed=0):
 def opened(family, name):
     """The parameters that a study opens without naming them."""
     option = FAMILIES[family][name]
-    return set(option.space) - option.settled
+    return set(option.space) - option.fixed_by_default
 
 
 def test_there_is_a_builder_for_every_family():
@@ -65,14 +65,14 @@ def test_every_draw_of_every_row_builds(family, name):
     space, errors = parse({family: name})
     assert errors == []
     for trial, config in drawn(space, 6):
-        pick = getattr(config, family)
-        assert pick.name == name
-        assert pick.params.keys() == FAMILIES[family][name].space.keys()
-        BUILDERS[family](pick)
+        component = getattr(config, family)
+        assert component.name == name
+        assert component.params.keys() == FAMILIES[family][name].space.keys()
+        BUILDERS[family](component)
         assert TrialConfig.from_dict(config.to_dict()) == config
         # Every choice is in the record under its dotted name, and nothing else is.
         assert trial.params == {
-            f"{family}.{name}.{k}": v for k, v in pick.params.items() if k in opened(family, name)
+            f"{family}.{name}.{k}": v for k, v in component.params.items() if k in opened(family, name)
         }
 
 

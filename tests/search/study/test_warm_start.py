@@ -7,7 +7,7 @@ import pytest
 from lesionseg.errors import InputError
 from search.spec import baselines
 from search.storage import trial_records
-from search.study.lifecycle import open_study
+from search.study.opening import open_study
 from search.study.samplers import SAMPLERS
 from search.study.suggest import suggest
 from search.study.warm_start import find_params, queue

@@ -20,12 +20,12 @@ from lesionseg.config import TrialConfig
 from lesionseg.data.cache import build_cache
 from lesionseg.data.index import DatasetIndex
 from lesionseg.errors import InputError
-from lesionseg.inference.selection import PLAIN
+from lesionseg.inference.selection import DEFAULT_INFERENCE
 from lesionseg.models import build_model, count_params
 from lesionseg.models.cost import multiply_adds
-from lesionseg.space import Pick
+from lesionseg.space import ComponentConfig
 from lesionseg.training import checkpoint
-from lesionseg.training.train import Diverged, EpochRecord
+from lesionseg.training.types import Diverged, EpochRecord
 from search.trial_process import protocol
 from search.trial_process.child_main import describe_error
 from search.trial_process.process import TrialProcess
@@ -44,11 +44,11 @@ from tests.search import loader_training
 from tests.search.helpers import PATIENCE, is_gone, wait_until
 
 CONFIG = TrialConfig(
-    model=Pick("unet", {"width": 4, "depth": 1}),
-    loss=Pick("bce"),
-    augment=Pick("none"),
-    optimizer=Pick("adam", {"lr": 0.01}),
-    schedule=Pick("constant"),
+    model=ComponentConfig("unet", {"width": 4, "depth": 1}),
+    loss=ComponentConfig("bce"),
+    augment=ComponentConfig("none"),
+    optimizer=ComponentConfig("adam", {"lr": 0.01}),
+    schedule=ComponentConfig("constant"),
     image_size=16,
     batch_size=8,
     epochs=3,
@@ -168,7 +168,7 @@ def test_what_is_chosen_on_validation_images_is_noted_with_the_weights(job, tmp_
             weights, job.cache, job.val, "cpu", 1, tta=False, postprocess=False
         )
     )
-    assert plain.choice.inference == PLAIN == checkpoint.read_inference(weights)
+    assert plain.choice.inference == DEFAULT_INFERENCE == checkpoint.read_inference(weights)
 
 
 # --- put down, and gone on with ----------------------------------------------------------------
@@ -318,7 +318,7 @@ def test_loaders_are_forked_from_the_training_and_change_nothing(job):
     def look(child, record):
         seen.append([(loader.pid, loader.ppid()) for loader in loaders_of(child)])
 
-    changes = {"augment": Pick("full")}
+    changes = {"augment": ComponentConfig("full")}
     plain, helped = supervise(of(job, **changes)), []
     job = with_loaders(job, **changes)
     with TrialProcess(job) as child:

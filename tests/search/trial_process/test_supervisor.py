@@ -10,7 +10,7 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from lesionseg.config import TrialConfig
-from lesionseg.space import Pick
+from lesionseg.space import ComponentConfig
 from search.storage import trial_records
 from search.storage.leases import TrialLeases
 from search.trial_process import supervisor
@@ -117,7 +117,7 @@ def test_one_that_diverges_and_one_that_cannot_be_built_are_told_and_the_next_on
         worker.material = replace(good, cache=tmp_path / "cache")
         diverged = worker.run_one()
         worker.material = good
-        small = replace(TrialConfig(), model=Pick("unet", {"width": 4, "depth": 1}), image_size=16)
+        small = replace(TrialConfig(), model=ComponentConfig("unet", {"width": 4, "depth": 1}), image_size=16)
         unknown = small.to_dict() | {"loss": {"nothing": {}}}
         worker.leases.enqueue([({}, {trial_records.TrialAttr.FIXED_CONFIG: unknown})])
         unbuilt, after = worker.run_one(), worker.run_one()

@@ -21,7 +21,8 @@ from lesionseg.config import TrialConfig
 from search.monitoring.status import status
 from search.spec.loading import load_spec
 from search.storage import trial_records
-from search.study.lifecycle import create_or_resume, load_study, open_study
+from search.study.creation import create_or_resume
+from search.study.opening import load_study, open_study
 from search.study.location import StudyLocation
 from search.trial_process.protocol import Trained, TrainJob
 from search.trial_process.supervisor import Limits, StopConditions, supervise
@@ -149,7 +150,7 @@ def test_a_worker_that_slept_too_long_tells_nothing_when_it_wakes(worker_process
     assert ended == {sleeper: 0, other: 0}
     assert [rows_of(join, query) for query in of_trials] == before
     assert stub_training.read_log(join.folder) == log
-    known = trial_records.all_trials(load_study(join.folder)[0])
+    known = trial_records.all_trials(load_study(join.folder))
     assert [trial_records.reason_of(t) for t in known] == ["lost", None]
     assert known[1].state.name == "COMPLETE"
     assert known[1].user_attrs["resumed_at"] == lines(stub_training.UNFINISHED_FILES)[1].epoch > 0
@@ -194,7 +195,7 @@ def uninterrupted(folder: Path, config: dict, weights: Path) -> dict[str, torch.
 
 
 def check_as_if_uninterrupted(folder: Path, number: int, scratch: Path) -> None:
-    trial = trial_records.all_trials(load_study(folder)[0])[number]
+    trial = trial_records.all_trials(load_study(folder))[number]
     there = load_file(folder / "trials" / str(number) / "model.safetensors")
     straight = uninterrupted(folder, trial.user_attrs["config"], scratch / f"{number}.safetensors")
     assert there.keys() == straight.keys()
@@ -204,7 +205,7 @@ def check_as_if_uninterrupted(folder: Path, number: int, scratch: Path) -> None:
 def chains(folder: Path) -> dict[int, list]:
     """Trials by the number that they had first."""
     found: dict[int, list] = {}
-    for trial in trial_records.all_trials(load_study(folder)[0]):
+    for trial in trial_records.all_trials(load_study(folder)):
         found.setdefault(trial.user_attrs.get("requeued_from", trial.number), []).append(trial)
     return found
 
@@ -244,7 +245,7 @@ def test_weights_are_those_of_a_study_that_nobody_disturbed(real_data, tmp_path)
             assert wait_until(lambda due=due: epochs_done(folder) >= due, 120)
             # One is not to be lost so often that it is given up.
             held = [w for w in status(folder)["workers"] if w["trial"] is not None]
-            known = trial_records.all_trials(load_study(folder)[0])
+            known = trial_records.all_trials(load_study(folder))
             held.sort(key=lambda w, known=known: known[w["trial"]].user_attrs.get("times_lost", 0))
             kill_family(psutil.Process(held[0]["pid"]))
         told, _ = run.communicate(timeout=240)
@@ -306,7 +307,7 @@ def test_a_worker_that_is_sent_away_leaves_its_trial_to_another(real_data, tmp_p
     with started("worker", "s", "--out", folder, "--device", "cpu", "--threads", "1") as run:
         wait_for_the_middle(run, folder)
         check_it_leaves(run)
-    known = trial_records.all_trials(load_study(folder)[0])
+    known = trial_records.all_trials(load_study(folder))
     assert [(t.state.name, trial_records.reason_of(t)) for t in known] == [
         ("FAIL", "interrupted"),
         ("WAITING", None),
@@ -315,7 +316,7 @@ def test_a_worker_that_is_sent_away_leaves_its_trial_to_another(real_data, tmp_p
     assert (folder / "trials" / "0" / "state.pt").is_file()
     assert status(folder)["workers"] == []
     work_on("--out", folder)
-    done = trial_records.all_trials(load_study(folder)[0])[1]
+    done = trial_records.all_trials(load_study(folder))[1]
     assert (done.state.name, done.user_attrs["resumed_at"]) == ("COMPLETE", 1)
     assert not list((folder / "trials").rglob("state.pt"))
     check_as_if_uninterrupted(folder, 1, tmp_path)
@@ -336,7 +337,7 @@ def test_it_leaves_as_fast_when_the_database_is_away(real_data, tmp_path, restar
             server.start()
     assert (folder / "trials" / "0" / "state.pt").is_file()
     work_on(*args)
-    known = trial_records.all_trials(load_study(folder)[0])
+    known = trial_records.all_trials(load_study(folder))
     assert [(t.state.name, trial_records.reason_of(t)) for t in known] == [
         ("FAIL", "lost"),
         ("COMPLETE", None),

@@ -16,7 +16,8 @@ from lesionseg.errors import InputError
 from search.errors import JobFailed
 from search.storage import trial_records
 from search.storage.leases import GRACE_VARIABLE, TrialLeases
-from search.study.lifecycle import create_or_resume, load_study, open_study
+from search.study.creation import create_or_resume
+from search.study.opening import load_study, open_study
 from search.study.location import StudyLocation
 from search.study.samplers import SAMPLERS
 from search.study.suggest import suggest
@@ -337,7 +338,7 @@ def test_a_study_is_paused_resumed_and_stopped_from_outside(tiny_data, tmp_path,
     monkeypatch.setenv(GRACE_VARIABLE, str(GRACE))
     opened = open_tiny(tiny_data, tmp_path / "s", LONG | {"budget.trials": 50})
     queue(opened, width=FAILURE_WIDTHS["waits for suspend"])
-    outside = load_study(tmp_path / "s")[0]
+    outside = load_study(tmp_path / "s")
     leases = TrialLeases(outside)
 
     def command(word):

@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 from lesionseg.config import TrialConfig
 from lesionseg.metrics import METRICS
 from lesionseg.training import checkpoint
-from lesionseg.training.train import EpochRecord
+from lesionseg.training.types import EpochRecord
 from search.monitoring import notes
 from search.storage import trial_records
 from search.storage.lease_transaction import MAX_LOSSES
@@ -26,7 +26,7 @@ from search.storage.lease_types import Claim
 from search.storage.leases import TrialLeases
 from search.storage.process_id import ProcessId, current_process
 from search.storage.retention import PICTURE
-from search.study.lifecycle import open_study
+from search.study.opening import open_study
 from search.study.pruners import PRUNERS
 from search.study.suggest import suggest
 from search.trial_process import supervisor

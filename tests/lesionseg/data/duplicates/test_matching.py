@@ -11,6 +11,7 @@ from lesionseg.data.duplicates import matching
 from lesionseg.data.duplicates.alignment import MIN_SIMILARITY, aligned_similarity
 from lesionseg.data.duplicates.matching import (
     DuplicatePair,
+    cluster_pairs,
     find_duplicate_pairs,
     fingerprint_image,
 )

@@ -39,7 +39,7 @@ def opened(tiny_data, tmp_path_factory):
 
 
 @pytest.fixture
-def gallery(opened):
+def reader(opened):
     return ArtifactReader(opened.study._storage, {opened.name: opened.folder}, opened.folder.parent)
 
 
@@ -67,10 +67,10 @@ def test_one_that_was_refused_has_no_files_and_tells_its_constraint(opened):
     assert opened.study.trials[0].user_attrs["constraint.max_params_m"] < 0
 
 
-def test_optuna_downloads_what_lies_in_the_depot(opened, gallery, tmp_path):
+def test_optuna_downloads_what_lies_in_the_depot(opened, reader, tmp_path):
     for name, artifact in ids(opened, 0).items():
         download_artifact(
-            artifact_store=gallery, artifact_id=artifact, file_path=str(tmp_path / name)
+            artifact_store=reader, artifact_id=artifact, file_path=str(tmp_path / name)
         )
     place = opened.folder / "trials" / "0"
     for name in (PICTURE, HISTORY):
@@ -91,17 +91,17 @@ def test_optuna_downloads_what_lies_in_the_depot(opened, gallery, tmp_path):
     ["", "..", "../0", f"{MARK}-0-0", f"{MARK}-0-9", "/etc/passwd", f"{MARK}-../../x-0", "0",
      f"{MARK.upper()}-0-0", f"{MARK}-00-0", f"{MARK}-0-0\n", f"{MARK}--1-0", f"{MARK}-0-0-0"],
 )  # fmt: skip
-def test_an_id_that_is_none_of_ours_names_nothing(gallery, artifact):
+def test_an_id_that_is_none_of_ours_names_nothing(reader, artifact):
     with pytest.raises(ArtifactNotFound):
-        gallery.open_reader(artifact)
+        reader.open_reader(artifact)
 
 
-def test_a_file_that_is_gone_or_of_a_trial_that_never_was_is_not_there(opened, gallery):
+def test_a_file_that_is_gone_or_of_a_trial_that_never_was_is_not_there(opened, reader):
     mark = opened.study.user_attrs["uuid"]
     for number in (1, 99):
-        for place in range(len(artifact_ids.KINDS)):
+        for place in range(len(artifact_ids.FILES)):
             with pytest.raises(ArtifactNotFound):
-                gallery.open_reader(f"{mark}-{number}-{place}")
+                reader.open_reader(f"{mark}-{number}-{place}")
 
 
 @pytest.mark.parametrize("what", ["file", "folder", "dangling"])
@@ -154,11 +154,11 @@ def test_a_history_that_is_none_gives_no_curves(opened, tmp_path, text):
         mine.open_reader(f"{mark}-0-1")
 
 
-def test_nothing_is_written_or_deleted_from_here(gallery):
+def test_nothing_is_written_or_deleted_from_here(reader):
     with pytest.raises(PermissionError):
-        gallery.write("x", io.BytesIO(b""))
+        reader.write("x", io.BytesIO(b""))
     with pytest.raises(PermissionError):
-        gallery.remove("x")
+        reader.remove("x")
 
 
 # --- which pictures are kept -------------------------------------------------------------------
@@ -177,7 +177,7 @@ def test_pictures_of_the_best_and_of_the_latest_are_kept():
     best = [0.9] * retention.BEST_PICTURES
     known = study_of([*best, *[0.5] * 50, *[None] * 10]).trials
     latest = range(len(known) - retention.LATEST_PICTURES, len(known))
-    assert retention.pictured(known) == {*range(retention.BEST_PICTURES), *latest}
+    assert retention.trials_with_pictures(known) == {*range(retention.BEST_PICTURES), *latest}
 
 
 def test_as_trials_end_one_by_one_no_picture_is_left_over(tmp_path):
@@ -194,7 +194,7 @@ def test_as_trials_end_one_by_one_no_picture_is_left_over(tmp_path):
         store.local_path(number, PICTURE).touch()
         retention.delete_old_pictures(store, study.trials)
         there = {n for n in store.list_trials() if PICTURE in store.list_files(n)}
-        assert there == retention.pictured(study.trials)
+        assert there == retention.trials_with_pictures(study.trials)
     assert len(there) <= retention.BEST_PICTURES + retention.LATEST_PICTURES
 
 
@@ -204,22 +204,22 @@ def test_what_a_killed_worker_left_is_swept(tmp_path):
     study, store = study_of([0.5 - i / 1000 for i in range(60)]), FolderArtifactStore(tmp_path)
     for number in range(60):
         store.local_path(number, PICTURE).touch()
-    retention.sweep(store, study.trials)
-    assert {n for n in store.list_trials() if store.list_files(n)} == retention.pictured(
+    retention.delete_unneeded_files(store, study.trials)
+    assert {n for n in store.list_trials() if store.list_files(n)} == retention.trials_with_pictures(
         study.trials
     )
 
 
 def test_a_picture_that_is_kept_no_more_is_not_listed():
     attrs = artifact_ids.artifact_attrs(MARK, 3, [HISTORY, PICTURE])
-    names = [m["filename"] for m in artifact_ids.list_artifacts(attrs, pictured=False)]
+    names = [m["filename"] for m in artifact_ids.list_artifacts(attrs, with_picture=False)]
     assert names == [artifact_ids.CURVES, HISTORY]
     shuffled = dict(reversed(attrs.items()))
-    names = [m["filename"] for m in artifact_ids.list_artifacts(shuffled, pictured=True)]
+    names = [m["filename"] for m in artifact_ids.list_artifacts(shuffled, with_picture=True)]
     assert names == [PICTURE, artifact_ids.CURVES, HISTORY]
 
 
 def test_files_of_other_makers_are_listed_and_deleted_ones_are_not():
     attrs = {"artifacts:1": json.dumps({"artifact_id": "1", "filename": "x.txt"}),
              "artifacts:2": "null", "other": 3}  # fmt: skip
-    assert [m["artifact_id"] for m in artifact_ids.list_artifacts(attrs, pictured=True)] == ["1"]
+    assert [m["artifact_id"] for m in artifact_ids.list_artifacts(attrs, with_picture=True)] == ["1"]

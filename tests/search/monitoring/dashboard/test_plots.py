@@ -40,8 +40,8 @@ SOME = (
 
 def test_of_points_only_those_that_none_beats_are_in_front():
     points = [(1, 0.5, 0), (2, 0.4, 1), (2, 0.6, 2), (3, 0.6, 3), (4, 0.9, 4), (1, 0.3, 5)]
-    assert plots.front(points) == [(1, 0.5, 0), (2, 0.6, 2), (4, 0.9, 4)]
-    assert plots.front([]) == []
+    assert plots.pareto_front(points) == [(1, 0.5, 0), (2, 0.6, 2), (4, 0.9, 4)]
+    assert plots.pareto_front([]) == []
 
 
 @pytest.mark.parametrize(
@@ -50,12 +50,12 @@ def test_of_points_only_those_that_none_beats_are_in_front():
      ("lesionsearch-dice-parameters", {"unet": [1, 2], "segnet": [3], "Pareto front": [1, 2, 3]})],
 )  # fmt: skip
 def test_complete_trials_stand_by_what_they_cost(name, x):
-    figure = plots.figures(known(*SOME))[name]
+    figure = plots.make_figures(known(*SOME))[name]
     assert {line.name: sorted(line.x) for line in figure.data} == x
 
 
 def test_pruned_curves_stand_beside_the_best():
-    pruned, best = plots.figures(known(*SOME))["lesionsearch-pruned"].data
+    pruned, best = plots.make_figures(known(*SOME))["lesionsearch-pruned"].data
     assert pruned.x == (1, 2, None)
     assert pruned.y == (0.1, 0.2, None)
     assert (best.name, best.y) == ("trial 1, the best", (0.5, 0.8))
@@ -63,18 +63,18 @@ def test_pruned_curves_stand_beside_the_best():
 
 def test_of_many_pruned_curves_some_are_drawn():
     many = [trial("PRUNED", steps=(0.1,)) for _ in range(950)]
-    (curves,) = plots.figures(known(*many))["lesionsearch-pruned"].data
+    (curves,) = plots.make_figures(known(*many))["lesionsearch-pruned"].data
     assert curves.name == "95 of 950 pruned"
     assert len(curves.x) == 95 * 2
 
 
 def test_what_would_be_empty_is_left_out():
-    assert plots.figures([]) == {}
-    assert set(plots.figures(known(trial("FAIL")))) == {"lesionsearch-cost"}
+    assert plots.make_figures([]) == {}
+    assert set(plots.make_figures(known(trial("FAIL")))) == {"lesionsearch-cost"}
 
 
 def test_one_trial_and_one_without_numbers_can_be_drawn():
-    drawn = plots.figures(known(trial(value=0.5), trial(value=0.6, seconds=math.inf, params=1)))
+    drawn = plots.make_figures(known(trial(value=0.5), trial(value=0.6, seconds=math.inf, params=1)))
     assert [len(t.x) for t in drawn["lesionsearch-dice-parameters"].data] == [1]
 
 

@@ -18,10 +18,11 @@ from search.monitoring import notes
 from search.monitoring.dashboard import study_note
 from search.monitoring.dashboard.access import ListenAddress
 from search.monitoring.dashboard.auth import MAX_BODY_BYTES
-from search.monitoring.dashboard.server import Dashboard, find
+from search.monitoring.dashboard.server import Dashboard
+from search.monitoring.dashboard.study_source import find_source
 from search.storage import artifact_ids
 from search.storage.retention import HISTORY, PICTURE
-from search.study.lifecycle import load_study
+from search.study.opening import load_study
 from tests.search.dashboards import COMMAND, served, served_here
 from tests.search.helpers import open_tiny, queue, wait_until, worker_of
 
@@ -63,7 +64,7 @@ def editable(opened):
 def ours(opened, number=0):
     """Ids that a URL needs: study, trial, and its artifacts by name."""
     trial = opened.study.trials[number]
-    told = artifact_ids.list_artifacts(trial.system_attrs, pictured=True)
+    told = artifact_ids.list_artifacts(trial.system_attrs, with_picture=True)
     found = {m["filename"]: m["artifact_id"] for m in told}
     return opened.study._study_id, trial._trial_id, found
 
@@ -109,14 +110,14 @@ REFUSED = [
     ids=[r[0][:40] for r in REFUSED],
 )
 def test_refused(locked, opened, method, path, headers, status):
-    before = load_study(opened.folder)[0]
+    before = load_study(opened.folder)
     body = None if method in {"GET", "DELETE"} or "Content-Length" in headers else {"version": 3}
     answer = locked.ask(path, method, headers, body)
     assert answer.status in ({status, 403} if path.startswith("/static") else {status})
     if status != 413:  # the server's own answer: what is too large does not come to the door
         assert answer.headers["x-content-type-options"] == "nosniff"
     assert b"root:" not in answer.body and b"SQLite" not in answer.body
-    after = load_study(opened.folder)[0]
+    after = load_study(opened.folder)
     assert [t.state for t in after.trials] == [t.state for t in before.trials]
     assert after.study_name == NAME
 
@@ -265,35 +266,35 @@ def test_a_whole_storage_is_shown_or_one_study_of_it(tiny_data, tmp_path, monkey
     def names(source):
         return [s.study_name for s in source.storage.get_all_studies()]
 
-    assert names(find(None, url)) == ["a", "b"]
-    assert names(find("b", url)) == ["b"]
+    assert names(find_source(None, url)) == ["a", "b"]
+    assert names(find_source("b", url)) == ["b"]
     monkeypatch.setenv("LESIONSEARCH_STORAGE", url)
-    assert names(find(None)) == ["a", "b"]
+    assert names(find_source(None)) == ["a", "b"]
     with pytest.raises(InputError, match="no study 'c'"):
-        find("c", url)
+        find_source("c", url)
 
 
 @pytest.mark.parametrize("name", [None, "x"])
 def test_without_a_study_one_line_says_so(name):
     with pytest.raises(InputError, match="none"):
-        find(name)
+        find_source(name)
 
 
 def test_a_storage_that_is_not_there_is_not_made(tmp_path):
     with pytest.raises(InputError, match="no such file"):
-        find(None, f"sqlite:///{tmp_path}/no.db")
+        find_source(None, f"sqlite:///{tmp_path}/no.db")
     assert not list(tmp_path.glob("*.db"))
 
 
 def test_the_only_study_need_not_be_named(tiny_data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     open_tiny(tiny_data, tmp_path / "runs" / "only")
-    assert find(None).storage.only == "only"
+    assert find_source(None).storage.only == "only"
 
 
 def test_what_cannot_be_written_is_told_once_and_looking_goes_on(opened, monkeypatch):
     told = []
-    shown = Dashboard(find(str(opened.folder)), ListenAddress(), told.append)
+    shown = Dashboard(find_source(str(opened.folder)), ListenAddress(), told.append)
 
     def broken(study, known):
         raise OSError("read-only")
@@ -307,5 +308,5 @@ def test_what_cannot_be_written_is_told_once_and_looking_goes_on(opened, monkeyp
             self.left -= 1
             return self.left == 0
 
-    shown._keep(Thrice())
+    shown.refresh_until(Thrice())
     assert told == ["notes and figures not brought up to date: read-only"]

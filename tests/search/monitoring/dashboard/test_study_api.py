@@ -15,7 +15,7 @@ from optuna.trial import TrialState, create_trial
 
 from search.monitoring import notes
 from search.monitoring.dashboard import study_api
-from search.monitoring.dashboard.study_api import LEFT_OUT, Listing
+from search.monitoring.dashboard.study_api import OMITTED_ATTRS, StudyDetailPlugin
 from search.storage import artifact_ids
 from search.storage.retention import HISTORY, PICTURE
 from tests.search.helpers import in_memory
@@ -25,7 +25,7 @@ MARK = "0123456789abcdef" * 2
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch):
-    monkeypatch.setattr(study_api, "FRESH", 0.0)
+    monkeypatch.setattr(study_api, "CACHE_S", 0.0)
 
 
 def add(study, number, rng):
@@ -81,15 +81,15 @@ def both(study, path):
     """Optuna-dashboard's own answer, and the one with the plugin."""
     own = optuna_dashboard.wsgi(study._storage)
     mine = optuna_dashboard.wsgi(study._storage)
-    mine.install(Listing(study._storage))
+    mine.install(StudyDetailPlugin(study._storage))
     return [json.loads(asked(app, path)[2]) for app in (own, mine)]
 
 
 def alike(own, mine):
     """What is left out on purpose is taken out of the other one too."""
     for trial in (*own["trials"], *own["best_trials"]):
-        trial["user_attrs"] = [a for a in trial["user_attrs"] if a["key"] not in LEFT_OUT]
-    own["union_user_attrs"] = [a for a in own["union_user_attrs"] if a["key"] not in LEFT_OUT]
+        trial["user_attrs"] = [a for a in trial["user_attrs"] if a["key"] not in OMITTED_ATTRS]
+    own["union_user_attrs"] = [a for a in own["union_user_attrs"] if a["key"] not in OMITTED_ATTRS]
     assert mine.pop("objective_names", None) == ["validation Dice"]  # better than "Objective 0"
     for side in (own, mine):
         for space in ("union_search_space", "intersection_search_space"):
@@ -102,17 +102,17 @@ def alike(own, mine):
 
 @pytest.mark.parametrize("after", ["", "?after=0", "?after=38", "?after=40", "?after=99"])
 def test_it_says_what_optuna_dashboard_says(study, after, monkeypatch):
-    monkeypatch.setattr(study_api, "pictured", lambda known: {t.number for t in known})
+    monkeypatch.setattr(study_api, "trials_with_pictures", lambda known: {t.number for t in known})
     own, mine = both(study, f"/api/studies/{study._study_id}{after}")
     assert own["trials"] or after in {"?after=40", "?after=99"}
     assert alike(own, mine)
 
 
 def test_it_goes_on_saying_so_as_trials_come_and_end(study, monkeypatch):
-    monkeypatch.setattr(study_api, "pictured", lambda known: {t.number for t in known})
+    monkeypatch.setattr(study_api, "trials_with_pictures", lambda known: {t.number for t in known})
     own = optuna_dashboard.wsgi(study._storage)
     mine = optuna_dashboard.wsgi(study._storage)
-    mine.install(Listing(study._storage))
+    mine.install(StudyDetailPlugin(study._storage))
     path, rng = f"/api/studies/{study._study_id}", random.Random(1)
     running = study.ask({"lr": optuna.distributions.FloatDistribution(1e-6, 1.0, log=True)})
     for step in range(4):
@@ -135,7 +135,7 @@ def test_it_goes_on_saying_so_as_trials_come_and_end(study, monkeypatch):
 
 def test_only_pictures_that_are_kept_are_listed(study):
     _, mine = both(study, f"/api/studies/{study._study_id}")
-    kept = study_api.pictured(study.trials)
+    kept = study_api.trials_with_pictures(study.trials)
     assert 0 < len(kept) < 40
     for trial in mine["trials"]:
         names = [a["filename"] for a in trial["artifacts"]]
@@ -151,14 +151,14 @@ def test_a_study_of_somebody_else_is_left_to_optuna_dashboard():
 
 def test_a_study_that_never_was_is_not_found(study):
     app = optuna_dashboard.wsgi(study._storage)
-    app.install(Listing(study._storage))
+    app.install(StudyDetailPlugin(study._storage))
     assert asked(app, "/api/studies/77")[0] == 404
     assert asked(app, f"/api/studies/{study._study_id}?after=x")[0] >= 400
 
 
 def test_it_is_compressed_for_those_who_can_read_that(study):
     app = optuna_dashboard.wsgi(study._storage)
-    app.install(Listing(study._storage))
+    app.install(StudyDetailPlugin(study._storage))
     path = f"/api/studies/{study._study_id}"
     _, headers, packed = asked(app, path, HTTP_ACCEPT_ENCODING="gzip, br")
     assert headers["Content-Encoding"] == "gzip"

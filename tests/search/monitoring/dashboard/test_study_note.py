@@ -57,5 +57,5 @@ def test_it_may_be_done_as_often_as_one_likes(tiny_data, tmp_path):
     for _ in range(3):
         study_note.refresh(opened.study)
     version = told(opened)[version_key(None)]
-    assert version == told(opened)[study_note.WRITTEN] == 3
+    assert version == told(opened)[study_note.WRITTEN_VERSION] == 3
     assert optuna_dashboard.get_note(opened.study).count("## Leaderboard") == 1

@@ -6,7 +6,7 @@ import pytest
 
 from search.results.report import write_report
 from search.storage.study_dir import read_metrics
-from search.study.lifecycle import load_study
+from search.study.opening import load_study
 from tests.search.results.report.fake_studies import fill, make_final, make_study
 from tests.search.results.report.html_reader import Page
 
@@ -32,7 +32,7 @@ def done(finished, tmp_path):
     """A copy of it: its folder, its study, its metrics."""
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
-    return folder, load_study(folder)[0], read_metrics(folder)
+    return folder, load_study(folder), read_metrics(folder)
 
 
 @pytest.fixture(scope="module")

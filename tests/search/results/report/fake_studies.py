@@ -129,7 +129,7 @@ def make_final(
     names = names or names_of_test(12)
     (folder / "final" / "overlays").mkdir(parents=True)
     counts = invented_counts(len(names))
-    scores = metrics.score(counts)
+    scores = metrics.score_images(counts)
     groups = [f"patient_{i // 2}" for i in range(len(names))]
     best = trial_records.rank_trials(trial_records.all_trials(study))[0]
     told = {
@@ -138,7 +138,7 @@ def make_final(
         "test": {k: float(v.mean()) for k, v in scores.items()}
         | {"average_precision": 0.9517, "calibration_error": 0.0213}
         | {"n": len(names), "groups": len(set(groups))},
-        "ci95": {k: list(v) for k, v in metrics.bootstrap(scores, groups, resamples=200).items()},
+        "ci95": {k: list(v) for k, v in metrics.bootstrap_intervals(scores, groups, resamples=200).items()},
         "confusion": dict(
             zip(("tp", "fp", "fn", "tn"), (counts / 10_000).mean(0).tolist(), strict=True)
         ),
@@ -207,7 +207,7 @@ def invented_card() -> dict:
         "parts": {"train": part(70), "val": part(15), "test": part(12)},
         "edges": list(EDGES),
         "sizes": {"kinds": 2, "most": [{"height": 90, "width": 120, "images": 96}]},
-        "doubles": {"sets": 2, "leaks": 1, "names": [["a", "b"]]},
+        "duplicates": {"sets": 2, "leaks": 1, "names": [["a", "b"]]},
         "groups_in_several_parts": 0,
         "thresholded": 3,
     }

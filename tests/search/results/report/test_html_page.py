@@ -10,11 +10,11 @@ import pytest
 import yaml
 
 from lesionseg.errors import InputError
-from lesionseg.metrics import METRICS, SURFACE
+from lesionseg.metrics import METRICS, SURFACE_DISTANCES
 from search.results.report import DEFINITIONS, words, write_report
 from search.storage import trial_records
 from search.storage.study_dir import read_metrics
-from search.study.lifecycle import load_study
+from search.study.opening import load_study
 from tests.search.results.report.fake_studies import (
     EVIL,
     SPEC,
@@ -69,7 +69,7 @@ def test_what_is_done_after_the_network_is_told(done, chosen, told):
 
 def test_every_metric_has_a_name_and_a_definition():
     assert tuple(DEFINITIONS)[: len(METRICS)] == METRICS
-    distances = {f"{name}{unit}" for name in SURFACE for unit in ("", "_percent")}
+    distances = {f"{name}{unit}" for name in SURFACE_DISTANCES for unit in ("", "_percent")}
     assert set(DEFINITIONS) == {*METRICS, *distances, "average_precision", "calibration_error"}
 
 
@@ -86,7 +86,7 @@ def test_an_unknown_metric_without_interval_is_shown_under_its_key(done):
 
 
 def test_how_it_was_found_is_told_in_a_sentence(finished, page):
-    study = load_study(finished)[0]
+    study = load_study(finished)
     told = read_metrics(finished)
     counted = trial_records.count_by_state(trial_records.all_trials(study))
     assert counted == {
@@ -107,7 +107,7 @@ def test_how_it_was_found_is_told_in_a_sentence(finished, page):
 
 
 def test_the_leaderboard_is_the_ranking_with_the_winner_marked(finished, page):
-    study = load_study(finished)[0]
+    study = load_study(finished)
     told = read_metrics(finished)
     rows = page.table("leaderboard")[1:]
     best = trial_records.rank_trials(trial_records.all_trials(study))

@@ -14,7 +14,7 @@ from search.results.report.markdown_page import plain_text
 from search.results.report.search_facts import saved_by_pruning, searched, shown_parameters
 from search.storage import trial_records
 from search.storage.study_dir import read_metrics
-from search.study.lifecycle import load_study
+from search.study.opening import load_study
 from tests.search.results.report.fake_studies import (
     EVIL,
     add,
@@ -130,7 +130,7 @@ def test_every_number_of_the_pages_tables_is_in_report_json(written):
 
 def test_counts_time_and_what_pruning_saved_are_of_the_records(written):
     folder, facts, page, _ = written
-    known = trial_records.all_trials(load_study(folder)[0])
+    known = trial_records.all_trials(load_study(folder))
     search = facts["search"]
     assert search["counts"] == trial_records.count_by_state(known)
     # 20 trials: 3 failed, 5 skipped, 2 6 10 14 18 pruned after 2 epochs of 1.5 s, 13 complete of 6.

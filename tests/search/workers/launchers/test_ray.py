@@ -21,7 +21,7 @@ import pytest
 from lesionseg.errors import InputError
 from search.monitoring.status import status
 from search.storage import trial_records
-from search.study.lifecycle import load_study
+from search.study.opening import load_study
 from search.study.location import StudyLocation
 from search.trial_process.slot import Slot, WorkerResult
 from tests.conftest import _lacking
@@ -303,7 +303,7 @@ def test_a_study_survives_the_loss_of_a_node(cluster, tiny_data, tmp_path):
     counts = status(place)["counts"]
     assert counts["complete"] + counts["pruned"] == 10, told
     assert counts["running"] == counts["waiting"] == counts["failed"] == 0
-    known = trial_records.all_trials(load_study(place)[0])
+    known = trial_records.all_trials(load_study(place))
     assert len({t.user_attrs["owner"]["worker"] for t in known if "owner" in t.user_attrs}) >= 3
     lost = [t for t in known if trial_records.reason_of(t) == trial_records.EndReason.LOST]
     again = {t.user_attrs.get("requeued_from") for t in known}

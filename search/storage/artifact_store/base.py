@@ -1,0 +1,128 @@
+"""The files of a study's trials, in a place that all of its workers reach.
+
+A file of a trial has the trial's number and a name such as ``state.pt``. Below the study's name
+it has the same key in every kind of store: ``<study>/trials/<number>/<name>``.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+from lesionseg.errors import InputError
+
+#: The file that holds the id of the store's study, beside the trials' folders.
+MARKER = ".study"
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+
+
+class ArtifactStoreUnavailable(RuntimeError):
+    """The store could not be reached, in spite of retries; one line."""
+
+
+class ArtifactStore(ABC):
+    """The files of one study's trials. Names consist of letters, digits, ``_``, ``-`` and ``.``.
+
+    Every method may raise InputError where access is refused, and ArtifactStoreUnavailable.
+    """
+
+    #: The folder below which this host's files lie.
+    root: Path
+    #: Whether a file at ``local_path`` is in the store already.
+    is_local: bool
+
+    def local_path(self, number: int, name: str) -> Path:
+        """Return where this host's processes write and read a file; its folder is created."""
+        path = self._path(number, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    @abstractmethod
+    def put(self, number: int, name: str) -> None:
+        """Make the file at ``local_path`` available to other hosts.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+
+    @abstractmethod
+    def fetch(self, number: int, name: str) -> Path | None:
+        """Copy a file to ``local_path``, completely or not at all, over an existing one.
+
+        Returns:
+            The path; None where the store does not have the file.
+        """
+
+    @abstractmethod
+    def delete(self, number: int, name: str) -> None:
+        """Delete a file, here and in the store, if it exists."""
+
+    @abstractmethod
+    def list_files(self, number: int) -> list[str]:
+        """Return the names of a trial's files in the store, sorted."""
+
+    @abstractmethod
+    def list_trials(self) -> list[int]:
+        """Return the numbers of the trials that have files in the store, sorted."""
+
+    @abstractmethod
+    def total_bytes(self) -> int:
+        """Return the size of the study's files in the store."""
+
+    def delete_partial_files(self, number: int) -> None:
+        """Delete files of this host whose writing was interrupted."""
+        for path in self._folder(number).glob(".*"):
+            if path.is_file():
+                path.unlink(missing_ok=True)
+
+    def delete_trial(self, number: int) -> None:
+        """Delete all files of a trial, here and in the store."""
+        for name in self.list_files(number):
+            self.delete(number, name)
+        shutil.rmtree(self._folder(number), ignore_errors=True)
+
+    def claim_marker(self, study_id: str) -> None:
+        """Mark the store as that of a new study; InputError where it is another study's."""
+        if self._read_marker() is None:
+            self._write_marker(study_id)
+        self.check_not_foreign(study_id)
+
+    def check_not_foreign(self, study_id: str | None = None) -> None:
+        """Raise InputError where the store is marked as another study's than this one's."""
+        if self._read_marker() not in {None, study_id}:
+            raise InputError(
+                f"artifacts: {self}: holds another study of this name; "
+                "name another place or study, or delete what is there"
+            )
+
+    def check_marker(self, study_id: str) -> None:
+        """Raise InputError where this is not the place that the study was created with."""
+        marker = self._read_marker()
+        if marker != study_id:
+            problem = "holds nothing of the study" if marker is None else "is another study's"
+            raise InputError(
+                f"artifacts: {self}: {problem} as this host sees it; mount the folder that the "
+                "study was created with at this path, or create the study with s3://bucket/prefix"
+            )
+
+    @abstractmethod
+    def _read_marker(self) -> str | None: ...
+
+    @abstractmethod
+    def _write_marker(self, study_id: str) -> None: ...
+
+    def _folder(self, number: int) -> Path:
+        return self.root / "trials" / str(number)
+
+    def _path(self, number: int, name: str) -> Path:
+        if not is_file_name(name):
+            raise ValueError(f"a file's name is letters, digits, _, - and ., got {name!r}")
+        return self._folder(number) / name
+
+
+def is_file_name(name: str) -> bool:
+    """Return whether a trial's file may have this name."""
+    return _NAME.fullmatch(name) is not None

@@ -1,0 +1,178 @@
+"""Create a study, or resume the one of the same folder."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+from optuna.study import StudyDirection
+from sqlalchemy.engine import URL
+
+from lesionseg.data.cache import Cache, build_cache
+from lesionseg.data.duplicates.grouping import apply_groups
+from lesionseg.data.index import DatasetIndex
+from lesionseg.data.sets import Roots
+from lesionseg.data.split import Split, has_official, make_split
+from search.spec.study_spec import StudySpec
+from search.storage.artifact_store import open_artifact_store
+from search.storage.database import open_storage, sqlite_url, storage_url
+from search.storage.leases import TrialLeases
+from search.storage.study_dir import (
+    check_study_or_empty,
+    check_writable,
+    create_folder,
+    is_study,
+)
+from search.storage.trial_records import StudyAttr
+from search.study import warm_start
+from search.study.data_audit import StudyAudit, audit_study, write_audit
+from search.study.opening import (
+    OpenStudy,
+    apply_stored_groups,
+    load_study,
+    open_artifacts,
+    recorded_url,
+    stored_split,
+)
+from search.study.resume_checks import check_resumable
+from search.study.study_files import write_data_summary, write_study_files
+
+#: Called with the number of images that are cached and of all images.
+Progress = Callable[[int, int], None]
+
+
+def create_or_resume(
+    spec: StudySpec,
+    data: Roots,
+    folder: Path,
+    storage: str | None = None,
+    artifacts: str | None = None,
+    on_progress: Progress = lambda done, total: None,
+) -> OpenStudy:
+    """Create the study of a folder, or resume it if it exists.
+
+    Everything that may be wrong with the input is checked before anything is written.
+
+    Args:
+        spec: The study.
+        data: Folders of the images.
+        folder: The study's folder, whose name becomes the study's name.
+        storage: URL of the database; None for ``study.db`` in the folder.
+        artifacts: Location of weights and checkpoints (``search.storage.artifact_store``); None
+            for the folder.
+        on_progress: Called while the images are cached.
+
+    Raises:
+        InputError: If data, folder, storage or artifact store cannot be used, or a study of this
+            name has another spec or other data; the message names the keys that differ.
+    """
+    index = DatasetIndex.read(data, spec.data.layout)
+    check_study_or_empty(folder)
+    check_writable(folder)
+    artifacts = _absolute_location(artifacts)
+    audit: StudyAudit | None = None
+    resume = is_study(folder)
+    if resume:
+        study, url = load_study(folder, storage=storage), recorded_url(folder, storage)
+        check_resumable(study, spec, index, artifacts)
+    else:
+        url = storage_url(storage, folder)
+        _check_locations(url, folder, artifacts)
+    cache = build_cache(index, spec.data.image_size, on_progress=on_progress)
+    if not resume:
+        audit = _audit(spec, index, cache)
+        split = _split(spec, index, cache, audit)
+        study = _create_study(folder, url)
+        if not _initialize(study, spec, index, split, audit, artifacts):
+            # Another host created it at the same time: its split and data are valid.
+            check_resumable(study, spec, index, artifacts)
+            resume = True
+    if resume:
+        study.set_user_attr(StudyAttr.SPEC, spec.model_dump(mode="json"))
+    create_folder(folder)
+    store, split = open_artifacts(study, folder, claim=True), stored_split(study)
+    index = apply_stored_groups(study, index)
+    if audit:
+        write_audit(folder, audit)
+    write_data_summary(folder, index, cache, split)
+    write_study_files(study, folder, url, data, index.layout)
+    return OpenStudy(folder, spec, index, cache, split, study, store)
+
+
+def _check_locations(url: URL, folder: Path, artifacts: str | None) -> None:
+    """Raise InputError if the database or the artifact store cannot be used for a new study."""
+    store = open_artifact_store(artifacts, folder)
+    if url == sqlite_url(folder) and not (folder / "study.db").exists():
+        store.check_not_foreign()  # no other host can have created this study
+    if url.get_backend_name() != "sqlite":
+        open_storage(url)
+
+
+def _absolute_location(artifacts: str | None) -> str | None:
+    """Make a path absolute, as workers have other working directories."""
+    if artifacts is None or ":/" in artifacts:
+        return artifacts
+    return str(Path(artifacts).expanduser().resolve())
+
+
+def _audit(spec: StudySpec, index: DatasetIndex, cache: Cache) -> StudyAudit:
+    return audit_study(
+        index,
+        cache,
+        official=_uses_official_split(spec, index),
+        leaks=spec.data.leaks,
+        merge_train_val=spec.data.split.kfold is not None,
+    )
+
+
+def _split(spec: StudySpec, index: DatasetIndex, cache: Cache, audit: StudyAudit) -> Split:
+    options = spec.data.split
+    records = apply_groups(index.records, audit.groups)
+    used = [i for i, record in enumerate(records) if record.name not in audit.excluded]
+    return make_split(
+        [records[i] for i in used],
+        cache.areas[used],
+        options.shares,
+        seed=options.seed,
+        official=_uses_official_split(spec, index),
+        limits=spec.data.limit.model_dump(),
+        kfold=options.kfold,
+    )
+
+
+def _uses_official_split(spec: StudySpec, index: DatasetIndex) -> bool:
+    mode = spec.data.split.mode
+    return mode == "official" or (mode == "auto" and has_official(index.records))
+
+
+def _create_study(folder: Path, url: URL) -> optuna.Study:
+    if url == sqlite_url(folder):
+        create_folder(folder)  # for another storage only after that was opened
+    return optuna.create_study(
+        study_name=folder.resolve().name,  # the name of "." too
+        storage=open_storage(url),
+        direction=StudyDirection.MAXIMIZE,
+        load_if_exists=True,
+    )
+
+
+def _initialize(
+    study: optuna.Study,
+    spec: StudySpec,
+    index: DatasetIndex,
+    split: Split,
+    audit: StudyAudit,
+    artifacts: str | None,
+) -> bool:
+    """Write the attributes and first trials of a new study; return False if it has them."""
+    attrs = {
+        StudyAttr.DATA: index.fingerprint(),
+        StudyAttr.SPLIT: split.to_dict(),
+        StudyAttr.GROUPS: dict(audit.groups),
+        StudyAttr.ARTIFACTS: artifacts,
+        StudyAttr.UUID: uuid.uuid4().hex,
+        StudyAttr.SPEC: spec.model_dump(mode="json"),
+    }
+    return TrialLeases(study).initialize_study(attrs, warm_start.first_trials(spec))

@@ -1,0 +1,208 @@
+"""Open existing studies: from a folder, or from a shared storage."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import optuna
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.engine import URL
+
+from lesionseg.data.cache import Cache, build_cache
+from lesionseg.data.duplicates.grouping import apply_groups
+from lesionseg.data.index import DatasetIndex
+from lesionseg.data.sets import Roots
+from lesionseg.data.split import Split, positions
+from lesionseg.errors import InputError
+from search.spec.loading import parse_spec
+from search.spec.study_spec import StudySpec
+from search.storage.artifact_store import ArtifactStore, open_artifact_store
+from search.storage.database import (
+    STORAGE_VARIABLE,
+    mask_password,
+    open_storage,
+    sqlite_url,
+    storage_from_environment,
+    storage_url,
+)
+from search.storage.retrying_storage import RetryingStorage, backend_of
+from search.storage.study_dir import create_folder, is_study, read_run_info
+from search.storage.trial_records import StudyAttr
+from search.study.location import StudyLocation
+from search.study.resume_checks import check_data
+from search.study.study_files import recorded_roots, write_data_summary, write_study_files
+from search.study.trial_data import TrialData
+from search.trial_process.slot import StopEvent
+
+
+@dataclass(frozen=True)
+class OpenStudy:
+    """A study with its data, split and artifact store."""
+
+    folder: Path
+    spec: StudySpec
+    index: DatasetIndex
+    cache: Cache
+    split: Split
+    study: optuna.Study
+    artifact_store: ArtifactStore
+
+    @property
+    def name(self) -> str:
+        """The name of the study in its storage."""
+        return self.study.study_name
+
+    @property
+    def trial_data(self) -> TrialData:
+        """The images that trials train on and are validated with."""
+        names = self.cache.names
+        folds = [(positions(f.train, names), positions(f.val, names)) for f in self.split.folds]
+        train, val = positions(self.split.train, names), positions(self.split.val, names)
+        return TrialData(self.cache.path, train, val, tuple(folds))
+
+    def configure_retries(self, stop_event: StopEvent, on_wait: Callable[[str], None]) -> None:
+        """Set what ends the wait for an unavailable database, and what reports the wait."""
+        self._backend.stop_event, self._backend.on_wait = stop_event, on_wait
+
+    def describe_error(self, error: Exception) -> str:
+        """Return the database's message of an error that is not transient, in one line."""
+        cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+        text = str(getattr(cause, "orig", None) or cause or error)
+        return f"storage: {self._backend.redact(' '.join(text.split()))[:300]}"
+
+    @property
+    def _backend(self) -> RetryingStorage:
+        return backend_of(self.study)
+
+
+def open_study(folder: Path, *, storage: str | None = None, data: Roots | None = None) -> OpenStudy:
+    """Open the study of a folder.
+
+    Args:
+        folder: The study's folder.
+        storage: URL of its database; None for the recorded one.
+        data: Folders of the images; None for the recorded ones.
+
+    Raises:
+        InputError: If the folder holds no study, or the data differ from the study's.
+    """
+    study = load_study(folder, storage=storage)
+    return _open(study, folder, data or recorded_roots(read_run_info(folder)))
+
+
+def join_study(location: StudyLocation) -> OpenStudy:
+    """Open a study for a worker on any host: by its folder, or by its name in the storage.
+
+    Raises:
+        InputError: If there is no such study, its data differ, or its artifact store is not
+            available on this host.
+    """
+    folder, data = location.folder, location.data
+    if is_study(folder):
+        return open_study(folder, storage=location.storage, data=data)
+    if not (location.storage or storage_from_environment()):
+        raise InputError(
+            f"{folder}: no study here, and no --storage to look for it in; give the database's "
+            f"URL, or the study's folder as --out"
+        )
+    url = storage_url(location.storage, folder)
+    masked, name = mask_password(url), location.name
+    study = _load(url, name, f"{masked} holds no study {name!r}; check the name")
+    if StudyAttr.SPEC not in study.user_attrs:
+        raise InputError(f"{masked}: study {name!r} was not created by lesionsearch")
+    if data is None:
+        raise InputError("--data: give the folder of the images on this host")
+    opened = _open(study, folder, data)
+    create_folder(folder)
+    write_data_summary(folder, opened.index, opened.cache, opened.split)
+    write_study_files(study, folder, url, data, opened.index.layout)
+    return opened
+
+
+def load_study(folder: Path, *, storage: str | None = None) -> optuna.Study:
+    """Load the Optuna study of a folder without its images.
+
+    Raises:
+        InputError: If the folder or its storage holds no study.
+    """
+    name, url = read_run_info(folder)["study"], recorded_url(folder, storage)
+    return _load(
+        url,
+        name,
+        f"{folder}: {mask_password(url)} holds no study {name!r}; was it moved or deleted?",
+    )
+
+
+def recorded_url(folder: Path, storage: str | None) -> URL:
+    """Return the URL of an existing study's database.
+
+    The environment is used for a missing password only: it must not name another database.
+
+    Args:
+        folder: The study's folder.
+        storage: A URL that replaces the one in run.json, or None.
+
+    Raises:
+        InputError: If the password is not known.
+    """
+    recorded = read_run_info(folder)["storage"]
+    if storage is None and recorded is None:
+        return sqlite_url(folder)
+    if storage is None and "***" in recorded:
+        storage = os.environ.get(STORAGE_VARIABLE)
+        if not storage:
+            raise InputError(
+                f"storage: the study is in {recorded}, whose password is not stored; "
+                f"give --storage or set {STORAGE_VARIABLE}"
+            )
+    return storage_url(storage or recorded, folder)
+
+
+def open_artifacts(study: optuna.Study, folder: Path, *, claim: bool) -> ArtifactStore:
+    """Open a study's artifact store and check that it belongs to the study.
+
+    Args:
+        study: The study.
+        folder: Its folder on this host.
+        claim: Whether to mark an unmarked store as this study's, for a new study.
+
+    Raises:
+        InputError: If the store belongs to another study or is not available on this host.
+    """
+    attrs = study.user_attrs
+    store = open_artifact_store(attrs.get(StudyAttr.ARTIFACTS), folder, study.study_name)
+    (store.claim_marker if claim else store.check_marker)(attrs[StudyAttr.UUID])
+    return store
+
+
+def stored_split(study: optuna.Study) -> Split:
+    """Return the split that a study was created with."""
+    return Split.from_dict(study.user_attrs[StudyAttr.SPLIT])
+
+
+def apply_stored_groups(study: optuna.Study, index: DatasetIndex) -> DatasetIndex:
+    """Return the index with the groups that a study was created with."""
+    groups = study.user_attrs.get(StudyAttr.GROUPS, {})
+    return replace(index, records=apply_groups(index.records, groups))
+
+
+def _open(study: optuna.Study, folder: Path, data: Roots) -> OpenStudy:
+    spec = parse_spec(study.user_attrs[StudyAttr.SPEC], f"study {study.study_name!r}")
+    index = DatasetIndex.read(data, spec.data.layout)
+    check_data(study, index)
+    store = open_artifacts(study, folder, claim=False)
+    cache = build_cache(index, spec.data.image_size)
+    index = apply_stored_groups(study, index)
+    return OpenStudy(folder, spec, index, cache, stored_split(study), study, store)
+
+
+def _load(url: URL, name: str, missing: str) -> optuna.Study:
+    if url.get_backend_name() == "sqlite" and not Path(str(url.database)).is_file():
+        raise InputError(missing)  # opening would create the file
+    try:
+        return optuna.load_study(study_name=name, storage=open_storage(url))
+    except KeyError:
+        raise InputError(missing) from None

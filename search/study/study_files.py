@@ -1,0 +1,72 @@
+"""The files of a study's folder, for people; workers read the same facts from the storage.
+
+``runs/<name>/`` holds study.yaml (the spec), run.json (where its data and its storage are),
+split.json, data.json, audit.json, study.db unless another storage is used, trials/<n>/, final/ and
+report.html.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+from sqlalchemy.engine import URL
+
+from lesionseg.data.cache import Cache
+from lesionseg.data.index import DatasetIndex
+from lesionseg.data.sets import Roots, each_root, placed
+from lesionseg.data.split import Split
+from lesionseg.errors import InputError
+from lesionseg.runtime.files import atomic_write
+from search.storage.database import mask_password, sqlite_url
+from search.storage.trial_records import StudyAttr
+from search.study import data_summary
+
+
+def write_study_files(
+    study: optuna.Study, folder: Path, url: URL, data: Roots | None, layout: str | None = None
+) -> None:
+    """Write study.yaml, split.json and, last, run.json, which makes the folder a study's.
+
+    Args:
+        study: The study with all of its attributes.
+        folder: Where to write.
+        url: The study's database.
+        data: Folders of the images; None if unknown.
+        layout: Layout of the data set; None if unknown.
+    """
+    run_info = {
+        "study": study.study_name,
+        "storage": None if url == sqlite_url(folder) else mask_password(url),
+        "data": None if data is None else _format_roots(data),
+        "layout": layout,
+        "version": version("lesionsearch"),
+    }
+    attrs = study.user_attrs
+    atomic_write(folder / "study.yaml", yaml.safe_dump(attrs[StudyAttr.SPEC], sort_keys=False))
+    atomic_write(folder / "split.json", json.dumps(attrs[StudyAttr.SPLIT], indent=1))
+    atomic_write(folder / "run.json", json.dumps(run_info, indent=1))
+
+
+def write_data_summary(folder: Path, index: DatasetIndex, cache: Cache, split: Split) -> None:
+    """Write data.json."""
+    summary = data_summary.summarize_data(index, cache, split)
+    atomic_write(folder / data_summary.FILE_NAME, json.dumps(summary, indent=1))
+
+
+def recorded_roots(run_info: Mapping[str, Any]) -> Roots:
+    """Return the folders of the images from run.json; raises InputError if it has none."""
+    data = run_info["data"]
+    if data is None:
+        raise InputError("--data: give the folder of the images on this host")
+    return Path(data) if isinstance(data, str) else tuple(map(Path, data))
+
+
+def _format_roots(data: Roots) -> str | list[str]:
+    paths = sorted(str(root) for root in each_root(placed(data)))
+    return paths[0] if len(paths) == 1 else paths

@@ -1,0 +1,68 @@
+"""Write the trials of a study as a CSV table."""
+
+from __future__ import annotations
+
+import csv
+from typing import Any, TextIO
+
+import optuna
+from optuna.trial import FrozenTrial
+
+from lesionseg.config import DEFAULTS, SETTINGS
+from search.storage import trial_records
+from search.storage.queries import read_study
+from search.storage.trial_records import TrialAttr
+
+#: The columns before those of the configuration.
+COLUMNS = ("number", "state", "reason", "value", "epochs", "seconds", "baseline")
+
+
+def write_csv(study: optuna.Study, file: TextIO) -> int:
+    """Write one row per trial; return the number of trials.
+
+    The columns are COLUMNS and the configuration's, named as in ``search.study.suggest`` and empty
+    if a trial has no value.
+
+    Args:
+        study: The study.
+        file: A text file opened with ``newline=""``.
+    """
+    rows = [_trial_row(trial) for trial in read_study(study)[-1]]
+    keys = {key for row in rows for key in row} - set(COLUMNS)
+    common = [key for key in (*DEFAULTS, *SETTINGS) if key in keys]
+    columns = [*COLUMNS, *common, *sorted(keys - set(common))]
+    writer = csv.DictWriter(file, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return len(rows)
+
+
+def _trial_row(trial: FrozenTrial) -> dict[str, Any]:
+    has_started = trial.datetime_start is not None
+    seconds = round(trial_records.hours_spent([trial]) * 3600, 3) if has_started else None
+    return {
+        "number": trial.number,
+        "state": trial_records.state_of(trial),
+        "reason": trial_records.reason_of(trial),
+        "value": trial.value,
+        "epochs": len(trial.intermediate_values),
+        "seconds": seconds,
+        "baseline": trial.user_attrs.get(TrialAttr.BASELINE),
+        **_flatten_config(trial),
+    }
+
+
+def _flatten_config(trial: FrozenTrial) -> dict[str, Any]:
+    attrs = trial.user_attrs
+    config = attrs.get("config", attrs.get(TrialAttr.FIXED_CONFIG))
+    if config is None:  # not started: the parameters that it was queued with
+        queued: dict[str, Any] = trial.system_attrs.get("fixed_params", {}) | trial.params
+        return queued
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if key not in DEFAULTS:
+            flat["max_epochs" if key == "epochs" else key] = value
+            continue
+        ((flat[key], params),) = value.items()
+        flat |= {f"{key}.{flat[key]}.{name}": v for name, v in params.items()}
+    return flat

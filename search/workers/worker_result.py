@@ -1,0 +1,36 @@
+"""How a worker ended. Importable without torch, for the jobs of clusters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class StopReason(StrEnum):
+    """Why a worker ended. DONE: the budget is spent; EXHAUSTED: no new configuration is left."""
+
+    DONE = "done"
+    TIME = "time"
+    EXHAUSTED = "exhausted"
+    STOPPED = "stopped"
+    MAX_TRIALS = "max_trials"
+
+
+#: What users read.
+DESCRIPTIONS = {
+    StopReason.DONE: "the study is done",
+    StopReason.TIME: "the time budget is spent",
+    StopReason.EXHAUSTED: "no new configuration is left to try",
+    StopReason.STOPPED: "stopped",
+    StopReason.MAX_TRIALS: "the maximum number of trials is reached",
+}
+#: After these the study needs no worker.
+STUDY_ENDED = frozenset({StopReason.DONE, StopReason.TIME, StopReason.EXHAUSTED})
+
+
+@dataclass(frozen=True)
+class WorkerResult:
+    """How many trials a worker finished, and why it ended."""
+
+    trials: int
+    reason: StopReason
