@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 
 from tests.postgres import PrivatePostgres, binaries
-from tests.search.chaos import FULL, Plan, Told, survive
+from tests.search.chaos import FULL, ChaosResult, Plan, survive
 from tests.search.chaos_checks import Verdict
 from tests.search.worker_processes import WorkerProcesses
 
@@ -51,7 +51,7 @@ def server() -> Iterator[PrivatePostgres]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def measure(kind: str, plan: Plan) -> tuple[Plan, Told, Verdict]:
+def measure(kind: str, plan: Plan) -> tuple[Plan, ChaosResult, Verdict]:
     """One study on one kind of storage."""
     with WorkerProcesses() as worker_processes, tempfile.TemporaryDirectory() as folder:
         if kind == "sqlite":
@@ -64,14 +64,14 @@ def measure(kind: str, plan: Plan) -> tuple[Plan, Told, Verdict]:
             return (plan, *survive(worker_processes, Path(folder), plan, url, again))
 
 
-def row(kind: str, plan: Plan, told: Told, verdict: Verdict) -> list[str]:
+def row(kind: str, plan: Plan, result: ChaosResult, verdict: Verdict) -> list[str]:
     """The values of COLUMNS."""
-    states, done = verdict.states, told.done
+    states, done = verdict.states, result.done
     values = [kind, plan.workers, plan.trials, done["worker"], done["child"], done["server"]]
     values += [done["freeze"], done["restart"], states["complete"], states["pruned"]]
-    values += [states["fail"], verdict.retried, verdict.resumed, verdict.lost, verdict.duplicates]
-    values += [verdict.running, verdict.waiting, max(0, told.peak - plan.trials)]
-    return [str(value) for value in values] + [f"{told.seconds:.0f}"]
+    values += [states["fail"], verdict.requeued, verdict.resumed, verdict.lost, verdict.duplicates]
+    values += [verdict.running, verdict.waiting, max(0, result.peak - plan.trials)]
+    return [str(value) for value in values] + [f"{result.seconds:.0f}"]
 
 
 def write(rows: Sequence[Sequence[str]]) -> None:
@@ -95,9 +95,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = parser.parse_args(argv)
     rows = []
     for kind in given.storage or ["sqlite", "postgresql"]:
-        plan, told, verdict = measure(kind, replace(FULL, seed=given.seed))
-        rows.append(row(kind, plan, told, verdict))
-        broken = verdict.wrong + told.orphans + [f"exit code {code}" for code in told.died]
+        plan, result, verdict = measure(kind, replace(FULL, seed=given.seed))
+        rows.append(row(kind, plan, result, verdict))
+        broken = verdict.violations + result.orphans
+        broken += [f"exit code {code}" for code in result.died]
         print(
             *(f"{name}: {value}" for name, value in zip(COLUMNS, rows[-1], strict=True)), sep="\n"
         )

@@ -33,11 +33,11 @@ from lesionseg import metrics
 from lesionseg.config import TrialConfig
 from lesionseg.data.cache import build_cache
 from lesionseg.data.index import DatasetIndex
-from lesionseg.data.loader import in_order, to_device
-from lesionseg.data.split import make_split, positions
+from lesionseg.data.loader import iterate_batches, to_device
+from lesionseg.data.split import make_split, find_positions
 from lesionseg.training import checkpoint
 from lesionseg.training.train import train
-from lesionseg.training.types import Diverged, EpochRecord, TrainData
+from lesionseg.training.types import Diverged, EpochRecord, TrainData, TrainOptions
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def material(data: Path, size: int, limit: tuple[int, int], seed: int) -> TrainD
     cache = build_cache(index, size)
     limits = {"train": limit[0], "val": limit[1]}
     split = make_split(index.records, cache.areas, SHARES, seed=seed, limits=limits)
-    return TrainData(cache, positions(split.train, cache.names), positions(split.val, cache.names))
+    return TrainData(cache, find_positions(split.train, cache.names), find_positions(split.val, cache.names))
 
 
 def record(job: tuple[Path, dict[str, Any], TrialConfig, Grid, str]) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def record(job: tuple[Path, dict[str, Any], TrialConfig, Grid, str]) -> dict[str
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "w.safetensors"
         try:
-            train(config, data, note, device=where, save_to=weights)
+            train(config, data, note, TrainOptions(device=where, weights_path=weights))
             images = per_image(weights, data, where)
         except Diverged:
             images = []
@@ -156,7 +156,7 @@ def per_image(weights: Path, data: TrainData, device: torch.device) -> list[floa
     """The Dice of each validation image with the weights kept."""
     network = checkpoint.load(weights)[0].to(device)
     counts = []
-    for batch in in_order(data.cache, data.val, 64):
+    for batch in iterate_batches(data.cache, data.val, 64):
         images, masks = to_device(batch, device)
         counts.append(metrics.count_pixels(network(images) > 0, masks > 0.5))
     scores = metrics.score_images(torch.cat(counts).cpu().numpy())

@@ -172,8 +172,8 @@ def cost(folder: Path) -> None:
     from lesionseg.data.synthetic import write_dataset
     from lesionseg.training import checkpoint
     from lesionseg.training.train import train
-    from lesionseg.training.types import TrainData
-    from lesionseg.viz.trial_sheet import draw_sheet, spread
+    from lesionseg.training.types import TrainData, TrainOptions
+    from lesionseg.viz.trial_sheet import write_trial_sheet, select_by_area
     from search.spec.loading import parse_spec
 
     write_dataset(folder / "data", 60, height=128, width=128)
@@ -185,13 +185,13 @@ def cost(folder: Path) -> None:
     data = TrainData(opened.cache, opened.trial_data.train, opened.trial_data.val)
     weights, cpu = folder / "model.safetensors", torch.device("cpu")
     began = time.process_time()
-    train(config, data, save_to=weights)
+    train(config, data, options=TrainOptions(weights_path=weights))
     epoch = (time.process_time() - began) / config.epochs
     drawn = []
     for _ in range(7):
         began = time.process_time()
         model, _ = checkpoint.load(weights)
-        draw_sheet(model, data.cache, spread(data.cache, data.val), folder / "s.jpg", cpu)
+        write_trial_sheet(model, data.cache, select_by_area(data.cache, data.val), folder / "s.jpg", cpu)
         drawn.append(time.process_time() - began)
     leases, trial = TrialLeases(opened.study), opened.study.ask()
     opened.study.tell(trial, 0.5)

@@ -92,7 +92,7 @@ def dice(probability: Pixels | np.ndarray, masks: Pixels) -> float:
 
 def row(name: str, root: Path, size: int, steps: int, folder: Path) -> str:
     """One family's row of the table."""
-    size = max(size, MODELS[name].smallest)
+    size = max(size, MODELS[name].min_image_size)
     images, masks = pairs(root, size)
     segmenter = trained(name, images, masks, size, steps)
     path = folder / f"{name}.onnx"
@@ -103,8 +103,8 @@ def row(name: str, root: Path, size: int, steps: int, folder: Path) -> str:
         return f"| `{name}` | {size} | | cannot: {error} | | | | |"
     seconds = time.perf_counter() - began
     model = OnnxModel(path)
-    ours = np.concatenate([segmenter.probabilities(images[i : i + 8]) for i in range(TRAIN, 64, 8)])
-    theirs = np.concatenate([model.probabilities(images[i : i + 8]) for i in range(TRAIN, 64, 8)])
+    ours = np.concatenate([segmenter.predict_probabilities(images[i : i + 8]) for i in range(TRAIN, 64, 8)])
+    theirs = np.concatenate([model.predict_probabilities(images[i : i + 8]) for i in range(TRAIN, 64, 8)])
     largest = float(np.abs(ours - theirs).max())
     return (
         f"| `{name}` | {size} | {count_params(segmenter.model) / 1e6:.2f} M | {largest:.1e} | "

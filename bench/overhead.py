@@ -28,6 +28,7 @@ from search.study.creation import create_or_resume
 from search.study.opening import OpenStudy
 from search.study.sampling import prepare_sampling
 from search.trial_process.resources import default_slot
+from search.workers.trial_context import TrialContext
 from search.workers.worker import Worker
 
 EPOCHS = 40
@@ -101,14 +102,8 @@ def store_trials(opened: OpenStudy, n: int) -> None:
 def measure(opened: OpenStudy, n: int) -> list[float]:
     """Seconds beside the training of each trial, scaled to EPOCHS epochs' reports."""
     watch = Stopwatch()
-    worker = Worker(
-        opened.study,
-        opened.spec,
-        opened.trial_data,
-        opened.artifact_store,
-        default_slot("cpu", 1),
-        watch,
-    )
+    context = TrialContext.for_study(opened, default_slot("cpu", 1), listener=watch)
+    worker = Worker(context)
     seconds = []
     for _ in range(n):
         began = time.perf_counter()

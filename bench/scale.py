@@ -35,7 +35,7 @@ import sqlalchemy
 from bench.overhead import make_data
 from lesionseg.metrics import Metrics
 from lesionseg.metrics.overlap import METRICS
-from lesionseg.training.types import EpochRecord, TrainResult
+from lesionseg.training.types import EpochRecord, TrainingEnd, TrainResult
 from search.spec.loading import parse_spec
 from search.spec.search_space import SearchSpace
 from search.storage.lease_types import Claim
@@ -46,7 +46,7 @@ from search.study.suggest import suggest
 from search.trial_process.protocol import JobOutcome, ModelBuilt, Trained, TrainJob
 from search.trial_process.slot import Slot
 from search.trial_process.supervisor import Limits, StopConditions
-from search.workers.loop import NullListener
+from search.workers.trial_context import TrialContext
 from search.workers.worker import Worker
 
 EPOCHS = 5
@@ -74,7 +74,7 @@ class Marks:
 
 
 def instead_of_training(
-    job: TrainJob, on_message: Callable[..., bool], limits: Limits, watch: StopConditions
+    job: TrainJob, on_message: Callable[..., bool], limits: Limits, conditions: StopConditions
 ) -> JobOutcome:
     """What a child says of a training, without one."""
     MARKS["began"] = time.perf_counter()
@@ -86,10 +86,10 @@ def instead_of_training(
         history.append(EpochRecord(epoch, 0.1, 0.1, metrics, 0.001, 0.0))
         if on_message(history[-1]):
             break
-    assert job.save_to is not None
-    job.save_to.write_bytes(b"weights")
+    assert job.weights_path is not None
+    job.weights_path.write_bytes(b"weights")
     MARKS["ended"] = time.perf_counter()
-    return Trained(TrainResult(history[-1], tuple(history), "finished", 0.0, 0, job.save_to))
+    return Trained(TrainResult(history[-1], tuple(history), TrainingEnd.FINISHED, 0.0, 0, job.weights_path))
 
 
 MARKS: dict[str, float] = {}
@@ -155,15 +155,7 @@ def store(opened: OpenStudy, n: int) -> None:
 def worker_of(opened: OpenStudy, ordinal: int = 0) -> Iterator[Worker]:
     """A real worker that trains nothing."""
     prepare_sampling(opened, ordinal)
-    worker = Worker(
-        opened.study,
-        opened.spec,
-        opened.trial_data,
-        opened.artifact_store,
-        Slot("cpu"),
-        NullListener(),
-        keep=3,
-    )
+    worker = Worker(TrialContext.for_study(opened, Slot("cpu")))
     with patch("search.workers.trial_runner.supervise", instead_of_training), worker:
         yield worker
 

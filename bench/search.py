@@ -43,7 +43,8 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import Trial, TrialState
 
 from search.spec.study_spec import PrunerSpec, SamplerSpec
-from search.study.pruners import PRUNERS, Halving
+from search.study.halving import Halving
+from search.study.pruners import PRUNERS
 from search.study.samplers import SAMPLERS
 
 CURVES = Path(__file__).parent / "results" / "curves-cpu.jsonl"
@@ -196,7 +197,7 @@ class _Patience(Halving):
         super().__init__(min_epochs, epochs)
         self.one_in = one_in
 
-    def is_patient(self, study_name: str, number: int) -> bool:  # type: ignore[override]
+    def is_deferred(self, study_name: str, number: int) -> bool:  # type: ignore[override]
         lot = binascii.crc32(f"{study_name}_{number}".encode())
         return bool(self.one_in) and lot % self.one_in == 0
 

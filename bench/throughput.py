@@ -45,7 +45,7 @@ from lesionseg.augment import build_augment
 from lesionseg.config import TrialConfig
 from lesionseg.data.cache import Cache, build_cache
 from lesionseg.data.index import DatasetIndex
-from lesionseg.data.loader import in_order, to_device
+from lesionseg.data.loader import iterate_batches, to_device
 from lesionseg.data.synthetic import write_dataset
 from lesionseg.losses import build_loss
 from lesionseg.models import build_model
@@ -61,9 +61,9 @@ from lesionseg.runtime.device import (
 from lesionseg.runtime.env import AUGMENT, ENV_OPTIONS, read_env_option
 from lesionseg.runtime.malloc import retain_freed_memory
 from lesionseg.space import ComponentConfig
-from lesionseg.training.trainer import Hooks, Trainer
+from lesionseg.training.trainer import Trainer
 from lesionseg.training.training_state import CheckpointManager
-from lesionseg.training.types import TrainData
+from lesionseg.training.types import TrainData, TrainOptions
 from search.trial_process.resources import count_cores
 
 #: By what people would call them; a GPU takes the larger ones too.
@@ -104,7 +104,7 @@ class Bare:
         self.loss = build_loss(config.loss, overlap=config.overlap)
         self.optimizer = build_optimizer(config.optimizer, self.model.parameters())
         members = np.arange(config.batch_size) % len(cache.names)
-        batch = next(in_order(cache, members, config.batch_size))
+        batch = next(iterate_batches(cache, members, config.batch_size))
         self.images, self.masks = to_device(batch, device)
         self.device, self.dtype = device, amp_dtype(device, config.amp)
 
@@ -147,20 +147,21 @@ class Ours:
         os.environ[AUGMENT] = executor  # which is looked at once, by the loop
         # An epoch is as long as a block of the others: members occur several times.
         members = np.arange(steps * config.batch_size) % len(cache.names)
-        hooks = Hooks(lambda: False, lambda *told: None, CheckpointManager(None, {}), 1)
-        self.loop = Trainer(config, TrainData(cache, members, members), device, model, hooks)
+        data, options = TrainData(cache, members, members), TrainOptions(device=device)
+        self.trainer = Trainer(config, data, model, options, CheckpointManager(None, {}))
+        self.epoch = 0
 
     @property
     def executor(self) -> str:
         """Who augments."""
-        return "device" if self.loop.resident else "host"
+        return "device" if self.trainer.batches.resident else "host"
 
     def run(self, steps: int) -> int:
         """An epoch of ``steps`` steps; how many images they were."""
-        self.loop.plan.epoch, self.loop.step = self.loop.plan.epoch + 1, 0
-        self.loop.total.zero_()
-        self.loop.steps()
-        return steps * self.loop.config.batch_size
+        self.epoch, self.trainer.step = self.epoch + 1, 0
+        self.trainer.loss_sum.zero_()
+        self.trainer.run_steps(self.epoch)
+        return steps * self.trainer.config.batch_size
 
 
 class Photographs(Dataset[tuple[Tensor, Tensor]]):

@@ -1,9 +1,9 @@
-"""Skin-lesion segmentation: data, models, training, evaluation. Knows nothing of the search.
+"""Skin-lesion segmentation: data, models, training, evaluation.
 
     import lesionseg
-    found = lesionseg.load("runs/isic").predict("photograph.jpg")
+    prediction = lesionseg.load("runs/isic").predict("photograph.jpg")
 
-Importing the package alone brings in neither torch nor NumPy; the first use of a name does.
+torch and NumPy are imported on the first use of a name, not with the package.
 """
 
 from __future__ import annotations

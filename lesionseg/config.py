@@ -1,4 +1,4 @@
-"""TrialConfig: everything that determines one training."""
+"""TrialConfig: the complete configuration of one training."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from lesionseg.errors import InputError, nearest
+from lesionseg.errors import InputError, suggest_name
 from lesionseg.space import Categorical, Domain, Float, Int, ComponentConfig
 
-#: The plain numbers of a configuration, beside its components.
+#: The settings of a configuration besides its components.
 SETTINGS: Mapping[str, Domain] = {
     "image_size": Int(16, 4096, default=256),
     "batch_size": Int(1, 4096, default=16, log=True),
@@ -27,26 +27,26 @@ SETTINGS: Mapping[str, Domain] = {
     "seed": Int(0, 2**31 - 1, default=0),
 }
 
-#: One line for people on each of them.
-ABOUT_SETTINGS: Mapping[str, str] = {
+#: One line on each setting, for help and docs.
+SETTING_DESCRIPTIONS: Mapping[str, str] = {
     "image_size": "side in pixels of the square that images are resized to",
     "batch_size": "images in one step",
-    "accumulate": "parts that a batch is computed in, one after the other: less memory, the same "
-    "step but for what looks at a whole batch (batch norm, flooding, pooled overlap)",
-    "epochs": "passes over the training images, at most",
-    "patience": "epochs without a better validation Dice before stopping early; 0 never does",
-    "clip_norm": "largest norm of the gradient; 0 clips nothing",
+    "accumulate": "number of parts that a batch is computed in: less memory, the same step except "
+    "for what depends on the whole batch (batch norm, flooding, pooled overlap)",
+    "epochs": "maximum number of passes over the training images",
+    "patience": "epochs without a better validation Dice before early stopping; 0 disables it",
+    "clip_norm": "maximum norm of the gradient; 0 disables clipping",
     "overlap": "whether overlap losses are means over images or pooled over the batch",
-    "label_smoothing": "share of each target that is moved to one half, in training only",
-    "flooding": "level b of |loss - b| + b, in training only; 0 floods nothing; arXiv:2002.08709",
-    "ema": "decay of the moving average of the weights that is judged and kept; 0 keeps the "
-    "weights themselves",
-    "amp": "mixed precision where the device has it, or off",
-    "seed": "of the weights, the order of images and the augmentation",
+    "label_smoothing": "weight of the value 0.5 in each training target",
+    "flooding": "level b of the training loss |loss - b| + b; 0 disables it; arXiv:2002.08709",
+    "ema": "decay of the moving average of the weights, which is then validated and saved; 0 "
+    "disables it",
+    "amp": "mixed precision if the device supports it, or off",
+    "seed": "random seed of the weights, the order of images and the augmentation",
 }
 
-#: The component of a family that a study does not name.
-DEFAULTS: Mapping[str, str] = {
+#: The component of each family that a study does not name.
+DEFAULT_COMPONENTS: Mapping[str, str] = {
     "model": "unet",
     "loss": "bce_dice",
     "augment": "flips",
@@ -58,17 +58,18 @@ DEFAULTS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class TrialConfig:
-    """One point of the search space, complete: two equal configurations train alike.
+    """One point of the search space. Equal configurations give equal trainings.
 
-    Raises InputError where a setting lies outside its domain in SETTINGS.
+    Raises:
+        InputError: a setting lies outside its domain in SETTINGS.
     """
 
-    model: ComponentConfig = ComponentConfig(DEFAULTS["model"])
-    loss: ComponentConfig = ComponentConfig(DEFAULTS["loss"])
-    augment: ComponentConfig = ComponentConfig(DEFAULTS["augment"])
-    mix: ComponentConfig = ComponentConfig(DEFAULTS["mix"])
-    optimizer: ComponentConfig = ComponentConfig(DEFAULTS["optimizer"])
-    schedule: ComponentConfig = ComponentConfig(DEFAULTS["schedule"])
+    model: ComponentConfig = ComponentConfig(DEFAULT_COMPONENTS["model"])
+    loss: ComponentConfig = ComponentConfig(DEFAULT_COMPONENTS["loss"])
+    augment: ComponentConfig = ComponentConfig(DEFAULT_COMPONENTS["augment"])
+    mix: ComponentConfig = ComponentConfig(DEFAULT_COMPONENTS["mix"])
+    optimizer: ComponentConfig = ComponentConfig(DEFAULT_COMPONENTS["optimizer"])
+    schedule: ComponentConfig = ComponentConfig(DEFAULT_COMPONENTS["schedule"])
     image_size: int = 256
     batch_size: int = 16
     accumulate: int = 1
@@ -88,31 +89,39 @@ class TrialConfig:
                 value = domain.check(getattr(self, name))
             except InputError as error:
                 raise InputError(f"{name} {error}") from None
-            object.__setattr__(self, name, value)  # "16" and 16.0 are 16
+            object.__setattr__(self, name, value)  # "16" and 16.0 become 16
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, fit for JSON and YAML; ``from_dict`` gives the same configuration back."""
-        plain: dict[str, Any] = {f: {getattr(self, f).name: dict(getattr(self, f).params)}
-                                 for f in DEFAULTS}  # fmt: skip
-        return plain | {name: getattr(self, name) for name in SETTINGS}
+        """Return JSON-compatible data for ``from_dict``."""
+        data: dict[str, Any] = {}
+        for family in DEFAULT_COMPONENTS:
+            component: ComponentConfig = getattr(self, family)
+            data[family] = {component.name: dict(component.params)}
+        return data | {name: getattr(self, name) for name in SETTINGS}
 
     @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> TrialConfig:
-        """The configuration of ``to_dict``; InputError names an unknown key."""
-        known = [f.name for f in fields(cls)]
-        for key in plain:
-            if key not in known:
-                raise InputError(f"unknown key {key!r} ({nearest(key, known)})")
-        values: dict[str, Any] = {k: _pick(v) if k in DEFAULTS else v for k, v in plain.items()}
+    def from_dict(cls, data: Mapping[str, Any]) -> TrialConfig:
+        """Create a configuration from the data of ``to_dict``; missing keys get their default.
+
+        Raises:
+            InputError: a key is unknown or a value cannot be used.
+        """
+        names = [f.name for f in fields(cls)]
+        for key in data:
+            if key not in names:
+                raise InputError(f"unknown key {key!r} ({suggest_name(key, names)})")
+        values: dict[str, Any] = {
+            k: _parse_component(v) if k in DEFAULT_COMPONENTS else v for k, v in data.items()
+        }
         return cls(**values)
 
     def digest(self) -> str:
-        """Twelve hexadecimal digits that name this configuration."""
+        """Return twelve hexadecimal digits that identify this configuration."""
         canonical = json.dumps(self.to_dict(), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
-def _pick(value: Any) -> ComponentConfig:
+def _parse_component(value: Any) -> ComponentConfig:
     if isinstance(value, str):
         return ComponentConfig(value)
     if isinstance(value, Mapping) and len(value) == 1:

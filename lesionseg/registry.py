@@ -1,4 +1,4 @@
-"""FAMILIES: the tables by the name that a study and a TrialConfig use."""
+"""FAMILIES: the registry tables by the name that studies and TrialConfig use."""
 
 from __future__ import annotations
 

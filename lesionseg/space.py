@@ -1,8 +1,7 @@
-"""What can be searched: domains of values, the rows of a family's table, and a choice from it.
+"""Search domains, registry entries, and the components built from them.
 
-A family (models, losses, ...) is one ``dict[str, Option]``. A row is the registration: the
-search, the contract tests, ``lesionsearch options`` and the docs all iterate the same table.
-Nothing here knows of any search library.
+A family (models, losses, ...) is one ``dict[str, RegistryEntry]``. The search, the contract tests,
+``lesionsearch options`` and the docs iterate the same dict.
 """
 
 from __future__ import annotations
@@ -10,17 +9,45 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, Self
 
-from lesionseg.errors import InputError, nearest
+from lesionseg.errors import InputError, suggest_name
 
 Scalar = bool | int | float | str
-N = TypeVar("N", int, float)
+
+
+class _Range:
+    """Methods shared by the numeric domains."""
+
+    low: Any
+    high: Any
+    default: Any
+
+    def check(self, value: object) -> Any:
+        raise NotImplementedError
+
+    def narrow(self, bounds: object) -> Self:
+        """Return the domain limited to ``[low, high]``.
+
+        Raises:
+            InputError: ``bounds`` are not two ordered values of this domain.
+        """
+        if not isinstance(bounds, list) or len(bounds) != 2:
+            raise InputError(f"must be a value or [low, high], got {bounds!r}")
+        low, high = map(self.check, bounds)
+        if low > high:
+            raise InputError(f"must have low <= high, got [{low:g}, {high:g}]")
+        default = min(max(self.default, low), high)
+        return replace(self, low=low, high=high, default=default)  # type: ignore[type-var]
+
+    def extremes(self) -> tuple[Any, ...]:
+        """Return the lowest and the highest value."""
+        return (self.low, self.high)
 
 
 @dataclass(frozen=True)
-class Float:
-    """Real numbers in ``[low, high]``; ``log`` draws them evenly on a logarithmic scale."""
+class Float(_Range):
+    """Real numbers in ``[low, high]``, sampled on a logarithmic scale if ``log`` is set."""
 
     low: float
     high: float
@@ -28,28 +55,19 @@ class Float:
     log: bool = False
 
     def check(self, value: object) -> float:
-        """The value as a float; InputError if it is none or lies outside the range."""
-        number = _number(value)
+        """Return the value as a float; raises InputError if it is not in the domain."""
+        number = _to_number(value)
         if not self.low <= number <= self.high:
             raise InputError(f"must lie in [{self.low:g}, {self.high:g}], got {number:.12g}")
         return number
-
-    def narrow(self, wanted: object) -> Float:
-        """The part ``[low, high]`` of this range; InputError if it is not a part of it."""
-        low, high = _bounds(wanted, self.check)
-        return replace(self, low=low, high=high, default=min(max(self.default, low), high))
-
-    def corners(self) -> tuple[float, ...]:
-        """Its extreme values."""
-        return (self.low, self.high)
 
     def __str__(self) -> str:
         return f"{self.low:g} .. {self.high:g}{' log' if self.log else ''}"
 
 
 @dataclass(frozen=True)
-class Int:
-    """Whole numbers in ``[low, high]``, ``step`` apart, or evenly on a logarithmic scale."""
+class Int(_Range):
+    """Integers in ``[low, high]``, ``step`` apart or sampled on a logarithmic scale."""
 
     low: int
     high: int
@@ -58,8 +76,8 @@ class Int:
     step: int = 1
 
     def check(self, value: object) -> int:
-        """The value as an int; InputError if it is none, out of range or off the step."""
-        number = _number(value)
+        """Return the value as an int; raises InputError if it is not in the domain."""
+        number = _to_number(value)
         if number != int(number):
             raise InputError(f"must be a whole number, got {value!r}")
         if not self.low <= number <= self.high:
@@ -68,15 +86,6 @@ class Int:
             raise InputError(f"must be {self.low} plus a multiple of {self.step}, got {value!r}")
         return int(number)
 
-    def narrow(self, wanted: object) -> Int:
-        """The part ``[low, high]`` of this range; InputError if it is not a part of it."""
-        low, high = _bounds(wanted, self.check)
-        return replace(self, low=low, high=high, default=min(max(self.default, low), high))
-
-    def corners(self) -> tuple[int, ...]:
-        """Its extreme values."""
-        return (self.low, self.high)
-
     def __str__(self) -> str:
         step = f" step {self.step}" if self.step > 1 else ""
         return f"{self.low} .. {self.high}{step}{' log' if self.log else ''}"
@@ -84,45 +93,50 @@ class Int:
 
 @dataclass(frozen=True)
 class Categorical:
-    """One of some values; with ``files``, the path of a file as well (a word with a ``/``)."""
+    """One of ``choices``; if ``files`` is set, also a file path (a string with a ``/``)."""
 
     choices: tuple[Scalar, ...]
     default: Scalar
     files: bool = False
 
     def check(self, value: object) -> Scalar:
-        """The value itself; InputError if it is not one of the choices."""
+        """Return the value; raises InputError if it is not in the domain."""
         for choice in self.choices:
             if type(choice) is type(value) and choice == value:
                 return choice
         if self.files and isinstance(value, str) and "/" in value:
             return value
-        hint = nearest(value, [str(c) for c in self.choices])
+        hint = suggest_name(value, [str(c) for c in self.choices])
         raise InputError(f"must be one of its choices, got {value!r} ({hint})")
 
-    def narrow(self, wanted: object) -> Categorical:
-        """These choices only; InputError if one is unknown, doubled or the list is empty."""
-        if not isinstance(wanted, list) or not wanted:
-            raise InputError(f"must be a value or a list of values, got {wanted!r}")
-        chosen = tuple(self.check(v) for v in wanted)
-        if len(set(chosen)) < len(chosen):
-            raise InputError(f"names a choice twice: {wanted!r}")
-        default = self.default if self.default in chosen else chosen[0]
-        return Categorical(chosen, default, self.files)
+    def narrow(self, choices: object) -> Categorical:
+        """Return the domain limited to a list of its choices.
 
-    def corners(self) -> tuple[Scalar, ...]:
-        """All of its values."""
+        Raises:
+            InputError: the list is empty, or a choice is unknown or listed twice.
+        """
+        if not isinstance(choices, list) or not choices:
+            raise InputError(f"must be a value or a list of values, got {choices!r}")
+        checked = tuple(self.check(v) for v in choices)
+        if len(set(checked)) < len(checked):
+            raise InputError(f"names a choice twice: {choices!r}")
+        default = self.default if self.default in checked else checked[0]
+        return Categorical(checked, default, self.files)
+
+    def extremes(self) -> tuple[Scalar, ...]:
+        """Return all choices."""
         return self.choices
 
     def __str__(self) -> str:
-        return " | ".join([*map(format_value, self.choices), *(["a file's path"] if self.files else [])])
+        texts = [format_value(choice) for choice in self.choices]
+        return " | ".join([*texts, "a file's path"] if self.files else texts)
 
 
 Domain = Float | Int | Categorical
 
 
 def format_value(value: Scalar) -> str:
-    """A value as it is written in a study file."""
+    """Format a value as in a study file."""
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -132,51 +146,56 @@ def format_value(value: Scalar) -> str:
 class RegistryEntry:
     """One row of a family's table.
 
-    build: makes the thing from its parameters (and the family's own leading arguments).
-    space: the domain of each parameter that ``build`` takes.
-    about: one line for people.
-    stride: for models, the number that the image size must be a multiple of, given the
-        parameters.
-    smallest: for models, the smallest image size in pixels.
-    sized: ``build`` takes ``image_size`` too, since the thing is planned from it.
-    fixed_by_default: parameters that a study leaves at their default unless it names them: they cost much,
-        need what not everybody has, or mean the same as another parameter.
+    Attributes:
+        build: returns the component, given the family's leading arguments and the parameters.
+        space: the domain of each parameter.
+        description: one line for help and docs.
+        stride: for models, the number that the image size must be a multiple of, as a function
+            of the parameters.
+        min_image_size: for models, in pixels.
+        needs_image_size: whether ``build`` takes ``image_size`` as well.
+        fixed_by_default: parameters that keep their default unless a study names them, because
+            they are expensive, need extra packages or files, or duplicate another parameter.
     """
 
     build: Callable[..., Any]
     space: Mapping[str, Domain] = field(default_factory=dict)
-    about: str = ""
+    description: str = ""
     stride: Callable[..., int] = lambda **_: 1
-    smallest: int = 1
-    sized: bool = False
+    min_image_size: int = 1
+    needs_image_size: bool = False
     fixed_by_default: frozenset[str] = frozenset()
 
     def resolve(self, params: Mapping[str, object]) -> dict[str, Scalar]:
-        """Every parameter: those given, checked, and the defaults of the others."""
+        """Return all parameters: the given ones, checked, and defaults for the others.
+
+        Raises:
+            InputError: a parameter is unknown or its value lies outside its domain.
+        """
         for name in params:
             if name not in self.space:
-                raise InputError(f"unknown parameter {name!r} ({nearest(name, self.space)})")
-        checked: dict[str, Scalar] = {}
+                raise InputError(f"unknown parameter {name!r} ({suggest_name(name, self.space)})")
+        resolved: dict[str, Scalar] = {}
         for name, domain in self.space.items():
             try:
-                checked[name] = domain.check(params[name]) if name in params else domain.default
+                resolved[name] = domain.check(params[name]) if name in params else domain.default
             except InputError as error:
                 raise InputError(f"{name} {error}") from None
-        return checked
+        return resolved
 
 
 @dataclass(frozen=True)
 class ComponentConfig:
-    """One option of a family and the values of its parameters."""
+    """The name of a registry entry and the values of its parameters."""
 
     name: str
     params: Mapping[str, Scalar] = field(default_factory=dict)
 
 
 def lookup(family: str, table: Mapping[str, RegistryEntry], name: str) -> RegistryEntry:
-    """The row of that name; InputError with the nearest match if there is none."""
+    """Return the entry of a name; raises InputError with the closest match if there is none."""
     if name not in table:
-        raise InputError(f"unknown {family} {name!r} ({nearest(name, table)})")
+        raise InputError(f"unknown {family} {name!r} ({suggest_name(name, table)})")
     return table[name]
 
 
@@ -187,23 +206,30 @@ def build(
     *args: Any,
     image_size: int | None = None,
 ) -> Any:
-    """What the picked row builds from the family's own arguments and the picked parameters.
+    """Build a component.
 
-    image_size: handed on to rows that are planned from it (``Option.sized``).
-    Raises InputError: no such row or parameter, a value outside its domain, or parameters that
-    do not go together.
+    Args:
+        family: the family's name, for error messages.
+        table: the family's entries.
+        component: which entry, with which parameters.
+        *args: the leading arguments that all entries of the family take.
+        image_size: passed to entries with ``needs_image_size``.
+
+    Raises:
+        InputError: the entry or a parameter is unknown, a value lies outside its domain, or the
+            parameters cannot be combined.
     """
-    option = lookup(family, table, component.name)
+    entry = lookup(family, table, component.name)
     try:
-        params = option.resolve(component.params)
+        params = entry.resolve(component.params)
     except InputError as error:
         raise InputError(f"{family}.{component.name}: {error}") from None
-    planned = {"image_size": image_size} if option.sized else {}
-    return option.build(*args, **params, **planned)
+    sizes = {"image_size": image_size} if entry.needs_image_size else {}
+    return entry.build(*args, **params, **sizes)
 
 
-def _number(value: object) -> float:
-    # YAML reads 1e-4 as a string; a bool is an int to Python but never a number to a person.
+def _to_number(value: object) -> float:
+    # YAML reads 1e-4 as a string. A bool is an int in Python, but not a number in a study file.
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise InputError(f"must be a number, got {value!r}")
     try:
@@ -213,12 +239,3 @@ def _number(value: object) -> float:
     if not math.isfinite(number):
         raise InputError(f"must be finite, got {value!r}")
     return number
-
-
-def _bounds(wanted: object, check: Callable[[object], N]) -> tuple[N, N]:
-    if not isinstance(wanted, list) or len(wanted) != 2:
-        raise InputError(f"must be a value or [low, high], got {wanted!r}")
-    low, high = check(wanted[0]), check(wanted[1])
-    if low > high:
-        raise InputError(f"is upside down: [{low:g}, {high:g}]")
-    return low, high

@@ -1,8 +1,7 @@
-"""The published systems trained side by side: same images, same split, same budget, one table.
+"""Trains and tests the published systems on the same images, split and budget.
 
-Each baseline is a trial of one study, in the same storage and child process as any search. It is
-tested as soon as it is trained; what the test gave lies in ``results/<trial>/``, written whole or
-not at all, so that a run that was cut off goes on where it stopped.
+Each training of a baseline is a trial of one study. It is tested as soon as it is complete; the
+results are in ``results/<trial>/``. An interrupted run resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,12 @@ from PIL import Image
 from rich.console import Console
 
 from lesionseg.config import TrialConfig
-from lesionseg.data.sets import Roots
+from lesionseg.data.merge import Roots
 from lesionseg.errors import InputError
-from search.monitoring import tables as show
+from search.monitoring.console import progress_bar
+from search.monitoring.live import LiveView
+from search.monitoring.status import StatusReader
+from search.monitoring.trial_log import TrialLog
 from search.results.baseline_table import (
     BaselineResult,
     TestResult,
@@ -38,213 +41,228 @@ from search.results.evaluation import (
 )
 from search.signals import sigterm_as_interrupt
 from search.spec import baselines
-from search.spec.search_space import find_size_errors
 from search.spec.loading import apply_overrides, parse_spec
+from search.spec.search_space import find_size_errors
 from search.spec.study_spec import StudySpec
 from search.storage import trial_records
 from search.storage.lease_types import Claim
 from search.storage.retention import WEIGHTS
-from search.storage.study_dir import is_study, lock_study
-from search.study.creation import create_or_resume
+from search.storage.trial_records import State, TrialAttr
+from search.study.creation import lock_and_open
 from search.study.evaluations import record_test_evaluation
 from search.study.opening import OpenStudy
 from search.study.sampling import prepare_sampling
 from search.trial_process.protocol import Evaluated, EvaluateJob
 from search.trial_process.resources import default_slot
 from search.trial_process.slot import Slot
+from search.workers.trial_context import TrialContext
 from search.workers.worker import KEEP_BEST, Worker
 
-#: Shares of the test images, by lesion area, at which the pictured ones stand.
-SHOWN = (0.05, 0.3, 0.5, 0.7, 0.95)
+#: Keys that ``--set`` accepts.
+SETTABLE_KEYS = ("data", "seed")
+#: Quantiles, by lesion area, of the test images whose predictions are stored.
+EXAMPLE_QUANTILES = (0.05, 0.3, 0.5, 0.7, 0.95)
+
+
+@dataclass(frozen=True)
+class BaselineOptions:
+    """What to train, and where.
+
+    Attributes:
+        data: folders of the images.
+        folder: of the study, for tables and figures too.
+        only: names of baselines; empty for all.
+        repeats: trainings of each baseline; their seeds are consecutive.
+        storage: database URL; None for ``study.db`` in the folder.
+        device: auto, cpu, cuda, cuda:N or mps.
+        threads: CPU threads; None for all cores.
+    """
+
+    data: Roots
+    folder: Path
+    only: Sequence[str] = ()
+    repeats: int = 1
+    storage: str | None = field(default=None, repr=False)
+    device: str = "auto"
+    threads: int | None = None
 
 
 def make_spec(image_size: int, epochs: int, overrides: Sequence[str] = ()) -> StudySpec:
-    """The study in which baselines are trained. overrides: of ``data`` and ``seed`` alone.
+    """Return the study in which baselines are trained.
 
-    Raises InputError for another key: what is trained is the baselines', not the run's.
+    Args:
+        image_size: side in pixels.
+        epochs: of each training.
+        overrides: KEY=VALUE, for SETTABLE_KEYS only.
+
+    Raises:
+        InputError: another key is set; the baselines determine all others.
     """
-    for text in overrides:
-        if text.split("=")[0].split(".")[0].strip() not in {"data", "seed"}:
+    for override in overrides:
+        if override.split("=")[0].split(".")[0].strip() not in SETTABLE_KEYS:
             raise InputError(
-                f"--set: {text}: only keys of data, and seed, can be set here; baselines settle "
-                f"the rest"
+                f"--set: {override}: only keys of data, and seed, can be set; "
+                "the baselines determine the rest"
             )
-    plain = {
+    spec = {
         "name": baselines.ALL,
         "data": {"image_size": image_size},
         "budget": {"trials": len(baselines.load_baselines()), "epochs": epochs},
         "sampler": {"name": "random"},
         "pruner": {"name": "none"},
     }
-    return parse_spec(apply_overrides(plain, overrides), "baselines run")
+    return parse_spec(apply_overrides(spec, overrides), "baselines run")
 
 
 def run_baselines(
-    console: Console,
-    spec: StudySpec,
-    data: Roots,
-    folder: Path,
-    *,
-    only: Sequence[str] = (),
-    repeats: int = 1,
-    storage: str | None = None,
-    device: str = "auto",
-    threads: int | None = None,
+    console: Console, spec: StudySpec, options: BaselineOptions
 ) -> list[BaselineResult]:
-    """Trains and tests the baselines that have no result yet, and writes the table of all.
+    """Train and test the baselines without a result, and write the table of all.
 
-    only: baselines' names; none means all. repeats: trainings of each, with seeds one apart.
-    Writes ``table.md``, ``table.csv``, ``dice_vs_time.png`` and ``overlays.png`` to the folder.
-    Raises InputError: an unknown baseline, an image size that one of them cannot take, or what
-    ``create_or_resume`` refuses. KeyboardInterrupt leaves a study that can be gone on with.
+    Writes ``table.md``, ``table.csv``, ``dice_vs_time.png`` and ``overlays.png``.
+
+    Returns:
+        A result per baseline, the best test Dice first.
+
+    Raises:
+        InputError: a baseline is unknown or cannot use the image size, or the study cannot be
+            created or resumed.
+        KeyboardInterrupt: the run can be resumed.
     """
-    names = baselines.expand_names(only or [baselines.ALL])
-    wanted = [_config(name, spec, repeat) for repeat in range(repeats) for name in names]
-    _refuse_sizes(names, wanted, spec)
-    slot = default_slot(device, threads)
-    with ExitStack() as held:
-        held.enter_context(sigterm_as_interrupt())
-        there = is_study(folder)
-        if there:
-            held.enter_context(lock_study(folder))
-        with show.counting(console, "reading pictures") as tick:
-            opened = create_or_resume(spec, data, folder, storage, on_progress=tick)
-        if not there:
-            held.enter_context(lock_study(folder))
+    configs = _make_configs(spec, options)
+    slot = default_slot(options.device, options.threads)
+    with ExitStack() as stack:
+        stack.enter_context(sigterm_as_interrupt())
+        with progress_bar(console, "reading images") as on_progress:
+            opened = stack.enter_context(
+                lock_and_open(
+                    spec, options.data, options.folder, options.storage, on_progress=on_progress
+                )
+            )
         prepare_sampling(opened)
-        _work(console, opened, slot, list(zip(names * repeats, wanted, strict=True)))
+        _train_and_test(console, opened, slot, configs, options.storage)
         return write_table(opened)
 
 
 def write_table(opened: OpenStudy) -> list[BaselineResult]:
-    """Writes the table and its figures from what is there; the rows, best test Dice first."""
-    from search.results import baseline_figures  # matplotlib waits until it is needed
+    """Write the table and figures of all stored results; return them, best test Dice first."""
+    from search.results import baseline_figures  # matplotlib is slow to import
 
-    found = compare_baselines(
-        {t.number: TestResult.read(_place(opened.folder, t.number)) for t in _tested(opened)},
-        trial_records.all_trials(opened.study),
-    )
-    (opened.folder / "table.md").write_text(format_markdown(found), encoding="utf-8")
-    (opened.folder / "table.csv").write_text(format_csv(found), encoding="utf-8")
-    if any(row.is_tested for row in found):
-        baseline_figures.plot_dice_vs_time(found, opened.folder / "dice_vs_time.png")
+    trials, folder = trial_records.all_trials(opened.study), opened.folder
+    folders = {t.number: _result_folder(opened, t) for t in trials}
+    tests = {number: TestResult.read(path) for number, path in folders.items() if path.is_dir()}
+    results = compare_baselines(tests, trials)
+    (folder / "table.md").write_text(format_markdown(results), encoding="utf-8")
+    (folder / "table.csv").write_text(format_csv(results), encoding="utf-8")
+    if any(result.is_tested for result in results):
+        examples = _example_names(opened)
+        records = [r for r in read_test_records(opened) if r.name in examples]
+        baseline_figures.plot_dice_vs_time(results, folder / "dice_vs_time.png")
         baseline_figures.plot_outlines(
-            found,
-            [r for r in read_test_records(opened) if r.name in _shown(opened)],
-            opened.folder / "results",
-            opened.folder / "overlays.png",
+            results, records, folder / "results", folder / "overlays.png"
         )
-    return found
+    return results
 
 
-def _config(name: str, spec: StudySpec, repeat: int) -> TrialConfig:
-    return baselines.build_config(
-        name, spec.data.image_size, spec.budget.epochs, spec.seed + repeat, spec.budget.patience
-    )
+def _make_configs(spec: StudySpec, options: BaselineOptions) -> list[tuple[str, TrialConfig]]:
+    """Return name and configuration of each training; InputError for an unusable image size."""
+    size, budget = spec.data.image_size, spec.budget
+    configs = [
+        (name, baselines.build_config(
+            name, size, budget.epochs, spec.seed + repeat, budget.patience
+        ))
+        for repeat in range(options.repeats)
+        for name in baselines.expand_names(options.only or [baselines.ALL])
+    ]  # fmt: skip
+    errors: dict[str, None] = {}  # ordered, and once for all repeats
+    for name, config in configs:
+        model = {config.model.name: config.model.params}
+        errors |= dict.fromkeys(find_size_errors(model, size, name))
+    if errors:
+        raise InputError("; ".join(errors))
+    return configs
 
 
-def _refuse_sizes(names: Sequence[str], configs: Sequence[TrialConfig], spec: StudySpec) -> None:
-    told = [
-        problem
-        for name, config in zip(names, configs, strict=False)
-        for problem in find_size_errors(
-            {config.model.name: config.model.params}, spec.data.image_size, name
-        )
-    ]
-    if told:
-        raise InputError("; ".join(told))
-
-
-def _work(
-    console: Console, opened: OpenStudy, slot: Slot, wanted: Sequence[tuple[str, TrialConfig]]
+def _train_and_test(
+    console: Console,
+    opened: OpenStudy,
+    slot: Slot,
+    configs: Sequence[tuple[str, TrialConfig]],
+    storage: str | None,
 ) -> None:
-    study = opened.study
-    lines = show.TrialLines(console, 0, 0, opened.spec.budget.epochs)
-    worker = Worker(
-        study, opened.spec, opened.trial_data, opened.artifact_store, slot, lines, keep=None, twins=True
-    )
-    with worker, lines.bars:
+    context = TrialContext.for_study(opened, slot, listener=TrialLog(console))
+    worker = Worker(context, keep_best=None, allow_duplicates=True)
+    with worker, LiveView(console, lambda: StatusReader(opened.folder, storage)):
         worker.leases.reap_expired()
-        for trial in trial_records.all_trials(study):
-            _test_missing(console, opened, slot, trial)
-        _enqueue(opened, wanted)
-        lines.expect(trial_records.count_by_state(trial_records.all_trials(study))["waiting"])
+        for trial in trial_records.all_trials(opened.study):
+            _test_if_missing(console, opened, slot, trial)
+        _enqueue_missing(opened, configs)
         while isinstance(claim := worker.claim(bounded=False, fresh=False), Claim):
-            _test_missing(console, opened, slot, worker.run(claim))
-            for trial in trial_records.rank_trials(trial_records.all_trials(study))[KEEP_BEST:]:
+            _test_if_missing(console, opened, slot, worker.run(claim))
+            ranking = trial_records.rank_trials(trial_records.all_trials(opened.study))
+            for trial in ranking[KEEP_BEST:]:
                 opened.artifact_store.delete(trial.number, WEIGHTS)
 
 
-def _enqueue(opened: OpenStudy, wanted: Sequence[tuple[str, TrialConfig]]) -> None:
-    """Queues what has no trial that is done, at work or waiting; one that failed is tried anew."""
-    there = {
+def _enqueue_missing(opened: OpenStudy, configs: Sequence[tuple[str, TrialConfig]]) -> None:
+    """Queue each training that has no complete, running or waiting trial."""
+    existing = {
         (
-            t.user_attrs.get(trial_records.TrialAttr.BASELINE),
-            t.user_attrs.get(trial_records.TrialAttr.FIXED_CONFIG, {}).get("seed"),
+            t.user_attrs.get(TrialAttr.BASELINE),
+            t.user_attrs.get(TrialAttr.FIXED_CONFIG, {}).get("seed"),
         )
         for t in trial_records.all_trials(opened.study)
-        if trial_records.state_of(t) in {"waiting", "running", "complete"}
+        if trial_records.state_of(t) in {State.WAITING, State.RUNNING, State.COMPLETE}
     }
-    for name, config in wanted:
-        if (name, config.seed) not in there:
-            attrs = {
-                trial_records.TrialAttr.BASELINE: name,
-                trial_records.TrialAttr.FIXED_CONFIG: config.to_dict(),
-            }
+    for name, config in configs:
+        if (name, config.seed) not in existing:
+            attrs = {TrialAttr.BASELINE: name, TrialAttr.FIXED_CONFIG: config.to_dict()}
             opened.study.enqueue_trial({}, user_attrs=attrs)
 
 
-def _test_missing(console: Console, opened: OpenStudy, slot: Slot, trial: FrozenTrial) -> None:
-    if trial_records.state_of(trial) != "complete" or _place(opened.folder, trial.number).is_dir():
+def _test_if_missing(console: Console, opened: OpenStudy, slot: Slot, trial: FrozenTrial) -> None:
+    folder = _result_folder(opened, trial)
+    if trial_records.state_of(trial) != State.COMPLETE or folder.is_dir():
         return
     weights = opened.artifact_store.fetch(trial.number, WEIGHTS)
-    if weights is None:  # another host trained it, and tests it
+    if weights is None:  # trained on another host, which tests it
         return
     record_test_evaluation(opened.study)
-    tested = evaluate_checkpoint(
+    evaluated = evaluate_checkpoint(
         EvaluateJob(
             weights,
             opened.cache.path,
             read_test_records(opened),
             slot.device,
             slot.threads,
-            show=_shown(opened),
+            show=_example_names(opened),
         )
     )
-    _write(opened.folder, trial.number, tested)
-    dice = float(tested.evaluation.scores["dice"].mean())
-    console.print(
-        f"{trial.user_attrs[trial_records.TrialAttr.BASELINE]}: test Dice {dice:.4f}", markup=False
-    )
+    _write_result(folder, evaluated)
+    dice = float(evaluated.evaluation.scores["dice"].mean())
+    console.print(f"{trial.user_attrs[TrialAttr.BASELINE]}: test Dice {dice:.4f}", markup=False)
 
 
-def _shown(opened: OpenStudy) -> tuple[str, ...]:
-    """Test images of small to large lesions, the same for every system."""
+def _example_names(opened: OpenStudy) -> tuple[str, ...]:
+    """Return test images at EXAMPLE_QUANTILES, the same for all systems."""
     areas = dict(zip(opened.cache.names, opened.cache.areas, strict=True))
-    order = sorted(opened.split.test, key=lambda name: areas[name])
-    return tuple(dict.fromkeys(order[round(share * (len(order) - 1))] for share in SHOWN))
+    names = sorted(opened.split.test, key=lambda name: areas[name])
+    indices = [round(quantile * (len(names) - 1)) for quantile in EXAMPLE_QUANTILES]
+    return tuple(dict.fromkeys(names[i] for i in indices))
 
 
-def _place(folder: Path, number: int) -> Path:
-    return folder / "results" / str(number)
+def _result_folder(opened: OpenStudy, trial: FrozenTrial) -> Path:
+    return opened.folder / "results" / str(trial.number)
 
 
-def _write(folder: Path, number: int, tested: Evaluated) -> None:
-    place = _place(folder, number)
-    partial = place.with_name(f".{number}.partial")
+def _write_result(folder: Path, evaluated: Evaluated) -> None:
+    """Write metrics, per-image scores and example masks; the folder appears when complete."""
+    partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    found = summarize_evaluation(tested.evaluation) | {"speed": tested.speed}
-    (partial / "result.json").write_text(json.dumps(found))
-    write_csv(partial / "per_image.csv", per_image_rows(tested.evaluation))
-    for name, mask in tested.shown.items():
+    metrics = summarize_evaluation(evaluated.evaluation) | {"speed": evaluated.speed}
+    (partial / "result.json").write_text(json.dumps(metrics))
+    write_csv(partial / "per_image.csv", per_image_rows(evaluated.evaluation))
+    for name, mask in evaluated.shown.items():
         Image.fromarray(mask.astype(np.uint8) * 255).save(partial / f"{name}.png")
-    partial.rename(place)
-
-
-def _tested(opened: OpenStudy) -> list[FrozenTrial]:
-    return [
-        t
-        for t in trial_records.all_trials(opened.study)
-        if _place(opened.folder, t.number).is_dir()
-    ]
+    partial.rename(folder)

@@ -1,4 +1,4 @@
-"""A private PostgreSQL server that tests may stop, kill and cut off, and a wire to cut."""
+"""A private PostgreSQL server that tests may stop and kill, and a proxy that loses commits."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ GUARDED = "guarded"
 
 
 def free_port() -> int:
-    """A port where nothing listens."""
+    """Return a port address nothing listens."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return int(taken.getsockname()[1])
 
 
 def binaries() -> Path | None:
-    """The folder of initdb and postgres; None where PostgreSQL is not installed."""
+    """Return the folder of initdb and postgres; None address PostgreSQL is not installed."""
     config = shutil.which("pg_config")
-    told = (
+    configured = (
         [subprocess.run([config, "--bindir"], capture_output=True, text=True).stdout.strip()]
         if config
         else []
     )
     versions = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     on_path = shutil.which("initdb")
-    folders = [*([Path(on_path).parent] if on_path else []), *map(Path, told), *versions]
+    folders = [*([Path(on_path).parent] if on_path else []), *map(Path, configured), *versions]
     return next((f for f in folders if (f / "initdb").exists() and (f / "postgres").exists()), None)
 
 
 class PrivatePostgres:
-    """A server of its own, in a folder of its own, on a port of its own."""
+    """A PostgreSQL server with its own folder and port."""
 
     def __init__(self, folder: Path, bin_folder: Path) -> None:
         self.folder, self.bin, self.port = folder, bin_folder, free_port()
@@ -68,23 +68,23 @@ class PrivatePostgres:
         rules.write_text(guarded + rules.read_text())
 
     def url(self, db: str = "postgres", port: int | None = None) -> str:
-        """SQLAlchemy's URL of a database, through another port where one is given."""
-        where = f"127.0.0.1:{port or self.port}/{db}"
-        return f"postgresql+psycopg://postgres@{where}?sslmode=disable&gssencmode=disable"
+        """Return the SQLAlchemy URL of a database; port: of a proxy."""
+        address = f"127.0.0.1:{port or self.port}/{db}"
+        return f"postgresql+psycopg://postgres@{address}?sslmode=disable&gssencmode=disable"
 
     def run(self, statement: str, db: str = "postgres") -> list[tuple[Any, ...]]:
-        """Runs one statement; its rows."""
+        """Run a statement and return its rows."""
         with self._connect(db) as connection:
             cursor = connection.execute(statement)
             return cursor.fetchall() if cursor.description else []
 
     def create(self, db: str) -> str:
-        """A new, empty database's URL."""
+        """Create an empty database and return its URL."""
         self.run(f"CREATE DATABASE {db}")
         return self.url(db)
 
     def start(self) -> None:
-        """Starts it and waits until it answers."""
+        """Start the server and wait until it accepts connections."""
         options = ["-c", "fsync=off", "-c", "listen_addresses=127.0.0.1"]
         options += ["-c", "unix_socket_directories=", "-c", f"port={self.port}"]
         with (self.folder / "log").open("ab") as log:
@@ -106,15 +106,15 @@ class PrivatePostgres:
                 time.sleep(0.02)
 
     def stop(self, mode: Literal["immediate", "fast"] = "fast") -> None:
-        """Ends it: fast waits for nobody, immediate leaves recovery to the next start."""
+        """Stop the server; immediate: without a checkpoint, so that the next start recovers."""
         self._end(signal.SIGQUIT if mode == "immediate" else signal.SIGINT)
 
     def kill(self) -> None:
-        """SIGKILL to the server, as an out-of-memory killer would."""
+        """Send SIGKILL to the server, as the out-of-memory killer does."""
         self._end(signal.SIGKILL)
 
     def restart(self, pause: float = 0.0, mode: Literal["immediate", "fast"] = "immediate") -> None:
-        """Stops it, and starts it so many seconds later."""
+        """Stop the server, and start it after a pause in seconds."""
         self.stop(mode)
         time.sleep(pause)
         self.start()
@@ -127,7 +127,7 @@ class PrivatePostgres:
         self._server.wait(DEADLINE)
         deadline = time.monotonic() + DEADLINE
         while any(map(_is_alive, children)) and time.monotonic() < deadline:
-            time.sleep(0.01)  # they hold the shared memory that a start needs
+            time.sleep(0.01)  # they hold shared memory that the next start needs
         self._server = None
 
     def _connect(self, db: str) -> psycopg.Connection[Any]:
@@ -153,11 +153,11 @@ def _is_alive(process: psutil.Process) -> bool:
         return False
 
 
-class Wire:
+class CommitProxy:
     """A port in front of the server that breaks the connection at the next COMMIT.
 
-    ``cut("before")``: the server never hears of it. ``cut("after")``: it has committed, and its
-    acknowledgement is lost.
+    ``cut("before")``: the server does not receive it. ``cut("after")``: the server has committed,
+    and the acknowledgement is lost.
     """
 
     def __init__(self, server_port: int) -> None:
@@ -167,12 +167,12 @@ class Wire:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut(self, when: Literal["before", "after"]) -> None:
-        """Breaks the next connection that commits."""
+        """Break the next connection that commits."""
         self._cut = when
 
     def close(self) -> None:
-        """Takes no more connections."""
-        self._listening.shutdown(socket.SHUT_RDWR)  # wakes who accepts, which close does not
+        """Accept no more connections."""
+        self._listening.shutdown(socket.SHUT_RDWR)  # wakes accept(), which close() does not
         self._listening.close()
 
     def _accept(self) -> None:
@@ -191,7 +191,7 @@ class Wire:
                 if self._cut and b"COMMIT" in data:
                     when, self._cut = self._cut, ""
                     self.cuts += 1
-                    client.shutdown(socket.SHUT_WR)  # nothing that the server says gets through
+                    client.shutdown(socket.SHUT_WR)  # no response reaches the client
                     if when == "after":
                         server.sendall(data)
                     server.shutdown(socket.SHUT_WR)
@@ -214,14 +214,14 @@ class Wire:
 
 @pytest.fixture(scope="session")
 def private_postgres() -> Iterator[PrivatePostgres]:
-    """A running server that may be stopped; whoever stops it starts it again."""
-    found = binaries()
-    if found is None:
+    """A running server; a test that stops it starts it again."""
+    bin_folder = binaries()
+    if bin_folder is None:
         _lacking("no initdb; install PostgreSQL's server")
-    assert found is not None
-    # Not below pytest's own folder: only its user may enter that one.
+    assert bin_folder is not None
+    # Not below pytest's folder, which only its user may enter.
     folder = Path(tempfile.mkdtemp(prefix=f"lesionsearch-postgres-{getpass.getuser()}-"))
-    server = PrivatePostgres(folder, found)
+    server = PrivatePostgres(folder, bin_folder)
     try:
         server.start()
         server.run(f"CREATE ROLE {GUARDED} LOGIN PASSWORD 'right'")

@@ -216,16 +216,16 @@ DATA = [
         two_official_parts,
         ("1 groups lie in two official splits: p1", "p1 in test and train"),
     ),
-    Case("one name twice", same_names, ("1 names stand twice: im004",)),
+    Case("one name twice", same_names, ("1 names occur twice: im004",)),
     Case(
         "one name in two official parts",
         same_names_in_two_parts,
-        ("1 names stand twice: im004 (train and test); ", "rename or take away all but one"),
+        ("1 names occur twice: im004 (train and test); ", "rename or remove all but one"),
     ),
     Case(
         "a link to what is not there",
         link_to_nothing,
-        ("1 pictures are links to what is not there: im004.png -> gone.png; mend the links",),
+        ("1 files are links to missing files: im004.png -> gone.png; repair the links",),
     ),
     Case(
         "a manifest without a column",
@@ -326,7 +326,7 @@ SPEC = [
     Case(
         "a range upside down",
         lambda here: text(here, "search: {model: {unet: {width: [64, 8]}}}"),
-        ("search.model.unet.width: is upside down: [64, 8]",),
+        ("search.model.unet.width: must have low <= high, got [64, 8]",),
     ),
     Case(
         "several errors",
@@ -439,7 +439,7 @@ PLACES = [
     Case(
         "two data sets that overlap",
         lambda here: run(here, "--data", put(here / "data" / "some.csv", SOME)),
-        ("--data: 1 pictures of some.csv are also part of data: im000.png",),
+        ("--data: 1 images of some.csv are also part of data: im000.png",),
     ),
     Case(
         "a second data set that is none",
@@ -599,9 +599,9 @@ WORDS = [
         "an unknown device", lambda here: run(here, "--device", "gpu"), ("device: must be", "'gpu'")
     ),
     Case(
-        "a device that is not here",
+        "a device that is not available",
         lambda here: run(here, "--device", "cuda:63"),
-        ("device: 'cuda:63' is not here", "use cpu"),
+        ("device: 'cuda:63' is not available", "use cpu"),
     ),
     Case(
         "GPUs that are no numbers",
@@ -614,9 +614,9 @@ WORDS = [
         ("--gpus: must name each GPU once",),
     ),
     Case(
-        "a GPU that is not here",
+        "a GPU that is not available",
         lambda here: run(here, "--gpus", "63"),
-        ("device: 'cuda:63' is not here",),
+        ("device: 'cuda:63' is not available",),
     ),
     Case(
         "GPUs and a number of workers",

@@ -14,7 +14,7 @@ from playwright.sync_api import Page, expect
 
 from search.monitoring.dashboard import study_note
 from search.storage import artifact_ids
-from tests.search.dashboards import served
+from tests.search.dashboards import start_dashboard
 from tests.search.helpers import open_tiny, search
 
 pytestmark = pytest.mark.slow
@@ -44,7 +44,7 @@ def opened(tiny_data, tmp_path_factory):
 def server(opened, tmp_path_factory):
     file = tmp_path_factory.mktemp("p") / "password"
     file.write_text(PASSWORD)
-    with served(opened.folder, "--password-file", file) as running:
+    with start_dashboard(opened.folder, "--password-file", file) as running:
         yield running
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from search.results.report import write_report
-from tests.search.results.report.fake_studies import EVIL, add, fill, make_final, make_study
+from tests.search.results.report.fake_studies import EVIL, add_trial, add_trials, make_final, make_study
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +20,7 @@ def report(tmp_path_factory):
     """The report of a finished study."""
     folder = tmp_path_factory.mktemp("browser") / "run"
     study = make_study(folder)
-    fill(study, 24)
+    add_trials(study, 24)
     make_final(folder, study)
     return write_report(folder)
 
@@ -101,8 +101,8 @@ def test_the_browser_sees_the_tree_that_was_written(browser, report):
 def test_what_looks_like_a_script_in_a_name_is_not_run(browser, tmp_path):
     evil = "<img src=x onerror=alert(1)>"
     study = make_study(tmp_path, name=EVIL)
-    add(study, "complete", [0.5])
-    add(study, "failed", [], f"crash{evil}", evil)
+    add_trial(study, "complete", [0.5])
+    add_trial(study, "failed", [], f"crash{evil}", evil)
     make_final(tmp_path, study, [f"{i}&lt;{evil[:4]}" for i in range(9)], versions={evil: EVIL})
     visit = Visit(browser, write_report(tmp_path))
     assert visit.said == []

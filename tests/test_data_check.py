@@ -1,4 +1,4 @@
-"""`lesionsearch data check` from the command line: what it prints, writes, and exits with."""
+"""`lesionsearch data check` from the command line: output, files and exit codes."""
 
 import json
 import os
@@ -23,13 +23,13 @@ def plant(root):
     put(root, "planted", recompressed(scaled(texture(1), 0.6), 50), "test", "jpg")
 
 
-def test_sound_data_leave_with_0_and_say_so(splits):
+def test_data_without_leaks_exit_with_0(splits):
     out = run("data", "check", splits).stdout
     assert "near-duplicates: none" in out
     assert "official split         train 5, test 3" in out
 
 
-def test_a_planted_copy_leaves_with_1_and_is_named_written_and_drawn(splits, tmp_path):
+def test_a_planted_copy_exits_with_1_and_is_in_the_output_and_files(splits, tmp_path):
     plant(splits)
     paths = [tmp_path / "a.json", tmp_path / "a.png"]
     done = run("data", "check", splits, "--json", paths[0], "--sheet", paths[1], code=1)
@@ -38,15 +38,15 @@ def test_a_planted_copy_leaves_with_1_and_is_named_written_and_drawn(splits, tmp
         "lesionsearch: data check: 1 image is in two official splits: p1 (train), planted"
     )
     assert done.stderr.count("\n") == 1
-    told = json.loads(paths[0].read_text())
-    assert told["leaks"] == 1
-    assert [p["name"] for p in told["duplicates"][0]["images"]] == ["p1", "planted"]
+    data = json.loads(paths[0].read_text())
+    assert data["leaks"] == 1
+    assert [p["name"] for p in data["duplicates"][0]["images"]] == ["p1", "planted"]
     with Image.open(paths[1]) as sheet:
         assert sheet.width > 1000
 
 
 @pytest.mark.parametrize(
-    ("option", "file", "told"),
+    ("option", "file", "message"),
     [
         ("--json", "no/a.json", "there is no folder"),
         ("--json", "data", "is a folder; name a file"),
@@ -55,17 +55,15 @@ def test_a_planted_copy_leaves_with_1_and_is_named_written_and_drawn(splits, tmp
         ("--sheet", "sheet", "must end in .png or .jpg"),
     ],
 )
-def test_a_file_that_cannot_be_written_is_told_before_anything_is_read(
-    splits, tmp_path, option, file, told
-):
-    (splits / "train" / "images" / "p0.png").write_bytes(b"nothing")  # what reading would tell
+def test_an_unwritable_file_is_reported_before_reading(splits, tmp_path, option, file, message):
+    (splits / "train" / "images" / "p0.png").write_bytes(b"nothing")  # reported only after reading
     done = run("data", "check", splits, option, tmp_path / file, code=2)
     assert done.stdout == ""
     assert done.stderr.startswith(f"lesionsearch: {option}: {tmp_path / file}")
-    assert (told in done.stderr, done.stderr.count("\n")) == (True, 1)
+    assert (message in done.stderr, done.stderr.count("\n")) == (True, 1)
 
 
-def test_against_other_sets_may_be_given_again_and_again(splits, tmp_path):
+def test_against_is_repeatable(splits, tmp_path):
     put(tmp_path / "first", "a", texture(20))
     put(tmp_path / "second", "b", scaled(texture(6), 2))
     run("data", "check", splits, "--against", tmp_path / "first")
@@ -75,7 +73,7 @@ def test_against_other_sets_may_be_given_again_and_again(splits, tmp_path):
     assert done.stdout.index("data\n") < done.stdout.index("first\n") < done.stdout.index("second")
 
 
-def test_broken_pairs_leave_with_2_and_with_1_where_there_are_leaks_too(splits):
+def test_unusable_pairs_exit_with_2_and_leaks_with_1(splits):
     (splits / "train" / "images" / "p0.png").write_bytes(b"nothing")
     done = run("data", "check", splits, code=2)
     assert "1 of 8 pairs cannot be used" in done.stderr
@@ -85,7 +83,7 @@ def test_broken_pairs_leave_with_2_and_with_1_where_there_are_leaks_too(splits):
     assert done.stderr.strip().endswith("; and 1 pairs cannot be used")
 
 
-def test_broken_pairs_of_another_set_leave_with_2_as_well(splits, tmp_path):
+def test_unusable_pairs_of_another_data_set_exit_with_2(splits, tmp_path):
     other = tmp_path / "other"
     for i in range(2):
         put(other, f"q{i}", texture(20 + i))
@@ -94,18 +92,18 @@ def test_broken_pairs_of_another_set_leave_with_2_as_well(splits, tmp_path):
     assert f"1 of 2 pairs cannot be used: {other}/images/q1.png: not a picture" in done.stderr
 
 
-def test_a_link_to_nothing_leaves_with_2_and_is_refused_by_run(splits, tmp_path):
+def test_a_broken_link_exits_with_2_and_is_refused_by_run(splits, tmp_path):
     image = splits / "train" / "images" / "p0.png"
     image.unlink()
     image.symlink_to("/nowhere/p0.png")
     done = run("data", "check", splits, code=2)
     assert f"1 of 8 pairs cannot be used: {image}: no such file" in done.stderr
     done = run("run", "quick", "--data", splits, "--out", tmp_path / "s", code=2)
-    assert "1 pictures are links to what is not there: p0.png -> /nowhere/p0.png" in done.stderr
+    assert "1 files are links to missing files: p0.png -> /nowhere/p0.png" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
-def test_the_layout_that_is_named_is_the_one_that_is_read(splits):
+def test_the_given_layout_is_read(splits):
     (splits / "manifest.csv").write_text("image,mask\ntrain/images/p0.png,train/masks/p0.png\n")
     assert "pairs                  1 " in run("data", "check", splits).stdout
     out = run("data", "check", splits, "--layout", "folders").stdout
@@ -113,7 +111,7 @@ def test_the_layout_that_is_named_is_the_one_that_is_read(splits):
 
 
 @pytest.mark.parametrize("odd", ODD_TAGS)
-def test_an_odd_tag_in_a_photograph_leaves_with_0_and_says_nothing(tmp_path, odd):
+def test_an_invalid_exif_tag_is_ignored(tmp_path, odd):
     root = tmp_path / "data"
     put(root, "a", texture(0))
     put(root, "b", texture(1))
@@ -124,24 +122,24 @@ def test_an_odd_tag_in_a_photograph_leaves_with_0_and_says_nothing(tmp_path, odd
     assert "unusable pairs         0" in done.stdout and done.stderr == ""
 
 
-def test_a_name_in_two_splits_is_told_as_a_leak(splits, tmp_path):
+def test_a_name_in_two_splits_is_a_leak(splits, tmp_path):
     put(splits, "p0", texture(0), "test")
     done = run("data", "check", splits, "--sheet", tmp_path / "s.png", code=1)
     assert "1 image is in two official splits: p0 (train), p0 (test): identical" in done.stderr
 
 
-def test_names_that_are_no_text_are_told_written_and_drawn(tmp_path):
+def test_undecodable_names_are_in_the_output_and_files(tmp_path):
     root = tmp_path / "data"
     for name in ("two\nlines", os.fsdecode(b"latin-\xe9")):
         put(root, name, texture(0))
     files = ["--json", tmp_path / "a.json", "--sheet", tmp_path / "a.png"]
     out = run("data", "check", root, *files).stdout
     assert "  latin-\\udce9, two\\nlines: identical\n" in out
-    (copies,) = json.loads((tmp_path / "a.json").read_text())["duplicates"]
-    assert [p["name"] for p in copies["images"]] == [os.fsdecode(b"latin-\xe9"), "two\nlines"]
+    (cluster,) = json.loads((tmp_path / "a.json").read_text())["duplicates"]
+    assert [p["name"] for p in cluster["images"]] == [os.fsdecode(b"latin-\xe9"), "two\nlines"]
 
 
-def test_what_leaks_is_refused_by_run_too(splits, tmp_path):
+def test_leaks_are_refused_by_run(splits, tmp_path):
     plant(splits)
     done = run("run", "quick", "--data", splits, "--out", tmp_path / "s", code=2)
     assert "1 image is in two official splits: p1 (train), planted (test)" in done.stderr
@@ -149,8 +147,8 @@ def test_what_leaks_is_refused_by_run_too(splits, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_copy_planted_into_real_pictures_is_found_and_nothing_else_leaks(real_data, tmp_path):
-    """155 photographs of 115 lesions, of which one is in the other split, smaller and lossier."""
+def test_a_copy_planted_into_real_images_is_the_only_leak(real_data, tmp_path):
+    """155 images of 115 lesions, and a smaller recompressed copy of one in the other split."""
     source = real_data / "ham10000"
     images = sorted(source.glob("HAM10000_images_part_*/*.jpg"))
     masks = source / "HAM10000_segmentations_lesion_tschandl"

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from lesionseg.config import SETTINGS
-from lesionseg.data.index import LAYOUTS
+from lesionseg.data.layouts import LAYOUTS
 from lesionseg.registry import FAMILIES
 from search.spec import loading, study_spec
 from search.storage import trial_records

@@ -12,11 +12,11 @@ from typing import Any
 import albumentations as A
 import numpy as np
 
-from lesionseg.augment.drawing import Drawn, Layer, Points, ellipse, layer, lines, soften
+from lesionseg.augment.drawing import DrawnArtefact, Layer, Points, draw_ellipse, empty_layer, draw_lines, blur_layer
 from lesionseg.augment.hair import Hair, HairRemoval
 
 
-class Ruler(Drawn):
+class Ruler(DrawnArtefact):
     """Draws the millimetre marks of a contact plate along one side, every fifth one longer.
 
     Every second ruler has a base line. ``strength`` makes all larger and darker.
@@ -43,8 +43,8 @@ class Ruler(Drawn):
         self, shape: tuple[int, int], marks: Points, line: float, opacity: float, **planned: Any
     ) -> Iterator[Layer]:
         """The planned marks."""
-        drawn = layer(shape)
-        lines(drawn, marks, [line] * len(marks), opacity)
+        drawn = empty_layer(shape)
+        draw_lines(drawn, marks, [line] * len(marks), opacity)
         yield drawn, (25, 22, 25)
 
 
@@ -55,7 +55,7 @@ def _beside(side: int, points: Points) -> Points:
     return points
 
 
-class Bubbles(Drawn):
+class Bubbles(DrawnArtefact):
     """Draws air bubbles in the gel: a dark rim, a bright one within it, and a highlight.
 
     ``strength`` makes them more and larger: up to 12, of up to a twelfth of the side.
@@ -85,20 +85,20 @@ class Bubbles(Drawn):
         **planned: Any,
     ) -> Iterator[Layer]:
         """The planned bubbles: what is dark of them, and what is bright."""
-        dark, bright = layer(shape), layer(shape)
+        dark, bright = empty_layer(shape), empty_layer(shape)
         toward = np.array([np.cos(light), np.sin(light)])
         for centre, radius in zip(centres, radii, strict=True):
             round_ = np.array([radius, radius])
-            ellipse(bright, centre, round_, 0, 0.15 * opacity)
-            ellipse(dark, centre, round_, 0, 0.45 * opacity, width=0.1 * radius)
-            ellipse(bright, centre, 0.86 * round_, 0, 0.45 * opacity, width=0.14 * radius)
-            ellipse(bright, centre + 0.5 * radius * toward, 0.17 * round_, 0, opacity)
+            draw_ellipse(bright, centre, round_, 0, 0.15 * opacity)
+            draw_ellipse(dark, centre, round_, 0, 0.45 * opacity, width=0.1 * radius)
+            draw_ellipse(bright, centre, 0.86 * round_, 0, 0.45 * opacity, width=0.14 * radius)
+            draw_ellipse(bright, centre + 0.5 * radius * toward, 0.17 * round_, 0, opacity)
         sigma = 0.002 * min(shape)
-        yield soften(dark, sigma), (45, 35, 35)
-        yield soften(bright, sigma), (255, 252, 248)
+        yield blur_layer(dark, sigma), (45, 35, 35)
+        yield blur_layer(bright, sigma), (255, 252, 248)
 
 
-class Vignette(Drawn):
+class Vignette(DrawnArtefact):
     """Darkens what lies outside a round field of view, near the corners.
 
     ``strength`` makes the field smaller, down to 0.8 of the half diagonal, and its edge sharper.
@@ -133,7 +133,7 @@ class Vignette(Drawn):
         yield np.rint(outside * np.float32(255 * dark)).astype(np.uint8), (8, 6, 6)
 
 
-class Glare(Drawn):
+class Glare(DrawnArtefact):
     """Draws the white reflections of a lamp on wet skin: soft spots, close together.
 
     ``strength`` makes them more, larger and whiter: up to 9, of up to a twentieth of the side.
@@ -162,10 +162,10 @@ class Glare(Drawn):
         **planned: Any,
     ) -> Iterator[Layer]:
         """The planned reflections."""
-        drawn = layer(shape)
+        drawn = empty_layer(shape)
         for centre, half, angle in zip(centres, axes, angles, strict=True):
-            ellipse(drawn, centre, half, float(angle), opacity)
-        yield soften(drawn, 0.008 * min(shape)), (255, 253, 248)
+            draw_ellipse(drawn, centre, half, float(angle), opacity)
+        yield blur_layer(drawn, 0.008 * min(shape)), (255, 253, 248)
 
 
 def artefacts(strength: float, share: float = 1.0) -> list[A.BasicTransform]:

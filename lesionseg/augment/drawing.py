@@ -23,7 +23,7 @@ Layer = tuple[Picture, Colour]
 _BITS = 4
 
 
-class Drawn(A.ImageOnlyTransform):  # type: ignore[misc]
+class DrawnArtefact(A.ImageOnlyTransform):  # type: ignore[misc]
     """A change of the image alone, planned from its size; masks pass through untouched.
 
     Args:
@@ -57,16 +57,16 @@ class Drawn(A.ImageOnlyTransform):  # type: ignore[misc]
     def apply(self, img: Picture, *args: Any, **params: Any) -> Picture:
         """The image with the planned layers painted over it."""
         for on, colour in self.layers(**params | {"shape": img.shape[:2]}):
-            img = paint(img, on, colour)
+            img = paint_layer(img, on, colour)
         return img
 
 
-def layer(shape: tuple[int, ...]) -> Picture:
+def empty_layer(shape: tuple[int, ...]) -> Picture:
     """An empty layer of that height and width."""
     return np.zeros(shape[:2], np.uint8)
 
 
-def lines(on: Picture, curves: Iterable[Points], widths: Iterable[float], opacity: float) -> None:
+def draw_lines(on: Picture, curves: Iterable[Points], widths: Iterable[float], opacity: float) -> None:
     """Draws curves [n, 2] of (x, y) in pixels, each of its width in pixels, on a layer.
 
     A line thinner than a pixel is drawn a pixel wide and fainter.
@@ -77,7 +77,7 @@ def lines(on: Picture, curves: Iterable[Points], widths: Iterable[float], opacit
         cv2.polylines(on, [points], False, shade, max(1, round(width)), cv2.LINE_AA, _BITS)
 
 
-def ellipse(
+def draw_ellipse(
     on: Picture, centre: Points, axes: Points, angle: float, opacity: float, width: float = 0
 ) -> None:
     """Draws an ellipse on a layer, filled where ``width`` is 0.
@@ -96,12 +96,12 @@ def ellipse(
     cv2.ellipse(on, at, half, angle, 0, 360, shade, thickness, cv2.LINE_AA, _BITS)
 
 
-def soften(on: Picture, sigma: float) -> Picture:
+def blur_layer(on: Picture, sigma: float) -> Picture:
     """The layer with its edges blurred by ``sigma`` pixels; unchanged below a third of one."""
     return on if sigma < 1 / 3 else cv2.GaussianBlur(on, (0, 0), sigma)  # type: ignore[return-value]
 
 
-def paint(image: Picture, on: Picture, colour: Colour) -> Picture:
+def paint_layer(image: Picture, on: Picture, colour: Colour) -> Picture:
     """The image with a colour (three values in [0, 255]) over it where the layer is opaque."""
     # Whole numbers of eight bits: OpenCV does them several times faster than numpy does floats.
     rest = cv2.cvtColor(cv2.bitwise_not(on), cv2.COLOR_GRAY2RGB)

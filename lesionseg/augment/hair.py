@@ -8,13 +8,13 @@ from typing import Any
 import cv2
 import numpy as np
 
-from lesionseg.augment.drawing import Drawn, Layer, Picture, Points, layer, lines
+from lesionseg.augment.drawing import DrawnArtefact, Layer, Picture, Points, empty_layer, draw_lines
 
 #: Along each hair; a quadratic curve is smooth to the eye with these.
 _STEPS = np.linspace(0, 1, 14)[:, None]
 
 
-class Hair(Drawn):
+class Hair(DrawnArtefact):
     """Draws dark, thin, slightly bent hairs that grow roughly one way.
 
     ``strength`` makes them more, thicker and darker: up to 4 to 28 of them.
@@ -46,8 +46,8 @@ class Hair(Drawn):
         **planned: Any,
     ) -> Iterator[Layer]:
         """The planned hairs."""
-        drawn = layer(shape)
-        lines(drawn, curves, widths, opacity)
+        drawn = empty_layer(shape)
+        draw_lines(drawn, curves, widths, opacity)
         yield drawn, colour
 
 
@@ -57,7 +57,7 @@ def _curves(start: Points, control: Points, end: Points) -> Points:
     return np.asarray((1 - t) ** 2 * a + 2 * t * (1 - t) * b + t**2 * c)
 
 
-class HairRemoval(Drawn):
+class HairRemoval(DrawnArtefact):
     """Removes dark thin hairs as DullRazor does; Lee et al. 1997, 10.1016/S0010-4825(97)00020-6.
 
     Lines darker than both their sides are found by the black-hat transform (closing minus

@@ -27,14 +27,15 @@ from PIL import Image
 
 from lesionseg.data.image_io import (
     Pixels,
-    enough,
-    read_binary,
+    draft_size,
+    read_binary_mask,
     read_image_and_size,
-    size_of,
-    squeeze,
+    read_size,
+    resize_square,
 )
-from lesionseg.data.index import DatasetIndex, Record
-from lesionseg.errors import InputError, some
+from lesionseg.data.index import DatasetIndex
+from lesionseg.data.pairs import Record
+from lesionseg.errors import InputError, format_some
 from lesionseg.runtime.malloc import freed_memory_retained
 
 #: Raise it when what a cache holds changes: old ones are then left alone and built anew.
@@ -138,8 +139,8 @@ def build_cache(
 
 def check_pair(record: Record) -> tuple[int, int]:
     """Height and width of a pair, from the headers; InputError if its mask is of another size."""
-    image = size_of(record.image)
-    _refuse_sizes(record, image, size_of(record.mask))
+    image = read_size(record.image)
+    _refuse_sizes(record, image, read_size(record.mask))
     return image
 
 
@@ -159,12 +160,12 @@ class Pair(NamedTuple):
 
 def read_pair(record: Record, size: int) -> Pair:
     """A pair at ``size`` x ``size``; InputError as ``check_pair``."""
-    image, shape = read_image_and_size(record.image, draft=enough(size))
-    mask, area, thresholded = read_binary(record.mask)
+    image, shape = read_image_and_size(record.image, draft=draft_size(size))
+    mask, area, thresholded = read_binary_mask(record.mask)
     _refuse_sizes(record, shape, (mask.height, mask.width))
     soft = mask.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)
     small = (np.asarray(soft) >= 128).astype(np.uint8)
-    return Pair(squeeze(image, size), small, area, thresholded, shape)
+    return Pair(resize_square(image, size), small, area, thresholded, shape)
 
 
 def _refuse_sizes(record: Record, image: tuple[int, int], mask: tuple[int, int]) -> None:
@@ -222,7 +223,7 @@ def _fill(
             on_progress(i + 1, n)
     if broken:
         more = f"; {len(broken)} of {n} pairs cannot be used" if len(broken) > 1 else ""
-        raise InputError(f"data: {some(broken, limit=1)}{more}")
+        raise InputError(f"data: {format_some(broken, limit=1)}{more}")
     images.flush()
     masks.flush()
     return {

@@ -63,7 +63,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
 
 
-def open_picture(path: Path, decode: bool = False) -> Image.Image:
+def open_image(path: Path, decode: bool = False) -> Image.Image:
     """The picture, its pixels still to be decoded. InputError if it is none.
 
     decode: that they will be, and not the header alone be looked at.
@@ -88,13 +88,13 @@ def read_image(path: Path, draft: int | None = None) -> Image.Image:
     draft: a side in pixels that is enough; a JPEG is then decoded at a half, a quarter or an
     eighth of its size, whichever is still as large.
     """
-    with open_picture(path, decode=True) as picture:
+    with open_image(path, decode=True) as picture:
         if draft:
             picture.draft("RGB", (draft, draft))
         return _decode(path, picture, "RGB")
 
 
-def enough(size: int) -> int:
+def draft_size(size: int) -> int:
     """The pixels of a side that a JPEG is decoded at to look as in full when it is squeezed.
 
     Near twice as many: with half as many again the finest textures begin to differ. A little
@@ -105,7 +105,7 @@ def enough(size: int) -> int:
 
 def read_image_and_size(path: Path, draft: int) -> tuple[Image.Image, tuple[int, int]]:
     """``read_image`` and the height and width in pixels that the picture has in full, upright."""
-    with open_picture(path, decode=True) as picture:
+    with open_image(path, decode=True) as picture:
         before = picture.size
         picture.draft("RGB", (draft, draft))
         smaller = picture.size != before  # only a JPEG's; its header says how it was held
@@ -116,12 +116,12 @@ def read_image_and_size(path: Path, draft: int) -> tuple[Image.Image, tuple[int,
     return image, (before if turned else before[::-1])
 
 
-def upright(picture: Image.Image) -> Image.Image:
+def to_upright_rgb(picture: Image.Image) -> Image.Image:
     """An image of PIL as ``read_image`` would give its file: upright, RGB."""
     return _decode(Path(getattr(picture, "filename", "") or "picture"), picture, "RGB")
 
 
-def squeeze(image: Image.Image, size: int) -> Pixels:
+def resize_square(image: Image.Image, size: int) -> Pixels:
     """What a network sees of an RGB image: uint8 [size, size, 3], whatever its aspect was."""
     small = image.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)
     return np.asarray(small)
@@ -133,11 +133,11 @@ def read_mask(path: Path) -> tuple[NDArray[np.bool_], bool]:
     Black is skin; any other single value is lesion. A mask with more values is thresholded at
     MASK_THRESHOLD if it is nearly binary (a JPEG, smoothed edges); else InputError.
     """
-    mask = read_binary(path)
+    mask = read_binary_mask(path)
     return np.asarray(mask.picture) > 0, mask.thresholded
 
 
-class Binary(NamedTuple):
+class BinaryMask(NamedTuple):
     """A mask as a picture of one channel: 255 on the lesion, else 0.
 
     area: the lesion's share of it, in [0, 1]. thresholded: whether it was not binary.
@@ -148,22 +148,22 @@ class Binary(NamedTuple):
     thresholded: bool
 
 
-def read_binary(path: Path) -> Binary:
+def read_binary_mask(path: Path) -> BinaryMask:
     """As ``read_mask``, without an array of its size."""
-    with open_picture(path, decode=True) as picture:
+    with open_image(path, decode=True) as picture:
         grey = _decode(path, picture, "L")
     levels = np.asarray(grey)
     inside, highest = cv2.countNonZero(levels), int(levels.max())
     # Counting what is there takes a quarter of the time of a histogram.
     if np.count_nonzero(levels == highest) == (inside or levels.size):
-        return Binary(grey if highest in {0, 255} else _cut(grey, 1), inside / levels.size, False)
+        return BinaryMask(grey if highest in {0, 255} else _cut(grey, 1), inside / levels.size, False)
     counts = grey.histogram()
     values = [value for value, count in enumerate(counts) if count]
     near = sum(counts[:NEAR]) + sum(counts[256 - NEAR :])
     # Labels such as 0, 1 and 2 are all near black: cut at the threshold, no lesion would be left.
     if values[-1] >= MASK_THRESHOLD and near >= NEARLY * sum(counts):
         area = sum(counts[MASK_THRESHOLD:]) / sum(counts)
-        return Binary(_cut(grey, MASK_THRESHOLD), area, True)
+        return BinaryMask(_cut(grey, MASK_THRESHOLD), area, True)
     raise InputError(
         f"{path}: the mask is not binary: {len(values)} grey levels from {values[0]} to "
         f"{values[-1]}; save it with 0 for skin and 255 for lesion"
@@ -174,9 +174,9 @@ def _cut(grey: Image.Image, threshold: int) -> Image.Image:
     return grey.point([255 * (value >= threshold) for value in range(256)])
 
 
-def size_of(path: Path) -> tuple[int, int]:
+def read_size(path: Path) -> tuple[int, int]:
     """Height and width in pixels, upright. InputError where the file is no picture."""
-    with open_picture(path) as picture:
+    with open_image(path) as picture:
         try:
             # PIL turns a TIFF itself, in some versions the size before the pixels; the metadata of
             # a PNG may follow its pixels.

@@ -1,46 +1,35 @@
-"""DatasetIndex: which image belongs to which mask, to which patient or lesion, to which split."""
+"""DatasetIndex: the pairs of a data set with their groups and official splits."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lesionseg.data.layouts import LAYOUTS
+from lesionseg.data.merge import Roots, label_roots, list_roots, merge_datasets
 from lesionseg.data.pairs import (
-    MASK_SUFFIXES,
-    PICTURES,
     SPLITS,
     Record,
-    is_dangling,
-    looking_into,
-    pair,
-    pictures,
-    printable,
-    without_image,
+    escape_unprintable,
+    find_masks_without_image,
+    is_dangling_link,
+    unreadable_as_input_error,
 )
-from lesionseg.data.sets import Roots, each_root, labels, merge
-from lesionseg.errors import InputError, nearest, some
-
-__all__ = [
-    "LAYOUTS",
-    "MASK_SUFFIXES",
-    "PICTURES",
-    "SPLITS",
-    "DatasetIndex",
-    "Record",
-    "pair",
-    "pictures",
-]
+from lesionseg.errors import InputError, format_some, suggest_name
 
 
 @dataclass(frozen=True)
 class DatasetIndex:
-    """All pairs of a data set, sorted by name.
+    """All pairs of one data set or of several, sorted by name.
 
-    Of several sets together, root is the folder that all of them lie in. masks_without_image:
-    files' names, of layouts that match masks by name; a manifest may leave out what it likes.
+    Attributes:
+        root: the folder or manifest; of several data sets, their common parent folder.
+        layout: the name of the layout; of several data sets, joined by " + ".
+        records: the pairs.
+        masks_without_image: file names of unmatched masks; empty for manifests.
     """
 
     root: Path
@@ -49,58 +38,62 @@ class DatasetIndex:
     masks_without_image: tuple[str, ...] = field(default=(), compare=False)
 
     @classmethod
-    def read(cls, roots: Roots, layout: str = "auto", *, torn: bool = False) -> DatasetIndex:
-        """Lists the pairs below a folder, or of a CSV manifest, or of several of them together.
+    def read(cls, roots: Roots, layout: str = "auto", *, lenient: bool = False) -> DatasetIndex:
+        """List the pairs of a folder, of a CSV manifest, or of several of them.
 
-        Several are the same index in whatever order (``lesionseg.data.sets.merge``).
-        torn: of one set, as an audit wants it, take what is wrong with it as it is: groups and
-            names that lie in two official splits, links to what is not there.
-        Raises InputError: nothing there or not readable, no known layout, images without mask, one
-        name twice, a link to what is not there, a group in two official splits of one set, a set
-        that is given twice or overlaps another.
+        Args:
+            roots: one path, or a tuple of paths to merge in any order.
+            layout: a name in LAYOUTS, or "auto".
+            lenient: for audits of one data set: accept names and groups that lie in two official
+                splits, and links to missing files.
+
+        Raises:
+            InputError: the path is missing, unreadable or of no known layout; an image has no
+                mask; a name occurs twice; a link is broken; a group lies in two official splits;
+                or a data set is given twice or overlaps another one.
         """
         if isinstance(roots, tuple) and len(roots) != 1:
-            return cls._together(roots, layout)
-        (root,) = each_root(roots)
-        with looking_into(root):
-            return cls._alone(root, layout, torn=torn)
+            return cls._read_several(roots, layout)
+        (root,) = list_roots(roots)
+        with unreadable_as_input_error(root):
+            return cls._read_one(root, layout, lenient)
 
     @classmethod
-    def _alone(cls, root: Path, layout: str, *, torn: bool) -> DatasetIndex:
+    def _read_one(cls, root: Path, layout: str, lenient: bool) -> DatasetIndex:
         if not root.exists():
             raise InputError(f"data: no such folder: {root}; --data takes the data set's folder")
-        name = _recognise(root) if layout == "auto" else layout
+        name = _detect_layout(root) if layout == "auto" else layout
         if name not in LAYOUTS:
-            raise InputError(f"data: unknown layout {name!r} ({nearest(name, LAYOUTS)})")
-        # Names that stand twice lie as their splits do, whatever order a disk lists them in.
-        records = sorted(LAYOUTS[name].read(root), key=lambda r: (r.name, _rank(r)))
+            raise InputError(f"data: unknown layout {name!r} ({suggest_name(name, LAYOUTS)})")
+        records = sorted(LAYOUTS[name].read(root), key=lambda r: (r.name, _split_rank(r)))
         if not records:
-            raise InputError(f"data: {root}: no pair of image and mask ({LAYOUTS[name].about})")
-        _refuse_doubles(root, records, torn=torn)
-        if not torn:
-            _refuse_dangling(root, records)
-            _refuse_groups_across_splits(root, records)
-        alone = () if name == "csv" else (mask.name for mask in without_image(records))
-        return cls(root, name, tuple(records), tuple(alone))
+            raise InputError(
+                f"data: {root}: no pair of image and mask ({LAYOUTS[name].description})"
+            )
+        _check_unique_names(root, records, lenient)
+        if not lenient:
+            _check_links(root, records)
+            _check_groups(root, records)
+        unmatched = () if name == "csv" else find_masks_without_image(records)
+        return cls(root, name, tuple(records), tuple(mask.name for mask in unmatched))
 
     @classmethod
-    def _together(cls, roots: tuple[Path, ...], layout: str) -> DatasetIndex:
-        format_step = sorted(zip(labels(roots), roots, strict=True))
-        read = {label: cls.read(root, layout) for label, root in format_step}
-        records = sorted(
-            merge({label: index.records for label, index in read.items()}), key=lambda r: r.name
-        )
-        top = Path(os.path.commonpath([root.resolve() for root in roots]))
-        _refuse_doubles(top, records)
-        layouts = dict.fromkeys(index.layout for index in read.values())
-        alone = tuple(name for index in read.values() for name in index.masks_without_image)
-        return cls(top, " + ".join(layouts), tuple(records), alone)
+    def _read_several(cls, roots: tuple[Path, ...], layout: str) -> DatasetIndex:
+        labelled = sorted(zip(label_roots(roots), roots, strict=True))
+        indices = {label: cls.read(root, layout) for label, root in labelled}
+        merged = merge_datasets({label: index.records for label, index in indices.items()})
+        records = sorted(merged, key=lambda r: r.name)
+        parent = Path(os.path.commonpath([root.resolve() for root in roots]))
+        _check_unique_names(parent, records)
+        layouts = dict.fromkeys(index.layout for index in indices.values())
+        unmatched = (name for index in indices.values() for name in index.masks_without_image)
+        return cls(parent, " + ".join(layouts), tuple(records), tuple(unmatched))
 
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits of names, file sizes, groups and official splits.
+        """Return sixteen hexadecimal digits of names, file sizes, groups and official splits.
 
-        The same on every machine that holds a copy; a picture added, removed, renamed or
-        rewritten to another size in bytes changes it.
+        Copies on different machines have the same fingerprint. It changes when an image is added,
+        removed, renamed or rewritten with another file size.
         """
         digest = hashlib.sha256()
         for r in self.records:
@@ -109,63 +102,63 @@ class DatasetIndex:
         return digest.hexdigest()[:16]
 
 
-def _recognise(root: Path) -> str:
+def _detect_layout(root: Path) -> str:
     for name, layout in LAYOUTS.items():
-        if layout.fits(root):
+        if layout.matches(root):
             return name
-    known = "; ".join(f"{name}: {layout.about}" for name, layout in LAYOUTS.items())
+    known = "; ".join(f"{name}: {layout.description}" for name, layout in LAYOUTS.items())
     raise InputError(f"data: {root}: no pairs in a known layout ({known})")
 
 
-def _rank(record: Record) -> int:
+def _split_rank(record: Record) -> int:
     return SPLITS.index(record.split) if record.split else -1
 
 
-def _refuse_doubles(root: Path, records: list[Record], *, torn: bool = False) -> None:
-    """torn: names that stand in official splits that differ are no doubles."""
-    format_step: dict[str, list[Record]] = {}
+def _check_unique_names(root: Path, records: Iterable[Record], lenient: bool = False) -> None:
+    """Refuse names that occur twice; if ``lenient``, unless each is in another official split."""
+    by_name: dict[str, list[Record]] = {}
     for r in records:
-        format_step.setdefault(r.name.lower(), []).append(r)
-    doubles = [same for same in format_step.values() if len(same) > 1]
-    if torn:
-        doubles = [same for same in doubles if not _lie_in_as_many_splits(same)]
-    if doubles:
+        by_name.setdefault(r.name.lower(), []).append(r)
+    repeated = [
+        same
+        for same in by_name.values()
+        if len(same) > 1 and not (lenient and len({r.split for r in same if r.split}) == len(same))
+    ]
+    if repeated:
         raise InputError(
-            f"data: {root}: {len(doubles)} names stand twice: {some(map(_double, doubles))}; a "
-            f"picture's name must be its own: rename or take away all but one"
+            f"data: {root}: {len(repeated)} names occur twice: "
+            f"{format_some(map(_format_repeated, repeated))}; names must be unique: rename or "
+            f"remove all but one"
         )
 
 
-def _lie_in_as_many_splits(records: list[Record]) -> bool:
-    return len({r.split for r in records if r.split}) == len(records)
-
-
-def _double(records: list[Record]) -> str:
-    names = " and ".join(dict.fromkeys(printable(r.name) for r in records))
+def _format_repeated(records: list[Record]) -> str:
+    names = " and ".join(dict.fromkeys(escape_unprintable(r.name) for r in records))
     splits = " and ".join(dict.fromkeys(r.split for r in records if r.split))
     return f"{names} ({splits})" if splits else names
 
 
-def _refuse_dangling(root: Path, records: list[Record]) -> None:
-    lost = [path for r in records for path in (r.image, r.mask) if is_dangling(path)]
-    if lost:
-        shown = (printable(f"{path.name} -> {os.readlink(path)}") for path in lost)
+def _check_links(root: Path, records: Iterable[Record]) -> None:
+    links = [path for r in records for path in (r.image, r.mask) if is_dangling_link(path)]
+    if links:
+        texts = (escape_unprintable(f"{path.name} -> {os.readlink(path)}") for path in links)
         raise InputError(
-            f"data: {root}: {len(lost)} pictures are links to what is not there: {some(shown)}; "
-            f"mend the links, or take the pairs away"
+            f"data: {root}: {len(links)} files are links to missing files: {format_some(texts)}; "
+            f"repair the links or remove the pairs"
         )
 
 
-def _refuse_groups_across_splits(root: Path, records: list[Record]) -> None:
-    homes: dict[str, set[str]] = {}
+def _check_groups(root: Path, records: Iterable[Record]) -> None:
+    splits_of: dict[str, set[str]] = {}
     for r in records:
         if r.split:
-            homes.setdefault(r.group, set()).add(r.split)
-    torn = sorted(g for g, splits in homes.items() if len(splits) > 1)
-    if torn:
-        where = " and ".join(sorted(homes[torn[0]]))
+            splits_of.setdefault(r.group, set()).add(r.split)
+    divided = sorted(group for group, splits in splits_of.items() if len(splits) > 1)
+    if divided:
+        splits = " and ".join(sorted(splits_of[divided[0]]))
         raise InputError(
-            f"data: {root}: {len(torn)} groups lie in two official splits: "
-            f"{some(map(printable, torn))} ({printable(torn[0])} in {where}); "
-            f"keep a patient's pictures together or drop the split"
+            f"data: {root}: {len(divided)} groups lie in two official splits: "
+            f"{format_some(map(escape_unprintable, divided))} "
+            f"({escape_unprintable(divided[0])} in {splits}); "
+            f"keep a patient's images together or drop the split"
         )

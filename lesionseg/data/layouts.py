@@ -1,33 +1,49 @@
-"""LAYOUTS: the table of the folder layouts that are understood.
-
-A row finds out whether a path is of its kind and lists the pairs. No picture is opened here.
-"""
+"""LAYOUTS: the supported folder layouts. No image is opened here."""
 
 from __future__ import annotations
 
 import csv
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lesionseg.data.pairs import SPLITS, Record, child, pair
+from lesionseg.data.pairs import SPLITS, Record, find_folder, match_pairs
 from lesionseg.errors import InputError
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A row of LAYOUTS: is this path of its kind; its records; one line for people."""
+    """One row of LAYOUTS.
 
-    fits: Callable[[Path], bool]
+    Attributes:
+        matches: whether a path has this layout.
+        read: returns the records of a path.
+        description: one line for help and docs.
+    """
+
+    matches: Callable[[Path], bool]
     read: Callable[[Path], Iterable[Record]]
-    about: str
+    description: str
 
 
-# --- the ISIC challenges -----------------------------------------------------------------------
+@contextmanager
+def _open_csv(path: Path, delimiter: str | None = None) -> Iterator[csv.DictReader[str]]:
+    """Read a table, separated by tabs if there is one in its first line, else by commas."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            delimiter = delimiter or ("\t" if "\t" in file.readline() else ",")
+            file.seek(0)
+            yield csv.DictReader(file, delimiter=delimiter)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"data: {path}: not a readable CSV file: {error}") from None
 
-#: For each challenge the folders of images and of masks by split, as its archives unpack.
-CHALLENGES: Mapping[str, Mapping[str, tuple[str, str]]] = {
+
+# --- ISIC challenges ---------------------------------------------------------------------------
+
+#: For each challenge, the folders of images and masks by split, as in its archives.
+_CHALLENGES: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "isic2018": {
         split: (f"ISIC2018_Task1-2_{word}_Input", f"ISIC2018_Task1_{word}_GroundTruth")
         for split, word in {"train": "Training", "val": "Validation", "test": "Test"}.items()
@@ -43,25 +59,23 @@ CHALLENGES: Mapping[str, Mapping[str, tuple[str, str]]] = {
 }
 
 
-def _challenge(name: str) -> Layout:
-    folders = CHALLENGES[name]
+def _challenge_layout(name: str) -> Layout:
+    folders = _CHALLENGES[name]
 
-    def fits(root: Path) -> bool:
-        return any(child(root, images) for images, _ in folders.values())
+    def matches(root: Path) -> bool:
+        return any(find_folder(root, images) for images, _ in folders.values())
 
     def read(root: Path) -> Iterator[Record]:
-        found = [(split, child(root, images), masks) for split, (images, masks) in folders.items()]
-        there = [(split, images, masks) for split, images, masks in found if images]
-        for split, images, masks in there:
-            home = child(root, masks)
-            if home is None:
-                raise InputError(
-                    f"data: {root}: {images.name} is there, but its {masks} is missing"
-                )
-            # Training images alone are no split: it is ours to make then.
-            yield from pair(images, home, split if len(there) > 1 else None)
+        found = [(s, find_folder(root, images), masks) for s, (images, masks) in folders.items()]
+        present = [(split, images, masks) for split, images, masks in found if images]
+        for split, images, mask_name in present:
+            masks = find_folder(root, mask_name)
+            if masks is None:
+                raise InputError(f"data: {root}: has {images.name}, but not its {mask_name}")
+            # The training images alone are not an official split.
+            yield from match_pairs(images, masks, split if len(present) > 1 else None)
 
-    return Layout(fits, read, " and ".join(folders["train"]))
+    return Layout(matches, read, " and ".join(folders["train"]))
 
 
 # --- HAM10000 ----------------------------------------------------------------------------------
@@ -69,41 +83,36 @@ def _challenge(name: str) -> Layout:
 _HAM_MASKS = "HAM10000_segmentations_lesion_tschandl"
 
 
-def _ham_images(root: Path) -> list[Path]:
-    found = (child(root, f"HAM10000_images_part_{part}") for part in (1, 2))
-    return [folder for folder in found if folder]
+def _ham_image_folders(root: Path) -> list[Path]:
+    folders = (find_folder(root, f"HAM10000_images_part_{part}") for part in (1, 2))
+    return [folder for folder in folders if folder]
 
 
 def _read_ham(root: Path) -> Iterator[Record]:
-    masks, lesions = child(root, _HAM_MASKS), _ham_lesions(root)
+    masks, lesions = find_folder(root, _HAM_MASKS), _read_ham_lesions(root)
     if masks is None:
-        raise InputError(f"data: {root}: HAM10000_images_part_1 is there, but {_HAM_MASKS} is not")
-    for folder in _ham_images(root):
-        for record in pair(folder, masks):
+        raise InputError(f"data: {root}: has HAM10000_images_part_1, but not {_HAM_MASKS}")
+    for folder in _ham_image_folders(root):
+        for record in match_pairs(folder, masks):
             if record.name not in lesions:
                 raise InputError(f"data: {root}: HAM10000_metadata has no row of {record.name}")
             yield replace(record, group=lesions[record.name])
 
 
-def _ham_lesions(root: Path) -> dict[str, str]:
-    """The lesion of each image: several images may show one, and must stay together."""
+def _read_ham_lesions(root: Path) -> dict[str, str]:
+    """Return the lesion of each image; several images may show one lesion."""
     names = [f"HAM10000_metadata{end}" for end in ("", ".csv", ".tab", ".tsv")]
     path = next((root / n for n in names if (root / n).is_file()), None)
     if path is None:
         raise InputError(
-            f"data: {root}: HAM10000_metadata is missing; its column lesion_id says which images "
+            f"data: {root}: HAM10000_metadata is missing; its column lesion_id tells which images "
             f"show one lesion"
         )
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            head = file.readline()
-            file.seek(0)
-            rows = csv.DictReader(file, delimiter="\t" if "\t" in head else ",")
+        with _open_csv(path) as rows:
             return {
                 row["image_id"]: (row["lesion_id"] or "").strip() or row["image_id"] for row in rows
             }
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"data: {path}: not a readable CSV file: {error}") from None
     except KeyError as error:
         raise InputError(
             f"data: {path}: needs the columns lesion_id and image_id, lacks {error}"
@@ -114,7 +123,7 @@ def _ham_lesions(root: Path) -> dict[str, str]:
 
 
 def _ph2_cases(root: Path) -> list[Path]:
-    folder = child(root, "PH2 Dataset images") or root
+    folder = find_folder(root, "PH2 Dataset images") or root
     if not folder.is_dir():
         return []
     return sorted(p for p in folder.iterdir() if re.fullmatch(r"IMD\d+", p.name, re.IGNORECASE))
@@ -122,13 +131,13 @@ def _ph2_cases(root: Path) -> list[Path]:
 
 def _read_ph2(root: Path) -> Iterator[Record]:
     for case in _ph2_cases(root):
-        images = child(case, f"{case.name}_Dermoscopic_Image")
-        masks = child(case, f"{case.name}_lesion")
+        images = find_folder(case, f"{case.name}_Dermoscopic_Image")
+        masks = find_folder(case, f"{case.name}_lesion")
         if images is None or masks is None:
             raise InputError(
                 f"data: {case}: needs {case.name}_Dermoscopic_Image and {case.name}_lesion"
             )
-        yield from pair(images, masks)
+        yield from match_pairs(images, masks)
 
 
 # --- images/ and masks/ ------------------------------------------------------------------------
@@ -136,15 +145,15 @@ def _read_ph2(root: Path) -> Iterator[Record]:
 
 def _folder_pairs(root: Path) -> Iterator[tuple[str | None, Path, Path]]:
     for split in (None, *SPLITS):
-        base = root if split is None else child(root, split)
-        images, masks = (child(base, n) if base else None for n in ("images", "masks"))
+        base = root if split is None else find_folder(root, split)
+        images, masks = (find_folder(base, n) if base else None for n in ("images", "masks"))
         if images and masks:
             yield split, images, masks
 
 
 def _read_folders(root: Path) -> Iterator[Record]:
     for split, images, masks in _folder_pairs(root):
-        yield from pair(images, masks, split)
+        yield from match_pairs(images, masks, split)
 
 
 # --- CSV manifest ------------------------------------------------------------------------------
@@ -154,48 +163,46 @@ def _manifest(root: Path) -> Path:
     return root if root.suffix.lower() == ".csv" else root / "manifest.csv"
 
 
-def _read_csv(root: Path) -> Iterator[Record]:
+def _read_manifest(root: Path) -> Iterator[Record]:
     path = _manifest(root)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            columns = rows.fieldnames or []
-            for column in ("image", "mask"):
-                if column not in columns:
-                    raise InputError(
-                        f"data: {path}: needs the columns image and mask (group, split and set "
-                        f"may follow), got {', '.join(columns) or 'none'}"
-                    )
-            for row in rows:
-                yield _csv_record(path, rows.line_num, row)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"data: {path}: not a readable CSV file: {error}") from None
+    with _open_csv(path, ",") as rows:
+        columns = rows.fieldnames or []
+        if not {"image", "mask"} <= set(columns):
+            raise InputError(
+                f"data: {path}: needs the columns image and mask (group, split and set "
+                f"may follow), got {', '.join(columns) or 'none'}"
+            )
+        for row in rows:
+            yield _manifest_record(path, rows.line_num, row)
 
 
-def _csv_record(path: Path, line: int, row: Mapping[str, str | None]) -> Record:
+def _manifest_record(path: Path, line: int, row: Mapping[str, str | None]) -> Record:
     files = {}
     for column in ("image", "mask"):
         files[column] = path.parent / (row[column] or "")
         if not files[column].is_file():
             raise InputError(f"data: {path}:{line}: {column}: no such file: {row[column]!r}")
-    split = (row.get("split") or "").strip().lower() or None
-    if split not in (None, *SPLITS):
-        raise InputError(f"data: {path}:{line}: split must be train, val or test, got {split!r}")
+    # Without stripping, spaces around a patient's number would make two patients of one.
+    group, split, dataset = ((row.get(key) or "").strip() for key in ("group", "split", "set"))
+    if split and split.lower() not in SPLITS:
+        raise InputError(
+            f"data: {path}:{line}: split must be train, val or test, got {split.lower()!r}"
+        )
     name = files["image"].stem
-    # Blanks around a patient's number would make two patients of one.
-    group, origin = (row.get("group") or "").strip() or name, (row.get("set") or "").strip()
-    return Record(name, files["image"], files["mask"], group, split, origin)
+    return Record(
+        name, files["image"], files["mask"], group or name, split.lower() or None, dataset
+    )
 
 
 LAYOUTS: Mapping[str, Layout] = {
     "csv": Layout(
         lambda root: _manifest(root).is_file(),
-        _read_csv,
+        _read_manifest,
         "a .csv file, or manifest.csv in the folder, with columns image, mask, group, split, set",
     ),
-    **{name: _challenge(name) for name in CHALLENGES},
+    **{name: _challenge_layout(name) for name in _CHALLENGES},
     "ham10000": Layout(
-        lambda root: bool(_ham_images(root)),
+        lambda root: bool(_ham_image_folders(root)),
         _read_ham,
         f"HAM10000_images_part_1 and _2, {_HAM_MASKS}, HAM10000_metadata",
     ),

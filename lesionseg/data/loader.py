@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lesionseg.augment import reseed
-from lesionseg.augment.host import changed
+from lesionseg.augment.host import apply_pipeline
 from lesionseg.data.cache import Cache
 
 Batch = tuple[Tensor, Tensor]
@@ -47,7 +47,7 @@ START = "fork" if LINUX else None
 
 
 @dataclass(frozen=True)
-class Key:
+class BatchKey:
     """Which batch: its place in the training and the cache positions in it."""
 
     epoch: int
@@ -61,7 +61,7 @@ class BatchDataset(Dataset[Batch]):
     def __init__(self, cache: Cache, augment: A.Compose | None, seed: int) -> None:
         self.cache, self.augment, self.seed = cache, augment, seed
 
-    def __getitem__(self, key: Key) -> Batch:
+    def __getitem__(self, key: BatchKey) -> Batch:
         members = np.asarray(key.members)
         images, masks = self.cache.images[members], self.cache.masks[members]
         if self.augment is not None and self.augment.transforms:
@@ -69,11 +69,11 @@ class BatchDataset(Dataset[Batch]):
             cv2.setNumThreads(0)
             reseed(self.augment, batch_seed(self.seed, key.epoch, key.step))
             for i in range(len(members)):
-                images[i], masks[i] = changed(self.augment, images[i], masks[i])
+                images[i], masks[i] = apply_pipeline(self.augment, images[i], masks[i])
         return torch.from_numpy(images), torch.from_numpy(masks)
 
 
-class EpochPlan(Sampler[Key]):
+class EpochSampler(Sampler[BatchKey]):
     """The keys of one epoch from step ``start`` on: a fresh order of the members, in batches.
 
     A last batch that is not full is dropped, unless it is the only one: batch norm over one or
@@ -88,12 +88,12 @@ class EpochPlan(Sampler[Key]):
         """The steps of a whole epoch, wherever it starts."""
         return max(1, len(self.members) // self.batch_size)
 
-    def __iter__(self) -> Iterator[Key]:
+    def __iter__(self) -> Iterator[BatchKey]:
         rng = np.random.default_rng([self.seed, self.epoch])
         order = self.members[rng.permutation(len(self.members))]
         for step in range(self.start, len(self)):
             chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield Key(self.epoch, step, tuple(int(i) for i in chosen))
+            yield BatchKey(self.epoch, step, tuple(int(i) for i in chosen))
 
 
 def batch_seed(seed: int, epoch: int, step: int) -> int:
@@ -101,7 +101,7 @@ def batch_seed(seed: int, epoch: int, step: int) -> int:
     return int(np.random.SeedSequence([seed, epoch, step]).generate_state(1)[0])
 
 
-class Ahead:
+class PrefetchLoader:
     """What a data set gives for the keys of a plan, each made by a thread one ahead.
 
     OpenCV and torch let go of the interpreter while they compute, so that a thread is all it
@@ -109,7 +109,7 @@ class Ahead:
     in processor time, but the training's own threads no longer stand still meanwhile.
     """
 
-    def __init__(self, dataset: Dataset[Any], plan: EpochPlan) -> None:
+    def __init__(self, dataset: Dataset[Any], plan: EpochSampler) -> None:
         self.dataset, self.plan = dataset, plan
 
     def __iter__(self) -> Iterator[Any]:
@@ -123,7 +123,7 @@ class Ahead:
                 yield ahead.result()
 
 
-def train_loader(
+def make_train_loader(
     dataset: Dataset[Any],
     members: NDArray[np.int64],
     batch_size: int,
@@ -131,15 +131,15 @@ def train_loader(
     seed: int,
     workers: int = 0,
     pin: bool = False,
-) -> tuple[Iterable[Any], EpochPlan]:
+) -> tuple[Iterable[Any], EpochSampler]:
     """A loader of what the data set gives for the keys of a training, and their plan.
 
     The plan's ``epoch`` is to be set before each, and its ``start``, the step to begin at, to go
     on within one. Without workers, which are processes, a thread prepares the batches.
     """
-    plan = EpochPlan(members, batch_size, seed)
+    plan = EpochSampler(members, batch_size, seed)
     if not workers:
-        return Ahead(dataset, plan), plan
+        return PrefetchLoader(dataset, plan), plan
     loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_size=None,
@@ -148,7 +148,7 @@ def train_loader(
         persistent_workers=True,
         pin_memory=pin,
         multiprocessing_context=START,
-        worker_init_fn=_begin if LINUX else None,
+        worker_init_fn=_init_worker if LINUX else None,
         # Its own: it draws once an epoch, which would shift what the network draws.
         generator=torch.Generator().manual_seed(seed),
     )
@@ -159,7 +159,7 @@ def train_loader(
 _PDEATHSIG = 1
 
 
-def _begin(number: int) -> None:
+def _init_worker(number: int) -> None:
     """What a loader's process does first: from here on it ends with its training, and not before.
 
     A signal to a training's whole group, as schedulers send it, is for the training to answer: it
@@ -176,17 +176,17 @@ def _begin(number: int) -> None:
         os._exit(0)
     # Not ignored: it is how multiprocessing ends loaders when a program exits, and waits for it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_obey, args=(training.pid,), daemon=True).start()
+    threading.Thread(target=_exit_on_sigterm, args=(training.pid,), daemon=True).start()
 
 
-def _obey(training: int | None) -> None:
+def _exit_on_sigterm(training: int | None) -> None:
     """Ends this process at a SIGTERM of the training's own; anybody else's is dropped."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != training:
         pass
     os._exit(0)
 
 
-def brought(
+def transfer_batches(
     batches: Iterable[Any], bring: Callable[[Any], Batch], device: torch.device
 ) -> Iterator[Batch]:
     """Each batch as ``bring`` puts it on the device.
@@ -197,7 +197,7 @@ def brought(
     if device.type != "cuda":
         yield from map(bring, batches)
         return
-    aside = _aside(device)
+    aside = _transfer_stream(device)
     training = torch.cuda.current_stream(device)
     aside.wait_stream(training)  # for what lies there already
     for batch in batches:
@@ -210,12 +210,12 @@ def brought(
 
 
 @lru_cache
-def _aside(device: torch.device) -> torch.cuda.Stream:
+def _transfer_stream(device: torch.device) -> torch.cuda.Stream:
     # One for all epochs: memory once used on a stream is kept for that stream alone.
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
-def in_order(cache: Cache, members: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
+def iterate_batches(cache: Cache, members: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
     """All members once, in order and unchanged: images uint8 [N, S, S, 3], masks [N, S, S]."""
     for start in range(0, len(members), batch_size):
         chosen = members[start : start + batch_size]

@@ -1,4 +1,4 @@
-"""Pairs of an image and its mask, matched by their names. No picture is opened here."""
+"""Pairs of an image and its mask, matched by file name. No image is opened here."""
 
 from __future__ import annotations
 
@@ -7,21 +7,28 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lesionseg.errors import InputError, some
+from lesionseg.errors import InputError, format_some
 
 SPLITS = ("train", "val", "test")
-PICTURES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 
-#: What a mask's name may carry after its image's name, in lower case.
+#: What may follow the image's name in the name of its mask, in lower case.
 MASK_SUFFIXES = ("", "_segmentation", "_mask", "_lesion", "_gt", "_label", "-mask", "_seg")
 
 
 @dataclass(frozen=True)
 class Record:
-    """One pair. ``group`` is the patient or lesion; ``split`` the official one, where there is.
+    """One pair of image and mask.
 
-    ``set``: the data set it is counted with, "" for the only one. ``home``: which of several data
-    sets that are used together it was read from, "" for the only one.
+    Attributes:
+        name: unique in the index.
+        image: the image file.
+        mask: the mask file.
+        group: the patient or lesion.
+        split: the official split, if there is one.
+        dataset: the data set that the pair is reported with; "" if there is only one.
+        source: the label of the folder or manifest that the pair was read from, if several data
+            sets were merged; else "".
     """
 
     name: str
@@ -29,21 +36,18 @@ class Record:
     mask: Path
     group: str
     split: str | None = None
-    set: str = ""
-    home: str = ""
+    dataset: str = ""
+    source: str = ""
 
 
-def printable(text: str) -> str:
-    """The text as a line that any terminal and any font takes.
-
-    Names of files may hold line breaks, and bytes that are no characters: these are escaped.
-    """
+def escape_unprintable(text: str) -> str:
+    """Escape line breaks and other unprintable characters, which file names may contain."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 @contextmanager
-def looking_into(folder: Path) -> Iterator[None]:
-    """InputError where the system refuses to show what is in a folder."""
+def unreadable_as_input_error(folder: Path) -> Iterator[None]:
+    """Raise InputError for an OSError while a folder is read."""
     try:
         yield
     except OSError as error:
@@ -53,75 +57,78 @@ def looking_into(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def is_dangling(path: Path) -> bool:
-    """Whether it is a link to what is not there."""
+def is_dangling_link(path: Path) -> bool:
+    """Whether the path is a link to a missing file."""
     return path.is_symlink() and not path.exists()
 
 
-def pictures(folder: Path) -> list[Path]:
-    """The picture files of a folder, sorted by name, but for hidden ones such as ``._x.jpg``.
+def list_images(folder: Path) -> list[Path]:
+    """Return the image files of a folder, sorted by name, without hidden files.
 
-    Links to what is not there are among them: whoever reads them says so. InputError where the
-    folder cannot be read.
+    Links to missing files are included, so that they can be reported.
+
+    Raises:
+        InputError: the folder cannot be read.
     """
-    with looking_into(folder):
+    with unreadable_as_input_error(folder):
         return sorted(
             p
             for p in folder.iterdir()
-            if p.suffix.lower() in PICTURES
+            if p.suffix.lower() in IMAGE_SUFFIXES
             and not p.name.startswith(".")
-            and (p.is_file() or is_dangling(p))
+            and (p.is_file() or is_dangling_link(p))
         )
 
 
-def pair(images: Path, masks: Path, split: str | None = None) -> Iterator[Record]:
-    """Matches the images of one folder with the masks of another, by name and without case.
+def match_pairs(images: Path, masks: Path, split: str | None = None) -> Iterator[Record]:
+    """Match the images of a folder with the masks of another one by name, ignoring case.
 
-    InputError where an image has no mask or two images share a name.
+    Raises:
+        InputError: an image has no mask, or a folder cannot be read.
     """
-    by_stem = {p.stem.lower(): p for p in pictures(masks)}
-    found: list[Record] = []
+    by_stem = {p.stem.lower(): p for p in list_images(masks)}
+    records: list[Record] = []
     missing: list[str] = []
-    for image in pictures(images):
+    for image in list_images(images):
         stem = image.stem.lower()
-        if stem.endswith("_superpixels"):  # ISIC 2017 keeps these beside its images
+        if stem.endswith("_superpixels"):  # in ISIC 2017's image folders
             continue
         mask = next((by_stem[stem + s] for s in MASK_SUFFIXES if stem + s in by_stem), None)
         if mask is None:
-            missing.append(printable(image.name))
+            missing.append(escape_unprintable(image.name))
         else:
-            found.append(Record(image.stem, image, mask, image.stem, split))
-    if missing and found:
+            records.append(Record(image.stem, image, mask, image.stem, split))
+    if missing and records:
         raise InputError(
-            f"data: {images}: {len(missing)} of {len(missing) + len(found)} images have no mask "
-            f"in {masks}: {some(missing)}; add the masks or take the images away"
+            f"data: {images}: {len(missing)} of {len(missing) + len(records)} images have no mask "
+            f"in {masks}: {format_some(missing)}; add the masks or remove the images"
         )
     if missing:
         raise InputError(
             f"data: {images}: none of {len(missing)} images has a mask in {masks}, for example "
             f"{missing[0]}; a mask is named like its image, or with _segmentation or _mask after it"
         )
-    yield from found
+    yield from records
 
 
-def without_image(records: Iterable[Record]) -> list[Path]:
-    """The masks beside those of the records whose name fits none of their images."""
-    known: dict[Path, set[str]] = {}
+def find_masks_without_image(records: Iterable[Record]) -> list[Path]:
+    """Return the files in the records' mask folders that match no image."""
+    stems: dict[Path, set[str]] = {}
     for r in records:
         stem = r.image.stem.lower()
-        known.setdefault(r.mask.parent, set()).update(stem + s for s in MASK_SUFFIXES)
+        stems.setdefault(r.mask.parent, set()).update(stem + s for s in MASK_SUFFIXES)
     return [
         mask
-        for folder, names in sorted(known.items())
-        for mask in pictures(folder)
+        for folder, names in sorted(stems.items())
+        for mask in list_images(folder)
         if mask.stem.lower() not in names
     ]
 
 
-def child(root: Path, name: str) -> Path | None:
-    """The folder of that name, without regard to case. InputError where root cannot be read."""
-    with looking_into(root):
+def find_folder(root: Path, name: str) -> Path | None:
+    """Return the subfolder of that name, ignoring case; raises InputError if unreadable."""
+    with unreadable_as_input_error(root):
         if not root.is_dir():
             return None
-        format_step = (p for p in root.iterdir() if p.name.lower() == name.lower())
-        return next((p for p in format_step if p.is_dir()), None)
+        folders = (p for p in root.iterdir() if p.name.lower() == name.lower() and p.is_dir())
+        return next(folders, None)

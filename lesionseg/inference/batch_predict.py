@@ -1,8 +1,7 @@
-"""Many pictures through one network: read ahead and finished behind it, in threads.
+"""Predict many image files: threads read ahead of the network and process its output.
 
-Whatever the number of pictures, few are in memory: at most LAPS batches before the network and as
-many behind it, as the small squares that it takes; and of those at full size as many as ROOM
-allows, or a single one that is larger.
+Memory is limited for any number of images: PREFETCH_BATCHES batches of network inputs before and
+after the network, and FULL_SIZE_PIXELS pixels of images at full size, or one larger image.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from lesionseg.data.image_io import Pixels, enough, open_picture, read_image_and_size, squeeze
+from lesionseg.data.image_io import Pixels, draft_size, open_image, read_image_and_size, resize_square
 from lesionseg.errors import InputError
 from lesionseg.inference.mask_stats import Probability
 from lesionseg.inference.predictor import Segmenter
@@ -28,148 +27,151 @@ from lesionseg.inference.predictor import Segmenter
 T = TypeVar("T")
 S = TypeVar("S")
 
-#: Batches that are read ahead, and that wait to be finished.
+#: Batches that are read ahead, and that wait to be processed.
 PREFETCH_BATCHES = 2
-#: Pixels of pictures that are at full size at one time: at 15 bytes each, half a gigabyte.
+#: Limit on the pixels of images that are at full size at one time: half a gigabyte, 15 bytes each.
 FULL_SIZE_PIXELS = 2**25
-#: Pixels in a batch where nothing else is said, and its most images: 16 at 256 pixels.
-BATCH_PIXELS, BATCH = 2**20, 16
+#: Limits of the default batch size: pixels and images; 16 images at 256 px.
+BATCH_PIXELS, MAX_BATCH_SIZE = 2**20, 16
 
 
 @dataclass(frozen=True)
-class LoadedPicture:
-    """One picture, read.
+class LoadedImage:
+    """An image that was read from a file.
 
-    path: its file. small: uint8 [S, S, 3], as the network sees it. shape: its height and width.
-    view: RGB within the side that was asked for, to draw on; None where none was.
+    path: the file.
+    resized: uint8 [S, S, 3], the network's input.
+    shape: height and width of the image.
+    preview: RGB within the requested side, to draw on; None if none was requested.
     """
 
     path: Path
-    small: Pixels
+    resized: Pixels
     shape: tuple[int, int]
-    view: Pixels | None
+    preview: Pixels | None
 
 
 class PixelBudget:
-    """Lets in work of a certain size while there is room; what is larger than all of it, alone."""
+    """Limits the pixels that threads process at one time; an image above the limit runs alone."""
 
-    def __init__(self, size: int) -> None:
-        self._size, self._taken, self._changed = size, 0, threading.Condition()
+    def __init__(self, limit: int) -> None:
+        self._limit, self._used, self._changed = limit, 0, threading.Condition()
 
     @contextmanager
-    def reserve(self, size: int) -> Iterator[None]:
-        """Waits for room of this size and takes it, while entered."""
-        size = min(size, self._size)
+    def reserve(self, pixels: int) -> Iterator[None]:
+        """Wait until the pixels are available and reserve them within the context."""
+        pixels = min(pixels, self._limit)
         with self._changed:
-            self._changed.wait_for(lambda: self._taken + size <= self._size)
-            self._taken += size
+            self._changed.wait_for(lambda: self._used + pixels <= self._limit)
+            self._used += pixels
         try:
             yield
         finally:
             with self._changed:
-                self._taken -= size
+                self._used -= pixels
                 self._changed.notify_all()
 
 
 def predict_files(
     segmenter: Segmenter,
     paths: Iterable[Path],
-    use: Callable[[LoadedPicture, Probability], T],
+    process: Callable[[LoadedImage, Probability], T],
     *,
-    view: int = 0,
+    preview_px: int = 0,
     batch_size: int | None = None,
     threads: int = 2,
 ) -> Generator[T | InputError, None, None]:
-    """What ``use`` makes of each picture, in order; the error of one that cannot be used.
+    """Yield the result of ``process`` for each image in order, or the error of an unusable one.
 
-    Who leaves before the end closes it: that waits for what the threads have begun.
+    Closing the generator early waits for the work that the threads have begun.
 
     Args:
         segmenter: its network runs in the caller's thread.
-        paths: files of pictures.
-        use: called in a thread with a picture and its probabilities [S, S]. An InputError of it
-            is the picture's; anything else ends the stream.
-        view: the longest side in pixels of the picture to draw on; 0 for none.
-        batch_size: images per pass; by default BATCH_PIXELS at the network's size.
-        threads: threads that read and finish.
+        paths: image files.
+        process: called in a thread with an image and its probabilities [S, S]. An InputError
+            is yielded as the image's error; other exceptions are raised.
+        preview_px: longest side of the preview in pixels; 0 for none.
+        batch_size: images per forward pass; by default ``default_batch_size``.
+        threads: number of threads that read and process images.
     """
     size = batch_size or default_batch_size(segmenter.image_size)
-    room = PixelBudget(FULL_SIZE_PIXELS)
+    budget = PixelBudget(FULL_SIZE_PIXELS)
 
-    def read(path: Path) -> LoadedPicture | InputError:
+    def read(path: Path) -> LoadedImage | InputError:
         try:
-            with room.reserve(_pixels(path)):
-                return _read(path, segmenter.image_size, view)
+            with budget.reserve(_count_pixels(path)):
+                return _read(path, segmenter.image_size, preview_px)
         except InputError as error:
             return error
         except MemoryError:
-            return InputError(f"{path}: too large for the memory that is left; scale it down")
+            return InputError(f"{path}: too large for the available memory; scale it down")
 
-    def to_mask(picture: LoadedPicture, probability: Probability) -> T | InputError:
+    def process_or_error(image: LoadedImage, probability: Probability) -> T | InputError:
         try:
-            with room.reserve(picture.shape[0] * picture.shape[1]):
-                return use(picture, probability)
+            with budget.reserve(image.shape[0] * image.shape[1]):
+                return process(image, probability)
         except InputError as error:
             return error
 
     pool = ThreadPoolExecutor(threads)
-    waiting: deque[Future[T | InputError]] = deque()
+    results: deque[Future[T | InputError]] = deque()
     try:
-        read_ahead = prefetch(pool, read, paths, PREFETCH_BATCHES * size)
-        while batch := list(islice(read_ahead, size)):
-            good = [each for each in batch if isinstance(each, LoadedPicture)]
-            found = iter(segmenter.probabilities(np.stack([t.small for t in good])) if good else ())
-            for each in batch:
-                if isinstance(each, LoadedPicture):
-                    waiting.append(pool.submit(to_mask, each, next(found)))
+        loaded = prefetch(pool, read, paths, PREFETCH_BATCHES * size)
+        while batch := list(islice(loaded, size)):
+            inputs = [item.resized for item in batch if isinstance(item, LoadedImage)]
+            outputs = iter(segmenter.predict_probabilities(np.stack(inputs)) if inputs else ())
+            for item in batch:
+                if isinstance(item, LoadedImage):
+                    results.append(pool.submit(process_or_error, item, next(outputs)))
                 else:
-                    waiting.append(_done(each))
-            while len(waiting) > PREFETCH_BATCHES * size:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+                    results.append(_completed(item))
+            while len(results) > PREFETCH_BATCHES * size:
+                yield results.popleft().result()
+        while results:
+            yield results.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def prefetch(
-    pool: ThreadPoolExecutor, work: Callable[[S], T], items: Iterable[S], n: int
+    pool: ThreadPoolExecutor, function: Callable[[S], T], items: Iterable[S], n: int
 ) -> Iterator[T]:
-    """The results of ``work`` in the items' order, with ``n`` items begun ahead of their use."""
-    begun: deque[Future[T]] = deque()
+    """Yield the function's result for each item in order, computing up to ``n`` items ahead."""
+    futures: deque[Future[T]] = deque()
     for item in items:
-        begun.append(pool.submit(work, item))
-        if len(begun) > n:
-            yield begun.popleft().result()
-    while begun:
-        yield begun.popleft().result()
+        futures.append(pool.submit(function, item))
+        if len(futures) > n:
+            yield futures.popleft().result()
+    while futures:
+        yield futures.popleft().result()
 
 
 def default_batch_size(image_size: int) -> int:
-    """Images per pass of a network of this size where nothing else is said; 1 or more."""
-    return max(1, min(BATCH, BATCH_PIXELS // image_size**2))
+    """Return the default number of images per forward pass, 1 or more."""
+    return max(1, min(MAX_BATCH_SIZE, BATCH_PIXELS // image_size**2))
 
 
-def _done(value: T) -> Future[T]:
+def _completed(value: T) -> Future[T]:
     future: Future[T] = Future()
     future.set_result(value)
     return future
 
 
-def _pixels(path: Path) -> int:
-    with open_picture(path) as picture:
-        return picture.width * picture.height
+def _count_pixels(path: Path) -> int:
+    with open_image(path) as image:
+        return image.width * image.height
 
 
-def _read(path: Path, size: int, view: int) -> LoadedPicture:
-    # As when the network was trained, so that it sees the very same pixels.
-    image, shape = read_image_and_size(path, draft=enough(size))
-    small = squeeze(image, size)
-    return LoadedPicture(path, small, shape, _view(path, image, shape, view) if view else None)
+def _read(path: Path, size: int, preview_px: int) -> LoadedImage:
+    # Decoded as for the cache, so that the network receives identical pixels.
+    image, shape = read_image_and_size(path, draft=draft_size(size))
+    resized = resize_square(image, size)
+    preview = _make_preview(path, image, shape, preview_px) if preview_px else None
+    return LoadedImage(path, resized, shape, preview)
 
 
-def _view(path: Path, image: Image.Image, shape: tuple[int, int], side: int) -> Pixels:
-    if max(image.size) < min(side, max(shape)):  # decoded for a network of few pixels
+def _make_preview(path: Path, image: Image.Image, shape: tuple[int, int], side: int) -> Pixels:
+    if max(image.size) < min(side, max(shape)):  # decoded at a lower resolution than needed here
         image, _ = read_image_and_size(path, draft=side)
     image.thumbnail((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
     return np.asarray(image)

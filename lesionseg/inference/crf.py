@@ -1,9 +1,9 @@
-"""A fully connected conditional random field over a probability map, on local windows.
+"""Fully connected conditional random field over a probability map.
 
 Mean-field inference of Kraehenbuehl and Koltun, arXiv:1210.5644, for two classes and the Potts
-model. As in Teichmann and Cipolla, arXiv:1805.04777, the appearance kernel is cut off at a
-window, so that its messages are sums over shifted views instead of a filter in five dimensions.
-The smoothness kernel needs no window: it is separable, two products with a matrix.
+model. As in Teichmann and Cipolla, arXiv:1805.04777, the appearance kernel is truncated to a
+window, so that its messages are sums over shifted views instead of a five-dimensional filter.
+The smoothness kernel is separable and not truncated: two matrix products.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-#: Probabilities are kept this far from 0 and 1: a network that is too sure would else have
-#: infinite energy, and no message could ever change it.
+#: Probabilities are clamped to this distance from 0 and 1, where the energy would be infinite.
 MARGIN = 1e-4
 
-#: Below half a pixel a kernel has no neighbours left.
-NARROWEST = 0.5
+#: Minimum bandwidth in pixels; below it a kernel has no neighbours.
+MIN_BANDWIDTH_PX = 0.5
 
-#: Sums of weights below this are taken for no neighbour at all, not divided by.
-NOTHING = 1e-20
+#: Lower bound of the sums of kernel weights that messages are divided by.
+MIN_WEIGHT_SUM = 1e-20
 
 Message = Callable[[Tensor], Tensor]
 
@@ -36,107 +35,109 @@ def crf(
     weight: float,
     colour: float,
     steps: int = 5,
-    spread: float = 0.03,
-    near: float = 0.01,
-    share: float = 0.25,
+    appearance_sigma: float = 0.03,
+    smoothness_sigma: float = 0.01,
+    smoothness_share: float = 0.25,
     radius: int = 3,
     dilation: int | None = None,
 ) -> NDArray[np.float32]:
-    """A probability map whose edges follow those of the image.
+    """Refine a probability map so that its edges follow those of the image.
 
-    One step (arXiv:1210.5644, algorithm 1) adds to a pixel's own logit the ``weight`` times the
-    mean of 2 Q - 1 over all other pixels, weighed by the kernels. The kernels are normalised at
-    each pixel: so the weight is in logits, whatever the window, and a uniform field stays so.
+    One step (arXiv:1210.5644, algorithm 1) adds to each pixel's logit ``weight`` times the
+    kernel-weighted mean of 2 Q - 1 over the other pixels. The kernels are normalised per pixel:
+    the weight is in logits for any window, and a uniform field remains uniform.
 
     Args:
-        probability: of the lesion, [S, S] in [0, 1].
-        image: [S, S, 3], RGB of 0..255.
+        probability: of the lesion, float32 [S, S] in [0, 1].
+        image: uint8 [S, S, 3], RGB.
         weight: of all messages, in logits; 0 changes nothing.
         colour: bandwidth of the appearance kernel in units of 0..255 (theta beta).
-        steps: of mean field.
-        spread: bandwidth of the appearance kernel as a share of the image's side (theta alpha).
-        near: bandwidth of the smoothness kernel as a share of the image's side (theta gamma).
-        share: of the weight that is the smoothness kernel's, in [0, 1].
-        radius: of the appearance kernel's window, in its own points.
-        dilation: pixels from one point of the window to the next; without it, such that the
-            window reaches two bandwidths.
+        steps: number of mean-field steps.
+        appearance_sigma: bandwidth of the appearance kernel as a share of the image's side
+            (theta alpha).
+        smoothness_sigma: bandwidth of the smoothness kernel as a share of the image's side
+            (theta gamma).
+        smoothness_share: share of the weight for the smoothness kernel, in [0, 1].
+        radius: radius of the appearance kernel's window, in its sampling points.
+        dilation: pixels between the window's sampling points; by default the window reaches two
+            bandwidths.
 
     Returns:
-        Probabilities [S, S] in [0, 1], finite for probabilities of 0 and 1 too.
+        float32 [S, S] in [0, 1], finite also for probabilities of 0 and 1.
 
     Raises:
-        ValueError: the two do not have one height and width.
+        ValueError: the shapes do not match.
     """
     if image.shape != (*probability.shape, 3):
         raise ValueError(
             f"image must be {(*probability.shape, 3)} for this probability, got {image.shape}"
         )
     side = max(probability.shape)
-    wide = max(NARROWEST, spread * side)
-    gap = dilation or max(1, round(2 * wide / radius))
-    own = torch.logit(torch.from_numpy(probability.astype(np.float32)), eps=MARGIN)
-    appearance = _appearance(image, wide, colour, radius, gap)
-    smoothness = _smoothness(own, max(NARROWEST, near * side))
-    logit = own
+    sigma = max(MIN_BANDWIDTH_PX, appearance_sigma * side)
+    dilation = dilation or max(1, round(2 * sigma / radius))
+    unary = torch.logit(torch.from_numpy(probability.astype(np.float32)), eps=MARGIN)
+    appearance = _appearance_message(image, sigma, colour, radius, dilation)
+    smoothness = _smoothness_message(unary, max(MIN_BANDWIDTH_PX, smoothness_sigma * side))
+    share, logit = smoothness_share, unary
     for _ in range(steps):
         field = torch.tanh(logit / 2)  # 2 Q - 1
-        logit = own + weight * ((1 - share) * appearance(field) + share * smoothness(field))
+        logit = unary + weight * ((1 - share) * appearance(field) + share * smoothness(field))
     refined: NDArray[np.float32] = torch.sigmoid(logit).numpy()
     return refined
 
 
-def _smoothness(like: Tensor, sigma: float) -> Message:
-    """The mean of a field [H, W] over all other pixels, by their distance."""
+def _smoothness_message(like: Tensor, sigma: float) -> Message:
+    """Return the mean of a field [H, W] over the other pixels, weighted by distance."""
     rows, columns = (_gaussian(length, sigma) for length in like.shape)
 
-    def others(field: Tensor) -> Tensor:
+    def weighted_sum(field: Tensor) -> Tensor:
         return rows @ field @ columns - field
 
-    total = others(torch.ones_like(like)).clamp_min(NOTHING)
-    return lambda field: others(field) / total
+    total = weighted_sum(torch.ones_like(like)).clamp_min(MIN_WEIGHT_SUM)
+    return lambda field: weighted_sum(field) / total
 
 
 def _gaussian(length: int, sigma: float) -> Tensor:
-    """The kernel between all places on a line, [length, length]."""
-    place = torch.arange(length, dtype=torch.float32)
-    return torch.exp(-((place[:, None] - place) ** 2) / (2 * sigma**2))
+    """Return the kernel between all positions on a line, [length, length]."""
+    position = torch.arange(length, dtype=torch.float32)
+    return torch.exp(-((position[:, None] - position) ** 2) / (2 * sigma**2))
 
 
-def _appearance(
-    image: NDArray[np.uint8], sigma: float, colour: float, radius: int, gap: int
+def _appearance_message(
+    image: NDArray[np.uint8], sigma: float, colour: float, radius: int, dilation: int
 ) -> Message:
-    """The mean of a field [H, W] over its window, by distance and likeness in colour."""
-    # Half of the window: a pair of pixels has the same weight seen from either.
+    """Return the mean of a field [H, W] over the window, weighted by distance and colour."""
+    # Half of the window suffices: the weight of a pair of pixels is symmetric.
     scaled = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1) / (colour * 2**0.5)
     scaled = scaled.contiguous()
     kernels = []
-    for dy, dx in _half_window(image.shape[:2], radius, gap):
-        here, there = _pair(scaled, dy, dx)
-        distance = (here - there).square_().sum(0).add_((dy**2 + dx**2) / (2 * sigma**2))
+    for dy, dx in _half_window(image.shape[:2], radius, dilation):
+        first, second = _pair(scaled, dy, dx)
+        distance = (first - second).square_().sum(0).add_((dy**2 + dx**2) / (2 * sigma**2))
         kernels.append((dy, dx, distance.neg_().exp_()))
 
-    def gather(field: Tensor) -> Tensor:
+    def weighted_sum(field: Tensor) -> Tensor:
         message = torch.zeros_like(field)
         for dy, dx, kernel in kernels:
-            (to_here, to_there), (here, there) = _pair(message, dy, dx), _pair(field, dy, dx)
-            to_here.addcmul_(kernel, there)
-            to_there.addcmul_(kernel, here)
+            (to_first, to_second), (first, second) = _pair(message, dy, dx), _pair(field, dy, dx)
+            to_first.addcmul_(kernel, second)
+            to_second.addcmul_(kernel, first)
         return message
 
-    total = gather(torch.ones(image.shape[:2])).clamp_min_(NOTHING)
-    return lambda field: gather(field).div_(total)
+    total = weighted_sum(torch.ones(image.shape[:2])).clamp_min_(MIN_WEIGHT_SUM)
+    return lambda field: weighted_sum(field).div_(total)
 
 
-def _half_window(shape: tuple[int, ...], radius: int, gap: int) -> Iterator[tuple[int, int]]:
-    """One of each two opposite offsets in the window that do not leave the image."""
+def _half_window(shape: tuple[int, ...], radius: int, dilation: int) -> Iterator[tuple[int, int]]:
+    """Yield one of each pair of opposite offsets in the window that stay within the image."""
     for y in range(radius + 1):
         for x in range(-radius if y else 1, radius + 1):
-            if y * gap < shape[0] and abs(x) * gap < shape[1]:
-                yield y * gap, x * gap
+            if y * dilation < shape[0] and abs(x) * dilation < shape[1]:
+                yield y * dilation, x * dilation
 
 
 def _pair(x: Tensor, dy: int, dx: int) -> tuple[Tensor, Tensor]:
-    """Views of [..., H, W]: the pixels that have a neighbour at that offset, and these."""
+    """Return views of [..., H, W]: pixels with a neighbour at an offset, and the neighbours."""
     height, width = x.shape[-2:]
     left, right = max(0, -dx), max(0, dx)
     return x[..., : height - dy, left : width - right], x[..., dy:, right : width - left]

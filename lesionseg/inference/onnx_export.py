@@ -1,8 +1,7 @@
-"""export: a trained model as one ONNX file that needs nothing of this project to run.
+"""Export a trained model as an ONNX file that runs without this project.
 
-What is inside: normalisation, the network, the views of test-time augmentation and their mean.
-What is not: resizing before it, and what the chain does after it. The file's metadata say all of
-that, so that whoever runs it need not ask.
+The file contains normalisation, the network and test-time augmentation. It does not contain the
+resizing before and the postprocessing after it, which its metadata describe.
 """
 
 from __future__ import annotations
@@ -31,16 +30,16 @@ from lesionseg.inference.postprocess import DEFAULT_THRESHOLD
 from lesionseg.inference.predictor import Segmenter
 from lesionseg.inference.tta import TTA
 
-#: Format of the metadata; raise the number when a key changes its meaning.
+#: Format of the metadata; increase the number when a key changes its meaning.
 FORMAT = "lesionsearch-onnx/1"
-#: Names of the input and the output, and the version of ONNX's operators.
+#: Names of input and output, and the version of ONNX's operators.
 INPUT, OUTPUT, OPSET = "image", "probability", 20
-#: What the file needs to be written and to be checked.
-NEEDS = ("onnx", "onnxscript", "onnxruntime")
+#: Packages that are needed to write and to check the file.
+REQUIRED_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 class PortableModel(nn.Module):
-    """Images float [N, 3, S, S], RGB in [0, 1], to the lesion's probability [N, 1, S, S]."""
+    """The exported module: images float [N, 3, S, S] in [0, 1] to probabilities [N, 1, S, S]."""
 
     mean: Tensor
     scale: Tensor
@@ -52,19 +51,20 @@ class PortableModel(nn.Module):
         self.register_buffer("scale", 255 / torch.tensor(STD).reshape(1, 3, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:
-        """The mean over the views; each is turned back."""
+        """Return the mean over the views of test-time augmentation."""
         x = (image - self.mean) * self.scale
-        # One after the other: all at once would take the memory of so many batches.
-        found = [view.undo(torch.sigmoid(self.model(view.apply(x)))) for view in self.views]
-        return torch.stack(found).mean(0) if len(found) > 1 else found[0]
+        # One view after the other, for less memory.
+        outputs = [view.undo(torch.sigmoid(self.model(view.apply(x)))) for view in self.views]
+        return torch.stack(outputs).mean(0) if len(outputs) > 1 else outputs[0]
 
 
 @dataclass(frozen=True)
 class OnnxComparison:
-    """How near ONNX Runtime comes to torch on the same images.
+    """Comparison of ONNX Runtime with torch on the same images.
 
-    images: how many. largest: the largest difference in probability. agreement: the mean Dice
-    between the two masks at the network's size, 1 where they are the same.
+    images: number of images.
+    max_difference: largest difference in probability.
+    mean_dice: mean Dice between the two masks at the network's size; 1 if they are equal.
     """
 
     images: int
@@ -73,21 +73,21 @@ class OnnxComparison:
 
 
 def export_onnx(segmenter: Segmenter, path: Path, about: Mapping[str, str] | None = None) -> None:
-    """Writes the file.
+    """Write the ONNX file.
 
     Args:
-        segmenter: the model; it is left as it is.
-        path: is replaced.
-        about: more metadata, such as the study's name.
+        segmenter: the model; is not changed.
+        path: an existing file is replaced.
+        about: further metadata, such as the study's name.
 
     Raises:
-        InputError: a package is missing, or the network cannot be written as ONNX.
+        InputError: a package is missing, or the network cannot be exported.
     """
     require_onnx()
     import onnx
 
     size = segmenter.image_size
-    # A copy, plain in memory and on the CPU: the layout of the weights is no matter of the file.
+    # A contiguous copy on the CPU: the memory format must not appear in the file.
     model = copy.deepcopy(segmenter.model).cpu().to(memory_format=torch.contiguous_format)
     portable = PortableModel(model, segmenter.inference.tta).eval()
     example = torch.rand(2, 3, size, size)
@@ -105,8 +105,7 @@ def export_onnx(segmenter: Segmenter, path: Path, about: Mapping[str, str] | Non
             )
         assert program is not None
         proto = program.model_proto
-    # What breaks depends on the network: its own code, the tracer, an operator that ONNX lacks.
-    except Exception as error:
+    except Exception as error:  # from the network's code, the tracer, or an operator ONNX lacks
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise InputError(
             f"export: {segmenter.config.model.name} cannot be written as ONNX: {reason}"
@@ -116,9 +115,9 @@ def export_onnx(segmenter: Segmenter, path: Path, about: Mapping[str, str] | Non
 
 
 def build_metadata(segmenter: Segmenter) -> dict[str, str]:
-    """What goes in, what comes out and what is still to be done, for the file's metadata."""
+    """Return the file's metadata: input, output and the remaining postprocessing."""
     size, chain = segmenter.image_size, segmenter.inference.chain
-    cuts = [float(p.params["value"]) for p in chain if p.name == "threshold"]
+    thresholds = [float(step.params["value"]) for step in chain if step.name == "threshold"]
     return {
         "format": FORMAT,
         "model": segmenter.config.model.name,
@@ -129,19 +128,16 @@ def build_metadata(segmenter: Segmenter) -> dict[str, str]:
         "range": "0 to 1",
         "resize": "bilinear with antialiasing to a square, whatever the aspect (PIL BILINEAR)",
         "tta": segmenter.inference.tta,
-        "threshold": str(cuts[0] if cuts else DEFAULT_THRESHOLD),
-        "after": "resize the probability bilinearly to the picture's size; lesion is what is "
-        "strictly above the threshold; then the other steps of the chain, which are not inside",
+        "threshold": str(thresholds[0] if thresholds else DEFAULT_THRESHOLD),
+        "after": "resize the probability bilinearly to the image's size; pixels strictly above "
+        "the threshold are lesion; then apply the other steps of the chain",
         "chain": json.dumps(segmenter.inference.to_dict()["chain"]),
         "config": json.dumps(segmenter.config.to_dict()),
     }
 
 
 class OnnxModel:
-    """An exported file as ONNX Runtime runs it, on the CPU.
-
-    Raises InputError where the file cannot be run.
-    """
+    """An exported file, run by ONNX Runtime on the CPU; InputError if it cannot be run."""
 
     def __init__(self, path: Path, threads: int = 0) -> None:
         require_onnx()
@@ -153,50 +149,52 @@ class OnnxModel:
             self.session: Any = onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
             )
-        # Its own exceptions have no common base that is public.
-        except Exception as error:
+        except Exception as error:  # ONNX Runtime's exceptions have no public base class
             reason = " ".join(str(error).split())[:300]
             raise InputError(f"{path}: ONNX Runtime cannot run it: {reason}") from error
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What ``contract`` gave when it was written."""
+        """Metadata of ``build_metadata`` and of the export."""
         return dict(self.session.get_modelmeta().custom_metadata_map)
 
-    def probabilities(self, images: Pixels) -> Probability:
-        """The lesion's probability [N, S, S] for uint8 [N, S, S, 3], RGB."""
-        plain = images.transpose(0, 3, 1, 2).astype(np.float32) / 255
-        (found,) = self.session.run([OUTPUT], {INPUT: np.ascontiguousarray(plain)})
-        return np.asarray(found[:, 0], np.float32)
+    def predict_probabilities(self, images: Pixels) -> Probability:
+        """Return the lesion's probability [N, S, S] for images uint8 [N, S, S, 3], RGB."""
+        inputs = images.transpose(0, 3, 1, 2).astype(np.float32) / 255
+        (output,) = self.session.run([OUTPUT], {INPUT: np.ascontiguousarray(inputs)})
+        return np.asarray(output[:, 0], np.float32)
 
 
-def compare_with_torch(segmenter: Segmenter, path: Path, images: Pixels, batch_size: int = 8) -> OnnxComparison:
-    """An exported file against torch in single precision on images uint8 [N, S, S, 3]."""
-    portable, max_difference, dice = OnnxModel(path), 0.0, []
-    cut = float(portable.metadata["threshold"])
+def compare_with_torch(
+    segmenter: Segmenter, path: Path, images: Pixels, batch_size: int = 8
+) -> OnnxComparison:
+    """Compare an exported file with torch in single precision on images uint8 [N, S, S, 3]."""
+    exported, max_difference, dice = OnnxModel(path), 0.0, []
+    threshold = float(exported.metadata["threshold"])
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
-        ours, theirs = segmenter.probabilities(batch), portable.probabilities(batch)
-        max_difference = max(max_difference, float(np.abs(ours - theirs).max()))
-        for one, other in zip(ours > cut, theirs > cut, strict=True):
-            both = int(one.sum() + other.sum())
-            dice.append(2 * int((one & other).sum()) / both if both else 1.0)
+        expected = segmenter.predict_probabilities(batch)
+        actual = exported.predict_probabilities(batch)
+        max_difference = max(max_difference, float(np.abs(expected - actual).max()))
+        for one, other in zip(expected > threshold, actual > threshold, strict=True):
+            areas = int(one.sum() + other.sum())
+            dice.append(2 * int((one & other).sum()) / areas if areas else 1.0)
     return OnnxComparison(len(images), max_difference, float(np.mean(dice)))
 
 
 def require_onnx() -> None:
-    """InputError where a package of the extra ``onnx`` is missing."""
-    lacking = [name for name in NEEDS if find_spec(name) is None]
-    if lacking:
+    """Raise InputError if a package of the extra ``onnx`` is missing."""
+    missing = [name for name in REQUIRED_PACKAGES if find_spec(name) is None]
+    if missing:
         raise InputError(
-            f"export: needs {', '.join(lacking)}; install the extra: pip install "
+            f"export: needs {', '.join(missing)}; install the extra: pip install "
             f"'lesionsearch[onnx]'"
         )
 
 
 @contextlib.contextmanager
 def _quiet() -> Any:
-    """Without what the exporter prints, warns and logs of its own progress."""
+    """Suppress output, warnings and log messages of the exporter."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

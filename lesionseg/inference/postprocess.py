@@ -1,8 +1,8 @@
 """POSTPROCESS: from a network's probabilities to a mask, in three stages.
 
-First the probabilities are refined at the network's size, with the image beside them. Then they
-are enlarged to the mask's own size and cut. Then the mask is worked on at that size, in the
-chain's order. What a row builds says to which stage it belongs.
+First the probabilities are refined at the network's size, using the image. Then they are resized
+to the mask's own size and thresholded. Then operations are applied to the mask, in the order of
+the chain. The type that an entry builds determines its stage.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Probability = NDArray[np.float32]
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
-#: Where a chain does not say, a pixel is lesion from this probability on, exclusive.
+#: Threshold of a chain without one; a pixel is lesion if its probability is above it.
 DEFAULT_THRESHOLD = 0.5
 
 
@@ -37,46 +37,46 @@ class Refinement:
 
 @dataclass(frozen=True)
 class Threshold:
-    """Second stage: what is strictly above the value is lesion."""
+    """Second stage: pixels strictly above the value are lesion."""
 
     value: float
 
 
 @dataclass(frozen=True)
 class Operation:
-    """Third stage: a mask [H, W] from a mask."""
+    """Third stage: a mask bool [H, W] from a mask."""
 
     apply: Callable[[Mask], Mask]
 
 
 def build_threshold(value: float) -> Threshold:
-    """Cuts at another probability than one half."""
+    """Set the probability threshold."""
     return Threshold(value)
 
 
 def build_crf(weight: float, colour: float) -> Refinement:
-    """Lets edges follow the image's colours; ``lesionseg.inference.crf``, arXiv:1210.5644."""
+    """Align edges with the image's colours; ``lesionseg.inference.crf``, arXiv:1210.5644."""
     return Refinement(partial(crf, weight=weight, colour=colour))
 
 
 def build_largest() -> Operation:
-    """Keeps the largest component, 8-connected; of equals, the first from the top left."""
+    """Keep the largest 8-connected component; of equal ones the first from the top left."""
     return Operation(_largest)
 
 
 def build_fill_holes() -> Operation:
-    """Fills background from which no path of 4-connected pixels leads to the border."""
+    """Fill background that is not 4-connected with the border."""
     return Operation(_fill_holes)
 
 
 def build_opening(radius: float) -> Operation:
-    """Removes what a disc does not fit into; its radius is in percent of the diagonal."""
-    return Operation(lambda mask: _dilated(_eroded(mask, radius), radius))
+    """Remove parts that a disc does not fit into; radius in percent of the diagonal."""
+    return Operation(lambda mask: _dilate(_erode(mask, radius), radius))
 
 
 def build_closing(radius: float) -> Operation:
-    """Fills what a disc does not fit into; its radius is in percent of the diagonal."""
-    return Operation(lambda mask: _eroded(_dilated(mask, radius), radius))
+    """Fill background that a disc does not fit into; radius in percent of the diagonal."""
+    return Operation(lambda mask: _erode(_dilate(mask, radius), radius))
 
 
 POSTPROCESS: dict[str, RegistryEntry] = {
@@ -107,33 +107,33 @@ POSTPROCESS: dict[str, RegistryEntry] = {
 
 
 def check_chain(chain: Chain) -> Chain:
-    """The chain with every parameter of its rows written out.
+    """Return the chain with all parameters written out.
 
     Raises:
-        InputError: an unknown row or parameter, a value outside its domain, or more than one
-            row of the first or second stage.
+        InputError: an unknown name or parameter, a value outside its range, or more than one
+            step of the first or second stage.
     """
     steps = [_build(component) for component in chain]
     for stage in (Threshold, Refinement):
-        names = [component.name for component, step in zip(chain, steps, strict=True) if type(step) is stage]
+        names = [c.name for c, step in zip(chain, steps, strict=True) if type(step) is stage]
         if len(names) > 1:
             raise InputError(
                 f"postprocess: a chain has at most one {' or '.join(dict.fromkeys(names))}, "
                 f"got {len(names)}; leave out all but one"
             )
-    return tuple(ComponentConfig(p.name, POSTPROCESS[p.name].resolve(p.params)) for p in chain)
+    return tuple(ComponentConfig(c.name, POSTPROCESS[c.name].resolve(c.params)) for c in chain)
 
 
 def refine_probability(chain: Chain, probability: Probability, image: Image) -> Probability:
-    """The first stage, at the network's size.
+    """Apply the first stage, at the network's size.
 
     Args:
-        chain: rows of POSTPROCESS; those of other stages change nothing here.
-        probability: [S, S] in [0, 1].
+        chain: entries of POSTPROCESS; other stages are ignored.
+        probability: float32 [S, S] in [0, 1].
         image: uint8 [S, S, 3], RGB.
 
     Returns:
-        Probabilities [S, S] in [0, 1]; the same array where no row refines it.
+        float32 [S, S] in [0, 1]; the same array if the chain has no refinement.
     """
     for step in map(_build, chain):
         if isinstance(step, Refinement):
@@ -142,16 +142,21 @@ def refine_probability(chain: Chain, probability: Probability, image: Image) -> 
 
 
 def to_mask(chain: Chain, probability: Probability, shape: tuple[int, int]) -> Mask:
-    """The second and third stage: a mask [H, W] of that shape from ``refine``'s result.
+    """Apply the second and third stage.
 
-    Probabilities are interpolated linearly and cut strictly above the chain's threshold, or
-    above one half.
+    Args:
+        chain: entries of POSTPROCESS; the first stage is ignored.
+        probability: float32 [S, S] of ``refine_probability``.
+        shape: height and width of the mask.
+
+    Returns:
+        bool [H, W].
     """
     return probability_to_mask(chain, resize_probability(probability, shape))
 
 
 def resize_probability(probability: Probability, shape: tuple[int, int]) -> Probability:
-    """Probabilities [H, W] of that shape from [S, S], interpolated linearly."""
+    """Resize probabilities [S, S] to the shape (H, W) by linear interpolation."""
     full: Probability = np.asarray(
         cv2.resize(
             probability.astype(np.float32, copy=False), shape[::-1], interpolation=cv2.INTER_LINEAR
@@ -162,14 +167,14 @@ def resize_probability(probability: Probability, shape: tuple[int, int]) -> Prob
 
 
 def probability_to_mask(chain: Chain, full: Probability) -> Mask:
-    """The second and third stage from probabilities [H, W] that were enlarged already."""
-    cuts = [step.value for step in map(_build, chain) if isinstance(step, Threshold)]
-    mask: Mask = full > (cuts[0] if cuts else DEFAULT_THRESHOLD)
+    """Apply the second and third stage to probabilities [H, W] of the mask's size."""
+    thresholds = [step.value for step in map(_build, chain) if isinstance(step, Threshold)]
+    mask: Mask = full > (thresholds[0] if thresholds else DEFAULT_THRESHOLD)
     return apply_operations(chain, mask)
 
 
 def apply_operations(chain: Chain, mask: Mask) -> Mask:
-    """The third stage alone, on a mask [H, W]."""
+    """Apply the third stage only, to a mask bool [H, W]."""
     for step in map(_build, chain):
         if isinstance(step, Operation):
             mask = step.apply(mask)
@@ -185,46 +190,46 @@ def _largest(mask: Mask) -> Mask:
     n, labels, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
     if n < 2:
         return mask
-    kept: Mask = labels == 1 + np.argmax(stats[1:, cv2.CC_STAT_AREA])
-    return kept
+    largest: Mask = labels == 1 + np.argmax(stats[1:, cv2.CC_STAT_AREA])
+    return largest
 
 
 def _fill_holes(mask: Mask) -> Mask:
-    # Label by label, since SciPy's fills from the border pixel by pixel: seconds on a photograph.
+    # By components: SciPy's binary_fill_holes takes seconds on a photograph.
     n, labels = cv2.connectedComponents((~mask).view(np.uint8), connectivity=4)
-    outside = np.zeros(n, dtype=np.bool_)
+    is_outside = np.zeros(n, dtype=np.bool_)
     for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
-        outside[edge] = True
-    outside[0] = False  # the lesion's own label
-    filled: Mask = ~outside[labels]
+        is_outside[edge] = True
+    is_outside[0] = False  # the label of the lesion
+    filled: Mask = ~is_outside[labels]
     return filled
 
 
-# Discs by distance: time does not grow with the radius, as it does with an element's pixels.
-# What lies beyond the border is neither lesion nor skin, so that full masks stay full.
+# Erosion and dilation by a disc use a distance transform: their time does not depend on the
+# radius. Outside the image is neither lesion nor background, so that full masks stay full.
 
 
-def _eroded(mask: Mask, percent: float) -> Mask:
+def _erode(mask: Mask, percent: float) -> Mask:
     if mask.all():
         return mask
-    inside: Mask = _distance(mask) > _pixels(mask, percent)
-    return inside
+    eroded: Mask = _distance(mask) > _to_pixels(mask, percent)
+    return eroded
 
 
-def _dilated(mask: Mask, percent: float) -> Mask:
+def _dilate(mask: Mask, percent: float) -> Mask:
     if not mask.any():
         return mask
-    reached: Mask = _distance(~mask) <= _pixels(mask, percent)
-    return reached
+    dilated: Mask = _distance(~mask) <= _to_pixels(mask, percent)
+    return dilated
 
 
 def _distance(mask: Mask) -> NDArray[np.float32]:
-    """From each pixel to the nearest that is not in the mask."""
+    """Return the distance of each pixel to the nearest one outside the mask."""
     distance: NDArray[np.float32] = np.asarray(
         cv2.distanceTransform(mask.view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE), np.float32
     )
     return distance
 
 
-def _pixels(mask: Mask, percent: float) -> float:
+def _to_pixels(mask: Mask, percent: float) -> float:
     return float(percent / 100 * np.hypot(*mask.shape))

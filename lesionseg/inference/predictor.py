@@ -1,4 +1,4 @@
-"""A trained model in use: ``load(run).predict(picture)``."""
+"""Segmenter: a trained model for prediction, ``load(run).predict(image)``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from lesionseg.config import TrialConfig
-from lesionseg.data.image_io import Pixels, enough, read_image_and_size, squeeze, upright
+from lesionseg.data.image_io import Pixels, draft_size, read_image_and_size, resize_square, to_upright_rgb
 from lesionseg.data.loader import normalise
 from lesionseg.errors import InputError
 from lesionseg.inference.mask_stats import Mask, MaskStats, Probability, measure_mask
@@ -22,7 +22,7 @@ from lesionseg.inference.tta import predict_with_tta
 from lesionseg.runtime.device import amp_dtype, autocast, pick_device
 from lesionseg.training import checkpoint
 
-#: What a study calls the file of its final model, and the folder of it.
+#: Name of the final model's file in a study, and of its folder.
 FILE, FOLDER = "model.safetensors", "final"
 
 Picture = str | Path | Image.Image | NDArray[np.uint8]
@@ -30,10 +30,10 @@ Picture = str | Path | Image.Image | NDArray[np.uint8]
 
 @dataclass(frozen=True, eq=False)
 class Prediction(MaskStats):
-    """What was found in one picture, beside the numbers of Findings.
+    """Predicted mask of one image and its statistics.
 
-    mask: bool [H, W], True on the lesion, at the picture's own size (upright).
-    probability: float32 [H, W] in [0, 1], what the mask was cut from.
+    mask: bool [H, W], True on the lesion, at the size of the upright image.
+    probability: float32 [H, W] in [0, 1], before thresholding.
     """
 
     mask: Mask
@@ -41,11 +41,11 @@ class Prediction(MaskStats):
 
 
 class Segmenter:
-    """A network together with what is done to pictures before it and to its output after it.
+    """A network with its preprocessing and postprocessing.
 
-    model: logits [N, 1, S, S] from normalised images; it is moved to the device.
-    config: what it was trained with; its ``image_size`` is S.
-    inference: test-time augmentation and the chain after it, as the study chose them.
+    model: logits [N, 1, S, S] from normalised images; is moved to the device.
+    config: configuration of its training; ``image_size`` is S.
+    inference: test-time augmentation and postprocessing, as selected by the study.
     """
 
     def __init__(
@@ -61,84 +61,95 @@ class Segmenter:
 
     @property
     def image_size(self) -> int:
-        """The side S in pixels of the squares that the network sees."""
+        """Side S in pixels of the network's square input."""
         return self.config.image_size
 
     def predict(self, picture: Picture) -> Prediction:
-        """The lesion in one picture.
+        """Segment one image.
 
         Args:
-            picture: a file, an image of PIL, or uint8 [H, W, 3], RGB. Files and images are turned
-                upright by their EXIF orientation.
+            picture: a file, a PIL image, or uint8 [H, W, 3], RGB. The EXIF orientation of files
+                and PIL images is applied.
 
         Raises:
-            InputError: it is no picture, damaged, too large, or an array of another kind.
+            InputError: not an image, damaged, too large, or an invalid array.
         """
-        small, shape = self._take(picture)
-        probability = self.probabilities(small[None])[0]
-        return self.build_prediction(small, probability, shape)
+        resized, shape = self._preprocess(picture)
+        probability = self.predict_probabilities(resized[None])[0]
+        return self.build_prediction(resized, probability, shape)
 
-    def probabilities(self, images: Pixels) -> Probability:
-        """The lesion's probability [N, S, S] in [0, 1] for uint8 [N, S, S, 3], RGB.
+    def predict_probabilities(self, images: Pixels) -> Probability:
+        """Return the lesion's probability, averaged over the views of test-time augmentation.
 
-        The mean over the views of test-time augmentation; in half precision where the network was
-        trained in it and the device has it.
+        In half precision if the network was trained in it and the device supports it.
+
+        Args:
+            images: uint8 [N, S, S, 3], RGB.
+
+        Returns:
+            float32 [N, S, S] in [0, 1].
         """
         batch = torch.from_numpy(np.require(images, requirements=["C", "W"])).to(self.device)
         precision = autocast(self.device, amp_dtype(self.device, self.config.amp))
         with torch.inference_mode(), precision:
-            found = predict_with_tta(self.model, normalise(batch), self.inference.tta)
-        probability: Probability = found.float().squeeze(1).cpu().numpy()
+            output = predict_with_tta(self.model, normalise(batch), self.inference.tta)
+        probability: Probability = output.float().squeeze(1).cpu().numpy()
         return probability
 
-    def build_prediction(self, small: Pixels, probability: Probability, shape: tuple[int, int]) -> Prediction:
-        """The prediction at a picture's own height and width.
+    def build_prediction(
+        self, resized: Pixels, probability: Probability, shape: tuple[int, int]
+    ) -> Prediction:
+        """Postprocess the network's output at the image's own size.
 
-        small: the picture as the network saw it, uint8 [S, S, 3]. probability: [S, S].
+        Args:
+            resized: the network's input, uint8 [S, S, 3].
+            probability: of ``predict_probabilities``, [S, S].
+            shape: height and width of the image.
         """
         chain = self.inference.chain
-        full = resize_probability(refine_probability(chain, probability, small), shape)
+        full = resize_probability(refine_probability(chain, probability, resized), shape)
         mask = probability_to_mask(chain, full)
         return Prediction(**asdict(measure_mask(mask, full)), mask=mask, probability=full)
 
-    def _take(self, picture: Picture) -> tuple[Pixels, tuple[int, int]]:
-        """As the network sees it, uint8 [S, S, 3], and its height and width."""
+    def _preprocess(self, picture: Picture) -> tuple[Pixels, tuple[int, int]]:
+        """Return the network's input, uint8 [S, S, 3], and the image's height and width."""
         size = self.image_size
         if isinstance(picture, str | Path):
-            image, shape = read_image_and_size(Path(picture), draft=enough(size))
-            return squeeze(image, size), shape
+            image, shape = read_image_and_size(Path(picture), draft=draft_size(size))
+            return resize_square(image, size), shape
         if isinstance(picture, np.ndarray):
             picture = Image.fromarray(_checked(picture))
         if not isinstance(picture, Image.Image):
             raise InputError(
-                f"predict: a picture must be a path, an image of PIL or uint8 [H, W, 3], "
+                f"predict: an image must be a path, a PIL image or uint8 [H, W, 3], "
                 f"got {type(picture).__name__}"
             )
-        image = upright(picture)
-        return squeeze(image, size), (image.height, image.width)
+        image = to_upright_rgb(picture)
+        return resize_square(image, size), (image.height, image.width)
 
 
 def load(run: str | Path, device: str = "auto") -> Segmenter:
-    """The final model of a study.
+    """Load the final model of a study.
 
     Args:
-        run: a study's folder, its ``final/``, or the model's file. Nothing but that file is read,
-            and nothing in it can run.
+        run: a study's folder, its ``final/``, or the model's file. Only the model's file is read,
+            and it cannot execute code.
         device: auto, cpu, cuda, cuda:N or mps.
 
     Raises:
-        InputError: no model there, a file that is damaged or no model, a device that is not here.
+        InputError: no model, a damaged or other file, or a device that is not available.
     """
     path = find_model_file(Path(run))
-    where = pick_device(device)
+    torch_device = pick_device(device)
     model, config = checkpoint.load(path)
-    return Segmenter(model, config, checkpoint.read_inference(path), where)
+    return Segmenter(model, config, checkpoint.read_inference(path), torch_device)
 
 
 def find_model_file(run: Path) -> Path:
-    """The final model's file of a study's folder, of its ``final/``, or that file itself.
+    """Return the model's file of a study's folder or its ``final/``, or the file itself.
 
-    Raises InputError where there is none.
+    Raises:
+        InputError: there is no such file.
     """
     for path in (run, run / FILE, run / FOLDER / FILE):
         if path.is_file():
@@ -146,7 +157,7 @@ def find_model_file(run: Path) -> Path:
     if not run.exists():
         raise InputError(f"{run}: no such file or folder; give a study's folder or its final/")
     raise InputError(
-        f"{run}: no {FOLDER}/{FILE} here; `lesionsearch final` makes it when the search is done"
+        f"{run}: has no {FOLDER}/{FILE}; `lesionsearch final` creates it after the search"
     )
 
 

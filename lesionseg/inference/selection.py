@@ -1,9 +1,13 @@
-"""Inference: how a trained network is used, and its choice on validation images."""
+"""Selection of inference settings on validation images, after training.
+
+``select_inference`` chooses test-time augmentation, the threshold, a CRF and mask operations.
+``Inference`` holds the chosen settings; checkpoints store it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -14,27 +18,28 @@ from torch import nn
 
 from lesionseg import metrics
 from lesionseg.data.loader import normalise
-from lesionseg.errors import InputError, nearest
+from lesionseg.errors import InputError, suggest_name
 from lesionseg.inference.postprocess import (
     Chain,
     Mask,
     Probability,
-    check_chain,
-    to_mask,
     apply_operations,
+    check_chain,
     refine_probability,
+    to_mask,
 )
-from lesionseg.inference.tta import predict_with_ttas, check_tta
+from lesionseg.inference.tta import check_tta, predict_with_ttas
 from lesionseg.space import ComponentConfig
 
 T = TypeVar("T", str, ComponentConfig)
-#: A gain in mean Dice that is worth a step, however sure it is.
-WORTH = 0.0005
 
-#: More values than this are kept as float16: a gigabyte per three rows of TTA.
-LARGE = 2**27
+#: Minimum gain in mean Dice of a step, however small its standard error.
+MIN_GAIN = 0.0005
 
-#: Of equals the first is taken: so those nearest to one half come first.
+#: Number of probabilities above which they are stored as float16.
+MAX_FLOAT32_VALUES = 2**27
+
+#: Candidate thresholds. Of equally good ones the first is selected: the nearest to one half.
 THRESHOLDS = tuple(
     ComponentConfig("threshold", {"value": round(0.5 + sign * 0.05 * i, 2)})
     for i in range(1, 10)
@@ -49,7 +54,11 @@ CRFS = tuple(
 OPERATIONS = (
     ComponentConfig("largest"),
     ComponentConfig("fill_holes"),
-    *(ComponentConfig(name, {"radius": r}) for name in ("opening", "closing") for r in (0.5, 1.0, 2.0)),
+    *(
+        ComponentConfig(name, {"radius": radius})
+        for name in ("opening", "closing")
+        for radius in (0.5, 1.0, 2.0)
+    ),
 )
 
 _KEYS = ("tta", "chain")
@@ -59,9 +68,12 @@ _KEYS = ("tta", "chain")
 class Inference:
     """How a network's logits become a mask.
 
-    tta: a row of TTA. chain: rows of POSTPROCESS; their defaults are written out, so that what
-    is kept in a file means the same when a default changes.
-    Raises InputError for what is not in the tables.
+    tta: a name in TTA.
+    chain: entries of POSTPROCESS. Default parameters are written out, so that a stored chain
+        keeps its meaning when a default changes.
+
+    Raises:
+        InputError: an unknown name or an invalid parameter.
     """
 
     tta: str = "none"
@@ -72,43 +84,58 @@ class Inference:
         object.__setattr__(self, "chain", check_chain(tuple(self.chain)))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: ``{"tta": name, "chain": [{row: {parameter: value}}]}``."""
+        """Return JSON data: ``{"tta": name, "chain": [{name: {parameter: value}}]}``."""
         return {"tta": self.tta, "chain": [{p.name: dict(p.params)} for p in self.chain]}
 
     @classmethod
     def from_dict(cls, data: object) -> Inference:
-        """What ``to_dict`` gave; a missing key has its default. InputError for anything else."""
+        """Parse the data of ``to_dict``; missing keys have defaults, other data raise InputError."""
         if not isinstance(data, Mapping):
             raise InputError(f"inference must be a mapping of tta and chain, got {data!r}")
         for key in data:
             if key not in _KEYS:
-                raise InputError(f"inference: unknown key {key!r} ({nearest(key, _KEYS)})")
+                raise InputError(f"inference: unknown key {key!r} ({suggest_name(key, _KEYS)})")
         chain = data.get("chain", [])
         if not isinstance(chain, Sequence) or isinstance(chain, str):
             raise InputError(
-                f"inference: chain must be a list of {{row: parameters}}, got {chain!r}"
+                f"inference: chain must be a list of {{name: parameters}}, got {chain!r}"
             )
-        return cls(check_tta(data.get("tta", "none")), tuple(_pick(row) for row in chain))
+        return cls(check_tta(data.get("tta", "none")), tuple(map(_parse_step, chain)))
 
 
-#: One view, cut at one half.
+#: No test-time augmentation, threshold one half.
 DEFAULT_INFERENCE = Inference()
 
 
 @dataclass(frozen=True)
-class InferenceChoice:
-    """What ``choose`` found.
+class Candidate:
+    """A step that was evaluated during the selection.
 
-    inference: the choice. dice: its mean Dice over the images, at the network's size.
-    default_dice: that of DEFAULT_INFERENCE. rows: DEFAULT_INFERENCE and each trial, in order: ``what``, its mean ``dice``,
-    the mean ``gain`` over what was there, its standard error ``se`` (None for one image) and
-    whether it was ``taken``.
+    dice: mean Dice with this step.
+    gain: mean difference to the settings selected before, and its standard error (None for a
+        single image).
+    """
+
+    name: str
+    dice: float
+    gain: float
+    standard_error: float | None
+    selected: bool = False
+
+
+@dataclass(frozen=True)
+class InferenceChoice:
+    """Result of ``select_inference``.
+
+    dice, default_dice: mean Dice over the images at the network's size, with the selected and
+        with the default settings.
+    candidates: the default settings and all evaluated steps, in order.
     """
 
     inference: Inference
     dice: float
     default_dice: float
-    rows: list[dict[str, Any]]
+    candidates: tuple[Candidate, ...]
 
 
 def select_inference(
@@ -121,140 +148,147 @@ def select_inference(
     postprocess: bool = True,
     batch_size: int = 16,
 ) -> InferenceChoice:
-    """Chooses test-time augmentation and postprocessing on validation images.
+    """Select test-time augmentation and postprocessing on validation images.
 
-    In turn: each row of TTA, the best threshold, the best random field, and as long as one helps
-    the best operation on masks. A step is taken only where its mean gain in Dice, image by
-    image, is above its own standard error and above WORTH. So a few images or an untrained
-    network lead to nothing odd. Nothing is drawn.
+    Greedy and deterministic: the best test-time augmentation, threshold and CRF, then mask
+    operations as long as one helps. A step is selected only if its mean gain in Dice over the
+    images exceeds its standard error and MIN_GAIN, so that a few images or an untrained network
+    do not lead to arbitrary settings.
 
     Args:
         model: logits [N, 1, S, S] from normalised images; is moved to the device and left in
             evaluation mode.
-        images: [N, S, S, 3], RGB; N of 1 or more.
-        masks: [N, S, S]; what is above 0 is lesion.
-        device: where the network runs; the rest is the processor's work.
-        ttas: rows of TTA to try, the cheapest first.
-        postprocess: whether a chain is looked for as well.
+        images: uint8 [N, S, S, 3], RGB, with N of at least 1.
+        masks: [N, S, S]; positive values are lesion.
+        device: device of the network; postprocessing runs on the CPU.
+        ttas: names in TTA, the cheapest first.
+        postprocess: whether to select postprocessing.
         batch_size: images per forward pass.
 
     Raises:
-        InputError: an unknown row of TTA.
-        ValueError: no image, or another number of masks than of images.
+        InputError: an unknown name in ``ttas``.
+        ValueError: no image, or different numbers of masks and images.
     """
     if len(images) != len(masks) or not len(images):
         raise ValueError(f"needs a mask for each image, got {len(masks)} for {len(images)}")
     names = tuple(dict.fromkeys(("none", *map(check_tta, ttas))))
-    kept = _probabilities(model, images, names, device, batch_size)
-    search = _Search(masks > 0, _predictions(kept["none"], images, ()))
+    probabilities = _predict(model, images, names, device, batch_size)
+    search = _GreedySearch(masks > 0, _postprocess(probabilities["none"], images, ()))
     tta = "none"
     for name in names[1:]:
-        tta = search.best((name,), lambda name: _predictions(kept[name], images, ())) or tta
-    chain = _chain(search, kept[tta], images) if postprocess else ()
+        tta = search.step((name,), lambda n: _postprocess(probabilities[n], images, ())) or tta
+    chain = _select_chain(search, probabilities[tta], images) if postprocess else ()
     return InferenceChoice(
         Inference(tta, chain),
         float(search.dice.mean()),
-        search.rows[0]["dice"],
-        search.rows,
+        search.candidates[0].dice,
+        tuple(search.candidates),
     )
 
 
-class _Search:
-    """The Dice so far, image by image, and what was tried."""
+class _GreedySearch:
+    """The Dice per image of the settings selected so far, and all candidates."""
 
-    def __init__(self, truth: Mask, plain: Iterable[Mask]) -> None:
+    def __init__(self, truth: Mask, default: Iterable[Mask]) -> None:
         self.truth = truth
-        self.dice = _dice(plain, truth)
-        self.rows = [{**_row("plain", self.dice, self.dice), "taken": True}]
+        self.dice = _dice(default, truth)
+        self.candidates = [replace(_compare("default", self.dice, self.dice), selected=True)]
 
-    def best(self, trials: Iterable[T], predict: Callable[[T], Iterable[Mask]]) -> T | None:
-        """Tries all; the best becomes the state and is returned if it passes."""
-        found = [(trial, _dice(predict(trial), self.truth)) for trial in trials]
-        rows = [_row(_label(trial), dice, self.dice) for trial, dice in found]
-        self.rows += rows
-        if not rows:
+    def step(self, options: Sequence[T], predict: Callable[[T], Iterable[Mask]]) -> T | None:
+        """Evaluate all options; select and return the best one, or None if none helps enough."""
+        dice = [_dice(predict(option), self.truth) for option in options]
+        candidates = [
+            _compare(_describe_option(option), d, self.dice)
+            for option, d in zip(options, dice, strict=True)
+        ]
+        best = max(range(len(options)), key=lambda i: candidates[i].gain, default=None)
+        if best is not None:
+            candidates[best] = replace(candidates[best], selected=_is_gain(candidates[best]))
+        self.candidates += candidates
+        if best is None or not candidates[best].selected:
             return None
-        i = max(range(len(rows)), key=lambda i: float(rows[i]["gain"]))
-        gain, se = rows[i]["gain"], rows[i]["se"]
-        if se is None or gain <= max(se, WORTH):
-            return None
-        rows[i]["taken"] = True
-        trial, self.dice = found[i]
-        return trial
+        self.dice = dice[best]
+        return options[best]
 
 
-def _chain(search: _Search, probabilities: NDArray[Any], images: NDArray[np.uint8]) -> Chain:
-    def after(chain: Chain, component: ComponentConfig) -> Iterator[Mask]:
-        return _predictions(probabilities, images, (*chain, component))
+def _is_gain(candidate: Candidate) -> bool:
+    error = candidate.standard_error
+    return error is not None and candidate.gain > max(error, MIN_GAIN)
+
+
+def _select_chain(
+    search: _GreedySearch, probabilities: NDArray[Any], images: NDArray[np.uint8]
+) -> Chain:
+    def append_to(chain: Chain, step: ComponentConfig) -> Iterator[Mask]:
+        return _postprocess(probabilities, images, (*chain, step))
 
     chain: Chain = ()
-    for components in (THRESHOLDS, CRFS):
-        step = search.best(components, partial(after, chain))
+    for options in (THRESHOLDS, CRFS):
+        step = search.step(options, partial(append_to, chain))
         chain = (*chain, step) if step else chain
-    masks, left = list(_predictions(probabilities, images, chain)), OPERATIONS
-    while step := search.best(left, partial(_operated, masks)):
-        chain, masks = (*chain, step), list(_operated(masks, step))
-        left = tuple(component for component in left if component.name != step.name)
+    masks, operations = list(_postprocess(probabilities, images, chain)), OPERATIONS
+    while step := search.step(operations, partial(_apply_operation, masks)):
+        chain, masks = (*chain, step), list(_apply_operation(masks, step))
+        operations = tuple(option for option in operations if option.name != step.name)
     return chain
 
 
-def _predictions(
+def _postprocess(
     probabilities: NDArray[Any], images: NDArray[np.uint8], chain: Chain
 ) -> Iterator[Mask]:
-    for kept, image in zip(probabilities, images, strict=True):
-        probability: Probability = kept.astype(np.float32)
+    for values, image in zip(probabilities, images, strict=True):
+        probability: Probability = values.astype(np.float32)
         yield to_mask(chain, refine_probability(chain, probability, image), image.shape[:2])
 
 
-def _operated(masks: Iterable[Mask], component: ComponentConfig) -> Iterator[Mask]:
-    return (apply_operations((component,), mask) for mask in masks)
+def _apply_operation(masks: Iterable[Mask], step: ComponentConfig) -> Iterator[Mask]:
+    return (apply_operations((step,), mask) for mask in masks)
 
 
-def _probabilities(
+def _predict(
     model: nn.Module,
     images: NDArray[np.uint8],
     names: Sequence[str],
     device: torch.device,
     batch_size: int,
 ) -> dict[str, NDArray[Any]]:
-    """The lesion's probability [N, S, S] under each row of TTA."""
+    """Return the lesion's probability [N, S, S] for each name in TTA."""
     model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    kind = np.float16 if images[..., 0].size > LARGE else np.float32
-    kept: dict[str, NDArray[Any]] = {name: np.empty(images.shape[:3], kind) for name in names}
+    dtype = np.float16 if images[..., 0].size > MAX_FLOAT32_VALUES else np.float32
+    probabilities: dict[str, NDArray[Any]] = {n: np.empty(images.shape[:3], dtype) for n in names}
     for start in range(0, len(images), batch_size):
         part = slice(start, start + batch_size)
-        # A copy: the images may be a file that is mapped to be read only.
+        # A copy: the images may be a file that is memory-mapped read-only.
         batch = torch.from_numpy(images[part].copy()).to(device)
-        for name, probability in predict_with_ttas(model, normalise(batch), names).items():
-            kept[name][part] = probability.squeeze(1).cpu().numpy()
-    return kept
+        for name, output in predict_with_ttas(model, normalise(batch), names).items():
+            probabilities[name][part] = output.squeeze(1).cpu().numpy()
+    return probabilities
 
 
 def _dice(predicted: Iterable[Mask], truth: Mask) -> metrics.Floats:
-    """Of each image, float64 [N]; 1 where both are empty."""
+    """Return the Dice of each image, float64 [N]; 1 if both masks are empty."""
     counts = []
     for p, t in zip(predicted, truth, strict=True):
-        hits, claimed, real = (int(np.count_nonzero(m)) for m in (p & t, p, t))
-        counts.append((hits, claimed - hits, real - hits, t.size - claimed - real + hits))
+        tp, positive, lesion = (int(np.count_nonzero(m)) for m in (p & t, p, t))
+        counts.append((tp, positive - tp, lesion - tp, t.size - positive - lesion + tp))
     return metrics.score_images(np.array(counts, dtype=np.int64))["dice"]
 
 
-def _row(what: str, dice: metrics.Floats, before: metrics.Floats) -> dict[str, Any]:
+def _compare(name: str, dice: metrics.Floats, before: metrics.Floats) -> Candidate:
     gain = dice - before
-    means = {"dice": float(dice.mean()), "gain": float(gain.mean())}
-    se = float(gain.std(ddof=1) / len(gain) ** 0.5) if len(gain) > 1 else None
-    return {"what": what, **means, "se": se, "taken": False}
+    error = float(gain.std(ddof=1) / len(gain) ** 0.5) if len(gain) > 1 else None
+    return Candidate(name, float(dice.mean()), float(gain.mean()), error)
 
 
-def _label(trial: str | ComponentConfig) -> str:
-    if isinstance(trial, str):
-        return f"tta {trial}"
-    return " ".join([trial.name, *(f"{key} {value}" for key, value in trial.params.items())])
+def _describe_option(option: str | ComponentConfig) -> str:
+    if isinstance(option, str):
+        return f"tta {option}"
+    return " ".join([option.name, *(f"{key} {value}" for key, value in option.params.items())])
 
 
-def _pick(row: object) -> ComponentConfig:
-    if isinstance(row, Mapping) and len(row) == 1:
-        ((name, params),) = row.items()
+def _parse_step(step: object) -> ComponentConfig:
+    if isinstance(step, Mapping) and len(step) == 1:
+        ((name, params),) = step.items()
         if isinstance(name, str) and isinstance(params, Mapping):
             return ComponentConfig(name, dict(params))
-    raise InputError(f"inference: a row of the chain must be {{name: parameters}}, got {row!r}")
+    raise InputError(f"inference: a step of the chain must be {{name: parameters}}, got {step!r}")

@@ -1,4 +1,4 @@
-"""TTA: the views of an image whose predictions are averaged at test time."""
+"""TTA: test-time augmentation, the mean prediction over symmetric views of an image."""
 
 from __future__ import annotations
 
@@ -8,75 +8,75 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lesionseg.errors import InputError, nearest
+from lesionseg.errors import InputError, suggest_name
 
 
 class Symmetry(NamedTuple):
-    """One symmetry of the square: mirrored left to right or not, then quarter turns."""
+    """A symmetry of the square: optional horizontal flip, then quarter turns."""
 
     mirrored: bool
     turns: int
 
     def apply(self, x: Tensor) -> Tensor:
-        """The transformed images; [..., S, S]."""
+        """Transform images [..., S, S]."""
         mirrored = torch.flip(x, (-1,)) if self.mirrored else x
         return torch.rot90(mirrored, self.turns, (-2, -1)) if self.turns else mirrored
 
     def undo(self, x: Tensor) -> Tensor:
-        """The images that ``apply`` was given; [..., S, S]."""
-        turned = torch.rot90(x, -self.turns, (-2, -1)) if self.turns else x
-        return torch.flip(turned, (-1,)) if self.mirrored else turned
+        """Invert ``apply``; [..., S, S]."""
+        rotated = torch.rot90(x, -self.turns, (-2, -1)) if self.turns else x
+        return torch.flip(rotated, (-1,)) if self.mirrored else rotated
 
 
 #: All symmetries of the square, the dihedral group of eight; half turns first.
 SYMMETRIES = tuple(Symmetry(m, t) for t in (0, 2, 1, 3) for m in (False, True))
 
-#: The symmetries that are averaged over, by name. Each is a group, which is what makes the mean
-#: equivariant; each keeps the order above, so that sums do not depend on what else is computed.
+#: The symmetries to average over, by name. Each is a group, which makes the mean equivariant; each
+#: is in the order above, so that sums do not depend on the other groups.
 TTA: dict[str, tuple[Symmetry, ...]] = {
     "none": SYMMETRIES[:1],
-    "flips": SYMMETRIES[:4],  # mirrored and turned by half is upside down
+    "flips": SYMMETRIES[:4],  # the vertical flip is the horizontal one and a half turn
     "d4": SYMMETRIES,
 }
 
 
 def predict_with_tta(model: nn.Module, images: Tensor, name: str) -> Tensor:
-    """The mean probability over the views of one row of TTA, each turned back.
+    """Return the mean probability over the views of one entry of TTA.
 
     Args:
-        model: logits [N, 1, S, S] from images; its training or evaluation mode is the caller's.
+        model: logits [N, 1, S, S] from images; in the mode that the caller has set.
         images: normalised floats [N, 3, S, S].
-        name: a row of TTA.
+        name: a name in TTA.
 
     Returns:
-        Probabilities [N, 1, S, S] in [0, 1], float32.
+        float32 [N, 1, S, S] in [0, 1].
 
     Raises:
-        InputError: there is no such row, or the images are not square.
+        InputError: unknown name, or the images are not square.
     """
     return predict_with_ttas(model, images, (name,))[name]
 
 
 @torch.inference_mode()
 def predict_with_ttas(model: nn.Module, images: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
-    """``averaged`` for several rows at once; a view that rows share is computed once."""
-    wanted = {name: TTA[check_tta(name)] for name in names}
+    """Return ``predict_with_tta`` for several names; shared views are computed once."""
+    views_by_name = {name: TTA[check_tta(name)] for name in names}
     if images.shape[-1] != images.shape[-2]:
         raise InputError(
             f"test-time augmentation needs square images, got {tuple(images.shape[-2:])}"
         )
     sums: dict[str, Tensor] = {}
     for symmetry in SYMMETRIES:
-        rows = [name for name, views in wanted.items() if symmetry in views]
-        if rows:
+        users = [name for name, views in views_by_name.items() if symmetry in views]
+        if users:
             view = symmetry.undo(model(symmetry.apply(images)).float().sigmoid())
-            for name in rows:
+            for name in users:
                 sums[name] = sums[name] + view if name in sums else view
-    return {name: sums[name] / len(views) for name, views in wanted.items()}
+    return {name: sums[name] / len(views) for name, views in views_by_name.items()}
 
 
 def check_tta(name: object) -> str:
-    """The name itself; InputError if it is no row of TTA."""
+    """Return the name; InputError if it is not in TTA."""
     if not isinstance(name, str) or name not in TTA:
-        raise InputError(f"unknown tta {name!r} ({nearest(name, TTA)})")
+        raise InputError(f"unknown tta {name!r} ({suggest_name(name, TTA)})")
     return name

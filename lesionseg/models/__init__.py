@@ -51,7 +51,7 @@ def check_size(component: ComponentConfig, image_size: int) -> None:
         stride = option.stride(**option.resolve(component.params))
     except InputError as error:
         raise InputError(f"model.{component.name}: {error}") from None
-    least = max(stride, option.smallest)
+    least = max(stride, option.min_image_size)
     if image_size % stride or image_size < least:
         raise InputError(
             f"image_size: {component.name} takes multiples of {stride} from {least} on, got {image_size}"

@@ -205,9 +205,9 @@ def build_hardnet_mseg() -> HarDNetMSEG:
 
 HARDNET_MSEG = RegistryEntry(
     build_hardnet_mseg,
-    about="HarDNet-68, receptive-field blocks, cascaded partial decoder; arXiv:2101.07172",
+    description="HarDNet-68, receptive-field blocks, cascaded partial decoder; arXiv:2101.07172",
     stride=lambda: 32,
     # At 32 pixels the deepest map is one pixel: batch norm would have one value per image, and
     # refuses a batch of one in training. At 64 there are four.
-    smallest=64,
+    min_image_size=64,
 )

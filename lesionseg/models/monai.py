@@ -157,8 +157,8 @@ def monai_options() -> dict[str, RegistryEntry]:
                 "residual": Categorical((False, True), default=False),
             },
             "U-Net as nnU-Net plans it from the image size; doi:10.1038/s41592-020-01008-z",
-            smallest=16,
-            sized=True,
+            min_image_size=16,
+            needs_image_size=True,
         ),
         "segresnet": RegistryEntry(
             build_segresnet,
@@ -166,7 +166,7 @@ def monai_options() -> dict[str, RegistryEntry]:
             {"init_filters": Int(8, 32, default=16, step=8), "dropout": Float(0.0, 0.5, 0.2)},
             "SegResNet, residual blocks with group norm; arXiv:1810.11654",
             stride=lambda **_: 2 ** (len(BLOCKS_DOWN) - 1),
-            smallest=16,
+            min_image_size=16,
         ),
         "attention_unet": RegistryEntry(
             build_attention_unet,

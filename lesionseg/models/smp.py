@@ -56,14 +56,14 @@ class Architecture(NamedTuple):
     name: its class in the library.
     paper: its arXiv number.
     stride: what image sizes are multiples of; 0 where the depth decides (``2**encoder_depth``).
-    smallest: the least image size in pixels that trains with two images, whatever the encoder.
+    min_image_size: the least image size in pixels that trains with two images, whatever the encoder.
     scse: its decoder can attend by squeeze and excitation over channels and space.
     """
 
     name: str
     paper: str
     stride: int
-    smallest: int = 32
+    min_image_size: int = 32
     scse: bool = False
 
 
@@ -77,7 +77,7 @@ ARCHITECTURES = {
     "deeplabv3": Architecture("DeepLabV3", "1706.05587", 8),
     "deeplabv3plus": Architecture("DeepLabV3Plus", "1802.02611", 16),
     # Its attention halves what the encoder gives three times more.
-    "pan": Architecture("PAN", "1805.10180", 16, smallest=128),
+    "pan": Architecture("PAN", "1805.10180", 16, min_image_size=128),
     "upernet": Architecture("UPerNet", "1807.10221", 32),
     "segformer": Architecture("Segformer", "2105.15203", 32),
     "dpt": Architecture("DPT", "2103.13413", 32),
@@ -114,7 +114,7 @@ def build_smp(
         # A forward pass with gradients tells what is unused, wherever this is called from.
         with torch.inference_mode(False), torch.enable_grad():
             model = _make(architecture, encoder, encoder_depth, attention)
-            _drop_unused(model, ARCHITECTURES[architecture].smallest)
+            _drop_unused(model, ARCHITECTURES[architecture].min_image_size)
     # The library refuses with whatever breaks first.
     except (ValueError, KeyError, NotImplementedError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
@@ -147,7 +147,7 @@ def _row(name: str, row: Architecture) -> RegistryEntry:
         space,
         f"{row.name} of segmentation-models-pytorch; arXiv:{row.paper}",
         stride=partial(_stride, row.stride),
-        smallest=row.smallest,
+        min_image_size=row.min_image_size,
         fixed_by_default=frozenset({"weights"}),
     )
 

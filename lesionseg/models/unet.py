@@ -191,6 +191,6 @@ UNET = RegistryEntry(
     "U-Net: its norm, residual blocks, attention gates, deep supervision; arXiv:1505.04597",
     stride=_stride,
     # At 2 pixels a network of 4 channels and depth 1 would have groups of one value each.
-    smallest=4,
+    min_image_size=4,
     fixed_by_default=frozenset({"norm", "residual", "attention", "deep_supervision", "dropout"}),
 )

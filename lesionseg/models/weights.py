@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lesionseg.errors import InputError, some
+from lesionseg.errors import InputError, format_some
 
 #: Seconds that a silent hub is waited for.
 PATIENCE = 5.0
@@ -107,7 +107,7 @@ def load_encoder(model: nn.Module, encoder: str, weights: str) -> None:
     wrong = [n for n, tensor in found.items() if tensor.shape != own[n].shape]
     if wrong:
         raise InputError(
-            f"weights: {path} has other shapes than encoder {encoder!r} for {some(wrong)}: "
+            f"weights: {path} has other shapes than encoder {encoder!r} for {format_some(wrong)}: "
             f"{list(found[wrong[0]].shape)} instead of {list(own[wrong[0]].shape)}"
         )
     with torch.no_grad():

@@ -1,9 +1,8 @@
-"""Whether a training is worth compiling, and what is done where that fails.
+"""Compilation of the network with torch.compile, for long trainings on CUDA.
 
-torch.compile fuses what lies between convolutions, and takes a minute or more to do so. Most
-trainings of a search are stopped within a few epochs, so that it is the long ones alone that earn
-it back: by itself nothing is compiled before an epoch has shown how long the others will take, and
-not by a process's first epoch, in which loaders start and cuDNN tries its algorithms.
+torch.compile fuses the operations between convolutions and takes a minute or more. Most trainings
+of a search end within a few epochs. By default a network is compiled only if the remaining epochs
+are expected to take half an hour, which is known after the second epoch of a process.
 """
 
 from __future__ import annotations
@@ -17,42 +16,42 @@ from torch import Tensor, nn
 
 from lesionseg.runtime.env import COMPILE, read_env_option
 
-#: Seconds that the epochs to come must be expected to take. A gain of a tenth of them is then
-#: thrice the minute that compiling takes.
-LEAST_LEFT = 1800.0
+#: Minimum expected duration of the remaining epochs. If compiling saves a tenth of it, that is
+#: three times the minute that compiling takes.
+MIN_SECONDS_LEFT = 1800.0
 
 Forward = Callable[[Tensor], Any]
 
 
-def pays(device: torch.device, seconds_left: float = 0.0) -> bool:
-    """Whether to compile a training, as LESIONSEARCH_COMPILE says, or by itself.
+def is_worthwhile(device: torch.device, seconds_left: float) -> bool:
+    """Return whether to compile, by LESIONSEARCH_COMPILE and the expected remaining seconds.
 
-    seconds_left: what the epochs to come are expected to take; 0 before the first.
-    Raises InputError where the variable says something else.
+    Raises:
+        InputError: the variable has an invalid value.
     """
-    asked = read_env_option(COMPILE)
-    return asked == "on" or (
-        asked == "auto" and device.type == "cuda" and seconds_left >= LEAST_LEFT
+    option = read_env_option(COMPILE)
+    return option == "on" or (
+        option == "auto" and device.type == "cuda" and seconds_left >= MIN_SECONDS_LEFT
     )
 
 
-def compiled(model: nn.Module) -> Forward:
-    """The network's forward pass, compiled at its first call; the network itself, if it cannot."""
+def compile_forward(model: nn.Module) -> Forward:
+    """Return the forward pass, compiled at its first call, or the network if that fails."""
     try:
-        # Fixed shapes: an epoch has batches of one size, and validation is not compiled.
+        # Static shapes: all training batches have one size; validation is not compiled.
         forward: Forward = torch.compile(model, dynamic=False)
-    except Exception as error:  # whatever a compiler that is missing here raises
-        failed(error)
+    except Exception as error:  # compilers raise anything
+        warn_compilation_failed(error)
         return model
     return forward
 
 
-def failed(error: Exception) -> None:
-    """Warns that the training goes on without."""
-    told = " ".join(str(error).split())[:200]
+def warn_compilation_failed(error: Exception) -> None:
+    """Warn that the network is trained without compilation."""
+    message = " ".join(str(error).split())[:200]
     warnings.warn(
-        f"the network could not be compiled ({type(error).__name__}: {told}); "
-        f"it is trained as it is; {COMPILE}=off spares the attempt",
+        f"the network could not be compiled ({type(error).__name__}: {message}); "
+        f"it is trained uncompiled; {COMPILE}=off disables compilation",
         RuntimeWarning,
         stacklevel=2,
     )

@@ -1,6 +1,6 @@
-"""Variables of the environment that say how trainings use the hardware.
+"""Environment variables that control how trainings use the hardware.
 
-They are no part of a configuration, whose meaning does not depend on them.
+They are not part of a configuration: they do not change what is trained.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Mapping
 
 from lesionseg.errors import InputError
 
-#: Who augments: the device itself, or albumentations on its host.
+#: Where images are augmented: on the device, or on the host by albumentations.
 AUGMENT = "LESIONSEARCH_AUGMENT"
-#: Whether the network is compiled.
+#: Whether networks are compiled.
 COMPILE = "LESIONSEARCH_COMPILE"
 
-#: What each may say; the first is what counts where nothing is said.
+#: Valid values of each variable; the first is the default.
 ENV_OPTIONS: Mapping[str, tuple[str, ...]] = {
     AUGMENT: ("auto", "host", "device"),
     COMPILE: ("auto", "off", "on"),
@@ -23,15 +23,15 @@ ENV_OPTIONS: Mapping[str, tuple[str, ...]] = {
 
 
 def read_env_option(name: str) -> str:
-    """What a variable says. InputError where it is none of its values."""
+    """Return the value of a variable in ENV_OPTIONS; InputError if it is invalid."""
     choices = ENV_OPTIONS[name]
-    asked = os.environ.get(name, choices[0])
-    if asked not in choices:
-        raise InputError(f"{name}: must be {', '.join(choices)}, got {asked!r}; or unset it")
-    return asked
+    value = os.environ.get(name, choices[0])
+    if value not in choices:
+        raise InputError(f"{name}: must be {', '.join(choices)}, got {value!r}; or unset it")
+    return value
 
 
 def check_env_options() -> None:
-    """InputError where any says what it may not: before a study starts, not at its first trial."""
+    """Raise InputError for an invalid variable before a study starts."""
     for name in ENV_OPTIONS:
         read_env_option(name)

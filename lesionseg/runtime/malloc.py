@@ -1,9 +1,9 @@
-"""Whether memory that is freed goes back to the system at once, or stays for who asks next.
+"""Make glibc keep freed memory for reuse instead of returning it to the system.
 
-Torch asks for every activation anew on a CPU, and PIL for every picture. glibc gives large pieces
-back as soon as they are freed, and the system hands them out again page by page, each filled with
-zeros: a third of the time of a small U-Net's step at 256 pixels, a seventh of that of decoding
-photographs. Elsewhere than with glibc nothing is done here.
+On a CPU, torch allocates every activation anew and PIL every image. glibc returns large blocks to
+the system when they are freed; the system zeroes them again page by page. Keeping them saves
+13% of a U-Net's training step at 96 px, a third at 256 px (1,620 to 1,097 ms of processor time)
+and a seventh of decoding photographs. With other C libraries nothing is done.
 """
 
 from __future__ import annotations
@@ -14,51 +14,54 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-#: What glibc's mallopt calls them: at how much free memory some is given back, from which size on
-#: pieces are asked of the system one by one, and how many of these there may be.
+#: Parameters of glibc's mallopt: free memory above which some is returned, size above which
+#: blocks are mapped individually, and the maximum number of such blocks.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
-#: As glibc sets them by itself once pieces of the largest size that it minds were freed.
-_ORDINARY = {_TRIM_THRESHOLD: 2**26, _MMAP_THRESHOLD: 2**25, _MMAP_MAX: 2**16}
-_KEEPING = {_TRIM_THRESHOLD: 2**31 - 1, _MMAP_MAX: 0}
+#: The values that glibc's dynamic adjustment ends at.
+_DEFAULT = {_TRIM_THRESHOLD: 2**26, _MMAP_THRESHOLD: 2**25, _MMAP_MAX: 2**16}
+_RETAIN = {_TRIM_THRESHOLD: 2**31 - 1, _MMAP_MAX: 0}
 
 _lock = threading.Lock()
-_keepers = 0
+_users = 0
 
 
 def retain_freed_memory() -> bool:
-    """Keeps memory until this process ends; whether it does. For processes that train and end."""
-    global _keepers
+    """Retain freed memory until this process ends; return whether that is supported."""
+    global _users
     with _lock:
-        _keepers += 1  # nobody gives it back any more
-        return _set(_KEEPING)
+        _users += 1  # never released
+        return _set_options(_RETAIN)
 
 
 @contextmanager
 def freed_memory_retained() -> Iterator[None]:
-    """Keeps memory while entered, by any thread, and gives back what is free then."""
-    global _keepers
+    """Retain freed memory within the context, and return it to the system afterwards.
+
+    Threads may enter at the same time; the last one that leaves returns the memory.
+    """
+    global _users
     with _lock:
-        _keepers += 1
-        _set(_KEEPING)
+        _users += 1
+        _set_options(_RETAIN)
     try:
         yield
     finally:
         with _lock:
-            _keepers -= 1
-            if not _keepers and _set(_ORDINARY):
+            _users -= 1
+            if not _users and _set_options(_DEFAULT):
                 _glibc().malloc_trim(0)
 
 
-def _set(options: dict[int, int]) -> bool:
-    """Whether all could be set."""
+def _set_options(options: dict[int, int]) -> bool:
+    """Set options of mallopt; return whether all were accepted."""
     if sys.platform != "linux":
         return False
     try:
-        set_option = _glibc().mallopt
+        mallopt = _glibc().mallopt
     except (OSError, AttributeError):  # another C library
         return False
-    done = [set_option(*option) for option in options.items()]
-    return all(done)
+    results = [mallopt(*option) for option in options.items()]
+    return all(results)
 
 
 def _glibc() -> ctypes.CDLL:

@@ -1,8 +1,8 @@
-"""When memory is short: how that is told, and how many images are computed on at once then.
+"""Out-of-memory errors: recognise them, and process images in batches that fit.
 
-Nobody can say beforehand how large a batch fits: that depends on the network, the size, the
-library's choice of algorithms, and on who else computes there. So it is tried: what does not fit
-is done again in smaller parts, and the size that did fit is remembered.
+The largest batch that fits cannot be computed beforehand: it depends on the network, the image
+size, the library's choice of algorithms and other processes on the device. A batch that does not
+fit is divided, and the size that did fit is used from then on.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 
 T = TypeVar("T")
 
-#: How torch, and libraries under it, tell of too little memory in a plain RuntimeError. Algorithms
-#: of cuDNN whose workspace cannot be had are passed over; where none is left, no engine is found.
-#: Of a convolution that it cannot do at all it says the same, down to a single image.
+#: Texts of plain RuntimeErrors that mean too little memory. cuDNN skips algorithms whose workspace
+#: cannot be allocated and finally finds no engine; the text is the same for a convolution that it
+#: does not support at all, which then fails for a single image too.
 OOM_MESSAGES = (
     "out of memory",
     "not enough memory",
@@ -29,23 +29,20 @@ OOM_MESSAGES = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is short, the device's or the host's."""
+    """Return whether an error means that memory of the device or the host was exhausted."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(told in str(error) for told in OOM_MESSAGES)
+    return isinstance(error, RuntimeError) and any(m in str(error) for m in OOM_MESSAGES)
 
 
-def run_unless_oom(work: Callable[[], T], device: torch.device) -> T | None:
-    """What the work gives; None, and what it had taken is free again, if memory was short.
-
-    None too where the work itself gives None; what it gives should be something else.
-    """
+def run_unless_oom(function: Callable[[], T], device: torch.device) -> T | None:
+    """Return the function's result, or None and free its memory if it ran out of memory."""
     try:
-        return work()
+        return function()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-    # Out here, because an error holds the frames that it went through, and they the tensors.
+    # Outside the handler: the error references its frames, and these the tensors.
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -53,30 +50,35 @@ def run_unless_oom(work: Callable[[], T], device: torch.device) -> T | None:
 
 
 class AdaptiveBatcher:
-    """Works through many images, as many at once as fit.
+    """Processes images in batches that fit into memory.
 
-    most: images at once to begin with, at least 1; halved each time that memory is short.
+    batch_size: initial batch size, at least 1; halved whenever a batch does not fit.
     """
 
-    def __init__(self, most: int, device: torch.device) -> None:
-        self.most, self.device = most, device
+    def __init__(self, batch_size: int, device: torch.device) -> None:
+        self.batch_size, self._device = batch_size, device
 
-    def __call__(self, n: int, work: Callable[[slice], T]) -> Iterator[T]:
-        """What ``work`` gives for each portion of n images, in order.
+    def __call__(self, n: int, function: Callable[[slice], T]) -> Iterator[T]:
+        """Yield the function's result for each batch of n images, in order.
 
-        Raises whatever torch does where a single image does not fit.
+        Args:
+            n: number of images.
+            function: computes the batch at a slice of 0 .. n - 1; must not return None.
+
+        Raises:
+            RuntimeError: a single image does not fit (torch's own error).
         """
         start = 0
         while start < n:
-            part = slice(start, min(n, start + self.most))
-            found = self._done(work, part)
-            if found is None:
-                self.most = (part.stop - part.start + 1) // 2
+            part = slice(start, min(n, start + self.batch_size))
+            result = self._run(function, part)
+            if result is None:
+                self.batch_size = (part.stop - part.start + 1) // 2
                 continue
             start = part.stop
-            yield found
+            yield result
 
-    def _done(self, work: Callable[[slice], T], part: slice) -> T | None:
-        if part.stop - part.start == 1:  # cannot be halved: the error is the caller's
-            return work(part)
-        return run_unless_oom(lambda: work(part), self.device)
+    def _run(self, function: Callable[[slice], T], part: slice) -> T | None:
+        if part.stop - part.start == 1:  # cannot be divided: let the error pass
+            return function(part)
+        return run_unless_oom(lambda: function(part), self._device)

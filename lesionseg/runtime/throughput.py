@@ -1,4 +1,4 @@
-"""How many images a second a network handles once it is warm: no decoding, no resizing."""
+"""Throughput of a network, without decoding and resizing of images."""
 
 from __future__ import annotations
 
@@ -9,43 +9,46 @@ from torch import nn
 
 from lesionseg.runtime.device import amp_dtype, autocast
 
-#: Passes that are not timed: kernels are chosen and memory is reserved in them.
-WARM_UP = 2
-#: Seconds that a measurement goes on for, and the passes that it has at least.
-SECONDS, PASSES = 1.0, 3
+#: Forward passes before the measurement, in which kernels are chosen and memory is allocated.
+WARM_UP_PASSES = 2
+#: Minimum duration and number of passes of a measurement.
+MIN_SECONDS, MIN_PASSES = 1.0, 3
 
 
 @torch.inference_mode()
 def images_per_second(
     model: nn.Module, image_size: int, device: torch.device, batch_size: int
 ) -> float:
-    """Images a second through the network alone, ``batch_size`` at a time.
+    """Measure the images per second of the network's forward pass.
 
-    model: in evaluation mode afterwards, on ``device``, channels last in memory; in the half
-    precision that it is trained in, where the device has one.
+    Args:
+        model: afterwards in evaluation mode, on ``device``, channels last; run in the half
+            precision of its training, if the device has one.
+        image_size: side of the images in pixels.
+        device: device to measure on.
+        batch_size: images per forward pass.
     """
     model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     shape = (batch_size, 3, image_size, image_size)
     images = torch.zeros(shape, device=device).contiguous(memory_format=torch.channels_last)
     dtype = amp_dtype(device, "auto")
 
-    def once() -> None:
+    def forward() -> None:
         with autocast(device, dtype):
             model(images)
 
-    for _ in range(WARM_UP):
-        once()
-    _wait(device)
-    began, passes = time.perf_counter(), 0
-    while passes < PASSES or time.perf_counter() - began < SECONDS:
-        once()
-        _wait(device)
+    for _ in range(WARM_UP_PASSES):
+        forward()
+    _synchronize(device)
+    start, passes = time.perf_counter(), 0
+    while passes < MIN_PASSES or time.perf_counter() - start < MIN_SECONDS:
+        forward()
+        _synchronize(device)
         passes += 1
-    return passes * batch_size / (time.perf_counter() - began)
+    return passes * batch_size / (time.perf_counter() - start)
 
 
-def _wait(device: torch.device) -> None:
-    # A GPU answers before it has worked.
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

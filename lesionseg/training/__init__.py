@@ -1,1 +1,1 @@
-"""One training: configuration and data in, weights and history out."""
+"""Training of one configuration: the epoch loop, its state on disk, checkpoints."""

@@ -1,13 +1,12 @@
-"""Weights and the configuration that they belong to, in one file that is safe to open.
+"""Weights and their configuration in one safetensors file.
 
-A safetensors file holds numbers and a JSON header, and nothing that could run; the
-configuration is in its header, so that the file alone is enough to build the network again.
+A safetensors file holds tensors and a JSON header and cannot execute code. The configuration and
+the inference settings are in the header, so that the file alone is enough to rebuild the network.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,68 +19,64 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lesionseg.config import TrialConfig
-from lesionseg.errors import InputError, some
+from lesionseg.errors import InputError, format_some
 from lesionseg.inference.selection import DEFAULT_INFERENCE, Inference
 from lesionseg.models import build_model, check_size
+from lesionseg.runtime.files import atomic_write
 
 FORMAT = "lesionsearch/1"
 
-#: The longest header in bytes that is read; those of the largest networks take a thirtieth.
-MOST_HEADER = 8 * 2**20
+#: Largest header in bytes that is read; those of the largest networks are 30 times smaller.
+MAX_HEADER_SIZE = 8 * 2**20
 
-#: How safetensors calls the kinds of numbers that networks hold.
+#: safetensors' names of the dtypes that networks contain.
 DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.bool: "BOOL"}
 
-#: What a header of any content makes the parsers and the tables raise; InputError is a ValueError.
-_UNUSABLE = (ValueError, TypeError, AttributeError, RecursionError, OverflowError)
+#: Errors of the parsers and the registry for headers with any content; InputError is a ValueError.
+_CONTENT_ERRORS = (ValueError, TypeError, AttributeError, RecursionError, OverflowError)
 
-#: Shape and kind of each tensor by name.
-Shapes = dict[str, tuple[tuple[int, ...], str]]
+#: Shape and dtype of each tensor by name.
+TensorSpecs = dict[str, tuple[tuple[int, ...], str]]
 
 
 def save(path: Path, weights: Mapping[str, Tensor], config: TrialConfig) -> None:
-    """Writes the file, or nothing: under its name lies a whole one."""
+    """Write a complete file or none."""
     metadata = {"format": FORMAT, "config": json.dumps(config.to_dict())}
     _write(path, weights, metadata)
 
 
 def set_inference(path: Path, inference: Inference) -> None:
-    """Notes in a checkpoint what is to be done to the network's output from now on."""
-    with _opened(path) as (file, metadata):
-        weights = {name: file.get_tensor(name) for name in _told(file)}
+    """Store the inference settings in a checkpoint; raises InputError as ``load``."""
+    with _open_checked(path) as (file, metadata):
+        weights = {name: file.get_tensor(name) for name in _read_specs(file)}
     _write(path, weights, metadata | {"inference": json.dumps(inference.to_dict())})
 
 
 def read_inference(path: Path) -> Inference:
-    """What a checkpoint says is to be done to the network's output; DEFAULT_INFERENCE if nothing.
-
-    Raises InputError as ``load``.
-    """
-    with _opened(path) as (_, metadata):
-        noted = metadata.get("inference")
+    """Return the inference settings of a checkpoint; raises InputError as ``load``."""
+    with _open_checked(path) as (_, metadata):
+        text = metadata.get("inference")
     try:
-        return Inference.from_dict(json.loads(noted)) if noted else DEFAULT_INFERENCE
-    except _UNUSABLE as error:
-        raise InputError(
-            f"{path}: what it says of inference cannot be used: {_reason(error)}"
-        ) from None
+        return Inference.from_dict(json.loads(text)) if text else DEFAULT_INFERENCE
+    except _CONTENT_ERRORS as error:
+        raise InputError(f"{path}: invalid inference settings: {_one_line(error)}") from None
 
 
 def load(path: Path) -> tuple[nn.Module, TrialConfig]:
-    """The network with its weights, in evaluation mode on the CPU, and its configuration.
+    """Return the network with its weights, in evaluation mode on the CPU, and its configuration.
 
-    The file may come from anywhere. Its configuration is checked against the tables, and the names
-    and shapes in its header against the network, before the network is given memory or a weight
-    is read.
+    The file need not be trusted. The configuration and the names and shapes in the header are
+    checked before memory is allocated for the network or a weight is read.
 
-    Raises InputError: no such file, another format, a configuration that cannot be built, weights
-    that do not fit the network, or weights that are no numbers.
+    Raises:
+        InputError: no such file, another format, a configuration that cannot be built, or weights
+            that do not fit the network or are not finite.
     """
-    with _opened(path) as (file, metadata):
-        config = _config(path, metadata)
-        wanted = _described(path, config)
-        _compare(path, config, wanted, _told(file))
-        weights = {name: file.get_tensor(name) for name in wanted}
+    with _open_checked(path) as (file, metadata):
+        config = _read_config(path, metadata)
+        expected = _expected_specs(path, config)
+        _compare_specs(path, config, expected, _read_specs(file))
+        weights = {name: file.get_tensor(name) for name in expected}
     for name, tensor in weights.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise InputError(f"{path}: its weights hold NaN or infinity ({name}); train it again")
@@ -90,53 +85,62 @@ def load(path: Path) -> tuple[nn.Module, TrialConfig]:
     return model.eval(), config
 
 
-def _config(path: Path, metadata: Mapping[str, str]) -> TrialConfig:
+def _read_config(path: Path, metadata: Mapping[str, str]) -> TrialConfig:
     try:
         config = TrialConfig.from_dict(json.loads(metadata.get("config", "")))
         check_size(config.model, config.image_size)
-    except _UNUSABLE as error:
-        raise InputError(f"{path}: its configuration cannot be used: {_reason(error)}") from None
+    except _CONTENT_ERRORS as error:
+        raise InputError(f"{path}: invalid configuration: {_one_line(error)}") from None
     return config
 
 
-def _described(path: Path, config: TrialConfig) -> Shapes:
-    """The network's tensors as they should be, without memory for a single one."""
+def _expected_specs(path: Path, config: TrialConfig) -> TensorSpecs:
+    """Return the tensors of the configuration's network, built without allocating memory."""
     try:
-        with torch.device("meta"), _NumbersOnCpu():
+        with torch.device("meta"), _LinspaceOnCpu():
             model = build_model(config.model, image_size=config.image_size, load_pretrained=False)
     except InputError as error:
-        raise InputError(f"{path}: its configuration cannot be used: {_reason(error)}") from None
+        raise InputError(f"{path}: invalid configuration: {_one_line(error)}") from None
     return {
         name: (tuple(tensor.shape), DTYPES.get(tensor.dtype, str(tensor.dtype)))
         for name, tensor in model.state_dict().items()
     }
 
 
-class _NumbersOnCpu(TorchFunctionMode):
-    """Rows of plain numbers that builders read back have a value on the meta device too."""
+class _LinspaceOnCpu(TorchFunctionMode):
+    """Compute torch.linspace on the CPU: builders read its values."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        changed = {"device": "cpu"} if func is torch.linspace else {}
-        return func(*args, **{**(kwargs or {}), **changed})
+        device = {"device": "cpu"} if func is torch.linspace else {}
+        return func(*args, **{**(kwargs or {}), **device})
 
 
-def _told(file: Any) -> Shapes:
-    """What a file's header says of its tensors."""
+def _read_specs(file: Any) -> TensorSpecs:
+    """Return the tensors that a file's header lists."""
     slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
     return {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
 
 
-def _compare(path: Path, config: TrialConfig, wanted: Shapes, found: Shapes) -> None:
-    lacking, foreign = [n for n in wanted if n not in found], [n for n in found if n not in wanted]
-    other = [n for n in wanted if n in found and found[n] != wanted[n]]
+def _compare_specs(
+    path: Path, config: TrialConfig, expected: TensorSpecs, actual: TensorSpecs
+) -> None:
+    missing = [name for name in expected if name not in actual]
+    unexpected = [name for name in actual if name not in expected]
+    different = [n for n in expected if n in actual and actual[n] != expected[n]]
     reason = ""
-    if lacking:
-        reason = f"{len(lacking)} of {len(wanted)} tensors are missing: {some(lacking)}"
-    elif foreign:
-        reason = f"{len(foreign)} tensors are not the network's: {some(foreign)}"
-    elif other:
-        (shape, kind), (right, its) = found[other[0]], wanted[other[0]]
-        reason = f"{other[0]} is {kind} {list(shape)}, it should be {its} {list(right)}"
+    if missing:
+        reason = f"{len(missing)} of {len(expected)} tensors are missing: {format_some(missing)}"
+    elif unexpected:
+        reason = f"{len(unexpected)} tensors are not the network's: {format_some(unexpected)}"
+    elif different:
+        (shape, dtype), (expected_shape, expected_dtype) = (
+            actual[different[0]],
+            expected[different[0]],
+        )
+        reason = (
+            f"{different[0]} is {dtype} {list(shape)}, it should be {expected_dtype} "
+            f"{list(expected_shape)}"
+        )
     if reason:
         raise InputError(
             f"{path}: the weights do not fit {config.model.name}: {' '.join(reason.split())[:200]}"
@@ -145,22 +149,17 @@ def _compare(path: Path, config: TrialConfig, wanted: Shapes, found: Shapes) -> 
 
 def _write(path: Path, weights: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    plain = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-    try:
-        # Its own save_file makes a file that nobody else may read; a lab shares its models.
-        partial.write_bytes(to_bytes(plain, metadata=metadata))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    # safetensors' save_file creates a file of mode 0600, which others cannot read.
+    atomic_write(path, to_bytes(tensors, metadata=metadata))
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
-    """A checkpoint that is open, and its metadata; its tensors are still on disk.
+def _open_checked(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
+    """Open a checkpoint and yield it with its metadata; no tensor is read yet.
 
-    safetensors itself makes sure that the tensors in the header are exactly what lies in the file,
-    one after the other, so that none claims more than is there.
+    safetensors itself verifies that the tensors in the header cover the file exactly, so that
+    none can claim more memory than the file has.
     """
     _check_header(path)
     try:
@@ -168,11 +167,12 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise InputError(
-                    f"{path}: holds no {FORMAT} model, its format is {metadata.get('format')!r:.60}"
+                    f"{path}: is not a {FORMAT} model, its format is "
+                    f"{metadata.get('format')!r:.60}"
                 )
             yield file, metadata
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a safetensors file ({_reason(error)})") from None
+        raise InputError(f"{path}: not a safetensors file ({_one_line(error)})") from None
 
 
 def _check_header(path: Path) -> None:
@@ -180,17 +180,17 @@ def _check_header(path: Path) -> None:
         raise InputError(f"{path}: no such file")
     try:
         with path.open("rb") as file:
-            claimed = int.from_bytes(file.read(8), "little")
+            header_size = int.from_bytes(file.read(8), "little")
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    # Parsing takes some ten times a header's length.
-    if MOST_HEADER < claimed <= path.stat().st_size:
+    # Parsing takes about ten times the memory of the header.
+    if MAX_HEADER_SIZE < header_size <= path.stat().st_size:
         raise InputError(
-            f"{path}: not a safetensors file (its header claims {claimed:,} bytes, at most "
-            f"{MOST_HEADER:,} are read)"
+            f"{path}: not a safetensors file (its header has {header_size:,} bytes, more than "
+            f"{MAX_HEADER_SIZE:,})"
         )
 
 
-def _reason(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else f"{text[:300]} ..."

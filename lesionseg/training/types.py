@@ -1,29 +1,39 @@
-"""What goes into a training and what comes out of it: plain data, fit for another process."""
+"""Input, options and result of a training: plain data that other processes can receive."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from lesionseg.data.cache import Cache
 from lesionseg.metrics import Metrics
 
-Stopped = Literal["finished", "early", "asked"]
+
+class TrainingEnd(StrEnum):
+    """Why a training ended."""
+
+    FINISHED = "finished"
+    EARLY = "early"  # early stopping: no better epoch within the configuration's patience
+    CALLBACK = "callback"  # ``on_epoch`` returned True
 
 
 class Diverged(RuntimeError):
-    """The training loss or the network's output became NaN or infinite."""
+    """The training or validation loss became NaN or infinite."""
 
 
 class Suspended(RuntimeError):
-    """The training was asked to stop for now; given the same state again it goes on.
+    """The training was suspended on request; with the same state file it is resumed.
 
-    epoch: how many epochs were completed. saved: False if no state was wanted, or could be
-    written; it then goes on from the state before, or from the beginning.
+    epoch: number of completed epochs.
+    saved: whether the state was saved; if not, it resumes from an older state or starts again.
     """
 
     def __init__(self, epoch: int, saved: bool = True) -> None:
@@ -31,13 +41,13 @@ class Suspended(RuntimeError):
         self.epoch, self.saved = epoch, saved
 
     def __str__(self) -> str:
-        kept = "its state is saved" if self.saved else "its state could not be saved"
-        return f"suspended after {self.epoch} epochs; {kept}"
+        result = "its state is saved" if self.saved else "its state could not be saved"
+        return f"suspended after {self.epoch} epochs; {result}"
 
 
 @dataclass(frozen=True)
 class TrainData:
-    """A cache at the configuration's image size and the positions in it to train and judge on."""
+    """A cache of the configuration's image size, and the positions in it for each purpose."""
 
     cache: Cache
     train: NDArray[np.int64]
@@ -45,8 +55,41 @@ class TrainData:
 
 
 @dataclass(frozen=True)
+class TrainOptions:
+    """How to run a training; except for ``model`` and ``keep`` the result does not depend on it.
+
+    device: device to train on.
+    model: network built beforehand from the configuration; None builds one.
+    weights_path: .safetensors file for the kept weights; None writes none.
+    keep: whether to keep the weights of the epoch with the best validation Dice or of the last.
+    state_path: file for the state of the unfinished training. A valid state of the same training
+        is resumed; otherwise the training starts from the beginning. The file remains after the
+        training; the caller deletes it once the result is safe.
+    accumulation_factor: multiplies ``config.accumulate``: batches are computed in more parts, for
+        less memory. Resuming with another factor is possible, but not bit-exact.
+    should_suspend: called between steps and between validation batches; True saves the state and
+        raises Suspended. An interrupted validation is repeated from its beginning.
+    on_resume: called first if a state was loaded, with the completed epochs. ``on_epoch`` is
+        called again for epochs after the last save.
+    on_step: called after each step with epoch and step, from 1, and the steps per epoch.
+    on_saved: called after each save of the state with the number of completed epochs.
+    """
+
+    device: torch.device = torch.device("cpu")
+    model: nn.Module | None = None
+    weights_path: Path | None = None
+    keep: Literal["best", "last"] = "best"
+    state_path: Path | None = None
+    accumulation_factor: int = 1
+    should_suspend: Callable[[], bool] = lambda: False
+    on_resume: Callable[[tuple[EpochRecord, ...]], None] = lambda records: None
+    on_step: Callable[[int, int, int], None] = lambda epoch, step, steps: None
+    on_saved: Callable[[int], None] = lambda epochs: None
+
+
+@dataclass(frozen=True)
 class EpochRecord:
-    """What one epoch gave. Epochs count from 1; lr is that of its last step; seconds its own."""
+    """Results of one epoch, counted from 1; ``lr`` of its last step; ``seconds`` of this epoch."""
 
     epoch: int
     train_loss: float
@@ -58,13 +101,17 @@ class EpochRecord:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """best: the record of the epoch whose weights were kept. peak_memory: bytes, of the device
-    for CUDA and else of the process. checkpoint: where the weights lie, if a path was given.
-    Of a training that was suspended, seconds are summed and peak_memory is the most."""
+    """Result of a training.
+
+    best: record of the epoch whose weights were kept.
+    seconds: training time, summed over suspensions.
+    peak_memory: bytes, of the device for CUDA, else of the process; the maximum over suspensions.
+    checkpoint: file of the weights, if a path was given.
+    """
 
     best: EpochRecord
     history: tuple[EpochRecord, ...]
-    stopped: Stopped
+    stopped: TrainingEnd
     seconds: float
     peak_memory: int
     checkpoint: Path | None

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from lesionseg.data.duplicates.leakage import DuplicateCluster, LeakageReport, Member
-from lesionseg.data.image_io import read_binary, read_image
-from lesionseg.data.index import Record
+from lesionseg.data.image_io import read_binary_mask, read_image
+from lesionseg.data.pairs import Record
 from lesionseg.errors import InputError
 from lesionseg.viz.overlays import TRUE_COLOUR
-from lesionseg.viz.trial_sheet import shortened
+from lesionseg.viz.trial_sheet import truncate_text
 
 #: Side of an image, height of a line of text, space between images.
 SIDE_PX, LINE_PX, GAP_PX = 170, 16, 8
@@ -27,7 +27,7 @@ SIDE_PX, LINE_PX, GAP_PX = 170, 16, 8
 COLUMNS, MAX_PER_CLUSTER, MAX_PER_SECTION = 8, 4, 40
 
 _TILE_PX, _HEADING_PX = SIDE_PX + 2 * LINE_PX + GAP_PX, 30
-_RULE_COLOUR, _CROSS_COLOUR, _PAPER_COLOUR = (120, 120, 120), (200, 0, 0), (235, 235, 235)
+_RULE_COLOUR, _UNREADABLE_COLOUR, _PAPER_COLOUR = (120, 120, 120), (200, 0, 0), (235, 235, 235)
 
 
 @dataclass(frozen=True)
@@ -80,29 +80,24 @@ def _build_sections(report: LeakageReport) -> Iterator[_Section]:
         for record, pair in zip(audit.index.records, audit.pairs, strict=True)
     ]
     usable = [m for m in members if not m.pair.problem]
-    fragmented = sorted((m for m in usable if m.pair.components > 1), key=_minus_components)
+    fragmented = [m for m in usable if m.pair.components > 1]
+    fragmented.sort(key=lambda m: m.pair.components, reverse=True)
+    leaks = [_cluster_tiles(c) for c in report.clusters if c.is_leak]
+    copies = [_cluster_tiles(c) for c in report.clusters if not c.is_leak]
     suspects = {
-        "Leaks: near-duplicates in two splits or two data sets": [
-            _cluster_tiles(c) for c in report.clusters if c.is_leak
-        ],
-        "Near-duplicates within a split": [
-            _cluster_tiles(c) for c in report.clusters if not c.is_leak
-        ],
+        "Leaks: near-duplicates in two splits or two data sets": leaks,
+        "Near-duplicates within a split": copies,
         "Unusable pairs": [_tile(m, m.pair.problem) for m in members if m.pair.problem],
         "Masks without lesion": [_tile(m, "empty") for m in usable if m.pair.area == 0],
         "Masks without skin": [_tile(m, "full") for m in usable if m.pair.area == 1],
         "Masks that are not binary": [
-            _tile(m, "thresholded at 128") for m in usable if m.pair.thresholded
+            _tile(m, "thresholded") for m in usable if m.pair.thresholded
         ],
         "Masks in several components": [
             _tile(m, f"{m.pair.components} components") for m in fragmented
         ],
     }
     return (_Section(title, tiles) for title, tiles in suspects.items() if tiles)
-
-
-def _minus_components(member: Member) -> int:
-    return -member.pair.components
 
 
 def _tile(member: Member, note: str) -> list[_Tile]:
@@ -136,14 +131,18 @@ def _draw_section(section: _Section, width: int) -> Image.Image:
     sheet = Image.new("RGB", (width, _HEADING_PX + rows * _TILE_PX), "white")
     draw = ImageDraw.Draw(sheet)
     draw.text((GAP_PX, 6), section.heading, "black", ImageFont.load_default(16))
+    font = ImageFont.load_default(11)
     for tiles, (row, column) in zip(suspects, cells, strict=True):
-        left, top = GAP_PX + column * (SIDE_PX + GAP_PX), _HEADING_PX + row * _TILE_PX
+        y = _HEADING_PX + row * _TILE_PX
         for k, tile in enumerate(tiles):
-            _draw_tile(sheet, draw, tile, (left + k * (SIDE_PX + GAP_PX), top))
+            x = GAP_PX + (column + k) * (SIDE_PX + GAP_PX)
+            sheet.paste(_thumbnail(tile.record), (x, y))
+            for line, text in enumerate((tile.caption, tile.note)):
+                clipped = shortened(draw, text, font, SIDE_PX)
+                draw.text((x, y + SIDE_PX + line * LINE_PX), clipped, "black", font)
         if len(tiles) > 1:  # one line below all images of a cluster
-            right = left + len(tiles) * (SIDE_PX + GAP_PX) - GAP_PX
-            y = top + SIDE_PX + 2 * LINE_PX
-            draw.line((left, y, right, y), fill=_RULE_COLOUR, width=2)
+            left, rule = GAP_PX + column * (SIDE_PX + GAP_PX), y + SIDE_PX + 2 * LINE_PX
+            draw.line((left, rule, x + SIDE_PX, rule), fill=_RULE_COLOUR, width=2)
     return sheet
 
 
@@ -158,44 +157,21 @@ def _place(suspects: Sequence[Sequence[_Tile]]) -> list[tuple[int, int]]:
     return cells
 
 
-def _draw_tile(
-    sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: _Tile, corner: tuple[int, int]
-) -> None:
-    x, y = corner
-    sheet.paste(_thumbnail(tile.record), corner)
-    font = ImageFont.load_default(11)
-    for line, text in enumerate((tile.caption, tile.note)):
-        clipped = shortened(draw, text, font, SIDE_PX)
-        draw.text((x, y + SIDE_PX + line * LINE_PX), clipped, "black", font)
-
-
 def _thumbnail(record: Record) -> Image.Image:
-    """Return the image with the outline of its mask in a square; a cross if it is unreadable."""
-    square = Image.new("RGB", (SIDE_PX, SIDE_PX), _PAPER_COLOUR)
+    """Return the image with the outline of its mask in a square; red if it is unreadable."""
     try:
         image = read_image(record.image, draft=SIDE_PX)
     except InputError:
-        draw = ImageDraw.Draw(square)
-        draw.line((0, 0, SIDE_PX, SIDE_PX), fill=_CROSS_COLOUR, width=2)
-        draw.line((0, SIDE_PX, SIDE_PX, 0), fill=_CROSS_COLOUR, width=2)
-        return square
-    scale = SIDE_PX / max(image.size)
-    width, height = (max(1, round(side * scale)) for side in image.size)
-    small = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=3.0)
-    corner = ((SIDE_PX - width) // 2, (SIDE_PX - height) // 2)
-    square.paste(_draw_outline(small, record), corner)
-    return square
-
-
-def _draw_outline(image: Image.Image, record: Record) -> Image.Image:
+        return Image.new("RGB", (SIDE_PX, SIDE_PX), _UNREADABLE_COLOUR)
+    image = ImageOps.contain(image, (SIDE_PX, SIDE_PX), Image.Resampling.BILINEAR)
     try:
         mask = read_binary(record.mask).picture
     except InputError:
-        return image
-    small = np.asarray(mask.resize(image.size, Image.Resampling.BOX))
+        mask = Image.new("L", image.size)
+    inside = np.asarray(mask.resize(image.size, Image.Resampling.BOX)) >= 128
     contours, _ = cv2.findContours(
-        (small >= 128).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
+        inside.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
     )
-    canvas = np.array(image)
-    cv2.drawContours(canvas, contours, -1, TRUE_COLOUR, thickness=1, lineType=cv2.LINE_AA)
-    return Image.fromarray(canvas)
+    pixels = np.array(image)
+    cv2.drawContours(pixels, contours, -1, TRUE_COLOUR, thickness=1, lineType=cv2.LINE_AA)
+    return ImageOps.pad(Image.fromarray(pixels), (SIDE_PX, SIDE_PX), color=_PAPER_COLOUR)

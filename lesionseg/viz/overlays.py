@@ -17,7 +17,7 @@ from torch import nn
 
 from lesionseg.data.cache import Cache
 from lesionseg.data.image_io import Pixels, read_image
-from lesionseg.data.index import Record
+from lesionseg.data.pairs import Record
 from lesionseg.inference.evaluate import Evaluation, evaluate
 from lesionseg.inference.selection import DEFAULT_INFERENCE, Inference
 
@@ -29,10 +29,10 @@ PREDICTED_COLOUR = (230, 159, 0)
 #: The longest side of an overlay in pixels: enough to judge an outline by.
 OVERLAY_SIDE = 480
 #: Images of each kind.
-SHOWN = 3
+IMAGES_PER_KIND = 3
 
 
-def overlay(image: Pixels, truth: Mask, predicted: Mask) -> Pixels:
+def draw_outlines(image: Pixels, truth: Mask, predicted: Mask) -> Pixels:
     """The image [H, W, 3] with both outlines; scaled down to OVERLAY_SIDE if it is larger."""
     size = _overlay_size(image.shape)
     canvas: Pixels = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
@@ -43,8 +43,8 @@ def overlay(image: Pixels, truth: Mask, predicted: Mask) -> Pixels:
     return canvas
 
 
-def shrunk(mask: Mask) -> Mask:
-    """A mask [H, W] at the size that ``overlay`` would draw it at."""
+def shrink_mask(mask: Mask) -> Mask:
+    """A mask [H, W] at the size that ``draw_outlines`` would draw it at."""
     small = cv2.resize(
         mask.astype(np.uint8), _overlay_size(mask.shape), interpolation=cv2.INTER_NEAREST
     )
@@ -52,14 +52,14 @@ def shrunk(mask: Mask) -> Mask:
     return kept
 
 
-def telling(dice: NDArray[np.float64]) -> dict[str, list[int]]:
+def select_examples(dice: NDArray[np.float64]) -> dict[str, list[int]]:
     """Which images to show: the best, those about the median, and the worst. Each only once."""
     order = [int(i) for i in np.argsort(-dice, kind="stable")]
-    middle = max(0, len(order) // 2 - SHOWN // 2)
+    middle = max(0, len(order) // 2 - IMAGES_PER_KIND // 2)
     wanted = {
-        "best": order[:SHOWN],
-        "worst": order[-SHOWN:][::-1],
-        "median": order[middle : middle + SHOWN],
+        "best": order[:IMAGES_PER_KIND],
+        "worst": order[-IMAGES_PER_KIND:][::-1],
+        "median": order[middle : middle + IMAGES_PER_KIND],
     }
     seen: set[int] = set()
     chosen = {}
@@ -69,7 +69,7 @@ def telling(dice: NDArray[np.float64]) -> dict[str, list[int]]:
     return {kind: chosen[kind] for kind in ("best", "median", "worst")}
 
 
-def draw_overlays(
+def write_overlays(
     model: nn.Module,
     cache: Cache,
     evaluation: Evaluation,
@@ -83,13 +83,13 @@ def draw_overlays(
     """
     folder.mkdir(parents=True, exist_ok=True)
     drawn: list[tuple[str, str]] = []
-    for kind, members in telling(evaluation.scores["dice"]).items():
+    for kind, members in select_examples(evaluation.scores["dice"]).items():
         records = [evaluation.records[i] for i in members]
         masks = _Kept()
         evaluate(model, cache, records, device=device, inference=inference, on_image=masks)
         shown = zip(records, masks.pairs, strict=True)
         for place, (record, (predicted, truth)) in enumerate(shown):
-            picture = overlay(np.asarray(read_image(record.image)), truth, predicted)
+            picture = draw_outlines(np.asarray(read_image(record.image)), truth, predicted)
             path = folder / f"{kind}_{place + 1}_{record.name}.png"
             Image.fromarray(picture).save(path)
             drawn.append((kind, path.name))

@@ -6,7 +6,6 @@ The same images for every training on the same data, so that pictures can be com
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,12 +19,13 @@ from torch import nn
 from lesionseg import metrics
 from lesionseg.data.cache import Cache
 from lesionseg.data.image_io import Pixels
-from lesionseg.data.pairs import printable
+from lesionseg.data.pairs import escape_unprintable
 from lesionseg.inference.evaluate import predict_probabilities
-from lesionseg.viz.overlays import PREDICTED_COLOUR, TRUE_COLOUR, overlay
+from lesionseg.runtime.files import atomic_write
+from lesionseg.viz.overlays import PREDICTED_COLOUR, TRUE_COLOUR, draw_outlines
 
 #: Images in a sheet, and how many stand side by side.
-SHOWN, COLUMNS = 6, 3
+SHEET_IMAGES, COLUMNS = 6, 3
 #: Pixels: the side of an image in the sheet, and the height of the line below it.
 SIDE, LINE = 240, 20
 #: Bytes that a sheet may take; its quality gives way.
@@ -36,7 +36,7 @@ Positions = NDArray[np.int64]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-def spread(cache: Cache, members: Positions, n: int = SHOWN) -> Positions:
+def select_by_area(cache: Cache, members: Positions, n: int = SHEET_IMAGES) -> Positions:
     """Positions of ``n`` members from small lesions to large ones, all if there are no more.
 
     They stand in the middle of each n-th part of the members by the lesion's share of the image;
@@ -48,7 +48,7 @@ def spread(cache: Cache, members: Positions, n: int = SHOWN) -> Positions:
     return order[((np.arange(n) + 0.5) * len(order) / n).astype(np.int64)]
 
 
-def draw_sheet(
+def write_trial_sheet(
     model: nn.Module, cache: Cache, members: Positions, path: Path, device: torch.device
 ) -> None:
     """Writes the members' images as a JPEG of at most MOST_BYTES, whole or not at all.
@@ -62,12 +62,7 @@ def draw_sheet(
         _tile(cache.images[i], cache.masks[i], probability, cache.names[i])
         for i, probability in zip(members, found, strict=True)
     ]
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(_jpeg(_arranged(tiles)))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    atomic_write(path, _jpeg(_arranged(tiles)))
 
 
 def _tile(image: Pixels, mask: Pixels, probability: NDArray[np.float32], name: str) -> Image.Image:
@@ -78,12 +73,12 @@ def _tile(image: Pixels, mask: Pixels, probability: NDArray[np.float32], name: s
     how = cv2.INTER_AREA if len(image) > SIDE else cv2.INTER_LINEAR
     large = np.asarray(cv2.resize(image, size, interpolation=how), np.uint8)
     tile = Image.new("RGB", (SIDE, SIDE + LINE), "white")
-    tile.paste(Image.fromarray(overlay(large, truth, predicted)), (0, 0))
+    tile.paste(Image.fromarray(draw_outlines(large, truth, predicted)), (0, 0))
     draw, font = ImageDraw.Draw(tile), ImageFont.load_default(13)
     dice = f"Dice {_dice(probability, mask):.3f}"
     draw.text((SIDE - 4, SIDE + 2), dice, "black", font, anchor="ra")
     room = SIDE - 16 - draw.textlength(dice, font)
-    draw.text((4, SIDE + 2), shortened(draw, name, font, room), "black", font)
+    draw.text((4, SIDE + 2), truncate_text(draw, name, font, room), "black", font)
     return tile
 
 
@@ -93,9 +88,9 @@ def _dice(probability: NDArray[np.float32], mask: Pixels) -> float:
     return float(metrics.score_images(counts)["dice"][0])
 
 
-def shortened(draw: ImageDraw.ImageDraw, name: str, font: Font, room: float) -> str:
+def truncate_text(draw: ImageDraw.ImageDraw, name: str, font: Font, room: float) -> str:
     """The name, printable, as far as it fits into so many pixels; else it ends in an ellipsis."""
-    shown = printable(name)
+    shown = escape_unprintable(name)
     while len(shown) > 1 and draw.textlength(shown, font) > room:
         shown = shown[:-2] + "\N{HORIZONTAL ELLIPSIS}"
     return shown

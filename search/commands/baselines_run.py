@@ -29,25 +29,16 @@ def run(
     threads: Threads = None,
 ) -> None:
     """Train the published systems under one budget, test each, and write one table."""
-    from lesionseg.data.sets import some_roots
-    from search.monitoring import tables as show
+    from lesionseg.data.merge import to_roots
+    from search.monitoring.console import make_console
     from search.results.tables import print_baseline_table
-    from search.run_baselines import make_spec, run_baselines
+    from search.run_baselines import BaselineOptions, make_spec, run_baselines
 
-    console = show.make_console()
+    console = make_console()
     spec = make_spec(image_size, epochs, set_ or [])
     names = [name.strip() for each in only or [] for name in each.split(",") if name.strip()]
+    options = BaselineOptions(to_roots(data), out, names, repeats, storage, device, threads)
     with resume_hint(console):
-        rows = run_baselines(
-            console,
-            spec,
-            some_roots(data),
-            out,
-            only=names,
-            repeats=repeats,
-            storage=storage,
-            device=device,
-            threads=threads,
-        )
-    print_baseline_table(console, rows)
+        results = run_baselines(console, spec, options)
+    print_baseline_table(console, results)
     console.print(f"table and figures: {out}", markup=False)

@@ -26,14 +26,15 @@ def check(
     """Read every pair of a data set; report counts, defects and leakage (exit code 1)."""
     from lesionseg.data.duplicates.leakage import audit_datasets
     from lesionseg.viz.contact_sheet import draw_contact_sheet
-    from search.monitoring import tables as show
+    from search.monitoring.console import make_console, progress_bar
+    from search.monitoring.tables import print_leakage_report
     from search.study.data_check import check_output_files, raise_on_leaks, write_json
 
     check_output_files(json_, sheet)
-    console = show.make_console()
-    with show.counting(console, "reading pairs") as tick:
+    console = make_console()
+    with progress_bar(console, "reading pairs") as tick:
         found = audit_datasets([root, *(against or [])], layout, on_progress=tick)
-    show.print_check(console, found)
+    print_leakage_report(console, found)
     if json_:
         write_json(found, json_)
     if sheet:

@@ -26,9 +26,9 @@ def fetch(
     from lesionseg.data.download.http import DownloadError
     from lesionseg.data.index import DatasetIndex
     from search.errors import JobFailed
-    from search.monitoring import tables as show
+    from search.monitoring.console import download_bars, make_console
 
-    with show.fetching(show.make_console()) as tick:
+    with download_bars(make_console()) as tick:
         try:
             fetch_dataset(
                 name,

@@ -18,9 +18,9 @@ def synth(
     """Write synthetic dermoscopic images with exact masks, in the ISIC 2018 layout."""
     from lesionseg.data.synthetic import write_dataset
     from lesionseg.errors import InputError
-    from search.monitoring import tables as show
+    from search.monitoring.console import make_console, progress_bar
 
-    with show.counting(show.make_console(), "drawing lesions") as tick:
+    with progress_bar(make_console(), "drawing lesions") as tick:
         try:
             write_dataset(
                 root, n, seed=seed, height=height, width=width, on_progress=lambda i: tick(i, n)

@@ -18,12 +18,12 @@ def demo(
     """Run a search on synthetic lesions: study, test evaluation and report, in minutes on a CPU."""
     from lesionseg.data.synthetic import write_dataset
     from search.commands.run import start_study
-    from search.monitoring import tables as show
+    from search.monitoring.console import make_console, progress_bar
 
-    console = show.make_console()
+    console = make_console()
     data = out.with_name(f"{out.name}-data")
     if not data.exists():
-        with show.counting(console, "drawing lesions") as tick:
+        with progress_bar(console, "drawing lesions") as tick:
             write_dataset(data, images, on_progress=lambda done: tick(done, images))
     console.print(f"{images} synthetic dermoscopic images in {data}", markup=False)
     start_study("quick", [data], out, list(OVERRIDES))

@@ -20,8 +20,8 @@ def final(
     threads: Threads = None,
 ) -> None:
     """Retrain a study's best configuration and evaluate it once on the test images."""
-    from lesionseg.data.sets import as_roots
-    from search.monitoring import tables as show
+    from lesionseg.data.merge import to_optional_roots
+    from search.monitoring.console import make_console
     from search.monitoring.status import find_run
     from search.results.final_test import run_final_test
     from search.results.report import write_report
@@ -33,8 +33,8 @@ def final(
 
     folder = find_run(name)
     with lock_study(folder), sigterm_as_interrupt():
-        opened = open_study(folder, storage=storage, data=as_roots(data))
+        opened = open_study(folder, storage=storage, data=to_optional_roots(data))
         report = run_final_test(opened, default_slot(device, threads), again=again)
-    console = show.make_console()
+    console = make_console()
     print_final_report(console, report)
     console.print(f"report: {write_report(folder, storage=storage)}", markup=False)

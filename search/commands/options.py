@@ -12,16 +12,17 @@ def options(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/options.md.")] = False,
 ) -> None:
     """List every option of the search with its parameters and ranges."""
-    from lesionseg.errors import InputError, nearest
+    from lesionseg.errors import InputError, suggest_name
     from lesionseg.registry import FAMILIES
-    from search.monitoring import tables as show
+    from search.monitoring.console import make_console
+    from search.monitoring.tables import print_options
 
     if family is not None and family not in FAMILIES:
-        raise InputError(f"options: unknown family {family!r} ({nearest(family, FAMILIES)})")
+        raise InputError(f"options: unknown family {family!r} ({suggest_name(family, FAMILIES)})")
     chosen = {family: FAMILIES[family]} if family else FAMILIES
     if markdown:
         from search.spec.options_reference import options_markdown
 
         print(options_markdown(chosen), end="")
         return
-    show.print_options(show.make_console(), chosen)
+    print_options(make_console(), chosen)

@@ -31,9 +31,9 @@ def predict(
     """Segment the lesion in any images: masks, overlays and a table."""
     # Set before torch is imported: threads that spin while they wait slow down reading and writing.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from search.monitoring import tables as show
-    from search.results.image_paths import find_images, find_masks
     from search.errors import JobFailed
+    from search.monitoring.console import make_console, progress_bar
+    from search.results.image_paths import find_images, find_masks
     from search.results.predict import check_output_folder, load_final_model, write_predictions
     from search.results.tables import print_prediction_summary
     from search.signals import sigterm_as_interrupt
@@ -42,8 +42,8 @@ def predict(
     paths = find_images(images)
     mask_paths = None if masks is None else find_masks(paths, masks)
     segmenter, n_threads = load_final_model(run, device, threads)
-    console = show.make_console()
-    with sigterm_as_interrupt(), show.counting(console, "predicting") as tick:
+    console = make_console()
+    with sigterm_as_interrupt(), progress_bar(console, "predicting") as tick:
         summary = write_predictions(
             segmenter,
             paths,

@@ -88,14 +88,15 @@ def start_study(
     final: bool = True,
 ) -> None:
     """Run a study as the command does; see ``run`` for the arguments."""
-    from lesionseg.data.sets import some_roots
-    from search.monitoring import tables as show
-    from search.run_study import Place, run_study
+    from lesionseg.data.merge import to_roots
+    from search.monitoring.console import make_console
+    from search.run_study import RunOptions, run_study
     from search.spec.loading import load_spec
     from search.workers.pool import make_worker_pool
 
-    console = show.make_console()
+    console = make_console()
     spec = load_spec(study, overrides)
-    place = Place(out or Path("runs") / spec.name, storage, artifacts)
+    folder = out or Path("runs") / spec.name
+    options = RunOptions(to_roots(data), folder, storage, artifacts, final)
     with resume_hint(console):
-        run_study(console, spec, some_roots(data), place, pool or make_worker_pool(), final=final)
+        run_study(console, spec, options, pool or make_worker_pool())

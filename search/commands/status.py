@@ -17,16 +17,17 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Refresh until Ctrl-C.")] = False,
 ) -> None:
     """Show the state of a study: trials by state, workers, best trial, test evaluations."""
-    from search.monitoring import live
-    from search.monitoring import tables as show
-    from search.monitoring.status import looking
+    from search.monitoring.console import make_console
+    from search.monitoring.live import watch as watch_statuses
+    from search.monitoring.status import RunsReader
+    from search.monitoring.status_view import print_statuses
 
-    look = looking(name, storage)
-    console = show.make_console()
+    reader = RunsReader(name, storage)
+    console = make_console()
     if as_json:
-        found = look()
-        print(json.dumps(found[0] if name else found, indent=1))
+        statuses = [status.to_dict() for status in reader.read()]
+        print(json.dumps(statuses[0] if name else statuses, indent=1))
     elif watch:
-        live.watch(console, lambda: look(disk=False))
+        watch_statuses(console, lambda: reader.read(measure_disk=False))
     else:
-        show.print_statuses(console, look())
+        print_statuses(console, reader.read())

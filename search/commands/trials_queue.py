@@ -19,7 +19,7 @@ def retry(
     from search.study import queue
 
     study = load_study(name, storage)
-    _print_queued(queue.retry(study, numbers), queue.count_free_trials(study))
+    _print_queued(queue.retry_trials(study, numbers), queue.count_free_trials(study))
 
 
 def enqueue(
@@ -33,7 +33,7 @@ def enqueue(
 
     study = load_study(name, storage)
     spec = parse_spec(study.user_attrs["spec"], f"study {study.study_name!r}")
-    _print_queued(queue.enqueue(study, spec, file), queue.count_free_trials(study))
+    _print_queued(queue.enqueue_file(study, spec, file), queue.count_free_trials(study))
 
 
 def _print_queued(numbers: list[int], room: int) -> None:

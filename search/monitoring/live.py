@@ -1,9 +1,4 @@
-"""The live view: where a study stands, drawn again and again at the foot of a terminal.
-
-It reads what any other process could read of the study, so that it looks the same beside the
-workers and far from them. Where standard output is no terminal there is no view, and lines are
-printed instead.
-"""
+"""Live view: the status of studies, redrawn at the bottom of a terminal."""
 
 from __future__ import annotations
 
@@ -16,51 +11,64 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from search.monitoring.status_view import Status, view
-from search.monitoring.tables import print_statuses
+from search.monitoring.status import StatusReader
+from search.monitoring.status_view import NO_STUDIES, print_statuses, render_status
+from search.monitoring.study_status import StudyStatus
 from search.signals import sigterm_as_interrupt
 
-#: Seconds between two looks.
-EVERY = 1.0
-#: Of a core, what a view beside the work may take.
-SHARE = 0.02
-#: Seconds that the last look of a view may take when its work has ended.
-PATIENCE = 2.0
+#: Seconds between two updates.
+PERIOD_S = 1.0
+#: Largest share of a core that a view beside a search may use.
+CPU_SHARE = 0.02
+#: Seconds that the end of a view waits for its thread.
+JOIN_TIMEOUT_S = 2.0
 
 
-def watch(console: Console, look: Callable[[], Sequence[Status]], every: float = EVERY) -> None:
-    """Draws studies' standings until it is interrupted; the last one stays.
+def watch(
+    console: Console, read: Callable[[], Sequence[StudyStatus]], period_s: float = PERIOD_S
+) -> None:
+    """Show the status of studies until an interrupt; the last one stays visible.
 
-    Where the console is no terminal that can be drawn on, they are printed again and again.
+    Args:
+        console: redrawn if it is a terminal, else the status is printed repeatedly.
+        read: returns the current status of the studies.
+        period_s: seconds between two updates.
     """
-    while not can_draw(console):
-        print_statuses(console, look())
-        time.sleep(every)
+    while not can_redraw(console):
+        print_statuses(console, read())
+        time.sleep(period_s)
     with sigterm_as_interrupt(), _live(console, transient=False) as live:
         while True:
-            live.update(_drawn(console, look()), refresh=True)
-            time.sleep(every)
+            live.update(_render(console, read()), refresh=True)
+            time.sleep(period_s)
 
 
-class Following:
-    """Draws a study's standing below what else is printed, from a thread, while entered.
+class LiveView:
+    """Context manager that shows a study's status below other output of the process.
 
-    look: called in that thread, again and again; what it raises costs one picture and no more.
-    Nothing happens where the console is no terminal that can be drawn on.
+    Without a terminal it does nothing. An error in reading skips one update.
+
+    Args:
+        console: where other output is printed.
+        open_reader: called in the view's thread, where the database connection is used.
+        period_s: smallest number of seconds between two updates.
     """
 
     def __init__(
-        self, console: Console, open_: Callable[[], Callable[[], Status]], every: float = EVERY
+        self,
+        console: Console,
+        open_reader: Callable[[], StatusReader],
+        period_s: float = PERIOD_S,
     ) -> None:
-        self.console, self.open, self.every = console, open_, every
-        self.live = _live(console, transient=True)
-        self.over = threading.Event()
+        self.console, self.open_reader, self.period_s = console, open_reader, period_s
         self.thread: threading.Thread | None = None
+        self._live = _live(console, transient=True)
+        self._stop_event = threading.Event()
 
-    def __enter__(self) -> Following:
-        if can_draw(self.console):
-            self.live.start()
-            self.thread = threading.Thread(target=self._draw, daemon=True)
+    def __enter__(self) -> LiveView:
+        if can_redraw(self.console):
+            self._live.start()
+            self.thread = threading.Thread(target=self._update, daemon=True)
             self.thread.start()
         return self
 
@@ -70,31 +78,31 @@ class Following:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self.thread is None:
-            return
-        self.over.set()
-        self.thread.join(PATIENCE)  # it may be waiting for a database that is away
-        self.live.stop()
+        if self.thread is not None:
+            self._stop_event.set()
+            self.thread.join(JOIN_TIMEOUT_S)  # it may be waiting for an unavailable database
+            self._live.stop()
 
-    def _draw(self) -> None:
-        look: Callable[[], Status] | None = None
-        while not self.over.is_set():
-            began = time.thread_time()
+    def _update(self) -> None:
+        reader: StatusReader | None = None
+        while not self._stop_event.is_set():
+            start = time.thread_time()
             try:
-                look = look or self.open()
-                self.live.update(_drawn(self.console, [look()]), refresh=True)
+                reader = reader or self.open_reader()
+                status = reader.read(measure_disk=False)
+                self._live.update(_render(self.console, [status]), refresh=True)
             except Exception:  # noqa: S110
-                pass  # the work itself tells what is wrong; a view must not end it
-            self.over.wait(pause(self.every, time.thread_time() - began))
+                pass  # the search reports its own errors; the view must not end it
+            self._stop_event.wait(pause_s(self.period_s, time.thread_time() - start))
 
 
-def pause(every: float, took: float) -> float:
-    """Seconds until the next look: longer where a look takes long, SHARE of a core at most."""
-    return max(every, took / SHARE)
+def pause_s(period_s: float, cpu_s: float) -> float:
+    """Return the seconds until the next update, so that updates take at most CPU_SHARE."""
+    return max(period_s, cpu_s / CPU_SHARE)
 
 
-def can_draw(console: Console) -> bool:
-    """Whether lines can be drawn over: a terminal, and no dumb one."""
+def can_redraw(console: Console) -> bool:
+    """Return whether lines can be overwritten: a terminal that is not a dumb one."""
     return console.is_terminal and not console.is_dumb_terminal
 
 
@@ -104,7 +112,7 @@ def _live(console: Console, *, transient: bool) -> Live:
     )
 
 
-def _drawn(console: Console, found: Sequence[Status]) -> RenderableType:
-    if not found:
-        return Text("no studies under runs/; `lesionsearch demo` makes one")
-    return Group(*(view(each, console.width) for each in found))
+def _render(console: Console, statuses: Sequence[StudyStatus]) -> RenderableType:
+    if not statuses:
+        return Text(NO_STUDIES)
+    return Group(*(render_status(status, console.width) for status in statuses))

@@ -11,7 +11,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from lesionseg.config import DEFAULTS
+from lesionseg.config import DEFAULT_COMPONENTS
 from search.storage import trial_records
 from search.storage.note_attrs import note_attrs
 from search.storage.optuna_internals import trial_id
@@ -98,11 +98,15 @@ def _validation_tables(trial: FrozenTrial) -> Iterator[str]:
 
 
 def _configuration_rows(config: Mapping[str, Any]) -> list[TableRow]:
-    components = [(family, format_component(config[family])) for family in DEFAULTS if family in config]
+    components = [
+        (family, format_component(config[family]))
+        for family in DEFAULT_COMPONENTS
+        if family in config
+    ]
     settings = [
         f"{key.replace('_', ' ')} {_format_number(value)}"
         for key, value in config.items()
-        if key not in DEFAULTS
+        if key not in DEFAULT_COMPONENTS
     ]
     return [*components, ("settings", ", ".join(settings))]
 
@@ -114,7 +118,7 @@ def _cost_rows(attrs: Mapping[str, Any]) -> Iterator[TableRow]:
         ("epochs", "epochs", str),
         ("training", "seconds", lambda v: f"{v:.0f} s"),
         ("peak memory", "peak_memory", lambda v: f"{v / 1e9:.2f} GB"),
-        ("accumulation steps per batch", "parts", str),
+        ("accumulation steps per batch", "accumulation_factor", str),
         ("trained on", TrialAttr.OWNER, lambda v: f"{v.get('device')} of {v.get('host')}"),
         ("baseline", TrialAttr.BASELINE, str),
         ("requeued from", TrialAttr.REQUEUED_FROM, str),

@@ -1,67 +1,44 @@
-"""Where a study stands, as plain data."""
+"""Reads the status of studies."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from optuna.trial import FrozenTrial
 
 from lesionseg.errors import InputError
+from search.monitoring.study_status import (
+    BestTrial,
+    QueuedTrial,
+    RunningTrial,
+    StudyStatus,
+    WorkerStatus,
+)
 from search.storage import trial_records
 from search.storage.artifact_store import open_artifact_store
 from search.storage.lease_types import WorkerInfo
 from search.storage.leases import TrialLeases
 from search.storage.queries import TrialReader
-from search.storage.study_dir import read_metrics
+from search.storage.study_dir import is_study, read_metrics
+from search.storage.trial_records import State, StudyAttr, TrialAttr
 from search.study.evaluations import list_test_evaluations
 from search.study.opening import load_study
 
 
-def find_run(name: str, root: Path = Path("runs")) -> Path:
-    """The folder of a study: a path, or a name under ``runs/``. InputError if it is neither."""
-    for folder in (Path(name), root / name):
-        if (folder / "run.json").is_file():
-            return folder
-    known = ", ".join(list_runs(root)) or "none"
-    raise InputError(f"no study {name!r} here or under {root}/ (there: {known})")
+class StatusReader:
+    """Reads the status of a study repeatedly over one connection.
 
+    After the first time only new and running trials are read.
 
-def list_runs(root: Path = Path("runs")) -> list[str]:
-    """Names of the studies under a folder."""
-    return sorted(p.parent.name for p in root.glob("*/run.json"))
+    Args:
+        folder: of the study.
+        storage: database URL; None for the one that the study was created with.
 
-
-def status(folder: Path, storage: str | None = None) -> dict[str, Any]:
-    """The study's counts, budget, workers and best trial, fit for JSON; see ``Standing.look``."""
-    return StudyStatus(folder, storage).look()
-
-
-def looking(name: str | None, storage: str | None = None) -> Callable[..., list[dict[str, Any]]]:
-    """Called, it gives the standing of that study, or of all under ``runs/``; as ``look`` does.
-
-    Called again, it looks at the same ones over the same connections.
-    """
-    known: dict[str, StudyStatus] = {}
-
-    def look(*, disk: bool = True) -> list[dict[str, Any]]:
-        found = []
-        for each in [name] if name else list_runs():
-            if each not in known:
-                known[each] = StudyStatus(find_run(each), storage)
-            found.append(known[each].look(disk=disk))
-        return found
-
-    return look
-
-
-class StudyStatus:
-    """A study that is looked at again and again, over one connection.
-
-    A second look reads what is new and what runs.
-    InputError as ``load_study``.
+    Raises:
+        InputError: see ``load_study``.
     """
 
     def __init__(self, folder: Path, storage: str | None = None) -> None:
@@ -70,125 +47,156 @@ class StudyStatus:
         self.leases = TrialLeases(self.study)
         self.reader = TrialReader(self.study)
 
-    def look(self, *, disk: bool = True) -> dict[str, Any]:
-        """Where it stands now.
+    def read(self, *, measure_disk: bool = True) -> StudyStatus:
+        """Return the current status; ``measure_disk`` sums the sizes of all files."""
+        trials = self.reader.read()
+        by_state = {state: [t for t in trials if trial_records.state_of(t) == state]
+                    for state in (State.WAITING, State.RUNNING)}  # fmt: skip
+        best = next(iter(trial_records.rank_trials(trials)), None)
+        budget = self.study.user_attrs[StudyAttr.SPEC]["budget"]
+        final = read_metrics(self.folder)
+        return StudyStatus(
+            study=self.study.study_name,
+            command=self.leases.command,
+            counts=trial_records.count_by_state(trials),
+            reasons=trial_records.count_reasons(trials),
+            finished=trial_records.count_finished(trials),
+            hours=round(trial_records.hours_spent(trials), 6),
+            gpu_hours=round(trial_records.gpu_hours_spent(trials), 6),
+            hours_left=estimate_hours_left(trials, budget),
+            budget={key: budget.get(key) for key in ("trials", "hours", "gpu_hours")},
+            best=_best_trial(best) if best else None,
+            queued=[_queued_trial(t) for t in by_state[State.WAITING]],
+            running=[_running_trial(t, budget["epochs"]) for t in by_state[State.RUNNING]],
+            workers=[_worker_status(w, self.leases.grace_s) for w in self.leases.list_workers()],
+            disk_bytes=self._measure_disk() if measure_disk else None,
+            test_evaluations=len(list_test_evaluations(self.study)),
+            test=final and {"dice": final["test"]["dice"], "ci95": final["ci95"]["dice"]},
+        )
 
-        ``best`` is None before a trial was completed. ``workers``: everyone who has not left, with
-        the trial that is held, if any, and the seconds since the last beat. ``running``: the
-        trials at work with the validation Dice of each epoch so far. Of a cross-validation both
-        have ``folds`` (``search.study.cross_validation.summarize_folds``) too, and ``epochs`` are those of all folds, the
-        curve is the first one's. ``hours_left``: see
-        ``hours_left``. ``disk_bytes``: None where ``disk`` says not to count them.
-        """
-        study, folder = self.study, self.folder
-        known = self.reader.read()
-        ranking = trial_records.rank_trials(known)
-        best = ranking[0] if ranking else None
-        spec = study.user_attrs["spec"]
-        budget, epochs = spec["budget"], spec["budget"]["epochs"]
-        final = read_metrics(folder)
-        return {
-            "study": study.study_name,
-            "command": self.leases.command,
-            "counts": trial_records.count_by_state(known),
-            "reasons": trial_records.count_reasons(known),
-            "spent": trial_records.count_finished(known),
-            "hours": round(trial_records.hours_spent(known), 6),
-            "gpu_hours": round(trial_records.gpu_hours_spent(known), 6),
-            "hours_left": hours_left(known, budget),
-            "budget": {key: budget.get(key) for key in ("trials", "hours", "gpu_hours")},
-            "best": best and _best(best),
-            "queue": [_queued(t) for t in known if trial_records.state_of(t) == "waiting"],
-            "running": [
-                _running(t, epochs) for t in known if trial_records.state_of(t) == "running"
-            ],
-            "workers": [_worker(row, self.leases.grace_s) for row in self.leases.list_workers()],
-            "disk_bytes": self._size() if disk else None,
-            "test_evaluations": len(list_test_evaluations(study)),
-            "test": final and {"dice": final["test"]["dice"], "ci95": final["ci95"]["dice"]},
-        }
-
-    def _size(self) -> int:
-        where = self.study.user_attrs.get("artifacts")
-        return open_artifact_store(where, self.folder, self.study.study_name).total_bytes()
+    def _measure_disk(self) -> int:
+        location = self.study.user_attrs.get(StudyAttr.ARTIFACTS)
+        return open_artifact_store(location, self.folder, self.study.study_name).total_bytes()
 
 
-def hours_left(known: Sequence[FrozenTrial], budget: Mapping[str, Any]) -> float | None:
-    """How long the study will go on, by the clock; None while nothing tells.
+class RunsReader:
+    """Reads the status of one study, or of all under ``runs/``, repeatedly."""
 
-    By the pace: the hours in which anybody trained so far, divided by the trials that have ended
-    and the parts of trials at work (epochs of ``budget.epochs``), times the trials that are left.
-    By the clock: what ``budget.hours`` and ``budget.gpu_hours`` leave. The shortest counts. There
-    is no pace before the first trial has ended.
+    def __init__(self, name: str | None = None, storage: str | None = None) -> None:
+        self.name, self.storage = name, storage
+        self._readers: dict[str, StatusReader] = {}
+
+    def read(self, *, measure_disk: bool = True) -> list[StudyStatus]:
+        """Return the current status of each study; new studies are included."""
+        names = [self.name] if self.name else list_runs()
+        for name in names:
+            if name not in self._readers:
+                self._readers[name] = StatusReader(find_run(name), self.storage)
+        return [self._readers[name].read(measure_disk=measure_disk) for name in names]
+
+
+def read_status(folder: Path, storage: str | None = None) -> StudyStatus:
+    """Return the current status of a study; see ``StatusReader``."""
+    return StatusReader(folder, storage).read()
+
+
+def find_run(name: str, root: Path = Path("runs")) -> Path:
+    """Return the folder of a study.
+
+    Args:
+        name: path of the folder, or name of a folder in ``root``.
+        root: folder of studies.
+
+    Raises:
+        InputError: neither is a study.
     """
-    spent, hours, gpu = (
-        trial_records.count_finished(known),
-        trial_records.hours_spent(known),
-        trial_records.gpu_hours_spent(known),
+    for folder in (Path(name), root / name):
+        if is_study(folder):
+            return folder
+    names = ", ".join(list_runs(root)) or "none"
+    raise InputError(f"no study {name!r} here or under {root}/ (studies there: {names})")
+
+
+def list_runs(root: Path = Path("runs")) -> list[str]:
+    """Return the names of the studies in a folder."""
+    return sorted(p.parent.name for p in root.glob("*/run.json"))
+
+
+def estimate_hours_left(trials: Sequence[FrozenTrial], budget: Mapping[str, Any]) -> float | None:
+    """Estimate the wall-clock hours until the study ends.
+
+    The minimum of three estimates: the trials that are left at the average speed so far, counting
+    the epochs of running trials as parts of a trial; what ``budget.hours`` leaves; and what
+    ``budget.gpu_hours`` leaves at the average speed so far.
+
+    Returns:
+        Hours >= 0; None while there is no estimate: no limit, and no trial has finished.
+    """
+    finished = trial_records.count_finished(trials)
+    hours, gpu_hours = trial_records.hours_spent(trials), trial_records.gpu_hours_spent(trials)
+    done = finished + sum(
+        _finished_part(t, budget["epochs"])
+        for t in trials
+        if trial_records.state_of(t) == State.RUNNING
     )
-    done = spent + sum(
-        _part_done(t, budget["epochs"]) for t in known if trial_records.state_of(t) == "running"
-    )
-    by = []
-    if spent and hours:
-        by.append(hours / done * (budget["trials"] - done))
+    estimates = []
+    if finished and hours:
+        estimates.append(hours / done * (budget["trials"] - done))
     if budget.get("hours") is not None:
-        by.append(budget["hours"] - hours)
-    if budget.get("gpu_hours") is not None and gpu:
-        by.append((budget["gpu_hours"] - gpu) * hours / gpu)
-    return round(max(0.0, float(min(by))), 6) if by else None
+        estimates.append(budget["hours"] - hours)
+    if budget.get("gpu_hours") is not None and gpu_hours:
+        estimates.append((budget["gpu_hours"] - gpu_hours) * hours / gpu_hours)
+    return round(max(0.0, float(min(estimates))), 6) if estimates else None
 
 
-def _part_done(trial: FrozenTrial, epochs: int) -> float:
-    """How much of a trial at work is done, in [0, 1]; of a fold after the first nothing tells."""
+def _finished_part(trial: FrozenTrial, epochs: int) -> float:
+    """Return the finished part of a running trial in [0, 1].
+
+    Epochs are known of the first fold only; later folds count when they are finished.
+    """
     folds = trial_records.folds_of(trial)
-    first = min(1.0, len(trial_records.dice_by_epoch(trial)) / epochs)
-    return max(first, len(folds["dice"])) / folds["of"] if folds else first
+    first_fold = min(1.0, len(trial_records.dice_by_epoch(trial)) / epochs)
+    return max(first_fold, len(folds["dice"])) / folds["of"] if folds else first_fold
 
 
-def _best(trial: FrozenTrial) -> dict[str, Any]:
+def _best_trial(trial: FrozenTrial) -> BestTrial:
     config, folds = trial_records.config_of(trial), trial_records.folds_of(trial)
-    told = {"number": trial.number, "value": trial.value, "config": config}
-    return told | ({"folds": folds} if folds else {})
+    assert trial.value is not None
+    return BestTrial(trial.number, trial.value, config, folds)
 
 
-def _running(trial: FrozenTrial, epochs: int) -> dict[str, Any]:
-    config, folds = trial.user_attrs.get("config"), trial_records.folds_of(trial)
-    each = config["epochs"] if config else epochs
-    return {
-        "number": trial.number,
-        "epochs": each * folds["of"] if folds else each,
-        # A value that is no number has no place in JSON.
-        "curve": [
-            v if math.isfinite(v) else None for v in trial_records.dice_by_epoch(trial).values()
-        ],
-        **({"folds": folds} if folds else {}),
-        "config": config,
-        "baseline": trial.user_attrs.get(trial_records.TrialAttr.BASELINE),
-    }
+def _running_trial(trial: FrozenTrial, epochs: int) -> RunningTrial:
+    config, folds = trial.user_attrs.get(TrialAttr.CONFIG), trial_records.folds_of(trial)
+    epochs = config["epochs"] if config else epochs
+    dice = trial_records.dice_by_epoch(trial).values()
+    return RunningTrial(
+        number=trial.number,
+        epochs=epochs * folds["of"] if folds else epochs,
+        curve=[value if math.isfinite(value) else None for value in dice],  # JSON has no NaN
+        config=config,
+        folds=folds,
+        baseline=trial.user_attrs.get(TrialAttr.BASELINE),
+    )
 
 
-def _queued(trial: FrozenTrial) -> dict[str, Any]:
+def _queued_trial(trial: FrozenTrial) -> QueuedTrial:
     attrs = trial.user_attrs
-    return {
-        "number": trial.number,
-        "requeued_from": attrs.get(trial_records.TrialAttr.REQUEUED_FROM),
-        "baseline": attrs.get(trial_records.TrialAttr.BASELINE),
-    }
+    return QueuedTrial(
+        trial.number, attrs.get(TrialAttr.REQUEUED_FROM), attrs.get(TrialAttr.BASELINE)
+    )
 
 
-def _worker(row: WorkerInfo, grace: float) -> dict[str, Any]:
-    return {
-        "id": row.id,
-        "host": row.process.host,
-        "pid": row.process.pid,
-        "device": row.slot.device,
-        "share": row.slot.share,
-        "threads": row.slot.threads,
-        "state": row.state,
-        "trial": row.trial,
-        "epoch": row.epoch,
-        "beat_seconds_ago": round(row.heartbeat_age_s, 1),
-        # It will be taken for dead by whoever looks next.
-        "silent": row.heartbeat_age_s > grace or row.process.has_exited(),
-    }
+def _worker_status(worker: WorkerInfo, grace_s: float) -> WorkerStatus:
+    return WorkerStatus(
+        id=worker.id,
+        host=worker.process.host,
+        pid=worker.process.pid,
+        device=worker.slot.device,
+        share=worker.slot.share,
+        threads=worker.slot.threads,
+        state=worker.state,
+        trial=worker.trial,
+        epoch=worker.epoch,
+        seconds_since_heartbeat=round(worker.heartbeat_age_s, 1),
+        is_expired=worker.heartbeat_age_s > grace_s or worker.process.has_exited(),
+    )

@@ -1,159 +1,201 @@
-"""A study's standing, drawn for a terminal of any width."""
+"""Status of a study as text for a terminal of any width."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from search.monitoring.tables import STYLES, duration
+from search.monitoring.console import STATE_STYLES
+from search.monitoring.study_status import Folds, RunningTrial, StudyStatus, WorkerStatus
 from search.spec.formatting import format_config
+from search.storage.lease_types import Command
 
-#: Characters that a curve is drawn with at most, and from lowest to highest.
-LONGEST, BLOCKS = 24, "▁▂▃▄▅▆▇█"
-#: Columns of a terminal below which what is less needed is left out.
+NO_STUDIES = "no studies under runs/; `lesionsearch demo` creates one"
+#: Characters of a sparkline, and its largest length.
+BLOCKS, MAX_SPARKLINE = "▁▂▃▄▅▆▇█", 24
+#: Terminal widths below which less important parts are omitted.
 WIDE, NARROW, VERY_NARROW = 120, 90, 50
 
-#: As ``search.monitoring.status`` tells it.
-Status = Mapping[str, Any]
+#: Title of each column of the workers' table, and the terminal width that it needs.
+_COLUMNS = (
+    ("worker", 0), ("device", NARROW), ("heartbeat", VERY_NARROW), ("trial", 0), ("epoch", 0),
+    ("Dice", 0), ("by epoch", VERY_NARROW), ("configuration", WIDE),
+)  # fmt: skip
 
 
-def sparkline(values: Sequence[float | None], top: float, width: int = LONGEST) -> str:
-    """A curve in at most ``width`` characters, the last of several epochs standing for them.
+def print_statuses(console: Console, statuses: Sequence[StudyStatus]) -> None:
+    """Print the status of each study with all details."""
+    for status in statuses:
+        console.print(render_status(status, console.width, details=True))
+    if not statuses:
+        console.print(NO_STUDIES)
 
-    The lowest block is the curve's lowest value, the highest ``top`` or its own highest, whichever
-    is higher. A value that is None is a gap.
+
+def render_status(status: StudyStatus, width: int, *, details: bool = False) -> RenderableType:
+    """Return the status of a study.
+
+    Args:
+        status: of the study.
+        width: columns of the terminal; longer lines are cut.
+        details: whether to include folds, test result and disk usage, and no progress bar.
     """
-    known = [v for v in values if v is not None]
-    if not known:
+    lines = [_render_counts(status)]
+    if status.command != Command.RUN:
+        lines.append(Text(f"command to the workers: {status.command}", style="yellow"))
+    if status.best:
+        best = status.best
+        folds = f" ({format_folds(best.folds)})" if details and best.folds else ""
+        dice = f"validation Dice {best.value:.4f}{folds}"
+        lines.append(Text(f"best: trial {best.number}, {dice}, {format_config(best.config)}"))
+    if details:
+        lines += _render_details(status)
+    for line in lines:
+        line.no_wrap, line.overflow = True, "ellipsis"
+    workers = [_render_workers(status, width)] if status.workers or status.running else []
+    return Group(_render_head(status, width, show_bar=not details), *lines, *workers)
+
+
+def sparkline(values: Sequence[float | None], top: float, width: int = MAX_SPARKLINE) -> str:
+    """Return a curve as block characters.
+
+    Args:
+        values: of the curve; None is a gap. Of more values than ``width`` the last of every few
+            is shown.
+        top: value of the highest block, unless the curve's maximum is higher.
+        width: largest number of characters.
+    """
+    numbers = [v for v in values if v is not None]
+    if not numbers:
         return ""
     n = len(values)
-    picked = values if n <= width else [values[(i + 1) * n // width - 1] for i in range(width)]
-    low, high = min(known), max(*known, top)
-    return "".join(" " if v is None else _block((v - low) / ((high - low) or 1)) for v in picked)
+    sampled = values if n <= width else [values[(i + 1) * n // width - 1] for i in range(width)]
+    low, high = min(numbers), max(*numbers, top)
+    return "".join(" " if v is None else _block((v - low) / ((high - low) or 1)) for v in sampled)
+
+
+def forecast(status: StudyStatus, now: float | None = None) -> str:
+    """Return when the search will end; empty if that is unknown or no worker trains.
+
+    Args:
+        status: of the study.
+        now: seconds since 1970; None for the current time.
+    """
+    hours = status.hours_left
+    is_active = any(w.trial is not None and not w.is_expired for w in status.workers)
+    if not hours or not is_active or status.finished >= status.budget["trials"]:
+        return ""
+    end = time.localtime((time.time() if now is None else now) + hours * 3600)
+    clock = time.strftime("%H:%M" if hours < 12 else "%a %H:%M", end)
+    return f"about {format_hours(hours)} left, until {clock}"
+
+
+def format_hours(hours: float) -> str:
+    """Return ``34 minutes`` or ``2.5 hours``."""
+    minutes = hours * 60
+    return f"{minutes:.0f} minutes" if minutes < 120 else f"{hours:.1f} hours"
+
+
+def format_folds(folds: Folds) -> str:
+    """Return ``mean of 3 folds: 0.8196, 0.9219, 0.8182; deviation 0.0595``."""
+    dice = ", ".join(f"{value:.4f}" for value in folds["dice"])
+    deviation = folds["deviation"]
+    suffix = "" if deviation is None else f"; deviation {deviation:.4f}"
+    return f"mean of {len(folds['dice'])} folds: {dice}{suffix}"
 
 
 def _block(height: float) -> str:
     return BLOCKS[min(len(BLOCKS) - 1, int(height * len(BLOCKS)))]
 
 
-def view(status: Status, width: int) -> RenderableType:
-    """A study's standing for a terminal of that many columns; no line is longer."""
-    parts: list[RenderableType] = [_head(status, width), _counts(status)]
-    if status["command"] != "run":
-        parts.append(Text(f"its workers are told to {status['command']}", style="yellow"))
-    best = status["best"]
-    if best:
-        told = f"best: trial {best['number']}, validation Dice {best['value']:.4f}"
-        parts.append(Text(f"{told}, {format_config(best['config'])}"))
-    if status["workers"] or status["running"]:
-        parts.append(_workers(status, width))
-    for part in parts:
-        if isinstance(part, Text):
-            part.no_wrap, part.overflow = True, "ellipsis"
-    return Group(*parts)
-
-
-def _head(status: Status, width: int) -> RenderableType:
-    spent, budget = status["spent"], status["budget"]["trials"]
-    row = Table.grid(padding=(0, 2))
-    told = [Text(status["study"], style="bold"), Text(f"{spent} of {budget} trials")]
-    if width >= NARROW:
-        told.insert(1, ProgressBar(total=max(1, budget), completed=spent, width=24))  # type: ignore[arg-type]
-    left = forecast(status)
-    if left and width >= VERY_NARROW:
-        told.append(Text(left, style="cyan"))
-    for _ in told:
-        row.add_column(no_wrap=True, overflow="ellipsis")
-    row.add_row(*told)
-    return row
-
-
-def forecast(status: Status, now: float | None = None) -> str:
-    """When the search will end at the pace so far (``status.hours_left``); empty while unknown.
-
-    Nothing is foretold of a study that nobody works on, or that is done.
-    """
-    hours = status["hours_left"]
-    at_work = any(w["trial"] is not None and not w["silent"] for w in status["workers"])
-    if not hours or not at_work or status["spent"] >= status["budget"]["trials"]:
-        return ""
-    ends = time.localtime((time.time() if now is None else now) + hours * 3600)
-    when = time.strftime("%H:%M" if hours < 12 else "%a %H:%M", ends)
-    return f"about {duration(hours)} left, until {when}"
-
-
-def _counts(status: Status) -> Text:
-    line = Text()
-    for state, count in status["counts"].items():
-        if count:
-            line.append(" · " if line else "")
-            line.append(f"{count} {state}", style=STYLES.get(state, ""))
-    if status["reasons"]:
-        line.append(f"  ({', '.join(f'{r} {n}' for r, n in status['reasons'].items())})", "dim")
-    return line if line else Text("no trial yet")
-
-
-def _workers(status: Status, width: int) -> Table:
-    """A row for each worker and its trial; then trials that no worker speaks for."""
-    running = {each["number"]: each for each in status["running"]}
-    top = status["best"]["value"] if status["best"] else 0.0
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for name, needed in _COLUMNS:
-        if width >= needed:
-            # The configuration, without a name, takes what the others leave.
-            ratio = None if name else 1
-            table.add_column(name, no_wrap=True, overflow="ellipsis", ratio=ratio)
-    table.expand = width >= WIDE
-    for worker in status["workers"]:
-        trial = running.pop(worker["trial"], None)
-        _row(table, width, _who(worker), trial, worker["epoch"], _beat(worker), top)
-    for trial in running.values():
-        _row(table, width, ("nobody", ""), trial, 0, Text(""), top)
+def _render_head(status: StudyStatus, width: int, *, show_bar: bool) -> RenderableType:
+    finished, budget = status.finished, status.budget["trials"]
+    cells: list[RenderableType] = [
+        Text(f"{status.study}:", style="bold"), Text(f"{finished} of {budget} trials")
+    ]  # fmt: skip
+    if show_bar and width >= NARROW:
+        cells.insert(1, ProgressBar(total=max(1, budget), completed=finished, width=24))
+    time_left = forecast(status)
+    if time_left and width >= VERY_NARROW:
+        cells.append(Text(time_left, style="cyan"))
+    table = Table.grid(padding=(0, 1))
+    for _ in cells:
+        table.add_column(no_wrap=True, overflow="ellipsis")
+    table.add_row(*cells)
     return table
 
 
-#: Each column and the columns of a terminal that it needs.
-_COLUMNS = (
-    ("worker", 0), ("device", NARROW), ("trial", 0), ("epoch", 0), ("Dice", 0),
-    ("by epoch", VERY_NARROW), ("last beat", VERY_NARROW), ("", WIDE),
-)  # fmt: skip
+def _render_counts(status: StudyStatus) -> Text:
+    line = Text()
+    for state, count in status.counts.items():
+        if count:
+            line.append(" · " if line else "")
+            line.append(f"{count} {state}", style=STATE_STYLES.get(state, ""))
+    if status.reasons:
+        reasons = ", ".join(f"{reason} {n}" for reason, n in status.reasons.items())
+        line.append(f"  (reasons: {reasons})", "dim")
+    return line or Text("no trials yet")
 
 
-def _row(
-    table: Table,
-    width: int,
-    who: tuple[str, str],
-    trial: Mapping[str, Any] | None,
-    epoch: int,
-    beat: Text,
-    top: float,
-) -> None:
-    curve = trial["curve"] if trial else []
-    last = next((v for v in reversed(curve) if v is not None), None)
-    cells = (
-        Text(who[0]),
-        Text(who[1]),
-        Text(str(trial["number"]) if trial else "-"),
-        Text(f"{max(epoch, len(curve))}/{trial['epochs']}" if trial else "-"),
+def _render_details(status: StudyStatus) -> list[Text]:
+    lines: list[str] = []
+    if status.test:
+        low, high = status.test["ci95"]
+        lines.append(f"test Dice: {status.test['dice']:.4f} ({low:.4f} .. {high:.4f})")
+    lines.append(f"test evaluations of this study: {status.test_evaluations}")
+    if status.disk_bytes is not None:
+        lines.append(f"checkpoints and weights: {status.disk_bytes / 1e6:.1f} MB")
+    return [Text(line) for line in lines]
+
+
+def _render_workers(status: StudyStatus, width: int) -> Table:
+    """Return a row for each worker with its trial, then for each trial without a worker."""
+    trials = {trial.number: trial for trial in status.running}
+    best_dice = status.best.value if status.best else 0.0
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name, min_width in _COLUMNS:
+        if width >= min_width:
+            # The configuration takes the remaining width.
+            ratio = 1 if name == "configuration" else None
+            table.add_column(name, no_wrap=True, overflow="ellipsis", ratio=ratio)
+    rows: list[tuple[WorkerStatus | None, RunningTrial | None]] = [
+        (w, None if w.trial is None else trials.pop(w.trial, None)) for w in status.workers
+    ]
+    rows += [(None, trial) for trial in trials.values()]
+    for worker, trial in rows:
+        cells = (*_worker_cells(worker), *_trial_cells(trial, worker, best_dice))
+        columns = zip(cells, _COLUMNS, strict=True)
+        table.add_row(*(cell for cell, (_, min_width) in columns if width >= min_width))
+    return table
+
+
+def _worker_cells(worker: WorkerStatus | None) -> tuple[Text, Text, Text]:
+    """Return name, device and heartbeat."""
+    if worker is None:
+        return Text("no worker"), Text(), Text()
+    share = f" x {worker.share:.2g}" if worker.share < 1 else ""
+    heartbeat = Text(f"{worker.seconds_since_heartbeat:.0f} s ago")
+    if worker.is_expired:
+        heartbeat = Text(f"{heartbeat}, expired", style="red")
+    return Text(f"{worker.host}:{worker.pid}"), Text(worker.device + share), heartbeat
+
+
+def _trial_cells(
+    trial: RunningTrial | None, worker: WorkerStatus | None, best_dice: float
+) -> tuple[Text, ...]:
+    """Return number, epoch, Dice, curve and configuration."""
+    if trial is None:
+        return (Text("-"), Text("-"), Text("-"), Text(), Text())
+    last = next((v for v in reversed(trial.curve) if v is not None), None)
+    epoch = max(worker.epoch if worker else 0, len(trial.curve))
+    return (
+        Text(str(trial.number)),
+        Text(f"{epoch}/{trial.epochs}"),
         Text("-" if last is None else f"{last:.4f}"),
-        Text(sparkline(curve, top), style="cyan"),
-        beat,
-        Text(format_config(trial["config"]) if trial and trial["config"] else ""),
+        Text(sparkline(trial.curve, best_dice), style="cyan"),
+        Text(format_config(trial.config) if trial.config else ""),
     )
-    table.add_row(*(cell for cell, (_, n) in zip(cells, _COLUMNS, strict=True) if width >= n))
-
-
-def _who(worker: Mapping[str, Any]) -> tuple[str, str]:
-    share = f" x {worker['share']:.2g}" if worker["share"] < 1 else ""
-    return f"{worker['host']}:{worker['pid']}", worker["device"] + share
-
-
-def _beat(worker: Mapping[str, Any]) -> Text:
-    told = f"{worker['beat_seconds_ago']:.0f} s ago"
-    return Text(f"{told}, silent", style="red") if worker["silent"] else Text(told)

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from lesionseg.data.image_io import read_image, read_mask
-from lesionseg.data.index import Record
-from lesionseg.viz.overlays import overlay, shrunk
+from lesionseg.data.pairs import Record
+from lesionseg.viz.overlays import draw_outlines, shrink_mask
 from search.results.baseline_table import BaselineResult
 from search.spec import baselines
 
@@ -77,11 +77,11 @@ def plot_outlines(
     grid = figure.subplots(len(tested), len(records), squeeze=False)
     for record, column in zip(records, grid.T, strict=True):
         image = np.asarray(read_image(record.image))
-        truth = shrunk(read_mask(record.mask)[0])
+        truth = shrink_mask(read_mask(record.mask)[0])
         column[0].set_title(record.name, fontsize=7)
         for result, axes in zip(tested, column, strict=True):
             mask = np.asarray(Image.open(folder / str(result.trials[0]) / f"{record.name}.png")) > 0
-            axes.imshow(overlay(image, truth, mask))
+            axes.imshow(draw_outlines(image, truth, mask))
             axes.set_axis_off()
     for result, axes in zip(tested, grid[:, 0], strict=True):
         axes.text(-0.05, 0.5, f"{result.baseline}\n{result.means['dice']:.3f}", fontsize=7,

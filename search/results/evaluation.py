@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from lesionseg import metrics
-from lesionseg.data.index import Record
+from lesionseg.data.pairs import Record
 from lesionseg.inference.evaluate import Evaluation
 from search.errors import JobFailed
 from search.study.opening import OpenStudy

@@ -106,8 +106,9 @@ def build_report(
         **summarize_evaluation(tested.evaluation),
         val=_validation_dice(trial, models, held_out=opened.spec.final.fit_on == "train"),
         inference=(choice.inference if choice else DEFAULT_INFERENCE).to_dict(),
-        inference_choice=choice
-        and {"dice": choice.dice, "default_dice": choice.default_dice, "rows": choice.rows},
+        inference_choice={k: v for k, v in asdict(choice).items() if k != "inference"}
+        if choice
+        else None,
         test_evaluations=test_evaluations,
         overlays=[list(pair) for pair in tested.overlays],
         seconds=sum(model.result.seconds for model in models),

@@ -12,7 +12,7 @@ import yaml
 from optuna.trial import FrozenTrial
 
 from lesionseg.config import TrialConfig
-from lesionseg.data.index import SPLITS
+from lesionseg.data.pairs import SPLITS
 from search.errors import JobFailed
 from search.results import model_card
 from search.results.evaluation import (

@@ -6,8 +6,8 @@ import glob
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from lesionseg.data.index import MASK_SUFFIXES, PICTURES, pictures
-from lesionseg.errors import InputError, some
+from lesionseg.data.pairs import IMAGE_SUFFIXES, MASK_SUFFIXES, list_images
+from lesionseg.errors import InputError, format_some
 
 
 def find_images(arguments: Iterable[str]) -> list[Path]:
@@ -50,7 +50,7 @@ def find_masks(images: Sequence[Path], folder: Path) -> dict[Path, Path]:
             candidates = by_stem.get(image.stem.lower() + suffix, [])
             if len(candidates) > 1:
                 raise InputError(
-                    f"--masks: {image.name} has {len(candidates)} masks: {some(candidates)}"
+                    f"--masks: {image.name} has {len(candidates)} masks: {format_some(candidates)}"
                 )
             if candidates:
                 masks[image] = candidates[0]
@@ -84,7 +84,7 @@ def unique_stems(images: Iterable[Path]) -> list[str]:
 def _expand(argument: str) -> list[Path]:
     path = Path(argument)
     if path.is_dir():
-        if images := pictures(path):
+        if images := list_images(path):
             return images
         raise InputError(
             f"{path}: no image in this folder; '{path / '**' / '*'}' includes its subfolders"
@@ -100,4 +100,4 @@ def _expand(argument: str) -> list[Path]:
 
 def _is_picture(path: Path) -> bool:
     is_hidden = path.name.startswith(".")
-    return path.suffix.lower() in PICTURES and not is_hidden and path.is_file()
+    return path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden and path.is_file()

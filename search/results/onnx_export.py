@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lesionseg.data.image_io import Pixels, enough, read_image, squeeze
+from lesionseg.data.image_io import Pixels, draft_size, read_image, resize_square
 from lesionseg.data.synthetic import render
 from lesionseg.errors import InputError
 from lesionseg.inference.onnx_export import (
@@ -84,8 +84,8 @@ def _read_images(size: int, paths: list[Path] | None) -> Pixels:
     """Return at most MAX_IMAGES images, uint8 [N, size, size, 3]."""
     if not paths:
         rendered = (Image.fromarray(render(seed).image) for seed in range(MAX_IMAGES))
-        return np.stack([squeeze(image, size) for image in rendered])
+        return np.stack([resize_square(image, size) for image in rendered])
     # Evenly spaced, because neighbours are often similar.
     indices = np.linspace(0, len(paths) - 1, min(MAX_IMAGES, len(paths))).round().astype(int)
-    images = (read_image(paths[i], draft=enough(size)) for i in indices)
-    return np.stack([squeeze(image, size) for image in images])
+    images = (read_image(paths[i], draft=draft_size(size)) for i in indices)
+    return np.stack([resize_square(image, size) for image in images])

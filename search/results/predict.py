@@ -99,7 +99,7 @@ def write_predictions(
             segmenter,
             images,
             writer.write_image,
-            view=OVERLAY_SIDE if overlays else 0,
+            preview_px=OVERLAY_SIDE if overlays else 0,
             batch_size=batch_size,
             threads=threads,
         )

@@ -15,10 +15,10 @@ from PIL import Image
 from lesionseg import metrics
 from lesionseg.data.image_io import read_mask
 from lesionseg.errors import InputError
-from lesionseg.inference.batch_predict import LoadedPicture
+from lesionseg.inference.batch_predict import LoadedImage
 from lesionseg.inference.mask_stats import Mask, Probability
 from lesionseg.inference.predictor import Prediction, Segmenter
-from lesionseg.viz.overlays import overlay
+from lesionseg.viz.overlays import draw_outlines
 from search.results.image_paths import unique_stems
 
 #: Names in the folder.
@@ -59,17 +59,17 @@ class PredictionWriter:
         if overlays:
             (folder / OVERLAYS).mkdir()
 
-    def write_image(self, picture: LoadedPicture, probability: Probability) -> dict[str, Any]:
+    def write_image(self, picture: LoadedImage, probability: Probability) -> dict[str, Any]:
         """Write one image's mask and, if the picture has a view, its overlay; return its row."""
         truth = self._read_true_mask(picture)
-        prediction = self.segmenter.build_prediction(picture.small, probability, picture.shape)
+        prediction = self.segmenter.build_prediction(picture.resized, probability, picture.shape)
         name = self._names[picture.path]
         mask_file = f"{MASKS}/{name}.png"
         pixels = prediction.mask.view(np.uint8) * np.uint8(255)
         Image.fromarray(pixels).save(self.folder / mask_file)
-        if picture.view is not None:
+        if picture.preview is not None:
             outline = np.zeros((1, 1), np.bool_) if truth is None else truth
-            image = Image.fromarray(overlay(picture.view, outline, prediction.mask))
+            image = Image.fromarray(draw_outlines(picture.preview, outline, prediction.mask))
             image.save(self.folder / OVERLAYS / f"{name}.jpg", quality=JPEG_QUALITY)
         row = _table_row(picture, mask_file, prediction)
         return row if truth is None else row | {"dice": _dice(prediction.mask, truth)}
@@ -84,7 +84,7 @@ class PredictionWriter:
             writer.writeheader()
             yield writer
 
-    def _read_true_mask(self, picture: LoadedPicture) -> Mask | None:
+    def _read_true_mask(self, picture: LoadedImage) -> Mask | None:
         path = self.true_masks.get(picture.path)
         if path is None:
             return None
@@ -98,7 +98,7 @@ class PredictionWriter:
         return truth
 
 
-def _table_row(picture: LoadedPicture, mask_file: str, prediction: Prediction) -> dict[str, Any]:
+def _table_row(picture: LoadedImage, mask_file: str, prediction: Prediction) -> dict[str, Any]:
     x, y = prediction.centre or ("", "")
     return {
         "file": str(picture.path),

@@ -75,7 +75,7 @@ def retrain(
         data.val,
         slot.device,
         slot.threads,
-        save_to=weights,
+        weights_path=weights,
         keep="last" if on_train_val else "best",
         imports=required_imports([config.model.name]),
     )

@@ -14,8 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from lesionseg.config import DEFAULTS, SETTINGS, TrialConfig
-from lesionseg.errors import InputError, nearest
+from lesionseg.config import DEFAULT_COMPONENTS, SETTINGS, TrialConfig
+from lesionseg.errors import InputError, suggest_name
 from lesionseg.registry import FAMILIES
 from lesionseg.space import ComponentConfig, lookup
 from search.spec import yaml_loader
@@ -59,7 +59,7 @@ def get_baseline(name: str) -> Baseline:
     """Return the baseline of a name; raises InputError with the nearest name if there is none."""
     baselines = load_baselines()
     if name not in baselines:
-        raise InputError(f"unknown baseline {name!r} ({nearest(name, baselines)})")
+        raise InputError(f"unknown baseline {name!r} ({suggest_name(name, baselines)})")
     return baselines[name]
 
 
@@ -74,11 +74,7 @@ def expand_names(names: Iterable[str]) -> list[str]:
 def build_config(
     name: str, image_size: int, epochs: int, seed: int = 0, patience: int = 0
 ) -> TrialConfig:
-    """Build the complete configuration of a baseline for a run.
-
-    Raises:
-        InputError: If there is no baseline of that name.
-    """
+    """Build the complete configuration of a baseline for a run."""
     baseline = get_baseline(name)
     run_settings = {
         "image_size": image_size,
@@ -86,12 +82,20 @@ def build_config(
         "patience": patience,
         "seed": seed,
     }
-    plain = TrialConfig.from_dict({**baseline.config, **run_settings}).to_dict()
-    for family in DEFAULTS:
-        component = get_component(plain, family)
-        entry = lookup(family, FAMILIES[family], component.name)
-        plain[family] = {component.name: entry.resolve(component.params)}
-    return TrialConfig.from_dict(plain)
+    return resolve_config({**baseline.config, **run_settings})
+
+
+def resolve_config(plain: Mapping[str, Any]) -> TrialConfig:
+    """Build a configuration, adding the defaults of all parameters that are left out."""
+    resolved = TrialConfig.from_dict(plain).to_dict()
+    for family, table in FAMILIES.items():
+        component = get_component(resolved, family)
+        try:
+            params = lookup(family, table, component.name).resolve(component.params)
+        except InputError as error:
+            raise InputError(f"{family}.{component.name}: {error}") from None
+        resolved[family] = {component.name: params}
+    return TrialConfig.from_dict(resolved)
 
 
 def get_component(config: Mapping[str, Any], family: str) -> ComponentConfig:
@@ -105,8 +109,8 @@ def _load(path: Path) -> Baseline:
     keys = ("source", "about", "epochs", "share", "config")
     for key in plain:
         if key not in keys:
-            raise InputError(f"{path}: unknown key {key!r} ({nearest(key, keys)})")
+            raise InputError(f"{path}: unknown key {key!r} ({suggest_name(key, keys)})")
     for key in plain["config"]:
-        if key in RUN_SETTINGS or key not in {*DEFAULTS, *SETTINGS}:
+        if key in RUN_SETTINGS or key not in {*DEFAULT_COMPONENTS, *SETTINGS}:
             raise InputError(f"{path}: config.{key}: a baseline cannot set this key")
     return Baseline(path.stem, **plain)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lesionseg.config import DEFAULTS, TrialConfig
+from lesionseg.config import DEFAULT_COMPONENTS, TrialConfig
 from lesionseg.registry import FAMILIES
 from lesionseg.space import format_value
 
@@ -14,7 +14,7 @@ def format_config(config: TrialConfig | Mapping[str, Any]) -> str:
     """Format a configuration: ``unet(width=16, depth=4) · dice · flips · ...``."""
     plain = config.to_dict() if isinstance(config, TrialConfig) else config
     parts = []
-    for family, default in DEFAULTS.items():
+    for family, default in DEFAULT_COMPONENTS.items():
         name, params = next(iter(plain[family].items()))
         if family == "mix" and name == default:
             continue  # "none" is there already, for the augmentation

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from lesionseg.errors import InputError, nearest
+from lesionseg.errors import InputError, suggest_name
 from lesionseg.registry import FAMILIES
 from search.spec import yaml_loader
 from search.spec.search_space import parse_space
@@ -20,9 +20,7 @@ from search.spec.study_spec import DataSpec, StudySpec
 def load_spec(study: str, overrides: Sequence[str] = ()) -> StudySpec:
     """Load a study by the path of its file or by the name of a shipped study.
 
-    Args:
-        study: A path or a name.
-        overrides: Texts such as ``budget.epochs=3``; values are YAML.
+    overrides: texts such as ``budget.epochs=3``; values are YAML.
 
     Raises:
         InputError: With all errors of the file in one line.
@@ -34,11 +32,7 @@ def load_spec(study: str, overrides: Sequence[str] = ()) -> StudySpec:
 
 
 def parse_spec(plain: Mapping[str, Any], where: str) -> StudySpec:
-    """Validate plain data as a StudySpec.
-
-    Args:
-        plain: The content of a study file.
-        where: The origin of the data, for messages.
+    """Validate plain data as a StudySpec; where: the origin of the data, for messages.
 
     Raises:
         InputError: With all errors in one line.
@@ -96,7 +90,7 @@ def _find_study_file(study: str) -> Path:
     shipped = shipped_studies()
     if study not in shipped:
         raise InputError(
-            f"study: unknown study {study!r} ({nearest(study, shipped)}); "
+            f"study: unknown study {study!r} ({suggest_name(study, shipped)}); "
             f"give one of them or the path of a .yaml file"
         )
     return shipped[study]
@@ -133,7 +127,7 @@ def _format_error(error: Any) -> str:
     path = [str(part) for part in error["loc"]]
     where = ".".join(path)
     if error["type"] == "extra_forbidden":
-        return f"{where}: unknown key ({nearest(path[-1], _section_keys(path[:-1]))})"
+        return f"{where}: unknown key ({suggest_name(path[-1], _section_keys(path[:-1]))})"
     message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     if isinstance(error["input"], Mapping | BaseModel):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lesionseg.config import ABOUT_SETTINGS, DEFAULTS, SETTINGS
+from lesionseg.config import DEFAULT_COMPONENTS, SETTING_DESCRIPTIONS, SETTINGS
 from lesionseg.inference.postprocess import POSTPROCESS
 from lesionseg.inference.tta import TTA
 from lesionseg.space import Domain, RegistryEntry, format_value
@@ -21,20 +21,20 @@ additional files or change which image sizes are valid.
 
 
 def options_markdown(families: Mapping[str, Mapping[str, RegistryEntry]]) -> str:
-    """Return the page with a table per family; with all families, settings and post-processing too."""
+    """Return the page; with all families it has the settings and post-processing steps, too."""
     parts = [_HEAD]
     for family, table in families.items():
-        default = DEFAULTS.get(family)
+        default = DEFAULT_COMPONENTS.get(family)
         note = f" The default is `{default}`." if default else ""
         parts += [f"## {family}\n\n{len(table)} options.{note}\n", _table(table, family)]
-    if set(families) == set(DEFAULTS):
+    if set(families) == set(DEFAULT_COMPONENTS):
         parts += ["## settings\n", _settings(), "## after training\n", _AFTER]
         parts.append(_table(POSTPROCESS, "step"))
     return "\n".join(parts)
 
 
-_AFTER = f"""`lesionsearch final` chooses test-time augmentation and post-processing on the validation
-images and stores the choice in the checkpoint; `final.tta` and `final.postprocess` disable it.
+_AFTER = f"""`lesionsearch final` chooses test-time augmentation and post-processing on the
+validation images and stores the choice in the checkpoint; `final.tta` and `final.postprocess` disable it.
 Test-time augmentation: {", ".join(f"`{name}`" for name in TTA)}. Post-processing steps:
 """
 
@@ -48,7 +48,7 @@ def _table(table: Mapping[str, RegistryEntry], family: str) -> str:
             f"`{key}`{'*' if key in entry.fixed_by_default else ''} {_format_domain(domain)}"
             for key, domain in entry.space.items()
         )
-        cells = [f"`{name}`", entry.about, params]
+        cells = [f"`{name}`", entry.description, params]
         lines.append(_format_row([*cells, *([_format_sizes(entry)] if sized else [])]))
     return "\n".join([*lines, ""])
 
@@ -56,14 +56,14 @@ def _table(table: Mapping[str, RegistryEntry], family: str) -> str:
 def _settings() -> str:
     lines = [_format_row(["setting", "description", "range (default)"]), _format_row(["---"] * 3)]
     for name, domain in SETTINGS.items():
-        lines.append(_format_row([f"`{name}`", ABOUT_SETTINGS[name], _format_domain(domain)]))
+        lines.append(_format_row([f"`{name}`", SETTING_DESCRIPTIONS[name], _format_domain(domain)]))
     return "\n".join([*lines, ""])
 
 
 def _format_sizes(entry: RegistryEntry) -> str:
     """Return the valid image sizes at the default parameters; the depth, for one, changes them."""
     stride = entry.stride(**{name: domain.default for name, domain in entry.space.items()})
-    return f"multiples of {stride} from {max(stride, entry.smallest)}"
+    return f"multiples of {stride} from {max(stride, entry.min_image_size)}"
 
 
 def _format_domain(domain: Domain) -> str:

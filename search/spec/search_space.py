@@ -20,8 +20,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lesionseg.config import DEFAULTS, SETTINGS
-from lesionseg.errors import InputError, nearest
+from lesionseg.config import DEFAULT_COMPONENTS, SETTINGS
+from lesionseg.errors import InputError, suggest_name
 from lesionseg.registry import FAMILIES
 from lesionseg.space import Categorical, Domain, Float, Int, RegistryEntry, Scalar, lookup
 
@@ -89,7 +89,7 @@ def parse_space(
 
 def possible_values(param: Param) -> tuple[Scalar, ...]:
     """Return the values of a parameter; of a range, its ends."""
-    return param.corners() if isinstance(param, Domain) else (param,)
+    return param.extremes() if isinstance(param, Domain) else (param,)
 
 
 class _SpaceParser:
@@ -106,7 +106,7 @@ class _SpaceParser:
             self.errors.append(f"{where}: belongs {owner}")
         elif key not in SETTINGS:
             names = [*SETTINGS, *(FAMILIES if section == "search" else ())]
-            self.errors.append(f"{where}: unknown key ({nearest(key, names)})")
+            self.errors.append(f"{where}: unknown key ({suggest_name(key, names)})")
         else:
             self._narrow(section, key, SETTINGS[key], value, self.settings)
 
@@ -135,7 +135,7 @@ class _SpaceParser:
         self.families[family] = options
 
     def finish(self) -> tuple[SearchSpace, list[str]]:
-        for family, default in DEFAULTS.items():
+        for family, default in DEFAULT_COMPONENTS.items():
             self.families.setdefault(family, {default: FAMILIES[family][default].resolve({})})
         # The stride of a model follows from its parameters, so these must be valid.
         if not any(error.startswith("search.model") for error in self.errors):
@@ -155,7 +155,7 @@ class _SpaceParser:
             return params
         for key, inner in value.items():
             if key not in entry.space:
-                names = nearest(key, entry.space) if entry.space else "it has none"
+                names = suggest_name(key, entry.space) if entry.space else "it has none"
                 self.errors.append(f"{where}: unknown parameter {key!r} ({names})")
             else:
                 self._narrow(where, key, entry.space[key], inner, params)
@@ -217,7 +217,7 @@ def find_size_errors(models: Mapping[str, Params], size: Param, owner: str = "")
         corners = itertools.product(*map(possible_values, all_params.values()))
         stride = max(entry.stride(**dict(zip(all_params, c, strict=True))) for c in corners)
         assert isinstance(size, int)
-        smallest = max(stride, entry.smallest)
+        smallest = max(stride, entry.min_image_size)
         if size % stride or size < smallest:
             below = size // stride * stride
             valid = [s for s in (below, below + stride) if s >= smallest]

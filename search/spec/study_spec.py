@@ -16,8 +16,8 @@ from pydantic import (
     model_validator,
 )
 
-from lesionseg.data.index import LAYOUTS
-from lesionseg.errors import nearest
+from lesionseg.data.layouts import LAYOUTS
+from lesionseg.errors import suggest_name
 from search.spec import baselines
 from search.spec.search_space import SearchSpace, find_size_errors, parse_space
 
@@ -28,7 +28,7 @@ PRUNER_NAMES = ("halving", "median", "hyperband", "none")
 
 def _check_name(names: Callable[[], Collection[str]], value: str) -> str:
     if value not in names():
-        raise ValueError(f"must be one of {', '.join(names())} ({nearest(value, names())})")
+        raise ValueError(f"must be one of {', '.join(names())} ({suggest_name(value, names())})")
     return value
 
 

@@ -16,12 +16,7 @@ from lesionseg.errors import InputError
 
 
 def load_mapping(path: Path) -> dict[str, Any]:
-    """Read a YAML file that holds keys and values.
-
-    Raises:
-        InputError: If the file cannot be read (with the reason), is not YAML (with line and
-            column) or holds something else.
-    """
+    """Read a YAML file that holds keys and values; raises InputError for anything else."""
     plain = load_file(path)
     if not isinstance(plain, dict):
         raise InputError(f"{path}: a file must be keys and values, got {type(plain).__name__}")
@@ -29,7 +24,7 @@ def load_mapping(path: Path) -> dict[str, Any]:
 
 
 def load_file(path: Path) -> Any:
-    """Read a YAML file; raises InputError as ``load_mapping`` does."""
+    """Read a YAML file; raises InputError with the reason, or with line and column."""
     try:
         return load_value(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -53,16 +48,14 @@ class _Loader(yaml.SafeLoader):
 
 
 def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Hashable, Any]:
-    keys: set[Hashable] = set()
+    keys: list[Any] = []  # not a set: a key may not be hashable, which PyYAML reports
     for key_node, _ in node.value:
         if key_node.tag == _MERGE:
             continue  # keys merged in with ``<<`` may be overridden
         key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, Hashable):
-            raise yaml.MarkedYAMLError(None, None, "a key must be a scalar", key_node.start_mark)
         if key in keys:
             raise yaml.MarkedYAMLError(None, None, f"duplicate key {key!r}", key_node.start_mark)
-        keys.add(key)
+        keys.append(key)
     return loader.construct_mapping(node, deep=True)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
@@ -14,9 +13,8 @@ from optuna.trial import FrozenTrial
 from sqlalchemy import Table, select
 from sqlalchemy.orm import Session
 
+from search.storage.note_attrs import renumber_notes
 from search.storage.optuna_internals import models
-
-_TRIAL_NOTE = re.compile(r"dashboard:(\d+):(note_.+)")
 
 
 def insert_study(
@@ -61,20 +59,6 @@ def insert_trials(session: Session, study_id: int, trials: Sequence[FrozenTrial]
         rows = [{"trial_id": ids[t.number]} | row for t in trials for row in rows_of(t)]
         _insert(session, table, rows)
     return ids
-
-
-def renumber_notes(
-    system_attrs: Mapping[str, Any], renumbering: Mapping[int, int]
-) -> dict[str, Any]:
-    """Replace the trials in the keys of optuna-dashboard's notes; drop notes of unknown trials."""
-    renumbered = {}
-    for key, value in system_attrs.items():
-        note = _TRIAL_NOTE.fullmatch(key)
-        if note is None:
-            renumbered[key] = value
-        elif int(note[1]) in renumbering:
-            renumbered[f"dashboard:{renumbering[int(note[1])]}:{note[2]}"] = value
-    return renumbered
 
 
 def _insert(session: Session, model: Any, rows: list[dict[str, Any]]) -> None:

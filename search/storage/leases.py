@@ -13,140 +13,114 @@ finds the old number closed, and the storage refuses its writes.
 
 from __future__ import annotations
 
-import math
-import os
 import time
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, TypeVar
+from typing import Any
 
-import optuna
 from optuna.trial import TrialState
 from sqlalchemy import select
-from sqlalchemy.orm import Session
 
-from lesionseg.errors import InputError
-from search.storage.lease_transaction import LeaseTransaction
-from search.storage.lease_types import Claim, Command, HeartbeatReply, Refusal, WorkerInfo
-from search.storage.optuna_internals import models, study_id
-from search.storage.process_id import ProcessId, current_process
-from search.storage.retrying_storage import SampledParam, backend_of, retry_transient
-from search.storage.trial_records import EndReason, StudyAttr
-from search.trial_process.slot import Slot
+from search.storage.lease_types import Claim, Refusal, WorkerExpired, WorkerInfo
+from search.storage.optuna_internals import models
+from search.storage.retrying_storage import SampledParam
+from search.storage.study_rows import StudyRows
+from search.storage.tables import WorkerRow, WorkerState
+from search.storage.trial_records import REQUEUED, EndReason, StudyAttr, TrialAttr
+from search.storage.worker_registry import GONE, WorkerRegistry, in_transaction, worker_info
 
-#: Seconds without a heartbeat after which a worker counts as dead; the variable overrides it.
-GRACE_S, GRACE_VARIABLE = 60.0, "LESIONSEARCH_GRACE"
-
-T = TypeVar("T")
 #: Parameters and user attributes of a trial to be queued.
 QueueEntry = tuple[Mapping[str, Any], Mapping[str, Any]]
 
 
-class TrialLeases:
+class TrialLeases(WorkerRegistry):
     """The workers, the queue and the leases of one study.
 
     grace_s: seconds without a heartbeat after which a worker counts as dead; all workers of a
     study should agree on it. on_wait: called when the database goes away and when it is back.
     """
 
-    def __init__(
-        self,
-        study: optuna.Study,
-        *,
-        grace_s: float | None = None,
-        on_wait: Callable[[str], None] = lambda message: None,
-    ) -> None:
-        self.study, self.on_wait = study, on_wait
-        self.grace_s = _read_grace() if grace_s is None else grace_s
-        self._storage = backend_of(study)
-        self._connected_since = time.monotonic()
-
-    @property
-    def command(self) -> Command:
-        """What all workers of the study are to do."""
-        return self._run(LeaseTransaction.command, lock=False)
-
-    @command.setter
-    def command(self, command: Command) -> None:
-        self.study.set_user_attr(StudyAttr.COMMAND, command)
-
-    @property
-    def connected_s(self) -> float:
-        """For how many seconds the database has answered without a break."""
-        return time.monotonic() - self._connected_since
-
-    def initialize_study(self, attrs: Mapping[str, Any], queue: Sequence[QueueEntry]) -> bool:
+    @in_transaction(lock=True)
+    def initialize_study(
+        self, rows: StudyRows, attrs: Mapping[str, Any], queue: Sequence[QueueEntry]
+    ) -> bool:
         """Write a new study's attributes and its first trials; return False where it has them.
 
-        Of several hosts that create one study at the same time, one initializes it.
-
-        Args:
-            attrs: user attributes, among them StudyAttr.SPEC.
-            queue: parameters and user attributes of the first trials.
+        Of several hosts that create one study at the same time, one initializes it. The attributes
+        include StudyAttr.SPEC.
         """
-        return self._run(lambda rows: rows.initialize_study(attrs, queue))
+        if rows.study_attr(StudyAttr.SPEC) is not None:
+            return False
+        rows.set_study_attrs(attrs)
+        for params, trial_attrs in queue:
+            rows.enqueue(params, trial_attrs)
+        return True
 
-    def set_study_system_attrs(self, attrs: Mapping[str, Any]) -> None:
+    @in_transaction(lock=False)
+    def set_study_system_attrs(self, rows: StudyRows, attrs: Mapping[str, Any]) -> None:
         """Write Optuna's own attributes of the study, all or none."""
-        self._run(lambda rows: rows.set_study_attrs(attrs, system=True), lock=False)
+        rows.set_study_attrs(attrs, system=True)
 
-    # --- workers ---------------------------------------------------------------------------------
-
-    def register_worker(self, slot: Slot, process: ProcessId | None = None) -> WorkerInfo:
-        """Register a worker; its ordinal distinguishes its sampler's seed from others'."""
-        process, name = process or current_process(), uuid.uuid4().hex
-        return self._run(lambda rows: rows.register_worker(name, process, slot))
-
-    def deregister_worker(self, worker: WorkerInfo) -> None:
-        """Remove a worker that exits by itself and holds no trial any more."""
-        self._run(lambda rows: rows.deregister_worker(worker))
-
-    def heartbeat(
-        self, worker: WorkerInfo, claim: Claim | None = None, epoch: int = 0
-    ) -> HeartbeatReply:
-        """Note that a worker lives and how far its trial is; return the command to it."""
-        return self._run(lambda rows: rows.heartbeat(worker, claim, epoch), lock=False)
-
-    def list_workers(self) -> list[WorkerInfo]:
-        """Return all registered workers, in the order in which they registered."""
-        return self._run(LeaseTransaction.list_workers, lock=False)
-
-    def reap_expired(self) -> list[tuple[int, int | None]]:
+    @in_transaction(lock=True)
+    def reap_expired(self, rows: StudyRows) -> list[tuple[int, int | None]]:
         """Requeue the trials of dead workers; return old and new number of each.
 
         Silence counts as death only if this process has been connected for the whole grace
         period: after an outage of the database every worker was silent. A worker whose process is
         seen to have exited is expired at once.
         """
-        return self._run(lambda rows: rows.reap_expired(self.grace_s, self.connected_s))
+        now, is_listening = rows.now(), time.monotonic() - self.connected_since > self.grace_s
+        held, last_heartbeat = set(), {}
+        for row in rows.session.scalars(rows.select_workers().with_for_update()).all():
+            is_silent = is_listening and now - row.heartbeat_at > self.grace_s
+            if is_silent or worker_info(row, now).process.has_exited():
+                last_heartbeat[row.trial_id] = row.heartbeat_at
+                row.state, row.trial_id, row.trial_number = WorkerState.LOST, None, None
+            else:
+                held.add(row.trial_id)
+        # No claim is in progress: this transaction holds the lock on the study.
+        lost = [trial for trial in rows.running_trials() if trial.trial_id not in held]
+        return [
+            (t.number, rows.requeue(t, EndReason.LOST, last_heartbeat.get(t.trial_id, now)))
+            for t in lost
+        ]
 
-    # --- trials ----------------------------------------------------------------------------------
-
+    @in_transaction(lock=True)
     def claim(
-        self, worker: WorkerInfo, *, bounded: bool = True, fresh: bool = True
+        self, rows: StudyRows, worker: WorkerInfo, *, bounded: bool = True, fresh: bool = True
     ) -> Claim | Refusal:
         """Claim the next trial of the queue, or a new one, unless the budget has no room.
 
         Running trials count as finished, so that there are never more than the budget allows. The
-        budget is read from the study: it may have changed since this worker started.
-
-        Args:
-            worker: gets the lease.
-            bounded: whether the budget applies.
-            fresh: whether a new trial may be added where the queue is empty.
+        budget is read from the study: it may have changed since this worker started. bounded:
+        whether the budget applies. fresh: whether a trial is added where the queue is empty.
 
         Raises:
             WorkerExpired: the worker was taken for dead; it must register again.
         """
-        return self._run(lambda rows: rows.claim(worker, bounded=bounded, fresh=fresh))
+        row = rows.session.get(WorkerRow, worker.id)
+        if row is None or row.state in GONE:
+            raise WorkerExpired(worker.id)
+        if row.trial_id is not None:  # claimed by an attempt whose acknowledgement was lost
+            return Claim(row.trial_id, row.trial_number or 0)
+        finished, running = rows.count_trials()
+        if bounded:
+            budget = rows.study_attr(StudyAttr.SPEC)["budget"]["trials"]
+            if finished + running >= budget:
+                return Refusal.SPENT if finished >= budget else Refusal.FULL
+        trial = rows.next_waiting()
+        if trial is None and not fresh:
+            return Refusal.FULL if running else Refusal.SPENT
+        return rows.start_trial(trial or rows.add_running_trial(), worker)
 
     def collect_params(self) -> AbstractContextManager[list[SampledParam]]:
         """Collect the parameters that this thread samples, instead of writing each by itself."""
-        return self._storage.collect_params()
+        return self.storage.collect_params()
 
+    @in_transaction(lock=True)
     def record_config(
         self,
+        rows: StudyRows,
         claim: Claim,
         attrs: Mapping[str, Any],
         digest: str | None,
@@ -154,27 +128,33 @@ class TrialLeases:
     ) -> int | None:
         """Write what a claimed trial is about to train, unless another trial has the digest.
 
-        Args:
-            claim: the trial.
-            attrs: user attributes to write.
-            digest: of the configuration; None where it may be trained more than once.
-            params: the trial's sampled parameters, written in any case.
+        attrs: user attributes. digest: of the configuration; None where it may be trained more
+        than once. params: the trial's sampled parameters, written in any case.
 
         Returns:
             The number of the trial that has the digest; None where the attributes were written.
         """
-        return self._run(lambda rows: rows.record_config(claim, attrs, digest, params))
+        rows.write_params(claim.trial_id, params)
+        duplicate = None if digest is None else rows.find_duplicate(claim, digest)
+        if duplicate is None:
+            rows.set_trial_attrs(claim.trial_id, attrs)
+        return duplicate
 
-    def set_trial_attrs(self, claim: Claim, attrs: Mapping[str, Any]) -> None:
+    @in_transaction(lock=False)
+    def set_trial_attrs(self, rows: StudyRows, claim: Claim, attrs: Mapping[str, Any]) -> None:
         """Write user attributes of a running trial, all or none."""
-        self._run(lambda rows: rows.set_trial_attrs(claim.trial_id, attrs), lock=False)
+        rows.set_trial_attrs(claim.trial_id, attrs)
 
-    def record_epochs(self, claim: Claim, values: Mapping[int, float]) -> None:
+    @in_transaction(lock=False)
+    def record_epochs(self, rows: StudyRows, claim: Claim, values: Mapping[int, float]) -> None:
         """Write the values of several epochs, over existing ones."""
-        self._run(lambda rows: rows.record_epochs(claim.trial_id, values), lock=False)
+        for epoch, value in values.items():
+            self.storage.add_intermediate_value(rows.session, claim.trial_id, epoch, value)
 
+    @in_transaction(lock=True)
     def finish(
         self,
+        rows: StudyRows,
         claim: Claim,
         state: TrialState,
         value: float | None = None,
@@ -182,26 +162,35 @@ class TrialLeases:
         system_attrs: Mapping[str, Any] | None = None,
     ) -> bool:
         """Close a trial with its value and attributes; return False where the lease was lost."""
-        return self._run(
-            lambda rows: rows.finish(claim, state, value, attrs or {}, system_attrs or {})
-        )
+        trial = rows.lock_trial(claim.trial_id)
+        if trial.state.is_finished():  # by this very call, if its acknowledgement was lost
+            reason = rows.trial_attrs(claim.trial_id).get(TrialAttr.REASON)
+            return bool(trial.state == state) and reason not in REQUEUED
+        rows.set_trial_attrs(claim.trial_id, {**(attrs or {}), TrialAttr.ENDED_AT: rows.now()})
+        rows.set_trial_attrs(claim.trial_id, system_attrs or {}, system=True)
+        if value is not None:
+            self.storage.add_value(rows.session, trial, value)
+        rows.close_trial(trial, state)
+        return True
 
-    def requeue(self, claim: Claim, reason: EndReason) -> int | None:
+    @in_transaction(lock=True)
+    def requeue(self, rows: StudyRows, claim: Claim, reason: EndReason) -> int | None:
         """Close an interrupted trial and queue its parameters again.
 
         Returns:
             The new number. None where the trial had ended; where it is closed as failed, having
             been lost too often; and where it had no parameters yet.
         """
-        return self._run(lambda rows: rows.requeue_claimed(claim, reason))
+        trial = rows.lock_trial(claim.trial_id)
+        return None if trial.state.is_finished() else rows.requeue(trial, reason, rows.now())
 
     def enqueue(self, queue: Sequence[QueueEntry]) -> list[int]:
         """Queue trials, all or none, and once; return their numbers in that order."""
         first_id: list[int] = []
         numbers: list[int] = []
 
-        def write(rows: LeaseTransaction) -> list[int]:
-            self._storage.forget_unacknowledged(first_id)
+        def write(rows: StudyRows) -> list[int]:
+            self.storage.forget_unacknowledged(first_id)
             trial = models.TrialModel
             # They exist already where only the acknowledgement of an attempt was lost.
             if not first_id or rows.session.get(trial, first_id[0]) is None:
@@ -210,50 +199,9 @@ class TrialLeases:
                 first_id[:] = rows.session.scalars(ids.where(trial.number.in_(numbers[:1])))
             return numbers
 
-        return self._run(write)
+        return self.run(write)
 
-    def count_trials(self) -> tuple[int, int]:
+    @in_transaction(lock=False)
+    def count_trials(self, rows: StudyRows) -> tuple[int, int]:
         """Count the trials that cost budget and have ended, and the running ones."""
-        return self._run(LeaseTransaction.count_trials, lock=False)
-
-    # --- one transaction -------------------------------------------------------------------------
-
-    def _run(self, operation: Callable[[LeaseTransaction], T], *, lock: bool = True) -> T:
-        """Run an operation in one transaction; repeat it while the connection is lost."""
-        storage, start = self._storage, time.monotonic()
-
-        def attempt() -> T:
-            # Not Optuna's session of this thread: its own calls commit and close that one.
-            with Session(storage.engine, expire_on_commit=False) as session, session.begin():
-                rows = LeaseTransaction(storage, study_id(self.study), session)
-                if lock:
-                    rows.lock()
-                return operation(rows)
-
-        result = retry_transient(
-            attempt, stop_event=storage.stop_event, on_wait=self._waited, redact=storage.redact
-        )
-        # Other workers wait for the same lock, and could not send heartbeats meanwhile.
-        if time.monotonic() - start > self.grace_s / 6:
-            self._connected_since = time.monotonic()
-        return result
-
-    def _waited(self, message: str) -> None:
-        self._connected_since = time.monotonic()
-        self.on_wait(message)
-
-
-def _read_grace() -> float:
-    """Return the grace period of the environment or the default; InputError if it is not > 0."""
-    text = os.environ.get(GRACE_VARIABLE)
-    if text is None:
-        return GRACE_S
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < math.inf:
-        raise InputError(
-            f"{GRACE_VARIABLE}: must be seconds above 0, got {text!r}; unset it for {GRACE_S:g}"
-        )
-    return seconds
+        return rows.count_trials()

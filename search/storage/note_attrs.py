@@ -7,6 +7,7 @@ Optuna-dashboard stores a note in parts under ``dashboard:note_str:0``, ``dashbo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ from search.storage.optuna_internals import trial_id as get_trial_id
 
 #: Largest number of characters in one attribute, as optuna-dashboard splits notes.
 PART_LENGTH = 2045
+
+_TRIAL_NOTE = re.compile(r"dashboard:(\d+):(note_.+)")
 
 
 def note_attrs(
@@ -63,10 +66,8 @@ def group_notes(system_attrs: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
     """Return the attributes of each trial's note by the trial's id, in one pass."""
     groups: dict[int, dict[str, Any]] = {}
     for key, value in system_attrs.items():
-        head, _, rest = key.partition(":")
-        trial_id, _, field = rest.partition(":")
-        if head == "dashboard" and trial_id.isdecimal() and field.startswith("note_"):
-            groups.setdefault(int(trial_id), {})[key] = value
+        if note := _TRIAL_NOTE.fullmatch(key):
+            groups.setdefault(int(note[1]), {})[key] = value
     return groups
 
 
@@ -77,15 +78,14 @@ def renumber_notes(system_attrs: Mapping[str, Any], new_ids: Mapping[int, int]) 
         system_attrs: of the study.
         new_ids: new trial ids by old ones. Notes of other trials are dropped.
     """
-    groups = group_notes(system_attrs)
-    renumbered = {
-        _prefix(new_ids[i]) + key.removeprefix(_prefix(i)): value
-        for i, attrs in groups.items()
-        if i in new_ids
-        for key, value in attrs.items()
-    }
-    old_keys = {key for attrs in groups.values() for key in attrs}
-    return {k: v for k, v in system_attrs.items() if k not in old_keys} | renumbered
+    renumbered = {}
+    for key, value in system_attrs.items():
+        note = _TRIAL_NOTE.fullmatch(key)
+        if note is None:
+            renumbered[key] = value
+        elif int(note[1]) in new_ids:
+            renumbered[f"{_prefix(new_ids[int(note[1])])}{note[2]}"] = value
+    return renumbered
 
 
 def _prefix(trial_id: int | None) -> str:

@@ -41,11 +41,12 @@ def read_run_info(folder: Path) -> dict[str, Any]:
 
 def read_metrics(folder: Path) -> dict[str, Any] | None:
     """Read ``final/metrics.json`` of a study's folder; None before the final test."""
-    path = folder / "final" / "metrics.json"
-    if not path.is_file():
-        return None
-    metrics: dict[str, Any] = json.loads(path.read_text())
-    return metrics
+    return read_json(folder / "final" / "metrics.json")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Read a JSON object; None if there is no such file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 @contextmanager

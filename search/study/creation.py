@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import optuna
@@ -13,8 +14,8 @@ from sqlalchemy.engine import URL
 from lesionseg.data.cache import Cache, build_cache
 from lesionseg.data.duplicates.grouping import apply_groups
 from lesionseg.data.index import DatasetIndex
-from lesionseg.data.sets import Roots
-from lesionseg.data.split import Split, has_official, make_split
+from lesionseg.data.merge import Roots
+from lesionseg.data.split import Split, has_official_split, make_split
 from search.spec.study_spec import StudySpec
 from search.storage.artifact_store import open_artifact_store
 from search.storage.database import open_storage, sqlite_url, storage_url
@@ -24,6 +25,7 @@ from search.storage.study_dir import (
     check_writable,
     create_folder,
     is_study,
+    lock_study,
 )
 from search.storage.trial_records import StudyAttr
 from search.study import warm_start
@@ -53,16 +55,9 @@ def create_or_resume(
 ) -> OpenStudy:
     """Create the study of a folder, or resume it if it exists.
 
-    Everything that may be wrong with the input is checked before anything is written.
-
-    Args:
-        spec: The study.
-        data: Folders of the images.
-        folder: The study's folder, whose name becomes the study's name.
-        storage: URL of the database; None for ``study.db`` in the folder.
-        artifacts: Location of weights and checkpoints (``search.storage.artifact_store``); None
-            for the folder.
-        on_progress: Called while the images are cached.
+    The folder's name becomes the study's name. Without ``storage`` the database is ``study.db`` in
+    the folder; without ``artifacts`` weights and checkpoints are kept there, too. The input is
+    checked before anything is written.
 
     Raises:
         InputError: If data, folder, storage or artifact store cannot be used, or a study of this
@@ -144,7 +139,7 @@ def _split(spec: StudySpec, index: DatasetIndex, cache: Cache, audit: StudyAudit
 
 def _uses_official_split(spec: StudySpec, index: DatasetIndex) -> bool:
     mode = spec.data.split.mode
-    return mode == "official" or (mode == "auto" and has_official(index.records))
+    return mode == "official" or (mode == "auto" and has_official_split(index.records))
 
 
 def _create_study(folder: Path, url: URL) -> optuna.Study:
@@ -176,3 +171,26 @@ def _initialize(
         StudyAttr.SPEC: spec.model_dump(mode="json"),
     }
     return TrialLeases(study).initialize_study(attrs, warm_start.first_trials(spec))
+
+
+@contextmanager
+def lock_and_open(
+    spec: StudySpec,
+    data: Roots,
+    folder: Path,
+    storage: str | None = None,
+    artifacts: str | None = None,
+    on_progress: Progress = lambda done, total: None,
+) -> Iterator[OpenStudy]:
+    """Create or resume a study as ``create_or_resume`` does, and hold the lock of its folder.
+
+    An existing study is locked first, so that the spec of a running search does not change.
+    """
+    exists = is_study(folder)
+    with ExitStack() as stack:
+        if exists:
+            stack.enter_context(lock_study(folder))
+        opened = create_or_resume(spec, data, folder, storage, artifacts, on_progress)
+        if not exists:
+            stack.enter_context(lock_study(folder))
+        yield opened

@@ -1,8 +1,8 @@
-"""Cross-validation: a trial that is several trainings, what is kept between them, when it ends.
+"""Cross-validation: trials of several trainings, their results and their pruning.
 
-Epochs of the first fold are reported as those of any training, at steps 1 to ``budget.epochs``.
-After fold i > 1 the mean over the folds so far, each with its best epoch's Dice, is reported at
-step ``budget.epochs`` + i - 1.
+The epochs of the first fold are reported at steps 1 to ``budget.epochs``, like those of a single
+training. After fold i > 1 the mean of the best Dice of the folds so far is reported at step
+``budget.epochs`` + i - 1.
 """
 
 from __future__ import annotations
@@ -10,46 +10,52 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial
+from pydantic import TypeAdapter
 
-from lesionseg.metrics import Metrics
 from lesionseg.runtime.files import atomic_write
-from lesionseg.training.types import EpochRecord, TrainResult
+from lesionseg.training.types import TrainResult
 from search.storage import trial_records
 
 FORMAT = "lesionsearch-folds/1"
 
+_RESULTS = TypeAdapter(list[TrainResult])
+
 
 class FoldPruner(BasePruner):
-    """Within the first fold another pruner's decision; after the others the median's.
+    """Use another pruner within the first fold, and the median rule after each further one.
 
-    A trial whose mean over its folds is below the median of other trials' means over as many folds
-    is stopped, once there are ``startup`` of these. Nothing else is comparable: a mean over two
-    folds says little beside one over three, or beside an epoch's value.
+    A trial is stopped if the mean over its folds is below the median of other trials' means over
+    the same number of folds, if there are at least ``startup`` of these. Means over different
+    numbers of folds are not comparable.
 
-    epochs: of one fold, at most.
+    Args:
+        first_fold_pruner: The pruner for the epochs of the first fold.
+        epochs: Largest number of epochs of a fold.
+        startup: Number of other trials that the median needs.
     """
 
-    def __init__(self, within: BasePruner, epochs: int, startup: int) -> None:
-        self.within, self.epochs, self.startup = within, epochs, max(startup, 1)
+    def __init__(self, first_fold_pruner: BasePruner, epochs: int, startup: int) -> None:
+        self.first_fold_pruner, self.epochs = first_fold_pruner, epochs
+        self.startup = max(startup, 1)
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        """Whether the trial, at its latest step, is not worth going on with."""
+        """Return whether to stop the trial after its latest step."""
         step = trial.last_step
         if step is None or step <= self.epochs:
-            return self.within.prune(study, trial)
+            return self.first_fold_pruner.prune(study, trial)
         rivals = [
-            t.intermediate_values[step]
-            for t in study.get_trials(deepcopy=False)
-            if t.number != trial.number
-            and step in t.intermediate_values
-            and not trial_records.was_interrupted(t)  # it goes on as another, maybe as this one
+            other.intermediate_values[step]
+            for other in study.get_trials(deepcopy=False)
+            if other.number != trial.number
+            and step in other.intermediate_values
+            and not trial_records.was_interrupted(other)  # another trial continues it
         ]
         if len(rivals) < self.startup:
             return False
@@ -57,25 +63,31 @@ class FoldPruner(BasePruner):
 
 
 def mean_dice(results: Sequence[TrainResult]) -> float:
-    """Over folds, each with its best epoch's."""
+    """Return the mean over folds of the best epoch's Dice."""
     return statistics.fmean(result.best.metrics.dice for result in results)
 
 
 def mean_metrics(results: Sequence[TrainResult]) -> dict[str, float]:
-    """Every metric's, likewise."""
+    """Return the mean over folds of each metric of the best epoch."""
     rows = [asdict(result.best.metrics) for result in results]
     return {name: statistics.fmean(row[name] for row in rows) for name in rows[0]}
 
 
 def mean_epoch(results: Sequence[TrainResult]) -> int:
-    """The best epochs' mean, rounded."""
+    """Return the rounded mean over folds of the best epoch."""
     return round(statistics.fmean(result.best.epoch for result in results))
 
 
-def summary(results: Sequence[TrainResult], folds: int) -> dict[str, Any]:
-    """The user attribute ``folds`` of a trial: what each fold that is done has given.
+def summarize_folds(results: Sequence[TrainResult], folds: int) -> dict[str, Any]:
+    """Return a trial's user attribute ``folds``: the results of the finished folds.
 
-    ``of``: how many there are in all. ``deviation``: of a sample; None of one fold alone.
+    Args:
+        results: Results of the finished folds.
+        folds: Number of all folds.
+
+    Returns:
+        ``of``: number of all folds, ``dice`` and ``best_epochs`` of each finished fold, ``mean`` of
+        Dice and its sample ``deviation``; these are None for too few folds.
     """
     dice = [result.best.metrics.dice for result in results]
     return {
@@ -87,42 +99,18 @@ def summary(results: Sequence[TrainResult], folds: int) -> dict[str, Any]:
     }
 
 
-def save(path: Path, digest: str, results: Sequence[TrainResult]) -> None:
-    """Writes what the folds that are done have given, or nothing; digest: the configuration's."""
-    plain = [
-        {
-            "history": [asdict(record) for record in result.history],
-            "best": result.best.epoch,
-            "stopped": result.stopped,
-            "seconds": result.seconds,
-            "peak_memory": result.peak_memory,
-        }
-        for result in results
-    ]
-    atomic_write(path, json.dumps({"format": FORMAT, "digest": digest, "folds": plain}))
+def save_results(path: Path, digest: str, results: Sequence[TrainResult]) -> None:
+    """Write the results of the finished folds; digest: of the configuration."""
+    plain = _RESULTS.dump_python([replace(result, checkpoint=None) for result in results])
+    atomic_write(path, json.dumps({"format": FORMAT, "digest": digest, "results": plain}))
 
 
-def load(path: Path, digest: str) -> list[TrainResult]:
-    """What ``save`` wrote; nothing where there is no such file, or it is not of this training."""
+def load_results(path: Path, digest: str) -> list[TrainResult]:
+    """Read saved results; none without a valid file of this configuration."""
     try:
-        found = json.loads(path.read_text())
-        if (found["format"], found["digest"]) != (FORMAT, digest):
+        saved = json.loads(path.read_text())
+        if (saved["format"], saved["digest"]) != (FORMAT, digest):
             return []
-        return [_result(plain) for plain in found["folds"]]
+        return _RESULTS.validate_python(saved["results"])
     except (OSError, ValueError, KeyError, TypeError):
         return []
-
-
-def _result(plain: dict[str, Any]) -> TrainResult:
-    history = tuple(
-        EpochRecord(**record | {"metrics": Metrics(**record["metrics"])})
-        for record in plain["history"]
-    )
-    return TrainResult(
-        best=history[plain["best"] - 1],
-        history=history,
-        stopped=plain["stopped"],
-        seconds=plain["seconds"],
-        peak_memory=plain["peak_memory"],
-        checkpoint=None,
-    )

@@ -16,9 +16,11 @@ from lesionseg.data.duplicates.grouping import (
     merge_groups,
 )
 from lesionseg.data.duplicates.leakage import LeakageReport, find_leaks
-from lesionseg.data.index import SPLITS, DatasetIndex
+from lesionseg.data.index import DatasetIndex
+from lesionseg.data.pairs import SPLITS
 from lesionseg.errors import InputError
 from lesionseg.runtime.files import atomic_write
+from search.storage.study_dir import read_json
 
 FILE_NAME = "audit.json"
 #: Largest number of duplicates that a summary names.
@@ -54,7 +56,7 @@ def audit_study(
         index: The data set.
         cache: Its cached images.
         official: Whether the study uses the official split.
-        leaks: ``refuse``, ``drop`` or ``allow``, as in ``data.leaks``.
+        leaks: As in the section ``data`` of a study file.
         merge_train_val: Whether train and val are one part, as in a cross-validation.
 
     Raises:
@@ -87,11 +89,7 @@ def write_audit(folder: Path, audit: StudyAudit) -> None:
 
 def read_audit(folder: Path) -> dict[str, Any] | None:
     """Read the audit of a study's folder; None if there is none."""
-    path = folder / FILE_NAME
-    if not path.is_file():
-        return None
-    audit: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return audit
+    return read_json(folder / FILE_NAME)
 
 
 def summarize_audit(folder: Path, split: Mapping[str, Any]) -> dict[str, Any] | None:

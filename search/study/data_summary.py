@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from lesionseg.data.cache import Cache
-from lesionseg.data.index import SPLITS, DatasetIndex, Record
-from lesionseg.data.split import Split, positions
+from lesionseg.data.index import DatasetIndex
+from lesionseg.data.pairs import SPLITS, Record
+from lesionseg.data.split import Split, find_positions
+from search.storage.study_dir import read_json
 
 FILE_NAME = "data.json"
 #: Edges of the histogram bins of lesion area, as a fraction of the image.
@@ -60,17 +61,13 @@ def summarize_data(index: DatasetIndex, cache: Cache, split: Split) -> dict[str,
 
 def read_data_summary(folder: Path) -> dict[str, Any] | None:
     """Read data.json of a study's folder; None if there is none."""
-    path = folder / FILE_NAME
-    if not path.is_file():
-        return None
-    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return summary
+    return read_json(folder / FILE_NAME)
 
 
 def _summarize_part(
     names: Sequence[str], groups: Mapping[str, str], cache: Cache
 ) -> dict[str, Any]:
-    areas = cache.areas[positions(names, cache.names)]
+    areas = cache.areas[find_positions(names, cache.names)]
     counts, _ = np.histogram(areas, EDGES)
     p5, median, p95 = np.percentile(areas, [5, 50, 95]).tolist()
     return {
@@ -107,7 +104,7 @@ def _find_duplicates(cache: Cache, part_of: Mapping[str, str]) -> dict[str, Any]
 
 
 def _count_sets(records: Sequence[Record], part_of: Mapping[str, str]) -> list[dict[str, Any]]:
-    names = sorted({record.set for record in records})
+    names = sorted({record.dataset for record in records})
     if len(names) < 2:
         return []
     splits: dict[str, set[str]] = {}
@@ -116,7 +113,7 @@ def _count_sets(records: Sequence[Record], part_of: Mapping[str, str]) -> list[d
             splits.setdefault(record.group, set()).add(record.split)
     rows = []
     for name in names:
-        members = [record for record in records if record.set == name]
+        members = [record for record in records if record.dataset == name]
         counts = Counter(part_of[r.name] for r in members if r.name in part_of)
         conflicting = sum(len(splits.get(r.group, ())) > 1 for r in members)
         row = {"name": name, "pairs": len(members), "conflicting": conflicting}

@@ -1,7 +1,7 @@
 """The file format of exported studies: JSON lines.
 
-The first line holds the study (``StudyLine``), each further line a trial (``TrialLine``), ordered by
-number. JSON has no NaN and no infinity: they are written as ``{"$float": "nan"}``.
+The first line is a ``StudyLine``, each further line a ``TrialLine``, ordered by number. JSON has no
+NaN and no infinity: they are written as ``{"$float": "nan"}``.
 """
 
 from __future__ import annotations
@@ -141,7 +141,8 @@ def read_lines(lines: Iterable[str], source: str) -> tuple[StudyLine, list[Froze
     trials: list[FrozenTrial] = []
     number = 0
     try:
-        for number, text in enumerate(lines, 1):
+        for text in lines:
+            number += 1
             if not text.strip():
                 continue
             if study is None:

@@ -1,4 +1,4 @@
-"""How much each parameter mattered in a search."""
+"""Importance of the parameters in a search."""
 
 from __future__ import annotations
 
@@ -12,83 +12,87 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search.storage import trial_records
+from search.storage.trial_records import State
 
-#: Trials that must have a parameter before its importance is more than chance.
-ENOUGH = 10
+#: Fewest trials that a parameter's importance is estimated from.
+MIN_TRIALS = 10
 
 
-def importances(known: Sequence[FrozenTrial]) -> tuple[dict[str, float], str]:
-    """Each open parameter's share of PED-ANOVA's importance, the largest first; and a note.
+def compute_importances(trials: Sequence[FrozenTrial]) -> tuple[dict[str, float], str]:
+    """Compute the PED-ANOVA importance of each open parameter.
 
-    Watanabe, Bansal, Hutter, arXiv:2304.10255: how far the values of a parameter among the better
-    trials differ from those among all. Only the order of trials matters to it, so that pruned ones
-    take part, below every complete one. The note says what the shares mean and which trials they
-    are of; where they would mean nothing, there are none, and the note says why.
+    It compares the values of a parameter among the better trials with those among all; Watanabe,
+    Bansal, Hutter, arXiv:2304.10255. Only the order of the trials matters, so pruned trials take
+    part, ranked below all complete ones.
+
+    Returns:
+        Shares that add up to 1 by parameter, largest first, and a note that explains them. Without
+        enough trials there are no shares, and the note gives the reason.
     """
-    judged = _judged(known)
-    values = sorted((t.value for t in judged if t.value is not None), reverse=True)
-    had = Counter(n for t in judged for n, d in t.distributions.items() if not d.single())
-    names = sorted(name for name, n in had.items() if n >= ENOUGH)
-    half = math.ceil(len(judged) / 2)
-    if len(judged) < ENOUGH:
-        return {}, f"Importances need {ENOUGH} complete or pruned trials; there are {len(judged)}."
+    ranked = _rank_with_pruned(trials)
+    values = sorted((t.value for t in ranked if t.value is not None), reverse=True)
+    counts = Counter(n for t in ranked for n, d in t.distributions.items() if not d.single())
+    names = sorted(name for name, count in counts.items() if count >= MIN_TRIALS)
+    n_better = math.ceil(len(ranked) / 2)
+    if len(ranked) < MIN_TRIALS:
+        return {}, (
+            f"Importances need {MIN_TRIALS} complete or pruned trials; there are {len(ranked)}."
+        )
     if len(names) < 2:
-        only = f"only {names[0]}" if names else "no parameter"
-        return {}, f"Nothing to compare: {only} was open in {ENOUGH} trials or more."
-    if values[half - 1] == values[-1]:
-        return {}, "The trials are too much alike: no better half can be told apart."
-    # Half a trial less: rounding must not let one more in.
-    shares = _ped_anova(judged, names, (half - 0.5) / len(judged))
-    return shares, _note(half, len(judged), len(had) - len(names))
+        subject = f"only {names[0]}" if names else "no parameter"
+        return {}, f"Nothing to compare: {subject} was open in {MIN_TRIALS} trials or more."
+    if values[n_better - 1] == values[-1]:
+        return {}, "The trials are too similar: there is no better half."
+    # Half a trial less, so that rounding does not add one.
+    shares = _compute_ped_anova(ranked, names, (n_better - 0.5) / len(ranked))
+    return shares, _explain(n_better, len(ranked), len(counts) - len(names))
 
 
-def _judged(known: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Complete trials, and pruned ones moved below them: a Dice less 1 is less than any Dice."""
-    ranked = trial_records.rank_trials(known)
-    stopped = [
+def _rank_with_pruned(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Return complete trials, and pruned ones with their Dice less 1, which is below any Dice."""
+    pruned = [
         create_trial(
             state=TrialState.COMPLETE,
             params=t.params,
             distributions=t.distributions,
             value=t.intermediate_values[max(t.intermediate_values)] - 1,
         )
-        for t in known
-        if trial_records.state_of(t) == "pruned"
+        for t in trials
+        if trial_records.state_of(t) == State.PRUNED
         and t.intermediate_values
         and not trial_records.reason_of(t)
     ]
-    return [*ranked, *stopped]
+    return [*trial_records.rank_trials(trials), *pruned]
 
 
-def _ped_anova(judged: list[FrozenTrial], names: list[str], best: float) -> dict[str, float]:
-    """best: the part of the trials that is compared with all of them.
+def _compute_ped_anova(
+    trials: list[FrozenTrial], names: list[str], quantile: float
+) -> dict[str, float]:
+    """Compute the shares; quantile: fraction of the trials that is compared with all.
 
-    Optuna's own choice is the best tenth. Of the few dozen trials that a study has that is a
-    handful, and chance puts a parameter first that hardly any trial has.
+    Optuna's default of a tenth is too few of some dozens of trials: chance would put a parameter
+    first that hardly any trial has.
     """
     study = optuna.create_study(direction="maximize")
-    study.add_trials(judged)
-    evaluator = PedAnovaImportanceEvaluator(target_quantile=best)
+    study.add_trials(trials)
+    evaluator = PedAnovaImportanceEvaluator(target_quantile=quantile)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of parameters that only some trials have; the note tells
-        found = get_param_importances(study, evaluator=evaluator, params=names)
-    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+        warnings.simplefilter("ignore")  # about conditional parameters, which the note explains
+        shares = get_param_importances(study, evaluator=evaluator, params=names)
+    return dict(sorted(shares.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _note(half: int, judged: int, left_out: int) -> str:
-    parts = [
-        f"Shares of the PED-ANOVA importance, 1 in all: how far the values of a parameter in the "
-        f"better half ({half}) of the {judged} complete and pruned trials differ from those in all "
-        f"of them; pruned ones rank below complete ones. A parameter that only some trials have, "
-        f"such as loss.focal.gamma, is judged among those and weighted by their part in the better "
-        f"half."
-    ]
-    if left_out:
-        parts.append(f"Left out: {left_out} that fewer than {ENOUGH} of them have.")
-    parts.append(
-        "The shares describe this search and prove no cause: what the sampler settled early "
-        "varies little and has a small share."
+def _explain(n_better: int, n_trials: int, n_left_out: int) -> str:
+    note = (
+        f"Shares of the PED-ANOVA importance, 1 in total: how far the values of a parameter in the "
+        f"better half ({n_better}) of the {n_trials} complete and pruned trials differ from those "
+        f"in all of them; pruned trials rank below complete ones. A parameter that only some "
+        f"trials have, such as loss.focal.gamma, is compared among those and weighted by their "
+        f"share of the better half. The shares describe this search and prove no cause: what the "
+        f"sampler settled early varies little and has a small share."
     )
-    if judged < 50:
-        parts.append("With so few trials they are a hint, no more.")
-    return " ".join(parts)
+    if n_left_out:
+        note += f" Left out: {n_left_out} that fewer than {MIN_TRIALS} of them have."
+    if n_trials < 50:
+        note += " With so few trials the shares are only a hint."
+    return note

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lesionseg.data.sets import Roots
+from lesionseg.data.merge import Roots
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from sqlalchemy.engine import URL
 from lesionseg.data.cache import Cache, build_cache
 from lesionseg.data.duplicates.grouping import apply_groups
 from lesionseg.data.index import DatasetIndex
-from lesionseg.data.sets import Roots
-from lesionseg.data.split import Split, positions
+from lesionseg.data.merge import Roots
+from lesionseg.data.split import Split, find_positions
 from lesionseg.errors import InputError
 from search.spec.loading import parse_spec
 from search.spec.study_spec import StudySpec
@@ -59,8 +59,10 @@ class OpenStudy:
     def trial_data(self) -> TrialData:
         """The images that trials train on and are validated with."""
         names = self.cache.names
-        folds = [(positions(f.train, names), positions(f.val, names)) for f in self.split.folds]
-        train, val = positions(self.split.train, names), positions(self.split.val, names)
+        folds = [
+            (find_positions(f.train, names), find_positions(f.val, names)) for f in self.split.folds
+        ]
+        train, val = find_positions(self.split.train, names), find_positions(self.split.val, names)
         return TrialData(self.cache.path, train, val, tuple(folds))
 
     def configure_retries(self, stop_event: StopEvent, on_wait: Callable[[str], None]) -> None:
@@ -79,12 +81,7 @@ class OpenStudy:
 
 
 def open_study(folder: Path, *, storage: str | None = None, data: Roots | None = None) -> OpenStudy:
-    """Open the study of a folder.
-
-    Args:
-        folder: The study's folder.
-        storage: URL of its database; None for the recorded one.
-        data: Folders of the images; None for the recorded ones.
+    """Open the study of a folder; storage and data: None for the recorded ones.
 
     Raises:
         InputError: If the folder holds no study, or the data differ from the study's.
@@ -123,11 +120,7 @@ def join_study(location: StudyLocation) -> OpenStudy:
 
 
 def load_study(folder: Path, *, storage: str | None = None) -> optuna.Study:
-    """Load the Optuna study of a folder without its images.
-
-    Raises:
-        InputError: If the folder or its storage holds no study.
-    """
+    """Load the Optuna study of a folder without its images; raises InputError without a study."""
     name, url = read_run_info(folder)["study"], recorded_url(folder, storage)
     return _load(
         url,
@@ -137,16 +130,9 @@ def load_study(folder: Path, *, storage: str | None = None) -> optuna.Study:
 
 
 def recorded_url(folder: Path, storage: str | None) -> URL:
-    """Return the URL of an existing study's database.
+    """Return the URL of an existing study's database: ``storage``, or the one in run.json.
 
     The environment is used for a missing password only: it must not name another database.
-
-    Args:
-        folder: The study's folder.
-        storage: A URL that replaces the one in run.json, or None.
-
-    Raises:
-        InputError: If the password is not known.
     """
     recorded = read_run_info(folder)["storage"]
     if storage is None and recorded is None:
@@ -162,12 +148,7 @@ def recorded_url(folder: Path, storage: str | None) -> URL:
 
 
 def open_artifacts(study: optuna.Study, folder: Path, *, claim: bool) -> ArtifactStore:
-    """Open a study's artifact store and check that it belongs to the study.
-
-    Args:
-        study: The study.
-        folder: Its folder on this host.
-        claim: Whether to mark an unmarked store as this study's, for a new study.
+    """Open a study's artifact store; claim: whether to mark an unmarked store as this study's.
 
     Raises:
         InputError: If the store belongs to another study or is not available on this host.

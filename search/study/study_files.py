@@ -19,7 +19,7 @@ from sqlalchemy.engine import URL
 
 from lesionseg.data.cache import Cache
 from lesionseg.data.index import DatasetIndex
-from lesionseg.data.sets import Roots, each_root, placed
+from lesionseg.data.merge import Roots, list_roots, resolve_roots
 from lesionseg.data.split import Split
 from lesionseg.errors import InputError
 from lesionseg.runtime.files import atomic_write
@@ -31,15 +31,7 @@ from search.study import data_summary
 def write_study_files(
     study: optuna.Study, folder: Path, url: URL, data: Roots | None, layout: str | None = None
 ) -> None:
-    """Write study.yaml, split.json and, last, run.json, which makes the folder a study's.
-
-    Args:
-        study: The study with all of its attributes.
-        folder: Where to write.
-        url: The study's database.
-        data: Folders of the images; None if unknown.
-        layout: Layout of the data set; None if unknown.
-    """
+    """Write study.yaml, split.json and, last, run.json, which makes the folder a study's."""
     run_info = {
         "study": study.study_name,
         "storage": None if url == sqlite_url(folder) else mask_password(url),
@@ -68,5 +60,5 @@ def recorded_roots(run_info: Mapping[str, Any]) -> Roots:
 
 
 def _format_roots(data: Roots) -> str | list[str]:
-    paths = sorted(str(root) for root in each_root(placed(data)))
+    paths = sorted(str(root) for root in list_roots(resolve_roots(data)))
     return paths[0] if len(paths) == 1 else paths

@@ -1,11 +1,10 @@
 """Export studies to files, and import them into any database.
 
-An export holds the study's attributes and trials, but no storage URL, worker, weights or checkpoint.
+An export holds a study's attributes and trials, but no storage URL, workers or weights.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
@@ -19,12 +18,13 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from lesionseg.data.sets import Roots
+from lesionseg.data.merge import Roots
 from lesionseg.errors import InputError
+from lesionseg.runtime.files import atomic_path
 from search.spec.loading import parse_spec
-from search.storage.bulk_insert import insert_study, renumber_notes
+from search.storage.bulk_insert import insert_study
 from search.storage.database import mask_password, open_storage, storage_url
-from search.storage.lease_transaction import LeaseTransaction
+from search.storage.note_attrs import renumber_notes
 from search.storage.optuna_internals import models, trial_id
 from search.storage.queries import read_study
 from search.storage.study_dir import (
@@ -33,6 +33,7 @@ from search.storage.study_dir import (
     create_folder,
     is_study,
 )
+from search.storage.study_rows import StudyRows
 from search.storage.trial_records import EndReason, StudyAttr
 from search.study.export_format import FORMAT, StudyLine, format_line, read_lines, trial_fields
 from search.study.opening import open_artifacts
@@ -61,41 +62,22 @@ def export_study(study: optuna.Study, file: TextIO) -> int:
 def export_to_file(
     study: optuna.Study, path: Path | None, write: Callable[[optuna.Study, TextIO], int]
 ) -> None:
-    """Write a study to a complete file, or to standard output.
-
-    Args:
-        study: The study.
-        path: The file; None for standard output.
-        write: ``export_study`` or ``search.study.trial_table.write_csv``.
-
-    Raises:
-        InputError: If the file cannot be written.
-    """
+    """Write a study to a complete file, or to standard output; raises InputError on failure."""
     if path is None:
         write(study, sys.stdout)
         return
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("w", encoding="utf-8", newline="") as file:
+        with atomic_path(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
             write(study, file)
-        os.replace(partial, path)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def import_study(lines: Iterable[str], url: URL, name: str | None, source: str) -> optuna.Study:
     """Create a study from exported lines, in one transaction.
 
     Every field is the same, except that trials that were running are closed as interrupted at the
-    time of the export and requeued.
-
-    Args:
-        lines: What ``export_study`` wrote.
-        url: The database.
-        name: Name of the new study; None for the exported one.
-        source: Name of the lines in messages.
+    time of the export and requeued. source: name of the lines in messages.
 
     Raises:
         InputError: If a line is invalid, the database cannot be used or has a study of this name.
@@ -106,13 +88,7 @@ def import_study(lines: Iterable[str], url: URL, name: str | None, source: str) 
 
 
 def import_from_file(path: Path, out: Path | None, storage: str | None, data: Roots | None) -> Path:
-    """Create a study from an exported file and return its folder.
-
-    Args:
-        path: The exported file.
-        out: Folder of the new study, which also names it; None for ``runs/<name>``.
-        storage: URL of the database; None for ``study.db`` in the folder.
-        data: Folders of the images; None if the next ``run`` names them.
+    """Create a study from an exported file and return its folder, ``out`` or ``runs/<name>``.
 
     Raises:
         InputError: If the file is not a valid export, or the folder or the storage has the study.
@@ -156,7 +132,7 @@ def _insert(
         storage.forget_unacknowledged(ids)
         with Session(storage.engine) as session, session.begin():
             ids.append(insert_study(session, name, head.user_attrs, head.system_attrs, trials))
-            rows = LeaseTransaction(storage, ids[-1], session)
+            rows = StudyRows(storage, ids[-1], session)
             for trial in rows.running_trials():
                 rows.requeue(trial, EndReason.INTERRUPTED, head.exported.timestamp())
 
@@ -167,6 +143,7 @@ def _insert(
             raise
         if storage.get_study_id_from_name(name) not in ids:
             raise InputError(
-                f"{source}: {mask_password(url)} holds a study {name!r} already; choose another name"
+                f"{source}: {mask_password(url)} holds a study {name!r} already; choose another "
+                f"name"
             ) from None
     return optuna.load_study(study_name=name, storage=storage)

@@ -8,10 +8,11 @@ from typing import Any, TextIO
 import optuna
 from optuna.trial import FrozenTrial
 
-from lesionseg.config import DEFAULTS, SETTINGS
+from lesionseg.config import DEFAULT_COMPONENTS, SETTINGS
 from search.storage import trial_records
 from search.storage.queries import read_study
 from search.storage.trial_records import TrialAttr
+from search.study.points import flatten_config
 
 #: The columns before those of the configuration.
 COLUMNS = ("number", "state", "reason", "value", "epochs", "seconds", "baseline")
@@ -29,7 +30,7 @@ def write_csv(study: optuna.Study, file: TextIO) -> int:
     """
     rows = [_trial_row(trial) for trial in read_study(study)[-1]]
     keys = {key for row in rows for key in row} - set(COLUMNS)
-    common = [key for key in (*DEFAULTS, *SETTINGS) if key in keys]
+    common = [key for key in (*DEFAULT_COMPONENTS, *SETTINGS) if key in keys]
     columns = [*COLUMNS, *common, *sorted(keys - set(common))]
     writer = csv.DictWriter(file, columns, lineterminator="\n")
     writer.writeheader()
@@ -58,11 +59,6 @@ def _flatten_config(trial: FrozenTrial) -> dict[str, Any]:
     if config is None:  # not started: the parameters that it was queued with
         queued: dict[str, Any] = trial.system_attrs.get("fixed_params", {}) | trial.params
         return queued
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if key not in DEFAULTS:
-            flat["max_epochs" if key == "epochs" else key] = value
-            continue
-        ((flat[key], params),) = value.items()
-        flat |= {f"{key}.{flat[key]}.{name}": v for name, v in params.items()}
+    flat = flatten_config(config)
+    flat["max_epochs"] = flat.pop("epochs")
     return flat

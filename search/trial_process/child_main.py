@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lesionseg.config import TrialConfig
 from lesionseg.data.cache import Cache
-from lesionseg.data.index import Record
+from lesionseg.data.pairs import Record
 from lesionseg.errors import InputError
 from lesionseg.inference.evaluate import evaluate
 from lesionseg.inference.selection import select_inference
@@ -26,10 +26,10 @@ from lesionseg.runtime.oom import is_out_of_memory
 from lesionseg.runtime.throughput import images_per_second
 from lesionseg.training import checkpoint
 from lesionseg.training.train import train
-from lesionseg.training.types import Diverged, EpochRecord, TrainData
+from lesionseg.training.types import Diverged, EpochRecord, TrainData, TrainOptions
 from lesionseg.training.types import Suspended as TrainingSuspended
 from lesionseg.viz import overlays
-from lesionseg.viz.trial_sheet import draw_sheet, spread
+from lesionseg.viz.trial_sheet import select_by_area, write_trial_sheet
 from search.trial_process.protocol import (
     ErrorReason,
     Evaluated,
@@ -105,16 +105,18 @@ def _train(job: TrainJob, pipe: Connection) -> Trained | Suspended:
             config,
             TrainData(Cache(job.cache), job.train, job.val),
             channel.send,
-            device=device,
-            save_to=job.save_to,
-            keep=job.keep,
-            model=model,
-            state=job.state,
-            parts=job.parts,
-            suspend=channel.is_suspended,
-            on_resume=lambda history: pipe.send(Resumed(history)),
-            on_step=channel.send_step,
-            on_saved=lambda epoch: pipe.send(StateSaved(epoch)),
+            TrainOptions(
+                device=device,
+                model=model,
+                weights_path=job.weights_path,
+                keep=job.keep,
+                state_path=job.state_path,
+                accumulation_factor=job.accumulation_factor,
+                should_suspend=channel.is_suspended,
+                on_resume=lambda history: pipe.send(Resumed(history)),
+                on_step=channel.send_step,
+                on_saved=lambda epoch: pipe.send(StateSaved(epoch)),
+            ),
         )
     except TrainingSuspended as suspended:
         return Suspended(suspended.epoch)
@@ -124,12 +126,12 @@ def _train(job: TrainJob, pipe: Connection) -> Trained | Suspended:
 
 def _draw_picture(job: TrainJob, device: torch.device) -> None:
     """Draw the trial's picture with the kept weights; an error costs only the picture."""
-    if job.picture is None or job.save_to is None:
+    if job.picture_path is None or job.weights_path is None:
         return
     with contextlib.suppress(Exception):
-        model, _ = checkpoint.load(job.save_to)
+        model, _ = checkpoint.load(job.weights_path)
         cache = Cache(job.cache)
-        draw_sheet(model, cache, spread(cache, job.val), job.picture, device)
+        write_trial_sheet(model, cache, select_by_area(cache, job.val), job.picture_path, device)
 
 
 class Channel:
@@ -183,7 +185,7 @@ def _evaluate(job: EvaluateJob) -> Evaluated:
 
     def keep_mask(record: Record, predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> None:
         if record.name in job.show:
-            masks[record.name] = overlays.shrunk(predicted)
+            masks[record.name] = overlays.shrink_mask(predicted)
 
     evaluation = evaluate(
         model, cache, job.records, device=device, inference=inference, on_image=keep_mask
@@ -194,5 +196,7 @@ def _evaluate(job: EvaluateJob) -> Evaluated:
     }
     overlay_files: tuple[tuple[str, str], ...] = ()
     if job.overlays is not None:
-        overlay_files = overlays.draw_overlays(model, cache, evaluation, job.overlays, device, inference)
+        overlay_files = overlays.write_overlays(
+            model, cache, evaluation, job.overlays, device, inference
+        )
     return Evaluated(evaluation, speed, overlay_files, masks)

@@ -64,12 +64,12 @@ class TrainJob(JobOptions):
         val: positions of the validation images in the cache.
         device: torch device.
         threads: CPU threads.
-        save_to: the file for the weights, if they are kept.
+        weights_path: the file for the weights, if they are kept.
         keep: which epoch's weights are kept.
-        state: the file of the training state; a training resumes from an existing one.
-        parts: factor of the accumulation steps, greater than 1 after an out-of-memory error.
+        state_path: the file of the training state; a training resumes from an existing one.
+        accumulation_factor: factor of the accumulation steps, greater than 1 after an out-of-memory error.
         share: part of the GPU's memory that the process may use, in (0, 1].
-        picture: the file for outlines on some validation images; requires ``save_to``.
+        picture_path: the file for outlines on some validation images; requires ``weights_path``.
     """
 
     config: dict[str, Any]
@@ -78,12 +78,12 @@ class TrainJob(JobOptions):
     val: NDArray[np.int64]
     device: str
     threads: int
-    save_to: Path | None = None
+    weights_path: Path | None = None
     keep: Literal["best", "last"] = "best"
-    state: Path | None = None
-    parts: int = 1
+    state_path: Path | None = None
+    accumulation_factor: int = 1
     share: float = 1.0
-    picture: Path | None = None
+    picture_path: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lesionseg.training.types import TrainResult
+from lesionseg.training.types import TrainingEnd, TrainResult
 from search.storage.lease_types import Claim
 from search.storage.retention import FOLDS, PICTURE, STATE, WEIGHTS
 from search.storage.trial_records import TrialAttr
@@ -78,7 +78,7 @@ class FoldProgress:
         """Return the user attribute of a cross-validation; nothing for a single training."""
         if not self.has_folds:
             return {}
-        whole = [result for result in self.results if result.stopped != "asked"]
+        whole = [result for result in self.results if result.stopped is not TrainingEnd.CALLBACK]
         return {TrialAttr.FOLDS: cross_validation.summarize_folds(whole, len(self.trainings))}
 
     def result_attrs(self) -> dict[str, Any]:
@@ -91,6 +91,6 @@ class FoldProgress:
             "seconds": round(self.seconds, 3),
             "peak_memory": max(result.peak_memory for result in results),
         }
-        if any(result.stopped == "early" for result in results):
+        if any(result.stopped is TrainingEnd.EARLY for result in results):
             attrs["reason"] = "early stopping"
         return attrs | self.fold_attrs()

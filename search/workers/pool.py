@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from lesionseg.errors import InputError, nearest
+from lesionseg.errors import InputError, suggest_name
 from search.study.location import StudyLocation
 from search.study.opening import OpenStudy
 from search.trial_process.resources import local_slots
@@ -55,7 +55,7 @@ def make_worker_pool(
     settings: KEY=VALUE of the engine. The others are those of ``local_slots``.
     """
     if engine not in ENGINES:
-        raise InputError(f"--engine: unknown engine {engine!r} ({nearest(engine, ENGINES)})")
+        raise InputError(f"--engine: unknown engine {engine!r} ({suggest_name(engine, ENGINES)})")
     engine_settings = dict(_parse_setting(text) for text in settings)
     if engine == "local":
         if engine_settings:

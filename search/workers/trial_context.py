@@ -9,7 +9,7 @@ from typing import Any
 
 import optuna
 
-from lesionseg.models import MODELS, needs
+from lesionseg.models import MODELS, required_imports
 from search.spec.study_spec import StudySpec
 from search.storage.artifact_store import ArtifactStore
 from search.storage.leases import TrialLeases
@@ -48,7 +48,7 @@ class TrialContext:
     def __post_init__(self) -> None:
         self.heartbeat = Heartbeat(self.leases, self.slot)
         baselines = MODELS if self.spec.warm_start else ()
-        self.imports = needs([*self.spec.space.families["model"], *baselines])
+        self.imports = required_imports([*self.spec.space.families["model"], *baselines])
 
     @classmethod
     def for_study(

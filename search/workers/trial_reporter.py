@@ -46,8 +46,18 @@ class TrialReporter:
         attrs: dict[str, Any] = {"params": model.params, "macs": model.macs}
         violations = []
         for key, value, limit, unit in (
-            ("max_params_m", model.params / 1e6, self.constraints.max_params_m, "million parameters"),
-            ("max_gmacs", model.macs / 1e9, self.constraints.max_gmacs, "billion multiply-adds an image"),
+            (
+                "max_params_m",
+                model.params / 1e6,
+                self.constraints.max_params_m,
+                "million parameters",
+            ),
+            (
+                "max_gmacs",
+                model.macs / 1e9,
+                self.constraints.max_gmacs,
+                "billion multiply-adds an image",
+            ),
         ):
             if limit is None:
                 continue

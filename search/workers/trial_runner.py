@@ -29,7 +29,7 @@ from search.trial_process.protocol import (
 from search.trial_process.supervisor import Limits, StopConditions, supervise
 from search.workers.fold_progress import FoldProgress
 from search.workers.trial_context import TrialContext
-from search.workers.trial_end import fail_trial, finish_trial, requeue_trial
+from search.workers.trial_end import finish_trial, requeue_trial
 from search.workers.trial_files import StateUploader, put_optional
 from search.workers.trial_reporter import TrialReporter, write_history
 
@@ -57,7 +57,7 @@ class TrialRunner:
         self.reporter = TrialReporter(context, claim, trial)
         self.uploader = StateUploader(context.store, claim.number)
         self.history: list[EpochRecord] = []  # of the current training
-        self.parts = 1
+        self.accumulation_factor = 1
         self.stop: StopCause | None = None
 
     def run(self) -> None:
@@ -112,11 +112,15 @@ class TrialRunner:
                 self._job(), self._on_message, self._limits(), self._stop_conditions()
             )
             is_oom = isinstance(outcome, JobError) and outcome.reason == ErrorReason.OOM
-            can_split = self.config.accumulate * self.parts * 2 <= self.config.batch_size
+            can_split = (
+                self.config.accumulate * self.accumulation_factor * 2 <= self.config.batch_size
+            )
             if not (is_oom and can_split):
                 return outcome
-            self.parts *= 2
-            self.reporter.set_attrs({"parts": self.parts, "oom_message": outcome.message})
+            self.accumulation_factor *= 2
+            self.reporter.set_attrs(
+                {"accumulation_factor": self.accumulation_factor, "oom_message": outcome.message}
+            )
 
     def _job(self) -> TrainJob:
         context, number = self.context, self.claim.number
@@ -129,11 +133,11 @@ class TrialRunner:
             val,
             context.slot.device,
             context.slot.threads,
-            save_to=context.store.local_path(number, WEIGHTS) if is_first else None,
-            state=context.store.local_path(number, STATE),
-            parts=self.parts,
+            weights_path=context.store.local_path(number, WEIGHTS) if is_first else None,
+            state_path=context.store.local_path(number, STATE),
+            accumulation_factor=self.accumulation_factor,
             share=context.slot.share,
-            picture=context.store.local_path(number, PICTURE) if is_first else None,
+            picture_path=context.store.local_path(number, PICTURE) if is_first else None,
             program=context.program,
             imports=context.imports,
         )
@@ -150,9 +154,7 @@ class TrialRunner:
     def _stop_conditions(self) -> StopConditions:
         context = self.context
         return StopConditions(
-            suspend=lambda: (
-                context.stop_event.is_set() or context.heartbeat.command != Command.RUN
-            ),
+            suspend=lambda: context.stop_event.is_set() or context.heartbeat.command != Command.RUN,
             lease_lost=lambda: context.heartbeat.lease_lost,
         )
 

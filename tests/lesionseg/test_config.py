@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lesionseg.config import ABOUT_SETTINGS, DEFAULTS, SETTINGS, TrialConfig
+from lesionseg.config import SETTING_DESCRIPTIONS, DEFAULT_COMPONENTS, SETTINGS, TrialConfig
 from lesionseg.errors import InputError
 from lesionseg.registry import FAMILIES
 from lesionseg.space import Categorical, Float, Int, ComponentConfig
@@ -101,11 +101,11 @@ def test_plain_data_has_a_key_for_each_family_and_setting():
 def test_the_tables_and_the_class_name_the_same_things():
     """Settings stand in SETTINGS for the search and in the class for the reader."""
     fields = {f.name: f.default for f in dataclasses.fields(TrialConfig)}
-    assert list(DEFAULTS) == list(FAMILIES)
-    assert set(fields) == set(DEFAULTS) | set(SETTINGS)
+    assert list(DEFAULT_COMPONENTS) == list(FAMILIES)
+    assert set(fields) == set(DEFAULT_COMPONENTS) | set(SETTINGS)
     assert {name: fields[name] for name in SETTINGS} == {n: d.default for n, d in SETTINGS.items()}
-    assert set(ABOUT_SETTINGS) == set(SETTINGS)
-    for family, name in DEFAULTS.items():
+    assert set(SETTING_DESCRIPTIONS) == set(SETTINGS)
+    for family, name in DEFAULT_COMPONENTS.items():
         assert name in FAMILIES[family]
         assert fields[family] == ComponentConfig(name)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lesionseg.errors import InputError, nearest, some
+from lesionseg.errors import InputError, suggest_name, format_some
 
 
 def test_an_input_error_is_a_value_error():
@@ -21,7 +21,7 @@ def test_an_input_error_is_a_value_error():
     ],
 )
 def test_the_nearest_name_is_hinted_at_or_all_are_listed(name, known, hint):
-    assert nearest(name, known) == hint
+    assert suggest_name(name, known) == hint
 
 
 @pytest.mark.parametrize(
@@ -35,8 +35,8 @@ def test_the_nearest_name_is_hinted_at_or_all_are_listed(name, known, hint):
     ],
 )
 def test_many_names_are_shortened_to_the_first_few(names, text):
-    assert some(names) == text
+    assert format_some(names) == text
 
 
 def test_the_limit_of_a_shortened_list_is_the_callers():
-    assert some("abc", limit=1) == "a and 2 more"
+    assert format_some("abc", limit=1) == "a and 2 more"

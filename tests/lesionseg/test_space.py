@@ -130,7 +130,7 @@ def test_a_range_is_narrowed_to_the_part_asked_for(domain, wanted, narrowed):
     [
         (LR, [1e-6, 1e-2], "must lie in [1e-05, 0.1], got 1e-06"),
         (LR, [1e-4, 1.0], "must lie in [1e-05, 0.1], got 1"),
-        (LR, [1e-2, 1e-4], "is upside down: [0.01, 0.0001]"),
+        (LR, [1e-2, 1e-4], "must have low <= high, got [0.01, 0.0001]"),
         (LR, [1e-4], "must be a value or [low, high], got [0.0001]"),
         (LR, [1e-4, 1e-3, 1e-2], "must be a value or [low, high], got [0.0001, 0.001, 0.01]"),
         (LR, [], "must be a value or [low, high], got []"),
@@ -138,7 +138,7 @@ def test_a_range_is_narrowed_to_the_part_asked_for(domain, wanted, narrowed):
         (LR, [1e-4, None], "must be a number, got None"),
         (LR, [math.nan, 1e-2], "must be finite, got nan"),
         (WIDTH, [2, 8], "must lie in [4, 64], got 2"),
-        (WIDTH, [16, 8], "is upside down: [16, 8]"),
+        (WIDTH, [16, 8], "must have low <= high, got [16, 8]"),
         (WIDTH, [8, 8.5], "must be a whole number, got 8.5"),
         (EVEN, [3, 8], "must be 2 plus a multiple of 2, got 3"),
         (ENCODER, [], "must be a value or a list of values, got []"),
@@ -184,7 +184,7 @@ def test_a_narrowed_stepped_range_keeps_to_its_steps(a, b, value):
     ],
 )
 def test_corners_and_text(domain, corners, text):
-    assert domain.corners() == corners
+    assert domain.extremes() == corners
     assert str(domain) == text
 
 
@@ -253,14 +253,14 @@ DOMAINS = [
 
 @pytest.mark.parametrize(("family", "name"), ROWS)
 def test_every_row_says_in_one_line_what_it_is(family, name):
-    about = FAMILIES[family][name].about
+    about = FAMILIES[family][name].description
     assert about and "\n" not in about
     assert name == name.lower() and "." not in name  # it becomes part of a dotted name
 
 
 @pytest.mark.parametrize("domain", [d for _, d in DOMAINS], ids=[n for n, _ in DOMAINS])
 def test_every_domain_takes_its_own_default_and_corners(domain):
-    for value in (domain.default, *domain.corners()):
+    for value in (domain.default, *domain.extremes()):
         checked = domain.check(value)
         assert checked == value
         assert type(checked) is type(value)

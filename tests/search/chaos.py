@@ -1,4 +1,4 @@
-"""Workers that are killed, frozen and cut off at random, and what came of their study."""
+"""Kills, freezes and disconnects workers at random while they work on a study."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from PIL import Image
 
 from search.spec.loading import parse_spec
 from search.spec.study_spec import StudySpec
-from search.storage.leases import GRACE_VARIABLE
+from search.storage.worker_registry import GRACE_VARIABLE
 from search.study.creation import create_or_resume
 from search.study.location import StudyLocation
 from tests.search import stub_training
-from tests.search.chaos_checks import LeaseTransaction, Verdict, books, judge
+from tests.search.chaos_checks import BudgetSample, Verdict, check_study, sample_budget
 from tests.search.worker_processes import WorkerProcesses
 
-#: Seconds within which processes are gone whose parent is.
-GONE_WITHIN = 10.0
+#: Seconds within which processes end whose parent has ended.
+EXIT_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is done to a study. Kills of a kind come at random instants, spread over its trials.
+    """What is done to a study, at random times spread over its trials.
 
-    grace: seconds of silence after which a worker counts as dead. freezes: workers that are
-    stopped for half as long again, and then go on. seconds: the shortest and the longest epoch.
-    patience: seconds after which the run counts as hung.
+    grace: seconds without a heartbeat after which a worker counts as dead. freezes: number of
+    workers that are stopped for 1.5 times as long. seconds: the shortest and the longest epoch.
+    timeout_s: seconds after which the run counts as hung.
     """
 
     workers: int
@@ -48,31 +48,31 @@ class Plan:
     epochs: int = 6
     grace: float = 60.0
     seconds: str = "0.005 0.05"
-    patience: float = 280.0
+    timeout_s: float = 280.0
     seed: int = 0
 
-    def acts(self, chance: random.Random) -> list[tuple[float, str]]:
-        """(trials that have ended when it is due, what is done), in order."""
+    def actions(self, rng: random.Random) -> list[tuple[float, str]]:
+        """Return (number of finished trials, action) in order."""
         kinds = {"worker": self.kill_workers, "child": self.kill_children}
         kinds |= {"server": self.kill_servers, "freeze": self.freezes}
         last = 0.93 * self.trials
-        acts = [(chance.uniform(0, last), kind) for kind, n in kinds.items() for _ in range(n)]
+        actions = [(rng.uniform(0, last), kind) for kind, n in kinds.items() for _ in range(n)]
         even = [(i + 1) / (self.restarts + 1) for i in range(self.restarts)]
-        return sorted(acts + [(self.trials * part, "restart") for part in even])
+        return sorted(actions + [(self.trials * part, "restart") for part in even])
 
 
-#: What a study must survive, as it is measured and tested.
+#: The plan of the benchmark.
 FULL = Plan(
-    8, 200, kill_workers=28, kill_children=16, kill_servers=4, freezes=3, grace=20.0, patience=900
+    8, 200, kill_workers=28, kill_children=16, kill_servers=4, freezes=3, grace=20.0, timeout_s=900
 )
 
 
 @dataclass
-class Told:
-    """What was done, and what was seen meanwhile.
+class ChaosResult:
+    """What was done and observed.
 
-    done: acts by kind. died: exit codes of workers that nobody killed. peak: the most trials that
-    counted against the budget at one moment. orphans: processes left when all workers were gone.
+    done: number of actions by kind. died: exit codes of workers that were not killed. peak: the
+    largest number of trials that counted against the budget. orphans: processes that were left.
     """
 
     done: Counter[str] = field(default_factory=Counter)
@@ -83,7 +83,7 @@ class Told:
 
 
 def stub_spec(plan: Plan, name: str) -> StudySpec:
-    """Of a study whose space never ends."""
+    """Return the spec of a study with an infinite search space."""
     return parse_spec(
         {
             "name": name,
@@ -104,7 +104,7 @@ def stub_spec(plan: Plan, name: str) -> StudySpec:
 
 
 def write_pairs(folder: Path, n: int = 12) -> Path:
-    """Pictures of 16 pixels with a square lesion, no two alike: a study needs some."""
+    """Write different images of 16 pixels with a square lesion."""
     for part in ("images", "masks"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     for i in range(n):
@@ -122,78 +122,74 @@ def survive(
     plan: Plan,
     storage: str | None = None,
     restart: Callable[[], None] = lambda: None,
-) -> tuple[Told, Verdict]:
-    """A new study in a folder, put through a plan and judged. restart: of the database."""
+) -> tuple[ChaosResult, Verdict]:
+    """Create a study, disturb it and check it. restart: restarts the database."""
     data = write_pairs(folder / "data")
     create_or_resume(stub_spec(plan, "s"), data, folder / "s", storage)
-    join = StudyLocation("s", folder / "s", storage)
-    told = wreak(worker_processes, join, plan, restart)
-    return told, judge(join, plan.trials, plan.epochs)
+    location = StudyLocation("s", folder / "s", storage)
+    result = disturb(worker_processes, location, plan, restart)
+    return result, check_study(location, plan.trials, plan.epochs)
 
 
-def wreak(
+def disturb(
     worker_processes: WorkerProcesses,
-    join: StudyLocation,
+    location: StudyLocation,
     plan: Plan,
     restart: Callable[[], None] = lambda: None,
-) -> Told:
-    """Has a study worked on under a plan until every worker has left by itself."""
-    return _Chaos(worker_processes, join, plan, restart).run()
+) -> ChaosResult:
+    """Run workers under a plan until every one has ended by itself."""
+    return _Chaos(worker_processes, location, plan, restart).run()
 
 
 class _Chaos:
     def __init__(
         self,
         worker_processes: WorkerProcesses,
-        join: StudyLocation,
+        location: StudyLocation,
         plan: Plan,
         restart: Callable[[], None],
     ) -> None:
-        self.worker_processes, self.join, self.plan, self.restart = (
-            worker_processes,
-            join,
-            plan,
-            restart,
-        )
-        self.chance, self.told = random.Random(plan.seed), Told()
-        self.acts = plan.acts(self.chance)
+        self.worker_processes, self.location = worker_processes, location
+        self.plan, self.restart = plan, restart
+        self.rng, self.result = random.Random(plan.seed), ChaosResult()
+        self.actions = plan.actions(self.rng)
         self.alive: set[int] = set()
         self.killed: set[int] = set()
         self.frozen: dict[int, float] = {}
 
-    def run(self) -> Told:
-        self.worker_processes.ended()  # it has imported everything
+    def run(self) -> ChaosResult:
+        self.worker_processes.ended()  # waits until everything is imported
         began = time.monotonic()
-        with sampled(self.join) as sample:
+        with sampling(self.location) as latest:
             for _ in range(self.plan.workers):
                 self._start()
             while self.alive:
-                assert time.monotonic() - began < self.plan.patience, self._standing(sample())
-                self._replace_the_dead()
+                assert time.monotonic() - began < self.plan.timeout_s, self._describe(latest())
+                self._replace_dead()
                 self._thaw()
-                self._act(sample().ended)
-                time.sleep(self.chance.uniform(0, 0.05))
-            self.told.peak = self._last_look(sample).peak
-        self.told.seconds = time.monotonic() - began
-        self.told.orphans = self._left_over()
-        return self.told
+                self._act(latest().ended)
+                time.sleep(self.rng.uniform(0, 0.05))
+            self.result.peak = self._final_sample(latest).peak
+        self.result.seconds = time.monotonic() - began
+        self.result.orphans = self._orphans()
+        return self.result
 
     def _start(self) -> None:
         environment = {
             GRACE_VARIABLE: str(self.plan.grace),
             stub_training.SECONDS: self.plan.seconds,
         }
-        log = self.join.folder / "workers.log"
-        self.alive.add(self.worker_processes.start(self.join, log, environment))
+        log = self.location.folder / "workers.log"
+        self.alive.add(self.worker_processes.start(self.location, log, environment))
 
-    def _replace_the_dead(self) -> None:
+    def _replace_dead(self) -> None:
         for pid, code in self.worker_processes.ended().items():
             self.alive.remove(pid)
             self.frozen.pop(pid, None)
             if code == 0:
                 continue
             if pid not in self.killed:
-                self.told.died.append(code)
+                self.result.died.append(code)
             self._start()
 
     def _thaw(self) -> None:
@@ -203,54 +199,53 @@ class _Chaos:
                 del self.frozen[pid]
 
     def _act(self, ended: int) -> None:
-        """The next act that is due; it is due still where nobody is there to suffer it."""
-        if self.acts and self.acts[0][0] <= ended and self._done(self.acts[0][1]):
-            self.told.done[self.acts.pop(0)[1]] += 1
+        """Perform the next action that is due; repeat it later if it had no target."""
+        if self.actions and self.actions[0][0] <= ended and self._perform(self.actions[0][1]):
+            self.result.done[self.actions.pop(0)[1]] += 1
 
-    def _done(self, kind: str) -> bool:
+    def _perform(self, kind: str) -> bool:
         if kind == "restart":
             self.restart()
             return True
-        pid = self.chance.choice(sorted(self.alive))
+        pid = self.rng.choice(sorted(self.alive))
         if kind == "worker":
             self.killed.add(pid)
             return self.worker_processes.signal(pid, signal.SIGKILL)
         if kind == "freeze":
             self.frozen[pid] = time.monotonic() + 1.5 * self.plan.grace
             return self.worker_processes.signal(pid, signal.SIGSTOP)
-        return _killed(_servers(pid) if kind == "server" else _trainings(pid), self.chance)
+        return _kill_one(_servers(pid) if kind == "server" else _trainings(pid), self.rng)
 
-    def _last_look(self, sample: Callable[[], LeaseTransaction]) -> LeaseTransaction:
-        """A look that began after everybody had left."""
-        enough, until = sample().looks + 2, time.monotonic() + GONE_WITHIN
-        while sample().looks < enough and time.monotonic() < until:
+    def _final_sample(self, latest: Callable[[], BudgetSample]) -> BudgetSample:
+        """Return a sample that was taken after all workers had ended."""
+        count, until = latest().count + 2, time.monotonic() + EXIT_TIMEOUT_S
+        while latest().count < count and time.monotonic() < until:
             time.sleep(0.01)
-        return sample()
+        return latest()
 
-    def _left_over(self) -> list[str]:
-        until = time.monotonic() + GONE_WITHIN
-        while (found := self.worker_processes.others()) and time.monotonic() < until:
+    def _orphans(self) -> list[str]:
+        until = time.monotonic() + EXIT_TIMEOUT_S
+        while (processes := self.worker_processes.descendants()) and time.monotonic() < until:
             time.sleep(0.05)
-        return [str(process) for process in found]
+        return [str(process) for process in processes]
 
-    def _standing(self, seen: LeaseTransaction) -> str:
-        words = (self.join.folder / "workers.log").read_text()[-3000:]
-        return f"hung: {seen}, {self.told}, alive {self.alive}, to do {self.acts}\n{words}"
+    def _describe(self, sample: BudgetSample) -> str:
+        log = (self.location.folder / "workers.log").read_text()[-3000:]
+        return f"hung: {sample}, {self.result}, alive {self.alive}, to do {self.actions}\n{log}"
 
 
 @contextlib.contextmanager
-def sampled(join: StudyLocation) -> Iterator[Callable[[], LeaseTransaction]]:
-    """Looks at the study's books all the while; gives what was seen last, and the peak so far."""
-    last, over = LeaseTransaction(), threading.Event()
+def sampling(location: StudyLocation) -> Iterator[Callable[[], BudgetSample]]:
+    """Sample the budget in a thread; yield a function that returns the latest sample."""
+    last, over = BudgetSample(), threading.Event()
 
-    def look() -> None:
+    def run() -> None:
         nonlocal last
-        for seen in books(join):
-            last = seen
+        for last in sample_budget(location):
             if over.wait(0.03):
                 return
 
-    thread = threading.Thread(target=look, daemon=True)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
         yield lambda: last
@@ -260,7 +255,7 @@ def sampled(join: StudyLocation) -> Iterator[Callable[[], LeaseTransaction]]:
 
 
 def _servers(worker: int) -> list[psutil.Process]:
-    """A worker's fork server, if it runs."""
+    """Return a worker's fork server, if it runs."""
     with contextlib.suppress(psutil.Error):
         children = psutil.Process(worker).children()
         return [p for p in children if "multiprocessing.forkserver" in " ".join(p.cmdline())]
@@ -273,9 +268,9 @@ def _trainings(worker: int) -> list[psutil.Process]:
     return []
 
 
-def _killed(processes: Sequence[psutil.Process], chance: random.Random) -> bool:
-    """Whether one of them was there to be killed."""
+def _kill_one(processes: Sequence[psutil.Process], rng: random.Random) -> bool:
+    """Kill a random process; return whether there was one."""
     with contextlib.suppress(psutil.NoSuchProcess, IndexError):
-        chance.choice(processes).kill()
+        rng.choice(processes).kill()
         return True
     return False

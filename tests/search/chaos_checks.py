@@ -1,4 +1,4 @@
-"""What a study must look like after chaos: its books read by plain SQL, beside the stub_training's log."""
+"""Checks of a study after chaos: plain SQL on its tables, compared with the trainings' log."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Any
 import psycopg
 from optuna.trial import FrozenTrial
 
-from search.study.opening import load_study
 from search.study.location import StudyLocation
+from search.study.opening import load_study
 from tests.search import stub_training
 
-#: Reasons of trials that cost nothing: they go on under another number, or trained nothing.
-CUT_OFF = frozenset({"lost", "interrupted"})
-SKIPPED = CUT_OFF | {"duplicate", "constraint", "config"}
+#: Reasons of trials that cost no budget: requeued, or never trained.
+REQUEUED = frozenset({"lost", "interrupted"})
+SKIPPED = REQUEUED | {"duplicate", "constraint", "config"}
 
 _STATES = """
 SELECT t.state, a.value_json FROM trials t
@@ -28,45 +28,46 @@ LEFT JOIN trial_user_attributes a ON a.trial_id = t.trial_id AND a.key = 'reason
 
 
 @dataclass(frozen=True)
-class LeaseTransaction:
-    """What counts against the budget: ended, and at work; the most of both that was ever seen."""
+class BudgetSample:
+    """Trials that count against the budget, and the largest sum so far. count: samples so far."""
 
     ended: int = 0
     running: int = 0
     peak: int = 0
-    looks: int = 0
+    count: int = 0
 
 
-def books(join: StudyLocation) -> Iterator[LeaseTransaction]:
-    """The study's books as they are, each time anew; a database that is away is asked again."""
-    seen, connection = LeaseTransaction(), None
+def sample_budget(location: StudyLocation) -> Iterator[BudgetSample]:
+    """Yield the current state each time; a database that is unavailable is tried again."""
+    sample, connection = BudgetSample(), None
     while True:
         try:
-            connection = connection or _connected(join)
+            connection = connection or _connect(location)
             rows = connection.execute(_STATES).fetchall()
         except (sqlite3.OperationalError, psycopg.OperationalError):
             connection = None
         else:
             ended = sum(_counts(state, reason and json.loads(reason)) for state, reason in rows)
             running = sum(state == "RUNNING" for state, _ in rows)
-            seen = LeaseTransaction(ended, running, max(seen.peak, ended + running), seen.looks + 1)
-        yield seen
+            peak = max(sample.peak, ended + running)
+            sample = BudgetSample(ended, running, peak, sample.count + 1)
+        yield sample
 
 
 def _counts(state: str, reason: str | None) -> bool:
     return state in {"COMPLETE", "PRUNED", "FAIL"} and reason not in SKIPPED
 
 
-def _connected(join: StudyLocation) -> Any:
-    if join.storage is None:
-        return sqlite3.connect(f"file:{join.folder / 'study.db'}?mode=ro", uri=True, timeout=60)
-    plain = join.storage.replace("postgresql+psycopg", "postgresql")
+def _connect(location: StudyLocation) -> Any:
+    if location.storage is None:
+        return sqlite3.connect(f"file:{location.folder / 'study.db'}?mode=ro", uri=True, timeout=60)
+    plain = location.storage.replace("postgresql+psycopg", "postgresql")
     return psycopg.connect(plain, autocommit=True, connect_timeout=5)
 
 
-def rows_of(join: StudyLocation, query: str) -> list[tuple[Any, ...]]:
-    """The rows that one statement gives."""
-    connection = _connected(join)
+def fetch_rows(location: StudyLocation, query: str) -> list[tuple[Any, ...]]:
+    """Return the rows of a query."""
+    connection = _connect(location)
     try:
         return list(connection.execute(query).fetchall())
     finally:
@@ -75,15 +76,15 @@ def rows_of(join: StudyLocation, query: str) -> list[tuple[Any, ...]]:
 
 @dataclass
 class Verdict:
-    """What came of a study. wrong: every rule that was broken, in words; empty where all is well.
+    """Counts, and a line for each violated rule.
 
-    retried: trials that went on under another number; resumed: of these, from a checkpoint.
-    crashed: trials that failed, those aside whose worker died too often. lost: trials that began
-    and never ended. spare_weights: files of weights besides the best trials'.
+    requeued: trials that were requeued; resumed: those of them that had a checkpoint. crashed:
+    failed trials, without those whose worker died too often. lost: trials that never ended.
+    spare_weights: files of weights of trials that are not among the best.
     """
 
     states: Counter[str] = field(default_factory=Counter)
-    retried: int = 0
+    requeued: int = 0
     crashed: int = 0
     resumed: int = 0
     lost: int = 0
@@ -91,30 +92,30 @@ class Verdict:
     running: int = 0
     waiting: int = 0
     spare_weights: int = 0
-    wrong: list[str] = field(default_factory=list)
+    violations: list[str] = field(default_factory=list)
 
 
-def judge(join: StudyLocation, trials: int, epochs: int) -> Verdict:
-    """Looks at a study that everybody has left."""
-    study = load_study(join.folder, storage=join.storage)
-    known = {t.number: t for t in study.get_trials()}
+def check_study(location: StudyLocation, trials: int, epochs: int) -> Verdict:
+    """Check a study on which no worker is running."""
+    study = load_study(location.folder, storage=location.storage)
+    by_number = {t.number: t for t in study.get_trials()}
     verdict = Verdict()
-    verdict.states = Counter(_word(t) for t in known.values())
+    verdict.states = Counter(_state(t) for t in by_number.values())
     verdict.running, verdict.waiting = verdict.states["running"], verdict.states["waiting"]
-    failed = [t for t in known.values() if t.state.name == "FAIL" and _ended(t)]
+    failed = [t for t in by_number.values() if t.state.name == "FAIL" and _ended(t)]
     verdict.crashed = sum("its worker died" not in t.user_attrs["message"] for t in failed)
-    _judge_numbers(verdict, known, trials)
-    _judge_chains(verdict, known)
-    _judge_trainings(verdict, known, stub_training.read_log(join.folder), epochs)
-    _judge_files(verdict, known, join.folder)
-    live = rows_of(
-        join, "SELECT id, state FROM lesionsearch_workers WHERE state NOT IN ('ended', 'lost')"
+    _check_numbers(verdict, by_number, trials)
+    _check_chains(verdict, by_number)
+    _check_trainings(verdict, by_number, stub_training.read_log(location.folder), epochs)
+    _check_files(verdict, by_number, location.folder)
+    live = fetch_rows(
+        location, "SELECT id, state FROM lesionsearch_workers WHERE state NOT IN ('ended', 'lost')"
     )
-    _unless(verdict, not live, f"workers are left in the books: {live}")
+    _require(verdict, not live, f"workers are still registered: {live}")
     return verdict
 
 
-def _word(trial: FrozenTrial) -> str:
+def _state(trial: FrozenTrial) -> str:
     reason = trial.user_attrs.get("reason")
     return str(reason) if reason in SKIPPED else trial.state.name.lower()
 
@@ -123,95 +124,99 @@ def _ended(trial: FrozenTrial) -> bool:
     return _counts(trial.state.name, trial.user_attrs.get("reason"))
 
 
-def _unless(verdict: Verdict, right: bool, told: str) -> None:
-    if not right:
-        verdict.wrong.append(told)
+def _require(verdict: Verdict, condition: bool, message: str) -> None:
+    if not condition:
+        verdict.violations.append(message)
 
 
-def _judge_numbers(verdict: Verdict, known: Mapping[int, FrozenTrial], trials: int) -> None:
-    ended = [t for t in known.values() if _ended(t)]
-    _unless(verdict, len(ended) == trials, f"{len(ended)} trials ended instead of {trials}")
-    _unless(verdict, verdict.running == 0, f"{verdict.running} trials are left running")
-    _unless(verdict, verdict.waiting == 0, f"{verdict.waiting} trials are left waiting")
+def _check_numbers(verdict: Verdict, by_number: Mapping[int, FrozenTrial], trials: int) -> None:
+    ended = [t for t in by_number.values() if _ended(t)]
+    _require(verdict, len(ended) == trials, f"{len(ended)} trials ended instead of {trials}")
+    _require(verdict, verdict.running == 0, f"{verdict.running} trials are left running")
+    _require(verdict, verdict.waiting == 0, f"{verdict.waiting} trials are left waiting")
     trained = Counter(t.user_attrs["digest"] for t in ended if "digest" in t.user_attrs)
     twice = [digest for digest, n in trained.items() if n > 1]
     verdict.duplicates = len(twice)
-    _unless(verdict, not twice, f"configurations ended twice: {twice}")
+    _require(verdict, not twice, f"configurations ended twice: {twice}")
 
 
-def _judge_chains(verdict: Verdict, known: Mapping[int, FrozenTrial]) -> None:
-    """A trial and all that went on for it are one: they end once."""
+def _check_chains(verdict: Verdict, by_number: Mapping[int, FrozenTrial]) -> None:
+    """Check that a trial and its requeued successors end once."""
     chains: dict[int, list[FrozenTrial]] = defaultdict(list)
-    for number, trial in sorted(known.items()):
-        chains[trial.user_attrs.get("retry_of", number)].append(trial)
+    for number, trial in sorted(by_number.items()):
+        chains[trial.user_attrs.get("requeued_from", number)].append(trial)
     for first, chain in chains.items():
         *before, last = chain
-        verdict.retried += len(before)
-        _unless(
+        verdict.requeued += len(before)
+        _require(
             verdict,
-            all(_word(t) in CUT_OFF for t in before),
-            f"chain {first} ended more than once: {[(t.number, _word(t)) for t in chain]}",
+            all(_state(t) in REQUEUED for t in before),
+            f"chain {first} ended more than once: {[(t.number, _state(t)) for t in chain]}",
         )
-        # One that was cut off before it drew anything has nothing to be repeated.
-        if _word(last) in CUT_OFF and (last.params or len(chain) > 1):
+        # A trial that was interrupted before it had parameters is not repeated.
+        if _state(last) in REQUEUED and (last.params or len(chain) > 1):
             verdict.lost += 1
-            verdict.wrong.append(f"chain {first} was lost: {[(t.number, _word(t)) for t in chain]}")
+            verdict.violations.append(
+                f"chain {first} was lost: {[(t.number, _state(t)) for t in chain]}"
+            )
         attempts = last.user_attrs.get("attempts", [])
         numbers = [t.number for t in before][-8:]
-        _unless(verdict, attempts == numbers, f"chain {first}: attempts {attempts}, not {numbers}")
+        _require(verdict, attempts == numbers, f"chain {first}: attempts {attempts}, not {numbers}")
 
 
-def _judge_trainings(
+def _check_trainings(
     verdict: Verdict,
-    known: Mapping[int, FrozenTrial],
+    by_number: Mapping[int, FrozenTrial],
     log: Sequence[stub_training.Line],
     epochs: int,
 ) -> None:
-    """The log's lines of a configuration, in the order of time: no epoch twice that was saved."""
+    """Check that no saved epoch of a configuration was trained twice."""
     by_digest: dict[str, list[stub_training.Line]] = defaultdict(list)
     for line in log:
         by_digest[line.digest].append(line)
     for digest, lines in by_digest.items():
-        _judge_lines(verdict, digest, lines)
-    for number, trial in known.items():
+        _check_lines(verdict, digest, lines)
+    for number, trial in by_number.items():
         if trial.state.name == "COMPLETE":
             digest = trial.user_attrs["digest"]
             truth = {e: stub_training.value(digest, e) for e in range(1, epochs + 1)}
             values = trial.intermediate_values
-            _unless(verdict, values == truth, f"trial {number} holds {values}, not {truth}")
+            _require(verdict, values == truth, f"trial {number} holds {values}, not {truth}")
             best = max(truth.values())
-            _unless(verdict, trial.value == best, f"trial {number}: {trial.value}, not {best}")
-            trained = {x.epoch for x in by_digest[digest] if x.what == stub_training.EPOCH}
-            _unless(verdict, trained == set(truth), f"trial {number}: trained {trained}")
+            _require(verdict, trial.value == best, f"trial {number}: {trial.value}, not {best}")
+            trained = {x.epoch for x in by_digest[digest] if x.kind == stub_training.EPOCH}
+            _require(verdict, trained == set(truth), f"trial {number}: trained {trained}")
 
 
-def _judge_lines(verdict: Verdict, digest: str, lines: Sequence[stub_training.Line]) -> None:
+def _check_lines(verdict: Verdict, digest: str, lines: Sequence[stub_training.Line]) -> None:
     saved = at = 0
     pid: int | None = None
     for line in lines:
-        if line.what == stub_training.UNFINISHED_FILES:
-            told = f"{digest}: trial {line.trial} begins after {line.epoch} epochs, saved: {saved}"
-            _unless(verdict, line.epoch >= saved, told)
+        if line.kind == stub_training.STARTED:
+            message = (
+                f"{digest}: trial {line.trial} starts after {line.epoch} epochs, saved: {saved}"
+            )
+            _require(verdict, line.epoch >= saved, message)
             verdict.resumed += line.epoch > 0
             pid, at, saved = line.pid, line.epoch, max(saved, line.epoch)
         elif line.pid != pid:
-            verdict.wrong.append(f"{digest}: process {line.pid} trains beside {pid}: {line}")
-        elif line.what == stub_training.EPOCH:
-            _unless(verdict, line.epoch == at + 1, f"{digest}: {line} comes after epoch {at}")
+            verdict.violations.append(f"{digest}: process {line.pid} trains beside {pid}: {line}")
+        elif line.kind == stub_training.EPOCH:
+            _require(verdict, line.epoch == at + 1, f"{digest}: {line} comes after epoch {at}")
             at = line.epoch
-        elif line.what == stub_training.SAVED:
+        elif line.kind == stub_training.SAVED:
             saved = line.epoch
 
 
-def _judge_files(verdict: Verdict, known: Mapping[int, FrozenTrial], folder: Path) -> None:
+def _check_files(verdict: Verdict, by_number: Mapping[int, FrozenTrial], folder: Path) -> None:
     files = [p for p in (folder / "trials").rglob("*") if p.is_file()]
     partial = [p for p in files if p.name.endswith(".partial") or p.name.startswith(".part-")]
     states = [p for p in files if p.name == "state.pt"]
-    _unless(verdict, not partial, f"half-written files are left: {partial}")
-    _unless(verdict, not states, f"states of ended trials are left: {states}")
-    complete = [t for t in known.values() if t.state.name == "COMPLETE"]
+    _require(verdict, not partial, f"half-written files are left: {partial}")
+    _require(verdict, not states, f"states of ended trials are left: {states}")
+    complete = [t for t in by_number.values() if t.state.name == "COMPLETE"]
     best = sorted(complete, key=lambda t: (-(t.value or 0), t.number))[:3]
     weights = {int(p.parent.name) for p in files if p.name == "model.safetensors"}
     lacking = {t.number for t in best} - weights
-    _unless(verdict, not lacking, f"the best trials {lacking} have no weights")
+    _require(verdict, not lacking, f"the best trials {lacking} have no weights")
     verdict.spare_weights = len(weights) - len(best)

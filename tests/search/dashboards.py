@@ -1,4 +1,4 @@
-"""A dashboard as people start it, and requests that no browser would make."""
+"""A running dashboard, and HTTP requests to it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from search.monitoring.dashboard.server import Dashboard
 from search.monitoring.dashboard.study_source import find_source
 
 COMMAND = Path(sys.executable).with_name("lesionsearch")
-#: Seconds until it is there: it imports torch and plotly, beside much else.
-PATIENCE = 90.0
+#: Seconds until the server listens; it imports torch and plotly.
+START_TIMEOUT_S = 90.0
 
 
-class Answer(NamedTuple):
+class Response(NamedTuple):
     status: int
     headers: dict[str, str]
     body: bytes
@@ -37,50 +37,50 @@ class Answer(NamedTuple):
 class Server(NamedTuple):
     process: subprocess.Popen | None
     port: int
-    said: str
+    first_line: str
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def ask(
+    def request(
         self, path: str, method: str = "GET", headers: Mapping[str, str] = {}, body: Any = None
-    ) -> Answer:
-        """The path goes out as it is written: nothing is normalised."""
+    ) -> Response:
+        """Send a request whose path is not normalised."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-        told = {"Content-Type": "application/json"} if data is not None else {}
+        default = {"Content-Type": "application/json"} if data is not None else {}
         try:
-            connection.request(method, path, data, {**told, **headers})
-            answer = connection.getresponse()
-            found = {k.lower(): v for k, v in answer.getheaders()}
-            return Answer(answer.status, found, answer.read())
+            connection.request(method, path, data, {**default, **headers})
+            response = connection.getresponse()
+            response_headers = {k.lower(): v for k, v in response.getheaders()}
+            return Response(response.status, response_headers, response.read())
         finally:
             connection.close()
 
 
 @contextmanager
-def served_here(folder: Path, address: ListenAddress) -> Iterator[Server]:
-    """The same within this process, without its signals: a second faster."""
-    shown, over = Dashboard(find_source(str(folder)), address), threading.Event()
-    server = shown.create_server()
-    keeper = threading.Thread(target=shown.refresh_until, args=(over,))
+def serve_in_process(folder: Path, address: ListenAddress) -> Iterator[Server]:
+    """Serve a study from this process, which is faster than a new one."""
+    dashboard, stop_event = Dashboard(find_source(str(folder)), address), threading.Event()
+    server = dashboard.create_server()
+    updates = threading.Thread(target=dashboard.refresh_until, args=(stop_event,))
     serving = threading.Thread(target=server.run)
-    keeper.start()
+    updates.start()
     serving.start()
     try:
-        yield Server(None, server.effective_port, shown.url_of(server))
+        yield Server(None, server.effective_port, dashboard.url_of(server))
     finally:
-        over.set()
+        stop_event.set()
         server.trigger.pull_trigger(server.close)  # asyncore belongs to the thread that runs it
         server.task_dispatcher.shutdown()
-        keeper.join(30)
+        updates.join(30)
         serving.join(30)
 
 
 @contextmanager
-def served(*args: Any, env: Mapping[str, str] = {}) -> Iterator[Server]:
-    """`lesionsearch dashboard` with a free port, ended by SIGTERM if it has not ended."""
+def start_dashboard(*args: Any, env: Mapping[str, str] = {}) -> Iterator[Server]:
+    """Run `lesionsearch dashboard` on a free port; end it with SIGTERM."""
     process = subprocess.Popen(
         [COMMAND, "dashboard", *map(str, args), "--port", "0"],
         stdout=subprocess.PIPE,
@@ -89,10 +89,10 @@ def served(*args: Any, env: Mapping[str, str] = {}) -> Iterator[Server]:
         env={**os.environ, **env},
     )
     try:
-        said = _first_line(process)
-        found = re.search(r"http://\S+:(\d+)/", said)
-        assert found, said + process.stderr.read()
-        yield Server(process, int(found[1]), said)
+        line = _read_first_line(process)
+        match = re.search(r"http://\S+:(\d+)/", line)
+        assert match, line + process.stderr.read()
+        yield Server(process, int(match[1]), line)
     finally:
         process.terminate()
         process.wait(30)
@@ -100,7 +100,7 @@ def served(*args: Any, env: Mapping[str, str] = {}) -> Iterator[Server]:
         process.stderr.close()
 
 
-def _first_line(process: subprocess.Popen) -> str:
+def _read_first_line(process: subprocess.Popen) -> str:
     lines: queue.Queue[str] = queue.Queue()
     threading.Thread(target=lambda: lines.put(process.stdout.readline()), daemon=True).start()
-    return lines.get(timeout=PATIENCE)
+    return lines.get(timeout=START_TIMEOUT_S)

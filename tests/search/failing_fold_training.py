@@ -1,4 +1,4 @@
-"""A program for trainings that are disturbed in the third fold: they wait there to be put down."""
+"""A training program that waits to be suspended in the third fold of a cross-validation."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from multiprocessing.connection import Connection
 from search.storage.retention import FOLDS
 from search.trial_process import child_main
 from search.trial_process.protocol import JobOutcome, TrainJob
-from tests.search.failing_training import _Waiting
+from tests.search.failing_training import SuspendingChannel
 
 describe_error = child_main.describe_error
 
 
-def work(job: TrainJob, pipe: Connection) -> JobOutcome:
-    """The real training; in the third fold it waits in the middle of its third epoch."""
-    assert job.state is not None
-    kept = job.state.with_name(FOLDS)
-    if kept.is_file() and len(json.loads(kept.read_text())["folds"]) == 2:
-        child_main.Channel = _Waiting  # type: ignore[misc]  # in this process only
-    return child_main.work(job, pipe)
+def run_job(job: TrainJob, pipe: Connection) -> JobOutcome:
+    assert job.state_path is not None
+    folds = job.state_path.with_name(FOLDS)
+    if folds.is_file() and len(json.loads(folds.read_text())["folds"]) == 2:
+        child_main.Channel = SuspendingChannel  # type: ignore[misc]  # in this process only
+    return child_main.run_job(job, pipe)

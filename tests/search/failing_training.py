@@ -1,7 +1,7 @@
-"""A program for trainings that go wrong, each in the way that its network's width says.
+"""A training program that fails in the way that the width of the network selects.
 
-At any other width a training that needs no time is told. When the trouble begins is
-written beside the state, by the clock that all processes of a host share.
+At any other width it trains nothing and succeeds at once. When the failure begins is written to
+a file beside the state, by the monotonic clock.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import numpy as np
 import psutil
 
 from lesionseg.metrics import METRICS, Metrics
-from lesionseg.training.types import EpochRecord, TrainResult
+from lesionseg.training.types import EpochRecord, TrainingEnd, TrainResult
 from search.trial_process import child_main
 from search.trial_process.protocol import (
+    ErrorReason,
     JobError,
     JobOutcome,
     ModelBuilt,
@@ -28,7 +29,7 @@ from search.trial_process.protocol import (
     TrainJob,
 )
 
-#: Of these widths: none that a published system has.
+#: Widths that no published system has.
 FAILURE_WIDTHS = {
     "allocates": 101,
     "segfaults": 102,
@@ -44,59 +45,62 @@ FAILURE_WIDTHS = {
     "ignores suspend": 112,
     "waits for suspend": 113,
 }
-#: Epoch and step after which "waits for suspend" waits for a word.
+#: Epoch and step in which "waits for suspend" waits.
 SUSPEND_POINT = (3, 2)
-#: Bytes, at which "allocates" says that its trouble begins; it goes on to four times as many.
+#: Bytes at which the failure of "allocates" begins; it allocates four times as many.
 LARGE = 300_000_000
 
 describe_error = child_main.describe_error
 
 
-def work(job: TrainJob, pipe: Connection) -> JobOutcome:
-    """Goes wrong, or does not."""
+def run_job(job: TrainJob, pipe: Connection) -> JobOutcome:
     width = job.config["model"]["unet"]["width"]
-    way = next((name for name, each in FAILURE_WIDTHS.items() if each == width), "")
-    match way:
+    failure = next((name for name, each in FAILURE_WIDTHS.items() if each == width), "")
+    match failure:
         case "waits for suspend":
-            child_main.Channel = _Waiting  # in this process only
-            return child_main.work(job, pipe)
+            child_main.Channel = SuspendingChannel  # in this process only
+            return child_main.run_job(job, pipe)
         case "fits in halves" | "fits in quarters" | "never fits":
-            wanted = {"fits in halves": 2, "fits in quarters": 4}.get(way, 1000)
-            if job.parts < wanted:
-                return JobError("oom", f"no room for a batch in {job.parts} parts")
+            parts = {"fits in halves": 2, "fits in quarters": 4}.get(failure, 1000)
+            if job.accumulation_factor < parts:
+                return JobError(
+                    ErrorReason.OOM, f"no room for a batch in {job.accumulation_factor} parts"
+                )
         case "":
             pass
         case _:
-            _go_wrong(way, job, pipe)
-    return _quick(job, pipe)
+            _fail(failure, job, pipe)
+    return _succeed(job, pipe)
 
 
-def _quick(job: TrainJob, pipe: Connection) -> JobOutcome:
+def _succeed(job: TrainJob, pipe: Connection) -> JobOutcome:
     _note(job, "base", _own_memory())
     pipe.send(ModelBuilt(10, 20))
     pipe.recv()
     records = []
-    # In [0, 1): as good as the configuration has it, and better with each epoch.
-    good = zlib.crc32(repr(job.config).encode()) / 2**32
+    # In [0, 1): depends on the configuration, and increases with each epoch.
+    best = zlib.crc32(repr(job.config).encode()) / 2**32
     for epoch in range(1, job.config["epochs"] + 1):
-        scores = Metrics(**dict.fromkeys(METRICS, good * epoch / job.config["epochs"]))
+        scores = Metrics(**dict.fromkeys(METRICS, best * epoch / job.config["epochs"]))
         records.append(EpochRecord(epoch, 0.5, 0.5, scores, 0.01, 0.0))
         pipe.send(records[-1])
         pipe.recv()
-    if job.save_to is not None:  # as it is of a cross-validation's later folds
-        job.save_to.write_bytes(b"weights")
-    return Trained(TrainResult(records[-1], tuple(records), "finished", 0.0, 1, job.save_to))
+    if job.weights_path is not None:
+        job.weights_path.write_bytes(b"weights")
+    return Trained(
+        TrainResult(records[-1], tuple(records), TrainingEnd.FINISHED, 0.0, 1, job.weights_path)
+    )
 
 
-def _go_wrong(way: str, job: TrainJob, pipe: Connection) -> None:
+def _fail(failure: str, job: TrainJob, pipe: Connection) -> None:
     _note(job, "pid", os.getpid())
-    if way != "is stopped":  # one that hangs before its first word
+    if failure != "is stopped":  # this one hangs before its first message
         pipe.send(ModelBuilt(10, 20))
         pipe.recv()
-    if way == "allocates":
+    if failure == "allocates":
         _allocate(job)
-    _note(job, "trouble", time.monotonic())
-    match way:
+    _note(job, "failed_at", time.monotonic())
+    match failure:
         case "segfaults":
             ctypes.string_at(0)
         case "aborts":
@@ -111,40 +115,40 @@ def _go_wrong(way: str, job: TrainJob, pipe: Connection) -> None:
             while True:
                 pipe.send(StepDone(1, 1, 1))
                 time.sleep(0.05)
-        case _:  # also what is deaf to being suspended
+        case _:  # "ignores suspend" too
             time.sleep(600)
 
 
 def _allocate(job: TrainJob) -> None:
-    kept = []
+    arrays = []
     for i in range(4 * LARGE // 20_000_000):
-        kept.append(np.ones(20_000_000, np.uint8))
+        arrays.append(np.ones(20_000_000, np.uint8))
         if (i + 1) * 20_000_000 == LARGE:
-            _note(job, "trouble", time.monotonic())
+            _note(job, "failed_at", time.monotonic())
     time.sleep(600)
 
 
-class _Waiting(child_main.Channel):
-    """Hears nothing but between two steps of the third epoch, where it waits for a word."""
+class SuspendingChannel(child_main.Channel):
+    """Reads replies only at SUSPEND_POINT, where it waits for one."""
 
-    at = (0, 0)
+    position = (0, 0)
 
-    def step(self, epoch: int, step: int, steps: int) -> None:
-        self.at = (epoch, step)
+    def send_step(self, epoch: int, step: int, steps: int) -> None:
+        self.position = (epoch, step)
 
-    def is_to_suspend(self) -> bool:
-        if self.at != SUSPEND_POINT:
-            return self.suspending
+    def is_suspended(self) -> bool:
+        if self.position != SUSPEND_POINT:
+            return self.suspended
         self.pipe.poll(600)
-        return super().is_to_suspend()
+        return super().is_suspended()
 
 
 def _own_memory() -> float:
-    used = psutil.Process().memory_info()
-    return used.rss - used.shared
+    memory = psutil.Process().memory_info()
+    return memory.rss - memory.shared
 
 
 def _note(job: TrainJob, name: str, value: float) -> None:
-    beside = job.save_to or job.state  # a cross-validation's later folds keep no weights
-    assert beside is not None
-    beside.with_name(name).write_text(repr(value))
+    path = job.weights_path or job.state_path  # later folds of a cross-validation save no weights
+    assert path is not None
+    path.with_name(name).write_text(repr(value))

@@ -1,4 +1,4 @@
-"""Small studies for the tests of the search: seconds on one core, real in every other respect."""
+"""Small studies that train in seconds on one core."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from search.storage.leases import TrialLeases
 from search.study.creation import create_or_resume
 from search.study.opening import OpenStudy
 from search.study.sampling import prepare_sampling
-from search.trial_process.slot import Slot, WorkerResult
-from search.workers.loop import work
+from search.trial_process.slot import Slot
+from search.workers.loop import run_trials
+from search.workers.trial_context import TrialContext
 from search.workers.worker import Worker
+from search.workers.worker_result import WorkerResult
 
-#: One core: tests run beside one another, and equal threads give equal digits.
+#: One thread: tests run in parallel, and results depend on the number of threads.
 SLOT = Slot("cpu", 1)
 
 TINY: dict[str, Any] = {
@@ -44,14 +46,14 @@ TINY: dict[str, Any] = {
 
 
 def tiny_plain(changes: dict[str, Any] | None = None) -> dict[str, Any]:
-    """TINY with dotted keys changed, as plain data."""
+    """Return TINY with changed values by dotted key."""
     plain = copy.deepcopy(TINY)
     for key, value in (changes or {}).items():
         *parents, last = key.split(".")
-        home = plain
+        section = plain
         for parent in parents:
-            home = home.setdefault(parent, {})
-        home[last] = value
+            section = section.setdefault(parent, {})
+        section[last] = value
     return plain
 
 
@@ -60,7 +62,7 @@ def tiny_spec(changes: dict[str, Any] | None = None) -> StudySpec:
 
 
 def write_study(path: Path, changes: dict[str, Any] | None = None) -> Path:
-    """The same as a file."""
+    """Write a study file."""
     path.write_text(yaml.safe_dump(tiny_plain(changes)))
     return path
 
@@ -71,65 +73,56 @@ def open_tiny(data: Path, folder: Path, changes: dict[str, Any] | None = None) -
     return opened
 
 
-def worker_of(opened: OpenStudy, listener: Any = None, **settings: Any) -> Worker:
-    """A worker of the study, not entered yet; settings: of Worker."""
-    slot = settings.pop("slot", SLOT)
-    listener = listener or RecordingListener()
-    return Worker(
-        opened.study,
-        opened.spec,
-        opened.trial_data,
-        opened.artifact_store,
-        slot,
-        listener,
-        **settings,
-    )
+def make_worker(opened: OpenStudy, listener: Any = None, **options: Any) -> Worker:
+    """Return a worker without a running heartbeat. options: fields of ``TrialContext``."""
+    options = {"slot": SLOT, "listener": listener or RecordingListener(), **options}
+    return Worker(TrialContext.for_study(opened, **options))
 
 
 def queue(opened: OpenStudy, width: int = 4, lr: float = 0.01) -> int:
-    """Queues a trial of TINY's space; its number."""
+    """Queue a trial of TINY's space; return its number."""
     return TrialLeases(opened.study).enqueue(
         [({"model.unet.width": width, "optimizer.adam.lr": lr}, {})]
     )[0]
 
 
 def search(
-    opened: OpenStudy, listener: Any = None, slot: Slot = SLOT, **terms: Any
+    opened: OpenStudy, listener: Any = None, slot: Slot = SLOT, **options: Any
 ) -> WorkerResult:
-    """Has the study worked on by this process; terms: as ``search.workers.loop.work`` takes them."""
-    return work(opened, slot, listener or RecordingListener(), **terms)
+    """Run trials in this process. options: further arguments of ``run_trials``."""
+    return run_trials(opened, slot, listener or RecordingListener(), **options)
 
 
 def is_gone(pid: int) -> bool:
-    """Whether the process has ended."""
+    """Return whether the process has ended."""
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
 
 
-#: Seconds in which something happens that needs no time: long, for hosts that do much besides.
-PATIENCE = 120.0
+#: Seconds in which something happens that needs no time, even on a busy host.
+LONG_WAIT_S = 120.0
 
 
-def wait_until(what: Callable[[], Any], seconds: float) -> bool:
-    """Waits for it to become true; whether it did."""
+def wait_until(condition: Callable[[], Any], seconds: float) -> bool:
+    """Wait until the condition is true; return whether it became true in time."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if what():
+        if condition():
             return True
         time.sleep(0.02)
-    return bool(what())
+    return bool(condition())
 
 
 def read_spec(path: Path, text: str, overrides: tuple[str, ...] = ()) -> StudySpec:
-    """What load_spec makes of a file of this text."""
+    """Load a study file with this text."""
     path.write_text(text)
     return load_spec(str(path), overrides)
 
 
 class RecordingListener:
-    """A listener that keeps what it was told."""
+    """Records all notifications."""
 
     def __init__(self) -> None:
         self.started: list[int] = []
@@ -152,22 +145,22 @@ def in_memory(sampler=None, pruner=None, name: str | None = None) -> optuna.Stud
     )
 
 
-def stopped(
+def find_pruned(
     pruner: Any, curves: Sequence[Mapping[int, float]], name: str = "curves"
 ) -> list[tuple[int, int]]:
-    """(trial, step) of each that a pruner stopped, when trials report one after another.
+    """Return trial and step of each trial that a pruner stops, for trials that run in sequence.
 
-    curves: what each trial reports, by step. name: the study's; Hyperband deals trials by it.
+    curves: the values of each trial by step. name: of the study; Hyperband's brackets depend on it.
     """
-    study, found = in_memory(pruner=pruner, name=name), []
+    study, pruned = in_memory(pruner=pruner, name=name), []
     for curve in curves:
         trial = study.ask()
         for step, value in curve.items():
             trial.report(value, step)
             if trial.should_prune():
-                found.append((trial.number, step))
+                pruned.append((trial.number, step))
                 study.tell(trial, state=TrialState.PRUNED)
                 break
         else:
             study.tell(trial, max(curve.values()))
-    return found
+    return pruned

@@ -1,13 +1,10 @@
-"""A program for trainings whose batches come from loader processes, as a GPU's do, on any CPU.
-
-It tells of every step.
-"""
+"""A training program whose batches come from loader processes, as on a GPU; reports every step."""
 
 from __future__ import annotations
 
 from multiprocessing.connection import Connection
 
-from lesionseg.training import trainer
+from lesionseg.training import batches
 from search.trial_process import child_main
 from search.trial_process.protocol import JobOutcome, TrainJob
 
@@ -16,8 +13,7 @@ LOADERS = 2
 describe_error = child_main.describe_error
 
 
-def work(job: TrainJob, pipe: Connection) -> JobOutcome:
-    """The training; what is changed is changed in this process only."""
-    trainer.loader_workers = lambda device: LOADERS
+def run_job(job: TrainJob, pipe: Connection) -> JobOutcome:
+    batches.loader_workers = lambda device: LOADERS  # in this process only
     child_main.STEP_MESSAGE_S = 0.0
-    return child_main.work(job, pipe)
+    return child_main.run_job(job, pipe)

@@ -20,7 +20,7 @@ from search.monitoring.status import status
 from search.storage import trial_records
 from search.storage.study_dir import is_study
 from search.study.opening import load_study
-from tests.search.helpers import PATIENCE, is_gone, wait_until, write_study
+from tests.search.helpers import LONG_WAIT_S, is_gone, wait_until, write_study
 
 COMMAND = Path(sys.executable).with_name("lesionsearch")
 
@@ -116,7 +116,7 @@ def test_ctrl_c_ends_with_130_and_the_command_that_goes_on(tiny_data, tmp_path):
     assert process.returncode == 130
     assert err == ""
     assert "interrupted; nothing finished is lost. Go on with:" in out
-    assert wait_until(lambda: all(is_gone(p.pid) for p in family), PATIENCE)
+    assert wait_until(lambda: all(is_gone(p.pid) for p in family), LONG_WAIT_S)
     command = out.rstrip().splitlines()[-1]
     assert shlex.split(command) == ["lesionsearch", *args]
     plain = status(tmp_path / "s")
@@ -165,7 +165,7 @@ def kill_and_go_on(args, folder: Path, budget: int, rounds: int, storage=None) -
             family = psutil.Process(process.pid).children(recursive=True)
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
-        assert wait_until(lambda each=family: all(is_gone(p.pid) for p in each), PATIENCE)
+        assert wait_until(lambda each=family: all(is_gone(p.pid) for p in each), LONG_WAIT_S)
         now = finished(folder)
         assert now.items() >= before.items()
         assert len(now) > len(before)
@@ -227,17 +227,17 @@ def test_workers_that_are_interrupted_or_killed_lose_nothing(tiny_data, tmp_path
     # More trials than can be done before all of this has happened, however slow a start is.
     with started([*words(tmp_path, tiny_data, 10_000, "--no-final"), "--workers", "2"]) as process:
         wait_for_trials(process, 2)
-        assert wait_until(lambda: len(status(folder)["workers"]) == 2, PATIENCE)
+        assert wait_until(lambda: len(status(folder)["workers"]) == 2, LONG_WAIT_S)
         victim = status(folder)["workers"][0]["pid"]
         os.kill(victim, signal.SIGKILL)  # another takes its place
         wait_for(process, lambda line: "died (signal 9); another starts in 1 s" in line)
-        assert wait_until(lambda: others_than(victim, folder) == 2, PATIENCE)
+        assert wait_until(lambda: others_than(victim, folder) == 2, LONG_WAIT_S)
         wait_for_trials(process, 2)
         family = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "")
-    assert wait_until(lambda: all(is_gone(p.pid) for p in family), PATIENCE)
+    assert wait_until(lambda: all(is_gone(p.pid) for p in family), LONG_WAIT_S)
     assert status(folder)["workers"] == []
     before = finished(folder)
     budget = trial_records.count_finished(trial_records.all_trials(load_study(folder))) + 4

@@ -1,7 +1,8 @@
-"""A process that has imported everything and forks workers from itself.
+"""Real worker processes, forked from a process that has imported everything.
 
-A dead worker is so replaced in milliseconds. Who signals is the worker_processes too: it alone knows that
-a process of that number is still its worker. Trainings are ``tests.search.stub_training``'s.
+A dead worker is so replaced in milliseconds. The forking process also sends the signals: it alone
+can tell that a process id still belongs to its worker. Trainings are those of
+``tests.search.stub_training``.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from search.trial_process.slot import Slot
 from tests.search import stub_training
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Marks every process that comes of a worker_processes, however it was started.
+#: Environment variable that identifies all descendants.
 MARK = "LESIONSEARCH_CHAOS"
 
 
 class WorkerProcesses:
-    """Forks workers, while it is entered."""
+    """Starts and signals workers; a context manager."""
 
     def __init__(self) -> None:
         self.mark = uuid.uuid4().hex
@@ -42,7 +43,7 @@ class WorkerProcesses:
 
     def __enter__(self) -> WorkerProcesses:
         environment = {**os.environ, MARK: self.mark, "PYTHONPATH": str(ROOT)}
-        # What a killed process leaves in its temporary folder goes with this one.
+        # Temporary files of killed processes are deleted with this folder.
         environment |= {"TMPDIR": str(self.folder), "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "tests.search.worker_processes"],
@@ -56,68 +57,69 @@ class WorkerProcesses:
 
     def __exit__(self, *_: object) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.close()  # it ends whoever is left
+        self._process.stdin.close()  # it kills the remaining workers
         self._process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def start(self, join: StudyLocation, log: Path, environment: dict[str, str]) -> int:
-        """Another worker's process number; it works with the stub_training."""
-        where = {"name": join.name, "folder": str(join.folder), "storage": join.storage}
-        pid: int = self._ask("start", join=where, log=str(log), environment=environment)
+    def start(self, location: StudyLocation, log: Path, environment: dict[str, str]) -> int:
+        """Start a worker; return its process id."""
+        study = {"name": location.name, "storage": location.storage}
+        study["folder"] = str(location.folder)
+        pid: int = self._call("start", study=study, log=str(log), environment=environment)
         return pid
 
     def signal(self, pid: int, number: signal.Signals) -> bool:
-        """Whether there was such a worker to be given the signal."""
-        given: bool = self._ask("signal", pid=pid, number=int(number))
-        return given
+        """Send a signal; return whether the worker existed."""
+        existed: bool = self._call("signal", pid=pid, number=int(number))
+        return existed
 
     def ended(self) -> dict[int, int]:
-        """Workers that have ended since this was last asked, and their exit codes."""
-        return {int(pid): code for pid, code in self._ask("ended").items()}
+        """Return the exit codes of workers that ended since the previous call."""
+        return {int(pid): code for pid, code in self._call("ended").items()}
 
-    def others(self) -> list[psutil.Process]:
-        """Whatever comes of the worker_processes and lives, itself left out."""
-        found = []
+    def descendants(self) -> list[psutil.Process]:
+        """Return all running descendants of the forking process."""
+        processes = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 if process.pid != self._process.pid and process.environ().get(MARK) == self.mark:
-                    found.append(process)
-        return found
+                    processes.append(process)
+        return processes
 
-    def _ask(self, what: str, **given: Any) -> Any:
+    def _call(self, command: str, **arguments: Any) -> Any:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        print(json.dumps({"what": what, **given}), file=self._process.stdin, flush=True)
+        print(json.dumps({"command": command, **arguments}), file=self._process.stdin, flush=True)
         return json.loads(self._process.stdout.readline())
 
 
-# --- the worker_processes's own process -------------------------------------------------------------------
+# --- the forking process -----------------------------------------------------------------------
 
 
-def _nurse() -> None:
+def _main() -> None:
     _warm_up()
     children: set[int] = set()
     for line in sys.stdin:
-        asked = json.loads(line)
-        match asked["what"]:
+        request = json.loads(line)
+        match request["command"]:
             case "start":
-                pid = _forked(asked)
+                pid = _fork(request)
                 children.add(pid)
                 answer: Any = pid
             case "signal":
-                answer = asked["pid"] in children
+                answer = request["pid"] in children
                 if answer:
-                    os.kill(asked["pid"], asked["number"])
+                    os.kill(request["pid"], request["number"])
             case "ended":
                 answer = dict(_reaped(children))
         print(json.dumps(answer), flush=True)
     for pid in children:
         os.kill(pid, signal.SIGKILL)
-    os._exit(0)  # it has nothing to put away
+    os._exit(0)  # without cleanup
 
 
 def _warm_up() -> None:
-    """Has a study once, so that no worker needs to do again what is done once a process."""
+    """Open a study once, so that workers skip what is done once per process."""
     import optuna
 
     import search.workers.loop  # noqa: F401
@@ -140,13 +142,13 @@ def _reaped(children: set[int]) -> Iterator[tuple[int, int]]:
             yield pid, os.waitstatus_to_exitcode(status)
 
 
-def _forked(asked: dict[str, Any]) -> int:
+def _fork(request: dict[str, Any]) -> int:
     pid = os.fork()
     if pid:
         return pid
     code = 1
     try:
-        code = _work(asked)
+        code = _work(request)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -155,28 +157,25 @@ def _forked(asked: dict[str, Any]) -> int:
         os._exit(code)
 
 
-def _work(asked: dict[str, Any]) -> int:
-    from search.workers.loop import WorkerOptions, serve
+def _work(request: dict[str, Any]) -> int:
+    from search.workers.loop import WorkerOptions, join_and_run_trials
 
-    log = os.open(asked["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    log = os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     for each in (1, 2):
         os.dup2(log, each)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.environ.update(asked["environment"])
-    where = asked["join"]
-    join = StudyLocation(where["name"], Path(where["folder"]), where["storage"])
-    terms = WorkerOptions(program=stub_training.__name__)
-    me = os.getpid()
-    told = serve(
-        join,
+    os.environ.update(request["environment"])
+    study, pid = request["study"], os.getpid()
+    result = join_and_run_trials(
+        StudyLocation(study["name"], Path(study["folder"]), study["storage"]),
         Slot("cpu", 1),
         threading.Event(),
-        terms,
-        on_event=lambda text: print(me, text, flush=True),
+        WorkerOptions(program=stub_training.__name__),
+        on_event=lambda message: print(pid, message, flush=True),
     )
-    print(me, told, flush=True)
+    print(pid, result, flush=True)
     return 0
 
 
 if __name__ == "__main__":
-    _nurse()
+    _main()

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lesionseg.augment.batched import pixels
-from lesionseg.augment.batched.hair_removal import without_hair
-from lesionseg.augment.batched.plan import Plan
+from lesionseg.augment.batched.hair_removal import remove_hair
+from lesionseg.augment.batched.plan import BatchPlan
 
 #: By the name in a plan: images float [n, 3, S, S] in [0, 255] and their values to images.
 CHANGES: dict[str, Callable[..., Tensor]] = {
@@ -23,12 +23,12 @@ CHANGES: dict[str, Callable[..., Tensor]] = {
     "clahe": pixels.clahe,
     "blur": pixels.blur,
     "paint": pixels.paint,
-    "unhair": without_hair,
+    "unhair": remove_hair,
 }
 
 
 @torch.no_grad()
-def carry_out(plan: Plan, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+def apply_plan(plan: BatchPlan, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """The images and masks as the plan would have them; the arguments are left alone.
 
     images: uint8 [N, S, S, 3]; given back as float in [0, 255] of the same shape.
@@ -52,7 +52,7 @@ def carry_out(plan: Plan, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor
     return x.permute(0, 2, 3, 1), y[:, 0].to(masks.dtype)
 
 
-def _grid(plan: Plan, size: int) -> Tensor:
+def _grid(plan: BatchPlan, size: int) -> Tensor:
     """[N, S, S, 2]: from where each pixel is read; -1 and 1 are the outer pixels' centres."""
     line = torch.arange(size, dtype=torch.float32, device=plan.matrix.device)
     x, y = line.expand(size, size), line[:, None].expand(size, size)

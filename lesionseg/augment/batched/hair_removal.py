@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from lesionseg.augment.batched.pixels import grey
 
 
-def without_hair(x: Tensor, threshold: Tensor) -> Tensor:
+def remove_hair(x: Tensor, threshold: Tensor) -> Tensor:
     """The images, float [n, 3, S, S], without their long dark lines.
 
     threshold: [n], by how many grey levels a line must be darker than its sides.

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lesionseg.augment.batched.plan import Plan
+from lesionseg.augment.batched.plan import BatchPlan
 
 #: Each tensor begins at a multiple of so many bytes, the size of the largest numbers in a plan.
 ALIGNED = 8
@@ -30,14 +30,14 @@ class Layout:
     changes: tuple[tuple[str, tuple[str, ...]], ...]
 
 
-class Packed(NamedTuple):
+class PackedPlan(NamedTuple):
     """Which images of a batch, and what is to be done to them: uint8 [bytes], and what they are."""
 
     content: Tensor
     layout: Layout
 
 
-def pack(rows: Tensor, plan: Plan) -> Packed:
+def pack_plan(rows: Tensor, plan: BatchPlan) -> PackedPlan:
     """The rows of a batch, int64 [N], and its plan, all on the host."""
     tensors = [rows, plan.matrix, plan.bend]
     for _, values in plan.changes:
@@ -49,10 +49,10 @@ def pack(rows: Tensor, plan: Plan) -> Packed:
         content[start : start + tensor.nbytes] = tensor.flatten().view(torch.uint8)
         start += _padded(tensor.nbytes)
     changes = tuple((name, tuple(values)) for name, values in plan.changes)
-    return Packed(content, Layout(kinds, changes))
+    return PackedPlan(content, Layout(kinds, changes))
 
 
-def unpack(packed: Packed) -> tuple[Tensor, Plan]:
+def unpack_plan(packed: PackedPlan) -> tuple[Tensor, BatchPlan]:
     """What was packed, as views of its content, wherever that lies."""
     tensors, start = [], 0
     for kind, shape in packed.layout.tensors:
@@ -62,7 +62,7 @@ def unpack(packed: Packed) -> tuple[Tensor, Plan]:
     rows, matrix, bend, *others = tensors
     left = iter(others)
     changes = [(name, {key: next(left) for key in keys}) for name, keys in packed.layout.changes]
-    return rows, Plan(matrix, bend, changes)
+    return rows, BatchPlan(matrix, bend, changes)
 
 
 def _padded(size: int) -> int:

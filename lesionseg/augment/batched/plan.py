@@ -11,16 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lesionseg.augment.drawing import Drawn
+from lesionseg.augment.drawing import DrawnArtefact
 from lesionseg.augment.geometry import CoarseElastic, Symmetries, Warp
 from lesionseg.augment.hair import HairRemoval
-from lesionseg.augment.host import drawn
+from lesionseg.augment.host import draw_params
 
 Params = dict[str, Any]
 Change = tuple[str, dict[str, Tensor]]
 
 
-class Plan(NamedTuple):
+class BatchPlan(NamedTuple):
     """What is to be done to N images of side S.
 
     matrix: float [N, 2, 3]; from where, in pixels (x, y, 1), each pixel is read, or [0, 2, 3]
@@ -35,7 +35,7 @@ class Plan(NamedTuple):
     changes: list[Change]
 
 
-def is_known(pipeline: A.Compose) -> bool:
+def is_batchable(pipeline: A.Compose) -> bool:
     """Whether every transform of a pipeline can be carried out on batches."""
     kinds = [type(t) for t in pipeline.transforms]
     if not all(k in MOVES or k is CoarseElastic or _change(k) for k in kinds):
@@ -45,10 +45,10 @@ def is_known(pipeline: A.Compose) -> bool:
     return order == sorted(order) and kinds.count(CoarseElastic) <= 1
 
 
-def draw(pipeline: A.Compose, n: int, size: int) -> Plan:
+def draw_plan(pipeline: A.Compose, n: int, size: int) -> BatchPlan:
     """The plan for n images of that side: the very draws of n calls of the pipeline.
 
-    ``is_known`` must say so of the pipeline, and it is to be seeded beforehand by ``reseed``.
+    ``is_batchable`` must say so of the pipeline, and it is to be seeded beforehand by ``reseed``.
     """
     taken: list[list[tuple[int, Params]]] = [[] for _ in pipeline.transforms]
     shape = (size, size, 3)
@@ -70,7 +70,7 @@ def draw(pipeline: A.Compose, n: int, size: int) -> Plan:
             rows = np.array([i for i, _ in takers])
             changes += change(transform, rows, [p for _, p in takers], size)
     moved = (matrices != np.eye(3)).any() or bends.any()
-    return Plan(
+    return BatchPlan(
         torch.from_numpy(matrices[: n * moved, :2].astype(np.float32)),
         torch.from_numpy(bends[: n * bool(bends.any())].astype(np.float32)),
         [(name, _tensors(values)) for name, values in changes],
@@ -81,7 +81,7 @@ def _drawn(transform: A.BasicTransform, shape: tuple[int, int, int]) -> Params:
     """What the transform draws for one image; the map of all its pixels is not needed."""
     if isinstance(transform, CoarseElastic):
         return {"shifts": transform.shifts(*shape[:2])}
-    return drawn(transform, shape)
+    return draw_params(transform, shape)
 
 
 def _tensors(values: dict[str, NDArray[Any]]) -> dict[str, Tensor]:
@@ -175,7 +175,7 @@ def _removal(transform: HairRemoval, rows: Rows, params: Sequence[Params], size:
     return [("unhair", {"rows": rows, "threshold": np.array([p["threshold"] for p in params])})]
 
 
-def _layers(transform: Drawn, rows: Rows, params: Sequence[Params], size: int) -> Named:
+def _layers(transform: DrawnArtefact, rows: Rows, params: Sequence[Params], size: int) -> Named:
     each = [list(transform.layers(**p | {"shape": (size, size)})) for p in params]
     # Every transform has as many layers for each image.
     return [
@@ -203,4 +203,4 @@ CHANGES: dict[type, Maker] = {
 
 
 def _change(kind: type) -> Maker | None:
-    return CHANGES.get(kind) or (_layers if issubclass(kind, Drawn) else None)
+    return CHANGES.get(kind) or (_layers if issubclass(kind, DrawnArtefact) else None)

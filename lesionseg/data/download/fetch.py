@@ -28,7 +28,8 @@ from lesionseg.data.download.http import (
 )
 from lesionseg.data.download.listing import list_files
 from lesionseg.data.download.unpack import RESERVE_BYTES, ArchiveError, DiskFull, extract_archive
-from lesionseg.errors import InputError, nearest
+from lesionseg.errors import InputError, suggest_name
+from lesionseg.runtime.files import atomic_write
 
 #: Disk space needed, as a multiple of the archives: they and the images have about equal size.
 SPACE_FACTOR = 2.2
@@ -96,7 +97,7 @@ def _find_source(name: str) -> DatasetSource:
     if name in MANUAL_DOWNLOADS:
         raise InputError(f"data fetch: {name} cannot be downloaded: {MANUAL_DOWNLOADS[name]}")
     if name not in SOURCES:
-        raise InputError(f"data fetch: unknown data set {name!r} ({nearest(name, SOURCES)})")
+        raise InputError(f"data fetch: unknown data set {name!r} ({suggest_name(name, SOURCES)})")
     return SOURCES[name]
 
 
@@ -194,9 +195,8 @@ class _Fetcher:
 
     def _record(self, name: str, row: CompleteFile) -> None:
         self.complete[name] = row
-        part = self.scratch / "done.json.part"
-        part.write_text(json.dumps({k: asdict(v) for k, v in self.complete.items()}, indent=1))
-        os.replace(part, self.scratch / "done.json")
+        rows = {name: asdict(row) for name, row in self.complete.items()}
+        atomic_write(self.scratch / "done.json", json.dumps(rows, indent=1))
 
 
 def _read_complete_files(path: Path) -> dict[str, CompleteFile]:

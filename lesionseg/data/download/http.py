@@ -42,7 +42,7 @@ class DownloadError(RuntimeError):
 
 
 class _PartialMismatch(Exception):
-    """The partial file does not belong to what the server has."""
+    """The server has another version of the file."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def request(session: requests.Session, method: str, url: str, **options: Any) ->
 
 def bytes_on_disk(path: Path) -> int:
     """Return the bytes of a complete or partial download."""
-    return max(_size(path), _size(_part_path(path)))
+    return max(_size(path), _size(_partial_paths(path)[0]))
 
 
 def download_file(
@@ -111,7 +111,7 @@ def download_file(
         DownloadError: the server does not deliver the file, or delivers another size than
             announced; or the disk is full.
     """
-    part = _part_path(path)
+    part, etag_path = _partial_paths(path)
     if _size(path) == remote.size:
         return
     if _size(part) > remote.size:
@@ -138,25 +138,23 @@ def download_file(
         if stalls:
             time.sleep(min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (stalls - 1)))
     os.replace(part, path)
-    _etag_path(path).unlink(missing_ok=True)
+    etag_path.unlink(missing_ok=True)
 
 
 def _download_rest(
     session: requests.Session, remote: RemoteFile, path: Path, on_progress: Progress
 ) -> str:
     """Request the missing bytes and append them; return why the transfer ended."""
-    part, etag_path = _part_path(path), _etag_path(path)
+    part, etag_path = _partial_paths(path)
     size = _size(part)
-    etag = etag_path.read_text() if size and etag_path.exists() else None
+    etag = etag_path.read_text() if size and etag_path.exists() else ""
     with request(
         session, "GET", remote.url, headers=_range_headers(size, etag), stream=True
     ) as response:
         start = _check_response(response, remote, size, etag)
         new_etag = response.headers.get("ETag")
-        if new_etag:
-            etag_path.write_text(new_etag)
-        elif not start:
-            etag_path.unlink(missing_ok=True)
+        if new_etag or not start:
+            etag_path.write_text(new_etag or "")
         with part.open("ab" if start else "wb") as file:
             try:
                 # iter_content would lose the bytes received before a connection breaks.
@@ -175,7 +173,7 @@ def _download_rest(
     return "the connection closes early"
 
 
-def _range_headers(size: int, etag: str | None) -> dict[str, str]:
+def _range_headers(size: int, etag: str) -> dict[str, str]:
     headers = {"Accept-Encoding": "identity"}
     if size:
         headers["Range"] = f"bytes={size}-"
@@ -185,9 +183,7 @@ def _range_headers(size: int, etag: str | None) -> dict[str, str]:
     return headers
 
 
-def _check_response(
-    response: requests.Response, remote: RemoteFile, size: int, etag: str | None
-) -> int:
+def _check_response(response: requests.Response, remote: RemoteFile, size: int, etag: str) -> int:
     """Return the offset at which the body starts: the size of the partial file, or 0."""
     if response.status_code == 416:
         raise _PartialMismatch("the server does not have the rest of the file")
@@ -232,14 +228,11 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _part_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.part")
-
-
-def _etag_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.etag")
+def _partial_paths(path: Path) -> tuple[Path, Path]:
+    """Return the paths of the partial file and of its ETag."""
+    return path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.etag")
 
 
 def _discard_part(path: Path) -> None:
-    _part_path(path).unlink(missing_ok=True)
-    _etag_path(path).unlink(missing_ok=True)
+    for partial in _partial_paths(path):
+        partial.unlink(missing_ok=True)

@@ -20,14 +20,15 @@ from lesionseg.data.duplicates.alignment import THUMB_PX
 from lesionseg.data.duplicates.matching import Fingerprint, Progress, fingerprint_image
 from lesionseg.data.image_io import (
     Pixels,
-    enough,
-    read_binary,
+    draft_size,
+    read_binary_mask,
     read_image,
     read_image_and_size,
 )
-from lesionseg.data.index import DatasetIndex, Record
-from lesionseg.data.pairs import printable
-from lesionseg.errors import InputError, some
+from lesionseg.data.index import DatasetIndex
+from lesionseg.data.pairs import Record
+from lesionseg.data.pairs import escape_unprintable
+from lesionseg.errors import InputError, format_some
 from lesionseg.runtime.malloc import freed_memory_retained
 
 Item = TypeVar("Item")
@@ -123,7 +124,7 @@ class DatasetAudit:
         if self.problems:
             raise InputError(
                 f"data: {len(self.problems)} of {len(self.pairs)} pairs cannot be used: "
-                f"{some(self.problems, limit=1)}"
+                f"{format_some(self.problems, limit=1)}"
             )
 
 
@@ -137,7 +138,7 @@ def audit_dataset(
     Raises:
         InputError: the layout is unknown or not found.
     """
-    index = DatasetIndex.read(root, layout, torn=True)
+    index = DatasetIndex.read(root, layout, lenient=True)
     pairs = _map_parallel(_audit_pair, index.records, on_progress)
     names = _unique_names(index.records)
     pairs = [replace(pair, name=name) for pair, name in zip(pairs, names, strict=True)]
@@ -161,7 +162,7 @@ def audit_cache(index: DatasetIndex, cache: Cache) -> DatasetAudit:
         if len(small) >= THUMB_PX:
             image = Image.fromarray(small)
         else:
-            image, _ = read_image_and_size(record.image, draft=enough(THUMB_PX))
+            image, _ = read_image_and_size(record.image, draft=draft_size(THUMB_PX))
         return PairAudit(
             record.name,
             shapes[i],
@@ -216,13 +217,13 @@ def _map_parallel(
 def _audit_pair(record: Record) -> PairAudit:
     try:
         # Half the pixels of a large JPEG are enough for its fingerprint; all data are decoded.
-        image, shape = read_image_and_size(record.image, draft=enough(THUMB_PX))
-        binary = read_binary(record.mask)
+        image, shape = read_image_and_size(record.image, draft=draft_size(THUMB_PX))
+        binary = read_binary_mask(record.mask)
         if (binary.picture.height, binary.picture.width) != shape:
             check_pair(record)
         fingerprint = _fingerprint(record, image, _digest(np.asarray(image), shape))
     except InputError as error:
-        return PairAudit(record.name, problem=printable(str(error)))
+        return PairAudit(record.name, problem=escape_unprintable(str(error)))
     mask = np.asarray(binary.picture)
     return PairAudit(
         record.name,
@@ -253,4 +254,4 @@ def _count_and_list(pairs: Sequence[PairAudit], prefix: str = "") -> str:
 
 
 def _list_names(names: Sequence[str]) -> str:
-    return some(map(printable, names))
+    return format_some(map(escape_unprintable, names))

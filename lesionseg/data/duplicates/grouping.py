@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from scipy.cluster.hierarchy import DisjointSet
 
 from lesionseg.data.duplicates.leakage import DuplicateCluster
-from lesionseg.data.index import SPLITS, Record
+from lesionseg.data.pairs import Record, SPLITS
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,9 @@ from lesionseg.data.duplicates.matching import (
     cluster_pairs,
     find_duplicate_pairs,
 )
-from lesionseg.data.index import SPLITS, Record
-from lesionseg.data.pairs import looking_into, printable
-from lesionseg.errors import InputError, some
+from lesionseg.data.pairs import Record, SPLITS
+from lesionseg.data.pairs import unreadable_as_input_error, escape_unprintable
+from lesionseg.errors import InputError, format_some
 
 #: Incremented when a key of the JSON changes its meaning or is removed.
 FORMAT = 1
@@ -44,7 +44,7 @@ class Member:
 
     def __str__(self) -> str:
         place = " ".join(part for part in (self.dataset, self.record.split) if part)
-        return printable(f"{self.record.name} ({place})" if place else self.record.name)
+        return escape_unprintable(f"{self.record.name} ({place})" if place else self.record.name)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class DuplicateCluster:
 
     def __str__(self) -> str:
         similarity = "identical" if self.exact else f"similarity {self.similarity:.2f}"
-        return f"{some(self.sorted_members(), limit=4)}: {similarity}"
+        return f"{format_some(self.sorted_members(), limit=4)}: {similarity}"
 
     def sorted_members(self) -> list[Member]:
         """Return the members, starting with one of each data set and split."""
@@ -90,7 +90,7 @@ class SplitGroup:
     def __str__(self) -> str:
         splits = " and ".join(self.splits)
         suffix = f" of {self.dataset}" if self.dataset else ""
-        return printable(f"{self.group} in {splits}{suffix}")
+        return escape_unprintable(f"{self.group} in {splits}{suffix}")
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def audit_datasets(
         InputError: a data set does not exist, is passed twice, or has an unknown layout.
     """
     for root in roots:
-        with looking_into(root):
+        with unreadable_as_input_error(root):
             exists = root.exists()
         if not exists:
             raise InputError(
@@ -243,7 +243,7 @@ def _dataset_names(roots: Sequence[Path]) -> list[str]:
     short = [root.resolve().name for root in roots]
     counts = Counter(short)
     return [
-        printable(name if counts[name] == 1 else str(root))
+        escape_unprintable(name if counts[name] == 1 else str(root))
         for name, root in zip(short, roots, strict=True)
     ]
 

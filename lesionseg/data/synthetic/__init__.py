@@ -1,24 +1,10 @@
-"""Synthetic dermoscopy: pictures of skin lesions with exact masks, drawn from a seed.
+"""Synthetic dermoscopic images of skin lesions with exact masks.
 
-A picture is built the way the real one comes about, from the skin outwards:
-
-- **skin**: a tone from light to dark, mottled by pigment and blood, with skin lines, follicles,
-  freckles and faint vessels;
-- **lesion**: an irregular outline of any size, elongated, off-centre, sharp here and blurred
-  there, filled with melanin at several depths (brown, black, blue-grey), blood and white
-  regression, in the patterns dermatologists read: network, globules, blotches, cysts, fissures;
-- **artefacts** lying on the skin: hairs, rulers, stickers, pen ink, gel bubbles, glare;
-- **camera**: uneven light, vignette or the black rim of the dermatoscope, colour cast, tone
-  curve, softness and sensor noise.
-
-Pigments are optical densities: they subtract light as absorbers do, so that more of the same
-melanin turns tan into brown and brown into black without a list of colours.
-
-The mask is exact. It is the set where the lesion's coverage exceeds one half, before artefacts
-and camera; neither changes it, and the soft edge is symmetric about its contour.
+An image is composed in the order of the real scene: skin, lesion, artefacts, camera. The mask is
+the set of pixels where the lesion covers more than one half; artefacts do not change it.
 """
 
-from lesionseg.data.synthetic._dataset import write_dataset
-from lesionseg.data.synthetic._render import Sample, render
+from lesionseg.data.synthetic.composition import Sample, render
+from lesionseg.data.synthetic.dataset import IMAGE_FOLDER, MASK_FOLDER, write_dataset
 
-__all__ = ["Sample", "render", "write_dataset"]
+__all__ = ["IMAGE_FOLDER", "MASK_FOLDER", "Sample", "render", "write_dataset"]

@@ -101,4 +101,5 @@ def read_note(system_attrs: Mapping[str, Any], trial_id: int | None) -> dict[str
 
 def read_figures(system_attrs: Mapping[str, Any]) -> dict[str, str]:
     """Return a study's own figures as JSON, by id."""
-    return _custom_plot_data.get_plotly_graph_objects(dict(system_attrs))
+    figures: dict[str, str] = _custom_plot_data.get_plotly_graph_objects(dict(system_attrs))
+    return figures

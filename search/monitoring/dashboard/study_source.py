@@ -84,7 +84,7 @@ def find_source(
         if not url or name is None:
             raise
         return _find_in_storage(name, url, folder)
-    study, _ = load_study(run, storage=storage)
+    study = load_study(run, storage=storage)
     only = study.study_name
     return StudySource(DashboardStorage(backend_of(study), only), {only: run})
 

@@ -103,15 +103,14 @@ def calibration_chart(curves: Mapping[str, Sequence[float | None]], error: float
     The area of a dot grows with the bin's share of the pixels.
     """
     columns = zip(curves["confidence"], curves["frequency"], curves["share"], strict=True)
-    bins = [row for row in columns if None not in row]
+    bins = np.array([row for row in columns if None not in row], np.float64).reshape(-1, 3)
 
     def plot(figure: Figure) -> None:
         axes = add_axes(figure, "predicted probability of lesion", "share of lesion")
         axes.plot([0, 1], [0, 1], "--", color=MUTED, lw=0.8, label="perfect")
-        plot_points(axes, [(x, y) for x, y, _ in bins], color=BLUE, lw=1)
-        if bins:
-            x, y, share = np.array(bins).T
-            axes.scatter(x, y, 8 + 60 * share, color=BLUE, label="network", zorder=3)
+        axes.plot(bins[:, 0], bins[:, 1], color=BLUE, lw=1)
+        axes.scatter(bins[:, 0], bins[:, 1], 8 + 60 * bins[:, 2], color=BLUE, label="network",
+                     zorder=3)  # fmt: skip
         axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
         add_legend(axes, columns=2)
 

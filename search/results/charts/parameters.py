@@ -123,7 +123,8 @@ class ParameterScale:
         is_numeric = bool(values) and not any(isinstance(v, bool | str) for v in values)
         self.categories = [] if is_numeric else sorted({_category(v) for v in values})
         self.is_integer = all(isinstance(v, int) for v in values)
-        self.low, self.high = (min(values), max(values)) if is_numeric else (0, 0)
+        numbers = [float(v) for v in values] if is_numeric else [0.0]
+        self.low, self.high = min(numbers), max(numbers)
         self.is_log = self.low > 0 and self.high / self.low >= LOG_AXIS_RATIO
         self.digits = digits
 
@@ -135,8 +136,9 @@ class ParameterScale:
         """Return a height from 0 to 1; MISSING_HEIGHT without a value."""
         if value is None:
             return MISSING_HEIGHT
-        low, high = (0, len(self.categories) - 1) if self.categories else (self.low, self.high)
-        position = self.position(value)
+        position, low, high = self.position(value), self.low, self.high
+        if self.categories:
+            low, high = 0.0, len(self.categories) - 1.0
         if self.is_log:
             low, high, position = math.log(low), math.log(high), math.log(position)
         return (position - low) / (high - low) if high > low else 0.5
@@ -165,7 +167,7 @@ def _plot_slice(axes: Axes, trials: Sequence[Trial], name: str, selected: int | 
     plot_star(axes, points["selected"])
     if scale.categories:
         is_crowded = sum(map(len, scale.categories)) > 26
-        rotated = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if is_crowded else {}
+        rotated: Any = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if is_crowded else {}
         axes.set_xticks(
             range(len(scale.categories)), [_shorten(c) for c in scale.categories], **rotated
         )

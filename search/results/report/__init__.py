@@ -6,15 +6,16 @@ Equal records give equal bytes.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from lesionseg.errors import InputError, nearest
+from lesionseg.errors import InputError, suggest_name
+from lesionseg.runtime.files import atomic_write
 from search.results.report.html_page import render_html
 from search.results.report.markdown_page import render_markdown
 from search.results.report.report_facts import report_facts
 from search.storage import trial_records
+from search.storage.study_dir import read_run_info
 from search.study.opening import load_study
 
 __all__ = ["FORMATS", "parse_formats", "write_report", "write_reports"]
@@ -51,7 +52,7 @@ def write_reports(
         InputError: the folder contains no study, its storage cannot be opened, or the results in
             ``against`` cannot be compared.
     """
-    study, run_info = load_study(folder, storage=storage)
+    study, run_info = load_study(folder, storage=storage), read_run_info(folder)
     trials = trial_records.all_trials(study)
     facts = report_facts(folder, study, trials, run_info, against=against, storage=storage)
     renderers = {
@@ -59,7 +60,10 @@ def write_reports(
         "md": lambda: render_markdown(facts),
         "json": lambda: json.dumps(facts, indent=1, allow_nan=False) + "\n",
     }
-    return [_write_atomically(folder / f"report.{each}", renderers[each]()) for each in formats]
+    paths = {each: folder / f"report.{each}" for each in formats}
+    for each, path in paths.items():
+        atomic_write(path, renderers[each]())
+    return list(paths.values())
 
 
 def parse_formats(text: str) -> list[str]:
@@ -71,17 +75,7 @@ def parse_formats(text: str) -> list[str]:
     formats = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     for each in formats:
         if each not in FORMATS:
-            raise InputError(f"--format: unknown format {each!r} ({nearest(each, FORMATS)})")
+            raise InputError(f"--format: unknown format {each!r} ({suggest_name(each, FORMATS)})")
     if not formats:
         raise InputError(f"--format: must name one of {', '.join(FORMATS)}, got {text!r}")
     return formats
-
-
-def _write_atomically(path: Path, text: str) -> Path:
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path

@@ -74,7 +74,7 @@ def _data(folder: Path, attrs: Mapping[str, Any], run_info: Mapping[str, Any]) -
         "image_size": attrs["spec"]["data"]["image_size"],
         "split": {split: len(attrs["split"][split]) for split in SPLITS},
         "folds": [len(names) for names in attrs["split"].get("folds", ())],
-        "card": read_data_summary(folder),
+        "summary": read_data_summary(folder),
         "audit": data_audit.summarize_audit(folder, attrs["split"]),
     }
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from lesionseg.config import DEFAULTS
-from lesionseg.errors import some
+from lesionseg.config import DEFAULT_COMPONENTS
+from lesionseg.errors import format_some
 from search.storage import trial_records
 from search.storage.trial_records import State, TrialAttr, state_of
-from search.study.importance import importances
+from search.study.importance import compute_importances
 
 #: Rows of the leaderboard.
 LEADERS = 10
@@ -25,7 +25,7 @@ def search_facts(trials: Sequence[FrozenTrial], now: float | None = None) -> dic
     now: seconds since 1970, the end of trials that are running.
     """
     ranking = trial_records.rank_trials(trials)
-    shares, note = importances(trials)
+    shares, note = compute_importances(trials)
     best = ranking[0] if ranking else None
     return {
         "counts": dict(trial_records.count_by_state(trials)),
@@ -121,7 +121,7 @@ def _leader(trial: FrozenTrial) -> dict[str, Any]:
     return {
         "number": trial.number,
         "dice": trial.value,
-        "options": {family: config[family] for family in DEFAULTS},
+        "options": {family: config[family] for family in DEFAULT_COMPONENTS},
         "model_params": attrs.get("params"),
         "epochs": attrs.get("epochs"),
         "seconds": attrs.get("seconds"),
@@ -140,7 +140,7 @@ def _reasons(trials: Iterable[FrozenTrial]) -> list[dict[str, Any]]:
             "state": state,
             "reason": reason,
             "count": len(members),
-            "numbers": some(t.number for t in members),
+            "numbers": format_some(t.number for t in members),
             "message": next((m for t in members if (m := t.user_attrs.get(TrialAttr.MESSAGE))), ""),
         }
         for (state, reason), members in sorted(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lesionseg.config import DEFAULTS
+from lesionseg.config import DEFAULT_COMPONENTS
 from search.results.documents import Cell, Table
 from search.results.formatting import (
     MISSING,
@@ -39,7 +39,7 @@ def report_tables(facts: Facts) -> dict[str, Table]:
 def common_options(leaderboard: Sequence[Facts]) -> dict[str, str]:
     """Return the families in which all leaders have the same option without searched parameters."""
     common: dict[str, str] = {}
-    for family in DEFAULTS if len(leaderboard) > 1 else ():
+    for family in DEFAULT_COMPONENTS if len(leaderboard) > 1 else ():
         cells = {_option_cell(family, row) for row in leaderboard}
         if len(cells) == 1 and not (cell := cells.pop())[1]:
             common[family] = cell[0]
@@ -125,8 +125,8 @@ def _comparison_tables(comparison: Facts | None, final: Facts | None) -> Iterato
 
 
 def _data_tables(data: Facts) -> Iterator[Table]:
-    card = data["card"]
-    if not card:
+    summary = data["summary"]
+    if not summary:
         splits = [[split, f"{n:,}"] for split, n in data["split"].items()]
         yield Table("splits", ("Split", "Images>"), splits)
         return
@@ -144,17 +144,17 @@ def _data_tables(data: Facts) -> Iterator[Table]:
                 str(row["empty"]),
                 str(row["full"]),
             ]
-            for split, row in card["parts"].items()
+            for split, row in summary["parts"].items()
         ],
-        f"{format_count(card['pairs'], 'pair', 'pairs')} of image and mask, layout "
-        f"{data['layout']}; {card['used']:,} of them used. Lesion area: the mask's share of the "
+        f"{format_count(summary['pairs'], 'pair', 'pairs')} of image and mask, layout "
+        f"{data['layout']}; {summary['used']:,} of them used. Lesion area: the mask's share of the "
         f"image.",
     )  # fmt: skip
-    edges = [f"{100 * edge:g}" for edge in card["edges"]]
+    edges = [f"{100 * edge:g}" for edge in summary["edges"]]
     yield Table(
         "areas",
         ("Split", *(f"{a} to {b}%>" for a, b in zip(edges[:-1], edges[1:], strict=True))),
-        [[split, *map(str, row["area"]["counts"])] for split, row in card["parts"].items()],
+        [[split, *map(str, row["area"]["counts"])] for split, row in summary["parts"].items()],
         "Images by lesion area",
     )
     yield Table(
@@ -163,7 +163,7 @@ def _data_tables(data: Facts) -> Iterator[Table]:
         [
             [row["name"], *(f"{row[key]:,}" for key in ("pairs", "train", "val", "test")),
              str(row["conflicting"])]
-            for row in card.get("sets", [])
+            for row in summary.get("sets", [])
         ],
         "Images by data set",
     )  # fmt: skip
@@ -172,7 +172,7 @@ def _data_tables(data: Facts) -> Iterator[Table]:
 def _search_tables(search: Facts, selected: Facts | None) -> Iterator[Table]:
     leaders = search["leaderboard"]
     common = common_options(leaders)
-    families = [family for family in DEFAULTS if family not in common]
+    families = [family for family in DEFAULT_COMPONENTS if family not in common]
     numbers = [row["number"] for row in leaders]
     complete = format_count(search["complete"], "complete trial", "complete trials")
     caption = (

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lesionseg.data.sets import each_root
+from lesionseg.data.merge import list_roots
 from lesionseg.errors import InputError
 from search.errors import JobFailed
 from search.storage.database import STORAGE_VARIABLE
@@ -35,7 +35,7 @@ def worker_command(location: StudyLocation, slot: Slot) -> list[str]:
     command += ["--threads", str(slot.threads), "--share", f"{slot.share}"]
     if slot.memory_gb is not None:
         command += ["--memory-gb", f"{slot.memory_gb:.3f}"]
-    roots = each_root(location.data) if location.data else ()
+    roots = list_roots(location.data) if location.data else ()
     return command + [word for root in roots for word in ("--data", str(root))]
 
 

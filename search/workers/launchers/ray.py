@@ -18,7 +18,7 @@ from pathlib import Path
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from lesionseg.data.sets import placed
+from lesionseg.data.merge import resolve_roots
 from lesionseg.errors import InputError
 from search.study.location import StudyLocation
 from search.trial_process.slot import Slot, StopEvent
@@ -65,7 +65,7 @@ def run_on_ray(
         location = replace(
             location,
             folder=location.folder.absolute(),
-            data=location.data and placed(location.data, Path.absolute),
+            data=location.data and resolve_roots(location.data, Path.absolute),
         )
         job = SealedJob(ray.cloudpickle.dumps((location, slot, work)))
         workers = RayWorkers(context, job, request, max_workers, _redactor(location.storage))

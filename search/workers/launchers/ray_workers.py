@@ -125,7 +125,9 @@ class RayWorkers:
         # After one is done, only workers whose trials may have been lost are started again.
         while len(self.slots) < count and not any(slot.is_done for slot in self.slots):
             self.slots.append(RaySlot(len(self.slots), self.context.new_restart_policy()))
-        startable = [s for s in self.slots if s.actor is None and not s.is_done and s.policy.is_due()]
+        startable = [
+            s for s in self.slots if s.actor is None and not s.is_done and s.policy.is_due()
+        ]
         for slot in startable[: max(0, count - len(active))]:
             slot.actor = self.actor_class.remote()
             slot.location_ref = slot.actor.locate.remote()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lesionseg.data.sets import placed
+from lesionseg.data.merge import resolve_roots
 from lesionseg.errors import InputError
 from search.storage.database import STORAGE_VARIABLE, storage_from_environment
 from search.study.location import StudyLocation
@@ -142,7 +142,7 @@ def _without_password(
     The second value is whether jobs read the storage's URL from the environment. A URL from
     elsewhere is in a file of mode 0600 meanwhile, which the location names.
     """
-    data = None if location.data is None else placed(location.data)
+    data = None if location.data is None else resolve_roots(location.data)
     bare = replace(location, storage=None, folder=location.folder.resolve(), data=data)
     storage, from_environment = location.storage, storage_from_environment()
     if storage is None or storage in {from_environment, os.environ.get(STORAGE_VARIABLE)}:

@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lesionseg.augment import AUGMENTS, build_augment, reseed
-from lesionseg.augment.batched import Packed, carry_out, draw, is_known, pack, pixels, unpack
+from lesionseg.augment.batched import PackedPlan, apply_plan, draw_plan, is_batchable, pack_plan, pixels, unpack_plan
 from lesionseg.augment.geometry import Symmetries, Warp
 from lesionseg.augment.hair import Hair, HairRemoval
 from lesionseg.data.synthetic import render
@@ -39,8 +39,8 @@ def on_host(pipeline, images, masks, seed=0):
 
 def batched(pipeline, images, masks, seed=0):
     reseed(pipeline, seed)
-    plan = draw(pipeline, len(images), images.shape[1])
-    found = carry_out(plan, torch.from_numpy(images), torch.from_numpy(masks))
+    plan = draw_plan(pipeline, len(images), images.shape[1])
+    found = apply_plan(plan, torch.from_numpy(images), torch.from_numpy(masks))
     return tuple(t.numpy() for t in found)
 
 
@@ -75,7 +75,7 @@ def test_every_transform_gives_the_hosts_picture(transform, lesions):
 def test_every_row_gives_the_hosts_pictures(name, strength, lesions):
     params = {"strength": strength} if AUGMENTS[name].space else {}
     pipeline, (images, masks) = build_augment(ComponentConfig(name, params)), lesions
-    assert is_known(pipeline)
+    assert is_batchable(pipeline)
     for seed in range(3):
         host, host_masks = on_host(pipeline, images, masks, seed)
         ours, our_masks = batched(pipeline, images, masks, seed)
@@ -159,7 +159,7 @@ def test_the_plan_is_the_same_for_the_same_seed_and_small():
     plans = []
     for seed in (3, 3, 4):
         reseed(FULL, seed)
-        plans.append(draw(FULL, 8, 256))
+        plans.append(draw_plan(FULL, 8, 256))
     assert torch.equal(plans[0].matrix, plans[1].matrix)
     assert not torch.equal(plans[0].matrix, plans[2].matrix)
     assert [name for name, _ in plans[0].changes] == [name for name, _ in plans[1].changes]
@@ -198,11 +198,11 @@ def test_a_batch_takes_no_more_operations_than_that(name, most):
     asked = []
     for seed in range(4):
         reseed(pipeline, seed)
-        packed = pack(torch.arange(16), draw(pipeline, 16, 256))
-        _, plan = unpack(Packed(packed.content.to(meta), packed.layout))
-        carry_out(plan, images, masks)  # what is the same for all batches is made once
+        packed = pack_plan(torch.arange(16), draw_plan(pipeline, 16, 256))
+        _, plan = unpack_plan(PackedPlan(packed.content.to(meta), packed.layout))
+        apply_plan(plan, images, masks)  # what is the same for all batches is made once
         with Asked() as counter:
-            carry_out(plan, images, masks)
+            apply_plan(plan, images, masks)
         asked.append(counter.n)
     assert 0 < max(asked) <= most
 
@@ -225,16 +225,16 @@ def test_a_plan_comes_out_of_a_packet_as_it_went_in(name, n):
     pipeline = build_augment(ComponentConfig(name))
     for seed in range(3):
         reseed(pipeline, seed)
-        plan = draw(pipeline, n, 33)  # layers of 1089 bytes, which is no multiple of anything
-        packed = pack(torch.arange(n), plan)
-        rows, found = unpack(pickle.loads(pickle.dumps(packed)))
+        plan = draw_plan(pipeline, n, 33)  # layers of 1089 bytes, which is no multiple of anything
+        packed = pack_plan(torch.arange(n), plan)
+        rows, found = unpack_plan(pickle.loads(pickle.dumps(packed)))
         assert torch.equal(rows, torch.arange(n)) and alike(found, plan)
 
 
 def test_a_packet_is_one_piece_in_which_every_number_is_aligned():
     reseed(FULL, 0)
-    packed = pack(torch.arange(7), draw(FULL, 7, 33))
-    rows, plan = unpack(packed)
+    packed = pack_plan(torch.arange(7), draw_plan(FULL, 7, 33))
+    rows, plan = unpack_plan(packed)
     tensors = [rows, plan.matrix, plan.bend]
     tensors += [value for _, values in plan.changes for value in values.values()]
     assert len(tensors) > 20 and packed.content.dtype == torch.uint8
@@ -250,7 +250,7 @@ def test_a_packet_is_one_piece_in_which_every_number_is_aligned():
 
 def test_a_plan_of_nothing_is_packed_too():
     empty = A.Compose([])
-    rows, plan = unpack(pack(torch.arange(3), draw(empty, 3, 16)))
+    rows, plan = unpack_plan(pack_plan(torch.arange(3), draw_plan(empty, 3, 16)))
     assert rows.tolist() == [0, 1, 2]
     assert plan.matrix.shape == (0, 2, 3) and plan.bend.shape == (0, 3, 3, 2)
     assert plan.changes == []
@@ -259,10 +259,10 @@ def test_a_plan_of_nothing_is_packed_too():
 def test_a_policy_in_an_order_that_one_resampling_cannot_stand_for_is_not_known():
     turn, *_ = [t for t in FULL.transforms if type(t) is Warp]
     bend = FULL.transforms[2]
-    assert is_known(A.Compose([turn, bend]))
-    assert not is_known(A.Compose([bend, turn]))
-    assert not is_known(A.Compose([A.RandomGamma(), turn]))
-    assert not is_known(A.Compose([A.Solarize()]))
+    assert is_batchable(A.Compose([turn, bend]))
+    assert not is_batchable(A.Compose([bend, turn]))
+    assert not is_batchable(A.Compose([A.RandomGamma(), turn]))
+    assert not is_batchable(A.Compose([A.Solarize()]))
 
 
 # --- against others ------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from .samples import difference, iou, marker, noise, results, same, skin
 
 def corners(name):
     space = AUGMENTS[name].space
-    for values in itertools.product(*(d.corners() for d in space.values())):
+    for values in itertools.product(*(d.extremes() for d in space.values())):
         yield ComponentConfig(name, dict(zip(space, values, strict=True)))
 
 

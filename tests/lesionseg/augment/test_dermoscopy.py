@@ -11,7 +11,7 @@ import pytest
 
 from lesionseg.augment import dermoscopy, hair
 from lesionseg.augment.dermoscopy import Bubbles, Glare, Ruler, Vignette, artefacts
-from lesionseg.augment.drawing import Drawn, layer, lines, paint
+from lesionseg.augment.drawing import DrawnArtefact, empty_layer, draw_lines, paint_layer
 from lesionseg.augment.hair import Hair, HairRemoval
 
 from .samples import difference, iou, results, same, skin
@@ -21,7 +21,7 @@ KINDS = sorted(
         kind
         for module in (dermoscopy, hair)
         for kind in vars(module).values()
-        if inspect.isclass(kind) and issubclass(kind, Drawn) and kind is not Drawn
+        if inspect.isclass(kind) and issubclass(kind, DrawnArtefact) and kind is not DrawnArtefact
     },
     key=lambda kind: kind.__name__,
 )
@@ -34,9 +34,9 @@ def hairy(height=96, width=96):
     ends = np.array(
         [[[0.1, 0.2], [0.9, 0.5]], [[0.2, 0.9], [0.45, 0.05]], [[0.6, 0.1], [0.7, 0.95]], [[0.05, 0.75], [0.95, 0.8]]]  # noqa: E501
     )  # fmt: skip
-    drawn = layer(image.shape)
-    lines(drawn, ends * (width, height), [0.012 * min(height, width)] * 4, 0.9)
-    return image, paint(image, drawn, (30, 22, 20)), drawn > 0
+    drawn = empty_layer(image.shape)
+    draw_lines(drawn, ends * (width, height), [0.012 * min(height, width)] * 4, 0.9)
+    return image, paint_layer(image, drawn, (30, 22, 20)), drawn > 0
 
 
 def run(kind, strength, image, n, seed=0):
@@ -174,7 +174,7 @@ def test_a_vignette_darkens_corners_and_leaves_the_middle(shape):
 
 def test_an_empty_layer_paints_nothing_and_a_full_one_everything():
     image, _ = skin(32, 32)
-    assert np.array_equal(paint(image, layer(image.shape), (1, 2, 3)), image)
-    assert (paint(image, layer(image.shape) + np.uint8(255), (1, 2, 3)) == [1, 2, 3]).all()
-    half = paint(image, layer(image.shape) + np.uint8(51), (100, 100, 100))
+    assert np.array_equal(paint_layer(image, empty_layer(image.shape), (1, 2, 3)), image)
+    assert (paint_layer(image, empty_layer(image.shape) + np.uint8(255), (1, 2, 3)) == [1, 2, 3]).all()
+    half = paint_layer(image, empty_layer(image.shape) + np.uint8(51), (100, 100, 100))
     assert np.abs(half - (0.8 * image + 0.2 * 100)).max() <= 1

@@ -6,7 +6,7 @@ import pytest
 
 from lesionseg.augment import AUGMENTS, build_augment, reseed
 from lesionseg.augment.geometry import SYMMETRIES, Warp, turn, warp
-from lesionseg.augment.host import changed
+from lesionseg.augment.host import apply_pipeline
 from lesionseg.data.synthetic import render
 from lesionseg.space import ComponentConfig
 
@@ -29,7 +29,7 @@ def test_it_gives_what_albumentations_gives_to_the_bit(name, strength, lesion):
     theirs = [pipeline(image=image, mask=mask) for _ in range(40)]
     reseed(pipeline, 5)
     for their in theirs:
-        ours, our_mask = changed(pipeline, image, mask)
+        ours, our_mask = apply_pipeline(pipeline, image, mask)
         assert np.array_equal(ours, their["image"]) and np.array_equal(our_mask, their["mask"])
         assert ours.flags.c_contiguous and our_mask.flags.c_contiguous
     assert np.array_equal(image, before[0]) and np.array_equal(mask, before[1])

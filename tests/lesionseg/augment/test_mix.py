@@ -14,7 +14,7 @@ from lesionseg.space import ComponentConfig
 COMPONENTS = [
     ComponentConfig(name, dict(zip(option.space, values, strict=True)))
     for name, option in MIXES.items()
-    for values in itertools.product(*(d.corners() for d in option.space.values()))
+    for values in itertools.product(*(d.extremes() for d in option.space.values()))
 ]
 COMPONENTS += [ComponentConfig(name) for name, option in MIXES.items() if option.space]
 every_mix = pytest.mark.parametrize(

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from lesionseg.data.cache import Cache, build_cache, check_pair, default_root, read_pair
-from lesionseg.data.index import DatasetIndex, Record
+from lesionseg.data.index import DatasetIndex
+from lesionseg.data.pairs import Record
 from lesionseg.errors import InputError
 from tests.conftest import write_folder
 

@@ -13,8 +13,8 @@ from lesionseg.data.image_io import (
     read_image,
     read_image_and_size,
     read_mask,
-    size_of,
-    upright,
+    read_size,
+    to_upright_rgb,
 )
 from lesionseg.errors import InputError
 
@@ -135,7 +135,7 @@ def with_orientation(path, array, orientation):
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.webp"])
 def test_a_turned_camera_gives_an_upright_picture(tmp_path, name, orientation):
     path = with_orientation(tmp_path / name, STORED[orientation](scene()), orientation)
-    assert size_of(path) == (HEIGHT, WIDTH)
+    assert read_size(path) == (HEIGHT, WIDTH)
     pixels = np.asarray(read_image(path)).astype(int)
     assert pixels.shape == (HEIGHT, WIDTH, 3)
     assert np.abs(pixels - scene()).mean() < 8  # a JPEG and a WebP lose a little
@@ -148,7 +148,7 @@ def test_a_turned_camera_gives_an_upright_picture(tmp_path, name, orientation):
 @pytest.mark.parametrize("orientation", [0, 9, 255])
 def test_an_orientation_that_does_not_exist_is_none(tmp_path, orientation):
     path = with_orientation(tmp_path / "a.png", scene(), orientation)
-    assert size_of(path) == (HEIGHT, WIDTH)
+    assert read_size(path) == (HEIGHT, WIDTH)
     assert np.array_equal(np.asarray(read_image(path)), scene())
 
 
@@ -172,7 +172,7 @@ ODD_TAGS = {
 def test_an_odd_tag_beside_the_orientation_does_no_harm(tmp_path, odd):
     tags = sorted([HELD, ODD_TAGS[odd]])
     path = with_tags(tmp_path / "a.jpg", STORED[6](scene()), *tags)
-    assert size_of(path) == (HEIGHT, WIDTH)
+    assert read_size(path) == (HEIGHT, WIDTH)
     assert np.abs(np.asarray(read_image(path)).astype(int) - scene()).mean() < 8
     big = np.kron(scene(), np.ones((16, 16, 1), np.uint8))
     small, size = read_image_and_size(with_tags(tmp_path / "b.jpg", STORED[6](big), *tags), 100)
@@ -185,7 +185,7 @@ def test_an_odd_tag_beside_the_orientation_does_no_harm(tmp_path, odd):
 )
 def test_metadata_that_cannot_be_read_say_nothing_of_the_orientation(tmp_path, exif):
     path = save(tmp_path / "a.jpg", scene(), exif=exif, quality=95)
-    assert size_of(path) == (HEIGHT, WIDTH)
+    assert read_size(path) == (HEIGHT, WIDTH)
     assert np.abs(np.asarray(read_image(path)).astype(int) - scene()).mean() < 8
 
 
@@ -194,16 +194,16 @@ def test_a_picture_is_turned_once_however_often_it_is_asked_for(tmp_path, orient
     path = with_orientation(tmp_path / "a.png", STORED[orientation](scene()), orientation)
     with Image.open(path) as opened:
         stored = opened.size
-        once = upright(opened)
-        assert np.array_equal(np.asarray(upright(once)), scene())
-        assert np.array_equal(np.asarray(upright(opened)), scene())
+        once = to_upright_rgb(opened)
+        assert np.array_equal(np.asarray(to_upright_rgb(once)), scene())
+        assert np.array_equal(np.asarray(to_upright_rgb(opened)), scene())
         assert opened.size == stored  # the caller's picture is left as it was
 
 
 def test_sixteen_bits_are_turned_upright_too(tmp_path):
     deep = scene()[..., 0].astype(np.uint16) * 257
     path = with_orientation(tmp_path / "a.png", STORED[6](deep), 6)
-    assert size_of(path) == (HEIGHT, WIDTH)
+    assert read_size(path) == (HEIGHT, WIDTH)
     assert np.array_equal(np.asarray(read_image(path))[..., 0], scene()[..., 0])
 
 
@@ -220,7 +220,7 @@ def test_a_draft_is_no_smaller_than_asked_and_looks_the_same(tmp_path, draft):
 
 # --- what is no picture --------------------------------------------------------------------------
 
-readers = pytest.mark.parametrize("read", [read_image, read_mask, size_of])
+readers = pytest.mark.parametrize("read", [read_image, read_mask, read_size])
 
 
 @readers
@@ -260,7 +260,7 @@ def test_a_header_of_another_kind_than_it_should_be_is_damage(tmp_path):
     where.tagtype[273] = TiffTags.ASCII
     where[273] = "x"
     path = save(tmp_path / "a.tif", scene(), tiffinfo=where)
-    for read in (read_image, read_mask, size_of):
+    for read in (read_image, read_mask, read_size):
         assert refusal(read, path).startswith("the picture is damaged (")
 
 
@@ -315,7 +315,7 @@ def test_whatever_is_wrong_with_a_file_it_is_read_or_refused_in_one_line(tmp_pat
             if rng.random() < 0.3:
                 del damaged[rng.randrange(len(damaged)) :]
             path.write_bytes(damaged)
-            for read in (size_of, read_image, read_mask):
+            for read in (read_size, read_image, read_mask):
                 try:
                     read(path)
                 except InputError as error:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lesionseg.data.index import LAYOUTS, MASK_SUFFIXES, PICTURES, DatasetIndex, pair, pictures
+from lesionseg.data.index import DatasetIndex
+from lesionseg.data.layouts import LAYOUTS
+from lesionseg.data.pairs import IMAGE_SUFFIXES, MASK_SUFFIXES, list_images, match_pairs
 from lesionseg.errors import InputError
 
 
@@ -26,7 +28,7 @@ def write_csv(root, text, name="manifest.csv"):
     return root / name
 
 
-OWN_NAME = "a picture's name must be its own: rename or take away all but one"
+OWN_NAME = "names must be unique: rename or remove all but one"
 
 
 def listed(index):
@@ -169,8 +171,8 @@ def test_a_manifest_comes_before_the_folders_beside_it(tmp_path):
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_every_layout_fits_nothing_in_an_empty_folder(tmp_path, name):
-    assert not LAYOUTS[name].fits(tmp_path)
-    assert LAYOUTS[name].about
+    assert not LAYOUTS[name].matches(tmp_path)
+    assert LAYOUTS[name].description
 
 
 @pytest.mark.parametrize("suffix", MASK_SUFFIXES)
@@ -210,10 +212,10 @@ def test_superpixels_hidden_files_and_what_is_no_picture_are_passed_over(tmp_pat
     assert [r.name for r in DatasetIndex.read(tmp_path).records] == ["ISIC_1"]
 
 
-@pytest.mark.parametrize("extension", sorted(PICTURES))
+@pytest.mark.parametrize("extension", sorted(IMAGE_SUFFIXES))
 def test_every_kind_of_picture_is_listed(tmp_path, extension):
     put(tmp_path, f"b{extension}", f"a{extension.upper()}", "c.gif", "d")
-    assert [p.name for p in pictures(tmp_path)] == [f"a{extension.upper()}", f"b{extension}"]
+    assert [p.name for p in list_images(tmp_path)] == [f"a{extension.upper()}", f"b{extension}"]
 
 
 # --- what is wrong -------------------------------------------------------------------------------
@@ -223,7 +225,7 @@ def test_images_without_mask_are_counted_and_the_first_named(tmp_path):
     put(tmp_path, *(f"images/{n}.jpg" for n in "abcdefg"), "masks/c.png", "masks/g.png")
     assert refusal(tmp_path) == (
         f"data: {tmp_path}/images: 5 of 7 images have no mask in {tmp_path}/masks: "
-        f"a.jpg, b.jpg, d.jpg and 2 more; add the masks or take the images away"
+        f"a.jpg, b.jpg, d.jpg and 2 more; add the masks or remove the images"
     )
 
 
@@ -244,9 +246,9 @@ def test_folders_without_any_picture(tmp_path):
 def test_two_images_of_one_name(tmp_path, names):
     put(tmp_path, *(f"images/{n}" for n in names), "masks/a.png")
     told = "a" if names[1] == "a.png" else "A and a"
-    assert refusal(tmp_path) == f"data: {tmp_path}: 1 names stand twice: {told}; {OWN_NAME}"
-    with pytest.raises(InputError, match="1 names stand twice"):  # an audit takes none of these
-        DatasetIndex.read(tmp_path, torn=True)
+    assert refusal(tmp_path) == f"data: {tmp_path}: 1 names occur twice: {told}; {OWN_NAME}"
+    with pytest.raises(InputError, match="1 names occur twice"):  # an audit takes none of these
+        DatasetIndex.read(tmp_path, lenient=True)
 
 
 def test_one_name_in_two_splits(tmp_path):
@@ -265,10 +267,10 @@ def test_one_name_in_two_splits(tmp_path):
         "test/masks/a_1.png",
     )
     assert refusal(tmp_path) == (
-        f"data: {tmp_path}: 2 names stand twice: A_1 and a_1 (train and test), b (train and val); "
+        f"data: {tmp_path}: 2 names occur twice: A_1 and a_1 (train and test), b (train and val); "
         f"{OWN_NAME}"
     )
-    index = DatasetIndex.read(tmp_path, torn=True)
+    index = DatasetIndex.read(tmp_path, lenient=True)
     assert [(r.name, r.split) for r in index.records] == [
         ("A_1", "train"),
         ("a_1", "test"),
@@ -282,8 +284,8 @@ def test_a_name_twice_in_one_split_or_outside_of_them_is_one_too_many(tmp_path, 
     put(tmp_path, *(f"{i}/a.jpg" for i in range(3)), "m.png")
     rows = [f"{i}/a.jpg,m.png,{split or ''}" for i, split in enumerate(splits)]
     write_csv(tmp_path, "\n".join(["image,mask,split", *rows]))
-    with pytest.raises(InputError, match="1 names stand twice: a "):
-        DatasetIndex.read(tmp_path, torn=True)
+    with pytest.raises(InputError, match="1 names occur twice: a "):
+        DatasetIndex.read(tmp_path, lenient=True)
 
 
 def test_a_link_to_nothing_is_refused_for_a_study_and_taken_by_an_audit(tmp_path):
@@ -291,10 +293,10 @@ def test_a_link_to_nothing_is_refused_for_a_study_and_taken_by_an_audit(tmp_path
     (tmp_path / "masks/b.png").symlink_to("../gone.png")
     (tmp_path / "images/c.jpg").symlink_to("../else/c.jpg")
     assert refusal(tmp_path) == (
-        f"data: {tmp_path}: 1 pictures are links to what is not there: b.png -> ../gone.png; mend "
-        f"the links, or take the pairs away"
+        f"data: {tmp_path}: 1 files are links to missing files: b.png -> ../gone.png; "
+        f"repair the links or remove the pairs"
     )
-    assert [r.name for r in DatasetIndex.read(tmp_path, torn=True).records] == ["a", "b", "c"]
+    assert [r.name for r in DatasetIndex.read(tmp_path, lenient=True).records] == ["a", "b", "c"]
 
 
 @contextmanager
@@ -325,7 +327,7 @@ def test_a_folder_that_cannot_be_read(name, mode):
             text = refusal(root, "folders")
             if name == "images":  # which others list too
                 with pytest.raises(InputError, match="cannot be read: Permission denied"):
-                    pictures(root / name)
+                    list_images(root / name)
     assert text.startswith(f"data: {root / name}")
     assert text.endswith(": cannot be read: Permission denied; make it readable for this user")
 
@@ -341,7 +343,7 @@ def test_names_that_break_a_line_are_refused_in_one(tmp_path):
     put(tmp_path, "images/a.jpg", "images/b\nc.jpg", "masks/a.png")
     assert "1 of 2 images have no mask" in refusal(tmp_path)
     put(tmp_path, "masks/b\nc.png", "images/b\nC.jpg")
-    assert "1 names stand twice: b\\nC and b\\nc; " in refusal(tmp_path)
+    assert "1 names occur twice: b\\nC and b\\nc; " in refusal(tmp_path)
 
 
 def test_a_patient_in_two_official_splits(tmp_path):
@@ -352,7 +354,7 @@ def test_a_patient_in_two_official_splits(tmp_path):
     )
     assert refusal(tmp_path) == (
         f"data: {tmp_path}: 1 groups lie in two official splits: p1 (p1 in test and train); "
-        f"keep a patient's pictures together or drop the split"
+        f"keep a patient's images together or drop the split"
     )
 
 
@@ -373,7 +375,7 @@ def test_a_place_without_any_known_layout(tmp_path, content):
         put(root, "a.jpg", "a_mask.png")
     text = refusal(root)
     assert text.startswith(f"data: {root}: no pairs in a known layout (csv: a .csv file, or ")
-    assert all(f"{name}: {layout.about}" in text for name, layout in LAYOUTS.items())
+    assert all(f"{name}: {layout.description}" in text for name, layout in LAYOUTS.items())
 
 
 def test_an_unknown_layout(tmp_path):
@@ -389,8 +391,8 @@ def test_a_layout_that_the_folder_does_not_have(tmp_path, layout):
 def test_isic_images_without_their_ground_truth_folder(tmp_path):
     put(tmp_path, "ISIC2018_Task1-2_Training_Input/ISIC_1.jpg")
     assert refusal(tmp_path) == (
-        f"data: {tmp_path}: ISIC2018_Task1-2_Training_Input is there, but its "
-        f"ISIC2018_Task1_Training_GroundTruth is missing"
+        f"data: {tmp_path}: has ISIC2018_Task1-2_Training_Input, but not its "
+        f"ISIC2018_Task1_Training_GroundTruth"
     )
 
 
@@ -599,4 +601,4 @@ def test_pairing_is_lazy_only_in_name(tmp_path):
     """An incomplete folder is refused before its first pair is given."""
     put(tmp_path, "i/a.jpg", "i/b.jpg", "m/a.png")
     with pytest.raises(InputError, match="1 of 2 images have no mask"):
-        next(pair(tmp_path / "i", tmp_path / "m"))
+        next(match_pairs(tmp_path / "i", tmp_path / "m"))

@@ -25,17 +25,17 @@ from lesionseg.data.index import DatasetIndex
 from lesionseg.data.loader import (
     MEAN,
     STD,
-    Ahead,
+    PrefetchLoader,
     BatchDataset,
-    EpochPlan,
+    EpochSampler,
     batch_seed,
-    brought,
-    in_order,
+    transfer_batches,
+    iterate_batches,
     normalise,
     to_device,
-    train_loader,
+    make_train_loader,
 )
-from lesionseg.data.resident import PlanDataset, Resident
+from lesionseg.data.device_cache import PlanDataset, DeviceCache
 from lesionseg.space import ComponentConfig
 from tests.search.helpers import PATIENCE, is_gone, wait_until
 
@@ -53,7 +53,7 @@ def batches(cache, members, batch_size, component, *, seed=0, workers=0, epochs=
     """The batches of each of the epochs, the first from a step on, as a training draws them."""
     members = np.asarray(members, dtype=np.int64)
     dataset = BatchDataset(cache, build_augment(component), seed)
-    loader, plan = train_loader(dataset, members, batch_size, seed=seed, workers=workers)
+    loader, plan = make_train_loader(dataset, members, batch_size, seed=seed, workers=workers)
     drawn = []
     for epoch in epochs:
         plan.epoch, plan.start = epoch, start if epoch == epochs[0] else 0
@@ -172,7 +172,7 @@ class Made:
 
 def test_the_next_batch_is_made_while_one_is_trained_on():
     made = Made()
-    given = iter(Ahead(made, plan_of(range(40), 4)))
+    given = iter(PrefetchLoader(made, plan_of(range(40), 4)))
     assert next(given) == 0
     assert made.more.wait(10)  # without being asked for
     assert list(given) == list(range(1, 10)) == made.steps[1:]
@@ -181,12 +181,12 @@ def test_the_next_batch_is_made_while_one_is_trained_on():
 
 def test_no_more_than_one_batch_is_made_ahead():
     made = Made()
-    for step in Ahead(made, plan_of(range(40), 4)):
+    for step in PrefetchLoader(made, plan_of(range(40), 4)):
         assert len(made.steps) <= step + 2
 
 
 def test_a_batch_that_cannot_be_made_is_an_error_where_it_is_asked_for():
-    given = iter(Ahead(Made(broken=2), plan_of(range(40), 4)))
+    given = iter(PrefetchLoader(Made(broken=2), plan_of(range(40), 4)))
     assert [next(given), next(given)] == [0, 1]
     with pytest.raises(OSError, match="went away"):
         next(given)
@@ -194,7 +194,7 @@ def test_a_batch_that_cannot_be_made_is_an_error_where_it_is_asked_for():
 
 def test_an_epoch_that_is_broken_off_leaves_no_thread():
     made = Made()
-    given = iter(Ahead(made, plan_of(range(40), 4)))
+    given = iter(PrefetchLoader(made, plan_of(range(40), 4)))
     next(given)
     del given
     gc.collect()
@@ -208,7 +208,7 @@ def test_an_epoch_that_is_broken_off_leaves_no_thread():
 def helped(cache):
     """28 batches to come of 30, and the numbers of the two processes that are at work on them."""
     dataset = BatchDataset(cache, build_augment(FULL), 0)
-    loader, plan = train_loader(dataset, np.arange(30), 1, seed=0, workers=2)
+    loader, plan = make_train_loader(dataset, np.arange(30), 1, seed=0, workers=2)
     plan.epoch = 1
     given = iter(loader)
     next(given), next(given)  # one of each: both have begun
@@ -238,7 +238,7 @@ class Stuck:
 
 
 def _with_loaders(pipe):
-    loader, _ = train_loader(Stuck(), np.arange(4), 1, seed=0, workers=2)
+    loader, _ = make_train_loader(Stuck(), np.arange(4), 1, seed=0, workers=2)
     iter(loader)
     pipe.send([worker.pid for worker in loader._iterator._workers])
     time.sleep(1000)
@@ -269,12 +269,12 @@ def test_they_leave_cuda_alone(cache, monkeypatch, kind):
         raise AssertionError("CUDA was touched")
 
     pipeline = build_augment(FULL)
-    here = Resident(cache, np.arange(30), CPU)
+    here = DeviceCache(cache, np.arange(30), CPU)
     dataset = BatchDataset(cache, pipeline, 0)
     if kind == "plans":
         dataset = PlanDataset(here, pipeline, 0)
     monkeypatch.setattr(torch.cuda, "_lazy_init", touched)
-    loader, plan = train_loader(dataset, np.arange(30), 10, seed=0, workers=1)
+    loader, plan = make_train_loader(dataset, np.arange(30), 10, seed=0, workers=1)
     plan.epoch = 1
     assert len(list(loader)) == 3
 
@@ -319,7 +319,7 @@ def test_all_epochs_are_prepared_on_one_stream(monkeypatch):
     monkeypatch.setattr(torch.cuda, "stream", stream)
     module._aside.cache_clear()
     for epoch in range(3):
-        given = list(brought(range(4), lambda batch: (Used(), Used()), torch.device("cuda")))
+        given = list(transfer_batches(range(4), lambda batch: (Used(), Used()), torch.device("cuda")))
         assert len(given) == 4
         assert all(used.streams == [main] for pair in given for used in pair)
         (aside,) = set(entered)
@@ -334,7 +334,7 @@ def test_all_epochs_are_prepared_on_one_stream(monkeypatch):
 
 
 def plan_of(members, batch_size, seed=0, epoch=1):
-    plan = EpochPlan(np.asarray(members, dtype=np.int64), batch_size, seed)
+    plan = EpochSampler(np.asarray(members, dtype=np.int64), batch_size, seed)
     plan.epoch = epoch
     return plan
 
@@ -380,14 +380,14 @@ def test_every_batch_has_a_seed_of_its_own():
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 30, 100])
 def test_in_order_gives_every_member_once_and_unchanged(cache, batch_size):
     members = np.array([5, 1, 29, 0, 12, 7, 8])
-    given = list(in_order(cache, members, batch_size))
+    given = list(iterate_batches(cache, members, batch_size))
     assert torch.equal(torch.cat([i for i, _ in given]), torch.from_numpy(cache.images[members]))
     assert torch.equal(torch.cat([m for _, m in given]), torch.from_numpy(cache.masks[members]))
     assert [len(i) for i, _ in given[:-1]] == [batch_size] * (len(given) - 1)
 
 
 def test_in_order_of_nobody_gives_nothing(cache):
-    assert list(in_order(cache, np.array([], dtype=np.int64), 4)) == []
+    assert list(iterate_batches(cache, np.array([], dtype=np.int64), 4)) == []
 
 
 def test_normalising_is_torchvisions(cache):
@@ -406,7 +406,7 @@ def test_normalising_is_torchvisions(cache):
 
 
 def test_a_batch_reaches_the_device_as_a_network_wants_it(cache):
-    batch = next(in_order(cache, np.arange(3), 3))
+    batch = next(iterate_batches(cache, np.arange(3), 3))
     images, masks = to_device(batch, CPU)
     assert torch.equal(images, normalise(batch[0]))
     assert masks.shape == (3, 1, 16, 16) and masks.dtype == torch.float32
@@ -416,7 +416,7 @@ def test_a_batch_reaches_the_device_as_a_network_wants_it(cache):
 
 def test_normalised_images_can_be_trained_on_after_an_evaluation(cache):
     """What was made first without gradients must not be in the way of them later."""
-    batch = next(in_order(cache, np.arange(2), 2))
+    batch = next(iterate_batches(cache, np.arange(2), 2))
     with torch.inference_mode():
         normalise(batch[0])
     layer = torch.nn.Conv2d(3, 1, 1)

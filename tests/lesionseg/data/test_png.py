@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from lesionseg.data import png
-from lesionseg.data.image_io import read_binary, read_image
+from lesionseg.data.image_io import read_binary_mask, read_image
 from lesionseg.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -115,7 +115,7 @@ def test_broken_pictures_are_told_by_name(tmp_path):
     with pytest.raises(InputError, match=r"a\.png: .*damaged"):
         read_image(path)
     with pytest.raises(InputError, match=r"b\.png: no such file"):
-        read_binary(tmp_path / "b.png")
+        read_binary_mask(tmp_path / "b.png")
 
 
 def test_a_mask_and_an_image_come_through_it(tmp_path, monkeypatch):
@@ -125,6 +125,6 @@ def test_a_mask_and_an_image_come_through_it(tmp_path, monkeypatch):
     monkeypatch.setattr(png, "inflated", lambda path: seen.append(path.name) or real(path))
     Image.fromarray(NOISE[..., 0] // 128 * 255).save(tmp_path / "mask.png")
     Image.fromarray(NOISE[..., :3]).save(tmp_path / "image.png")
-    assert read_binary(tmp_path / "mask.png").area == (NOISE[..., 0] > 127).mean()
+    assert read_binary_mask(tmp_path / "mask.png").area == (NOISE[..., 0] > 127).mean()
     assert np.array_equal(np.asarray(read_image(tmp_path / "image.png")), NOISE[..., :3])
     assert seen == ["mask.png", "image.png"]

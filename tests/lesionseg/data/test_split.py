@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.stats import ks_2samp
 
-from lesionseg.data.index import DatasetIndex, Record
-from lesionseg.data.split import Fold, Split, has_official, make_split, positions
+from lesionseg.data.index import DatasetIndex
+from lesionseg.data.pairs import Record
+from lesionseg.data.split import Fold, Split, has_official_split, make_split, find_positions
 from lesionseg.errors import InputError
 
 SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
@@ -102,7 +103,7 @@ ELSEWHERE = """
 import json, sys
 import numpy as np
 from pathlib import Path
-from lesionseg.data.index import Record
+from lesionseg.data.pairs import Record
 from lesionseg.data.split import make_split
 
 groups, areas, shares = json.loads(sys.argv[1])
@@ -141,7 +142,7 @@ def test_parts_of_real_lesions_are_alike_in_area(isic, seed):
     split = make_split(records, areas, SHARES, seed=seed)
     assert sizes(split) == pytest.approx({p: s * 2057 for p, s in SHARES.items()}, abs=1)
     order = [r.name for r in records]
-    parts = {part: areas[positions(getattr(split, part), order)] for part in PARTS}
+    parts = {part: areas[find_positions(getattr(split, part), order)] for part in PARTS}
     for part in PARTS:
         # At random, 309 of 2057 pictures would be about 0.05 away from all of them.
         assert ks_2samp(parts[part], areas).statistic < 0.02
@@ -149,7 +150,7 @@ def test_parts_of_real_lesions_are_alike_in_area(isic, seed):
     assert sizes(limited) == {"train": 200, "val": 50, "test": sizes(split)["test"]}
     for part in ("train", "val"):
         assert set(getattr(limited, part)) < set(getattr(split, part))
-        thin = areas[positions(getattr(limited, part), order)]
+        thin = areas[find_positions(getattr(limited, part), order)]
         assert ks_2samp(thin, areas).statistic < 0.04
 
 
@@ -161,7 +162,7 @@ def test_groups_of_unlike_size_stay_alike_in_area():
     split = make_split(records, areas, SHARES)
     order = [r.name for r in records]
     for part in PARTS:
-        assert ks_2samp(areas[positions(getattr(split, part), order)], areas).statistic < 0.12
+        assert ks_2samp(areas[find_positions(getattr(split, part), order)], areas).statistic < 0.12
 
 
 # --- official parts ------------------------------------------------------------------------------
@@ -195,7 +196,7 @@ def test_a_val_cut_from_train_keeps_groups_whole():
 
 
 def of_set(name, records):
-    return [replace(r, name=f"{name}{r.name}", group=f"{name}{r.group}", set=name) for r in records]
+    return [replace(r, name=f"{name}{r.name}", group=f"{name}{r.group}", dataset=name) for r in records]
 
 
 def test_a_set_of_a_manifest_without_parts_is_dealt_beside_one_that_has_them():
@@ -245,9 +246,9 @@ def test_official_parts_are_not_looked_at_unless_asked_for():
 
 
 def test_what_a_data_set_says_of_itself():
-    assert not has_official(single(3))
-    assert not has_official(single(3, ["train", "val", None]))
-    assert has_official(single(3, ["train", None, "test"]))
+    assert not has_official_split(single(3))
+    assert not has_official_split(single(3, ["train", "val", None]))
+    assert has_official_split(single(3, ["train", None, "test"]))
 
 
 def test_official_parts_that_are_not_there_are_refused():
@@ -282,7 +283,7 @@ def test_too_few_images_are_refused(n):
     with pytest.raises(InputError) as caught:
         make_split(single(n), areas_of(n), SHARES)
     text = str(caught.value)
-    assert text.startswith(f"data.split: {n} images are too few for it: ")
+    assert text.startswith(f"data.split: {n} images are too few: ")
     assert " would be empty (train " in text and "\n" not in text
 
 
@@ -290,7 +291,7 @@ def test_the_refusal_names_every_empty_part():
     with pytest.raises(InputError) as caught:
         make_split(single(1), areas_of(1), SHARES)
     assert str(caught.value) == (
-        "data.split: 1 images are too few for it: val and test would be empty "
+        "data.split: 1 images are too few: val and test would be empty "
         "(train 1, val 0, test 0); add images or change data.split"
     )
 
@@ -300,7 +301,7 @@ def test_five_images_are_enough():
 
 
 def test_many_pictures_of_one_patient_are_too_few():
-    told = r"val and test would be empty \(in 1 groups that stay whole, train 50"
+    told = r"val and test would be empty \(in 1 undivided groups, train 50"
     with pytest.raises(InputError, match=told):
         make_split(records_of(["p"] * 50), areas_of(50), SHARES)
 
@@ -316,11 +317,11 @@ def test_a_split_comes_back_from_plain_data():
 
 
 def test_positions_are_looked_up_in_the_order_asked_for():
-    found = positions(["c", "a"], ["a", "b", "c"])
+    found = find_positions(["c", "a"], ["a", "b", "c"])
     assert found.tolist() == [2, 0] and found.dtype == np.int64
-    assert positions([], ["a"]).shape == (0,)
+    assert find_positions([], ["a"]).shape == (0,)
     with pytest.raises(KeyError):
-        positions(["d"], ["a"])
+        find_positions(["d"], ["a"])
 
 
 # --- folds ---------------------------------------------------------------------------------------

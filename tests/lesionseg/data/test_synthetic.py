@@ -1,6 +1,5 @@
-"""Synthetic dermoscopy: the pictures repeat, the masks are exact, and neither is too easy."""
+"""Synthetic images: reproducible, with exact masks, neither trivial nor impossible to segment."""
 
-import ast
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,13 +8,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lesionseg.data import synthetic
-from lesionseg.data.synthetic import Sample, _dataset, _render, render, write_dataset
-from lesionseg.data.synthetic._fields import Field, Frame
-from lesionseg.data.synthetic._outline import Outline, _signed_distance, draw_outline
+from lesionseg.data.synthetic import (
+    IMAGE_FOLDER,
+    MASK_FOLDER,
+    Sample,
+    artefacts,
+    dataset,
+    render,
+    write_dataset,
+)
+from lesionseg.data.synthetic.fields import Field, FieldSampler
+from lesionseg.data.synthetic.lesion import draw_outline, signed_distance
 
-IMAGES = "ISIC2018_Task1-2_Training_Input"
-MASKS = "ISIC2018_Task1_Training_GroundTruth"
 SMALL = (96, 128)
 
 
@@ -25,9 +29,8 @@ def samples() -> list[Sample]:
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> Path:
-    """An empty folder of the test's own, whatever else lies in `tmp_path`."""
-    folder = tmp_path / "shelf"
+def parent(tmp_path: Path) -> Path:
+    folder = tmp_path / "parent"
     folder.mkdir()
     return folder
 
@@ -64,7 +67,7 @@ def _contrast(sample: Sample) -> float:
     return float(np.linalg.norm(within.mean(0) - lab[(outside > 2) & (outside <= 10)].mean(0)))
 
 
-# --- repeatability -------------------------------------------------------------------------
+# --- repeatability -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", [0, 7, 2**63])
@@ -74,26 +77,26 @@ def test_same_arguments_give_the_same_bytes(seed: int) -> None:
     assert first.mask.tobytes() == second.mask.tobytes()
 
 
-def test_other_seeds_give_other_lesions() -> None:
+def test_different_seeds_give_different_lesions() -> None:
     masks = {render(seed, *SMALL).mask.tobytes() for seed in range(12)}
     assert len(masks) == 12
 
 
-def test_a_larger_set_begins_with_the_smaller_one(shelf: Path) -> None:
-    write_dataset(shelf / "two", 2, seed=5, height=48, width=64)
-    write_dataset(shelf / "four", 4, seed=5, height=48, width=64)
-    two, four = _files(shelf / "two"), _files(shelf / "four")
+def test_a_larger_set_begins_with_the_smaller_one(parent: Path) -> None:
+    write_dataset(parent / "two", 2, seed=5, height=48, width=64)
+    write_dataset(parent / "four", 4, seed=5, height=48, width=64)
+    two, four = _files(parent / "two"), _files(parent / "four")
     assert len(two) == 4
     assert two.items() <= four.items()
 
 
-def test_sets_of_other_seeds_share_no_picture(shelf: Path) -> None:
-    write_dataset(shelf / "a", 3, seed=0, height=48, width=64)
-    write_dataset(shelf / "b", 3, seed=1, height=48, width=64)
-    assert not set(_files(shelf / "a").values()) & set(_files(shelf / "b").values())
+def test_sets_of_other_seeds_share_no_picture(parent: Path) -> None:
+    write_dataset(parent / "a", 3, seed=0, height=48, width=64)
+    write_dataset(parent / "b", 3, seed=1, height=48, width=64)
+    assert not set(_files(parent / "a").values()) & set(_files(parent / "b").values())
 
 
-# --- masks ---------------------------------------------------------------------------------
+# --- masks ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (33, 47), (97, 64), (96, 128), (40, 300)])
@@ -114,8 +117,8 @@ def test_no_mask_is_empty_and_each_is_one_piece_without_holes() -> None:
 
 
 def test_the_mask_is_the_half_level_of_a_symmetric_edge() -> None:
-    frame = Frame(160, 160)
-    outline = draw_outline(np.random.default_rng(3), frame, raggedness=0.4, softness=0.2)
+    sampler = FieldSampler(np.random.default_rng(3), 160, 160)
+    outline = draw_outline(sampler, raggedness=0.4, softness=0.2)
     assert np.array_equal(outline.coverage > 0.5, outline.mask)
     edge = np.abs(outline.inside_px) < 4.0
     assert 0.0 < outline.coverage[edge].min() < outline.coverage[edge].max() < 1.0
@@ -125,29 +128,22 @@ def test_the_mask_is_the_half_level_of_a_symmetric_edge() -> None:
         assert inner + outer == pytest.approx(1.0, abs=0.02)
 
 
-def test_depth_stays_finite_where_a_lesion_fills_the_frame() -> None:
-    frame = Frame(40, 50)
-    mask = np.ones(frame.shape, dtype=np.bool_)
-    covered = np.ones(frame.shape, dtype=np.float32)
-    outline = Outline(mask, _signed_distance(mask), covered, 30.0, (25.0, 20.0))
-    assert outline.inside_px.max() <= np.hypot(40, 50)
-    assert np.array_equal(outline.depth(), np.ones(frame.shape))
+def test_distance_is_finite_if_a_lesion_fills_the_image() -> None:
+    distance = signed_distance(np.ones((40, 50), dtype=np.bool_))
+    assert np.allclose(distance, np.hypot(40, 50))
 
 
 def test_artefacts_change_the_picture_but_not_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = [render(seed, *SMALL) for seed in range(8)]
-
-    def leave_out(*arguments: object) -> object:
-        return next(each for each in arguments if isinstance(each, np.ndarray))
-
-    for layer in ("place_markings", "lay_hairs", "spread_gel"):
-        monkeypatch.setattr(_render, layer, leave_out)
+    samples = [render(seed, *SMALL) for seed in range(8)]
+    for layer in ("add_markings", "add_hair", "add_gel"):
+        monkeypatch.setattr(artefacts, layer, lambda sampler, image, *rest: image)
     bare = [render(seed, *SMALL) for seed in range(8)]
-    assert all(np.array_equal(a.mask, b.mask) for a, b in zip(drawn, bare, strict=True))
-    assert sum(not np.array_equal(a.image, b.image) for a, b in zip(drawn, bare, strict=True)) >= 4
+    pairs = list(zip(samples, bare, strict=True))
+    assert all(np.array_equal(a.mask, b.mask) for a, b in pairs)
+    assert sum(not np.array_equal(a.image, b.image) for a, b in pairs) >= 4
 
 
-# --- likeness ------------------------------------------------------------------------------
+# --- realism -------------------------------------------------------------------------------------
 
 
 def test_areas_are_spread_like_those_of_real_lesions(samples: list[Sample]) -> None:
@@ -188,44 +184,44 @@ def test_a_threshold_solves_the_task_only_in_part(samples: list[Sample]) -> None
     assert min(scores) < 0.5
 
 
-# --- data sets on disk ---------------------------------------------------------------------
+# --- data sets on disk ---------------------------------------------------------------------------
 
 
-def test_the_official_layout_is_written(shelf: Path) -> None:
+def test_the_official_layout_is_written(parent: Path) -> None:
     counts: list[int] = []
-    write_dataset(shelf / "set", 3, seed=9, height=48, width=64, on_progress=counts.append)
+    write_dataset(parent / "set", 3, seed=9, height=48, width=64, on_progress=counts.append)
     assert counts == [1, 2, 3]
-    assert sorted(_files(shelf / "set")) == [
-        *(f"{IMAGES}/SYNTH_000000{i}.jpg" for i in range(3)),
-        *(f"{MASKS}/SYNTH_000000{i}_segmentation.png" for i in range(3)),
+    assert sorted(_files(parent / "set")) == [
+        *(f"{IMAGE_FOLDER}/SYNTH_000000{i}.jpg" for i in range(3)),
+        *(f"{MASK_FOLDER}/SYNTH_000000{i}_segmentation.png" for i in range(3)),
     ]
-    assert [path.name for path in shelf.iterdir()] == ["set"]
+    assert [path.name for path in parent.iterdir()] == ["set"]
 
 
-def test_written_files_hold_what_was_drawn(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[Sample] = []
+def test_files_contain_the_rendered_samples(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples: list[Sample] = []
 
-    def remember(seed: int, height: int, width: int) -> Sample:
-        drawn.append(render(seed, height, width))
-        return drawn[-1]
+    def record(seed: int, height: int, width: int) -> Sample:
+        samples.append(render(seed, height, width))
+        return samples[-1]
 
-    monkeypatch.setattr(_dataset, "render", remember)
-    write_dataset(shelf / "set", 1, height=96, width=128)
-    mask = cv2.imread(str(shelf / "set" / MASKS / "SYNTH_0000000_segmentation.png"), -1)
-    image = cv2.imread(str(shelf / "set" / IMAGES / "SYNTH_0000000.jpg"))
+    monkeypatch.setattr(dataset, "render", record)
+    write_dataset(parent / "set", 1, height=96, width=128)
+    mask = cv2.imread(str(parent / "set" / MASK_FOLDER / "SYNTH_0000000_segmentation.png"), -1)
+    image = cv2.imread(str(parent / "set" / IMAGE_FOLDER / "SYNTH_0000000.jpg"))
     assert mask is not None
     assert image is not None
-    assert np.array_equal(mask, drawn[0].mask)
-    error = np.abs(image[..., ::-1].astype(int) - drawn[0].image.astype(int))
+    assert np.array_equal(mask, samples[0].mask)
+    error = np.abs(image[..., ::-1].astype(int) - samples[0].image.astype(int))
     assert error.mean() < 3.0
 
 
-def test_parents_are_made_and_an_empty_folder_is_taken(shelf: Path) -> None:
-    root = shelf / "a" / "b"
+def test_parents_are_created_and_an_empty_folder_is_accepted(parent: Path) -> None:
+    root = parent / "a" / "b"
     root.mkdir(parents=True)
     write_dataset(root, 1, height=32, width=32)
-    write_dataset(shelf / "c" / "d", 1, height=32, width=32)
-    assert len(_files(root)) == len(_files(shelf / "c" / "d")) == 2
+    write_dataset(parent / "c" / "d", 1, height=32, width=32)
+    assert len(_files(root)) == len(_files(parent / "c" / "d")) == 2
 
 
 @pytest.mark.parametrize(
@@ -241,18 +237,18 @@ def test_parents_are_made_and_an_empty_folder_is_taken(shelf: Path) -> None:
         (lambda root: render(-2), ["seed", "0 or more", "got -2"]),
     ],
 )
-def test_impossible_requests_are_refused(
-    shelf: Path, call: Callable[[Path], object], parts: list[str]
+def test_arguments_out_of_range_are_refused(
+    parent: Path, call: Callable[[Path], object], parts: list[str]
 ) -> None:
     with pytest.raises(ValueError) as refusal:
-        call(shelf / "set")
+        call(parent / "set")
     assert all(part in str(refusal.value) for part in parts), refusal.value
-    assert list(shelf.iterdir()) == []
+    assert list(parent.iterdir()) == []
 
 
 @pytest.mark.parametrize("occupied_by", ["a file within", "a file itself"])
-def test_an_occupied_root_is_refused_and_left_alone(shelf: Path, occupied_by: str) -> None:
-    root = shelf / "set"
+def test_an_occupied_root_is_refused_and_left_alone(parent: Path, occupied_by: str) -> None:
+    root = parent / "set"
     kept = root / "notes.txt" if occupied_by == "a file within" else root
     kept.parent.mkdir(exist_ok=True)
     kept.write_text("mine")
@@ -264,7 +260,7 @@ def test_an_occupied_root_is_refused_and_left_alone(shelf: Path, occupied_by: st
 
 @pytest.mark.parametrize("failing_call", [1, 4, 6])
 def test_a_failing_encoder_leaves_nothing_behind(
-    shelf: Path, monkeypatch: pytest.MonkeyPatch, failing_call: int
+    parent: Path, monkeypatch: pytest.MonkeyPatch, failing_call: int
 ) -> None:
     encode, calls = cv2.imencode, iter(range(1, 100))
 
@@ -277,32 +273,15 @@ def test_a_failing_encoder_leaves_nothing_behind(
 
     monkeypatch.setattr(cv2, "imencode", fail_once)
     with pytest.raises(OSError, match="cannot encode"):
-        write_dataset(shelf / "set", 3, height=32, width=32)
-    assert list(shelf.iterdir()) == []
+        write_dataset(parent / "set", 3, height=32, width=32)
+    assert list(parent.iterdir()) == []
 
 
-def test_an_interrupt_leaves_nothing_behind(shelf: Path) -> None:
+def test_an_interrupt_leaves_nothing_behind(parent: Path) -> None:
     def interrupt(done: int) -> None:
         if done == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_dataset(shelf / "set", 3, height=32, width=32, on_progress=interrupt)
-    assert list(shelf.iterdir()) == []
-
-
-# --- weight --------------------------------------------------------------------------------
-
-
-def test_drawing_needs_only_numpy_and_opencv() -> None:
-    folder = Path(synthetic.__file__).parent
-    modules: set[str] = set()
-    for path in folder.glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom):
-                modules.add(str(node.module))
-            elif isinstance(node, ast.Import):
-                modules.update(alias.name for alias in node.names)
-    heavy = {name.split(".")[0] for name in modules} & {"optuna", "typer", "yaml", "torch"}
-    assert modules
-    assert not heavy
+        write_dataset(parent / "set", 3, height=32, width=32, on_progress=interrupt)
+    assert list(parent.iterdir()) == []

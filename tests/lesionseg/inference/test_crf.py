@@ -34,7 +34,7 @@ def dice(a, b):
     return 2 * (a & b).sum() / (a.sum() + b.sum())
 
 
-def brute_force(probability, image, *, weight, colour, steps, spread, near, share):
+def brute_force(probability, image, *, weight, colour, steps, appearance_sigma, smoothness_sigma, smoothness_share):
     """Equation by equation over all pairs of pixels, in float64: two classes, Potts."""
     side = probability.shape[0]
     where = np.stack(np.mgrid[:side, :side], -1).reshape(-1, 2).astype(float)
@@ -44,14 +44,14 @@ def brute_force(probability, image, *, weight, colour, steps, spread, near, shar
     p = np.clip(probability.reshape(-1).astype(float), MARGIN, 1 - MARGIN)
     unary = -np.log(np.stack([1 - p, p], 1))
     kernels = [
-        np.exp(-apart / (2 * (spread * side) ** 2) - unlike / (2 * colour**2)),
-        np.exp(-apart / (2 * (near * side) ** 2)),
+        np.exp(-apart / (2 * (appearance_sigma * side) ** 2) - unlike / (2 * colour**2)),
+        np.exp(-apart / (2 * (smoothness_sigma * side) ** 2)),
     ]
     potts = 1 - np.eye(2)
     q = np.stack([1 - p, p], 1)
     for _ in range(steps):
         pairwise = 0.0
-        for kernel, part in zip(kernels, (1 - share, share), strict=True):
+        for kernel, part in zip(kernels, (1 - smoothness_share, smoothness_share), strict=True):
             k = kernel * (1 - np.eye(len(kernel)))
             message = k @ q / k.sum(1, keepdims=True)
             pairwise = pairwise + weight * part * message @ potts
@@ -62,13 +62,13 @@ def brute_force(probability, image, *, weight, colour, steps, spread, near, shar
 
 @pytest.mark.parametrize("steps", [1, 4])
 @pytest.mark.parametrize(
-    ("spread", "near", "share"), [(0.2, 0.1, 0.25), (0.5, 0.05, 0.0), (0.1, 0.4, 1.0)]
+    ("appearance_sigma", "smoothness_sigma", "smoothness_share"), [(0.2, 0.1, 0.25), (0.5, 0.05, 0.0), (0.1, 0.4, 1.0)]
 )
-def test_it_is_the_papers_mean_field_where_the_window_holds_the_picture(steps, spread, near, share):
+def test_it_is_the_papers_mean_field_where_the_window_holds_the_picture(steps, appearance_sigma, smoothness_sigma, smoothness_share):
     image = RNG(1).integers(90, 150, (12, 12, 3)).astype(np.uint8)
     probability = RNG(2).random((12, 12)).astype(np.float32)
-    settings = {"weight": 3.0, "colour": 25.0, "steps": steps, "spread": spread}
-    settings |= {"near": near, "share": share}
+    settings = {"weight": 3.0, "colour": 25.0, "steps": steps, "appearance_sigma": appearance_sigma}
+    settings |= {"smoothness_sigma": smoothness_sigma, "smoothness_share": smoothness_share}
     found = crf(probability, image, **settings, radius=11, dilation=1)
     np.testing.assert_allclose(found, brute_force(probability, image, **settings), atol=2e-5)
 
@@ -77,7 +77,7 @@ def test_a_window_leaves_out_what_lies_beyond_it():
     """Of a row of five pixels, with a window of one, two apart: neighbours are two away."""
     probability = np.array([[0.5, 0.9, 0.5, 0.5, 0.5]], np.float32)
     image = np.full((1, 5, 3), 100, np.uint8)
-    found = crf(probability, image, weight=1.0, colour=10.0, steps=1, share=0.0, radius=1,
+    found = crf(probability, image, weight=1.0, colour=10.0, steps=1, smoothness_share=0.0, radius=1,
                 dilation=2)  # fmt: skip
     assert found[0, [0, 2, 4]] == pytest.approx([0.5] * 3)
     # Its only neighbour hears 2 * 0.9 - 1; it hears 0 itself.
@@ -163,7 +163,7 @@ def test_no_weight_and_no_step_change_nothing():
 def test_bandwidths_go_with_the_image_and_not_with_its_pixels():
     """The same scene at twice the size has the same answer, but for the sampling."""
     (small, mask), (large, big) = scene(48), scene(96)
-    kind = {"weight": 8.0, "colour": 30.0, "spread": 0.06, "near": 0.03}
+    kind = {"weight": 8.0, "colour": 30.0, "appearance_sigma": 0.06, "smoothness_sigma": 0.03}
     a = crf(boundary(mask, 2, 2.5), small, **kind)
     b = crf(boundary(big, 4, 5.0), large, **kind)
     assert np.abs(a - b[::2, ::2]).mean() < 0.02

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from lesionseg.inference.mask_stats import OWN, measure_mask
+from lesionseg.inference.mask_stats import MIN_AREA_SHARE, measure_mask
 
 
 def blob(shape, *boxes):
@@ -28,7 +28,7 @@ def test_numbers_are_those_of_another_library(seed):
     assert found.confidence == pytest.approx(probability[mask].mean(dtype=np.float64), rel=1e-5)
     labels, n = ndimage.label(mask, np.ones((3, 3)))
     areas = np.bincount(labels.ravel(), minlength=n + 1)[1:]
-    assert found.has_several_lesions == (np.sum(areas >= OWN * areas.max()) > 1)
+    assert found.has_several_lesions == (np.sum(areas >= MIN_AREA_SHARE * areas.max()) > 1)
     inner = np.zeros_like(mask)
     inner[1:-1, 1:-1] = True
     assert found.touches_border == bool((mask & ~inner).any())

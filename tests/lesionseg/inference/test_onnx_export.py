@@ -71,7 +71,7 @@ def exported(tmp_path_factory):
 def test_the_file_gives_what_torch_gives_for_any_number_of_images(exported, n):
     segmenter, path = exported
     images = lesions(n, 32)
-    ours, theirs = segmenter.probabilities(images), OnnxModel(path).probabilities(images)
+    ours, theirs = segmenter.predict_probabilities(images), OnnxModel(path).predict_probabilities(images)
     assert ours.shape == theirs.shape == (n, 32, 32)
     assert np.abs(ours - theirs).max() < 1e-5
     assert ours.std() > 0.01  # not all the same, whatever goes in
@@ -92,7 +92,7 @@ def test_the_views_and_the_normalisation_are_inside(exported):
                 back = torch.rot90(torch.sigmoid(segmenter.model(view)), -turns, (-2, -1))
                 views.append(back.flip(-1) if flip else back)
     wanted = torch.stack(views).mean(0)[:, 0].numpy()
-    assert np.abs(OnnxModel(path).probabilities(images) - wanted).max() < 1e-5
+    assert np.abs(OnnxModel(path).predict_probabilities(images) - wanted).max() < 1e-5
     assert np.abs(views[0][:, 0].numpy() - wanted).max() > 1e-3
 
 
@@ -141,12 +141,12 @@ def test_nothing_is_printed_on_the_way(exported, tmp_path, capfd):
 
 def check_family(name, tmp_path):
     params = small_params(name)
-    size = max(64, MODELS[name].smallest)
+    size = max(64, MODELS[name].min_image_size)
     segmenter = taught(name, size, **params)
     images = lesions(4, size)
     export_onnx(segmenter, tmp_path / "model.onnx")
     found = compare_with_torch(segmenter, tmp_path / "model.onnx", images, batch_size=3)
-    assert segmenter.probabilities(images).std() > 1e-3
+    assert segmenter.predict_probabilities(images).std() > 1e-3
     assert found.max_difference < 1e-3
     assert found.mean_dice > 0.999
 

@@ -168,7 +168,7 @@ def test_empty_masks_stay_empty_and_full_ones_full(name, shape):
 def test_every_row_takes_its_corners_and_leaves_its_input_alone(name):
     option = POSTPROCESS[name]
     corners = [dict(zip(option.space, values, strict=True)) for values in zip(
-        *(domain.corners() for domain in option.space.values()), strict=True)]  # fmt: skip
+        *(domain.extremes() for domain in option.space.values()), strict=True)]  # fmt: skip
     probability = np.random.default_rng(0).random((16, 16)).astype(np.float32)
     kept = probability.copy()
     probability.flags.writeable = False
@@ -178,7 +178,7 @@ def test_every_row_takes_its_corners_and_leaves_its_input_alone(name):
         assert refined.shape == (16, 16)
         assert to_mask(chain, refined, (20, 33)).shape == (20, 33)
     np.testing.assert_array_equal(probability, kept)
-    assert option.about
+    assert option.description
 
 
 def test_an_operation_leaves_its_mask_alone():

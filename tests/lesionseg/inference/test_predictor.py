@@ -181,9 +181,9 @@ def test_half_precision_is_used_where_the_device_has_it_and_training_did(monkeyp
     )
     model = build_model(CONFIG.model, image_size=32)
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
-    half = Segmenter(model, CONFIG).probabilities(images)
+    half = Segmenter(model, CONFIG).predict_probabilities(images)
     monkeypatch.undo()
-    whole = Segmenter(model, CONFIG).probabilities(images)
+    whole = Segmenter(model, CONFIG).predict_probabilities(images)
     assert asked == ["auto"]
     assert half.dtype == np.float32
     assert 0 < np.abs(half - whole).max() < 0.05

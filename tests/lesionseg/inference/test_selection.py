@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import cv2
 import numpy as np
@@ -124,7 +125,7 @@ def test_specks_are_taken_away():
 
 def test_an_operation_that_was_taken_is_not_tried_again():
     choice = select_inference(Red(), *specked(), device=CPU)
-    tried = [row["what"] for row in choice.rows]
+    tried = [row.name for row in choice.candidates]
     assert names(choice) == ["largest"]
     assert tried.count("largest") == 1
     assert tried.count("fill_holes") == 2
@@ -159,7 +160,7 @@ def test_a_perfect_network_stays_plain():
     choice = select_inference(Red(), perfect(masks), masks.astype(np.uint8), device=CPU)
     assert choice.inference == DEFAULT_INFERENCE
     assert choice.dice == choice.default_dice == 1
-    assert [row["what"] for row in choice.rows if row["taken"]] == ["plain"]
+    assert [row.name for row in choice.candidates if row.selected] == ["default"]
 
 
 def test_a_network_that_breaks_the_symmetry_gets_flips_and_not_the_dearer_rotations():
@@ -176,7 +177,7 @@ def test_only_the_rows_asked_for_are_tried():
     choice = select_inference(
         Shaded(), images, masks.astype(np.uint8), device=CPU, ttas=("d4",), postprocess=False
     )
-    assert [row["what"] for row in choice.rows] == ["plain", "tta d4"]
+    assert [row.name for row in choice.candidates] == ["default", "tta d4"]
     assert choice.inference.tta in ("none", "d4")
 
 
@@ -210,19 +211,17 @@ def test_steps_add_up_and_each_is_surer_than_its_error(name):
     torch.manual_seed(0)
     make, data = CASES[name]
     choice = select_inference(make(), *data(), device=CPU)
-    here = choice.rows[0]["dice"]
-    for row in choice.rows:
-        assert set(row) == {"what", "dice", "gain", "se", "taken"}
-    for row in choice.rows[1:]:
-        if row["taken"]:
-            assert row["gain"] > max(row["se"], 0.0005)
-            assert row["dice"] == pytest.approx(here + row["gain"])
-            here = row["dice"]
+    here = choice.candidates[0].dice
+    for row in choice.candidates[1:]:
+        if row.selected:
+            assert row.gain > max(row.standard_error, 0.0005)
+            assert row.dice == pytest.approx(here + row.gain)
+            here = row.dice
     assert here == pytest.approx(choice.dice)
-    picture = [row["what"].split()[0] for row in choice.rows if row["taken"]]
-    assert [what for what in picture if what not in ("plain", "tta")] == names(choice)
+    picture = [row.name.split()[0] for row in choice.candidates if row.selected]
+    assert [what for what in picture if what not in ("default", "tta")] == names(choice)
     assert ("tta" in picture) == (choice.inference.tta != "none")
-    json.dumps(choice.rows, allow_nan=False)
+    json.dumps([asdict(c) for c in choice.candidates], allow_nan=False)
 
 
 def test_a_gain_within_its_own_error_is_not_taken():
@@ -232,8 +231,8 @@ def test_a_gain_within_its_own_error_is_not_taken():
     red[0] = np.where(masks[0], 0.4, 0.1)
     red[0][masks[0] & (np.arange(SIDE) < 18)] = 0.9
     choice = select_inference(Red(), pictures(red), masks.astype(np.uint8), device=CPU)
-    row = next(row for row in choice.rows if row["what"] == "threshold value 0.35")
-    assert 0.0005 < row["gain"] <= row["se"] * (1 + 1e-9)
+    row = next(row for row in choice.candidates if row.name == "threshold value 0.35")
+    assert 0.0005 < row.gain <= row.standard_error * (1 + 1e-9)
     assert choice.inference == DEFAULT_INFERENCE
 
 
@@ -241,7 +240,7 @@ def test_a_gain_that_is_sure_and_tiny_is_not_taken(monkeypatch):
     images, masks = specked()
     before = select_inference(Red(), images, masks, device=CPU)
     assert names(before)
-    monkeypatch.setattr(module, "WORTH", 0.5)
+    monkeypatch.setattr(module, "MIN_GAIN", 0.5)
     assert select_inference(Red(), images, masks, device=CPU).inference == DEFAULT_INFERENCE
 
 
@@ -249,9 +248,9 @@ def test_from_one_image_nothing_is_learnt():
     images, masks = uncertain(1)
     choice = select_inference(Red(), images, masks, device=CPU)
     assert choice.inference == DEFAULT_INFERENCE
-    assert all(row["se"] is None for row in choice.rows)
-    assert max(row["dice"] for row in choice.rows) == 1  # it was seen, and not believed
-    json.dumps(choice.rows, allow_nan=False)
+    assert all(row.standard_error is None for row in choice.candidates)
+    assert max(row.dice for row in choice.candidates) == 1  # it was seen, and not believed
+    json.dumps([asdict(c) for c in choice.candidates], allow_nan=False)
 
 
 @pytest.mark.parametrize(("level", "dice"), [(0, 1.0), (1, 0.0)])
@@ -316,14 +315,14 @@ def test_masks_have_no_part_in_a_prediction():
     images, masks = specked()
     right = select_inference(Red(), images, masks, device=CPU, postprocess=False)
     wrong = select_inference(Red(), images, np.roll(masks, 1, 0), device=CPU, postprocess=False)
-    assert [row["what"] for row in right.rows] == [row["what"] for row in wrong.rows]
+    assert [row.name for row in right.rows] == [row.name for row in wrong.rows]
     assert wrong.default_dice < right.default_dice
 
 
 def test_many_images_are_kept_in_half_precision_and_choose_the_same(monkeypatch):
     images, masks = specked()
     full = select_inference(Shaded(), images, masks, device=CPU)
-    monkeypatch.setattr(module, "LARGE", 10)
+    monkeypatch.setattr(module, "MAX_FLOAT32_VALUES", 10)
     half = select_inference(Shaded(), images, masks, device=CPU)
     assert half.inference == full.inference
     assert half.dice == pytest.approx(full.dice, abs=2e-3)

@@ -23,7 +23,7 @@ def variants(name):
 
 
 def corners(space):
-    return list(itertools.product(*(d.corners() for d in space.values())))
+    return list(itertools.product(*(d.extremes() for d in space.values())))
 
 
 def disc(row, column, radius, size=24):

@@ -217,7 +217,7 @@ def test_no_image_has_no_interval():
 
 
 @pytest.mark.parametrize(
-    ("named", "message"),
+    ("arguments", "message"),
     [
         ({"resamples": 0}, "resamples must be 1 or more, got 0"),
         ({"level": 0.0}, "level must lie between 0 and 1, got 0.0"),
@@ -225,11 +225,11 @@ def test_no_image_has_no_interval():
         ({"level": 95}, "level must lie between 0 and 1, got 95"),
     ],
 )
-def test_resamples_and_levels_that_cannot_be_are_refused(format_step, message):
+def test_resamples_and_levels_that_cannot_be_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        bootstrap_intervals({"a": np.zeros(2)}, ["x", "y"], **format_step)
+        bootstrap_intervals({"a": np.zeros(2)}, ["x", "y"], **arguments)
     with pytest.raises(ValueError, match=message):
-        paired_difference(np.zeros(2), np.zeros(2), ["x", "y"], **format_step)
+        paired_difference(np.zeros(2), np.zeros(2), ["x", "y"], **arguments)
 
 
 def by_all_signs(differences):

@@ -22,7 +22,7 @@ def build_seeded(option, seed=0, **params):
 
 def corners(option, **fixed):
     """Every combination of the extreme values of a row's parameters but those that are fixed."""
-    free = {name: d.corners() for name, d in option.space.items() if name not in fixed}
+    free = {name: d.extremes() for name, d in option.space.items() if name not in fixed}
     for values in itertools.product(*free.values()):
         yield {**fixed, **dict(zip(free, values, strict=True))}
 
@@ -30,7 +30,7 @@ def corners(option, **fixed):
 def least(option, params):
     """The smallest image size of a row with these parameters."""
     stride = option.stride(**option.resolve(params))
-    return math.ceil(max(stride, option.smallest) / stride) * stride
+    return math.ceil(max(stride, option.min_image_size) / stride) * stride
 
 
 def check_training(model, size, n=2):

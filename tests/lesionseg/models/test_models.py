@@ -19,7 +19,7 @@ def sizes(name, params):
     """The smallest size of a row and the next that is a multiple of its stride."""
     option = MODELS[name]
     stride = option.stride(**params)
-    smallest = -(-max(stride, option.smallest) // stride) * stride
+    smallest = -(-max(stride, option.min_image_size) // stride) * stride
     return smallest, smallest + stride
 
 
@@ -46,7 +46,7 @@ def variations(name):
     one of which has its own test beside the library."""
     for key, domain in MODELS[name].space.items():
         if key not in {"encoder", "weights"}:
-            for value in domain.corners():
+            for value in domain.extremes():
                 yield name, small(name) | {key: value}
 
 

@@ -33,7 +33,7 @@ def build_seeded(name, params, size):
 def least(name, params):
     row = ROWS[name]
     resolved = row.resolve(params)
-    return max(row.stride(**resolved), row.smallest)
+    return max(row.stride(**resolved), row.min_image_size)
 
 
 def outputs(given):
@@ -72,7 +72,7 @@ def test_in_evaluation_one_tensor_is_given_and_images_do_not_mix(name, params):
 @pytest.mark.parametrize("name", ROWS)
 def test_the_range_of_each_number_builds(name):
     space = {k: d for k, d in ROWS[name].space.items() if not hasattr(d, "choices")}
-    for values in itertools.product(*(d.corners() for d in space.values())):
+    for values in itertools.product(*(d.extremes() for d in space.values())):
         params = dict(zip(space, values, strict=True))
         size = least(name, params)
         with torch.device("meta"):

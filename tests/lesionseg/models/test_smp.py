@@ -34,7 +34,7 @@ def build_seeded(name, **params):
 
 def least(name, **params):
     row = ROWS[name]
-    return max(row.stride(**row.resolve(params)), row.smallest)
+    return max(row.stride(**row.resolve(params)), row.min_image_size)
 
 
 def shallow(name):
@@ -207,7 +207,7 @@ def test_every_pair_runs_and_nothing_that_it_needs_is_removed(name, encoder):
     with torch.no_grad():
         whole = model.eval()(images(size))
         with torch.enable_grad():
-            _drop_unused(model, row.smallest)
+            _drop_unused(model, row.min_image_size)
         assert torch.equal(model.eval()(images(size)), whole)
         assert all(p.requires_grad for p in model.parameters())
         # The next size shows that the stride is one, the smallest that batch norm can train.

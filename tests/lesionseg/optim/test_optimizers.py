@@ -20,7 +20,7 @@ DECAYING = [name for name, row in OPTIMIZERS.items() if "weight_decay" in row.sp
 
 def corners(name):
     space = OPTIMIZERS[name].space
-    for values in itertools.product(*(d.corners() for d in space.values())):
+    for values in itertools.product(*(d.extremes() for d in space.values())):
         yield ComponentConfig(name, dict(zip(space, values, strict=True)))
 
 

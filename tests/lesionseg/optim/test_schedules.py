@@ -21,7 +21,7 @@ LENGTHS += [(50, 1)]
 def components(name):
     """The defaults and every corner."""
     space = SCHEDULES[name].space
-    for values in itertools.product(*(d.corners() for d in space.values())):
+    for values in itertools.product(*(d.extremes() for d in space.values())):
         yield ComponentConfig(name, dict(zip(space, values, strict=True)))
     yield ComponentConfig(name, {key: domain.default for key, domain in space.items()})
 

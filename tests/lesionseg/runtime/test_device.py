@@ -56,9 +56,9 @@ def test_what_is_no_device_of_ours_is_refused(name):
 @pytest.mark.parametrize(
     ("name", "cuda", "message"),
     [
-        ("cuda", 0, "device: 'cuda' is not here (0 CUDA devices); use cpu"),
-        ("cuda:2", 2, "device: 'cuda:2' is not here (2 CUDA devices); use cpu"),
-        ("mps", 1, "device: 'mps' is not here; use cpu"),
+        ("cuda", 0, "device: 'cuda' is not available (0 CUDA devices); use cpu"),
+        ("cuda:2", 2, "device: 'cuda:2' is not available (2 CUDA devices); use cpu"),
+        ("mps", 1, "device: 'mps' is not available; use cpu"),
     ],
 )
 def test_a_device_that_this_machine_lacks_is_refused(monkeypatch, name, cuda, message):

@@ -1,21 +1,21 @@
-"""Memory that is kept is not asked of the system again; what is given back is the system's."""
+"""glibc keeps freed memory when told to, and returns it afterwards."""
 
 import subprocess
 import sys
 
 import pytest
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator is Linux's")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's allocator")
 
 MEASURE = """
 import resource
-from pathlib import Path
 import psutil
 import torch
-from lesionseg.heap import retain_freed_memory, freed_memory_retained
+from lesionseg.runtime import malloc
+from lesionseg.runtime.malloc import freed_memory_retained, retain_freed_memory
 
-def faults():
-    for _ in range(10):  # until the heap is as large as it gets
+def page_faults():
+    for _ in range(10):  # until the heap has its final size
         torch.ones(16_000_000)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(10):
@@ -25,62 +25,48 @@ def faults():
 def resident():
     return psutil.Process().memory_info().rss
 
-few, many = 1000, 10_000  # of the 156,250 pages that are asked for
+few, many = 1000, 10_000  # of 156,250 pages
 """
 
 
-def check(code):
-    """Runs it in a process of its own: what glibc was told once stays with a process."""
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE + code], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_a_process_that_keeps_its_memory_does_not_ask_for_it_again():
-    check("assert faults() > many; assert retain_freed_memory(); assert faults() < few")
-
-
-def test_it_is_kept_while_entered_and_given_back_after():
-    check("""
+@pytest.mark.parametrize(
+    "code",
+    [
+        "assert page_faults() > many; assert retain_freed_memory(); assert page_faults() < few",
+        """
 before = resident()
 with freed_memory_retained():
-    assert faults() < few
+    assert page_faults() < few
     assert resident() > before + 60_000_000
     with freed_memory_retained():
         pass
-    assert faults() < few
+    assert page_faults() < few
 assert resident() < before + 30_000_000
-""")
-
-
-def test_an_error_gives_it_back_too():
-    check("""
 try:
     with freed_memory_retained():
         raise KeyError
 except KeyError:
     pass
-assert faults() > many
-""")
-
-
-def test_what_a_process_keeps_to_its_end_stays_kept():
-    check("""
+assert page_faults() > many
+""",
+        """
 retain_freed_memory()
 with freed_memory_retained():
     pass
-assert faults() < few
-""")
-
-
-def test_without_glibc_nothing_is_done():
-    check("""
-import lesionseg.heap
-class Other:
-    pass
-lesionseg.runtime.malloc._glibc = Other
+assert page_faults() < few
+""",
+        """
+malloc._glibc = object
 assert not retain_freed_memory()
 with freed_memory_retained():
-    assert faults() > many
-""")
+    assert page_faults() > many
+""",
+    ],
+    ids=["process", "context", "context_in_process", "other_c_library"],
+)
+def test_retained_memory(code):
+    """Each in a process of its own, since the options of glibc belong to the process."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE + code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

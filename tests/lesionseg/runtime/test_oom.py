@@ -10,13 +10,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lesionseg.config import TrialConfig
-from lesionseg.inference.evaluate import predict
+from lesionseg.inference.evaluate import predict_probabilities
 from lesionseg.models import build_model
 from lesionseg.runtime.oom import AdaptiveBatcher, is_out_of_memory, run_unless_oom
 from lesionseg.space import ComponentConfig
-from lesionseg.training.train import train
 from lesionseg.training.types import Suspended
-from tests.lesionseg.small import timeless
+from tests.lesionseg.small import run_training, without_seconds
 
 CPU = torch.device("cpu")
 # With all that a step looks at or draws: statistics of the batch, dropout, an average, a mix.
@@ -58,7 +57,7 @@ def sizes(model, training):
 def trained(data, model, ema=0.9, **options):
     torch.manual_seed(CONFIG.seed)
     config = dataclasses.replace(CONFIG, ema=ema)
-    return timeless(train(config, data, model=model, **options).history)
+    return without_seconds(run_training(config, data, model=model, **options).history)
 
 
 # --- a training ----------------------------------------------------------------------------------
@@ -68,7 +67,7 @@ def trained(data, model, ema=0.9, **options):
 def test_a_step_that_does_not_fit_is_that_of_more_parts_to_the_last_digit(data, most, parts):
     tight = Tight(training=most)
     found = trained(data, tight)
-    assert found == trained(data, Tight(), parts=parts)
+    assert found == trained(data, Tight(), accumulation_factor=parts)
     assert found != trained(data, Tight())  # otherwise nothing was shown
     assert set(sizes(tight, True)) == {4 // parts}
 
@@ -82,13 +81,13 @@ def test_what_fitted_is_remembered(data):
 
 def test_what_fitted_is_remembered_over_a_break(data, tmp_path):
     asked = iter([False, True])
-    options = {"state": tmp_path / "s.pt", "suspend": lambda: next(asked)}
+    options = {"state_path": tmp_path / "s.pt", "should_suspend": lambda: next(asked)}
     with pytest.raises(Suspended):
         trained(data, Tight(training=2), **options)
     roomy = Tight()
-    found = trained(data, roomy, state=tmp_path / "s.pt")
+    found = trained(data, roomy, state_path=tmp_path / "s.pt")
     assert set(sizes(roomy, True)) == {2}
-    assert found == trained(data, Tight(), parts=2)
+    assert found == trained(data, Tight(), accumulation_factor=2)
 
 
 def test_one_image_that_does_not_fit_ends_it(data):
@@ -120,8 +119,8 @@ def test_a_validation_that_does_not_fit_judges_the_same_in_smaller_batches(data)
 
 
 def test_a_prediction_that_does_not_fit_is_the_same_in_smaller_batches(data):
-    whole = list(predict(Tight(), data.cache, data.val, device=CPU))
-    parted = list(predict(Tight(judging=3), data.cache, data.val, device=CPU))
+    whole = list(predict_probabilities(Tight(), data.cache, data.val, device=CPU))
+    parted = list(predict_probabilities(Tight(judging=3), data.cache, data.val, device=CPU))
     assert len(whole) == len(parted) == 10
     np.testing.assert_allclose(whole, parted, atol=1e-6)
 
@@ -137,12 +136,12 @@ def test_every_image_is_done_once_in_order_in_portions_that_fit(n, most, fits):
             raise MemoryError
         return list(range(n))[part]
 
-    portions = AdaptiveBatcher(most, CPU)
-    done = list(portions(n, work))
+    batcher = AdaptiveBatcher(most, CPU)
+    done = list(batcher(n, work))
     assert [i for part in done for i in part] == list(range(n))
     assert all(1 <= len(part) <= fits for part in done)
     if n > fits and most > fits:
-        assert fits / 2 <= portions.most <= fits
+        assert fits / 2 <= batcher.batch_size <= fits
 
 
 @pytest.mark.parametrize(

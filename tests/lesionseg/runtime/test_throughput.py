@@ -35,7 +35,7 @@ def test_a_network_that_needs_twenty_milliseconds_an_image_manages_less_than_fif
     # Sleeping never takes less than it is told; on a busy machine it may take much more.
     assert 1 < found <= 50
     assert model.shapes == {(batch, 3, 32, 32)}
-    assert model.passes >= throughput.WARM_UP + throughput.PASSES
+    assert model.passes >= throughput.WARM_UP_PASSES + throughput.MIN_PASSES
 
 
 def test_what_is_measured_is_inference(monkeypatch):

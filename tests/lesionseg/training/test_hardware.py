@@ -12,11 +12,10 @@ from lesionseg.errors import InputError
 from lesionseg.optim import optimizers
 from lesionseg.runtime import compilation, env
 from lesionseg.space import ComponentConfig
-from lesionseg.training import trainer
-from lesionseg.training.train import train
+from lesionseg.training import batches
 from lesionseg.training.types import Suspended
-from lesionseg.training.training_state import load_optimizer
-from tests.lesionseg.small import timeless
+from lesionseg.training.training_state import load_optimizer_state
+from tests.lesionseg.small import run_training, without_seconds
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 CONFIG = TrialConfig(
@@ -30,7 +29,7 @@ CONFIG = TrialConfig(
 
 
 def records(data, **options):
-    return timeless(train(CONFIG, data, **options).history)
+    return without_seconds(run_training(CONFIG, data, **options).history)
 
 
 # --- augmentation on the device ------------------------------------------------------------------
@@ -50,8 +49,8 @@ def test_it_goes_on_from_a_break_to_the_last_digit(data, monkeypatch, tmp_path):
     monkeypatch.setenv(env.AUGMENT, "device")
     whole, asked = records(data), iter([False] * 6 + [True])
     with pytest.raises(Suspended):
-        records(data, state=tmp_path / "s.pt", suspend=lambda: next(asked))
-    assert records(data, state=tmp_path / "s.pt") == whole
+        records(data, state_path=tmp_path / "s.pt", should_suspend=lambda: next(asked))
+    assert records(data, state_path=tmp_path / "s.pt") == whole
 
 
 def test_images_that_do_not_fit_after_all_are_augmented_by_the_host(data, monkeypatch):
@@ -63,7 +62,7 @@ def test_images_that_do_not_fit_after_all_are_augmented_by_the_host(data, monkey
 
     monkeypatch.setenv(env.AUGMENT, "device")
     assert records(data) != host
-    monkeypatch.setattr(trainer, "Resident", short)
+    monkeypatch.setattr(batches, "Resident", short)
     assert records(data) == host
 
 
@@ -72,7 +71,7 @@ def test_another_error_of_bringing_them_there_ends_it(data, monkeypatch):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setenv(env.AUGMENT, "device")
-    monkeypatch.setattr(trainer, "Resident", broken)
+    monkeypatch.setattr(batches, "Resident", broken)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         records(data)
 
@@ -97,7 +96,7 @@ def test_only_long_trainings_on_cuda_are_compiled_unless_told(
     monkeypatch.delenv(env.COMPILE, raising=False)
     if asked:
         monkeypatch.setenv(env.COMPILE, asked)
-    assert compilation.pays(device, left) == does
+    assert compilation.is_worthwhile(device, left) == does
 
 
 def test_what_is_to_come_is_told_by_no_first_epoch_of_a_process(data, monkeypatch, tmp_path):
@@ -107,15 +106,15 @@ def test_what_is_to_come_is_told_by_no_first_epoch_of_a_process(data, monkeypatc
         asked.append(seconds_left)
         return False
 
-    monkeypatch.setattr(compilation, "pays", pays)
+    monkeypatch.setattr(compilation, "is_worthwhile", pays)
     suspended = iter([False] * 8 + [True])  # at the first step of the second epoch
     with pytest.raises(Suspended):
-        train(CONFIG, data, state=tmp_path / "s.pt", suspend=lambda: next(suspended))
+        run_training(CONFIG, data, state_path=tmp_path / "s.pt", should_suspend=lambda: next(suspended))
     assert asked == [0.0]
-    history = train(CONFIG, data, state=tmp_path / "s.pt").history
+    history = run_training(CONFIG, data, state_path=tmp_path / "s.pt").history
     # Once more before the first step, and after the third epoch; the second was this one's first.
     assert len(history) == 3 and asked == [0.0, 0.0, 0.0]
-    train(CONFIG, data)
+    run_training(CONFIG, data)
     assert asked[3] == 0.0 and asked[4] > 0.0 and len(asked) == 6
 
 
@@ -226,7 +225,7 @@ def test_a_state_is_taken_up_by_an_optimizer_that_is_fused_or_not(was, now):
     step(weight, optimizer)
     with torch.no_grad():
         other.copy_(weight)
-    load_optimizer(its, copy.deepcopy(optimizer.state_dict()))  # which holds the live tensors
+    load_optimizer_state(its, copy.deepcopy(optimizer.state_dict()))  # which holds the live tensors
     assert bool(its.param_groups[0]["fused"]) == now
     for each in ((weight, optimizer), (other, its)):
         step(*each)

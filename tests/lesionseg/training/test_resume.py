@@ -17,11 +17,10 @@ from lesionseg.data.cache import build_cache
 from lesionseg.data.index import DatasetIndex
 from lesionseg.optim import OPTIMIZERS, SCHEDULES
 from lesionseg.space import ComponentConfig
-from lesionseg.training import checkpoint, trainer, training_state
-from lesionseg.training.train import train
+from lesionseg.training import batches, checkpoint, train_step, training_state
 from lesionseg.training.types import Diverged, Suspended, TrainData
 from tests.conftest import ROOT, write_folder
-from tests.lesionseg.small import timeless
+from tests.lesionseg.small import run_training, without_seconds
 
 SMALL = TrialConfig(
     model=ComponentConfig("unet", {"width": 4, "depth": 2}),
@@ -73,7 +72,7 @@ class Ended:
     """What a training gave, whole or in legs."""
 
     def __init__(self, result):
-        self.history, self.stopped = timeless(result.history), result.stopped
+        self.history, self.stopped = without_seconds(result.history), result.stopped
         self.best = dataclasses.replace(result.best, seconds=0.0)
         # As bytes, which tell even zeros of either sign apart; the file's header has no order.
         weights = load_file(result.checkpoint)
@@ -93,7 +92,7 @@ def whole(data, tmp_path_factory):
         key = config.digest(), keep, data.cache.path
         if key not in made:
             path = tmp_path_factory.mktemp("whole") / "model.safetensors"
-            made[key] = Ended(train(config, data, save_to=path, keep=keep))
+            made[key] = Ended(run_training(config, data, weights_path=path, keep=keep))
         return made[key]
 
     return once
@@ -104,11 +103,11 @@ def legs(config, data, folder, asks, **options):
     path = folder / "state.pt"
     for ask in asks:
         with pytest.raises(Suspended) as caught:
-            train(config, data, state=path, suspend=At(ask), **options)
+            run_training(config, data, state_path=path, should_suspend=At(ask), **options)
         assert caught.value.saved and path.is_file()
         torch.rand(11)  # whatever else a process draws
         np.random.random(3)
-    result = train(config, data, state=path, save_to=folder / "legs.safetensors", **options)
+    result = run_training(config, data, state_path=path, weights_path=folder / "legs.safetensors", **options)
     assert not asks or path.is_file()  # whoever asked for it deletes it
     return Ended(result)
 
@@ -187,12 +186,12 @@ def test_dropout_does_draw_from_what_is_kept(whole, data, tmp_path):
     """Otherwise the tests above could not tell whether the generator goes on."""
     path, config = tmp_path / "state.pt", change(model=DROPOUT)
     with pytest.raises(Suspended):
-        train(config, data, state=path, suspend=At(2))
+        run_training(config, data, state_path=path, should_suspend=At(2))
     kept = torch.load(path, weights_only=True)
     kept["state"]["random"]["cpu"] = torch.Generator().manual_seed(99).get_state()
-    training_state.save(path, kept["state"], kept["identity"])
-    other = train(config, data, state=path)
-    assert timeless(other.history) != whole(config).history
+    training_state.save_state(path, kept["state"], kept["identity"])
+    other = run_training(config, data, state_path=path)
+    assert without_seconds(other.history) != whole(config).history
 
 
 def test_a_larger_network_of_ours(whole, tmp_path):
@@ -215,12 +214,12 @@ def test_unpooling_goes_on_too(whole, tmp_path):
 
 
 def test_the_scale_of_half_precisions_gradients_goes_on(whole, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "amp_dtype", lambda device, mode: torch.float16)
+    monkeypatch.setattr(train_step, "amp_dtype", lambda device, mode: torch.float16)
     config = change(seed=16)  # of no other test, which would be in float32
     once = whole(config)
     path = tmp_path / "state.pt"
     with pytest.raises(Suspended):
-        train(config, data, state=path, suspend=At(ASKED + 1))
+        run_training(config, data, state_path=path, should_suspend=At(ASKED + 1))
     scales = torch.load(path, weights_only=True)["state"]["scaler"]
     assert scales["_growth_tracker"] > 0 or scales["scale"] < 65536
     assert legs(config, data, tmp_path, []) == once
@@ -229,7 +228,7 @@ def test_the_scale_of_half_precisions_gradients_goes_on(whole, data, tmp_path, m
 def test_with_processes_that_prepare_the_batches(whole, data, tmp_path, monkeypatch):
     config = change(model=DROPOUT, augment=ComponentConfig("full", {"strength": 1.0}), mix=ComponentConfig("mixup"))
     alone = whole(config)
-    monkeypatch.setattr(trainer, "loader_workers", lambda device: 2)
+    monkeypatch.setattr(batches, "loader_workers", lambda device: 2)
     assert legs(config, data, tmp_path, THREE) == alone
 
 
@@ -247,13 +246,13 @@ def test_suspended_after_every_step(whole, data, tmp_path):
     path, count, asking = tmp_path / "state.pt", 0, AfterEveryStep()
     while True:
         try:
-            result = train(
+            result = run_training(
                 config,
                 data,
-                state=path,
-                suspend=asking,
+                state_path=path,
+                should_suspend=asking,
                 on_step=asking.on_step,
-                save_to=tmp_path / "legs.safetensors",
+                weights_path=tmp_path / "legs.safetensors",
             )
             break
         except Suspended as suspended:
@@ -267,8 +266,8 @@ def test_saving_within_epochs_changes_nothing_and_survives_a_crash(
     whole, data, tmp_path, monkeypatch
 ):
     """Saved after every step; what crashes is then made again from one step before."""
-    monkeypatch.setattr(training_state, "MIDDLE_SECONDS", 0.0)
-    monkeypatch.setattr(training_state, "SHARE", 0.0)
+    monkeypatch.setattr(training_state, "MID_EPOCH_INTERVAL_S", 0.0)
+    monkeypatch.setattr(training_state, "MIN_INTERVAL_FACTOR", 0.0)
     config, path, saved = change(model=DROPOUT, ema=0.9), tmp_path / "state.pt", []
 
     def crash(epoch, step, steps):
@@ -276,7 +275,7 @@ def test_saving_within_epochs_changes_nothing_and_survives_a_crash(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(config, data, state=path, on_step=crash, on_saved=saved.append)
+        run_training(config, data, state_path=path, on_step=crash, on_saved=saved.append)
     assert saved == [0] * (STEPS + 2) + [1] * 4
     assert torch.load(path, weights_only=True)["state"]["step"] == 3
     assert legs(config, data, tmp_path, []) == whole(config)
@@ -286,24 +285,26 @@ KILLED = """
 import json, os, signal, sys
 import numpy as np, torch
 from pathlib import Path
-from lesionseg import state
 from lesionseg.config import TrialConfig
 from lesionseg.data.cache import Cache
-from lesionseg.train import TrainData, train
+from lesionseg.training import training_state
+from lesionseg.training.train import train
+from lesionseg.training.types import TrainData, TrainOptions
 
 torch.set_num_threads(1)
 config, cache, path = TrialConfig.from_dict(json.loads(sys.argv[1])), *map(Path, sys.argv[2:])
-sync, calls = os.fsync, []
+fsync, calls = os.fsync, []
 
-def die_in_the_second_save(file):
+def kill_in_second_save(file):
     calls.append(file)
     if len(calls) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-    sync(file)
+    fsync(file)
 
-os.fsync = die_in_the_second_save
-state.MIDDLE_SECONDS = state.SHARE = 0.0
-train(config, TrainData(Cache(cache), np.arange(20), np.arange(20, 30)), state=path)
+os.fsync = kill_in_second_save
+training_state.MID_EPOCH_INTERVAL_S = training_state.MIN_INTERVAL_FACTOR = 0.0
+data = TrainData(Cache(cache), np.arange(20), np.arange(20, 30))
+train(config, data, options=TrainOptions(state_path=path))
 """
 
 
@@ -334,12 +335,12 @@ def test_asked_to_end_it_ends_and_deletes_its_state(data, tmp_path):
     config = change(epochs=5)
     ended = legs(config, data, tmp_path, [ASKED - 1], **options)
     assert (ended.stopped, len(ended.history)) == ("asked", 2)
-    assert ended == Ended(train(config, data, save_to=tmp_path / "once.safetensors", **options))
+    assert ended == Ended(run_training(config, data, weights_path=tmp_path / "once.safetensors", **options))
 
 
 def test_the_end_comes_before_a_suspension(data, tmp_path):
     """In the last epoch it is not asked once more when all is done."""
-    result = train(change(epochs=1), data, state=tmp_path / "s.pt", suspend=At(ASKED))
+    result = run_training(change(epochs=1), data, state_path=tmp_path / "s.pt", should_suspend=At(ASKED))
     assert result.stopped == "finished"
 
 
@@ -364,7 +365,7 @@ def test_a_training_that_diverges_does_so_over_breaks_too(data, tmp_path):
 
     def run(**options):
         torch.manual_seed(0)
-        train(config, data, model=Explosive(), **options)
+        run_training(config, data, model=Explosive(), **options)
 
     with pytest.raises(Diverged) as once:
         run()
@@ -373,9 +374,9 @@ def test_a_training_that_diverges_does_so_over_breaks_too(data, tmp_path):
     with pytest.raises(Diverged) as again:  # noqa: PT012
         while True:
             try:
-                run(state=path, suspend=asking, on_step=asking.on_step)
+                run(state_path=path, should_suspend=asking, on_step=asking.on_step)
             except Suspended:
-                sums.append(float(torch.load(path, weights_only=True)["state"]["total"]))
+                sums.append(float(torch.load(path, weights_only=True)["state"]["loss_sum"]))
     assert str(again.value) == str(once.value)
     assert not np.isfinite(sums).all()
 
@@ -392,17 +393,17 @@ def test_the_epochs_done_are_told_once_and_before_all_else(data, tmp_path):
         "on_saved": lambda epochs: told.append(f"saved {epochs}"),
     }
     with pytest.raises(Suspended) as caught:
-        train(SMALL, data, state=path, suspend=At(3), **hooks)
+        run_training(SMALL, data, state_path=path, should_suspend=At(3), **hooks)
     assert told == [(1, 1, 5), (1, 2, 5), (1, 3, 5), "saved 0"]
     assert str(caught.value) == "suspended after 0 epochs; its state is saved"
     told.clear()
     with pytest.raises(Suspended):
-        train(SMALL, data, state=path, suspend=At(2 + 3 + 1), **hooks)
+        run_training(SMALL, data, state_path=path, should_suspend=At(2 + 3 + 1), **hooks)
     steps = [entry for entry in told if isinstance(entry, tuple)]
     assert steps == [(1, 4, 5), (1, 5, 5), (2, 1, 5)]
     assert told[0] == [] and 1 in told and told[-1] == "saved 1"
     told.clear()
-    train(SMALL, data, state=path, **hooks)
+    run_training(SMALL, data, state_path=path, **hooks)
     assert told[:2] == [[1], (2, 2, 5)]
     assert [entry for entry in told if isinstance(entry, int)] == [2, 3]
 
@@ -410,11 +411,11 @@ def test_the_epochs_done_are_told_once_and_before_all_else(data, tmp_path):
 def test_the_time_and_the_memory_of_all_legs_count(data, tmp_path):
     path = tmp_path / "state.pt"
     with pytest.raises(Suspended):
-        train(SMALL, data, state=path, suspend=At(ASKED + 2))
+        run_training(SMALL, data, state_path=path, should_suspend=At(ASKED + 2))
     kept = torch.load(path, weights_only=True)
     kept["state"] |= {"seconds": 1000.0, "epoch_seconds": 100.0, "peak_memory": 10**15}
-    training_state.save(path, kept["state"], kept["identity"])
-    result = train(SMALL, data, state=path)
+    training_state.save_state(path, kept["state"], kept["identity"])
+    result = run_training(SMALL, data, state_path=path)
     assert result.peak_memory == 10**15
     assert 1000 < result.seconds < 1100
     first, second, third = (r.seconds for r in result.history)
@@ -425,7 +426,7 @@ def test_suspended_without_a_state_it_says_that_nothing_was_saved(data, tmp_path
     (tmp_path / "file").write_text("in the way")
     for path in (None, tmp_path / "file" / "state.pt"):
         with pytest.raises(Suspended) as caught:
-            train(SMALL, data, state=path, suspend=At(ASKED))
+            run_training(SMALL, data, state_path=path, should_suspend=At(ASKED))
         assert (caught.value.epoch, caught.value.saved) == (1, False)
         assert str(caught.value) == "suspended after 1 epochs; its state could not be saved"
 
@@ -434,7 +435,7 @@ def test_a_state_that_cannot_be_written_ends_no_training(whole, data, tmp_path):
     (tmp_path / "file").write_text("in the way")
     path = tmp_path / "file" / "state.pt"
     once = whole(SMALL)
-    assert Ended(train(SMALL, data, state=path, save_to=tmp_path / "free.safetensors")) == once
+    assert Ended(run_training(SMALL, data, state_path=path, weights_path=tmp_path / "free.safetensors")) == once
 
 
 # --- in more parts -------------------------------------------------------------------------------
@@ -442,9 +443,9 @@ def test_a_state_that_cannot_be_written_ends_no_training(whole, data, tmp_path):
 
 def test_parts_multiply_those_of_the_configuration(data, tmp_path):
     model = ComponentConfig("unet", {"width": 4, "depth": 1, "norm": "batch"})
-    alike = train(change(model=model, accumulate=2), data, parts=2)
-    assert timeless(train(change(model=model), data, parts=4).history) == timeless(alike.history)
-    assert timeless(train(change(model=model), data).history) != timeless(alike.history)
+    alike = run_training(change(model=model, accumulate=2), data, accumulation_factor=2)
+    assert without_seconds(run_training(change(model=model), data, accumulation_factor=4).history) == without_seconds(alike.history)
+    assert without_seconds(run_training(change(model=model), data).history) != without_seconds(alike.history)
 
 
 def test_a_state_is_gone_on_from_in_more_parts(data, tmp_path):
@@ -455,10 +456,10 @@ def test_a_state_is_gone_on_from_in_more_parts(data, tmp_path):
         optimizer=ComponentConfig("sgd", {"lr": 0.1, "momentum": 0.5}),
     )
     with pytest.raises(Suspended):
-        train(config, data, state=path, suspend=At(ASKED + 2))
-    result = train(config, data, state=path, parts=2, on_resume=resumed.append)
+        run_training(config, data, state_path=path, should_suspend=At(ASKED + 2))
+    result = run_training(config, data, state_path=path, accumulation_factor=2, on_resume=resumed.append)
     assert len(resumed) == 1
-    once = train(config, data)
+    once = run_training(config, data)
     assert [r.train_loss for r in result.history] == pytest.approx(
         [r.train_loss for r in once.history], rel=1e-4
     )
@@ -490,7 +491,7 @@ def spoil(path, kind):
             content["schedule"] = None
         case "random":
             content["random"]["cpu"] = torch.zeros(3, dtype=torch.uint8)
-    return training_state.save(path, content, kept["identity"])
+    return training_state.save_state(path, content, kept["identity"])
 
 
 @pytest.mark.parametrize(
@@ -510,7 +511,7 @@ def spoil(path, kind):
 def test_from_a_state_that_does_not_fit_it_begins_afresh(whole, data, tmp_path, kind):
     path, config = tmp_path / "state.pt", change(model=DROPOUT, ema=0.9)
     with pytest.raises(Suspended):
-        train(config, data, state=path, suspend=At(ASKED + 3))
+        run_training(config, data, state_path=path, should_suspend=At(ASKED + 3))
     spoil(path, kind)
     resumed = []
     ended = legs(config, data, tmp_path, [], on_resume=resumed.append)
@@ -532,7 +533,7 @@ def test_the_state_of_another_training_is_not_gone_on_from(whole, data, tmp_path
         case "keep":
             keep = "last"
     with pytest.raises(Suspended):
-        train(config, theirs, state=path, suspend=At(ASKED + 3), keep=keep)
+        run_training(config, theirs, state_path=path, should_suspend=At(ASKED + 3), keep=keep)
     ended = legs(SMALL, data, tmp_path, [], on_resume=resumed.append)
     assert not resumed
     assert ended == whole(SMALL)

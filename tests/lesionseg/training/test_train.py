@@ -15,15 +15,14 @@ from torch import nn
 from lesionseg.config import TrialConfig
 from lesionseg.data.cache import build_cache
 from lesionseg.data.index import DatasetIndex
-from lesionseg.inference.evaluate import predict
+from lesionseg.inference.evaluate import predict_probabilities
 from lesionseg.models import build_model
 from lesionseg.registry import FAMILIES
 from lesionseg.space import ComponentConfig
 from lesionseg.training import checkpoint
-from lesionseg.training.train import train
 from lesionseg.training.types import Diverged, EpochRecord, TrainData
 from tests.conftest import write_folder
-from tests.lesionseg.small import timeless
+from tests.lesionseg.small import run_training, without_seconds
 
 CPU = torch.device("cpu")
 SMALL = TrialConfig(
@@ -79,7 +78,7 @@ def script_of(data, dice):
 
 def scripted(data, dice, config=SMALL, **options):
     config = dataclasses.replace(config, epochs=len(dice))
-    return train(config, data, model=Scripted(script_of(data, dice)), **options)
+    return run_training(config, data, model=Scripted(script_of(data, dice)), **options)
 
 
 # --- it repeats ----------------------------------------------------------------------------------
@@ -88,10 +87,10 @@ def scripted(data, dice, config=SMALL, **options):
 @pytest.mark.parametrize("augment", [ComponentConfig("none"), ComponentConfig("full", {"strength": 1.0})])
 def test_the_same_configuration_gives_the_same_to_the_last_digit(data, tmp_path, augment):
     config = change(augment=augment)
-    one = train(config, data, save_to=tmp_path / "one.safetensors")
+    one = run_training(config, data, weights_path=tmp_path / "one.safetensors")
     torch.rand(7)  # whatever else was drawn meanwhile
-    other = train(config, data, save_to=tmp_path / "other.safetensors")
-    assert timeless(one.history) == timeless(other.history)
+    other = run_training(config, data, weights_path=tmp_path / "other.safetensors")
+    assert without_seconds(one.history) == without_seconds(other.history)
     assert one.best.epoch == other.best.epoch
     weights = [load_file(tmp_path / f"{name}.safetensors") for name in ("one", "other")]
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
@@ -102,21 +101,21 @@ def test_segnet_repeats_too(tmp_path):
     cache = build_cache(DatasetIndex.read(write_folder(tmp_path / "data", 6)), 32, tmp_path)
     data = TrainData(cache, np.arange(4), np.arange(4, 6))
     config = change(model=ComponentConfig("segnet", {"width": 4}), image_size=32)
-    one, other = (train(config, data).history for _ in range(2))
-    assert timeless(one) == timeless(other)
+    one, other = (run_training(config, data).history for _ in range(2))
+    assert without_seconds(one) == without_seconds(other)
 
 
 def test_another_seed_is_another_training(data):
-    one, other = (train(change(seed=s), data) for s in (0, 1))
-    assert timeless(one.history) != timeless(other.history)
+    one, other = (run_training(change(seed=s), data) for s in (0, 1))
+    assert without_seconds(one.history) != without_seconds(other.history)
 
 
 def test_a_network_built_beforehand_trains_like_one_built_here(data):
     config = change(seed=5)
     torch.manual_seed(5)
     model = build_model(config.model, image_size=config.image_size)
-    given, built = train(config, data, model=model), train(config, data)
-    assert timeless(given.history) == timeless(built.history)
+    given, built = run_training(config, data, model=model), run_training(config, data)
+    assert without_seconds(given.history) == without_seconds(built.history)
 
 
 # --- what it gives -------------------------------------------------------------------------------
@@ -124,7 +123,7 @@ def test_a_network_built_beforehand_trains_like_one_built_here(data):
 
 def test_the_history_has_a_record_for_each_epoch(data):
     told = []
-    result = train(SMALL, data, lambda record: told.append(record) or False)
+    result = run_training(SMALL, data, lambda record: told.append(record) or False)
     assert [r.epoch for r in result.history] == [1, 2, 3]
     assert tuple(told) == result.history
     assert all(isinstance(r, EpochRecord) for r in told)
@@ -137,12 +136,12 @@ def test_the_history_has_a_record_for_each_epoch(data):
 
 
 def test_what_it_gives_can_be_sent_to_another_process(data):
-    result = train(change(epochs=1), data)
+    result = run_training(change(epochs=1), data)
     assert pickle.loads(pickle.dumps(result)) == result
 
 
 def test_it_learns(data):
-    result = train(change(epochs=8, optimizer=ComponentConfig("adam", {"lr": 1e-2})), data)
+    result = run_training(change(epochs=8, optimizer=ComponentConfig("adam", {"lr": 1e-2})), data)
     assert result.history[-1].train_loss < 0.7 * result.history[0].train_loss
     assert result.best.metrics.dice > 0.8
 
@@ -162,14 +161,14 @@ def test_it_learns(data):
 )
 def test_the_learning_rate_told_is_that_of_the_epochs_last_step(data, schedule, lr):
     config = change(epochs=2, optimizer=ComponentConfig("adam", {"lr": 0.1}), schedule=schedule)
-    assert [r.lr for r in train(config, data).history] == pytest.approx(lr)
+    assert [r.lr for r in run_training(config, data).history] == pytest.approx(lr)
 
 
 def test_the_validation_loss_is_the_mean_over_images(data):
     """Ten images in batches of four, four and two; each with a logit of its own everywhere."""
     logits = np.linspace(-2, 2, 10)
     config = change(epochs=1, loss=ComponentConfig("bce"))
-    result = train(config, data, model=Scripted([logits]))
+    result = run_training(config, data, model=Scripted([logits]))
     losses = [
         sklearn.metrics.log_loss(
             data.cache.masks[i].ravel(), np.full(256, 1 / (1 + np.exp(-z))), labels=[0, 1]
@@ -187,12 +186,12 @@ def test_the_training_loss_is_the_mean_over_steps(data):
         batch_size=20,
         optimizer=ComponentConfig("sgd", {"lr": 1e-4}),
     )
-    result = train(config, data, model=Scripted(script_of(data, [0.5])))
+    result = run_training(config, data, model=Scripted(script_of(data, [0.5])))
     assert result.best.train_loss == pytest.approx(math.log(2), rel=1e-6)
 
 
 def test_the_metrics_are_those_of_the_validation_images(data):
-    result = train(change(epochs=1), data, model=Scripted([[5.0] * 5 + [-5.0] * 5]))
+    result = run_training(change(epochs=1), data, model=Scripted([[5.0] * 5 + [-5.0] * 5]))
     truth = [data.cache.masks[i].ravel() for i in data.val]
     said = [np.ones(256)] * 5 + [np.zeros(256)] * 5
     pairs = list(zip(truth, said, strict=True))
@@ -220,7 +219,7 @@ def test_gradients_are_clipped_to_the_given_norm(data):
         torch.manual_seed(0)
         model = build_model(config.model, image_size=config.image_size)
         before = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
-        train(dataclasses.replace(config, clip_norm=clip_norm), data, model=model)
+        run_training(dataclasses.replace(config, clip_norm=clip_norm), data, model=model)
         after = torch.cat([p.detach().flatten() for p in model.parameters()])
         return float((after - before).norm())
 
@@ -244,7 +243,7 @@ def test_every_epoch_trains_on_other_batches_and_judges_on_the_same(data):
             return super().forward(images)
 
     model = Watching(script_of(data, [0.5] * 3))
-    train(change(augment=ComponentConfig("none")), data, model=model)
+    run_training(change(augment=ComponentConfig("none")), data, model=model)
     first, second, third = model.seen[True]
     assert len(first) == len(second) == len(third) == 5
     assert not set(first) & set(second) | set(second) & set(third) | set(first) & set(third)
@@ -257,11 +256,11 @@ def test_every_epoch_trains_on_other_batches_and_judges_on_the_same(data):
 
 def test_the_saved_file_gives_the_best_epochs_dice_again(data, tmp_path):
     config = change(epochs=6, optimizer=ComponentConfig("adam", {"lr": 3e-2}))
-    result = train(config, data, save_to=tmp_path / "m.safetensors")
+    result = run_training(config, data, weights_path=tmp_path / "m.safetensors")
     assert result.checkpoint == tmp_path / "m.safetensors"
     model, its_config = checkpoint.load(result.checkpoint)
     assert its_config == config
-    found = predict(model, data.cache, data.val, device=CPU, batch_size=config.batch_size)
+    found = predict_probabilities(model, data.cache, data.val, device=CPU, batch_size=config.batch_size)
     dice = [
         sklearn.metrics.f1_score(data.cache.masks[i].ravel(), (p > 0.5).ravel(), zero_division=0)
         for i, p in zip(data.val, found, strict=True)
@@ -284,7 +283,7 @@ def test_the_weights_kept_are_those_of_the_best_or_of_the_last_epoch(data, tmp_p
         return False
 
     path = tmp_path / "m.safetensors"
-    result = train(change(epochs=4), data, watch, model=model, keep=keep, save_to=path)
+    result = run_training(change(epochs=4), data, watch, model=model, keep=keep, weights_path=path)
     assert len(set(seen)) == 4
     assert result.best.epoch == kept
     assert weights_of(path) == seen[kept - 1]
@@ -318,7 +317,7 @@ def test_true_from_on_epoch_stops_it_with_what_it_has(data, tmp_path):
         data,
         [0.3, 0.6, 0.1, 0.9],
         on_epoch=lambda record: record.epoch == 3,
-        save_to=tmp_path / "m.safetensors",
+        weights_path=tmp_path / "m.safetensors",
     )
     assert result.stopped == "asked"
     assert [r.epoch for r in result.history] == [1, 2, 3]
@@ -336,7 +335,7 @@ def test_an_error_in_on_epoch_ends_it_and_saves_nothing(data, tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(SMALL, data, broken, save_to=tmp_path / "m.safetensors")
+        run_training(SMALL, data, broken, weights_path=tmp_path / "m.safetensors")
     assert not (tmp_path / "m.safetensors").exists()
 
 
@@ -363,12 +362,12 @@ class Broken(nn.Module):
 def test_a_loss_that_is_no_number_ends_it(data, tmp_path, value, when, what):
     told = []
     with pytest.raises(Diverged) as caught:
-        train(
+        run_training(
             change(epochs=4, loss=ComponentConfig("bce")),
             data,
             lambda record: told.append(record.epoch) or False,
             model=Broken(value, 3, when),
-            save_to=tmp_path / "m.safetensors",
+            weights_path=tmp_path / "m.safetensors",
         )
     assert str(caught.value) in {f"the {what} loss became {v} in epoch 3" for v in ("nan", "inf")}
     assert told == [1, 2]
@@ -394,7 +393,7 @@ def test_a_learning_rate_far_too_high_diverges(data):
         clip_norm=0.0,
     )
     with pytest.raises(Diverged, match=r"^the \w+ loss became (nan|inf) in epoch"):
-        train(config, data, model=Explosive())
+        run_training(config, data, model=Explosive())
 
 
 # --- small and odd data --------------------------------------------------------------------------
@@ -405,7 +404,7 @@ def test_a_learning_rate_far_too_high_diverges(data):
 )
 def test_few_images_and_large_batches(data, members, batch_size):
     few = TrainData(data.cache, np.asarray(list(members)), np.array([25]))
-    result = train(change(batch_size=batch_size), few)
+    result = run_training(change(batch_size=batch_size), few)
     assert len(result.history) == 3
     assert all(math.isfinite(r.train_loss) for r in result.history)
 
@@ -416,7 +415,7 @@ def test_masks_without_any_lesion(tmp_path):
         Image.new("L", (48, 40)).save(root / f"masks/im{i:03}.png")
     cache = build_cache(DatasetIndex.read(root), 16, tmp_path / "cache")
     everyone = np.arange(4)
-    result = train(change(epochs=6), TrainData(cache, everyone, everyone))
+    result = run_training(change(epochs=6), TrainData(cache, everyone, everyone))
     assert all(math.isfinite(r.val_loss) for r in result.history)
     assert result.best.metrics.dice in (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -429,7 +428,7 @@ ROWS = [(f, n) for f, table in FAMILIES.items() if f != "model" for n in table]
 @pytest.mark.parametrize(("family", "name"), ROWS)
 def test_every_row_of_every_family_trains(data, family, name):
     config = change(epochs=2, **{family: ComponentConfig(name)})
-    result = train(config, TrainData(data.cache, np.arange(8), data.val))
+    result = run_training(config, TrainData(data.cache, np.arange(8), data.val))
     assert all(math.isfinite(r.train_loss + r.val_loss) for r in result.history)
 
 
@@ -453,14 +452,14 @@ def test_a_network_of_ours_learns_eight_pictures_by_heart(tmp_path, component):
         optimizer=ComponentConfig("adam", {"lr": 1e-2}),
         schedule=ComponentConfig("onecycle"),
     )
-    assert train(config, TrainData(cache, everyone, everyone)).best.metrics.dice > 0.95
+    assert run_training(config, TrainData(cache, everyone, everyone)).best.metrics.dice > 0.95
 
 
 # --- what is there to train better ---------------------------------------------------------------
 
 
 def kept(config, data, path):
-    train(config, data, save_to=path)
+    run_training(config, data, weights_path=path)
     return load_file(path)
 
 
@@ -481,12 +480,12 @@ def test_a_batch_computed_in_parts_makes_the_same_step(data, tmp_path):
 def test_the_averaged_network_is_the_one_that_is_judged_and_kept(data, tmp_path):
     config = change(ema=0.99, epochs=2)
     path = tmp_path / "model.safetensors"
-    plain = train(change(epochs=2), data, save_to=tmp_path / "plain.safetensors")
-    result = train(config, data, save_to=path)
+    plain = run_training(change(epochs=2), data, weights_path=tmp_path / "plain.safetensors")
+    result = run_training(config, data, weights_path=path)
     assert [r.train_loss for r in result.history] == [r.train_loss for r in plain.history]
     assert [r.val_loss for r in result.history] != [r.val_loss for r in plain.history]
     model, _ = checkpoint.load(path)
-    found = np.stack(list(predict(model, data.cache, data.val, device=CPU))) > 0.5
+    found = np.stack(list(predict_probabilities(model, data.cache, data.val, device=CPU))) > 0.5
     dice = [
         sklearn.metrics.f1_score(data.cache.masks[i].ravel(), mask.ravel())
         for i, mask in zip(data.val, found, strict=True)
@@ -501,27 +500,27 @@ def test_the_averaged_network_is_the_one_that_is_judged_and_kept(data, tmp_path)
 def test_what_helps_training_changes_it_and_leaves_the_validation_loss_alone(data, settings):
     """An untrained network that is never moved: only how it is judged is left."""
     still = {"optimizer": ComponentConfig("sgd", {"lr": 1e-4, "momentum": 0.5}), "epochs": 1}
-    plain = train(change(**still), data).history[0]
-    other = train(change(**still, **settings), data).history[0]
+    plain = run_training(change(**still), data).history[0]
+    other = run_training(change(**still, **settings), data).history[0]
     assert abs(other.train_loss - plain.train_loss) > 1e-3
     assert other.val_loss == pytest.approx(plain.val_loss, abs=2e-3)
 
 
 def test_the_loss_is_never_below_the_flood_level(data):
-    history = train(change(flooding=0.5, epochs=4), data).history
+    history = run_training(change(flooding=0.5, epochs=4), data).history
     assert all(r.train_loss >= 0.5 for r in history)
 
 
 @pytest.mark.parametrize("mix", ["mixup", "cutmix"])
 def test_mixing_repeats_to_the_last_digit(data, mix):
     config = change(mix=ComponentConfig(mix, {"alpha": 0.4}), epochs=2)
-    assert timeless(train(config, data).history) == timeless(train(config, data).history)
+    assert without_seconds(run_training(config, data).history) == without_seconds(run_training(config, data).history)
 
 
 def test_a_network_with_deep_supervision_trains_and_is_judged_by_its_main_output(data, tmp_path):
     model = ComponentConfig("unet", {"width": 4, "depth": 3, "deep_supervision": True})
     path = tmp_path / "model.safetensors"
-    result = train(change(model=model, epochs=2), data, save_to=path)
+    result = run_training(change(model=model, epochs=2), data, weights_path=path)
     weights = load_file(path)
     torch.manual_seed(SMALL.seed)
     initial = build_model(model, image_size=16).state_dict()

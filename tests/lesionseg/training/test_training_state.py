@@ -14,7 +14,7 @@ from lesionseg.data.index import DatasetIndex
 from lesionseg.errors import InputError
 from lesionseg.space import ComponentConfig
 from lesionseg.training import training_state
-from lesionseg.training.training_state import CheckpointManager, identity
+from lesionseg.training.training_state import CheckpointManager, state_identity
 from tests.conftest import write_folder
 
 WHOSE = {"configuration": "abc", "train": "def"}
@@ -56,23 +56,23 @@ def same(one, other):
 
 
 def test_what_is_saved_is_what_is_loaded_and_nothing_else_is_left(path):
-    training_state.save(path, CONTENT, WHOSE)
-    assert same(training_state.load(path, WHOSE), CONTENT)
+    training_state.save_state(path, CONTENT, WHOSE)
+    assert same(training_state.load_state(path, WHOSE), CONTENT)
     assert list(path.parent.iterdir()) == [path]
     assert set(torch.load(path, weights_only=True)) == {"format", "identity", "state"}
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99, 0.9999])
 def test_a_truncated_file_is_refused(path, share):
-    training_state.save(path, CONTENT, WHOSE)
+    training_state.save_state(path, CONTENT, WHOSE)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(InputError, match="damaged or no training state"):
-        training_state.load(path, WHOSE)
+        training_state.load_state(path, WHOSE)
 
 
 def test_a_flipped_bit_is_never_loaded_as_something_else(path):
-    training_state.save(path, CONTENT, WHOSE)
+    training_state.save_state(path, CONTENT, WHOSE)
     whole, refused = path.read_bytes(), 0
     places = np.random.default_rng(0).integers(0, len(whole), 150)
     for place, bit in zip(places, itertools.cycle(range(8)), strict=False):
@@ -80,7 +80,7 @@ def test_a_flipped_bit_is_never_loaded_as_something_else(path):
         damaged[place] ^= 1 << bit
         path.write_bytes(damaged)
         try:
-            found = training_state.load(path, WHOSE)
+            found = training_state.load_state(path, WHOSE)
         except InputError:
             refused += 1
         else:  # padding between the parts
@@ -110,10 +110,10 @@ def foreign(path, kind):
     ("kind", "message"),
     [
         ("text", "damaged or no training state"),
-        ("weights", "holds no lesionsearch-state/2"),
+        ("weights", "holds no lesionsearch-state/3"),
         ("code", "damaged or no training state"),
-        ("list", "holds no lesionsearch-state/2"),
-        ("older", "holds no lesionsearch-state/2"),
+        ("list", "holds no lesionsearch-state/3"),
+        ("older", "holds no lesionsearch-state/3"),
         ("part", "lacks a part"),
         ("folder", "no such file"),
         ("none", "no such file"),
@@ -123,34 +123,34 @@ def test_a_foreign_file_is_refused_in_one_line(path, kind, message):
     path.parent.mkdir()
     foreign(path, kind)
     with pytest.raises(InputError, match=message) as caught:
-        training_state.load(path, WHOSE)
+        training_state.load_state(path, WHOSE)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("asked", "named"),
+    ("asked", "message"),
     [
         (WHOSE | {"train": "xyz"}, "its train is def, not xyz"),
         (WHOSE | {"more": "1"}, "its more is None, not 1"),
         ({"configuration": "abc"}, "its train is def, not None"),
     ],
 )
-def test_a_state_of_another_training_is_refused_and_says_why(path, asked, format_step):
-    training_state.save(path, CONTENT, WHOSE)
-    with pytest.raises(InputError, match=format_step):
-        training_state.load(path, asked)
+def test_a_state_of_another_training_is_refused_and_says_why(path, asked, message):
+    training_state.save_state(path, CONTENT, WHOSE)
+    with pytest.raises(InputError, match=message):
+        training_state.load_state(path, asked)
 
 
 def test_a_disk_that_fills_up_leaves_the_state_from_before(path):
-    training_state.save(path, {"number": 1}, WHOSE)
+    training_state.save_state(path, {"number": 1}, WHOSE)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
     try:
         with pytest.raises(OSError):
-            training_state.save(path, CONTENT, WHOSE)
+            training_state.save_state(path, CONTENT, WHOSE)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert training_state.load(path, WHOSE) == {"number": 1}
+    assert training_state.load_state(path, WHOSE) == {"number": 1}
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -165,26 +165,26 @@ def cache(tiny_data, tmp_path_factory):
 def test_an_identity_tells_configurations_members_and_their_order_apart(cache):
     config, train = TrialConfig(), np.arange(20)
     made = [
-        identity(config, cache, train=train),
-        identity(dataclasses.replace(config, seed=1), cache, train=train),
-        identity(dataclasses.replace(config, loss=ComponentConfig("dice")), cache, train=train),
-        identity(config, cache, train=train[:-1]),
-        identity(config, cache, train=train[::-1].copy()),
-        identity(config, cache, train=np.array([], dtype=np.int64)),
-        identity(config, cache, train=train, keep="last"),
+        state_identity(config, cache, train=train),
+        state_identity(dataclasses.replace(config, seed=1), cache, train=train),
+        state_identity(dataclasses.replace(config, loss=ComponentConfig("dice")), cache, train=train),
+        state_identity(config, cache, train=train[:-1]),
+        state_identity(config, cache, train=train[::-1].copy()),
+        state_identity(config, cache, train=np.array([], dtype=np.int64)),
+        state_identity(config, cache, train=train, keep="last"),
     ]
     assert all(a != b for a, b in itertools.combinations(made, 2))
-    assert identity(config, cache, train=train.copy()) == made[0]
+    assert state_identity(config, cache, train=train.copy()) == made[0]
 
 
 def test_an_identity_is_of_the_pictures_not_of_where_they_lie(cache, tiny_data, tmp_path):
     same_again = write_folder(tmp_path / "copy", 30)
     other = write_folder(tmp_path / "other", 30)
     (other / "masks" / "im003.png").write_bytes((other / "masks" / "im004.png").read_bytes())
-    mine = identity(TrialConfig(), cache, train=np.arange(20))
+    mine = state_identity(TrialConfig(), cache, train=np.arange(20))
     for folder, equal in ((same_again, True), (other, False)):
         found = build_cache(DatasetIndex.read(folder), 16, tmp_path / "cache")
-        assert (identity(TrialConfig(), found, train=np.arange(20)) == mine) is equal
+        assert (state_identity(TrialConfig(), found, train=np.arange(20)) == mine) is equal
 
 
 # --- how often -----------------------------------------------------------------------------------
@@ -220,15 +220,15 @@ def test_a_save_waits_until_it_is_a_twentieth_of_the_time(path, cost, waited, at
     keeper = CheckpointManager(path, WHOSE, clock=lambda: training.now)
     keeper.save(training, 1)
     training.now += waited
-    assert keeper.due(middle=False) is at_the_end
-    assert keeper.due(middle=True) is within
+    assert keeper.is_due(mid_epoch=False) is at_the_end
+    assert keeper.is_due(mid_epoch=True) is within
 
 
 def test_the_first_save_is_due_after_the_first_epoch_and_none_without_a_path(path):
     training = Slow(1.0)
     keepers = [CheckpointManager(p, WHOSE, clock=lambda: training.now) for p in (path, None)]
     training.now += 0.1
-    assert [k.due(middle=False) for k in keepers] == [True, False]
+    assert [k.is_due(mid_epoch=False) for k in keepers] == [True, False]
     assert not keepers[1].save(training, 1)
 
 
@@ -236,14 +236,14 @@ def test_a_save_is_told_and_taken_up(path):
     told = []
     assert CheckpointManager(path, WHOSE, told.append).save(Counting(7), 3)
     training = Counting()
-    assert CheckpointManager(path, WHOSE).take_up(training)
+    assert CheckpointManager(path, WHOSE).load(training)
     assert (training.number, told) == (7, [3])
 
 
 def test_what_does_not_fit_leaves_the_training_as_it_was(path):
-    training_state.save(path, {"other": 1}, WHOSE)
+    training_state.save_state(path, {"other": 1}, WHOSE)
     training = Counting(5)
-    assert not CheckpointManager(path, WHOSE).take_up(training)
+    assert not CheckpointManager(path, WHOSE).load(training)
     assert training.number == 5
 
 
@@ -254,9 +254,9 @@ def test_a_save_that_fails_is_not_told_and_tried_again_later(tmp_path):
         tmp_path / "file" / "s.pt", WHOSE, told.append, clock=lambda: training.now
     )
     assert not keeper.save(training, 1)
-    assert not keeper.due(middle=False)
+    assert not keeper.is_due(mid_epoch=False)
     training.now += 21
-    assert keeper.due(middle=False) and told == []
+    assert keeper.is_due(mid_epoch=False) and told == []
 
 
 # --- what a step changes -------------------------------------------------------------------------
@@ -285,13 +285,13 @@ def test_buffers_of_every_kind_are_as_they_were():
     model = Buffers()
     before, noted = training_state.StepSnapshot(model, torch.device("cpu")), kept(model)
     for _ in range(2):
-        before.note()
+        before.capture()
         model.change()
         assert all((kept(model)[name] != noted[name]).any() for name in noted)
         before.restore()
         assert all(torch.equal(kept(model)[name], noted[name]) for name in noted)
     model.change()
-    before.note()
+    before.capture()
     noted = kept(model)
     model.change()
     before.restore()
@@ -308,11 +308,11 @@ def test_buffers_are_copied_kind_by_kind(monkeypatch):
 
     monkeypatch.setattr(torch, "_foreach_copy_", each)
     before = training_state.StepSnapshot(Buffers(), torch.device("cpu"))
-    before.note()
+    before.capture()
     before.restore()
     assert len(copied) == 2 * 3 and all(len(set(kinds)) == 1 for kinds in copied)
     assert sum(map(len, copied)) == 2 * 7
-    training_state.StepSnapshot(torch.nn.ReLU(), torch.device("cpu")).note()  # none at all
+    training_state.StepSnapshot(torch.nn.ReLU(), torch.device("cpu")).capture()  # none at all
 
 
 # --- generators and optimizers -------------------------------------------------------------------

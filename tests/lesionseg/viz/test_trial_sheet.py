@@ -43,26 +43,26 @@ def test_images_are_spread_over_lesion_sizes():
     areas = Areas(np.linspace(0, 1, 60)[::-1])
     members = np.arange(60)
     # By size the members are 59, 58, ... 0; the middles of their sixths are the 5th, 15th, ...
-    assert trial_sheet.spread(areas, members).tolist() == [54, 44, 34, 24, 14, 4]
+    assert trial_sheet.select_by_area(areas, members).tolist() == [54, 44, 34, 24, 14, 4]
 
 
 def test_the_same_members_in_any_order_give_the_same_images():
     rng = np.random.default_rng(0)
     areas, members = Areas(rng.integers(0, 5, 100) / 10), np.arange(10, 90)
-    chosen = trial_sheet.spread(areas, members).tolist()
+    chosen = trial_sheet.select_by_area(areas, members).tolist()
     assert len(set(chosen)) == 6
-    assert trial_sheet.spread(areas, rng.permutation(members)).tolist() == chosen
+    assert trial_sheet.select_by_area(areas, rng.permutation(members)).tolist() == chosen
 
 
 @pytest.mark.parametrize("n", [1, 5, 6])
 def test_of_few_members_all_are_shown(n):
     members = np.arange(n)
-    assert sorted(trial_sheet.spread(Areas(np.zeros(n)), members).tolist()) == members.tolist()
+    assert sorted(trial_sheet.select_by_area(Areas(np.zeros(n)), members).tolist()) == members.tolist()
 
 
 def test_both_outlines_are_seen_and_the_names_stand_below(cache, tmp_path):
     path = tmp_path / "validation.jpg"
-    trial_sheet.draw_sheet(Half(), cache, np.arange(6), path, CPU)
+    trial_sheet.write_trial_sheet(Half(), cache, np.arange(6), path, CPU)
     with Image.open(path) as picture:
         assert picture.format == "JPEG"
         assert picture.size == (3 * 246 - 6, 2 * 260 + 20)
@@ -84,7 +84,7 @@ def test_a_masks_own_dice_is_written_as_one(cache, tmp_path, monkeypatch):
         "text",
         lambda *a, **k: (written.append(a[2]), draw(*a, **k)),
     )
-    trial_sheet.draw_sheet(RedIsLesion(), cache, np.arange(2), tmp_path / "s.jpg", CPU)
+    trial_sheet.write_trial_sheet(RedIsLesion(), cache, np.arange(2), tmp_path / "s.jpg", CPU)
     names = [t for t in written if t.startswith("im")]
     assert names == ["im000", "im001"]
     found = trial_sheet.predict(RedIsLesion(), cache, np.arange(2), device=CPU)
@@ -101,7 +101,7 @@ def test_a_sheet_of_noise_keeps_to_its_size(tmp_path):
         images, masks, names = noise, np.zeros((6, 240, 240), np.uint8), list("abcdef")
 
     path = tmp_path / "s.jpg"
-    trial_sheet.draw_sheet(Half(), Noisy(np.zeros(6)), np.arange(6), path, CPU)
+    trial_sheet.write_trial_sheet(Half(), Noisy(np.zeros(6)), np.arange(6), path, CPU)
     assert 1000 < path.stat().st_size <= trial_sheet.MOST_BYTES
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["s.jpg"]
 
@@ -110,7 +110,7 @@ def test_a_long_name_gives_way_to_the_dice(cache, tmp_path):
     class Named(Areas):
         images, masks, names = cache.images[:1], cache.masks[:1], ["n" * 400]
 
-    trial_sheet.draw_sheet(Half(), Named([0.0]), np.arange(1), tmp_path / "s.jpg", CPU)
+    trial_sheet.write_trial_sheet(Half(), Named([0.0]), np.arange(1), tmp_path / "s.jpg", CPU)
     with Image.open(tmp_path / "s.jpg") as picture:
         assert picture.size == (240, 280)
 
@@ -121,5 +121,5 @@ def test_nothing_half_written_stays(cache, tmp_path):
             raise RuntimeError("no")
 
     with pytest.raises(RuntimeError):
-        trial_sheet.draw_sheet(Broken(), cache, np.arange(2), tmp_path / "s.jpg", CPU)
+        trial_sheet.write_trial_sheet(Broken(), cache, np.arange(2), tmp_path / "s.jpg", CPU)
     assert not [p for p in tmp_path.iterdir() if p.is_file()]

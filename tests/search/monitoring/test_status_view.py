@@ -1,4 +1,4 @@
-"""What is drawn of a standing, at any width."""
+"""Status of a study as text, at any width."""
 
 import io
 import re
@@ -6,111 +6,104 @@ import re
 import pytest
 from rich.console import Console
 
-from lesionseg.config import TrialConfig
-from lesionseg.space import ComponentConfig
 from search.monitoring import status_view
-from tests.search.statuses import worker_of
+from search.monitoring.study_status import BestTrial
+from search.storage.lease_types import Command
+from tests.search.statuses import CONFIG, make_running_trial, make_status, make_worker_status
 
-CONFIG = TrialConfig().to_dict()
-
-
-def trial_of(**changes):
-    return {
-        "number": 3,
-        "epochs": 12,
-        "curve": [0.25, 0.5, 0.75],
-        "config": CONFIG,
-        "baseline": None,
-    } | changes
+FOLDS = {"dice": [0.5, 0.7], "deviation": 0.1, "of": 3}
 
 
-def status_of(**changes):
-    return {
-        "study": "skin[bold]",
-        "spent": 3,
-        "counts": {"complete": 2, "failed": 1, "running": 1, "waiting": 0},
-        "reasons": {"oom": 1},
-        "budget": {"trials": 12, "hours": None},
-        "best": {"number": 1, "value": 0.75, "config": CONFIG},
-        "command": "run",
-        "hours_left": 1.5,
-        "workers": [worker_of()],
-        "running": [trial_of()],
-    } | changes
-
-
-def drawn(status, width=140):
-    """The lines of the view without colours."""
+def render(status, width=140):
+    """Return the lines of the live view without colours."""
     console = Console(file=io.StringIO(), width=width, record=True, force_terminal=True)
-    console.print(status_view.view(status, width))
+    console.print(status_view.render_status(status, width))
     return console.export_text().splitlines()
 
 
-def test_the_view_says_it_all():
-    lines = drawn(status_of())
-    head, counts, best, titles, row = lines
-    assert head.startswith("skin[bold] ")
+def print_plain(*statuses):
+    """Return what is printed without a terminal."""
+    file = io.StringIO()
+    console = Console(file=file, highlight=False, width=240, soft_wrap=True)
+    status_view.print_statuses(console, statuses)
+    return file.getvalue()
+
+
+def test_live_view_shows_progress_counts_best_trial_and_workers():
+    head, counts, best, titles, row = render(make_status())
+    assert head.startswith("skin[bold]: ")
     assert "3 of 12 trials" in head
     assert re.search(r"about 90 minutes left, until \d\d:\d\d$", head.strip())
-    assert counts.strip() == "2 complete · 1 failed · 1 running  (oom 1)"
+    assert counts.strip() == "2 complete · 1 failed · 1 running  (reasons: oom 1)"
     assert best.startswith("best: trial 1, validation Dice 0.7500, unet")
     assert titles.split() == [
-        "worker", "device", "trial", "epoch", "Dice", "by", "epoch", "last", "beat",
+        "worker", "device", "heartbeat", "trial", "epoch", "Dice", "by", "epoch", "configuration",
     ]  # fmt: skip
-    assert row.split()[:8] == ["here[1]:42", "cuda:0", "x", "0.5", "3", "3/12", "0.7500", "▁▅█"]
-    assert "7 s ago" in row
+    assert row.split()[:11] == [
+        "here[1]:42", "cuda:0", "x", "0.5", "7", "s", "ago", "3", "3/12", "0.7500", "▁▅█",
+    ]  # fmt: skip
     assert "unet" in row
+
+
+def test_details_contain_test_result_disk_usage_and_folds():
+    status = make_status(command=Command.PAUSE, best=BestTrial(1, 0.6, CONFIG, FOLDS))
+    lines = print_plain(status).splitlines()
+    assert lines[0].startswith("skin[bold]: 3 of 12 trials about 90 minutes left, until ")
+    assert [line.rstrip() for line in lines[1:3]] == [
+        "2 complete · 1 failed · 1 running  (reasons: oom 1)", "command to the workers: pause",
+    ]  # fmt: skip
+    mean = "(mean of 2 folds: 0.5000, 0.7000; deviation 0.1000)"
+    assert lines[3].startswith(f"best: trial 1, validation Dice 0.6000 {mean}, unet")
+    assert [line.rstrip() for line in lines[4:7]] == [
+        "test Dice: 0.7000 (0.6000 .. 0.8000)",
+        "test evaluations of this study: 1",
+        "checkpoints and weights: 12.3 MB",
+    ]
+    assert lines[8].startswith("here[1]:42")
+    assert "no studies under runs/" in print_plain()
 
 
 @pytest.mark.parametrize("width", [20, 40, 60, 80, 100, 200])
 def test_no_line_is_longer_than_the_terminal(width):
-    many = [worker_of(host="a" * 40, pid=i, trial=i) for i in range(3)]
-    status = status_of(study="x" * 100, workers=many, running=[trial_of(curve=[0.5] * 300)])
-    lines = drawn(status, width)
+    workers = [make_worker_status(host="a" * 40, pid=i, trial=i) for i in range(3)]
+    trial = make_running_trial(curve=[0.5] * 300)
+    lines = render(make_status(study="x" * 100, workers=workers, running=[trial]), width)
     assert max(map(len, lines)) <= width
     assert any("trial" in line for line in lines)
 
 
-@pytest.mark.parametrize("width", [120, 200])
-def test_a_long_configuration_takes_only_what_the_others_leave(width):
-    long = TrialConfig(model=ComponentConfig("smp_linknet", {"encoder": "mobilenet_v2" * 20})).to_dict()
-    *_, row = drawn(status_of(running=[trial_of(config=long)]), width)
-    assert row.startswith("here[1]:42  cuda:0 x 0.5  3      3/12   0.7500  ")
-    assert "7 s ago    smp_linknet(encoder=mob" in row
-    assert row.endswith("\N{HORIZONTAL ELLIPSIS}")
+def test_idle_workers_and_trials_without_a_worker_have_rows():
+    idle = make_worker_status(trial=None, is_expired=True)
+    trial = make_running_trial(curve=[], config=None)
+    text = "\n".join(render(make_status(workers=[idle], running=[trial])))
+    assert re.search(r"here\[1\]:42 .* 7 s ago, expired +- +- +-", text)
+    assert re.search(r"no worker +3 +0/12 +-", text)
 
 
-def test_a_worker_without_trial_and_a_trial_without_worker_have_their_rows():
-    idle = worker_of(trial=None, silent=True)
-    text = "\n".join(drawn(status_of(workers=[idle], running=[trial_of(curve=[], config=None)])))
-    assert re.search(r"here\[1\]:42 .* - +- +- +7 s ago, silent", text)
-    assert re.search(r"nobody +3 +0/12 +-", text)
-
-
-def test_a_study_at_its_very_beginning_is_shown():
-    new = status_of(
-        spent=0, counts={"running": 0}, reasons={}, best=None, hours_left=None, workers=[],
-        running=[], command="pause",
+def test_a_new_study_is_shown():
+    new = make_status(
+        finished=0, counts={"running": 0}, reasons={}, best=None, hours_left=None, workers=[],
+        running=[], command=Command.PAUSE,
     )  # fmt: skip
-    assert drawn(new)[1:] == ["no trial yet", "its workers are told to pause"]
+    assert [line.rstrip() for line in render(new)[1:]] == [
+        "no trials yet", "command to the workers: pause",
+    ]  # fmt: skip
 
 
-def test_the_end_is_foretold_only_where_there_is_something_to_tell():
-    at = 1_700_000_000.0
-    assert status_view.forecast(status_of(), at).startswith("about 90 minutes left, until ")
-    # A day is named where it is not sure to be today.
-    assert re.search(
-        r"until \w{3} \d\d:\d\d$", status_view.forecast(status_of(hours_left=30.0), at)
-    )
-    for nothing in (
+def test_forecast_needs_an_active_worker_and_an_unfinished_study():
+    now = 1_700_000_000.0
+    assert status_view.forecast(make_status(), now).startswith("about 90 minutes left, until ")
+    tomorrow = status_view.forecast(make_status(hours_left=30.0), now)
+    assert re.search(r"about 30.0 hours left, until \w{3} \d\d:\d\d$", tomorrow)
+    for changes in (
         {"hours_left": None},
         {"hours_left": 0.0},
         {"workers": []},
-        {"workers": [worker_of(silent=True)]},
-        {"workers": [worker_of(trial=None)]},
-        {"spent": 12},
+        {"workers": [make_worker_status(is_expired=True)]},
+        {"workers": [make_worker_status(trial=None)]},
+        {"finished": 12},
     ):
-        assert status_view.forecast(status_of(**nothing), at) == ""
+        assert status_view.forecast(make_status(**changes), now) == ""
 
 
 @pytest.mark.parametrize(
@@ -119,20 +112,20 @@ def test_the_end_is_foretold_only_where_there_is_something_to_tell():
         ([], 1.0, 8, ""),
         ([None], 1.0, 8, ""),
         ([0.0, 1.0], 0.0, 8, "▁█"),
-        ([0.0, 0.5], 1.0, 8, "▁▅"),  # the best so far is higher
+        ([0.0, 0.5], 1.0, 8, "▁▅"),  # the best trial is higher
         ([0.5], 0.5, 8, "▁"),
         ([0.0, None, 1.0], 0.0, 8, "▁ █"),
         ([0, 1, 2, 3, 4, 5, 6, 7], 0.0, 4, "▂▄▆█"),  # the last of each two
     ],
 )
-def test_a_curve_in_one_line(values, top, width, line):
+def test_sparkline(values, top, width, line):
     assert status_view.sparkline(values, top, width) == line
 
 
-def test_without_colour_there_are_no_colour_codes(monkeypatch):
+def test_no_color_removes_colour_codes(monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     file = io.StringIO()
     console = Console(file=file, width=100, force_terminal=True, color_system="truecolor")
-    console.print(status_view.view(status_of(), 100))
+    console.print(status_view.render_status(make_status(), 100))
     assert not re.search(r"\x1b\[[0-9;]*3[0-9]", file.getvalue())
     assert "here[1]:42" in file.getvalue()

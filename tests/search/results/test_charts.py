@@ -1,60 +1,20 @@
-"""The charts as SVG: what they show, and that they lie well within a page."""
+"""The charts as SVG: their content, and that they fit into a page."""
 
 import xml.etree.ElementTree as ET
 
 import matplotlib as mpl
 import numpy as np
-import optuna
 import pytest
-from optuna.trial import TrialState
 
 from search.results import charts
-from search.results.charts import progress, space
+from search.results.charts import trials as trial_charts
+from search.results.charts.parameters import ParameterScale
 
 SHARES = {"tp": 0.2, "fp": 0.05, "fn": 0.1, "tn": 0.65}
-ROWS = [
+EPOCHS = [
     {"epoch": float(e), "train_loss": 1 / e, "val_loss": 1.2 / e, "dice": d}
     for e, d in enumerate((0.4, 0.7, 0.6), 1)
 ]
-
-
-def trial(number, state, curve=(), value=None, reason=None):
-    made = optuna.trial.create_trial(
-        state=state,
-        value=value,
-        intermediate_values=dict(enumerate(curve, 1)),
-        user_attrs={"reason": reason} if reason else {},
-    )
-    made.number = number
-    return made
-
-
-def some_trials():
-    return [
-        trial(0, TrialState.COMPLETE, (0.4, 0.8), 0.8),
-        trial(1, TrialState.PRUNED, (0.3,)),
-        trial(2, TrialState.COMPLETE, (0.5, 0.9), 0.9),
-        trial(3, TrialState.FAIL, (0.1,), reason="diverged"),
-        trial(4, TrialState.FAIL, reason="duplicate"),
-        trial(5, TrialState.PRUNED),
-        trial(6, TrialState.RUNNING, (0.2,)),
-        trial(7, TrialState.WAITING),
-    ]
-
-
-def drawn(chart):
-    """The SVG's elements; it is well-formed."""
-    return list(ET.fromstring(str(chart)).iter())
-
-
-def texts(chart):
-    return [e.text for e in drawn(chart) if e.tag == "text"]
-
-
-def label(chart):
-    return drawn(chart)[0].get("aria-label")
-
-
 CURVES = {
     "thresholds": [0.0, 0.5, 0.9],
     "precision": [0.3, 0.8, 1.0],
@@ -63,23 +23,34 @@ CURVES = {
     "frequency": [0.05, None, 0.95],
     "share": [0.6, 0.0, 0.4],
 }
-SPACE = [
-    {"number": i, "state": state, "dice": dice, "params": params}
-    for i, (state, dice, params) in enumerate(
-        [
-            ("complete", 0.8, {"model": "unet", "lr": 1e-4, "ema": True, "loss.focal.gamma": 2.0}),
-            ("complete", 0.9, {"model": "segnet", "lr": 1e-2, "ema": False}),
-            ("pruned", 0.5, {"model": "unet", "lr": 1e-3, "ema": True}),
-            ("failed", None, {"model": "unet", "lr": 1e-3, "ema": True}),
-        ]
-    )
-]
 NAMES = ["model", "lr", "ema", "loss.focal.gamma"]
 
+
+def make_trial(number, state, curve=(), dice=None, **params):
+    points = [[epoch, value] for epoch, value in enumerate(curve, 1)]
+    return {"number": number, "state": state, "dice": dice, "curve": points, "params": params}
+
+
+TRIALS = [
+    make_trial(0, "complete", (0.4, 0.8), 0.8),
+    make_trial(1, "pruned", (0.3,), 0.3),
+    make_trial(2, "complete", (0.5, 0.9), 0.9),
+    make_trial(3, "failed", (0.1,)),
+    make_trial(4, "skipped"),
+    make_trial(5, "pruned"),
+    make_trial(6, "running", (0.2,)),
+    make_trial(7, "waiting"),
+]
+SPACE = [
+    make_trial(0, "complete", (), 0.8, model="unet", lr=1e-4, ema=True, **{NAMES[3]: 2.0}),
+    make_trial(1, "complete", (), 0.9, model="segnet", lr=1e-2, ema=False),
+    make_trial(2, "pruned", (), 0.5, model="unet", lr=1e-3, ema=True),
+    make_trial(3, "failed", (), None, model="unet", lr=1e-3, ema=True),
+]
 ALL = {
-    "history": lambda: charts.history_chart(some_trials(), 2),
-    "curves": lambda: charts.curves_chart(some_trials(), 2),
-    "retraining": lambda: charts.retraining_chart(ROWS, 2),
+    "history": lambda: charts.history_chart(TRIALS, 2),
+    "curves": lambda: charts.curves_chart(TRIALS, 2),
+    "retraining": lambda: charts.retraining_chart(EPOCHS, 2),
     "importance": lambda: charts.importance_chart({"model": 0.75, "loss.focal.gamma": 0.25}),
     "confusion": lambda: charts.confusion_chart(SHARES),
     "dice": lambda: charts.dice_chart([0.2, 0.8, 0.9]),
@@ -91,215 +62,192 @@ ALL = {
 }
 
 
+def elements(chart):
+    """Return the SVG's elements; it must be well-formed."""
+    return list(ET.fromstring(str(chart)).iter())
+
+
+def texts(chart):
+    return [e.text for e in elements(chart) if e.tag == "text"]
+
+
+def alt(chart):
+    return elements(chart)[0].get("aria-label")
+
+
 @pytest.mark.parametrize("name", ALL)
-def test_a_chart_has_no_colour_font_size_or_link_of_its_own(name):
+def test_chart_uses_the_pages_style_and_not_the_users_settings(name):
     chart = ALL[name]()
-    head, *rest = drawn(chart)
-    assert head.tag == "svg"
-    assert set(head.attrib) == {"viewBox", "role", "aria-label"}
-    assert "http" not in chart
-    assert "font-family" not in chart
-    assert "<style" not in chart
-    assert "<metadata" not in chart
+    root, *rest = elements(chart)
+    assert root.tag == "svg"
+    assert set(root.attrib) == {"viewBox", "role", "aria-label"}
+    assert not any(word in chart for word in ("http", "font-family", "<style", "<metadata"))
     assert "var(--ink)" in chart or "var(--muted)" in chart
-    wanted = {e.get("href")[1:] for e in rest if e.get("href")}
-    assert wanted <= {e.get("id") for e in rest}
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_the_same_input_gives_the_same_bytes_whatever_the_settings(name):
-    first = ALL[name]()
+    references = {e.get("href")[1:] for e in rest if e.get("href")}
+    assert references <= {e.get("id") for e in rest}
     with mpl.rc_context({"font.size": 30, "axes.grid": True, "svg.fonttype": "path"}):
-        assert ALL[name]() == first
+        assert ALL[name]() == chart
         assert mpl.rcParams["font.size"] == 30
 
 
-def test_ids_of_different_charts_differ():
-    ids = [e.get("id") for make in ALL.values() for e in drawn(make()) if e.get("id")]
+def test_ids_differ_between_charts():
+    ids = [e.get("id") for make in ALL.values() for e in elements(make()) if e.get("id")]
     assert len(ids) == len(set(ids))
 
 
-def test_history_names_each_state_and_the_winner():
-    chart = charts.history_chart(some_trials(), 2)
+def test_history_shows_each_state_and_the_selected_trial():
+    chart = ALL["history"]()
     assert {"complete", "best so far", "pruned (last reported)", "failed"} <= set(texts(chart))
-    assert "the winner: 0.9000" in texts(chart)
-    assert label(chart) == (
+    assert "selected: 0.9000" in texts(chart)
+    assert alt(chart) == (
         "Validation Dice of 2 complete and 1 pruned trials by number; 1 failed. "
         "The best is trial 2 with 0.9000."
     )
 
 
-def test_the_legend_names_only_what_is_there():
-    chart = charts.history_chart(some_trials()[:1], None)
-    assert "complete" in texts(chart)
-    assert not {"failed", "pruned (last reported)"} & set(texts(chart))
+def test_legend_has_no_entry_for_missing_states():
+    shown = set(texts(charts.history_chart(TRIALS[:1], None)))
+    assert "complete" in shown
+    assert not {"failed", "pruned (last reported)"} & shown
 
 
-def test_history_without_winner_or_trials_is_drawn():
-    assert "None is complete." in label(charts.history_chart([], None))
-    assert "None is complete." in label(charts.history_chart([trial(0, TrialState.FAIL)], None))
+@pytest.mark.parametrize("trials", [[], TRIALS[3:4], TRIALS[5:6]])
+def test_history_without_complete_trials(trials):
+    assert "None is complete." in alt(charts.history_chart(trials, None))
+    assert alt(charts.curves_chart(trials, None))
 
 
-def test_the_axis_begins_under_the_lowest_value_that_is_no_outlier():
+def test_axis_starts_below_the_lowest_value_that_is_no_outlier():
     usual = np.linspace(0.8, 0.9, 11).tolist()
-    assert progress._floor(usual) == pytest.approx(0.794)
-    assert progress._floor([0.01, *usual]) == pytest.approx(0.794)
-    assert progress._floor([0.5, 0.5]) == pytest.approx(0.47)
-    assert progress._floor([0.0]) == 0
-    assert progress._floor([]) == 0
+    assert trial_charts._lower_limit(usual) == pytest.approx(0.794)
+    assert trial_charts._lower_limit([0.01, *usual]) == pytest.approx(0.794)
+    assert trial_charts._lower_limit([0.5, 0.5]) == pytest.approx(0.47)
+    assert trial_charts._lower_limit([0.0]) == 0
+    assert trial_charts._lower_limit([]) == 0
 
 
-def test_outliers_are_drawn_at_the_edge():
+def test_outliers_are_at_the_lower_edge():
     def heights(values):
-        known = [trial(i, TrialState.COMPLETE, (), v) for i, v in enumerate(values)]
-        chart = charts.history_chart(known, None)
-        return [float(e.get("y")) for e in drawn(chart) if e.tag == "use"]
+        trials = [make_trial(i, "complete", (), v) for i, v in enumerate(values)]
+        chart = charts.history_chart(trials, None)
+        return [float(e.get("y")) for e in elements(chart) if e.tag == "use"]
 
     usual = np.linspace(0.8, 0.9, 11).tolist()
     assert max(heights([*usual, 0.0])) == pytest.approx(max(heights(usual)), abs=0.01)
 
 
-def test_values_that_are_no_numbers_are_left_out():
-    known = [trial(0, TrialState.PRUNED, (0.2, float("nan")))]
-    assert "0 pruned" in label(charts.history_chart(known, None))
-    assert "1 pruned" in label(charts.curves_chart(known, None))
-
-
-def test_curves_tell_the_winner_from_the_others():
-    chart = charts.curves_chart(some_trials(), 2)
-    assert {"complete", "pruned", "failed", "the winner"} <= set(texts(chart))
-    assert label(chart).endswith("of the other trials 1 complete, 1 pruned, 1 failed.")
+def test_curves_distinguish_states_and_the_selected_trial():
+    chart = ALL["curves"]()
+    assert {"complete", "pruned", "failed", "selected"} <= set(texts(chart))
+    assert alt(chart).endswith("of the other trials 1 complete, 1 pruned, 1 failed.")
     assert "stroke-dasharray" in chart
 
 
-def test_curves_of_very_many_trials_stay_light():
-    many = [trial(i, TrialState.COMPLETE, [0.5] * 40, 0.5) for i in range(1000)]
+def test_missing_values_of_a_curve_are_skipped():
+    chart = charts.curves_chart([make_trial(0, "pruned", (0.2, None, 0.3))], None)
+    assert "1 pruned" in alt(chart)
+
+
+def test_charts_of_many_trials_are_small():
+    many = [make_trial(i, "complete", [0.5] * 40, 0.5) for i in range(1000)]
     assert len(charts.curves_chart(many, 0)) < 300_000
+    rows = [make_trial(i, "complete", (), 0.5 + i / 40_000, x=i / 7) for i in range(20_000)]
+    chart = charts.slices_chart(rows, ["x"], 19_999)
+    assert len(chart) < 300_000
+    markers = [e for e in elements(chart) if e.tag == "use"]
+    assert 2001 <= len(markers) < 2200
 
 
-def test_retraining_marks_the_epoch_that_was_kept():
-    chart = charts.retraining_chart(ROWS, 2)
+def test_retraining_marks_the_kept_epoch():
+    chart = ALL["retraining"]()
     assert "epoch 2: 0.7000" in texts(chart)
     assert {"training", "validation", "loss", "validation Dice"} <= set(texts(chart))
+    assert alt(chart).endswith("the weights are of epoch 2, Dice 0.7000.")
 
 
 def test_importances_are_bars_with_names_and_shares():
-    chart = charts.importance_chart({"model": 0.75, "loss.focal.gamma": 0.25})
+    chart = ALL["importance"]()
     assert {"model", "loss.focal.gamma", "0.75", "0.25"} <= set(texts(chart))
-    assert label(chart) == "Shares: model 0.75, loss.focal.gamma 0.25."
+    assert alt(chart) == "Shares: model 0.75, loss.focal.gamma 0.25."
+    many = charts.importance_chart({f"parameter_{i:02d}": 1 / 40 for i in range(40)})
+    bars = [text for text in texts(many) if text.startswith("parameter")]
+    assert len(bars) == trial_charts.MAX_BARS
 
 
-def test_at_most_so_many_bars_are_drawn():
-    chart = charts.importance_chart({f"parameter_{i:02d}": 1 / 40 for i in range(40)})
-    assert sum(text.startswith("parameter") for text in texts(chart)) == progress.MOST_BARS
-
-
-def test_names_are_text_and_no_formula():
+def test_names_are_neither_markup_nor_formulas():
     assert "<b>$a_1$" in texts(charts.importance_chart({"<b>$a_1$": 0.6, "other": 0.4}))
-    assert '"' not in label(charts.importance_chart({"a": 1.0}))
 
 
-def test_confusion_shows_shares_of_all_and_of_the_row():
-    shown = texts(charts.confusion_chart(SHARES))
+def test_confusion_shows_shares_of_all_pixels_and_of_the_row():
+    shown = texts(ALL["confusion"]())
     assert {"20.00%", "5.00%", "10.00%", "65.00%"} <= set(shown)
     assert {f"{p}% of the row" for p in ("66.7", "33.3", "7.1", "92.9")} <= set(shown)
+    empty = texts(charts.confusion_chart({"tp": 0.0, "fp": 0.1, "fn": 0.0, "tn": 0.9}))
+    assert empty.count("0.0% of the row") == 2
 
 
-def test_confusion_of_masks_without_lesion_is_drawn():
-    shown = texts(charts.confusion_chart({"tp": 0.0, "fp": 0.1, "fn": 0.0, "tn": 0.9}))
-    assert shown.count("0.0% of the row") == 2
+@pytest.mark.parametrize("dice", [[1.0], [0.0, 1.0], [0.97, 0.98, 0.99]])
+def test_dice_histogram(dice):
+    chart = charts.dice_chart(dice)
+    assert f"over {len(dice)} test images: median {np.median(dice):.4f}" in alt(chart)
 
 
-@pytest.mark.parametrize("values", [[1.0], [0.0, 1.0], [0.97, 0.98, 0.99]])
-def test_dice_of_any_number_of_images_is_drawn(values):
-    chart = charts.dice_chart(values)
-    assert f"over {len(values)} test images: median {np.median(values):.4f}" in label(chart)
-
-
-def test_recall_marks_the_usual_threshold():
-    chart = charts.recall_chart(CURVES, 0.9)
+def test_recall_marks_threshold_one_half():
+    chart = ALL["recall"]()
     assert "threshold 0.5" in texts(chart)
-    assert label(chart) == (
+    assert alt(chart) == (
         "Precision over recall: area 0.9000, recall 0.7500 and precision 0.8000 at threshold 0.5."
     )
 
 
-def test_calibration_leaves_empty_bins_out():
-    chart = charts.calibration_chart(CURVES, 0.02)
-    assert "in 2 bins: error 0.0200" in label(chart)
+def test_calibration_skips_empty_bins():
+    assert "in 2 bins: error 0.0200" in alt(ALL["calibration"]())
     empty = {"confidence": [0.5], "frequency": [None], "share": [0.0]}
-    assert "in 0 bins" in label(charts.calibration_chart(empty, 0.0))
+    assert "in 0 bins" in alt(charts.calibration_chart(empty, 0.0))
 
 
-def test_images_without_lesion_have_no_size_to_stand_at():
-    assert label(charts.size_chart([0.01, 0.2, 0.0], [0.4, 0.9, 1.0])) == (
-        "Dice over lesion size of 2 test images; 1 without lesion are left out."
+def test_size_skips_images_without_lesion():
+    assert alt(ALL["size"]()) == (
+        "Dice over lesion size of 2 test images; 1 without lesion are not shown."
     )
-    assert "of 0 test images" in label(charts.size_chart([0.0], [1.0]))
+    assert "of 0 test images" in alt(charts.size_chart([0.0], [1.0]))
 
 
-def test_slices_have_an_axis_a_parameter_and_the_names_of_choices():
-    shown = texts(charts.slices_chart(SPACE, NAMES, 1))
-    assert {*NAMES, "segnet", "unet", "true", "false"} <= set(shown)
+def test_size_axis_has_labels_for_similar_and_for_different_sizes():
+    similar = texts(charts.size_chart([0.3, 0.31, 0.32], [0.4, 0.9, 1.0]))
+    ticks = [float(t) for t in similar if t.replace(".", "").isdigit()]
+    assert len([t for t in ticks if 29 <= t <= 33]) >= 2
+    different = texts(charts.size_chart([0.001, 0.9], [0.4, 0.9]))
+    assert {"1", "10"} <= set(different)
 
 
-def test_at_most_so_many_slices_are_drawn():
+def test_slices_have_one_panel_per_parameter_and_show_categories():
+    assert {*NAMES, "segnet", "unet", "true", "false"} <= set(texts(ALL["slices"]()))
+    letters = "abcdefgh"
     rows = [
-        {
-            "number": i,
-            "state": "complete",
-            "dice": 0.5 + i / 10,
-            "params": dict.fromkeys("abcdefgh", i),
-        }
-        for i in range(3)
+        make_trial(i, "complete", (), 0.5 + i / 10, **dict.fromkeys(letters, i)) for i in range(3)
     ]
-    shown = texts(charts.slices_chart(rows, list("abcdefgh"), None))
-    assert [t for t in shown if t in "abcdefgh"] == list("abcdef")
+    shown = texts(charts.slices_chart(rows, list(letters), None))
+    assert [t for t in shown if t in letters] == list("abcdef")
 
 
-def test_a_slice_of_pruned_trials_only_is_drawn():
-    chart = charts.slices_chart(SPACE[2:3], ["lr"], None)
-    assert label(chart) == "Validation Dice against each of lr."
+def test_slice_without_complete_trials():
+    assert alt(charts.slices_chart(SPACE[2:3], ["lr"], None)) == "Validation Dice by lr."
 
 
-def test_parallel_coordinates_are_of_complete_trials_with_the_ends_of_each_axis():
-    chart = charts.parallel_chart(SPACE, NAMES, 1)
-    assert "of 2 complete trials over model, lr, ema, loss.focal.gamma and Dice" in label(chart)
-    assert {"0.0001", "0.01", "segnet", "unet", "0.800", "0.900", "the winner"} <= set(texts(chart))
+def test_parallel_coordinates_show_complete_trials_and_the_ends_of_each_axis():
+    chart = ALL["parallel"]()
+    assert "of 2 complete trials over model, lr, ema, loss.focal.gamma and Dice" in alt(chart)
+    assert {"0.0001", "0.01", "segnet", "unet", "0.800", "0.900", "selected"} <= set(texts(chart))
+    equal = [SPACE[0], SPACE[1] | {"dice": 0.8}]
+    assert "of 2 complete trials" in alt(charts.parallel_chart(equal, ["model"], None))
 
 
-def test_trials_of_one_dice_are_drawn():
-    rows = [SPACE[0], SPACE[1] | {"dice": 0.8}]
-    assert "of 2 complete trials" in label(charts.parallel_chart(rows, ["model"], None))
-
-
-def test_places_on_a_scale():
-    names = space._Scale(["b", "a", "c"])
+def test_parameter_scale():
+    names = ParameterScale(["b", "a", "c"])
     assert [names.height(v) for v in "abc"] == [0, 0.5, 1]
     assert names.height(None) < 0
-    log = space._Scale([1e-4, 1e-2])
-    assert log.height(1e-3) == pytest.approx(0.5)
-    assert space._Scale([1, 3]).height(2) == 0.5
-    assert space._Scale([3, 3]).height(3) == 0.5
-    assert space._Scale([True, False]).labels() == [(0, "false"), (1, "true")]
-
-
-def test_slices_of_very_many_trials_stay_light_and_keep_the_winner():
-    rows = [
-        {"number": i, "state": "complete", "dice": 0.5 + i / 40_000, "params": {"x": i / 7}}
-        for i in range(20_000)
-    ]
-    chart = charts.slices_chart(rows, ["x"], 19_999)
-    assert len(chart) < 300_000
-    assert chart.count("<use") < 2200
-    assert len(space._some(rows, 19_999)) == 2001
-    assert space._some(rows, 19_999)[-1]["number"] == 19_999
-    assert space._some(rows[:5], None) == rows[:5]
-
-
-def test_sizes_that_are_close_are_told_by_numbers_too():
-    close = texts(charts.size_chart([0.3, 0.31, 0.32], [0.4, 0.9, 1.0]))
-    ticks = [float(t) for t in close if t.replace(".", "").isdigit()]
-    assert len([t for t in ticks if 29 <= t <= 33]) >= 2
-    wide = texts(charts.size_chart([0.001, 0.9], [0.4, 0.9]))
-    assert {"1", "10"} <= set(wide)
+    assert ParameterScale([1e-4, 1e-2]).height(1e-3) == pytest.approx(0.5)
+    assert ParameterScale([1, 3]).height(2) == 0.5
+    assert ParameterScale([3, 3]).height(3) == 0.5
+    assert ParameterScale([True, False]).labels() == [(0, "false"), (1, "true")]

@@ -44,7 +44,7 @@ def finished(tiny_data, tmp_path_factory):
     """A study of three trials with its final test; not to be changed."""
     opened = open_tiny(tiny_data, tmp_path_factory.mktemp("finished") / "s", {"budget.epochs": 4})
     search(opened)
-    return opened, run_final_test(opened, SLOT)
+    return opened, run_final_test(opened, SLOT).to_dict()
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_the_report_has_every_key_of_its_contract(finished):
     assert thresholds[0] == 0 and thresholds == sorted(thresholds) and thresholds[-1] < 1
     assert recall[0] == 1 and recall == sorted(recall, reverse=True)
     assert report["confusion"].keys() == {"tp", "fp", "fn", "tn"}
-    assert report["val"].keys() == {"search", "retrained", "gap", "reproduced", "seeds"}
+    assert report["val"].keys() == {"search", "retrained", "gap", "reproduced", "seeds", "folds"}
     assert report["seconds"] > 0
     assert report["images_per_second"] > 0
     assert report["images_per_second_single"] > 0
@@ -188,11 +188,12 @@ def test_the_overlays_that_are_named_are_there(finished):
 
 @pytest.mark.slow
 def test_a_tested_study_is_not_tested_again_unless_that_is_said(searched):
-    report = run_final_test(searched, SLOT)
-    assert run_final_test(searched, SLOT) == report
-    assert run_final_test(open_study(searched.folder), SLOT) == report
+    first = run_final_test(searched, SLOT)
+    assert run_final_test(searched, SLOT) == first
+    assert run_final_test(open_study(searched.folder), SLOT) == first
+    report = first.to_dict()
     assert len(list_test_evaluations(searched.study)) == 1
-    again = run_final_test(searched, SLOT, again=True)
+    again = run_final_test(searched, SLOT, again=True).to_dict()
     assert again["test_evaluations"] == len(list_test_evaluations(searched.study)) == 2
     # Nothing but the count and the clocks has changed.
     clocks = {"test_evaluations", "seconds", "peak_memory"}
@@ -211,7 +212,7 @@ def test_a_better_trial_is_a_new_model_and_a_second_look(searched, tiny_data):
     for name, value in best.user_attrs.items():
         trial.set_user_attr(name, value)
     searched.study.tell(trial, best.value + 1e-6)
-    report = run_final_test(searched, SLOT)
+    report = run_final_test(searched, SLOT).to_dict()
     assert (report["trial"], report["test_evaluations"]) == (trial.number, 2)
 
 
@@ -225,7 +226,7 @@ def test_several_seeds_are_retrained_and_the_best_on_validation_is_tested(tiny_d
     heard = []
     report = run_final_test(
         opened, SLOT, on_epoch=lambda seed, record: heard.append((seed, record.epoch))
-    )
+    ).to_dict()
     assert heard == [(0, 1), (0, 2), (1, 1), (1, 2)]
     seeds = report["val"]["seeds"]
     assert list(seeds) == ["0", "1"]
@@ -243,7 +244,7 @@ def test_train_and_val_together_are_trained_as_long_as_the_best_epoch(tiny_data,
     opened = open_tiny(tiny_data, tmp_path / "s", changes)
     search(opened)
     heard = []
-    report = run_final_test(opened, SLOT, on_epoch=lambda seed, record: heard.append(record))
+    report = run_final_test(opened, SLOT, on_epoch=lambda seed, record: heard.append(record)).to_dict()
     best = best_trial(opened.study)
     assert len(heard) == best.user_attrs["best_epoch"]
     # More images: another first loss than the search's. Nothing is left to compare with.
@@ -253,6 +254,7 @@ def test_train_and_val_together_are_trained_as_long_as_the_best_epoch(tiny_data,
         "gap": None,
         "reproduced": None,
         "seeds": None,
+        "folds": None,
     }
     assert report["test"]["n"] == len(opened.split.test)
     assert len(rows_of(opened.folder / "final" / "history.csv")) == len(heard)
@@ -267,7 +269,7 @@ def test_what_was_chosen_is_in_the_report_and_in_the_checkpoint(finished):
     assert kept.to_dict() == report["inference"]
     choice = report["inference_choice"]
     assert choice["dice"] >= choice["default_dice"] - 1e-9
-    assert [row["what"] for row in choice["rows"]]
+    assert [c["name"] for c in choice["candidates"]]
 
 
 @pytest.mark.slow
@@ -275,7 +277,7 @@ def test_without_leave_nothing_is_done_after_the_network(tiny_data, tmp_path):
     changes = {"budget.trials": 1, "final": {"tta": False, "postprocess": False}}
     opened = open_tiny(tiny_data, tmp_path / "s", changes)
     search(opened)
-    report = run_final_test(opened, SLOT)
+    report = run_final_test(opened, SLOT).to_dict()
     assert report["inference"] == DEFAULT_INFERENCE.to_dict()
     assert report["inference_choice"] is None
     weights = opened.folder / "final" / "model.safetensors"
@@ -288,7 +290,7 @@ def test_a_network_fitted_to_the_validation_images_takes_over_the_searchs_choice
     changes = {"budget.trials": 1, "final": {"fit_on": "train_val"}}
     opened = open_tiny(tiny_data, tmp_path / "s", changes)
     search(opened)
-    report = run_final_test(opened, SLOT)
+    report = run_final_test(opened, SLOT).to_dict()
     # Judged with the search's weights, whose Dice on these images is the trial's own.
     assert report["inference_choice"]["default_dice"] == pytest.approx(report["val"]["search"])
     final = opened.folder / "final"
@@ -301,20 +303,20 @@ def test_a_network_fitted_to_the_validation_images_takes_over_the_searchs_choice
 
 def test_a_study_without_a_complete_trial_has_no_final_and_says_why(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s", {"constraints": {"max_params_m": 0.0001}})
-    with pytest.raises(JobFailed, match=r"^s: no trial was completed \(none was run\)$"):
+    with pytest.raises(JobFailed, match=r"^s: no complete trial \(no trial was run\)$"):
         run_final_test(opened, SLOT)
     for _ in range(2):
         trial = opened.study.ask()
         trial.set_user_attr("reason", trial_records.EndReason.CONSTRAINT)
         opened.study.tell(trial, state=trial_records.Optuna.FAIL)
-    with pytest.raises(JobFailed, match=r"no trial was completed \(constraint 2\)"):
+    with pytest.raises(JobFailed, match=r"no complete trial \(constraint 2\)"):
         run_final_test(opened, SLOT)
     assert not (opened.folder / "final").exists()
     assert list_test_evaluations(opened.study) == []
 
 
 def test_a_retraining_that_breaks_leaves_nothing_and_looks_at_nothing(searched):
-    with pytest.raises(JobFailed, match=r"the retraining of trial \d broke: config: device: "):
+    with pytest.raises(JobFailed, match=r"the retraining of trial \d failed: config: device: "):
         run_final_test(searched, Slot("cuda:63", 1))
     assert not list(searched.folder.glob("final*"))
     assert list_test_evaluations(searched.study) == []
@@ -327,7 +329,7 @@ def test_an_interrupted_retraining_leaves_nothing_and_an_old_final_as_it_was(sea
     with pytest.raises(KeyboardInterrupt):
         run_final_test(searched, SLOT, on_epoch=interrupt)
     assert not list(searched.folder.glob("final*"))
-    report = run_final_test(searched, SLOT)
+    report = run_final_test(searched, SLOT).to_dict()
     with pytest.raises(KeyboardInterrupt):
         run_final_test(searched, SLOT, again=True, on_epoch=interrupt)
     assert read_metrics(searched.folder) == report

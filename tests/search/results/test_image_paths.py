@@ -46,8 +46,8 @@ def test_a_file_with_a_pattern_in_its_name_is_that_file(tree):
     ("given", "told"),
     [
         ("c", "c: no such file or folder"),
-        ("a/*.tif", "a/*.tif: no picture is meant by this"),
-        (".", ".: no picture in this folder; '**/*' looks below it too"),
+        ("a/*.tif", "a/*.tif: matches no image"),
+        (".", ".: no image in this folder; '**/*' includes its subfolders"),
     ],
 )
 def test_what_leads_nowhere_is_told(tree, given, told):

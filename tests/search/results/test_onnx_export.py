@@ -17,7 +17,7 @@ from lesionseg.space import ComponentConfig
 from lesionseg.training import checkpoint
 from search.errors import JobFailed
 from search.results import onnx_export
-from search.results.onnx_export import IMAGES, export_model
+from search.results.onnx_export import MAX_IMAGES, export_model
 from tests.conftest import write_pair
 from tests.lesionseg.dark import dark_unet
 
@@ -41,12 +41,12 @@ def invoke(*words):
 def test_the_command_writes_what_predicts_as_the_study_does(run, tmp_path):
     code, said, errors = invoke(run, "--out", tmp_path / "deep" / "model.onnx")
     assert (code, errors, len(said)) == (0, [], 1)
-    assert f"on {IMAGES} synthetic images it differs from torch by " in said[0]
+    assert f"on {MAX_IMAGES} synthetic images: largest difference in probability " in said[0]
     assert said[0].endswith("Dice between the masks 1.0000")
     model = OnnxModel(tmp_path / "deep" / "model.onnx")
     write_pair(tmp_path, "a", seed=3)
     image = Image.open(tmp_path / "images" / "a.png")
-    found = model.probabilities(np.asarray(image.resize((16, 16), Image.BILINEAR))[None])
+    found = model.predict_probabilities(np.asarray(image.resize((16, 16), Image.BILINEAR))[None])
     full = Image.fromarray(found[0]).resize(image.size, Image.BILINEAR)
     mask = np.asarray(full) > float(model.metadata["threshold"])
     wanted = lesionseg.load(run, "cpu").predict(image).mask
@@ -59,7 +59,7 @@ def test_images_of_ones_own_are_what_it_is_checked_on(run, tmp_path):
         write_pair(tmp_path, f"im{i}", seed=i)
     code, said, _ = invoke(run, "--out", tmp_path / "m.onnx", "--check", tmp_path / "images")
     assert code == 0
-    assert "on 3 of the images" in said[0]
+    assert "on 3 of the given images:" in said[0]
 
 
 @pytest.mark.parametrize(

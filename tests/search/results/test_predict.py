@@ -22,10 +22,11 @@ from lesionseg.errors import InputError
 from lesionseg.inference.selection import Inference
 from lesionseg.space import ComponentConfig
 from lesionseg.training import checkpoint
-from lesionseg.viz.overlays import PREDICTED_COLOUR, overlay
+from lesionseg.viz.overlays import PREDICTED_COLOUR, draw_outlines
 from search.errors import JobFailed
 from search.results import predict
-from search.results.predict import COLUMNS, write_predictions
+from search.results.predict import write_predictions
+from search.results.prediction_writer import COLUMNS
 from tests.conftest import ROOT, write_pair
 from tests.lesionseg.dark import dark_unet
 
@@ -101,7 +102,7 @@ def test_every_image_has_its_mask_overlay_and_row(segmenter, pairs, tmp_path):
         assert float(row["dice"]) == pytest.approx(f1_score(truth.ravel(), mask.ravel() > 0))
         with Image.open(out / "overlays" / f"{image.stem}.jpg") as drawn:
             assert drawn.size == Image.open(image).size
-    assert summary.images == 9 and summary.broken == summary.empty == 0
+    assert summary.images == 9 and summary.unusable == summary.empty == 0
     assert summary.mean_dice == pytest.approx(np.mean([float(r["dice"]) for r in rows]))
     assert summary.mean_dice > 0.7
 
@@ -154,9 +155,9 @@ def test_what_cannot_be_used_is_told_and_left_out(segmenter, pairs, tmp_path):
     Image.new("L", (5, 5)).save(masks[images[6]])
     told = []
     summary = write_predictions(
-        segmenter, images, tmp_path / "out", masks=masks, on_broken=lambda e: told.append(str(e))
+        segmenter, images, tmp_path / "out", masks=masks, on_error=lambda e: told.append(str(e))
     )
-    assert (summary.images, summary.broken) == (6, 3)
+    assert (summary.images, summary.unusable) == (6, 3)
     assert ["damaged" in told[0], "not a picture" in told[1], "5x5 pixels" in told[2]] == [True] * 3
     assert all("\n" not in line for line in told)
     kept = [p for i, p in enumerate(images) if i not in (1, 4, 6)]
@@ -167,18 +168,18 @@ def test_what_cannot_be_used_is_told_and_left_out(segmenter, pairs, tmp_path):
 
 def test_where_nothing_can_be_used_nothing_is_written(segmenter, tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
-    with pytest.raises(JobFailed, match="none of 1 images could be used"):
+    with pytest.raises(JobFailed, match="none of 1 images is usable"):
         write_predictions(segmenter, [tmp_path / "a.png"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".out*"))
 
 
-@pytest.mark.parametrize("at", ["Image.Image.save", "os.replace"])
+@pytest.mark.parametrize("at", ["PIL.Image.Image.save", "os.replace"])
 def test_a_full_disk_leaves_nothing_half_written(segmenter, pairs, tmp_path, monkeypatch, at):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(f"search.results.predict.{at}", full)
+    monkeypatch.setattr(at, full)
     with pytest.raises(JobFailed, match="cannot be written: No space left on device"):
         write_predictions(segmenter, images_in(pairs), tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cwd", "data"]
@@ -187,9 +188,9 @@ def test_a_full_disk_leaves_nothing_half_written(segmenter, pairs, tmp_path, mon
 def test_an_interrupt_leaves_nothing_half_written(segmenter, pairs, tmp_path, monkeypatch):
     def slowly(*args):
         time.sleep(0.05)  # so that threads still draw when the interrupt comes
-        return overlay(*args)
+        return draw_outlines(*args)
 
-    monkeypatch.setattr("search.results.predict.overlay", slowly)
+    monkeypatch.setattr("search.results.prediction_writer.overlay", slowly)
 
     def stop(done, total):
         if done == 3:
@@ -210,7 +211,7 @@ def occupy(out):
     [
         (occupy, "is not empty; give a new folder"),
         (lambda out: out.write_text("x"), "is a file; give a new folder"),
-        (lambda out: out.with_name(".out.partial").mkdir(), "another process writes out"),
+        (lambda out: out.with_name(".out.partial").mkdir(), "another process is writing out"),
     ],
 )
 def test_what_is_there_is_left_alone(segmenter, pairs, tmp_path, prepare, told):
@@ -251,7 +252,7 @@ def test_the_command_predicts_folders_and_tells_the_dice(run, pairs, tmp_path):
     dice = np.mean([float(r["dice"]) for r in rows_of(out)])
     assert said == [
         f"9 images in {out}: masks/ and predictions.csv; 0 without a lesion",
-        f"Dice {dice:.4f}, the mean over 9 images",
+        f"Dice {dice:.4f}, mean over 9 images",
     ]
     assert len(list((out / "overlays").iterdir())) == 9
 
@@ -265,7 +266,7 @@ def test_the_command_tells_each_bad_file_and_ends_with_1(run, pairs, tmp_path):
     assert code == 1
     assert said[0].startswith("8 images in")
     assert errors[0].startswith(f"lesionsearch: {bad}: not a picture")
-    assert errors[1:] == ["lesionsearch: predict: 1 of 9 images could not be used, see above"]
+    assert errors[1:] == ["lesionsearch: predict: 1 of 9 images are unusable, see above"]
     assert len(rows_of(tmp_path / "o")) == 8
     assert not (tmp_path / "o" / "overlays").exists()
 
@@ -278,7 +279,7 @@ def test_the_command_tells_each_bad_file_and_ends_with_1(run, pairs, tmp_path):
         (["RUN", "IMAGES", "--out", "IMAGES"], "is not empty; give a new folder"),
         (["RUN", "IMAGES", "--out", "o", "--masks", "no"], "--masks: no: no such folder"),
         (["RUN", "IMAGES"], "Missing option '--out'"),
-        (["RUN", "IMAGES", "--out", "o", "--device", "cuda:99"], "'cuda:99' is not here"),
+        (["RUN", "IMAGES", "--out", "o", "--device", "cuda:99"], "'cuda:99' is not available"),
     ],
 )
 def test_bad_input_is_one_line_and_2(run, pairs, words, told):
@@ -360,7 +361,7 @@ def test_a_model_of_isic_marks_lesions_of_ham10000(real_data, tmp_path):
     from lesionseg.data.cache import build_cache
     from lesionseg.data.index import DatasetIndex
     from lesionseg.training.train import train
-    from lesionseg.training.types import TrainData
+    from lesionseg.training.types import TrainData, TrainOptions
 
     found = DatasetIndex.read(real_data / "isic2018")
     index = DatasetIndex(found.root, found.layout, found.records[::10])
@@ -374,7 +375,7 @@ def test_a_model_of_isic_marks_lesions_of_ham10000(real_data, tmp_path):
     where = np.arange(len(index.records))
     path = tmp_path / "final" / "model.safetensors"
     data = TrainData(cache, where[:180], where[180:])
-    train(config, data, lambda _: False, device=torch.device("cpu"), save_to=path)
+    train(config, data, options=TrainOptions(weights_path=path))
     images = sorted((real_data / "ham10000").glob("HAM10000_images_part_*/*.jpg"))[::3]
     masks = real_data / "ham10000" / "HAM10000_segmentations_lesion_tschandl"
     code, said, errors = invoke("predict", tmp_path, *images, "--out", "o", "--masks", masks)
@@ -384,5 +385,5 @@ def test_a_model_of_isic_marks_lesions_of_ham10000(real_data, tmp_path):
     assert all(r["dice"] for r in rows)
     assert len(list(Path("o/masks").iterdir())) == len(list(Path("o/overlays").iterdir()))
     dice = np.mean([float(r["dice"]) for r in rows])
-    assert said[1] == f"Dice {dice:.4f}, the mean over {len(images)} images"
+    assert said[1] == f"Dice {dice:.4f}, mean over {len(images)} images"
     assert dice > 0.6

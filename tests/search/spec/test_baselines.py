@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lesionseg.augment import build_augment
-from lesionseg.config import DEFAULTS, SETTINGS
+from lesionseg.config import DEFAULT_COMPONENTS, SETTINGS
 from lesionseg.errors import InputError
 from lesionseg.losses import build_loss
 from lesionseg.models import build_model
@@ -44,7 +44,7 @@ def test_each_is_whole_and_can_be_built(name):
     config = baselines.build_config(name, 64, 10, seed=3)
     assert (config.image_size, config.seed) == (64, 3)
     plain = config.to_dict()
-    assert plain.keys() == {*DEFAULTS, *SETTINGS}
+    assert plain.keys() == {*DEFAULT_COMPONENTS, *SETTINGS}
     with torch.device("meta"):
         model = build_model(config.model, image_size=64)
         assert model.train()(torch.zeros(2, 3, 64, 64)).shape == (2, 1, 64, 64)

@@ -28,7 +28,7 @@ def test_a_family_alone_has_a_row_for_each_option_with_its_parameters(family):
     rows = {r[0].strip("`"): r for r in map(cells, re.findall(r"^\| `.*$", text, re.MULTILINE))}
     assert list(rows) == list(FAMILIES[family])
     for name, option in FAMILIES[family].items():
-        assert rows[name][1] == option.about
+        assert rows[name][1] == option.description
         for key, domain in option.space.items():
             star = "*" if key in option.fixed_by_default else ""
             assert f"`{key}`{star} {domain} (" in rows[name][2]

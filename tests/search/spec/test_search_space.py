@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lesionseg.config import DEFAULTS, SETTINGS, TrialConfig
+from lesionseg.config import DEFAULT_COMPONENTS, SETTINGS, TrialConfig
 from lesionseg.registry import FAMILIES
 from lesionseg.space import Categorical, Float, Int
 from search.spec.search_space import parse_space
@@ -40,9 +40,9 @@ def errors_of(search=None, fixed=None, **settled):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_that_is_not_named_is_settled_at_its_defaults(family):
     space, errors = parse()
-    option = FAMILIES[family][DEFAULTS[family]]
+    option = FAMILIES[family][DEFAULT_COMPONENTS[family]]
     assert errors == []
-    assert space.families[family] == {DEFAULTS[family]: option.resolve({})}
+    assert space.families[family] == {DEFAULT_COMPONENTS[family]: option.resolve({})}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -250,10 +250,10 @@ def test_the_size_that_is_proposed_is_taken(model, size):
         assert errors_of({"model": model}, image_size=nearest) == []
 
 
-@pytest.mark.parametrize("model", [n for n, o in FAMILIES["model"].items() if o.smallest > 16])
+@pytest.mark.parametrize("model", [n for n, o in FAMILIES["model"].items() if o.min_image_size > 16])
 def test_a_size_below_a_models_smallest_is_answered_with_one_that_is_not(model):
     (error,) = errors_of({"model": model}, image_size=16)
-    assert int(error.rpartition(" ")[2]) >= FAMILIES["model"][model].smallest
+    assert int(error.rpartition(" ")[2]) >= FAMILIES["model"][model].min_image_size
 
 
 def test_every_model_that_cannot_take_the_size_is_named():

@@ -216,7 +216,7 @@ def test_all_errors_of_a_file_come_at_once_numbered(path):
             "sampler.name: must be one of",
             "final.fit_on: ",
             "search.loss: unknown loss 'dise'",
-            "search.optimizer.adam.lr: is upside down: [0.01, 0.0001]",
+            "search.optimizer.adam.lr: must have low <= high, got [0.01, 0.0001]",
             "fixed.batch_size: must be one value",
             "data.image_size: unet takes multiples of 16 from 16 on, got 100",
         ],

@@ -1,4 +1,4 @@
-"""Where trials' files lie: one contract for the study's folder, a shared folder and a bucket."""
+"""One contract for the study's folder, a shared folder and a bucket, and tests of each."""
 
 import os
 import socket
@@ -28,7 +28,7 @@ def moto():
 
 @pytest.fixture
 def aws(monkeypatch):
-    """What boto3 finds in the environment, and nothing of this machine's."""
+    """Settings of boto3 in the environment, and none of this machine's."""
     for name in [n for n in os.environ if n.startswith("AWS_")]:
         monkeypatch.delenv(name)
     for name, value in {
@@ -59,23 +59,23 @@ def kind(request):
 
 
 @pytest.fixture
-def where(kind, request, tmp_path):
+def location(kind, request, tmp_path):
     if kind == "s3":
         return f"s3://{request.getfixturevalue('bucket')}/some/prefix/"
     return {"own": None, "shared": str(tmp_path / "shared")}[kind]
 
 
 @pytest.fixture
-def one(where, tmp_path):
+def one(location, tmp_path):
     """The store as one host sees it."""
-    return open_artifact_store(where, tmp_path / "one" / "mine")
+    return open_artifact_store(location, tmp_path / "one" / "mine")
 
 
 @pytest.fixture
-def two(where, kind, tmp_path):
-    """The same study's store as another host sees it; its own folder is another one."""
+def two(location, kind, tmp_path):
+    """The same study's store as another host sees it, from another folder."""
     host = "one" if kind == "own" else "two"
-    return open_artifact_store(where, tmp_path / host / "mine")
+    return open_artifact_store(location, tmp_path / host / "mine")
 
 
 def put_file(store, number, name, content):
@@ -86,7 +86,7 @@ def put_file(store, number, name, content):
 # --- the contract ------------------------------------------------------------------------------
 
 
-def test_what_one_host_puts_another_fetches(one, two):
+def test_another_host_fetches_what_was_put(one, two):
     put_file(one, 7, "model.safetensors", b"weights")
     path = two.fetch(7, "model.safetensors")
     assert path == two.local_path(7, "model.safetensors")
@@ -94,14 +94,14 @@ def test_what_one_host_puts_another_fetches(one, two):
     assert path.name == "model.safetensors"
 
 
-def test_what_is_put_again_replaces_what_was_fetched(one, two):
+def test_a_new_version_replaces_a_fetched_one(one, two):
     put_file(one, 7, "state.pt", b"epoch 1")
     two.fetch(7, "state.pt")
     put_file(one, 7, "state.pt", b"epoch 2, longer")
     assert two.fetch(7, "state.pt").read_bytes() == b"epoch 2, longer"
 
 
-def test_nothing_is_fetched_where_there_is_nothing(one, two):
+def test_a_missing_file_is_not_fetched(one, two):
     put_file(one, 7, "state.pt", b"1")
     assert two.fetch(7, "history.csv") is None
     assert two.fetch(8, "state.pt") is None
@@ -109,7 +109,7 @@ def test_nothing_is_fetched_where_there_is_nothing(one, two):
     assert not (two.root / "trials" / "8").exists()
 
 
-def test_names_and_size_are_of_what_was_put(one, two):
+def test_files_are_listed_and_measured(one, two):
     assert two.list_files(1) == []
     assert two.total_bytes() == 0
     put_file(one, 1, "state.pt", b"12345")
@@ -120,7 +120,7 @@ def test_names_and_size_are_of_what_was_put(one, two):
     assert two.total_bytes() == 10
 
 
-def test_what_was_dropped_is_gone_for_all(one, two):
+def test_a_deleted_file_is_gone_for_all_hosts(one, two):
     put_file(one, 1, "state.pt", b"1")
     put_file(one, 1, "history.csv", b"2")
     two.fetch(1, "state.pt")
@@ -129,11 +129,11 @@ def test_what_was_dropped_is_gone_for_all(one, two):
     assert two.fetch(1, "state.pt") is None
     assert not two.local_path(1, "state.pt").exists()
     assert one.list_files(1) == ["history.csv"]
-    two.delete(1, "state.pt")  # once more
+    two.delete(1, "state.pt")  # repeated
     two.delete(99, "state.pt")
 
 
-def test_what_was_cleared_leaves_nothing_behind(one, two):
+def test_a_deleted_trial_leaves_no_files(one, two):
     put_file(one, 1, "state.pt", b"1")
     put_file(one, 1, "history.csv", b"2")
     put_file(one, 11, "state.pt", b"3")
@@ -144,21 +144,21 @@ def test_what_was_cleared_leaves_nothing_behind(one, two):
     assert not (one.root / "trials" / "1").exists()
 
 
-def test_the_studys_name_counts_where_the_folder_has_another(where, kind, one, tmp_path):
-    renamed = open_artifact_store(where, tmp_path / "two" / "elsewhere", "mine")
+def test_a_given_name_overrides_the_folders(location, kind, one, tmp_path):
+    renamed = open_artifact_store(location, tmp_path / "two" / "elsewhere", "mine")
     put_file(one, 1, "state.pt", b"1")
     found = renamed.fetch(1, "state.pt")
     assert (found is None) == (kind == "own")
     assert renamed.is_local == (kind != "s3")
 
 
-def test_what_does_not_lie_there_cannot_be_put(one):
+def test_a_missing_file_cannot_be_put(one):
     with pytest.raises(FileNotFoundError):
         one.put(1, "state.pt")
     assert one.list_files(1) == []
 
 
-def test_empty_and_large_files_stay_what_they_are(one, two):
+def test_empty_and_large_files_are_unchanged(one, two):
     large = os.urandom(9 << 20)  # over the size from which uploads go in parts
     put_file(one, 1, "empty", b"")
     put_file(one, 1, "large", large)
@@ -167,14 +167,14 @@ def test_empty_and_large_files_stay_what_they_are(one, two):
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", "/etc/passwd", ".hidden", "a b", "é"])
-def test_a_name_is_one_plain_word(name, one):
-    for act in (one.local_path, one.put, one.fetch, one.delete):
+def test_invalid_names_are_rejected(name, one):
+    for method in (one.local_path, one.put, one.fetch, one.delete):
         with pytest.raises(ValueError, match="a file's name is letters"):
-            act(1, name)
+            method(1, name)
 
 
-def test_studies_in_one_place_do_not_mix(where, one, tmp_path):
-    other = open_artifact_store(where, tmp_path / "one" / "min")
+def test_studies_in_one_place_are_separate(location, one, tmp_path):
+    other = open_artifact_store(location, tmp_path / "one" / "min")
     put_file(one, 1, "state.pt", b"mine")
     assert other.fetch(1, "state.pt") is None
     put_file(other, 1, "state.pt", b"other")
@@ -182,7 +182,7 @@ def test_studies_in_one_place_do_not_mix(where, one, tmp_path):
     assert one.total_bytes() == 4
 
 
-def test_the_creators_mark_is_found_by_every_host(one, two):
+def test_the_marker_identifies_the_study(one, two):
     with pytest.raises(InputError, match="holds nothing of the study as this host sees it; mount"):
         two.check_marker("uuid 1")
     one.claim_marker("uuid 1")
@@ -196,7 +196,7 @@ def test_the_creators_mark_is_found_by_every_host(one, two):
     assert one.list_files(1) == []
 
 
-def test_the_same_key_in_every_kind(one, kind, tmp_path, request):
+def test_the_key_is_the_same_in_every_store(one, kind, tmp_path, request):
     put_file(one, 3, "state.pt", b"x")
     if kind == "s3":
         listed = boto3.client("s3").list_objects_v2(Bucket=request.getfixturevalue("bucket"))
@@ -209,7 +209,7 @@ def test_the_same_key_in_every_kind(one, kind, tmp_path, request):
 # --- folders -----------------------------------------------------------------------------------
 
 
-def test_a_folder_that_another_host_does_not_share_is_told(tmp_path):
+def test_a_folder_that_is_not_shared_is_reported(tmp_path):
     open_artifact_store(None, tmp_path / "here").claim_marker("u")
     with pytest.raises(InputError) as caught:
         open_artifact_store(None, tmp_path / "there").check_marker("u")
@@ -217,12 +217,12 @@ def test_a_folder_that_another_host_does_not_share_is_told(tmp_path):
     assert "s3://bucket/prefix" in str(caught.value)
 
 
-def test_a_place_that_cannot_be_a_folder_is_told(tmp_path):
+def test_a_location_that_cannot_be_a_folder_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     store = open_artifact_store(str(tmp_path / "file"), tmp_path / "mine")
-    for act in (store.claim_marker, store.check_marker):
+    for method in (store.claim_marker, store.check_marker):
         with pytest.raises(InputError, match=r"file/mine: cannot be read: Not a directory"):
-            act("u")
+            method("u")
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_a_place_that_cannot_be_a_folder_is_told(tmp_path):
         ("s3://key:SEC/RET@bucket/p", "takes no credentials"),
     ],
 )
-def test_what_is_no_depot_is_refused(text, message, tmp_path):
+def test_invalid_locations_are_rejected(text, message, tmp_path):
     with pytest.raises(InputError) as caught:
         open_artifact_store(text, tmp_path)
     assert message in str(caught.value)
@@ -247,22 +247,22 @@ def test_what_is_no_depot_is_refused(text, message, tmp_path):
 # --- buckets -----------------------------------------------------------------------------------
 
 
-def test_what_was_put_stays_whole_while_it_is_replaced(bucket, tmp_path):
+def test_an_unfinished_upload_does_not_replace_a_file(bucket, tmp_path):
     store = open_artifact_store(f"s3://{bucket}", tmp_path / "mine")
     put_file(store, 1, "state.pt", b"old")
     client, key = boto3.client("s3"), "mine/trials/1/state.pt"
     for name in ("state.pt", "model.safetensors"):
         key = f"mine/trials/1/{name}"
-        begun = client.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
+        upload = client.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
         client.upload_part(
-            Bucket=bucket, Key=key, PartNumber=1, UploadId=begun, Body=b"n" * (5 << 20)
+            Bucket=bucket, Key=key, PartNumber=1, UploadId=upload, Body=b"n" * (5 << 20)
         )
     assert store.list_files(1) == ["state.pt"]
     assert store.fetch(1, "state.pt").read_bytes() == b"old"
     assert store.fetch(1, "model.safetensors") is None
 
 
-class Breaking:
+class BreakingServer:
     """A server that answers every GET of an object with half of it and hangs up."""
 
     def __init__(self):
@@ -288,8 +288,8 @@ class Breaking:
                 client.close()
 
 
-def test_a_download_that_breaks_off_leaves_what_was_there(aws, tmp_path):
-    server = Breaking()
+def test_an_interrupted_download_keeps_the_existing_file(aws, tmp_path):
+    server = BreakingServer()
     aws.setenv("AWS_ENDPOINT_URL", server.url)
     store = open_artifact_store("s3://bucket/p", tmp_path / "mine")
     path = store.local_path(1, "state.pt")
@@ -304,67 +304,69 @@ def test_a_download_that_breaks_off_leaves_what_was_there(aws, tmp_path):
     server.listening.shutdown(socket.SHUT_RDWR)
 
 
-def refusal(where, tmp_path) -> str:
+def rejection(location, tmp_path) -> str:
     with pytest.raises(InputError) as caught:
-        open_artifact_store(where, tmp_path / "mine")
+        open_artifact_store(location, tmp_path / "mine")
     assert "\n" not in str(caught.value)
     assert "secret-of-the-test" not in str(caught.value)
     return str(caught.value)
 
 
-def test_a_bucket_that_is_not_there_is_told(bucket, tmp_path):
-    assert refusal("s3://no-such-bucket/p", tmp_path) == (
+def test_a_missing_bucket_is_reported(bucket, tmp_path):
+    assert rejection("s3://no-such-bucket/p", tmp_path) == (
         "artifacts: s3://no-such-bucket/p/mine: there is no bucket 'no-such-bucket'; create it"
     )
 
 
-def test_a_bucket_that_was_deleted_is_told(bucket, tmp_path):
+def test_a_deleted_bucket_is_reported(bucket, tmp_path):
     store = open_artifact_store(f"s3://{bucket}", tmp_path / "mine")
     boto3.client("s3").delete_bucket(Bucket=bucket)
     store.local_path(1, "state.pt").write_bytes(b"1")
-    for act in (store.put, store.fetch, store.delete):
+    for method in (store.put, store.fetch, store.delete):
         with pytest.raises(InputError, match="there is no bucket"):
-            act(1, "state.pt")
+            method(1, "state.pt")
     assert store.local_path(1, "state.pt").exists()
     with pytest.raises(InputError, match="there is no bucket"):
         store.claim_marker("u")
 
 
-def test_a_bucket_that_is_somebody_elses_is_told(bucket, moto, tmp_path):
+def test_denied_access_is_reported(bucket, moto, tmp_path):
     store = open_artifact_store(f"s3://{bucket}", tmp_path / "mine")
     store.local_path(1, "state.pt").write_bytes(b"1")
     requests.post(f"{moto}/moto-api/reset-auth", data=b"0", timeout=10)
     try:
-        message = refusal(f"s3://{bucket}/p", tmp_path)
-        for act in (store.put, store.fetch, store.delete):
+        message = rejection(f"s3://{bucket}/p", tmp_path)
+        for method in (store.put, store.fetch, store.delete):
             with pytest.raises(InputError, match="not permitted"):
-                act(1, "state.pt")
+                method(1, "state.pt")
     finally:
         requests.post(f"{moto}/moto-api/reset-auth", data=b"inf", timeout=10)
     assert message.startswith(f"artifacts: s3://{bucket}/p/mine: not permitted (")
     assert message.endswith("this host must list, get, put and delete objects there")
 
 
-def test_missing_credentials_are_told(bucket, aws, tmp_path):
+def test_missing_credentials_are_reported(bucket, aws, tmp_path):
     aws.delenv("AWS_ACCESS_KEY_ID")
     aws.delenv("AWS_SECRET_ACCESS_KEY")
     boto3.DEFAULT_SESSION = None
-    assert "Unable to locate credentials" in refusal(f"s3://{bucket}", tmp_path)
+    assert "Unable to locate credentials" in rejection(f"s3://{bucket}", tmp_path)
     boto3.DEFAULT_SESSION = None
 
 
-def test_an_endpoint_that_is_away_is_lost_and_not_the_users_fault(aws, tmp_path):
+def test_an_unreachable_endpoint_is_unavailable(aws, tmp_path):
     aws.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    with pytest.raises(ArtifactStoreUnavailable, match=r"^artifacts: s3://b1x/mine: Could not connect"):
+    with pytest.raises(
+        ArtifactStoreUnavailable, match=r"^artifacts: s3://b1x/mine: Could not connect"
+    ):
         open_artifact_store("s3://b1x", tmp_path / "mine")
 
 
-def test_an_endpoint_that_is_no_url_is_told(aws, tmp_path):
+def test_an_invalid_endpoint_is_reported(aws, tmp_path):
     aws.setenv("AWS_ENDPOINT_URL", "nonsense")
-    assert "Invalid endpoint: nonsense" in refusal("s3://b1x", tmp_path)
+    assert "Invalid endpoint: nonsense" in rejection("s3://b1x", tmp_path)
 
 
-def test_boto3_is_asked_for_where_it_is_needed(monkeypatch, tmp_path):
+def test_a_missing_boto3_is_reported(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "boto3", None)
-    assert refusal("s3://bucket", tmp_path).endswith("install lesionsearch with its extra 's3'")
+    assert rejection("s3://bucket", tmp_path).endswith("install lesionsearch with its extra 's3'")
     open_artifact_store(None, tmp_path)

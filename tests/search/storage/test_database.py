@@ -1,4 +1,4 @@
-"""From a URL to a storage: who may claim what, and what is said where it cannot be reached."""
+"""From a URL to a storage: URLs, error messages, passwords, tables and concurrent processes."""
 
 import multiprocessing
 import re
@@ -30,7 +30,7 @@ from tests.postgres import GUARDED, free_port, private_postgres
 __all__ = ["private_postgres"]  # a fixture
 
 SECRET = "hunter2secret"
-#: One that a URL cannot hold as it is, that a template would trip over, and that psycopg escapes.
+#: A password that URLs must quote, that templates would expand, and that psycopg escapes.
 AWKWARD = "p@:/s?s #{0}{x}%41'\\\"é"
 
 
@@ -42,13 +42,13 @@ def _no_file(monkeypatch):
 # --- URLs --------------------------------------------------------------------------------------
 
 
-def test_without_a_url_the_study_lies_in_its_folder(tmp_path):
+def test_the_default_is_a_file_in_the_studys_folder(tmp_path):
     url = storage_url(None, tmp_path / "mine")
     assert url == sqlite_url(tmp_path / "mine")
     assert url.render_as_string() == f"sqlite:///{tmp_path}/mine/study.db"
 
 
-def test_a_url_that_is_given_wins_over_the_environment(monkeypatch, tmp_path):
+def test_an_argument_overrides_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv(STORAGE_VARIABLE, "postgresql://u@h/environment")
     assert storage_url(None, tmp_path).database == "environment"
     assert storage_url("postgresql://u@h/given", tmp_path).database == "given"
@@ -70,7 +70,7 @@ def test_a_url_is_read_from_a_file(end, monkeypatch, tmp_path):
     assert storage_url(None, tmp_path).database == "filed"
 
 
-def test_a_file_of_the_home_folder_is_found(monkeypatch, tmp_path):
+def test_a_file_in_the_home_folder_is_found(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "secret").write_text("postgresql://u@h/filed")
     assert storage_url("@~/secret", tmp_path).database == "filed"
@@ -88,7 +88,7 @@ def test_a_file_of_the_home_folder_is_found(monkeypatch, tmp_path):
         (SECRET.encode(), "not a database URL"),
     ],
 )
-def test_a_file_without_a_url_is_told_without_what_it_holds(content, message, tmp_path):
+def test_an_invalid_file_is_reported_without_its_content(content, message, tmp_path):
     if content is not None:
         (tmp_path / "secret").write_bytes(content)
     with pytest.raises(InputError) as caught:
@@ -98,14 +98,14 @@ def test_a_file_without_a_url_is_told_without_what_it_holds(content, message, tm
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg2"])
-def test_postgresql_is_always_reached_through_psycopg(scheme, tmp_path):
+def test_postgresql_always_uses_psycopg(scheme, tmp_path):
     url = storage_url(f"{scheme}://u:{SECRET}@host:5433/db", tmp_path)
     assert url.render_as_string(hide_password=False) == (
         f"postgresql+psycopg://u:{SECRET}@host:5433/db"
     )
 
 
-def test_a_relative_sqlite_file_is_meant_from_here(tmp_path, monkeypatch):
+def test_a_relative_sqlite_file_is_in_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert storage_url("sqlite:///x.db", tmp_path / "y").database == str(tmp_path / "x.db")
 
@@ -124,16 +124,16 @@ def test_a_relative_sqlite_file_is_meant_from_here(tmp_path, monkeypatch):
         (f"postgresql://h/db?user=u&password={SECRET}", "the password stands in its query"),
         (f"mysql://h/db?password={SECRET}", "the password stands in its query"),
         (f"postgresql://u@h/db?sslpassword={SECRET}", "the password stands in its query"),
-        # What follows the first @ would be shown as a host.
+        # The text after the first @ would be shown as the host.
         (f"postgresql://u:p@{SECRET}@h/db", "more than one '@'"),
         (f"postgresql://u:p@x/{SECRET}@h/db", "more than one '@'"),
         (f"sqlite://u:{SECRET}@h/study.db", "sqlite://u:***@h/study.db: needs a file"),
-        # In memory, nothing would be left of a study.
+        # A database in memory does not outlive the process.
         ("sqlite://", "storage: sqlite://: needs a file, such as sqlite:///study.db"),
         ("sqlite:///:memory:", "needs a file"),
     ],
 )
-def test_what_is_no_usable_url_is_refused_without_its_password(text, message, tmp_path):
+def test_an_unusable_url_is_rejected_without_its_password(text, message, tmp_path):
     with pytest.raises(InputError) as caught:
         storage_url(text, tmp_path)
     assert message in str(caught.value)
@@ -143,7 +143,7 @@ def test_what_is_no_usable_url_is_refused_without_its_password(text, message, tm
 # --- databases that cannot be used -------------------------------------------------------------
 
 
-def refusal(text, tmp_path) -> str:
+def rejection(text, tmp_path) -> str:
     with pytest.raises(InputError) as caught:
         open_storage(storage_url(text, tmp_path))
     message = str(caught.value)
@@ -152,39 +152,39 @@ def refusal(text, tmp_path) -> str:
     return message
 
 
-def test_a_port_where_nothing_listens_is_told_with_the_password_masked(tmp_path):
+def test_a_refused_connection_is_reported_with_the_password_masked(tmp_path):
     port = free_port()
-    message = refusal(f"postgresql://u:{SECRET}@127.0.0.1:{port}/db", tmp_path)
+    message = rejection(f"postgresql://u:{SECRET}@127.0.0.1:{port}/db", tmp_path)
     assert message.startswith(
         f"storage: postgresql+psycopg://u:***@127.0.0.1:{port}/db: cannot be used: "
     )
     assert "refused" in message
 
 
-def test_a_host_that_does_not_exist_is_told(tmp_path):
-    message = refusal(f"postgresql://u:{SECRET}@nowhere.invalid/db", tmp_path)
+def test_an_unknown_host_is_reported(tmp_path):
+    message = rejection(f"postgresql://u:{SECRET}@nowhere.invalid/db", tmp_path)
     assert message.startswith("storage: postgresql+psycopg://u:***@nowhere.invalid/db: cannot be ")
     assert "nowhere.invalid" in message.partition("cannot be used: ")[2]
 
 
-def test_a_database_that_does_not_exist_is_told(postgres_url, tmp_path):
-    message = refusal(re.sub("/lesionsearch_.*", "/no_such_database", postgres_url), tmp_path)
+def test_a_missing_database_is_reported(postgres_url, tmp_path):
+    message = rejection(re.sub("/lesionsearch_.*", "/no_such_database", postgres_url), tmp_path)
     assert message.endswith('FATAL: database "no_such_database" does not exist')
 
 
-def test_an_sqlite_file_that_cannot_be_is_told(tmp_path):
-    assert refusal("sqlite:////proc/no/study.db", tmp_path) == (
+def test_an_unusable_sqlite_file_is_reported(tmp_path):
+    assert rejection("sqlite:////proc/no/study.db", tmp_path) == (
         "storage: sqlite:////proc/no/study.db: cannot be used: unable to open database file"
     )
     other = tmp_path / "picture.db"
     other.write_bytes(b"\x89PNG" * 500)
-    assert refusal(f"sqlite:///{other}", tmp_path) == (
+    assert rejection(f"sqlite:///{other}", tmp_path) == (
         f"storage: sqlite:///{other}: cannot be used: file is not a database"
     )
     assert other.read_bytes() == b"\x89PNG" * 500
 
 
-def test_a_masked_url_shows_everything_but_the_password(tmp_path):
+def test_a_masked_url_hides_only_the_password(tmp_path):
     url = storage_url(f"postgresql://u:{SECRET}@h:1/db?sslmode=require", tmp_path)
     assert mask_password(url) == "postgresql+psycopg://u:***@h:1/db?sslmode=require"
 
@@ -199,7 +199,7 @@ def spellings() -> list[str]:
 
 @pytest.fixture
 def guarded(private_postgres):
-    """A database that asks for a password, and that password."""
+    """The URL of a database whose password is AWKWARD."""
     name = f"guarded_{len(private_postgres.run('SELECT 1 FROM pg_database'))}"
     url = private_postgres.create(name)
     private_postgres.run(f"ALTER DATABASE {name} OWNER TO {GUARDED}")
@@ -209,42 +209,41 @@ def guarded(private_postgres):
     private_postgres.run(f"ALTER ROLE {GUARDED} PASSWORD 'right'")
 
 
-def as_given(url, password, database=None) -> str:
+def render(url, password, database=None) -> str:
     url = url.set(password=password, database=database or url.database)
     return url.render_as_string(hide_password=False)
 
 
-def test_a_password_of_awkward_characters_opens_its_database(guarded, tmp_path):
-    (tmp_path / "secret").write_text(as_given(guarded, AWKWARD) + "\n")
+def test_a_password_with_special_characters_works(guarded, tmp_path):
+    (tmp_path / "secret").write_text(render(guarded, AWKWARD) + "\n")
     storage = open_storage(storage_url(f"@{tmp_path}/secret", tmp_path))
     optuna.create_study(study_name="s", storage=storage)
     assert not [s for s in spellings() if s in repr(storage) + repr(storage.engine)]
 
 
 @pytest.mark.parametrize(
-    "spoil",
+    "modify",
     [
-        lambda url: as_given(url, AWKWARD + "x"),
-        lambda url: as_given(url, AWKWARD, "no_such_database"),
-        lambda url: as_given(url.set(port=1), AWKWARD),
-        lambda url: as_given(url, AWKWARD) + "&nonsense=1",
-        lambda url: as_given(url, AWKWARD) + "&target_session_attrs=nonsense",
-        lambda url: as_given(url, AWKWARD).replace("sslmode=disable", "sslmode=require"),
-        lambda url: as_given(url, AWKWARD).replace("sslmode=disable", "sslmode=nonsense"),
+        lambda url: render(url, AWKWARD + "x"),
+        lambda url: render(url, AWKWARD, "no_such_database"),
+        lambda url: render(url.set(port=1), AWKWARD),
+        lambda url: render(url, AWKWARD) + "&nonsense=1",
+        lambda url: render(url, AWKWARD) + "&target_session_attrs=nonsense",
+        lambda url: render(url, AWKWARD).replace("sslmode=disable", "sslmode=require"),
+        lambda url: render(url, AWKWARD).replace("sslmode=disable", "sslmode=nonsense"),
     ],
 )
-def test_no_error_shows_the_password_in_any_spelling(spoil, guarded, tmp_path, capfd):
+def test_no_error_contains_the_password(modify, guarded, tmp_path, capfd):
     with pytest.raises(InputError) as caught:
-        open_storage(storage_url(spoil(guarded), tmp_path))
+        open_storage(storage_url(modify(guarded), tmp_path))
     shown = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
-    # Of a traceback the lines of code are not meant.
-    told = [*shown.splitlines(), *"".join(capfd.readouterr()).splitlines()]
-    assert not [line for line in told for s in spellings() if s in line]
+    results = [*shown.splitlines(), *"".join(capfd.readouterr()).splitlines()]
+    assert not [line for line in results for s in spellings() if s in line]
     assert "***" in str(caught.value)
 
 
 @pytest.mark.parametrize("spelling", spellings())
-def test_a_password_is_hidden_in_every_spelling(spelling):
+def test_a_password_is_redacted_in_every_spelling(spelling):
     url = sa.make_url("postgresql://u@h/d").set(password=AWKWARD)
     assert redact_password(url, f"a {spelling} b") == "a *** b"
     assert redact_password(sa.make_url("postgresql://u@h/d"), "a b") == "a b"
@@ -253,7 +252,7 @@ def test_a_password_is_hidden_in_every_spelling(spelling):
 # --- connections -------------------------------------------------------------------------------
 
 
-def test_a_worker_holds_few_connections_and_notices_a_silent_host(private_postgres, tmp_path):
+def test_connections_are_few_and_detect_a_silent_host(private_postgres, tmp_path):
     storage = open_storage(storage_url(private_postgres.create("pool"), tmp_path))
     assert storage.engine.pool.size() == 1
     with storage.engine.connect() as connection:
@@ -266,25 +265,25 @@ def test_a_worker_holds_few_connections_and_notices_a_silent_host(private_postgr
             ]
             line.detach()
     assert options == [1, 30, 60_000]
-    held = [storage.engine.connect() for _ in range(4)]
+    connections = [storage.engine.connect() for _ in range(4)]
     storage.engine.pool._timeout = 0.01
     with pytest.raises(sa.exc.TimeoutError):
         storage.engine.connect()
-    for connection in held:
+    for connection in connections:
         connection.close()
 
 
-def test_what_the_url_says_of_its_connections_counts(private_postgres, tmp_path):
+def test_options_in_the_url_override_the_defaults(private_postgres, tmp_path):
     url = private_postgres.create("named") + "&application_name=mine"
     with open_storage(storage_url(url, tmp_path)).engine.connect() as connection:
         assert connection.exec_driver_sql("SHOW application_name").scalar() == "mine"
 
 
-# --- another Optuna's tables -------------------------------------------------------------------
+# --- tables ------------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def made(request, tmp_path):
+def created(request, tmp_path):
     """The URL of a database with Optuna's tables and a study."""
     if request.param == "sqlite":
         url = sqlite_url(tmp_path)
@@ -310,100 +309,107 @@ def tables(url) -> dict[str, list]:
     engine = sa.create_engine(url)
     with engine.connect() as connection:
         names = sa.inspect(connection).get_table_names()
-        found = {n: connection.exec_driver_sql(f"SELECT * FROM {n}").all() for n in names}
+        rows = {n: connection.exec_driver_sql(f"SELECT * FROM {n}").all() for n in names}
     engine.dispose()
-    return found
+    return rows
 
 
-def told_of_tables(url) -> str:
+def rejection_of_tables(url) -> str:
     before = tables(url)
     with pytest.raises(InputError) as caught:
         open_storage(url)
-    assert tables(url) == before  # and none was made
+    assert tables(url) == before  # nothing was created
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith(f"storage: {mask_password(url)}: ")
     return str(caught.value)
 
 
-def test_tables_of_an_older_optuna_are_told_and_opened_after_the_upgrade(made):
-    # The last step of Optuna's own migrations, undone.
+def test_tables_of_an_older_optuna_are_rejected_until_the_upgrade(created):
+    # Undo the last of Optuna's migrations.
     change(
-        made, "DROP INDEX ix_trials_study_id", "UPDATE alembic_version SET version_num = 'v3.0.0.d'"
+        created,
+        "DROP INDEX ix_trials_study_id",
+        "UPDATE alembic_version SET version_num = 'v3.0.0.d'",
     )
-    change(made, "UPDATE version_info SET library_version = '3.1.0'")
-    assert told_of_tables(made) == (
-        f"storage: {mask_password(made)}: its tables are those of an older Optuna, 3.1.0 (v3.0.0.d); "
-        f"this is {optuna.__version__} (v3.2.0.a): stop its workers, back it up and run 'optuna "
-        f"storage upgrade --storage {mask_password(made)}' with its password, or install optuna 3.1.0 here"
+    change(created, "UPDATE version_info SET library_version = '3.1.0'")
+    url = mask_password(created)
+    assert rejection_of_tables(created) == (
+        f"storage: {url}: its tables are those of an older Optuna, 3.1.0 (v3.0.0.d); this is "
+        f"{optuna.__version__} (v3.2.0.a): stop its workers, back it up and run 'optuna storage "
+        f"upgrade --storage {url}' with its password, or install optuna 3.1.0 here"
     )
-    RDBStorage(made.render_as_string(hide_password=False), skip_compatibility_check=True).upgrade()
-    assert optuna.get_all_study_names(open_storage(made)) == ["kept"]
+    RDBStorage(
+        created.render_as_string(hide_password=False), skip_compatibility_check=True
+    ).upgrade()
+    assert optuna.get_all_study_names(open_storage(created)) == ["kept"]
 
 
-def test_tables_of_a_newer_optuna_are_told(made):
+def test_tables_of_a_newer_optuna_are_rejected(created):
     change(
-        made,
+        created,
         "UPDATE version_info SET library_version = '7.0.0'",
         "UPDATE alembic_version SET version_num = 'v7.0.0.a'",
     )
-    message = told_of_tables(made)
+    message = rejection_of_tables(created)
     assert "its tables are those of a newer Optuna, 7.0.0 (v7.0.0.a); this is" in message
     assert message.endswith("install optuna 7.0.0 or later here, or use another database")
 
 
 @pytest.mark.parametrize(("schema", "age"), [(11, "an older"), (13, "a newer")])
-def test_tables_that_know_no_revision_are_told_by_their_schema(schema, age, made):
+def test_tables_without_a_revision_are_rejected_by_their_schema(schema, age, created):
     change(
-        made,
+        created,
         f"UPDATE version_info SET schema_version = {schema}, library_version = '0.8.0'",
         "DROP TABLE alembic_version",
     )
-    assert f"those of {age} Optuna, 0.8.0 (schema {schema})" in told_of_tables(made)
+    assert f"those of {age} Optuna, 0.8.0 (schema {schema})" in rejection_of_tables(created)
 
 
-def test_tables_that_a_killed_process_left_unstamped_are_finished(made):
-    change(made, "DELETE FROM alembic_version")
-    assert optuna.get_all_study_names(open_storage(made)) == ["kept"]
-    assert len(tables(made)["alembic_version"]) == 1
+def test_a_missing_revision_is_completed(created):
+    change(created, "DELETE FROM alembic_version")
+    assert optuna.get_all_study_names(open_storage(created)) == ["kept"]
+    assert len(tables(created)["alembic_version"]) == 1
 
 
 @pytest.mark.parametrize("name", ["studies", "alembic_version"])
-def test_tables_of_another_program_are_left_alone(name, tmp_path):
+def test_tables_of_another_program_are_not_touched(name, tmp_path):
     url = sqlite_url(tmp_path)
     change(url, f"CREATE TABLE {name} (a INTEGER)", "CREATE TABLE other (b INTEGER)")
-    assert f"has a table '{name}' that is not Optuna's" in told_of_tables(url)
+    assert f"has a table '{name}' that is not Optuna's" in rejection_of_tables(url)
 
 
-def test_tables_that_do_not_collide_bear_ours_beside_them(tmp_path):
+def test_unrelated_tables_are_no_obstacle(tmp_path):
     change(sqlite_url(tmp_path), "CREATE TABLE other (b INTEGER)")
     open_storage(sqlite_url(tmp_path))
     assert {"other", "studies", "alembic_version"} <= set(tables(sqlite_url(tmp_path)))
 
 
-def open_at_once(urls, barrier, told) -> None:
+def open_at_once(urls, barrier, results) -> None:
     for url in urls:
         try:
             barrier.wait(60)
             open_storage(storage_url(url, None)).engine.dispose()
-            told.put(None)
+            results.put(None)
         except BaseException as error:
-            told.put(repr(error))
+            results.put(repr(error))
 
 
-def test_processes_may_make_the_tables_at_the_same_instant(private_postgres, tmp_path):
+def test_processes_may_create_the_tables_at_the_same_time(private_postgres, tmp_path):
     urls = [f"sqlite:///{tmp_path}/{i}.db" for i in range(3)]
     urls += [private_postgres.create(f"at_once_{i}") for i in range(3)]
     context = multiprocessing.get_context("spawn")
-    barrier, told = context.Barrier(2), context.Queue()
-    processes = [context.Process(target=open_at_once, args=(urls, barrier, told)) for _ in range(2)]
+    barrier, results = context.Barrier(2), context.Queue()
+    processes = [
+        context.Process(target=open_at_once, args=(urls, barrier, results)) for _ in range(2)
+    ]
     for process in processes:
         process.start()
-    assert [told.get(timeout=60) for _ in range(2 * len(urls))] == [None] * 2 * len(urls)
+    assert [results.get(timeout=60) for _ in range(2 * len(urls))] == [None] * 2 * len(urls)
     for process in processes:
         process.join(30)
     for url in urls:
-        found = tables(storage_url(url, tmp_path))
-        assert [len(found[t]) for t in ("version_info", "alembic_version")] == [1, 1]
+        rows = tables(storage_url(url, tmp_path))
+        assert [len(rows[t]) for t in ("version_info", "alembic_version")] == [1, 1]
 
 
 def test_an_sqlite_file_keeps_its_rollback_journal(tmp_path):
@@ -412,14 +418,14 @@ def test_an_sqlite_file_keeps_its_rollback_journal(tmp_path):
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
 
 
-# --- many workers ------------------------------------------------------------------------------
+# --- concurrent workers ------------------------------------------------------------------------
 
-#: Processes, and trials in the queue for all of them.
+#: Processes, and queued trials.
 WORKERS, QUEUED = 4, 40
 
 
-def claim(url: str, barrier, told) -> None:
-    """A worker: claims queued trials until none is left, reports and tells each."""
+def claim(url: str, barrier, results) -> None:
+    """Claim, report and finish queued trials until none is left."""
     try:
         storage = open_storage(storage_url(url, None))
         study = optuna.load_study(study_name="many", storage=storage)
@@ -428,7 +434,7 @@ def claim(url: str, barrier, told) -> None:
         while study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
             trial = study.ask()
             if "queued" not in trial.user_attrs:
-                study.tell(trial, state=TrialState.FAIL)  # another one was quicker
+                study.tell(trial, state=TrialState.FAIL)  # another process claimed the queued one
                 continue
             x = trial.suggest_int("x", 0, QUEUED - 1)
             trial.report(0.5, 1)
@@ -436,9 +442,9 @@ def claim(url: str, barrier, told) -> None:
             trial.set_user_attr("x", x)
             study.tell(trial, x)
             claimed.append((trial.number, x))
-        told.put(claimed)
+        results.put(claimed)
     except BaseException as error:
-        told.put(repr(error))
+        results.put(repr(error))
         raise
 
 
@@ -447,15 +453,15 @@ def claim_together(url: str) -> None:
     for i in range(QUEUED):
         study.enqueue_trial({"x": i}, user_attrs={"queued": True})
     context = multiprocessing.get_context("spawn")
-    barrier, told = context.Barrier(WORKERS), context.Queue()
-    workers = [context.Process(target=claim, args=(url, barrier, told)) for _ in range(WORKERS)]
+    barrier, results = context.Barrier(WORKERS), context.Queue()
+    workers = [context.Process(target=claim, args=(url, barrier, results)) for _ in range(WORKERS)]
     for worker in workers:
         worker.start()
-    answers = [told.get(timeout=90) for _ in workers]
+    claims_of_all = [results.get(timeout=90) for _ in workers]
     for worker in workers:
         worker.join(30)
-    assert [a for a in answers if isinstance(a, str)] == []
-    claimed = [pair for answer in answers for pair in answer]
+    assert [a for a in claims_of_all if isinstance(a, str)] == []
+    claimed = [pair for answer in claims_of_all for pair in answer]
     assert Counter(x for _, x in claimed) == Counter(range(QUEUED))
     assert len({number for number, _ in claimed}) == QUEUED
     done = {t.number: t for t in study.trials if t.state == TrialState.COMPLETE}
@@ -463,17 +469,17 @@ def claim_together(url: str) -> None:
     assert all(t.state.is_finished() for t in study.trials)
 
 
-def test_processes_claim_each_queued_trial_of_one_sqlite_file_once(tmp_path):
+def test_processes_claim_each_trial_of_an_sqlite_file_once(tmp_path):
     claim_together(f"sqlite:///{tmp_path}/study.db")
 
 
-def test_processes_claim_each_queued_trial_of_one_postgresql_once(postgres_url):
+def test_processes_claim_each_trial_of_a_postgresql_database_once(postgres_url):
     claim_together(postgres_url)
 
 
-def test_a_storage_keeps_a_study_for_the_next_process(tmp_path):
+def test_a_study_is_there_for_the_next_process(tmp_path):
     url = sqlite_url(tmp_path)
     study = optuna.create_study(study_name="s", storage=open_storage(url))
     study.tell(study.ask(), 0.25)
-    again = optuna.load_study(study_name="s", storage=open_storage(url))
-    assert [t.value for t in again.trials] == [0.25]
+    reloaded = optuna.load_study(study_name="s", storage=open_storage(url))
+    assert [t.value for t in reloaded.trials] == [0.25]

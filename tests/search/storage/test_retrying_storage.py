@@ -1,4 +1,4 @@
-"""A storage whose database goes away: what is waited for, and that all is done once."""
+"""A storage whose database is interrupted: what is retried, and that it is done once."""
 
 import inspect
 import multiprocessing
@@ -20,13 +20,13 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
 from search.storage.database import begin_immediate, open_storage, sqlite_url, storage_url
-from search.storage.optuna_internals import OptunaStorage
+from search.storage.optuna_internals import OptunaStorage, study_id, trial_id
 from search.storage.retrying_storage import (
     RetryingStorage,
     StorageUnavailable,
     retry_transient,
 )
-from tests.postgres import GUARDED, Wire, private_postgres
+from tests.postgres import GUARDED, CommitProxy, private_postgres
 
 __all__ = ["private_postgres"]  # a fixture
 
@@ -36,61 +36,61 @@ X = FloatDistribution(0.0, 1.0)
 
 @pytest.fixture(scope="module")
 def database(private_postgres):
-    private_postgres.create("patience")
+    private_postgres.create("retries")
     return private_postgres
 
 
 @pytest.fixture(scope="module")
-def straight(database):
-    """The database without a wire in between: what is really there."""
-    return open_storage(storage_url(database.url("patience"), None))
+def direct(database):
+    """The database without a proxy in between: what it really contains."""
+    return open_storage(storage_url(database.url("retries"), None))
 
 
 @pytest.fixture(scope="module")
-def wired(database):
-    """A wire that may be cut, and a storage that is at its end."""
-    wire = Wire(database.port)
-    yield wire, open_storage(storage_url(database.url("patience", wire.port), None))
-    wire.close()
+def proxied(database):
+    """A proxy that may be cut, and a storage behind it."""
+    proxy = CommitProxy(database.port)
+    yield proxy, open_storage(storage_url(database.url("retries", proxy.port), None))
+    proxy.close()
 
 
 @pytest.fixture
-def wire(wired):
-    wired[0].cuts = 0
-    return wired[0]
+def proxy(proxied):
+    proxied[0].cuts = 0
+    return proxied[0]
 
 
 @pytest.fixture
-def told():
+def messages():
     return []
 
 
 @pytest.fixture
-def storage(wired, told):
-    _, storage = wired
-    storage.on_wait = told.append
+def storage(proxied, messages):
+    _, storage = proxied
+    storage.on_wait = messages.append
     yield storage
     storage.on_wait = storage.stop_event = None
 
 
 @pytest.fixture
-def severed(database, told):
-    """A storage that was open before its server went out of reach; with a password."""
-    wire = Wire(database.port)
-    url = database.url("patience", wire.port).replace("postgres@", "postgres:s%40cr%2Fet@")
+def unreachable(database, messages):
+    """A storage with a password that was opened before its server became unreachable."""
+    proxy = CommitProxy(database.port)
+    url = database.url("retries", proxy.port).replace("postgres@", "postgres:s%40cr%2Fet@")
     storage = open_storage(storage_url(url, None))
-    storage.on_wait = told.append
-    wire.close()
+    storage.on_wait = messages.append
+    proxy.close()
     storage.engine.dispose()
     return storage
 
 
-# --- each operation, cut off in the middle -----------------------------------------------------
+# --- each operation, interrupted ---------------------------------------------------------------
 
 
 @dataclass
 class Made:
-    """A study with a running trial that has a bit of everything, and a waiting one."""
+    """A study with a running trial that has every kind of field, and a waiting one."""
 
     name: str
     study: int
@@ -113,7 +113,7 @@ def make(storage, name) -> Made:
     return Made(name, study, trial, waiting)
 
 
-#: What is asked of a storage, and what must then be there; both get the storage and ``Made``.
+#: A write and a check of its result; both get the storage and ``Made``.
 WRITES = {
     "create_new_study": (
         lambda s, m: s.create_new_study(UP, m.name + " 2"),
@@ -125,13 +125,13 @@ WRITES = {
     ),
     "delete_study": (
         lambda s, m: s.delete_study(m.study),
-        lambda s, m, got: m.study not in {x._study_id for x in s.get_all_studies()},
+        lambda s, m, got: m.study not in {study_id(x) for x in s.get_all_studies()},
     ),
     "create_new_trial": (
         lambda s, m: s.create_new_trial(m.study),
         lambda s, m, got: (
             len(trials := s.get_all_trials(m.study)) == 4
-            and trials[3]._trial_id == got
+            and trial_id(trials[3]) == got
             and trials[3].number == 3
             and trials[3].state == TrialState.RUNNING
         ),
@@ -188,7 +188,7 @@ READS = {
     "get_study_directions": lambda s, m: s.get_study_directions(m.study),
     "get_study_user_attrs": lambda s, m: s.get_study_user_attrs(m.study),
     "get_study_system_attrs": lambda s, m: s.get_study_system_attrs(m.study),
-    "get_all_studies": lambda s, m: m.study in {x._study_id for x in s.get_all_studies()},
+    "get_all_studies": lambda s, m: m.study in {study_id(x) for x in s.get_all_studies()},
     "get_trial": lambda s, m: s.get_trial(m.trial),
     "get_all_trials": lambda s, m: s.get_all_trials(m.study),
     "get_best_trial": lambda s, m: s.get_best_trial(m.study),
@@ -204,27 +204,27 @@ READS = {
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("name", WRITES)
-def test_a_write_is_done_once_whether_its_commit_or_the_answer_was_lost(
-    name, when, storage, straight, wire, told
+def test_a_write_is_done_once_whether_commit_or_acknowledgement_was_lost(
+    name, when, storage, direct, proxy, messages
 ):
-    made = make(straight, f"{name} {when}")
-    act, is_there = WRITES[name]
-    wire.cut(when)
-    got = act(storage, made)
-    assert wire.cuts == 1
-    assert is_there(straight, made, got)
-    assert len(told) == 2
-    assert told[0].startswith("storage lost: ")
-    assert told[0].endswith("; waiting")
-    assert re.fullmatch(r"storage back after \d+\.\d s", told[1])
+    made = make(direct, f"{name} {when}")
+    operation, is_there = WRITES[name]
+    proxy.cut(when)
+    got = operation(storage, made)
+    assert proxy.cuts == 1
+    assert is_there(direct, made, got)
+    assert len(messages) == 2
+    assert messages[0].startswith("storage lost: ")
+    assert messages[0].endswith("; waiting")
+    assert re.fullmatch(r"storage back after \d+\.\d s", messages[1])
 
 
 @pytest.mark.parametrize("name", READS)
-def test_a_read_that_was_cut_off_is_read_again(name, storage, straight, wire, capfd):
-    made = make(straight, name)
-    wire.cut("before")
-    assert READS[name](storage, made) == READS[name](straight, made)
-    assert wire.cuts == 1
+def test_an_interrupted_read_is_repeated(name, storage, direct, proxy, capfd):
+    made = make(direct, name)
+    proxy.cut("before")
+    assert READS[name](storage, made) == READS[name](direct, made)
+    assert proxy.cuts == 1
     assert capfd.readouterr() == ("", "")
 
 
@@ -239,63 +239,68 @@ def test_every_operation_of_optuna_is_retried():
 
 
 @pytest.mark.slow
-def test_operations_wait_through_a_restart_together(database, straight, private_postgres):
-    storage = open_storage(storage_url(database.url("patience"), None))
-    actions = [(n, act, check) for n, (act, check) in WRITES.items()]
-    actions += [(n, act, lambda s, m, got, a=act: got == a(s, m)) for n, act in READS.items()]
+def test_concurrent_operations_wait_for_a_restart(database, direct, private_postgres):
+    storage = open_storage(storage_url(database.url("retries"), None))
+    actions = [(n, operation, check) for n, (operation, check) in WRITES.items()]
+    actions += [
+        (n, operation, lambda s, m, got, a=operation: got == a(s, m))
+        for n, operation in READS.items()
+    ]
     made = {n: make(storage, f"restart {n}") for n, _, _ in actions}
     private_postgres.stop("immediate")
     start = threading.Timer(2.0, private_postgres.start)
     began = time.monotonic()
     start.start()
     with ThreadPoolExecutor(len(actions)) as pool:
-        results = [(pool.submit(act, storage, made[n]), n, check) for n, act, check in actions]
+        results = [
+            (pool.submit(operation, storage, made[n]), n, check) for n, operation, check in actions
+        ]
     start.join()
     assert time.monotonic() - began >= 2.0
     assert [n for future, n, check in results if not check(storage, made[n], future.result())] == []
 
 
-# --- what is somebody else's -------------------------------------------------------------------
+# --- conflicts with other processes ------------------------------------------------------------
 
 
-def test_a_study_that_another_made_is_not_taken_for_ones_own(storage, straight, wire):
-    straight.create_new_study(UP, "taken")
-    wire.cut("before")
+def test_a_study_of_another_process_is_a_duplicate(storage, direct, proxy):
+    direct.create_new_study(UP, "taken")
+    proxy.cut("before")
     storage.get_all_studies()
     with pytest.raises(DuplicatedStudyError, match="'taken'"):
         storage.create_new_study(UP, "taken")
 
 
 @pytest.mark.parametrize("ended", [(TrialState.COMPLETE, [0.25]), (TrialState.FAIL, None)])
-def test_a_trial_that_another_ended_otherwise_meanwhile_is_told(ended, storage, straight, wire):
-    made = make(straight, f"ended {ended}")
+def test_a_trial_that_another_process_ended_meanwhile_is_an_error(ended, storage, direct, proxy):
+    made = make(direct, f"ended {ended}")
     storage.on_wait = lambda _: (
-        straight.get_trial(made.trial).state.is_finished()
-        or (straight.set_trial_state_values(made.trial, *ended))
+        direct.get_trial(made.trial).state.is_finished()
+        or (direct.set_trial_state_values(made.trial, *ended))
     )
-    wire.cut("before")
+    proxy.cut("before")
     with pytest.raises(UpdateFinishedTrialError):
         storage.set_trial_state_values(made.trial, TrialState.COMPLETE, [0.5])
-    assert straight.get_trial(made.trial).values == ended[1]
+    assert direct.get_trial(made.trial).values == ended[1]
 
 
-def test_a_trial_that_was_ended_before_the_call_is_told_without_a_break(storage, straight):
-    made = make(straight, "ended before")
-    straight.set_trial_state_values(made.trial, TrialState.COMPLETE, [0.5])
+def test_a_trial_that_has_ended_cannot_end_again(storage, direct):
+    made = make(direct, "ended before")
+    direct.set_trial_state_values(made.trial, TrialState.COMPLETE, [0.5])
     with pytest.raises(UpdateFinishedTrialError):
         storage.set_trial_state_values(made.trial, TrialState.COMPLETE, [0.5])
 
 
-def test_a_claim_whose_answer_was_lost_counts_as_somebody_elses(storage, straight, wire):
-    made = make(straight, "claim")
-    wire.cut("after")
+def test_an_unacknowledged_claim_counts_as_another_processs(storage, direct, proxy):
+    made = make(direct, "claim")
+    proxy.cut("after")
     assert storage.set_trial_state_values(made.waiting, TrialState.RUNNING) is False
-    other = make(straight, "claim again")
-    wire.cut("before")
+    other = make(direct, "claim again")
+    proxy.cut("before")
     assert storage.set_trial_state_values(other.waiting, TrialState.RUNNING) is True
 
 
-def test_a_study_that_is_not_there_is_not_deleted_twice(storage):
+def test_deleting_a_missing_study_is_an_error(storage):
     with pytest.raises(KeyError):
         storage.delete_study(-1)
 
@@ -326,7 +331,7 @@ def read(url: str, stop, seen) -> None:
 
 
 @pytest.mark.slow
-def test_a_writer_and_a_reader_go_on_through_two_restarts(private_postgres):
+def test_a_writer_and_a_reader_continue_through_two_restarts(private_postgres):
     url = private_postgres.create("loop")
     study = optuna.create_study(study_name="loop", storage=open_storage(storage_url(url, None)))
     context = multiprocessing.get_context("spawn")
@@ -337,33 +342,33 @@ def test_a_writer_and_a_reader_go_on_through_two_restarts(private_postgres):
     ]
     for process in processes:
         process.start()
-    told = []
+    messages = []
     for _ in range(2):
-        told += [written.get(timeout=60) for _ in range(10)]
+        messages += [written.get(timeout=60) for _ in range(10)]
         private_postgres.restart(0.5)
-    told += [written.get(timeout=60) for _ in range(10)]
+    messages += [written.get(timeout=60) for _ in range(10)]
     stop.set()
-    told += iter(lambda: written.get(timeout=60), None)
+    messages += iter(lambda: written.get(timeout=60), None)
     assert seen.get(timeout=60) > 0
     for process in processes:
         process.join(30)
     assert [p.exitcode for p in processes] == [0, 0]
     trials = study.get_trials()
-    assert [(t.number, t.value) for t in trials] == told
+    assert [(t.number, t.value) for t in trials] == messages
     assert all(t.state == TrialState.COMPLETE and t.params["x"] == t.value for t in trials)
 
 
-# --- what passes, and what does not ------------------------------------------------------------
+# --- transient and other errors ----------------------------------------------------------------
 
 
-def test_a_deadlock_is_repeated(private_postgres):
+def test_a_deadlock_is_retried(private_postgres):
     url = private_postgres.create("deadlock")
     private_postgres.run("ALTER DATABASE deadlock SET deadlock_timeout = '20ms'")
     engine = sa.create_engine(url)
     with engine.begin() as connection:
         connection.exec_driver_sql("CREATE TABLE t (id int PRIMARY KEY, n int)")
         connection.exec_driver_sql("INSERT INTO t VALUES (1, 0), (2, 0)")
-    both, told = threading.Barrier(2), []
+    both, messages = threading.Barrier(2), []
 
     def add(first, second):
         attempts = []
@@ -376,21 +381,21 @@ def test_a_deadlock_is_repeated(private_postgres):
                     both.wait(10)
                 connection.exec_driver_sql(f"UPDATE t SET n = n + 1 WHERE id = {second}")
 
-        retry_transient(work, on_wait=told.append)
+        retry_transient(work, on_wait=messages.append)
 
     with ThreadPoolExecutor(2) as pool:
         for future in [pool.submit(add, 1, 2), pool.submit(add, 2, 1)]:
             future.result()
     assert private_postgres.run("SELECT n FROM t", "deadlock") == [(2,), (2,)]
-    assert "deadlock detected" in told[0]
+    assert "deadlock detected" in messages[0]
 
 
-def test_a_transaction_that_lost_against_another_is_repeated(private_postgres):
+def test_a_serialization_failure_is_retried(private_postgres):
     url = private_postgres.create("serial")
     private_postgres.run("CREATE TABLE t (n int)", "serial")
     private_postgres.run("INSERT INTO t VALUES (0)", "serial")
     engine = sa.create_engine(url, isolation_level="REPEATABLE READ")
-    told, attempts = [], []
+    messages, attempts = [], []
 
     def work():
         attempts.append(1)
@@ -400,102 +405,106 @@ def test_a_transaction_that_lost_against_another_is_repeated(private_postgres):
                 private_postgres.run("UPDATE t SET n = n + 10", "serial")
             connection.exec_driver_sql("UPDATE t SET n = n + 1")
 
-    retry_transient(work, on_wait=told.append)
+    retry_transient(work, on_wait=messages.append)
     assert private_postgres.run("SELECT n FROM t", "serial") == [(11,)]
-    assert "could not serialize" in told[0]
+    assert "could not serialize" in messages[0]
 
 
-def test_a_server_without_a_free_connection_is_waited_for(private_postgres):
+def test_too_many_connections_are_retried(private_postgres):
     private_postgres.run("CREATE ROLE single LOGIN CONNECTION LIMIT 1")
     url = private_postgres.url().replace("postgres@", "single@")
     first = sa.create_engine(url).connect()
     second = sa.create_engine(url, poolclass=sa.NullPool)
-    told = []
+    messages = []
 
     def on_wait(text):
-        told.append(text)
+        messages.append(text)
         first.close()
         first.engine.dispose()
 
     with retry_transient(second.connect, on_wait=on_wait):
-        assert "too many connections" in told[0]
+        assert "too many connections" in messages[0]
 
 
-def test_a_locked_sqlite_file_is_waited_for(tmp_path):
+def test_a_locked_sqlite_file_is_retried(tmp_path):
     storage = open_storage(sqlite_url(tmp_path))
     study = storage.create_new_study(UP, "s")
-    hasty = RetryingStorage(f"sqlite:///{tmp_path}/study.db", {"connect_args": {"timeout": 0.01}})
-    begin_immediate(hasty.engine)
-    told = []
+    impatient = RetryingStorage(
+        f"sqlite:///{tmp_path}/study.db", {"connect_args": {"timeout": 0.01}}
+    )
+    begin_immediate(impatient.engine)
+    messages = []
     with storage.engine.connect() as other:
         other.exec_driver_sql("UPDATE studies SET study_name = 's'")
 
         def on_wait(text):
-            told.append(text)
+            messages.append(text)
             other.rollback()
 
-        hasty.on_wait = on_wait
-        hasty.set_study_user_attr(study, "k", 1)
-    assert told[0] == "storage lost: database is locked; waiting"
+        impatient.on_wait = on_wait
+        impatient.set_study_user_attr(study, "k", 1)
+    assert messages[0] == "storage lost: database is locked; waiting"
     assert storage.get_study_user_attrs(study) == {"k": 1}
 
 
-def refused(storage, work, told) -> str:
-    """What the database said to work that is not repeated."""
+def refused(storage, work, messages) -> str:
+    """The database's message for work that is not retried."""
     with pytest.raises(StorageInternalError) as caught:
         work()
-    assert told == []
+    assert messages == []
     return str(caught.value.__cause__.orig)
 
 
-def test_a_password_that_became_wrong_is_not_waited_for(private_postgres, told):
+def test_a_changed_password_is_not_retried(private_postgres, messages):
     private_postgres.create("guarded_db")
     private_postgres.run(f"ALTER DATABASE guarded_db OWNER TO {GUARDED}")
     url = private_postgres.url("guarded_db").replace("postgres@", f"{GUARDED}:right@")
     storage = open_storage(storage_url(url, None))
-    storage.on_wait = told.append
+    storage.on_wait = messages.append
     private_postgres.run(f"ALTER ROLE {GUARDED} PASSWORD 'another'")
     storage.engine.dispose()
     try:
-        said = refused(storage, storage.get_all_studies, told)
+        message = refused(storage, storage.get_all_studies, messages)
     finally:
         private_postgres.run(f"ALTER ROLE {GUARDED} PASSWORD 'right'")
-    assert f'password authentication failed for user "{GUARDED}"' in said
+    assert f'password authentication failed for user "{GUARDED}"' in message
 
 
-def test_a_database_that_was_dropped_is_not_waited_for(private_postgres, told):
+def test_a_dropped_database_is_not_retried(private_postgres, messages):
     storage = open_storage(storage_url(private_postgres.create("dropped"), None))
-    storage.on_wait = told.append
+    storage.on_wait = messages.append
     private_postgres.run("DROP DATABASE dropped WITH (FORCE)")
-    assert 'database "dropped" does not exist' in refused(storage, storage.get_all_studies, told)
+    assert 'database "dropped" does not exist' in refused(
+        storage, storage.get_all_studies, messages
+    )
 
 
-def test_a_database_that_takes_no_writes_is_not_waited_for(private_postgres, told):
+def test_a_read_only_database_is_not_retried(private_postgres, messages):
     storage = open_storage(storage_url(private_postgres.create("frozen"), None))
     study = storage.create_new_study(UP, "s")
-    storage.on_wait = told.append
+    storage.on_wait = messages.append
     private_postgres.run("ALTER DATABASE frozen SET default_transaction_read_only = on")
     storage.engine.dispose()
-    said = refused(storage, lambda: storage.set_study_user_attr(study, "k", 1), told)
-    assert "read-only transaction" in said
+    message = refused(storage, lambda: storage.set_study_user_attr(study, "k", 1), messages)
+    assert "read-only transaction" in message
 
 
 @pytest.mark.parametrize(
     ("pragma", "message"),
     [("query_only = ON", "readonly database"), ("max_page_count = 1", "disk is full")],
 )
-def test_an_sqlite_file_that_takes_no_writes_is_not_waited_for(pragma, message, tmp_path, told):
+def test_a_read_only_or_full_sqlite_file_is_not_retried(pragma, message, tmp_path, messages):
     storage = open_storage(sqlite_url(tmp_path))
     study = storage.create_new_study(UP, "s")
-    storage.on_wait = told.append
+    storage.on_wait = messages.append
     sa.event.listen(storage.engine, "connect", lambda c, _: c.execute(f"PRAGMA {pragma}"))
     storage.engine.dispose()
-    act = lambda: storage.set_study_user_attr(study, "k", "x" * 100_000)  # noqa: E731
-    assert message in refused(storage, act, told)
+    operation = lambda: storage.set_study_user_attr(study, "k", "x" * 100_000)  # noqa: E731
+    assert message in refused(storage, operation, messages)
 
 
 @pytest.mark.parametrize("statement", ["SELEC 1", "INSERT INTO studies VALUES (1, 's')"])
-def test_a_statement_that_is_wrong_is_not_repeated(statement, tmp_path, private_postgres, told):
+def test_an_invalid_statement_is_not_retried(statement, tmp_path, private_postgres, messages):
     private_postgres.create(f"wrong_{len(statement)}")
     urls = [
         sqlite_url(tmp_path),
@@ -515,26 +524,26 @@ def test_a_statement_that_is_wrong_is_not_repeated(statement, tmp_path, private_
         assert len(attempts) == 1
 
 
-# --- an end to patience ------------------------------------------------------------------------
+# --- timeout and stop event --------------------------------------------------------------------
 
 
-def test_patience_ends_in_one_line_without_the_password(severed, told):
-    severed.timeout_s = 0.3
+def test_the_timeout_raises_one_line_without_the_password(unreachable, messages):
+    unreachable.timeout_s = 0.3
     began = time.monotonic()
     with pytest.raises(StorageUnavailable) as caught:
-        severed.get_all_studies()
+        unreachable.get_all_studies()
     assert 0.3 <= time.monotonic() - began < 1.5
     assert re.match("storage lost for 0.3 s: connection failed: .*refused$", str(caught.value))
     assert caught.value.__cause__ is None
-    assert len(told) == 1  # it never came back
-    assert not [t for t in [*told, str(caught.value)] if "s@cr" in t or "cr%2Fet" in t]
+    assert len(messages) == 1  # the storage did not come back
+    assert not [t for t in [*messages, str(caught.value)] if "s@cr" in t or "cr%2Fet" in t]
 
 
-def test_the_wait_ends_soon_after_it_is_asked_to(severed):
+def test_the_stop_event_ends_the_waiting(unreachable):
     stopping, waiting = threading.Event(), threading.Event()
-    severed.stop_event, severed.on_wait = stopping, lambda _: waiting.set()
+    unreachable.stop_event, unreachable.on_wait = stopping, lambda _: waiting.set()
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(severed.get_all_studies)
+        future = pool.submit(unreachable.get_all_studies)
         assert waiting.wait(10)
         began = time.monotonic()
         stopping.set()
@@ -543,18 +552,18 @@ def test_the_wait_ends_soon_after_it_is_asked_to(severed):
     assert time.monotonic() - began < 0.5
 
 
-def test_one_that_is_to_stop_still_writes_what_it_can(storage, straight, wire):
-    made = make(straight, "stopping")
+def test_work_is_tried_once_after_the_stop_event(storage, direct, proxy):
+    made = make(direct, "stopping")
     storage.stop_event = threading.Event()
     storage.stop_event.set()
     storage.set_trial_user_attr(made.trial, "c", 5)
-    assert straight.get_trial_user_attrs(made.trial) == {"c": 5}
-    wire.cut("before")
+    assert direct.get_trial_user_attrs(made.trial) == {"c": 5}
+    proxy.cut("before")
     with pytest.raises(StorageUnavailable):
         storage.set_trial_user_attr(made.trial, "c", 6)
 
 
-def test_pauses_grow_from_a_tenth_of_a_second_to_ten(private_postgres):
+def test_pauses_grow_from_a_tenth_of_a_second_to_ten_seconds(private_postgres):
     url = f"{private_postgres.url('patience', 1)}"  # a port where nothing listens
     engine, pauses = sa.create_engine(url), []
 
@@ -573,12 +582,12 @@ def test_pauses_grow_from_a_tenth_of_a_second_to_ten(private_postgres):
     assert len({p / n for p, n in zip(pauses, longest, strict=True)}) == 12
 
 
-def test_a_storage_is_not_pickled_with_its_password(storage):
+def test_a_storage_cannot_be_pickled(storage):
     with pytest.raises(TypeError, match="open it in each process"):
         pickle.dumps(storage)
 
 
-def test_the_start_of_a_trial_is_kept(storage):
+def test_a_trials_start_is_stored(storage):
     study = storage.create_new_study(UP, "start")
     before = datetime.now()
     trial = storage.get_trial(storage.create_new_trial(study))

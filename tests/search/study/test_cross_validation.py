@@ -16,16 +16,16 @@ from lesionseg import metrics
 from lesionseg.config import TrialConfig
 from lesionseg.data.cache import Cache
 from lesionseg.data.loader import normalise
-from lesionseg.data.split import positions
+from lesionseg.data.split import find_positions
 from lesionseg.errors import InputError
 from lesionseg.metrics import METRICS, Metrics
 from lesionseg.training import checkpoint
 from lesionseg.training.train import train
-from lesionseg.training.types import EpochRecord, TrainData, TrainResult
+from lesionseg.training.types import EpochRecord, TrainData, TrainingEnd, TrainResult
 from search.monitoring import notes
 from search.monitoring.dashboard.curves import draw_curves
 from search.monitoring.status import status
-from search.results import final_test
+from search.results import retraining
 from search.results.final_test import run_final_test
 from search.storage import trial_records
 from search.storage.leases import TrialLeases
@@ -39,15 +39,15 @@ from search.trial_process import supervisor
 from tests.search import failing_fold_training, failing_training
 from tests.search.failing_training import FAILURE_WIDTHS, SUSPEND_POINT
 from tests.search.helpers import (
-    PATIENCE,
+    LONG_WAIT_S,
     SLOT,
     RecordingListener,
     in_memory,
     open_tiny,
     queue,
-    stopped,
+    find_pruned,
     wait_until,
-    worker_of,
+    make_worker,
 )
 
 THREE = {"data.split": {"kfold": 3}}
@@ -69,7 +69,7 @@ def done(tiny_data, tmp_path_factory):
     opened = open_folded(tiny_data, tmp_path_factory.mktemp("folds") / "s", {"budget.epochs": 4})
     queue(opened, width=8, lr=0.05)
     heard = RecordingListener()
-    with worker_of(opened, heard) as worker:
+    with make_worker(opened, heard) as worker:
         trial = worker.run_one()
     return opened, trial, heard
 
@@ -85,8 +85,8 @@ def truth(done):
     torch.set_num_threads(SLOT.threads)
     for val in json.loads((opened.folder / "split.json").read_text())["folds"]:
         rest = [name for name in pool if name not in val]
-        data = TrainData(cache, positions(rest, cache.names), positions(val, cache.names))
-        results.append(train(config, data, device=torch.device("cpu")))
+        data = TrainData(cache, find_positions(rest, cache.names), find_positions(val, cache.names))
+        results.append(train(config, data))
     torch.set_num_threads(threads)
     return results
 
@@ -144,7 +144,7 @@ def test_the_first_folds_weights_and_picture_are_what_stays(done, tiny_data):
     opened, trial, _ = done
     assert opened.artifact_store.list_files(trial.number) == sorted([HISTORY, PICTURE, WEIGHTS])
     model, _ = checkpoint.load(opened.artifact_store.local_path(trial.number, WEIGHTS))
-    val = positions(opened.split.val, opened.cache.names)
+    val = find_positions(opened.split.val, opened.cache.names)
     images = torch.from_numpy(opened.cache.images[val])
     with torch.inference_mode():
         predicted = model(normalise(images)) > 0
@@ -165,7 +165,7 @@ def test_status_note_and_record_tell_the_folds(done):
 
 def test_without_folds_nothing_tells_of_any(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s")
-    trial = worker_of(opened).run_one()
+    trial = make_worker(opened).run_one()
     assert "folds" not in trial.user_attrs
     assert next(iter(rows_of(opened, 0)[0])) == "epoch"
     assert "folds" not in status(opened.folder)["best"]
@@ -176,16 +176,16 @@ def test_a_batch_that_does_not_fit_is_halved_in_whatever_fold(tiny_data, tmp_pat
     changes = {"search.model": {"unet": {"width": [4, 128], "depth": 1}}}
     opened = open_folded(tiny_data, tmp_path / "s", changes)
     queue(opened, width=FAILURE_WIDTHS["fits in halves"])
-    trial = worker_of(opened, program=failing_training.__name__).run_one()
+    trial = make_worker(opened, program=failing_training.__name__).run_one()
     assert trial.state == TrialState.COMPLETE
-    assert trial.user_attrs["parts"] == 2
+    assert trial.user_attrs["accumulation_factor"] == 2
     assert len(rows_of(opened, 0)) == 6
 
 
 def test_a_fold_that_breaks_ends_the_trial_with_its_reason(tiny_data, tmp_path):
     opened = open_folded(tiny_data, tmp_path / "s")
     queue(opened)
-    with worker_of(opened, program=failing_fold_training.__name__) as worker:
+    with make_worker(opened, program=failing_fold_training.__name__) as worker:
         # The third fold finds a cache that is gone.
         heard = worker.listener
 
@@ -220,24 +220,24 @@ def test_between_folds_only_means_over_as_many_folds_are_compared():
         # One that ended its first fold early has no step there, and is judged by its mean.
         {1: 0.1, 11: 0.2, 12: 0.9},
     ]
-    assert stopped(FoldPruner(NopPruner(), 10, 2), curves) == [(2, 11), (3, 12), (5, 11)]
+    assert find_pruned(FoldPruner(NopPruner(), 10, 2), curves) == [(2, 11), (3, 12), (5, 11)]
 
 
 def test_between_folds_startup_trials_are_waited_for():
     curves = [{11: 0.5}, {11: 0.4}, {11: 0.3}, {11: 0.2}]
-    assert stopped(FoldPruner(NopPruner(), 10, 3), curves) == [(3, 11)]
-    assert stopped(FoldPruner(NopPruner(), 10, 0), curves) == [(1, 11), (2, 11), (3, 11)]
+    assert find_pruned(FoldPruner(NopPruner(), 10, 3), curves) == [(3, 11)]
+    assert find_pruned(FoldPruner(NopPruner(), 10, 0), curves) == [(1, 11), (2, 11), (3, 11)]
 
 
 @pytest.mark.parametrize("name", ["median", "hyperband", "halving"])
 def test_within_the_first_fold_the_studys_own_pruner_decides_as_ever(name):
     rng = np.random.default_rng(0)
     curves = [dict(enumerate(rng.random(9), 1)) for _ in range(40)]
-    alone = stopped(PRUNERS[name](9, 2, 3), curves)
+    alone = find_pruned(PRUNERS[name](9, 2, 3), curves)
     assert alone
     with_folds = [curve | {10: 1 - n / 1000} for n, curve in enumerate(curves)]
     # Those who pass are judged once more, by nobody before the 1000th has come.
-    assert stopped(FoldPruner(PRUNERS[name](9, 2, 3), 9, 1000), with_folds) == alone
+    assert find_pruned(FoldPruner(PRUNERS[name](9, 2, 3), 9, 1000), with_folds) == alone
 
 
 def test_a_trial_that_was_handed_on_is_not_its_own_rival():
@@ -260,7 +260,7 @@ def test_a_trial_is_stopped_between_folds(tiny_data, tmp_path):
     opened.study.pruner = FoldPruner(NopPruner(), 2, 1)
     for lr in (0.05, 0.001):
         queue(opened, width=8, lr=lr)
-    worker = worker_of(opened)
+    worker = make_worker(opened)
     good, bad = worker.run_one(), worker.run_one()
     if good.value == 0.0:
         pytest.fail("the one that is to be better is not")
@@ -276,7 +276,7 @@ def test_out_of_time_a_trial_ends_with_the_fold_it_is_in(tiny_data, tmp_path):
     for width in (4, 8):
         queue(opened, width=width)
     heard = RecordingListener()
-    worker = worker_of(opened, heard, deadline=lambda: len(heard.epochs) >= 6 + 3)
+    worker = make_worker(opened, heard, is_out_of_time=lambda: len(heard.epochs) >= 6 + 3)
     first, second = worker.run_one(), worker.run_one()
     assert first.state == TrialState.COMPLETE
     assert (second.state, trial_records.reason_of(second)) == (TrialState.PRUNED, "time")
@@ -285,12 +285,12 @@ def test_out_of_time_a_trial_ends_with_the_fold_it_is_in(tiny_data, tmp_path):
 
 
 def test_the_minutes_of_a_trial_are_those_of_all_of_its_folds():
-    limits = supervisor.Limits(seconds=60, spent=59)
-    followed = supervisor._Followed(
+    limits = supervisor.Limits(total_s=60, elapsed_s=59)
+    supervision = supervisor.Supervisor(
         None, lambda message: False, limits, supervisor.StopConditions()
     )
-    assert followed._overdue(followed.began + 0.9) is None
-    late = followed._overdue(followed.began + 1.1)
+    assert supervision.check_time(supervision.started_at + 0.9) is None
+    late = supervision.check_time(supervision.started_at + 1.1)
     assert (late.reason, late.message) == (
         "timeout",
         "it took longer than 1 minutes (budget.trial_minutes)",
@@ -300,7 +300,7 @@ def test_the_minutes_of_a_trial_are_those_of_all_of_its_folds():
 # --- what is kept between folds ------------------------------------------------------------------
 
 
-def result_of(dice, stopped="finished"):
+def result_of(dice, stopped=TrainingEnd.FINISHED):
     history = tuple(
         EpochRecord(n, 0.5, float("nan"), Metrics(**dict.fromkeys(METRICS, value)), 0.01, 1.0)
         for n, value in enumerate(dice, 1)
@@ -310,7 +310,7 @@ def result_of(dice, stopped="finished"):
 
 
 def test_results_on_disk_and_back(tmp_path):
-    results = [result_of([0.1, 0.3, 0.2]), result_of([1 / 3], "early")]
+    results = [result_of([0.1, 0.3, 0.2]), result_of([1 / 3], TrainingEnd.EARLY)]
     cross_validation.save_results(tmp_path / "f.json", "abc", results)
     found = cross_validation.load_results(tmp_path / "f.json", "abc")
     assert repr(found) == repr(results)  # NaN is not itself
@@ -349,7 +349,7 @@ def undisturbed(tiny_data, tmp_path_factory):
     """The same training, left in peace: its trial and its rows."""
     opened = open_folded(tiny_data, tmp_path_factory.mktemp("peace") / "s", LONG)
     queue(opened, width=8)
-    return worker_of(opened).run_one(), rows_of(opened, 0)
+    return make_worker(opened).run_one(), rows_of(opened, 0)
 
 
 def without_times(rows):
@@ -358,7 +358,7 @@ def without_times(rows):
 
 def check_gone_on(opened, after, undisturbed):
     """Trial 1 went on in the middle of the third fold, and gave the same to the last digit."""
-    again = worker_of(open_study(opened.folder), after).run_one()
+    again = make_worker(open_study(opened.folder), after).run_one()
     expected, rows = undisturbed
     assert after.epochs == [(1, 3), (1, 4), (1, 5)]
     assert (again.number, again.state, again.value) == (1, TrialState.COMPLETE, expected.value)
@@ -379,8 +379,8 @@ def test_a_trial_that_is_put_down_in_its_third_fold_goes_on_there_to_the_last_di
     queue(opened, width=8)
     stopping = threading.Event()
     heard = Calling(12, stopping.set)
-    with worker_of(
-        opened, heard, stopping=stopping, program=failing_fold_training.__name__
+    with make_worker(
+        opened, heard, stop_event=stopping, program=failing_fold_training.__name__
     ) as worker:
         cut = worker.run_one()
     assert trial_records.reason_of(cut) == trial_records.EndReason.INTERRUPTED
@@ -398,19 +398,19 @@ def test_a_trial_that_is_lost_in_its_third_fold_goes_on_there(tiny_data, tmp_pat
 
     def reap():
         path = opened.artifact_store.local_path(0, STATE)
-        assert wait_until(path.is_file, PATIENCE)
-        assert wait_until(lambda: others.healthy > 0, PATIENCE)
+        assert wait_until(path.is_file, LONG_WAIT_S)
+        assert wait_until(lambda: others.connected_s > 0, LONG_WAIT_S)
         states.append(torch.load(path, weights_only=True)["state"])
-        assert others.reap() == [(0, 1)]
+        assert others.reap_expired() == [(0, 1)]
 
-    with worker_of(
+    with make_worker(
         opened, Calling(12, reap), leases=TrialLeases(opened.study, grace_s=3.0),
         program=failing_fold_training.__name__,
     ) as worker:  # fmt: skip
         cut = worker.run_one()
     assert trial_records.reason_of(cut) == trial_records.EndReason.LOST
     assert {FOLDS, WEIGHTS} <= {*opened.artifact_store.list_files(0)}
-    again = worker_of(open_study(opened.folder)).run_one()
+    again = make_worker(open_study(opened.folder)).run_one()
     expected, rows = undisturbed
     assert again.value == expected.value
     assert again.intermediate_values == expected.intermediate_values
@@ -424,13 +424,13 @@ def test_without_what_its_folds_gave_a_trial_begins_anew(tiny_data, tmp_path, un
     queue(opened, width=8)
     stopping = threading.Event()
     heard = Calling(12, stopping.set)
-    with worker_of(
-        opened, heard, stopping=stopping, program=failing_fold_training.__name__
+    with make_worker(
+        opened, heard, stop_event=stopping, program=failing_fold_training.__name__
     ) as worker:
         worker.run_one()
     opened.artifact_store.delete(0, lacking)
     after = RecordingListener()
-    again = worker_of(open_study(opened.folder), after).run_one()
+    again = make_worker(open_study(opened.folder), after).run_one()
     assert len(after.epochs) == 15
     assert again.value == undisturbed[0].value
     assert without_times(rows_of(opened, 1)) == without_times(undisturbed[1])
@@ -442,11 +442,11 @@ def test_without_what_its_folds_gave_a_trial_begins_anew(tiny_data, tmp_path, un
 def test_the_retraining_repeats_the_first_fold(done):
     opened, trial, _ = done
     report = run_final_test(opened, SLOT)
-    val = report["val"]
-    assert val["folds"] == trial.user_attrs["folds"]
-    assert val["search"] == trial.value
-    assert val["retrained"] == trial.user_attrs["folds"]["dice"][0]
-    assert (val["gap"], val["reproduced"]) == (0.0, True)
+    val = report.val
+    assert val.folds == trial.user_attrs["folds"]
+    assert val.search == trial.value
+    assert val.retrained == trial.user_attrs["folds"]["dice"][0]
+    assert (val.gap, val.reproduced) == (0.0, True)
 
 
 def test_fitted_to_all_but_the_test_it_trains_for_the_folds_mean_of_best_epochs(
@@ -455,10 +455,10 @@ def test_fitted_to_all_but_the_test_it_trains_for_the_folds_mean_of_best_epochs(
     changes = {"budget.epochs": 4, "final.fit_on": "train_val"}
     opened = open_folded(tiny_data, tmp_path / "s", changes)
     queue(opened, width=8, lr=0.05)
-    trial = worker_of(opened).run_one()
+    trial = make_worker(opened).run_one()
     jobs = []
-    real = final_test.TrialProcess
-    monkeypatch.setattr(final_test, "TrialProcess", lambda job: jobs.append(job) or real(job))
+    real = retraining.TrialProcess
+    monkeypatch.setattr(retraining, "TrialProcess", lambda job: jobs.append(job) or real(job))
     run_final_test(opened, SLOT)
     names = np.array(opened.cache.names)
     assert list(names[jobs[0].train]) == sorted({*names} - {*opened.split.test})

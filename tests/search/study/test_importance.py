@@ -8,7 +8,7 @@ import pytest
 from optuna.trial import TrialState
 
 from search.storage import trial_records
-from search.study.importance import importances
+from search.study.importance import compute_importances
 
 
 def open_study(values: list[float], names: tuple[str, ...] = ("model", "lr", "width")):
@@ -32,7 +32,7 @@ def open_study(values: list[float], names: tuple[str, ...] = ("model", "lr", "wi
 
 
 def importances_of(study):
-    return importances(trial_records.all_trials(study))
+    return compute_importances(trial_records.all_trials(study))
 
 
 def test_importances_find_the_parameter_that_matters_and_add_up_to_one():

@@ -166,7 +166,7 @@ def test_the_card_counts_each_set(two_sets, tmp_path):
         ("one", 20, 0),
         ("two", 12, 0),
     ]
-    where = {r.name: r.set for r in opened.index.records}
+    where = {r.name: r.dataset for r in opened.index.records}
     for row in card["sets"]:
         for part in ("train", "val", "test"):
             mine = [name for name in getattr(opened.split, part) if where[name] == row["name"]]

@@ -14,15 +14,17 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from search.storage import trial_records
-from search.study.pruners import PRUNERS, Halving, Hyperband, is_among_best
+from search.study.halving import Halving
+from search.study.hyperband import Hyperband, is_among_best
+from search.study.pruners import PRUNERS
 from search.study.samplers import SAMPLERS
-from tests.search.helpers import in_memory, stopped
+from tests.search.helpers import in_memory, find_pruned
 
 
 def pruned(name, curves, *, epochs, min_epochs, startup=0, study_name="curves"):
     """(trial, epoch) of each that was stopped, when the curves are trained one after another."""
     pruner = PRUNERS[name](epochs, min_epochs, startup)
-    return stopped(pruner, [dict(enumerate(c, 1)) for c in curves], study_name)
+    return find_pruned(pruner, [dict(enumerate(c, 1)) for c in curves], study_name)
 
 
 MEDIAN_CURVES = [
@@ -100,7 +102,7 @@ def test_no_trial_is_stopped_before_min_epochs(name, min_epochs):
 def of_odd_patience(pairs):
     """A study's name whose lots make the second of each of the first pairs the patient one."""
     names = (f"curves{i}" for i in range(1000))
-    return next(n for n in names if all(Halving.is_patient(n, 2 * k + 1) for k in range(pairs)))
+    return next(n for n in names if all(Halving.is_deferred(n, 2 * k + 1) for k in range(pairs)))
 
 
 #: Epochs below eight and min_epochs 1 leave rungs at 1, 2, 4 and 8.
@@ -127,7 +129,7 @@ def test_halving_passes_the_better_half_at_each_rung():
 
 
 def test_one_of_every_two_is_patient_by_lot():
-    patient = [[Halving.is_patient(name, n) for n in range(400)] for name in "abc"]
+    patient = [[Halving.is_deferred(name, n) for n in range(400)] for name in "abc"]
     assert all(a != b for each in patient for a, b in zip(each[::2], each[1::2], strict=True))
     # A fair lot gives 70 to 130 of 200 in all but one of 50,000 names.
     assert all(70 < sum(each[1::2]) < 130 for each in patient)
@@ -140,7 +142,7 @@ def test_patience_says_nothing_of_where_a_quasi_random_trial_lies():
     for _ in range(128):
         trial = study.ask()
         high = [trial.suggest_float(name, 0, 1) > 0.5 for name in "xyz"]
-        patient = Halving.is_patient("sobol", trial.number)
+        patient = Halving.is_deferred("sobol", trial.number)
         where.update((i, side, patient) for i, side in enumerate(high))
         study.tell(trial, 0.5)
     assert all(where[i, side, True] >= 16 for i in range(3) for side in (False, True))

@@ -19,7 +19,7 @@ from search.study.queue import enqueue, retry, room
 from search.study.suggest import suggest
 from search.trial_process.slot import Slot
 from search.workers.worker import load_claimed_trial
-from tests.postgres import Wire, private_postgres
+from tests.postgres import CommitProxy, private_postgres
 from tests.search.helpers import tiny_spec
 
 __all__ = ["private_postgres"]  # a fixture
@@ -375,7 +375,7 @@ def test_a_file_that_cannot_be_read_is_told(studio, tmp_path):
 def test_a_queue_whose_answer_is_lost_is_put_up_once(private_postgres, when):
     name = f"queueing_{when}"
     private_postgres.create(name)
-    wire = Wire(private_postgres.port)
+    wire = CommitProxy(private_postgres.port)
     try:
         url = sqlalchemy.make_url(private_postgres.url(name, wire.port))
         study = optuna.create_study(storage=open_storage(url), direction="maximize")

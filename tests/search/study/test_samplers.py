@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 
 from search.storage import trial_records
 from search.study.pruners import PRUNERS
-from search.study.samplers import MODELLED, SAMPLERS, BoundedTPE
+from search.study.samplers import MAX_MODELLED, SAMPLERS, BoundedTPE
 from search.study.suggest import suggest
 from tests.search.helpers import in_memory
 from tests.search.spec.test_search_space import parse
@@ -286,8 +286,8 @@ def test_above_the_bound_good_trials_are_optunas_and_the_others_an_even_spread(b
 
 
 def test_a_long_study_models_no_more_than_the_bound():
-    made = recorded(RecordedOurs, RecordedOurs(0, 5), MODELLED + 60, 0)
-    assert max(len(numbers) for good, numbers in made if not good) == MODELLED
+    made = recorded(RecordedOurs, RecordedOurs(0, 5), MAX_MODELLED + 60, 0)
+    assert max(len(numbers) for good, numbers in made if not good) == MAX_MODELLED
     assert {len(numbers) for good, numbers in made if good} <= set(range(26))
 
 

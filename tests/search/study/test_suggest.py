@@ -7,7 +7,7 @@ from torch import nn
 
 from lesionseg.augment import build_augment
 from lesionseg.augment.mix import build_mix
-from lesionseg.config import DEFAULTS, TrialConfig
+from lesionseg.config import DEFAULT_COMPONENTS, TrialConfig
 from lesionseg.losses import build_loss
 from lesionseg.models import build_model
 from lesionseg.optim import build_optimizer, build_schedule
@@ -151,6 +151,6 @@ def test_a_queued_configuration_is_what_is_drawn():
 
 def test_the_default_space_gives_the_default_configuration():
     ((_, config),) = drawn(parse()[0], 1)
-    for family, default in DEFAULTS.items():
+    for family, default in DEFAULT_COMPONENTS.items():
         assert getattr(config, family).name == default
     assert config.image_size == 4096

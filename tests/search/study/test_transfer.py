@@ -31,7 +31,7 @@ from search.study.transfer import COLUMNS, export_study, import_study, write_csv
 from search.study.transfer_lines import FORMAT, safe, unsafe
 from search.trial_process.slot import Slot
 from search.workers.worker import load_claimed_trial
-from tests.postgres import Wire, private_postgres
+from tests.postgres import CommitProxy, private_postgres
 from tests.search.helpers import tiny_spec
 
 __all__ = ["private_postgres"]  # a fixture
@@ -401,7 +401,7 @@ def test_a_database_that_fails_half_way_holds_nothing(text, tmp_path):
 def test_an_import_whose_answer_is_lost_is_made_once(private_postgres, text, when):
     name = f"transfer_{when}"
     private_postgres.create(name)
-    wire = Wire(private_postgres.port)
+    wire = CommitProxy(private_postgres.port)
 
     def cut(connection, cursor, statement, *rest):
         if statement.startswith("INSERT INTO trials") and not wire.cuts:

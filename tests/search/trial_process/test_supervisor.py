@@ -1,4 +1,4 @@
-"""Trainings that go wrong in real processes: each leaves its reason, and the next one starts."""
+"""Failing trainings in real processes: the reason is recorded and the next trial starts."""
 
 import shutil
 import threading
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from lesionseg.config import TrialConfig
 from lesionseg.space import ComponentConfig
@@ -18,79 +18,77 @@ from search.trial_process.protocol import JobError, ModelBuilt, Suspended, Train
 from search.trial_process.supervisor import LeaseLost, Limits, StopConditions, supervise
 from tests.search import failing_training
 from tests.search.failing_training import FAILURE_WIDTHS
-from tests.search.helpers import SLOT, is_gone, open_tiny, queue, worker_of
+from tests.search.helpers import SLOT, is_gone, make_worker, open_tiny, queue
 
 pytestmark = pytest.mark.alone
 
-#: Seconds within which the next trial's child is to have said its first word.
-PROMISED = 2.0
+#: Seconds within which the next trial's process must send its first message.
+NEXT_START_S = 2.0
 CHANGES = {"search.model": {"unet": {"width": [4, 128], "depth": 1}}}
-#: Of a second.
-BRIEF = 1 / 60
+#: One second, in minutes.
+SECOND = 1 / 60
 
 
 class Stopwatch(TrialLeases):
-    """A leases that keeps when each trial's network was built, and when its end was told."""
+    """Records when each trial's network was built and when its end was written."""
 
     def __init__(self, study):
         super().__init__(study)
-        self.built, self.told = {}, {}
+        self.built, self.finished = {}, {}
 
-    def note(self, claim, attrs):
+    def set_trial_attrs(self, claim, attrs):
         if "macs" in attrs:
             self.built[claim.number] = time.monotonic()
-        super().note(claim, attrs)
+        super().set_trial_attrs(claim, attrs)
 
     def finish(self, claim, *args):
-        self.told[claim.number] = time.monotonic()
+        self.finished[claim.number] = time.monotonic()
         return super().finish(claim, *args)
 
 
 @dataclass(frozen=True)
 class Case:
-    """What goes wrong, what is recorded of it, and what is to be set so that it is noticed."""
+    """A failure, its recorded reason and the settings that detect it."""
 
-    way: str
+    failure: str
     reason: str
     message: str
     changes: dict = field(default_factory=dict)
-    #: Seconds that the trouble lasts before it is one.
-    lasts: float = 0.0
+    #: Seconds until the failure is detected.
+    delay_s: float = 0.0
 
 
-STALL = {"budget.stall_minutes": BRIEF}
+STALL = {"budget.stall_minutes": SECOND}
 SILENT = "no step was done in 0.0166667 minutes (budget.stall_minutes)"
 CASES = [
     Case("segfaults", "crash", "ended by SIGSEGV"),
     Case("aborts", "crash", "ended by SIGABRT"),
     Case("is killed", "crash", "ended by SIGKILL (out of memory?)"),
-    Case("exits", "crash", "ended with exit code 3 and without a word"),
+    Case("exits", "crash", "ended with exit code 3 and without a result"),
     Case("is stopped", "timeout", SILENT, STALL, 1.0),
     Case("sleeps", "timeout", SILENT, STALL, 1.0),
     Case("never finishes", "timeout", "it took longer than 0.0166667 minutes",
-         {"budget.trial_minutes": BRIEF}, 1.0),
-    Case("allocates", "oom", "GB of the host's memory; its share is"),
+         {"budget.trial_minutes": SECOND}, 1.0),
+    Case("allocates", "oom", "GB of host memory; the limit is"),
 ]  # fmt: skip
 
 
-def told_by(opened, number: int, name: str) -> float:
-    """What a trial's process wrote down before it went wrong."""
+def read_note(opened, number: int, name: str) -> float:
+    """Return a value that a trial's process wrote."""
     return float((opened.folder / "trials" / str(number) / name).read_text())
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.way)
-def test_what_goes_wrong_costs_one_trial_with_its_reason_and_the_next_one_starts_at_once(
-    tiny_data, tmp_path, case
-):
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.failure)
+def test_failure_costs_one_trial_and_the_next_one_starts_immediately(tiny_data, tmp_path, case):
     opened = open_tiny(tiny_data, tmp_path / "s", CHANGES | case.changes)
     watch = Stopwatch(opened.study)
-    with worker_of(opened, leases=watch, program=failing_training.__name__) as worker:
+    with make_worker(opened, leases=watch, program=failing_training.__name__) as worker:
         queue(opened)
         assert worker.run_one().state == TrialState.COMPLETE
-        # All that a process has of its own before it trains, and a part of what it will take.
-        room = told_by(opened, 0, "base") + 1.1 * failing_training.LARGE
-        worker.slot = replace(SLOT, memory_gb=room / 1e9)
-        queue(opened, width=FAILURE_WIDTHS[case.way])
+        # More than a process uses before it trains, and less than "allocates" uses.
+        room = read_note(opened, 0, "base") + 1.1 * failing_training.LARGE
+        worker.context.slot = replace(SLOT, memory_gb=room / 1e9)
+        queue(opened, width=FAILURE_WIDTHS[case.failure])
         queue(opened, width=5)
         broken, after = worker.run_one(), worker.run_one()
     assert broken.state == TrialState.FAIL
@@ -99,25 +97,25 @@ def test_what_goes_wrong_costs_one_trial_with_its_reason_and_the_next_one_starts
     assert broken.intermediate_values == {}
     assert after.state == TrialState.COMPLETE
     assert trial_records.count_finished(opened.study.trials) == 3
-    trouble = told_by(opened, 1, "trouble") + case.lasts
-    assert watch.built[2] - trouble < PROMISED
+    failed_at = read_note(opened, 1, "failed_at") + case.delay_s
+    assert watch.built[2] - failed_at < NEXT_START_S
 
 
-def test_one_that_diverges_and_one_that_cannot_be_built_are_told_and_the_next_one_starts(
-    tiny_data, tmp_path
-):
-    """The real training. No learning rate makes it diverge for sure; broken pixels do."""
+def test_next_trial_starts_after_divergence_and_after_an_invalid_configuration(tiny_data, tmp_path):
+    """The real training. Pixels of NaN make it diverge; no learning rate surely does."""
     opened = open_tiny(tiny_data, tmp_path / "s")
     shutil.copytree(opened.cache.path, tmp_path / "cache")
     pixels = np.load(opened.cache.path / "images.npy").astype(np.float32)
     np.save(tmp_path / "cache" / "images.npy", np.full_like(pixels, np.nan))
     watch = Stopwatch(opened.study)
-    with worker_of(opened, leases=watch) as worker:
-        good = worker.material
-        worker.material = replace(good, cache=tmp_path / "cache")
+    with make_worker(opened, leases=watch) as worker:
+        data = worker.context.data
+        worker.context.data = replace(data, cache=tmp_path / "cache")
         diverged = worker.run_one()
-        worker.material = good
-        small = replace(TrialConfig(), model=ComponentConfig("unet", {"width": 4, "depth": 1}), image_size=16)
+        worker.context.data = data
+        small = replace(
+            TrialConfig(), model=ComponentConfig("unet", {"width": 4, "depth": 1}), image_size=16
+        )
         unknown = small.to_dict() | {"loss": {"nothing": {}}}
         worker.leases.enqueue([({}, {trial_records.TrialAttr.FIXED_CONFIG: unknown})])
         unbuilt, after = worker.run_one(), worker.run_one()
@@ -127,51 +125,49 @@ def test_one_that_diverges_and_one_that_cannot_be_built_are_told_and_the_next_on
     assert trial_records.reason_of(unbuilt) == trial_records.EndReason.CONFIG
     assert "unknown loss 'nothing'" in unbuilt.user_attrs["message"]
     assert after.state == TrialState.COMPLETE
-    assert watch.told[1] - watch.told[0] < PROMISED
-    assert watch.built[2] - watch.told[1] < PROMISED
+    assert watch.finished[1] - watch.finished[0] < NEXT_START_S
+    assert watch.built[2] - watch.finished[1] < NEXT_START_S
 
 
 # --- out of memory -----------------------------------------------------------------------------
 
 
-def trained(opened, way: str) -> FrozenTrial:
-    """One trial whose batch is too large for the memory in this way."""
-    with worker_of(opened, program=failing_training.__name__) as worker:
-        queue(opened, width=FAILURE_WIDTHS[way])
-        return worker.run_one()
-
-
-@pytest.mark.parametrize(("way", "parts"), [("fits in halves", 2), ("fits in quarters", 4)])
-def test_a_batch_that_is_too_large_is_computed_in_parts_and_is_the_same_configuration(
-    tiny_data, tmp_path, way, parts
+@pytest.mark.parametrize(
+    ("failure", "parts", "state"),
+    [
+        ("fits in halves", 2, "complete"),
+        ("fits in quarters", 4, "complete"),
+        ("never fits", 8, "failed"),
+    ],
+)
+def test_batches_are_computed_in_more_parts_after_out_of_memory(
+    tiny_data, tmp_path, failure, parts, state
 ):
+    """A batch of 8; the configuration stays the same."""
     opened = open_tiny(tiny_data, tmp_path / "s", CHANGES)
-    done = trained(opened, way)
-    assert done.state == TrialState.COMPLETE
-    assert done.user_attrs["parts"] == parts
-    assert done.user_attrs["spared"] == f"no room for a batch in {parts // 2} parts"
-    config = TrialConfig.from_dict(done.user_attrs["config"])
-    assert config.digest() == done.user_attrs["digest"]
-    assert (config.batch_size, config.accumulate) == (8, 1)
-    assert list(done.intermediate_values) == [1, 2]
+    queue(opened, width=FAILURE_WIDTHS[failure])
+    with make_worker(opened, program=failing_training.__name__) as worker:
+        trial = worker.run_one()
+    attrs = trial.user_attrs
+    assert (trial_records.state_of(trial), attrs["accumulation_factor"]) == (state, parts)
+    assert attrs["oom_message"] == f"no room for a batch in {parts // 2} parts"
+    config = TrialConfig.from_dict(attrs["config"])
+    assert config.digest() == attrs["digest"]
+    assert config.batch_size == 8
+    if state == "failed":
+        assert trial_records.reason_of(trial) == "oom"
+        assert attrs["message"] == "no room for a batch in 8 parts"
+    else:
+        assert list(trial.intermediate_values) == [1, 2]
     assert trial_records.count_finished(opened.study.trials) == 1
 
 
-def test_one_that_has_no_room_for_a_single_image_fails_for_want_of_memory(tiny_data, tmp_path):
-    opened = open_tiny(tiny_data, tmp_path / "s", CHANGES)
-    done = trained(opened, "never fits")
-    assert trial_records.state_of(done) == "failed"
-    assert trial_records.reason_of(done) == "oom"
-    assert done.user_attrs["parts"] == 8  # of a batch of 8
-    assert done.user_attrs["message"] == "no room for a batch in 8 parts"
-
-
-# --- what the watcher does, without a worker ---------------------------------------------------
+# --- supervision without a worker --------------------------------------------------------------
 
 
 @pytest.fixture
 def job(tiny_data, tmp_path):
-    """Of a training that goes wrong; its width is to be set."""
+    """A job of the failing training program."""
     opened = open_tiny(tiny_data, tmp_path / "s")
     return TrainJob(
         TrialConfig().to_dict(),
@@ -180,44 +176,43 @@ def job(tiny_data, tmp_path):
         opened.trial_data.val,
         "cpu",
         1,
-        save_to=tmp_path / "model.safetensors",
+        weights_path=tmp_path / "model.safetensors",
         program=failing_training.__name__,
     )
 
 
-def going_wrong(job, way: str) -> TrainJob:
-    return replace(job, config=job.config | {"model": {"unet": {"width": FAILURE_WIDTHS[way]}}})
+def with_failure(job, failure: str) -> TrainJob:
+    model = {"unet": {"width": FAILURE_WIDTHS[failure]}}
+    return replace(job, config=job.config | {"model": model})
 
 
-def test_a_training_that_is_taken_away_is_ended_and_nothing_of_it_is_told(job):
-    taken, said = threading.Event(), []
+def test_process_is_killed_when_the_lease_is_lost(job):
+    lost, messages = threading.Event(), []
 
-    def hear(message):
-        said.append(message)
-        taken.set()
+    def on_message(message):
+        messages.append(message)
+        lost.set()
         return False
 
+    conditions = StopConditions(lease_lost=lost.is_set)
     with pytest.raises(LeaseLost):
-        supervise(going_wrong(job, "sleeps"), hear, Limits(), StopConditions(fenced=taken.is_set))
-    assert said == [ModelBuilt(10, 20)]
-    assert is_gone(int(job.save_to.with_name("pid").read_text()))
+        supervise(with_failure(job, "sleeps"), on_message, Limits(), conditions)
+    assert messages == [ModelBuilt(10, 20)]
+    assert is_gone(int(job.weights_path.with_name("pid").read_text()))
 
 
-def test_one_that_does_not_hear_is_given_some_seconds_to_be_put_down(job, monkeypatch):
+def test_process_that_does_not_suspend_is_killed_after_the_timeout(job, monkeypatch):
     monkeypatch.setattr(supervisor, "SUSPEND_TIMEOUT_S", 0.5)
-    began = time.monotonic()
-    end = supervise(
-        going_wrong(job, "ignores suspend"),
-        lambda _: False,
-        Limits(),
-        StopConditions(suspend=lambda: True),
-    )
-    assert end == Suspended(0)
-    assert time.monotonic() - began < 0.5 + PROMISED
+    start = time.monotonic()
+    conditions = StopConditions(suspend=lambda: True)
+    job = with_failure(job, "ignores suspend")
+    assert supervise(job, lambda _: False, Limits(), conditions) == Suspended(0)
+    assert time.monotonic() - start < 0.5 + NEXT_START_S
 
 
-def test_without_limits_nothing_is_limited_and_with_room_nothing_is_ended(job):
-    plenty = Limits(seconds=600, stall=600, memory=10**12)
-    for limits in (Limits(), plenty):
-        end = supervise(going_wrong(job, "exits"), lambda _: False, limits, StopConditions())
-        assert isinstance(end, JobError) and end.reason == "crash"
+@pytest.mark.parametrize(
+    "limits", [Limits(), Limits(total_s=600, stall_s=600, memory_bytes=10**12)]
+)
+def test_limits_that_are_not_reached_have_no_effect(job, limits):
+    outcome = supervise(with_failure(job, "exits"), lambda _: False, limits, StopConditions())
+    assert isinstance(outcome, JobError) and outcome.reason == "crash"

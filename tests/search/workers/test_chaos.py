@@ -31,7 +31,7 @@ from tests.postgres import private_postgres  # noqa: F401
 from tests.search import stub_training
 from tests.search.chaos import FULL, Plan, stub_spec, survive, write_pairs
 from tests.search.chaos_checks import rows_of
-from tests.search.helpers import PATIENCE, tiny_plain, tiny_spec, wait_until, write_study
+from tests.search.helpers import LONG_WAIT_S, tiny_plain, tiny_spec, wait_until, write_study
 from tests.search.worker_processes import WorkerProcesses
 
 pytestmark = pytest.mark.alone
@@ -136,17 +136,17 @@ def test_a_worker_that_slept_too_long_tells_nothing_when_it_wakes(worker_process
     def lines(what: str) -> list[stub_training.Line]:
         return [line for line in stub_training.read_log(join.folder) if line.what == what]
 
-    assert wait_until(lambda: lines(stub_training.SAVED), PATIENCE)
+    assert wait_until(lambda: lines(stub_training.SAVED), LONG_WAIT_S)
     stop_between_writes(worker_processes, sleeper, join.folder / "study.db")
     other = worker_processes.start(join, tmp_path / "log", environment)
     ended: dict[int, int] = {}
-    assert wait_until(lambda: ended.update(worker_processes.ended()) or other in ended, PATIENCE)
+    assert wait_until(lambda: ended.update(worker_processes.ended()) or other in ended, LONG_WAIT_S)
     of_trials = "SELECT * FROM trials", "SELECT * FROM trial_user_attributes ORDER BY 1"
     of_trials += ("SELECT * FROM trial_intermediate_values ORDER BY 1",)
     before = [rows_of(join, query) for query in of_trials]
     log = stub_training.read_log(join.folder)
     assert worker_processes.signal(sleeper, signal.SIGCONT)
-    assert wait_until(lambda: ended.update(worker_processes.ended()) or sleeper in ended, PATIENCE)
+    assert wait_until(lambda: ended.update(worker_processes.ended()) or sleeper in ended, LONG_WAIT_S)
     assert ended == {sleeper: 0, other: 0}
     assert [rows_of(join, query) for query in of_trials] == before
     assert stub_training.read_log(join.folder) == log
@@ -189,7 +189,7 @@ def uninterrupted(folder: Path, config: dict, weights: Path) -> dict[str, torch.
     """The weights of the same configuration, trained in one go."""
     material = open_study(folder).material
     data = (material.cache, material.train, material.val)
-    job = TrainJob(TrialConfig.from_dict(config).to_dict(), *data, "cpu", 1, save_to=weights)
+    job = TrainJob(TrialConfig.from_dict(config).to_dict(), *data, "cpu", 1, weights_path=weights)
     assert isinstance(supervise(job, lambda told: False, Limits(), StopConditions()), Trained)
     return load_file(weights)
 

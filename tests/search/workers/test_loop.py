@@ -15,10 +15,11 @@ from optuna.trial import TrialState
 from lesionseg.errors import InputError
 from search.errors import JobFailed
 from search.storage import trial_records
-from search.storage.leases import GRACE_VARIABLE, TrialLeases
+from search.storage.leases import TrialLeases
+from search.storage.worker_registry import GRACE_VARIABLE
 from search.study.creation import create_or_resume
-from search.study.opening import load_study, open_study
 from search.study.location import StudyLocation
+from search.study.opening import load_study, open_study
 from search.study.samplers import SAMPLERS
 from search.study.suggest import suggest
 from search.trial_process.slot import Slot, WorkerResult
@@ -510,7 +511,7 @@ def test_who_comes_while_the_database_restarts_waits_at_the_door(
 def test_joining_looks_at_the_slot_first(tiny_data, tmp_path):
     open_tiny(tiny_data, tmp_path / "s", {"budget.trials": 1, "budget.epochs": 1})
     join = StudyLocation("s", tmp_path / "s")
-    with pytest.raises(Exception, match="device: 'cuda:63' is not here"):
+    with pytest.raises(Exception, match="device: 'cuda:63' is not available"):
         serve(join, Slot("cuda:63", 1), threading.Event())
     served = serve(join, Slot("cpu", 1), threading.Event())
     assert (served.trials, served.why) == (1, "done")

@@ -21,7 +21,7 @@ from lesionseg.training import checkpoint
 from lesionseg.training.types import EpochRecord
 from search.monitoring import notes
 from search.storage import trial_records
-from search.storage.lease_transaction import MAX_LOSSES
+from search.storage.study_rows import MAX_LOSSES
 from search.storage.lease_types import Claim
 from search.storage.leases import TrialLeases
 from search.storage.process_id import ProcessId, current_process
@@ -38,13 +38,13 @@ from tests.conftest import write_folder
 from tests.search import failing_training
 from tests.search.failing_training import FAILURE_WIDTHS, SUSPEND_POINT
 from tests.search.helpers import (
-    PATIENCE,
+    LONG_WAIT_S,
     SLOT,
     RecordingListener,
     open_tiny,
     queue,
     wait_until,
-    worker_of,
+    make_worker,
 )
 
 
@@ -81,7 +81,7 @@ def rows_of(opened, number: int) -> list[dict[str, str]]:
 def test_a_complete_trial_is_on_record_with_all_that_is_said_of_it(opened):
     heard = RecordingListener()
     queue(opened)
-    worker = worker_of(opened, heard)
+    worker = make_worker(opened, heard)
     done = worker.run_one()
     assert done.state == TrialState.COMPLETE
     assert done.params == {"model.unet.width": 4, "optimizer.adam.lr": 0.01}
@@ -111,7 +111,7 @@ def test_a_complete_trial_is_on_record_with_all_that_is_said_of_it(opened):
 
 
 def test_history_and_weights_lie_in_the_trials_folder(opened):
-    done = worker_of(opened).run_one()
+    done = make_worker(opened).run_one()
     place = opened.folder / "trials" / "0"
     rows = rows_of(opened, 0)
     plain = [f.name for f in fields(EpochRecord) if f.name != "metrics"]
@@ -124,7 +124,7 @@ def test_history_and_weights_lie_in_the_trials_folder(opened):
 
 def test_weights_are_kept_of_the_best_trials_only(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s", {"budget.epochs": 1})
-    worker = worker_of(opened)
+    worker = make_worker(opened)
     for i in range(KEEP_BEST + 2):
         queue(opened, lr=0.01 * (i + 1))
         worker.run_one()
@@ -139,13 +139,13 @@ def test_the_same_configuration_gives_the_same_value_on_a_cpu(tiny_data, tmp_pat
     for name in ("a", "b"):
         opened = open_tiny(tiny_data, tmp_path / name)
         queue(opened)
-        values.append(worker_of(opened).run_one().intermediate_values)
+        values.append(make_worker(opened).run_one().intermediate_values)
     assert values[0] == values[1]
 
 
 def test_early_stopping_is_a_complete_trial_with_its_reason(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s", {"budget.patience": 1, "budget.epochs": 50})
-    done = worker_of(opened).run_one()
+    done = make_worker(opened).run_one()
     assert done.state == TrialState.COMPLETE
     assert done.user_attrs["reason"] == "early stopping"
     assert done.user_attrs["epochs"] < 50
@@ -163,7 +163,7 @@ def test_a_trial_that_is_not_worth_it_is_pruned_and_keeps_its_record(tiny_data, 
         rival.report(1.0, epoch)
     opened.study.tell(rival, 1.0)
     queue(opened)
-    done = worker_of(opened).run_one()
+    done = make_worker(opened).run_one()
     assert done.state == TrialState.PRUNED
     assert list(done.intermediate_values) == [1, 2]
     assert done.user_attrs["epochs"] == 2
@@ -179,12 +179,12 @@ def test_a_trial_is_never_pruned_after_its_last_epoch(tiny_data, tmp_path):
     for epoch in (1, 2):
         rival.report(1.0, epoch)
     opened.study.tell(rival, 1.0)
-    assert worker_of(opened).run_one().state == TrialState.COMPLETE
+    assert make_worker(opened).run_one().state == TrialState.COMPLETE
 
 
 def test_when_the_time_is_over_the_first_complete_trial_is_let_through(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s", {"budget.epochs": 3})
-    worker = worker_of(opened, deadline=lambda: True)
+    worker = make_worker(opened, deadline=lambda: True)
     first, second = worker.run_one(), worker.run_one()
     assert first.state == TrialState.COMPLETE
     assert second.state == TrialState.PRUNED
@@ -197,7 +197,7 @@ def test_when_the_time_is_over_the_first_complete_trial_is_let_through(tiny_data
 
 def test_a_configuration_is_not_trained_twice(opened):
     heard = RecordingListener()
-    worker = worker_of(opened, heard)
+    worker = make_worker(opened, heard)
     queue(opened)
     queue(opened)
     first, second = worker.run_one(), worker.run_one()
@@ -212,7 +212,7 @@ def test_a_configuration_is_not_trained_twice(opened):
 
 def test_a_network_that_is_too_large_is_refused_before_training(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s", {"constraints": {"max_params_m": 0.001}})
-    done = worker_of(opened).run_one()
+    done = make_worker(opened).run_one()
     assert done.state == TrialState.PRUNED
     assert done.user_attrs["reason"] == trial_records.EndReason.CONSTRAINT
     assert done.user_attrs["message"].endswith("constraints.max_params_m is 0.001")
@@ -226,14 +226,14 @@ def test_a_network_that_is_too_large_is_refused_before_training(tiny_data, tmp_p
 
 def test_a_network_that_is_small_enough_is_trained_and_its_slack_is_on_record(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s", {"constraints": {"max_params_m": 1}})
-    done = worker_of(opened).run_one()
+    done = make_worker(opened).run_one()
     assert done.state == TrialState.COMPLETE
     assert done.constraints["max_params_m"] == pytest.approx(done.user_attrs["params"] / 1e6 - 1)
 
 
 def test_a_configuration_that_cannot_be_read_is_skipped_with_the_reason(opened):
     """As one of another version of lesionsearch that was queued whole."""
-    worker = worker_of(opened)
+    worker = make_worker(opened)
     worker.leases.enqueue([({}, {trial_records.TrialAttr.FIXED_CONFIG: {"bach_size": 3}})])
     done = worker.run_one()
     assert trial_records.state_of(done) == "skipped"
@@ -249,7 +249,7 @@ def test_a_training_that_breaks_is_recorded_and_costs_one_trial(tiny_data, tmp_p
     data = write_folder(tmp_path / "data", 12)
     opened = open_tiny(data, tmp_path / "s")
     gone = opened.cache.path.rename(tmp_path / "hidden")
-    worker = worker_of(opened)
+    worker = make_worker(opened)
     done = worker.run_one()
     assert done.state == TrialState.FAIL
     assert done.user_attrs["reason"] == "data"
@@ -273,7 +273,7 @@ def test_a_child_that_is_killed_costs_one_trial_with_the_reason(tiny_data, tmp_p
                             process.send_signal(signal.SIGKILL)
                             process.wait(5)
 
-    done = worker_of(opened, Killing()).run_one()
+    done = make_worker(opened, Killing()).run_one()
     assert done.state == TrialState.FAIL
     assert done.user_attrs["reason"] == "crash"
     assert "SIGKILL (out of memory?)" in done.user_attrs["message"]
@@ -281,7 +281,7 @@ def test_a_child_that_is_killed_costs_one_trial_with_the_reason(tiny_data, tmp_p
 
 
 def test_a_device_that_is_not_there_fails_the_trial(opened):
-    done = worker_of(opened, slot=Slot("cuda:63", 1)).run_one()
+    done = make_worker(opened, slot=Slot("cuda:63", 1)).run_one()
     assert done.user_attrs["reason"] == "config"
     assert "cuda:63" in done.user_attrs["message"]
 
@@ -309,7 +309,7 @@ class Interrupting(RecordingListener):
 def test_an_interrupted_trial_is_queued_again_and_counts_once(opened, at):
     queue(opened, lr=0.02)
     with pytest.raises(KeyboardInterrupt):
-        worker_of(opened, Interrupting(at)).run_one()
+        make_worker(opened, Interrupting(at)).run_one()
     cut, waiting = opened.study.trials
     assert trial_records.state_of(cut) == "skipped"
     assert trial_records.reason_of(cut) == trial_records.EndReason.INTERRUPTED
@@ -320,7 +320,7 @@ def test_an_interrupted_trial_is_queued_again_and_counts_once(opened, at):
         trial_records.TrialAttr.ATTEMPTS: [0],
     }
     assert set(opened.artifact_store.list_files(0)) <= {STATE}
-    done = worker_of(opened).run_one()
+    done = make_worker(opened).run_one()
     assert (done.number, done.state) == (1, TrialState.COMPLETE)
     assert done.params == cut.params == {"model.unet.width": 4, "optimizer.adam.lr": 0.02}
     assert trial_records.count_finished(opened.study.trials) == 1
@@ -330,7 +330,7 @@ def test_an_interrupted_trial_is_queued_again_and_counts_once(opened, at):
     queue(opened, lr=0.03)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            worker_of(opened, Interrupting(at)).run_one()
+            make_worker(opened, Interrupting(at)).run_one()
     again = opened.study.trials[-1].user_attrs
     assert (
         again[trial_records.TrialAttr.REQUEUED_FROM],
@@ -345,7 +345,7 @@ def test_an_interruption_after_a_trial_was_told_takes_nothing_of_it_away(opened)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        worker_of(opened, leases=Interrupted(opened.study)).run_one()
+        make_worker(opened, leases=Interrupted(opened.study)).run_one()
     (done,) = opened.study.trials
     assert done.state == TrialState.COMPLETE
     assert {WEIGHTS, HISTORY} <= set(opened.artifact_store.list_files(0))
@@ -353,7 +353,7 @@ def test_an_interruption_after_a_trial_was_told_takes_nothing_of_it_away(opened)
 
 def test_a_queued_trial_that_is_cut_off_before_it_drew_keeps_its_parameters(opened):
     queue(opened, width=7, lr=0.05)
-    worker = worker_of(opened)
+    worker = make_worker(opened)
     claim = worker.claim()
     assert worker.leases.requeue(claim, trial_records.EndReason.LOST) == 1
     again = worker.run_one()
@@ -362,14 +362,14 @@ def test_a_queued_trial_that_is_cut_off_before_it_drew_keeps_its_parameters(open
 
 
 def test_a_trial_that_is_cut_off_before_it_drew_anything_is_closed_and_not_repeated(opened):
-    worker = worker_of(opened)
+    worker = make_worker(opened)
     assert worker.leases.requeue(worker.claim(), trial_records.EndReason.LOST) is None
     (closed,) = opened.study.trials
     assert trial_records.state_of(closed) == "skipped"
 
 
 def test_a_trial_that_reached_its_end_is_not_queued_again(opened):
-    worker = worker_of(opened)
+    worker = make_worker(opened)
     claim = worker.claim()
     assert worker.run(claim).state == TrialState.COMPLETE
     assert worker.leases.requeue(claim, trial_records.EndReason.INTERRUPTED) is None
@@ -414,7 +414,7 @@ def undisturbed(tiny_data, folder) -> list[float]:
     """Every epoch's Dice of the same training, left in peace."""
     opened = open_tiny(tiny_data, folder, LONG)
     queue(opened, width=WAITS)
-    return list(worker_of(opened).run_one().intermediate_values.values())
+    return list(make_worker(opened).run_one().intermediate_values.values())
 
 
 def check_put_down(opened) -> None:
@@ -448,11 +448,11 @@ def test_a_trial_that_is_put_down_in_an_epoch_goes_on_from_there_to_the_last_dig
 ):
     stopping = threading.Event()
     heard = Calling(0, 2, stopping.set)
-    with worker_of(long, heard, stopping=stopping, program=failing_training.__name__) as worker:
+    with make_worker(long, heard, stopping=stopping, program=failing_training.__name__) as worker:
         worker.run_one()
     check_put_down(long)
     after = RecordingListener()
-    done = worker_of(open_study(long.folder), after, program=failing_training.__name__).run_one()
+    done = make_worker(open_study(long.folder), after, program=failing_training.__name__).run_one()
     assert after.epochs == [(1, 3), (1, 4), (1, 5)]
     check_gone_on(long, done, undisturbed(tiny_data, tmp_path / "other"))
 
@@ -465,7 +465,7 @@ def test_a_command_puts_the_trial_at_work_down(long, word):
         leases.command = word
 
     heard = Calling(0, 2, command)
-    with worker_of(long, heard, leases=leases, program=failing_training.__name__) as worker:
+    with make_worker(long, heard, leases=leases, program=failing_training.__name__) as worker:
         worker.run_one()
         assert worker.heartbeat.command == word
     check_put_down(long)
@@ -480,10 +480,10 @@ def test_a_trial_that_cannot_save_its_state_is_queued_again_from_its_beginning(
     queue(opened, width=FAILURE_WIDTHS["ignores suspend"])
     stopping = threading.Event()
     stopping.set()
-    with worker_of(opened, stopping=stopping, program=failing_training.__name__) as worker:
+    with make_worker(opened, stopping=stopping, program=failing_training.__name__) as worker:
         cut = worker.run_one()
     assert trial_records.reason_of(cut) == trial_records.EndReason.INTERRUPTED
-    again = worker_of(opened).run_one()  # the real training
+    again = make_worker(opened).run_one()  # the real training
     assert again.state == TrialState.COMPLETE
     assert "resumed_at" not in again.user_attrs
     assert list(again.intermediate_values) == [1, 2, 3, 4, 5]
@@ -503,16 +503,16 @@ def test_a_worker_that_was_taken_for_dead_tells_nothing_and_comes_back_under_a_n
 
     def reap():
         assert trainings()
-        assert wait_until(lambda: others.healthy > 0, PATIENCE)
+        assert wait_until(lambda: others.healthy > 0, LONG_WAIT_S)
         handed_on.extend(others.reap())
 
     heard = Calling(0, 2, reap)
     leases = TrialLeases(long.study, grace_s=GRACE)
-    with worker_of(long, heard, leases=leases, program=failing_training.__name__) as worker:
+    with make_worker(long, heard, leases=leases, program=failing_training.__name__) as worker:
         before = worker.heartbeat.row.id
         cut = worker.run_one()
         assert handed_on == [(0, 1)]
-        assert wait_until(lambda: not trainings(), PATIENCE)
+        assert wait_until(lambda: not trainings(), LONG_WAIT_S)
         assert trial_records.reason_of(cut) == trial_records.EndReason.LOST
         assert list(cut.intermediate_values) == [1, 2]
         # What lies there is for whoever goes on with it.
@@ -549,7 +549,7 @@ def test_the_trials_of_dead_processes_go_back_to_the_queue_and_others_do_not(ope
     assert [t.user_attrs[trial_records.TrialAttr.REQUEUED_FROM] for t in study.trials[4:]] == [0, 3]
     assert leases.reap_expired() == []
     # What was queued for it is repeated in full, drawn or not.
-    worker = worker_of(opened)
+    worker = make_worker(opened)
     assert worker.run_one().params == {"model.unet.width": 4, "optimizer.adam.lr": 0.01}
     assert worker.run_one().params == {"model.unet.width": 4, "optimizer.adam.lr": 0.04}
     # What lay there of it goes when its successor begins.
@@ -561,7 +561,7 @@ def test_a_double_of_a_trial_that_was_lost_is_recognised(opened):
     claim = claimed_by(opened, dead())
     queue(opened)
     assert TrialLeases(opened.study).reap_expired() == [(claim.number, 2)]
-    worker = worker_of(opened)
+    worker = make_worker(opened)
     states = [trial_records.state_of(worker.run_one()) for _ in range(2)]
     assert states == ["complete", "skipped"]
     assert trial_records.count_finished(opened.study.trials) == 1
@@ -584,7 +584,7 @@ def test_a_trial_of_another_host_is_lost_when_that_has_been_silent_for_too_long(
     suggest(load_claimed_trial(opened.study, claim), opened.spec.space)
     assert TrialLeases(opened.study).reap_expired() == []
     impatient = TrialLeases(opened.study, grace_s=0.0)
-    assert wait_until(lambda: impatient.healthy > 0, PATIENCE)
+    assert wait_until(lambda: impatient.healthy > 0, LONG_WAIT_S)
     assert impatient.reap() == [(claim.number, 1)]
 
 
@@ -596,7 +596,7 @@ def test_weights_of_a_trial_that_is_not_told_yet_are_never_deleted(tiny_data, tm
     other = claimed_by(opened, current_process())
     theirs = opened.artifact_store.local_path(other.number, WEIGHTS)
     theirs.write_bytes(b"")
-    worker = worker_of(opened)
+    worker = make_worker(opened)
     for i in range(KEEP_BEST + 1):
         queue(opened, lr=0.01 * (i + 1))
         worker.run_one()
@@ -617,7 +617,7 @@ def test_a_picture_or_a_note_that_cannot_be_made_costs_no_trial(opened, monkeypa
     monkeypatch.setattr("search.workers.worker.delete_old_pictures", broken)
     place = opened.artifact_store.local_path(0, PICTURE)
     place.mkdir()  # the child cannot put its picture there
-    done = worker_of(opened).run_one()
+    done = make_worker(opened).run_one()
     assert done.state == TrialState.COMPLETE
     assert done.value is not None
     assert not list(place.iterdir())
@@ -625,7 +625,7 @@ def test_a_picture_or_a_note_that_cannot_be_made_costs_no_trial(opened, monkeypa
 
 def test_a_failed_trial_leaves_its_note(opened):
     queue(opened, width=FAILURE_WIDTHS["segfaults"])
-    done = worker_of(opened, program=failing_training.__name__).run_one()
+    done = make_worker(opened, program=failing_training.__name__).run_one()
     assert (done.state, trial_records.reason_of(done)) == (TrialState.FAIL, "crash")
     attrs = opened.study._storage.get_study_system_attrs(opened.study._study_id)
     text = group_notes(attrs)[done._trial_id][f"dashboard:{done._trial_id}:note_str:0"]
@@ -648,7 +648,7 @@ def test_a_trial_that_was_pruned_as_it_was_to_be_put_down_is_pruned(
 
     monkeypatch.setattr(trial_runner, "supervise", crossed)
     queue(opened)
-    done = worker_of(opened).run_one()
+    done = make_worker(opened).run_one()
     assert (done.state, list(done.intermediate_values)) == (TrialState.PRUNED, [1])
     assert len(opened.study.trials) == 1
     assert trial_records.count_finished(opened.study.trials) == 1

@@ -1,4 +1,4 @@
-"""What an audit sees of a data set, sound and faulty."""
+"""Audit of data sets with and without defects."""
 
 import os
 
@@ -12,7 +12,7 @@ from tests.conftest import write_folder
 
 
 def put(root, name, mask, split="train"):
-    """A pair with that mask of 0 and 255 (or any grey)."""
+    """Write a pair with this mask."""
     mask = np.asarray(mask, dtype=np.uint8)
     for folder in ("images", "masks"):
         (root / split / folder).mkdir(parents=True, exist_ok=True)
@@ -33,7 +33,7 @@ def boxed(top, bottom, left, right, value=255):
 
 @pytest.fixture
 def sound(tmp_path):
-    """Seven usable pairs in two splits, each odd in its own way."""
+    """Seven usable pairs in two splits, with different masks."""
     root = tmp_path / "sound"
     put(root, "a_plain", boxed(5, 15, 10, 30))  # 200 of 800 pixels
     put(root, "b_corner", boxed(0, 10, 0, 20))
@@ -47,7 +47,7 @@ def sound(tmp_path):
     return root
 
 
-def test_each_pair_is_seen_as_it_is(sound):
+def test_the_properties_of_each_pair(sound):
     assert audit_dataset(sound).pairs == (
         PairAudit("a_plain", (20, 40), 0.25, touches_border=False, components=1),
         PairAudit("b_corner", (20, 40), 0.25, touches_border=True, components=1),
@@ -59,12 +59,12 @@ def test_each_pair_is_seen_as_it_is(sound):
     )
 
 
-def test_the_facts_of_a_data_set(sound):
-    seen = audit_dataset(sound)
-    assert seen.problems == []
-    seen.require_usable()
+def test_the_summary_of_a_data_set(sound):
+    audit = audit_dataset(sound)
+    assert audit.problems == []
+    audit.require_usable()
     # Areas 0, 0, 0.01, 0.25, 0.25, 0.25, 1; percentile 95 lies 0.7 of the way to the last.
-    assert seen.summarize() == {
+    assert audit.summarize() == {
         "layout": "folders",
         "pairs": "7",
         "groups": "7",
@@ -81,7 +81,7 @@ def test_the_facts_of_a_data_set(sound):
 
 
 @pytest.mark.parametrize(("row", "column"), [(0, 7), (19, 7), (7, 0), (7, 39)])
-def test_one_pixel_on_any_border_is_seen(tmp_path, row, column):
+def test_one_pixel_on_any_border_touches_it(tmp_path, row, column):
     mask = blank()
     mask[row, column] = 255
     put(tmp_path / "data", "a", mask)
@@ -89,14 +89,14 @@ def test_one_pixel_on_any_border_is_seen(tmp_path, row, column):
     assert pair.touches_border and pair.area == 1 / 800
 
 
-def test_one_pixel_inside_is_not_on_the_border(tmp_path):
+def test_one_pixel_inside_does_not_touch_the_border(tmp_path):
     mask = blank()
     mask[1, 38] = 255
     put(tmp_path / "data", "a", mask)
     assert not audit_dataset(tmp_path / "data").pairs[0].touches_border
 
 
-def test_what_touches_at_a_corner_is_one_component(tmp_path):
+def test_components_are_8_connected(tmp_path):
     for name, left in (("a_touching", 10), ("b_apart", 11)):
         mask = boxed(2, 10, 2, 10)
         mask[10:14, left : left + 6] = 255
@@ -110,23 +110,23 @@ def test_masks_without_an_image_are_counted_and_named(tmp_path):
             put(tmp_path / "data", name, boxed(5, 15, 10, 30), split)
     for name in ("train/images/b.png", "train/images/c.png", "test/images/f.png"):
         (tmp_path / "data" / name).unlink()
-    # A second mask of an image has one; so has none what is no picture, or is hidden.
+    # Not counted: a second mask of an image, other files, hidden files.
     (tmp_path / "data/train/masks/a_mask.png").rename(tmp_path / "data/train/masks/a.png")
     for name in ("a_seg.png", "notes.txt", "._x.png"):
         (tmp_path / "data/train/masks" / name).write_bytes(b"x")
-    seen = audit_dataset(tmp_path / "data")
-    assert seen.summarize()["masks without image"] == "3, f_mask.png, b_mask.png, c_mask.png"
-    assert seen.index.masks_without_image == ("f_mask.png", "b_mask.png", "c_mask.png")
-    assert [p.name for p in seen.usable] == ["a", "d", "e"]
+    audit = audit_dataset(tmp_path / "data")
+    assert audit.summarize()["masks without image"] == "3, f_mask.png, b_mask.png, c_mask.png"
+    assert audit.index.masks_without_image == ("f_mask.png", "b_mask.png", "c_mask.png")
+    assert [p.name for p in audit.usable] == ["a", "d", "e"]
 
 
-def test_a_manifest_may_leave_out_masks(sound):
+def test_a_manifest_may_omit_masks(sound):
     rows = "train/images/a_plain.png,train/masks/a_plain_mask.png\n"
     (sound / "manifest.csv").write_text(f"image,mask\n{rows}")
     assert audit_dataset(sound).index.masks_without_image == ()
 
 
-def test_a_link_to_nothing_is_a_pair_that_cannot_be_used(tmp_path):
+def test_a_broken_link_makes_a_pair_unusable(tmp_path):
     root = write_folder(tmp_path / "data", 3)
     for path in (root / "images/im001.png", root / "masks/im002.png"):
         path.unlink()
@@ -137,53 +137,55 @@ def test_a_link_to_nothing_is_a_pair_that_cannot_be_used(tmp_path):
     ]
 
 
-def test_a_name_in_two_splits_is_told_with_its_split(sound):
+def test_a_name_in_two_splits_is_prefixed_with_its_split(sound):
     put(sound, "a_plain", boxed(0, 1, 0, 1), "test")
     put(sound, "d_empty", boxed(0, 1, 0, 1), "test")
-    seen = audit_dataset(sound)
-    areas = {p.name: p.area for p in seen.pairs}
+    audit = audit_dataset(sound)
+    areas = {p.name: p.area for p in audit.pairs}
     assert len(areas) == 9 and list(areas)[:2] == ["train/a_plain", "test/a_plain"]
     assert (areas["train/a_plain"], areas["test/a_plain"]) == (0.25, 1 / 800)
-    assert seen.summarize()["empty masks"] == "2, train/d_empty, g_tall"
+    assert audit.summarize()["empty masks"] == "2, train/d_empty, g_tall"
 
 
-def test_names_that_break_a_line_or_are_no_text_are_told_in_one_line(tmp_path):
+def test_names_with_line_breaks_or_invalid_bytes_are_escaped(tmp_path):
     put(tmp_path / "data", "two\nlines", blank())
     put(tmp_path / "data", os.fsdecode(b"latin-\xe9"), blank())
     put(tmp_path / "data", "broken\n", blank())
     (tmp_path / "data/train/images/broken\n.png").write_bytes(b"")
-    seen = audit_dataset(tmp_path / "data")
-    assert seen.summarize()["empty masks"] == "2, latin-\\udce9, two\\nlines"
-    (problem,) = seen.problems
+    audit = audit_dataset(tmp_path / "data")
+    assert audit.summarize()["empty masks"] == "2, latin-\\udce9, two\\nlines"
+    (problem,) = audit.problems
     assert problem.startswith(f"{tmp_path}/data/train/images/broken\\n.png: not a picture (")
 
 
-def test_every_fault_is_found_and_counted(tmp_path):
+def test_every_defect_is_reported(tmp_path):
     root = write_folder(tmp_path / "data", 6)
     image = root / "images/im001.png"
     image.write_bytes(image.read_bytes()[:300])
     Image.new("L", (47, 40)).save(root / "masks/im002.png")
     Image.linear_gradient("L").resize((48, 40)).save(root / "masks/im003.png")
     (root / "images/im004.png").write_text("not a picture")
-    told = []
-    seen = audit_dataset(root, on_progress=lambda done, total: told.append((done, total)))
-    assert told == [(i, 6) for i in range(1, 7)]
-    faults = {p.name: p.problem for p in seen.pairs if p.problem}
-    assert list(faults) == ["im001", "im002", "im003", "im004"]
-    assert faults["im001"].startswith(f"{image}: the picture is damaged (")
-    assert faults["im002"].startswith(f"{root}/masks/im002.png: the mask has 47x40 pixels, its")
-    assert faults["im003"].startswith(f"{root}/masks/im003.png: the mask is not binary: ")
-    assert faults["im004"].startswith(f"{root}/images/im004.png: not a picture (")
-    assert seen.problems == list(faults.values())
-    facts = seen.summarize()
-    assert facts["pairs"] == "6" and facts["unusable pairs"] == "4"
-    assert facts["sizes"] == "1, most often 48x40 (2)"  # of the usable ones
+    calls = []
+    audit = audit_dataset(root, on_progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(i, 6) for i in range(1, 7)]
+    problems = {p.name: p.problem for p in audit.pairs if p.problem}
+    assert list(problems) == ["im001", "im002", "im003", "im004"]
+    assert problems["im001"].startswith(f"{image}: the picture is damaged (")
+    assert problems["im002"].startswith(f"{root}/masks/im002.png: the mask has 47x40 pixels, its")
+    assert problems["im003"].startswith(f"{root}/masks/im003.png: the mask is not binary: ")
+    assert problems["im004"].startswith(f"{root}/images/im004.png: not a picture (")
+    assert audit.problems == list(problems.values())
+    summary = audit.summarize()
+    assert summary["pairs"] == "6" and summary["unusable pairs"] == "4"
+    assert summary["sizes"] == "1, most often 48x40 (2)"  # of the usable ones
     with pytest.raises(InputError) as caught:
-        seen.require_usable()
-    assert str(caught.value) == (f"data: 4 of 6 pairs cannot be used: {faults['im001']} and 3 more")
+        audit.require_usable()
+    assert str(caught.value) == (
+        f"data: 4 of 6 pairs cannot be used: {problems['im001']} and 3 more"
+    )
 
 
-def test_a_data_set_of_faults_only_still_has_facts(tmp_path):
+def test_a_data_set_without_usable_pairs_has_a_summary(tmp_path):
     root = write_folder(tmp_path / "data", 2)
     for path in (root / "masks").iterdir():
         path.write_bytes(b"")
@@ -196,8 +198,8 @@ def test_a_data_set_of_faults_only_still_has_facts(tmp_path):
     }
 
 
-def test_the_pixels_of_an_image_are_looked_at_and_not_its_header_alone(tmp_path):
-    """A JPEG that is cut off near its end still has a sound header."""
+def test_the_pixels_of_an_image_are_decoded(tmp_path):
+    """A truncated JPEG has an intact header."""
     root = write_folder(tmp_path / "data", 1)
     noise = np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)
     (root / "images/im000.png").unlink()
@@ -208,20 +210,20 @@ def test_the_pixels_of_an_image_are_looked_at_and_not_its_header_alone(tmp_path)
     assert problem.startswith(f"{path}: the picture is damaged (")
 
 
-def test_a_wrong_layout_is_refused_as_elsewhere(tmp_path):
+def test_an_unknown_layout_is_refused(tmp_path):
     with pytest.raises(InputError, match="no pairs in a known layout"):
         audit_dataset(tmp_path)
     with pytest.raises(InputError, match="unknown layout"):
         audit_dataset(tmp_path, "other")
 
 
-def test_the_real_ph2_pictures_are_sound(real_data):
-    seen = audit_dataset(real_data / "ph2")
-    assert seen.problems == []
-    facts = seen.summarize()
-    assert facts["layout"] == "ph2" and facts["pairs"] == facts["groups"] == "10"
-    assert facts["empty masks"] == facts["full masks"] == facts["masks not binary"] == "0"
-    for pair, record in zip(seen.pairs, seen.index.records, strict=True):
+def test_real_ph2_images_have_no_defects(real_data):
+    audit = audit_dataset(real_data / "ph2")
+    assert audit.problems == []
+    summary = audit.summarize()
+    assert summary["layout"] == "ph2" and summary["pairs"] == summary["groups"] == "10"
+    assert summary["empty masks"] == summary["full masks"] == summary["masks not binary"] == "0"
+    for pair, record in zip(audit.pairs, audit.index.records, strict=True):
         with Image.open(record.mask) as mask:
             assert pair.shape == (mask.height, mask.width)
             share = sum(mask.convert("L").histogram()[1:]) / (mask.height * mask.width)

@@ -1,4 +1,4 @@
-"""DuplicateCluster across splits and sets, groups in two splits, and what is done about them."""
+"""Leakage between splits and data sets."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from tests.lesionseg.data.copies import CHANGES, recompressed, scaled, texture
 
 
 def put(root, name, image, split=None, ending="png"):
-    """A pair below images/ and masks/ of that split, its mask a box in the middle."""
+    """Write a pair; the mask is a rectangle."""
     base = root / split if split else root
     for folder in ("images", "masks"):
         (base / folder).mkdir(parents=True, exist_ok=True)
@@ -28,19 +28,19 @@ def put(root, name, image, split=None, ending="png"):
 
 @pytest.fixture
 def splits(tmp_path):
-    """Train a to d, test e to g; all different."""
+    """Train a to d, test e to g, without near-duplicates."""
     for i, name in enumerate("abcdefg"):
         put(tmp_path / "data", name, texture(i), "train" if name < "e" else "test")
     return tmp_path / "data"
 
 
-def names(copies):
-    return [m.record.name for m in copies.members]
+def names(cluster):
+    return [m.record.name for m in cluster.members]
 
 
-def test_a_set_without_copies_has_no_leaks(splits):
-    found = audit_datasets([splits])
-    assert (found.clusters, found.split_groups, found.leaks, found.describe_leaks()) == (
+def test_no_near_duplicates_no_leaks(splits):
+    report = audit_datasets([splits])
+    assert (report.clusters, report.split_groups, report.leaks, report.describe_leaks()) == (
         (),
         (),
         [],
@@ -48,57 +48,56 @@ def test_a_set_without_copies_has_no_leaks(splits):
     )
 
 
-def test_a_copy_across_splits_resized_and_recompressed_is_a_leak(splits):
+def test_a_resized_copy_in_another_split_is_a_leak(splits):
     put(splits, "z", recompressed(scaled(texture(2), 0.5), 60), "test", "jpg")
-    found = audit_datasets([splits])
-    (leak,) = found.leaks
+    report = audit_datasets([splits])
+    (leak,) = report.leaks
     assert names(leak) == ["c", "z"] and not leak.exact and 0.65 <= leak.similarity < 1
-    assert found.describe_leaks() == (
+    assert report.describe_leaks() == (
         f"1 image is in two official splits: c (train), z (test): similarity {leak.similarity:.2f}"
     )
 
 
-def test_a_copy_within_a_split_is_told_and_is_no_leak(splits):
+def test_a_copy_within_a_split_is_no_leak(splits):
     put(splits, "d2", texture(3), "train", "bmp")
-    found = audit_datasets([splits])
-    assert [names(c) for c in found.clusters] == [["d", "d2"]]
-    assert found.clusters[0].exact and found.clusters[0].similarity == 1
-    assert str(found.clusters[0]) == "d (train), d2 (train): identical"
-    assert found.leaks == [] and found.describe_leaks() is None
+    report = audit_datasets([splits])
+    assert [names(c) for c in report.clusters] == [["d", "d2"]]
+    assert report.clusters[0].exact and report.clusters[0].similarity == 1
+    assert str(report.clusters[0]) == "d (train), d2 (train): identical"
+    assert report.leaks == [] and report.describe_leaks() is None
 
 
-def test_leaks_come_first_and_each_is_named_by_where_it_is(splits):
+def test_leaks_come_first_and_name_data_set_and_split(splits):
     put(splits, "b2", texture(1), "train")
     put(splits, "b3", CHANGES["rotate_90"](texture(1)), "test")
     put(splits, "f2", texture(5), "test")
-    found = audit_datasets([splits])
-    assert [names(c) for c in found.clusters] == [["b", "b2", "b3"], ["f", "f2"]]
-    assert str(found.clusters[0]).startswith("b (train), b3 (test), b2 (train): similarity ")
+    report = audit_datasets([splits])
+    assert [names(c) for c in report.clusters] == [["b", "b2", "b3"], ["f", "f2"]]
+    assert str(report.clusters[0]).startswith("b (train), b3 (test), b2 (train): similarity ")
 
 
-def test_a_leak_comes_before_what_is_none_though_it_is_found_after_it(splits):
+def test_exact_copies_come_first_among_leaks(splits):
     put(splits, "a2", texture(0), "train")
     put(splits, "d2", recompressed(texture(3), 60), "test")
     put(splits, "d3", texture(40), "train")
     put(splits, "d4", texture(40), "test")
-    found = audit_datasets([splits])
-    # What is surely the same first, and of each kind the leaks.
-    assert [names(c) for c in found.clusters] == [["d3", "d4"], ["d", "d2"], ["a", "a2"]]
+    report = audit_datasets([splits])
+    assert [names(c) for c in report.clusters] == [["d3", "d4"], ["d", "d2"], ["a", "a2"]]
 
 
 @pytest.mark.parametrize("home", ["train", "test"])
-def test_a_copy_in_val_leaks_as_well(splits, home):
+def test_a_copy_in_val_is_a_leak(splits, home):
     put(splits, "v", recompressed(texture(0 if home == "train" else 4), 60), "val")
     (leak,) = audit_datasets([splits]).leaks
     assert {m.record.split for m in leak.members} == {home, "val"}
 
 
-def test_a_name_in_two_splits_is_a_leak_where_it_is_one_picture(splits):
+def test_a_name_in_two_splits_with_one_image_is_a_leak(splits):
     put(splits, "a", texture(0), "test", "jpg")
-    found = audit_datasets([splits])
-    told = "1 image is in two official splits: a (train), a (test): similarity "
-    assert found.describe_leaks().startswith(told) and found.split_groups == ()
-    data = json.loads(json.dumps(found.to_dict()))
+    report = audit_datasets([splits])
+    message = "1 image is in two official splits: a (train), a (test): similarity "
+    assert report.describe_leaks().startswith(message) and report.split_groups == ()
+    data = json.loads(json.dumps(report.to_dict()))
     assert [(p["name"], p["split"]) for p in data["duplicates"][0]["images"]] == [
         ("a", "train"),
         ("a", "test"),
@@ -107,13 +106,13 @@ def test_a_name_in_two_splits_is_a_leak_where_it_is_one_picture(splits):
     assert {"train/a", "test/a", "b"} <= set(data["sets"][0]["areas"])
 
 
-def test_a_name_in_two_splits_of_two_pictures_is_no_leak(splits):
+def test_a_name_in_two_splits_with_two_images_is_no_leak(splits):
     put(splits, "a", texture(30), "test")
-    found = audit_datasets([splits])
-    assert (found.clusters, found.split_groups, found.describe_leaks()) == ((), (), None)
+    report = audit_datasets([splits])
+    assert (report.clusters, report.split_groups, report.describe_leaks()) == ((), (), None)
 
 
-def test_a_leak_within_a_set_is_told_apart_from_one_between_two(splits, tmp_path):
+def test_leaks_within_and_between_data_sets_are_counted_separately(splits, tmp_path):
     other = tmp_path / "other"
     put(splits, "b2", texture(1), "test")
     put(other, "x1", texture(50), "train")
@@ -129,10 +128,10 @@ def test_a_leak_within_a_set_is_told_apart_from_one_between_two(splits, tmp_path
     )
 
 
-def test_a_set_that_is_not_there_is_told_before_any_is_read(splits, tmp_path):
+def test_a_missing_data_set_is_reported_before_any_is_read(splits, tmp_path):
     read = []
     with pytest.raises(InputError) as caught:
-        audit_datasets([splits, tmp_path / "no"], on_progress=lambda *told: read.append(told))
+        audit_datasets([splits, tmp_path / "no"], on_progress=lambda *call: read.append(call))
     assert str(caught.value) == (
         f"data check: no such folder: {tmp_path}/no; DIR and --against take the folder of a data "
         f"set or a CSV manifest"
@@ -140,40 +139,41 @@ def test_a_set_that_is_not_there_is_told_before_any_is_read(splits, tmp_path):
     assert read == []
 
 
-def test_names_that_break_a_line_are_told_in_one(tmp_path):
+def test_names_with_line_breaks_are_escaped(tmp_path):
     for name in ("two\nlines", os.fsdecode(b"latin-\xe9")):
         put(tmp_path / "a\tb", name, texture(0))
     put(tmp_path / "c", "copy", texture(0))
-    found = audit_datasets([tmp_path / "a\tb", tmp_path / "c"])
-    assert found.describe_leaks() == (
-        "1 image is in two data sets: latin-\\udce9 (a\\tb), copy (c), two\\nlines (a\\tb): identical"
+    report = audit_datasets([tmp_path / "a\tb", tmp_path / "c"])
+    assert report.describe_leaks() == (
+        "1 image is in two data sets: "
+        "latin-\\udce9 (a\\tb), copy (c), two\\nlines (a\\tb): identical"
     )
     assert (
-        json.loads(json.dumps(found.to_dict()))["duplicates"][0]["images"][1]["name"]
+        json.loads(json.dumps(report.to_dict()))["duplicates"][0]["images"][1]["name"]
         == "two\nlines"
     )
 
 
-def test_copies_between_sets_are_leaks_whatever_their_splits(splits, tmp_path):
+def test_copies_between_data_sets_are_leaks(splits, tmp_path):
     other = tmp_path / "other"
     put(other, "x1", texture(50))
     put(other, "x2", CHANGES["grey"](texture(4)))
-    found = audit_datasets([splits, other])
-    (leak,) = found.leaks
+    report = audit_datasets([splits, other])
+    (leak,) = report.leaks
     assert [str(m) for m in leak.members] == ["e (data test)", "x2 (other)"]
-    assert found.describe_leaks().startswith(
+    assert report.describe_leaks().startswith(
         "1 image is in two data sets: e (data test), x2 (other): similarity"
     )
-    assert list(found.audits) == ["data", "other"]
+    assert list(report.audits) == ["data", "other"]
 
 
-def test_sets_of_one_name_are_called_by_their_paths(splits, tmp_path):
+def test_data_sets_with_equal_names_are_named_by_path(splits, tmp_path):
     other = tmp_path / "deep" / "data"
     put(other, "x", texture(50))
     assert list(audit_datasets([splits, other]).audits) == [str(splits), str(other)]
 
 
-def test_a_set_against_itself_is_refused(splits):
+def test_a_data_set_against_itself_is_refused(splits):
     with pytest.raises(InputError, match="is given twice; --against takes another data set"):
         audit_datasets([splits, splits.parent / "." / "data"])
 
@@ -187,25 +187,24 @@ def test_a_group_in_two_official_splits_is_found(splits):
     (splits / "manifest.csv").write_text("\n".join(rows))
     with pytest.raises(InputError, match="1 groups lie in two official splits"):
         DatasetIndex.read(splits)
-    found = audit_datasets([splits])
-    assert [(t.group, t.splits) for t in found.split_groups] == [("q", ("train", "val", "test"))]
+    report = audit_datasets([splits])
+    assert [(t.group, t.splits) for t in report.split_groups] == [("q", ("train", "val", "test"))]
     assert (
-        found.describe_leaks() == "1 group is in two official splits: q in train and val and test"
+        report.describe_leaks() == "1 group is in two official splits: q in train and val and test"
     )
-    assert found.to_dict()["leaks"] == 1
+    assert report.to_dict()["leaks"] == 1
 
 
-def test_pairs_that_cannot_be_used_do_not_keep_others_from_being_compared(splits):
+def test_unusable_pairs_are_skipped(splits):
     (splits / "train/images/b.png").write_bytes(b"nothing")
     (splits / "test/masks/f.png").write_bytes(b"")
     put(splits, "z", texture(0), "test")
-    found = audit_datasets([splits])
-    assert [names(c) for c in found.leaks] == [["a", "z"]]
-    assert len(found.audits[""].problems) == 2
+    report = audit_datasets([splits])
+    assert [names(c) for c in report.leaks] == [["a", "z"]]
+    assert len(report.audits[""].problems) == 2
 
 
-def test_pictures_of_every_kind_of_pixels_are_compared(tmp_path):
-    """Grey, with alpha, of a palette, of 16 bits: copies by what they show."""
+def test_images_of_all_pixel_formats_are_compared(tmp_path):
     image = texture(9)
     put(tmp_path, "rgb", image)
     put(tmp_path, "alpha", image.convert("RGBA"))
@@ -214,22 +213,22 @@ def test_pictures_of_every_kind_of_pixels_are_compared(tmp_path):
     deep = np.asarray(image.convert("L")).astype(np.uint16) * 257
     put(tmp_path, "deep", Image.fromarray(deep))
     put(tmp_path, "stranger", texture(10))
-    (found,) = audit_datasets([tmp_path]).clusters
-    assert names(found) == ["alpha", "deep", "grey", "palette", "rgb"]
+    (cluster,) = audit_datasets([tmp_path]).clusters
+    assert names(cluster) == ["alpha", "deep", "grey", "palette", "rgb"]
 
 
-def test_one_picture_alone_and_black_frames(tmp_path):
+def test_a_single_image_and_black_frames(tmp_path):
     put(tmp_path / "one", "a", texture(0))
     assert audit_datasets([tmp_path / "one"]).clusters == ()
     for i in range(4):
         put(tmp_path / "black", f"f{i}", Image.new("RGB", (60, 40)))
     put(tmp_path / "black", "g", Image.new("RGB", (60, 40), (1, 1, 1)))
-    (found,) = audit_datasets([tmp_path / "black"]).clusters
-    assert names(found) == ["f0", "f1", "f2", "f3"] and found.exact
+    (cluster,) = audit_datasets([tmp_path / "black"]).clusters
+    assert names(cluster) == ["f0", "f1", "f2", "f3"] and cluster.exact
 
 
-def test_frames_that_show_nothing_are_one_where_all_of_their_pixels_are(tmp_path):
-    """Whatever the file and however small they are looked at; by `data check` and by `run`."""
+def test_images_without_structure_match_only_if_equal(tmp_path):
+    """For every file format and cache size."""
     root, size = tmp_path / "frames", (320, 240)
     put(root, "black", Image.new("RGB", size))
     put(root, "black_jpeg", Image.new("RGB", size), ending="jpg")
@@ -243,40 +242,40 @@ def test_frames_that_show_nothing_are_one_where_all_of_their_pixels_are(tmp_path
     index = DatasetIndex.read(root)
     for image_size in (None, 16, 64):
         if image_size is None:
-            found = audit_datasets([root])
+            report = audit_datasets([root])
         else:
             cache = build_cache(index, image_size, tmp_path / "cache")
-            found = find_leaks({"": audit_cache(index, cache)})
-        (copies,) = found.clusters
-        assert names(copies) == ["black", "black_jpeg"] and copies.exact
+            report = find_leaks({"": audit_cache(index, cache)})
+        (cluster,) = report.clusters
+        assert names(cluster) == ["black", "black_jpeg"] and cluster.exact
 
 
 @pytest.mark.parametrize("image_size", [None, 16, 64])
-def test_pictures_that_are_equal_when_small_only_are_not_the_same(tmp_path, image_size):
-    """A chequer of single pixels is gone from a JPEG that is decoded at half of its size."""
+def test_images_that_are_equal_only_when_reduced_are_not_exact(tmp_path, image_size):
+    """A checkerboard of pixels vanishes when a JPEG is decoded at half its size."""
     smooth = np.asarray(texture(4, (480, 480)).resize((960, 960))).astype(int).clip(20, 230)
     y, x = np.mgrid[:960, :960]
-    chequer = smooth + ((x + y) % 2 * 20 - 10)[..., None]
-    for name, pixels in (("a", smooth), ("a2", smooth), ("b", chequer)):
+    checker = smooth + ((x + y) % 2 * 20 - 10)[..., None]
+    for name, pixels in (("a", smooth), ("a2", smooth), ("b", checker)):
         image = Image.fromarray(pixels.astype(np.uint8))
         put(tmp_path / "data", name, image)
         (tmp_path / "data" / "images" / f"{name}.png").unlink()
         image.save(tmp_path / "data" / "images" / f"{name}.jpg", quality=95, subsampling=0)
     index = DatasetIndex.read(tmp_path / "data")
     if image_size is None:
-        seen = audit_dataset(tmp_path / "data")
+        audit = audit_dataset(tmp_path / "data")
     else:
-        seen = audit_cache(index, build_cache(index, image_size, tmp_path / "cache"))
-    digests = [pair.fingerprint.digest for pair in seen.pairs]
-    assert digests[0] == digests[1] == digests[2]  # else this test says nothing
-    (found,) = find_leaks({"": seen}).clusters
-    assert names(found) == ["a", "a2", "b"]
-    assert not found.exact and found.similarity > 0.99
+        audit = audit_cache(index, build_cache(index, image_size, tmp_path / "cache"))
+    digests = [pair.fingerprint.digest for pair in audit.pairs]
+    assert digests[0] == digests[1] == digests[2]  # precondition
+    (cluster,) = find_leaks({"": audit}).clusters
+    assert names(cluster) == ["a", "a2", "b"]
+    assert not cluster.exact and cluster.similarity > 0.99
     (tmp_path / "data" / "images" / "b.jpg").unlink()
     assert audit_datasets([tmp_path / "data"]).clusters[0].exact
 
 
-def test_the_json_holds_everything(splits):
+def test_the_json_is_complete(splits):
     put(splits, "z", recompressed(texture(2), 60), "test", "jpg")
     (splits / "train/images/b.png").write_bytes(b"nothing")
     Image.new("L", (240, 180)).save(splits / "train/masks/a.png")
@@ -285,9 +284,9 @@ def test_the_json_holds_everything(splits):
     two[0:9, 0:9] = two[50:60, 50:60] = 255
     Image.fromarray(two).save(splits / "test/masks/f.png")
     Image.new("L", (9, 9)).save(splits / "test/masks/orphan_mask.png")
-    told = audit_datasets([splits]).to_dict()
-    assert json.loads(json.dumps(told)) == told
-    (each,) = told["sets"]
+    data = audit_datasets([splits]).to_dict()
+    assert json.loads(json.dumps(data)) == data
+    (each,) = data["sets"]
     assert each["set"] == "" and each["root"] == str(splits) and each["layout"] == "folders"
     assert (each["pairs"], each["groups"]) == (8, 8)
     assert each["official_splits"] == {"train": 4, "test": 4}
@@ -297,20 +296,20 @@ def test_the_json_holds_everything(splits):
     assert each["on_border"] == ["d", "f"] and each["components"] == {"f": 2}
     assert each["masks_without_image"] == ["orphan_mask.png"]
     assert each["areas"]["f"] == pytest.approx(181 / (180 * 240))
-    (copies,) = told["duplicates"]
-    assert copies["leak"] is True and copies["exact"] is False
-    assert copies["images"] == [
+    (cluster,) = data["duplicates"]
+    assert cluster["leak"] is True and cluster["exact"] is False
+    assert cluster["images"] == [
         {"set": "", "name": "c", "split": "train", "group": "c"},
         {"set": "", "name": "z", "split": "test", "group": "z"},
     ]
-    assert told["leaks"] == 1 and told["split_groups"] == []
+    assert data["leaks"] == 1 and data["split_groups"] == []
 
 
 # --- from a cache ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [16, 64, 100])
-def test_a_cache_of_any_size_shows_the_same_copies_as_the_files(splits, tmp_path, size):
+def test_the_cache_gives_the_same_result_as_the_files(splits, tmp_path, size):
     put(splits, "z", recompressed(scaled(texture(2), 0.5), 60), "test", "jpg")
     put(splits, "b2", texture(1), "test")
     put(splits, "c3", CHANGES["rotate_270"](texture(2)), "train")
@@ -319,15 +318,15 @@ def test_a_cache_of_any_size_shows_the_same_copies_as_the_files(splits, tmp_path
     soft.paste(150, (60, 44, 120, 45))
     soft.save(splits / "train" / "masks" / "d.png")
     index = DatasetIndex.read(splits)
-    seen = audit_cache(index, build_cache(index, size, tmp_path / "cache"))
-    found = find_leaks({"": seen})
-    assert [names(c) for c in found.clusters] == [["b", "b2"], ["c", "c3", "z"]]
-    assert found.clusters[0].exact
+    audit = audit_cache(index, build_cache(index, size, tmp_path / "cache"))
+    report = find_leaks({"": audit})
+    assert [names(c) for c in report.clusters] == [["b", "b2"], ["c", "c3", "z"]]
+    assert report.clusters[0].exact
     files = audit_dataset(splits)
-    assert [p.name for p in seen.pairs] == [p.name for p in files.pairs]
-    assert [p.shape for p in seen.pairs] == [p.shape for p in files.pairs]
-    assert [p.area for p in seen.pairs] == [p.area for p in files.pairs]
-    assert [p.name for p in seen.pairs if p.thresholded] == ["d"]
+    assert [p.name for p in audit.pairs] == [p.name for p in files.pairs]
+    assert [p.shape for p in audit.pairs] == [p.shape for p in files.pairs]
+    assert [p.area for p in audit.pairs] == [p.area for p in files.pairs]
+    assert [p.name for p in audit.pairs if p.thresholded] == ["d"]
     assert [p.name for p in files.pairs if p.thresholded] == ["d"]
-    assert [p.components for p in seen.pairs] == [1] * len(files.pairs)
-    assert not any(p.touches_border for p in seen.pairs)
+    assert [p.components for p in audit.pairs] == [1] * len(files.pairs)
+    assert not any(p.touches_border for p in audit.pairs)

@@ -1,4 +1,4 @@
-"""Trials' files through Optuna's artifacts: what workers leave, and what can be read of it."""
+"""Trials' files as Optuna artifacts."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from PIL import Image
 from search.monitoring.dashboard.artifact_reader import ArtifactReader
 from search.storage import artifact_ids, retention, trial_records
 from search.storage.retention import HISTORY, PICTURE
-from tests.search.helpers import in_memory, open_tiny, queue, worker_of
+from tests.search.helpers import in_memory, open_tiny, queue, make_worker
 
 MARK = "0123456789abcdef" * 2
 
 
 @pytest.fixture(scope="module")
 def opened(tiny_data, tmp_path_factory):
-    """A study with one complete trial, one that diverged and one that was refused; only read."""
+    """A study with a complete trial and one that violates a constraint; not to be changed."""
     changes = {
         "constraints.max_params_m": 0.02,
         "search.model": {"unet": {"width": [4, 64], "depth": 1}},
@@ -32,7 +32,7 @@ def opened(tiny_data, tmp_path_factory):
     study = open_tiny(tiny_data, tmp_path_factory.mktemp("g") / "s", changes)
     queue(study)
     queue(study, lr=0.011, width=64)
-    worker = worker_of(study)
+    worker = make_worker(study)
     for _ in range(2):
         worker.run_one()
     return study
@@ -44,19 +44,19 @@ def reader(opened):
 
 
 def ids(opened, number) -> dict[str, str]:
-    """Artifacts of a trial by name, as Optuna itself lists them."""
+    """Return the artifacts of a trial by name, as Optuna lists them."""
     trial = opened.study.trials[number]
     found = get_all_artifact_meta(trial, storage=opened.study._storage)
     return {meta.filename: meta.artifact_id for meta in found}
 
 
-def test_a_trial_lists_its_picture_its_curves_and_its_history(opened):
+def test_a_trial_has_a_picture_curves_and_a_history(opened):
     assert list(ids(opened, 0)) == [PICTURE, artifact_ids.CURVES, HISTORY]
     meta = get_all_artifact_meta(opened.study.trials[0], storage=opened.study._storage)
     assert [m.mimetype for m in meta] == ["image/jpeg", "image/png", "text/csv"]
 
 
-def test_one_that_was_refused_has_no_files_and_tells_its_constraint(opened):
+def test_a_trial_that_violates_a_constraint_has_no_files(opened):
     refused = opened.study.trials[1]
     assert trial_records.reason_of(refused) == trial_records.EndReason.CONSTRAINT
     assert ids(opened, 1) == {}
@@ -67,7 +67,7 @@ def test_one_that_was_refused_has_no_files_and_tells_its_constraint(opened):
     assert opened.study.trials[0].user_attrs["constraint.max_params_m"] < 0
 
 
-def test_optuna_downloads_what_lies_in_the_depot(opened, reader, tmp_path):
+def test_optuna_downloads_the_files_of_the_store(opened, reader, tmp_path):
     for name, artifact in ids(opened, 0).items():
         download_artifact(
             artifact_store=reader, artifact_id=artifact, file_path=str(tmp_path / name)
@@ -91,12 +91,12 @@ def test_optuna_downloads_what_lies_in_the_depot(opened, reader, tmp_path):
     ["", "..", "../0", f"{MARK}-0-0", f"{MARK}-0-9", "/etc/passwd", f"{MARK}-../../x-0", "0",
      f"{MARK.upper()}-0-0", f"{MARK}-00-0", f"{MARK}-0-0\n", f"{MARK}--1-0", f"{MARK}-0-0-0"],
 )  # fmt: skip
-def test_an_id_that_is_none_of_ours_names_nothing(reader, artifact):
+def test_invalid_ids_are_not_found(reader, artifact):
     with pytest.raises(ArtifactNotFound):
         reader.open_reader(artifact)
 
 
-def test_a_file_that_is_gone_or_of_a_trial_that_never_was_is_not_there(opened, reader):
+def test_missing_files_and_trials_are_not_found(opened, reader):
     mark = opened.study.user_attrs["uuid"]
     for number in (1, 99):
         for place in range(len(artifact_ids.FILES)):
@@ -105,7 +105,7 @@ def test_a_file_that_is_gone_or_of_a_trial_that_never_was_is_not_there(opened, r
 
 
 @pytest.mark.parametrize("what", ["file", "folder", "dangling"])
-def test_a_link_leads_nowhere(opened, tmp_path, what):
+def test_links_out_of_the_store_are_not_followed(opened, tmp_path, what):
     folder, secret = tmp_path / "s", tmp_path / "secret"
     secret.mkdir()
     (secret / HISTORY).write_text("epoch,train_loss\n1,2\n")
@@ -118,54 +118,54 @@ def test_a_link_leads_nowhere(opened, tmp_path, what):
     else:
         place.mkdir()
         os.symlink(secret / (HISTORY if what == "file" else "no"), place / HISTORY)
-    mine = ArtifactReader(opened.study._storage, {opened.name: folder}, tmp_path)
+    reader = ArtifactReader(opened.study._storage, {opened.name: folder}, tmp_path)
     for kind in (1, 2):
         with pytest.raises(ArtifactNotFound):
-            mine.open_reader(f"{mark}-5-{kind}")
+            reader.open_reader(f"{mark}-5-{kind}")
 
 
-def test_a_study_whose_own_folder_is_itself_a_link_is_read(opened, tmp_path):
+def test_the_folder_of_a_study_may_be_a_link(opened, tmp_path):
     (tmp_path / "link").symlink_to(opened.folder)
-    mine = ArtifactReader(opened.study._storage, {opened.name: tmp_path / "link"}, tmp_path)
-    assert mine.open_reader(ids(opened, 0)[HISTORY]).read().startswith(b"epoch,")
+    reader = ArtifactReader(opened.study._storage, {opened.name: tmp_path / "link"}, tmp_path)
+    assert reader.open_reader(ids(opened, 0)[HISTORY]).read().startswith(b"epoch,")
 
 
-def test_another_studys_folder_of_that_name_is_not_read(opened, tmp_path):
+def test_the_store_of_another_study_is_not_read(opened, tmp_path):
     folder = tmp_path / "s"
     (folder / "trials" / "0").mkdir(parents=True)
     (folder / "trials" / ".study").write_text(MARK)
     (folder / "trials" / "0" / HISTORY).write_text("epoch\n1\n")
-    mine = ArtifactReader(opened.study._storage, {opened.name: folder}, tmp_path)
+    reader = ArtifactReader(opened.study._storage, {opened.name: folder}, tmp_path)
     with pytest.raises(ArtifactNotFound):
-        mine.open_reader(ids(opened, 0)[HISTORY])
+        reader.open_reader(ids(opened, 0)[HISTORY])
 
 
 @pytest.mark.parametrize(
     "text", ["", "epoch\n", "no,table\n1,2\n", "epoch,dice\n1,x\n", "epoch\n1,2\n"]
 )
-def test_a_history_that_is_none_gives_no_curves(opened, tmp_path, text):
+def test_an_invalid_history_has_no_curves(opened, tmp_path, text):
     mark = opened.study.user_attrs["uuid"]
     place = tmp_path / "s" / "trials" / "0"
     place.mkdir(parents=True)
     (place.parent / ".study").write_text(mark)
     (place / HISTORY).write_text(text)
-    mine = ArtifactReader(opened.study._storage, {opened.name: tmp_path / "s"}, tmp_path)
+    reader = ArtifactReader(opened.study._storage, {opened.name: tmp_path / "s"}, tmp_path)
     with pytest.raises(ArtifactNotFound):
-        mine.open_reader(f"{mark}-0-1")
+        reader.open_reader(f"{mark}-0-1")
 
 
-def test_nothing_is_written_or_deleted_from_here(reader):
+def test_the_reader_does_not_write_or_delete(reader):
     with pytest.raises(PermissionError):
         reader.write("x", io.BytesIO(b""))
     with pytest.raises(PermissionError):
         reader.remove("x")
 
 
-# --- which pictures are kept -------------------------------------------------------------------
+# --- pictures that are kept -------------------------------------------------------------------
 
 
 def study_of(values) -> optuna.Study:
-    """Complete trials with these values; None for one that was pruned."""
+    """Return a study with complete trials of these values; None for a pruned trial."""
     study = in_memory()
     for value in values:
         state = TrialState.PRUNED if value is None else TrialState.COMPLETE
@@ -173,15 +173,15 @@ def study_of(values) -> optuna.Study:
     return study
 
 
-def test_pictures_of_the_best_and_of_the_latest_are_kept():
+def test_pictures_of_the_best_and_latest_trials_are_kept():
     best = [0.9] * retention.BEST_PICTURES
     known = study_of([*best, *[0.5] * 50, *[None] * 10]).trials
     latest = range(len(known) - retention.LATEST_PICTURES, len(known))
     assert retention.trials_with_pictures(known) == {*range(retention.BEST_PICTURES), *latest}
 
 
-def test_as_trials_end_one_by_one_no_picture_is_left_over(tmp_path):
-    """Against the rule itself, applied to all of them at each step."""
+def test_old_pictures_are_deleted_after_each_trial(tmp_path):
+    """Compare with the rule, applied to all trials at each step."""
     import random
 
     from search.storage.artifact_store import FolderArtifactStore
@@ -193,12 +193,12 @@ def test_as_trials_end_one_by_one_no_picture_is_left_over(tmp_path):
         study.add_trial(optuna.trial.create_trial(state=state, value=value))
         store.local_path(number, PICTURE).touch()
         retention.delete_old_pictures(store, study.trials)
-        there = {n for n in store.list_trials() if PICTURE in store.list_files(n)}
-        assert there == retention.trials_with_pictures(study.trials)
-    assert len(there) <= retention.BEST_PICTURES + retention.LATEST_PICTURES
+        remaining = {n for n in store.list_trials() if PICTURE in store.list_files(n)}
+        assert remaining == retention.trials_with_pictures(study.trials)
+    assert len(remaining) <= retention.BEST_PICTURES + retention.LATEST_PICTURES
 
 
-def test_what_a_killed_worker_left_is_swept(tmp_path):
+def test_leftover_pictures_are_deleted(tmp_path):
     from search.storage.artifact_store import FolderArtifactStore
 
     study, store = study_of([0.5 - i / 1000 for i in range(60)]), FolderArtifactStore(tmp_path)
@@ -210,7 +210,7 @@ def test_what_a_killed_worker_left_is_swept(tmp_path):
     )
 
 
-def test_a_picture_that_is_kept_no_more_is_not_listed():
+def test_deleted_pictures_are_not_listed():
     attrs = artifact_ids.artifact_attrs(MARK, 3, [HISTORY, PICTURE])
     names = [m["filename"] for m in artifact_ids.list_artifacts(attrs, with_picture=False)]
     assert names == [artifact_ids.CURVES, HISTORY]
@@ -219,7 +219,7 @@ def test_a_picture_that_is_kept_no_more_is_not_listed():
     assert names == [PICTURE, artifact_ids.CURVES, HISTORY]
 
 
-def test_files_of_other_makers_are_listed_and_deleted_ones_are_not():
+def test_artifacts_of_other_programs_are_listed_unless_deleted():
     attrs = {"artifacts:1": json.dumps({"artifact_id": "1", "filename": "x.txt"}),
              "artifacts:2": "null", "other": 3}  # fmt: skip
     assert [m["artifact_id"] for m in artifact_ids.list_artifacts(attrs, with_picture=True)] == ["1"]

@@ -1,16 +1,17 @@
-"""The study's own figures: what is in them, and that the dashboard gets them whole."""
+"""Figures of a study, and how the dashboard reads them."""
 
 from __future__ import annotations
 
 import json
 import math
 
-import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
-from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 
-from search.monitoring.dashboard import plots, study_note
+from search.monitoring.dashboard import plots
+from search.monitoring.dashboard.dashboard_internals import read_figures
+from search.monitoring.dashboard.plots import Point
+from search.monitoring.dashboard.study_note import _figure_attrs
 from tests.search.helpers import in_memory
 
 
@@ -23,9 +24,9 @@ def trial(state="COMPLETE", value=None, model="unet", steps=(), **attrs):
     )
 
 
-def known(*made):
+def add_trials(*trials):
     study = in_memory()
-    study.add_trials(made)
+    study.add_trials(trials)
     return study.trials
 
 
@@ -38,8 +39,9 @@ SOME = (
 )
 
 
-def test_of_points_only_those_that_none_beats_are_in_front():
-    points = [(1, 0.5, 0), (2, 0.4, 1), (2, 0.6, 2), (3, 0.6, 3), (4, 0.9, 4), (1, 0.3, 5)]
+def test_pareto_front_contains_undominated_points():
+    values = [(1, 0.5, 0), (2, 0.4, 1), (2, 0.6, 2), (3, 0.6, 3), (4, 0.9, 4), (1, 0.3, 5)]
+    points = [Point(*value) for value in values]
     assert plots.pareto_front(points) == [(1, 0.5, 0), (2, 0.6, 2), (4, 0.9, 4)]
     assert plots.pareto_front([]) == []
 
@@ -49,47 +51,43 @@ def test_of_points_only_those_that_none_beats_are_in_front():
     [("lesionsearch-dice-seconds", {"unet": [10, 40], "segnet": [20], "Pareto front": [10, 20]}),
      ("lesionsearch-dice-parameters", {"unet": [1, 2], "segnet": [3], "Pareto front": [1, 2, 3]})],
 )  # fmt: skip
-def test_complete_trials_stand_by_what_they_cost(name, x):
-    figure = plots.make_figures(known(*SOME))[name]
+def test_complete_trials_are_drawn_by_cost(name, x):
+    figure = plots.make_figures(add_trials(*SOME))[name]
     assert {line.name: sorted(line.x) for line in figure.data} == x
 
 
-def test_pruned_curves_stand_beside_the_best():
-    pruned, best = plots.make_figures(known(*SOME))["lesionsearch-pruned"].data
+def test_pruned_curves_are_drawn_with_the_best_trial():
+    pruned, best = plots.make_figures(add_trials(*SOME))["lesionsearch-pruned"].data
     assert pruned.x == (1, 2, None)
     assert pruned.y == (0.1, 0.2, None)
-    assert (best.name, best.y) == ("trial 1, the best", (0.5, 0.8))
+    assert (best.name, best.y) == ("trial 1 (best)", (0.5, 0.8))
 
 
-def test_of_many_pruned_curves_some_are_drawn():
+def test_few_of_many_pruned_curves_are_drawn():
     many = [trial("PRUNED", steps=(0.1,)) for _ in range(950)]
-    (curves,) = plots.make_figures(known(*many))["lesionsearch-pruned"].data
-    assert curves.name == "95 of 950 pruned"
+    (curves,) = plots.make_figures(add_trials(*many))["lesionsearch-pruned"].data
+    assert curves.name == "95 of 950 pruned trials"
     assert len(curves.x) == 95 * 2
 
 
-def test_what_would_be_empty_is_left_out():
+def test_empty_figures_are_omitted():
     assert plots.make_figures([]) == {}
-    assert set(plots.make_figures(known(trial("FAIL")))) == {"lesionsearch-cost"}
+    assert set(plots.make_figures(add_trials(trial("FAIL")))) == {"lesionsearch-cost"}
 
 
-def test_one_trial_and_one_without_numbers_can_be_drawn():
-    drawn = plots.make_figures(known(trial(value=0.5), trial(value=0.6, seconds=math.inf, params=1)))
-    assert [len(t.x) for t in drawn["lesionsearch-dice-parameters"].data] == [1]
+def test_trials_without_finite_cost_are_omitted():
+    trials = add_trials(trial(value=0.5), trial(value=0.6, seconds=math.inf, params=1))
+    assert [len(t.x) for t in plots.make_figures(trials)["lesionsearch-dice-parameters"].data] == [1]
 
 
-def test_the_dashboard_gets_them_whole_again_and_again():
-    study = in_memory()
-    told = {}
+def test_shorter_figures_replace_longer_ones():
+    attrs = {}
     for count in (300, 2, 40):  # fewer parts than before leave none of the old ones
-        made = known(
+        trials = add_trials(
             *[trial(value=0.5 + i / 1000, seconds=1.0 + i, params=i + 1) for i in range(count)]
         )
-        told |= study_note._figures(made, told)
-        found = get_plotly_graph_objects(told)
-        figure = json.loads(found["lesionsearch-dice-seconds"])
+        attrs |= _figure_attrs(trials, attrs)
+        figure = json.loads(read_figures(attrs)["lesionsearch-dice-seconds"])
         assert len(figure["data"][0]["x"]) == count
         assert figure["layout"]["title"]["text"].startswith("Validation Dice against")
-    assert study.trials == []
-    assert all(isinstance(key, str) and isinstance(v, str) for key, v in told.items())
-    assert optuna.__version__
+    assert all(isinstance(key, str) and isinstance(v, str) for key, v in attrs.items())

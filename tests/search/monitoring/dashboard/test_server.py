@@ -1,4 +1,4 @@
-"""The dashboard as it is started, asked over real sockets."""
+"""The dashboard over real sockets."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ import optuna_dashboard
 import pytest
 
 from lesionseg.errors import InputError
-from search.monitoring import notes
+from search.monitoring.notes import format_trial_note
 from search.monitoring.dashboard import study_note
 from search.monitoring.dashboard.access import ListenAddress
 from search.monitoring.dashboard.auth import MAX_BODY_BYTES
 from search.monitoring.dashboard.server import Dashboard
 from search.monitoring.dashboard.study_source import find_source
 from search.storage import artifact_ids
+from search.storage.note_attrs import group_notes, note_attrs
 from search.storage.retention import HISTORY, PICTURE
 from search.study.opening import load_study
-from tests.search.dashboards import COMMAND, served, served_here
-from tests.search.helpers import open_tiny, queue, wait_until, worker_of
+from tests.search.dashboards import COMMAND, serve_in_process, start_dashboard
+from tests.search.helpers import open_tiny, queue, wait_until, make_worker
 
-#: A study's name that would be markup.
+#: The name of the study is HTML.
 NAME = "<img src=x onerror=alert(1)>"
 EVIL = "<script>alert(2)</script> <img src=x onerror=alert(3)> [x](javascript:alert(4))"
 PASSWORD = "correct horse battery"
@@ -35,11 +36,11 @@ ME = {"Authorization": "Basic " + base64.b64encode(f"me:{PASSWORD}".encode()).de
 
 @pytest.fixture(scope="module")
 def opened(tiny_data, tmp_path_factory):
-    """A study of two trials, whose first trial has a note by somebody who means no good."""
+    """A study of two trials; the note of the first one is malicious."""
     study = open_tiny(tiny_data, tmp_path_factory.mktemp("d") / NAME)
     queue(study)
     queue(study, lr=0.03)
-    worker = worker_of(study)
+    worker = make_worker(study)
     done = worker.run_one()
     worker.run_one()
     for key, value in note_attrs(done._trial_id, EVIL, version=2).items():
@@ -50,26 +51,26 @@ def opened(tiny_data, tmp_path_factory):
 @pytest.fixture(scope="module")
 def locked(opened):
     """Read-only, with a password."""
-    with served_here(opened.folder, ListenAddress(port=0, password=PASSWORD)) as server:
+    with serve_in_process(opened.folder, ListenAddress(port=0, password=PASSWORD)) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def editable(opened):
-    """On this host alone, where notes may be written."""
-    with served_here(opened.folder, ListenAddress(port=0, may_edit=True)) as server:
+    """Without a password; notes may be edited."""
+    with serve_in_process(opened.folder, ListenAddress(port=0, may_edit=True)) as server:
         yield server
 
 
 def ours(opened, number=0):
-    """Ids that a URL needs: study, trial, and its artifacts by name."""
+    """Return the ids of study and trial, and the trial's artifact ids by name."""
     trial = opened.study.trials[number]
     told = artifact_ids.list_artifacts(trial.system_attrs, with_picture=True)
     found = {m["filename"]: m["artifact_id"] for m in told}
     return opened.study._study_id, trial._trial_id, found
 
 
-# --- what is refused or harmless ----------------------------------------------------------------
+# --- refused requests ----------------------------------------------------------------
 
 
 def writes():
@@ -112,9 +113,9 @@ REFUSED = [
 def test_refused(locked, opened, method, path, headers, status):
     before = load_study(opened.folder)
     body = None if method in {"GET", "DELETE"} or "Content-Length" in headers else {"version": 3}
-    answer = locked.ask(path, method, headers, body)
+    answer = locked.request(path, method, headers, body)
     assert answer.status in ({status, 403} if path.startswith("/static") else {status})
-    if status != 413:  # the server's own answer: what is too large does not come to the door
+    if status != 413:  # sent by waitress itself
         assert answer.headers["x-content-type-options"] == "nosniff"
     assert b"root:" not in answer.body and b"SQLite" not in answer.body
     after = load_study(opened.folder)
@@ -122,41 +123,41 @@ def test_refused(locked, opened, method, path, headers, status):
     assert after.study_name == NAME
 
 
-def test_markup_in_names_and_notes_is_data_and_nothing_of_it_is_a_page(locked, opened):
+def test_markup_in_names_and_notes_is_data(locked, opened):
     study, *_ = ours(opened)
-    answer = locked.ask(f"/api/studies/{study}", headers=ME)
+    answer = locked.request(f"/api/studies/{study}", headers=ME)
     assert answer.headers["content-type"] == "application/json"
     assert answer.json["name"] == NAME
     assert answer.json["trials"][0]["note"]["body"] == EVIL
-    page = locked.ask("/dashboard", headers=ME)
+    page = locked.request("/dashboard", headers=ME)
     assert NAME.encode() not in page.body
     assert NAME not in answer.json["note"]["body"]  # ours is escaped
-    listed = locked.ask("/api/studies", headers=ME).json["study_summaries"]
+    listed = locked.request("/api/studies", headers=ME).json["study_summaries"]
     assert [s["study_name"] for s in listed] == [NAME]
 
 
-# --- what is shown -----------------------------------------------------------------------------
+# --- content -----------------------------------------------------------------------------
 
 
-def test_the_address_is_told_and_shows_the_page(locked):
-    assert locked.said == f"http://127.0.0.1:{locked.port}/"
-    first = locked.ask("/", headers=ME)
+def test_the_printed_url_shows_the_page(locked):
+    assert locked.first_line == f"http://127.0.0.1:{locked.port}/"
+    first = locked.request("/", headers=ME)
     assert first.status == 302
-    page = locked.ask("/dashboard", headers=ME)
+    page = locked.request("/dashboard", headers=ME)
     assert page.status == 200
     assert b"/static/bundle.js" in page.body
-    script = locked.ask("/static/bundle.js", headers={**ME, "Accept-Encoding": "gzip"})
+    script = locked.request("/static/bundle.js", headers={**ME, "Accept-Encoding": "gzip"})
     assert len(gzip.decompress(script.body)) > 1_000_000
 
 
-def test_a_trials_files_come_as_what_they_are(locked, opened):
+def test_files_have_their_types(locked, opened):
     study, trial, files = ours(opened)
     for name, kind in (
         (PICTURE, "image/jpeg"),
         (artifact_ids.CURVES, "image/png"),
         (HISTORY, "text/csv"),
     ):
-        answer = locked.ask(f"/artifacts/{study}/{trial}/{files[name]}", headers=ME)
+        answer = locked.request(f"/artifacts/{study}/{trial}/{files[name]}", headers=ME)
         assert answer.status == 200
         assert answer.headers["content-type"] == kind
         assert answer.headers["content-disposition"] == "inline"
@@ -165,21 +166,21 @@ def test_a_trials_files_come_as_what_they_are(locked, opened):
     assert answer.body == (opened.folder / "trials" / "0" / HISTORY).read_bytes()
 
 
-def test_the_second_trials_note_is_what_its_record_says(locked, opened):
+def test_a_note_is_derived_from_the_record(locked, opened):
     study, *_ = ours(opened)
-    found = locked.ask(f"/api/studies/{study}", headers=ME).json["trials"]
+    found = locked.request(f"/api/studies/{study}", headers=ME).json["trials"]
     assert found[1]["note"] == {
         "version": 1,
-        "body": notes.format_trial_note(opened.study.trials[1]),
+        "body": format_trial_note(opened.study.trials[1]),
     }
     assert [a["filename"] for a in found[1]["artifacts"]] == [PICTURE, artifact_ids.CURVES, HISTORY]
 
 
-def test_the_study_gets_its_note_and_its_figures(locked, opened):
+def test_the_study_has_a_note_and_figures(locked, opened):
     study, *_ = ours(opened)
 
     def told():
-        return locked.ask(f"/api/studies/{study}", headers=ME).json
+        return locked.request(f"/api/studies/{study}", headers=ME).json
 
     assert wait_until(lambda: told()["plotly_graph_objects"], 60)
     figures = {f["id"] for f in told()["plotly_graph_objects"]}
@@ -194,31 +195,19 @@ def test_the_study_gets_its_note_and_its_figures(locked, opened):
 # --- editing -----------------------------------------------------------------------------------
 
 
-def test_a_note_may_be_written_where_that_was_allowed_and_the_rest_may_not(editable, opened):
+def test_only_notes_can_be_edited(editable, opened):
     study, trial, _ = ours(opened, 1)
     place = f"/api/studies/{study}/{trial}/note"
     own = {"Origin": editable.url}
-    found = editable.ask(f"/api/studies/{study}").json["trials"][1]["note"]
+    found = editable.request(f"/api/studies/{study}").json["trials"][1]["note"]
     written = {"version": found["version"] + 1, "body": "mine"}
-    assert editable.ask(place, "PUT", {"Origin": "http://evil.example"}, written).status == 403
-    assert editable.ask(place, "PUT", own, written).status == 204
+    assert editable.request(place, "PUT", {"Origin": "http://evil.example"}, written).status == 403
+    assert editable.request(place, "PUT", own, written).status == 204
     attrs = opened.study._storage.get_study_system_attrs(opened.study._study_id)
     assert group_notes(attrs)[trial][f"dashboard:{trial}:note_str:0"] == "mine"
     for method, path in writes():
         if not path.endswith("/note"):
-            assert editable.ask(path, method, own, {"state": "Fail"}).status == 403
-
-
-def test_a_studys_note_that_a_person_wrote_is_left_alone(tiny_data, tmp_path):
-    opened = open_tiny(tiny_data, tmp_path / "s")
-    worker_of(opened).run_one()
-    study_note.refresh(opened.study)
-    first = optuna_dashboard.get_note(opened.study)
-    assert "## Leaderboard" in first
-    optuna_dashboard.save_note(opened.study, "mine")
-    worker_of(opened).run_one()
-    study_note.refresh(opened.study)
-    assert optuna_dashboard.get_note(opened.study) == "mine"
+            assert editable.request(path, method, own, {"state": "Fail"}).status == 403
 
 
 # --- start and end -----------------------------------------------------------------------------
@@ -226,9 +215,9 @@ def test_a_studys_note_that_a_person_wrote_is_left_alone(tiny_data, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_signals_end_it_quietly(opened, number, code):
-    with served(opened.folder) as server:
-        assert server.ask("/api/meta").status == 200
+def test_signals_end_the_server_without_messages(opened, number, code):
+    with start_dashboard(opened.folder) as server:
+        assert server.request("/api/meta").status == 200
         server.process.send_signal(number)
         assert server.process.wait(30) == code
         assert server.process.stderr.read() == ""
@@ -241,14 +230,14 @@ def command(*args):
 
 
 @pytest.mark.slow
-def test_a_port_that_is_taken_is_told_in_one_line(opened):
+def test_a_used_port_is_reported_in_one_line(opened):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         done = command(opened.folder, "--port", taken.getsockname()[1])
     assert done.returncode == 2
     assert done.stdout == ""
-    assert re.fullmatch(r"lesionsearch: --port: 127.0.0.1:\d+: .*choose another one\n", done.stderr)
+    assert re.fullmatch(r"lesionsearch: --port: 127.0.0.1:\d+: .*choose another port\n", done.stderr)
 
 
 def test_another_address_needs_a_password(opened):
@@ -257,7 +246,7 @@ def test_another_address_needs_a_password(opened):
     assert re.fullmatch(r"lesionsearch: --host 0.0.0.0: .*password.*\n", done.stderr)
 
 
-def test_a_whole_storage_is_shown_or_one_study_of_it(tiny_data, tmp_path, monkeypatch):
+def test_all_studies_of_a_storage_or_one_are_shown(tiny_data, tmp_path, monkeypatch):
     url = f"sqlite:///{tmp_path}/all.db"
     storage = optuna.storages.RDBStorage(url)
     for name in ("a", "b"):
@@ -275,38 +264,38 @@ def test_a_whole_storage_is_shown_or_one_study_of_it(tiny_data, tmp_path, monkey
 
 
 @pytest.mark.parametrize("name", [None, "x"])
-def test_without_a_study_one_line_says_so(name):
+def test_a_missing_study_is_reported(name):
     with pytest.raises(InputError, match="none"):
         find_source(name)
 
 
-def test_a_storage_that_is_not_there_is_not_made(tmp_path):
+def test_a_missing_database_is_not_created(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         find_source(None, f"sqlite:///{tmp_path}/no.db")
     assert not list(tmp_path.glob("*.db"))
 
 
-def test_the_only_study_need_not_be_named(tiny_data, tmp_path, monkeypatch):
+def test_the_only_study_is_found_without_a_name(tiny_data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     open_tiny(tiny_data, tmp_path / "runs" / "only")
     assert find_source(None).storage.only == "only"
 
 
-def test_what_cannot_be_written_is_told_once_and_looking_goes_on(opened, monkeypatch):
-    told = []
-    shown = Dashboard(find_source(str(opened.folder)), ListenAddress(), told.append)
+def test_failed_updates_are_reported_once(opened, monkeypatch):
+    messages = []
+    shown = Dashboard(find_source(str(opened.folder)), ListenAddress(), messages.append)
 
-    def broken(study, known):
+    def fail(study, trials):
         raise OSError("read-only")
 
-    monkeypatch.setattr(study_note, "refresh", broken)
+    monkeypatch.setattr(study_note, "refresh", fail)
 
-    class Thrice:
+    class ThreeRounds:
         left = 3
 
         def wait(self, seconds):
             self.left -= 1
             return self.left == 0
 
-    shown.refresh_until(Thrice())
-    assert told == ["notes and figures not brought up to date: read-only"]
+    shown.refresh_until(ThreeRounds())
+    assert messages == ["notes and figures were not updated: read-only"]

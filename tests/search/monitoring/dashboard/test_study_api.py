@@ -1,4 +1,4 @@
-"""The quick answer against optuna-dashboard's own, byte for meaning."""
+"""The fast route returns the same content as optuna-dashboard's own."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import optuna_dashboard
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from search.monitoring import notes
+from search.monitoring.notes import trial_note_attrs
 from search.monitoring.dashboard import study_api
 from search.monitoring.dashboard.study_api import OMITTED_ATTRS, StudyDetailPlugin
 from search.storage import artifact_ids
+from search.storage.note_attrs import note_attrs
 from search.storage.retention import HISTORY, PICTURE
 from tests.search.helpers import in_memory
 
@@ -29,7 +30,7 @@ def _no_waiting(monkeypatch):
 
 
 def add(study, number, rng):
-    """A trial of a conditional space as workers leave it."""
+    """Add a finished trial with a conditional search space, a note and artifacts."""
     state = rng.choice([TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL])
     model = optuna.distributions.CategoricalDistribution(("unet", "segnet"))
     width = optuna.distributions.IntDistribution(4, 64)
@@ -49,7 +50,7 @@ def add(study, number, rng):
             system_attrs=artifact_ids.artifact_attrs(MARK, number, [HISTORY, PICTURE]),
         )
     )  # fmt: skip
-    for key, value in notes.trial_note_attrs(study.trials[-1]).items():
+    for key, value in trial_note_attrs(study.trials[-1]).items():
         study._storage.set_study_system_attr(study._study_id, key, value)
 
 
@@ -65,8 +66,8 @@ def study():
     return made
 
 
-def asked(app, path, **environ):
-    """Status, headers and body of a WSGI app's answer."""
+def get(app, path, **environ):
+    """Return status, headers and body of a WSGI app's response."""
     given = {"PATH_INFO": path.partition("?")[0], "QUERY_STRING": path.partition("?")[2]}
     setup_testing_defaults(given)
     told = {}
@@ -78,15 +79,15 @@ def asked(app, path, **environ):
 
 
 def both(study, path):
-    """Optuna-dashboard's own answer, and the one with the plugin."""
+    """Return the responses of optuna-dashboard without and with the plugin."""
     own = optuna_dashboard.wsgi(study._storage)
     mine = optuna_dashboard.wsgi(study._storage)
     mine.install(StudyDetailPlugin(study._storage))
-    return [json.loads(asked(app, path)[2]) for app in (own, mine)]
+    return [json.loads(get(app, path)[2]) for app in (own, mine)]
 
 
-def alike(own, mine):
-    """What is left out on purpose is taken out of the other one too."""
+def are_equal(own, mine):
+    """Compare two responses except for attributes that are omitted on purpose."""
     for trial in (*own["trials"], *own["best_trials"]):
         trial["user_attrs"] = [a for a in trial["user_attrs"] if a["key"] not in OMITTED_ATTRS]
     own["union_user_attrs"] = [a for a in own["union_user_attrs"] if a["key"] not in OMITTED_ATTRS]
@@ -101,14 +102,14 @@ def alike(own, mine):
 
 
 @pytest.mark.parametrize("after", ["", "?after=0", "?after=38", "?after=40", "?after=99"])
-def test_it_says_what_optuna_dashboard_says(study, after, monkeypatch):
+def test_response_equals_that_of_optuna_dashboard(study, after, monkeypatch):
     monkeypatch.setattr(study_api, "trials_with_pictures", lambda known: {t.number for t in known})
     own, mine = both(study, f"/api/studies/{study._study_id}{after}")
     assert own["trials"] or after in {"?after=40", "?after=99"}
-    assert alike(own, mine)
+    assert are_equal(own, mine)
 
 
-def test_it_goes_on_saying_so_as_trials_come_and_end(study, monkeypatch):
+def test_responses_stay_equal_while_trials_run_and_end(study, monkeypatch):
     monkeypatch.setattr(study_api, "trials_with_pictures", lambda known: {t.number for t in known})
     own = optuna_dashboard.wsgi(study._storage)
     mine = optuna_dashboard.wsgi(study._storage)
@@ -127,13 +128,13 @@ def test_it_goes_on_saying_so_as_trials_come_and_end(study, monkeypatch):
             for key, value in changed.items():
                 study._storage.set_study_system_attr(study._study_id, key, value)
         own._inmemory_cache.clear()
-        answers = [json.loads(asked(app, path)[2]) for app in (own, mine)]
-        assert alike(*answers), step
-    assert answers[1]["best_trials"][0]["number"] == running.number
-    assert answers[1]["trials"][0]["note"] == {"version": 2, "body": "by hand"}
+        responses = [json.loads(get(app, path)[2]) for app in (own, mine)]
+        assert are_equal(*responses), step
+    assert responses[1]["best_trials"][0]["number"] == running.number
+    assert responses[1]["trials"][0]["note"] == {"version": 2, "body": "by hand"}
 
 
-def test_only_pictures_that_are_kept_are_listed(study):
+def test_only_existing_pictures_are_listed(study):
     _, mine = both(study, f"/api/studies/{study._study_id}")
     kept = study_api.trials_with_pictures(study.trials)
     assert 0 < len(kept) < 40
@@ -142,24 +143,24 @@ def test_only_pictures_that_are_kept_are_listed(study):
         assert (PICTURE in names) == (trial["number"] in kept)
 
 
-def test_a_study_of_somebody_else_is_left_to_optuna_dashboard():
+def test_other_studies_are_served_by_optuna_dashboard():
     study = optuna.create_study(directions=["minimize", "maximize"])
     study.add_trial(create_trial(values=[1.0, 2.0]))
     own, mine = both(study, f"/api/studies/{study._study_id}")
     assert own == mine
 
 
-def test_a_study_that_never_was_is_not_found(study):
+def test_a_missing_study_is_not_found(study):
     app = optuna_dashboard.wsgi(study._storage)
     app.install(StudyDetailPlugin(study._storage))
-    assert asked(app, "/api/studies/77")[0] == 404
-    assert asked(app, f"/api/studies/{study._study_id}?after=x")[0] >= 400
+    assert get(app, "/api/studies/77")[0] == 404
+    assert get(app, f"/api/studies/{study._study_id}?after=x")[0] >= 400
 
 
-def test_it_is_compressed_for_those_who_can_read_that(study):
+def test_responses_are_compressed_on_request(study):
     app = optuna_dashboard.wsgi(study._storage)
     app.install(StudyDetailPlugin(study._storage))
     path = f"/api/studies/{study._study_id}"
-    _, headers, packed = asked(app, path, HTTP_ACCEPT_ENCODING="gzip, br")
+    _, headers, packed = get(app, path, HTTP_ACCEPT_ENCODING="gzip, br")
     assert headers["Content-Encoding"] == "gzip"
-    assert gzip.decompress(packed) == asked(app, path)[2]
+    assert gzip.decompress(packed) == get(app, path)[2]

@@ -1,61 +1,74 @@
-"""What a study carries for a dashboard: its note, and the notes of trials that have none."""
+"""The study's note and figures, and notes of its trials."""
 
 from __future__ import annotations
 
 import optuna_dashboard
-from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
+import pytest
 
 from search.monitoring.dashboard import study_note
+from search.monitoring.dashboard.dashboard_internals import read_figures, read_note
+from search.monitoring.notes import format_trial_note
 from search.storage.leases import TrialLeases
-from tests.search.helpers import open_tiny, queue, worker_of
+from search.storage.note_attrs import find_trials_without_note, note_attrs, version_key
+from search.storage.optuna_internals import storage_of, study_id, trial_id
+from search.storage.trial_records import EndReason
+from tests.search.helpers import make_worker, open_tiny, queue
 
 
-def told(opened):
-    return opened.study._storage.get_study_system_attrs(opened.study._study_id)
+def read_attrs(opened):
+    return storage_of(opened.study).get_study_system_attrs(study_id(opened.study))
 
 
-def test_trials_that_a_worker_did_not_describe_are(tiny_data, tmp_path):
-    opened = open_tiny(tiny_data, tmp_path / "s")
-    worker = worker_of(opened)
-    worker.run_one()
-    leases = TrialLeases(opened.study)
-    leases.claim(leases.register_worker(worker.slot), bounded=False)
+@pytest.fixture
+def opened(tiny_data, tmp_path):
+    return open_tiny(tiny_data, tmp_path / "<b>bold", {"budget.hours": 2})
+
+
+def test_refresh_writes_the_missing_notes_of_all_finished_trials(opened, monkeypatch):
+    monkeypatch.setattr(study_note, "NOTES_PER_TRANSACTION", 2)  # several transactions
+    worker = make_worker(opened)
+    for _ in range(3):
+        worker.run_one()
     claim = worker.claim(bounded=False)
-    leases.requeue(claim, "lost")
-    lacking = [t.number for t in find_trials_without_note(told(opened), opened.study.trials)]
-    assert lacking == [claim.number]
+    TrialLeases(opened.study).requeue(claim, EndReason.LOST)
+    assert len(find_trials_without_note(read_attrs(opened), opened.study.trials)) == 4
+    edited = opened.study.trials[0]
+    leases = TrialLeases(opened.study)
+    leases.set_study_system_attrs(note_attrs(trial_id(edited), "edited", version=2))
     study_note.refresh(opened.study)
-    assert find_trials_without_note(told(opened), opened.study.trials) == []
-    text = "".join(
-        v for v in group_notes(told(opened))[claim.trial_id].values() if isinstance(v, str)
-    )
-    assert text.startswith("**skipped**: lost")
+    attrs, trials = read_attrs(opened), opened.study.trials
+    assert find_trials_without_note(attrs, trials) == []
+    bodies = [read_note(attrs, trial_id(t))["body"] for t in trials if t.state.is_finished()]
+    assert bodies == ["edited", *map(format_trial_note, trials[1:4])]
 
 
-def test_the_studys_note_is_of_its_records(tiny_data, tmp_path):
-    opened = open_tiny(tiny_data, tmp_path / "<b>bold", {"budget.hours": 2})
+def test_note_of_a_study_follows_its_trials(opened):
     study_note.refresh(opened.study)
     empty = optuna_dashboard.get_note(opened.study)
     assert empty.startswith("# \\<b\\>bold\n")
-    assert "no trial yet" in empty
+    assert "no trials yet" in empty
     assert "Leaderboard" not in empty
     queue(opened)
-    done = worker_of(opened).run_one()
+    trial = make_worker(opened).run_one()
     study_note.refresh(opened.study)
     text = optuna_dashboard.get_note(opened.study)
-    assert f"| 1 | 0 | {done.value:.4f} | unet".replace(".", "\\.") in text
+    assert f"| 1 | 0 | {trial.value:.4f} | unet".replace(".", "\\.") in text
     assert f"| train images | {len(opened.split.train)} |" in text
     assert "| hours | 2\\.0 | 0\\.0" in text
     assert "| trials | 3 | 1 |" in text
-    figures = get_plotly_graph_objects(told(opened))
-    assert {"lesionsearch-cost", "lesionsearch-dice-seconds"} <= figures.keys()
+    assert {"lesionsearch-cost", "lesionsearch-dice-seconds"} <= read_figures(
+        read_attrs(opened)
+    ).keys()
 
 
-def test_it_may_be_done_as_often_as_one_likes(tiny_data, tmp_path):
-    opened = open_tiny(tiny_data, tmp_path / "s")
-    worker_of(opened).run_one()
+def test_refresh_can_be_repeated_until_a_person_edits_the_note(opened):
+    make_worker(opened).run_one()
     for _ in range(3):
         study_note.refresh(opened.study)
-    version = told(opened)[version_key(None)]
-    assert version == told(opened)[study_note.WRITTEN_VERSION] == 3
+    attrs = read_attrs(opened)
+    assert attrs[version_key(None)] == attrs[study_note.WRITTEN_VERSION] == 3
     assert optuna_dashboard.get_note(opened.study).count("## Leaderboard") == 1
+    optuna_dashboard.save_note(opened.study, "edited")
+    make_worker(opened).run_one()
+    study_note.refresh(opened.study)
+    assert optuna_dashboard.get_note(opened.study) == "edited"

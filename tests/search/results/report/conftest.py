@@ -7,7 +7,7 @@ import pytest
 from search.results.report import write_report
 from search.storage.study_dir import read_metrics
 from search.study.opening import load_study
-from tests.search.results.report.fake_studies import fill, make_final, make_study
+from tests.search.results.report.fake_studies import add_trials, make_final, make_study
 from tests.search.results.report.html_reader import Page
 
 
@@ -21,7 +21,7 @@ def finished(tmp_path_factory):
     """The folder of a finished and tested study with its report; only to be read."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     study = make_study(folder)
-    fill(study)
+    add_trials(study)
     make_final(folder, study)
     write_report(folder)
     return folder

@@ -1,4 +1,4 @@
-"""report.html against the records and files that it was made of."""
+"""report.html against the records and files that it was built from."""
 
 import csv
 import itertools
@@ -11,14 +11,16 @@ import yaml
 
 from lesionseg.errors import InputError
 from lesionseg.metrics import METRICS, SURFACE_DISTANCES
-from search.results.report import DEFINITIONS, words, write_report
+from search.results.final_report import ValidationDice
+from search.results.formatting import DEFINITIONS, format_duration
+from search.results.report import write_report
 from search.storage import trial_records
 from search.storage.study_dir import read_metrics
 from search.study.opening import load_study
 from tests.search.results.report.fake_studies import (
     EVIL,
     SPEC,
-    add,
+    add_trial,
     curve_to,
     make_final,
     make_study,
@@ -40,7 +42,7 @@ def test_every_number_of_the_test_is_that_of_metrics_json(finished, page):
     assert (
         f"{told['test']['dice']:.4f} test Dice, 95% interval {low:.4f} to {high:.4f}" in page.text
     )
-    assert "12 test images of 6 patients or lesions, looked at once" in page.text
+    assert "12 test images of 6 patients or lesions; 1 test evaluation." in page.text
     for share in told["confusion"].values():
         assert f"{100 * share:.2f}%" in page.text
     assert f"Val. Dice, search {told['val']['search']:.4f}" in page.text
@@ -51,17 +53,16 @@ def test_every_number_of_the_test_is_that_of_metrics_json(finished, page):
 @pytest.mark.parametrize(
     ("chosen", "told"),
     [
-        ({"tta": "none", "chain": []}, "on the validation images: nothing."),
+        ({"tta": "none", "chain": []}, "on the validation images: threshold at 0.5 only."),
         (
             {"tta": "d4", "chain": [{"threshold": {"value": 0.4}}, {"largest": {}}]},
-            "the mean over flips and turns, threshold(value=0.4), largest.",
+            "mean over flips and rotations, threshold(value=0.4), largest.",
         ),
     ],
 )
 def test_what_is_done_after_the_network_is_told(done, chosen, told):
     folder, _, report_ = done
     page = Page(write_report(folder))
-    assert "After the network" not in page.text  # of an older study it is not known
     report_["inference"] = chosen
     (folder / "final" / "metrics.json").write_text(json.dumps(report_))
     assert told in " ".join(Page(write_report(folder)).text.split())
@@ -93,12 +94,11 @@ def test_how_it_was_found_is_told_in_a_sentence(finished, page):
         "waiting": 0, "running": 0, "complete": 10, "pruned": 4, "failed": 1, "skipped": 1,
     }  # fmt: skip
     assert (
-        f"Trial {told['trial']} was chosen by its validation Dice out of 15 trials "
+        f"Trial {told['trial']} was selected by validation Dice from 15 trials "
         f"(10 complete, 4 pruned, 1 failed; 1 more skipped)"
     ) in page.text
-    assert page.table("states") == [
-        [s.capitalize() for s in counted],
-        ["0", "0", "10", "4", "1", "1"],
+    assert [row[:2] for row in page.table("states")[1:]] == [
+        [state.capitalize(), str(n)] for state, n in counted.items()
     ]
     assert page.table("reasons")[1:] == [
         ["failed", "oom", "1", "3", "OutOfMemoryError: 3 GiB wanted"],
@@ -124,7 +124,7 @@ def test_overlays_come_in_order_with_name_and_dice(finished, page):
         dice = {row["name"]: float(row["dice"]) for row in csv.DictReader(file)}
     names = [re.sub(r"^[a-z]+_\d_|\.png$", "", file) for _, file in told["overlays"]]
     assert [image["alt"] for image in page.of("img")] == [
-        f"{n} with its true and its predicted outline, Dice {dice[n]:.4f}" for n in names
+        f"{n} with true and predicted outline, Dice {dice[n]:.4f}" for n in names
     ]
     assert (
         page.text.index("Best ISIC")
@@ -139,7 +139,7 @@ def test_a_picture_that_is_gone_leaves_its_place(done):
     (folder / "final" / "overlays" / told["overlays"][1][1]).write_bytes(b"no picture")
     page = Page(write_report(folder))
     assert len(page.of("img")) == 7
-    assert page.text.count("the picture is missing") == 2
+    assert page.text.count("picture not available") == 2
 
 
 def test_the_page_needs_nothing_beside_itself(page):
@@ -165,8 +165,8 @@ def test_every_picture_has_a_text_and_every_id_is_unique(page):
 def test_markup_in_names_and_messages_is_shown_as_text(tmp_path):
     evil_file = "<b onclick=x>&amp;$x_1$"
     study = make_study(tmp_path, name=EVIL)
-    add(study, "complete", [0.5])
-    add(study, "failed", [], f"crash{EVIL}", f"RuntimeError: {EVIL}")
+    add_trial(study, "complete", [0.5])
+    add_trial(study, "failed", [], f"crash{EVIL}", f"RuntimeError: {EVIL}")
     make_final(tmp_path, study, [f"{evil_file}{i}" for i in range(9)], versions={EVIL: EVIL})
     page = Page(write_report(tmp_path))
     assert not page.of("script")
@@ -175,7 +175,7 @@ def test_markup_in_names_and_messages_is_shown_as_text(tmp_path):
     assert page.table("reasons")[1] == ["failed", f"crash{EVIL}", "1", "1", f"RuntimeError: {EVIL}"]
     assert all(image["alt"].startswith(evil_file) for image in page.of("img"))
     assert page.text.count(evil_file) == 9
-    assert page.table("facts")[-1] == [EVIL, EVIL]
+    assert page.table("environment")[-1] == [EVIL, EVIL]
 
 
 def test_without_a_final_test_the_page_says_so(done):
@@ -184,8 +184,8 @@ def test_without_a_final_test_the_page_says_so(done):
     page = Page(write_report(folder))
     best = trial_records.rank_trials(trial_records.all_trials(study))[0]
     assert f"{best.value:.4f} validation Dice of the best trial; not tested yet" in page.text
-    assert "The final test was not run yet" in page.text
-    assert "Looks at the test images 0" in page.text
+    assert "The final test has not been run yet" in page.text
+    assert "Test evaluations 0" in page.text
     assert "scores" not in page.tables
     assert page.table("leaderboard")[1][0] == f"{best.number} ★"
 
@@ -202,20 +202,20 @@ def test_without_a_final_test_the_page_says_so(done):
 def test_without_a_complete_trial_the_page_says_so(tmp_path, ends, sentence):
     study = make_study(tmp_path)
     for end in ends:
-        add(study, end, [0.3, 0.4], "oom" if end == "failed" else None)
+        add_trial(study, end, [0.3, 0.4], "oom" if end == "failed" else None)
     page = Page(write_report(tmp_path))
-    assert "no trial was completed" in page.text
+    assert "no complete trial" in page.text
     assert sentence in page.text
     assert "so there is no leaderboard" in page.text
-    assert "Configuration of the winner" not in page.text
+    assert "Selected configuration" not in page.text
 
 
 def test_a_single_trial_is_enough_for_a_page(tmp_path):
     study = make_study(tmp_path)
-    add(study, "complete", [0.5])
+    add_trial(study, "complete", [0.5])
     make_final(tmp_path, study)
     page = Page(write_report(tmp_path))
-    assert "out of 1 trial (1 complete" in page.text
+    assert "from 1 trial (1 complete" in page.text
     assert "Importances need 10 complete or pruned trials; there are 1." in page.text
 
 
@@ -225,16 +225,16 @@ def test_missing_files_of_the_final_test_leave_their_parts_out(done):
         (folder / "final" / name).unlink()
     page = Page(write_report(folder))
     assert len(page.of("svg")) == 8
-    assert "Retraining of the winner" not in page.text
+    assert "Training of the tested network" not in page.text
 
 
 def test_a_second_look_is_warned_of_and_the_first_is_counted(tmp_path):
     study = make_study(tmp_path)
-    add(study, "complete", [0.5])
+    add_trial(study, "complete", [0.5])
     make_final(tmp_path, study, test_evaluations=2)
     text = Page(write_report(tmp_path)).text
-    assert "The test images were looked at 2 times." in text
-    assert "Looks at the test images 2" in text
+    assert "There were 2 test evaluations." in text
+    assert "Test evaluations 2" in text
 
 
 def test_a_test_that_broke_off_counts_as_a_look(done):
@@ -242,20 +242,14 @@ def test_a_test_that_broke_off_counts_as_a_look(done):
     study.set_user_attr(
         "test_evaluations", ["2026-01-01T00:00:00+00:00", "2026-01-02T00:00:00+00:00"]
     )
-    assert "The test images were looked at 2 times." in Page(write_report(folder)).text
+    assert "There were 2 test evaluations." in Page(write_report(folder)).text
 
 
 def test_a_retraining_that_differs_is_warned_of(tmp_path):
     study = make_study(tmp_path)
-    add(study, "complete", [0.5])
-    val = {
-        "search": 0.5,
-        "retrained": 0.45,
-        "gap": -0.05,
-        "reproduced": False,
-        "seeds": {"0": 0.45},
-    }
-    make_final(tmp_path, study, val=val)
+    add_trial(study, "complete", [0.5])
+    val = ValidationDice(0.5, 0.45, -0.05, False, {"0": 0.45})
+    make_final(tmp_path, study, val=vars(val))
     text = Page(write_report(tmp_path)).text
     assert "The retraining did not reproduce the search." in text
     assert "Gap \N{MINUS SIGN}0.0500 not reproduced" in text
@@ -263,20 +257,19 @@ def test_a_retraining_that_differs_is_warned_of(tmp_path):
 
 def test_training_on_the_validation_images_leaves_nothing_to_compare(tmp_path):
     study = make_study(tmp_path, changes={"final": {"fit_on": "train_val", "seeds": 1}})
-    add(study, "complete", [0.5])
-    nothing = dict.fromkeys(("retrained", "gap", "reproduced", "seeds"))
-    make_final(tmp_path, study, val={"search": 0.5} | nothing)
+    add_trial(study, "complete", [0.5])
+    make_final(tmp_path, study, val=vars(ValidationDice(0.5)))
     text = Page(write_report(tmp_path)).text
-    assert "cannot be compared: the validation images were trained on" in text
-    assert "that curve shows no generalisation" in text
+    assert "not comparable: the validation images were trained on" in text
+    assert "that curve does not show generalization" in text
     assert "did not reproduce" not in text
 
 
 def test_seeds_are_told_when_there_are_several(tmp_path):
     study = make_study(tmp_path)
-    add(study, "complete", [0.5])
-    val = {"search": 0.5, "retrained": 0.5, "gap": 0.0, "reproduced": True}
-    make_final(tmp_path, study, val=val | {"seeds": {"0": 0.5, "1": 0.51}}, seed=1)
+    add_trial(study, "complete", [0.5])
+    val = ValidationDice(0.5, 0.5, 0.0, True, {"0": 0.5, "1": 0.51})
+    make_final(tmp_path, study, val=vars(val), seed=1)
     assert (
         "2 seeds, validation Dice: seed 0 0.5000, seed 1 0.5100."
         in Page(write_report(tmp_path)).text
@@ -285,7 +278,7 @@ def test_seeds_are_told_when_there_are_several(tmp_path):
 
 def test_a_search_that_went_on_after_the_test_is_told(done):
     folder, study, told = done
-    better = add(study, "complete", curve_to(0.99))
+    better = add_trial(study, "complete", curve_to(0.99))
     page = Page(write_report(folder))
     assert f"Trial {better} has since reached a validation Dice of 0.9900" in page.text
     marked = [row[0] for row in page.table("leaderboard") if "★" in row[0]]
@@ -296,7 +289,7 @@ def test_a_search_that_is_not_over_is_told(done):
     folder, study, _ = done
     study.ask()
     study.enqueue_trial({})
-    assert "The search was not over when this was written: 1 running, 1 waiting." in (
+    assert "The search was not finished when this report was written: 1 running, 1 waiting." in (
         Page(write_report(folder)).text
     )
 
@@ -307,7 +300,7 @@ def test_what_is_needed_to_repeat_it_is_there(finished, page):
     plain = re.findall(r'<pre id="(\w+)"><code>(.*?)</code>', page.source, re.DOTALL)
     shown = {name: yaml.safe_load(text) for name, text in plain if name != "command"}
     assert shown == {"spec": SPEC.model_dump(mode="json"), "configuration": told["config"]}
-    assert ["torch", "2.11.0"] in page.table("facts")
+    assert ["torch", "2.11.0"] in page.table("environment")
 
 
 def test_the_same_records_give_the_same_bytes(done):
@@ -325,7 +318,7 @@ def test_a_page_of_large_pictures_stays_small(done):
     assert write_report(folder).stat().st_size < 5_000_000
 
 
-@pytest.mark.parametrize("broken", ["html", "os.replace"])
+@pytest.mark.parametrize("broken", ["search.results.report.render_html", "pathlib.Path.replace"])
 def test_a_report_that_fails_leaves_nothing_and_harms_nothing(done, monkeypatch, broken):
     folder, _, _ = done
     (folder / "report.html").write_text("the last one")
@@ -334,7 +327,7 @@ def test_a_report_that_fails_leaves_nothing_and_harms_nothing(done, monkeypatch,
     def fail(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr(f"search.results.report.{broken}", fail)
+    monkeypatch.setattr(broken, fail)
     with pytest.raises(OSError, match="no space"):
         write_report(folder)
     assert sorted(folder.iterdir()) == before
@@ -351,7 +344,7 @@ def test_a_folder_without_a_study_is_an_input_error(tmp_path):
     [(2.25, "2.2 hours"), (1, "1.0 hours"), (0.5, "30 minutes"), (0.01, "36 seconds")],
 )
 def test_spans_are_told_as_people_do(hours, told):
-    assert words.span(hours * 3600) == told
+    assert format_duration(hours * 3600) == told
 
 
 #: Elements that a paragraph cannot hold: a browser would end it before them.

@@ -1,6 +1,7 @@
-"""report.json is what was measured, and the page and the Markdown say the same numbers."""
+"""report.json has the measured numbers; page and Markdown show the same ones."""
 
 import csv
+import html
 import json
 import re
 import shutil
@@ -9,21 +10,26 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 from lesionseg.errors import InputError
-from search.results.report import FORMATS, parse_formats, words, write_reports
-from search.results.report.markdown_page import plain_text
-from search.results.report.search_facts import saved_by_pruning, searched, shown_parameters
+from search.results.documents import escape_markdown
+from search.results.formatting import DEFINITIONS, MISSING
+from search.results.report import FORMATS, parse_formats, write_reports
+from search.results.report.search_facts import (
+    estimate_pruning_savings,
+    search_facts,
+    varied_params,
+)
 from search.storage import trial_records
 from search.storage.study_dir import read_metrics
 from search.study.opening import load_study
 from tests.search.results.report.fake_studies import (
     EVIL,
-    add,
+    add_trial,
     curve_to,
-    fill,
+    add_trials,
     make_final,
     make_study,
-    make_systems,
-    names_of_test,
+    make_baseline_run,
+    image_names,
 )
 from tests.search.results.report.html_reader import Page
 
@@ -34,11 +40,11 @@ def written(tmp_path_factory):
     root = tmp_path_factory.mktemp("written")
     folder = root / "run"
     study = make_study(folder)
-    fill(study, 20, baseline="unet-bce")
+    add_trials(study, 20, baseline="unet-bce")
     make_final(folder, study)
-    names = names_of_test(12)
+    names = image_names(12)
     dice = {"one": [[0.7 + 0.01 * i for i in range(12)]], "two": [[0.5] * 12, [0.6] * 12]}
-    systems = make_systems(root / "systems", names, dice)
+    systems = make_baseline_run(root / "systems", names, dice)
     html, md, plain = write_reports(folder, FORMATS, against=systems)
     facts = json.loads(plain.read_text())
     return folder, facts, Page(html), md.read_text()
@@ -48,7 +54,7 @@ def md_tables(text):
     """Cells of every table row, as a reader sees them."""
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     return [
-        [re.sub(r"\\(.)", r"\1", cell.strip()) for cell in row.strip("|").split(" | ")]
+        [html.unescape(re.sub(r"\\(.)", r"\1", cell.strip())) for cell in row.strip("|").split(" | ")]
         for row in rows
     ]
 
@@ -66,7 +72,7 @@ def test_the_test_within_report_json_is_metrics_json_word_for_word(written):
     assert [(i["name"], i["dice"]) for i in facts["test"]["images"]] == [
         (row["name"], float(row["dice"])) for row in rows
     ]
-    assert facts["test"]["images"][0]["lesion"] == pytest.approx(
+    assert facts["test"]["images"][0]["lesion_share"] == pytest.approx(
         (int(rows[0]["tp"]) + int(rows[0]["fn"])) / 10_000
     )
 
@@ -76,9 +82,9 @@ def test_page_and_markdown_show_the_scores_of_metrics_json(written):
     told = read_metrics(folder)
     expected = [
         [
-            words.DEFINITIONS[key][0],
+            DEFINITIONS[key][0],
             f"{value:.4f}",
-            "{:.4f} to {:.4f}".format(*told["ci95"][key]) if key in told["ci95"] else words.NOTHING,
+            "{:.4f} to {:.4f}".format(*told["ci95"][key]) if key in told["ci95"] else MISSING,
         ]
         for key, value in told["test"].items()
         if key not in {"n", "groups"}
@@ -117,7 +123,7 @@ def test_every_number_of_the_pages_tables_is_in_report_json(written):
 
     known = set(leaves(facts))
     scaled = [v * s for v in known for s in (1, 100, 1e-6)]
-    tables = set(page.tables) - {"time"}  # shares of a sum
+    tables = set(page.tables) - {"states"}  # shares of a sum
     for name in tables:
         for row in page.table(name):
             for cell in row:
@@ -134,8 +140,9 @@ def test_counts_time_and_what_pruning_saved_are_of_the_records(written):
     search = facts["search"]
     assert search["counts"] == trial_records.count_by_state(known)
     # 20 trials: 3 failed, 5 skipped, 2 6 10 14 18 pruned after 2 epochs of 1.5 s, 13 complete of 6.
-    assert search["saved"] == {
-        "trials": 5, "timed": 5, "mean_epochs": 6, "seconds": 5 * 4 * 1.5, "spent_seconds": 15.0,
+    assert search["pruning"] == {
+        "trials": 5, "timed": 5, "mean_epochs": 6, "seconds_saved": 5 * 4 * 1.5,
+        "seconds_spent": 15.0,
     }  # fmt: skip
     assert "saved about 30 s of training; these trials took 15 s." in page.text
     assert search["time"] == [
@@ -144,7 +151,7 @@ def test_counts_time_and_what_pruning_saved_are_of_the_records(written):
         {"state": "failed", "trials": 1, "seconds": 3.0},
         {"state": "skipped", "trials": 1, "seconds": 1.0},
     ]
-    assert page.table("time")[1] == ["Complete", "13", "169", "85.4%"]
+    assert page.table("states")[3] == ["Complete", "13", "169", "85.4%"]
     assert len(search["trials"]) == 20
     assert search["trials"][3]["curve"] == [[1, 0.2]]
     assert search["baselines"] == [
@@ -153,7 +160,7 @@ def test_counts_time_and_what_pruning_saved_are_of_the_records(written):
             "number": 0,
             "state": "complete",
             "dice": known[0].value,
-            "behind": known[0].value - search["best"]["dice"],
+            "difference": known[0].value - search["best"]["dice"],
         }
     ]
     assert facts["environment"]["searched_on"] == [
@@ -185,35 +192,35 @@ def complete(epochs):
     ],
 )
 def test_what_pruning_saved_follows_its_rule(known, seconds):
-    assert saved_by_pruning(known)["seconds"] == seconds
+    assert estimate_pruning_savings(known)["seconds_saved"] == seconds
 
 
 def test_parameters_of_one_value_are_not_shown(tmp_path):
     study = make_study(tmp_path)
-    fill(study, 12)
+    add_trials(study, 12)
     known = trial_records.all_trials(study)
-    names = shown_parameters(known, {"loss": 0.9})
+    names = varied_params(known, {"loss": 0.9})
     assert names[0] == "loss"
     for name in names:
         assert len({t.params[name] for t in known if name in t.params}) > 1
-    assert shown_parameters([], {}) == []
+    assert varied_params([], {}) == []
 
 
 def test_the_data_card_is_shown_and_a_leak_is_warned_of(written):
     _, _, page, md = written
-    assert page.table("parts")[1] == ["train", "70", "69", "20.0%", "2.0% to 60.0%", "1", "0"]
+    assert page.table("splits")[1] == ["train", "70", "69", "20.0%", "2.0% to 60.0%", "1", "0"]
     assert page.table("areas")[0][1:3] == ["0 to 1%", "1 to 2%"]
-    assert "The same picture lies in several parts." in page.text
+    assert "Some images are in several splits." in page.text
     assert "2 image sizes, most often 120 \N{MULTIPLICATION SIGN} 90 (96)" in page.text
     assert ["train", "70", "69", "20.0%", "2.0% to 60.0%", "1", "0"] in md_tables(md)
 
 
 def test_a_study_of_older_times_without_a_card_is_reported(tmp_path):
     study = make_study(tmp_path)
-    add(study, "complete", [0.5])
+    add_trial(study, "complete", [0.5])
     (tmp_path / "data.json").unlink()
     html, md, _ = write_reports(tmp_path, FORMATS)
-    assert "70 images for training" in Page(html).text
+    assert Page(html).table("splits")[1] == ["train", "70"]
     assert ["train", "70"] in md_tables(md.read_text())
 
 
@@ -221,11 +228,11 @@ def test_a_study_of_older_times_without_a_card_is_reported(tmp_path):
 def test_every_format_can_be_written_of_a_study_in_any_state(tmp_path, trials_):
     study = make_study(tmp_path, EVIL)
     if trials_ == "one":
-        add(study, "complete", [0.5])
+        add_trial(study, "complete", [0.5])
     elif trials_ == "failed":
-        add(study, "failed", [], "oom", f"{EVIL} | a\n# b")
+        add_trial(study, "failed", [], "oom", f"{EVIL} | a\n# b")
     elif trials_ == "running":
-        add(study, "pruned", [0.5])
+        add_trial(study, "pruned", [0.5])
         study.ask()
         study.enqueue_trial({})
     html, md, plain = write_reports(tmp_path, FORMATS)
@@ -234,14 +241,14 @@ def test_every_format_can_be_written_of_a_study_in_any_state(tmp_path, trials_):
     assert not page.of("script")
     assert facts["study"] == EVIL
     assert facts["test"]["metrics"] is None
-    assert facts["winner"] is None or facts["winner"]["trial"] == 0
-    assert "<script" not in re.sub(r"\\<", "", md.read_text())
+    assert facts["selected"] is None or facts["selected"]["trial"] == 0
+    assert "<script" not in md.read_text()
     assert not [line for line in md.read_text().splitlines() if line.startswith("# b")]
 
 
 def test_numbers_that_are_none_become_null(tmp_path):
     study = make_study(tmp_path)
-    add(study, "failed", [0.5, float("nan")], "diverged")
+    add_trial(study, "failed", [0.5, float("nan")], "diverged")
     (path,) = write_reports(tmp_path, ["json"])
     trial = json.loads(path.read_text(), parse_constant=pytest.fail)["search"]["trials"][0]
     assert trial["curve"] == [[1, 0.5], [2, None]]
@@ -255,7 +262,7 @@ def test_the_same_records_give_the_same_bytes_in_every_format(written, tmp_path)
 
 
 def test_markdown_takes_no_name_for_markup():
-    assert plain_text("a|b_c\n<d>") == r"a\|b\_c \<d\>"
+    assert escape_markdown("a|b_c\n<d>") == r"a\|b\_c &lt;d&gt;"
 
 
 @pytest.mark.parametrize(
@@ -280,12 +287,12 @@ def test_a_trial_at_work_counts_until_now(tmp_path):
     study = make_study(tmp_path)
     trial = study.ask()
     trial.set_user_attr("started_at", 100.0)
-    found = searched(trial_records.all_trials(study), now=160.0)
+    found = search_facts(trial_records.all_trials(study), now=160.0)
     assert found["time"] == [{"state": "running", "trials": 1, "seconds": 60.0}]
 
 
 def test_curves_grow_with_the_trials(tmp_path):
     study = make_study(tmp_path)
-    add(study, "complete", curve_to(0.8, 4))
-    found = searched(trial_records.all_trials(study))
+    add_trial(study, "complete", curve_to(0.8, 4))
+    found = search_facts(trial_records.all_trials(study))
     assert [epoch for epoch, _ in found["trials"][0]["curve"]] == [1, 2, 3, 4]

@@ -463,7 +463,7 @@ def test_stopping_lets_the_workers_put_down_their_work(cluster, folder):
 
 @pytest.mark.slow
 def test_a_worker_that_does_not_listen_is_killed(cluster, folder, monkeypatch):
-    monkeypatch.setattr("search.workers.launchers.ray.PATIENCE", 2.0)
+    monkeypatch.setattr("search.workers.launchers.ray.LONG_WAIT_S", 2.0)
     drive(
         folder,
         stub=serve_deafly,

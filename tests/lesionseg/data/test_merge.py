@@ -9,7 +9,7 @@ import pytest
 
 from lesionseg.data.cache import build_cache
 from lesionseg.data.index import DatasetIndex
-from lesionseg.data.sets import as_roots, each_root, labels, placed
+from lesionseg.data.merge import to_optional_roots, list_roots, label_roots, resolve_roots
 from lesionseg.data.split import make_split
 from lesionseg.errors import InputError
 from tests.conftest import write_pair
@@ -72,7 +72,7 @@ def refusal(*roots):
 def test_sets_without_anything_in_common_are_listed_together_under_their_own_names(tmp_path):
     one, two = put(tmp_path / "one", "b", "a"), put(tmp_path / "two", "c")
     index = DatasetIndex.read((one, two))
-    told = [(r.name, r.group, r.set, r.home, r.split) for r in index.records]
+    told = [(r.name, r.group, r.dataset, r.source, r.split) for r in index.records]
     assert told == [
         ("a", "a", "one", "one", None),
         ("b", "b", "one", "one", None),
@@ -85,7 +85,7 @@ def test_one_set_is_what_it_was_however_it_is_given(tmp_path):
     put(tmp_path / "one", "b", "a")
     alone = DatasetIndex.read(tmp_path / "one")
     assert DatasetIndex.read((tmp_path / "one",)) == alone
-    assert {(r.set, r.home) for r in alone.records} == {("", "")}
+    assert {(r.dataset, r.source) for r in alone.records} == {("", "")}
 
 
 def test_a_name_of_two_sets_says_where_it_is_from_and_is_one_group(tmp_path):
@@ -96,7 +96,7 @@ def test_a_name_of_two_sets_says_where_it_is_from_and_is_one_group(tmp_path):
     assert groups["one-x"] == groups["two-X"]
     assert len(set(groups.values())) == 3
     for r in index.records:
-        assert r.image.read_text() == f"{r.set} {r.image.stem}"  # each its own file
+        assert r.image.read_text() == f"{r.dataset} {r.image.stem}"  # each its own file
 
 
 def test_a_lesion_of_ham10000_and_of_isic_2018_is_one_group_with_all_of_its_pictures(tmp_path):
@@ -171,17 +171,17 @@ def test_copies_elsewhere_have_the_same_fingerprint(tmp_path):
 
 def test_sets_are_called_by_as_much_of_their_path_as_tells_them_apart(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert labels([Path("a/isic"), Path("b/ph2")]) == ["isic", "ph2"]
-    assert labels([Path("a/data"), Path("b/data")]) == ["a-data", "b-data"]
-    assert labels([Path("a/data"), Path("b/data"), Path("c")]) == ["a-data", "b-data", "c"]
-    assert labels([Path("/data"), Path("/x/data")])[1] == "x-data"
+    assert label_roots([Path("a/isic"), Path("b/ph2")]) == ["isic", "ph2"]
+    assert label_roots([Path("a/data"), Path("b/data")]) == ["a-data", "b-data"]
+    assert label_roots([Path("a/data"), Path("b/data"), Path("c")]) == ["a-data", "b-data", "c"]
+    assert label_roots([Path("/data"), Path("/x/data")])[1] == "x-data"
 
 
 def test_a_column_of_a_manifest_names_the_set(tmp_path):
     put(tmp_path, "a", "b", "c")
     rows = "images/a.png,masks/a.png,ph2\nimages/b.png,masks/b.png,isic\nimages/c.png,masks/c.png,"
     (tmp_path / "manifest.csv").write_text(f"image,mask,set\n{rows}\n")
-    assert [r.set for r in DatasetIndex.read(tmp_path).records] == ["ph2", "isic", ""]
+    assert [r.dataset for r in DatasetIndex.read(tmp_path).records] == ["ph2", "isic", ""]
 
 
 # --- what is refused -----------------------------------------------------------------------------
@@ -211,7 +211,7 @@ def test_sets_that_overlap(tmp_path):
     (tmp_path / "one" / "some.csv").write_text(rows)
     told = refusal(one, tmp_path / "one" / "some.csv")
     assert told == (
-        "--data: 1 pictures of some.csv are also part of one: a.png; give folders that do not "
+        "--data: 1 images of some.csv are also part of one: a.png; give folders that do not "
         "overlap"
     )
 
@@ -241,8 +241,8 @@ def test_official_parts_stay_and_a_set_without_any_is_dealt_by_the_shares(tmp_pa
     index = DatasetIndex.read((isic, own))
     parts = parts_of(index, official=True)
     for r in index.records:
-        assert r.home == "own" or parts[r.name] == r.split
-    dealt = [parts[r.name] for r in index.records if r.home == "own"]
+        assert r.source == "own" or parts[r.name] == r.split
+    dealt = [parts[r.name] for r in index.records if r.source == "own"]
     assert [dealt.count(part) for part in SHARES] == [70, 15, 15]
 
 
@@ -253,9 +253,9 @@ def test_of_each_set_without_val_it_is_cut_from_its_own_train(tmp_path):
     index = DatasetIndex.read((isic, tmp_path / "own"))
     parts = parts_of(index, official=True)
     for r in index.records:
-        cut = r.home == "isic" and r.split == "train"
+        cut = r.source == "isic" and r.split == "train"
         assert parts[r.name] == r.split or (cut and parts[r.name] == "val")
-    mine = [parts[r.name] for r in index.records if r.home == "isic"]
+    mine = [parts[r.name] for r in index.records if r.source == "isic"]
     assert [mine.count(part) for part in SHARES] == [34, 6, 6]
 
 
@@ -285,7 +285,7 @@ def test_every_part_has_its_share_of_every_set(tmp_path):
     index = DatasetIndex.read((large, small))
     parts = parts_of(index)
     for home, wanted in (("large", [140, 30, 30]), ("small", [14, 3, 3])):
-        mine = [parts[r.name] for r in index.records if r.home == home]
+        mine = [parts[r.name] for r in index.records if r.source == home]
         assert [mine.count(part) for part in SHARES] == pytest.approx(wanted, abs=1)
 
 
@@ -310,13 +310,13 @@ def test_a_cache_of_several_sets_holds_the_pictures_of_all(tmp_path):
 
 def test_an_option_that_may_be_repeated():
     one, two = Path("one"), Path("two")
-    assert as_roots(None) is None
-    assert as_roots([]) is None
-    assert as_roots([one]) == one
-    assert as_roots([one, two]) == (one, two)
-    assert each_root(one) == (one,)
-    assert placed((one, two)) == (one.resolve(), two.resolve())
-    assert placed(one, Path.absolute) == one.absolute()
+    assert to_optional_roots(None) is None
+    assert to_optional_roots([]) is None
+    assert to_optional_roots([one]) == one
+    assert to_optional_roots([one, two]) == (one, two)
+    assert list_roots(one) == (one,)
+    assert resolve_roots((one, two)) == (one.resolve(), two.resolve())
+    assert resolve_roots(one, Path.absolute) == one.absolute()
 
 
 def test_real_sets_together(real_data):
@@ -325,9 +325,9 @@ def test_real_sets_together(real_data):
     alone = {name: DatasetIndex.read(real_data / name) for name in names}
     assert len(index.records) == sum(len(each.records) for each in alone.values())
     assert index.layout == "ham10000 + isic2018 + ph2"
-    assert {r.set for r in index.records} == set(names)
+    assert {r.dataset for r in index.records} == set(names)
     # No lesion of HAM10000 came apart on the way, and none is where another is.
     lesions = {r.image.name: r.group for r in alone["ham10000"].records}
-    mine = [r for r in index.records if r.home == "ham10000"]
+    mine = [r for r in index.records if r.source == "ham10000"]
     together = {(lesions[r.image.name], r.group) for r in mine}
     assert len(together) == len({r.group for r in mine}) == len(set(lesions.values()))

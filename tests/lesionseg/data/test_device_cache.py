@@ -10,11 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from lesionseg.augment import build_augment
-from lesionseg.data import resident
+from lesionseg.data import device_cache
 from lesionseg.data.cache import build_cache
 from lesionseg.data.index import DatasetIndex
-from lesionseg.data.loader import BatchDataset, Key, brought, normalise, to_device, train_loader
-from lesionseg.data.resident import PlanDataset, Resident, executor
+from lesionseg.data.loader import BatchDataset, BatchKey, transfer_batches, normalise, to_device, make_train_loader
+from lesionseg.data.device_cache import PlanDataset, DeviceCache, choose_augment_device
 from lesionseg.errors import InputError
 from lesionseg.runtime import env
 from lesionseg.space import ComponentConfig
@@ -33,7 +33,7 @@ def epoch(cache, *, on_device, members=range(30), workers=0, start=0):
     """The batches of a second epoch, as a network is given them."""
     members, pipeline = np.asarray(members), build_augment(ComponentConfig("full", {"strength": 1.0}))
     if on_device:
-        there = Resident(cache, members, CPU)
+        there = DeviceCache(cache, members, CPU)
         dataset, bring = PlanDataset(there, pipeline, 7), there.batch
     else:
         dataset = BatchDataset(cache, pipeline, 7)
@@ -41,9 +41,9 @@ def epoch(cache, *, on_device, members=range(30), workers=0, start=0):
         def bring(batch):
             return to_device(batch, CPU)
 
-    loader, plan = train_loader(dataset, members, 4, seed=7, workers=workers)
+    loader, plan = make_train_loader(dataset, members, 4, seed=7, workers=workers)
     plan.epoch, plan.start = 2, start
-    return list(brought(loader, bring, CPU))
+    return list(transfer_batches(loader, bring, CPU))
 
 
 def same(one, other):
@@ -79,7 +79,7 @@ def test_going_on_within_an_epoch_makes_the_rest_of_it(cache):
 
 def test_what_lies_there_is_what_the_cache_holds(cache):
     members = np.array([9, 2, 9, 25])
-    there = Resident(cache, members, CPU)
+    there = DeviceCache(cache, members, CPU)
     assert there.images.shape == (3, 32, 32, 3)
     rows = there.rows(members)
     assert np.array_equal(there.images[rows].numpy(), cache.images[members])
@@ -87,14 +87,14 @@ def test_what_lies_there_is_what_the_cache_holds(cache):
 
 
 def test_it_is_brought_a_few_at_a_time(cache, monkeypatch):
-    monkeypatch.setattr(resident, "AT_ONCE", 7)
-    there = Resident(cache, np.arange(30), CPU)
+    monkeypatch.setattr(device_cache, "UPLOAD_CHUNK", 7)
+    there = DeviceCache(cache, np.arange(30), CPU)
     assert np.array_equal(there.images.numpy(), cache.images)
     assert np.array_equal(there.masks.numpy(), cache.masks)
 
 
 def test_what_goes_to_a_helper_holds_no_images(cache):
-    sent = pickle.dumps(PlanDataset(Resident(cache, np.arange(30), CPU), FULL, 0))
+    sent = pickle.dumps(PlanDataset(DeviceCache(cache, np.arange(30), CPU), FULL, 0))
     assert len(sent) - len(pickle.dumps(FULL)) < 2000
 
 
@@ -116,8 +116,8 @@ class Counted(TorchDispatchMode):
 
 def test_a_batch_travels_in_one_piece_and_nothing_is_read_back(cache):
     """A device that can be asked for nothing: on it no number has a value."""
-    there = Resident(cache, np.arange(30), META)
-    loader, plan = train_loader(
+    there = DeviceCache(cache, np.arange(30), META)
+    loader, plan = make_train_loader(
         PlanDataset(there, build_augment(ComponentConfig("full", {"strength": 1.0})), 7),
         np.arange(30),
         15,
@@ -141,7 +141,7 @@ def test_a_packed_batch_is_pinned_in_one_piece(cache, monkeypatch):
         pinned.append(tensor)
         return tensor.clone()
 
-    packed = PlanDataset(Resident(cache, np.arange(30), CPU), FULL, 0)[Key(1, 0, (3, 5))]
+    packed = PlanDataset(DeviceCache(cache, np.arange(30), CPU), FULL, 0)[BatchKey(1, 0, (3, 5))]
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
     ours = pin_memory(packed)
     assert len(pinned) == 1 and torch.equal(ours.content, packed.content)
@@ -164,11 +164,11 @@ def test_a_packed_batch_is_pinned_in_one_piece(cache, monkeypatch):
     ],
 )
 def test_the_device_augments_where_the_images_fit(monkeypatch, asked, device, free, who):
-    monkeypatch.setattr(resident, "_free", lambda device: free)
+    monkeypatch.setattr(device_cache, "_free", lambda device: free)
     monkeypatch.delenv(env.AUGMENT, raising=False)
     if asked:
         monkeypatch.setenv(env.AUGMENT, asked)
-    assert executor(FULL, 64, 10, device) == who
+    assert choose_augment_device(FULL, 64, 10, device) == who
 
 
 @pytest.mark.parametrize(
@@ -189,22 +189,22 @@ def test_what_is_free_is_no_more_than_the_processs_share(monkeypatch, free, shar
     }
     for name, answer in asked.items():
         monkeypatch.setattr(torch.cuda, name, lambda device, answer=answer: answer)
-    assert resident._free(CUDA) == left
+    assert device_cache._free(CUDA) == left
 
 
 def test_a_policy_that_torch_does_not_know_stays_with_the_host(monkeypatch):
     import albumentations as A
 
     unknown = A.Compose([A.Solarize()])
-    monkeypatch.setattr(resident, "_free", lambda device: 2**40)
+    monkeypatch.setattr(device_cache, "_free", lambda device: 2**40)
     monkeypatch.delenv(env.AUGMENT, raising=False)
-    assert executor(unknown, 64, 10, CUDA) == "host"
+    assert choose_augment_device(unknown, 64, 10, CUDA) == "host"
     monkeypatch.setenv(env.AUGMENT, "device")
     with pytest.raises(InputError, match="on the host only"):
-        executor(unknown, 64, 10, CUDA)
+        choose_augment_device(unknown, 64, 10, CUDA)
 
 
 def test_another_word_is_refused(monkeypatch):
     monkeypatch.setenv(env.AUGMENT, "gpu")
     with pytest.raises(InputError, match="LESIONSEARCH_AUGMENT: must be auto, host, device, got"):
-        executor(FULL, 64, 10, CPU)
+        choose_augment_device(FULL, 64, 10, CPU)
