@@ -34,7 +34,7 @@ from lesionseg.config import TrialConfig
 from lesionseg.data.cache import build_cache
 from lesionseg.data.index import DatasetIndex
 from lesionseg.data.loader import iterate_batches, to_device
-from lesionseg.data.split import make_split, find_positions
+from lesionseg.data.split import find_positions, make_split
 from lesionseg.training import checkpoint
 from lesionseg.training.train import train
 from lesionseg.training.types import Diverged, EpochRecord, TrainData, TrainOptions
@@ -109,7 +109,9 @@ def material(data: Path, size: int, limit: tuple[int, int], seed: int) -> TrainD
     cache = build_cache(index, size)
     limits = {"train": limit[0], "val": limit[1]}
     split = make_split(index.records, cache.areas, SHARES, seed=seed, limits=limits)
-    return TrainData(cache, find_positions(split.train, cache.names), find_positions(split.val, cache.names))
+    return TrainData(
+        cache, find_positions(split.train, cache.names), find_positions(split.val, cache.names)
+    )
 
 
 def record(job: tuple[Path, dict[str, Any], TrialConfig, Grid, str]) -> dict[str, Any]:

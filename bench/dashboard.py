@@ -173,7 +173,7 @@ def cost(folder: Path) -> None:
     from lesionseg.training import checkpoint
     from lesionseg.training.train import train
     from lesionseg.training.types import TrainData, TrainOptions
-    from lesionseg.viz.trial_sheet import write_trial_sheet, select_by_area
+    from lesionseg.viz.trial_sheet import select_by_area, write_trial_sheet
     from search.spec.loading import parse_spec
 
     write_dataset(folder / "data", 60, height=128, width=128)
@@ -191,7 +191,9 @@ def cost(folder: Path) -> None:
     for _ in range(7):
         began = time.process_time()
         model, _ = checkpoint.load(weights)
-        write_trial_sheet(model, data.cache, select_by_area(data.cache, data.val), folder / "s.jpg", cpu)
+        write_trial_sheet(
+            model, data.cache, select_by_area(data.cache, data.val), folder / "s.jpg", cpu
+        )
         drawn.append(time.process_time() - began)
     leases, trial = TrialLeases(opened.study), opened.study.ask()
     opened.study.tell(trial, 0.5)

@@ -1,10 +1,8 @@
-"""How well copies of real pictures are found, how far strangers stay below, and how long it takes.
+"""Recall and time of the near-duplicate search on real images.
 
-Of some pictures of a data set a copy is made in each of many ways, and looked for beside its own
-picture. What is found among the set's own pictures is listed by its similarity, so that people can
-look at it: the number alone does not say which are copies in truth. At last 12,000 pictures are
-compared with one another: parts of the set's pictures, half as wide, from anywhere and laid down
-any way.
+Some images of a data set are copied with each of many changes, and the copies are searched for.
+Matches among the images of the set itself are listed with their similarity for inspection. At last
+12,000 images are compared: random crops of half the width, rotated by multiples of 90 degrees.
 
     python -m bench.duplicates DIR [--copies 400] [--to FILE]
 """
@@ -31,7 +29,7 @@ from lesionseg.data.image_io import read_image
 from lesionseg.data.index import DatasetIndex
 from search.trial_process.resources import count_cores
 
-PICTURES = 12_000
+CROPS = 12_000
 Change = Callable[[Image.Image], Image.Image]
 
 
@@ -41,68 +39,71 @@ def main() -> None:
     parser.add_argument("--copies", type=int, default=400)
     parser.add_argument("--to", type=Path)
     args = parser.parse_args()
-    told = "\n".join(measured(args.root, args.copies)) + "\n"
-    print(told, end="")
+    text = "\n".join(measure(args.root, args.copies)) + "\n"
+    print(text, end="")
     if args.to:
-        args.to.write_text(told, encoding="utf-8")
+        args.to.write_text(text, encoding="utf-8")
 
 
-def measured(root: Path, copies: int) -> list[str]:
-    """The lines of the result, as Markdown."""
-    began = time.perf_counter()
-    seen = audit_dataset(root)
-    read = time.perf_counter() - began
-    found = find_leaks({"": seen})
-    took = time.perf_counter() - began
-    looks = [pair.fingerprint for pair in seen.pairs if pair.fingerprint is not None]
+def measure(root: Path, copies: int) -> list[str]:
+    """Return the lines of the result as Markdown."""
+    start = time.perf_counter()
+    audit = audit_dataset(root)
+    read_s = time.perf_counter() - start
+    report = find_leaks({"": audit})
+    total_s = time.perf_counter() - start
+    fingerprints = [pair.fingerprint for pair in audit.pairs if pair.fingerprint is not None]
     lines = [
-        f"# Copies in {seen.index.layout}",
+        f"# Near-duplicates in {audit.index.layout}",
         "",
         f"{platform.machine()}, {count_cores()} cores, load {os.getloadavg()[0]:.1f} at the end. "
-        f"{len(seen.pairs)} pairs: audited in {took:.1f} s, {read:.1f} s of it reading.",
+        f"{len(audit.pairs)} pairs: audited in {total_s:.1f} s, {read_s:.1f} s of it reading.",
         "",
-        f"{len(found.clusters)} pictures under several names (similarity from {MIN_SIMILARITY}):",
+        f"{len(report.clusters)} images under several names (similarity from {MIN_SIMILARITY}):",
         "",
-        *(f"- {each}" for each in found.clusters),
+        *(f"- {cluster}" for cluster in report.clusters),
         "",
-        "| A copy of a picture, changed | found |",
+        "| Change of the copy | found |",
         "|---|---:|",
     ]
-    for name, share in recalls(seen.index, looks, copies):
+    for name, share in measure_recall(audit.index, fingerprints, copies):
         lines.append(f"| {name} | {share:.1%} |")
-    parts = quarters(looks)
-    began = time.perf_counter()
-    twins = find_duplicate_pairs(parts)
-    seconds = time.perf_counter() - began
-    lines += ["", f"{len(parts)} pictures compared in {seconds:.0f} s; {len(twins)} pairs."]
+    crops = fingerprint_crops(fingerprints)
+    start = time.perf_counter()
+    pairs = find_duplicate_pairs(crops)
+    seconds = time.perf_counter() - start
+    lines += ["", f"{len(crops)} images compared in {seconds:.0f} s; {len(pairs)} pairs."]
     return lines
 
 
-def recalls(index: DatasetIndex, looks: Sequence[Fingerprint], n: int) -> list[tuple[str, float]]:
-    """For each change the share of copies that are found together with their own picture."""
-    chosen = np.random.default_rng(0).permutation(len(looks))[:n].tolist()
-    told = []
+def measure_recall(
+    index: DatasetIndex, fingerprints: Sequence[Fingerprint], n: int
+) -> list[tuple[str, float]]:
+    """Return for each change the share of copies that match their original."""
+    chosen = np.random.default_rng(0).permutation(len(fingerprints))[:n].tolist()
+    recalls = []
     for name, change in CHANGES.items():
 
         def is_found(i: int, change: Change = change) -> bool:
             copy = fingerprint_image(change(read_image(index.records[i].image)), "copy")
-            return bool(find_duplicate_pairs([looks[i], copy]))
+            return bool(find_duplicate_pairs([fingerprints[i], copy]))
 
         with ThreadPoolExecutor(count_cores()) as pool:
-            told.append((name, float(np.mean(list(pool.map(is_found, chosen))))))
-    return told
+            recalls.append((name, float(np.mean(list(pool.map(is_found, chosen))))))
+    return recalls
 
 
-def quarters(looks: Sequence[Fingerprint]) -> list[Fingerprint]:
-    """Looks at parts of the pictures, half as wide and high."""
+def fingerprint_crops(fingerprints: Sequence[Fingerprint]) -> list[Fingerprint]:
+    """Fingerprint random crops of half the width and height, rotated."""
     rng = np.random.default_rng(0)
-    found = []
-    for k in range(PICTURES):
-        x, y = rng.integers(0, THUMB_PX // 2, 2).tolist()
-        part = looks[k % len(looks)].thumb[y : y + THUMB_PX // 2, x : x + THUMB_PX // 2]
-        laid = np.rot90(part, int(rng.integers(4)))
-        found.append(fingerprint_image(Image.fromarray(laid).convert("RGB"), str(k)))
-    return found
+    half = THUMB_PX // 2
+    crops = []
+    for k in range(CROPS):
+        x, y = rng.integers(0, half, 2).tolist()
+        crop = fingerprints[k % len(fingerprints)].thumb[y : y + half, x : x + half]
+        rotated = np.rot90(crop, int(rng.integers(4)))
+        crops.append(fingerprint_image(Image.fromarray(rotated).convert("RGB"), str(k)))
+    return crops
 
 
 def recompressed(image: Image.Image, quality: int) -> Image.Image:
@@ -116,13 +117,13 @@ def scaled(image: Image.Image, factor: float) -> Image.Image:
     return image.resize(size, Image.Resampling.BICUBIC)
 
 
-def cropped(image: Image.Image, rim: float) -> Image.Image:
-    dx, dy = image.width * rim, image.height * rim
+def cropped(image: Image.Image, margin: float) -> Image.Image:
+    dx, dy = image.width * margin, image.height * margin
     return image.crop((round(dx), round(dy), round(image.width - dx), round(image.height - dy)))
 
 
-def _turned(way: Image.Transpose) -> Change:
-    return lambda image: image.transpose(way)
+def _transpose(method: Image.Transpose) -> Change:
+    return lambda image: image.transpose(method)
 
 
 CHANGES: dict[str, Change] = {
@@ -133,19 +134,19 @@ CHANGES: dict[str, Change] = {
     "JPEG 60": lambda i: recompressed(i, 60),
     "JPEG 30": lambda i: recompressed(i, 30),
     "half the size, JPEG 30": lambda i: recompressed(scaled(i, 0.5), 30),
-    "squeezed to a square of 150": lambda i: i.resize((150, 150)),
+    "resized to a square of 150": lambda i: i.resize((150, 150)),
     "darker, 0.7": lambda i: ImageEnhance.Brightness(i).enhance(0.7),
     "brighter, 1.25": lambda i: ImageEnhance.Brightness(i).enhance(1.25),
     "contrast 1.3": lambda i: ImageEnhance.Contrast(i).enhance(1.3),
     "half the colour": lambda i: ImageEnhance.Color(i).enhance(0.5),
-    "mirrored": _turned(Image.Transpose.FLIP_LEFT_RIGHT),
-    "turned by 90 degrees, half the size, JPEG 60": lambda i: recompressed(
+    "mirrored": _transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+    "rotated by 90 degrees, half the size, JPEG 60": lambda i: recompressed(
         scaled(i.transpose(Image.Transpose.ROTATE_90), 0.5), 60
     ),
     "cropped by 2% a side": lambda i: cropped(i, 0.02),
     "cropped by 4% a side": lambda i: cropped(i, 0.04),
     "cropped by 6% a side": lambda i: cropped(i, 0.06),
-    "cropped by 5%, turned upside down, JPEG 50": lambda i: recompressed(
+    "cropped by 5%, rotated by 180 degrees, JPEG 50": lambda i: recompressed(
         cropped(i, 0.05).transpose(Image.Transpose.ROTATE_180), 50
     ),
     "cropped by 10% a side": lambda i: cropped(i, 0.1),

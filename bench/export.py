@@ -103,8 +103,12 @@ def row(name: str, root: Path, size: int, steps: int, folder: Path) -> str:
         return f"| `{name}` | {size} | | cannot: {error} | | | | |"
     seconds = time.perf_counter() - began
     model = OnnxModel(path)
-    ours = np.concatenate([segmenter.predict_probabilities(images[i : i + 8]) for i in range(TRAIN, 64, 8)])
-    theirs = np.concatenate([model.predict_probabilities(images[i : i + 8]) for i in range(TRAIN, 64, 8)])
+    ours = np.concatenate(
+        [segmenter.predict_probabilities(images[i : i + 8]) for i in range(TRAIN, 64, 8)]
+    )
+    theirs = np.concatenate(
+        [model.predict_probabilities(images[i : i + 8]) for i in range(TRAIN, 64, 8)]
+    )
     largest = float(np.abs(ours - theirs).max())
     return (
         f"| `{name}` | {size} | {count_params(segmenter.model) / 1e6:.2f} M | {largest:.1e} | "

@@ -89,7 +89,9 @@ def instead_of_training(
     assert job.weights_path is not None
     job.weights_path.write_bytes(b"weights")
     MARKS["ended"] = time.perf_counter()
-    return Trained(TrainResult(history[-1], tuple(history), TrainingEnd.FINISHED, 0.0, 0, job.weights_path))
+    return Trained(
+        TrainResult(history[-1], tuple(history), TrainingEnd.FINISHED, 0.0, 0, job.weights_path)
+    )
 
 
 MARKS: dict[str, float] = {}

@@ -53,12 +53,12 @@ from lesionseg.optim import build_optimizer
 from lesionseg.runtime.device import (
     amp_dtype,
     autocast,
-    describe,
+    configure_torch,
+    describe_device,
     loader_workers,
     pick_device,
-    configure_torch,
 )
-from lesionseg.runtime.env import AUGMENT, ENV_OPTIONS, read_env_option
+from lesionseg.runtime.env import AUGMENT, AUGMENT_VALUES, read_augment_setting
 from lesionseg.runtime.malloc import retain_freed_memory
 from lesionseg.space import ComponentConfig
 from lesionseg.training.trainer import Trainer
@@ -300,7 +300,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--photographs", type=int, default=48)
     parser.add_argument("--device", default="auto")
     parser.add_argument(
-        "--executors", nargs="+", default=[read_env_option(AUGMENT)], choices=ENV_OPTIONS[AUGMENT]
+        "--executors", nargs="+", default=[read_augment_setting()], choices=AUGMENT_VALUES
     )
     parser.add_argument("--to", type=Path, help="a Markdown file for the tables")
     given = parser.parse_args(argv)
@@ -316,7 +316,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(line, flush=True)
             lines.append(line)
     if given.to:
-        machine = f"{describe(device)}, {count_cores()} cores, Python {platform.python_version()}"
+        machine = f"{describe_device(device)}, {count_cores()} cores, Python {platform.python_version()}"
         told = f"torch {torch.__version__}, batches of {BATCH}, `full` augmentation"
         title = f"# Training throughput\n\n`python -m bench.throughput`: {machine}; {told}.\n\n"
         given.to.write_text(title + "\n".join(lines) + "\n")

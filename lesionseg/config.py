@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from lesionseg.errors import InputError, suggest_name
-from lesionseg.space import Categorical, Domain, Float, Int, ComponentConfig
+from lesionseg.space import Categorical, ComponentConfig, Domain, Float, Int
 
 #: The settings of a configuration besides its components.
 SETTINGS: Mapping[str, Domain] = {

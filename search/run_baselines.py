@@ -69,12 +69,9 @@ class BaselineOptions:
     """What to train, and where.
 
     Attributes:
-        data: folders of the images.
-        folder: of the study, for tables and figures too.
         only: names of baselines; empty for all.
         repeats: trainings of each baseline; their seeds are consecutive.
         storage: database URL; None for ``study.db`` in the folder.
-        device: auto, cpu, cuda, cuda:N or mps.
         threads: CPU threads; None for all cores.
     """
 
@@ -88,16 +85,7 @@ class BaselineOptions:
 
 
 def make_spec(image_size: int, epochs: int, overrides: Sequence[str] = ()) -> StudySpec:
-    """Return the study in which baselines are trained.
-
-    Args:
-        image_size: side in pixels.
-        epochs: of each training.
-        overrides: KEY=VALUE, for SETTABLE_KEYS only.
-
-    Raises:
-        InputError: another key is set; the baselines determine all others.
-    """
+    """Return the study in which baselines are trained; InputError for other overrides."""
     for override in overrides:
         if override.split("=")[0].split(".")[0].strip() not in SETTABLE_KEYS:
             raise InputError(
@@ -119,15 +107,9 @@ def run_baselines(
 ) -> list[BaselineResult]:
     """Train and test the baselines without a result, and write the table of all.
 
-    Writes ``table.md``, ``table.csv``, ``dice_vs_time.png`` and ``overlays.png``.
-
-    Returns:
-        A result per baseline, the best test Dice first.
-
-    Raises:
-        InputError: a baseline is unknown or cannot use the image size, or the study cannot be
-            created or resumed.
-        KeyboardInterrupt: the run can be resumed.
+    Writes ``table.md``, ``table.csv``, ``dice_vs_time.png`` and ``overlays.png``. Returns a result
+    per baseline, the best test Dice first. Raises InputError for an unknown baseline, an unusable
+    image size or study, and KeyboardInterrupt, after which the run can be resumed.
     """
     configs = _make_configs(spec, options)
     slot = default_slot(options.device, options.threads)

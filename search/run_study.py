@@ -22,7 +22,7 @@ from search.spec.study_spec import StudySpec
 from search.storage import trial_records
 from search.storage.lease_types import Command
 from search.storage.leases import TrialLeases
-from search.storage.trial_records import TimeBudget
+from search.storage.training_time import TimeBudget
 from search.study import data_audit
 from search.study.creation import lock_and_open
 from search.study.location import StudyLocation
@@ -39,8 +39,6 @@ class RunOptions:
     """Data and location of a study.
 
     Attributes:
-        data: folders of the images.
-        folder: of the study.
         storage: database URL; None for ``study.db`` in the folder.
         artifacts: shared folder or ``s3://bucket/prefix``; None for the folder.
         final: whether to retrain and test the best configuration, and to write the report.
@@ -56,10 +54,7 @@ class RunOptions:
 def run_study(console: Console, spec: StudySpec, options: RunOptions, pool: WorkerPool) -> None:
     """Create or resume a study, run its trials, and test the best configuration.
 
-    Raises:
-        InputError: the study, its data or its location is not usable.
-        JobFailed: the search or the final test failed.
-        KeyboardInterrupt: after SIGINT or SIGTERM. The study can be resumed after each of these.
+    Raises InputError, JobFailed or KeyboardInterrupt; the study can be resumed after each.
     """
     ensure_space_weights(spec.space)
     signals = SignalHandler()

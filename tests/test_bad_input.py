@@ -183,19 +183,19 @@ DATA = [
     Case(
         "an image that is no picture",
         lambda here: with_file(here, "images/im004.png", b"<html>404</html>"),
-        ("images/im004.png: not a picture",),
+        ("images/im004.png: not an image",),
     ),
     Case(
         "an image of no bytes",
         lambda here: with_file(here, "images/im004.png", b""),
-        ("images/im004.png: not a picture",),
+        ("images/im004.png: not an image",),
     ),
     Case(
         "a mask that is no picture",
         lambda here: with_file(here, "masks/im004.png", b"\x00" * 64),
-        ("masks/im004.png: not a picture",),
+        ("masks/im004.png: not an image",),
     ),
-    Case("a truncated JPEG", truncated_jpeg, ("im004.jpg: the picture is damaged", "truncated")),
+    Case("a truncated JPEG", truncated_jpeg, ("im004.jpg: the image is damaged", "truncated")),
     Case(
         "a mask that is not binary",
         grey_mask,

@@ -1,4 +1,4 @@
-"""The dashboard in a real browser: what people see of a finished study, and what they must not."""
+"""The dashboard in a real browser."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from playwright.sync_api import Page, expect
 
 from search.monitoring.dashboard import study_note
 from search.storage import artifact_ids
+from search.storage.note_attrs import note_attrs
 from tests.search.dashboards import start_dashboard
 from tests.search.helpers import open_tiny, search
 
@@ -29,7 +30,7 @@ PASSWORD = "correct horse battery"
 
 @pytest.fixture(scope="module")
 def opened(tiny_data, tmp_path_factory):
-    """A finished study; one note of it is by somebody who means no good."""
+    """A finished study with a malicious note."""
     changes = {"budget.trials": 5, "budget.epochs": 3, "pruner": {"name": "median"}}
     study = open_tiny(tiny_data, tmp_path_factory.mktemp("browser") / NAME, changes)
     search(study)

@@ -1,4 +1,4 @@
-"""The report in a real browser: no error, no request, and a look in light, in dark and on paper."""
+"""The report in a real browser: no errors, no requests; light, dark and printed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ import pytest
 from PIL import Image
 
 from search.results.report import write_report
-from tests.search.results.report.fake_studies import EVIL, add_trial, add_trials, make_final, make_study
+from tests.search.results.report.fake_studies import (
+    EVIL,
+    add_trial,
+    add_trials,
+    make_final,
+    make_study,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -26,21 +32,23 @@ def report(tmp_path_factory):
 
 
 class Visit:
-    """A page that was opened, and what the browser had to say."""
+    """A page in a browser, with its requests and messages."""
 
-    def __init__(self, browser, path: Path, **terms) -> None:
-        self.page = browser.new_page(viewport={"width": 1100, "height": 900}, **terms)
+    def __init__(self, browser, path: Path, **options) -> None:
+        self.page = browser.new_page(viewport={"width": 1100, "height": 900}, **options)
         self.requests: list[str] = []
-        self.said: list[str] = []
+        self.messages: list[str] = []
         self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.said.append(dialog.message), dialog.dismiss()))
+        self.page.on("console", lambda message: self.messages.append(message.text))
+        self.page.on("pageerror", lambda error: self.messages.append(str(error)))
+        self.page.on(
+            "dialog", lambda dialog: (self.messages.append(dialog.message), dialog.dismiss())
+        )
         self.url = path.as_uri()
         self.page.goto(self.url, wait_until="load")
 
-    def looks(self) -> np.ndarray:
-        """What the whole page looks like, RGB."""
+    def screenshot(self) -> np.ndarray:
+        """Return a screenshot of the whole page, RGB."""
         with Image.open(io.BytesIO(self.page.screenshot(full_page=True))) as picture:
             return np.asarray(picture.convert("RGB"))
 
@@ -49,13 +57,13 @@ class Visit:
         return [url for url in self.requests if url != self.url and not url.startswith("data:")]
 
 
-def test_the_report_asks_for_nothing_and_looks_right_in_light_dark_and_print(browser, report):
+def test_report_needs_no_requests_and_renders_in_light_dark_and_print(browser, report):
     light = Visit(browser, report, color_scheme="light")
     dark = Visit(browser, report, color_scheme="dark")
     for visit in (light, dark):
-        assert visit.said == []
+        assert visit.messages == []
         assert visit.outside() == []
-    bright, dim = light.looks(), dark.looks()
+    bright, dim = light.screenshot(), dark.screenshot()
     assert bright.shape[0] > 3000  # all of it is there
     # Most of a page is paper: white by day, near black at night; and neither is blank.
     assert np.median(bright) > 240
@@ -63,7 +71,7 @@ def test_the_report_asks_for_nothing_and_looks_right_in_light_dark_and_print(bro
     assert bright.std() > 10
     assert dim.std() > 10
     dark.page.emulate_media(media="print")
-    printed = dark.looks()
+    printed = dark.screenshot()
     assert np.median(printed) > 240  # no dark background is put on paper
     assert printed.std() > 10
     assert printed.shape != bright.shape or not np.array_equal(printed, bright)
@@ -74,15 +82,15 @@ def test_the_report_asks_for_nothing_and_looks_right_in_light_dark_and_print(bro
 
 
 @pytest.mark.parametrize("width", [400, 1100])
-def test_the_page_is_no_wider_than_the_window(browser, report, width):
+def test_page_fits_the_window(browser, report, width):
     visit = Visit(browser, report)
     visit.page.set_viewport_size({"width": width, "height": 800})
     wide = visit.page.evaluate("document.documentElement.scrollWidth")
     assert wide <= width
 
 
-def test_the_browser_sees_the_tree_that_was_written(browser, report):
-    """Where HTML is not as it should be, a browser moves or makes elements."""
+def test_browser_builds_the_elements_as_written(browser, report):
+    """A browser moves or adds elements if HTML is invalid."""
     page = Visit(browser, report).page
     source = report.read_text(encoding="utf-8")
     counted = page.evaluate(
@@ -98,14 +106,14 @@ def test_the_browser_sees_the_tree_that_was_written(browser, report):
     assert all(labels)
 
 
-def test_what_looks_like_a_script_in_a_name_is_not_run(browser, tmp_path):
+def test_script_in_a_name_is_not_executed(browser, tmp_path):
     evil = "<img src=x onerror=alert(1)>"
     study = make_study(tmp_path, name=EVIL)
     add_trial(study, "complete", [0.5])
     add_trial(study, "failed", [], f"crash{evil}", evil)
     make_final(tmp_path, study, [f"{i}&lt;{evil[:4]}" for i in range(9)], versions={evil: EVIL})
     visit = Visit(browser, write_report(tmp_path))
-    assert visit.said == []
+    assert visit.messages == []
     assert visit.outside() == []
     assert visit.page.title() == f"{EVIL}: report"
     assert evil in visit.page.locator("#reasons").inner_text()

@@ -240,7 +240,7 @@ def test_check_of_broken_data_names_every_broken_pair_and_fails(tmp_path):
     (tmp_path / "other" / "masks" / "x.png").rename(tmp_path / "d" / "masks" / "im3.png")
     result = run("data", "check", tmp_path / "d", code=2)
     assert facts(result.stdout)["not usable"] == "2"
-    assert "im1.png: not a picture" in result.stdout
+    assert "im1.png: not an image" in result.stdout
     assert "im3.png: the mask has 20x20 pixels" in result.stdout
     assert len(result.stderr.splitlines()) == 1
     assert "2 of 4 pairs cannot be used" in result.stderr
@@ -338,9 +338,9 @@ def test_a_worker_joins_a_study_and_does_what_it_is_to(tiny_data, tmp_path):
     out = run(*words, "--max-trials", 1).stdout
     lines = [line.partition(" ")[2] for line in out.splitlines()]
     assert lines[0] == "worker on cpu joins tiny"
-    assert re.fullmatch(r"trial 0: [0-9a-f]+ begins", lines[1])
+    assert re.fullmatch(r"trial 0: [0-9a-f]+ started", lines[1])
     assert re.fullmatch(r"trial 0: complete [01]\.\d{4}", lines[2])
-    assert lines[3:] == ["1 trials; its share of trials is done"]
+    assert lines[3:] == ["1 trials; the maximum number of trials is reached"]
     assert told()["best"]["config"]["model"]["unet"]["width"] == 7
     # With the same study in mind, it goes on to the end; the next one has nothing to do.
     study = write_study(tmp_path / "mine.yaml", {"budget.epochs": 1, "budget.trials": 9})
@@ -352,7 +352,7 @@ def test_a_worker_joins_a_study_and_does_what_it_is_to(tiny_data, tmp_path):
 def test_a_worker_is_told_to_stop_before_it_begins(tiny_data):
     open_tiny(tiny_data, Path("runs") / "tiny")
     run("stop", "tiny")
-    assert "0 trials; asked to leave" in run("worker", "tiny", "--device", "cpu").stdout
+    assert "0 trials; stopped" in run("worker", "tiny", "--device", "cpu").stdout
 
 
 def test_set_may_be_repeated(tiny_data, tmp_path):

@@ -89,7 +89,7 @@ def test_unusable_pairs_of_another_data_set_exit_with_2(splits, tmp_path):
         put(other, f"q{i}", texture(20 + i))
     (other / "images" / "q1.png").write_bytes(b"nothing")
     done = run("data", "check", splits, "--against", other, code=2)
-    assert f"1 of 2 pairs cannot be used: {other}/images/q1.png: not a picture" in done.stderr
+    assert f"1 of 2 pairs cannot be used: {other}/images/q1.png: not an image" in done.stderr
 
 
 def test_a_broken_link_exits_with_2_and_is_refused_by_run(splits, tmp_path):

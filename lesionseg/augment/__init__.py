@@ -2,9 +2,8 @@
 
 Every row builds an albumentations pipeline for ``pipeline(image=..., mask=...)`` with images
 [H, W, 3] uint8 and masks [H, W] uint8 in {0, 1}; it keeps sizes, dtypes and the mask's values.
-``strength`` in [0.1, 1] scales every range of a row; how often a change comes is fixed.
-Randomness is the caller's: ``reseed(pipeline, seed)`` before each batch (see
-``lesionseg.data.loader``).
+``strength`` in [0.1, 1] scales the ranges of a row, not the probabilities of its transforms.
+Pipelines are seeded by ``reseed`` before each batch (see ``lesionseg.data.loader``).
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from __future__ import annotations
 import os
 import random
 
-# Looking for a newer version at import would need the network on every worker.
+# The search for a newer version at import would need the network on every worker.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import albumentations as A
@@ -21,41 +20,41 @@ import numpy as np
 from lesionseg.augment.colour import blur, colours
 from lesionseg.augment.dermoscopy import artefacts
 from lesionseg.augment.geometry import elastic, flips, symmetries, turn, warp
-from lesionseg.space import Float, ComponentConfig, RegistryEntry, build
+from lesionseg.space import ComponentConfig, Float, RegistryEntry, build
 
 
 def build_none() -> A.Compose:
-    """Nothing."""
+    """Return the empty pipeline."""
     return A.Compose([])
 
 
 def build_flips() -> A.Compose:
-    """Horizontal and vertical flips, each of every second image."""
+    """Return horizontal and vertical flips, each with probability 0.5."""
     return A.Compose(flips())
 
 
 def build_rotations(strength: float) -> A.Compose:
-    """Flips, quarter turns, and turns by any angle up to 180 degrees x ``strength``."""
+    """Return flips, quarter turns, and rotations by up to 180 degrees x ``strength``."""
     return A.Compose([symmetries(), turn(strength, p=0.75)])
 
 
 def build_geometric(strength: float) -> A.Compose:
-    """What ``rotations`` does, with zoom, shift, shear and an elastic change."""
+    """Return rotations with zoom, shift and shear, and elastic deformation."""
     return A.Compose([symmetries(), warp(strength, p=0.75), elastic(strength, p=0.3)])
 
 
 def build_colour(strength: float) -> A.Compose:
-    """Brightness, contrast, saturation, hue, gamma and CLAHE; nothing moves."""
+    """Return changes of brightness, contrast, saturation, hue and gamma, and CLAHE."""
     return A.Compose(colours(strength))
 
 
 def build_dermoscopy(strength: float) -> A.Compose:
-    """Flips, and what a dermoscope adds to the skin: hair, rulers, bubbles, glare, vignettes."""
+    """Return flips and artefacts: hair, rulers, bubbles, glare, vignettes."""
     return A.Compose([*flips(), *artefacts(strength)])
 
 
 def build_full(strength: float) -> A.Compose:
-    """The changes of ``geometric``, ``colour`` and ``dermoscopy``, and blur."""
+    """Return ``geometric``, ``colour`` and ``dermoscopy`` together, and blur."""
     return A.Compose(
         [
             symmetries(),
@@ -94,15 +93,15 @@ AUGMENTS: dict[str, RegistryEntry] = {
 
 
 def build_augment(component: ComponentConfig) -> A.Compose:
-    """The picked pipeline; InputError if the component is not in the table."""
+    """Build a pipeline of AUGMENTS; raises InputError if the component is invalid."""
     pipeline: A.Compose = build("augment", AUGMENTS, component)
     return pipeline
 
 
 def reseed(pipeline: A.Compose, seed: int) -> None:
-    """Fixes all that the pipeline will draw.
+    """Seed a pipeline.
 
-    Its own ``set_random_seed`` hands every transform a generator of that one seed, so that all
-    of them draw the same numbers: a horizontal flip would never come without a vertical one.
+    Albumentations' ``set_random_seed`` gives each transform its own generator with the same seed,
+    so that all draw the same numbers: horizontal flips would occur only with vertical ones.
     """
     pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))  # noqa: S311

@@ -1,7 +1,4 @@
-"""Changes of colour and sharpness: only the image's values change, and nothing moves.
-
-They stand for other cameras, lamps and skins.
-"""
+"""Changes of colour and sharpness, as between cameras, lamps and skin types."""
 
 from __future__ import annotations
 
@@ -9,11 +6,11 @@ import albumentations as A
 
 
 def colours(strength: float, share: float = 1.0) -> list[A.BasicTransform]:
-    """Brightness, contrast, saturation and hue; gamma; local contrast (CLAHE).
+    """Return brightness, contrast, saturation and hue; gamma; local contrast (CLAHE).
 
     Args:
-        strength: scales every range, in [0, 1].
-        share: scales how often each comes, in [0, 1].
+        strength: scales the ranges, in [0, 1].
+        share: scales the probabilities, in [0, 1].
     """
     part = 0.4 * strength
     around_one = (1 - part, 1 + part)
@@ -22,7 +19,7 @@ def colours(strength: float, share: float = 1.0) -> list[A.BasicTransform]:
             brightness=around_one,
             contrast=around_one,
             saturation=around_one,
-            # Hues far from skin's own never occur; a full turn would only take capacity.
+            # Hues far from those of skin do not occur.
             hue=(-0.08 * strength, 0.08 * strength),
             p=0.9 * share,
         ),
@@ -32,5 +29,5 @@ def colours(strength: float, share: float = 1.0) -> list[A.BasicTransform]:
 
 
 def blur(strength: float, p: float) -> A.BasicTransform:
-    """A picture out of focus: Gaussian, a standard deviation of up to 2 pixels x ``strength``."""
+    """Return Gaussian blur with a standard deviation of up to 2 pixels x ``strength``."""
     return A.GaussianBlur(blur_limit=0, sigma_limit=(0.1, max(0.1, 2 * strength)), p=p)

@@ -1,7 +1,6 @@
-"""What dermoscopes and the gel under them add to a picture of skin.
+"""Artefacts of dermoscopes and contact gel.
 
-Sizes are parts of the shorter side, so that a picture looks alike at every resolution. Nothing
-here changes the mask: the lesion is where it was, seen or not.
+Sizes are fractions of the image's shorter side. Masks do not change.
 """
 
 from __future__ import annotations
@@ -12,44 +11,52 @@ from typing import Any
 import albumentations as A
 import numpy as np
 
-from lesionseg.augment.drawing import DrawnArtefact, Layer, Points, draw_ellipse, empty_layer, draw_lines, blur_layer
+from lesionseg.augment.drawing import (
+    DrawnArtefact,
+    Layer,
+    Points,
+    blur_layer,
+    draw_ellipse,
+    draw_lines,
+    empty_layer,
+)
 from lesionseg.augment.hair import Hair, HairRemoval
 
 
 class Ruler(DrawnArtefact):
     """Draws the millimetre marks of a contact plate along one side, every fifth one longer.
 
-    Every second ruler has a base line. ``strength`` makes all larger and darker.
+    Half of the rulers have a base line. ``strength`` increases size and darkness.
     """
 
-    def plan(self, height: int, width: int) -> dict[str, Any]:
-        """``marks`` [n, 2, 2]: both ends of each in pixels; ``line`` in pixels; ``opacity``."""
-        draw = self.random_generator
-        gap = draw.uniform(0.02, 0.03 + 0.03 * self.strength)
-        x = np.arange(draw.uniform(0, 0.4), draw.uniform(0.6, 1), gap)
-        base = draw.uniform(0.02, 0.15) + draw.normal(0, 0.08) * (x - 0.5)
-        long = (np.arange(len(x)) + draw.integers(5)) % 5 == 0
+    def draw(self, height: int, width: int) -> dict[str, Any]:
+        """Draw the end points ``marks`` [n, 2, 2] and ``line`` width in pixels, ``opacity``."""
+        rng = self.random_generator
+        gap = rng.uniform(0.02, 0.03 + 0.03 * self.strength)
+        x = np.arange(rng.uniform(0, 0.4), rng.uniform(0.6, 1), gap)
+        base = rng.uniform(0.02, 0.15) + rng.normal(0, 0.08) * (x - 0.5)
+        long = (np.arange(len(x)) + rng.integers(5)) % 5 == 0
         tip = base + gap * np.where(long, 1.6, 0.9)
         marks = np.stack([np.stack([x, base], -1), np.stack([x, tip], -1)], axis=1)
-        if draw.random() < 0.5:
+        if rng.random() < 0.5:
             marks = np.concatenate([marks, marks[None, [0, -1], 0]])
         return {
-            "marks": _beside(int(draw.integers(4)), marks) * (width, height),
-            "line": draw.uniform(0.003, 0.004 + 0.003 * self.strength) * min(height, width),
-            "opacity": draw.uniform(0.35, 0.45 + 0.5 * self.strength),
+            "marks": _beside(int(rng.integers(4)), marks) * (width, height),
+            "line": rng.uniform(0.003, 0.004 + 0.003 * self.strength) * min(height, width),
+            "opacity": rng.uniform(0.35, 0.45 + 0.5 * self.strength),
         }
 
     def layers(
-        self, shape: tuple[int, int], marks: Points, line: float, opacity: float, **planned: Any
+        self, shape: tuple[int, int], marks: Points, line: float, opacity: float, **params: Any
     ) -> Iterator[Layer]:
-        """The planned marks."""
-        drawn = empty_layer(shape)
-        draw_lines(drawn, marks, [line] * len(marks), opacity)
-        yield drawn, (25, 22, 25)
+        """Yield the layer of the marks."""
+        layer = empty_layer(shape)
+        draw_lines(layer, marks, [line] * len(marks), opacity)
+        yield layer, (25, 22, 25)
 
 
 def _beside(side: int, points: Points) -> Points:
-    """Points of the unit square near its upper side, turned to the ``side``-th of the four."""
+    """Rotate points of the unit square from its upper side to another one of the four."""
     for _ in range(side):
         points = np.stack([1 - points[..., 1], points[..., 0]], axis=-1)
     return points
@@ -58,21 +65,21 @@ def _beside(side: int, points: Points) -> Points:
 class Bubbles(DrawnArtefact):
     """Draws air bubbles in the gel: a dark rim, a bright one within it, and a highlight.
 
-    ``strength`` makes them more and larger: up to 12, of up to a twelfth of the side.
+    ``strength`` increases number (at most 12) and size (at most a twelfth of the side).
     """
 
-    def plan(self, height: int, width: int) -> dict[str, Any]:
-        """``centres`` [n, 2] and ``radii`` [n] in pixels, ``light`` (radians), ``opacity``."""
-        draw, size = self.random_generator, min(height, width)
-        count = int(draw.integers(1, 4 + round(9 * self.strength)))
-        # Small ones are many: evenly on a logarithmic scale.
+    def draw(self, height: int, width: int) -> dict[str, Any]:
+        """Draw ``centres`` [n, 2], ``radii`` [n] in pixels, ``light`` (radians), ``opacity``."""
+        rng, size = self.random_generator, min(height, width)
+        count = int(rng.integers(1, 4 + round(9 * self.strength)))
+        # Uniform on a logarithmic scale: most bubbles are small.
         largest = 0.02 + 0.06 * self.strength
-        radii = np.exp(draw.uniform(np.log(0.008), np.log(largest), count)) * size
+        radii = np.exp(rng.uniform(np.log(0.008), np.log(largest), count)) * size
         return {
-            "centres": draw.uniform(0, 1, (count, 2)) * (width, height),
+            "centres": rng.uniform(0, 1, (count, 2)) * (width, height),
             "radii": np.maximum(radii, 1.0),
-            "light": draw.uniform(0, 2 * np.pi),
-            "opacity": draw.uniform(0.3, 0.4 + 0.4 * self.strength),
+            "light": rng.uniform(0, 2 * np.pi),
+            "opacity": rng.uniform(0.3, 0.4 + 0.4 * self.strength),
         }
 
     def layers(
@@ -82,9 +89,9 @@ class Bubbles(DrawnArtefact):
         radii: Points,
         light: float,
         opacity: float,
-        **planned: Any,
+        **params: Any,
     ) -> Iterator[Layer]:
-        """The planned bubbles: what is dark of them, and what is bright."""
+        """Yield the layer of the dark parts and that of the bright parts."""
         dark, bright = empty_layer(shape), empty_layer(shape)
         toward = np.array([np.cos(light), np.sin(light)])
         for centre, radius in zip(centres, radii, strict=True):
@@ -99,19 +106,19 @@ class Bubbles(DrawnArtefact):
 
 
 class Vignette(DrawnArtefact):
-    """Darkens what lies outside a round field of view, near the corners.
+    """Darkens the corners outside a round field of view.
 
-    ``strength`` makes the field smaller, down to 0.8 of the half diagonal, and its edge sharper.
+    ``strength`` reduces the radius, down to 0.8 of the half diagonal, and the width of the edge.
     """
 
-    def plan(self, height: int, width: int) -> dict[str, Any]:
-        """``centre`` (x, y), ``radius`` and ``edge`` (its width) in pixels, ``dark`` in [0, 1]."""
-        draw, half = self.random_generator, float(np.hypot(height, width)) / 2
-        soft = draw.uniform(1 - self.strength, 1)
+    def draw(self, height: int, width: int) -> dict[str, Any]:
+        """Draw ``centre`` (x, y), ``radius`` and ``edge`` width in pixels, ``dark`` in [0, 1]."""
+        rng, half = self.random_generator, float(np.hypot(height, width)) / 2
+        soft = rng.uniform(1 - self.strength, 1)
         return {
-            "centre": np.array([width, height]) * (0.5 + draw.normal(0, 0.015, 2)),
-            "radius": half * draw.uniform(0.97 - 0.17 * self.strength, 0.97),
-            # A tube's edge is sharp and black behind; a lamp's light fades, and never wholly.
+            "centre": np.array([width, height]) * (0.5 + rng.normal(0, 0.015, 2)),
+            "radius": half * rng.uniform(0.97 - 0.17 * self.strength, 0.97),
+            # The edge of a tube is sharp and black; the light of a lamp fades gradually.
             "edge": half * 0.01 * 40**soft,
             "dark": 0.97 - 0.4 * soft,
         }
@@ -123,9 +130,9 @@ class Vignette(DrawnArtefact):
         radius: float,
         edge: float,
         dark: float,
-        **planned: Any,
+        **params: Any,
     ) -> Iterator[Layer]:
-        """What lies outside the planned field."""
+        """Yield the layer outside the field of view."""
         height, width = shape
         x = np.arange(width, dtype=np.float32) - np.float32(centre[0])
         y = np.arange(height, dtype=np.float32)[:, None] - np.float32(centre[1])
@@ -134,22 +141,22 @@ class Vignette(DrawnArtefact):
 
 
 class Glare(DrawnArtefact):
-    """Draws the white reflections of a lamp on wet skin: soft spots, close together.
+    """Draws reflections of a lamp on wet skin: soft white spots, close together.
 
-    ``strength`` makes them more, larger and whiter: up to 9, of up to a twentieth of the side.
+    ``strength`` increases number (at most 9), size (at most a twentieth of the side), opacity.
     """
 
-    def plan(self, height: int, width: int) -> dict[str, Any]:
-        """``centres`` and half ``axes`` [n, 2] in pixels, ``angles`` [n], ``opacity``."""
-        draw, size = self.random_generator, min(height, width)
-        count = int(draw.integers(1, 4 + round(6 * self.strength)))
-        middle = draw.uniform(0.1, 0.9, 2) * (width, height)
-        wide = np.maximum(draw.uniform(0.006, 0.01 + 0.04 * self.strength, count) * size, 0.5)
+    def draw(self, height: int, width: int) -> dict[str, Any]:
+        """Draw ``centres`` and half ``axes`` [n, 2] in pixels, ``angles`` [n], ``opacity``."""
+        rng, size = self.random_generator, min(height, width)
+        count = int(rng.integers(1, 4 + round(6 * self.strength)))
+        middle = rng.uniform(0.1, 0.9, 2) * (width, height)
+        wide = np.maximum(rng.uniform(0.006, 0.01 + 0.04 * self.strength, count) * size, 0.5)
         return {
-            "centres": middle + draw.normal(0, 0.08, (count, 2)) * size,
-            "axes": np.stack([wide, wide * draw.uniform(0.25, 0.8, count)], axis=1),
-            "angles": draw.uniform(0, 180, count),
-            "opacity": draw.uniform(0.4, 0.5 + 0.5 * self.strength),
+            "centres": middle + rng.normal(0, 0.08, (count, 2)) * size,
+            "axes": np.stack([wide, wide * rng.uniform(0.25, 0.8, count)], axis=1),
+            "angles": rng.uniform(0, 180, count),
+            "opacity": rng.uniform(0.4, 0.5 + 0.5 * self.strength),
         }
 
     def layers(
@@ -159,24 +166,24 @@ class Glare(DrawnArtefact):
         axes: Points,
         angles: Points,
         opacity: float,
-        **planned: Any,
+        **params: Any,
     ) -> Iterator[Layer]:
-        """The planned reflections."""
-        drawn = empty_layer(shape)
+        """Yield the layer of the reflections."""
+        layer = empty_layer(shape)
         for centre, half, angle in zip(centres, axes, angles, strict=True):
-            draw_ellipse(drawn, centre, half, float(angle), opacity)
-        yield blur_layer(drawn, 0.008 * min(shape)), (255, 253, 248)
+            draw_ellipse(layer, centre, half, float(angle), opacity)
+        yield blur_layer(layer, 0.008 * min(shape)), (255, 253, 248)
 
 
 def artefacts(strength: float, share: float = 1.0) -> list[A.BasicTransform]:
-    """All of them in the order in which light meets them: hair, gel, plate, tube.
+    """Return all artefacts in their optical order: hair, gel, plate, tube.
 
     Args:
-        strength: of each, in [0, 1].
-        share: scales how often each comes, in [0, 1].
+        strength: of each artefact, in [0, 1].
+        share: scales the probabilities, in [0, 1].
     """
-    often = {
-        # First, so that it finds the picture's own hair and never that which is drawn.
+    probabilities = {
+        # First, because drawn hair is not to be removed.
         HairRemoval: 0.2,
         Hair: 0.4,
         Bubbles: 0.15,
@@ -184,4 +191,4 @@ def artefacts(strength: float, share: float = 1.0) -> list[A.BasicTransform]:
         Ruler: 0.2,
         Vignette: 0.3,
     }
-    return [kind(strength, p=p * share) for kind, p in often.items()]
+    return [kind(strength, p=p * share) for kind, p in probabilities.items()]

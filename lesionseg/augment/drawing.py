@@ -1,6 +1,6 @@
-"""What all drawn artefacts share: layers of opacity, painted over an image.
+"""Drawing of artefacts as opacity layers that are painted over an image.
 
-A layer is [H, W] uint8; 0 leaves the image as it is, 255 hides it.
+A layer is uint8 [H, W]: 0 is transparent, 255 is opaque.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ Points = NDArray[np.float64]
 Colour = Iterable[float]
 Layer = tuple[Picture, Colour]
 
-#: OpenCV draws at whole pixels unless told how many bits of a coordinate are fraction.
-_BITS = 4
+#: Fractional bits of the coordinates passed to OpenCV.
+_FRACTION_BITS = 4
 
 
 class DrawnArtefact(A.ImageOnlyTransform):  # type: ignore[misc]
-    """A change of the image alone, planned from its size; masks pass through untouched.
+    """A transform of the image alone whose parameters depend only on the image's size.
 
     Args:
-        strength: how much it changes, in [0, 1].
-        p: how often it comes.
+        strength: scales the effect, in [0, 1].
+        p: probability.
     """
 
     def __init__(self, strength: float = 0.5, p: float = 1.0) -> None:
@@ -38,72 +38,78 @@ class DrawnArtefact(A.ImageOnlyTransform):  # type: ignore[misc]
     def get_params_dependent_on_data(
         self, params: dict[str, Any], data: dict[str, Any]
     ) -> dict[str, Any]:
-        """All that is random, drawn here so that the seed fixes it."""
+        """Draw the random parameters."""
         height, width = params["shape"][:2]
-        return self.plan(height, width)
+        return self.draw(height, width)
 
     @abstractmethod
-    def plan(self, height: int, width: int) -> dict[str, Any]:
-        """The random parameters of ``layers`` for an image of that size in pixels."""
+    def draw(self, height: int, width: int) -> dict[str, Any]:
+        """Draw the parameters of ``layers`` for an image of that size in pixels."""
 
-    def layers(self, *args: Any, **planned: Any) -> Iterator[Layer]:
-        """What was planned, each layer with its colour, in the order in which they are painted.
+    def layers(self, *args: Any, **params: Any) -> Iterator[Layer]:
+        """Yield the layers with their colours in painting order.
 
-        The same number of them whatever was drawn. They follow from ``shape``, the height and
-        width, and from the plan alone.
+        Their number does not depend on the parameters. ``shape`` is (height, width).
         """
         raise NotImplementedError
 
     def apply(self, img: Picture, *args: Any, **params: Any) -> Picture:
-        """The image with the planned layers painted over it."""
-        for on, colour in self.layers(**params | {"shape": img.shape[:2]}):
-            img = paint_layer(img, on, colour)
+        """Paint the layers over the image."""
+        for layer, colour in self.layers(**params | {"shape": img.shape[:2]}):
+            img = paint_layer(img, layer, colour)
         return img
 
 
 def empty_layer(shape: tuple[int, ...]) -> Picture:
-    """An empty layer of that height and width."""
+    """Return a transparent layer of that height and width."""
     return np.zeros(shape[:2], np.uint8)
 
 
-def draw_lines(on: Picture, curves: Iterable[Points], widths: Iterable[float], opacity: float) -> None:
-    """Draws curves [n, 2] of (x, y) in pixels, each of its width in pixels, on a layer.
+def draw_lines(
+    layer: Picture, curves: Iterable[Points], widths: Iterable[float], opacity: float
+) -> None:
+    """Draw lines on a layer.
 
-    A line thinner than a pixel is drawn a pixel wide and fainter.
+    Args:
+        layer: uint8 [H, W], changed in place.
+        curves: the (x, y) in pixels of each line, [n, 2].
+        widths: width of each line in pixels; below 1, a line of one pixel with less opacity.
+        opacity: in [0, 1].
     """
     for curve, width in zip(curves, widths, strict=True):
         shade = round(255 * opacity * min(1.0, width))
-        points = np.round(curve * 2**_BITS).astype(np.int32)
-        cv2.polylines(on, [points], False, shade, max(1, round(width)), cv2.LINE_AA, _BITS)
+        points = np.round(curve * 2**_FRACTION_BITS).astype(np.int32)
+        thickness = max(1, round(width))
+        cv2.polylines(layer, [points], False, shade, thickness, cv2.LINE_AA, _FRACTION_BITS)
 
 
 def draw_ellipse(
-    on: Picture, centre: Points, axes: Points, angle: float, opacity: float, width: float = 0
+    layer: Picture, centre: Points, axes: Points, angle: float, opacity: float, width: float = 0
 ) -> None:
-    """Draws an ellipse on a layer, filled where ``width`` is 0.
+    """Draw an ellipse on a layer.
 
     Args:
-        on: the layer.
+        layer: uint8 [H, W], changed in place.
         centre: (x, y) in pixels.
         axes: the two half axes in pixels.
         angle: of the first axis, in degrees.
         opacity: in [0, 1].
-        width: of the line, in pixels.
+        width: width of the line in pixels; 0 fills the ellipse.
     """
-    at, half = (tuple(int(v) for v in np.round(a * 2**_BITS)) for a in (centre, axes))
+    x_y, half = (tuple(int(v) for v in np.round(a * 2**_FRACTION_BITS)) for a in (centre, axes))
     shade = round(255 * opacity * (min(1.0, width) if width else 1.0))
     thickness = max(1, round(width)) if width else -1
-    cv2.ellipse(on, at, half, angle, 0, 360, shade, thickness, cv2.LINE_AA, _BITS)
+    cv2.ellipse(layer, x_y, half, angle, 0, 360, shade, thickness, cv2.LINE_AA, _FRACTION_BITS)
 
 
-def blur_layer(on: Picture, sigma: float) -> Picture:
-    """The layer with its edges blurred by ``sigma`` pixels; unchanged below a third of one."""
-    return on if sigma < 1 / 3 else cv2.GaussianBlur(on, (0, 0), sigma)  # type: ignore[return-value]
+def blur_layer(layer: Picture, sigma: float) -> Picture:
+    """Blur a layer by ``sigma`` pixels; below a third of a pixel, return it unchanged."""
+    return layer if sigma < 1 / 3 else cv2.GaussianBlur(layer, (0, 0), sigma)  # type: ignore[return-value]
 
 
-def paint_layer(image: Picture, on: Picture, colour: Colour) -> Picture:
-    """The image with a colour (three values in [0, 255]) over it where the layer is opaque."""
-    # Whole numbers of eight bits: OpenCV does them several times faster than numpy does floats.
-    rest = cv2.cvtColor(cv2.bitwise_not(on), cv2.COLOR_GRAY2RGB)
-    cover = cv2.merge([cv2.convertScaleAbs(on, alpha=c / 255) for c in colour])
-    return cv2.add(cv2.multiply(image, rest, scale=1 / 255), cover)  # type: ignore[return-value]
+def paint_layer(image: Picture, layer: Picture, colour: Colour) -> Picture:
+    """Paint a colour (three values in [0, 255]) over an image with the layer's opacity."""
+    # In 8-bit integers, which OpenCV computes several times faster than NumPy does floats.
+    transparency = cv2.cvtColor(cv2.bitwise_not(layer), cv2.COLOR_GRAY2RGB)
+    cover = cv2.merge([cv2.convertScaleAbs(layer, alpha=c / 255) for c in colour])
+    return cv2.add(cv2.multiply(image, transparency, scale=1 / 255), cover)  # type: ignore[return-value]

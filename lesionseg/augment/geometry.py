@@ -1,7 +1,7 @@
-"""Changes of place: the image and its mask move together.
+"""Geometric transforms of the image and its mask.
 
-Masks are read at the nearest pixel, so that they stay in {0, 1}. What comes in from outside is
-the picture mirrored at its border: skin goes on beyond it, and a black corner would be a cue.
+Masks are sampled at the nearest pixel and stay in {0, 1}. The image is mirrored at its border,
+because skin continues there and black corners would be informative.
 """
 
 from __future__ import annotations
@@ -23,15 +23,12 @@ _BORDER = cv2.BORDER_REFLECT_101
 
 
 class Symmetries(A.D4):  # type: ignore[misc]
-    """One of the eight symmetries of the square, all equally likely.
-
-    A picture that is not square has the four that keep its shape.
-    """
+    """One of the eight symmetries of the square, or of the four of a rectangle, at random."""
 
     def get_params_dependent_on_data(
         self, params: dict[str, Any], data: dict[str, Any]
     ) -> dict[str, Any]:
-        """The name of the symmetry, for ``params["shape"]`` = [H, W, ...]."""
+        """Draw the name of the symmetry."""
         height, width = params["shape"][:2]
         names = ["e", "r180", "h", "v"]
         if height == width:
@@ -39,16 +36,16 @@ class Symmetries(A.D4):  # type: ignore[misc]
         return {"group_element": self.py_random.choice(names)}
 
     def apply(self, img: Picture, group_element: str, **params: Any) -> Picture:
-        """The image, turned or mirrored; [H, W] or [H, W, 3]."""
-        turned: Picture = SYMMETRIES[group_element](img)
-        return turned
+        """Apply the symmetry to an image [H, W, 3] or a mask [H, W]."""
+        transformed: Picture = SYMMETRIES[group_element](img)
+        return transformed
 
     def apply_to_mask(self, mask: Picture, group_element: str, **params: Any) -> Picture:
-        """The mask alike."""
+        """Apply the symmetry to a mask [H, W]."""
         return self.apply(mask, group_element)
 
 
-#: OpenCV's flips and turns copy; numpy's give views, which the next transform would have to copy.
+#: By OpenCV, which copies: NumPy's views would be copied by the next transform.
 SYMMETRIES: dict[str, Callable[[Picture], Any]] = {
     "e": lambda x: x,
     "h": lambda x: cv2.flip(x, 1),
@@ -62,15 +59,15 @@ SYMMETRIES: dict[str, Callable[[Picture], Any]] = {
 
 
 class Warp(A.Affine):  # type: ignore[misc]
-    """An affine change, with the same draws and result as its parent and a third of its cost.
+    """An affine transform with the same draws and result as its parent class.
 
-    On small pictures most of the time goes to what the parent makes ready for boxes and points.
+    It takes a third of the time, without the parent's preparations for boxes and keypoints.
     """
 
     def get_params_dependent_on_data(
         self, params: dict[str, Any], data: dict[str, Any]
     ) -> dict[str, Any]:
-        """``matrix`` [3, 3]: where each pixel (x, y, 1) goes."""
+        """Draw ``matrix`` [3, 3], which maps input to output pixels (x, y, 1)."""
         height, width = params["shape"][:2]
         shift = self._get_translate_params((height, width))
         shear = self._get_shear_params()
@@ -78,7 +75,7 @@ class Warp(A.Affine):  # type: ignore[misc]
         turn = math.radians(self.py_random.uniform(*self.rotate))
         sin, cos = math.sin(turn), math.cos(turn)
         along, across = (math.tan(math.radians(shear[axis])) for axis in "xy")
-        # Zoomed, turned, sheared: all about the centre.
+        # Zoom, rotation and shear about the centre.
         a, b = zoom["x"] * (cos - along * sin), zoom["y"] * (sin + along * cos)
         c, d = zoom["x"] * (across * cos - sin), zoom["y"] * (across * sin + cos)
         x, y = (width - 1) / 2, (height - 1) / 2
@@ -86,28 +83,27 @@ class Warp(A.Affine):  # type: ignore[misc]
         return {"matrix": np.array([[a, b, to_x], [c, d, to_y], [0.0, 0.0, 1.0]])}
 
     def apply(self, img: Picture, matrix: Matrix, **params: Any) -> Picture:
-        """The image [H, W, 3], read in between pixels."""
-        return _warped(img, matrix, cv2.INTER_LINEAR)
+        """Transform an image [H, W, 3] with bilinear interpolation."""
+        return _warp_affine(img, matrix, cv2.INTER_LINEAR)
 
     def apply_to_mask(self, mask: Picture, matrix: Matrix, **params: Any) -> Picture:
-        """The mask [H, W], read at the nearest pixel."""
-        return _warped(mask, matrix, cv2.INTER_NEAREST)
+        """Transform a mask [H, W] with nearest-neighbour interpolation."""
+        return _warp_affine(mask, matrix, cv2.INTER_NEAREST)
 
 
-def _warped(picture: Picture, matrix: Matrix, reading: int) -> Picture:
-    size = picture.shape[1], picture.shape[0]
-    return cv2.warpAffine(picture, matrix[:2], size, flags=reading, borderMode=_BORDER)  # type: ignore[return-value]
+def _warp_affine(pixels: Picture, matrix: Matrix, interpolation: int) -> Picture:
+    size = pixels.shape[1], pixels.shape[0]
+    return cv2.warpAffine(pixels, matrix[:2], size, flags=interpolation, borderMode=_BORDER)  # type: ignore[return-value]
 
 
 class CoarseElastic(A.ElasticTransform):  # type: ignore[misc]
-    """Bends the picture by random shifts of a 3 x 3 grid, bicubic in between.
+    """Elastic deformation by random shifts of a 3 x 3 grid, bicubic in between.
 
-    Ronneberger et al., arXiv:1505.04597, section 3.1. Only 18 numbers are drawn, whatever the
-    size of the picture.
+    Ronneberger et al., arXiv:1505.04597, section 3.1.
 
     Args:
-        spread: standard deviation of the grid's shifts, as a part of the shorter side.
-        p: how often it comes.
+        spread: standard deviation of the grid's shifts, as a fraction of the shorter side.
+        p: probability.
     """
 
     def __init__(self, spread: float = 0.02, p: float = 0.5) -> None:
@@ -117,41 +113,41 @@ class CoarseElastic(A.ElasticTransform):  # type: ignore[misc]
     def get_params_dependent_on_data(
         self, params: dict[str, Any], data: dict[str, Any]
     ) -> dict[str, Any]:
-        """Where each pixel is read from: ``map_x`` and ``map_y``, float32 [H, W]."""
+        """Draw ``map_x`` and ``map_y``, float32 [H, W]: where each pixel is read from."""
         height, width = params["shape"][:2]
-        grid = self.shifts(height, width).astype(np.float32)
+        grid = self.draw_shifts(height, width).astype(np.float32)
         shift = cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
         return {
             "map_x": shift[..., 0] + np.arange(width, dtype=np.float32),
             "map_y": shift[..., 1] + np.arange(height, dtype=np.float32)[:, None],
         }
 
-    def shifts(self, height: int, width: int) -> NDArray[np.float64]:
-        """[3, 3, 2]: what the grid's points are shifted by, along x and y, in pixels."""
+    def draw_shifts(self, height: int, width: int) -> NDArray[np.float64]:
+        """Draw the shifts of the grid's points along x and y in pixels, [3, 3, 2]."""
         spread = self.spread * min(height, width)
-        drawn: NDArray[np.float64] = self.random_generator.normal(0, spread, (3, 3, 2))
-        return drawn
+        shifts: NDArray[np.float64] = self.random_generator.normal(0, spread, (3, 3, 2))
+        return shifts
 
 
 def flips() -> list[A.BasicTransform]:
-    """Horizontal and vertical flips, each of every second image."""
+    """Return horizontal and vertical flips, each with probability 0.5."""
     return [A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)]
 
 
 def symmetries() -> A.BasicTransform:
-    """A lesion looks the same from every side: all symmetries are fair, at every strength."""
+    """Return all symmetries: lesions have no preferred orientation."""
     return Symmetries(p=1.0)
 
 
 def turn(strength: float, p: float) -> A.BasicTransform:
-    """A turn about the centre by up to 180 degrees x ``strength``."""
+    """Return rotation about the centre by up to 180 degrees x ``strength``."""
     return Warp(rotate=(-180 * strength, 180 * strength), border_mode=_BORDER, p=p)
 
 
 def warp(strength: float, p: float) -> A.BasicTransform:
-    """Turn, zoom (up to 0.3), shift (0.1 of a side) and shear (15 degrees), times ``strength``.
+    """Return rotation, zoom (0.3), shift (0.1 of a side) and shear (15 degrees) x ``strength``.
 
-    One transform rather than four: the picture is resampled once.
+    As one transform, so that the image is resampled once.
     """
     angle, zoom, shift, shear = np.array([180, 0.3, 0.1, 15]) * strength
     return Warp(
@@ -166,5 +162,5 @@ def warp(strength: float, p: float) -> A.BasicTransform:
 
 
 def elastic(strength: float, p: float) -> A.BasicTransform:
-    """A coarse elastic change; 0.5 is the U-Net paper's (10 of 512 pixels)."""
+    """Return coarse elastic deformation; strength 0.5 is that of the U-Net paper."""
     return CoarseElastic(spread=0.04 * strength, p=p)

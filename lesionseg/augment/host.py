@@ -1,8 +1,7 @@
-"""A pipeline's executor on the host: image by image, by albumentations and OpenCV.
+"""Augmentation on the host, image by image.
 
-``apply_pipeline(pipeline, ...)`` is ``pipeline(...)`` for one image and its mask, with the same draws and
-the same result, without what albumentations does between two transforms to check its targets and
-look for boxes and points: a seventh of the time of a picture of 96 x 96.
+``apply_pipeline`` gives the same result as the pipeline itself, without albumentations' checks
+between transforms, which take a seventh of the time of an image of 96 x 96.
 """
 
 from __future__ import annotations
@@ -16,8 +15,14 @@ from lesionseg.augment.drawing import Picture
 
 
 def apply_pipeline(pipeline: A.Compose, image: Picture, mask: Picture) -> tuple[Picture, Picture]:
-    """What the pipeline makes of an image [H, W, 3] and its mask [H, W]; they are left alone."""
-    pipeline.py_random.random()  # whether the pipeline is run at all: it always is
+    """Apply a pipeline to copies of an image and its mask.
+
+    Args:
+        pipeline: a pipeline of AUGMENTS, seeded.
+        image: uint8 [H, W, 3].
+        mask: uint8 [H, W].
+    """
+    pipeline.py_random.random()  # drawn by Compose for its own probability, which is 1
     for transform in pipeline.transforms:
         if transform.should_apply():
             params = draw_params(transform, image.shape)
@@ -28,10 +33,7 @@ def apply_pipeline(pipeline: A.Compose, image: Picture, mask: Picture) -> tuple[
 
 
 def draw_params(transform: A.BasicTransform, shape: tuple[int, ...]) -> dict[str, Any]:
-    """What a transform draws for an image of that shape, [H, W, 3].
-
-    No transform of ours looks at more of an image.
-    """
+    """Draw a transform's parameters for an image of shape [H, W, 3]; the pixels are not used."""
     params: dict[str, Any] = {**transform.get_params(), "shape": shape}
-    more: dict[str, Any] = transform.get_params_dependent_on_data(params=params, data={})
-    return params | more
+    dependent: dict[str, Any] = transform.get_params_dependent_on_data(params=params, data={})
+    return params | dependent

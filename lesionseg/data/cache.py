@@ -1,9 +1,8 @@
-"""Every picture decoded and resized once, kept as memory-mapped uint8 arrays.
+"""All images and masks at one size, as memory-mapped uint8 arrays.
 
-A cache is a folder ``<root>/<key>/``; the key names the files (with their sizes and times) and
-the image size, so that another data set or size is another cache. It is built in a folder of
-its own and renamed when whole: what lies under a key is complete. Processes that ask at once
-wait for the one that builds.
+A cache is a folder ``<root>/<key>/``. The key is a hash of the file names, sizes and times and of
+the image size. A cache is built in a temporary folder and renamed when complete; processes that
+need the same cache wait for the one that builds it.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,43 +37,40 @@ from lesionseg.data.pairs import Record
 from lesionseg.errors import InputError, format_some
 from lesionseg.runtime.malloc import freed_memory_retained
 
-#: Raise it when what a cache holds changes: old ones are then left alone and built anew.
-VERSION = 3
+#: Part of the key. To be increased when the contents of a cache change.
+VERSION = 4
 
 Progress = Callable[[int, int], None]
 
 
 def default_root() -> Path:
-    """``$LESIONSEARCH_CACHE``, or ``lesionsearch`` in the user's cache folder."""
-    own = os.environ.get("LESIONSEARCH_CACHE")
+    """Return ``$LESIONSEARCH_CACHE``, or ``lesionsearch`` in the user's cache folder."""
+    configured = os.environ.get("LESIONSEARCH_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(own) if own else Path(base) / "lesionsearch"
+    return Path(configured) if configured else Path(base) / "lesionsearch"
 
 
 @dataclass(frozen=True)
 class Cache:
-    """A complete cache; the arrays are mapped when first used and stay on disk.
-
-    Pickling hands on the path, not the pixels.
-    """
+    """A complete cache. Arrays are mapped on first use; pickling keeps only the path."""
 
     path: Path
 
     @cached_property
     def images(self) -> Pixels:
-        """uint8 [N, S, S, 3], RGB."""
-        mapped: Pixels = np.load(self.path / "images.npy", mmap_mode="r")
-        return mapped
+        """RGB images, uint8 [N, S, S, 3]."""
+        images: Pixels = np.load(self.path / "images.npy", mmap_mode="r")
+        return images
 
     @cached_property
     def masks(self) -> Pixels:
-        """uint8 [N, S, S], 1 on the lesion."""
-        mapped: Pixels = np.load(self.path / "masks.npy", mmap_mode="r")
-        return mapped
+        """Masks, uint8 [N, S, S], 1 on the lesion."""
+        masks: Pixels = np.load(self.path / "masks.npy", mmap_mode="r")
+        return masks
 
     @cached_property
     def meta(self) -> dict[str, Any]:
-        """What is known of the records beside their pixels."""
+        """The contents of ``meta.json``."""
         meta: dict[str, Any] = json.loads((self.path / "meta.json").read_text())
         return meta
 
@@ -85,25 +81,23 @@ class Cache:
 
     @property
     def areas(self) -> NDArray[np.float64]:
-        """The lesion's share of each picture, at the mask's own size, [N] in [0, 1]."""
+        """The lesion's share of each mask at its original size, [N] in [0, 1]."""
         return np.asarray(self.meta["areas"], dtype=np.float64)
 
     @property
     def thresholded(self) -> list[str]:
-        """Names of the masks that were not binary and had to be thresholded."""
+        """Names of the masks that were not binary."""
         return list(self.meta["thresholded"])
 
     @property
-    def shapes(self) -> list[tuple[int, int]] | None:
-        """Height and width of each picture as it lies on disk; None in a cache of older times."""
-        found = self.meta.get("shapes")
-        return None if found is None else [(int(h), int(w)) for h, w in found]
+    def shapes(self) -> list[tuple[int, int]]:
+        """Original height and width of each image in pixels."""
+        return [(int(h), int(w)) for h, w in self.meta["shapes"]]
 
     @property
-    def digests(self) -> list[str] | None:
-        """A digest of each picture's pixels: equal ones are one picture. None as for shapes."""
-        found = self.meta.get("digests")
-        return None if found is None else list(found)
+    def digests(self) -> list[str]:
+        """A digest of the pixels of each cached image."""
+        return list(self.meta["digests"])
 
     def __reduce__(self) -> tuple[type[Cache], tuple[Path]]:
         return (Cache, (self.path,))
@@ -115,10 +109,16 @@ def build_cache(
     root: Path | None = None,
     on_progress: Progress = lambda done, total: None,
 ) -> Cache:
-    """The cache of a data set at one size: found, or built now.
+    """Return the cache of a data set at one size; build it if there is none.
 
-    Raises InputError: pictures that cannot be read or do not fit together (all of them are
-    looked at first), or a disk that is full. Nothing half-built stays behind.
+    Args:
+        index: the data set.
+        image_size: height and width of the cached images in pixels.
+        root: parent folder of all caches; None for ``default_root()``.
+        on_progress: called with the number of processed pairs and of all pairs.
+
+    Raises:
+        InputError: pairs cannot be used (all are checked before), or the cache cannot be written.
     """
     root = root or default_root()
     path = root / _key(index, image_size)
@@ -127,7 +127,7 @@ def build_cache(
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
-            if not path.is_dir():  # another process may have built it meanwhile
+            if not path.is_dir():  # another process may have built it in the meantime
                 _build(index, image_size, path, on_progress)
     except OSError as error:
         raise InputError(
@@ -138,17 +138,25 @@ def build_cache(
 
 
 def check_pair(record: Record) -> tuple[int, int]:
-    """Height and width of a pair, from the headers; InputError if its mask is of another size."""
-    image = read_size(record.image)
-    _refuse_sizes(record, image, read_size(record.mask))
-    return image
+    """Return the height and width of a pair, from the file headers.
+
+    Raises:
+        InputError: a file is not an image, or image and mask differ in size.
+    """
+    shape = read_size(record.image)
+    _check_same_size(record, shape, read_size(record.mask))
+    return shape
 
 
 class Pair(NamedTuple):
-    """A pair as a cache keeps it: image uint8 [S, S, 3], mask uint8 [S, S] in {0, 1}.
+    """An image and its mask at the size of a cache.
 
-    area: the lesion's share, and shape: height and width, both at the pair's own size.
-    thresholded: whether the mask was not binary.
+    Attributes:
+        image: uint8 [S, S, 3].
+        mask: uint8 [S, S] in {0, 1}.
+        area: the lesion's share of the mask at its original size.
+        thresholded: whether the mask was not binary.
+        shape: original height and width in pixels.
     """
 
     image: Pixels
@@ -159,16 +167,16 @@ class Pair(NamedTuple):
 
 
 def read_pair(record: Record, size: int) -> Pair:
-    """A pair at ``size`` x ``size``; InputError as ``check_pair``."""
+    """Read a pair at ``size`` x ``size`` pixels; raises InputError as ``check_pair`` does."""
     image, shape = read_image_and_size(record.image, draft=draft_size(size))
     mask, area, thresholded = read_binary_mask(record.mask)
-    _refuse_sizes(record, shape, (mask.height, mask.width))
+    _check_same_size(record, shape, (mask.height, mask.width))
     soft = mask.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)
     small = (np.asarray(soft) >= 128).astype(np.uint8)
     return Pair(resize_square(image, size), small, area, thresholded, shape)
 
 
-def _refuse_sizes(record: Record, image: tuple[int, int], mask: tuple[int, int]) -> None:
+def _check_same_size(record: Record, image: tuple[int, int], mask: tuple[int, int]) -> None:
     if image != mask:
         raise InputError(
             f"{record.mask}: the mask has {mask[1]}x{mask[0]} pixels, "
@@ -185,62 +193,71 @@ def _key(index: DatasetIndex, image_size: int) -> str:
 
 
 def _build(index: DatasetIndex, size: int, path: Path, on_progress: Progress) -> None:
-    partial = path.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed; the lock is ours
-    partial.mkdir()
+    temporary = path.with_suffix(".partial")
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
+    temporary.mkdir()
     try:
-        meta = _fill(index.records, size, partial, on_progress)
-        (partial / "meta.json").write_text(json.dumps(meta))
-        partial.rename(path)
+        meta = _write_arrays(index.records, size, temporary, on_progress)
+        (temporary / "meta.json").write_text(json.dumps(meta))
+        temporary.rename(path)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _fill(
-    records: tuple[Record, ...], size: int, folder: Path, on_progress: Progress
+def _write_arrays(
+    records: Sequence[Record], size: int, folder: Path, on_progress: Progress
 ) -> dict[str, Any]:
+    """Write ``images.npy`` and ``masks.npy``; return the contents of ``meta.json``."""
     n = len(records)
     images = _allocate(folder / "images.npy", (n, size, size, 3))
     masks = _allocate(folder / "masks.npy", (n, size, size))
-    areas, thresholded, broken = [0.0] * n, [], []
-    shapes, digests = [(0, 0)] * n, [""] * n
-
-    def work(i: int) -> InputError | bool:
-        try:
-            images[i], masks[i], areas[i], odd, shapes[i] = read_pair(records[i], size)
-            digests[i] = hashlib.blake2b(images[i].tobytes(), digest_size=8).hexdigest()
-            return odd
-        except InputError as error:
-            return error
-
+    meta: dict[str, Any] = {"names": [r.name for r in records], "thresholded": []}
+    meta |= {"areas": [], "shapes": [], "digests": []}
+    problems: list[str] = []
     # PIL decodes without the GIL.
     with freed_memory_retained(), ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for i, outcome in enumerate(pool.map(work, range(n))):
-            if isinstance(outcome, InputError):
-                broken.append(str(outcome))
-            elif outcome:
-                thresholded.append(records[i].name)
+        pairs = pool.map(partial(_store_pair, images, masks, records, size), range(n))
+        for i, pair in enumerate(pairs):
+            if isinstance(pair, InputError):
+                problems.append(str(pair))
+            else:
+                meta["thresholded"] += [records[i].name] if pair.thresholded else []
+                meta["areas"].append(pair.area)
+                meta["shapes"].append(pair.shape)
+                meta["digests"].append(pair.digest)
             on_progress(i + 1, n)
-    if broken:
-        more = f"; {len(broken)} of {n} pairs cannot be used" if len(broken) > 1 else ""
-        raise InputError(f"data: {format_some(broken, limit=1)}{more}")
+    if problems:
+        count = f"; {len(problems)} of {n} pairs cannot be used" if len(problems) > 1 else ""
+        raise InputError(f"data: {format_some(problems, limit=1)}{count}")
     images.flush()
     masks.flush()
-    return {
-        "names": [r.name for r in records],
-        "areas": areas,
-        "thresholded": thresholded,
-        "shapes": shapes,
-        "digests": digests,
-    }
+    return meta
+
+
+class _PairFacts(NamedTuple):
+    area: float
+    thresholded: bool
+    shape: tuple[int, int]
+    digest: str
+
+
+def _store_pair(
+    images: Pixels, masks: Pixels, records: Sequence[Record], size: int, i: int
+) -> _PairFacts | InputError:
+    try:
+        images[i], masks[i], area, thresholded, shape = read_pair(records[i], size)
+    except InputError as error:
+        return error
+    digest = hashlib.blake2b(images[i].tobytes(), digest_size=8).hexdigest()
+    return _PairFacts(area, thresholded, shape, digest)
 
 
 def _allocate(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.uint8]]:
     array: np.memmap[Any, np.dtype[np.uint8]] = open_memmap(
         path, mode="w+", dtype=np.uint8, shape=shape
     )
-    # A sparse file on a full disk kills the process at the first write to its map (SIGBUS);
-    # asking for the blocks now gives an error that can be told.
+    # On a full disk, writing to a mapped sparse file kills the process (SIGBUS). Allocating the
+    # blocks here raises OSError instead.
     if hasattr(os, "posix_fallocate"):
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)

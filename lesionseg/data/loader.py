@@ -1,8 +1,7 @@
-"""Batches: what one epoch feeds to the network.
+"""Training and validation batches.
 
-The order of an epoch and the random changes of a batch follow from (seed, epoch, step) alone.
-So they do not depend on how many processes prepare them, no process repeats another's, and no
-epoch repeats the last: the trap of generators that are copied at fork.
+The order of an epoch and the augmentation of a batch depend on (seed, epoch, step) alone: not on
+the number of processes that prepare batches, nor on where a training was resumed.
 """
 
 from __future__ import annotations
@@ -34,21 +33,20 @@ from lesionseg.data.cache import Cache
 
 Batch = tuple[Tensor, Tensor]
 
-#: The mean and deviation of ImageNet's pixels, which pretrained encoders expect; RGB, of 255.
+#: ImageNet's mean and standard deviation, RGB in [0, 255].
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 
-#: How loaders are started; None, elsewhere than on Linux, for what is usual there. A training of a
-#: study comes from a fork server, and by itself would start another, whose loaders each import
-#: torch anew: seconds of all cores. A fork is safe after CUDA was started too, as long as what was
-#: forked leaves CUDA alone: data sets for loaders are numpy throughout.
 LINUX = sys.platform == "linux"
-START = "fork" if LINUX else None
+#: How loader processes are started; None for the platform's default. A trial process comes from a
+#: fork server, and would by default start another one, whose loaders import torch again: seconds
+#: of all cores. Forking after CUDA was initialised is safe because loaders use NumPy only.
+START_METHOD = "fork" if LINUX else None
 
 
 @dataclass(frozen=True)
 class BatchKey:
-    """Which batch: its place in the training and the cache positions in it."""
+    """A batch of a training: its epoch, its step, and the cache positions of its images."""
 
     epoch: int
     step: int
@@ -56,7 +54,7 @@ class BatchKey:
 
 
 class BatchDataset(Dataset[Batch]):
-    """Gives a whole batch for a Key: images uint8 [N, S, S, 3] and masks uint8 [N, S, S]."""
+    """Augmented batches by BatchKey: images uint8 [N, S, S, 3], masks uint8 [N, S, S]."""
 
     def __init__(self, cache: Cache, augment: A.Compose | None, seed: int) -> None:
         self.cache, self.augment, self.seed = cache, augment, seed
@@ -65,7 +63,7 @@ class BatchDataset(Dataset[Batch]):
         members = np.asarray(key.members)
         images, masks = self.cache.images[members], self.cache.masks[members]
         if self.augment is not None and self.augment.transforms:
-            # OpenCV's own threads would fight those of the training for the same cores.
+            # OpenCV's threads would compete with those of the training.
             cv2.setNumThreads(0)
             reseed(self.augment, batch_seed(self.seed, key.epoch, key.step))
             for i in range(len(members)):
@@ -74,10 +72,10 @@ class BatchDataset(Dataset[Batch]):
 
 
 class EpochSampler(Sampler[BatchKey]):
-    """The keys of one epoch from step ``start`` on: a fresh order of the members, in batches.
+    """The shuffled batches of one epoch, from step ``start`` on.
 
-    A last batch that is not full is dropped, unless it is the only one: batch norm over one or
-    two images would spoil the running statistics.
+    An incomplete last batch is dropped unless it is the only one, because batch norm over one or
+    two images distorts the running statistics.
     """
 
     def __init__(self, members: NDArray[np.int64], batch_size: int, seed: int) -> None:
@@ -85,42 +83,40 @@ class EpochSampler(Sampler[BatchKey]):
         self.epoch = self.start = 0
 
     def __len__(self) -> int:
-        """The steps of a whole epoch, wherever it starts."""
+        """Return the number of steps of a whole epoch."""
         return max(1, len(self.members) // self.batch_size)
 
     def __iter__(self) -> Iterator[BatchKey]:
         rng = np.random.default_rng([self.seed, self.epoch])
         order = self.members[rng.permutation(len(self.members))]
         for step in range(self.start, len(self)):
-            chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield BatchKey(self.epoch, step, tuple(int(i) for i in chosen))
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+            yield BatchKey(self.epoch, step, tuple(int(i) for i in batch))
 
 
 def batch_seed(seed: int, epoch: int, step: int) -> int:
-    """The seed of one batch's random changes."""
+    """Return the random seed of the augmentation of one batch."""
     return int(np.random.SeedSequence([seed, epoch, step]).generate_state(1)[0])
 
 
 class PrefetchLoader:
-    """What a data set gives for the keys of a plan, each made by a thread one ahead.
+    """Loads batches in a thread, one ahead.
 
-    OpenCV and torch let go of the interpreter while they compute, so that a thread is all it
-    takes, and nothing is copied or sent. On cores that are all busy an image costs what it costs
-    in processor time, but the training's own threads no longer stand still meanwhile.
+    A thread suffices, without copies between processes, because OpenCV and torch release the GIL.
     """
 
-    def __init__(self, dataset: Dataset[Any], plan: EpochSampler) -> None:
-        self.dataset, self.plan = dataset, plan
+    def __init__(self, dataset: Dataset[Any], sampler: EpochSampler) -> None:
+        self.dataset, self.sampler = dataset, sampler
 
     def __iter__(self) -> Iterator[Any]:
         with ThreadPoolExecutor(1, "batches") as pool:
-            ahead = None
-            for key in self.plan:
-                ready, ahead = ahead, pool.submit(self.dataset.__getitem__, key)
+            pending = None
+            for key in self.sampler:
+                ready, pending = pending, pool.submit(self.dataset.__getitem__, key)
                 if ready is not None:
                     yield ready.result()
-            if ahead is not None:
-                yield ahead.result()
+            if pending is not None:
+                yield pending.result()
 
 
 def make_train_loader(
@@ -132,119 +128,135 @@ def make_train_loader(
     workers: int = 0,
     pin: bool = False,
 ) -> tuple[Iterable[Any], EpochSampler]:
-    """A loader of what the data set gives for the keys of a training, and their plan.
+    """Return a loader of training batches and its sampler.
 
-    The plan's ``epoch`` is to be set before each, and its ``start``, the step to begin at, to go
-    on within one. Without workers, which are processes, a thread prepares the batches.
+    Args:
+        dataset: returns the batch of a BatchKey.
+        members: cache positions of the training images, [M].
+        batch_size: images per batch.
+        seed: seed of the order of images.
+        workers: number of loader processes; 0 for a thread.
+        pin: whether batches are copied to pinned memory.
+
+    Returns:
+        The loader, and the sampler whose ``epoch`` and ``start`` are to be set before each epoch.
     """
-    plan = EpochSampler(members, batch_size, seed)
+    sampler = EpochSampler(members, batch_size, seed)
     if not workers:
-        return PrefetchLoader(dataset, plan), plan
+        return PrefetchLoader(dataset, sampler), sampler
     loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_size=None,
-        sampler=plan,
+        sampler=sampler,
         num_workers=workers,
         persistent_workers=True,
         pin_memory=pin,
-        multiprocessing_context=START,
+        multiprocessing_context=START_METHOD,
         worker_init_fn=_init_worker if LINUX else None,
-        # Its own: it draws once an epoch, which would shift what the network draws.
+        # Drawing from the default generator once an epoch would change the network's dropout.
         generator=torch.Generator().manual_seed(seed),
     )
-    return loader, plan
+    return loader, sampler
 
 
-#: Linux's prctl: the signal that a process gets when the thread that forked it ends.
-_PDEATHSIG = 1
+#: Linux's prctl option: the signal sent to a process when the thread that forked it ends.
+_PR_SET_PDEATHSIG = 1
 
 
 def _init_worker(number: int) -> None:
-    """What a loader's process does first: from here on it ends with its training, and not before.
+    """Make a loader process end with its training, and not before.
 
-    A signal to a training's whole group, as schedulers send it, is for the training to answer: it
-    saves its state, and must not find its loaders dead meanwhile.
+    A scheduler sends SIGTERM to all processes of a training. The training then saves its state,
+    for which its loaders must still run.
     """
-    # What came with the fork is the training's to tidy up: tensors on a device among it.
+    # Inherited objects, such as tensors on a device, are the training's to free.
     gc.freeze()
-    # OpenCV's threads did not come along, and would fight those of the training for its cores.
+    # OpenCV's threads do not survive a fork, and would compete with those of the training.
     cv2.setNumThreads(0)
-    # An orphan would keep the device's memory and the training's pipes open for seconds.
-    ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL)
+    # An orphaned process would keep the device's memory and the training's pipes for seconds.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     training = multiprocessing.parent_process()
-    if training is None or os.getppid() != training.pid:  # it ended before
+    if training is None or os.getppid() != training.pid:  # it ended before prctl
         os._exit(0)
-    # Not ignored: it is how multiprocessing ends loaders when a program exits, and waits for it.
+    # Blocked, not ignored: multiprocessing ends loaders by SIGTERM at exit and waits for them.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_exit_on_sigterm, args=(training.pid,), daemon=True).start()
 
 
-def _exit_on_sigterm(training: int | None) -> None:
-    """Ends this process at a SIGTERM of the training's own; anybody else's is dropped."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != training:
+def _exit_on_sigterm(training_pid: int | None) -> None:
+    """End this process at a SIGTERM from the training; ignore those of other processes."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != training_pid:
         pass
     os._exit(0)
 
 
 def transfer_batches(
-    batches: Iterable[Any], bring: Callable[[Any], Batch], device: torch.device
+    batches: Iterable[Any], transfer: Callable[[Any], Batch], device: torch.device
 ) -> Iterator[Batch]:
-    """Each batch as ``bring`` puts it on the device.
+    """Transfer batches to the device.
 
-    On CUDA that is done on a stream of its own: a step is queued before it is computed, so that the
-    next batch travels, and is augmented, while it is.
+    On CUDA a separate stream is used, so that the next batch is copied and augmented while the
+    current step is computed.
+
+    Args:
+        batches: what the loader returns.
+        transfer: copies one batch to the device.
+        device: the device.
     """
     if device.type != "cuda":
-        yield from map(bring, batches)
+        yield from map(transfer, batches)
         return
-    aside = _transfer_stream(device)
-    training = torch.cuda.current_stream(device)
-    aside.wait_stream(training)  # for what lies there already
+    stream = _transfer_stream(device)
+    training_stream = torch.cuda.current_stream(device)
+    stream.wait_stream(training_stream)  # for data that is already on the device
     for batch in batches:
-        with torch.cuda.stream(aside):
-            images, masks = bring(batch)
-        training.wait_stream(aside)
+        with torch.cuda.stream(stream):
+            images, masks = transfer(batch)
+        training_stream.wait_stream(stream)
         for tensor in (images, masks):
-            tensor.record_stream(training)  # else its memory would be given away under the step
+            tensor.record_stream(training_stream)  # keeps its memory until the step is computed
         yield images, masks
 
 
 @lru_cache
 def _transfer_stream(device: torch.device) -> torch.cuda.Stream:
-    # One for all epochs: memory once used on a stream is kept for that stream alone.
+    # One for all epochs: memory used on a stream is reserved for that stream.
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def iterate_batches(cache: Cache, members: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
-    """All members once, in order and unchanged: images uint8 [N, S, S, 3], masks [N, S, S]."""
+    """Yield all members in order: images uint8 [N, S, S, 3], masks uint8 [N, S, S]."""
     for start in range(0, len(members), batch_size):
-        chosen = members[start : start + batch_size]
-        yield torch.from_numpy(cache.images[chosen]), torch.from_numpy(cache.masks[chosen])
+        batch = members[start : start + batch_size]
+        yield torch.from_numpy(cache.images[batch]), torch.from_numpy(cache.masks[batch])
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Normalised images [N, 3, S, S], channels last in memory, and float masks [N, 1, S, S].
+    """Copy a batch to the device and normalise it there; bytes are a quarter of the traffic.
 
-    Bytes travel, not floats: a quarter of the traffic; normalising is the device's work.
+    Args:
+        batch: images uint8 [N, S, S, 3] and masks uint8 [N, S, S].
+        device: the device.
+
+    Returns:
+        Images float [N, 3, S, S], channels last in memory, and masks float [N, 1, S, S].
     """
     images, masks = (t.to(device, non_blocking=True) for t in batch)
     return normalise(images), masks.unsqueeze(1).float()
 
 
 def normalise(images: Tensor) -> Tensor:
-    """[N, H, W, 3] in [0, 255] to float [N, 3, H, W] of about zero mean, channels last."""
+    """Normalise images [N, H, W, 3] in [0, 255] to float [N, 3, H, W], channels last."""
     mean, std = _statistics(images.device, images.shape[2])
-    # Whole rows at once, each value beside its own mean: over the three values of one pixel
-    # torch takes five times as long on a CPU.
+    # By whole rows: over the three values of a pixel torch takes five times as long on a CPU.
     rows = images.flatten(2)
-    found = (rows.float() - mean).div_(std).reshape(images.shape)
-    # The permuted view of [N, H, W, C] is what torch calls channels last: no copy is needed.
-    return found.permute(0, 3, 1, 2)
+    normalised = (rows.float() - mean).div_(std).reshape(images.shape)
+    return normalised.permute(0, 3, 1, 2)  # a view: the memory is channels last already
 
 
 @lru_cache
 def _statistics(device: torch.device, width: int) -> tuple[Tensor, Tensor]:
-    # Kept, because making them anew would wait for the device at every step.
+    # Cached, because creating them would wait for the device at every step.
     return (
         torch.tensor(MEAN, device=device).repeat(width),
         torch.tensor(STD, device=device).repeat(width),

@@ -19,7 +19,13 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from lesionseg.data.image_io import Pixels, draft_size, open_image, read_image_and_size, resize_square
+from lesionseg.data.image_io import (
+    Pixels,
+    draft_size,
+    open_image,
+    read_image_and_size,
+    resize_square,
+)
 from lesionseg.errors import InputError
 from lesionseg.inference.mask_stats import Probability
 from lesionseg.inference.predictor import Segmenter

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from lesionseg import metrics
 from lesionseg.data.cache import Cache
 from lesionseg.data.image_io import read_mask
-from lesionseg.data.pairs import Record
 from lesionseg.data.loader import iterate_batches, normalise
+from lesionseg.data.pairs import Record
 from lesionseg.data.split import find_positions
-from lesionseg.inference.postprocess import to_mask, refine_probability
+from lesionseg.inference.postprocess import refine_probability, to_mask
 from lesionseg.inference.selection import DEFAULT_INFERENCE, Inference
 from lesionseg.inference.tta import predict_with_tta
 from lesionseg.runtime.oom import AdaptiveBatcher
@@ -45,7 +45,7 @@ class Evaluation:
     counts: NDArray[np.int64]
     shapes: tuple[tuple[int, int], ...]
     surface: metrics.Floats
-    tallies: NDArray[np.int64]
+    histograms: NDArray[np.int64]
 
     @property
     def scores(self) -> dict[str, metrics.Floats]:
@@ -59,7 +59,9 @@ class Evaluation:
         distances: dict[str, metrics.Floats] = {}
         for i, name in enumerate(metrics.SURFACE_DISTANCES):
             pixels = self.surface[:, i]
-            shares = [metrics.percent_of_diagonal(v, s) for v, s in zip(pixels, self.shapes, strict=True)]
+            shares = [
+                metrics.percent_of_diagonal(v, s) for v, s in zip(pixels, self.shapes, strict=True)
+            ]
             distances[name] = pixels
             distances[f"{name}_percent"] = np.asarray(shares, dtype=np.float64)
         return distances
@@ -89,7 +91,9 @@ def predict_probabilities(
     @torch.inference_mode()
     def predict_batch(part: slice) -> tuple[Tensor, Tensor]:
         images, _ = next(iterate_batches(cache, members[part], part.stop - part.start))
-        return images, predict_with_tta(model, normalise(images.to(device)), inference.tta).float().cpu()
+        return images, predict_with_tta(
+            model, normalise(images.to(device)), inference.tta
+        ).float().cpu()
 
     for images, output in AdaptiveBatcher(batch_size, device)(len(members), predict_batch):
         for image, probability in zip(images.numpy(), output.squeeze(1).numpy(), strict=True):

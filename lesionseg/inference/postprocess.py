@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lesionseg.errors import InputError
 from lesionseg.inference.crf import crf
-from lesionseg.space import Float, ComponentConfig, RegistryEntry, build
+from lesionseg.space import ComponentConfig, Float, RegistryEntry, build
 
 Chain = tuple[ComponentConfig, ...]
 Probability = NDArray[np.float32]
@@ -49,24 +49,9 @@ class Operation:
     apply: Callable[[Mask], Mask]
 
 
-def build_threshold(value: float) -> Threshold:
-    """Set the probability threshold."""
-    return Threshold(value)
-
-
 def build_crf(weight: float, colour: float) -> Refinement:
     """Align edges with the image's colours; ``lesionseg.inference.crf``, arXiv:1210.5644."""
     return Refinement(partial(crf, weight=weight, colour=colour))
-
-
-def build_largest() -> Operation:
-    """Keep the largest 8-connected component; of equal ones the first from the top left."""
-    return Operation(_largest)
-
-
-def build_fill_holes() -> Operation:
-    """Fill background that is not 4-connected with the border."""
-    return Operation(_fill_holes)
 
 
 def build_opening(radius: float) -> Operation:
@@ -81,10 +66,12 @@ def build_closing(radius: float) -> Operation:
 
 POSTPROCESS: dict[str, RegistryEntry] = {
     "threshold": RegistryEntry(
-        build_threshold, {"value": Float(0.05, 0.95, default=DEFAULT_THRESHOLD)}, "lesion above this probability"
+        Threshold,
+        {"value": Float(0.05, 0.95, default=DEFAULT_THRESHOLD)},
+        "lesion above this probability",
     ),
-    "largest": RegistryEntry(build_largest, {}, "the largest component only"),
-    "fill_holes": RegistryEntry(build_fill_holes, {}, "no holes"),
+    "largest": RegistryEntry(lambda: Operation(_largest), {}, "the largest component only"),
+    "fill_holes": RegistryEntry(lambda: Operation(_fill_holes), {}, "no holes"),
     "opening": RegistryEntry(
         build_opening,
         {"radius": Float(0.2, 5.0, default=1.0, log=True)},
@@ -187,6 +174,7 @@ def _build(component: ComponentConfig) -> Refinement | Threshold | Operation:
 
 
 def _largest(mask: Mask) -> Mask:
+    """Keep the largest 8-connected component; of equal ones the first from the top left."""
     n, labels, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
     if n < 2:
         return mask
@@ -195,6 +183,7 @@ def _largest(mask: Mask) -> Mask:
 
 
 def _fill_holes(mask: Mask) -> Mask:
+    """Fill background that is not 4-connected with the border."""
     # By components: SciPy's binary_fill_holes takes seconds on a photograph.
     n, labels = cv2.connectedComponents((~mask).view(np.uint8), connectivity=4)
     is_outside = np.zeros(n, dtype=np.bool_)

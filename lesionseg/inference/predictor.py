@@ -12,11 +12,21 @@ from PIL import Image
 from torch import nn
 
 from lesionseg.config import TrialConfig
-from lesionseg.data.image_io import Pixels, draft_size, read_image_and_size, resize_square, to_upright_rgb
+from lesionseg.data.image_io import (
+    Pixels,
+    draft_size,
+    read_image_and_size,
+    resize_square,
+    to_upright_rgb,
+)
 from lesionseg.data.loader import normalise
 from lesionseg.errors import InputError
 from lesionseg.inference.mask_stats import Mask, MaskStats, Probability, measure_mask
-from lesionseg.inference.postprocess import probability_to_mask, resize_probability, refine_probability
+from lesionseg.inference.postprocess import (
+    probability_to_mask,
+    refine_probability,
+    resize_probability,
+)
 from lesionseg.inference.selection import DEFAULT_INFERENCE, Inference
 from lesionseg.inference.tta import predict_with_tta
 from lesionseg.runtime.device import amp_dtype, autocast, pick_device

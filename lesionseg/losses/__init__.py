@@ -1,20 +1,19 @@
-"""LOSSES: from logits and a mask to one number, lower for a better mask.
+"""LOSSES: segmentation losses, lower for a better mask.
 
-Every row builds a callable of logits [N, 1, H, W], of any float dtype, and targets
-[N, 1, H, W] in [0, 1], soft ones too (MixUp, label smoothing); it gives a finite scalar in
-float32 with finite gradients, for an empty or full mask too. ``build`` of a row takes first
-``pooled``: whether overlap is counted over the whole batch or per image and then averaged, as in
-the metric that is searched for. Losses that are means over pixels are the same either way.
+Every entry builds a callable of logits [N, 1, H, W] of any float dtype and targets [N, 1, H, W]
+in [0, 1], which may be soft (MixUp, label smoothing). It returns a finite float32 scalar with
+finite gradients, also for empty and full masks. The first argument of ``build`` is ``pooled``:
+whether overlap is counted over the whole batch, or per image and then averaged, like the metric
+of the search. Losses that are means over pixels do not depend on it.
 """
 
 from __future__ import annotations
 
 from lesionseg.errors import InputError
-from lesionseg.losses.base import Loss
-from lesionseg.losses.compound import build_bce_dice, build_focal_dice
 from lesionseg.losses.distance import build_boundary, build_hausdorff
 from lesionseg.losses.modifiers import Criterion, Outputs, over_outputs
 from lesionseg.losses.overlap import (
+    Loss,
     build_dice,
     build_focal_tversky,
     build_jaccard,
@@ -22,12 +21,12 @@ from lesionseg.losses.overlap import (
     build_mcc,
     build_tversky,
 )
-from lesionseg.losses.pixel import build_bce, build_focal
-from lesionseg.space import Float, ComponentConfig, RegistryEntry, build
+from lesionseg.losses.pixel import build_bce, build_bce_dice, build_focal, build_focal_dice
+from lesionseg.space import ComponentConfig, Float, RegistryEntry, build
 
 __all__ = ["LOSSES", "OVERLAPS", "Criterion", "Loss", "Outputs", "build_loss", "over_outputs"]
 
-#: Where overlap is counted: in each image, then averaged, or in the batch as one large image.
+#: Where overlap is counted: per image and then averaged, or over the batch.
 OVERLAPS = ("image", "batch")
 
 _FOCAL = {"gamma": Float(0.5, 4.0, default=2.0), "alpha": Float(0.1, 0.9, default=0.5)}
@@ -56,7 +55,7 @@ LOSSES: dict[str, RegistryEntry] = {
     "focal_tversky": RegistryEntry(
         build_focal_tversky,
         {**_TVERSKY, "gamma": Float(1.0, 3.0, default=4 / 3)},
-        "root of Tversky, which dwells on what is nearly right; arXiv:1810.07842",
+        "root of Tversky, emphasises nearly correct masks; arXiv:1810.07842",
     ),
     "lovasz": RegistryEntry(
         build_lovasz, {}, "Lovasz hinge, a convex form of Jaccard; arXiv:1705.08790"
@@ -74,17 +73,22 @@ LOSSES: dict[str, RegistryEntry] = {
 
 
 def build_loss(
-    component: ComponentConfig, *, overlap: str = "image", label_smoothing: float = 0.0, flooding: float = 0.0
+    component: ComponentConfig,
+    *,
+    overlap: str = "image",
+    label_smoothing: float = 0.0,
+    flooding: float = 0.0,
 ) -> Criterion:
-    """The picked loss, of one output or of several; without modifiers the one to validate with.
+    """Build a loss of one or several outputs; without modifiers it is the validation loss.
 
     Args:
-        component: a row of LOSSES and its parameters.
-        overlap: one of OVERLAPS. Per image a small lesion weighs as much as a large one.
-        label_smoothing: in [0, 1); targets are drawn towards 1/2 by it.
-        flooding: at least 0; the level below which the loss is turned round.
+        component: an entry of LOSSES and its parameters.
+        overlap: one of OVERLAPS; "image" gives small and large lesions the same weight.
+        label_smoothing: in [0, 1); moves targets towards 1/2.
+        flooding: level below which the loss is reflected, at least 0.
 
-    Raises InputError: no such row or parameter, or a value out of its range.
+    Raises:
+        InputError: unknown entry or parameter, or a value outside its range.
     """
     if overlap not in OVERLAPS:
         raise InputError(f"loss: overlap must be {' or '.join(OVERLAPS)}, got {overlap!r}")

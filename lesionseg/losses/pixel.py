@@ -1,23 +1,24 @@
-"""Losses of single pixels: means over all pixels, the same per image and per batch."""
+"""Pixel losses (means over all pixels) and their sums with soft Dice."""
 
 from __future__ import annotations
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from lesionseg.losses.base import Loss
+from lesionseg.losses.overlap import Loss, blend, build_dice
 
 
 def build_bce(pooled: bool, pos_weight: float = 1.0) -> Loss:
-    """Binary cross-entropy, the mean over pixels.
+    """Build binary cross-entropy, averaged over pixels.
 
-    pooled: makes no difference to a mean over pixels.
-    pos_weight: what a pixel of lesion weighs, against 1 for a pixel of skin.
+    Args:
+        pooled: has no effect on a mean over pixels.
+        pos_weight: weight of lesion pixels; background has 1.
     """
 
     def bce(logits: Tensor, target: Tensor) -> Tensor:
         logits = logits.float()
-        # Filled in place on the device: a tensor made of a number would be copied there.
+        # Created on the device: a tensor of a Python number would be copied to it.
         weight = logits.new_full((1,), pos_weight)
         return F.binary_cross_entropy_with_logits(logits, target.float(), pos_weight=weight)
 
@@ -25,23 +26,33 @@ def build_bce(pooled: bool, pos_weight: float = 1.0) -> Loss:
 
 
 def build_focal(pooled: bool, gamma: float, alpha: float) -> Loss:
-    """Focal loss, the mean over pixels; Lin et al., arXiv:1708.02002, eq. 5.
+    """Build the focal loss, averaged over pixels; Lin et al., arXiv:1708.02002, eq. 5.
 
-    A soft target is the mean of the two losses that it stands between.
+    The loss of a soft target is interpolated linearly between those of 0 and 1.
 
-    pooled: makes no difference to a mean over pixels.
-    gamma: how much less a pixel counts that is nearly right; 0 would be cross-entropy.
-    alpha: the weight of lesion; skin has 1 - ``alpha``.
+    Args:
+        pooled: has no effect on a mean over pixels.
+        gamma: reduces the weight of nearly correct pixels; 0 is cross-entropy.
+        alpha: weight of lesion; background has 1 - ``alpha``.
     """
 
     def focal(logits: Tensor, target: Tensor) -> Tensor:
         logits, target = logits.float(), target.float()
-        lesion, skin = F.logsigmoid(logits), F.logsigmoid(-logits)
-        # (1 - p) ** gamma as exp(gamma log(1 - p)): for gamma < 1 the gradient of the power
-        # itself is infinite where p rounds to 1, and NaN times the zero gradient of p. The focal
-        # losses of torchvision and of segmentation_models_pytorch take the power.
-        of_lesion = -alpha * (gamma * skin).exp() * lesion
-        of_skin = -(1 - alpha) * (gamma * lesion).exp() * skin
-        return (target * of_lesion + (1 - target) * of_skin).mean()
+        log_p, log_not_p = F.logsigmoid(logits), F.logsigmoid(-logits)
+        # (1 - p) ** gamma as exp(gamma log(1 - p)): for gamma < 1 the power has an infinite
+        # gradient where p rounds to 1, which gives NaN (in torchvision's and smp's focal losses).
+        lesion_loss = -alpha * (gamma * log_not_p).exp() * log_p
+        background_loss = -(1 - alpha) * (gamma * log_p).exp() * log_not_p
+        return (target * lesion_loss + (1 - target) * background_loss).mean()
 
     return focal
+
+
+def build_bce_dice(pooled: bool, weight: float) -> Loss:
+    """Build ``weight`` x cross-entropy + (1 - ``weight``) x soft Dice."""
+    return blend(weight, build_bce(pooled), build_dice(pooled))
+
+
+def build_focal_dice(pooled: bool, gamma: float, alpha: float, weight: float) -> Loss:
+    """Build ``weight`` x focal loss + (1 - ``weight``) x soft Dice."""
+    return blend(weight, build_focal(pooled, gamma, alpha), build_dice(pooled))

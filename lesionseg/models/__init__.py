@@ -1,8 +1,8 @@
 """MODELS: networks from an RGB image to one logit per pixel.
 
-Every row builds an ``nn.Module`` that maps float images [N, 3, H, W], normalised, to logits
-[N, 1, H, W], where H and W are multiples of the row's ``stride``. In training mode a network
-with deep supervision gives a tuple of such logits, the main output first.
+Every entry builds an ``nn.Module`` that maps normalised float images [N, 3, H, W] to logits
+[N, 1, H, W], where H and W are multiples of the entry's ``stride``. In training mode a network
+with deep supervision returns a tuple of such logits, the main output first.
 """
 
 from __future__ import annotations
@@ -31,13 +31,19 @@ MODELS: dict[str, RegistryEntry] = {
 }
 
 
-def build_model(component: ComponentConfig, *, image_size: int, load_pretrained: bool = True) -> nn.Module:
-    """The picked network for square images of ``image_size`` pixels.
+def build_model(
+    component: ComponentConfig, *, image_size: int, load_pretrained: bool = True
+) -> nn.Module:
+    """Build a network.
 
-    fresh: its weights are to be trained from here on, so that pretrained ones are looked up; else
-    they are about to be replaced, and nothing is.
-    Raises InputError: the component is not in the table, its parameters do not go together, or the
-    pretrained weights are not at hand.
+    Args:
+        component: an entry of MODELS and its parameters.
+        image_size: side of the square images in pixels.
+        load_pretrained: False if the weights are replaced afterwards: pretrained weights that the
+            component names are then not loaded.
+
+    Raises:
+        InputError: unknown entry, incompatible parameters, or unavailable pretrained weights.
     """
     with nullcontext() if load_pretrained else skip_pretrained_weights():
         model: nn.Module = build("model", MODELS, component, image_size=image_size)
@@ -45,28 +51,27 @@ def build_model(component: ComponentConfig, *, image_size: int, load_pretrained:
 
 
 def check_size(component: ComponentConfig, image_size: int) -> None:
-    """InputError where the component is none, or cannot take square images of ``image_size`` pixels."""
-    option = lookup("model", MODELS, component.name)
+    """Raise InputError if the network does not exist or cannot process images of this size."""
+    entry = lookup("model", MODELS, component.name)
     try:
-        stride = option.stride(**option.resolve(component.params))
+        stride = entry.stride(**entry.resolve(component.params))
     except InputError as error:
         raise InputError(f"model.{component.name}: {error}") from None
-    least = max(stride, option.min_image_size)
-    if image_size % stride or image_size < least:
+    minimum = max(stride, entry.min_image_size)
+    if image_size % stride or image_size < minimum:
         raise InputError(
-            f"image_size: {component.name} takes multiples of {stride} from {least} on, got {image_size}"
+            f"image_size: {component.name} takes multiples of {stride} from {minimum} on, "
+            f"got {image_size}"
         )
 
 
 def required_imports(names: Iterable[str]) -> tuple[str, ...]:
-    """Modules that building these rows of the table imports, which takes seconds.
-
-    A process that others are forked from imports them beforehand.
-    """
-    known = {**dict.fromkeys(monai_options(), monai), **dict.fromkeys(smp_options(), smp)}
-    return tuple(dict.fromkeys(m for n in names if n in known for m in known[n].REQUIRED_IMPORTS))
+    """Return the modules that building these entries imports, for a fork server to preload."""
+    packages = {**dict.fromkeys(monai_options(), monai), **dict.fromkeys(smp_options(), smp)}
+    modules = (m for n in names if n in packages for m in packages[n].REQUIRED_IMPORTS)
+    return tuple(dict.fromkeys(modules))
 
 
 def count_params(model: nn.Module) -> int:
-    """Trainable parameters of a network."""
+    """Return the number of trainable parameters."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

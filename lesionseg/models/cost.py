@@ -1,4 +1,4 @@
-"""What a network costs to run, counted and not timed."""
+"""Computational cost of a network."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def multiply_adds(model: nn.Module, image_size: int) -> int:
-    """Multiply-accumulate operations of one forward pass over one image.
+    """Count the multiply-accumulate operations of a forward pass over one image.
 
-    Convolutions, matrix products and attention are counted; sums, norms and activations are
-    not, as is usual. torch counts a multiplication and an addition as two, hence the half.
+    As usual, convolutions, matrix products and attention are counted; sums, norms and activations
+    are not.
 
     Args:
-        model: a network from images [1, 3, S, S], on any device; it is left in its mode.
-        image_size: side S of the image in pixels, which the network must accept.
+        model: a network from images [1, 3, S, S], on any device; its mode is restored.
+        image_size: side S of the image in pixels.
     """
     modes = {module: module.training for module in model.modules()}
     first = next(model.parameters())
@@ -25,7 +25,7 @@ def multiply_adds(model: nn.Module, image_size: int) -> int:
         with torch.no_grad(), counter:
             model.eval()(image)
     finally:
-        # Each by itself: a part may be frozen in evaluation while the rest trains.
+        # Per module: a part may be in evaluation mode while the rest trains.
         for module, training in modes.items():
             module.training = training
-    return int(counter.get_total_flops()) // 2
+    return int(counter.get_total_flops()) // 2  # torch counts a multiplication and an addition

@@ -1,11 +1,11 @@
 """HarDNet-MSEG (Huang, Wu, Lin, arXiv:2101.07172): HarDNet-68, receptive fields, dense decoder.
 
-The backbone is HarDNet-68 (Chao et al., arXiv:1909.00948), the receptive-field blocks and the
-cascaded partial decoder are those of Wu, Su, Huang (arXiv:1904.08739). Where the papers leave
-something open, it is as in the authors' code: ReLU6 in the backbone, no activation between the
+The backbone is HarDNet-68 (Chao et al., arXiv:1909.00948); the receptive-field blocks and the
+cascaded partial decoder are those of Wu, Su, Huang (arXiv:1904.08739). Details that the papers
+do not specify follow the authors' code: ReLU6 in the backbone, no activation between the
 decoder's convolutions, upsampling with aligned corners in the decoder and without at the end.
-Their code builds further layers that it never calls, and has 33,343,244 parameters with them;
-here are only those that are used, 17,423,837. Weights start as torch does by itself.
+The authors' code has 33,343,244 parameters with layers that are never called; only the used
+17,423,837 are built here. Weights are initialised by torch's defaults.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Block(NamedTuple):
     layers: int
     growth: int
     outputs: int  # channels after the 1x1 transition
-    pooled: bool  # whether 2x2 max-pooling follows
+    pooled: bool  # 2x2 max-pooling follows
 
 
 #: HarDNet-68, table 2 of arXiv:1909.00948.
@@ -38,25 +38,25 @@ HARDNET68 = (
     Block(4, 160, 1024, pooled=False),
 )
 MULTIPLIER = 1.7
-#: Of the stem: what the first, strided convolution gives, and the second.
+#: Channels of the stem's two convolutions, of which the first is strided.
 STEM = (32, 64)
 #: Channels of the decoder.
 WIDTH = 32
 
 
 def links(layer: int) -> list[int]:
-    """The layers that a layer takes: ``layer - 2**i`` wherever ``2**i`` divides it; from 1 on."""
+    """Return a layer's input layers, ``layer - 2**i`` for each ``2**i`` that divides it (>= 1)."""
     return [layer - 2**i for i in range(layer.bit_length()) if layer % 2**i == 0]
 
 
 def layer_width(layer: int, growth: int) -> int:
-    """Channels of a layer: the growth rate times 1.7 for each link but the first, made even."""
+    """Return a layer's channels: the growth rate times 1.7 per link but the first, made even."""
     width = growth * MULTIPLIER ** (len(links(layer)) - 1)
     return int(width + 1) // 2 * 2
 
 
 def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Sequential:
-    """The backbone's convolution: batch norm and ReLU6 follow."""
+    """Return the backbone's convolution with batch norm and ReLU6."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False),
         nn.BatchNorm2d(outputs),
@@ -65,9 +65,9 @@ def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Sequentia
 
 
 class HarDBlock(nn.Module):
-    """Harmonic dense block: layers on links of powers of two; keeps height and width.
+    """Harmonic dense block: layers with links at powers of two; keeps height and width.
 
-    It gives its odd layers and its last, concatenated; ``outputs`` is their number of channels.
+    The output concatenates the odd layers and the last; ``outputs`` is its number of channels.
     """
 
     def __init__(self, inputs: int, layers: int, growth: int) -> None:
@@ -76,20 +76,20 @@ class HarDBlock(nn.Module):
         self.layers = nn.ModuleList(
             _conv(sum(widths[k] for k in links(n)), widths[n], 3) for n in range(1, layers + 1)
         )
-        self.given = [n for n in range(1, layers + 1) if n % 2 or n == layers]
-        self.outputs = sum(widths[n] for n in self.given)
+        self.output_layers = [n for n in range(1, layers + 1) if n % 2 or n == layers]
+        self.outputs = sum(widths[n] for n in self.output_layers)
 
     def forward(self, features: Tensor) -> Tensor:
         """Features [N, inputs, H, W] to [N, outputs, H, W]."""
-        done = [features]
+        outputs = [features]
         for n, layer in enumerate(self.layers, start=1):
-            taken = [done[k] for k in links(n)]
-            done.append(layer(torch.cat(taken, dim=1) if len(taken) > 1 else taken[0]))
-        return torch.cat([done[n] for n in self.given], dim=1)
+            inputs = [outputs[k] for k in links(n)]
+            outputs.append(layer(torch.cat(inputs, dim=1) if len(inputs) > 1 else inputs[0]))
+        return torch.cat([outputs[n] for n in self.output_layers], dim=1)
 
 
 class HarDNet(nn.Module):
-    """The features of HarDNet-68; its ImageNet classifier is left out."""
+    """HarDNet-68 without its ImageNet classifier."""
 
     def __init__(self, blocks: Sequence[Block] = HARDNET68) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class HarDNet(nn.Module):
         self.pooled = [block.pooled for block in blocks]
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Images [N, 3, H, W] to what each stage gives, at strides 4, 8, 8, 16 and 32."""
+        """Images [N, 3, H, W] to the features of each stage, at strides 4, 8, 8, 16 and 32."""
         x, features = self.stem(images), []
         for stage, pooled in zip(self.stages, self.pooled, strict=True):
             features.append(stage(x))
@@ -118,7 +118,7 @@ class HarDNet(nn.Module):
 def _linear(
     inputs: int, outputs: int, size: int | tuple[int, int], dilation: int = 1
 ) -> nn.Sequential:
-    """The decoder's convolution: batch norm, but no activation; keeps height and width."""
+    """Return the decoder's convolution with batch norm, without activation."""
     height, width = (size, size) if isinstance(size, int) else size
     padding = (dilation * (height // 2), dilation * (width // 2))
     return nn.Sequential(
@@ -128,10 +128,7 @@ def _linear(
 
 
 class ReceptiveField(nn.Module):
-    """Receptive-field block: branches that look 1, 3, 5 and 7 far, and a shortcut.
-
-    Features [N, inputs, H, W] to [N, outputs, H, W], not negative.
-    """
+    """Receptive-field block: branches of sizes 1, 3, 5 and 7, and a shortcut."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -145,7 +142,7 @@ class ReceptiveField(nn.Module):
         self.shortcut = _linear(inputs, outputs, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """See the class."""
+        """Features [N, inputs, H, W] to non-negative [N, outputs, H, W]."""
         joined = self.join(torch.cat([branch(features) for branch in self.branches], dim=1))
         return F.relu(joined + self.shortcut(features), inplace=True)
 
@@ -155,7 +152,7 @@ def _double(features: Tensor) -> Tensor:
 
 
 class DenseAggregation(nn.Module):
-    """Cascaded partial decoder: what is deep weighs what is shallow, then both are joined."""
+    """Cascaded partial decoder: deep features weight shallow ones, then both are joined."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -172,18 +169,18 @@ class DenseAggregation(nn.Module):
     def forward(self, shallow: Tensor, middle: Tensor, deep: Tensor) -> Tensor:
         """Features [N, width, ...] of H x W, H/2 x W/2 and H/4 x W/4 to logits [N, 1, H, W]."""
         doubled = _double(deep)
-        weighed = self.deep_to_middle(doubled) * middle
-        joined = self.join_middle(torch.cat([weighed, self.deep_beside(doubled)], dim=1))
-        # Doubled twice: with aligned corners that is not the same as four times at once.
-        weighed = self.deep_to_shallow(_double(doubled)) * self.middle_to_shallow(_double(middle))
+        weighted = self.deep_to_middle(doubled) * middle
+        joined = self.join_middle(torch.cat([weighted, self.deep_beside(doubled)], dim=1))
+        # Upsampled twice: with aligned corners this differs from upsampling by four.
+        weighted = self.deep_to_shallow(_double(doubled)) * self.middle_to_shallow(_double(middle))
         beside = self.middle_beside(_double(joined))
-        joined = self.join_shallow(torch.cat([weighed * shallow, beside], dim=1))
+        joined = self.join_shallow(torch.cat([weighted * shallow, beside], dim=1))
         logits: Tensor = self.head(self.last(joined))
         return logits
 
 
 class HarDNetMSEG(nn.Module):
-    """HarDNet-68 whose features at strides 8, 16 and 32 are decoded to one map at stride 8."""
+    """HarDNet-68 with a decoder of its features at strides 8, 16 and 32."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -198,16 +195,10 @@ class HarDNetMSEG(nn.Module):
         return F.interpolate(logits, scale_factor=8, mode="bilinear", align_corners=False)
 
 
-def build_hardnet_mseg() -> HarDNetMSEG:
-    """HarDNet-MSEG as published, without pretrained weights; arXiv:2101.07172."""
-    return HarDNetMSEG()
-
-
 HARDNET_MSEG = RegistryEntry(
-    build_hardnet_mseg,
+    HarDNetMSEG,
     description="HarDNet-68, receptive-field blocks, cascaded partial decoder; arXiv:2101.07172",
     stride=lambda: 32,
-    # At 32 pixels the deepest map is one pixel: batch norm would have one value per image, and
-    # refuses a batch of one in training. At 64 there are four.
+    # At 32 pixels the deepest map has one pixel: batch norm fails for a batch of one in training.
     min_image_size=64,
 )

@@ -1,6 +1,6 @@
 """Networks of MONAI: nnU-Net's planned U-Net, SegResNet and the attention U-Net.
 
-MONAI is imported when a network is built, since the import takes seconds.
+MONAI is imported when a network is built, because the import takes seconds.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from lesionseg.space import Categorical, Float, Int, RegistryEntry
 if TYPE_CHECKING:
     from monai.networks.nets.dynunet import DynUNet
 
-#: What is imported when a network is built.
+#: Modules that are imported when a network is built.
 REQUIRED_IMPORTS = ("monai.networks.nets",)
-#: Blocks on SegResNet's way down, as published; each stage but the first halves the size.
+#: Blocks per encoder stage of SegResNet, as published; each stage but the first halves the size.
 BLOCKS_DOWN = (1, 2, 2, 4)
 
 
 class PlannedUNet(nn.Module):
     """The blocks of MONAI's DynUNet in a plain loop.
 
-    MONAI chains the blocks in a second set of modules, so that a checkpoint would hold each
-    tensor twice, and stacks the outputs of deep supervision. Here each block is held once and
-    the outputs are a tuple. Images are padded with zeros to what the strides divide, as in
-    nnU-Net, and the logits are cropped again, so that every size will do.
+    MONAI registers the blocks a second time in nested modules, so that a checkpoint contains each
+    tensor twice, and stacks the outputs of deep supervision. Here each block is registered once
+    and the outputs are a tuple. As in nnU-Net, images are zero-padded to a multiple of the strides
+    and the logits are cropped, so that every size is valid.
     """
 
     def __init__(self, blocks: DynUNet, multiple: int) -> None:
@@ -45,7 +45,7 @@ class PlannedUNet(nn.Module):
         """Images [N, 3, H, W] to logits [N, 1, H, W].
 
         In training with deep supervision, a tuple of such logits: the main ones, then those of
-        the coarser stages, enlarged to the nearest.
+        the coarser stages, upsampled by nearest neighbour.
         """
         height, width = images.shape[-2:]
         x = F.pad(images, (0, -width % self.multiple, 0, -height % self.multiple))
@@ -58,14 +58,14 @@ class PlannedUNet(nn.Module):
         return cropped if self.training and self.coarse_heads is not None else cropped[0]
 
     def _decode(self, x: Tensor) -> list[Tensor]:
-        """The decoder's feature maps, the finest first."""
-        kept = []
+        """Return the decoder's feature maps, the finest first."""
+        skips = []
         for block in self.down:
             x = block(x)
-            kept.append(x)
+            skips.append(x)
         x = self.bottleneck(x)
         decoded = []
-        for block, skip in zip(self.up, reversed(kept), strict=True):
+        for block, skip in zip(self.up, reversed(skips), strict=True):
             x = block(x, skip)
             decoded.append(x)
         return decoded[::-1]
@@ -74,16 +74,18 @@ class PlannedUNet(nn.Module):
 def build_dynunet(
     width: int, deep_supervision: bool, residual: bool, image_size: int | None = None
 ) -> PlannedUNet:
-    """The U-Net that nnU-Net plans for images of this size, with instance norm and leaky ReLU.
+    """Build the U-Net that nnU-Net plans for this image size, with instance norm and leaky ReLU.
+
+    Source: Isensee et al. 2021, doi:10.1038/s41592-020-01008-z.
 
     Args:
-        width: channels of the first stage; 32 as published. They double with each stage to 512.
+        width: channels of the first stage; 32 as published. They double per stage, up to 512.
         deep_supervision: losses at all resolutions but the two lowest.
         residual: residual blocks instead of two plain convolutions.
         image_size: side of the images in pixels, at least 16.
 
-    Source: Isensee et al. 2021, doi:10.1038/s41592-020-01008-z. Raises InputError where the size
-    is missing or gives fewer than the three stages that MONAI asks for.
+    Raises:
+        InputError: the size is missing or gives fewer than the three stages that MONAI requires.
     """
     from monai.networks.nets.dynunet import DynUNet
 
@@ -108,11 +110,11 @@ def build_dynunet(
 
 
 def build_segresnet(init_filters: int, dropout: float) -> nn.Module:
-    """SegResNet without its variational branch (Myronenko 2018, arXiv:1810.11654).
+    """Build SegResNet without its variational branch (Myronenko 2018, arXiv:1810.11654).
 
     Args:
         init_filters: channels of the first stage, a multiple of the 8 groups of its norm.
-        dropout: probability in [0, 1) that a channel of the first features is dropped.
+        dropout: probability of dropping a channel of the first features, in [0, 1).
     """
     from monai.networks.nets.segresnet import SegResNet
 
@@ -128,11 +130,11 @@ def build_segresnet(init_filters: int, dropout: float) -> nn.Module:
 
 
 def build_attention_unet(width: int, depth: int) -> nn.Module:
-    """U-Net whose skips are gated by what comes up from below (Oktay et al., arXiv:1804.03999).
+    """Build a U-Net with attention gates on the skips (Oktay et al., arXiv:1804.03999).
 
     Args:
-        width: channels of the first stage; they double with each of the ``depth`` stages below.
-        depth: number of halvings; images are multiples of ``2**depth``.
+        width: channels of the first stage; they double per stage.
+        depth: number of halvings; image sizes are multiples of ``2**depth``.
     """
     from monai.networks.nets.attentionunet import AttentionUnet
 
@@ -147,7 +149,7 @@ def build_attention_unet(width: int, depth: int) -> nn.Module:
 
 
 def monai_options() -> dict[str, RegistryEntry]:
-    """The rows ``dynunet``, ``segresnet`` and ``attention_unet`` of MODELS."""
+    """Return the entries ``dynunet``, ``segresnet`` and ``attention_unet`` of MODELS."""
     return {
         "dynunet": RegistryEntry(
             build_dynunet,
@@ -162,7 +164,7 @@ def monai_options() -> dict[str, RegistryEntry]:
         ),
         "segresnet": RegistryEntry(
             build_segresnet,
-            # Every width is a multiple of the norm's 8 groups, hence the step.
+            # Widths are multiples of the norm's 8 groups.
             {"init_filters": Int(8, 32, default=16, step=8), "dropout": Float(0.0, 0.5, 0.2)},
             "SegResNet, residual blocks with group norm; arXiv:1810.11654",
             stride=lambda **_: 2 ** (len(BLOCKS_DOWN) - 1),

@@ -1,17 +1,18 @@
-"""nnU-Net's planning of a 2-D network from the size of its images alone."""
+"""nnU-Net's planning of a 2-D network from the image size."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from lesionseg.errors import InputError
 
-#: Side in pixels below which no feature map is pooled; nnU-Net's ``min_feature_map_size``.
-LEAST_SIDE = 4
+#: Minimum side of a feature map in pixels; nnU-Net's ``min_feature_map_size``.
+MIN_SIDE_PX = 4
 
-#: Channels of the first stage and the most of any; nnU-Net's ``UNet_base_num_features`` and
+#: Channels of the first stage and maximum of any; nnU-Net's ``UNet_base_num_features`` and
 #: ``UNet_max_features_2d``.
-FIRST_FEATURES, MOST_FEATURES = 32, 512
+FIRST_FEATURES, MAX_FEATURES = 32, 512
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Plan:
     """The stages of a U-Net, the finest first.
 
     kernels: side of each stage's square kernels.
-    strides: by how much each stage shrinks what the one before gives; 1 for the first.
+    strides: downsampling factor of each stage; 1 for the first.
     features: channels of each stage.
     """
 
@@ -29,36 +30,34 @@ class Plan:
 
 
 def plan(image_size: int, width: int = FIRST_FEATURES) -> Plan:
-    """The stages that nnU-Net plans for square images of isotropic pixels.
+    """Return the stages that nnU-Net plans for square images of isotropic pixels.
 
-    A stage is added while the feature map stays at least 4 pixels wide. Its channels are
-    ``min(width * 2**i, 512)``. Where the size is no multiple of the product of the strides,
-    nnU-Net pads the image; see `divisor`.
+    Stages are added while the feature map is at least 4 pixels wide. Stage i has
+    ``min(width * 2**i, 512)`` channels. Images whose size is not a multiple of ``divisor`` are
+    padded. Source: Isensee et al. 2021, doi:10.1038/s41592-020-01008-z;
+    ``get_pool_and_conv_props`` of nnU-Net v2.
 
     Args:
-        image_size: side of the images in pixels, at least 8, so that there are two stages.
+        image_size: side of the images in pixels, at least 8, which gives two stages.
         width: channels of the first stage; 32 as published.
 
-    Source: Isensee et al. 2021, doi:10.1038/s41592-020-01008-z; ``get_pool_and_conv_props`` of
-    nnU-Net v2. Raises InputError for a smaller image.
+    Raises:
+        InputError: the image is too small.
     """
-    if image_size < 2 * LEAST_SIDE:
-        raise InputError(f"image_size: must be at least {2 * LEAST_SIDE}, got {image_size}")
+    if image_size < 2 * MIN_SIDE_PX:
+        raise InputError(f"image_size: must be at least {2 * MIN_SIDE_PX}, got {image_size}")
     pools, side = 0, image_size
-    while side >= 2 * LEAST_SIDE:
-        # nnU-Net pads to a multiple of the strides after each pooling, hence the side is rounded.
+    while side >= 2 * MIN_SIDE_PX:
+        # nnU-Net pads to a multiple of the strides after each pooling: the side is rounded up.
         pools, side = pools + 1, -(-side // 2)
     stages = pools + 1
     return Plan(
         kernels=(3,) * stages,
         strides=(1, *(2,) * pools),
-        features=tuple(min(width * 2**i, MOST_FEATURES) for i in range(stages)),
+        features=tuple(min(width * 2**i, MAX_FEATURES) for i in range(stages)),
     )
 
 
 def divisor(planned: Plan) -> int:
-    """What the sides of the images must be a multiple of: the product of the strides."""
-    product = 1
-    for stride in planned.strides:
-        product *= stride
-    return product
+    """Return the number that image sides must be a multiple of: the product of the strides."""
+    return math.prod(planned.strides)

@@ -1,8 +1,7 @@
 """SegNet (Badrinarayanan, Kendall, Cipolla, arXiv:1511.00561): VGG16-like, index unpooling.
 
-As published, but for one class and without a bias before batch norm, which would undo it.
-Weights start as torch does by itself: from the paper's start they differ in scale alone, and
-batch norm takes that out.
+As published, but for one class and without a bias before batch norm, which cancels it. Weights
+are initialised by torch's defaults: the paper's differ in scale only, which batch norm removes.
 """
 
 from __future__ import annotations
@@ -27,20 +26,24 @@ def _stage(channels: list[int]) -> nn.Sequential:
 class SegNet(nn.Module):
     """Five stages of ``width`` x (1, 2, 4, 8, 8) channels, mirrored by the decoder.
 
-    The encoder's max-pooling indices place the decoder's values; no feature map is passed on.
+    ``width`` is 64 as published.
+
+    The decoder unpools with the encoder's max-pooling indices; there are no skip connections.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         widths = [width * m for m in (1, 2, 4, 8, 8)]
-        into = [3, *widths]  # what each encoder stage takes
-        # The first decoder stage ends before the classifier at full width, not at 3 channels.
-        out = [width, *widths[:-1]]  # what each decoder stage gives
+        inputs = [3, *widths]  # channels into each encoder stage
+        # The last decoder stage keeps its width; the head follows.
+        outputs = [width, *widths[:-1]]  # channels out of each decoder stage
         self.encoder = nn.ModuleList(
-            _stage([into[i]] + [w] * n) for i, (w, n) in enumerate(zip(widths, STAGES, strict=True))
+            _stage([inputs[i]] + [w] * n)
+            for i, (w, n) in enumerate(zip(widths, STAGES, strict=True))
         )
         self.decoder = nn.ModuleList(
-            _stage([w] * n + [out[i]]) for i, (w, n) in enumerate(zip(widths, STAGES, strict=True))
+            _stage([w] * n + [outputs[i]])
+            for i, (w, n) in enumerate(zip(widths, STAGES, strict=True))
         )
         self.head = nn.Conv2d(width, 1, 1)
 
@@ -48,21 +51,16 @@ class SegNet(nn.Module):
         """Images [N, 3, H, W] to logits [N, 1, H, W]; H and W are multiples of 32."""
         x, indices = images, []
         for stage in self.encoder:
-            x, where = F.max_pool2d(stage(x), 2, return_indices=True)
-            indices.append(where)
+            x, stage_indices = F.max_pool2d(stage(x), 2, return_indices=True)
+            indices.append(stage_indices)
         for stage in reversed(self.decoder):
             x = stage(F.max_unpool2d(x, indices.pop(), [2, 2]))
         logits: Tensor = self.head(x)
         return logits
 
 
-def build_segnet(width: int) -> SegNet:
-    """SegNet with ``width`` channels in its first stage (64 as published); arXiv:1511.00561."""
-    return SegNet(width)
-
-
 SEGNET = RegistryEntry(
-    build_segnet,
+    SegNet,
     {"width": Int(4, 64, default=64, log=True)},
     "SegNet, VGG16-like, unpooling by the encoder's indices; arXiv:1511.00561",
     stride=lambda width: int(2 ** len(STAGES)),

@@ -1,4 +1,4 @@
-"""The architectures of segmentation-models-pytorch, one row each, through one builder."""
+"""The architectures of segmentation-models-pytorch (smp)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from lesionseg.errors import InputError
 from lesionseg.models.weights import load_encoder
 from lesionseg.space import Categorical, Domain, Int, RegistryEntry
 
-#: Encoders with stages of falling resolution, for every architecture but dpt. Those of ``tu-``
-#: come from timm.
+#: Hierarchical encoders, for every architecture except dpt; ``tu-`` ones are timm's.
 ENCODERS = (
     "resnet18",
     "resnet34",
@@ -35,12 +34,12 @@ ENCODERS = (
     "tu-pvt_v2_b1",
 )
 
-#: Plain vision transformers, which dpt alone can use.
+#: Plain vision transformers, for dpt only.
 TRANSFORMERS = ("tu-vit_tiny_patch16_224", "tu-vit_small_patch16_224", "tu-deit_tiny_patch16_224")
 
-#: Pairs that the library cannot build or run, and why; a test holds this against the library.
-REFUSED: dict[str, frozenset[str]] = {
-    # The library says so: their half-resolution features have no channels.
+#: Encoders that an architecture cannot be combined with; a test compares this with smp.
+UNSUPPORTED: dict[str, frozenset[str]] = {
+    # Their half-resolution features have no channels.
     "unetplusplus": frozenset({"mit_b0", "mit_b1", "mit_b2"}),
     "linknet": frozenset({"mit_b0", "mit_b1", "mit_b2"}),
     # The stages cannot be dilated.
@@ -51,13 +50,14 @@ REFUSED: dict[str, frozenset[str]] = {
 
 
 class Architecture(NamedTuple):
-    """What tells one architecture of the library from another.
+    """Properties of one architecture.
 
-    name: its class in the library.
-    paper: its arXiv number.
-    stride: what image sizes are multiples of; 0 where the depth decides (``2**encoder_depth``).
-    min_image_size: the least image size in pixels that trains with two images, whatever the encoder.
-    scse: its decoder can attend by squeeze and excitation over channels and space.
+    name: class in smp.
+    paper: arXiv number.
+    stride: image sizes are multiples of it; 0 stands for ``2**encoder_depth``.
+    min_image_size: smallest image in pixels that can be trained in batches of two with all
+        encoders.
+    scse: the decoder supports attention by spatial and channel squeeze and excitation.
     """
 
     name: str
@@ -76,16 +76,16 @@ ARCHITECTURES = {
     "pspnet": Architecture("PSPNet", "1612.01105", 8),
     "deeplabv3": Architecture("DeepLabV3", "1706.05587", 8),
     "deeplabv3plus": Architecture("DeepLabV3Plus", "1802.02611", 16),
-    # Its attention halves what the encoder gives three times more.
+    # Its attention halves the encoder's features three more times.
     "pan": Architecture("PAN", "1805.10180", 16, min_image_size=128),
     "upernet": Architecture("UPerNet", "1807.10221", 32),
     "segformer": Architecture("Segformer", "2105.15203", 32),
     "dpt": Architecture("DPT", "2103.13413", 32),
 }
 
-#: What is imported when a network is built.
+#: Modules that are imported when a network is built.
 REQUIRED_IMPORTS = ("segmentation_models_pytorch",)
-#: Channels of the decoder's stages, the coarsest first, as the library has them.
+#: Channels of the decoder's stages, the coarsest first; smp's defaults.
 DECODER_CHANNELS = (256, 128, 64, 32, 16)
 
 
@@ -97,25 +97,25 @@ def build_smp(
     encoder_depth: int = 5,
     attention: str = "none",
 ) -> nn.Module:
-    """One of ARCHITECTURES, without the parts of its encoder that its output does not depend on.
+    """Build an architecture without the parts of its encoder that its output does not depend on.
 
     Args:
         architecture: a key of ARCHITECTURES.
-        encoder: a name of the library's.
-        weights: ``none`` for random ones, ``imagenet``, or a file for the encoder; see
-            `lesionseg.models.weights`, also for how to build without them.
-        encoder_depth: halvings of the resolution, 3 to 5, where the decoder follows them.
-        attention: ``none`` or ``scse`` (Roy et al., arXiv:1803.02579), where the decoder has it.
+        encoder: smp's name of the encoder.
+        weights: weights of the encoder: ``none`` for random ones, ``imagenet``, or a file; see
+            ``lesionseg.models.weights``.
+        encoder_depth: halvings of the resolution, 3 to 5, for architectures of stride 0.
+        attention: ``none`` or ``scse`` (Roy et al., arXiv:1803.02579), if supported.
 
-    Raises InputError: with the library's reason where encoder and architecture do not go
-    together, and where the weights cannot be had.
+    Raises:
+        InputError: encoder and architecture are incompatible, or the weights are unavailable.
     """
     try:
-        # A forward pass with gradients tells what is unused, wherever this is called from.
+        # Unused parts are found by a forward pass with gradients, in any calling context.
         with torch.inference_mode(False), torch.enable_grad():
             model = _make(architecture, encoder, encoder_depth, attention)
             _drop_unused(model, ARCHITECTURES[architecture].min_image_size)
-    # The library refuses with whatever breaks first.
+    # smp has no consistent exception type for unsupported combinations.
     except (ValueError, KeyError, NotImplementedError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"model.smp_{architecture}: encoder {encoder!r}: {reason}") from error
@@ -127,13 +127,13 @@ def build_smp(
 
 
 def smp_options() -> dict[str, RegistryEntry]:
-    """The rows ``smp_unet``, ``smp_fpn``, ... of MODELS."""
-    return {f"smp_{name}": _row(name, row) for name, row in ARCHITECTURES.items()}
+    """Return the entries ``smp_unet``, ``smp_fpn``, ... of MODELS."""
+    return {f"smp_{name}": _entry(name, row) for name, row in ARCHITECTURES.items()}
 
 
-def _row(name: str, row: Architecture) -> RegistryEntry:
+def _entry(name: str, row: Architecture) -> RegistryEntry:
     encoders = TRANSFORMERS if name == "dpt" else ENCODERS
-    choices = tuple(e for e in encoders if e not in REFUSED.get(name, ()))
+    choices = tuple(e for e in encoders if e not in UNSUPPORTED.get(name, ()))
     space: dict[str, Domain] = {
         "encoder": Categorical(choices, default=choices[0]),
         "weights": Categorical(("none", "imagenet"), default="none", files=True),
@@ -158,65 +158,65 @@ def _stride(fixed: int, *, encoder_depth: int = 5, **_: object) -> int:
 
 def _make(architecture: str, encoder: str, depth: int, attention: str) -> nn.Module:
     row = ARCHITECTURES[architecture]
-    import segmentation_models_pytorch as smp  # seconds, for who builds none of them
+    import segmentation_models_pytorch as smp  # takes seconds
 
-    # By name from the module, so that no misspelt argument is swallowed on the way.
-    maker = getattr(smp, row.name)
-    chosen: dict[str, object] = {}
+    # The class itself: smp.create_model ignores unknown arguments.
+    model_class = getattr(smp, row.name)
+    options: dict[str, object] = {}
     if row.stride == 0:
-        chosen["encoder_depth"] = depth
+        options["encoder_depth"] = depth
     if row.stride == 0 and architecture != "linknet":
-        chosen["decoder_channels"] = DECODER_CHANNELS[:depth]
+        options["decoder_channels"] = DECODER_CHANNELS[:depth]
     if row.scse and attention != "none":
-        chosen["decoder_attention_type"] = attention
+        options["decoder_attention_type"] = attention
     if architecture == "dpt":
-        chosen["dynamic_img_size"] = True
-    model: nn.Module = maker(encoder_name=encoder, encoder_weights=None, classes=1, **chosen)
+        options["dynamic_img_size"] = True
+    model: nn.Module = model_class(encoder_name=encoder, encoder_weights=None, classes=1, **options)
     return model
 
 
 class UnusedStage(nn.Module):
-    """Stands where a part was that the output does not depend on."""
+    """Replaces a module that the output does not depend on."""
 
     def forward(self, x: Tensor, *_: object) -> Tensor:
-        """Its first argument."""
+        """Return the first argument."""
         return x
 
 
 def _drop_unused(model: nn.Module, size: int) -> None:
-    """Removes the parts that the output does not depend on and freezes single parameters.
+    """Remove modules that the output does not depend on and freeze such parameters.
 
-    The library's encoders keep the stages below the depth that is used, some even run one of
-    them, and heads for other tasks. They would count as parameters and fill checkpoints.
+    smp's encoders keep the stages below the used depth, some even run one of them, and heads for
+    other tasks. They would count as parameters and enlarge checkpoints.
     """
     mode = model.training
-    first = next(model.parameters())
-    # In evaluation mode batch norm's statistics and the random state stay as they are.
-    logits = model.eval()(torch.zeros(1, 3, size, size, device=first.device))
+    device = next(model.parameters()).device
+    # Evaluation mode does not change batch-norm statistics and the random state.
+    logits = model.eval()(torch.zeros(1, 3, size, size, device=device))
     model.train(mode)
-    reached = set(_leaves(logits))
-    _prune(model, reached)
+    used = set(_parameters_of(logits))
+    _replace_unused(model, used)
     for parameter in model.parameters():
-        parameter.requires_grad_(parameter in reached)
+        parameter.requires_grad_(parameter in used)
 
 
-def _prune(module: nn.Module, reached: set[Tensor]) -> None:
+def _replace_unused(module: nn.Module, used: set[Tensor]) -> None:
     for name, child in list(module.named_children()):
         parameters = set(child.parameters())
-        if parameters & reached:
-            _prune(child, reached)
+        if parameters & used:
+            _replace_unused(child, used)
         elif parameters:
             setattr(module, name, UnusedStage())
 
 
-def _leaves(output: Tensor) -> Iterator[Tensor]:
-    """The parameters that a tensor was computed from."""
-    waiting, seen = [output.grad_fn], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
+def _parameters_of(output: Tensor) -> Iterator[Tensor]:
+    """Yield the parameters that a tensor was computed from."""
+    stack, visited = [output.grad_fn], set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in visited:
             continue
-        seen.add(node)
+        visited.add(node)
         if hasattr(node, "variable"):
             yield node.variable
-        waiting.extend(following for following, _ in node.next_functions)
+        stack.extend(parent for parent, _ in node.next_functions)

@@ -1,15 +1,14 @@
-"""U-Net (Ronneberger, Fischer, Brox, arXiv:1505.04597), with padded convolutions and a norm.
+"""U-Net (Ronneberger, Fischer, Brox, arXiv:1505.04597) with padded convolutions and a norm.
 
-What can be switched on: residual blocks (He et al., arXiv:1512.03385), additive attention gates
-on the skips (Oktay et al., arXiv:1804.03999), deep supervision and dropout. Weights start as
-torch does by itself. What is switched on is built last, so that the other weights of a seed
-are the same with and without it.
+Options: residual blocks (He et al., arXiv:1512.03385), additive attention gates on the skips
+(Oktay et al., arXiv:1804.03999), deep supervision and dropout. Weights are initialised by torch's
+defaults. Options are built last, so that they do not change the other weights of a seed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,20 +16,20 @@ from torch.nn import functional as F
 
 from lesionseg.space import Categorical, Float, Int, RegistryEntry
 
-#: The most groups of a group norm (Wu, He, arXiv:1803.08494, take 32 for wider networks).
-GROUPS = 8
-#: The most decoder levels below full size that deep supervision reads.
-EXTRA_HEADS = 3
+#: Maximum number of groups of a group norm (Wu, He, arXiv:1803.08494, use 32 for wider networks).
+MAX_GROUPS = 8
+#: Maximum number of decoder levels below full size for deep supervision.
+MAX_EXTRA_HEADS = 3
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Group norm with 8 groups, or with the largest divisor of ``channels`` up to 8."""
-    groups = max(g for g in range(1, GROUPS + 1) if channels % g == 0)
+    """Return a group norm whose number of groups is the largest divisor of ``channels`` up to 8."""
+    groups = max(g for g in range(1, MAX_GROUPS + 1) if channels % g == 0)
     return nn.GroupNorm(groups, channels)
 
 
 def instance_norm(channels: int) -> nn.InstanceNorm2d:
-    """Instance norm with a learnt scale and shift, as the other norms have."""
+    """Return an instance norm with learnt scale and shift, like the other norms."""
     return nn.InstanceNorm2d(channels, affine=True)
 
 
@@ -42,20 +41,20 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 
 def conv_block(inputs: int, outputs: int, norm: str = "batch") -> nn.Sequential:
-    """Two 3x3 convolutions, each with a norm and ReLU; keeps height and width."""
+    """Return two 3x3 convolutions, each with a norm and ReLU; keeps height and width."""
     layers: list[nn.Module] = []
     for channels in (inputs, outputs):
-        # The norm subtracts the mean, so that a bias before it would do little or nothing.
+        # No bias: the norm subtracts the mean.
         layers.append(nn.Conv2d(channels, outputs, 3, padding=1, bias=False))
         layers += [NORMS[norm](outputs), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, added before the last ReLU; arXiv:1512.03385.
+    """Two 3x3 convolutions and a shortcut, added before the last ReLU; arXiv:1512.03385.
 
-    The shortcut is a 1x1 convolution with a norm where the channels change, as they do in every
-    block of a U-Net, and the input itself elsewhere.
+    The shortcut is a 1x1 convolution with a norm if the number of channels changes, as in every
+    block of a U-Net, else the identity.
     """
 
     def __init__(self, inputs: int, outputs: int, norm: str = "batch") -> None:
@@ -72,40 +71,41 @@ class ResidualBlock(nn.Module):
 
 
 def _resize(x: Tensor, to: Tensor) -> Tensor:
-    """Interpolated to the height and width of the other."""
+    """Interpolate to the height and width of another tensor."""
     return F.interpolate(x, to.shape[2:], mode="bilinear", align_corners=False)
 
 
 class AttentionGate(nn.Module):
-    """Weighs each pixel of a skip by what the level below it saw; arXiv:1804.03999, eq. 1 to 3.
+    """Weights each pixel of a skip by the features of the level below; arXiv:1804.03999, eq. 1-3.
 
-    A pixel of the coarser grid gets ``sigmoid(psi(relu(of_skip + of_gate)))``, one number for
-    all channels, and the pixels in between are interpolated. Half of the skip's channels are
-    compared. A strided convolution brings the skip to the coarser grid.
+    The weight ``sigmoid(psi(relu(of_skip + of_gate)))`` is computed on the coarser grid, one for
+    all channels, and interpolated. A strided convolution maps the skip to the coarser grid, with
+    half of its channels.
     """
 
     def __init__(self, skip: int, gate: int) -> None:
         super().__init__()
-        compared = skip // 2
-        self.of_skip = nn.Conv2d(skip, compared, 2, stride=2, bias=False)
-        self.of_gate = nn.Conv2d(gate, compared, 1)
-        self.psi = nn.Conv2d(compared, 1, 1)
+        channels = skip // 2
+        self.of_skip = nn.Conv2d(skip, channels, 2, stride=2, bias=False)
+        self.of_gate = nn.Conv2d(gate, channels, 1)
+        self.psi = nn.Conv2d(channels, 1, 1)
 
     def forward(self, skip: Tensor, gate: Tensor) -> Tensor:
-        """Skip [N, skip, H, W] and gate [N, gate, H/2, W/2] to the skip, weighed."""
-        compared = F.relu(self.of_skip(skip) + self.of_gate(gate), inplace=True)
-        weights = torch.sigmoid(self.psi(compared))
+        """Skip [N, skip, H, W] and gate [N, gate, H/2, W/2] to the weighted skip."""
+        features = F.relu(self.of_skip(skip) + self.of_gate(gate), inplace=True)
+        weights = torch.sigmoid(self.psi(features))
         return skip * _resize(weights, skip)
 
 
 class UNet(nn.Module):
     """Encoder and decoder of ``depth`` levels; level i has ``width * 2**i`` channels.
 
-    norm, residual, attention: see the module.
-    dropout: the probability with which Dropout2d drops a channel of the two deepest levels of
-        the encoder (the bottom, and the level above it unless that is at full size), in training.
-    deep_supervision: in training, logits of up to three further levels of the decoder (half,
-        quarter, eighth of the size) are given too, interpolated to full size.
+    norm: a key of NORMS.
+    residual: residual blocks instead of plain convolutions.
+    attention: attention gates on the skips.
+    deep_supervision: in training, logits of up to three further decoder levels (half, quarter,
+        eighth of the size), interpolated to full size, are returned too.
+    dropout: probability of Dropout2d in the two deepest levels of the encoder below full size.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class UNet(nn.Module):
             nn.Sequential(nn.MaxPool2d(2), block(a, b, norm))
             for a, b in zip(channels, channels[1:], strict=False)
         )
-        # Behind the blocks, so that the names of their weights stay as they are.
+        # Appended, so that the names of the blocks' weights do not depend on it.
         for down in self.down[-2:]:
             cast(nn.Sequential, down).append(nn.Dropout2d(dropout))
         upward = list(reversed(channels))
@@ -136,15 +136,14 @@ class UNet(nn.Module):
         self.merge = nn.ModuleList(block(2 * c, c, norm) for c in upward[1:])
         self.head = nn.Conv2d(width, 1, 1)
         self.gates = nn.ModuleList(AttentionGate(b, a) for a, b in pairs if attention)
-        supervised = channels[1 : min(depth, EXTRA_HEADS + 1)] if deep_supervision else []
+        supervised = channels[1 : min(depth, MAX_EXTRA_HEADS + 1)] if deep_supervision else []
         self.extra_heads = nn.ModuleList(nn.Conv2d(c, 1, 1) for c in supervised)
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Images [N, 3, H, W] to logits [N, 1, H, W]; H and W are multiples of 2**depth.
 
-        In training with deep supervision, a tuple of such logits: those of full size, then
-        those of ever coarser levels. With a depth of 1 no coarser level is decoded, and it is
-        the logits alone.
+        In training with deep supervision, a tuple of such logits, from fine to coarse levels.
+        With a depth of 1 there is no coarser level, and the result is a tensor.
         """
         supervised = self.training and len(self.extra_heads) > 0
         skips = [self.stem(images)]
@@ -164,21 +163,13 @@ class UNet(nn.Module):
         return (logits, *(_resize(head(x), images) for head, x in coarser))
 
 
-def build_unet(width: int, depth: int, **others: Any) -> UNet:
-    """A U-Net with ``width`` channels at full size and ``depth`` halvings; arXiv:1505.04597.
-
-    others: the keywords of UNet.
-    """
-    return UNet(width, depth, **others)
-
-
 def _stride(depth: int, norm: str = "batch", **_: object) -> int:
-    """2**depth; twice that for instance norm, which cannot centre a single pixel."""
+    """Return 2**depth, doubled for instance norm, which cannot normalise a single pixel."""
     return int(2 ** (depth + (norm == "instance")))
 
 
 UNET = RegistryEntry(
-    build_unet,
+    UNet,
     {
         "width": Int(4, 128, default=32, log=True),
         "depth": Int(1, 6, default=4),
@@ -190,7 +181,7 @@ UNET = RegistryEntry(
     },
     "U-Net: its norm, residual blocks, attention gates, deep supervision; arXiv:1505.04597",
     stride=_stride,
-    # At 2 pixels a network of 4 channels and depth 1 would have groups of one value each.
+    # At 2 px a network of 4 channels and depth 1 has groups with a single value.
     min_image_size=4,
     fixed_by_default=frozenset({"norm", "residual", "attention", "deep_supervision", "dropout"}),
 )

@@ -1,12 +1,11 @@
-"""ImageNet weights of the library's encoders: found on disk, fetched, and loaded.
+"""Pretrained ImageNet weights of encoders: find, download and load them.
 
-They come from the Hugging Face hub, in the revision that the library pins, and stay in the hub's
-own cache, so that another machine's cache folder can be copied over.
+Source: the Hugging Face hub, in the revision that smp or timm pins. Files are stored in the hub's
+cache, which can be copied to a machine without network.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,20 +17,20 @@ from torch import Tensor, nn
 
 from lesionseg.errors import InputError, format_some
 
-#: Seconds that a silent hub is waited for.
-PATIENCE = 5.0
+#: Timeout for a hub that does not respond.
+HUB_TIMEOUT_S = 5.0
 
-#: The least share of the encoder's tensors that a file must hold.
-LEAST_SHARE = 0.9
+#: Minimum share of the encoder's tensors that a file must contain.
+MIN_TENSOR_SHARE = 0.9
 
-#: What files put before the names of an encoder's tensors: nothing, or where it was kept.
+#: Prefixes of the names of an encoder's tensors in files.
 PREFIXES = ("", "encoder.", "encoder.model.", "model.", "model.encoder.", "module.", "backbone.")
 
-_UNTOUCHED: ContextVar[bool] = ContextVar("untouched", default=False)
+_SKIP_PRETRAINED: ContextVar[bool] = ContextVar("skip_pretrained", default=False)
 
 
 class Source(NamedTuple):
-    """One file of one revision of a repository on the hub."""
+    """A file in one revision of a repository on the hub."""
 
     repository: str
     revision: str
@@ -40,20 +39,19 @@ class Source(NamedTuple):
 
 @contextmanager
 def skip_pretrained_weights() -> Iterator[None]:
-    """Networks built inside keep their random weights, whatever ``weights`` says.
+    """Ignore the parameter ``weights`` of networks that this thread builds within the context.
 
-    For those who load a trained checkpoint next: it needs no pretrained file any more. It holds
-    for the thread that enters it.
+    For loading a trained checkpoint, which does not need the pretrained file.
     """
-    token = _UNTOUCHED.set(True)
+    token = _SKIP_PRETRAINED.set(True)
     try:
         yield
     finally:
-        _UNTOUCHED.reset(token)
+        _SKIP_PRETRAINED.reset(token)
 
 
 def source_of(encoder: str) -> Source:
-    """Where the ImageNet weights of an encoder lie; InputError if none are known."""
+    """Return the source of an encoder's ImageNet weights; InputError if there is none."""
     import timm
     from segmentation_models_pytorch.encoders import encoders
 
@@ -69,50 +67,53 @@ def source_of(encoder: str) -> Source:
 
 
 def ensure_weights(encoder: str, weights: str) -> None:
-    """Makes sure that the weights are on disk, fetching them once if need be.
+    """Check that the weights are on disk and download them if necessary.
 
     Args:
-        encoder: an encoder's name as in the tables, such as ``resnet18``.
+        encoder: smp's name of the encoder, such as ``resnet18``.
         weights: ``none``, ``imagenet`` or the path of a .safetensors or .pth file.
 
-    Raises InputError: there is no such file, or it can neither be found nor fetched; it says
-    which command fetches it on a machine with a network.
+    Raises:
+        InputError: no such file, or it cannot be downloaded; the message contains the command
+            that downloads it on a machine with network.
     """
     if weights != "none":
         _locate(encoder, weights)
 
 
 def load_encoder(model: nn.Module, encoder: str, weights: str) -> None:
-    """Loads weights into ``model.encoder``, unless under `untouched`.
+    """Load weights into ``model.encoder``, except within ``skip_pretrained_weights``.
 
     Args:
         model: a network of segmentation-models-pytorch.
-        encoder: the name of its encoder.
-        weights: ``none`` (nothing is done), ``imagenet`` or a file's path. The names in the file
-            may carry the usual prefixes; a classifier's tensors in it are passed over.
+        encoder: smp's name of its encoder.
+        weights: ``none``, ``imagenet`` or a file. The names in the file may have the usual
+            prefixes; tensors of a classifier are ignored.
 
-    Raises InputError: as `ensure_weights`; or the file cannot be read, has a tensor of another
-    shape, or holds fewer than 90 percent of the encoder's tensors.
+    Raises:
+        InputError: as in ``ensure_weights``; or the file cannot be read, has a tensor of another
+            shape, or contains fewer than 90% of the encoder's tensors.
     """
-    if weights == "none" or _UNTOUCHED.get():
+    if weights == "none" or _SKIP_PRETRAINED.get():
         return
     path = _locate(encoder, weights)
-    own = _tensors(_inner(model))
-    found = _match(own, _read(path))
-    if len(found) < LEAST_SHARE * len(own):
+    targets = _tensors(_inner_encoder(model))
+    tensors = _match_names(targets, _read(path))
+    if len(tensors) < MIN_TENSOR_SHARE * len(targets):
         raise InputError(
-            f"weights: {path} holds {len(found)} of the {len(own)} tensors of encoder "
-            f"{encoder!r}, at least {LEAST_SHARE:.0%} are needed; is it another encoder's file?"
+            f"weights: {path} holds {len(tensors)} of the {len(targets)} tensors of encoder "
+            f"{encoder!r}, at least {MIN_TENSOR_SHARE:.0%} are needed; is it another encoder's "
+            "file?"
         )
-    wrong = [n for n, tensor in found.items() if tensor.shape != own[n].shape]
+    wrong = [n for n, tensor in tensors.items() if tensor.shape != targets[n].shape]
     if wrong:
         raise InputError(
             f"weights: {path} has other shapes than encoder {encoder!r} for {format_some(wrong)}: "
-            f"{list(found[wrong[0]].shape)} instead of {list(own[wrong[0]].shape)}"
+            f"{list(tensors[wrong[0]].shape)} instead of {list(targets[wrong[0]].shape)}"
         )
     with torch.no_grad():
-        for name, tensor in found.items():
-            own[name].copy_(tensor)
+        for name, tensor in tensors.items():
+            targets[name].copy_(tensor)
 
 
 def _locate(encoder: str, weights: str) -> Path:
@@ -127,20 +128,19 @@ def _locate(encoder: str, weights: str) -> Path:
 
 
 def _from_hub(encoder: str, source: Source) -> Path:
-    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub import constants, try_to_load_from_cache
 
-    cache = _cache()
-    kept = try_to_load_from_cache(
+    cache = Path(constants.HF_HUB_CACHE)
+    cached = try_to_load_from_cache(
         source.repository, source.file, cache_dir=cache, revision=source.revision
     )
-    if isinstance(kept, str):
-        return Path(kept)
+    if isinstance(cached, str):
+        return Path(cached)
     reason = "HF_HUB_OFFLINE is set"
-    if not _offline():
+    if not constants.HF_HUB_OFFLINE:
         try:
-            return _fetch(source, cache)
-        # The hub's client lets the errors of several libraries through.
-        except Exception as error:
+            return _download(source, cache)
+        except Exception as error:  # the hub's client passes on errors of several libraries
             reason = (str(error) or type(error).__name__).splitlines()[0]
     raise InputError(
         f"weights: 'imagenet' of encoder {encoder!r} is not in {cache} and cannot be fetched "
@@ -150,46 +150,28 @@ def _from_hub(encoder: str, source: Source) -> Path:
     )
 
 
-def _fetch(source: Source, cache: Path) -> Path:
+def _download(source: Source, cache: Path) -> Path:
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
-    # Asked for once beforehand: the download itself tries a missing network for half a minute.
+    # Without network this fails at once; the download retries for half a minute.
     url = hf_hub_url(source.repository, source.file, revision=source.revision)
-    get_hf_file_metadata(url, timeout=PATIENCE)
+    get_hf_file_metadata(url, timeout=HUB_TIMEOUT_S)
     return Path(
         hf_hub_download(source.repository, source.file, revision=source.revision, cache_dir=cache)
     )
 
 
-def _cache() -> Path:
-    """The hub's cache folder, by its environment variables as they are now."""
-    from huggingface_hub import constants
-
-    if os.environ.get("HF_HUB_CACHE"):
-        return Path(os.environ["HF_HUB_CACHE"]).expanduser()
-    if os.environ.get("HF_HOME"):
-        return Path(os.environ["HF_HOME"]).expanduser() / "hub"
-    return Path(constants.HF_HUB_CACHE)
-
-
-def _offline() -> bool:
-    from huggingface_hub import constants
-
-    said = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
-    return said or bool(constants.HF_HUB_OFFLINE)
-
-
-def _inner(model: nn.Module) -> nn.Module:
-    """The encoder itself; those of timm are wrapped once more."""
+def _inner_encoder(model: nn.Module) -> nn.Module:
+    """Return the encoder; smp wraps those of timm."""
     from segmentation_models_pytorch.encoders import TimmUniversalEncoder, TimmViTEncoder
 
     encoder = model.get_submodule("encoder")
-    wrapped = isinstance(encoder, TimmUniversalEncoder | TimmViTEncoder)
-    return encoder.get_submodule("model") if wrapped else encoder
+    is_wrapped = isinstance(encoder, TimmUniversalEncoder | TimmViTEncoder)
+    return encoder.get_submodule("model") if is_wrapped else encoder
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    # Old files lack batch norm's counters, which nothing depends on.
+    # Without batch norm's counters, which old files lack and nothing depends on.
     return {
         name: tensor
         for name, tensor in module.state_dict().items()
@@ -207,22 +189,25 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         for key in ("state_dict", "model"):
             state = state[key] if isinstance(state.get(key), dict) else state
         return {str(name): t for name, t in state.items() if isinstance(t, Tensor)}
-    # What a broken file raises depends on where it is broken: pickle, zip, header, type.
-    except Exception as error:
+    except Exception as error:  # of pickle, zip, the header or a type
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"weights: {path} cannot be read: {reason}") from error
 
 
-def _match(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The file's tensors under the encoder's names, by the prefix that fits most of them."""
+def _match_names(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the file's tensors by the encoder's names, with the prefix that matches most."""
     best: dict[str, Tensor] = {}
     for prefix in PREFIXES:
-        plain = {_flat(k.removeprefix(prefix)): t for k, t in state.items() if k.startswith(prefix)}
-        found = {name: plain[_flat(name)] for name in own if _flat(name) in plain}
-        best = max(best, found, key=len)
+        by_name = {
+            _normalise(name.removeprefix(prefix)): tensor
+            for name, tensor in state.items()
+            if name.startswith(prefix)
+        }
+        matches = {n: by_name[_normalise(n)] for n in targets if _normalise(n) in by_name}
+        best = max(best, matches, key=len)
     return best
 
 
-def _flat(name: str) -> str:
-    # timm's feature extractors flatten stages.0 to stages_0 and leave the rest as it is.
+def _normalise(name: str) -> str:
+    # timm's feature extractors rename stages.0 to stages_0.
     return name.replace(".", "_")

@@ -1,4 +1,4 @@
-"""OPTIMIZERS and SCHEDULES: how the weights move, and how fast over the training."""
+"""Optimizers and learning-rate schedules."""
 
 from lesionseg.optim.optimizers import OPTIMIZERS, build_optimizer
 from lesionseg.optim.schedules import SCHEDULES, Schedule, build_schedule

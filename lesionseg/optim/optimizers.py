@@ -1,71 +1,43 @@
-"""OPTIMIZERS: a row builds from a network's parameters, or from groups of them."""
+"""OPTIMIZERS: every entry builds an optimizer from parameters or parameter groups."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from torch.nn import Parameter
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
 from torch.optim.optimizer import ParamsT
 
-from lesionseg.space import Float, ComponentConfig, RegistryEntry, build, lookup
-
-
-def build_adam(parameters: ParamsT, lr: float) -> Optimizer:
-    """Adam; Kingma and Ba, arXiv:1412.6980."""
-    return Adam(parameters, lr=lr)
-
-
-def build_adamw(parameters: ParamsT, lr: float, weight_decay: float) -> Optimizer:
-    """Adam with decoupled weight decay; Loshchilov and Hutter, arXiv:1711.05101."""
-    return AdamW(parameters, lr=lr, weight_decay=weight_decay)
-
-
-def build_sgd(parameters: ParamsT, lr: float, momentum: float, weight_decay: float) -> Optimizer:
-    """Stochastic gradient descent with Nesterov momentum; Sutskever et al., ICML 2013."""
-    return SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=True)
-
-
-def build_rmsprop(
-    parameters: ParamsT, lr: float, momentum: float, alpha: float, weight_decay: float
-) -> Optimizer:
-    """Gradients over the root of their mean square; Tieleman and Hinton, Coursera 2012, lecture 6.
-
-    alpha: the share of the past in that mean square, which is remembered for 1 / (1 - alpha)
-        steps.
-    """
-    return RMSprop(parameters, lr=lr, alpha=alpha, momentum=momentum, weight_decay=weight_decay)
+from lesionseg.space import ComponentConfig, Float, RegistryEntry, build, lookup
 
 
 def build_lion(parameters: ParamsT, lr: float, weight_decay: float) -> Optimizer:
-    """Steps along the sign of the momentum, decay decoupled; Chen et al., arXiv:2302.06675."""
-    # timm takes seconds to import, which only the trials with this row should pay.
-    from timm.optim.lion import Lion
+    """Build Lion with decoupled decay; Chen et al., arXiv:2302.06675."""
+    from timm.optim.lion import Lion  # takes seconds to import
 
     optimizer: Optimizer = Lion(parameters, lr=lr, weight_decay=weight_decay)
     return optimizer
 
 
-def build_nadam(parameters: ParamsT, lr: float, weight_decay: float) -> Optimizer:
-    """Adam with Nesterov momentum and decoupled decay; Dozat, ICLR workshop 2016."""
-    return NAdam(parameters, lr=lr, weight_decay=weight_decay, decoupled_weight_decay=True)
-
-
 ADAMS_LR = Float(1e-5, 1e-1, default=1e-3, log=True)
 DECOUPLED_DECAY = Float(1e-6, 1e-1, default=1e-2, log=True)
-# A decay that is added to the gradient is not scaled by the learning rate's size once more.
+# An L2 penalty: unlike decoupled decay it is part of the gradient.
 COUPLED_DECAY = Float(1e-6, 1e-2, default=1e-4, log=True)
 
+#: Adam: Kingma and Ba, arXiv:1412.6980. AdamW: Loshchilov and Hutter, arXiv:1711.05101. SGD:
+#: Sutskever et al., ICML 2013. RMSprop: Tieleman and Hinton, Coursera 2012, lecture 6. NAdam:
+#: Dozat, ICLR workshop 2016.
 OPTIMIZERS: dict[str, RegistryEntry] = {
-    "adam": RegistryEntry(build_adam, {"lr": ADAMS_LR}, "Adam"),
+    "adam": RegistryEntry(Adam, {"lr": ADAMS_LR}, "Adam"),
     "adamw": RegistryEntry(
-        build_adamw,
+        AdamW,
         {"lr": ADAMS_LR, "weight_decay": DECOUPLED_DECAY},
         "Adam with decoupled weight decay",
     ),
     "sgd": RegistryEntry(
-        build_sgd,
+        partial(SGD, nesterov=True),
         {
             "lr": Float(1e-4, 1.0, default=5e-2, log=True),
             "momentum": Float(0.5, 0.99, default=0.9),
@@ -74,13 +46,13 @@ OPTIMIZERS: dict[str, RegistryEntry] = {
         "SGD with Nesterov momentum",
     ),
     "rmsprop": RegistryEntry(
-        build_rmsprop,
+        RMSprop,
         {
-            # The mean square starts at zero, uncorrected, and momentum sums up ten steps: the
-            # first steps are some 1 / sqrt(1 - alpha) times the rate, later ones ten times.
+            # The mean square starts at zero without bias correction and momentum accumulates ten
+            # steps: the first steps are about 1 / sqrt(1 - alpha) times the rate, later ones ten.
             "lr": Float(1e-6, 1e-2, default=1e-4, log=True),
             "momentum": Float(0.0, 0.99, default=0.9),
-            "alpha": Float(0.9, 0.999, default=0.99),
+            "alpha": Float(0.9, 0.999, default=0.99),  # decay of the mean square
             "weight_decay": Float(1e-8, 1e-3, default=1e-5, log=True),
         },
         "RMSprop with momentum",
@@ -88,34 +60,33 @@ OPTIMIZERS: dict[str, RegistryEntry] = {
     "lion": RegistryEntry(
         build_lion,
         {
-            # Every weight moves by the whole rate in each step, so the paper (section 5) takes a
-            # rate three to ten times smaller than AdamW's, and a decay larger by as much.
+            # Every weight changes by the learning rate in each step: the paper (section 5) uses a
+            # rate 3 to 10 times smaller than AdamW's and a decay larger by the same factor.
             "lr": Float(1e-6, 1e-2, default=1e-4, log=True),
             "weight_decay": Float(1e-5, 1.0, default=1e-1, log=True),
         },
         "the sign of the momentum",
     ),
     "nadam": RegistryEntry(
-        build_nadam,
+        partial(NAdam, decoupled_weight_decay=True),
         {"lr": ADAMS_LR, "weight_decay": DECOUPLED_DECAY},
         "Adam with Nesterov momentum and decoupled weight decay",
     ),
 }
 
-#: Those that torch can compute in one kernel.
+#: Optimizers with a fused CUDA implementation.
 FUSED = (Adam, AdamW, SGD)
 
 
 def build_optimizer(component: ComponentConfig, parameters: Iterable[Parameter]) -> Optimizer:
-    """The picked optimizer; InputError if the component is not in the table.
+    """Build an optimizer; InputError if the component is not in the table.
 
-    Where the row has a weight decay there are two parameter groups, either of which may be
-    empty: the first holds the weights of two or more dimensions, and decays; the second holds
-    biases and the weights of normalisation layers, and does not. Every group has the same "lr".
+    With weight decay there are two parameter groups, which may be empty: weights of two or more
+    dimensions with decay, and biases and weights of norms without. All have the same "lr".
     """
     decays = "weight_decay" in lookup("optimizer", OPTIMIZERS, component.name).space
-    given = _groups(parameters) if decays else parameters
-    optimizer: Optimizer = build("optimizer", OPTIMIZERS, component, given)
+    groups = _decay_groups(parameters) if decays else parameters
+    optimizer: Optimizer = build("optimizer", OPTIMIZERS, component, groups)
     if isinstance(optimizer, FUSED) and _on_cuda(optimizer):
         _fuse(optimizer)
     return optimizer
@@ -126,19 +97,17 @@ def _on_cuda(optimizer: Optimizer) -> bool:
 
 
 def _fuse(optimizer: Optimizer) -> None:
-    """One kernel for all weights rather than several for each operation; CUDA has it."""
+    """Use one CUDA kernel for all weights."""
     optimizer.defaults["fused"] = True
     for group in optimizer.param_groups:
         group["fused"] = True
 
 
-def _groups(parameters: Iterable[Parameter]) -> list[dict[str, Any]]:
-    # He et al., arXiv:1812.01187, section 3.1. Decay guards against large filters, of which
-    # there are many. A bias or a normalisation's scale is one number a channel: too few to
-    # overfit, and pulled to zero it would shut the channel or push its output to the middle,
-    # away from the rare lesion pixels.
-    listed = list(parameters)
+def _decay_groups(parameters: Iterable[Parameter]) -> list[dict[str, Any]]:
+    # He et al., arXiv:1812.01187, section 3.1: biases and scales of norms are too few to overfit,
+    # and decay would suppress their channels.
+    parameters = list(parameters)
     return [
-        {"params": [p for p in listed if p.ndim >= 2]},
-        {"params": [p for p in listed if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim >= 2]},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]

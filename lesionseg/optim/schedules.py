@@ -1,7 +1,8 @@
-"""SCHEDULES: a row builds from the optimizer, the number of epochs and the steps in each.
+"""SCHEDULES: learning-rate schedules.
 
-Throughout, T is the number of optimizer steps in the training, ``epochs`` x ``steps``, and step t
-of 0 .. T - 1 is made at the rate lr(t). The optimizer's own learning rate is the highest.
+Every entry builds a schedule from the optimizer, the number of epochs and the steps per epoch.
+T = ``epochs`` x ``steps`` is the number of optimizer steps; step t of 0 .. T - 1 uses the rate
+lr(t). The optimizer's own learning rate is the maximum.
 """
 
 from __future__ import annotations
@@ -22,90 +23,90 @@ from torch.optim.lr_scheduler import (
     ReduceLROnPlateau,
 )
 
-from lesionseg.space import Float, Int, ComponentConfig, RegistryEntry, build
+from lesionseg.space import ComponentConfig, Float, Int, RegistryEntry, build
 
-#: What changes in torch's schedulers as they move; the rest follows from how they were built.
-_MOVING = frozenset(
+#: The variable state of torch's schedulers; the rest is determined by their arguments.
+_STATE_KEYS = frozenset(
     {"last_epoch", "_step_count", "_last_lr", "best", "num_bad_epochs", "cooldown_counter"}
 )
 
 
 @dataclass
 class Schedule:
-    """A learning-rate scheduler and when it moves: after every step or after every epoch."""
+    """A learning-rate scheduler, updated after every step or after every epoch."""
 
     scheduler: LRScheduler | ReduceLROnPlateau
-    moves: Literal["step", "epoch"]
+    interval: Literal["step", "epoch"]
 
     def after_step(self) -> None:
-        """To be called after each optimizer step."""
-        if self.moves == "step":
+        """Update the learning rate after an optimizer step."""
+        if self.interval == "step":
             assert isinstance(self.scheduler, LRScheduler)
             self.scheduler.step()
 
     def after_epoch(self, val_dice: float) -> None:
-        """To be called after each epoch with the validation Dice, of which more is better."""
+        """Update the learning rate after an epoch."""
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(val_dice)
-        elif self.moves == "epoch":
+        elif self.interval == "epoch":
             self.scheduler.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """How far it is, in plain numbers; the learning rates lie in the optimizer's state."""
-        return {k: v for k, v in self.scheduler.state_dict().items() if k in _MOVING}
+        """Return the state; the optimizer's state contains the learning rates."""
+        return {k: v for k, v in self.scheduler.state_dict().items() if k in _STATE_KEYS}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state_dict`` gave, over an optimizer that does so too."""
+        """Restore the state of ``state_dict``; the optimizer's must be restored too."""
         self.scheduler.load_state_dict(self.scheduler.state_dict() | dict(state))
 
 
 def build_constant(optimizer: Optimizer, epochs: int, steps: int) -> Schedule:
-    """The learning rate as given."""
+    """Build a constant learning rate."""
     return Schedule(LambdaLR(optimizer, lambda _: 1.0), "epoch")
 
 
 def build_step(
     optimizer: Optimizer, epochs: int, steps: int, factor: float, drops: int
 ) -> Schedule:
-    """Times ``factor`` at each of ``drops`` moments that part the training evenly.
+    """Build a decay by ``factor`` at ``drops`` evenly spaced steps.
 
-    lr(t) = lr(0) * factor^floor(t * (drops + 1) / T). It moves per step, so that a training of
-    few epochs has all its drops.
+    lr(t) = lr(0) * factor^floor(t * (drops + 1) / T). Updated per step, so that a training of few
+    epochs has all drops.
     """
     total, parts = epochs * steps, drops + 1
-    # In whole numbers: rounding could put a drop on the step after its own.
-    when = [-(-total * part // parts) for part in range(1, parts)]
-    return Schedule(MultiStepLR(optimizer, when, gamma=factor), "step")
+    # In integers: rounding could delay a drop by one step.
+    milestones = [-(-total * part // parts) for part in range(1, parts)]
+    return Schedule(MultiStepLR(optimizer, milestones, gamma=factor), "step")
 
 
 def build_exponential(optimizer: Optimizer, epochs: int, steps: int, end: float) -> Schedule:
-    """The same share off in every step: lr(t) = lr(0) * end^(t / T)."""
+    """Build an exponential decay: lr(t) = lr(0) * end^(t / T)."""
     return Schedule(ExponentialLR(optimizer, end ** (1 / (epochs * steps))), "step")
 
 
 def build_cosine(optimizer: Optimizer, epochs: int, steps: int, warmup: float) -> Schedule:
-    """Linear warm-up over the first share of the steps, then half a cosine down to zero.
+    """Build a linear warm-up over a share of the steps, then half a cosine down to zero.
 
     Loshchilov and Hutter, arXiv:1608.03983, without restarts.
     """
     total = epochs * steps
-    rising = round(warmup * total)
+    warm = round(warmup * total)
 
     def factor(step: int) -> float:
-        if step < rising:
-            return (step + 1) / rising
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rising) / max(1, total - rising))))
+        if step < warm:
+            return (step + 1) / warm
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, total - warm))))
 
     return Schedule(LambdaLR(optimizer, factor), "step")
 
 
 def build_onecycle(optimizer: Optimizer, epochs: int, steps: int, rise: float) -> Schedule:
-    """One cycle up to the optimizer's learning rate and down again; Smith, arXiv:1708.07120."""
+    """Build one cycle up to the optimizer's learning rate and down; Smith, arXiv:1708.07120."""
     peaks = [group["lr"] for group in optimizer.param_groups]
-    # The optimizer's last step is one more than the cycle has moves for: torch refuses it.
+    # The schedule is updated after the last step too, which torch counts.
     total = epochs * steps + 1
-    # The peak is put on a whole step: torch's may fall between two, and divides by zero where
-    # it falls on the first. The momentum is the optimizer's own parameter and stays as given.
+    # The peak is on an integer step: torch divides by zero if it falls on the first. Momentum is
+    # a parameter of the optimizer and is not cycled.
     start = (max(1, round(rise * (total - 1))) + 1) / total
     return Schedule(
         OneCycleLR(
@@ -116,10 +117,10 @@ def build_onecycle(optimizer: Optimizer, epochs: int, steps: int, rise: float) -
 
 
 def build_polynomial(optimizer: Optimizer, epochs: int, steps: int, power: float) -> Schedule:
-    """Down to zero along lr(t) = lr(0) * (1 - t / T)^power.
+    """Build a decay to zero: lr(t) = lr(0) * (1 - t / T)^power.
 
-    The "poly" policy of DeepLab, Chen et al., arXiv:1606.00915, section 4.1.2, and of nnU-Net,
-    Isensee et al., arXiv:1904.08128; both have a power of 0.9.
+    The "poly" policy of DeepLab (Chen et al., arXiv:1606.00915, section 4.1.2) and of nnU-Net
+    (Isensee et al., arXiv:1904.08128), both with a power of 0.9.
     """
     return Schedule(PolynomialLR(optimizer, total_iters=epochs * steps, power=power), "step")
 
@@ -127,7 +128,7 @@ def build_polynomial(optimizer: Optimizer, epochs: int, steps: int, power: float
 def build_plateau(
     optimizer: Optimizer, epochs: int, steps: int, factor: float, patience: int
 ) -> Schedule:
-    """Times ``factor`` after ``patience`` + 1 epochs without a better validation Dice."""
+    """Build a decay by ``factor`` after ``patience`` + 1 epochs without a better Dice."""
     scheduler = ReduceLROnPlateau(
         optimizer, mode="max", factor=factor, patience=patience, threshold=0.0
     )
@@ -163,7 +164,9 @@ SCHEDULES: dict[str, RegistryEntry] = {
 }
 
 
-def build_schedule(component: ComponentConfig, optimizer: Optimizer, epochs: int, steps: int) -> Schedule:
-    """The picked schedule over ``epochs`` x ``steps`` optimizer steps, each at least 1."""
+def build_schedule(
+    component: ComponentConfig, optimizer: Optimizer, epochs: int, steps: int
+) -> Schedule:
+    """Build a schedule over ``epochs`` x ``steps`` optimizer steps, each at least 1."""
     schedule: Schedule = build("schedule", SCHEDULES, component, optimizer, epochs, steps)
     return schedule

@@ -31,8 +31,7 @@ def pick_device(name: str = "auto") -> torch.device:
         raise InputError(f"device: must be auto, cpu, mps, cuda or cuda:N, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(
-            f"device: {name!r} is not available ({torch.cuda.device_count()} CUDA devices); "
-            "use cpu"
+            f"device: {name!r} is not available ({torch.cuda.device_count()} CUDA devices); use cpu"
         )
     if device.type == "mps" and not _has_mps():
         raise InputError("device: 'mps' is not available; use cpu")

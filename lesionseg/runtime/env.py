@@ -1,37 +1,25 @@
-"""Environment variables that control how trainings use the hardware.
+"""The environment variable that selects where images are augmented.
 
-They are not part of a configuration: they do not change what is trained.
+It is not part of a configuration: it does not change what is trained.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 
 from lesionseg.errors import InputError
 
-#: Where images are augmented: on the device, or on the host by albumentations.
 AUGMENT = "LESIONSEARCH_AUGMENT"
-#: Whether networks are compiled.
-COMPILE = "LESIONSEARCH_COMPILE"
 
-#: Valid values of each variable; the first is the default.
-ENV_OPTIONS: Mapping[str, tuple[str, ...]] = {
-    AUGMENT: ("auto", "host", "device"),
-    COMPILE: ("auto", "off", "on"),
-}
+#: On the device, on the host by albumentations, or on the device if the images fit there.
+AUGMENT_VALUES = ("auto", "host", "device")
 
 
-def read_env_option(name: str) -> str:
-    """Return the value of a variable in ENV_OPTIONS; InputError if it is invalid."""
-    choices = ENV_OPTIONS[name]
-    value = os.environ.get(name, choices[0])
-    if value not in choices:
-        raise InputError(f"{name}: must be {', '.join(choices)}, got {value!r}; or unset it")
+def read_augment_setting() -> str:
+    """Return the variable's value, by default "auto"; InputError if it is invalid."""
+    value = os.environ.get(AUGMENT, "auto")
+    if value not in AUGMENT_VALUES:
+        raise InputError(
+            f"{AUGMENT}: must be {', '.join(AUGMENT_VALUES)}, got {value!r}; or unset it"
+        )
     return value
-
-
-def check_env_options() -> None:
-    """Raise InputError for an invalid variable before a study starts."""
-    for name in ENV_OPTIONS:
-        read_env_option(name)

@@ -13,8 +13,14 @@ from torch.utils.data import Dataset
 from lesionseg.augment import build_augment
 from lesionseg.augment.mix import build_mix
 from lesionseg.config import TrialConfig
-from lesionseg.data.loader import Batch, BatchDataset, transfer_batches, to_device, make_train_loader
-from lesionseg.data.device_cache import PlanDataset, DeviceCache, choose_augment_device
+from lesionseg.data.device_cache import DeviceCache, PlanDataset, choose_augment_device
+from lesionseg.data.loader import (
+    Batch,
+    BatchDataset,
+    make_train_loader,
+    to_device,
+    transfer_batches,
+)
 from lesionseg.runtime.device import loader_workers
 from lesionseg.runtime.oom import run_unless_oom
 from lesionseg.training.types import TrainData
@@ -53,7 +59,9 @@ class TrainBatches:
             self.rng = np.random.default_rng([self._seed, epoch, 1])
 
     def __iter__(self) -> Iterator[Batch]:
-        transfer = self.resident.batch if self.resident else partial(to_device, device=self._device)
+        transfer = (
+            self.resident.make_batch if self.resident else partial(to_device, device=self._device)
+        )
         for images, masks in transfer_batches(self._loader, transfer, self._device):
             yield self._mix(images, masks, self.rng) if self._mix else (images, masks)
 

@@ -167,8 +167,7 @@ def _open_checked(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise InputError(
-                    f"{path}: is not a {FORMAT} model, its format is "
-                    f"{metadata.get('format')!r:.60}"
+                    f"{path}: is not a {FORMAT} model, its format is {metadata.get('format')!r:.60}"
                 )
             yield file, metadata
     except (SafetensorError, OSError) as error:

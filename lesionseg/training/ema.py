@@ -41,8 +41,7 @@ class ModelEma:
             raise InputError(f"the decay of averaged weights must lie in [0, 1), got {decay:g}")
         self._model = copy.deepcopy(model).eval().requires_grad_(False)
         self._state_names = frozenset(self._model.state_dict())
-        self._decay = decay
-        self._warm_up = warm_up
+        self._decay, self._warm_up = decay, warm_up
         self._steps = 0
 
     @property
@@ -55,9 +54,11 @@ class ModelEma:
         """Add the weights of ``model`` after an optimizer step; its device must be the same."""
         averaged, copied = self._split_tensors(self._model)
         new_averaged, new_copied = self._split_tensors(model)
-        # Whole lists and a Python number as weight avoid synchronisation. torch refuses empty lists.
+        # Lists and a Python number as weight avoid synchronisation; torch refuses empty lists.
         if averaged:
-            torch._foreach_lerp_(averaged, new_averaged, 1.0 - self._current_decay())
+            limit = (1 + self._steps) / (10 + self._steps) if self._warm_up else 1.0
+            decay = min(self._decay, limit)
+            torch._foreach_lerp_(averaged, new_averaged, 1.0 - decay)
         if copied:
             torch._foreach_copy_(copied, new_copied)
         self._steps += 1
@@ -70,11 +71,6 @@ class ModelEma:
         """Restore the state of ``state_dict`` bit-exactly."""
         self._model.load_state_dict(state["model"])
         self._steps = int(state["steps"])
-
-    def _current_decay(self) -> float:
-        if not self._warm_up:
-            return self._decay
-        return min(self._decay, (1 + self._steps) / (10 + self._steps))
 
     def _split_tensors(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
         """Return the tensors to average and those to copy."""

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from lesionseg.config import TrialConfig
 from lesionseg.losses import Loss, build_loss
 from lesionseg.optim import build_optimizer, build_schedule
-from lesionseg.runtime import compilation
 from lesionseg.runtime.device import amp_dtype, autocast
-from lesionseg.runtime.oom import is_out_of_memory, run_unless_oom
+from lesionseg.runtime.oom import run_unless_oom
 from lesionseg.training.ema import ModelEma
 from lesionseg.training.training_state import State, StepSnapshot, load_optimizer_state
 
@@ -41,9 +40,6 @@ class TrainStep:
         self.accumulation_steps, self.lr = config.accumulate * accumulation_factor, 0.0
         # Convolutions are fastest with channels last, on CPUs and on tensor cores.
         self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._forward: compilation.Forward = self.model
-        self._is_compiled = False
-        self.compile_if_worthwhile(0.0)
         self._loss: Loss = build_loss(
             config.loss,
             overlap=config.overlap,
@@ -65,11 +61,6 @@ class TrainStep:
         """The network to validate and to keep: the averaged one, if there is one."""
         return self.ema.model if self.ema else self.model
 
-    def compile_if_worthwhile(self, seconds_left: float) -> None:
-        """Compile the network once, if the remaining epochs are expected to take long enough."""
-        if not self._is_compiled and compilation.is_worthwhile(self._device, seconds_left):
-            self._forward, self._is_compiled = compilation.compile_forward(self.model), True
-
     def __call__(self, images: Tensor, masks: Tensor) -> Tensor:
         """Update the weights and return the mean loss, detached, without synchronisation.
 
@@ -77,7 +68,7 @@ class TrainStep:
             images: [N, 3, S, S], normalised.
             masks: [N, 1, S, S] in [0, 1].
         """
-        loss = self._compute_gradients_compiled(images, masks)
+        loss = self._compute_gradients(images, masks)
         if self._config.clip_norm:
             self._scaler.unscale_(self._optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self._config.clip_norm)
@@ -113,18 +104,6 @@ class TrainStep:
         if state["scaler"] and self._scaler.is_enabled():  # empty from a device without scaling
             self._scaler.load_state_dict(state["scaler"])
 
-    def _compute_gradients_compiled(self, images: Tensor, masks: Tensor) -> Tensor:
-        """Compute the gradients; fall back to the uncompiled network if compilation fails."""
-        try:
-            return self._compute_gradients(images, masks)
-        except Exception as error:  # compilers raise anything, at the first or a later step
-            if self._forward is self.model or is_out_of_memory(error):
-                raise
-            compilation.warn_compilation_failed(error)
-        self._restore_snapshot()
-        self._forward = self.model
-        return self._compute_gradients(images, masks)
-
     def _compute_gradients(self, images: Tensor, masks: Tensor) -> Tensor:
         """Compute the gradients in as many parts as needed to fit into memory."""
         self._snapshot.capture()
@@ -136,12 +115,9 @@ class TrainStep:
             loss = run_unless_oom(attempt, self._device)
             if loss is not None:
                 return loss
-            self._restore_snapshot()
+            self._optimizer.zero_grad(set_to_none=True)
+            self._snapshot.restore()
             self.accumulation_steps = 2 * parts
-
-    def _restore_snapshot(self) -> None:
-        self._optimizer.zero_grad(set_to_none=True)
-        self._snapshot.restore()
 
     def _backward(self, images: Tensor, masks: Tensor, parts: int) -> Tensor:
         """Accumulate the gradients of the batch's mean loss; return that loss, detached."""
@@ -149,7 +125,7 @@ class TrainStep:
         total = torch.zeros((), device=self._device)
         for x, y in zip(images.tensor_split(parts), masks.tensor_split(parts), strict=True):
             with autocast(self._device, self._dtype):
-                outputs = self._forward(x)
+                outputs = self.model(x)
             loss = self._loss(outputs, y) * (len(x) / len(images))
             self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()

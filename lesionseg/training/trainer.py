@@ -25,9 +25,9 @@ from lesionseg.training.training_state import (
 from lesionseg.training.types import (
     Diverged,
     EpochRecord,
-    TrainingEnd,
     Suspended,
     TrainData,
+    TrainingEnd,
     TrainOptions,
 )
 from lesionseg.training.validation import Validator
@@ -68,7 +68,6 @@ class Trainer:
         self._device = options.device
         self.clock = self._epoch_clock = Stopwatch()
         self._earlier_peak_memory = 0
-        self._is_first_epoch = True
         self.history: list[EpochRecord] = []
         self.best: EpochRecord | None = None
         self.best_weights: Weights | None = None
@@ -167,10 +166,6 @@ class Trainer:
         record = EpochRecord(epoch, train_loss, val_loss, metrics, self.train_step.lr, seconds)
         self.history.append(record)
         self.step, self.loss_sum = 0, torch.zeros_like(self.loss_sum)
-        # In the first epoch of a process loaders start and cuDNN benchmarks its algorithms.
-        if not self._is_first_epoch:
-            self.train_step.compile_if_worthwhile((self.config.epochs - epoch) * seconds)
-        self._is_first_epoch = False
         return record
 
     def _save_or_suspend(self, *, mid_epoch: bool = True) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from lesionseg import metrics
 from lesionseg.config import TrialConfig
-from lesionseg.data.loader import Batch, iterate_batches, to_device
 from lesionseg.data.device_cache import DeviceCache
+from lesionseg.data.loader import Batch, iterate_batches, to_device
 from lesionseg.losses import Loss, build_loss
 from lesionseg.metrics import Metrics
 from lesionseg.runtime.device import amp_dtype, autocast
@@ -78,5 +78,5 @@ class Validator:
     def _load(self, members: NDArray[np.int64]) -> Batch:
         if self._resident is None:
             return next(iterate_batches(self._data.cache, members, len(members)))
-        rows = self._resident.rows(members).to(self._device)
+        rows = self._resident.positions(members).to(self._device)
         return self._resident.images[rows], self._resident.masks[rows]

@@ -138,7 +138,7 @@ def _draw_section(section: _Section, width: int) -> Image.Image:
             x = GAP_PX + (column + k) * (SIDE_PX + GAP_PX)
             sheet.paste(_thumbnail(tile.record), (x, y))
             for line, text in enumerate((tile.caption, tile.note)):
-                clipped = shortened(draw, text, font, SIDE_PX)
+                clipped = truncate_text(draw, text, font, SIDE_PX)
                 draw.text((x, y + SIDE_PX + line * LINE_PX), clipped, "black", font)
         if len(tiles) > 1:  # one line below all images of a cluster
             left, rule = GAP_PX + column * (SIDE_PX + GAP_PX), y + SIDE_PX + 2 * LINE_PX
@@ -165,7 +165,7 @@ def _thumbnail(record: Record) -> Image.Image:
         return Image.new("RGB", (SIDE_PX, SIDE_PX), _UNREADABLE_COLOUR)
     image = ImageOps.contain(image, (SIDE_PX, SIDE_PX), Image.Resampling.BILINEAR)
     try:
-        mask = read_binary(record.mask).picture
+        mask = read_binary_mask(record.mask).image
     except InputError:
         mask = Image.new("L", image.size)
     inside = np.asarray(mask.resize(image.size, Image.Resampling.BOX)) >= 128

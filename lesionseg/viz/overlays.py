@@ -1,7 +1,7 @@
-"""Pictures that people look at: images with the true and the predicted outline.
+"""Images with the true and the predicted outline.
 
-Colours are of the Okabe-Ito palette, told apart by colour-blind people; the true outline is
-drawn in sky blue, the predicted one in orange.
+The colours are of the Okabe-Ito palette, which colour-blind people can distinguish: sky blue for
+the true outline, orange for the predicted one.
 """
 
 from __future__ import annotations
@@ -26,14 +26,22 @@ Mask = NDArray[np.bool_]
 TRUE_COLOUR = (86, 180, 233)
 PREDICTED_COLOUR = (230, 159, 0)
 
-#: The longest side of an overlay in pixels: enough to judge an outline by.
-OVERLAY_SIDE = 480
-#: Images of each kind.
+#: Maximum height and width of an overlay in pixels.
+OVERLAY_SIDE_PX = 480
 IMAGES_PER_KIND = 3
 
 
 def draw_outlines(image: Pixels, truth: Mask, predicted: Mask) -> Pixels:
-    """The image [H, W, 3] with both outlines; scaled down to OVERLAY_SIDE if it is larger."""
+    """Draw both outlines on an image, reduced to OVERLAY_SIDE_PX if it is larger.
+
+    Args:
+        image: uint8 [H, W, 3].
+        truth: true mask, bool, of the same aspect ratio.
+        predicted: predicted mask, likewise.
+
+    Returns:
+        The overlay, uint8 [h, w, 3].
+    """
     size = _overlay_size(image.shape)
     canvas: Pixels = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
     for mask, colour in ((truth, TRUE_COLOUR), (predicted, PREDICTED_COLOUR)):
@@ -44,29 +52,23 @@ def draw_outlines(image: Pixels, truth: Mask, predicted: Mask) -> Pixels:
 
 
 def shrink_mask(mask: Mask) -> Mask:
-    """A mask [H, W] at the size that ``draw_outlines`` would draw it at."""
-    small = cv2.resize(
-        mask.astype(np.uint8), _overlay_size(mask.shape), interpolation=cv2.INTER_NEAREST
-    )
-    kept: Mask = small.astype(bool)
-    return kept
+    """Resize a mask, bool [H, W], to the size of its overlay."""
+    size = _overlay_size(mask.shape)
+    small = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+    return np.asarray(small, dtype=bool)
 
 
 def select_examples(dice: NDArray[np.float64]) -> dict[str, list[int]]:
-    """Which images to show: the best, those about the median, and the worst. Each only once."""
+    """Select the best, median and worst images by their Dice, [N], each at most once."""
     order = [int(i) for i in np.argsort(-dice, kind="stable")]
     middle = max(0, len(order) // 2 - IMAGES_PER_KIND // 2)
-    wanted = {
-        "best": order[:IMAGES_PER_KIND],
-        "worst": order[-IMAGES_PER_KIND:][::-1],
-        "median": order[middle : middle + IMAGES_PER_KIND],
+    best, worst = order[:IMAGES_PER_KIND], order[-IMAGES_PER_KIND:][::-1]
+    median = order[middle : middle + IMAGES_PER_KIND]
+    return {
+        "best": best,
+        "median": [i for i in median if i not in {*best, *worst}],
+        "worst": [i for i in worst if i not in best],
     }
-    seen: set[int] = set()
-    chosen = {}
-    for kind, members in wanted.items():
-        chosen[kind] = [i for i in members if i not in seen]
-        seen |= set(members)
-    return {kind: chosen[kind] for kind in ("best", "median", "worst")}
 
 
 def write_overlays(
@@ -77,27 +79,36 @@ def write_overlays(
     device: torch.device,
     inference: Inference = DEFAULT_INFERENCE,
 ) -> tuple[tuple[str, str], ...]:
-    """Writes the best, median and worst overlays; (kind, file's name) in the order shown.
+    """Write the overlays of the best, median and worst images of an evaluation.
 
-    Files are called ``best_1_NAME.png``, 1 being the best, the median or the worst of its kind.
+    Args:
+        model: returns logits [N, 1, S, S].
+        cache: the cached images.
+        evaluation: the evaluation of the model.
+        folder: where to write ``best_1_NAME.png`` and so on.
+        device: the device of the model.
+        inference: test-time augmentation and post-processing.
+
+    Returns:
+        Kind and file name of each overlay.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    drawn: list[tuple[str, str]] = []
+    written: list[tuple[str, str]] = []
     for kind, members in select_examples(evaluation.scores["dice"]).items():
         records = [evaluation.records[i] for i in members]
-        masks = _Kept()
+        masks = _MaskCollector()
         evaluate(model, cache, records, device=device, inference=inference, on_image=masks)
-        shown = zip(records, masks.pairs, strict=True)
-        for place, (record, (predicted, truth)) in enumerate(shown):
-            picture = draw_outlines(np.asarray(read_image(record.image)), truth, predicted)
-            path = folder / f"{kind}_{place + 1}_{record.name}.png"
-            Image.fromarray(picture).save(path)
-            drawn.append((kind, path.name))
-    return tuple(drawn)
+        pairs = zip(records, masks.pairs, strict=True)
+        for rank, (record, (predicted, truth)) in enumerate(pairs, start=1):
+            overlay = draw_outlines(np.asarray(read_image(record.image)), truth, predicted)
+            path = folder / f"{kind}_{rank}_{record.name}.png"
+            Image.fromarray(overlay).save(path)
+            written.append((kind, path.name))
+    return tuple(written)
 
 
-class _Kept:
-    """Keeps what ``evaluate`` shows: predicted and true masks, in order."""
+class _MaskCollector:
+    """Stores predicted and true masks; ``on_image`` of ``evaluate``."""
 
     def __init__(self) -> None:
         self.pairs: list[tuple[Mask, Mask]] = []
@@ -107,6 +118,6 @@ class _Kept:
 
 
 def _overlay_size(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Width and height within OVERLAY_SIDE."""
-    scale = min(1.0, OVERLAY_SIDE / max(shape[:2]))
+    """Return the width and height of an overlay in pixels."""
+    scale = min(1.0, OVERLAY_SIDE_PX / max(shape[:2]))
     return max(1, round(shape[1] * scale)), max(1, round(shape[0] * scale))

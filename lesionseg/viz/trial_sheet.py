@@ -1,6 +1,6 @@
-"""One picture of a few validation images with the true and the predicted outline.
+"""A JPEG of a few validation images with true and predicted outlines.
 
-The same images for every training on the same data, so that pictures can be compared.
+All trainings on the same data show the same images.
 """
 
 from __future__ import annotations
@@ -24,12 +24,11 @@ from lesionseg.inference.evaluate import predict_probabilities
 from lesionseg.runtime.files import atomic_write
 from lesionseg.viz.overlays import PREDICTED_COLOUR, TRUE_COLOUR, draw_outlines
 
-#: Images in a sheet, and how many stand side by side.
 SHEET_IMAGES, COLUMNS = 6, 3
-#: Pixels: the side of an image in the sheet, and the height of the line below it.
-SIDE, LINE = 240, 20
-#: Bytes that a sheet may take; its quality gives way.
-MOST_BYTES = 80_000
+#: Side of an image, and height of the line of text below it.
+SIDE_PX, LINE_PX = 240, 20
+#: Maximum size of the file; the JPEG quality is reduced until it fits.
+MAX_BYTES = 80_000
 _QUALITIES = (85, 75, 65, 50, 35, 20, 10, 5, 2)
 
 Positions = NDArray[np.int64]
@@ -37,10 +36,15 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def select_by_area(cache: Cache, members: Positions, n: int = SHEET_IMAGES) -> Positions:
-    """Positions of ``n`` members from small lesions to large ones, all if there are no more.
+    """Select ``n`` members at evenly spaced quantiles of lesion area, without randomness.
 
-    They stand in the middle of each n-th part of the members by the lesion's share of the image;
-    equals go by their position. Nothing is drawn: the same members give the same images.
+    Args:
+        cache: the cached images.
+        members: cache positions, [M].
+        n: number of members to select; all if there are fewer.
+
+    Returns:
+        Cache positions in the order of lesion area.
     """
     order = members[np.lexsort((members, cache.areas[members]))]
     if len(order) <= n:
@@ -51,34 +55,42 @@ def select_by_area(cache: Cache, members: Positions, n: int = SHEET_IMAGES) -> P
 def write_trial_sheet(
     model: nn.Module, cache: Cache, members: Positions, path: Path, device: torch.device
 ) -> None:
-    """Writes the members' images as a JPEG of at most MOST_BYTES, whole or not at all.
+    """Write the members' images as a JPEG of at most MAX_BYTES, atomically.
 
-    model: logits [N, 1, S, S] from normalised images; left in evaluation mode. Its outlines are
-    cut at one half of the probability. Below each image are its name and its Dice at the
-    network's size.
+    Predicted outlines are at a probability of 0.5. Below each image are its name and its Dice at
+    the cache's size.
+
+    Args:
+        model: returns logits [N, 1, S, S]; left in evaluation mode.
+        cache: the cached images.
+        members: cache positions of the images.
+        path: the file to write.
+        device: the device of the model.
     """
-    found = np.stack(list(predict_probabilities(model, cache, members, device=device)))
+    probabilities = predict_probabilities(model, cache, members, device=device)
     tiles = [
-        _tile(cache.images[i], cache.masks[i], probability, cache.names[i])
-        for i, probability in zip(members, found, strict=True)
+        _draw_tile(cache.images[i], cache.masks[i], probability, cache.names[i])
+        for i, probability in zip(members, probabilities, strict=True)
     ]
-    atomic_write(path, _jpeg(_arranged(tiles)))
+    atomic_write(path, _encode_jpeg(_arrange_tiles(tiles)))
 
 
-def _tile(image: Pixels, mask: Pixels, probability: NDArray[np.float32], name: str) -> Image.Image:
-    size = (SIDE, SIDE)
-    # Enlarged before it is cut: outlines of small networks are smooth, not stairs.
+def _draw_tile(
+    image: Pixels, mask: Pixels, probability: NDArray[np.float32], name: str
+) -> Image.Image:
+    size = (SIDE_PX, SIDE_PX)
+    # Enlarged before thresholding, so that outlines are smooth.
     truth = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_LINEAR) >= 0.5
     predicted = cv2.resize(probability, size, interpolation=cv2.INTER_LINEAR) >= 0.5
-    how = cv2.INTER_AREA if len(image) > SIDE else cv2.INTER_LINEAR
-    large = np.asarray(cv2.resize(image, size, interpolation=how), np.uint8)
-    tile = Image.new("RGB", (SIDE, SIDE + LINE), "white")
+    interpolation = cv2.INTER_AREA if len(image) > SIDE_PX else cv2.INTER_LINEAR
+    large = np.asarray(cv2.resize(image, size, interpolation=interpolation), np.uint8)
+    tile = Image.new("RGB", (SIDE_PX, SIDE_PX + LINE_PX), "white")
     tile.paste(Image.fromarray(draw_outlines(large, truth, predicted)), (0, 0))
     draw, font = ImageDraw.Draw(tile), ImageFont.load_default(13)
     dice = f"Dice {_dice(probability, mask):.3f}"
-    draw.text((SIDE - 4, SIDE + 2), dice, "black", font, anchor="ra")
-    room = SIDE - 16 - draw.textlength(dice, font)
-    draw.text((4, SIDE + 2), truncate_text(draw, name, font, room), "black", font)
+    draw.text((SIDE_PX - 4, SIDE_PX + 2), dice, "black", font, anchor="ra")
+    width = SIDE_PX - 16 - draw.textlength(dice, font)
+    draw.text((4, SIDE_PX + 2), truncate_text(draw, name, font, width), "black", font)
     return tile
 
 
@@ -88,38 +100,38 @@ def _dice(probability: NDArray[np.float32], mask: Pixels) -> float:
     return float(metrics.score_images(counts)["dice"][0])
 
 
-def truncate_text(draw: ImageDraw.ImageDraw, name: str, font: Font, room: float) -> str:
-    """The name, printable, as far as it fits into so many pixels; else it ends in an ellipsis."""
-    shown = escape_unprintable(name)
-    while len(shown) > 1 and draw.textlength(shown, font) > room:
-        shown = shown[:-2] + "\N{HORIZONTAL ELLIPSIS}"
-    return shown
+def truncate_text(draw: ImageDraw.ImageDraw, text: str, font: Font, width_px: float) -> str:
+    """Escape unprintable characters, and end with an ellipsis a text that is too long."""
+    text = escape_unprintable(text)
+    while len(text) > 1 and draw.textlength(text, font) > width_px:
+        text = text[:-2] + "\N{HORIZONTAL ELLIPSIS}"
+    return text
 
 
-def _arranged(tiles: Sequence[Image.Image]) -> Image.Image:
-    """The tiles in rows, and below them what the colours mean."""
+def _arrange_tiles(tiles: Sequence[Image.Image]) -> Image.Image:
+    """Arrange the tiles in rows, with a legend below."""
     columns = min(COLUMNS, len(tiles))
     rows = -(-len(tiles) // columns)
-    gap, height = 6, SIDE + LINE
-    sheet = Image.new("RGB", (columns * (SIDE + gap) - gap, rows * height + LINE), "white")
+    gap, height = 6, SIDE_PX + LINE_PX
+    sheet = Image.new("RGB", (columns * (SIDE_PX + gap) - gap, rows * height + LINE_PX), "white")
     for i, tile in enumerate(tiles):
-        sheet.paste(tile, (i % columns * (SIDE + gap), i // columns * height))
+        sheet.paste(tile, (i % columns * (SIDE_PX + gap), i // columns * height))
     draw, font, x = ImageDraw.Draw(sheet), ImageFont.load_default(13), 4
-    for word, colour in (("true outline", TRUE_COLOUR), ("predicted", PREDICTED_COLOUR)):
+    for label, colour in (("true outline", TRUE_COLOUR), ("predicted", PREDICTED_COLOUR)):
         top = rows * height
         draw.rectangle((x, top + 6, x + 14, top + 11), fill=colour)
-        draw.text((x + 20, top + 1), word, "black", font)
-        x += 36 + int(draw.textlength(word, font))
+        draw.text((x + 20, top + 1), label, "black", font)
+        x += 36 + int(draw.textlength(label, font))
     return sheet
 
 
-def _jpeg(sheet: Image.Image) -> bytes:
+def _encode_jpeg(sheet: Image.Image) -> bytes:
     data = b""
     for quality in _QUALITIES:
         stream = io.BytesIO()
-        # Without subsampling the colours of thin outlines stay where they are.
+        # Chroma subsampling would blur the colours of thin outlines.
         sheet.save(stream, "JPEG", quality=quality, subsampling=0)
         data = stream.getvalue()
-        if len(data) <= MOST_BYTES:
+        if len(data) <= MAX_BYTES:
             break
     return data

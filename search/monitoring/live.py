@@ -27,13 +27,7 @@ JOIN_TIMEOUT_S = 2.0
 def watch(
     console: Console, read: Callable[[], Sequence[StudyStatus]], period_s: float = PERIOD_S
 ) -> None:
-    """Show the status of studies until an interrupt; the last one stays visible.
-
-    Args:
-        console: redrawn if it is a terminal, else the status is printed repeatedly.
-        read: returns the current status of the studies.
-        period_s: seconds between two updates.
-    """
+    """Show the status of studies until an interrupt: redrawn on a terminal, else repeated."""
     while not can_redraw(console):
         print_statuses(console, read())
         time.sleep(period_s)
@@ -46,12 +40,8 @@ def watch(
 class LiveView:
     """Context manager that shows a study's status below other output of the process.
 
-    Without a terminal it does nothing. An error in reading skips one update.
-
-    Args:
-        console: where other output is printed.
-        open_reader: called in the view's thread, where the database connection is used.
-        period_s: smallest number of seconds between two updates.
+    Without a terminal it does nothing. An error in reading skips one update. open_reader: called
+    in the view's thread, where the database connection is used.
     """
 
     def __init__(

@@ -12,6 +12,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from lesionseg.config import DEFAULT_COMPONENTS
+from search.spec.formatting import format_step
 from search.storage import trial_records
 from search.storage.note_attrs import note_attrs
 from search.storage.optuna_internals import trial_id
@@ -61,12 +62,6 @@ def format_trial_note(trial: FrozenTrial) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def format_component(component: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return an option and its parameters: ``unet, width 16, depth 4``."""
-    (name, params), *_ = component.items()
-    return ", ".join([name, *(f"{key} {_format_number(value)}" for key, value in params.items())])
-
-
 def _format_number(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
@@ -99,9 +94,7 @@ def _validation_tables(trial: FrozenTrial) -> Iterator[str]:
 
 def _configuration_rows(config: Mapping[str, Any]) -> list[TableRow]:
     components = [
-        (family, format_component(config[family]))
-        for family in DEFAULT_COMPONENTS
-        if family in config
+        (family, format_step(config[family])) for family in DEFAULT_COMPONENTS if family in config
     ]
     settings = [
         f"{key.replace('_', ' ')} {_format_number(value)}"

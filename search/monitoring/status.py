@@ -17,7 +17,7 @@ from search.monitoring.study_status import (
     StudyStatus,
     WorkerStatus,
 )
-from search.storage import trial_records
+from search.storage import training_time, trial_records
 from search.storage.artifact_store import open_artifact_store
 from search.storage.lease_types import WorkerInfo
 from search.storage.leases import TrialLeases
@@ -31,14 +31,7 @@ from search.study.opening import load_study
 class StatusReader:
     """Reads the status of a study repeatedly over one connection.
 
-    After the first time only new and running trials are read.
-
-    Args:
-        folder: of the study.
-        storage: database URL; None for the one that the study was created with.
-
-    Raises:
-        InputError: see ``load_study``.
+    After the first time only new and running trials are read. InputError as ``load_study``.
     """
 
     def __init__(self, folder: Path, storage: str | None = None) -> None:
@@ -61,8 +54,8 @@ class StatusReader:
             counts=trial_records.count_by_state(trials),
             reasons=trial_records.count_reasons(trials),
             finished=trial_records.count_finished(trials),
-            hours=round(trial_records.hours_spent(trials), 6),
-            gpu_hours=round(trial_records.gpu_hours_spent(trials), 6),
+            hours=round(training_time.hours_spent(trials), 6),
+            gpu_hours=round(training_time.gpu_hours_spent(trials), 6),
             hours_left=estimate_hours_left(trials, budget),
             budget={key: budget.get(key) for key in ("trials", "hours", "gpu_hours")},
             best=_best_trial(best) if best else None,
@@ -101,15 +94,7 @@ def read_status(folder: Path, storage: str | None = None) -> StudyStatus:
 
 
 def find_run(name: str, root: Path = Path("runs")) -> Path:
-    """Return the folder of a study.
-
-    Args:
-        name: path of the folder, or name of a folder in ``root``.
-        root: folder of studies.
-
-    Raises:
-        InputError: neither is a study.
-    """
+    """Return the folder of a study by its path or its name in ``root``; InputError without one."""
     for folder in (Path(name), root / name):
         if is_study(folder):
             return folder
@@ -133,7 +118,7 @@ def estimate_hours_left(trials: Sequence[FrozenTrial], budget: Mapping[str, Any]
         Hours >= 0; None while there is no estimate: no limit, and no trial has finished.
     """
     finished = trial_records.count_finished(trials)
-    hours, gpu_hours = trial_records.hours_spent(trials), trial_records.gpu_hours_spent(trials)
+    hours, gpu_hours = training_time.hours_spent(trials), training_time.gpu_hours_spent(trials)
     done = finished + sum(
         _finished_part(t, budget["epochs"])
         for t in trials

@@ -37,12 +37,9 @@ def print_statuses(console: Console, statuses: Sequence[StudyStatus]) -> None:
 
 
 def render_status(status: StudyStatus, width: int, *, details: bool = False) -> RenderableType:
-    """Return the status of a study.
+    """Return the status of a study for a terminal of some columns.
 
-    Args:
-        status: of the study.
-        width: columns of the terminal; longer lines are cut.
-        details: whether to include folds, test result and disk usage, and no progress bar.
+    details: whether to include folds, test result and disk usage, and no progress bar.
     """
     lines = [_render_counts(status)]
     if status.command != Command.RUN:
@@ -81,9 +78,7 @@ def sparkline(values: Sequence[float | None], top: float, width: int = MAX_SPARK
 def forecast(status: StudyStatus, now: float | None = None) -> str:
     """Return when the search will end; empty if that is unknown or no worker trains.
 
-    Args:
-        status: of the study.
-        now: seconds since 1970; None for the current time.
+    now: seconds since 1970; None for the current time.
     """
     hours = status.hours_left
     is_active = any(w.trial is not None and not w.is_expired for w in status.workers)

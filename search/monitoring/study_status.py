@@ -25,13 +25,8 @@ class BestTrial:
 class RunningTrial:
     """A trial that is being trained.
 
-    Attributes:
-        number: of the trial.
-        epochs: of the whole training, over all folds.
-        curve: validation Dice of each epoch so far, in the first fold; None where it is not finite.
-        config: None before it is sampled.
-        folds: None without cross-validation.
-        baseline: name of the published system, if it is one.
+    epochs: of the whole training, over all folds. curve: validation Dice of each epoch so far, in
+    the first fold; None where it is not finite. config: None before it is sampled.
     """
 
     number: int
@@ -73,21 +68,14 @@ class StudyStatus:
     """Status of a study at one moment.
 
     Attributes:
-        study: name of the study.
-        command: the command to all workers.
         counts: number of trials by state.
         reasons: number of trials by reason of failure or early end.
-        finished: trials that count against the budget.
+        finished: number of trials that count against the budget.
         hours: wall-clock hours in which at least one worker trained.
         gpu_hours: hours on GPUs, summed over workers.
         hours_left: see ``estimate_hours_left``.
         budget: limits of ``trials``, ``hours`` and ``gpu_hours``; None for no limit.
-        best: None before a trial is complete.
-        queued: waiting trials.
-        running: running trials.
-        workers: registered workers.
         disk_bytes: size of checkpoints and weights; None where it was not measured.
-        test_evaluations: how often the test images were evaluated.
         test: mean test Dice ``dice`` and its interval ``ci95``; None before the final test.
     """
 

@@ -96,9 +96,7 @@ def _label_points(axes: Axes, points: Sequence[tuple[str, float, float]]) -> Non
     for name, seconds, dice in points:
         x, y = axes.transData.transform((seconds, dice)) * 72.0 / axes.figure.dpi
         label_y = y
-        while any(
-            abs(label_y - b) < LABEL_HEIGHT and abs(x - a) < LABEL_WIDTH for a, b in placed
-        ):
+        while any(abs(label_y - b) < LABEL_HEIGHT and abs(x - a) < LABEL_WIDTH for a, b in placed):
             label_y += 1.0
         placed.append((x, label_y))
         line = {"arrowstyle": "-", "lw": 0.3, "color": "#888888"}

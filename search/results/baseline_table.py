@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial
 from lesionseg import metrics
 from search.results.evaluation import read_csv
 from search.spec import baselines
-from search.storage import trial_records
+from search.storage.trial_records import State, TrialAttr, state_of
 
 #: Scores of each image, in the order of the columns.
 SCORES = (
@@ -86,7 +86,8 @@ class BaselineResult:
         dice: mean test Dice of each training.
         means: mean test scores by name.
         ci95: their intervals from a bootstrap over groups.
-        difference: its Dice minus that of the best baseline; None for the best itself.
+        difference: its Dice minus that of the reference; None for the reference itself.
+        p: of the Wilcoxon signed-rank test over groups. p_holm: corrected for all comparisons.
     """
 
     baseline: str
@@ -104,6 +105,8 @@ class BaselineResult:
     means: Mapping[str, float] = field(default_factory=dict)
     ci95: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     difference: metrics.PairedDifference | None = None
+    p: float | None = None
+    p_holm: float | None = None
 
     @property
     def is_tested(self) -> bool:
@@ -112,37 +115,30 @@ class BaselineResult:
 
 
 def compare_baselines(
-    results: Mapping[int, TestResult], trials: Sequence[FrozenTrial]
+    results: Mapping[int, TestResult],
+    trials: Sequence[FrozenTrial],
+    reference: Mapping[str, float] | None = None,
 ) -> list[BaselineResult]:
     """Return one result per baseline, best mean test Dice first; those without a test come last.
 
     Args:
         results: test evaluations by trial number.
         trials: all trials of the study.
+        reference: Dice by image that the baselines are compared with; by default the best one's.
     """
     by_baseline: dict[str, list[FrozenTrial]] = {}
     for trial in trials:
-        if name := trial.user_attrs.get(trial_records.TrialAttr.BASELINE):
+        if name := trial.user_attrs.get(TrialAttr.BASELINE):
             by_baseline.setdefault(name, []).append(trial)
-    compared, dice, groups = [], {}, {}
+    untested, tested = [], []
     for name, members in by_baseline.items():
-        tested = [t for t in members if t.number in results]
-        if not tested:
-            compared.append(BaselineResult(name, message=_missing_reason(members[-1])))
-            continue
-        evaluations = [results[t.number] for t in tested]
-        scores = _mean_scores(evaluations)
-        groups[name] = [row["group"] for row in evaluations[0].images]
-        dice[name] = scores["dice"]
-        compared.append(_summarize(name, tested, evaluations, scores, groups[name]))
-    compared.sort(key=lambda result: -result.means.get("dice", -1.0))
-    best = compared[0].baseline if compared else ""
-    return [
-        replace(result, difference=metrics.paired_difference(dice[result.baseline], dice[best], groups[best]))
-        if result.is_tested and result.baseline != best
-        else result
-        for result in compared
-    ]
+        evaluated = [trial for trial in members if trial.number in results]
+        if evaluated:
+            tested.append(_summarize(name, evaluated, results))
+        else:
+            untested.append(BaselineResult(name, message=_missing_reason(members[-1])))
+    tested.sort(key=lambda result: -result.means["dice"])
+    return [*_compare(tested, results, reference), *untested]
 
 
 def format_cells(result: BaselineResult) -> list[str]:
@@ -189,25 +185,16 @@ def format_csv(results: Sequence[BaselineResult]) -> str:
     return stream.getvalue()
 
 
-def _mean_scores(evaluations: Sequence[TestResult]) -> dict[str, metrics.Floats]:
-    """Return the scores by name, float64 [images], as means over the trainings."""
-    return {
-        name: np.mean([[float(row[name]) for row in each.images] for each in evaluations], axis=0)
-        for name in SCORES
-    }
-
-
 def _summarize(
-    name: str,
-    trials: Sequence[FrozenTrial],
-    evaluations: Sequence[TestResult],
-    scores: Mapping[str, metrics.Floats],
-    groups: Sequence[str],
+    name: str, trials: Sequence[FrozenTrial], results: Mapping[int, TestResult]
 ) -> BaselineResult:
-    attrs = [t.user_attrs for t in trials]
+    attrs = [trial.user_attrs for trial in trials]
+    evaluations = [results[trial.number] for trial in trials]
+    scores = {score: _mean_scores(evaluations, score) for score in SCORES}
+    groups = [row["group"] for row in evaluations[0].images]
     return BaselineResult(
         name,
-        tuple(t.number for t in trials),
+        tuple(trial.number for trial in trials),
         params=attrs[0]["params"],
         macs=attrs[0]["macs"],
         train_seconds=float(np.mean([a["seconds"] for a in attrs])),
@@ -221,15 +208,49 @@ def _summarize(
         val_dice=float(np.mean([a["val"]["dice"] for a in attrs])),
         dice=tuple(each.dice for each in evaluations),
         means={key: float(values.mean()) for key, values in scores.items()},
-        ci95=metrics.bootstrap_intervals(dict(scores), groups),
+        ci95=metrics.bootstrap_intervals(scores, groups),
     )
 
 
+def _mean_scores(evaluations: Sequence[TestResult], name: str) -> metrics.Floats:
+    """Return a score of each image, float64 [images], as mean over the trainings."""
+    scores = [[float(row[name]) for row in each.images] for each in evaluations]
+    return np.asarray(np.mean(scores, axis=0), np.float64)
+
+
+def _compare(
+    tested: Sequence[BaselineResult],
+    results: Mapping[int, TestResult],
+    reference: Mapping[str, float] | None,
+) -> list[BaselineResult]:
+    """Add differences and p-values to results, which are sorted by Dice."""
+    if not tested:
+        return []
+    dice = [_mean_scores([results[n] for n in each.trials], "dice") for each in tested]
+    images = results[tested[0].trials[0]].images
+    groups = [row["group"] for row in images]
+    compared = np.array([reference[i["name"]] for i in images]) if reference else dice[0]
+    first = 0 if reference else 1
+    p_values = [metrics.wilcoxon_p_value(compared, each, groups) for each in dice[first:]]
+    rows = zip(
+        tested[first:], dice[first:], p_values, metrics.adjust_p_values(p_values), strict=True
+    )
+    return [*tested[:first]] + [
+        replace(
+            result,
+            difference=metrics.paired_difference(each, compared, groups),
+            p=p,
+            p_holm=p_holm,
+        )
+        for result, each, p, p_holm in rows
+    ]
+
+
 def _missing_reason(trial: FrozenTrial) -> str:
-    state = trial_records.state_of(trial)
-    if state == trial_records.State.COMPLETE:
+    state = state_of(trial)
+    if state == State.COMPLETE:
         return "trained on another host"
-    return str(trial.user_attrs.get(trial_records.TrialAttr.MESSAGE) or state)
+    return str(trial.user_attrs.get(TrialAttr.MESSAGE) or state)
 
 
 def _csv_row(result: BaselineResult) -> dict[str, object]:

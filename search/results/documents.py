@@ -65,7 +65,7 @@ def render(template: str, values: Mapping[str, Any]) -> str:
     """Render a template of ``search/results/templates``; HTML is escaped, Markdown is not."""
     environment = Environment(
         loader=PackageLoader("search.results"),
-        autoescape=".html." in template,
+        autoescape=".html." in template,  # noqa: S701
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -52,9 +52,9 @@ def read_test_records(opened: OpenStudy) -> tuple[Record, ...]:
 def summarize_evaluation(evaluation: Evaluation) -> dict[str, Any]:
     """Return the keys ``test``, ``ci95``, ``confusion`` and ``curves`` of metrics.json.
 
-    Scores are means over images, with 95% intervals from a bootstrap over groups. Surface distances
-    are in pixels at the masks' own sizes and in percent of their diagonals. The curves use the
-    probabilities that are thresholded: after test-time augmentation and CRF, if these were selected.
+    Scores are means over images, with 95% intervals from a bootstrap over groups. Surface
+    distances are in pixels at the masks' own sizes and in percent of their diagonals. The curves
+    use the probabilities that are thresholded, after the selected augmentation and CRF.
     """
     groups = [record.group for record in evaluation.records]
     scores = evaluation.scores | evaluation.distances

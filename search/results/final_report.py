@@ -106,9 +106,7 @@ def build_report(
         **summarize_evaluation(tested.evaluation),
         val=_validation_dice(trial, models, held_out=opened.spec.final.fit_on == "train"),
         inference=(choice.inference if choice else DEFAULT_INFERENCE).to_dict(),
-        inference_choice={k: v for k, v in asdict(choice).items() if k != "inference"}
-        if choice
-        else None,
+        inference_choice=_choice_to_dict(choice) if choice else None,
         test_evaluations=test_evaluations,
         overlays=[list(pair) for pair in tested.overlays],
         seconds=sum(model.result.seconds for model in models),
@@ -123,6 +121,14 @@ def build_report(
         device=describe_device(slot.device),
         threads=slot.threads,
     )
+
+
+def _choice_to_dict(choice: InferenceChoice) -> dict[str, Any]:
+    return {
+        "dice": choice.dice,
+        "default_dice": choice.default_dice,
+        "candidates": list(map(asdict, choice.candidates)),
+    }
 
 
 def _validation_dice(

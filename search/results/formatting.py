@@ -144,18 +144,18 @@ def format_count(n: int, singular: str, plural: str) -> str:
     return f"{n:,} {singular if n == 1 else plural}"
 
 
-def format_params(family: str, option: str, params: Mapping[str, Any]) -> str:
+def format_params(component: str, option: str, params: Mapping[str, Any]) -> str:
     """Format an option's parameters in a few words.
 
     Of an optimizer only the learning rate is shown. Parameters that are not searched by default are
     left out if they have their default value.
     """
-    row = FAMILIES[family].get(option)
+    row = FAMILIES[component].get(option)
     defaults = {k: row.space[k].default for k in row.fixed_by_default} if row else {}
     return ", ".join(
         f"{key} {_format_value(value)}"
         for key, value in params.items()
-        if (family != "optimizer" or key == "lr")
+        if (component != "optimizer" or key == "lr")
         and not (key in defaults and value == defaults[key])
     )
 

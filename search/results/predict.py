@@ -15,7 +15,7 @@ import torch
 from lesionseg.errors import InputError
 from lesionseg.inference.batch_predict import predict_files
 from lesionseg.inference.predictor import Segmenter, load
-from lesionseg.viz.overlays import OVERLAY_SIDE
+from lesionseg.viz.overlays import OVERLAY_SIDE_PX
 from search.errors import JobFailed
 from search.results.prediction_writer import PredictionWriter
 from search.storage.study_dir import check_writable, create_folder
@@ -99,7 +99,7 @@ def write_predictions(
             segmenter,
             images,
             writer.write_image,
-            preview_px=OVERLAY_SIDE if overlays else 0,
+            preview_px=OVERLAY_SIDE_PX if overlays else 0,
             batch_size=batch_size,
             threads=threads,
         )

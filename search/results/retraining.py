@@ -130,7 +130,9 @@ def select_inference(
         tta=final.tta,
         postprocess=final.postprocess,
     )
-    choice: InferenceChoice = run_job(job, InferenceSelected, "the selection of inference steps").choice
+    choice: InferenceChoice = run_job(
+        job, InferenceSelected, "the selection of inference steps"
+    ).choice
     if evaluated != weights:
         set_inference(weights, choice.inference)
         evaluated.unlink()

@@ -1,4 +1,4 @@
-"""What a trial's record in the storage means: state, reason, attributes, time and rank.
+"""What a trial's record in the storage means: state, reason, attributes and rank.
 
 Optuna's states are waiting, running, complete, pruned and failed. This project adds "skipped" for
 trials that were closed without a result of their own: a configuration that was tried already or
@@ -7,9 +7,8 @@ that a constraint forbids, or a training that was interrupted and queued again. 
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Any
 
@@ -48,11 +47,7 @@ class EndReason(StrEnum):
 #: Reasons of trials that go on under another number.
 REQUEUED = frozenset({EndReason.LOST, EndReason.INTERRUPTED})
 #: Reasons of skipped trials.
-CLOSED_WITHOUT_COST = REQUEUED | {
-    EndReason.DUPLICATE,
-    EndReason.CONSTRAINT,
-    EndReason.CONFIG,
-}
+CLOSED_WITHOUT_COST = REQUEUED | {EndReason.DUPLICATE, EndReason.CONSTRAINT, EndReason.CONFIG}
 
 
 class TrialAttr:
@@ -92,12 +87,7 @@ class TrialAttr:
 
 #: What a requeued trial takes along from the trial that was queued first.
 QUEUE_ATTRS = frozenset(
-    {
-        TrialAttr.BASELINE,
-        TrialAttr.FIXED_CONFIG,
-        TrialAttr.ALLOW_DUPLICATE,
-        TrialAttr.REPEAT_OF,
-    }
+    {TrialAttr.BASELINE, TrialAttr.FIXED_CONFIG, TrialAttr.ALLOW_DUPLICATE, TrialAttr.REPEAT_OF}
 )
 
 
@@ -218,84 +208,9 @@ def tried_digests(trials: Iterable[FrozenTrial]) -> set[str]:
 
 def rank_trials(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     """Return the complete trials, best first; of two equals the earlier one first."""
-    complete = [t for t in trials if state_of(t) == State.COMPLETE and t.value is not None]
-    return sorted(complete, key=lambda t: (-_value(t), t.number))
-
-
-def hours_spent(trials: Iterable[FrozenTrial], now: float | None = None) -> float:
-    """Return the hours by the clock in which at least one worker trained.
-
-    Args:
-        trials: of one study. A lost trial ended with its worker's last heartbeat.
-        now: seconds since 1970, taken as the end of running trials; None for the current time.
-    """
-    total, until = 0.0, 0.0
-    for start, end in sorted(_spans(trials, now)):
-        total += max(0.0, end - max(start, until))
-        until = max(until, end)
-    return total / 3600
-
-
-def gpu_hours_spent(trials: Iterable[FrozenTrial], now: float | None = None) -> float:
-    """Return the hours on GPUs, summed over workers; half a GPU counts half.
-
-    Args:
-        trials: of one study.
-        now: as for ``hours_spent``.
-    """
-    seconds = 0.0
-    for trial in trials:
-        owner: dict[str, Any] = trial.user_attrs.get(TrialAttr.OWNER, {})
-        if str(owner.get("device")).startswith("cuda"):
-            share = float(owner.get("share", 1.0))
-            seconds += sum((end - start) * share for start, end in _spans([trial], now))
-    return seconds / 3600
-
-
-def seconds_of(trial: FrozenTrial, now: float | None = None) -> float | None:
-    """Return the seconds that a worker had the trial; None if none ever had it.
-
-    Args:
-        trial: of any state.
-        now: as for ``hours_spent``.
-    """
-    spans = _spans([trial], now)
-    return max(0.0, spans[0][1] - spans[0][0]) if spans else None
-
-
-class TimeBudget:
-    """The hours that a study may take, earlier sessions and other workers included."""
-
-    def __init__(self, hours: float | None, gpu_hours: float | None) -> None:
-        self.hours, self.gpu_hours = hours, gpu_hours
-
-    def is_over(self, trials: Sequence[FrozenTrial]) -> bool:
-        """Return whether these trials have spent either of the two."""
-        if self.hours is not None and hours_spent(trials) >= self.hours:
-            return True
-        return self.gpu_hours is not None and gpu_hours_spent(trials) >= self.gpu_hours
-
-
-def _spans(trials: Iterable[FrozenTrial], now: float | None) -> list[tuple[float, float]]:
-    """Return start and end of each started trial, by the database's clock where it was noted."""
-    now = time.time() if now is None else now
-    return [
-        (_start_time(t, t.datetime_start.timestamp()), _end_time(t, now))
+    ranked = [
+        (-t.value, t.number, t)
         for t in trials
-        if t.datetime_start is not None
+        if state_of(t) == State.COMPLETE and t.value is not None
     ]
-
-
-def _start_time(trial: FrozenTrial, default: float) -> float:
-    return float(trial.user_attrs.get(TrialAttr.STARTED_AT, default))
-
-
-def _end_time(trial: FrozenTrial, now: float) -> float:
-    if TrialAttr.ENDED_AT in trial.user_attrs:
-        return float(trial.user_attrs[TrialAttr.ENDED_AT])
-    return now if trial.datetime_complete is None else trial.datetime_complete.timestamp()
-
-
-def _value(trial: FrozenTrial) -> float:
-    assert trial.value is not None
-    return trial.value
+    return [trial for *_, trial in sorted(ranked, key=lambda r: r[:2])]

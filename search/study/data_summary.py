@@ -33,9 +33,9 @@ def summarize_data(index: DatasetIndex, cache: Cache, split: Split) -> dict[str,
     Returns:
         A dict for JSON. ``parts``: by part of the split the number of images, groups, empty and
         full masks, and quantiles and histogram of lesion area. ``sizes``: height, width and number
-        of images; None if the cache has no sizes. ``duplicates``: images with identical pixels
-        under several names, and how many of these are in several parts (``leaks``); None if the
-        cache has no digests. ``thresholded``: number of masks that were not binary. ``sets``: for
+        of images. ``duplicates``: images with identical pixels
+        under several names, and how many of these are in several parts (``leaks``).
+        ``thresholded``: number of masks that were not binary. ``sets``: for
         several data sets the ``name``, the number of ``pairs``, in all and by part, and the number
         of pairs whose lesion has another official part in another data set (``conflicting``).
     """
@@ -44,15 +44,15 @@ def summarize_data(index: DatasetIndex, cache: Cache, split: Split) -> dict[str,
     part_of = {name: part for part, names in parts.items() for name in names}
     for fold in split.folds:  # with limits, the folds may hold images that the parts do not
         part_of = dict.fromkeys((*fold.train, *fold.val), "train") | part_of
-    shapes = None if cache.shapes is None else dict(zip(cache.names, cache.shapes, strict=True))
+    shapes = dict(zip(cache.names, cache.shapes, strict=True))
     return {
         "layout": index.layout,
         "pairs": len(index.records),
         "used": len(part_of),
         "parts": {part: _summarize_part(names, groups, cache) for part, names in parts.items()},
         "edges": list(EDGES),
-        "sizes": None if shapes is None else _count_sizes([shapes[name] for name in part_of]),
-        "duplicates": None if cache.digests is None else _find_duplicates(cache, part_of),
+        "sizes": _count_sizes([shapes[name] for name in part_of]),
+        "duplicates": _find_duplicates(cache, part_of),
         "groups_in_several_parts": _count_split_groups(part_of, groups),
         "thresholded": len(set(cache.thresholded) & part_of.keys()),
         "sets": _count_sets(index.records, part_of),
@@ -91,7 +91,7 @@ def _count_sizes(shapes: Sequence[tuple[int, int]]) -> dict[str, Any]:
 
 def _find_duplicates(cache: Cache, part_of: Mapping[str, str]) -> dict[str, Any]:
     by_digest: dict[str, list[str]] = {}
-    for name, digest in zip(cache.names, cache.digests or (), strict=True):
+    for name, digest in zip(cache.names, cache.digests, strict=True):
         if name in part_of:
             by_digest.setdefault(digest, []).append(name)
     duplicates = [sorted(names) for names in by_digest.values() if len(names) > 1]

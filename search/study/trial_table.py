@@ -9,7 +9,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from lesionseg.config import DEFAULT_COMPONENTS, SETTINGS
-from search.storage import trial_records
+from search.storage import training_time, trial_records
 from search.storage.queries import read_study
 from search.storage.trial_records import TrialAttr
 from search.study.points import flatten_config
@@ -40,7 +40,7 @@ def write_csv(study: optuna.Study, file: TextIO) -> int:
 
 def _trial_row(trial: FrozenTrial) -> dict[str, Any]:
     has_started = trial.datetime_start is not None
-    seconds = round(trial_records.hours_spent([trial]) * 3600, 3) if has_started else None
+    seconds = round(training_time.hours_spent([trial]) * 3600, 3) if has_started else None
     return {
         "number": trial.number,
         "state": trial_records.state_of(trial),

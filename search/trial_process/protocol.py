@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lesionseg.inference.selection import InferenceChoice
     from lesionseg.training.types import EpochRecord, TrainResult
 
-#: The module that runs jobs. It defines ``run_job(job, pipe)`` and ``describe_error(error, trace)``.
+#: Module that runs jobs, with ``run_job(job, pipe)`` and ``describe_error(error, trace)``.
 CHILD_PROGRAM = "search.trial_process.child_main"
 
 
@@ -42,9 +42,6 @@ class Reply(StrEnum):
     SUSPEND = "suspend"
 
 
-# --- jobs ----------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True)
 class JobOptions:
     """program: the module that runs the job. imports: what the fork server imports besides it."""
@@ -55,21 +52,11 @@ class JobOptions:
 
 @dataclass(frozen=True)
 class TrainJob(JobOptions):
-    """One training.
+    """One training. config: a ``TrialConfig`` as plain data; train, val: positions in the cache.
 
-    Attributes:
-        config: ``TrialConfig`` as plain data.
-        cache: the folder of the image cache.
-        train: positions of the training images in the cache.
-        val: positions of the validation images in the cache.
-        device: torch device.
-        threads: CPU threads.
-        weights_path: the file for the weights, if they are kept.
-        keep: which epoch's weights are kept.
-        state_path: the file of the training state; a training resumes from an existing one.
-        accumulation_factor: factor of the accumulation steps, greater than 1 after an out-of-memory error.
-        share: part of the GPU's memory that the process may use, in (0, 1].
-        picture_path: the file for outlines on some validation images; requires ``weights_path``.
+    A training resumes from the state at ``state_path``, if there is one. accumulation_factor:
+    greater than 1 after an out-of-memory error. share: of the GPU's memory, in (0, 1].
+    picture_path: for outlines on some validation images; requires ``weights_path``.
     """
 
     config: dict[str, Any]
@@ -88,10 +75,7 @@ class TrainJob(JobOptions):
 
 @dataclass(frozen=True)
 class SelectInferenceJob(JobOptions):
-    """Selection of the inference steps on validation images, written to the checkpoint.
-
-    val: positions in the cache.
-    """
+    """Selection of inference steps on validation images, which is written to the checkpoint."""
 
     weights: Path
     cache: Path
@@ -120,9 +104,6 @@ class EvaluateJob(JobOptions):
 
 
 Job = TrainJob | SelectInferenceJob | EvaluateJob
-
-
-# --- messages ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -207,5 +188,5 @@ JobOutcome = Trained | InferenceSelected | Evaluated | Suspended | JobError
 def flatten_record(record: EpochRecord) -> dict[str, Any]:
     """Return an epoch record as one row, metrics beside the other values."""
     row = asdict(record)
-    metrics = row.pop("metrics")
+    metrics: dict[str, Any] = row.pop("metrics")
     return row | metrics

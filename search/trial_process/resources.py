@@ -9,21 +9,18 @@ import psutil
 
 from lesionseg.errors import InputError
 from lesionseg.runtime.device import pick_device
-from lesionseg.runtime.env import check_env_options
+from lesionseg.runtime.env import read_augment_setting
 from search.trial_process.slot import Slot
 
 #: Part of the host's memory that all trainings may use together.
 MEMORY_SHARE = 0.9
 #: Memory limits of containers, cgroups version 2 and 1.
-CGROUP_LIMITS = (
-    "/sys/fs/cgroup/memory.max",
-    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-)
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def default_slot(device: str = "auto", threads: int | None = None) -> Slot:
     """Return this host's device with all cores of this process; InputError for a bad device."""
-    check_env_options()
+    read_augment_setting()
     memory_gb = _host_memory_gb() * MEMORY_SHARE
     return Slot(str(pick_device(device)), threads or count_cores(), memory_gb=memory_gb)
 
@@ -63,7 +60,7 @@ def local_slots(
     Raises:
         InputError: the options contradict, or a device does not exist.
     """
-    check_env_options()
+    read_augment_setting()
     if gpus is not None and workers is not None:
         raise InputError("--gpus and --workers: give one; --workers-per-gpu sets workers of a GPU")
     if gpus is None and workers is None:

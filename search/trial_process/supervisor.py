@@ -34,14 +34,7 @@ class LeaseLost(RuntimeError):
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a training; None is no limit.
-
-    Attributes:
-        total_s: time of the trial.
-        stall_s: time between two messages.
-        memory_bytes: host memory.
-        elapsed_s: time that the trial took before this training.
-    """
+    """None is no limit. stall_s: between two messages. elapsed_s: before this training."""
 
     total_s: float | None = None
     stall_s: float | None = None
@@ -63,20 +56,10 @@ def supervise(
     limits: Limits,
     conditions: StopConditions,
 ) -> JobOutcome:
-    """Run a job in a training process.
+    """Run a training in a process of its own and return its last message or how it ended.
 
-    Args:
-        job: the training.
-        on_message: called with every message but the last one. For ModelBuilt and EpochRecord
-            its result is whether the training must stop.
-        limits: a training that exceeds one is killed.
-        conditions: when to end the training early.
-
-    Returns:
-        The last message, or a JobError that describes how the process ended.
-
-    Raises:
-        LeaseLost: the process was killed, because another worker holds the trial.
+    ``on_message`` is called with every other message; for ModelBuilt and EpochRecord its result
+    is whether to stop. Raises LeaseLost if another worker holds the trial.
     """
     with TrialProcess(job) as process:
         return Supervisor(process, on_message, limits, conditions).run()

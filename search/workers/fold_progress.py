@@ -70,7 +70,7 @@ class FoldProgress:
         self.store.delete(self.number, STATE)  # of the finished fold
 
     def mean(self) -> tuple[int, float]:
-        """Return the step at which the mean Dice of the finished folds is reported, and the mean."""
+        """Return the step at which the mean Dice so far is reported, and the mean."""
         step = self.max_epochs + len(self.results) - 1
         return step, cross_validation.mean_dice(self.results)
 

@@ -19,7 +19,7 @@ from search.storage.lease_types import Claim, Command, Refusal
 from search.storage.leases import TrialLeases
 from search.storage.retention import delete_unneeded_files
 from search.storage.retrying_storage import StorageUnavailable, retry_transient
-from search.storage.trial_records import TimeBudget
+from search.storage.training_time import TimeBudget
 from search.study.location import StudyLocation
 from search.study.opening import OpenStudy, join_study
 from search.study.samplers import SAMPLERS
@@ -44,10 +44,6 @@ SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
 OnEvent = Callable[[str], None]
 
 
-def ignore_event(message: str) -> None:
-    """Do nothing."""
-
-
 @dataclass(frozen=True)
 class WorkerOptions:
     """max_trials: end after this number. forever: wait for more trials when the study is done."""
@@ -63,20 +59,11 @@ def join_and_run_trials(
     stop_event: StopEvent,
     options: WorkerOptions = WorkerOptions(),
     listener: TrialListener | None = None,
-    on_event: OnEvent = ignore_event,
+    on_event: OnEvent = lambda message: None,
 ) -> WorkerResult:
-    """Join a study and run its trials.
+    """Join a study and run its trials until a StopReason applies.
 
-    A database that is not available is waited for, for CONNECT_TIMEOUT_S: it may be started
-    together with its workers.
-
-    Args:
-        location: of the study.
-        slot: what to compute on.
-        stop_event: when it is set, the running trial is requeued and the worker ends.
-        options: of the loop.
-        listener: receives the progress.
-        on_event: called with lines about the storage.
+    A database that is not available is waited for: it may be started together with its workers.
 
     Raises:
         InputError: the study, its data or the slot is not usable.
@@ -104,7 +91,7 @@ def run_trials(
     listener: TrialListener | None = None,
     stop_event: StopEvent | None = None,
     options: WorkerOptions = WorkerOptions(),
-    on_event: OnEvent = ignore_event,
+    on_event: OnEvent = lambda message: None,
 ) -> WorkerResult:
     """Run trials of an open study; see ``join_and_run_trials``."""
     stop_event = stop_event or threading.Event()

@@ -18,19 +18,15 @@ from search.workers.study_monitor import POLL_S, StudyMonitor
 
 ENGINES = ("local", "ray", "slurm")
 #: Jobs of a cluster wait in a queue, and are replaced less often than processes.
-SLURM_RESTARTS = RestartPolicy(max_failures=6, first_pause_s=2.0)
+SLURM_RESTARTS = RestartPolicy(max_failures=6, first_pause_s=2.0, steady_s=600.0)
 
 
 @dataclass(frozen=True)
 class WorkerPool:
-    """Workers of a study.
+    """Workers of a study. slots: of this host; for a cluster one, that of each worker.
 
-    Attributes:
-        engine: local, ray or slurm.
-        slots: of this host for the engine local; otherwise one, that of each worker.
-        workers: the largest number of workers on a cluster; None for as many as fit.
-        alone: whether this process is the only worker.
-        settings: of the engine, such as SLURM's partition.
+    workers: the largest number on a cluster; None for as many as fit. alone: whether this process
+    is the only worker. settings: of the engine, such as SLURM's partition.
     """
 
     engine: str = "local"

@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial
 from search.storage import trial_records
 from search.storage.lease_types import Command
 from search.storage.leases import TrialLeases
-from search.storage.trial_records import TimeBudget
+from search.storage.training_time import TimeBudget
 from search.study.opening import OpenStudy
 from search.workers.listener import TrialListener
 

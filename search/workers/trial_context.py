@@ -25,11 +25,9 @@ from search.workers.listener import NullListener, TrialListener
 class TrialContext:
     """Study, data, resources and stop conditions of a worker.
 
-    Attributes:
-        stop_event: set when the running trial must be requeued.
-        is_out_of_time: whether the study's time budget is spent.
-        program: module that trains (see ``search.trial_process.protocol``).
-        imports: modules that the fork server imports for the study's models.
+    stop_event: set when the running trial must be requeued. is_out_of_time: whether the study's
+    time budget is spent. program: module that trains. imports: what the fork server imports for
+    the study's models.
     """
 
     study: optuna.Study
@@ -55,13 +53,6 @@ class TrialContext:
         cls, opened: OpenStudy, slot: Slot, leases: TrialLeases | None = None, **options: Any
     ) -> TrialContext:
         """Return a context for an open study. options: the remaining fields."""
-        leases = leases or TrialLeases(opened.study)
-        return cls(
-            opened.study,
-            opened.spec,
-            opened.trial_data,
-            opened.artifact_store,
-            slot,
-            leases,
-            **options,
-        )
+        study, store = opened.study, opened.artifact_store
+        leases = leases or TrialLeases(study)
+        return cls(study, opened.spec, opened.trial_data, store, slot, leases, **options)

@@ -23,18 +23,9 @@ def finish_trial(
     attrs: Mapping[str, Any] | None = None,
     files: Sequence[str] = (),
 ) -> None:
-    """Close a trial and delete its checkpoint.
+    """Close a trial and delete its checkpoint; raise LeaseLost if another worker holds it.
 
-    Args:
-        context: of the worker.
-        claim: the trial.
-        state: the final state.
-        value: the objective value of a complete trial.
-        attrs: user attributes to write.
-        files: names of the trial's files that dashboards list.
-
-    Raises:
-        LeaseLost: another worker holds the trial.
+    files: names of the trial's files that dashboards list.
     """
     study_id = str(context.study.user_attrs.get("uuid", ""))
     artifacts = artifact_ids.artifact_attrs(study_id, claim.number, files)

@@ -77,7 +77,7 @@ class TrialReporter:
 def write_history(
     path: Path, histories: Sequence[Sequence[EpochRecord]], *, has_folds: bool
 ) -> None:
-    """Write the epochs of all trainings as a table, with a column ``fold`` for a cross-validation."""
+    """Write a row per epoch of all trainings; folds have a column ``fold``."""
     rows = [
         ({"fold": fold} if has_folds else {}) | flatten_record(record)
         for fold, history in enumerate(histories, 1)

@@ -111,11 +111,12 @@ class TrialRunner:
             outcome = supervise(
                 self._job(), self._on_message, self._limits(), self._stop_conditions()
             )
-            is_oom = isinstance(outcome, JobError) and outcome.reason == ErrorReason.OOM
-            can_split = (
-                self.config.accumulate * self.accumulation_factor * 2 <= self.config.batch_size
-            )
-            if not (is_oom and can_split):
+            accumulation_steps = self.config.accumulate * self.accumulation_factor
+            if (
+                not isinstance(outcome, JobError)
+                or outcome.reason != ErrorReason.OOM
+                or accumulation_steps * 2 > self.config.batch_size
+            ):
                 return outcome
             self.accumulation_factor *= 2
             self.reporter.set_attrs(

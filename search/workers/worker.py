@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from types import TracebackType
+from typing import Any
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -48,13 +48,8 @@ class Worker:
         self.heartbeat.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.heartbeat.__exit__(kind, error, trace)
+    def __exit__(self, *exc_info: Any) -> None:
+        self.heartbeat.__exit__(*exc_info)
 
     def claim(self, *, bounded: bool = True, fresh: bool = True) -> Claim | Refusal:
         """Claim the next trial; see ``TrialLeases.claim``."""

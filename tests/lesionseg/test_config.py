@@ -11,10 +11,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lesionseg.config import SETTING_DESCRIPTIONS, DEFAULT_COMPONENTS, SETTINGS, TrialConfig
+from lesionseg.config import DEFAULT_COMPONENTS, SETTING_DESCRIPTIONS, SETTINGS, TrialConfig
 from lesionseg.errors import InputError
 from lesionseg.registry import FAMILIES
-from lesionseg.space import Categorical, Float, Int, ComponentConfig
+from lesionseg.space import Categorical, ComponentConfig, Float, Int
 
 FULL = TrialConfig(
     model=ComponentConfig("unet", {"width": 8, "depth": 2}),
@@ -209,11 +209,17 @@ def test_a_setting_out_of_range_is_refused(settings, message):
     [
         ({"modle": "unet"}, "unknown key 'modle' (did you mean 'model'?)"),
         ({3: "unet"}, "unknown key 3 (known: accumulate, amp, augment, batch_size"),
-        ({"model": {"unet": {}, "segnet": {}}}, "a component must be a name or {name: parameters}, got"),
+        (
+            {"model": {"unet": {}, "segnet": {}}},
+            "a component must be a name or {name: parameters}, got",
+        ),
         ({"model": {}}, "a component must be a name or {name: parameters}, got {}"),
         ({"model": None}, "a component must be a name or {name: parameters}, got None"),
         ({"model": ["unet"]}, "a component must be a name or {name: parameters}, got ['unet']"),
-        ({"model": {"unet": [1, 2]}}, "a component must be a name or {name: parameters}, got {'unet'"),
+        (
+            {"model": {"unet": [1, 2]}},
+            "a component must be a name or {name: parameters}, got {'unet'",
+        ),
     ],
 )
 def test_plain_data_that_is_no_configuration_is_refused(plain, message):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lesionseg.errors import InputError, suggest_name, format_some
+from lesionseg.errors import InputError, format_some, suggest_name
 
 
 def test_an_input_error_is_a_value_error():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lesionseg.config import SETTINGS
 from lesionseg.errors import InputError
 from lesionseg.registry import FAMILIES
-from lesionseg.space import Categorical, Float, Int, ComponentConfig, RegistryEntry, build, lookup
+from lesionseg.space import Categorical, ComponentConfig, Float, Int, RegistryEntry, build, lookup
 
 LR = Float(1e-5, 1e-1, default=1e-3, log=True)
 SHARE = Float(-1.0, 1.0, default=0.25)
@@ -234,7 +234,10 @@ def test_lookup_finds_a_row_and_names_the_nearest_of_an_unknown_one():
 
 
 def test_build_hands_on_the_familys_arguments_and_the_checked_parameters():
-    assert build("x", TABLE, ComponentConfig("one", {"lr": "1e-2"})) == {"lr": 0.01, "encoder": "resnet34"}
+    assert build("x", TABLE, ComponentConfig("one", {"lr": "1e-2"})) == {
+        "lr": 0.01,
+        "encoder": "resnet34",
+    }
     thing = object()
     assert build("x", TABLE, ComponentConfig("other"), thing) is thing
 

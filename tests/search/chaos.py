@@ -241,7 +241,8 @@ def sampling(location: StudyLocation) -> Iterator[Callable[[], BudgetSample]]:
 
     def run() -> None:
         nonlocal last
-        for last in sample_budget(location):
+        for sample in sample_budget(location):
+            last = sample
             if over.wait(0.03):
                 return
 

@@ -1,4 +1,4 @@
-"""The published systems side by side: trained, tested, and in one table."""
+"""The published systems: training, tests and the table."""
 
 import csv
 import io
@@ -7,6 +7,7 @@ import statistics
 
 import numpy as np
 import pytest
+from optuna.trial import TrialState
 from PIL import Image
 from rich.console import Console
 
@@ -23,11 +24,13 @@ from search.results.baseline_table import (
     format_markdown,
 )
 from search.results.tables import print_baseline_table
-from search.run_baselines import make_spec, run_baselines
+from search.run_baselines import BaselineOptions, make_spec, run_baselines
 from search.spec import baselines
 from search.storage import trial_records
+from search.storage.trial_records import TrialAttr
 from search.study.evaluations import list_test_evaluations
 from search.study.opening import open_study
+from tests.search.helpers import in_memory
 
 TWO = ["c-baseline-unet", "e-unet-ham-v1"]
 FEW = ["data.limit.train=8", "data.limit.val=4", "data.limit.test=4"]
@@ -35,18 +38,18 @@ FEW = ["data.limit.train=8", "data.limit.val=4", "data.limit.test=4"]
 
 def run(data, folder, only, **options):
     spec = make_spec(options.pop("size", 16), options.pop("epochs", 1), FEW)
-    quiet = Console(file=io.StringIO())
-    return run_baselines(quiet, spec, data, folder, only=only, device="cpu", threads=1, **options)
+    run_options = BaselineOptions(data, folder, only, device="cpu", threads=1, **options)
+    return run_baselines(Console(file=io.StringIO()), spec, run_options)
 
 
 @pytest.fixture(scope="module")
 def done(tiny_data, tmp_path_factory):
-    """Two systems, trained for an epoch; not to be changed."""
+    """Two baselines, trained for an epoch; not to be changed."""
     folder = tmp_path_factory.mktemp("seeds") / "s"
     return folder, run(tiny_data, folder, TWO)
 
 
-def test_each_is_trained_and_tested_and_the_best_stands_first(done):
+def test_all_are_trained_and_tested_and_the_best_is_first(done):
     folder, found = done
     assert sorted(row.baseline for row in found) == sorted(TWO)
     assert all(row.is_tested for row in found)
@@ -54,12 +57,12 @@ def test_each_is_trained_and_tested_and_the_best_stands_first(done):
     assert found[0].difference is None
     opened = open_study(folder)
     for trial in trial_records.all_trials(opened.study):
-        expected = baselines.build_config(trial.user_attrs[trial_records.TrialAttr.BASELINE], 16, 1)
+        expected = baselines.build_config(trial.user_attrs[TrialAttr.BASELINE], 16, 1)
         assert trial_records.config_of(trial) == expected.to_dict()
     assert len(list_test_evaluations(opened.study)) == 2
 
 
-def test_a_rows_numbers_are_those_of_its_per_image_rows(done):
+def test_scores_are_means_of_the_per_image_scores(done):
     folder, found = done
     tables = {}
     for row in found:
@@ -77,7 +80,7 @@ def test_a_rows_numbers_are_those_of_its_per_image_rows(done):
     assert found[1].difference.difference == pytest.approx(statistics.fmean(gaps))
 
 
-def test_files_are_written_for_people_and_machines(done):
+def test_tables_and_figures_are_written(done):
     folder, found = done
     for name in ("dice_vs_time.png", "overlays.png"):
         with Image.open(folder / name) as picture:
@@ -94,7 +97,7 @@ def test_files_are_written_for_people_and_machines(done):
     assert shown == set(open_study(folder).split.test)  # of four images, five shares are all
 
 
-def test_the_table_is_printed_whole(done):
+def test_the_printed_table_is_complete(done):
     _, found = done
     stream = io.StringIO()
     print_baseline_table(Console(file=stream, width=400), found)
@@ -104,7 +107,7 @@ def test_the_table_is_printed_whole(done):
 
 
 @pytest.mark.slow
-def test_what_is_there_is_not_trained_again_and_others_are_added(tiny_data, tmp_path):
+def test_existing_results_are_kept_and_repeats_are_added(tiny_data, tmp_path):
     folder = tmp_path / "s"
     run(tiny_data, folder, TWO[:1])
     before = (folder / "results" / "0" / "result.json").stat().st_mtime_ns
@@ -118,13 +121,13 @@ def test_what_is_there_is_not_trained_again_and_others_are_added(tiny_data, tmp_
     assert "2 seeds" in format_cells(row)[1]
 
 
-def test_a_run_that_was_cut_off_before_its_test_goes_on_with_it(tiny_data, tmp_path, monkeypatch):
-    def cut(*args):
+def test_a_run_interrupted_before_a_test_resumes_with_it(tiny_data, tmp_path, monkeypatch):
+    def interrupt(*args):
         raise KeyboardInterrupt
 
     folder = tmp_path / "s"
     with monkeypatch.context() as patch:
-        patch.setattr(run_baselines_module, "evaluate_checkpoint", cut)
+        patch.setattr(run_baselines_module, "evaluate_checkpoint", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(tiny_data, folder, TWO[:1])
     assert not (folder / "results").exists()
@@ -134,20 +137,18 @@ def test_a_run_that_was_cut_off_before_its_test_goes_on_with_it(tiny_data, tmp_p
 
 
 @pytest.mark.slow
-def test_a_system_that_breaks_has_a_row_with_the_reason_and_the_others_go_on(
-    tiny_data, tmp_path, monkeypatch
-):
-    genuine = baselines.build_config
+def test_a_failed_baseline_has_a_row_with_its_reason(tiny_data, tmp_path, monkeypatch):
+    build_config = baselines.build_config
 
-    def broken(name, *args, **kwargs):
-        config = genuine(name, *args, **kwargs)
+    def build_broken_config(name, *args, **kwargs):
+        config = build_config(name, *args, **kwargs)
         if name != TWO[0]:
             return config
         plain = config.to_dict() | {"optimizer": {"sgd": {"lr": 1.0}}, "clip_norm": 0.0}
         plain["loss"] = {"nothing": {}}
         return type(config).from_dict(plain)
 
-    monkeypatch.setattr(baselines, "build_config", broken)
+    monkeypatch.setattr(baselines, "build_config", build_broken_config)
     found = run(tiny_data, tmp_path / "s", TWO)
     assert [row.baseline for row in found] == [TWO[1], TWO[0]]
     assert "unknown loss 'nothing'" in found[1].message and not found[1].is_tested
@@ -156,30 +157,30 @@ def test_a_system_that_breaks_has_a_row_with_the_reason_and_the_others_go_on(
 
 
 @pytest.mark.parametrize(
-    ("size", "only", "told"),
+    ("size", "only", "message"),
     [
         (48, ["segnet-bce"], "segnet-bce: segnet takes multiples of 32"),
         (64, ["unet-dise"], "did you mean 'unet-dice'?"),
     ],
 )
-def test_what_cannot_be_trained_is_told_before_anything_is_made(
-    tiny_data, tmp_path, size, only, told
+def test_invalid_baselines_are_rejected_before_files_are_written(
+    tiny_data, tmp_path, size, only, message
 ):
     with pytest.raises(InputError) as caught:
         run(tiny_data, tmp_path / "s", only, size=size)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert not (tmp_path / "s").exists()
 
 
 @pytest.mark.parametrize("text", ["search.loss=dice", "budget.trials=3", "fixed.batch_size=2"])
-def test_what_baselines_settle_cannot_be_set(text):
-    with pytest.raises(InputError, match="baselines settle the rest"):
+def test_keys_that_baselines_determine_cannot_be_set(text):
+    with pytest.raises(InputError, match="the baselines determine the rest"):
         make_spec(64, 5, [text])
 
 
 @pytest.mark.slow
-def test_two_hosts_share_the_work_and_each_tests_what_it_trained(tiny_data, tmp_path, postgres_url):
-    """The other host is a folder of its own beside the same database."""
+def test_each_host_tests_the_baselines_that_it_trained(tiny_data, tmp_path, postgres_url):
+    """The other host is another folder with the same database."""
     run(tiny_data, tmp_path / "one" / "s", TWO[:1], storage=postgres_url)
     found = run(tiny_data, tmp_path / "two" / "s", TWO, storage=postgres_url)
     assert [(row.baseline, row.is_tested) for row in found] == [(TWO[1], True), (TWO[0], False)]
@@ -190,7 +191,7 @@ def test_two_hosts_share_the_work_and_each_tests_what_it_trained(tiny_data, tmp_
 # --- the table from made-up results ----------------------------------------------------------
 
 
-def made_up(dice):
+def make_test_result(dice):
     images = [
         dict.fromkeys(metrics.METRICS, 0.5)
         | {f"{n}{u}": 1.0 for n in metrics.SURFACE_DISTANCES for u in ("", "_percent")}
@@ -200,23 +201,21 @@ def made_up(dice):
     return TestResult(statistics.fmean(dice), {"batch": 10.0, "single": 5.0}, images)
 
 
-def finished(study, name):
+def add_trial(study, name):
     trial = study.ask()
     for key, value in {
-        trial_records.TrialAttr.BASELINE: name, "params": 10, "macs": 20, "seconds": 3.0, "peak_memory": 4,
-        "best_epoch": 1, "epochs": 2, "val": {"dice": 0.5},
+        TrialAttr.BASELINE: name, "params": 10, "macs": 20, "seconds": 3.0,
+        "peak_memory": 4, "best_epoch": 1, "epochs": 2, "val": {"dice": 0.5},
     }.items():  # fmt: skip
         trial.set_user_attr(key, value)
     study.tell(trial, 0.5)
     return trial.number
 
 
-def test_a_system_that_is_better_on_every_image_is_better_by_its_whole_interval():
-    from tests.search.helpers import in_memory
-
+def test_interval_of_a_constant_difference_has_zero_width():
     study = in_memory()
-    low, high = finished(study, "unet-bce"), finished(study, "unet-dice")
-    results = {low: made_up([0.5, 0.6, 0.7]), high: made_up([0.6, 0.7, 0.8])}
+    low, high = add_trial(study, "unet-bce"), add_trial(study, "unet-dice")
+    results = {low: make_test_result([0.5, 0.6, 0.7]), high: make_test_result([0.6, 0.7, 0.8])}
     best, other = compare_baselines(results, trial_records.all_trials(study))
     assert (best.baseline, other.baseline) == ("unet-dice", "unet-bce")
     gap = other.difference
@@ -224,14 +223,12 @@ def test_a_system_that_is_better_on_every_image_is_better_by_its_whole_interval(
     assert format_cells(other)[2].startswith("-0.1000 (-0.1000")
 
 
-def test_no_result_at_all_is_a_table_of_reasons():
-    from tests.search.helpers import in_memory
-
+def test_table_without_results_contains_reasons():
     study = in_memory()
     trial = study.ask()
-    trial.set_user_attr(trial_records.TrialAttr.BASELINE, "unet-bce")
+    trial.set_user_attr(TrialAttr.BASELINE, "unet-bce")
     trial.set_user_attr("message", "out | of memory")
-    study.tell(trial, state=trial_records.Optuna.FAIL)
+    study.tell(trial, state=TrialState.FAIL)
     found = compare_baselines({}, trial_records.all_trials(study))
     assert found == [BaselineResult("unet-bce", message="out | of memory")]
     assert "out / of memory" in format_markdown(found)  # a bar would end the cell

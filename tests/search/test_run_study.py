@@ -1,4 +1,4 @@
-"""`lesionsearch run` as a process: interrupted, terminated, killed, and gone on with."""
+"""`lesionsearch run` as a process: interrupted, terminated, killed and resumed."""
 
 import os
 import random
@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 import cli
-from search.monitoring.status import status
+from search.monitoring.status import read_status
 from search.storage import trial_records
 from search.storage.study_dir import is_study
 from search.study.opening import load_study
@@ -24,12 +24,12 @@ from tests.search.helpers import LONG_WAIT_S, is_gone, wait_until, write_study
 
 COMMAND = Path(sys.executable).with_name("lesionsearch")
 
-#: Enough epochs that a trial takes some tenths of a second: time to be hit in the middle.
+#: Epochs for which a trial takes some tenths of a second, so that signals arrive during it.
 CHANGES = {"budget.epochs": 12, "sampler": {"name": "tpe", "startup": 2}}
 
 
 def words(tmp_path, data, trials_, *more) -> list[str]:
-    """Arguments of a run; the file is written on the way."""
+    """Write the study file and return the arguments of a run."""
     spec = write_study(tmp_path / "tiny.yaml", CHANGES)
     args = ["run", str(spec), "--data", str(data), "--out", str(tmp_path / "s")]
     return [*args, "--trials", str(trials_), "--device", "cpu", "--threads", "1", *more]
@@ -37,7 +37,7 @@ def words(tmp_path, data, trials_, *more) -> list[str]:
 
 @contextmanager
 def started(args):
-    """The command in a process group of its own."""
+    """Run the command in its own process group; kill it at the end."""
     process = subprocess.Popen(
         [COMMAND, *args],
         stdout=subprocess.PIPE,
@@ -55,35 +55,35 @@ def started(args):
 
 
 def wait_for_trials(process, n: int) -> None:
-    """Reads its lines until n trials have ended."""
+    """Read lines until n trials have ended."""
     for _ in range(n):
         wait_for(process, lambda line: line.startswith("trial "))
 
 
-def wait_for(process, wanted) -> None:
-    """Reads its lines until one that is wanted."""
+def wait_for(process, condition) -> None:
+    """Read lines until one satisfies a condition."""
     read = ""
     for line in process.stdout:
         read += line
-        if wanted(line):
+        if condition(line):
             return
-    raise AssertionError(f"it ended too early: {read}{process.stderr.read()}")
+    raise AssertionError(f"the process ended too early: {read}{process.stderr.read()}")
 
 
-def others_than(pid: int, folder: Path) -> int:
-    """How many other workers of the study are there."""
-    return sum(worker["pid"] != pid for worker in status(folder)["workers"])
+def count_other_workers(pid: int, folder: Path) -> int:
+    """Count the workers of the study in other processes."""
+    return sum(worker.pid != pid for worker in read_status(folder).workers)
 
 
-def go_on(args) -> str:
-    """The same command to its end, in this process."""
+def run_command(args) -> str:
+    """Run the command in this process and return its output."""
     result = CliRunner().invoke(cli.app, args)
     assert result.exit_code == 0, result.stderr
     return result.stdout
 
 
-def check_whole(folder: Path, budget: int, known_before=()) -> None:
-    """Budget exact, nothing twice, nothing lost, nothing left at work or waiting."""
+def check_complete(folder: Path, budget: int, earlier=()) -> None:
+    """Check that the budget is exact, and that no trial is repeated, lost or unfinished."""
     known = trial_records.all_trials(load_study(folder))
     counts = trial_records.count_by_state(known)
     assert counts["running"] == counts["waiting"] == 0
@@ -91,11 +91,11 @@ def check_whole(folder: Path, budget: int, known_before=()) -> None:
     ended = [t for t in known if trial_records.state_of(t) in {"complete", "pruned", "failed"}]
     digests = Counter(t.user_attrs["digest"] for t in ended)
     assert max(digests.values()) == 1
-    assert {t.number: t.values for t in ended}.items() >= dict(known_before).items()
+    assert {t.number: t.values for t in ended}.items() >= dict(earlier).items()
 
 
-def finished(folder: Path) -> dict[int, list[float]]:
-    """What no accident may take away."""
+def complete_trials(folder: Path) -> dict[int, list[float]]:
+    """Return the values of complete trials, which must not be lost."""
     return {
         t.number: t.values
         for t in trial_records.all_trials(load_study(folder))
@@ -104,7 +104,7 @@ def finished(folder: Path) -> dict[int, list[float]]:
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_with_130_and_the_command_that_goes_on(tiny_data, tmp_path):
+def test_ctrl_c_exits_with_130_and_prints_the_resume_command(tiny_data, tmp_path):
     # A list in the command must survive a console that has a markup of its own.
     args = words(tmp_path, tiny_data, 5, "--no-final", "--set", "search.loss=[bce,dice]")
     with started(args) as process:
@@ -115,21 +115,21 @@ def test_ctrl_c_ends_with_130_and_the_command_that_goes_on(tiny_data, tmp_path):
         out, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert err == ""
-    assert "interrupted; nothing finished is lost. Go on with:" in out
+    assert "interrupted; all finished work is saved. Resume with:" in out
     assert wait_until(lambda: all(is_gone(p.pid) for p in family), LONG_WAIT_S)
     command = out.rstrip().splitlines()[-1]
     assert shlex.split(command) == ["lesionsearch", *args]
-    plain = status(tmp_path / "s")
-    assert plain["counts"]["running"] == 0
-    assert plain["counts"]["waiting"] <= 1
-    before = finished(tmp_path / "s")
-    assert "going on after" in go_on(shlex.split(command)[1:])
-    check_whole(tmp_path / "s", 5, before)
+    status = read_status(tmp_path / "s")
+    assert status.counts["running"] == 0
+    assert status.counts["waiting"] <= 1
+    before = complete_trials(tmp_path / "s")
+    assert "resuming after" in run_command(shlex.split(command)[1:])
+    check_complete(tmp_path / "s", 5, before)
 
 
 @pytest.mark.slow
-def test_termination_of_the_whole_group_is_no_failure_of_a_trial(tiny_data, tmp_path):
-    """A service manager sends SIGTERM to every process at once, the training's included."""
+def test_sigterm_to_the_process_group_fails_no_trial(tiny_data, tmp_path):
+    """A service manager sends SIGTERM to all processes, including the training process."""
     args = words(tmp_path, tiny_data, 4, "--no-final")
     with started(args) as process:
         wait_for_trials(process, 1)
@@ -137,25 +137,25 @@ def test_termination_of_the_whole_group_is_no_failure_of_a_trial(tiny_data, tmp_
         os.killpg(process.pid, signal.SIGTERM)
         process.communicate(timeout=30)
     assert process.returncode == 130
-    assert status(tmp_path / "s")["counts"]["failed"] == 0
-    before = finished(tmp_path / "s")
-    go_on(args)
-    check_whole(tmp_path / "s", 4, before)
+    assert read_status(tmp_path / "s").counts["failed"] == 0
+    before = complete_trials(tmp_path / "s")
+    run_command(args)
+    check_complete(tmp_path / "s", 4, before)
 
 
 @pytest.mark.slow
-def test_termination_before_the_first_trial_leaves_a_study_that_goes_on(tiny_data, tmp_path):
+def test_a_study_terminated_before_its_first_trial_can_be_resumed(tiny_data, tmp_path):
     args = words(tmp_path, tiny_data, 1, "--no-final")
     with started(args) as process:
         assert wait_until(lambda: (tmp_path / "s" / "run.json").exists(), 60)
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=30)
     assert process.returncode == 130
-    go_on(args)
-    check_whole(tmp_path / "s", 1)
+    run_command(args)
+    check_complete(tmp_path / "s", 1)
 
 
-def kill_and_go_on(args, folder: Path, budget: int, rounds: int, storage=None) -> None:
+def kill_and_resume(args, folder: Path, budget: int, rounds: int, storage=None) -> None:
     rng = random.Random(0)
     before: dict[int, list[float]] = {}
     for _ in range(rounds):
@@ -166,29 +166,29 @@ def kill_and_go_on(args, folder: Path, budget: int, rounds: int, storage=None) -
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
         assert wait_until(lambda each=family: all(is_gone(p.pid) for p in each), LONG_WAIT_S)
-        now = finished(folder)
+        now = complete_trials(folder)
         assert now.items() >= before.items()
         assert len(now) > len(before)
         before = now
-    go_on(args)
-    check_whole(folder, budget, before)
+    run_command(args)
+    check_complete(folder, budget, before)
 
 
 @pytest.mark.slow
-def test_a_study_that_is_killed_again_and_again_loses_and_repeats_nothing(tiny_data, tmp_path):
+def test_a_repeatedly_killed_study_loses_and_repeats_nothing(tiny_data, tmp_path):
     args = words(tmp_path, tiny_data, 12, "--no-final")
-    kill_and_go_on(args, tmp_path / "s", 12, rounds=3)
+    kill_and_resume(args, tmp_path / "s", 12, rounds=3)
 
 
 @pytest.mark.slow
-def test_the_same_on_postgresql(tiny_data, tmp_path, postgres_url):
+def test_a_killed_study_on_postgresql_loses_and_repeats_nothing(tiny_data, tmp_path, postgres_url):
     args = words(tmp_path, tiny_data, 6, "--no-final", "--storage", postgres_url)
-    kill_and_go_on(args, tmp_path / "s", 6, rounds=1)
+    kill_and_resume(args, tmp_path / "s", 6, rounds=1)
     assert not (tmp_path / "s" / "study.db").exists()
 
 
 @pytest.mark.slow
-def test_a_second_run_on_the_folder_is_refused_and_changes_nothing(tiny_data, tmp_path):
+def test_a_second_run_on_the_same_folder_is_refused(tiny_data, tmp_path):
     with started(words(tmp_path, tiny_data, 1000, "--no-final")) as process:
         wait_for_trials(process, 1)
         second = CliRunner().invoke(cli.app, words(tmp_path, tiny_data, 1, "--no-final"))
@@ -197,96 +197,92 @@ def test_a_second_run_on_the_folder_is_refused_and_changes_nothing(tiny_data, tm
             f"lesionsearch: {tmp_path}/s: another process is at work on this study; "
             f"wait for it or stop it\n"
         )
-        # Not even the budget that it came with.
-        assert status(tmp_path / "s")["budget"]["trials"] == 1000
+        assert read_status(tmp_path / "s").budget["trials"] == 1000
         assert process.poll() is None
         final = CliRunner().invoke(cli.app, ["final", str(tmp_path / "s")])
         assert (final.exit_code, "another process is at work" in final.stderr) == (2, True)
 
 
 @pytest.mark.slow
-def test_two_workers_of_one_command_spend_the_budget_exactly(tiny_data, tmp_path):
-    # Trials of some seconds: the second to come must not find all of them taken.
+def test_two_workers_spend_the_budget_exactly(tiny_data, tmp_path):
+    # Trials of some seconds, so that both workers get some.
     args = [*words(tmp_path, tiny_data, 6), "--workers", "2", "--set", "budget.epochs=60"]
-    out = go_on(args)
+    out = run_command(args)
     folder = tmp_path / "s"
     assert f"study s in {folder}, 2 workers on cpu" in out
     assert sum(line.startswith("trial ") for line in out.splitlines()) == 6
     assert "the budget of 6 trials is spent: 6 complete" in out
-    check_whole(folder, 6)
+    check_complete(folder, 6)
     known = trial_records.all_trials(load_study(folder))
     assert len({t.user_attrs["owner"]["pid"] for t in known}) == 2
     assert {p.name for p in (folder / "workers").iterdir()} == {"0.log", "1.log"}
-    assert status(folder)["workers"] == []
+    assert read_status(folder).workers == []
     assert (folder / "final" / "metrics.json").is_file()
 
 
 @pytest.mark.slow
-def test_workers_that_are_interrupted_or_killed_lose_nothing(tiny_data, tmp_path):
+def test_interrupted_and_killed_workers_lose_nothing(tiny_data, tmp_path):
     folder = tmp_path / "s"
-    # More trials than can be done before all of this has happened, however slow a start is.
     with started([*words(tmp_path, tiny_data, 10_000, "--no-final"), "--workers", "2"]) as process:
         wait_for_trials(process, 2)
-        assert wait_until(lambda: len(status(folder)["workers"]) == 2, LONG_WAIT_S)
-        victim = status(folder)["workers"][0]["pid"]
-        os.kill(victim, signal.SIGKILL)  # another takes its place
-        wait_for(process, lambda line: "died (signal 9); another starts in 1 s" in line)
-        assert wait_until(lambda: others_than(victim, folder) == 2, LONG_WAIT_S)
+        assert wait_until(lambda: len(read_status(folder).workers) == 2, LONG_WAIT_S)
+        victim = read_status(folder).workers[0].pid
+        os.kill(victim, signal.SIGKILL)
+        wait_for(process, lambda line: "died (signal 9); restarts in 1 s" in line)
+        assert wait_until(lambda: count_other_workers(victim, folder) == 2, LONG_WAIT_S)
         wait_for_trials(process, 2)
         family = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "")
     assert wait_until(lambda: all(is_gone(p.pid) for p in family), LONG_WAIT_S)
-    assert status(folder)["workers"] == []
-    before = finished(folder)
+    assert read_status(folder).workers == []
+    before = complete_trials(folder)
     budget = trial_records.count_finished(trial_records.all_trials(load_study(folder))) + 4
-    go_on([*words(tmp_path, tiny_data, budget, "--no-final"), "--workers", "2"])
-    check_whole(folder, budget, before)
+    run_command([*words(tmp_path, tiny_data, budget, "--no-final"), "--workers", "2"])
+    check_complete(folder, budget, before)
 
 
 @pytest.mark.slow
-def test_a_study_that_is_stopped_from_outside_ends_its_command_and_goes_on_later(
-    tiny_data, tmp_path
-):
+def test_a_stopped_study_can_be_resumed(tiny_data, tmp_path):
     args = words(tmp_path, tiny_data, 1000)
     with started(args) as process:
         wait_for_trials(process, 1)
         stopped = CliRunner().invoke(cli.app, ["stop", str(tmp_path / "s")])
-        assert stopped.stdout == f"{tmp_path / 's'}: 1 worker told to stop\n"
+        assert stopped.stdout == f"{tmp_path / 's'}: sent 'stop' to 1 worker\n"
         out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
-    assert "stopped, as `lesionsearch stop` asked: " in out
+    assert "stopped by `lesionsearch stop`: " in out
     assert not (tmp_path / "s" / "final").exists()
-    plain = status(tmp_path / "s")
-    assert (plain["command"], plain["counts"]["running"]) == ("stop", 0)
-    before = finished(tmp_path / "s")
+    status = read_status(tmp_path / "s")
+    assert (status.command, status.counts["running"]) == ("stop", 0)
+    before = complete_trials(tmp_path / "s")
     more = len(before) + 2
-    go_on(words(tmp_path, tiny_data, more))
-    check_whole(tmp_path / "s", more, before)
+    run_command(words(tmp_path, tiny_data, more))
+    check_complete(tmp_path / "s", more, before)
 
 
 @pytest.mark.slow
-def test_a_final_that_is_killed_in_the_middle_leaves_no_half(tiny_data, tmp_path):
-    go_on(words(tmp_path, tiny_data, 1, "--no-final"))
+def test_a_killed_final_test_leaves_no_incomplete_folder(tiny_data, tmp_path):
+    run_command(words(tmp_path, tiny_data, 1, "--no-final"))
     args = ["final", str(tmp_path / "s"), "--device", "cpu", "--threads", "1"]
     with started(args) as process:
         assert wait_until(lambda: (tmp_path / "s" / "final.partial").exists(), 60)
         time.sleep(0.1)
         os.killpg(process.pid, signal.SIGKILL)
     assert not (tmp_path / "s" / "final").exists()
-    assert status(tmp_path / "s")["test"] is None
-    go_on(args)
+    assert read_status(tmp_path / "s").test is None
+    run_command(args)
     assert (tmp_path / "s" / "final" / "metrics.json").is_file()
     assert not (tmp_path / "s" / "final.partial").exists()
-    assert status(tmp_path / "s")["test_evaluations"] in (1, 2)  # the killed one may have looked
+    assert read_status(tmp_path / "s").test_evaluations in (1, 2)
 
 
 # --- in this process ---------------------------------------------------------------------------
 
 
-def test_the_main_job_says_what_it_does_and_writes_everything(tiny_data, tmp_path):
-    out = go_on(words(tmp_path, tiny_data, 2))
+def test_run_prints_each_step_and_writes_all_files(tiny_data, tmp_path):
+    out = run_command(words(tmp_path, tiny_data, 2))
     folder = tmp_path / "s"
     lines = out.splitlines()
     assert lines[0].startswith("folders: 30 pairs; train 21, val ")
@@ -308,16 +304,15 @@ def test_the_main_job_says_what_it_does_and_writes_everything(tiny_data, tmp_pat
         "study.yaml",
         "trials",
     }
-    # Run again, it has nothing to do: one look at the test images.
-    again = go_on(words(tmp_path, tiny_data, 2))
-    assert "going on after 2 of 2 trials" in again
-    assert status(folder)["test_evaluations"] == 1
-    assert status(folder)["spent"] == 2
+    again = run_command(words(tmp_path, tiny_data, 2))
+    assert "resuming after 2 of 2 trials" in again
+    assert read_status(folder).test_evaluations == 1
+    assert read_status(folder).finished == 2
 
 
-def test_a_search_without_a_complete_trial_ends_with_1_and_the_reason(tiny_data, tmp_path):
+def test_a_search_without_a_complete_trial_exits_with_1(tiny_data, tmp_path):
     args = words(tmp_path, tiny_data, 2, "--set", "constraints.max_params_m=0.0001")
-    # Five configurations, all forbidden; a grid asks for each once.
+    # Five configurations, which all violate the constraint; a grid proposes each once.
     args += ["--set", "search.optimizer={adam: {lr: 0.01}}", "--set", "sampler.name=grid"]
     result = CliRunner().invoke(cli.app, args)
     assert result.exit_code == 1

@@ -9,7 +9,7 @@ from optuna.trial import TrialState, create_trial
 
 from lesionseg.errors import InputError
 from search.signals import SignalHandler, sigterm_as_interrupt
-from search.storage.trial_records import TimeBudget
+from search.storage.training_time import TimeBudget
 from search.study.weights import ensure_space_weights
 from tests.search.helpers import tiny_spec
 

@@ -1,19 +1,25 @@
-"""A pipeline's other executor: a whole batch at once in torch, on whatever device it lies.
+"""Augmentation of whole batches in torch, on any device.
 
-A pipeline of AUGMENTS is one policy: a list of transforms with their ranges and probabilities.
-Albumentations carries it out image by image on the host. Here ``draw_plan`` has the same transforms
-draw the same random numbers, in the same order and from the same seed, and notes what they would
-do as a plan of a few numbers an image; ``apply_plan`` does it to the batch where it lies. So both
-give the same pictures, up to rounding, to how often a picture is resampled (here once), and to
-what ``strands`` says of hair removed.
+``draw_plan`` lets the transforms of a pipeline draw the same random numbers as on the host, in the
+same order and from the same seed, and stores them as a plan of a few numbers per image.
+``apply_plan`` applies it to the batch on its device. The results equal those of the host except
+for rounding, for resampling (here once per image), and for the differences that
+``lesionseg.augment.batched.hair_removal`` lists.
 
-Only what is drawn with lines and ellipses is drawn on the host, as layers of opacity of a byte a
-pixel; they travel with the plan, and are painted where the batch lies. ``pack_plan`` makes one piece of
-memory of it all for the way.
+Artefacts made of lines and ellipses are drawn on the host, as opacity layers of one byte per pixel,
+and painted on the device. ``pack_plan`` puts a plan into one block of memory for the transfer.
 """
 
 from lesionseg.augment.batched.apply import apply_plan
 from lesionseg.augment.batched.packing import PackedPlan, pack_plan, unpack_plan
 from lesionseg.augment.batched.plan import BatchPlan, draw_plan, is_batchable
 
-__all__ = ["PackedPlan", "BatchPlan", "apply_plan", "draw_plan", "is_batchable", "pack_plan", "unpack_plan"]
+__all__ = [
+    "BatchPlan",
+    "PackedPlan",
+    "apply_plan",
+    "draw_plan",
+    "is_batchable",
+    "pack_plan",
+    "unpack_plan",
+]

@@ -1,7 +1,7 @@
-"""A plan as one piece of memory, so that it travels as one.
+"""Packing of a plan into one block of memory.
 
-A plan is some forty small tensors. Sent one by one from a loader's process, each would be a file
-of shared memory, and each a copy of its own to the device.
+A plan consists of about forty small tensors. Sent separately by a loader process, each would be a
+file of shared memory and a copy to the device of its own.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from torch import Tensor
 
 from lesionseg.augment.batched.plan import BatchPlan
 
-#: Each tensor begins at a multiple of so many bytes, the size of the largest numbers in a plan.
-ALIGNED = 8
+#: Alignment of each tensor in bytes: the size of the largest dtype in a plan.
+ALIGNMENT = 8
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What lies in a packed plan.
+    """The contents of a packed plan.
 
-    tensors: kind and shape of each, in order: rows, matrix, bend, those of the changes. changes:
-    the name of each change and those of its tensors.
+    Attributes:
+        tensors: dtype and shape of rows, matrix, bend, and the tensors of the changes.
+        changes: the name of each change and the names of its tensors.
     """
 
     tensors: tuple[tuple[torch.dtype, tuple[int, ...]], ...]
@@ -31,39 +32,41 @@ class Layout:
 
 
 class PackedPlan(NamedTuple):
-    """Which images of a batch, and what is to be done to them: uint8 [bytes], and what they are."""
+    """The rows of a batch and its plan: bytes, uint8 [B], and their layout."""
 
     content: Tensor
     layout: Layout
 
 
 def pack_plan(rows: Tensor, plan: BatchPlan) -> PackedPlan:
-    """The rows of a batch, int64 [N], and its plan, all on the host."""
+    """Pack the rows of a batch, int64 [N], and its plan, both on the host."""
     tensors = [rows, plan.matrix, plan.bend]
     for _, values in plan.changes:
         tensors += values.values()
-    kinds = tuple((tensor.dtype, tuple(tensor.shape)) for tensor in tensors)
+    types = tuple((tensor.dtype, tuple(tensor.shape)) for tensor in tensors)
     content = torch.zeros(sum(_padded(tensor.nbytes) for tensor in tensors), dtype=torch.uint8)
     start = 0
     for tensor in tensors:
         content[start : start + tensor.nbytes] = tensor.flatten().view(torch.uint8)
         start += _padded(tensor.nbytes)
     changes = tuple((name, tuple(values)) for name, values in plan.changes)
-    return PackedPlan(content, Layout(kinds, changes))
+    return PackedPlan(content, Layout(types, changes))
 
 
 def unpack_plan(packed: PackedPlan) -> tuple[Tensor, BatchPlan]:
-    """What was packed, as views of its content, wherever that lies."""
+    """Return the rows and the plan, as views of the packed content on its device."""
     tensors, start = [], 0
-    for kind, shape in packed.layout.tensors:
-        size = kind.itemsize * torch.Size(shape).numel()
-        tensors.append(packed.content[start : start + size].view(kind).view(shape))
+    for dtype, shape in packed.layout.tensors:
+        size = dtype.itemsize * torch.Size(shape).numel()
+        tensors.append(packed.content[start : start + size].view(dtype).view(shape))
         start += _padded(size)
     rows, matrix, bend, *others = tensors
-    left = iter(others)
-    changes = [(name, {key: next(left) for key in keys}) for name, keys in packed.layout.changes]
+    remaining = iter(others)
+    changes = [
+        (name, {key: next(remaining) for key in keys}) for name, keys in packed.layout.changes
+    ]
     return rows, BatchPlan(matrix, bend, changes)
 
 
 def _padded(size: int) -> int:
-    return -(-size // ALIGNED) * ALIGNED
+    return -(-size // ALIGNMENT) * ALIGNMENT

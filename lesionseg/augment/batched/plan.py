@@ -1,4 +1,4 @@
-"""draw(): what a pipeline's transforms would do to each image of a batch, as numbers."""
+"""draw_plan(): the random parameters of a pipeline for each image of a batch."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ Change = tuple[str, dict[str, Tensor]]
 
 
 class BatchPlan(NamedTuple):
-    """What is to be done to N images of side S.
+    """Parameters of the augmentation of N images of S x S pixels.
 
-    matrix: float [N, 2, 3]; from where, in pixels (x, y, 1), each pixel is read, or [0, 2, 3]
-        where nothing moves. bend: float [N, 3, 3, 2]; the coarse grid of shifts in pixels that
-        is added to a pixel's place before, or [0, 3, 3, 2] where nothing bends. changes: of the
-        image alone, in order: the name of each and its tensors; ``rows`` [n] int64 says to which
-        of the images, the others have n rows.
+    Attributes:
+        matrix: float [N, 2, 3]; the position, in pixels (x, y, 1), from which each pixel is read.
+            [0, 2, 3] if no pixel moves.
+        bend: float [N, 3, 3, 2]; grid of shifts in pixels, added to a pixel's position before
+            ``matrix`` is applied. [0, 3, 3, 2] if there are none.
+        changes: changes of the image values, in order: name and tensors. ``rows``, int64 [n], are
+            the images to change; the other tensors have n rows.
     """
 
     matrix: Tensor
@@ -36,171 +38,186 @@ class BatchPlan(NamedTuple):
 
 
 def is_batchable(pipeline: A.Compose) -> bool:
-    """Whether every transform of a pipeline can be carried out on batches."""
+    """Whether ``draw_plan`` supports the pipeline.
+
+    All its transforms must be known, in an order that one resampling can represent: geometric,
+    elastic, then changes of the image values.
+    """
     kinds = [type(t) for t in pipeline.transforms]
-    if not all(k in MOVES or k is CoarseElastic or _change(k) for k in kinds):
+    if not all(k in MATRICES or k is CoarseElastic or _change_factory(k) for k in kinds):
         return False
-    # In the order that one resampling can stand for: moved, bent, then changed in colour.
-    order = [0 if k in MOVES else 1 if k is CoarseElastic else 2 for k in kinds]
+    order = [0 if k in MATRICES else 1 if k is CoarseElastic else 2 for k in kinds]
     return order == sorted(order) and kinds.count(CoarseElastic) <= 1
 
 
 def draw_plan(pipeline: A.Compose, n: int, size: int) -> BatchPlan:
-    """The plan for n images of that side: the very draws of n calls of the pipeline.
+    """Draw the plan of a batch, with the same random numbers as n calls of the pipeline.
 
-    ``is_batchable`` must say so of the pipeline, and it is to be seeded beforehand by ``reseed``.
+    Args:
+        pipeline: a pipeline for which ``is_batchable`` is true, seeded by ``reseed``.
+        n: number of images.
+        size: their height and width in pixels.
     """
-    taken: list[list[tuple[int, Params]]] = [[] for _ in pipeline.transforms]
-    shape = (size, size, 3)
-    for i in range(n):
-        pipeline.py_random.random()  # whether the pipeline is run at all: it always is
-        for transform, takers in zip(pipeline.transforms, taken, strict=True):
-            if transform.should_apply():
-                takers.append((i, _drawn(transform, shape)))
+    draws = _draw_params(pipeline, n, size)
     matrices, bends, changes = np.stack([np.eye(3)] * n), np.zeros((n, 3, 3, 2)), []
-    for transform, takers in zip(pipeline.transforms, taken, strict=True):
+    for transform, params in zip(pipeline.transforms, draws, strict=True):
         kind = type(transform)
-        for i, params in takers:
-            if kind in MOVES:
-                matrices[i] = matrices[i] @ MOVES[kind](params, size)
-            elif kind is CoarseElastic:
-                bends[i] = params["shifts"]
-        change = _change(kind)
-        if takers and change is not None:
-            rows = np.array([i for i, _ in takers])
-            changes += change(transform, rows, [p for _, p in takers], size)
-    moved = (matrices != np.eye(3)).any() or bends.any()
+        if kind in MATRICES:
+            for i, values in params.items():
+                matrices[i] = matrices[i] @ MATRICES[kind](values, size)
+        elif kind is CoarseElastic:
+            for i, values in params.items():
+                bends[i] = values["shifts"]
+        elif params and (create_changes := _change_factory(kind)):
+            rows = np.array(list(params))
+            for name, arrays in create_changes(transform, list(params.values()), size):
+                changes.append((name, _to_tensors({"rows": rows, **arrays})))
+    has_bends = bool(bends.any())
+    has_moves = has_bends or bool((matrices != np.eye(3)).any())
     return BatchPlan(
-        torch.from_numpy(matrices[: n * moved, :2].astype(np.float32)),
-        torch.from_numpy(bends[: n * bool(bends.any())].astype(np.float32)),
-        [(name, _tensors(values)) for name, values in changes],
+        torch.from_numpy(matrices[: n * has_moves, :2].astype(np.float32)),
+        torch.from_numpy(bends[: n * has_bends].astype(np.float32)),
+        changes,
     )
 
 
-def _drawn(transform: A.BasicTransform, shape: tuple[int, int, int]) -> Params:
-    """What the transform draws for one image; the map of all its pixels is not needed."""
-    if isinstance(transform, CoarseElastic):
-        return {"shifts": transform.shifts(*shape[:2])}
-    return draw_params(transform, shape)
+def _draw_params(pipeline: A.Compose, n: int, size: int) -> list[dict[int, Params]]:
+    """Draw the parameters of each transform by image, image after image as on the host."""
+    draws: list[dict[int, Params]] = [{} for _ in pipeline.transforms]
+    for i in range(n):
+        pipeline.py_random.random()  # drawn by Compose for its own probability, which is 1
+        for transform, params in zip(pipeline.transforms, draws, strict=True):
+            if not transform.should_apply():
+                continue
+            if isinstance(transform, CoarseElastic):
+                params[i] = {"shifts": transform.draw_shifts(size, size)}
+            else:
+                params[i] = draw_params(transform, (size, size, 3))
+    return draws
 
 
-def _tensors(values: dict[str, NDArray[Any]]) -> dict[str, Tensor]:
-    """Whole numbers as int64, layers as they are, all else as float32."""
-    found = {}
-    for name, value in values.items():
-        if value.dtype != np.uint8:
-            kind = np.int64 if np.issubdtype(value.dtype, np.integer) else np.float32
-            value = value.astype(kind)
-        found[name] = torch.from_numpy(np.ascontiguousarray(value))
-    return found
+def _to_tensors(arrays: dict[str, NDArray[Any]]) -> dict[str, Tensor]:
+    """Convert integers to int64 and floats to float32; uint8 stays."""
+    tensors = {}
+    for name, array in arrays.items():
+        if array.dtype != np.uint8:
+            is_integer = np.issubdtype(array.dtype, np.integer)
+            array = array.astype(np.int64 if is_integer else np.float32)
+        tensors[name] = torch.from_numpy(np.ascontiguousarray(array))
+    return tensors
 
 
-# --- changes of place: 3 x 3, from the place of a pixel to where it is read, both (x, y, 1) -------
+# --- geometric transforms: 3 x 3 matrices from output to input pixels (x, y, 1) -------------------
 
 
-def _symmetry(name: str, size: int) -> NDArray[np.float64]:
+def _symmetry_matrix(name: str, size: int) -> NDArray[np.float64]:
     last = size - 1.0
-    same, swapped, mirrored = (1.0, 0.0), (0.0, 1.0), -1.0
+    x, y, mirrored_x, mirrored_y = (1, 0, 0), (0, 1, 0), (-1, 0, last), (0, -1, last)
     rows = {
-        "e": [(*same, 0.0), (*swapped, 0.0)],
-        "h": [(mirrored, 0.0, last), (*swapped, 0.0)],
-        "v": [(*same, 0.0), (0.0, mirrored, last)],
-        "r180": [(mirrored, 0.0, last), (0.0, mirrored, last)],
-        "r90": [(0.0, mirrored, last), (*same, 0.0)],
-        "r270": [(*swapped, 0.0), (mirrored, 0.0, last)],
-        "t": [(*swapped, 0.0), (*same, 0.0)],
-        "hvt": [(0.0, mirrored, last), (mirrored, 0.0, last)],
+        "e": (x, y),
+        "h": (mirrored_x, y),
+        "v": (x, mirrored_y),
+        "r180": (mirrored_x, mirrored_y),
+        "r90": (mirrored_y, x),
+        "r270": (y, mirrored_x),
+        "t": (y, x),
+        "hvt": (mirrored_y, mirrored_x),
     }[name]
-    return np.array([*rows, (0.0, 0.0, 1.0)])
+    return np.array([*rows, (0, 0, 1)], dtype=np.float64)
 
 
-#: Of each transform that moves pixels: its parameters and the side to the matrix.
-MOVES: dict[type, Callable[[Params, int], NDArray[np.float64]]] = {
-    A.HorizontalFlip: lambda params, size: _symmetry("h", size),
-    A.VerticalFlip: lambda params, size: _symmetry("v", size),
-    Symmetries: lambda params, size: _symmetry(params["group_element"], size),
+#: The matrix of each geometric transform, from its parameters and the image size.
+MATRICES: dict[type, Callable[[Params, int], NDArray[np.float64]]] = {
+    A.HorizontalFlip: lambda params, size: _symmetry_matrix("h", size),
+    A.VerticalFlip: lambda params, size: _symmetry_matrix("v", size),
+    Symmetries: lambda params, size: _symmetry_matrix(params["group_element"], size),
     Warp: lambda params, size: np.linalg.inv(params["matrix"]),
 }
 
 
-# --- changes of the image alone ------------------------------------------------------------------
+# --- changes of the image values -----------------------------------------------------------------
 
-Rows = NDArray[np.int64]
-Named = list[tuple[str, dict[str, NDArray[Any]]]]
+#: Names of operations in ``apply.CHANGES`` and the arrays of their parameters.
+Changes = list[tuple[str, dict[str, NDArray[Any]]]]
 
 
-def _jitter(transform: A.ColorJitter, rows: Rows, params: Sequence[Params], size: int) -> Named:
-    """Four changes after each other, in an order of each image's own.
+def _create_jitter(transform: A.ColorJitter, params: Sequence[Params], size: int) -> Changes:
+    """Represent brightness, contrast, saturation and hue, whose order differs between images.
 
-    Brightness, contrast and saturation are one formula, a x + b grey + c mean of grey, with
-    (a, b, c) for each; only hue is another. So that all images turn their hues at once, there is
-    room for three before it and three after: (1, 0, 0) changes nothing.
+    Brightness, contrast and saturation have the form a x + b grey + c mean(grey). So that the hue
+    of all images is shifted at once, there are three such changes before it and three after it;
+    the unused ones are (1, 0, 0).
     """
-    places = np.tile([1.0, 0.0, 0.0], (len(rows), 6, 1))
-    hues = np.zeros(len(rows))
-    for k, values in enumerate(params):
+    coefficients = np.tile([1.0, 0.0, 0.0], (len(params), 6, 1))
+    for image, values in zip(coefficients, params, strict=True):
         order = list(values["order"])
-        hues[k] = values["hue"]
-        hued = order.index(3)
-        for place, what in enumerate(order):
-            if what != 3:
-                factor = values[("brightness", "contrast", "saturation")[what]]
-                own = places[k, place + 3 - hued if place < hued else place + 2 - hued]
-                own[0] = factor
-                own[(0, 2, 1)[what]] += (0.0, 1 - factor, 1 - factor)[what]
+        hue_at = order.index(_HUE)
+        for place, kind in enumerate(order):
+            if kind == _HUE:
+                continue
+            # The last of the three before the hue shift, or the first of those after it.
+            slot = place + 3 - hue_at if place < hue_at else place + 2 - hue_at
+            name, grey_term = _BLENDS[kind]
+            image[slot, 0] = values[name]
+            if grey_term:
+                image[slot, grey_term] = 1 - values[name]
+    hues = np.array([values["hue"] for values in params], dtype=np.float64)
     return [
-        (
-            "jitter",
-            {"rows": rows, "before": places[:, :3], "shift": hues, "after": places[:, 3:]},
-        )
+        ("jitter", {"before": coefficients[:, :3], "shift": hues, "after": coefficients[:, 3:]})
     ]
 
 
-def _gamma(transform: A.RandomGamma, rows: Rows, params: Sequence[Params], size: int) -> Named:
-    return [("gamma", {"rows": rows, "gamma": np.array([p["gamma"] for p in params])})]
+#: Changes by albumentations' number: parameter, and the coefficient that gets 1 - its value.
+_BLENDS = {0: ("brightness", 0), 1: ("contrast", 2), 2: ("saturation", 1)}
+_HUE = 3
 
 
-def _clahe(transform: A.CLAHE, rows: Rows, params: Sequence[Params], size: int) -> Named:
-    return [("clahe", {"rows": rows, "clip": np.array([p["clip_limit"] for p in params])})]
+def _create_gamma(transform: A.RandomGamma, params: Sequence[Params], size: int) -> Changes:
+    return [("gamma", {"gamma": np.array([p["gamma"] for p in params])})]
 
 
-def _blur(transform: A.GaussianBlur, rows: Rows, params: Sequence[Params], size: int) -> Named:
+def _create_clahe(transform: A.CLAHE, params: Sequence[Params], size: int) -> Changes:
+    return [("clahe", {"clip": np.array([p["clip_limit"] for p in params])})]
+
+
+def _create_blur(transform: A.GaussianBlur, params: Sequence[Params], size: int) -> Changes:
     kernels = [p["kernel"].ravel() for p in params]
     longest = max(len(k) for k in kernels)
     padded = [np.pad(k, (longest - len(k)) // 2) for k in kernels]
-    return [("blur", {"rows": rows, "kernel": np.stack(padded)})]
+    return [("blur", {"kernel": np.stack(padded)})]
 
 
-def _removal(transform: HairRemoval, rows: Rows, params: Sequence[Params], size: int) -> Named:
-    return [("unhair", {"rows": rows, "threshold": np.array([p["threshold"] for p in params])})]
+def _create_hair_removal(transform: HairRemoval, params: Sequence[Params], size: int) -> Changes:
+    return [("hair_removal", {"threshold": np.array([p["threshold"] for p in params])})]
 
 
-def _layers(transform: DrawnArtefact, rows: Rows, params: Sequence[Params], size: int) -> Named:
-    each = [list(transform.layers(**p | {"shape": (size, size)})) for p in params]
-    # Every transform has as many layers for each image.
+def _create_layers(transform: DrawnArtefact, params: Sequence[Params], size: int) -> Changes:
+    images = [list(transform.layers(**p | {"shape": (size, size)})) for p in params]
+    # A transform has the same number of layers for every image.
     return [
         (
             "paint",
             {
-                "rows": rows,
-                "layer": np.stack([on for on, _ in layer]),
-                "colour": np.stack([np.asarray(colour) for _, colour in layer]).astype(float),
+                "layer": np.stack([layer for layer, _ in layers]),
+                "colour": np.stack([np.asarray(colour) for _, colour in layers]).astype(float),
             },
         )
-        for layer in zip(*each, strict=True)
+        for layers in zip(*images, strict=True)
     ]
 
 
-Maker = Callable[[Any, Rows, Sequence[Params], int], Named]
+ChangeFactory = Callable[[Any, Sequence[Params], int], Changes]
 
-CHANGES: dict[type, Maker] = {
-    A.ColorJitter: _jitter,
-    A.RandomGamma: _gamma,
-    A.CLAHE: _clahe,
-    A.GaussianBlur: _blur,
-    HairRemoval: _removal,
+_CHANGE_FACTORIES: dict[type, ChangeFactory] = {
+    A.ColorJitter: _create_jitter,
+    A.RandomGamma: _create_gamma,
+    A.CLAHE: _create_clahe,
+    A.GaussianBlur: _create_blur,
+    HairRemoval: _create_hair_removal,
 }
 
 
-def _change(kind: type) -> Maker | None:
-    return CHANGES.get(kind) or (_layers if issubclass(kind, DrawnArtefact) else None)
+def _change_factory(kind: type) -> ChangeFactory | None:
+    return _CHANGE_FACTORIES.get(kind) or (
+        _create_layers if issubclass(kind, DrawnArtefact) else None
+    )

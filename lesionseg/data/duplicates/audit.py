@@ -26,8 +26,7 @@ from lesionseg.data.image_io import (
     read_image_and_size,
 )
 from lesionseg.data.index import DatasetIndex
-from lesionseg.data.pairs import Record
-from lesionseg.data.pairs import escape_unprintable
+from lesionseg.data.pairs import Record, escape_unprintable
 from lesionseg.errors import InputError, format_some
 from lesionseg.runtime.malloc import freed_memory_retained
 
@@ -151,14 +150,14 @@ def audit_cache(index: DatasetIndex, cache: Cache) -> DatasetAudit:
     Masks are examined at the size of the cache, so that tiny components may be missed. Image files
     are read only if the cached images are too small to compare, or have no structure.
     """
-    shapes = cache.shapes or [(0, 0)] * len(index.records)
     # Properties that build a list of all images: read once.
-    digests, areas, thresholded = cache.digests, cache.areas, set(cache.thresholded)
+    shapes, digests = cache.shapes, cache.digests
+    areas, thresholded = cache.areas, set(cache.thresholded)
 
     def audit_entry(i: int) -> PairAudit:
         record, mask, small = index.records[i], cache.masks[i], cache.images[i]
         # Images of different shapes differ even if their squares are equal.
-        digest = f"{shapes[i]}-{digests[i]}" if digests else _digest(small, shapes[i])
+        digest = f"{shapes[i]}-{digests[i]}"
         if len(small) >= THUMB_PX:
             image = Image.fromarray(small)
         else:
@@ -219,12 +218,12 @@ def _audit_pair(record: Record) -> PairAudit:
         # Half the pixels of a large JPEG are enough for its fingerprint; all data are decoded.
         image, shape = read_image_and_size(record.image, draft=draft_size(THUMB_PX))
         binary = read_binary_mask(record.mask)
-        if (binary.picture.height, binary.picture.width) != shape:
+        if (binary.image.height, binary.image.width) != shape:
             check_pair(record)
         fingerprint = _fingerprint(record, image, _digest(np.asarray(image), shape))
     except InputError as error:
         return PairAudit(record.name, problem=escape_unprintable(str(error)))
-    mask = np.asarray(binary.picture)
+    mask = np.asarray(binary.image)
     return PairAudit(
         record.name,
         shape,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from scipy.cluster.hierarchy import DisjointSet
 
 from lesionseg.data.duplicates.leakage import DuplicateCluster
-from lesionseg.data.pairs import Record, SPLITS
+from lesionseg.data.pairs import SPLITS, Record
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,7 @@ from lesionseg.data.duplicates.matching import (
     cluster_pairs,
     find_duplicate_pairs,
 )
-from lesionseg.data.pairs import Record, SPLITS
-from lesionseg.data.pairs import unreadable_as_input_error, escape_unprintable
+from lesionseg.data.pairs import SPLITS, Record, escape_unprintable, unreadable_as_input_error
 from lesionseg.errors import InputError, format_some
 
 #: Incremented when a key of the JSON changes its meaning or is removed.

@@ -179,6 +179,8 @@ def draw_lesion(s: FieldSampler, kind: Kind, outline: Outline) -> Field:
     _add_regions(s, pigments, kind, radius, 0.6 * np.minimum(depth, 0.5))
     if s.chance(kind.cysts):
         _add_cysts(s, pigments)
+    if s.chance(0.2):  # faint lesions
+        pigments *= s.uniform(0.2, 0.6)
     return pigments
 
 

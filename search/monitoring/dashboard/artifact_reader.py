@@ -28,12 +28,8 @@ from search.storage.trial_records import StudyAttr
 class ArtifactReader:
     """Implements Optuna's ``ArtifactStore`` protocol.
 
-    A study whose files cannot be reached from this host has no artifacts here.
-
-    Args:
-        storage: lists the studies.
-        folders: folders of studies on this host, by study name.
-        root: folder of all other studies.
+    folders: of studies on this host, by study name; other studies are expected in ``root``. A
+    study whose files cannot be reached has no artifacts.
     """
 
     def __init__(self, storage: BaseStorage, folders: dict[str, Path], root: Path) -> None:

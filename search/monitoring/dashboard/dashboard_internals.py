@@ -19,17 +19,14 @@ from search.storage.optuna_internals import FrozenStudy, study_id
 PRIVATE_SYMBOLS = {
     "optuna_dashboard._custom_plot_data": ("get_plotly_graph_objects",),
     "optuna_dashboard._inmemory_cache": (
-        "_CachedExtraStudyProperty.update",
+        *("_CachedExtraStudyProperty.update", "_CachedExtraStudyProperty.union_search_space"),
         "_CachedExtraStudyProperty.intersection_search_space",
-        "_CachedExtraStudyProperty.union_search_space",
         "_CachedExtraStudyProperty.union_user_attrs",
         "_CachedExtraStudyProperty().has_intermediate_values",
     ),
     "optuna_dashboard._note": ("get_note_from_system_attrs",),
     "optuna_dashboard._serializer": (
-        "serialize_attrs",
-        "serialize_frozen_trial",
-        "serialize_search_space",
+        *("serialize_attrs", "serialize_frozen_trial", "serialize_search_space"),
     ),
 }
 #: Route of the API that returns a study with its trials.
@@ -81,13 +78,7 @@ def serialize_study(study: FrozenStudy) -> dict[str, Any]:
 def serialize_trial(
     study: FrozenStudy, trial: FrozenTrial, note_attrs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return a trial as in optuna-dashboard's API.
-
-    Args:
-        study: the trial's study.
-        trial: of any state.
-        note_attrs: system attributes of the study; optuna-dashboard searches them for the note.
-    """
+    """Return a trial as in optuna-dashboard's API, which searches ``note_attrs`` for its note."""
     serialized: dict[str, Any] = _serializer.serialize_frozen_trial(
         study_id(study), trial, dict(note_attrs)
     )

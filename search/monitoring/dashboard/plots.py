@@ -10,7 +10,7 @@ from typing import NamedTuple
 import plotly.graph_objects as go
 from optuna.trial import FrozenTrial
 
-from search.storage import trial_records
+from search.storage import training_time, trial_records
 from search.storage.trial_records import State, TrialAttr
 
 #: Colours of the Okabe-Ito palette, which colour-blind people can distinguish.
@@ -130,7 +130,7 @@ def _cost_by_model(trials: Sequence[FrozenTrial]) -> go.Figure:
     totals: dict[str, float] = defaultdict(float)
     for trial in trials:
         if trial.state.is_finished() and trial.datetime_start is not None:
-            model, spent = model_name(trial), trial_records.hours_spent([trial]) * 60
+            model, spent = model_name(trial), training_time.hours_spent([trial]) * 60
             minutes[trial_records.state_of(trial)][model] += spent
             totals[model] += spent
     figure = _empty_figure("Cost of the search by architecture", "", "minutes")

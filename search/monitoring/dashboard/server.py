@@ -32,10 +32,7 @@ N_THREADS = 6
 class Dashboard:
     """The web app, and a thread that updates the studies' notes and figures.
 
-    Args:
-        source: the studies to show.
-        address: where to listen, and the access rules.
-        on_event: called with one line when an update fails.
+    on_event: called with one line when an update fails.
     """
 
     def __init__(
@@ -57,14 +54,9 @@ class Dashboard:
         self._reported: set[str] = set()
 
     def serve(self, on_ready: Callable[[str], None]) -> None:
-        """Serve until SIGTERM or Ctrl-C.
+        """Serve until SIGTERM, or until Ctrl-C, which raises KeyboardInterrupt.
 
-        Args:
-            on_ready: called with the URL when the server listens.
-
-        Raises:
-            InputError: the address is not available.
-            KeyboardInterrupt: Ctrl-C was pressed.
+        on_ready: called with the URL. InputError where the address is not available.
         """
         signals, stop_event = SignalHandler(), threading.Event()
         with signals.installed():
@@ -110,11 +102,7 @@ class Dashboard:
                 return
 
     def create_server(self) -> Any:
-        """Return a waitress server that listens at the address.
-
-        Raises:
-            InputError: the address is not available.
-        """
+        """Return a waitress server that listens; InputError if the address is not available."""
         host = "127.0.0.1" if self.address.host == "localhost" else self.address.host
         try:
             return waitress.create_server(

@@ -98,12 +98,7 @@ class StudyDetailPlugin:
         return lambda study_id: self._respond(study_id) or serve(study_id=study_id)
 
     def study_json(self, study_id: int, after: int = 0) -> str | None:
-        """Return a study as JSON; None for one that does not exist or is not of this project.
-
-        Args:
-            study_id: in the storage.
-            after: number of the first trial to include.
-        """
+        """Return a study as JSON, with its trials from a number on; None for other studies."""
         cache = self._caches.setdefault(study_id, _StudyCache())
         with cache.lock:
             cache.read(self.storage, study_id)

@@ -14,14 +14,10 @@ from optuna.trial import FrozenTrial
 
 from search.monitoring import notes
 from search.monitoring.notes import escape_markdown, markdown_table
-from search.storage import trial_records
+from search.spec.formatting import format_step
+from search.storage import training_time, trial_records
 from search.storage.leases import TrialLeases
-from search.storage.note_attrs import (
-    find_trials_without_note,
-    note_attrs,
-    split_text,
-    version_key,
-)
+from search.storage.note_attrs import find_trials_without_note, note_attrs, split_text, version_key
 from search.storage.optuna_internals import storage_of, study_id
 from search.storage.trial_records import StudyAttr, TrialAttr
 
@@ -38,9 +34,7 @@ _FIGURE_PREFIX = "dashboard:plot_data:"
 def refresh(study: optuna.Study, trials: Sequence[FrozenTrial] | None = None) -> None:
     """Write the study's note and figures, and a note for each finished trial without one.
 
-    Args:
-        study: of this project.
-        trials: all trials of the study, if the caller has read them.
+    trials: all trials of the study, if the caller has read them.
     """
     leases = TrialLeases(study)
     trials = trial_records.all_trials(study) if trials is None else trials
@@ -99,7 +93,7 @@ def _searched_pick(trial: FrozenTrial, family: str) -> str:
     name = next(iter(config.get(family, {})), "")
     prefix = f"{family}.{name}."
     params = {k.removeprefix(prefix): v for k, v in trial.params.items() if k.startswith(prefix)}
-    return notes.format_component({name: params})
+    return format_step({name: params})
 
 
 def _data_rows(spec: Mapping[str, Any], attrs: Mapping[str, Any]) -> list[notes.TableRow]:
@@ -115,8 +109,8 @@ def _data_rows(spec: Mapping[str, Any], attrs: Mapping[str, Any]) -> list[notes.
 def _budget_rows(budget: Mapping[str, Any], trials: Sequence[FrozenTrial]) -> list[notes.TableRow]:
     spent: dict[str, object] = {
         "trials": trial_records.count_finished(trials),
-        "hours": f"{trial_records.hours_spent(trials):.2f}",
-        "gpu_hours": f"{trial_records.gpu_hours_spent(trials):.2f}",
+        "hours": f"{training_time.hours_spent(trials):.2f}",
+        "gpu_hours": f"{training_time.gpu_hours_spent(trials):.2f}",
         "epochs": "",
     }
     return [

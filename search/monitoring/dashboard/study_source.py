@@ -25,11 +25,9 @@ TIMEOUT_S = 5.0
 
 
 class DashboardStorage(CachedStorage):
-    """A storage that reads each finished trial once, and lists one study or all of them.
+    """A storage that reads each finished trial once, and lists the study ``only`` or all.
 
-    Attributes:
-        writer: the storage for notes and figures; reads have their own connections.
-        only: name of the one study to list; None for all.
+    writer: the storage for notes and figures; reads have their own connections.
     """
 
     def __init__(self, writer: RetryingStorage, only: str | None = None) -> None:
@@ -46,13 +44,7 @@ class DashboardStorage(CachedStorage):
 
 @dataclass(frozen=True)
 class StudySource:
-    """Storage of the studies to show, and their folders on this host.
-
-    Attributes:
-        storage: lists the studies.
-        folders: by study name; other studies are expected in ``root``.
-        root: folder of studies.
-    """
+    """The studies to show. folders: by study name; other studies are expected in ``root``."""
 
     storage: DashboardStorage
     folders: dict[str, Path] = field(default_factory=dict)

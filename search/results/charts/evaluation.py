@@ -8,13 +8,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from search.results.charts.svg import (
     BLUE,
     HALF_WIDTH,
-    INK,
     MUTED,
     VERMILION,
     add_axes,
@@ -25,37 +23,6 @@ from search.results.charts.svg import (
 
 #: Ratio of the largest to the smallest size from which on the axis is logarithmic.
 LOG_AXIS_RATIO = 8.0
-#: Blue of the confusion matrix; without a CSS variable, because its letters are white.
-CELL = "#0072b3"
-
-
-def confusion_chart(shares: Mapping[str, float]) -> Markup:
-    """Plot the confusion matrix. shares: of the pixels; tp, fp, fn and tn add up to 1."""
-    rows = (("lesion", shares["tp"], shares["fn"]), ("skin", shares["fp"], shares["tn"]))
-
-    def plot(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        for y, (_, *cells) in enumerate(rows):
-            for x, share in enumerate(cells):
-                of_row = share / sum(cells) if sum(cells) else 0.0
-                style = {"color": "#ffffff" if of_row > 0.5 else INK, "ha": "center"}
-                axes.add_patch(
-                    Rectangle((x + 0.015, y + 0.02), 0.97, 0.96, fc=CELL, alpha=0.06 + 0.9 * of_row)
-                )
-                axes.text(x + 0.5, y + 0.48, f"{100 * share:.2f}%", style, fontsize=11)
-                axes.text(x + 0.5, y + 0.7, f"{100 * of_row:.1f}% of the row", style, fontsize=7)
-        axes.set(xlim=(0, 2), ylim=(2, 0), xlabel="predicted", ylabel="true")
-        axes.set_xticks([0.5, 1.5], ["lesion", "skin"])
-        axes.set_yticks([0.5, 1.5], ["lesion", "skin"], rotation=90, va="center")
-        axes.xaxis.set_label_position("top")
-        axes.tick_params(length=0, labeltop=True, labelbottom=False, labelcolor=INK)
-        axes.spines[:].set_visible(False)
-
-    cells = "; ".join(
-        f"true {name}: predicted lesion {100 * a:.2f}%, predicted skin {100 * b:.2f}% of pixels"
-        for name, a, b in rows
-    )
-    return render_svg("confusion", f"Confusion matrix; {cells}.", HALF_WIDTH, plot)
 
 
 def dice_chart(dice: Sequence[float]) -> Markup:

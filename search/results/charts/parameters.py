@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -25,6 +24,7 @@ from search.results.charts.svg import (
     VERMILION,
     add_axes,
     add_legend,
+    lower_limit,
     plot_points,
     plot_star,
     render_svg,
@@ -50,11 +50,7 @@ def slices_chart(trials: Sequence[Trial], names: Sequence[str], selected: int | 
     trials = [t for t in trials if t["dice"] is not None]
     rows, columns = math.ceil(len(names) / SLICE_COLUMNS), min(SLICE_COLUMNS, len(names))
     dice = [t["dice"] for t in trials]
-    complete = [t["dice"] for t in trials if t["state"] == "complete"]
-    # The worst tenth may lie below the axis: it would compress the others.
-    low = float(np.quantile(complete, 0.1, method="higher")) if complete else 0.0
-    low = max(0.0, low - 0.15 * ((max(complete) - low) or 0.1)) if complete else 0.0
-    high = max(dice, default=1.0)
+    low, high = lower_limit(dice), max(dice, default=1.0)
 
     def plot(figure: Figure) -> None:
         for i, name in enumerate(names):
@@ -167,7 +163,9 @@ def _plot_slice(axes: Axes, trials: Sequence[Trial], name: str, selected: int | 
     plot_star(axes, points["selected"])
     if scale.categories:
         is_crowded = sum(map(len, scale.categories)) > 26
-        rotated: Any = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if is_crowded else {}
+        rotated: Any = (
+            {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if is_crowded else {}
+        )
         axes.set_xticks(
             range(len(scale.categories)), [_shorten(c) for c in scale.categories], **rotated
         )

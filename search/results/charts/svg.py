@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -112,6 +113,15 @@ def plot_star(axes: Axes, points: Points, label: str = "") -> None:
     for x, y in points:
         axes.plot(x, y, "*", color=VERMILION, ms=9, mew=0, zorder=5, clip_on=False,
                   label=f"{label}: {y:.4f}" if label else None)  # fmt: skip
+
+
+def lower_limit(values: Sequence[float]) -> float:
+    """Return the lower limit of an axis: a little below the lowest value that is no outlier."""
+    if not values:
+        return 0.0
+    low, high = np.percentile(values, [25, 75])
+    lowest = min(v for v in values if v >= low - 1.5 * (high - low))
+    return max(0.0, lowest - 0.06 * ((max(values) - lowest) or max(values)))
 
 
 def _inline(svg: str, alt: str) -> Markup:

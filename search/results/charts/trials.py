@@ -24,6 +24,7 @@ from search.results.charts.svg import (
     Points,
     add_axes,
     add_legend,
+    lower_limit,
     plot_points,
     plot_star,
     render_svg,
@@ -48,7 +49,7 @@ def history_chart(trials: Sequence[Trial], selected: int | None) -> Markup:
     }
     complete, pruned = points["complete"], points["pruned"]
     failed = [t["number"] for t in trials if t["state"] == "failed"]
-    lower = _lower_limit([dice for _, dice in (*complete, *pruned)])
+    lower = lower_limit([dice for _, dice in (*complete, *pruned)])
 
     def plot(figure: Figure) -> None:
         axes = add_axes(figure, "trial", "validation Dice")
@@ -166,12 +167,3 @@ def importance_chart(shares: Mapping[str, float]) -> Markup:
 
 def _has_dice(trial: Trial) -> bool:
     return trial["dice"] is not None and math.isfinite(trial["dice"])
-
-
-def _lower_limit(values: Sequence[float]) -> float:
-    """Return the lower limit of an axis: a little below the lowest value that is no outlier."""
-    if not values:
-        return 0.0
-    low, high = np.percentile(values, [25, 75])
-    lowest = min(v for v in values if v >= low - 1.5 * (high - low))
-    return max(0.0, lowest - 0.06 * ((max(values) - lowest) or max(values)))

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from lesionseg.errors import InputError, suggest_name
 from lesionseg.runtime.files import atomic_write
-from search.results.report.html_page import render_html
-from search.results.report.markdown_page import render_markdown
+from search.results.report.pages import render_html, render_markdown
 from search.results.report.report_facts import report_facts
 from search.storage import trial_records
 from search.storage.study_dir import read_run_info

@@ -1,8 +1,4 @@
-"""The section ``comparison`` of report.json: baselines tested on the same images.
-
-Two systems are compared by their differences in Dice per image: a paired bootstrap interval, and
-Wilcoxon's signed-rank test over groups with p-values corrected by Holm's method.
-"""
+"""The section ``comparison`` of report.json: baselines tested on the same images."""
 
 from __future__ import annotations
 
@@ -10,9 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from lesionseg import metrics
 from lesionseg.errors import InputError
 from search.results.baseline_table import BaselineResult, TestResult, compare_baselines
 from search.storage import trial_records
@@ -51,69 +44,41 @@ def comparison_facts(
                 f"`baselines run`"
             )
         return None
-    study = load_study(place, storage=storage if place == folder else None)
-    table = compare_baselines(results, trial_records.all_trials(study))
-    table = [row for row in table if row.is_tested]
-    if not table:
-        return None
-    groups = {row["name"]: row["group"] for row in results[table[0].trials[0]].images}
-    dice = {row.baseline: _mean_dice(row, results) for row in table}
-    reference = None if images else table[0].baseline
-    reference_dice = dice[reference] if reference else {i["name"]: i["dice"] for i in images}
-    if reference_dice.keys() != groups.keys():
+    groups = {row["name"]: row["group"] for row in next(iter(results.values())).images}
+    reference = {image["name"]: image["dice"] for image in images} or None
+    if reference and reference.keys() != groups.keys():
         raise InputError(
-            f"--against: {place}: tested on other images ({len(groups)} there, "
-            f"{len(reference_dice)} here); run the baselines on the same data and split"
+            f"--against: {place}: tested on other images ({len(groups)} there, {len(images)} "
+            f"here); run the baselines on the same data and split"
         )
+    trials = trial_records.all_trials(
+        load_study(place, storage=storage if place == folder else None)
+    )
+    compared = [row for row in compare_baselines(results, trials, reference) if row.is_tested]
+    if not compared:
+        return None
     return {
-        "reference": reference,
+        "reference": None if reference else compared[0].baseline,
         "images": len(groups),
         "groups": len(set(groups.values())),
-        "rows": _compare(table, dice, groups, reference, reference_dice),
+        "rows": list(map(_row, compared)),
     }
 
 
-def _compare(
-    table: Sequence[BaselineResult],
-    dice: Mapping[str, Mapping[str, float]],
-    groups: Mapping[str, str],
-    reference: str | None,
-    reference_dice: Mapping[str, float],
-) -> list[dict[str, Any]]:
-    """Return one row per baseline; differences are the reference's Dice minus the baseline's."""
-    members = list(groups.values())
-    ours = np.array([reference_dice[name] for name in groups])
-    others = {
-        row.baseline: np.array([dice[row.baseline][name] for name in groups])
-        for row in table
-        if row.baseline != reference
-    }
-    p_values = [metrics.wilcoxon_p_value(ours, theirs, members) for theirs in others.values()]
-    corrected = dict(zip(others, zip(p_values, metrics.adjust_p_values(p_values), strict=True), strict=True))
-    rows = []
-    for result in table:
-        low, high = result.ci95["dice"]
-        row = {
-            "baseline": result.baseline,
-            "dice": result.means["dice"],
-            "low": low,
-            "high": high,
-            "model_params": result.params,
-            "trainings": len(result.trials),
-        } | dict.fromkeys(("difference", "difference_low", "difference_high", "p", "p_holm"))
-        if result.baseline != reference:
-            paired = metrics.paired_difference(ours, others[result.baseline], members)
-            row["difference"] = paired.difference
-            row["difference_low"], row["difference_high"] = paired.low, paired.high
-            row["p"], row["p_holm"] = corrected[result.baseline]
-        rows.append(row)
-    return rows
-
-
-def _mean_dice(row: BaselineResult, results: Mapping[int, TestResult]) -> dict[str, float]:
-    """Return the Dice of each image by name, as mean over the trainings."""
-    trainings = [results[number].images for number in row.trials]
+def _row(result: BaselineResult) -> dict[str, Any]:
+    """Return one row; the difference is the reference's Dice minus the baseline's."""
+    low, high = result.ci95["dice"]
+    paired = result.difference
     return {
-        images[0]["name"]: float(np.mean([float(image["dice"]) for image in images]))
-        for images in zip(*trainings, strict=True)
+        "baseline": result.baseline,
+        "dice": result.means["dice"],
+        "low": low,
+        "high": high,
+        "model_params": result.params,
+        "trainings": len(result.trials),
+        "difference": paired and -paired.difference,
+        "difference_low": paired and -paired.high,
+        "difference_high": paired and -paired.low,
+        "p": result.p,
+        "p_holm": result.p_holm,
     }

@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial
 
 from lesionseg.config import DEFAULT_COMPONENTS
 from lesionseg.errors import format_some
-from search.storage import trial_records
+from search.storage import training_time, trial_records
 from search.storage.trial_records import State, TrialAttr, state_of
 from search.study.importance import compute_importances
 
@@ -30,8 +30,8 @@ def search_facts(trials: Sequence[FrozenTrial], now: float | None = None) -> dic
     return {
         "counts": dict(trial_records.count_by_state(trials)),
         "finished": trial_records.count_finished(trials),
-        "hours": trial_records.hours_spent(trials, now),
-        "gpu_hours": trial_records.gpu_hours_spent(trials, now),
+        "hours": training_time.hours_spent(trials, now),
+        "gpu_hours": training_time.gpu_hours_spent(trials, now),
         "best": best and {"number": best.number, "dice": best.value},
         "complete": len(ranking),
         "leaderboard": [_leader(t) for t in ranking[:LEADERS]],
@@ -54,9 +54,7 @@ def estimate_pruning_savings(trials: Iterable[FrozenTrial]) -> dict[str, Any]:
     """
     trials = list(trials)
     lengths = [n for t in trials if state_of(t) == State.COMPLETE and (n := _epochs(t))]
-    pruned = [
-        t for t in trials if state_of(t) == State.PRUNED and not trial_records.reason_of(t)
-    ]
+    pruned = [t for t in trials if state_of(t) == State.PRUNED and not trial_records.reason_of(t)]
     timed = [(n, s) for t in pruned if (n := _epochs(t)) and (s := t.user_attrs.get("seconds"))]
     mean_epochs = mean(lengths) if lengths else None
     return {
@@ -96,7 +94,7 @@ def _trial(trial: FrozenTrial, now: float | None) -> dict[str, Any]:
         "epochs": attrs.get("epochs"),
         "best_epoch": attrs.get("best_epoch"),
         "seconds": attrs.get("seconds"),
-        "worker_seconds": trial_records.seconds_of(trial, now),
+        "worker_seconds": training_time.seconds_of(trial, now),
         "curve": [[epoch, value] for epoch, value in trial_records.dice_by_epoch(trial).items()],
         **({"folds": folds} if folds else {}),
     }
@@ -117,15 +115,10 @@ def _epochs(trial: FrozenTrial) -> int:
 
 
 def _leader(trial: FrozenTrial) -> dict[str, Any]:
-    config, attrs = trial_records.config_of(trial), trial.user_attrs
-    return {
-        "number": trial.number,
-        "dice": trial.value,
-        "options": {family: config[family] for family in DEFAULT_COMPONENTS},
-        "model_params": attrs.get("params"),
-        "epochs": attrs.get("epochs"),
-        "seconds": attrs.get("seconds"),
-    }
+    config, row = trial_records.config_of(trial), _trial(trial, None)
+    keys = ("number", "dice", "model_params", "epochs", "seconds")
+    options = {component: config[component] for component in DEFAULT_COMPONENTS}
+    return {key: row[key] for key in keys} | {"options": options}
 
 
 def _reasons(trials: Iterable[FrozenTrial]) -> list[dict[str, Any]]:
@@ -153,7 +146,7 @@ def _time_by_state(trials: Sequence[FrozenTrial], now: float | None) -> list[dic
     """Return the worker time of each state, data loading and start included."""
     rows = []
     for state in State:
-        times = [trial_records.seconds_of(t, now) for t in trials if state_of(t) == state]
+        times = [training_time.seconds_of(t, now) for t in trials if state_of(t) == state]
         seconds = [s for s in times if s is not None]
         if seconds:
             rows.append({"state": state, "trials": len(times), "seconds": sum(seconds)})

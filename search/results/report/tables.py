@@ -37,12 +37,12 @@ def report_tables(facts: Facts) -> dict[str, Table]:
 
 
 def common_options(leaderboard: Sequence[Facts]) -> dict[str, str]:
-    """Return the families in which all leaders have the same option without searched parameters."""
+    """Return the options that all leaders have in common, without searched parameters."""
     common: dict[str, str] = {}
-    for family in DEFAULT_COMPONENTS if len(leaderboard) > 1 else ():
-        cells = {_option_cell(family, row) for row in leaderboard}
+    for component in DEFAULT_COMPONENTS if len(leaderboard) > 1 else ():
+        cells = {_option_cell(component, row) for row in leaderboard}
         if len(cells) == 1 and not (cell := cells.pop())[1]:
-            common[family] = cell[0]
+            common[component] = cell[0]
     return common
 
 
@@ -63,11 +63,15 @@ def _test_tables(test: Facts) -> Iterator[Table]:
         f"{format_count(evaluations, 'test evaluation', 'test evaluations')}.",
         wide=True,
     )
-    shares = {key: format_percent(share, 2) for key, share in final["confusion"].items()}
     yield Table(
-        "confusion-shares",
+        "confusion",
         ("", "Predicted lesion>", "Predicted skin>"),
-        [["True lesion", shares["tp"], shares["fn"]], ["True skin", shares["fp"], shares["tn"]]],
+        [
+            ["True lesion", *_confusion_cells(final["confusion"], "tp", "fn")],
+            ["True skin", *_confusion_cells(final["confusion"], "fp", "tn")],
+        ],
+        "Confusion matrix: shares of an image's pixels, averaged over the test images. The "
+        "percentage of the row is not the mean recall or specificity of the images.",
     )
     val, folds = final["val"], final["val"]["folds"]
     reproduced = {None: "not applicable", True: "yes", False: "no"}[val["reproduced"]]
@@ -82,6 +86,13 @@ def _test_tables(test: Facts) -> Iterator[Table]:
         [f"Reproduced within {test['tolerance']}", reproduced],
     ]
     yield Table("validation", ("Validation Dice", ">"), rows)
+
+
+def _confusion_cells(shares: Mapping[str, float], *keys: str) -> Iterator[Cell]:
+    total = sum(shares[key] for key in keys)
+    for key in keys:
+        of_row = shares[key] / total if total else 0.0
+        yield format_percent(shares[key], 2), f"{format_percent(of_row)} of the row"
 
 
 def _comparison_tables(comparison: Facts | None, final: Facts | None) -> Iterator[Table]:
@@ -99,17 +110,11 @@ def _comparison_tables(comparison: Facts | None, final: Facts | None) -> Iterato
         low, high = row["difference_low"], row["difference_high"]
         between = f"{format_difference(low)} to {format_difference(high)}"
         rows.append(
-            [
-                row["baseline"],
-                format_score(row["dice"]),
-                format_interval(row["low"], row["high"]),
-                format_difference(row["difference"]),
-                MISSING if low is None else between,
-                format_p_value(row["p"]),
-                format_p_value(row["p_holm"]),
-                format_millions(row["model_params"]),
-            ]
-        )
+            [row["baseline"], format_score(row["dice"]), format_interval(row["low"], row["high"]),
+             format_difference(row["difference"]), MISSING if low is None else between,
+             format_p_value(row["p"]), format_p_value(row["p_holm"]),
+             format_millions(row["model_params"])]
+        )  # fmt: skip
     names = [row[0] for row in rows]
     patients = format_count(comparison["groups"], "patient or lesion", "patients or lesions")
     yield Table(
@@ -135,15 +140,8 @@ def _data_tables(data: Facts) -> Iterator[Table]:
         ("Split", "Images>", "Patients or lesions>", "Lesion area, median>", "5% to 95%>",
          "Empty masks>", "Full masks>"),
         [
-            [
-                split,
-                f"{row['images']:,}",
-                f"{row['groups']:,}",
-                format_percent(row["area"]["median"]),
-                f"{format_percent(row['area']['p5'])} to {format_percent(row['area']['p95'])}",
-                str(row["empty"]),
-                str(row["full"]),
-            ]
+            [split, f"{row['images']:,}", f"{row['groups']:,}", *_area_cells(row["area"]),
+             str(row["empty"]), str(row["full"])]
             for split, row in summary["parts"].items()
         ],
         f"{format_count(summary['pairs'], 'pair', 'pairs')} of image and mask, layout "
@@ -172,7 +170,7 @@ def _data_tables(data: Facts) -> Iterator[Table]:
 def _search_tables(search: Facts, selected: Facts | None) -> Iterator[Table]:
     leaders = search["leaderboard"]
     common = common_options(leaders)
-    families = [family for family in DEFAULT_COMPONENTS if family not in common]
+    components = [component for component in DEFAULT_COMPONENTS if component not in common]
     numbers = [row["number"] for row in leaders]
     complete = format_count(search["complete"], "complete trial", "complete trials")
     caption = (
@@ -180,42 +178,41 @@ def _search_tables(search: Facts, selected: Facts | None) -> Iterator[Table]:
         f"★ marks the selected one."
     )
     if common:
-        options = ", ".join(f"{family} {option}" for family, option in common.items())
+        options = ", ".join(f"{component} {option}" for component, option in common.items())
         caption += f" All have {options}."
     yield Table(
         "leaderboard",
-        ("Trial>", "Val. Dice>", *map(str.capitalize, families), "Params>", "Epochs>", "Seconds>"),
+        (
+            "Trial>",
+            "Val. Dice>",
+            *map(str.capitalize, components),
+            "Params>",
+            "Epochs>",
+            "Seconds>",
+        ),
         [
-            [
-                str(row["number"]),
-                format_score(row["dice"]),
-                *(_option_cell(family, row) for family in families),
-                format_millions(row["model_params"]),
-                format_integer(row["epochs"]),
-                format_integer(row["seconds"]),
-            ]
+            [str(row["number"]), format_score(row["dice"]),
+             *(_option_cell(component, row) for component in components),
+             format_millions(row["model_params"]), format_integer(row["epochs"]),
+             format_integer(row["seconds"])]
             for row in leaders
         ],
         caption,
         numbers.index(selected["trial"]) if selected and selected["trial"] in numbers else None,
         wide=True,
-    )
+    )  # fmt: skip
     seconds = {row["state"]: row["seconds"] for row in search["time"]}
     total = sum(seconds.values())
     yield Table(
         "states",
         ("State", "Trials>", "Worker seconds>", "Share of time>"),
         [
-            [
-                state.capitalize(),
-                str(n),
-                format_integer(seconds.get(state)),
-                format_percent(seconds[state] / total if total and state in seconds else None),
-            ]
+            [state.capitalize(), str(n), format_integer(seconds.get(state)),
+             format_percent(seconds[state] / total if total and state in seconds else None)]
             for state, n in search["counts"].items()
         ],
         "Worker time includes starting and loading data; the times of several workers are added.",
-    )
+    )  # fmt: skip
     yield Table(
         "reasons",
         ("State", "Reason", "Trials>", "Numbers", "Message of the first"),
@@ -243,6 +240,12 @@ def _search_tables(search: Facts, selected: Facts | None) -> Iterator[Table]:
     )
 
 
+def _area_cells(area: Facts) -> list[str]:
+    """Return median and range of the lesion area."""
+    p5, median, p95 = (format_percent(area[key]) for key in ("p5", "median", "p95"))
+    return [median, f"{p5} to {p95}"]
+
+
 def _environment_table(environment: Facts, final: Facts | None) -> Table:
     rows: list[list[Cell]] = []
     if final:
@@ -254,7 +257,7 @@ def _environment_table(environment: Facts, final: Facts | None) -> Table:
         ]
     rows.append(["Seed of the study", str(environment["seed"])])
     for row in environment["searched_on"]:
-        share = f" × {row['share']:.2g}" if row["share"] < 1 else ""
+        share = f" x {row['share']:.2g}" if row["share"] < 1 else ""
         threads = format_count(row["threads"], "thread", "threads")
         trials = format_count(row["trials"], "trial", "trials")
         rows.append(["Searched on", f"{row['device']}{share}, {threads}: {trials}"])
@@ -264,7 +267,7 @@ def _environment_table(environment: Facts, final: Facts | None) -> Table:
     return Table("environment", ("Environment", ">"), rows)
 
 
-def _option_cell(family: str, row: Facts) -> tuple[str, str]:
-    """Return the option of a family and its parameters."""
-    option, params = next(iter(row["options"][family].items()))
-    return option, format_params(family, option, params)
+def _option_cell(component: str, row: Facts) -> tuple[str, str]:
+    """Return the option of a component and its parameters."""
+    option, params = next(iter(row["options"][component].items()))
+    return option, format_params(component, option, params)

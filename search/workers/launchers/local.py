@@ -44,11 +44,6 @@ def run_locally(
 ) -> None:
     """Run a worker in every slot until each exited normally, or until ``stop_event`` is set.
 
-    Args:
-        context: of the study.
-        slots: one per worker.
-        command: returns the command of a worker.
-
     Raises:
         InputError: a worker exited with code 2; the message is its last line.
         JobFailed: every worker was given up.

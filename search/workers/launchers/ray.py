@@ -15,11 +15,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
-
 from lesionseg.data.merge import resolve_roots
 from lesionseg.errors import InputError
+from search.storage.database import redact_password, storage_url
 from search.study.location import StudyLocation
 from search.trial_process.slot import Slot, StopEvent
 from search.workers.launchers.launch_context import LaunchContext
@@ -43,14 +41,9 @@ def run_on_ray(
 ) -> None:
     """Run workers until the study needs none, or until ``stop_event`` is set.
 
-    Args:
-        context: of the study.
-        slot: of each worker. A cuda slot takes its share of a GPU, others only threads; ``auto``
-            is cuda if the cluster has a GPU.
-        max_workers: None for as many as fit.
-        address: of a running cluster; None for that of RAY_ADDRESS, else for the cluster of this
-            machine, which is started and ended if there is none.
-        work: None for ``search.workers.loop.join_and_run_trials``.
+    A cuda slot takes its share of a GPU, others only threads; ``auto`` is cuda if the cluster has
+    a GPU. Without ``address`` or RAY_ADDRESS the cluster of this machine is used; if there is
+    none, it is started and ended. work: None for ``join_and_run_trials``.
 
     Raises:
         InputError: the cluster cannot be used, or a worker's data or spec is wrong.
@@ -68,7 +61,7 @@ def run_on_ray(
             data=location.data and resolve_roots(location.data, Path.absolute),
         )
         job = SealedJob(ray.cloudpickle.dumps((location, slot, work)))
-        workers = RayWorkers(context, job, request, max_workers, _redactor(location.storage))
+        workers = RayWorkers(context, job, request, max_workers, _redactor(location))
         try:
             while not context.must_stop():
                 workers.poll()
@@ -87,18 +80,11 @@ def _resolve_device(slot: Slot) -> Slot:
     return replace(slot, device=kind)
 
 
-def _redactor(storage: str | None) -> Callable[[str], str]:
+def _redactor(location: StudyLocation) -> Callable[[str], str]:
     """Return a function that makes one short line of a text, without the storage's password."""
-    secrets = [storage] if storage else []
-    try:
-        url = make_url(storage) if storage else None
-        secrets += [str(url.password)] if url is not None and url.password else []
-    except (ArgumentError, ValueError):
-        pass
+    url = storage_url(location.storage, location.folder) if location.storage else None
 
     def redact(text: str) -> str:
-        for secret in secrets:
-            text = text.replace(secret, "***")
-        return " ".join(text.split())[:500]
+        return " ".join((redact_password(url, text) if url else text).split())[:500]
 
     return redact

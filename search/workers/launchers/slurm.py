@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError
 
 from lesionseg.data.merge import resolve_roots
 from lesionseg.errors import InputError
@@ -25,66 +27,37 @@ from search.workers.launchers.slurm_job import Work, WorkerJob
 
 #: Seconds before the end of its time at which a job is warned.
 WARNING_S = 120
-#: The least value of each setting. A shorter job would be warned before it has trained anything.
-MINIMUM: dict[str, float] = {"time_minutes": 5, "gpus": 0, "cpus": 1, "memory_gb": 0.5}
-#: How settings are parsed, and what their text must be.
-PARSERS: dict[str, tuple[Callable[[str], Any], str]] = {
-    **dict.fromkeys(("time_minutes", "gpus", "cpus"), (int, "a whole number")),
-    "memory_gb": (float, "a number"),
-    "requeue": ({"true": True, "false": False}.__getitem__, "true or false"),
-}
 
 
-@dataclass(frozen=True)
-class SlurmSettings:
-    """Resources of each job; a job is one worker.
+class SlurmSettings(BaseModel, frozen=True, extra="allow", allow_inf_nan=False):
+    """Resources of each job; a job is one worker. Unknown keys are options of sbatch.
 
-    Attributes:
-        cluster: "local" runs the jobs as processes of this host, for tests.
-        memory_gb: None for the site's default.
-        requeue: let SLURM queue a preempted or timed-out job again; otherwise another job is
-            submitted.
-        extra: further options of sbatch, such as {"constraint": "a100"}; True for a flag.
+    cluster: "local" runs the jobs as processes of this host, for tests. memory_gb: None for the
+    site's default. requeue: let SLURM queue a preempted or timed-out job again; otherwise another
+    job is submitted.
     """
 
     cluster: Literal["slurm", "local"] = "slurm"
     partition: str | None = None
-    time_minutes: int = 240
-    gpus: int = 1
-    cpus: int = 4
-    memory_gb: float | None = None
+    #: A shorter job would be warned before it has trained anything.
+    time_minutes: int = Field(240, ge=5)
+    gpus: int = Field(1, ge=0)
+    cpus: int = Field(4, ge=1)
+    memory_gb: float | None = Field(None, ge=0.5)
     account: str | None = None
     qos: str | None = None
     requeue: bool = True
-    extra: Mapping[str, str | int | bool] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for key, minimum in MINIMUM.items():
-            value = getattr(self, key)
-            if value is not None and not value >= minimum:  # also refuses nan
-                raise InputError(f"slurm: {key}: must be at least {minimum}, got {value}")
-        if self.cluster not in {"slurm", "local"}:
-            raise InputError(f"slurm: cluster: must be slurm or local, got {self.cluster!r}")
 
     @classmethod
     def parse(cls, settings: Mapping[str, str]) -> SlurmSettings:
-        """Parse settings; keys that are not fields are options of sbatch."""
-        keys = {f.name for f in fields(cls)} - {"extra"}
-        own = {key: _parse(key, text) for key, text in settings.items() if key in keys}
-        extra = {
-            key: True if text == "true" else text
-            for key, text in settings.items()
-            if key not in keys
-        }
-        return cls(**own, extra=extra)
-
-
-def _parse(key: str, text: str) -> Any:
-    parser, expected = PARSERS.get(key, (str, "text"))
-    try:
-        return parser(text)
-    except (KeyError, ValueError):
-        raise InputError(f"slurm: {key}: must be {expected}, got {text!r}") from None
+        """Parse settings; the text ``true`` of an option of sbatch makes it a flag."""
+        flags = {key: True for key, text in settings.items() if text == "true"}
+        try:
+            return cls.model_validate({**settings, **flags})
+        except ValidationError as error:
+            first = error.errors()[0]
+            key, rule = first["loc"][0], first["msg"][:1].lower() + first["msg"][1:]
+            raise InputError(f"slurm: {key}: {rule}, got {first['input']!r}") from None
 
 
 def run_on_slurm(
@@ -99,14 +72,8 @@ def run_on_slurm(
 
     Logs and submitit's files are written to ``slurm/`` in the study's folder, which every node
     must see under the same path. A storage URL that is given neither by the environment nor as
-    ``@file`` is kept there in a file of mode 0600 meanwhile.
-
-    Args:
-        context: of the study.
-        slot: of each worker.
-        workers: how many.
-        settings: of each job.
-        work: None for ``search.workers.loop.join_and_run_trials``.
+    ``@file`` is kept there in a file of mode 0600 meanwhile. work: None for
+    ``join_and_run_trials``.
 
     Raises:
         InputError: the cluster refuses the jobs, or a worker ended with an InputError.
@@ -182,6 +149,6 @@ def _make_executor(folder: Path, name: str, settings: SlurmSettings) -> Any:
         slurm_partition=settings.partition,
         slurm_account=settings.account,
         slurm_qos=settings.qos,
-        slurm_additional_parameters=requeue | dict(settings.extra),
+        slurm_additional_parameters=requeue | (settings.model_extra or {}),
     )
     return executor

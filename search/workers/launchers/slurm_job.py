@@ -7,9 +7,10 @@ import os
 import select
 import signal
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 from lesionseg.errors import InputError
 from search.storage.database import STORAGE_FILE_VARIABLE, STORAGE_VARIABLE
@@ -17,14 +18,8 @@ from search.study.location import StudyLocation
 from search.trial_process.slot import Slot, StopEvent
 from search.workers.worker_result import StopReason, WorkerResult
 
-
-class Work(Protocol):
-    """The type of ``search.workers.loop.join_and_run_trials``."""
-
-    def __call__(
-        self, location: StudyLocation, slot: Slot, stop_event: StopEvent, /
-    ) -> WorkerResult:
-        """Run trials; raise InputError for errors that the user can fix."""
+#: The type of ``search.workers.loop.join_and_run_trials``.
+Work = Callable[[StudyLocation, Slot, StopEvent], WorkerResult]
 
 
 class SignalEvent:
@@ -107,10 +102,11 @@ class WorkerJob:
                 f"slurm: {STORAGE_VARIABLE} does not reach the jobs; does the site restrict the "
                 f"environment (SBATCH_EXPORT)? Give --storage instead"
             )
-        work = self.work
-        if work is None:
-            from search.workers.loop import join_and_run_trials as work  # imports torch
-        return work(self.location, self.slot, stop_event)
+        if self.work is not None:
+            return self.work(self.location, self.slot, stop_event)
+        from search.workers.loop import join_and_run_trials  # imports torch
+
+        return join_and_run_trials(self.location, self.slot, stop_event)
 
 
 def preempt_signal() -> signal.Signals:

@@ -11,7 +11,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lesionseg.augment import AUGMENTS, build_augment, reseed
-from lesionseg.augment.batched import PackedPlan, apply_plan, draw_plan, is_batchable, pack_plan, pixels, unpack_plan
+from lesionseg.augment.batched import (
+    PackedPlan,
+    apply_plan,
+    draw_plan,
+    is_batchable,
+    pack_plan,
+    pixels,
+    unpack_plan,
+)
 from lesionseg.augment.geometry import Symmetries, Warp
 from lesionseg.augment.hair import Hair, HairRemoval
 from lesionseg.data.synthetic import render
@@ -287,7 +295,7 @@ def test_lab_is_opencvs_and_comes_back():
 def test_equalisation_is_opencvs(size, clip):
     light = np.ascontiguousarray(render(3, 64, 64).image[:size, :size, 0])
     theirs = cv2.createCLAHE(clip, (4, 4)).apply(light)
-    ours = pixels._equalised(torch.from_numpy(light)[None].float(), torch.tensor([clip]))[0]
+    ours = pixels._equalise(torch.from_numpy(light)[None].float(), torch.tensor([clip]))[0]
     assert np.abs(ours.numpy() - theirs).max() <= 0.51
 
 
@@ -296,7 +304,7 @@ def test_hue_is_turned_as_in_opencvs_colour_space():
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
     hsv[..., 0] = (hsv[..., 0] + 0.3 * 360) % 360
     theirs = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) * 255
-    ours = pixels.turn_hue(as_batch(noise(32)[0]), torch.tensor([0.3]))
+    ours = pixels.shift_hue(as_batch(noise(32)[0]), torch.tensor([0.3]))
     assert np.abs(ours[0].permute(1, 2, 0).numpy() - theirs).max() < 0.1
 
 

@@ -14,7 +14,9 @@ from .samples import difference, results, skin
 
 def test_the_masks_of_the_colour_row_stay_to_the_bit():
     image, mask = skin()
-    pairs = list(results(build_augment(ComponentConfig("colour", {"strength": 1.0})), image, mask, 40))
+    pairs = list(
+        results(build_augment(ComponentConfig("colour", {"strength": 1.0})), image, mask, 40)
+    )
     assert all(np.array_equal(m, mask) for _, m in pairs)
     assert sum(not np.array_equal(i, image) for i, _ in pairs) > 30
 

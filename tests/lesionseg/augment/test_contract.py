@@ -26,9 +26,13 @@ def corners(name):
 COMPONENTS = [ComponentConfig(name) for name in AUGMENTS]
 COMPONENTS += [p for name in AUGMENTS for p in corners(name) if p.params]
 every_pick = pytest.mark.parametrize(
-    "component", COMPONENTS, ids=["-".join([p.name, *map(str, p.params.values())]) for p in COMPONENTS]
+    "component",
+    COMPONENTS,
+    ids=["-".join([p.name, *map(str, p.params.values())]) for p in COMPONENTS],
 )
-every_row = pytest.mark.parametrize("component", [ComponentConfig(name) for name in AUGMENTS], ids=list(AUGMENTS))
+every_row = pytest.mark.parametrize(
+    "component", [ComponentConfig(name) for name in AUGMENTS], ids=list(AUGMENTS)
+)
 strong = pytest.mark.parametrize("name", [n for n in AUGMENTS if AUGMENTS[n].space])
 
 

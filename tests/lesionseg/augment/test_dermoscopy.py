@@ -11,7 +11,7 @@ import pytest
 
 from lesionseg.augment import dermoscopy, hair
 from lesionseg.augment.dermoscopy import Bubbles, Glare, Ruler, Vignette, artefacts
-from lesionseg.augment.drawing import DrawnArtefact, empty_layer, draw_lines, paint_layer
+from lesionseg.augment.drawing import DrawnArtefact, draw_lines, empty_layer, paint_layer
 from lesionseg.augment.hair import Hair, HairRemoval
 
 from .samples import difference, iou, results, same, skin
@@ -175,6 +175,8 @@ def test_a_vignette_darkens_corners_and_leaves_the_middle(shape):
 def test_an_empty_layer_paints_nothing_and_a_full_one_everything():
     image, _ = skin(32, 32)
     assert np.array_equal(paint_layer(image, empty_layer(image.shape), (1, 2, 3)), image)
-    assert (paint_layer(image, empty_layer(image.shape) + np.uint8(255), (1, 2, 3)) == [1, 2, 3]).all()
+    assert (
+        paint_layer(image, empty_layer(image.shape) + np.uint8(255), (1, 2, 3)) == [1, 2, 3]
+    ).all()
     half = paint_layer(image, empty_layer(image.shape) + np.uint8(51), (100, 100, 100))
     assert np.abs(half - (0.8 * image + 0.2 * 100)).max() <= 1

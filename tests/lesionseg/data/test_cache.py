@@ -404,7 +404,7 @@ def faulty(tmp_path):
 def test_every_pair_that_cannot_be_used_is_counted(faulty, tmp_path):
     seen = []
     text = refusal(index_of(faulty), 16, tmp_path / "cache", lambda done, _: seen.append(done))
-    assert text.startswith(f"data: {faulty}/images/im002.png: the picture is damaged (")
+    assert text.startswith(f"data: {faulty}/images/im002.png: the image is damaged (")
     assert text.endswith(" and 3 more; 4 of 8 pairs cannot be used")
     assert seen == list(range(1, 9))  # none is left unlooked at
     assert left_behind(tmp_path / "cache") == []
@@ -414,7 +414,7 @@ def test_a_single_fault_is_told_by_itself(tmp_path):
     root = write_folder(tmp_path / "data", 3)
     (root / "masks/im001.png").write_bytes(b"")
     text = refusal(index_of(root), 16, tmp_path / "cache")
-    assert text.startswith(f"data: {root}/masks/im001.png: not a picture (")
+    assert text.startswith(f"data: {root}/masks/im001.png: not an image (")
     assert "more" not in text and "of 3" not in text
 
 

@@ -12,9 +12,16 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from lesionseg.augment import build_augment
 from lesionseg.data import device_cache
 from lesionseg.data.cache import build_cache
+from lesionseg.data.device_cache import DeviceCache, PlanDataset, choose_augment_device
 from lesionseg.data.index import DatasetIndex
-from lesionseg.data.loader import BatchDataset, BatchKey, transfer_batches, normalise, to_device, make_train_loader
-from lesionseg.data.device_cache import PlanDataset, DeviceCache, choose_augment_device
+from lesionseg.data.loader import (
+    BatchDataset,
+    BatchKey,
+    make_train_loader,
+    normalise,
+    to_device,
+    transfer_batches,
+)
 from lesionseg.errors import InputError
 from lesionseg.runtime import env
 from lesionseg.space import ComponentConfig
@@ -31,7 +38,10 @@ def cache(tiny_data, tmp_path_factory):
 
 def epoch(cache, *, on_device, members=range(30), workers=0, start=0):
     """The batches of a second epoch, as a network is given them."""
-    members, pipeline = np.asarray(members), build_augment(ComponentConfig("full", {"strength": 1.0}))
+    members, pipeline = (
+        np.asarray(members),
+        build_augment(ComponentConfig("full", {"strength": 1.0})),
+    )
     if on_device:
         there = DeviceCache(cache, members, CPU)
         dataset, bring = PlanDataset(there, pipeline, 7), there.batch
@@ -81,7 +91,7 @@ def test_what_lies_there_is_what_the_cache_holds(cache):
     members = np.array([9, 2, 9, 25])
     there = DeviceCache(cache, members, CPU)
     assert there.images.shape == (3, 32, 32, 3)
-    rows = there.rows(members)
+    rows = there.positions(members)
     assert np.array_equal(there.images[rows].numpy(), cache.images[members])
     assert np.array_equal(there.masks[rows].numpy(), cache.masks[members])
 
@@ -127,7 +137,7 @@ def test_a_batch_travels_in_one_piece_and_nothing_is_read_back(cache):
     normalise(there.images)  # which brings the mean and deviation, once
     for packed in loader:
         with Counted() as counted:
-            images, masks = there.batch(packed)
+            images, masks = there.make_batch(packed)
         assert images.shape == (15, 3, 32, 32) and masks.shape == (15, 1, 32, 32)
         assert [(kind, shape) for _, kind, shape in counted.brought] == [
             (torch.uint8, packed.content.shape)
@@ -164,7 +174,7 @@ def test_a_packed_batch_is_pinned_in_one_piece(cache, monkeypatch):
     ],
 )
 def test_the_device_augments_where_the_images_fit(monkeypatch, asked, device, free, who):
-    monkeypatch.setattr(device_cache, "_free", lambda device: free)
+    monkeypatch.setattr(device_cache, "_free_bytes", lambda device: free)
     monkeypatch.delenv(env.AUGMENT, raising=False)
     if asked:
         monkeypatch.setenv(env.AUGMENT, asked)
@@ -189,14 +199,14 @@ def test_what_is_free_is_no_more_than_the_processs_share(monkeypatch, free, shar
     }
     for name, answer in asked.items():
         monkeypatch.setattr(torch.cuda, name, lambda device, answer=answer: answer)
-    assert device_cache._free(CUDA) == left
+    assert device_cache._free_bytes(CUDA) == left
 
 
 def test_a_policy_that_torch_does_not_know_stays_with_the_host(monkeypatch):
     import albumentations as A
 
     unknown = A.Compose([A.Solarize()])
-    monkeypatch.setattr(device_cache, "_free", lambda device: 2**40)
+    monkeypatch.setattr(device_cache, "_free_bytes", lambda device: 2**40)
     monkeypatch.delenv(env.AUGMENT, raising=False)
     assert choose_augment_device(unknown, 64, 10, CUDA) == "host"
     monkeypatch.setenv(env.AUGMENT, "device")

@@ -233,14 +233,14 @@ def test_a_file_that_is_not_there(tmp_path, read):
 def test_something_else_called_jpg(tmp_path, read, content):
     path = tmp_path / "a.jpg"
     path.write_bytes(content)
-    assert refusal(read, path).startswith("not a picture (")
+    assert refusal(read, path).startswith("not an image (")
 
 
 @readers
 def test_a_folder_called_jpg(tmp_path, read):
     path = tmp_path / "a.jpg"
     path.mkdir()
-    assert refusal(read, path).startswith("not a picture (")
+    assert refusal(read, path).startswith("not an image (")
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.bmp", "a.tif", "a.webp"])
@@ -251,7 +251,7 @@ def test_a_picture_that_is_cut_off_is_damaged(tmp_path, name, share):
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
     for read in (read_image, read_mask):
-        assert refusal(read, path).startswith(("the picture is damaged (", "not a picture ("))
+        assert refusal(read, path).startswith(("the image is damaged (", "not an image ("))
 
 
 def test_a_header_of_another_kind_than_it_should_be_is_damage(tmp_path):
@@ -261,7 +261,7 @@ def test_a_header_of_another_kind_than_it_should_be_is_damage(tmp_path):
     where[273] = "x"
     path = save(tmp_path / "a.tif", scene(), tiffinfo=where)
     for read in (read_image, read_mask, read_size):
-        assert refusal(read, path).startswith("the picture is damaged (")
+        assert refusal(read, path).startswith("the image is damaged (")
 
 
 def png_of(width, height):

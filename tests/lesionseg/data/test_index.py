@@ -465,7 +465,7 @@ def test_ham10000_without_what_holds_lesions_together(tmp_path):
     write_csv(tmp_path, "lesion_id,image_id\nL1,a\n", "HAM10000_metadata")
     assert "HAM10000_metadata has no row of b" in refusal(tmp_path)
     shutil.rmtree(tmp_path / "HAM10000_segmentations_lesion_tschandl")
-    assert "HAM10000_segmentations_lesion_tschandl is not" in refusal(tmp_path)
+    assert "but not HAM10000_segmentations_lesion_tschandl" in refusal(tmp_path)
 
 
 def test_the_real_ham10000_keeps_its_lesions_together(real_data):

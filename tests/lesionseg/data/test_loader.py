@@ -21,21 +21,21 @@ from torchvision.transforms.v2 import functional as tv
 from lesionseg.augment import build_augment
 from lesionseg.data import loader as module
 from lesionseg.data.cache import build_cache
+from lesionseg.data.device_cache import DeviceCache, PlanDataset
 from lesionseg.data.index import DatasetIndex
 from lesionseg.data.loader import (
     MEAN,
     STD,
-    PrefetchLoader,
     BatchDataset,
     EpochSampler,
+    PrefetchLoader,
     batch_seed,
-    transfer_batches,
     iterate_batches,
+    make_train_loader,
     normalise,
     to_device,
-    make_train_loader,
+    transfer_batches,
 )
-from lesionseg.data.device_cache import PlanDataset, DeviceCache
 from lesionseg.space import ComponentConfig
 from tests.search.helpers import PATIENCE, is_gone, wait_until
 
@@ -319,7 +319,9 @@ def test_all_epochs_are_prepared_on_one_stream(monkeypatch):
     monkeypatch.setattr(torch.cuda, "stream", stream)
     module._aside.cache_clear()
     for epoch in range(3):
-        given = list(transfer_batches(range(4), lambda batch: (Used(), Used()), torch.device("cuda")))
+        given = list(
+            transfer_batches(range(4), lambda batch: (Used(), Used()), torch.device("cuda"))
+        )
         assert len(given) == 4
         assert all(used.streams == [main] for pair in given for used in pair)
         (aside,) = set(entered)

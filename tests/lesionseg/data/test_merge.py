@@ -9,7 +9,7 @@ import pytest
 
 from lesionseg.data.cache import build_cache
 from lesionseg.data.index import DatasetIndex
-from lesionseg.data.merge import to_optional_roots, list_roots, label_roots, resolve_roots
+from lesionseg.data.merge import label_roots, list_roots, resolve_roots, to_optional_roots
 from lesionseg.data.split import make_split
 from lesionseg.errors import InputError
 from tests.conftest import write_pair
@@ -211,8 +211,7 @@ def test_sets_that_overlap(tmp_path):
     (tmp_path / "one" / "some.csv").write_text(rows)
     told = refusal(one, tmp_path / "one" / "some.csv")
     assert told == (
-        "--data: 1 images of some.csv are also part of one: a.png; give folders that do not "
-        "overlap"
+        "--data: 1 images of some.csv are also part of one: a.png; give folders that do not overlap"
     )
 
 

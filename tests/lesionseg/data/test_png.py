@@ -47,7 +47,7 @@ def test_a_picture_of_any_mode_is_what_pil_reads(tmp_path, mode):
     exif = Image.Exif()
     exif[0x0112] = 6
     picture.save(path, exif=exif, dpi=(300, 300))
-    with Image.open(path) as theirs, Image.open(png.inflated(path)) as ours:
+    with Image.open(path) as theirs, Image.open(png.recompress(path)) as ours:
         assert ours.mode == theirs.mode
         assert np.array_equal(np.asarray(ours), np.asarray(theirs))
         assert ours.getexif() == theirs.getexif()
@@ -57,13 +57,13 @@ def test_a_picture_of_any_mode_is_what_pil_reads(tmp_path, mode):
 @pytest.mark.parametrize("pieces", [1, 2, 7])
 def test_pixels_in_several_pieces_are_put_together(tmp_path, pieces):
     path = written(tmp_path / "a.png", by_hand(zlib.compress(plain()), pieces=pieces))
-    with Image.open(png.inflated(path)) as picture:
+    with Image.open(png.recompress(path)) as picture:
         assert np.array_equal(np.asarray(picture), np.arange(12).reshape(3, 4))
 
 
 def test_one_pixel(tmp_path):
     path = written(tmp_path / "a.png", by_hand(zlib.compress(b"\0\x7f"), width=1, height=1))
-    with Image.open(png.inflated(path)) as picture:
+    with Image.open(png.recompress(path)) as picture:
         assert np.asarray(picture).tolist() == [[127]]
 
 
@@ -87,11 +87,11 @@ def test_one_pixel(tmp_path):
     ids=lambda case: case[0],
 )
 def test_what_is_odd_is_left_to_pil(tmp_path, raw):
-    assert png.inflated(written(tmp_path / "a.png", raw[1])) is None
+    assert png.recompress(written(tmp_path / "a.png", raw[1])) is None
 
 
 def test_other_files_are_not_looked_at(tmp_path):
-    assert png.inflated(tmp_path / "not there.jpg") is None
+    assert png.recompress(tmp_path / "not there.jpg") is None
 
 
 def test_a_stream_that_never_ends_is_not_inflated_to_its_end(tmp_path, monkeypatch):
@@ -106,7 +106,7 @@ def test_a_stream_that_never_ends_is_not_inflated_to_its_end(tmp_path, monkeypat
 
     monkeypatch.setattr(png.zlib_ng, "decompressobj", Stream)
     bomb = written(tmp_path / "a.png", by_hand(zlib.compress(bytes(10**6))))
-    assert png.inflated(bomb) is None
+    assert png.recompress(bomb) is None
     assert asked == [3 * 5 + 1]
 
 
@@ -121,8 +121,8 @@ def test_broken_pictures_are_told_by_name(tmp_path):
 def test_a_mask_and_an_image_come_through_it(tmp_path, monkeypatch):
     """That it is used at all."""
     seen = []
-    real = png.inflated
-    monkeypatch.setattr(png, "inflated", lambda path: seen.append(path.name) or real(path))
+    real = png.recompress
+    monkeypatch.setattr(png, "recompress", lambda path: seen.append(path.name) or real(path))
     Image.fromarray(NOISE[..., 0] // 128 * 255).save(tmp_path / "mask.png")
     Image.fromarray(NOISE[..., :3]).save(tmp_path / "image.png")
     assert read_binary_mask(tmp_path / "mask.png").area == (NOISE[..., 0] > 127).mean()

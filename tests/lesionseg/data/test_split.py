@@ -17,7 +17,7 @@ from scipy.stats import ks_2samp
 
 from lesionseg.data.index import DatasetIndex
 from lesionseg.data.pairs import Record
-from lesionseg.data.split import Fold, Split, has_official_split, make_split, find_positions
+from lesionseg.data.split import Fold, Split, find_positions, has_official_split, make_split
 from lesionseg.errors import InputError
 
 SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
@@ -196,7 +196,9 @@ def test_a_val_cut_from_train_keeps_groups_whole():
 
 
 def of_set(name, records):
-    return [replace(r, name=f"{name}{r.name}", group=f"{name}{r.group}", dataset=name) for r in records]
+    return [
+        replace(r, name=f"{name}{r.name}", group=f"{name}{r.group}", dataset=name) for r in records
+    ]
 
 
 def test_a_set_of_a_manifest_without_parts_is_dealt_beside_one_that_has_them():

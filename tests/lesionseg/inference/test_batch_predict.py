@@ -13,7 +13,12 @@ from torch import nn
 from lesionseg.config import TrialConfig
 from lesionseg.errors import InputError
 from lesionseg.inference import batch_predict as streaming
-from lesionseg.inference.batch_predict import PixelBudget, prefetch, default_batch_size, predict_files
+from lesionseg.inference.batch_predict import (
+    PixelBudget,
+    default_batch_size,
+    predict_files,
+    prefetch,
+)
 from lesionseg.inference.predictor import Segmenter
 
 
@@ -64,7 +69,7 @@ def test_pictures_that_cannot_be_used_are_told_in_their_place(segmenter, paths):
     found = list(predict_files(segmenter, paths, grey_of, batch_size=2))
     broken = [i for i, each in enumerate(found) if isinstance(each, InputError)]
     assert broken == [2, 3]
-    assert "not a picture" in str(found[2]) and "no such file" in str(found[3])
+    assert "not an image" in str(found[2]) and "no such file" in str(found[3])
     assert [f[0] for f in found if not isinstance(f, InputError)] == [
         p.name for i, p in enumerate(paths) if i not in broken
     ]
@@ -143,7 +148,10 @@ def test_large_pictures_are_decoded_one_at_a_time(segmenter, tmp_path, monkeypat
     assert len(list(predict_files(segmenter, large, grey_of, threads=6))) == 6
     assert max(most) == 1
     most.clear()
-    assert len(list(predict_files(segmenter, sorted(tmp_path.glob("small*")), grey_of, threads=6))) == 6
+    assert (
+        len(list(predict_files(segmenter, sorted(tmp_path.glob("small*")), grey_of, threads=6)))
+        == 6
+    )
     assert max(most) > 1
 
 
@@ -151,7 +159,9 @@ def test_large_pictures_are_decoded_one_at_a_time(segmenter, tmp_path, monkeypat
 def test_what_is_drawn_on_is_of_the_side_that_was_asked_for(segmenter, tmp_path, size, view):
     """The network takes 16 pixels: a JPEG is decoded at an eighth, too coarse to look at."""
     Image.effect_noise(size, 60).convert("RGB").save(tmp_path / "a.jpg")
-    (seen,) = predict_files(segmenter, [tmp_path / "a.jpg"], lambda picture, _: picture.view, view=480)
+    (seen,) = predict_files(
+        segmenter, [tmp_path / "a.jpg"], lambda picture, _: picture.view, view=480
+    )
     assert seen.shape == (view[1], view[0], 3)
     (none,) = predict_files(segmenter, [tmp_path / "a.jpg"], lambda picture, _: picture.view)
     assert none is None

@@ -34,7 +34,17 @@ def dice(a, b):
     return 2 * (a & b).sum() / (a.sum() + b.sum())
 
 
-def brute_force(probability, image, *, weight, colour, steps, appearance_sigma, smoothness_sigma, smoothness_share):
+def brute_force(
+    probability,
+    image,
+    *,
+    weight,
+    colour,
+    steps,
+    appearance_sigma,
+    smoothness_sigma,
+    smoothness_share,
+):
     """Equation by equation over all pairs of pixels, in float64: two classes, Potts."""
     side = probability.shape[0]
     where = np.stack(np.mgrid[:side, :side], -1).reshape(-1, 2).astype(float)
@@ -62,9 +72,12 @@ def brute_force(probability, image, *, weight, colour, steps, appearance_sigma, 
 
 @pytest.mark.parametrize("steps", [1, 4])
 @pytest.mark.parametrize(
-    ("appearance_sigma", "smoothness_sigma", "smoothness_share"), [(0.2, 0.1, 0.25), (0.5, 0.05, 0.0), (0.1, 0.4, 1.0)]
+    ("appearance_sigma", "smoothness_sigma", "smoothness_share"),
+    [(0.2, 0.1, 0.25), (0.5, 0.05, 0.0), (0.1, 0.4, 1.0)],
 )
-def test_it_is_the_papers_mean_field_where_the_window_holds_the_picture(steps, appearance_sigma, smoothness_sigma, smoothness_share):
+def test_it_is_the_papers_mean_field_where_the_window_holds_the_picture(
+    steps, appearance_sigma, smoothness_sigma, smoothness_share
+):
     image = RNG(1).integers(90, 150, (12, 12, 3)).astype(np.uint8)
     probability = RNG(2).random((12, 12)).astype(np.float32)
     settings = {"weight": 3.0, "colour": 25.0, "steps": steps, "appearance_sigma": appearance_sigma}

@@ -99,9 +99,14 @@ def test_no_records_give_no_rows(tmp_path):
 def test_predictions_are_probabilities_and_do_not_depend_on_the_batch(tmp_path, batch_size):
     _, cache = data(tmp_path / "d", ((64, 96), (40, 40), (128, 32)))
     found = list(
-        predict_probabilities(RedIsLesion(), cache, np.array([2, 0, 1]), device=CPU, batch_size=batch_size)
+        predict_probabilities(
+            RedIsLesion(), cache, np.array([2, 0, 1]), device=CPU, batch_size=batch_size
+        )
     )
-    alone = [next(predict_probabilities(RedIsLesion(), cache, np.array([i]), device=CPU)) for i in (2, 0, 1)]
+    alone = [
+        next(predict_probabilities(RedIsLesion(), cache, np.array([i]), device=CPU))
+        for i in (2, 0, 1)
+    ]
     assert all(np.array_equal(a, b) for a, b in zip(found, alone, strict=True))
     assert all(p.shape == (32, 32) and p.min() >= 0 and p.max() <= 1 for p in found)
 
@@ -247,7 +252,9 @@ def test_test_time_augmentation_averages_what_the_mirrored_image_gives(tmp_path)
     _, cache = data(tmp_path / "d")
     members = np.array([0])
     plain = next(predict_probabilities(Leftmost(), cache, members, device=CPU))
-    flips = next(predict_probabilities(Leftmost(), cache, members, device=CPU, inference=Inference("flips")))
+    flips = next(
+        predict_probabilities(Leftmost(), cache, members, device=CPU, inference=Inference("flips"))
+    )
     assert np.allclose(flips, (plain + plain[:, ::-1]) / 2, atol=1e-6)
     assert not np.allclose(flips, plain, atol=0.1)
 
@@ -294,7 +301,7 @@ from pathlib import Path
 import torch
 from lesionseg.data.cache import build_cache
 from lesionseg.data.index import DatasetIndex
-from lesionseg.evaluate import evaluate
+from lesionseg.inference.evaluate import evaluate
 torch.set_num_threads(4)
 index = DatasetIndex.read(Path(sys.argv[1]))
 network = torch.nn.Conv2d(3, 1, 1)

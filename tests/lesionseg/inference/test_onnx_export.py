@@ -12,7 +12,13 @@ from lesionseg.config import TrialConfig
 from lesionseg.data.loader import MEAN, STD, normalise
 from lesionseg.data.synthetic import render
 from lesionseg.errors import InputError
-from lesionseg.inference.onnx_export import OnnxComparison, OnnxModel, compare_with_torch, build_metadata, export_onnx
+from lesionseg.inference.onnx_export import (
+    OnnxComparison,
+    OnnxModel,
+    build_metadata,
+    compare_with_torch,
+    export_onnx,
+)
 from lesionseg.inference.predictor import Segmenter
 from lesionseg.inference.selection import DEFAULT_INFERENCE, Inference
 from lesionseg.models import MODELS, build_model
@@ -71,7 +77,10 @@ def exported(tmp_path_factory):
 def test_the_file_gives_what_torch_gives_for_any_number_of_images(exported, n):
     segmenter, path = exported
     images = lesions(n, 32)
-    ours, theirs = segmenter.predict_probabilities(images), OnnxModel(path).predict_probabilities(images)
+    ours, theirs = (
+        segmenter.predict_probabilities(images),
+        OnnxModel(path).predict_probabilities(images),
+    )
     assert ours.shape == theirs.shape == (n, 32, 32)
     assert np.abs(ours - theirs).max() < 1e-5
     assert ours.std() > 0.01  # not all the same, whatever goes in
@@ -170,7 +179,9 @@ class Unexportable(torch.nn.Module):
 
 
 def test_a_network_that_cannot_be_written_is_told_by_name_in_one_line(tmp_path):
-    segmenter = Segmenter(Unexportable(), TrialConfig(model=ComponentConfig("smp_dpt"), image_size=32))
+    segmenter = Segmenter(
+        Unexportable(), TrialConfig(model=ComponentConfig("smp_dpt"), image_size=32)
+    )
     with pytest.raises(InputError) as caught:
         export_onnx(segmenter, tmp_path / "model.onnx")
     assert str(caught.value).startswith("export: smp_dpt cannot be written as ONNX: ")

@@ -9,13 +9,21 @@ from scipy import ndimage
 
 from lesionseg.errors import InputError
 from lesionseg.inference.crf import crf
-from lesionseg.inference.postprocess import POSTPROCESS, check_chain, to_mask, apply_operations, refine_probability
+from lesionseg.inference.postprocess import (
+    POSTPROCESS,
+    apply_operations,
+    check_chain,
+    refine_probability,
+    to_mask,
+)
 from lesionseg.space import ComponentConfig
 
 EIGHT = np.ones((3, 3))
 CRF = ComponentConfig("crf", {"weight": 8.0, "colour": 20.0})
 OPERATIONS = ("largest", "fill_holes", "opening", "closing")
-DISCS = [ComponentConfig(name, {"radius": r}) for name in ("opening", "closing") for r in (0.2, 2.0, 5.0)]
+DISCS = [
+    ComponentConfig(name, {"radius": r}) for name in ("opening", "closing") for r in (0.2, 2.0, 5.0)
+]
 COMPONENTS = [ComponentConfig("largest"), ComponentConfig("fill_holes"), *DISCS]
 
 
@@ -81,7 +89,9 @@ def test_components_touch_at_corners_and_the_larger_stays():
 
 def test_of_two_components_of_one_size_the_upper_stays():
     mask = drawn("...##", ".....", "##...")
-    assert (apply_operations((ComponentConfig("largest"),), mask) == drawn("...##", ".....", ".....")).all()
+    assert (
+        apply_operations((ComponentConfig("largest"),), mask) == drawn("...##", ".....", ".....")
+    ).all()
 
 
 def test_a_hole_is_filled_a_bay_is_not_and_a_corner_is_no_way_out():
@@ -148,7 +158,10 @@ def test_opening_is_closing_of_the_background(radius):
 @pytest.mark.parametrize("name", ["opening", "closing", "fill_holes"])
 def test_more_in_is_more_out(name):
     for mask, other in zip(masks(seed=1), masks(seed=2), strict=True):
-        small, large = apply_operations((ComponentConfig(name),), mask & other), apply_operations((ComponentConfig(name),), mask)
+        small, large = (
+            apply_operations((ComponentConfig(name),), mask & other),
+            apply_operations((ComponentConfig(name),), mask),
+        )
         assert not (small & ~large).any()
 
 
@@ -217,7 +230,9 @@ def test_operations_work_at_the_masks_own_size_and_in_their_order():
     orders = [(opening, largest), (largest, opening)]
     found = [to_mask(chain, probability, (90, 120)) for chain in orders]
     for mask, chain in zip(found, orders, strict=True):
-        np.testing.assert_array_equal(mask, apply_operations(chain[1:], apply_operations(chain[:1], cut)))
+        np.testing.assert_array_equal(
+            mask, apply_operations(chain[1:], apply_operations(chain[:1], cut))
+        )
     assert (found[0] != found[1]).any()
 
 
@@ -251,7 +266,9 @@ def test_a_checked_chain_has_its_defaults_written_out():
     chain = check_chain(tuple(ComponentConfig(name) for name in POSTPROCESS))
     assert [component.name for component in chain] == list(POSTPROCESS)
     for component in chain:
-        assert component.params == {n: d.default for n, d in POSTPROCESS[component.name].space.items()}
+        assert component.params == {
+            n: d.default for n, d in POSTPROCESS[component.name].space.items()
+        }
     assert check_chain(chain) == chain
 
 
@@ -264,9 +281,22 @@ def test_operations_may_come_again():
     ("chain", "rule"),
     [
         ((ComponentConfig("large"),), "did you mean 'largest'"),
-        ((ComponentConfig("threshold"), ComponentConfig("largest"), ComponentConfig("threshold")), "at most one threshold, got 2"),
-        ((ComponentConfig("crf"), ComponentConfig("crf"), ComponentConfig("crf")), "at most one crf, got 3"),
-        ((ComponentConfig("threshold", {"value": 0.0}),), r"postprocess.threshold: value must lie in"),
+        (
+            (
+                ComponentConfig("threshold"),
+                ComponentConfig("largest"),
+                ComponentConfig("threshold"),
+            ),
+            "at most one threshold, got 2",
+        ),
+        (
+            (ComponentConfig("crf"), ComponentConfig("crf"), ComponentConfig("crf")),
+            "at most one crf, got 3",
+        ),
+        (
+            (ComponentConfig("threshold", {"value": 0.0}),),
+            r"postprocess.threshold: value must lie in",
+        ),
         ((ComponentConfig("opening", {"radius": "wide"}),), "radius must be a number"),
         ((ComponentConfig("closing", {"size": 3}),), "unknown parameter 'size'"),
         ((ComponentConfig("crf", {"weight": float("nan")}),), "weight must be finite"),

@@ -149,7 +149,7 @@ def test_pictures_of_any_shape_are_marked_at_their_size(run, shape):
         (np.zeros((4, 4), np.uint8), "an array must be uint8 [H, W, 3], RGB, got uint8 [4, 4]"),
         (np.zeros((4, 4, 3)), "an array must be uint8 [H, W, 3], RGB, got float64 [4, 4, 3]"),
         (np.zeros((0, 4, 3), np.uint8), "an array must be uint8 [H, W, 3], RGB, got uint8 [0, "),
-        (3, "a picture must be a path, an image of PIL or uint8 [H, W, 3], got int"),
+        (3, "an image must be a path, a PIL image or uint8 [H, W, 3], got int"),
     ],
 )
 def test_what_is_no_picture_is_told(run, picture, told):
@@ -162,7 +162,7 @@ def test_what_is_no_picture_is_told(run, picture, told):
     ("make", "told"),
     [
         (lambda p: None, "no such file or folder; give a study's folder or its final/"),
-        (lambda p: p.mkdir(), "no final/model.safetensors here; `lesionsearch final` makes it"),
+        (lambda p: p.mkdir(), "no final/model.safetensors; `lesionsearch final` creates it"),
         (lambda p: p.write_text("x"), "not a safetensors file ("),
     ],
 )

@@ -14,7 +14,7 @@ from torch import nn
 from lesionseg.data.loader import MEAN, STD, normalise
 from lesionseg.errors import InputError
 from lesionseg.inference import selection as module
-from lesionseg.inference.postprocess import POSTPROCESS, to_mask, refine_probability
+from lesionseg.inference.postprocess import POSTPROCESS, refine_probability, to_mask
 from lesionseg.inference.selection import DEFAULT_INFERENCE, THRESHOLDS, Inference, select_inference
 from lesionseg.inference.tta import predict_with_tta
 from lesionseg.space import ComponentConfig
@@ -166,7 +166,9 @@ def test_a_perfect_network_stays_plain():
 def test_a_network_that_breaks_the_symmetry_gets_flips_and_not_the_dearer_rotations():
     masks = discs(10)
     images = pictures(np.where(masks, 0.85, 0.15))
-    choice = select_inference(Shaded(), images, masks.astype(np.uint8), device=CPU, postprocess=False)
+    choice = select_inference(
+        Shaded(), images, masks.astype(np.uint8), device=CPU, postprocess=False
+    )
     assert choice.inference == Inference("flips")
     assert choice.dice > choice.default_dice + 0.05
 
@@ -202,7 +204,9 @@ def test_the_dice_it_reports_is_that_of_applying_what_it_chose(name):
     model, (images, masks) = make(), data()
     choice = select_inference(model, images, masks, device=CPU)
     assert choice.dice == pytest.approx(apply(model, images, masks, choice.inference), abs=1e-12)
-    assert choice.default_dice == pytest.approx(apply(model, images, masks, DEFAULT_INFERENCE), abs=1e-12)
+    assert choice.default_dice == pytest.approx(
+        apply(model, images, masks, DEFAULT_INFERENCE), abs=1e-12
+    )
     assert choice.dice >= choice.default_dice
 
 
@@ -281,7 +285,9 @@ def test_masks_of_255_and_of_1_are_the_same():
 
 def test_it_is_deterministic_and_no_batch_size_changes_it():
     images, masks = specked()
-    found = [select_inference(Shaded(), images, masks, device=CPU, batch_size=n) for n in (16, 16, 3, 1)]
+    found = [
+        select_inference(Shaded(), images, masks, device=CPU, batch_size=n) for n in (16, 16, 3, 1)
+    ]
     assert found[0] == found[1]
     assert len({json.dumps(choice.inference.to_dict()) for choice in found}) == 1
 
@@ -353,7 +359,9 @@ def test_what_is_written_is_read_again():
     for one in (DEFAULT_INFERENCE, Inference("d4"), Inference("flips", chain)):
         assert Inference.from_dict(json.loads(json.dumps(one.to_dict()))) == one
     assert Inference.from_dict({}) == DEFAULT_INFERENCE
-    written = Inference("flips", (ComponentConfig("threshold", {"value": 0.3}), ComponentConfig("largest"))).to_dict()
+    written = Inference(
+        "flips", (ComponentConfig("threshold", {"value": 0.3}), ComponentConfig("largest"))
+    ).to_dict()
     assert written == {"tta": "flips", "chain": [{"threshold": {"value": 0.3}}, {"largest": {}}]}
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lesionseg.errors import InputError
-from lesionseg.inference.tta import SYMMETRIES, TTA, predict_with_tta, predict_with_ttas, check_tta
+from lesionseg.inference.tta import SYMMETRIES, TTA, check_tta, predict_with_tta, predict_with_ttas
 
 #: The symmetries of the square by hand, on NumPy arrays [..., S, S].
 BY_HAND = {
@@ -123,7 +123,9 @@ def test_shared_views_are_computed_once():
 def test_bytes_in_channels_last_order_and_half_precision_give_the_same():
     x = images(8)
     last = x.contiguous(memory_format=torch.channels_last)
-    assert torch.equal(predict_with_tta(Crooked(), last, "d4"), predict_with_tta(Crooked(), x, "d4"))
+    assert torch.equal(
+        predict_with_tta(Crooked(), last, "d4"), predict_with_tta(Crooked(), x, "d4")
+    )
 
     class Half(Crooked):
         def forward(self, x):

@@ -17,7 +17,10 @@ every_row = pytest.mark.parametrize("name", list(LOSSES))
 def variants(name):
     """The row with its defaults and with every corner of its parameters, pooled and not."""
     space = LOSSES[name].space
-    components = [{}, *(dict(zip(space, c, strict=True)) for c in corners(space)[: 8 if space else 0])]
+    components = [
+        {},
+        *(dict(zip(space, c, strict=True)) for c in corners(space)[: 8 if space else 0]),
+    ]
     for params, overlap in itertools.product(components, OVERLAPS):
         yield build_loss(ComponentConfig(name, params), overlap=overlap)
 
@@ -173,7 +176,9 @@ def test_a_batch_of_one_is_the_same_per_image_and_pooled():
 def test_pooling_counts_the_batch_as_one_image():
     logits, target = batch()
     for name in LOSSES:
-        image, pooled = (build_loss(ComponentConfig(name), overlap=o)(logits, target) for o in OVERLAPS)
+        image, pooled = (
+            build_loss(ComponentConfig(name), overlap=o)(logits, target) for o in OVERLAPS
+        )
         assert (name in {"bce", "focal"}) == torch.isclose(image, pooled), name
         if name not in {"boundary", "hausdorff"}:  # their distances know which pixel lies where
             line = logits.reshape(1, 1, 1, -1), target.reshape(1, 1, 1, -1)

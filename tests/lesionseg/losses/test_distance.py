@@ -29,7 +29,8 @@ def theirs_signed(masks):
 def alone(name, logits, target, **params):
     """The distance part of a weighted sum, taken from two of its weights."""
     low, high = (
-        build_loss(ComponentConfig(name, {**params, "weight": w}))(logits, target).double() for w in (0.1, 0.9)
+        build_loss(ComponentConfig(name, {**params, "weight": w}))(logits, target).double()
+        for w in (0.1, 0.9)
     )
     return float(high + (high - low) / 8)
 

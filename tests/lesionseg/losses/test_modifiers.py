@@ -46,7 +46,9 @@ def test_smoothing_and_flooding_go_with_every_loss():
     logits, masks = batch()
     for name, level in itertools.product(LOSSES, (0.01, 50.0)):
         smoothed = build_loss(ComponentConfig(name))(logits, masks * 0.8 + 0.1)
-        flooded = build_loss(ComponentConfig(name), label_smoothing=0.2, flooding=level)(logits, masks)
+        flooded = build_loss(ComponentConfig(name), label_smoothing=0.2, flooding=level)(
+            logits, masks
+        )
         torch.testing.assert_close(flooded, (smoothed - level).abs() + level)
         assert flooded.dtype == torch.float32
 
@@ -107,7 +109,9 @@ def test_the_flood_is_of_the_sum_and_not_of_each_output():
 def test_half_precision_outputs_of_a_network_are_summed_in_single():
     logits, masks = batch()
     outputs = (logits.half(), logits.half() / 2)
-    value = build_loss(ComponentConfig("bce"), label_smoothing=0.1, flooding=0.1)(outputs, masks.half())
+    value = build_loss(ComponentConfig("bce"), label_smoothing=0.1, flooding=0.1)(
+        outputs, masks.half()
+    )
     targets = masks.half().float() * 0.9 + 0.05
     first, second = (F.binary_cross_entropy_with_logits(o.float(), targets) for o in outputs)
     torch.testing.assert_close(value, (2 * first + second) / 3)

@@ -79,7 +79,9 @@ def test_dice_by_hand(predicted, truth, dice):
 def test_dice_is_worked_out_per_image_or_pooled():
     truth, predicted = masks([[1, 1, 0, 0], [1, 1, 1, 1]]), sure([[1, 0, 0, 0], [1, 1, 1, 1]])
     # First image: 1 - (2 x 1 + 1) / (1 + 2 + 1) = 1/4; second: 1 - (2 x 4 + 1) / (8 + 1) = 0.
-    assert float(build_loss(ComponentConfig("dice"))(predicted, truth)) == pytest.approx((1 / 4 + 0) / 2)
+    assert float(build_loss(ComponentConfig("dice"))(predicted, truth)) == pytest.approx(
+        (1 / 4 + 0) / 2
+    )
     pooled = build_loss(ComponentConfig("dice"), overlap="batch")(predicted, truth)
     assert float(pooled) == pytest.approx(1 - (2 * 5 + 1) / (5 + 6 + 1))
 
@@ -120,7 +122,9 @@ def test_mcc_is_smps_where_half_a_pixel_is_nothing(seed):
     logits, target = (x.repeat(1, 1, 64, 64) for x in (logits, target))
     theirs = smp.losses.MCCLoss()
     expected = each(lambda x, t: theirs(x.sigmoid(), t), logits, target)
-    assert float(build_loss(ComponentConfig("mcc"))(logits, target)) == pytest.approx(expected, abs=1e-4)
+    assert float(build_loss(ComponentConfig("mcc"))(logits, target)) == pytest.approx(
+        expected, abs=1e-4
+    )
 
 
 @pytest.mark.parametrize(
@@ -199,9 +203,13 @@ def test_a_soft_target_is_met_best_by_itself(name):
 
 
 def test_lovasz_of_an_unsure_pixel_asks_for_no_side():
-    _, grad = value_and_gradient(build_loss(ComponentConfig("lovasz")), masks([[0, 0]]), masks([[0.5, 0.5]]))
+    _, grad = value_and_gradient(
+        build_loss(ComponentConfig("lovasz")), masks([[0, 0]]), masks([[0.5, 0.5]])
+    )
     assert not grad.any()
-    _, grad = value_and_gradient(build_loss(ComponentConfig("lovasz")), masks([[5]]), masks([[0.9]]))
+    _, grad = value_and_gradient(
+        build_loss(ComponentConfig("lovasz")), masks([[5]]), masks([[0.9]])
+    )
     assert grad.item() > 0  # surer than its target
 
 

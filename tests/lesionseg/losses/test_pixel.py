@@ -83,5 +83,7 @@ def test_the_sums_weigh_the_pixels_against_dice(seed, weight):
     dice = build_loss(ComponentConfig("dice"))(logits, target)
     for name, extra in (("bce", {}), ("focal", {"gamma": 1.5, "alpha": 0.3})):
         pixels = build_loss(ComponentConfig(name, extra))(logits, target)
-        both = build_loss(ComponentConfig(f"{name}_dice", {**extra, "weight": weight}))(logits, target)
+        both = build_loss(ComponentConfig(f"{name}_dice", {**extra, "weight": weight}))(
+            logits, target
+        )
         torch.testing.assert_close(both, weight * pixels + (1 - weight) * dice)

@@ -9,7 +9,15 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lesionseg.metrics import METRICS, PairedDifference, bootstrap_intervals, compare, adjust_p_values, paired_difference, wilcoxon_p_value
+from lesionseg.metrics import (
+    METRICS,
+    PairedDifference,
+    adjust_p_values,
+    bootstrap_intervals,
+    compare,
+    paired_difference,
+    wilcoxon_p_value,
+)
 
 
 def some_scores(dice):
@@ -57,7 +65,9 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     rng = np.random.default_rng(1)
     covered = 0
     for _ in range(150):
-        low, high = bootstrap_intervals(some_scores(rng.beta(8, 2, 50)), single(50), resamples=200)["dice"]
+        low, high = bootstrap_intervals(some_scores(rng.beta(8, 2, 50)), single(50), resamples=200)[
+            "dice"
+        ]
         covered += low <= 0.8 <= high
     assert 0.88 <= covered / 150 <= 0.99
 
@@ -100,14 +110,20 @@ def test_an_interval_lies_within_the_values_in_any_case(pairs):
 
 def test_what_groups_are_called_does_not_matter():
     values = np.random.default_rng(0).random(12)
-    plain = bootstrap_intervals(some_scores(values), [f"{i // 3:02}" for i in range(12)], resamples=300)
-    renamed = bootstrap_intervals(some_scores(values), [f"p{i // 3:02}" for i in range(12)], resamples=300)
+    plain = bootstrap_intervals(
+        some_scores(values), [f"{i // 3:02}" for i in range(12)], resamples=300
+    )
+    renamed = bootstrap_intervals(
+        some_scores(values), [f"p{i // 3:02}" for i in range(12)], resamples=300
+    )
     assert plain == renamed
 
 
 def test_every_name_given_has_its_interval_of_the_same_draws():
     values = np.random.default_rng(0).random(30)
-    intervals = bootstrap_intervals({"hd95": values, "twice": 2 * values}, single(30), resamples=200)
+    intervals = bootstrap_intervals(
+        {"hd95": values, "twice": 2 * values}, single(30), resamples=200
+    )
     assert list(intervals) == ["hd95", "twice"]
     assert intervals["twice"] == pytest.approx(tuple(2 * v for v in intervals["hd95"]))
     alone = bootstrap_intervals({"a": values}, single(30), resamples=200)["a"]
@@ -125,7 +141,9 @@ def test_an_interval_is_that_of_draws_made_one_by_one():
     for _ in range(300):
         drawn = draws.integers(len(names), size=len(names))
         means.append(np.concatenate([values[groups == names[i]] for i in drawn]).mean())
-    interval = bootstrap_intervals({"a": values}, list(groups), resamples=300, level=0.9, seed=5)["a"]
+    interval = bootstrap_intervals({"a": values}, list(groups), resamples=300, level=0.9, seed=5)[
+        "a"
+    ]
     assert interval == pytest.approx(tuple(np.percentile(means, [5, 95])))
 
 
@@ -143,7 +161,9 @@ def test_the_size_of_a_block_changes_nothing(monkeypatch, block):
     values = np.random.default_rng(0).random(12)
     whole = bootstrap_intervals({"a": values}, single(12), resamples=101)
     monkeypatch.setattr(compare, "_BLOCK_SIZE", block)
-    assert bootstrap_intervals({"a": values}, single(12), resamples=101)["a"] == pytest.approx(whole["a"])
+    assert bootstrap_intervals({"a": values}, single(12), resamples=101)["a"] == pytest.approx(
+        whole["a"]
+    )
 
 
 def test_a_paired_interval_is_that_of_the_differences_under_the_same_draws():
@@ -172,7 +192,9 @@ def test_a_small_difference_on_every_image_is_told_from_none():
 
 def test_the_same_scores_have_no_difference():
     a = np.random.default_rng(0).random(20)
-    assert paired_difference(a, a.copy(), single(20), resamples=50) == PairedDifference(0.0, 0.0, 0.0)
+    assert paired_difference(a, a.copy(), single(20), resamples=50) == PairedDifference(
+        0.0, 0.0, 0.0
+    )
 
 
 def test_the_other_way_round_the_interval_is_mirrored():
@@ -187,7 +209,9 @@ def test_the_other_way_round_the_interval_is_mirrored():
 def test_groups_that_pull_apart_widen_the_paired_interval():
     difference = np.repeat(np.random.default_rng(0).normal(0.1, 0.2, 20), 5)
     zero, groups = np.zeros(100), [str(i // 5) for i in range(100)]
-    alone, together = (paired_difference(difference, zero, g, resamples=1000) for g in (single(100), groups))
+    alone, together = (
+        paired_difference(difference, zero, g, resamples=1000) for g in (single(100), groups)
+    )
     ratio = (together.high - together.low) / (alone.high - alone.low)
     assert ratio == pytest.approx(np.sqrt(5), rel=0.15)
 

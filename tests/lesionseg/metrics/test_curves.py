@@ -10,12 +10,12 @@ from lesionseg.metrics import (
     average_precision,
     calibration,
     calibration_error,
-    mean_confusion,
     count_pixels,
+    mean_confusion,
     mean_histogram,
     precision_recall,
-    score_images,
     probability_histogram,
+    score_images,
 )
 from tests.lesionseg.metrics.masks import MASKS, SHAPE
 
@@ -68,14 +68,19 @@ def test_a_tally_has_1000_bins_unless_told():
 
 def test_a_bin_holds_its_lower_edge_and_the_last_one_both():
     p = np.array([[0.0, 0.2499, 0.25, 0.5, 0.7499, 0.75, 1.0]])
-    assert probability_histogram(p, np.zeros((1, 7), bool), 4).tolist() == [[2, 1, 2, 2], [0, 0, 0, 0]]
+    assert probability_histogram(p, np.zeros((1, 7), bool), 4).tolist() == [
+        [2, 1, 2, 2],
+        [0, 0, 0, 0],
+    ]
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32])
 def test_narrow_floats_fall_into_the_bins_of_their_values(kind):
     p = np.linspace(0, 1, 4000).reshape(40, 100).astype(kind)
     truth = np.random.default_rng(0).random(p.shape) < 0.5
-    assert np.array_equal(probability_histogram(p, truth), probability_histogram(p.astype(np.float64), truth))
+    assert np.array_equal(
+        probability_histogram(p, truth), probability_histogram(p.astype(np.float64), truth)
+    )
     below_one = np.nextafter(kind(1), kind(0))
     assert probability_histogram(np.full((1, 1), below_one), np.ones((1, 1), bool))[1, -1] == 1
 

@@ -13,7 +13,14 @@ from hypothesis.extra.numpy import arrays
 from monai.metrics import compute_dice, compute_iou
 
 from lesionseg import metrics
-from lesionseg.metrics import JACCARD_THRESHOLD, METRICS, Metrics, count_pixels, mean_scores, score_images
+from lesionseg.metrics import (
+    JACCARD_THRESHOLD,
+    METRICS,
+    Metrics,
+    count_pixels,
+    mean_scores,
+    score_images,
+)
 from tests.lesionseg.metrics.masks import MASKS
 
 NAMES = (
@@ -64,7 +71,9 @@ def test_counts_are_scikit_learns_confusion_matrix(pair):
 @settings(max_examples=50, deadline=None)
 def test_scores_are_scikit_learns_wherever_it_defines_them(pair):
     predicted, truth = pair
-    scores = score_images(count_pixels(torch.from_numpy(predicted), torch.from_numpy(truth)).numpy())
+    scores = score_images(
+        count_pixels(torch.from_numpy(predicted), torch.from_numpy(truth)).numpy()
+    )
     theirs = {
         "dice": sklearn.metrics.f1_score,
         "jaccard": sklearn.metrics.jaccard_score,
@@ -85,7 +94,9 @@ def test_scores_are_scikit_learns_wherever_it_defines_them(pair):
 @settings(max_examples=50, deadline=None)
 def test_every_score_is_finite_and_between_0_and_1(pair):
     predicted, truth = pair
-    scores = score_images(count_pixels(torch.from_numpy(predicted), torch.from_numpy(truth)).numpy())
+    scores = score_images(
+        count_pixels(torch.from_numpy(predicted), torch.from_numpy(truth)).numpy()
+    )
     for values in scores.values():
         assert values.dtype == np.float64 and values.shape == (len(truth),)
         assert ((values >= 0) & (values <= 1)).all()
@@ -97,7 +108,8 @@ def test_lesion_and_skin_are_treated_alike(pair):
     """Specificity is the recall of skin, in the empty cases too."""
     predicted, truth = (torch.from_numpy(m) for m in pair)
     of_lesion, of_skin = (
-        score_images(count_pixels(p, t).numpy()) for p, t in ((predicted, truth), (~predicted, ~truth))
+        score_images(count_pixels(p, t).numpy())
+        for p, t in ((predicted, truth), (~predicted, ~truth))
     )
     assert np.array_equal(of_lesion["specificity"], of_skin["recall"])
 

@@ -82,7 +82,11 @@ def test_two_squares_shifted_by_3_pixels():
     """Of 16 boundary pixels, the 5 of the far side are 3 away and the 3 middle ones of the near
     side 1; along both other sides the distances are 2, 1 and 0. 24 / 16 on average."""
     left, right = rectangle(4, 2, 9, 7), rectangle(4, 5, 9, 10)
-    assert surface_distances(left, right) == surface_distances(right, left) == {"assd": 1.5, "hd": 3.0, "hd95": 3.0}
+    assert (
+        surface_distances(left, right)
+        == surface_distances(right, left)
+        == {"assd": 1.5, "hd": 3.0, "hd95": 3.0}
+    )
     upper, lower = rectangle(1, 4, 6, 9), rectangle(4, 4, 9, 9)
     assert surface_distances(upper, lower) == {"assd": 1.5, "hd": 3.0, "hd95": 3.0}
 
@@ -139,7 +143,10 @@ def test_nothing_found_is_as_bad_as_missing_it():
     for shape in ((1, 1), (1, 9), (5, 8)):
         first, last = np.zeros(shape, bool), np.zeros(shape, bool)
         first[0, 0] = last[-1, -1] = True
-        assert surface_distances(first, last)["hd"] < surface_distances(first, ~np.ones(shape, bool))["hd"]
+        assert (
+            surface_distances(first, last)["hd"]
+            < surface_distances(first, ~np.ones(shape, bool))["hd"]
+        )
 
 
 def test_distances_keep_their_order_and_their_bounds():
@@ -149,7 +156,10 @@ def test_distances_keep_their_order_and_their_bounds():
             ours = surface_distances(predicted, truth)
             assert 0 <= ours["assd"] <= ours["hd"] < diagonal(SHAPE), (name, other)
             assert 0 <= ours["hd95"] <= ours["hd"], (name, other)
-            assert surface_distances(truth, predicted) == pytest.approx(ours, rel=1e-6), (name, other)
+            assert surface_distances(truth, predicted) == pytest.approx(ours, rel=1e-6), (
+                name,
+                other,
+            )
 
 
 def test_the_masks_are_left_as_they_were():
@@ -186,7 +196,9 @@ def test_an_image_and_its_enlargement_have_about_the_same_share():
     predicted, truth = rectangle(2, 3, 30, 40, (60, 80)), rectangle(8, 9, 37, 50, (60, 80))
     small = percent_of_diagonal(surface_distances(predicted, truth)["hd"], (60, 80))
     large = (np.kron(mask, np.ones((4, 4), bool)) for mask in (predicted, truth))
-    assert percent_of_diagonal(surface_distances(*large)["hd"], (240, 320)) == pytest.approx(small, rel=0.05)
+    assert percent_of_diagonal(surface_distances(*large)["hd"], (240, 320)) == pytest.approx(
+        small, rel=0.05
+    )
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,9 @@ def test_deep_supervision_costs_nothing_as_it_is_off_in_evaluation():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*smp_options(), *monai_options()])
 def test_the_networks_of_the_libraries_can_be_counted(name):
-    model = build("model", {**smp_options(), **monai_options()}, ComponentConfig(name), image_size=128)
+    model = build(
+        "model", {**smp_options(), **monai_options()}, ComponentConfig(name), image_size=128
+    )
     cost = multiply_adds(model, 128)
     # Nearly all is convolutions, whose work grows with the pixels; attention's faster still.
     assert 3.5 * cost < multiply_adds(model, 256) < 6 * cost

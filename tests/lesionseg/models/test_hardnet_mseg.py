@@ -14,9 +14,9 @@ from lesionseg.models.hardnet_mseg import (
     links,
 )
 from tests.lesionseg.models._networks import (
+    build_seeded,
     check_evaluation,
     check_training,
-    build_seeded,
     images,
     least,
 )

@@ -1,4 +1,7 @@
-"""The contract of every row of MODELS: shapes, sizes, gradients, logits, and that it learns."""
+"""The contract of every entry of MODELS: shapes, sizes, gradients, logits, training."""
+
+import copy
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -15,12 +18,10 @@ from lesionseg.models.cost import multiply_adds
 from lesionseg.space import ComponentConfig
 
 
-def sizes(name, params):
-    """The smallest size of a row and the next that is a multiple of its stride."""
-    option = MODELS[name]
-    stride = option.stride(**params)
-    smallest = -(-max(stride, option.min_image_size) // stride) * stride
-    return smallest, smallest + stride
+def min_size(name, params):
+    entry = MODELS[name]
+    stride = entry.stride(**params)
+    return -(-max(stride, entry.min_image_size) // stride) * stride
 
 
 def images(size, n=2):
@@ -28,120 +29,124 @@ def images(size, n=2):
     return torch.randn(n, 3, size, size, generator=generator)
 
 
-def small(name):
-    """The row's smallest network: every test here is of what it does, not of how much."""
-    lean = {"width": 8, "init_filters": 8, "depth": 3}
+def small_params(name):
+    """Parameters of a small network."""
     space = MODELS[name].space
-    chosen = {k: space[k].check(v) for k, v in lean.items() if k in space}
-    return MODELS[name].resolve(chosen)
+    small = {"width": 8, "init_filters": 8, "depth": 3}
+    return MODELS[name].resolve({k: space[k].check(v) for k, v in small.items() if k in space})
 
 
 def build_seeded(name, params=None, size=64):
     torch.manual_seed(0)
-    return build_model(ComponentConfig(name, small(name) if params is None else params), image_size=size)
+    component = ComponentConfig(name, small_params(name) if params is None else params)
+    return build_model(component, image_size=size)
 
 
 def variations(name):
-    """Each parameter at each of its extremes, the others as in ``small``; not the encoder, every
-    one of which has its own test beside the library."""
+    """Each parameter at its extremes; encoders are tested in test_smp."""
     for key, domain in MODELS[name].space.items():
         if key not in {"encoder", "weights"}:
             for value in domain.extremes():
-                yield name, small(name) | {key: value}
+                yield name, small_params(name) | {key: value}
 
 
-def outputs_of(model, x):
-    given = model(x)
-    return given if isinstance(given, tuple) else (given,)
+def all_outputs(model, x):
+    outputs = model(x)
+    return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_it_trains_at_its_smallest_size_and_at_the_next(name):
-    for size in sizes(name, small(name)):
-        model = build_seeded(name, size=size)
-        (logits,) = outputs_of(model, images(size))
+@pytest.fixture(scope="module", params=MODELS)
+def built(request):
+    """Each network, built once: its name, smallest image size and module."""
+    size = min_size(request.param, small_params(request.param))
+    return request.param, size, build_seeded(request.param, size=size)
+
+
+@pytest.fixture
+def network(built):
+    """A copy that a test may change, and the smallest image size."""
+    _, size, model = built
+    return copy.deepcopy(model), size
+
+
+def test_trains_at_its_smallest_size_and_the_next(built, network):
+    name, stride = built[0], MODELS[built[0]].stride(**small_params(built[0]))
+    for model, size in (network, (None, network[1] + stride)):
+        model = model or (
+            build_seeded(name, size=size) if MODELS[name].needs_image_size else network[0]
+        )
+        model.zero_grad()
+        (logits,) = all_outputs(model.train(), images(size))
         assert logits.shape == (2, 1, size, size)
         assert logits.dtype == torch.float32
         logits.square().mean().backward()
-        trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-        assert [n for n, p in trained if p.grad is None] == []
-        assert [n for n, p in trained if not bool(p.grad.isfinite().all())] == []
+        trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        assert [n for n, p in trainable if p.grad is None] == []
+        assert [n for n, p in trainable if not bool(p.grad.isfinite().all())] == []
 
 
 @pytest.mark.parametrize(
     ("name", "params"), [v for n in MODELS for v in variations(n)], ids=lambda v: str(v)
 )
 def test_every_extreme_of_its_space_trains_and_keeps_the_size(name, params):
-    size, _ = sizes(name, params)
-    # The widest networks are built and run by shape alone, without memory for their weights.
-    model = build_seeded(name, params, size) if not is_large(params) else on_meta(name, params, size)
+    size = min_size(name, params)
+    # Wide networks are run on the meta device, without memory for their weights.
+    is_large = params.get("width", 0) > 32 or params.get("init_filters", 0) > 16
+    with torch.device("meta") if is_large else nullcontext():
+        model = build_seeded(name, params, size)
     x = images(size).to(next(model.parameters()).device)
-    given = outputs_of(model.train(), x)
-    assert all(logits.shape == (2, 1, size, size) for logits in given)
-    sum(logits.mean() for logits in given).backward()
-    lacking = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    assert lacking == []
+    outputs = all_outputs(model.train(), x)
+    assert all(logits.shape == (2, 1, size, size) for logits in outputs)
+    sum(logits.mean() for logits in outputs).backward()
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
     assert isinstance(model.eval()(x), torch.Tensor)
 
 
-def is_large(params):
-    return params.get("width", 0) > 32 or params.get("init_filters", 0) > 16
-
-
-def on_meta(name, params, size):
-    with torch.device("meta"):
-        return build_seeded(name, params, size)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_what_it_gives_are_logits(name):
-    """The head's bias moves the output by as much: nothing squashes it afterwards."""
-    size, _ = sizes(name, small(name))
-    model = build_seeded(name, size=size).eval()
+def test_output_is_logits(network):
+    """The output moves with the head's bias: there is no activation after it."""
+    model, size = network
     with torch.inference_mode():
-        before = model(images(size, 1))
+        before = model.eval()(images(size, 1))
         head = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.out_channels == 1][-1]
         assert head.bias is not None
         head.bias += 50.0
-        moved = model(images(size, 1)) - before
+        difference = model(images(size, 1)) - before
     # HarDNet-MSEG's head is followed by upsampling, which keeps constants.
-    torch.testing.assert_close(moved, torch.full_like(moved, 50.0), atol=1e-3, rtol=0)
+    torch.testing.assert_close(difference, torch.full_like(difference, 50.0), atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_in_evaluation_an_image_is_judged_by_itself(name):
-    size, _ = sizes(name, small(name))
-    model = build_seeded(name, size=size)
+def test_evaluation_does_not_depend_on_the_batch(network):
+    model, size = network
     batch = images(size, 3)
     with torch.inference_mode():
-        model.train()(batch)  # gives batch norm statistics to forget
+        model.train()(batch)  # changes batch-norm statistics
         model.eval()
         together = model(batch)
         alone = model(batch[1:2].contiguous(memory_format=torch.channels_last))
     torch.testing.assert_close(alone, together[1:2], atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_the_seed_fixes_its_weights_and_the_state_can_be_put_back(name):
-    size, _ = sizes(name, small(name))
-    one, same = build_seeded(name, size=size), build_seeded(name, size=size)
-    assert all(torch.equal(one.state_dict()[k], v) for k, v in same.state_dict().items())
+def test_the_seed_determines_the_weights_and_a_state_can_be_loaded(built):
+    name, size, model = built
+    same = build_seeded(name, size=size)
+    assert all(torch.equal(same.state_dict()[k], v) for k, v in model.state_dict().items())
     torch.manual_seed(7)
-    other = build_model(ComponentConfig(name, small(name)), image_size=size, load_pretrained=False)
-    other.load_state_dict(one.state_dict())
+    component = ComponentConfig(name, small_params(name))
+    other = build_model(component, image_size=size, load_pretrained=False)
+    other.load_state_dict(model.state_dict())
     x = images(size, 1)
     with torch.inference_mode():
-        assert torch.equal(other.eval()(x), one.eval()(x))
+        assert torch.equal(other.eval()(x), copy.deepcopy(model).eval()(x))
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_its_cost_is_known_and_grows_with_the_image(name):
-    size, larger = (128, 256) if name in {"smp_pan", "dynunet"} else (64, 128)
-    model = build_seeded(name, size=size)
+def test_cost_grows_with_the_image(built):
+    name, size, model = built
+    size = 128 if name in {"smp_pan", "dynunet"} else 64
+    model = build_seeded(name, size=size) if MODELS[name].needs_image_size else model
     assert count_params(model) > 1000
     macs = multiply_adds(model, size)
-    # Pooled branches and attention grow by other powers than the area.
-    assert 2.5 * macs < multiply_adds(model, larger) < 8 * macs
+    # Pooled branches and attention do not grow with the area.
+    assert 2.5 * macs < multiply_adds(model, 2 * size) < 8 * macs
     assert macs > 100_000
 
 
@@ -152,7 +157,7 @@ def test_only_trainable_parameters_are_counted():
     assert count_params(layer) == 6
 
 
-def test_the_table_holds_what_the_field_uses():
+def test_table_is_complete():
     own = {"unet", "segnet", "hardnet_mseg"}
     monai = {"dynunet", "segresnet", "attention_unet"}
     assert own | monai <= set(MODELS)
@@ -160,7 +165,7 @@ def test_the_table_holds_what_the_field_uses():
     assert len(MODELS) == 18
 
 
-def test_a_pick_outside_the_table_is_refused():
+def test_invalid_components_are_refused():
     with pytest.raises(InputError, match=r"^unknown model 'segnett' \(did you mean 'segnet'\?\)$"):
         build_model(ComponentConfig("segnett"), image_size=64)
     with pytest.raises(InputError, match=r"^model\.unet: width must lie in \[4, 128\], got 3$"):
@@ -168,9 +173,9 @@ def test_a_pick_outside_the_table_is_refused():
 
 
 def lesions(size, n=8):
-    """The largest lesions of a few pictures: what is a pixel or two wide, nothing can learn."""
-    drawn = [render(seed, size, size) for seed in range(3 * n)]
-    samples = sorted(drawn, key=lambda s: int(s.mask.sum()), reverse=True)
+    """The largest lesions of some images; lesions of a few pixels cannot be learnt."""
+    rendered = [render(seed, size, size) for seed in range(3 * n)]
+    samples = sorted(rendered, key=lambda s: int(s.mask.sum()), reverse=True)
     pixels = np.stack([s.image for s in samples[:n]])
     masks = np.stack([s.mask > 0 for s in samples[:n]])
     return normalise(torch.from_numpy(pixels)), torch.from_numpy(masks)[:, None].float()
@@ -178,7 +183,7 @@ def lesions(size, n=8):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
-def test_it_learns_eight_images_by_heart(name):
+def test_overfits_eight_images(name):
     size = 128 if name == "smp_pan" else 64
     params = MODELS[name].resolve({})
     if "width" in params and name != "segnet":

@@ -6,12 +6,12 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models import vgg16_bn
 
-from lesionseg.models.segnet import SEGNET, build_segnet
+from lesionseg.models.segnet import SEGNET, SegNet
 from tests.lesionseg.models._networks import (
+    build_seeded,
     check_evaluation,
     check_training,
     corners,
-    build_seeded,
     images,
     least,
 )
@@ -67,13 +67,13 @@ def test_as_published_it_has_as_many_parameters_as_the_papers_layers():
 def test_at_a_width_of_four_it_has_as_many_parameters_as_by_hand():
     encoder = counted(3, 4, 4, 8, 8, 16, 16, 16, 32, 32, 32, 32, 32, 32)
     decoder = counted(32, 32, 32, 32, 32, 32, 16, 16, 16, 8, 8, 4, 4, 4)
-    assert parameters(build_segnet(4)) == encoder + decoder + 4 + 1
+    assert parameters(SegNet(4)) == encoder + decoder + 4 + 1
 
 
 def test_as_published_its_encoder_is_that_of_vgg16():
     with torch.device("meta"):
         theirs = vgg16_bn(weights=None).features
-        ours = build_segnet(64).encoder
+        ours = SegNet(64).encoder
     kinds = (nn.Conv2d, nn.BatchNorm2d)
     shapes = [
         [m.weight.shape for m in net.modules() if isinstance(m, kinds)] for net in (ours, theirs)
@@ -82,7 +82,7 @@ def test_as_published_its_encoder_is_that_of_vgg16():
 
 
 def test_by_default_names_of_the_weights_stay_what_they_were():
-    names = list(build_segnet(4).state_dict())
+    names = list(SegNet(4).state_dict())
     assert names[:2] == ["encoder.0.0.weight", "encoder.0.1.weight"]
     assert names[-2:] == ["head.weight", "head.bias"]
     assert {"encoder.4.7.bias", "decoder.0.3.weight", "decoder.4.7.running_var"} <= set(names)

@@ -8,8 +8,8 @@ from lesionseg.errors import InputError
 from lesionseg.models.smp import (
     ARCHITECTURES,
     ENCODERS,
-    REFUSED,
     TRANSFORMERS,
+    UNSUPPORTED,
     _drop_unused,
     _make,
     build_smp,
@@ -175,9 +175,9 @@ def test_all_architectures_of_the_library_have_a_row():
     assert len(ROWS) == 12
 
 
-@pytest.mark.parametrize("architecture", REFUSED)
+@pytest.mark.parametrize("architecture", UNSUPPORTED)
 def test_what_the_library_refuses_is_said_with_its_reason(architecture):
-    for encoder in sorted(REFUSED[architecture]):
+    for encoder in sorted(UNSUPPORTED[architecture]):
         assert encoder in ENCODERS
         assert encoder not in ROWS[f"smp_{architecture}"].space["encoder"].choices
         said = rf"^model\.smp_{architecture}: encoder '{encoder}': .*(support|unexpected)"

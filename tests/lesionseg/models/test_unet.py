@@ -12,15 +12,15 @@ from lesionseg.models.unet import (
     UNET,
     AttentionGate,
     ResidualBlock,
-    build_unet,
+    UNet,
     group_norm,
     instance_norm,
 )
 from tests.lesionseg.models._networks import (
+    build_seeded,
     check_evaluation,
     check_training,
     corners,
-    build_seeded,
     images,
     least,
     overfitted_dice,
@@ -95,7 +95,9 @@ def test_the_smallest_one_has_as_many_parameters_as_by_hand():
     assert parameters(small(depth=1, residual=True)) == 1749 + shortcuts
     # Levels of 8 and 16 channels between the bottom and full size.
     both = {"width": 4, "depth": 3}
-    extra = parameters(build_seeded(UNET, **both, deep_supervision=True)) - parameters(build_seeded(UNET, **both))
+    extra = parameters(build_seeded(UNET, **both, deep_supervision=True)) - parameters(
+        build_seeded(UNET, **both)
+    )
     assert extra == (8 + 1) + (16 + 1)
     for norm in NORMS:
         assert parameters(small(depth=1, norm=norm)) == 1749
@@ -333,7 +335,7 @@ def test_what_a_study_leaves_alone_is_off_by_default():
         "deep_supervision": False,
         "dropout": 0.0,
     }
-    plain, same = build_unet(4, 1), build_seeded(UNET, width=4, depth=1)
+    plain, same = UNet(4, 1), build_seeded(UNET, width=4, depth=1)
     assert str(plain) == str(same)
 
 

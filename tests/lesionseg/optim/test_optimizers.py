@@ -90,7 +90,9 @@ def test_a_first_step_at_any_corner_is_downhill(name):
         ),
         # The mean square of one gradient g is (1 - alpha) g^2: g over its root is 1 / sqrt(0.1).
         (
-            ComponentConfig("rmsprop", {"lr": 0.01, "momentum": 0.5, "alpha": 0.9, "weight_decay": 1e-3}),
+            ComponentConfig(
+                "rmsprop", {"lr": 0.01, "momentum": 0.5, "alpha": 0.9, "weight_decay": 1e-3}
+            ),
             3.0 - 0.01 / math.sqrt(0.1),
         ),
         # The sign of the gradient is 1.

@@ -153,7 +153,10 @@ THEIRS = [
         ComponentConfig("exponential", {"end": 0.02}),
         lambda o: lr_scheduler.ExponentialLR(o, gamma=0.02 ** (1 / 20)),
     ),
-    (ComponentConfig("cosine", {"warmup": 0.0}), lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=20)),
+    (
+        ComponentConfig("cosine", {"warmup": 0.0}),
+        lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=20),
+    ),
     (
         # torch's peak is step pct_start * total_steps - 1, here 6.
         ComponentConfig("onecycle", {"rise": 0.3}),
@@ -239,7 +242,9 @@ def test_onecycle_rises_to_exactly_the_given_rate_and_falls(rise):
 
 def plateau(dice, **params):
     """The learning rate in each epoch for the validation Dice that each gave."""
-    return curve(ComponentConfig("plateau", params), len(dice), 1, lambda epoch: dice[epoch - 1], lr=1.0)
+    return curve(
+        ComponentConfig("plateau", params), len(dice), 1, lambda epoch: dice[epoch - 1], lr=1.0
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,18 +12,18 @@ from lesionseg.errors import InputError
 from lesionseg.runtime.device import (
     amp_dtype,
     autocast,
+    configure_torch,
     describe_device,
     loader_workers,
     peak_memory,
     pick_device,
-    configure_torch,
 )
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 def pretend(monkeypatch, *, cuda, mps):
-    """A machine with so many CUDA devices, and with or without Apple's; no test can own both."""
+    """Simulate a machine with some CUDA devices, with or without MPS."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
@@ -33,12 +33,12 @@ def pretend(monkeypatch, *, cuda, mps):
     ("cuda", "mps", "taken"),
     [(2, True, "cuda"), (1, False, "cuda"), (0, True, "mps"), (0, False, "cpu")],
 )
-def test_auto_takes_cuda_before_mps_before_the_cpu(monkeypatch, cuda, mps, taken):
+def test_auto_prefers_cuda_then_mps(monkeypatch, cuda, mps, taken):
     pretend(monkeypatch, cuda=cuda, mps=mps)
     assert pick_device("auto") == pick_device() == torch.device(taken)
 
 
-def test_a_device_by_name(monkeypatch):
+def test_device_by_name(monkeypatch):
     pretend(monkeypatch, cuda=2, mps=True)
     for name in ("cpu", "cuda", "cuda:0", "cuda:1", "mps"):
         assert pick_device(name) == torch.device(name)
@@ -47,7 +47,7 @@ def test_a_device_by_name(monkeypatch):
 @pytest.mark.parametrize(
     "name", ["gpu", "", "cuda:x", "0", "CPU", "meta", "xpu", "cuda:-1", "a\nb"]
 )
-def test_what_is_no_device_of_ours_is_refused(name):
+def test_unsupported_device_is_refused(name):
     with pytest.raises(InputError) as caught:
         pick_device(name)
     assert str(caught.value) == f"device: must be auto, cpu, mps, cuda or cuda:N, got {name!r}"
@@ -61,14 +61,14 @@ def test_what_is_no_device_of_ours_is_refused(name):
         ("mps", 1, "device: 'mps' is not available; use cpu"),
     ],
 )
-def test_a_device_that_this_machine_lacks_is_refused(monkeypatch, name, cuda, message):
+def test_unavailable_device_is_refused(monkeypatch, name, cuda, message):
     pretend(monkeypatch, cuda=cuda, mps=False)
     with pytest.raises(InputError) as caught:
         pick_device(name)
     assert str(caught.value) == message
 
 
-def test_the_seed_fixes_what_is_drawn():
+def test_seed_determines_random_numbers():
     def draw(seed):
         configure_torch(CPU, seed)
         return torch.rand(5)
@@ -77,7 +77,7 @@ def test_the_seed_fixes_what_is_drawn():
     assert not torch.equal(draw(3), draw(4))
 
 
-def test_the_cpu_is_made_deterministic_without_breaking_what_cannot_be():
+def test_cpu_is_deterministic_with_warnings_only():
     torch.use_deterministic_algorithms(False)
     configure_torch(CPU, 0)
     assert torch.are_deterministic_algorithms_enabled()
@@ -86,16 +86,16 @@ def test_the_cpu_is_made_deterministic_without_breaking_what_cannot_be():
 
 @pytest.mark.parametrize("mode", ["auto", "off"])
 @pytest.mark.parametrize("kind", ["cpu", "mps"])
-def test_half_precision_is_for_cuda_only(kind, mode):
+def test_amp_is_for_cuda_only(kind, mode):
     assert amp_dtype(torch.device(kind), mode) is None
 
 
-def test_half_precision_can_be_turned_off():
+def test_amp_can_be_disabled():
     assert amp_dtype(CUDA, "off") is None
 
 
 @pytest.mark.parametrize(("bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
-def test_half_precision_is_bfloat16_where_there_is_such(monkeypatch, bf16, dtype):
+def test_amp_prefers_native_bfloat16(monkeypatch, bf16, dtype):
     def supported(including_emulation=True):  # as torch answers of a V100 and of an A100
         return bf16 or including_emulation
 
@@ -104,7 +104,7 @@ def test_half_precision_is_bfloat16_where_there_is_such(monkeypatch, bf16, dtype
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_autocast_computes_in_the_given_precision_or_leaves_it_alone(dtype):
+def test_autocast_dtype(dtype):
     a = torch.ones(2, 2)
     with autocast(CPU, dtype):
         assert (a @ a).dtype == (dtype or torch.float32)
@@ -115,10 +115,8 @@ def test_autocast_computes_in_the_given_precision_or_leaves_it_alone(dtype):
     ("threads", "cores", "loaders"),
     [(1, 64, 1), (2, 64, 1), (4, 64, 3), (9, 64, 8), (64, 64, 8), (16, 3, 2), (16, 1, 1)],
 )
-def test_a_gpu_gets_loaders_by_its_trainings_threads_and_a_cpu_none(
-    monkeypatch, threads, cores, loaders
-):
-    """cores: those that a scheduler has left to this process, of a host that has many."""
+def test_number_of_loader_processes(monkeypatch, threads, cores, loaders):
+    """cores: those that the scheduler allows this process."""
     monkeypatch.setattr(os, "cpu_count", lambda: 256)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
@@ -126,7 +124,7 @@ def test_a_gpu_gets_loaders_by_its_trainings_threads_and_a_cpu_none(
     assert loader_workers(CPU) == 0
 
 
-def test_the_peak_is_in_bytes_and_no_less_than_what_is_held():
+def test_peak_memory_is_in_bytes():
     held = torch.ones(30_000_000)  # 120 MB, touched
     peak = peak_memory(CPU)
     used = psutil.Process().memory_info().rss
@@ -134,7 +132,7 @@ def test_the_peak_is_in_bytes_and_no_less_than_what_is_held():
     assert held.sum() > 0
 
 
-def test_a_device_is_described_by_its_name():
+def test_device_description():
     assert describe_device("cpu").startswith("cpu")
     if Path("/proc/cpuinfo").is_file() and "model name" in Path("/proc/cpuinfo").read_text():
         assert re.fullmatch(r"cpu \(.+\)", describe_device("cpu"))

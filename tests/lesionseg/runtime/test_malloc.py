@@ -1,4 +1,4 @@
-"""glibc keeps freed memory when told to, and returns it afterwards."""
+"""glibc keeps freed memory when calls to, and returns it afterwards."""
 
 import subprocess
 import sys

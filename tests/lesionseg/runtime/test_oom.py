@@ -29,8 +29,8 @@ CONFIG = TrialConfig(
 )
 
 
-class Tight(nn.Module):
-    """A network that finds memory short after its forward pass, when all it changes is changed.
+class LimitedMemory(nn.Module):
+    """A network that runs out of memory after its forward pass has changed buffers.
 
     training, judging: the most images at once; after: how many training passes fit in any case.
     """
@@ -64,39 +64,39 @@ def trained(data, model, ema=0.9, **options):
 
 
 @pytest.mark.parametrize(("most", "parts"), [(2, 2), (3, 2), (1, 4)])
-def test_a_step_that_does_not_fit_is_that_of_more_parts_to_the_last_digit(data, most, parts):
-    tight = Tight(training=most)
+def test_step_that_does_not_fit_equals_one_in_more_parts(data, most, parts):
+    tight = LimitedMemory(training=most)
     found = trained(data, tight)
-    assert found == trained(data, Tight(), accumulation_factor=parts)
-    assert found != trained(data, Tight())  # otherwise nothing was shown
+    assert found == trained(data, LimitedMemory(), accumulation_factor=parts)
+    assert found != trained(data, LimitedMemory())  # otherwise nothing was shown
     assert set(sizes(tight, True)) == {4 // parts}
 
 
-def test_what_fitted_is_remembered(data):
-    tight = Tight(training=2, after=3)
+def test_accumulation_steps_are_kept(data):
+    tight = LimitedMemory(training=2, after=3)
     trained(data, tight)
     # Three steps of four images, and all others in halves, whose size is not tried again.
     assert sizes(tight, True) == [4] * 3 + [2] * (2 * 7)
 
 
-def test_what_fitted_is_remembered_over_a_break(data, tmp_path):
+def test_accumulation_steps_are_kept_after_resuming(data, tmp_path):
     asked = iter([False, True])
     options = {"state_path": tmp_path / "s.pt", "should_suspend": lambda: next(asked)}
     with pytest.raises(Suspended):
-        trained(data, Tight(training=2), **options)
-    roomy = Tight()
+        trained(data, LimitedMemory(training=2), **options)
+    roomy = LimitedMemory()
     found = trained(data, roomy, state_path=tmp_path / "s.pt")
     assert set(sizes(roomy, True)) == {2}
-    assert found == trained(data, Tight(), accumulation_factor=2)
+    assert found == trained(data, LimitedMemory(), accumulation_factor=2)
 
 
-def test_one_image_that_does_not_fit_ends_it(data):
+def test_single_image_that_does_not_fit_raises(data):
     with pytest.raises(torch.OutOfMemoryError):
-        trained(data, Tight(training=0))
+        trained(data, LimitedMemory(training=0))
 
 
-def test_another_error_ends_it_at_once(data):
-    class Wrong(Tight):
+def test_other_errors_are_raised_at_once(data):
+    class Wrong(LimitedMemory):
         def forward(self, images):
             self.seen.append((self.training, len(images)))
             raise RuntimeError("shapes do not fit")
@@ -107,10 +107,10 @@ def test_another_error_ends_it_at_once(data):
     assert len(wrong.seen) == 1
 
 
-def test_a_validation_that_does_not_fit_judges_the_same_in_smaller_batches(data):
-    tight = Tight(judging=1)
+def test_validation_in_smaller_batches_is_equal(data):
+    tight = LimitedMemory(judging=1)
     # Without an average, which is judged in a copy of the network.
-    found, whole = trained(data, tight, ema=0.0), trained(data, Tight(), ema=0.0)
+    found, whole = trained(data, tight, ema=0.0), trained(data, LimitedMemory(), ema=0.0)
     assert set(sizes(tight, False)) == {1} and len(sizes(tight, False)) == 20
     for one, other in zip(found, whole, strict=True):
         assert one.metrics.dice == pytest.approx(other.metrics.dice, abs=1e-6)
@@ -118,19 +118,19 @@ def test_a_validation_that_does_not_fit_judges_the_same_in_smaller_batches(data)
         assert one.train_loss == other.train_loss
 
 
-def test_a_prediction_that_does_not_fit_is_the_same_in_smaller_batches(data):
-    whole = list(predict_probabilities(Tight(), data.cache, data.val, device=CPU))
-    parted = list(predict_probabilities(Tight(judging=3), data.cache, data.val, device=CPU))
+def test_prediction_in_smaller_batches_is_equal(data):
+    whole = list(predict_probabilities(LimitedMemory(), data.cache, data.val, device=CPU))
+    parted = list(predict_probabilities(LimitedMemory(judging=3), data.cache, data.val, device=CPU))
     assert len(whole) == len(parted) == 10
-    np.testing.assert_allclose(whole, parted, atol=1e-6)
+    np.testing.assert_allclose(uninterrupted, parted, atol=1e-6)
 
 
-# --- its parts -----------------------------------------------------------------------------------
+# --- units ---------------------------------------------------------------------------------------
 
 
 @settings(max_examples=15)  # each time that memory is short all garbage is collected
 @given(n=st.integers(0, 60), most=st.integers(1, 70), fits=st.integers(1, 70))
-def test_every_image_is_done_once_in_order_in_portions_that_fit(n, most, fits):
+def test_adaptive_batches_cover_all_images_in_order(n, most, fits):
     def work(part):
         if part.stop - part.start > fits:
             raise MemoryError
@@ -159,11 +159,11 @@ def test_every_image_is_done_once_in_order_in_portions_that_fit(n, most, fits):
         (ValueError("out of memory"), False),
     ],
 )
-def test_what_says_that_memory_is_short(error, short):
+def test_out_of_memory_errors_are_recognised(error, short):
     assert is_out_of_memory(error) == short
 
 
-def test_what_was_taken_is_free_when_it_is_tried_again():
+def test_memory_is_freed_before_the_retry():
     class Held:
         alive = 0
 

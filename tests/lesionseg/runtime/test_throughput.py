@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 
 
 class Waiting(nn.Module):
-    """Takes as long for each image as it is told."""
+    """A network with a given duration per image."""
 
     def __init__(self, seconds):
         super().__init__()
@@ -26,19 +26,17 @@ class Waiting(nn.Module):
 
 
 @pytest.mark.parametrize("batch", [1, 4])
-def test_a_network_that_needs_twenty_milliseconds_an_image_manages_less_than_fifty(
-    batch, monkeypatch
-):
+def test_throughput_of_a_slow_network(batch, monkeypatch):
     monkeypatch.setattr(throughput, "SECONDS", 0.2)
     model = Waiting(0.02)
     found = throughput.images_per_second(model, 32, CPU, batch)
-    # Sleeping never takes less than it is told; on a busy machine it may take much more.
+    # Sleeping never takes less than it is calls; on a busy machine it may take much more.
     assert 1 < found <= 50
     assert model.shapes == {(batch, 3, 32, 32)}
     assert model.passes >= throughput.WARM_UP_PASSES + throughput.MIN_PASSES
 
 
-def test_what_is_measured_is_inference(monkeypatch):
+def test_measurement_runs_in_inference_mode(monkeypatch):
     monkeypatch.setattr(throughput, "SECONDS", 0.0)
     model = nn.Sequential(nn.Conv2d(3, 1, 1), nn.BatchNorm2d(1)).train()
     before = model[1].running_mean.clone()

@@ -22,7 +22,7 @@ UNET = TrialConfig(model=ComponentConfig("unet", {"width": 4, "depth": 2}), imag
 
 
 def trained(config, size):
-    """A network that has seen something: its batch norms have statistics of their own."""
+    """A network whose batch norms have statistics of some batches."""
     torch.manual_seed(config.seed)
     model = build_model(config.model, image_size=config.image_size).to(
         memory_format=torch.channels_last
@@ -50,13 +50,15 @@ def saved(tmp_path):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_whole_state_of_every_network_comes_back(name, tmp_path):
+def test_state_of_every_network_is_restored(name, tmp_path):
     params = MODELS[name].resolve({})
     small = {"encoder": "efficientnet-b0", "width": 8, "init_filters": 8}
     for key, value in small.items():
         if key in params and (key != "encoder" or value in MODELS[name].space[key].choices):
             params[key] = value
-    config = TrialConfig(model=ComponentConfig(name, params), optimizer=ComponentConfig("sgd", {"lr": 0.1}), seed=1)
+    config = TrialConfig(
+        model=ComponentConfig(name, params), optimizer=ComponentConfig("sgd", {"lr": 0.1}), seed=1
+    )
     state = build_model(config.model, image_size=config.image_size).state_dict()
     # Values that no fresh network has, in running statistics and counters too.
     state = {k: torch.full_like(v, i % 1000 + 1) for i, (k, v) in enumerate(state.items())}
@@ -71,8 +73,10 @@ def test_the_whole_state_of_every_network_comes_back(name, tmp_path):
     assert all(loaded[k].dtype == v.dtype and torch.equal(loaded[k], v) for k, v in state.items())
 
 
-@pytest.mark.parametrize("config", [UNET, TrialConfig(model=ComponentConfig("segnet", {"width": 4}))])
-def test_a_trained_network_gives_the_same_answers_to_the_last_digit(config, tmp_path):
+@pytest.mark.parametrize(
+    "config", [UNET, TrialConfig(model=ComponentConfig("segnet", {"width": 4}))]
+)
+def test_loaded_network_is_bit_identical(config, tmp_path):
     model = trained(config, 32)
     checkpoint.save(tmp_path / "model.safetensors", model.state_dict(), config)
     again, _ = checkpoint.load(tmp_path / "model.safetensors")
@@ -82,7 +86,7 @@ def test_a_trained_network_gives_the_same_answers_to_the_last_digit(config, tmp_
         assert torch.equal(again(images), model(images))
 
 
-def test_saving_leaves_one_file_and_replaces_an_older_one(saved):
+def test_save_replaces_an_older_file(saved):
     other = TrialConfig(model=ComponentConfig("unet", {"width": 4, "depth": 1}), image_size=16)
     checkpoint.save(saved, trained(other, 16).state_dict(), other)
     assert os.listdir(saved.parent) == ["model.safetensors"] or set(os.listdir(saved.parent)) == {
@@ -92,20 +96,20 @@ def test_saving_leaves_one_file_and_replaces_an_older_one(saved):
     assert checkpoint.load(saved)[1] == other
 
 
-def test_the_file_is_plain_safetensors_with_the_configuration_in_its_header(saved):
+def test_file_is_safetensors_with_the_configuration_in_its_header(saved):
     with safe_open(saved, framework="numpy") as file:
         assert json.loads(file.metadata()["config"]) == UNET.to_dict()
         assert file.metadata()["format"] == "lesionsearch/1"
         assert set(file.keys()) == set(build_model(UNET.model, image_size=16).state_dict())
 
 
-def test_a_save_on_a_full_disk_leaves_the_old_file_and_no_other(saved):
-    """The limit of a file's size fails a write as a full disk does."""
+def test_save_on_a_full_disk_keeps_the_old_file(saved):
+    """A file-size limit makes writes fail like a full disk."""
     before = saved.read_bytes()
     code = """
 import resource, sys
 from pathlib import Path
-from lesionseg import checkpoint
+from lesionseg.training import checkpoint
 from lesionseg.config import TrialConfig
 from lesionseg.models import build_model
 from lesionseg.space import ComponentConfig
@@ -125,7 +129,7 @@ except Exception as error:
     assert [n for n in os.listdir(saved.parent) if "model" in n] == ["model.safetensors"]
 
 
-def test_a_file_that_is_not_there(tmp_path):
+def test_missing_file(tmp_path):
     assert refusal(tmp_path / "none.safetensors") == "no such file"
     assert refusal(tmp_path) == "no such file"
 
@@ -135,7 +139,7 @@ def test_a_file_that_is_not_there(tmp_path):
     [b"", b"\0", b"\0" * 8, b"\xff" * 64, b"PK\3\4 a zip", b"text, not weights\n" * 20],
     ids=["empty", "a-byte", "zeros", "huge-header", "zip", "text"],
 )
-def test_a_file_of_something_else(tmp_path, content):
+def test_file_of_another_format(tmp_path, content):
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
     assert refusal(path).startswith("not a safetensors file (")
@@ -152,7 +156,7 @@ class Harmful:
 
 
 @pytest.mark.parametrize("write", [lambda v, p: p.write_bytes(pickle.dumps(v)), torch.save])
-def test_a_pickle_is_refused_without_running_what_is_in_it(tmp_path, write):
+def test_pickle_is_refused_without_executing_it(tmp_path, write):
     victim = tmp_path / "victim"
     path = tmp_path / "model.safetensors"
     write({"weights": Harmful(str(victim))}, path)
@@ -161,13 +165,13 @@ def test_a_pickle_is_refused_without_running_what_is_in_it(tmp_path, write):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 0.999])
-def test_a_truncated_file(saved, share):
+def test_truncated_file(saved, share):
     content = saved.read_bytes()
     saved.write_bytes(content[: int(share * len(content))])
     assert refusal(saved).startswith("not a safetensors file (")
 
 
-def test_a_damaged_header_is_refused_or_changes_nothing_that_matters(saved):
+def test_damaged_header_is_refused_or_harmless(saved):
     content = saved.read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")
     rng = random.Random(0)
@@ -189,33 +193,36 @@ def test_a_damaged_header_is_refused_or_changes_nothing_that_matters(saved):
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        (None, "holds no lesionsearch/1 model, its format is None"),
-        ({"format": "pt"}, "holds no lesionsearch/1 model, its format is 'pt'"),
-        ({"format": "lesionsearch/2"}, "holds no lesionsearch/1 model, its format is 'lesions"),
-        ({"format": "lesionsearch/1"}, "its configuration cannot be used: "),
-        ({"format": "lesionsearch/1", "config": "{"}, "its configuration cannot be used: "),
-        ({"format": "lesionsearch/1", "config": "[]"}, "its configuration cannot be used: "),
-        ({"format": "lesionsearch/1", "config": "3"}, "its configuration cannot be used: "),
-        ({"format": "lesionsearch/1", "config": "null"}, "its configuration cannot be used: "),
+        (None, "is not a lesionsearch/1 model, its format is None"),
+        ({"format": "pt"}, "is not a lesionsearch/1 model, its format is 'pt'"),
+        (
+            {"format": "lesionsearch/2"},
+            "is not a lesionsearch/1 model, its format is 'lesionsearch/2",
+        ),
+        ({"format": "lesionsearch/1"}, "invalid configuration: "),
+        ({"format": "lesionsearch/1", "config": "{"}, "invalid configuration: "),
+        ({"format": "lesionsearch/1", "config": "[]"}, "invalid configuration: "),
+        ({"format": "lesionsearch/1", "config": "3"}, "invalid configuration: "),
+        ({"format": "lesionsearch/1", "config": "null"}, "invalid configuration: "),
         (
             {"format": "lesionsearch/1", "config": '{"model": "unett"}'},
-            "its configuration cannot be used: unknown model 'unett' (did you mean 'unet'?)",
+            "invalid configuration: unknown model 'unett' (did you mean 'unet'?)",
         ),
         (
             {"format": "lesionsearch/1", "config": '{"model": {"unet": [1]}}'},
-            "its configuration cannot be used: a component must be a name or {name: parameters}, got",
+            "invalid configuration: a component must be a name or {name: parameters}, got",
         ),
         (
             {"format": "lesionsearch/1", "config": '{"epochs": -1}'},
-            "its configuration cannot be used: epochs must lie in [1, 100000], got -1",
+            "invalid configuration: epochs must lie in [1, 100000], got -1",
         ),
         (
             {"format": "lesionsearch/1", "config": '{"model": {"unet": {"width": 999}}}'},
-            "its configuration cannot be used: model.unet: width must lie in [4, 128], got 999",
+            "invalid configuration: model.unet: width must lie in [4, 128], got 999",
         ),
     ],
 )
-def test_a_foreign_or_tampered_header(tmp_path, metadata, message):
+def test_invalid_metadata(tmp_path, metadata, message):
     path = tmp_path / "model.safetensors"
     save_file({"w": torch.zeros(2)}, path, metadata=metadata)
     assert refusal(path).startswith(message)
@@ -224,20 +231,20 @@ def test_a_foreign_or_tampered_header(tmp_path, metadata, message):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ("[" * 100_000, "its configuration cannot be used: maximum recursion depth"),
-        ('{"a":' * 100_000, "its configuration cannot be used: maximum recursion depth"),
-        ('{"epochs": 1e999}', "its configuration cannot be used: epochs must be finite"),
-        ('{"epochs": ' + "9" * 5000 + "}", "its configuration cannot be used: "),
-        ('{"image_size": 17}', "its configuration cannot be used: image_size: unet takes multip"),
-        ('{"model": {"smp_pan": {}}, "image_size": 64}', "its configuration cannot be used: image"),
+        ("[" * 100_000, "invalid configuration: maximum recursion depth"),
+        ('{"a":' * 100_000, "invalid configuration: maximum recursion depth"),
+        ('{"epochs": 1e999}', "invalid configuration: epochs must be finite"),
+        ('{"epochs": ' + "9" * 5000 + "}", "invalid configuration: "),
+        ('{"image_size": 17}', "invalid configuration: image_size: unet takes multip"),
+        ('{"model": {"smp_pan": {}}, "image_size": 64}', "invalid configuration: image"),
         (
             '{"model": {"' + "x" * 5000 + '": {}}}',
-            "its configuration cannot be used: unknown model",
+            "invalid configuration: unknown model",
         ),
     ],
     ids=["lists", "mappings", "infinite", "long-number", "off-stride", "too-small", "long-name"],
 )
-def test_a_configuration_made_to_do_harm(tmp_path, config, message):
+def test_malicious_configuration(tmp_path, config, message):
     path = tmp_path / "model.safetensors"
     save_file({"w": torch.zeros(2)}, path, metadata={"format": "lesionsearch/1", "config": config})
     text = refusal(path)
@@ -247,8 +254,8 @@ def test_a_configuration_made_to_do_harm(tmp_path, config, message):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["smp_unet", "smp_dpt"])  # between them, every encoder
-def test_every_encoder_is_described_without_memory_for_it(name, tmp_path):
-    """By what is refused: an empty file lacks exactly the tensors that the network has."""
+def test_every_encoder_is_checked_without_allocating_it(name, tmp_path):
+    """The error for a file without tensors lists exactly the network's tensors."""
     option = MODELS[name]
     for encoder in option.space["encoder"].choices:
         config = TrialConfig(model=ComponentConfig(name, {"encoder": encoder}))
@@ -264,7 +271,7 @@ def test_every_encoder_is_described_without_memory_for_it(name, tmp_path):
 
 
 @pytest.mark.parametrize("noted", ["{", "[]", '{"tta": "d5"}', "[" * 100_000, '{"chain": [3]}'])
-def test_what_it_says_of_inference_is_checked(saved, noted):
+def test_invalid_inference_settings(saved, noted):
     with safe_open(saved, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = file.metadata()
@@ -272,12 +279,12 @@ def test_what_it_says_of_inference_is_checked(saved, noted):
     with pytest.raises(InputError) as caught:
         checkpoint.read_inference(saved)
     text = str(caught.value)
-    assert text.startswith(f"{saved}: what it says of inference cannot be used: ")
+    assert text.startswith(f"{saved}: invalid inference settings: ")
     assert "\n" not in text and len(text) < 500 + len(str(saved))
 
 
 def write_raw(path, header, size):
-    """A header as it is claimed, and a file of so many bytes after it, none of them on disk."""
+    """Write a header and a sparse file of this many bytes."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
@@ -294,7 +301,7 @@ TERA = 2**40
 
 
 def single(shape, end, config):
-    """A header of one tensor that is said to have this shape and to end there."""
+    """A header of one tensor with this shape and end offset."""
     tensor = {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}
     return {"__metadata__": metadata_of(config), "w": tensor}
 
@@ -307,14 +314,17 @@ CLAIMS = {
     "tensor": (single([TERA // 4], TERA, {}), "not a safetensors file ("),
     "shape": (single([TERA], 4, {}), "not a safetensors file ("),
     "overflow": (single([2**62, 2**62], 4, {}), "not a safetensors file ("),
-    "header": (b" " * (9 * 2**20), "not a safetensors file (its header claims 9,437,184 bytes, at"),
+    "header": (
+        b" " * (9 * 2**20),
+        "not a safetensors file (its header has 9,437,184 bytes, more than",
+    ),
 }
 
 #: Loads files under a limit of memory: a gigabyte more than what importing took.
 LIMITED = """
 import resource, sys
 from pathlib import Path
-from lesionseg import checkpoint
+from lesionseg.training import checkpoint
 from lesionseg.errors import InputError
 from lesionseg.models import build_model
 from lesionseg.space import ComponentConfig
@@ -334,8 +344,8 @@ except RuntimeError as error:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits address space as Linux does")
-def test_what_a_file_claims_is_not_given_memory(tmp_path):
-    """And under the same limit the network of the first claim cannot be built."""
+def test_claimed_sizes_are_not_allocated(tmp_path):
+    """Loading is refused under a memory limit that does not allow building the network."""
     paths = [tmp_path / f"{name}.safetensors" for name in CLAIMS]
     for path, (header, _) in zip(paths, CLAIMS.values(), strict=True):
         write_raw(path, header, 4)
@@ -349,7 +359,7 @@ def test_what_a_file_claims_is_not_given_memory(tmp_path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_weights_that_are_no_numbers(saved, tmp_path, value):
+def test_weights_that_are_not_finite(saved, tmp_path, value):
     weights = trained(UNET, 16).state_dict()
     weights["stem.4.running_var"][1] = value
     checkpoint.save(saved, weights, UNET)
@@ -359,7 +369,7 @@ def test_weights_that_are_no_numbers(saved, tmp_path, value):
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.int8])
-def test_weights_of_another_kind_of_number(saved, kind):
+def test_weights_of_another_dtype(saved, kind):
     weights = trained(UNET, 16).state_dict()
     weights["head.weight"] = weights["head.weight"].to(kind)
     checkpoint.save(saved, weights, UNET)
@@ -368,7 +378,7 @@ def test_weights_of_another_kind_of_number(saved, kind):
     assert text.endswith("it should be F32 [1, 4, 1, 1]")
 
 
-def test_a_file_that_nobody_may_read(saved, monkeypatch):
+def test_unreadable_file(saved, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
@@ -398,7 +408,7 @@ def test_weights_that_do_not_fit_their_configuration(tmp_path, change):
     assert refusal(path).startswith("the weights do not fit unet: ")
 
 
-def test_a_configuration_of_another_width(tmp_path):
+def test_configuration_of_another_width(tmp_path):
     path = tmp_path / "model.safetensors"
     wider = TrialConfig(model=ComponentConfig("unet", {"width": 5, "depth": 2}))
     checkpoint.save(path, trained(UNET, 16).state_dict(), wider)

@@ -13,7 +13,7 @@ from lesionseg.training.ema import ModelEma
 
 
 class Lone(nn.Module):
-    """One number."""
+    """A single parameter."""
 
     def __init__(self, value):
         super().__init__()
@@ -21,7 +21,7 @@ class Lone(nn.Module):
 
 
 class Tied(nn.Module):
-    """One weight under two names."""
+    """A weight with two names."""
 
     def __init__(self):
         super().__init__()
@@ -30,7 +30,7 @@ class Tied(nn.Module):
 
 
 class Buffered(nn.Module):
-    """A buffer of every kind."""
+    """Buffers of several dtypes."""
 
     def __init__(self):
         super().__init__()
@@ -46,7 +46,7 @@ def network(seed=0):
 
 
 def go(model, steps, *averages, seed=1):
-    """A training of so many steps, after each of which the averages are updated."""
+    """Train for some steps and update the averages after each."""
     draws = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     model.train()
@@ -71,7 +71,7 @@ def put(model, value):
         model.value.fill_(value)
 
 
-def test_three_steps_by_hand():
+def test_three_steps_computed_by_hand():
     model = Lone(0.0)
     average = ModelEma(model, decay=0.15)
     seen = []
@@ -86,8 +86,8 @@ def test_three_steps_by_hand():
     assert seen == pytest.approx([first, second, 0.15 * second + 0.85 * 30])
 
 
-def test_the_warm_up_follows_one_plus_t_over_ten_plus_t_up_to_the_decay():
-    """Towards a weight that stays at 0, the average of 1 is the product of the decays."""
+def test_warm_up_decay_schedule():
+    """For a weight that is constantly 0, an initial 1 becomes the product of the decays."""
     model = Lone(1.0)
     average = ModelEma(model, decay=0.9)
     put(model, 0.0)
@@ -99,7 +99,7 @@ def test_the_warm_up_follows_one_plus_t_over_ten_plus_t_up_to_the_decay():
     assert (1 + 79) / (10 + 79) < 0.9 < (1 + 81) / (10 + 81)  # both kinds of step were taken
 
 
-def test_the_warm_up_forgets_the_random_start():
+def test_warm_up_reduces_the_weight_of_the_initial_weights():
     model = Lone(1.0)
     warm, cold = ModelEma(model, 0.999), ModelEma(model, 0.999, warm_up=False)
     put(model, 0.0)
@@ -111,7 +111,7 @@ def test_the_warm_up_forgets_the_random_start():
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.99])
-def test_without_warm_up_it_equals_torch_s_own(decay):
+def test_equals_torchs_ema_without_warm_up(decay):
     model = network()
     ours = ModelEma(model, decay, warm_up=False)
     theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
@@ -125,7 +125,7 @@ def test_without_warm_up_it_equals_torch_s_own(decay):
     torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-7)
 
 
-def test_floating_buffers_are_averaged_and_others_copied():
+def test_float_buffers_are_averaged_and_others_copied():
     model = Buffered()
     average = ModelEma(model, decay=0.5, warm_up=False)
     for step in (1, 2, 3):
@@ -139,14 +139,14 @@ def test_floating_buffers_are_averaged_and_others_copied():
     assert average.model.seen.item() is True
 
 
-def test_an_infinite_mask_stays_as_it_is():
+def test_infinite_mask_is_unchanged():
     model = Buffered()
     average = ModelEma(model, decay=0.5)
     average.update(model)
     assert average.model.mask.tolist() == [0.0, -torch.inf]
 
 
-def test_batch_normalisation_s_statistics_are_averaged_and_its_batches_counted():
+def test_batch_norm_statistics_are_averaged_and_counters_copied():
     model = network()
     average = ModelEma(model, decay=0.5, warm_up=False)
     means = [model[1].running_mean.clone()]
@@ -156,7 +156,7 @@ def test_batch_normalisation_s_statistics_are_averaged_and_its_batches_counted()
     assert average.model[1].num_batches_tracked == 3
 
 
-def test_the_network_that_is_averaged_is_untouched():
+def test_original_network_is_unchanged():
     alone, watched = network(), network()
     average = ModelEma(watched, decay=0.9)
     go(alone, 4)
@@ -166,7 +166,7 @@ def test_the_network_that_is_averaged_is_untouched():
     assert all(p.requires_grad for p in watched.parameters())
 
 
-def test_the_average_is_a_network_of_its_own_in_evaluation_mode_without_gradients():
+def test_average_is_a_copy_in_evaluation_mode_without_gradients():
     model = network()
     average = ModelEma(model, decay=0.9)
     held = average.model
@@ -179,13 +179,13 @@ def test_the_average_is_a_network_of_its_own_in_evaluation_mode_without_gradient
     assert not storages & {t.data_ptr() for t in held.state_dict().values()}
 
 
-def test_it_starts_as_the_network():
+def test_initial_average_equals_the_network():
     model = network()
     assert same(state(ModelEma(model, decay=0.9).model), state(model))
 
 
 @pytest.mark.parametrize("warm_up", [True, False])
-def test_a_saved_state_resumes_to_the_same_digits(warm_up):
+def test_state_resumes_bit_exactly(warm_up):
     model = network()
     whole = ModelEma(model, 0.99, warm_up)
     go(model, 3, whole.update)
@@ -203,7 +203,7 @@ def test_a_saved_state_resumes_to_the_same_digits(warm_up):
     assert not any(p.requires_grad for p in resumed.model.parameters())
 
 
-def test_a_tied_weight_is_averaged_once_and_stays_tied():
+def test_tied_weight_is_averaged_once():
     model = Tied()
     nn.init.zeros_(model.a.weight)
     average = ModelEma(model, decay=0.75, warm_up=False)
@@ -214,7 +214,7 @@ def test_a_tied_weight_is_averaged_once_and_stays_tied():
 
 
 @pytest.mark.parametrize("model", [nn.ReLU(), nn.Sequential(), Buffered()], ids=["relu", "no", "b"])
-def test_a_network_without_parameters_is_averaged_too(model):
+def test_network_without_parameters(model):
     average = ModelEma(model, decay=0.9)
     average.update(model)
     other = ModelEma(copy.deepcopy(model), decay=0.9)
@@ -222,8 +222,8 @@ def test_a_network_without_parameters_is_averaged_too(model):
     assert same(state(other.model), state(model))
 
 
-def test_weights_that_stand_still_stay_to_the_digit():
-    """Such as those of a frozen encoder."""
+def test_constant_weights_are_bit_identical():
+    """As in a frozen encoder."""
     model = network().requires_grad_(False)
     before = state(model)
     average = ModelEma(model, decay=0.9)
@@ -232,7 +232,7 @@ def test_weights_that_stand_still_stay_to_the_digit():
     assert same(state(average.model), before)
 
 
-def test_half_precision_weights_beside_full_ones_keep_their_types():
+def test_mixed_dtypes_are_kept():
     model = nn.Sequential(nn.Linear(2, 2).to(torch.bfloat16), nn.Linear(2, 2))
     average = ModelEma(model, decay=0.5, warm_up=False)
     with torch.no_grad():
@@ -243,8 +243,8 @@ def test_half_precision_weights_beside_full_ones_keep_their_types():
     assert average.model[1].weight.dtype == torch.float32
 
 
-def test_no_value_is_read_on_the_host():
-    """A tensor on the meta device has none to read: reading one raises."""
+def test_update_does_not_synchronise():
+    """Reading a value of a meta tensor raises an error."""
     model = network().to("meta")
     average = ModelEma(model, decay=0.9)
     with pytest.raises(RuntimeError):
@@ -254,6 +254,6 @@ def test_no_value_is_read_on_the_host():
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, 2.0, float("nan")])
-def test_a_decay_outside_its_range_is_refused(decay):
+def test_invalid_decay_is_refused(decay):
     with pytest.raises(InputError, match=r"must lie in \[0, 1\), got "):
         ModelEma(Lone(0.0), decay)

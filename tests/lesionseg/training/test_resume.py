@@ -18,7 +18,7 @@ from lesionseg.data.index import DatasetIndex
 from lesionseg.optim import OPTIMIZERS, SCHEDULES
 from lesionseg.space import ComponentConfig
 from lesionseg.training import batches, checkpoint, train_step, training_state
-from lesionseg.training.types import Diverged, Suspended, TrainData
+from lesionseg.training.types import Diverged, Suspended, TrainData, TrainingEnd
 from tests.conftest import ROOT, write_folder
 from tests.lesionseg.small import run_training, without_seconds
 
@@ -43,8 +43,8 @@ def change(**settings):
     return dataclasses.replace(SMALL, **settings)
 
 
-class At:
-    """Asks for a suspension when it is asked for the n-th time; never for None."""
+class SuspendAt:
+    """``should_suspend`` that returns True at the n-th call; never for None."""
 
     def __init__(self, n):
         self.left = n or -1
@@ -55,7 +55,7 @@ class At:
 
 
 class AfterEveryStep:
-    """Asks for one once for each step; to be ``on_step`` too."""
+    """``should_suspend`` that returns True once per step, with its ``on_step``."""
 
     def __init__(self):
         self.stepped = False
@@ -68,8 +68,8 @@ class AfterEveryStep:
         return stepped
 
 
-class Ended:
-    """What a training gave, whole or in legs."""
+class Outcome:
+    """Comparable result of a training."""
 
     def __init__(self, result):
         self.history, self.stopped = without_seconds(result.history), result.stopped
@@ -84,78 +84,86 @@ class Ended:
 
 
 @pytest.fixture(scope="module")
-def whole(data, tmp_path_factory):
-    """What a training without a break gives; each is made once."""
+def uninterrupted(data, tmp_path_factory):
+    """Returns the result of an uninterrupted training; each is computed once."""
     made = {}
 
     def once(config, data=data, keep="best"):
         key = config.digest(), keep, data.cache.path
         if key not in made:
-            path = tmp_path_factory.mktemp("whole") / "model.safetensors"
-            made[key] = Ended(run_training(config, data, weights_path=path, keep=keep))
+            path = tmp_path_factory.mktemp("uninterrupted") / "model.safetensors"
+            made[key] = Outcome(run_training(config, data, weights_path=path, keep=keep))
         return made[key]
 
     return once
 
 
-def legs(config, data, folder, asks, **options):
-    """Suspended once for each of ``asks``, at that many-th question, then to the end."""
+def run_suspended(config, data, folder, asks, **options):
+    """Train with a suspension at each of these calls of ``should_suspend``, then to the end."""
     path = folder / "state.pt"
     for ask in asks:
         with pytest.raises(Suspended) as caught:
-            run_training(config, data, state_path=path, should_suspend=At(ask), **options)
+            run_training(config, data, state_path=path, should_suspend=SuspendAt(ask), **options)
         assert caught.value.saved and path.is_file()
         torch.rand(11)  # whatever else a process draws
         np.random.random(3)
-    result = run_training(config, data, state_path=path, weights_path=folder / "legs.safetensors", **options)
+    result = run_training(
+        config, data, state_path=path, weights_path=folder / "resumed.safetensors", **options
+    )
     assert not asks or path.is_file()  # whoever asked for it deletes it
-    return Ended(result)
+    return Outcome(result)
 
 
 #: After the first epoch; after two steps of the second; in its validation.
 THREE = (ASKED, 2, (STEPS - 2) + 1)
 
 
-# --- every way to train --------------------------------------------------------------------------
+# --- all settings --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_every_schedule_goes_on_as_it_would_have(whole, data, tmp_path, name):
+def test_every_schedule_resumes_bit_exactly(uninterrupted, data, tmp_path, name):
     # An impatient one, so that it moves within three epochs.
     params = {"patience": 0} if name == "plateau" else {}
     config = change(schedule=ComponentConfig(name, params), epochs=4)
-    assert legs(config, data, tmp_path, THREE) == whole(config)
+    assert run_suspended(config, data, tmp_path, THREE) == uninterrupted(config)
 
 
-def test_a_plateau_remembers_its_best_over_a_break(whole, data, tmp_path):
-    """The rate never moves a weight far, so that no epoch is better than the first."""
+def test_plateau_keeps_its_best_value(uninterrupted, data, tmp_path):
+    """The learning rate is so small that no epoch is better than the first."""
     config = change(
         optimizer=ComponentConfig("sgd", {"lr": 1e-4, "momentum": 0.5}),
         schedule=ComponentConfig("plateau", {"factor": 0.5, "patience": 1}),
         epochs=5,
     )
-    ended = legs(config, data, tmp_path, [2 * ASKED, 1])
+    ended = run_suspended(config, data, tmp_path, [2 * ASKED, 1])
     assert [r.lr for r in ended.history] == pytest.approx([1e-4, 1e-4, 1e-4, 5e-5, 5e-5])
-    assert ended == whole(config)
+    assert ended == uninterrupted(config)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_optimizer_goes_on_as_it_would_have(whole, data, tmp_path, name):
+def test_every_optimizer_resumes_bit_exactly(uninterrupted, data, tmp_path, name):
     config = change(optimizer=ComponentConfig(name))
-    assert legs(config, data, tmp_path, THREE) == whole(config)
+    assert run_suspended(config, data, tmp_path, THREE) == uninterrupted(config)
 
 
 @pytest.mark.parametrize("name", MIXES)
-def test_every_mix_goes_on_as_it_would_have(whole, data, tmp_path, name):
+def test_every_mix_resumes_bit_exactly(uninterrupted, data, tmp_path, name):
     config = change(mix=ComponentConfig(name))
-    assert legs(config, data, tmp_path, THREE) == whole(config)
+    assert run_suspended(config, data, tmp_path, THREE) == uninterrupted(config)
 
 
 @pytest.mark.parametrize(
     "settings",
     [
         {"ema": 0.9},
-        {"ema": 0.99, "model": DROPOUT, "mix": ComponentConfig("cutmix"), "accumulate": 2, "flooding": 0.2},
+        {
+            "ema": 0.99,
+            "model": DROPOUT,
+            "mix": ComponentConfig("cutmix"),
+            "accumulate": 2,
+            "flooding": 0.2,
+        },
         {"model": DROPOUT},
         {"accumulate": 3},
         {"flooding": 0.6},
@@ -168,80 +176,88 @@ def test_every_mix_goes_on_as_it_would_have(whole, data, tmp_path, name):
     ],
     ids=lambda settings: "-".join(settings),
 )
-def test_every_setting_goes_on_as_it_would_have(whole, data, tmp_path, settings):
+def test_every_setting_resumes_bit_exactly(uninterrupted, data, tmp_path, settings):
     config = change(**settings)
-    assert legs(config, data, tmp_path, THREE) == whole(config)
+    assert run_suspended(config, data, tmp_path, THREE) == uninterrupted(config)
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_the_last_weights_are_kept_over_a_break(whole, data, tmp_path, ema):
+def test_last_weights_are_kept_after_resuming(uninterrupted, data, tmp_path, ema):
     config = change(**STILL, ema=ema)
-    ended = legs(config, data, tmp_path, THREE, keep="last")
+    ended = run_suspended(config, data, tmp_path, THREE, keep="last")
     assert ended.best.epoch == config.epochs
-    assert ended == whole(config, keep="last")
-    assert ended.weights != whole(config).weights
+    assert ended == uninterrupted(config, keep="last")
+    assert ended.weights != uninterrupted(config).weights
 
 
-def test_dropout_does_draw_from_what_is_kept(whole, data, tmp_path):
-    """Otherwise the tests above could not tell whether the generator goes on."""
+def test_another_random_state_changes_the_result(uninterrupted, data, tmp_path):
+    """Otherwise the tests above would not depend on the random state."""
     path, config = tmp_path / "state.pt", change(model=DROPOUT)
     with pytest.raises(Suspended):
-        run_training(config, data, state_path=path, should_suspend=At(2))
+        run_training(config, data, state_path=path, should_suspend=SuspendAt(2))
     kept = torch.load(path, weights_only=True)
     kept["state"]["random"]["cpu"] = torch.Generator().manual_seed(99).get_state()
     training_state.save_state(path, kept["state"], kept["identity"])
     other = run_training(config, data, state_path=path)
-    assert without_seconds(other.history) != whole(config).history
+    assert without_seconds(other.history) != uninterrupted(config).history
 
 
-def test_a_larger_network_of_ours(whole, tmp_path):
+def test_larger_unet_resumes_bit_exactly(uninterrupted, tmp_path):
     cache = build_cache(DatasetIndex.read(write_folder(tmp_path / "data", 12)), 64, tmp_path)
     data = TrainData(cache, np.arange(8), np.arange(8, 12))
     config = change(
-        model=ComponentConfig("unet", {"width": 8, "depth": 4, "residual": True, "attention": True}),
+        model=ComponentConfig(
+            "unet", {"width": 8, "depth": 4, "residual": True, "attention": True}
+        ),
         image_size=64,
         optimizer=ComponentConfig("adamw"),
         ema=0.9,
     )
-    assert legs(config, data, tmp_path, [1, 3]) == whole(config, data)
+    assert run_suspended(config, data, tmp_path, [1, 3]) == uninterrupted(config, data)
 
 
-def test_unpooling_goes_on_too(whole, tmp_path):
+def test_segnet_resumes_bit_exactly(uninterrupted, tmp_path):
     cache = build_cache(DatasetIndex.read(write_folder(tmp_path / "data", 6)), 32, tmp_path)
     data = TrainData(cache, np.arange(4), np.arange(4, 6))
-    config = change(model=ComponentConfig("segnet", {"width": 4}), image_size=32, batch_size=2, epochs=2)
-    assert legs(config, data, tmp_path, [1]) == whole(config, data)
+    config = change(
+        model=ComponentConfig("segnet", {"width": 4}), image_size=32, batch_size=2, epochs=2
+    )
+    assert run_suspended(config, data, tmp_path, [1]) == uninterrupted(config, data)
 
 
-def test_the_scale_of_half_precisions_gradients_goes_on(whole, data, tmp_path, monkeypatch):
+def test_gradient_scaler_resumes_bit_exactly(uninterrupted, data, tmp_path, monkeypatch):
     monkeypatch.setattr(train_step, "amp_dtype", lambda device, mode: torch.float16)
     config = change(seed=16)  # of no other test, which would be in float32
-    once = whole(config)
+    once = uninterrupted(config)
     path = tmp_path / "state.pt"
     with pytest.raises(Suspended):
-        run_training(config, data, state_path=path, should_suspend=At(ASKED + 1))
+        run_training(config, data, state_path=path, should_suspend=SuspendAt(ASKED + 1))
     scales = torch.load(path, weights_only=True)["state"]["scaler"]
     assert scales["_growth_tracker"] > 0 or scales["scale"] < 65536
-    assert legs(config, data, tmp_path, []) == once
+    assert run_suspended(config, data, tmp_path, []) == once
 
 
-def test_with_processes_that_prepare_the_batches(whole, data, tmp_path, monkeypatch):
-    config = change(model=DROPOUT, augment=ComponentConfig("full", {"strength": 1.0}), mix=ComponentConfig("mixup"))
-    alone = whole(config)
+def test_loader_processes_resume_bit_exactly(uninterrupted, data, tmp_path, monkeypatch):
+    config = change(
+        model=DROPOUT,
+        augment=ComponentConfig("full", {"strength": 1.0}),
+        mix=ComponentConfig("mixup"),
+    )
+    alone = uninterrupted(config)
     monkeypatch.setattr(batches, "loader_workers", lambda device: 2)
-    assert legs(config, data, tmp_path, THREE) == alone
+    assert run_suspended(config, data, tmp_path, THREE) == alone
 
 
-# --- every moment --------------------------------------------------------------------------------
+# --- moments of suspension -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ask", range(1, 2 * ASKED))
-def test_whenever_it_is_suspended(whole, data, tmp_path, ask):
+def test_suspension_at_any_moment(uninterrupted, data, tmp_path, ask):
     config = change(epochs=2, model=DROPOUT, mix=ComponentConfig("mixup"), ema=0.9)
-    assert legs(config, data, tmp_path, [ask]) == whole(config)
+    assert run_suspended(config, data, tmp_path, [ask]) == uninterrupted(config)
 
 
-def test_suspended_after_every_step(whole, data, tmp_path):
+def test_suspension_after_every_step(uninterrupted, data, tmp_path):
     config = change(model=DROPOUT, mix=ComponentConfig("cutmix"), ema=0.9)
     path, count, asking = tmp_path / "state.pt", 0, AfterEveryStep()
     while True:
@@ -252,20 +268,18 @@ def test_suspended_after_every_step(whole, data, tmp_path):
                 state_path=path,
                 should_suspend=asking,
                 on_step=asking.on_step,
-                weights_path=tmp_path / "legs.safetensors",
+                weights_path=tmp_path / "resumed.safetensors",
             )
             break
         except Suspended as suspended:
             assert suspended.epoch == count // STEPS
             count += 1
     assert count == config.epochs * STEPS
-    assert Ended(result) == whole(config)
+    assert Outcome(result) == uninterrupted(config)
 
 
-def test_saving_within_epochs_changes_nothing_and_survives_a_crash(
-    whole, data, tmp_path, monkeypatch
-):
-    """Saved after every step; what crashes is then made again from one step before."""
+def test_crash_with_saves_after_every_step(uninterrupted, data, tmp_path, monkeypatch):
+    """The training resumes from one step before the crash."""
     monkeypatch.setattr(training_state, "MID_EPOCH_INTERVAL_S", 0.0)
     monkeypatch.setattr(training_state, "MIN_INTERVAL_FACTOR", 0.0)
     config, path, saved = change(model=DROPOUT, ema=0.9), tmp_path / "state.pt", []
@@ -278,7 +292,7 @@ def test_saving_within_epochs_changes_nothing_and_survives_a_crash(
         run_training(config, data, state_path=path, on_step=crash, on_saved=saved.append)
     assert saved == [0] * (STEPS + 2) + [1] * 4
     assert torch.load(path, weights_only=True)["state"]["step"] == 3
-    assert legs(config, data, tmp_path, []) == whole(config)
+    assert run_suspended(config, data, tmp_path, []) == uninterrupted(config)
 
 
 KILLED = """
@@ -308,44 +322,48 @@ train(config, data, options=TrainOptions(state_path=path))
 """
 
 
-def test_killed_while_it_saves_it_goes_on_from_the_save_before(whole, data, tmp_path):
+def test_kill_during_a_save_resumes_from_the_previous_one(uninterrupted, data, tmp_path):
     config, path = change(model=DROPOUT), tmp_path / "state.pt"
     arguments = [json.dumps(config.to_dict()), str(data.cache.path), str(path)]
     done = subprocess.run([sys.executable, "-c", KILLED, *arguments], cwd=ROOT, check=False)
     assert done.returncode == -9
     assert torch.load(path, weights_only=True)["state"]["step"] == 1
     assert path.with_name(".state.pt.partial").exists()
-    assert legs(config, data, tmp_path, []) == whole(config)
+    assert run_suspended(config, data, tmp_path, []) == uninterrupted(config)
     assert not path.with_name(".state.pt.partial").exists()  # written over by the next save
 
 
-# --- when it ends --------------------------------------------------------------------------------
+# --- stopping ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("asks", [[ASKED], [2 * ASKED], [ASKED, ASKED], [2 * ASKED + 3, 3]])
-def test_patience_counts_over_a_break(whole, data, tmp_path, asks):
+def test_early_stopping_after_resuming(uninterrupted, data, tmp_path, asks):
     config = change(**STILL, patience=2)
-    ended = legs(config, data, tmp_path, asks)
+    ended = run_suspended(config, data, tmp_path, asks)
     assert (ended.best.epoch, len(ended.history), ended.stopped) == (1, 3, "early")
-    assert ended == whole(config)
+    assert ended == uninterrupted(config)
 
 
-def test_asked_to_end_it_ends_and_deletes_its_state(data, tmp_path):
+def test_callback_stops_a_resumed_training(data, tmp_path):
     options = {"on_epoch": lambda record: record.epoch == 2}
     config = change(epochs=5)
-    ended = legs(config, data, tmp_path, [ASKED - 1], **options)
-    assert (ended.stopped, len(ended.history)) == ("asked", 2)
-    assert ended == Ended(run_training(config, data, weights_path=tmp_path / "once.safetensors", **options))
+    ended = run_suspended(config, data, tmp_path, [ASKED - 1], **options)
+    assert (ended.stopped, len(ended.history)) == ("callback", 2)
+    assert ended == Outcome(
+        run_training(config, data, weights_path=tmp_path / "once.safetensors", **options)
+    )
 
 
-def test_the_end_comes_before_a_suspension(data, tmp_path):
-    """In the last epoch it is not asked once more when all is done."""
-    result = run_training(change(epochs=1), data, state_path=tmp_path / "s.pt", should_suspend=At(ASKED))
-    assert result.stopped == "finished"
+def test_no_suspension_after_the_last_epoch(data, tmp_path):
+    """``should_suspend`` is not called after the last epoch."""
+    result = run_training(
+        change(epochs=1), data, state_path=tmp_path / "s.pt", should_suspend=SuspendAt(ASKED)
+    )
+    assert result.stopped is TrainingEnd.FINISHED
 
 
 class Explosive(nn.Module):
-    """Its own cube: a step too long makes the next one longer still."""
+    """A cubic output: a step that is too large makes the next one larger."""
 
     def __init__(self):
         super().__init__()
@@ -355,7 +373,7 @@ class Explosive(nn.Module):
         return 1000 * self.conv(images) ** 3
 
 
-def test_a_training_that_diverges_does_so_over_breaks_too(data, tmp_path):
+def test_divergence_after_resuming(data, tmp_path):
     config = change(
         epochs=20,
         loss=ComponentConfig("bce"),
@@ -381,37 +399,37 @@ def test_a_training_that_diverges_does_so_over_breaks_too(data, tmp_path):
     assert not np.isfinite(sums).all()
 
 
-# --- what is told --------------------------------------------------------------------------------
+# --- callbacks -----------------------------------------------------------------------------------
 
 
-def test_the_epochs_done_are_told_once_and_before_all_else(data, tmp_path):
-    path, told = tmp_path / "state.pt", []
+def test_on_resume_is_called_first_and_once(data, tmp_path):
+    path, calls = tmp_path / "state.pt", []
     hooks = {
-        "on_resume": lambda records: told.append([r.epoch for r in records]),
-        "on_epoch": lambda record: told.append(record.epoch) or False,
-        "on_step": lambda epoch, step, steps: told.append((epoch, step, steps)),
-        "on_saved": lambda epochs: told.append(f"saved {epochs}"),
+        "on_resume": lambda records: calls.append([r.epoch for r in records]),
+        "on_epoch": lambda record: calls.append(record.epoch) or False,
+        "on_step": lambda epoch, step, steps: calls.append((epoch, step, steps)),
+        "on_saved": lambda epochs: calls.append(f"saved {epochs}"),
     }
     with pytest.raises(Suspended) as caught:
-        run_training(SMALL, data, state_path=path, should_suspend=At(3), **hooks)
-    assert told == [(1, 1, 5), (1, 2, 5), (1, 3, 5), "saved 0"]
+        run_training(SMALL, data, state_path=path, should_suspend=SuspendAt(3), **hooks)
+    assert calls == [(1, 1, 5), (1, 2, 5), (1, 3, 5), "saved 0"]
     assert str(caught.value) == "suspended after 0 epochs; its state is saved"
-    told.clear()
+    calls.clear()
     with pytest.raises(Suspended):
-        run_training(SMALL, data, state_path=path, should_suspend=At(2 + 3 + 1), **hooks)
-    steps = [entry for entry in told if isinstance(entry, tuple)]
+        run_training(SMALL, data, state_path=path, should_suspend=SuspendAt(2 + 3 + 1), **hooks)
+    steps = [entry for entry in calls if isinstance(entry, tuple)]
     assert steps == [(1, 4, 5), (1, 5, 5), (2, 1, 5)]
-    assert told[0] == [] and 1 in told and told[-1] == "saved 1"
-    told.clear()
+    assert calls[0] == [] and 1 in calls and calls[-1] == "saved 1"
+    calls.clear()
     run_training(SMALL, data, state_path=path, **hooks)
-    assert told[:2] == [[1], (2, 2, 5)]
-    assert [entry for entry in told if isinstance(entry, int)] == [2, 3]
+    assert calls[:2] == [[1], (2, 2, 5)]
+    assert [entry for entry in calls if isinstance(entry, int)] == [2, 3]
 
 
-def test_the_time_and_the_memory_of_all_legs_count(data, tmp_path):
+def test_time_and_memory_include_earlier_processes(data, tmp_path):
     path = tmp_path / "state.pt"
     with pytest.raises(Suspended):
-        run_training(SMALL, data, state_path=path, should_suspend=At(ASKED + 2))
+        run_training(SMALL, data, state_path=path, should_suspend=SuspendAt(ASKED + 2))
     kept = torch.load(path, weights_only=True)
     kept["state"] |= {"seconds": 1000.0, "epoch_seconds": 100.0, "peak_memory": 10**15}
     training_state.save_state(path, kept["state"], kept["identity"])
@@ -422,42 +440,53 @@ def test_the_time_and_the_memory_of_all_legs_count(data, tmp_path):
     assert first < 100 < second and third < 100
 
 
-def test_suspended_without_a_state_it_says_that_nothing_was_saved(data, tmp_path):
+def test_suspension_without_a_state_reports_it(data, tmp_path):
     (tmp_path / "file").write_text("in the way")
     for path in (None, tmp_path / "file" / "state.pt"):
         with pytest.raises(Suspended) as caught:
-            run_training(SMALL, data, state_path=path, should_suspend=At(ASKED))
+            run_training(SMALL, data, state_path=path, should_suspend=SuspendAt(ASKED))
         assert (caught.value.epoch, caught.value.saved) == (1, False)
         assert str(caught.value) == "suspended after 1 epochs; its state could not be saved"
 
 
-def test_a_state_that_cannot_be_written_ends_no_training(whole, data, tmp_path):
+def test_unwritable_state_does_not_end_the_training(uninterrupted, data, tmp_path):
     (tmp_path / "file").write_text("in the way")
     path = tmp_path / "file" / "state.pt"
-    once = whole(SMALL)
-    assert Ended(run_training(SMALL, data, state_path=path, weights_path=tmp_path / "free.safetensors")) == once
+    once = uninterrupted(SMALL)
+    assert (
+        Outcome(
+            run_training(SMALL, data, state_path=path, weights_path=tmp_path / "free.safetensors")
+        )
+        == once
+    )
 
 
-# --- in more parts -------------------------------------------------------------------------------
+# --- accumulation --------------------------------------------------------------------------------
 
 
-def test_parts_multiply_those_of_the_configuration(data, tmp_path):
+def test_accumulation_factor_multiplies_the_configuration(data, tmp_path):
     model = ComponentConfig("unet", {"width": 4, "depth": 1, "norm": "batch"})
     alike = run_training(change(model=model, accumulate=2), data, accumulation_factor=2)
-    assert without_seconds(run_training(change(model=model), data, accumulation_factor=4).history) == without_seconds(alike.history)
-    assert without_seconds(run_training(change(model=model), data).history) != without_seconds(alike.history)
+    assert without_seconds(
+        run_training(change(model=model), data, accumulation_factor=4).history
+    ) == without_seconds(alike.history)
+    assert without_seconds(run_training(change(model=model), data).history) != without_seconds(
+        alike.history
+    )
 
 
-def test_a_state_is_gone_on_from_in_more_parts(data, tmp_path):
-    """Group norm looks at one image at a time, so that only rounding depends on the parts."""
+def test_resuming_with_another_accumulation_factor(data, tmp_path):
+    """With group norm only rounding depends on the number of parts."""
     path, resumed = tmp_path / "state.pt", []
     config = change(
         model=ComponentConfig("unet", {"width": 4, "depth": 1, "norm": "group"}),
         optimizer=ComponentConfig("sgd", {"lr": 0.1, "momentum": 0.5}),
     )
     with pytest.raises(Suspended):
-        run_training(config, data, state_path=path, should_suspend=At(ASKED + 2))
-    result = run_training(config, data, state_path=path, accumulation_factor=2, on_resume=resumed.append)
+        run_training(config, data, state_path=path, should_suspend=SuspendAt(ASKED + 2))
+    result = run_training(
+        config, data, state_path=path, accumulation_factor=2, on_resume=resumed.append
+    )
     assert len(resumed) == 1
     once = run_training(config, data)
     assert [r.train_loss for r in result.history] == pytest.approx(
@@ -465,7 +494,7 @@ def test_a_state_is_gone_on_from_in_more_parts(data, tmp_path):
     )
 
 
-# --- what cannot be gone on from -----------------------------------------------------------------
+# --- invalid states ------------------------------------------------------------------------------
 
 
 def spoil(path, kind):
@@ -508,19 +537,19 @@ def spoil(path, kind):
         "random",
     ],
 )
-def test_from_a_state_that_does_not_fit_it_begins_afresh(whole, data, tmp_path, kind):
+def test_invalid_state_starts_from_the_beginning(uninterrupted, data, tmp_path, kind):
     path, config = tmp_path / "state.pt", change(model=DROPOUT, ema=0.9)
     with pytest.raises(Suspended):
-        run_training(config, data, state_path=path, should_suspend=At(ASKED + 3))
+        run_training(config, data, state_path=path, should_suspend=SuspendAt(ASKED + 3))
     spoil(path, kind)
     resumed = []
-    ended = legs(config, data, tmp_path, [], on_resume=resumed.append)
+    ended = run_suspended(config, data, tmp_path, [], on_resume=resumed.append)
     assert not resumed
-    assert ended == whole(config)
+    assert ended == uninterrupted(config)
 
 
 @pytest.mark.parametrize("other", ["config", "train", "val", "keep"])
-def test_the_state_of_another_training_is_not_gone_on_from(whole, data, tmp_path, other):
+def test_state_of_another_training_is_ignored(uninterrupted, data, tmp_path, other):
     path, resumed = tmp_path / "state.pt", []
     config, theirs, keep = SMALL, data, "best"
     match other:
@@ -533,7 +562,9 @@ def test_the_state_of_another_training_is_not_gone_on_from(whole, data, tmp_path
         case "keep":
             keep = "last"
     with pytest.raises(Suspended):
-        run_training(config, theirs, state_path=path, should_suspend=At(ASKED + 3), keep=keep)
-    ended = legs(SMALL, data, tmp_path, [], on_resume=resumed.append)
+        run_training(
+            config, theirs, state_path=path, should_suspend=SuspendAt(ASKED + 3), keep=keep
+        )
+    ended = run_suspended(SMALL, data, tmp_path, [], on_resume=resumed.append)
     assert not resumed
-    assert ended == whole(SMALL)
+    assert ended == uninterrupted(SMALL)

@@ -20,7 +20,7 @@ from lesionseg.models import build_model
 from lesionseg.registry import FAMILIES
 from lesionseg.space import ComponentConfig
 from lesionseg.training import checkpoint
-from lesionseg.training.types import Diverged, EpochRecord, TrainData
+from lesionseg.training.types import Diverged, EpochRecord, TrainData, TrainingEnd
 from tests.conftest import write_folder
 from tests.lesionseg.small import run_training, without_seconds
 
@@ -41,7 +41,7 @@ def change(**settings):
 
 
 class Scripted(nn.Module):
-    """Answers in evaluation with the next of some logits maps; learns one number meanwhile.
+    """Returns prescribed logits in evaluation mode and trains a single parameter.
 
     script: for each epoch, what is answered to each validation image; [epochs][images] of either
     numbers or maps [S, S].
@@ -70,7 +70,7 @@ class Scripted(nn.Module):
 
 
 def script_of(data, dice):
-    """Answers that give exactly these mean Dice, in tenths, over the ten validation images."""
+    """Logits with exactly these mean Dice, in tenths, over the ten validation images."""
     right = [torch.from_numpy(data.cache.masks[i].astype(np.float32)) * 2 - 1 for i in data.val]
     wrong = [-r for r in right]
     return [right[: round(d * 10)] + wrong[round(d * 10) :] for d in dice]
@@ -81,11 +81,13 @@ def scripted(data, dice, config=SMALL, **options):
     return run_training(config, data, model=Scripted(script_of(data, dice)), **options)
 
 
-# --- it repeats ----------------------------------------------------------------------------------
+# --- reproducibility -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("augment", [ComponentConfig("none"), ComponentConfig("full", {"strength": 1.0})])
-def test_the_same_configuration_gives_the_same_to_the_last_digit(data, tmp_path, augment):
+@pytest.mark.parametrize(
+    "augment", [ComponentConfig("none"), ComponentConfig("full", {"strength": 1.0})]
+)
+def test_training_is_reproducible(data, tmp_path, augment):
     config = change(augment=augment)
     one = run_training(config, data, weights_path=tmp_path / "one.safetensors")
     torch.rand(7)  # whatever else was drawn meanwhile
@@ -96,8 +98,8 @@ def test_the_same_configuration_gives_the_same_to_the_last_digit(data, tmp_path,
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
 
 
-def test_segnet_repeats_too(tmp_path):
-    """Its unpooling is on torch's list of operations that may not."""
+def test_segnet_is_reproducible(tmp_path):
+    """torch lists its unpooling as nondeterministic."""
     cache = build_cache(DatasetIndex.read(write_folder(tmp_path / "data", 6)), 32, tmp_path)
     data = TrainData(cache, np.arange(4), np.arange(4, 6))
     config = change(model=ComponentConfig("segnet", {"width": 4}), image_size=32)
@@ -105,12 +107,12 @@ def test_segnet_repeats_too(tmp_path):
     assert without_seconds(one) == without_seconds(other)
 
 
-def test_another_seed_is_another_training(data):
+def test_seed_changes_the_result(data):
     one, other = (run_training(change(seed=s), data) for s in (0, 1))
     assert without_seconds(one.history) != without_seconds(other.history)
 
 
-def test_a_network_built_beforehand_trains_like_one_built_here(data):
+def test_model_option_equals_building(data):
     config = change(seed=5)
     torch.manual_seed(5)
     model = build_model(config.model, image_size=config.image_size)
@@ -118,24 +120,24 @@ def test_a_network_built_beforehand_trains_like_one_built_here(data):
     assert without_seconds(given.history) == without_seconds(built.history)
 
 
-# --- what it gives -------------------------------------------------------------------------------
+# --- results -------------------------------------------------------------------------------------
 
 
-def test_the_history_has_a_record_for_each_epoch(data):
-    told = []
-    result = run_training(SMALL, data, lambda record: told.append(record) or False)
+def test_history_has_a_record_per_epoch(data):
+    calls = []
+    result = run_training(SMALL, data, lambda record: calls.append(record) or False)
     assert [r.epoch for r in result.history] == [1, 2, 3]
-    assert tuple(told) == result.history
-    assert all(isinstance(r, EpochRecord) for r in told)
+    assert tuple(calls) == result.history
+    assert all(isinstance(r, EpochRecord) for r in calls)
     assert result.best in result.history
     assert result.best.metrics.dice == max(r.metrics.dice for r in result.history)
-    assert result.stopped == "finished"
+    assert result.stopped is TrainingEnd.FINISHED
     assert result.checkpoint is None
     assert 0 < sum(r.seconds for r in result.history) < result.seconds
     assert result.peak_memory > 1e6
 
 
-def test_what_it_gives_can_be_sent_to_another_process(data):
+def test_result_can_be_pickled(data):
     result = run_training(change(epochs=1), data)
     assert pickle.loads(pickle.dumps(result)) == result
 
@@ -159,13 +161,13 @@ def test_it_learns(data):
     ],
     ids=lambda v: getattr(v, "name", None),
 )
-def test_the_learning_rate_told_is_that_of_the_epochs_last_step(data, schedule, lr):
+def test_recorded_learning_rate_is_of_the_last_step(data, schedule, lr):
     config = change(epochs=2, optimizer=ComponentConfig("adam", {"lr": 0.1}), schedule=schedule)
     assert [r.lr for r in run_training(config, data).history] == pytest.approx(lr)
 
 
-def test_the_validation_loss_is_the_mean_over_images(data):
-    """Ten images in batches of four, four and two; each with a logit of its own everywhere."""
+def test_validation_loss_is_the_mean_over_images(data):
+    """Ten images in batches of four, four and two, each with another constant logit."""
     logits = np.linspace(-2, 2, 10)
     config = change(epochs=1, loss=ComponentConfig("bce"))
     result = run_training(config, data, model=Scripted([logits]))
@@ -178,8 +180,8 @@ def test_the_validation_loss_is_the_mean_over_images(data):
     assert result.best.val_loss == pytest.approx(np.mean(losses), rel=1e-5)
 
 
-def test_the_training_loss_is_the_mean_over_steps(data):
-    """A network that says one half everywhere loses the logarithm of 2 at its first step."""
+def test_training_loss_is_the_mean_over_steps(data):
+    """The loss of a constant probability of one half is log 2."""
     config = change(
         epochs=1,
         loss=ComponentConfig("bce"),
@@ -190,7 +192,7 @@ def test_the_training_loss_is_the_mean_over_steps(data):
     assert result.best.train_loss == pytest.approx(math.log(2), rel=1e-6)
 
 
-def test_the_metrics_are_those_of_the_validation_images(data):
+def test_metrics_equal_scikit_learns(data):
     result = run_training(change(epochs=1), data, model=Scripted([[5.0] * 5 + [-5.0] * 5]))
     truth = [data.cache.masks[i].ravel() for i in data.val]
     said = [np.ones(256)] * 5 + [np.zeros(256)] * 5
@@ -207,8 +209,8 @@ def test_the_metrics_are_those_of_the_validation_images(data):
         )
 
 
-def test_gradients_are_clipped_to_the_given_norm(data):
-    """One step of SGD moves by at most rate x norm, once more for Nesterov's look ahead."""
+def test_gradients_are_clipped(data):
+    """A step of SGD is at most rate x norm, plus Nesterov's term."""
     config = change(
         epochs=1,
         batch_size=20,
@@ -227,7 +229,7 @@ def test_gradients_are_clipped_to_the_given_norm(data):
     assert moved(0.0) > 5 * moved(0.01)
 
 
-def test_every_epoch_trains_on_other_batches_and_judges_on_the_same(data):
+def test_batches_differ_per_epoch_and_validation_does_not(data):
     class Watching(Scripted):
         """Notes what it is shown: one list of batches for each epoch, twice."""
 
@@ -251,16 +253,18 @@ def test_every_epoch_trains_on_other_batches_and_judges_on_the_same(data):
     assert judged[0] == judged[1] == judged[2] and len(judged[0]) == 3
 
 
-# --- what is kept --------------------------------------------------------------------------------
+# --- kept weights --------------------------------------------------------------------------------
 
 
-def test_the_saved_file_gives_the_best_epochs_dice_again(data, tmp_path):
+def test_saved_weights_reproduce_the_best_dice(data, tmp_path):
     config = change(epochs=6, optimizer=ComponentConfig("adam", {"lr": 3e-2}))
     result = run_training(config, data, weights_path=tmp_path / "m.safetensors")
     assert result.checkpoint == tmp_path / "m.safetensors"
     model, its_config = checkpoint.load(result.checkpoint)
     assert its_config == config
-    found = predict_probabilities(model, data.cache, data.val, device=CPU, batch_size=config.batch_size)
+    found = predict_probabilities(
+        model, data.cache, data.val, device=CPU, batch_size=config.batch_size
+    )
     dice = [
         sklearn.metrics.f1_score(data.cache.masks[i].ravel(), (p > 0.5).ravel(), zero_division=0)
         for i, p in zip(data.val, found, strict=True)
@@ -275,7 +279,7 @@ def weights_of(path):
 
 
 @pytest.mark.parametrize(("keep", "kept"), [("best", 2), ("last", 4)])
-def test_the_weights_kept_are_those_of_the_best_or_of_the_last_epoch(data, tmp_path, keep, kept):
+def test_best_or_last_weights_are_kept(data, tmp_path, keep, kept):
     model, seen = Scripted(script_of(data, [0.2, 0.7, 0.7, 0.4])), []
 
     def watch(record):
@@ -289,7 +293,7 @@ def test_the_weights_kept_are_those_of_the_best_or_of_the_last_epoch(data, tmp_p
     assert weights_of(path) == seen[kept - 1]
 
 
-# --- when it stops -------------------------------------------------------------------------------
+# --- stopping ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -304,33 +308,31 @@ def test_the_weights_kept_are_those_of_the_best_or_of_the_last_epoch(data, tmp_p
         ([0.0, 0.0, 0.0], 5, 3, 1, "finished"),
     ],
 )
-def test_it_stops_after_patience_epochs_without_a_better_dice(
-    data, dice, patience, epochs, best, stopped
-):
+def test_early_stopping(data, dice, patience, epochs, best, stopped):
     result = scripted(data, dice, change(patience=patience))
     assert [r.metrics.dice for r in result.history] == pytest.approx(dice[:epochs])
     assert (result.best.epoch, result.stopped) == (best, stopped)
 
 
-def test_true_from_on_epoch_stops_it_with_what_it_has(data, tmp_path):
+def test_callback_stops_the_training(data, tmp_path):
     result = scripted(
         data,
         [0.3, 0.6, 0.1, 0.9],
         on_epoch=lambda record: record.epoch == 3,
         weights_path=tmp_path / "m.safetensors",
     )
-    assert result.stopped == "asked"
+    assert result.stopped is TrainingEnd.CALLBACK
     assert [r.epoch for r in result.history] == [1, 2, 3]
     assert result.best.epoch == 2
     assert result.checkpoint.is_file()
 
 
-def test_being_asked_counts_before_running_out_of_patience(data):
+def test_callback_precedes_early_stopping(data):
     result = scripted(data, [0.5, 0.4], change(patience=1), on_epoch=lambda r: r.epoch == 2)
-    assert result.stopped == "asked"
+    assert result.stopped is TrainingEnd.CALLBACK
 
 
-def test_an_error_in_on_epoch_ends_it_and_saves_nothing(data, tmp_path):
+def test_error_in_the_callback_is_raised(data, tmp_path):
     def broken(record):
         raise KeyboardInterrupt
 
@@ -340,7 +342,7 @@ def test_an_error_in_on_epoch_ends_it_and_saves_nothing(data, tmp_path):
 
 
 class Broken(nn.Module):
-    """Gives a bad number from its given epoch on, in training or in evaluation."""
+    """Returns a value that is not finite from an epoch on, in training or evaluation."""
 
     def __init__(self, value, epoch, when):
         super().__init__()
@@ -359,23 +361,23 @@ class Broken(nn.Module):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize(("when", "what"), [("training", "training"), ("evaluation", "validation")])
-def test_a_loss_that_is_no_number_ends_it(data, tmp_path, value, when, what):
-    told = []
+def test_loss_that_is_not_finite_raises_diverged(data, tmp_path, value, when, what):
+    calls = []
     with pytest.raises(Diverged) as caught:
         run_training(
             change(epochs=4, loss=ComponentConfig("bce")),
             data,
-            lambda record: told.append(record.epoch) or False,
+            lambda record: calls.append(record.epoch) or False,
             model=Broken(value, 3, when),
             weights_path=tmp_path / "m.safetensors",
         )
     assert str(caught.value) in {f"the {what} loss became {v} in epoch 3" for v in ("nan", "inf")}
-    assert told == [1, 2]
+    assert calls == [1, 2]
     assert not (tmp_path / "m.safetensors").exists()
 
 
 class Explosive(nn.Module):
-    """Its own cube: a step too long makes the next one longer still."""
+    """A cubic output: a step that is too large makes the next one larger."""
 
     def __init__(self):
         super().__init__()
@@ -385,7 +387,7 @@ class Explosive(nn.Module):
         return 10 * self.conv(images) ** 3
 
 
-def test_a_learning_rate_far_too_high_diverges(data):
+def test_divergence_with_a_high_learning_rate(data):
     config = change(
         epochs=20,
         loss=ComponentConfig("bce"),
@@ -396,7 +398,7 @@ def test_a_learning_rate_far_too_high_diverges(data):
         run_training(config, data, model=Explosive())
 
 
-# --- small and odd data --------------------------------------------------------------------------
+# --- degenerate data -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -409,7 +411,7 @@ def test_few_images_and_large_batches(data, members, batch_size):
     assert all(math.isfinite(r.train_loss) for r in result.history)
 
 
-def test_masks_without_any_lesion(tmp_path):
+def test_empty_masks(tmp_path):
     root = write_folder(tmp_path / "data", 4)
     for i in range(4):
         Image.new("L", (48, 40)).save(root / f"masks/im{i:03}.png")
@@ -420,13 +422,13 @@ def test_masks_without_any_lesion(tmp_path):
     assert result.best.metrics.dice in (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-# --- every row -----------------------------------------------------------------------------------
+# --- registry ------------------------------------------------------------------------------------
 
 ROWS = [(f, n) for f, table in FAMILIES.items() if f != "model" for n in table]
 
 
 @pytest.mark.parametrize(("family", "name"), ROWS)
-def test_every_row_of_every_family_trains(data, family, name):
+def test_every_registry_entry_trains(data, family, name):
     config = change(epochs=2, **{family: ComponentConfig(name)})
     result = run_training(config, TrainData(data.cache, np.arange(8), data.val))
     assert all(math.isfinite(r.train_loss + r.val_loss) for r in result.history)
@@ -440,7 +442,7 @@ def test_every_row_of_every_family_trains(data, family, name):
     ],
     ids=lambda p: p.name,
 )
-def test_a_network_of_ours_learns_eight_pictures_by_heart(tmp_path, component):
+def test_overfits_eight_images(tmp_path, component):
     root = write_folder(tmp_path / "data", 8)
     cache = build_cache(DatasetIndex.read(root), 32, tmp_path / "cache")
     everyone = np.arange(8)
@@ -455,7 +457,7 @@ def test_a_network_of_ours_learns_eight_pictures_by_heart(tmp_path, component):
     assert run_training(config, TrainData(cache, everyone, everyone)).best.metrics.dice > 0.95
 
 
-# --- what is there to train better ---------------------------------------------------------------
+# --- training modifiers --------------------------------------------------------------------------
 
 
 def kept(config, data, path):
@@ -463,10 +465,12 @@ def kept(config, data, path):
     return load_file(path)
 
 
-def test_a_batch_computed_in_parts_makes_the_same_step(data, tmp_path):
-    """Group norm looks at one image at a time, so that nothing depends on the parts."""
+def test_accumulated_step_equals_a_whole_one(data, tmp_path):
+    """With group norm nothing depends on the number of parts."""
     model = ComponentConfig("unet", {"width": 4, "depth": 1, "norm": "group"})
-    config = change(model=model, loss=ComponentConfig("bce_dice"), epochs=2, batch_size=5, clip_norm=0.0)
+    config = change(
+        model=model, loss=ComponentConfig("bce_dice"), epochs=2, batch_size=5, clip_norm=0.0
+    )
     optimizer = ComponentConfig("sgd", {"lr": 0.1, "momentum": 0.5})
     config = dataclasses.replace(config, optimizer=optimizer, augment=ComponentConfig("none"))
     whole = kept(config, data, tmp_path / "whole.safetensors")
@@ -477,7 +481,7 @@ def test_a_batch_computed_in_parts_makes_the_same_step(data, tmp_path):
         torch.testing.assert_close(more[name], whole[name], atol=2e-5, rtol=1e-4)
 
 
-def test_the_averaged_network_is_the_one_that_is_judged_and_kept(data, tmp_path):
+def test_averaged_network_is_validated_and_kept(data, tmp_path):
     config = change(ema=0.99, epochs=2)
     path = tmp_path / "model.safetensors"
     plain = run_training(change(epochs=2), data, weights_path=tmp_path / "plain.safetensors")
@@ -495,10 +499,14 @@ def test_the_averaged_network_is_the_one_that_is_judged_and_kept(data, tmp_path)
 
 @pytest.mark.parametrize(
     "settings",
-    [{"flooding": 0.9}, {"label_smoothing": 0.3}, {"mix": ComponentConfig("cutmix", {"alpha": 1.0})}],
+    [
+        {"flooding": 0.9},
+        {"label_smoothing": 0.3},
+        {"mix": ComponentConfig("cutmix", {"alpha": 1.0})},
+    ],
 )
-def test_what_helps_training_changes_it_and_leaves_the_validation_loss_alone(data, settings):
-    """An untrained network that is never moved: only how it is judged is left."""
+def test_training_modifiers_do_not_change_the_validation_loss(data, settings):
+    """With a learning rate of almost 0 only the losses differ."""
     still = {"optimizer": ComponentConfig("sgd", {"lr": 1e-4, "momentum": 0.5}), "epochs": 1}
     plain = run_training(change(**still), data).history[0]
     other = run_training(change(**still, **settings), data).history[0]
@@ -506,18 +514,20 @@ def test_what_helps_training_changes_it_and_leaves_the_validation_loss_alone(dat
     assert other.val_loss == pytest.approx(plain.val_loss, abs=2e-3)
 
 
-def test_the_loss_is_never_below_the_flood_level(data):
+def test_loss_is_not_below_the_flood_level(data):
     history = run_training(change(flooding=0.5, epochs=4), data).history
     assert all(r.train_loss >= 0.5 for r in history)
 
 
 @pytest.mark.parametrize("mix", ["mixup", "cutmix"])
-def test_mixing_repeats_to_the_last_digit(data, mix):
+def test_mix_is_reproducible(data, mix):
     config = change(mix=ComponentConfig(mix, {"alpha": 0.4}), epochs=2)
-    assert without_seconds(run_training(config, data).history) == without_seconds(run_training(config, data).history)
+    assert without_seconds(run_training(config, data).history) == without_seconds(
+        run_training(config, data).history
+    )
 
 
-def test_a_network_with_deep_supervision_trains_and_is_judged_by_its_main_output(data, tmp_path):
+def test_deep_supervision_validates_the_main_output(data, tmp_path):
     model = ComponentConfig("unet", {"width": 4, "depth": 3, "deep_supervision": True})
     path = tmp_path / "model.safetensors"
     result = run_training(change(model=model, epochs=2), data, weights_path=path)

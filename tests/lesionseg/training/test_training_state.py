@@ -28,7 +28,7 @@ CONTENT = {
 
 
 class Counting:
-    """What is kept here: one number."""
+    """A stateful object with one number."""
 
     def __init__(self, number=0):
         self.number = number
@@ -55,7 +55,7 @@ def same(one, other):
 # --- the file ------------------------------------------------------------------------------------
 
 
-def test_what_is_saved_is_what_is_loaded_and_nothing_else_is_left(path):
+def test_save_and_load(path):
     training_state.save_state(path, CONTENT, WHOSE)
     assert same(training_state.load_state(path, WHOSE), CONTENT)
     assert list(path.parent.iterdir()) == [path]
@@ -63,15 +63,15 @@ def test_what_is_saved_is_what_is_loaded_and_nothing_else_is_left(path):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99, 0.9999])
-def test_a_truncated_file_is_refused(path, share):
+def test_truncated_file_is_refused(path, share):
     training_state.save_state(path, CONTENT, WHOSE)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(InputError, match="damaged or no training state"):
+    with pytest.raises(InputError, match="damaged or not a training state"):
         training_state.load_state(path, WHOSE)
 
 
-def test_a_flipped_bit_is_never_loaded_as_something_else(path):
+def test_flipped_bit_is_detected(path):
     training_state.save_state(path, CONTENT, WHOSE)
     whole, refused = path.read_bytes(), 0
     places = np.random.default_rng(0).integers(0, len(whole), 150)
@@ -109,17 +109,17 @@ def foreign(path, kind):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("text", "damaged or no training state"),
-        ("weights", "holds no lesionsearch-state/3"),
-        ("code", "damaged or no training state"),
-        ("list", "holds no lesionsearch-state/3"),
-        ("older", "holds no lesionsearch-state/3"),
-        ("part", "lacks a part"),
+        ("text", "damaged or not a training state"),
+        ("weights", "is not a lesionsearch-state/3"),
+        ("code", "damaged or not a training state"),
+        ("list", "is not a lesionsearch-state/3"),
+        ("older", "is not a lesionsearch-state/3"),
+        ("part", "is incomplete"),
         ("folder", "no such file"),
         ("none", "no such file"),
     ],
 )
-def test_a_foreign_file_is_refused_in_one_line(path, kind, message):
+def test_other_files_are_refused_in_one_line(path, kind, message):
     path.parent.mkdir()
     foreign(path, kind)
     with pytest.raises(InputError, match=message) as caught:
@@ -135,13 +135,13 @@ def test_a_foreign_file_is_refused_in_one_line(path, kind, message):
         ({"configuration": "abc"}, "its train is def, not None"),
     ],
 )
-def test_a_state_of_another_training_is_refused_and_says_why(path, asked, message):
+def test_state_of_another_training_is_refused(path, asked, message):
     training_state.save_state(path, CONTENT, WHOSE)
     with pytest.raises(InputError, match=message):
         training_state.load_state(path, asked)
 
 
-def test_a_disk_that_fills_up_leaves_the_state_from_before(path):
+def test_full_disk_keeps_the_previous_state(path):
     training_state.save_state(path, {"number": 1}, WHOSE)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
@@ -154,7 +154,7 @@ def test_a_disk_that_fills_up_leaves_the_state_from_before(path):
     assert list(path.parent.iterdir()) == [path]
 
 
-# --- whose it is ---------------------------------------------------------------------------------
+# --- identity ------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -162,12 +162,14 @@ def cache(tiny_data, tmp_path_factory):
     return build_cache(DatasetIndex.read(tiny_data), 16, tmp_path_factory.mktemp("cache"))
 
 
-def test_an_identity_tells_configurations_members_and_their_order_apart(cache):
+def test_identity_depends_on_configuration_and_members(cache):
     config, train = TrialConfig(), np.arange(20)
     made = [
         state_identity(config, cache, train=train),
         state_identity(dataclasses.replace(config, seed=1), cache, train=train),
-        state_identity(dataclasses.replace(config, loss=ComponentConfig("dice")), cache, train=train),
+        state_identity(
+            dataclasses.replace(config, loss=ComponentConfig("dice")), cache, train=train
+        ),
         state_identity(config, cache, train=train[:-1]),
         state_identity(config, cache, train=train[::-1].copy()),
         state_identity(config, cache, train=np.array([], dtype=np.int64)),
@@ -177,7 +179,7 @@ def test_an_identity_tells_configurations_members_and_their_order_apart(cache):
     assert state_identity(config, cache, train=train.copy()) == made[0]
 
 
-def test_an_identity_is_of_the_pictures_not_of_where_they_lie(cache, tiny_data, tmp_path):
+def test_identity_depends_on_images_not_on_paths(cache, tiny_data, tmp_path):
     same_again = write_folder(tmp_path / "copy", 30)
     other = write_folder(tmp_path / "other", 30)
     (other / "masks" / "im003.png").write_bytes((other / "masks" / "im004.png").read_bytes())
@@ -187,11 +189,11 @@ def test_an_identity_is_of_the_pictures_not_of_where_they_lie(cache, tiny_data, 
         assert (state_identity(TrialConfig(), found, train=np.arange(20)) == mine) is equal
 
 
-# --- how often -----------------------------------------------------------------------------------
+# --- intervals -----------------------------------------------------------------------------------
 
 
 class Slow(Counting):
-    """Costs seconds to save, on a clock of its own."""
+    """Takes simulated seconds to save."""
 
     def __init__(self, seconds):
         super().__init__()
@@ -215,7 +217,7 @@ class Slow(Counting):
         (0.0, 0.1, True, False),
     ],
 )
-def test_a_save_waits_until_it_is_a_twentieth_of_the_time(path, cost, waited, at_the_end, within):
+def test_save_is_due_after_twenty_times_its_cost(path, cost, waited, at_the_end, within):
     training = Slow(cost)
     keeper = CheckpointManager(path, WHOSE, clock=lambda: training.now)
     keeper.save(training, 1)
@@ -224,7 +226,7 @@ def test_a_save_waits_until_it_is_a_twentieth_of_the_time(path, cost, waited, at
     assert keeper.is_due(mid_epoch=True) is within
 
 
-def test_the_first_save_is_due_after_the_first_epoch_and_none_without_a_path(path):
+def test_first_save_is_due_at_once_and_never_without_a_path(path):
     training = Slow(1.0)
     keepers = [CheckpointManager(p, WHOSE, clock=lambda: training.now) for p in (path, None)]
     training.now += 0.1
@@ -232,38 +234,38 @@ def test_the_first_save_is_due_after_the_first_epoch_and_none_without_a_path(pat
     assert not keepers[1].save(training, 1)
 
 
-def test_a_save_is_told_and_taken_up(path):
-    told = []
-    assert CheckpointManager(path, WHOSE, told.append).save(Counting(7), 3)
+def test_save_calls_on_saved_and_is_loaded(path):
+    calls = []
+    assert CheckpointManager(path, WHOSE, calls.append).save(Counting(7), 3)
     training = Counting()
     assert CheckpointManager(path, WHOSE).load(training)
-    assert (training.number, told) == (7, [3])
+    assert (training.number, calls) == (7, [3])
 
 
-def test_what_does_not_fit_leaves_the_training_as_it_was(path):
+def test_state_that_does_not_fit_changes_nothing(path):
     training_state.save_state(path, {"other": 1}, WHOSE)
     training = Counting(5)
     assert not CheckpointManager(path, WHOSE).load(training)
     assert training.number == 5
 
 
-def test_a_save_that_fails_is_not_told_and_tried_again_later(tmp_path):
+def test_failed_save_is_retried_later(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    told, training = [], Slow(1.0)
+    calls, training = [], Slow(1.0)
     keeper = CheckpointManager(
-        tmp_path / "file" / "s.pt", WHOSE, told.append, clock=lambda: training.now
+        tmp_path / "file" / "s.pt", WHOSE, calls.append, clock=lambda: training.now
     )
     assert not keeper.save(training, 1)
     assert not keeper.is_due(mid_epoch=False)
     training.now += 21
-    assert keeper.is_due(mid_epoch=False) and told == []
+    assert keeper.is_due(mid_epoch=False) and calls == []
 
 
-# --- what a step changes -------------------------------------------------------------------------
+# --- snapshots -----------------------------------------------------------------------------------
 
 
 class Buffers(torch.nn.Module):
-    """With buffers of several kinds, among each other, as layers of batch norm have them."""
+    """Buffers of several dtypes in alternation, as in batch-norm layers."""
 
     def __init__(self):
         super().__init__()
@@ -281,7 +283,7 @@ def kept(model):
     return {name: buffer.clone() for name, buffer in model.named_buffers()}
 
 
-def test_buffers_of_every_kind_are_as_they_were():
+def test_snapshot_restores_buffers_of_all_dtypes():
     model = Buffers()
     before, noted = training_state.StepSnapshot(model, torch.device("cpu")), kept(model)
     for _ in range(2):
@@ -298,8 +300,8 @@ def test_buffers_of_every_kind_are_as_they_were():
     assert all(torch.equal(kept(model)[name], noted[name]) for name in noted)
 
 
-def test_buffers_are_copied_kind_by_kind(monkeypatch):
-    """A list of several kinds CUDA copies tensor by tensor."""
+def test_snapshot_groups_buffers_by_dtype(monkeypatch):
+    """CUDA copies a list of mixed dtypes tensor by tensor."""
     copied, copy = [], torch._foreach_copy_
 
     def each(to, given):
@@ -318,7 +320,7 @@ def test_buffers_are_copied_kind_by_kind(monkeypatch):
 # --- generators and optimizers -------------------------------------------------------------------
 
 
-def test_the_generators_go_on_as_they_would_have():
+def test_random_states_are_restored():
     cpu = torch.device("cpu")
     kept = training_state.random_state(cpu)
     drawn = torch.rand(5)

@@ -25,7 +25,11 @@ def test_best_median_and_worst_never_show_an_image_twice(n):
 
 def test_of_nine_images_each_is_shown_where_it_belongs():
     dice = np.array([0.5, 0.9, 0.1, 0.7, 0.3, 0.8, 0.2, 0.6, 0.4])
-    assert overlays.select_examples(dice) == {"best": [1, 5, 3], "median": [7, 0, 8], "worst": [2, 6, 4]}
+    assert overlays.select_examples(dice) == {
+        "best": [1, 5, 3],
+        "median": [7, 0, 8],
+        "worst": [2, 6, 4],
+    }
 
 
 def test_outlines_lie_on_the_masks_edges_in_their_colours():

@@ -57,7 +57,9 @@ def test_the_same_members_in_any_order_give_the_same_images():
 @pytest.mark.parametrize("n", [1, 5, 6])
 def test_of_few_members_all_are_shown(n):
     members = np.arange(n)
-    assert sorted(trial_sheet.select_by_area(Areas(np.zeros(n)), members).tolist()) == members.tolist()
+    assert (
+        sorted(trial_sheet.select_by_area(Areas(np.zeros(n)), members).tolist()) == members.tolist()
+    )
 
 
 def test_both_outlines_are_seen_and_the_names_stand_below(cache, tmp_path):
@@ -102,7 +104,7 @@ def test_a_sheet_of_noise_keeps_to_its_size(tmp_path):
 
     path = tmp_path / "s.jpg"
     trial_sheet.write_trial_sheet(Half(), Noisy(np.zeros(6)), np.arange(6), path, CPU)
-    assert 1000 < path.stat().st_size <= trial_sheet.MOST_BYTES
+    assert 1000 < path.stat().st_size <= trial_sheet.MAX_BYTES
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["s.jpg"]
 
 

@@ -181,7 +181,9 @@ def test_run_draws_below_its_lines_and_restores_the_terminal(terminal, tiny_data
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_a_run_restores_the_terminal_and_prints_the_resume_command(terminal, tiny_data, tmp_path):
+def test_ctrl_c_in_a_run_restores_the_terminal_and_prints_the_resume_command(
+    terminal, tiny_data, tmp_path
+):
     study = write_study(tmp_path / "tiny.yaml", {"budget.epochs": 5000})
     args = ["run", str(study), "--data", str(tiny_data), "--device", "cpu", "--no-final"]
     process = terminal(args, tmp_path)

@@ -19,7 +19,7 @@ from search.monitoring.status import (
 )
 from search.monitoring.study_status import WorkerStatus
 from search.results.final_test import run_final_test
-from search.storage import trial_records
+from search.storage import training_time, trial_records
 from search.storage.leases import TrialLeases
 from search.storage.optuna_internals import storage_of
 from search.storage.process_id import current_process
@@ -101,7 +101,11 @@ def test_all_states_workers_and_the_queue_are_listed(tiny_data, tmp_path):
     for reason, state in ended.items():
         leases.finish(leases.claim(first), state, attrs={"reason": reason})
     leases.deregister_worker(first)
-    local, remote, exited = register(), register("cuda:1", host="h", pid=7), register(start_time=0.0)
+    local, remote, exited = (
+        register(),
+        register("cuda:1", host="h", pid=7),
+        register(start_time=0.0),
+    )
     claim, remote_claim = leases.claim(local), leases.claim(remote)
     suggest(load_claimed_trial(opened.study, claim), opened.spec.space)
     leases.heartbeat(local, claim, 2)
@@ -169,7 +173,7 @@ def make_running(seconds, epochs, device="cpu"):
     ],
 )
 def test_hours_left_are_the_smallest_of_three_estimates(monkeypatch, trials, budget, hours):
-    monkeypatch.setattr(trial_records.time, "time", lambda: NOW)
+    monkeypatch.setattr(training_time.time, "time", lambda: NOW)
     estimate = estimate_hours_left(trials, {"trials": 10, "epochs": 4} | budget)
     assert estimate == (None if hours is None else pytest.approx(hours, abs=0.01))
 

@@ -50,9 +50,9 @@ def test_baselines_table_contains_every_baseline(console):
 
 def test_names_that_look_like_markup_are_printed_literally(console, tmp_path):
     write_pair(tmp_path, "a[red]b")
-    (tmp_path / "masks" / "a[red]b.png").write_bytes(b"not a picture")
+    (tmp_path / "masks" / "a[red]b.png").write_bytes(b"not an image")
     tables.print_audit(console, audit_dataset(tmp_path))
-    assert "a[red]b.png: not a picture" in text_of(console)
+    assert "a[red]b.png: not an image" in text_of(console)
 
 
 def test_without_a_terminal_only_finished_downloads_are_printed(console):

@@ -14,12 +14,12 @@ from search.storage.trial_records import EndReason
 def log_line(state=TrialState.COMPLETE, value=None, steps=(), **attrs):
     """Return the printed line of trial 7."""
     values = dict(enumerate(steps, 1))
-    trial = create_trial(
-        state=state, value=value, user_attrs=attrs, intermediate_values=values
-    )
+    trial = create_trial(state=state, value=value, user_attrs=attrs, intermediate_values=values)
     trial.number = 7
     file = io.StringIO()
-    TrialLog(Console(file=file, highlight=False, width=240, soft_wrap=True)).trial_ended(trial, None)
+    TrialLog(Console(file=file, highlight=False, width=240, soft_wrap=True)).trial_ended(
+        trial, None
+    )
     (line,) = file.getvalue().splitlines()
     return line
 

@@ -6,11 +6,11 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from search.results import charts
+from search.results.charts import evaluation, parameters
 from search.results.charts import trials as trial_charts
 from search.results.charts.parameters import ParameterScale
+from search.results.charts.svg import lower_limit
 
-SHARES = {"tp": 0.2, "fp": 0.05, "fn": 0.1, "tn": 0.65}
 EPOCHS = [
     {"epoch": float(e), "train_loss": 1 / e, "val_loss": 1.2 / e, "dice": d}
     for e, d in enumerate((0.4, 0.7, 0.6), 1)
@@ -48,17 +48,16 @@ SPACE = [
     make_trial(3, "failed", (), None, model="unet", lr=1e-3, ema=True),
 ]
 ALL = {
-    "history": lambda: charts.history_chart(TRIALS, 2),
-    "curves": lambda: charts.curves_chart(TRIALS, 2),
-    "retraining": lambda: charts.retraining_chart(EPOCHS, 2),
-    "importance": lambda: charts.importance_chart({"model": 0.75, "loss.focal.gamma": 0.25}),
-    "confusion": lambda: charts.confusion_chart(SHARES),
-    "dice": lambda: charts.dice_chart([0.2, 0.8, 0.9]),
-    "recall": lambda: charts.recall_chart(CURVES, 0.9),
-    "calibration": lambda: charts.calibration_chart(CURVES, 0.02),
-    "size": lambda: charts.size_chart([0.01, 0.2, 0.0], [0.4, 0.9, 1.0]),
-    "slices": lambda: charts.slices_chart(SPACE, NAMES, 1),
-    "parallel": lambda: charts.parallel_chart(SPACE, NAMES, 1),
+    "history": lambda: trial_charts.history_chart(TRIALS, 2),
+    "curves": lambda: trial_charts.curves_chart(TRIALS, 2),
+    "retraining": lambda: trial_charts.retraining_chart(EPOCHS, 2),
+    "importance": lambda: trial_charts.importance_chart({"model": 0.75, "loss.focal.gamma": 0.25}),
+    "dice": lambda: evaluation.dice_chart([0.2, 0.8, 0.9]),
+    "recall": lambda: evaluation.recall_chart(CURVES, 0.9),
+    "calibration": lambda: evaluation.calibration_chart(CURVES, 0.02),
+    "size": lambda: evaluation.size_chart([0.01, 0.2, 0.0], [0.4, 0.9, 1.0]),
+    "slices": lambda: parameters.slices_chart(SPACE, NAMES, 1),
+    "parallel": lambda: parameters.parallel_chart(SPACE, NAMES, 1),
 }
 
 
@@ -106,30 +105,30 @@ def test_history_shows_each_state_and_the_selected_trial():
 
 
 def test_legend_has_no_entry_for_missing_states():
-    shown = set(texts(charts.history_chart(TRIALS[:1], None)))
+    shown = set(texts(trial_charts.history_chart(TRIALS[:1], None)))
     assert "complete" in shown
     assert not {"failed", "pruned (last reported)"} & shown
 
 
 @pytest.mark.parametrize("trials", [[], TRIALS[3:4], TRIALS[5:6]])
 def test_history_without_complete_trials(trials):
-    assert "None is complete." in alt(charts.history_chart(trials, None))
-    assert alt(charts.curves_chart(trials, None))
+    assert "None is complete." in alt(trial_charts.history_chart(trials, None))
+    assert alt(trial_charts.curves_chart(trials, None))
 
 
 def test_axis_starts_below_the_lowest_value_that_is_no_outlier():
     usual = np.linspace(0.8, 0.9, 11).tolist()
-    assert trial_charts._lower_limit(usual) == pytest.approx(0.794)
-    assert trial_charts._lower_limit([0.01, *usual]) == pytest.approx(0.794)
-    assert trial_charts._lower_limit([0.5, 0.5]) == pytest.approx(0.47)
-    assert trial_charts._lower_limit([0.0]) == 0
-    assert trial_charts._lower_limit([]) == 0
+    assert lower_limit(usual) == pytest.approx(0.794)
+    assert lower_limit([0.01, *usual]) == pytest.approx(0.794)
+    assert lower_limit([0.5, 0.5]) == pytest.approx(0.47)
+    assert lower_limit([0.0]) == 0
+    assert lower_limit([]) == 0
 
 
 def test_outliers_are_at_the_lower_edge():
     def heights(values):
         trials = [make_trial(i, "complete", (), v) for i, v in enumerate(values)]
-        chart = charts.history_chart(trials, None)
+        chart = trial_charts.history_chart(trials, None)
         return [float(e.get("y")) for e in elements(chart) if e.tag == "use"]
 
     usual = np.linspace(0.8, 0.9, 11).tolist()
@@ -144,15 +143,15 @@ def test_curves_distinguish_states_and_the_selected_trial():
 
 
 def test_missing_values_of_a_curve_are_skipped():
-    chart = charts.curves_chart([make_trial(0, "pruned", (0.2, None, 0.3))], None)
+    chart = trial_charts.curves_chart([make_trial(0, "pruned", (0.2, None, 0.3))], None)
     assert "1 pruned" in alt(chart)
 
 
 def test_charts_of_many_trials_are_small():
     many = [make_trial(i, "complete", [0.5] * 40, 0.5) for i in range(1000)]
-    assert len(charts.curves_chart(many, 0)) < 300_000
+    assert len(trial_charts.curves_chart(many, 0)) < 300_000
     rows = [make_trial(i, "complete", (), 0.5 + i / 40_000, x=i / 7) for i in range(20_000)]
-    chart = charts.slices_chart(rows, ["x"], 19_999)
+    chart = parameters.slices_chart(rows, ["x"], 19_999)
     assert len(chart) < 300_000
     markers = [e for e in elements(chart) if e.tag == "use"]
     assert 2001 <= len(markers) < 2200
@@ -169,26 +168,18 @@ def test_importances_are_bars_with_names_and_shares():
     chart = ALL["importance"]()
     assert {"model", "loss.focal.gamma", "0.75", "0.25"} <= set(texts(chart))
     assert alt(chart) == "Shares: model 0.75, loss.focal.gamma 0.25."
-    many = charts.importance_chart({f"parameter_{i:02d}": 1 / 40 for i in range(40)})
+    many = trial_charts.importance_chart({f"parameter_{i:02d}": 1 / 40 for i in range(40)})
     bars = [text for text in texts(many) if text.startswith("parameter")]
     assert len(bars) == trial_charts.MAX_BARS
 
 
 def test_names_are_neither_markup_nor_formulas():
-    assert "<b>$a_1$" in texts(charts.importance_chart({"<b>$a_1$": 0.6, "other": 0.4}))
-
-
-def test_confusion_shows_shares_of_all_pixels_and_of_the_row():
-    shown = texts(ALL["confusion"]())
-    assert {"20.00%", "5.00%", "10.00%", "65.00%"} <= set(shown)
-    assert {f"{p}% of the row" for p in ("66.7", "33.3", "7.1", "92.9")} <= set(shown)
-    empty = texts(charts.confusion_chart({"tp": 0.0, "fp": 0.1, "fn": 0.0, "tn": 0.9}))
-    assert empty.count("0.0% of the row") == 2
+    assert "<b>$a_1$" in texts(trial_charts.importance_chart({"<b>$a_1$": 0.6, "other": 0.4}))
 
 
 @pytest.mark.parametrize("dice", [[1.0], [0.0, 1.0], [0.97, 0.98, 0.99]])
 def test_dice_histogram(dice):
-    chart = charts.dice_chart(dice)
+    chart = evaluation.dice_chart(dice)
     assert f"over {len(dice)} test images: median {np.median(dice):.4f}" in alt(chart)
 
 
@@ -203,21 +194,21 @@ def test_recall_marks_threshold_one_half():
 def test_calibration_skips_empty_bins():
     assert "in 2 bins: error 0.0200" in alt(ALL["calibration"]())
     empty = {"confidence": [0.5], "frequency": [None], "share": [0.0]}
-    assert "in 0 bins" in alt(charts.calibration_chart(empty, 0.0))
+    assert "in 0 bins" in alt(evaluation.calibration_chart(empty, 0.0))
 
 
 def test_size_skips_images_without_lesion():
     assert alt(ALL["size"]()) == (
         "Dice over lesion size of 2 test images; 1 without lesion are not shown."
     )
-    assert "of 0 test images" in alt(charts.size_chart([0.0], [1.0]))
+    assert "of 0 test images" in alt(evaluation.size_chart([0.0], [1.0]))
 
 
 def test_size_axis_has_labels_for_similar_and_for_different_sizes():
-    similar = texts(charts.size_chart([0.3, 0.31, 0.32], [0.4, 0.9, 1.0]))
+    similar = texts(evaluation.size_chart([0.3, 0.31, 0.32], [0.4, 0.9, 1.0]))
     ticks = [float(t) for t in similar if t.replace(".", "").isdigit()]
     assert len([t for t in ticks if 29 <= t <= 33]) >= 2
-    different = texts(charts.size_chart([0.001, 0.9], [0.4, 0.9]))
+    different = texts(evaluation.size_chart([0.001, 0.9], [0.4, 0.9]))
     assert {"1", "10"} <= set(different)
 
 
@@ -227,12 +218,12 @@ def test_slices_have_one_panel_per_parameter_and_show_categories():
     rows = [
         make_trial(i, "complete", (), 0.5 + i / 10, **dict.fromkeys(letters, i)) for i in range(3)
     ]
-    shown = texts(charts.slices_chart(rows, list(letters), None))
+    shown = texts(parameters.slices_chart(rows, list(letters), None))
     assert [t for t in shown if t in letters] == list("abcdef")
 
 
 def test_slice_without_complete_trials():
-    assert alt(charts.slices_chart(SPACE[2:3], ["lr"], None)) == "Validation Dice by lr."
+    assert alt(parameters.slices_chart(SPACE[2:3], ["lr"], None)) == "Validation Dice by lr."
 
 
 def test_parallel_coordinates_show_complete_trials_and_the_ends_of_each_axis():
@@ -240,7 +231,7 @@ def test_parallel_coordinates_show_complete_trials_and_the_ends_of_each_axis():
     assert "of 2 complete trials over model, lr, ema, loss.focal.gamma and Dice" in alt(chart)
     assert {"0.0001", "0.01", "segnet", "unet", "0.800", "0.900", "selected"} <= set(texts(chart))
     equal = [SPACE[0], SPACE[1] | {"dice": 0.8}]
-    assert "of 2 complete trials" in alt(charts.parallel_chart(equal, ["model"], None))
+    assert "of 2 complete trials" in alt(parameters.parallel_chart(equal, ["model"], None))
 
 
 def test_parameter_scale():

@@ -1,4 +1,4 @@
-"""The end of a study: the best configuration again, and one look at the test images."""
+"""The final test: retraining, selection of inference steps, test evaluation."""
 
 import csv
 import json
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from optuna.trial import TrialState
 from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
 
 from lesionseg.config import TrialConfig
@@ -41,7 +42,7 @@ FILES = [
 
 @pytest.fixture(scope="module")
 def finished(tiny_data, tmp_path_factory):
-    """A study of three trials with its final test; not to be changed."""
+    """A study of three trials and its report; tests must not change it."""
     opened = open_tiny(tiny_data, tmp_path_factory.mktemp("finished") / "s", {"budget.epochs": 4})
     search(opened)
     return opened, run_final_test(opened, SLOT).to_dict()
@@ -62,14 +63,14 @@ def rows_of(path):
 # --- metrics.json ------------------------------------------------------------------------------
 
 
-def test_the_report_is_what_lies_on_disk_and_is_plain_json(finished):
+def test_report_equals_metrics_json(finished):
     opened, report = finished
     stored = json.loads((opened.folder / "final" / "metrics.json").read_text())
     assert stored == json.loads(json.dumps(report)) == read_metrics(opened.folder)
     assert sorted(p.name for p in (opened.folder / "final").iterdir()) == FILES
 
 
-def test_the_report_has_every_key_of_its_contract(finished):
+def test_report_has_all_documented_keys(finished):
     opened, report = finished
     assert report["study"] == opened.name
     assert report["trial"] == best_trial(opened.study).number
@@ -97,7 +98,7 @@ def test_the_report_has_every_key_of_its_contract(finished):
     assert report["config"] == best_trial(opened.study).user_attrs["config"]
 
 
-def test_every_image_of_the_test_part_has_its_row_once_and_no_other_has(finished):
+def test_each_test_image_has_one_row(finished):
     opened, report = finished
     rows = rows_of(opened.folder / "final" / "per_image.csv")
     assert [r["name"] for r in rows] == sorted(opened.split.test)
@@ -106,7 +107,7 @@ def test_every_image_of_the_test_part_has_its_row_once_and_no_other_has(finished
     assert {(r["height"], r["width"]) for r in rows} == {("40", "48")}
 
 
-def test_the_means_are_those_of_the_rows(finished):
+def test_means_and_intervals_match_the_rows(finished):
     opened, report = finished
     rows = rows_of(opened.folder / "final" / "per_image.csv")
     for name in report["ci95"]:
@@ -123,8 +124,8 @@ def test_the_means_are_those_of_the_rows(finished):
     assert math.fsum(report["confusion"].values()) == pytest.approx(1)
 
 
-def test_the_rows_are_those_of_the_stored_network_by_another_library(finished):
-    """Weights from the file, masks from the disk, scores from scikit-learn."""
+def test_rows_match_scikit_learn_on_the_stored_model(finished):
+    """Weights and masks are read from files."""
     opened, _ = finished
     model, config = checkpoint.load(opened.folder / "final" / "model.safetensors")
     assert config.image_size == 16
@@ -133,7 +134,9 @@ def test_the_rows_are_those_of_the_stored_network_by_another_library(finished):
     where = np.array([names.index(r["name"]) for r in rows])
     device = next(model.parameters()).device
     inference = checkpoint.read_inference(opened.folder / "final" / "model.safetensors")
-    predicted = predict_probabilities(model, opened.cache, where, device=device, inference=inference)
+    predicted = predict_probabilities(
+        model, opened.cache, where, device=device, inference=inference
+    )
     masks = {r.name: r.mask for r in opened.index.records}
     for row, probability in zip(rows, predicted, strict=True):
         truth, _ = read_mask(masks[row["name"]])
@@ -145,7 +148,7 @@ def test_the_rows_are_those_of_the_stored_network_by_another_library(finished):
         assert float(row["jaccard"]) == pytest.approx(jaccard_score(t, p))
 
 
-def test_on_a_cpu_the_retraining_repeats_the_trial_to_the_last_digit(finished):
+def test_retraining_on_a_cpu_repeats_the_trial_exactly(finished):
     opened, report = finished
     best = best_trial(opened.study)
     assert report["val"]["search"] == report["val"]["retrained"] == best.value
@@ -156,7 +159,7 @@ def test_on_a_cpu_the_retraining_repeats_the_trial_to_the_last_digit(finished):
     assert [float(r["dice"]) for r in history] == list(best.intermediate_values.values())
 
 
-def test_the_configuration_file_gives_the_configuration(finished):
+def test_config_yaml_is_the_configuration(finished):
     opened, report = finished
     plain = yaml.safe_load((opened.folder / "final" / "config.yaml").read_text())
     config = TrialConfig.from_dict(plain)
@@ -165,29 +168,29 @@ def test_the_configuration_file_gives_the_configuration(finished):
     assert checkpoint.load(opened.folder / "final" / "model.safetensors")[1] == config
 
 
-def test_the_model_card_has_the_numbers_of_the_report_and_says_where_they_are_from(finished):
+def test_model_card_has_the_scores_and_the_data(finished):
     opened, report = finished
-    found = ModelCard.load(opened.folder / "final" / "README.md", ignore_metadata_errors=False)
-    told = {r.metric_type: r.metric_value for r in found.data.eval_results}
-    assert told == {name: report["test"][name] for name in told} and "dice" in told
-    assert found.data.model_name == opened.name
+    card = ModelCard.load(opened.folder / "final" / "README.md", ignore_metadata_errors=False)
+    scores = {r.metric_type: r.metric_value for r in card.data.eval_results}
+    assert scores == {name: report["test"][name] for name in scores} and "dice" in scores
+    assert card.data.model_name == opened.name
     parts = ", ".join(str(len(getattr(opened.split, p))) for p in ("train", "val", "test"))
-    assert f"| images: training, validation, test | {parts} |" in found.text
-    assert f"`{opened.index.fingerprint()}`" in found.text
+    assert f"| images: training, validation, test | {parts} |" in card.text
+    assert f"`{opened.index.fingerprint()}`" in card.text
 
 
-def test_the_overlays_that_are_named_are_there(finished):
+def test_listed_overlays_exist(finished):
     opened, report = finished
     folder = opened.folder / "final" / "overlays"
     assert {file for _, file in report["overlays"]} == {p.name for p in folder.iterdir()}
     assert {kind for kind, _ in report["overlays"]} <= {"best", "median", "worst"}
 
 
-# --- how often the test images are looked at ---------------------------------------------------
+# --- number of test evaluations ---------------------------------------------------
 
 
 @pytest.mark.slow
-def test_a_tested_study_is_not_tested_again_unless_that_is_said(searched):
+def test_tested_study_is_tested_again_only_on_request(searched):
     first = run_final_test(searched, SLOT)
     assert run_final_test(searched, SLOT) == first
     assert run_final_test(open_study(searched.folder), SLOT) == first
@@ -204,7 +207,7 @@ def test_a_tested_study_is_not_tested_again_unless_that_is_said(searched):
 
 
 @pytest.mark.slow
-def test_a_better_trial_is_a_new_model_and_a_second_look(searched, tiny_data):
+def test_better_trial_is_a_second_test_evaluation(searched, tiny_data):
     run_final_test(searched, SLOT)
     best = best_trial(searched.study)
     # The same training under another number, as if it had been a little better.
@@ -216,18 +219,18 @@ def test_a_better_trial_is_a_new_model_and_a_second_look(searched, tiny_data):
     assert (report["trial"], report["test_evaluations"]) == (trial.number, 2)
 
 
-# --- other ways to retrain ---------------------------------------------------------------------
+# --- settings of the retraining ------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_several_seeds_are_retrained_and_the_best_on_validation_is_tested(tiny_data, tmp_path):
+def test_best_seed_on_validation_images_is_tested(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s", {"budget.trials": 1, "final": {"seeds": 2}})
     search(opened)
-    heard = []
+    epochs = []
     report = run_final_test(
-        opened, SLOT, on_epoch=lambda seed, record: heard.append((seed, record.epoch))
+        opened, SLOT, on_epoch=lambda seed, record: epochs.append((seed, record.epoch))
     ).to_dict()
-    assert heard == [(0, 1), (0, 2), (1, 1), (1, 2)]
+    assert epochs == [(0, 1), (0, 2), (1, 1), (1, 2)]
     seeds = report["val"]["seeds"]
     assert list(seeds) == ["0", "1"]
     assert seeds[str(report["seed"])] == max(seeds.values())
@@ -239,14 +242,16 @@ def test_several_seeds_are_retrained_and_the_best_on_validation_is_tested(tiny_d
 
 
 @pytest.mark.slow
-def test_train_and_val_together_are_trained_as_long_as_the_best_epoch(tiny_data, tmp_path):
+def test_training_on_train_and_val_ends_at_the_best_epoch(tiny_data, tmp_path):
     changes = {"budget.trials": 2, "budget.epochs": 4, "final": {"fit_on": "train_val"}}
     opened = open_tiny(tiny_data, tmp_path / "s", changes)
     search(opened)
-    heard = []
-    report = run_final_test(opened, SLOT, on_epoch=lambda seed, record: heard.append(record)).to_dict()
+    epochs = []
+    report = run_final_test(
+        opened, SLOT, on_epoch=lambda seed, record: epochs.append(record)
+    ).to_dict()
     best = best_trial(opened.study)
-    assert len(heard) == best.user_attrs["best_epoch"]
+    assert len(epochs) == best.user_attrs["best_epoch"]
     # More images: another first loss than the search's. Nothing is left to compare with.
     assert report["val"] == {
         "search": best.value,
@@ -257,13 +262,13 @@ def test_train_and_val_together_are_trained_as_long_as_the_best_epoch(tiny_data,
         "folds": None,
     }
     assert report["test"]["n"] == len(opened.split.test)
-    assert len(rows_of(opened.folder / "final" / "history.csv")) == len(heard)
+    assert len(rows_of(opened.folder / "final" / "history.csv")) == len(epochs)
 
 
-# --- what is done after the network --------------------------------------------------------------
+# --- inference steps --------------------------------------------------------------
 
 
-def test_what_was_chosen_is_in_the_report_and_in_the_checkpoint(finished):
+def test_selected_inference_is_in_report_and_checkpoint(finished):
     opened, report = finished
     kept = checkpoint.read_inference(opened.folder / "final" / "model.safetensors")
     assert kept.to_dict() == report["inference"]
@@ -273,7 +278,7 @@ def test_what_was_chosen_is_in_the_report_and_in_the_checkpoint(finished):
 
 
 @pytest.mark.slow
-def test_without_leave_nothing_is_done_after_the_network(tiny_data, tmp_path):
+def test_default_inference_if_no_steps_are_allowed(tiny_data, tmp_path):
     changes = {"budget.trials": 1, "final": {"tta": False, "postprocess": False}}
     opened = open_tiny(tiny_data, tmp_path / "s", changes)
     search(opened)
@@ -284,7 +289,7 @@ def test_without_leave_nothing_is_done_after_the_network(tiny_data, tmp_path):
     assert checkpoint.read_inference(weights) == Inference()
 
 
-def test_a_network_fitted_to_the_validation_images_takes_over_the_searchs_choice(
+def test_inference_is_selected_with_the_weights_of_the_search_if_val_was_trained_on(
     tiny_data, tmp_path
 ):
     changes = {"budget.trials": 1, "final": {"fit_on": "train_val"}}
@@ -298,31 +303,31 @@ def test_a_network_fitted_to_the_validation_images_takes_over_the_searchs_choice
     assert sorted(p.name for p in final.iterdir()) == FILES
 
 
-# --- what goes wrong ---------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------
 
 
-def test_a_study_without_a_complete_trial_has_no_final_and_says_why(tiny_data, tmp_path):
+def test_study_without_complete_trial_fails_with_the_reasons(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s", {"constraints": {"max_params_m": 0.0001}})
     with pytest.raises(JobFailed, match=r"^s: no complete trial \(no trial was run\)$"):
         run_final_test(opened, SLOT)
     for _ in range(2):
         trial = opened.study.ask()
         trial.set_user_attr("reason", trial_records.EndReason.CONSTRAINT)
-        opened.study.tell(trial, state=trial_records.Optuna.FAIL)
+        opened.study.tell(trial, state=TrialState.FAIL)
     with pytest.raises(JobFailed, match=r"no complete trial \(constraint 2\)"):
         run_final_test(opened, SLOT)
     assert not (opened.folder / "final").exists()
     assert list_test_evaluations(opened.study) == []
 
 
-def test_a_retraining_that_breaks_leaves_nothing_and_looks_at_nothing(searched):
+def test_failed_retraining_leaves_no_files_and_no_test_evaluation(searched):
     with pytest.raises(JobFailed, match=r"the retraining of trial \d failed: config: device: "):
         run_final_test(searched, Slot("cuda:63", 1))
     assert not list(searched.folder.glob("final*"))
     assert list_test_evaluations(searched.study) == []
 
 
-def test_an_interrupted_retraining_leaves_nothing_and_an_old_final_as_it_was(searched):
+def test_interrupted_retraining_leaves_the_previous_result_unchanged(searched):
     def interrupt(seed, record):
         raise KeyboardInterrupt
 
@@ -337,7 +342,7 @@ def test_an_interrupted_retraining_leaves_nothing_and_an_old_final_as_it_was(sea
 
 
 @pytest.mark.slow
-def test_what_a_killed_final_left_behind_is_swept_up(searched):
+def test_files_of_a_killed_run_are_deleted(searched):
     partial = searched.folder / "final.partial"
     (partial / "overlays").mkdir(parents=True)
     (partial / "metrics.json").write_text("{")
@@ -347,7 +352,7 @@ def test_what_a_killed_final_left_behind_is_swept_up(searched):
     assert sorted(p.name for p in (searched.folder / "final").iterdir()) == FILES
 
 
-def test_the_best_is_the_highest_value_and_the_earliest_of_equals(searched):
+def test_best_trial_has_the_highest_value_and_the_lowest_number(searched):
     values = Counter(t.value for t in searched.study.trials)
     best = best_trial(searched.study)
     assert best.value == max(values)

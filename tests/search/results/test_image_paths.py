@@ -11,7 +11,7 @@ from search.results.image_paths import find_images, find_masks, unique_stems
 
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
-    """a/1.jpg a/2.PNG a/notes.txt a/.hidden.png a/deep/3.bmp b/1.jpg; this is where we are."""
+    """Create files below the current folder."""
     for name in ("a/1.jpg", "a/2.PNG", "a/notes.txt", "a/.hidden.png", "a/deep/3.bmp", "b/1.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
@@ -20,7 +20,7 @@ def tree(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("given", "found"),
+    ("arguments", "paths"),
     [
         (["a"], ["a/1.jpg", "a/2.PNG"]),
         (["b", "a"], ["b/1.jpg", "a/1.jpg", "a/2.PNG"]),
@@ -33,30 +33,30 @@ def tree(tmp_path, monkeypatch):
         (["a/.hidden.png"], ["a/.hidden.png"]),
     ],
 )
-def test_what_is_meant(tree, given, found):
-    assert [os.path.normpath(p) for p in find_images(given)] == found
+def test_files_folders_and_patterns_are_expanded(tree, arguments, paths):
+    assert [os.path.normpath(p) for p in find_images(arguments)] == paths
 
 
-def test_a_file_with_a_pattern_in_its_name_is_that_file(tree):
+def test_file_with_brackets_in_its_name_is_no_pattern(tree):
     (tree / "a[1].png").write_bytes(b"")
     assert find_images(["a[1].png"]) == [Path("a[1].png")]
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("arguments", "message"),
     [
         ("c", "c: no such file or folder"),
         ("a/*.tif", "a/*.tif: matches no image"),
         (".", ".: no image in this folder; '**/*' includes its subfolders"),
     ],
 )
-def test_what_leads_nowhere_is_told(tree, given, told):
+def test_argument_without_images_is_refused(tree, arguments, message):
     with pytest.raises(InputError) as caught:
-        find_images(["a", given])
-    assert str(caught.value) == told
+        find_images(["a", arguments])
+    assert str(caught.value) == message
 
 
-def test_masks_are_found_by_name_wherever_they_lie_below(tmp_path):
+def test_masks_are_found_by_name_in_subfolders(tmp_path):
     images = [tmp_path / "i" / name for name in ("A.jpg", "b.jpg", "c.jpg", "d.jpg")]
     for name in ("i/A.jpg", "i/b.jpg", "i/c.jpg", "m/x/a_segmentation.png", "m/B.png", "m/e.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def test_masks_are_found_by_name_wherever_they_lie_below(tmp_path):
     }
 
 
-def test_images_that_lie_beside_their_masks_are_not_taken_for_them(tmp_path):
+def test_images_next_to_their_masks_are_no_masks(tmp_path):
     """As in PH2, where both are below one folder."""
     for name in ("x/x_image/x.bmp", "x/x_lesion/x_lesion.bmp", "y/y_image/y.bmp"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -78,23 +78,23 @@ def test_images_that_lie_beside_their_masks_are_not_taken_for_them(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("files", "told"),
+    ("files", "message"),
     [
         ([], "no such folder"),
         (["m/b.png"], "none of 1 images has a mask"),
         (["m/1/a.png", "m/2/a.png"], "a.jpg has 2 masks"),
     ],
 )
-def test_masks_that_are_not_there_or_twice_are_told(tmp_path, files, told):
+def test_missing_and_ambiguous_masks_are_refused(tmp_path, files, message):
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(InputError) as caught:
         find_masks([tmp_path / "a.jpg"], tmp_path / "m")
-    assert told in str(caught.value) and str(caught.value).startswith("--masks: ")
+    assert message in str(caught.value) and str(caught.value).startswith("--masks: ")
 
 
-def test_names_are_told_apart_without_regard_to_case():
+def test_stems_are_unique_ignoring_case():
     paths = [Path(p) for p in ("a/x.jpg", "b/x.jpg", "b/X.png", "c/x_2.jpg", "c/y.jpg", "x")]
     names = unique_stems(paths)
     assert names == ["x", "x_2", "X_3", "x_2_2", "y", "x_4"]

@@ -1,4 +1,4 @@
-"""predict: every image has its mask, its overlay and its row; what cannot be used is told."""
+"""predict: every image has its mask, its overlay and its row; unusable images are reported."""
 
 import csv
 import os
@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from sklearn.metrics import f1_score
 from typer.testing import CliRunner
@@ -36,7 +35,7 @@ HERE = os.environ | {"PYTHONPATH": str(ROOT)}
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A study's folder with a model that calls what is dark a lesion."""
+    """A study's folder with a model that segments dark pixels."""
     folder = tmp_path_factory.mktemp("study")
     path = folder / "final" / "model.safetensors"
     checkpoint.save(path, dark_unet(CONFIG).state_dict(), CONFIG)
@@ -71,12 +70,12 @@ def rows_of(out):
 
 
 def invoke(*words):
-    """A call of the command line: exit code, lines of output, lines of errors."""
+    """Return exit code, output lines and error lines of a command."""
     done = CliRunner().invoke(cli.app, [str(w) for w in words])
     return done.exit_code, done.stdout.splitlines(), done.stderr.splitlines()
 
 
-def test_every_image_has_its_mask_overlay_and_row(segmenter, pairs, tmp_path):
+def test_each_image_has_mask_overlay_and_row(segmenter, pairs, tmp_path):
     images, out = images_in(pairs), tmp_path / "out"
     summary = write_predictions(segmenter, images, out, masks=masks_in(pairs), batch_size=2)
     rows = rows_of(out)
@@ -84,20 +83,22 @@ def test_every_image_has_its_mask_overlay_and_row(segmenter, pairs, tmp_path):
     assert sorted(p.name for p in out.iterdir()) == ["masks", "overlays", "predictions.csv"]
     assert [Path(r["file"]) for r in rows] == images
     for row, image in zip(rows, images, strict=True):
-        found = segmenter.predict(image)
+        prediction = segmenter.predict(image)
         with Image.open(out / row["mask"]) as stored:
             mask = np.asarray(stored)
             assert stored.mode == "L" and stored.format == "PNG"
-        assert np.array_equal(mask, found.mask * np.uint8(255))
+        assert np.array_equal(mask, prediction.mask * np.uint8(255))
         assert (int(row["height"]), int(row["width"])) == mask.shape == Image.open(image).size[::-1]
         assert int(row["area"]) == (mask == 255).sum() > 0
         assert float(row["share"]) == pytest.approx((mask == 255).mean())
         y, x = np.nonzero(mask)
         assert float(row["centre_x"]) == pytest.approx(x.mean())
         assert float(row["centre_y"]) == pytest.approx(y.mean())
-        assert float(row["confidence"]) == found.confidence
+        assert float(row["confidence"]) == prediction.confidence
         flags = [row[k] for k in ("touches_border", "is_empty", "has_several_lesions")]
-        assert flags == [str(int(v)) for v in (found.touches_border, False, found.has_several_lesions)]
+        assert flags == [
+            str(int(v)) for v in (prediction.touches_border, False, prediction.has_several_lesions)
+        ]
         truth, _ = read_mask(pairs / "masks" / image.name)
         assert float(row["dice"]) == pytest.approx(f1_score(truth.ravel(), mask.ravel() > 0))
         with Image.open(out / "overlays" / f"{image.stem}.jpg") as drawn:
@@ -107,7 +108,7 @@ def test_every_image_has_its_mask_overlay_and_row(segmenter, pairs, tmp_path):
     assert summary.mean_dice > 0.7
 
 
-def test_the_outline_on_an_overlay_lies_on_the_masks_edge(segmenter, tmp_path):
+def test_overlay_outline_is_on_the_edge_of_the_mask(segmenter, tmp_path):
     write_pair(tmp_path, "large", size=(900, 700), seed=2)
     write_predictions(segmenter, [tmp_path / "images" / "large.png"], tmp_path / "out")
     drawn = np.asarray(Image.open(tmp_path / "out/overlays/large.jpg")).astype(int)
@@ -123,9 +124,11 @@ def test_the_outline_on_an_overlay_lies_on_the_masks_edge(segmenter, tmp_path):
     assert (marked & near).sum() / marked.sum() > 0.9
 
 
-def test_an_image_without_a_lesion_has_an_empty_mask_and_no_numbers_made_up(segmenter, tmp_path):
+def test_image_without_lesion_has_empty_mask_and_empty_cells(segmenter, tmp_path):
     Image.new("RGB", (30, 20), "white").save(tmp_path / "white.png")
-    summary = write_predictions(segmenter, [tmp_path / "white.png"], tmp_path / "out", overlays=False)
+    summary = write_predictions(
+        segmenter, [tmp_path / "white.png"], tmp_path / "out", overlays=False
+    )
     (row,) = rows_of(tmp_path / "out")
     assert (row["is_empty"], row["area"], row["share"]) == ("1", "0", "0.0")
     assert row["centre_x"] == row["centre_y"] == row["confidence"] == ""
@@ -134,7 +137,7 @@ def test_an_image_without_a_lesion_has_an_empty_mask_and_no_numbers_made_up(segm
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["masks", "predictions.csv"]
 
 
-def test_images_of_one_name_do_not_overwrite_each_other(segmenter, tmp_path):
+def test_images_with_the_same_name_have_different_masks(segmenter, tmp_path):
     colours = {"a/x.png": "black", "b/x.png": "white", "b/x.jpg": "black"}
     for name, colour in colours.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -148,25 +151,29 @@ def test_images_of_one_name_do_not_overwrite_each_other(segmenter, tmp_path):
     assert len(list((tmp_path / "out" / "overlays").iterdir())) == 3
 
 
-def test_what_cannot_be_used_is_told_and_left_out(segmenter, pairs, tmp_path):
+def test_unusable_images_are_reported_and_left_out(segmenter, pairs, tmp_path):
     images, masks = images_in(pairs), masks_in(pairs)
     images[1].write_bytes(images[1].read_bytes()[:200])
     images[4].write_bytes(b"")
     Image.new("L", (5, 5)).save(masks[images[6]])
-    told = []
+    messages = []
     summary = write_predictions(
-        segmenter, images, tmp_path / "out", masks=masks, on_error=lambda e: told.append(str(e))
+        segmenter, images, tmp_path / "out", masks=masks, on_error=lambda e: messages.append(str(e))
     )
     assert (summary.images, summary.unusable) == (6, 3)
-    assert ["damaged" in told[0], "not a picture" in told[1], "5x5 pixels" in told[2]] == [True] * 3
-    assert all("\n" not in line for line in told)
+    assert [
+        "damaged" in messages[0],
+        "not an image" in messages[1],
+        "5x5 pixels" in messages[2],
+    ] == [True] * 3
+    assert all("\n" not in line for line in messages)
     kept = [p for i, p in enumerate(images) if i not in (1, 4, 6)]
     assert [Path(r["file"]) for r in rows_of(tmp_path / "out")] == kept
     names = sorted(p.stem for p in (tmp_path / "out" / "masks").iterdir())
     assert names == [p.stem for p in kept]
 
 
-def test_where_nothing_can_be_used_nothing_is_written(segmenter, tmp_path):
+def test_nothing_is_written_without_a_usable_image(segmenter, tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(JobFailed, match="none of 1 images is usable"):
         write_predictions(segmenter, [tmp_path / "a.png"], tmp_path / "out")
@@ -175,7 +182,7 @@ def test_where_nothing_can_be_used_nothing_is_written(segmenter, tmp_path):
 
 
 @pytest.mark.parametrize("at", ["PIL.Image.Image.save", "os.replace"])
-def test_a_full_disk_leaves_nothing_half_written(segmenter, pairs, tmp_path, monkeypatch, at):
+def test_full_disk_leaves_no_partial_folder(segmenter, pairs, tmp_path, monkeypatch, at):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
@@ -185,12 +192,12 @@ def test_a_full_disk_leaves_nothing_half_written(segmenter, pairs, tmp_path, mon
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cwd", "data"]
 
 
-def test_an_interrupt_leaves_nothing_half_written(segmenter, pairs, tmp_path, monkeypatch):
+def test_interrupt_leaves_no_partial_folder(segmenter, pairs, tmp_path, monkeypatch):
     def slowly(*args):
         time.sleep(0.05)  # so that threads still draw when the interrupt comes
         return draw_outlines(*args)
 
-    monkeypatch.setattr("search.results.prediction_writer.overlay", slowly)
+    monkeypatch.setattr("search.results.prediction_writer.draw_outlines", slowly)
 
     def stop(done, total):
         if done == 3:
@@ -207,27 +214,27 @@ def occupy(out):
 
 
 @pytest.mark.parametrize(
-    ("prepare", "told"),
+    ("prepare", "message"),
     [
         (occupy, "is not empty; give a new folder"),
         (lambda out: out.write_text("x"), "is a file; give a new folder"),
         (lambda out: out.with_name(".out.partial").mkdir(), "another process is writing out"),
     ],
 )
-def test_what_is_there_is_left_alone(segmenter, pairs, tmp_path, prepare, told):
+def test_existing_files_are_not_changed(segmenter, pairs, tmp_path, prepare, message):
     prepare(tmp_path / "out")
     before = {p: p.is_file() and p.read_text() for p in tmp_path.rglob("*out*/**")}
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         write_predictions(segmenter, images_in(pairs), tmp_path / "out")
     assert {p: p.is_file() and p.read_text() for p in tmp_path.rglob("*out*/**")} == before
 
 
-def test_an_empty_folder_is_taken(segmenter, pairs, tmp_path):
+def test_an_empty_folder_is_accepted(segmenter, pairs, tmp_path):
     (tmp_path / "out").mkdir()
     assert write_predictions(segmenter, images_in(pairs), tmp_path / "out").images == 9
 
 
-def test_names_that_are_no_text_or_hold_commas_come_back_from_the_table(segmenter, tmp_path):
+def test_unusual_file_names_can_be_read_from_the_table(segmenter, tmp_path):
     names = ["a,b\n'\"c.png", os.fsdecode(b"caf\xe9.png"), "Ünïcödé 😀.png"]
     for name in names:
         Image.new("RGB", (8, 8)).save(tmp_path / name)
@@ -243,36 +250,36 @@ def test_names_that_are_no_text_or_hold_commas_come_back_from_the_table(segmente
 # --- the command -------------------------------------------------------------------------------
 
 
-def test_the_command_predicts_folders_and_tells_the_dice(run, pairs, tmp_path):
+def test_command_predicts_a_folder_and_prints_dice(run, pairs, tmp_path):
     out = tmp_path / "out"
-    code, said, errors = invoke(
+    code, output, errors = invoke(
         "predict", run, pairs / "images", "--out", out, "--masks", pairs / "masks"
     )
     assert (code, errors) == (0, [])
     dice = np.mean([float(r["dice"]) for r in rows_of(out)])
-    assert said == [
+    assert output == [
         f"9 images in {out}: masks/ and predictions.csv; 0 without a lesion",
         f"Dice {dice:.4f}, mean over 9 images",
     ]
     assert len(list((out / "overlays").iterdir())) == 9
 
 
-def test_the_command_tells_each_bad_file_and_ends_with_1(run, pairs, tmp_path):
+def test_command_reports_unusable_files_and_exits_with_1(run, pairs, tmp_path):
     bad = images_in(pairs)[2]
     bad.write_bytes(b"no picture")
-    code, said, errors = invoke(
+    code, output, errors = invoke(
         "predict", run, pairs / "images", "--out", tmp_path / "o", "--no-overlays"
     )
     assert code == 1
-    assert said[0].startswith("8 images in")
-    assert errors[0].startswith(f"lesionsearch: {bad}: not a picture")
+    assert output[0].startswith("8 images in")
+    assert errors[0].startswith(f"lesionsearch: {bad}: not an image")
     assert errors[1:] == ["lesionsearch: predict: 1 of 9 images are unusable, see above"]
     assert len(rows_of(tmp_path / "o")) == 8
     assert not (tmp_path / "o" / "overlays").exists()
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["RUN", "nowhere", "--out", "o"], "nowhere: no such file or folder"),
         (["nowhere", "IMAGES", "--out", "o"], "nowhere: no such file or folder; give a study's"),
@@ -282,39 +289,38 @@ def test_the_command_tells_each_bad_file_and_ends_with_1(run, pairs, tmp_path):
         (["RUN", "IMAGES", "--out", "o", "--device", "cuda:99"], "'cuda:99' is not available"),
     ],
 )
-def test_bad_input_is_one_line_and_2(run, pairs, words, told):
+def test_bad_input_is_one_line_and_exit_code_2(run, pairs, words, message):
     words = [{"RUN": run, "IMAGES": pairs / "images"}.get(w, w) for w in words]
-    code, said, errors = invoke("predict", *words)
-    assert (code, said, len(errors)) == (2, [], 1)
-    assert told in errors[0]
+    code, output, errors = invoke("predict", *words)
+    assert (code, output, len(errors)) == (2, [], 1)
+    assert message in errors[0]
     assert not Path("o").exists() and not list(Path().glob(".o*"))
 
 
-def test_a_bomb_is_refused_by_its_header(run, tmp_path):
+def test_decompression_bomb_is_refused_by_its_header(run, tmp_path):
     path = tmp_path / "bomb.bmp"
     Image.new("RGB", (4, 4)).save(path)
-    told = bytearray(path.read_bytes())
-    told[18:26] = (40_000).to_bytes(4, "little") * 2  # width and height
-    path.write_bytes(told)
+    content = bytearray(path.read_bytes())
+    content[18:26] = (40_000).to_bytes(4, "little") * 2  # width and height
+    path.write_bytes(content)
     code, _, errors = invoke("predict", run, path, "--out", "o")
     assert (code, len(errors)) == (1, 2)
     assert errors[0] == (
-        f"lesionsearch: {path}: the picture has more than the 179 million pixels that are taken; "
-        f"scale it down"
+        f"lesionsearch: {path}: the image has more than the 179 million pixels; scale it down"
     )
     assert not Path("o").exists()
 
 
 @pytest.mark.slow
-def test_large_pictures_are_taken_with_the_memory_of_one(run, tmp_path):
-    """Two of 12,000 x 9,000 pixels, in a process of its own; nothing is said on the way."""
+def test_memory_of_two_large_images_is_that_of_one(run, tmp_path):
+    """Two of 12,000 x 9,000 pixels, in a process of its own; nothing is printed to stderr."""
     Image.new("L", (12_000, 9_000), 40).save(tmp_path / "large.png", compress_level=1)
     Image.new("L", (12_000, 9_000), 40).save(tmp_path / "large.jpg", quality=30)
     code = f"""
 import resource, sys
 import cli, lesionseg
 lesionseg.load({str(run)!r})
-import search.predict
+import search.results.predict
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 sys.argv = ["lesionsearch", "predict", {str(run)!r}, {str(tmp_path / "large.*")!r}, "--out", "o"]
 try:
@@ -330,8 +336,8 @@ finally:
     assert int(done.stdout.split()[-1]) * 1024 < 18 * 12_000 * 9_000
 
 
-def test_pickles_are_never_opened(run, pairs, tmp_path):
-    """Neither torch's nor Python's reader of them is reached on the way."""
+def test_pickles_are_never_read(run, pairs, tmp_path):
+    """Neither torch's nor Python's unpickler is called."""
     code = f"""
 import pickle, sys, torch
 def refuse(*a, **k): raise SystemExit("a pickle was opened")
@@ -345,7 +351,7 @@ cli.app()
     assert len(rows_of(Path("o"))) == 9
 
 
-def test_a_study_under_runs_is_found_by_its_name(run, pairs):
+def test_study_under_runs_is_found_by_name(run, pairs):
     Path("runs").mkdir()
     Path("runs/mine").symlink_to(run)
     model, _ = predict.load_final_model("mine", "cpu", 1)
@@ -356,7 +362,7 @@ def test_a_study_under_runs_is_found_by_its_name(run, pairs):
 
 
 @pytest.mark.slow
-def test_a_model_of_isic_marks_lesions_of_ham10000(real_data, tmp_path):
+def test_model_trained_on_isic_segments_ham10000(real_data, tmp_path):
     """Seconds of training on 64 pixels of 200 images; other cameras, another clinic."""
     from lesionseg.data.cache import build_cache
     from lesionseg.data.index import DatasetIndex
@@ -378,12 +384,12 @@ def test_a_model_of_isic_marks_lesions_of_ham10000(real_data, tmp_path):
     train(config, data, options=TrainOptions(weights_path=path))
     images = sorted((real_data / "ham10000").glob("HAM10000_images_part_*/*.jpg"))[::3]
     masks = real_data / "ham10000" / "HAM10000_segmentations_lesion_tschandl"
-    code, said, errors = invoke("predict", tmp_path, *images, "--out", "o", "--masks", masks)
+    code, output, errors = invoke("predict", tmp_path, *images, "--out", "o", "--masks", masks)
     assert (code, errors) == (0, [])
     rows = rows_of(Path("o"))
     assert len(rows) == len(images) > 50
     assert all(r["dice"] for r in rows)
     assert len(list(Path("o/masks").iterdir())) == len(list(Path("o/overlays").iterdir()))
     dice = np.mean([float(r["dice"]) for r in rows])
-    assert said[1] == f"Dice {dice:.4f}, mean over {len(images)} images"
+    assert output[1] == f"Dice {dice:.4f}, mean over {len(images)} images"
     assert dice > 0.6

@@ -250,7 +250,9 @@ def test_the_size_that_is_proposed_is_taken(model, size):
         assert errors_of({"model": model}, image_size=nearest) == []
 
 
-@pytest.mark.parametrize("model", [n for n, o in FAMILIES["model"].items() if o.min_image_size > 16])
+@pytest.mark.parametrize(
+    "model", [n for n, o in FAMILIES["model"].items() if o.min_image_size > 16]
+)
 def test_a_size_below_a_models_smallest_is_answered_with_one_that_is_not(model):
     (error,) = errors_of({"model": model}, image_size=16)
     assert int(error.rpartition(" ")[2]) >= FAMILIES["model"][model].min_image_size

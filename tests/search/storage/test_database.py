@@ -421,7 +421,7 @@ def test_an_sqlite_file_keeps_its_rollback_journal(tmp_path):
 # --- concurrent workers ------------------------------------------------------------------------
 
 #: Processes, and queued trials.
-WORKERS, QUEUED = 4, 40
+WORKERS, QUEUED = 3, 15
 
 
 def claim(url: str, barrier, results) -> None:

@@ -174,7 +174,7 @@ def race(url: str, barrier, results, budget: int) -> None:
 
 
 def test_racing_processes_claim_every_trial_once_within_the_budget(url):
-    budget = 24
+    budget = 12
     study = new_study(url, budget)
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(3), context.Queue()

@@ -8,7 +8,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState, create_trial
 
 from lesionseg.config import TrialConfig
-from search.storage import queries, trial_records
+from search.storage import queries, training_time, trial_records
 from search.storage.database import open_storage, storage_url
 from search.storage.leases import TrialLeases
 from search.storage.optuna_internals import storage_of, study_id, trial_id
@@ -82,7 +82,7 @@ def check_summaries(summaries, study):
         assert {k: v for k, v in summary.user_attrs.items() if k in expected} == expected
     assert trial_records.count_by_state(summaries) == trial_records.count_by_state(trials)
     assert trial_records.count_reasons(summaries) == trial_records.count_reasons(trials)
-    assert trial_records.hours_spent(summaries, 3e9) == trial_records.hours_spent(trials, 3e9)
+    assert training_time.hours_spent(summaries, 3e9) == training_time.hours_spent(trials, 3e9)
 
 
 def test_summaries_agree_with_optunas_trials(study):

@@ -1,9 +1,8 @@
-"""What a study does about pictures that its parts would share."""
+"""Near-duplicates among the images of a study."""
 
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from lesionseg.data.cache import build_cache
@@ -11,8 +10,9 @@ from lesionseg.data.index import DatasetIndex
 from lesionseg.data.split import make_split
 from lesionseg.errors import InputError
 from search.results.report.report_facts import report_facts
+from search.storage.study_dir import read_run_info
 from search.storage.trial_records import all_trials
-from search.study import data_audit, lifecycle
+from search.study import creation, data_audit, data_check
 from search.study.opening import load_study, open_study
 from tests.conftest import write_folder
 from tests.lesionseg.data.copies import CHANGES, recompressed, scaled, texture
@@ -22,7 +22,7 @@ from tests.search.helpers import open_tiny
 
 @pytest.fixture
 def official(tmp_path):
-    """16 pictures for training, 4 of val, 6 of test; a of train lies in test as well, smaller."""
+    """16 images of train, 4 of val, 6 of test; one of train is in test too, smaller."""
     root = tmp_path / "data"
     for i in range(26):
         put(root, f"p{i:02}", texture(i), "train" if i < 16 else "val" if i < 20 else "test")
@@ -31,8 +31,8 @@ def official(tmp_path):
 
 
 @pytest.fixture
-def alike(tmp_path):
-    """30 pictures, of which six and six and two show the same."""
+def duplicated(tmp_path):
+    """30 images in which two lesions appear six times and one twice."""
     root = tmp_path / "data"
     for i in range(16):
         put(root, f"p{i:02}", texture(i))
@@ -56,51 +56,50 @@ def parts_of(split, names):
     return {part for part in ("train", "val", "test") if set(getattr(split, part)) & set(names)}
 
 
-def test_official_splits_that_share_a_picture_are_refused_in_one_line(official, tmp_path):
-    told = refusal(open_tiny, official, tmp_path / "s")
-    assert told.startswith("data: 1 picture lies in two official splits: p03 (train), q (test): al")
-    assert told.endswith(
-        "data.leaks=drop leaves out the copies that are less held out, with their groups, "
+def test_leaks_between_official_splits_are_an_error(official, tmp_path):
+    message = refusal(open_tiny, official, tmp_path / "s")
+    assert message.startswith("data: 1 image is in two official splits: p03")
+    assert message.endswith(
+        "data.leaks=drop leaves the copies in train or val out, with their groups; "
         "data.leaks=allow keeps them"
     )
     assert not (tmp_path / "s").exists()
 
 
-def test_the_same_in_shares_is_one_group_and_nothing_is_refused(official, tmp_path):
+def test_without_official_splits_copies_are_one_group(official, tmp_path):
     opened = open_tiny(official, tmp_path / "s", {"data.split": "shares"})
     assert len(parts_of(opened.split, ["p03", "q"])) == 1
     groups = {r.name: r.group for r in opened.index.records}
     assert groups["q"] == groups["p03"] == "p03"
 
 
-def test_dropping_takes_the_copy_out_of_training_and_nothing_else(official, tmp_path):
+def test_drop_excludes_the_copy_in_train_only(official, tmp_path):
     opened = open_tiny(official, tmp_path / "s", {"data.leaks": "drop"})
     names = {r.name: r.split for r in opened.index.records}
     for part in ("train", "val", "test"):
         kept = {n for n, split in names.items() if split == part} - {"p03"}
         assert set(getattr(opened.split, part)) == kept
-    found = data_audit.read_audit(tmp_path / "s")
-    assert found["left_out"] == ["p03"] and found["leaks"] == 1
-    summed = data_audit.summarize_audit(tmp_path / "s", opened.split.to_dict())
-    assert (summed["copies"], summed["across"], summed["left_out"]) == (1, 0, 1)
-    assert data_audit.describe_audit(summed) == (
-        "1 pictures lie under several names, such as p03 = q; those that are used are one group "
-        "each; 1 pictures of training or validation are left out for them"
+    audit = data_audit.read_audit(tmp_path / "s")
+    assert audit["excluded"] == ["p03"] and audit["leaks"] == 1
+    summary = data_audit.summarize_audit(tmp_path / "s", opened.split.to_dict())
+    assert (summary["duplicates"], summary["leaks"], summary["excluded"]) == (1, 0, 1)
+    assert data_audit.describe_audit(summary) == (
+        "1 images have several names, such as p03 = q; the copies in use are in one group each; "
+        "1 images of train or val are left out"
     )
 
 
-def test_allowing_keeps_the_parts_as_they_are_and_says_so(official, tmp_path):
+def test_allow_keeps_the_official_splits(official, tmp_path):
     opened = open_tiny(official, tmp_path / "s", {"data.leaks": "allow"})
     assert parts_of(opened.split, ["p03"]) == {"train"}
     assert parts_of(opened.split, ["q"]) == {"test"}
-    summed = data_audit.summarize_audit(tmp_path / "s", opened.split.to_dict())
-    assert (summed["across"], summed["names"]) == (1, [["p03", "q"]])
-    assert "1 of them are in more than one part, as data.leaks allows" in data_audit.describe_audit(
-        summed
-    )
+    summary = data_audit.summarize_audit(tmp_path / "s", opened.split.to_dict())
+    assert (summary["leaks"], summary["names"]) == (1, [["p03", "q"]])
+    line = data_audit.describe_audit(summary)
+    assert "1 of them are in more than one part, as data.leaks allows" in line
 
 
-def test_folds_are_dealt_of_train_and_val_so_that_copies_in_both_are_one_group(tmp_path):
+def test_copies_are_in_one_fold(tmp_path):
     root = tmp_path / "data"
     for i in range(20):
         put(root, f"p{i:02}", texture(i), "train" if i < 12 else "val" if i < 16 else "test")
@@ -113,14 +112,14 @@ def test_folds_are_dealt_of_train_and_val_so_that_copies_in_both_are_one_group(t
             assert len({f"p{i:02}", f"c{i}"} & set(fold.val)) in {0, 2}
     assert sum(len(fold.val) for fold in opened.split.folds) == 20
     assert data_audit.read_audit(tmp_path / "s")["excluded"] == []
-    # A test picture among them is refused all the same.
+    # A copy in test is still an error.
     put(root, "t", recompressed(texture(1), 60), "test", "jpg")
     assert "in two official splits" in refusal(open_tiny, root, tmp_path / "t", options)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_copies_never_come_into_two_parts(alike, tmp_path, seed):
-    opened = open_tiny(alike, tmp_path / "s", {"data.split": {"seed": seed}})
+def test_copies_are_in_one_part(duplicated, tmp_path, seed):
+    opened = open_tiny(duplicated, tmp_path / "s", {"data.split": {"seed": seed}})
     for first, others in (("p00", "x"), ("p01", "y"), ("p02", "z")):
         names = [r.name for r in opened.index.records if r.name[0] == others] + [first]
         assert len(parts_of(opened.split, names)) == 1
@@ -128,9 +127,9 @@ def test_copies_never_come_into_two_parts(alike, tmp_path, seed):
     assert sum(len(getattr(opened.split, p)) for p in ("train", "val", "test")) == 30
 
 
-def test_without_grouping_some_seed_would_have_parted_them(alike, tmp_path):
-    """The test above can fail."""
-    index = DatasetIndex.read(alike)
+def test_without_groups_copies_are_in_two_parts(duplicated, tmp_path):
+    """The previous test can fail."""
+    index = DatasetIndex.read(duplicated)
     areas = build_cache(index, 16, tmp_path / "cache").areas
     shares = {"train": 0.7, "val": 0.15, "test": 0.15}
     names = [r.name for r in index.records if r.name[0] == "x"] + ["p00"]
@@ -138,7 +137,7 @@ def test_without_grouping_some_seed_would_have_parted_them(alike, tmp_path):
     assert len(parts_of(split, names)) > 1
 
 
-def test_data_without_copies_are_split_as_they_would_be_without_an_audit(tmp_path):
+def test_the_audit_does_not_change_a_split_without_copies(tmp_path):
     data = write_folder(tmp_path / "data", 30)
     opened = open_tiny(data, tmp_path / "s")
     index = DatasetIndex.read(data)
@@ -154,45 +153,42 @@ def test_data_without_copies_are_split_as_they_would_be_without_an_audit(tmp_pat
     )
 
 
-def test_the_audit_is_kept_and_not_made_again(alike, tmp_path, monkeypatch):
-    first = open_tiny(alike, tmp_path / "s")
-    kept = (tmp_path / "s" / "audit.json").read_text()
-    told = json.loads(kept)
-    assert [len(c["images"]) for c in told["duplicates"]] in ([6, 6, 2], [6, 2, 6], [2, 6, 6])
-    assert set(told["regrouped"].values()) == {"p00", "p01", "p02"}
+def test_the_audit_is_stored_and_not_repeated(duplicated, tmp_path, monkeypatch):
+    first = open_tiny(duplicated, tmp_path / "s")
+    text = (tmp_path / "s" / "audit.json").read_text()
+    audit = json.loads(text)
+    assert sorted(len(c["images"]) for c in audit["duplicates"]) == [2, 6, 6]
+    assert set(audit["groups"].values()) == {"p00", "p01", "p02"}
 
-    def never(*args, **kwargs):
-        raise AssertionError("audited again")
-
-    monkeypatch.setattr(lifecycle, "audit_study", never)
-    for again in (open_tiny(alike, tmp_path / "s"), open_study(tmp_path / "s")):
+    monkeypatch.setattr(creation, "audit_study", None)
+    for again in (open_tiny(duplicated, tmp_path / "s"), open_study(tmp_path / "s")):
         assert again.split == first.split
         assert again.index == first.index  # groups too
-    assert (tmp_path / "s" / "audit.json").read_text() == kept
+    assert (tmp_path / "s" / "audit.json").read_text() == text
 
 
-def test_a_study_of_older_times_has_no_audit_and_its_own_groups(alike, tmp_path):
-    open_tiny(alike, tmp_path / "s")
+def test_a_study_without_an_audit(duplicated, tmp_path):
+    open_tiny(duplicated, tmp_path / "s")
     (tmp_path / "s" / "audit.json").unlink()
     opened = open_study(tmp_path / "s")
     opened.study.set_user_attr("groups", {})
-    assert open_study(tmp_path / "s").index == DatasetIndex.read(alike)
+    assert open_study(tmp_path / "s").index == DatasetIndex.read(duplicated)
     assert data_audit.summarize_audit(tmp_path / "s", opened.split.to_dict()) is None
 
 
-def test_a_report_says_what_was_found(alike, tmp_path):
-    opened = open_tiny(alike, tmp_path / "s")
-    found, about = load_study(tmp_path / "s")
-    facts = report_facts(tmp_path / "s", found, all_trials(opened.study), about)
-    told = facts["data"]["audit"]
-    assert (told["copies"], told["across"], told["left_out"]) == (3, 0, 0)
-    assert sorted(map(len, told["names"])) == [2, 6, 6]
+def test_the_report_contains_the_audit(duplicated, tmp_path):
+    opened = open_tiny(duplicated, tmp_path / "s")
+    study, run_info = load_study(tmp_path / "s"), read_run_info(tmp_path / "s")
+    facts = report_facts(tmp_path / "s", study, all_trials(opened.study), run_info)
+    audit = facts["data"]["audit"]
+    assert (audit["duplicates"], audit["leaks"], audit["excluded"]) == (3, 0, 0)
+    assert sorted(map(len, audit["names"])) == [2, 6, 6]
 
 
-def test_the_json_of_a_check_that_cannot_be_written_is_one_line(alike):
+def test_an_unwritable_json_file_is_an_error(duplicated):
     found = data_audit.audit_study(
-        DatasetIndex.read(alike),
-        build_cache(DatasetIndex.read(alike), 16),
+        DatasetIndex.read(duplicated),
+        build_cache(DatasetIndex.read(duplicated), 16),
         official=False,
         leaks="refuse",
     ).found

@@ -77,18 +77,6 @@ def test_a_group_in_two_parts_is_counted(pictures):
     assert summarize_data(index, build_cache(index, 16), split)["groups_in_several_parts"] == 1
 
 
-def test_a_cache_of_older_times_leaves_open_what_it_does_not_know(pictures, tmp_path):
-    index = DatasetIndex.read(pictures)
-    shutil.copytree(build_cache(index, 16).path, tmp_path / "old")
-    meta = json.loads((tmp_path / "old" / "meta.json").read_text())
-    for key in ("shapes", "digests"):
-        del meta[key]
-    (tmp_path / "old" / "meta.json").write_text(json.dumps(meta))
-    card = summarize_data(index, Cache(tmp_path / "old"), Split(("a",), ("b",), ("c",)))
-    assert card["sizes"] is None
-    assert card["duplicates"] is None
-
-
 def test_a_study_keeps_the_card_of_its_data(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s")
     card = read_data_summary(tmp_path / "s")

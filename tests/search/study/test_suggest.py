@@ -72,7 +72,9 @@ def test_every_draw_of_every_row_builds(family, name):
         assert TrialConfig.from_dict(config.to_dict()) == config
         # Every choice is in the record under its dotted name, and nothing else is.
         assert trial.params == {
-            f"{family}.{name}.{k}": v for k, v in component.params.items() if k in opened(family, name)
+            f"{family}.{name}.{k}": v
+            for k, v in component.params.items()
+            if k in opened(family, name)
         }
 
 

@@ -10,12 +10,13 @@ from search.storage import trial_records
 from search.study.opening import open_study
 from search.study.samplers import SAMPLERS
 from search.study.suggest import suggest
-from search.study.warm_start import find_params, queue
+from search.study.points import find_point, flatten_config
+from search.study.warm_start import first_trials
 from search.workers.loop import WorkerOptions
 from tests.search import failing_training
 from tests.search.helpers import RecordingListener, in_memory, open_tiny, search, tiny_spec
 
-#: A space that holds every row of the one table but those of other networks.
+#: A space that holds most of the U-Nets among the baselines.
 WIDE = {
     "data.image_size": 32,
     "search": {
@@ -31,11 +32,15 @@ WIDE = {
 }
 
 
-def test_what_lies_in_the_space_is_said_by_parameters_that_draw_it_again():
+def find_params(config, spec):
+    return find_point(flatten_config(config.to_dict()), spec.space)
+
+
+def test_suggest_returns_the_configuration_of_a_point():
     spec = tiny_spec(WIDE)
     config = baselines.build_config("c-bigger-unet", 32, spec.budget.epochs)
-    params = find_params(config, spec.space)
-    assert params == {
+    params, errors = find_params(config, spec)
+    assert not errors and params == {
         "model.unet.width": 64,
         "model.unet.depth": 4,
         "loss": "bce_dice",
@@ -60,43 +65,43 @@ def test_what_lies_in_the_space_is_said_by_parameters_that_draw_it_again():
         ("e-unet-ham-v1", "half of the epochs"),
     ],
 )
-def test_what_does_not_lie_in_the_space_cannot_be_said(name, why):
+def test_configurations_outside_the_space(name, why):
     spec = tiny_spec(WIDE)
-    assert find_params(baselines.build_config(name, 32, spec.budget.epochs), spec.space) is None, (
-        why
-    )
+    assert find_params(baselines.build_config(name, 32, spec.budget.epochs), spec)[1], why
 
 
-def test_a_value_outside_a_narrowed_range_cannot_be_said():
+def test_a_value_outside_a_narrowed_range():
     spec = tiny_spec(WIDE | {"search.model": {"unet": {"width": [8, 32], "depth": [3, 5]}}})
-    assert find_params(baselines.build_config("c-bigger-unet", 32, 2), spec.space) is None
-    assert find_params(baselines.build_config("c-deeper-unet", 32, 2), spec.space) is not None
+    assert find_params(baselines.build_config("c-bigger-unet", 32, 2), spec)[1] == [
+        "model.unet.width: must lie in [8, 32], got 64"
+    ]
+    assert not find_params(baselines.build_config("c-deeper-unet", 32, 2), spec)[1]
 
 
 def test_every_baseline_is_queued_once_with_its_name():
     spec = tiny_spec(WIDE | {"warm_start": ["baselines"], "data.image_size": 64})
-    queued = queue(spec)
+    queued = first_trials(spec)
     assert [attrs[trial_records.TrialAttr.BASELINE] for _, attrs in queued] == list(
         baselines.load_baselines()
     )
     for params, attrs in queued:
         config = baselines.build_config(attrs[trial_records.TrialAttr.BASELINE], 64, 2)
         assert (attrs.get(trial_records.TrialAttr.FIXED_CONFIG) == config.to_dict()) != bool(params)
-    assert queue(tiny_spec(WIDE)) == []
+    assert first_trials(tiny_spec(WIDE)) == []
 
 
-def test_founding_a_study_writes_its_queue_once(tiny_data, tmp_path):
+def test_baselines_are_queued_once(tiny_data, tmp_path):
     changes = {"warm_start": ["c-baseline-unet", "e-unet-ham-v1"], "data.image_size": 32}
-    for _ in range(2):  # made, and opened again
+    for _ in range(2):
         opened = open_tiny(tiny_data, tmp_path / "s", changes)
-        known = trial_records.all_trials(opened.study)
-        assert [trial_records.state_of(t) for t in known] == ["waiting"] * 2
-        assert [t.user_attrs[trial_records.TrialAttr.BASELINE] for t in known] == changes[
+        trials = trial_records.all_trials(opened.study)
+        assert [trial_records.state_of(t) for t in trials] == ["waiting"] * 2
+        assert [t.user_attrs[trial_records.TrialAttr.BASELINE] for t in trials] == changes[
             "warm_start"
         ]
 
 
-def test_they_are_the_studys_first_trials_and_are_trained_as_they_are(tiny_data, tmp_path):
+def test_baselines_are_the_first_trials(tiny_data, tmp_path):
     changes = {
         "data.image_size": 32,
         "warm_start": ["c-baseline-unet"],
@@ -110,11 +115,11 @@ def test_they_are_the_studys_first_trials_and_are_trained_as_they_are(tiny_data,
     assert trial_records.config_of(first) == expected.to_dict()
     assert trial_records.state_of(first) == "complete" and first.params == {}
     assert trial_records.TrialAttr.BASELINE not in second.user_attrs and second.params
-    # Opened again, nothing is queued a second time.
+    # Opening the study again adds no trial.
     assert len(trial_records.all_trials(open_study(tmp_path / "s").study)) == 2
 
 
-def test_a_baseline_that_was_cut_off_is_queued_again_as_it_is(tiny_data, tmp_path):
+def test_an_interrupted_baseline_is_requeued(tiny_data, tmp_path):
     changes = {"data.image_size": 32, "warm_start": ["c-baseline-unet"]}
     opened = open_tiny(tiny_data, tmp_path / "s", changes | {"budget": {"trials": 1, "epochs": 1}})
 
@@ -134,10 +139,10 @@ def test_a_baseline_that_was_cut_off_is_queued_again_as_it_is(tiny_data, tmp_pat
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_sampler_goes_on_from_baselines_and_the_whole_space_is_tried(
+def test_every_sampler_explores_the_space_after_baselines(
     tiny_data, tmp_path, sampler
 ):
-    """Baselines outside the space are no part of it: three widths are left, and three are tried."""
+    """Baselines from outside the space do not count as one of its three configurations."""
     changes = {
         "data.image_size": 32,
         "sampler": {"name": sampler, "startup": 2},
@@ -147,7 +152,6 @@ def test_every_sampler_goes_on_from_baselines_and_the_whole_space_is_tried(
         "search.optimizer": {"adam": {"lr": 0.01}},
     }
     opened = open_tiny(tiny_data, tmp_path / "s", changes)
-    # Trainings that need no time: how they train is no matter here.
     assert search(opened, terms=WorkerOptions(program=failing_training.__name__)).why == "exhausted"
     done = [
         t for t in trial_records.all_trials(opened.study) if trial_records.state_of(t) == "complete"
@@ -158,24 +162,24 @@ def test_every_sampler_goes_on_from_baselines_and_the_whole_space_is_tried(
     assert sorted(t.params["model.unet.width"] for t in done[2:]) == [4, 5, 6]
 
 
-def test_quasi_random_points_fill_the_space_after_a_baseline_without_parameters():
+def test_sobol_points_after_a_baseline_without_parameters():
     study = in_memory(SAMPLERS["qmc"](0, 0))
     space = tiny_spec({"search.model": {"unet": {"width": [4, 128], "depth": [1, 4]}}}).space
     study.enqueue_trial({}, user_attrs={trial_records.TrialAttr.FIXED_CONFIG: {}})
     study.tell(study.ask(), 0.5)
-    drawn = []
+    rates = []
     for _ in range(33):
         trial = study.ask()
         suggest(trial, space)
-        drawn.append(trial.params["optimizer.adam.lr"])
+        rates.append(trial.params["optimizer.adam.lr"])
         study.tell(trial, 0.5)
-    # Sobol points after the first: as many in each eighth of the range, up to one.
-    eighth = [int(8 * math.log(lr / 0.001) / math.log(100)) for lr in drawn[1:]]
+    # Sobol points: equally many in each eighth of the range.
+    eighth = [int(8 * math.log(lr / 0.001) / math.log(100)) for lr in rates[1:]]
     assert {eighth.count(i) for i in range(8)} <= {3, 4, 5}
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"warm_start": ["baselins"]}, "did you mean 'baselines'?"),
         ({"warm_start": ["unet-dise"]}, "did you mean 'unet-dice'?"),
@@ -186,7 +190,7 @@ def test_quasi_random_points_fill_the_space_after_a_baseline_without_parameters(
         ),
     ],
 )
-def test_what_cannot_be_queued_is_told_with_the_files_other_errors(changes, told):
+def test_invalid_baselines_are_errors_of_the_spec(changes, message):
     with pytest.raises(InputError) as caught:
         tiny_spec(changes)
-    assert told in str(caught.value)
+    assert message in str(caught.value)

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from dataclasses import replace
 from multiprocessing import forkserver
 from pathlib import Path
@@ -162,7 +161,7 @@ def test_selected_inference_is_stored_in_the_checkpoint(job, tmp_path):
     assert plain.choice.inference == DEFAULT_INFERENCE == checkpoint.read_inference(weights)
 
 
-# --- put down, and gone on with ----------------------------------------------------------------
+# --- suspension and resumption -----------------------------------------------------------------
 
 
 def test_training_is_suspended_and_resumed(job, tmp_path):
@@ -320,7 +319,7 @@ def test_loaders_are_children_of_the_training_and_do_not_change_results(job):
 
 
 def test_signal_to_the_process_group_loses_no_step(job, tmp_path):
-    """The signal to the group precedes the worker's message by more batches than are prefetched."""
+    """The worker suspends only after all prefetched batches were used."""
     job = replace(with_loaders(job, epochs=50, batch_size=2), state_path=tmp_path / "state.pt")
     signalled, last = False, None
     with TrialProcess(job) as child:
@@ -393,13 +392,6 @@ def test_missing_cache_is_reported(job, tmp_path):
     assert isinstance(end, JobError)
     assert end.reason == "data"
     assert end.message.startswith("FileNotFoundError: ")
-
-
-def test_unwritable_weights_are_reported(job, tmp_path):
-    (tmp_path / "file").write_text("")
-    *_, end = run(replace(job, weights_path=tmp_path / "file" / "model.safetensors"))
-    assert isinstance(end, JobError)
-    assert end.reason == "crash"
 
 
 def test_damaged_weights_are_reported(job, index, tmp_path):
@@ -494,20 +486,9 @@ def test_close_and_reply_after_death_have_no_effect(job):
     child.close()
 
 
-def test_second_start_is_fast(job):
-    run(with_settings(job, epochs=1))  # the server imports torch for the first
-    took = []
-    for _ in range(5):
-        began = time.perf_counter()
-        with TrialProcess(with_settings(job, epochs=1)) as child:
-            assert isinstance(next(child.messages()), ModelBuilt)
-            took.append(time.perf_counter() - began)
-    # An import of torch alone takes longer than that. The best of some: machines are busy.
-    assert min(took) < 1
-
-
 def test_process_ends_when_the_parent_is_killed(job, tmp_path):
     """The script has no ``if __name__ == "__main__"``: a child must not run it again."""
+    endless = with_settings(job, epochs=100_000)
     script = textwrap.dedent(
         f"""
         import pathlib
@@ -516,7 +497,7 @@ def test_process_ends_when_the_parent_is_killed(job, tmp_path):
         from search.trial_process.protocol import ModelBuilt, TrainJob
 
         print("top", flush=True)
-        job = TrainJob({with_settings(job, epochs=100_000).config!r}, pathlib.Path({str(job.cache)!r}),
+        job = TrainJob({endless.config!r}, pathlib.Path({str(job.cache)!r}),
                        np.arange(20), np.arange(20, 30), "cpu", 1)
         with TrialProcess(job) as child:
             for message in child.messages():

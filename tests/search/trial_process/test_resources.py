@@ -129,9 +129,8 @@ def test_workers_option_is_for_the_cpu():
         local_slots("cuda:0", workers=2)
 
 
-@pytest.mark.parametrize("switch", ["LESIONSEARCH_AUGMENT", "LESIONSEARCH_COMPILE"])
 @pytest.mark.parametrize("make", [default_slot, worker_slot, local_slots])
-def test_invalid_environment_switch_is_refused(monkeypatch, switch, make):
-    monkeypatch.setenv(switch, "gpu")
-    with pytest.raises(InputError, match=f"{switch}: must be auto, .*, got 'gpu'; or unset it"):
+def test_invalid_environment_switch_is_refused(monkeypatch, make):
+    monkeypatch.setenv("LESIONSEARCH_AUGMENT", "gpu")
+    with pytest.raises(InputError, match=r"^LESIONSEARCH_AUGMENT: must be auto, .*, got 'gpu'"):
         make("cpu")

@@ -1,4 +1,4 @@
-"""What the search is for: whatever is killed, no trial is lost, none is counted twice."""
+"""No trial is lost or counted twice, whatever is killed."""
 
 import contextlib
 import os
@@ -18,19 +18,19 @@ import yaml
 from safetensors.torch import load_file
 
 from lesionseg.config import TrialConfig
-from search.monitoring.status import status
+from search.monitoring.status import read_status
 from search.spec.loading import load_spec
 from search.storage import trial_records
 from search.study.creation import create_or_resume
-from search.study.opening import load_study, open_study
 from search.study.location import StudyLocation
+from search.study.opening import load_study, open_study
 from search.trial_process.protocol import Trained, TrainJob
 from search.trial_process.supervisor import Limits, StopConditions, supervise
 from tests.conftest import write_folder
 from tests.postgres import private_postgres  # noqa: F401
 from tests.search import stub_training
 from tests.search.chaos import FULL, Plan, stub_spec, survive, write_pairs
-from tests.search.chaos_checks import rows_of
+from tests.search.chaos_checks import fetch_rows
 from tests.search.helpers import LONG_WAIT_S, tiny_plain, tiny_spec, wait_until, write_study
 from tests.search.worker_processes import WorkerProcesses
 
@@ -40,11 +40,11 @@ COMMAND = Path(sys.executable).with_name("lesionsearch")
 SMALL = Plan(workers=3, trials=24, kill_workers=4, kill_children=3, kill_servers=1)
 
 SUSPEND_POINT = Plan(
-    8, 60, kill_workers=9, kill_children=5, kill_servers=1, freezes=1, grace=20.0, patience=600
+    8, 60, kill_workers=9, kill_children=5, kill_servers=1, freezes=1, grace=20.0, timeout_s=600
 )
 
-#: Seconds within which a worker that is sent away is gone.
-GONE_WITHIN = 10.0
+#: Seconds within which a terminated worker exits.
+EXIT_TIMEOUT_S = 10.0
 
 
 @pytest.fixture(scope="module")
@@ -55,40 +55,40 @@ def worker_processes():
 
 @pytest.fixture
 def restartable(request):
-    """A database on a server that may be stopped, and the server."""
+    """A PostgreSQL server that can be restarted, and the URL of a database."""
     server = request.getfixturevalue("private_postgres")
     name = f"chaos_{os.urandom(4).hex()}"
     yield server, server.create(name)
     server.run(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-def check(told, verdict, plan: Plan) -> None:
-    assert verdict.wrong == []
-    assert told.peak == plan.trials  # never more, and the last look saw them all
-    assert told.orphans == []
-    assert told.died == []
+def check(result, verdict, plan: Plan) -> None:
+    assert verdict.violations == []
+    assert result.peak == plan.trials
+    assert result.orphans == []
+    assert result.died == []
     kinds = (plan.kill_workers, plan.kill_children, plan.kill_servers, plan.freezes, plan.restarts)
-    assert [told.done[k] for k in ("worker", "child", "server", "freeze", "restart")] == [*kinds]
+    assert [result.done[k] for k in ("worker", "child", "server", "freeze", "restart")] == [*kinds]
     assert verdict.crashed <= plan.kill_children + plan.kill_servers
-    assert verdict.retried > 0
-    # Of a few kills all may fall before a first checkpoint; of many they do not.
+    assert verdict.requeued > 0
+    # With few kills, all of them may precede the first checkpoint.
     assert verdict.resumed > 0 or plan.trials < 100
 
 
-# --- with a training that is none ----------------------------------------------------------------
+# --- the stub training ---------------------------------------------------------------------------
 
 
-def test_workers_and_trainings_that_are_killed_lose_and_repeat_nothing(worker_processes, tmp_path):
+def test_killed_workers_and_trainings(worker_processes, tmp_path):
     check(*survive(worker_processes, tmp_path, SMALL), SMALL)
 
 
 @pytest.mark.slow
-def test_the_same_on_postgresql(worker_processes, tmp_path, postgres_url):
+def test_killed_workers_and_trainings_on_postgresql(worker_processes, tmp_path, postgres_url):
     check(*survive(worker_processes, tmp_path, SMALL, postgres_url), SMALL)
 
 
 @pytest.mark.long
-def test_two_hundred_trials_survive_fifty_kills(worker_processes, tmp_path):
+def test_two_hundred_trials_and_fifty_kills(worker_processes, tmp_path):
     check(*survive(worker_processes, tmp_path, FULL), FULL)
 
 
@@ -100,9 +100,7 @@ def test_two_hundred_trials_survive_fifty_kills(worker_processes, tmp_path):
     ],
     ids=["60 trials", "200 trials"],
 )
-def test_the_same_on_a_server_that_is_restarted_meanwhile(
-    worker_processes, tmp_path, restartable, plan
-):
+def test_restarted_database_server(worker_processes, tmp_path, restartable, plan):
     server, url = restartable
     plan = replace(plan, restarts=2)
     pauses = random.Random(0)
@@ -114,7 +112,7 @@ def test_the_same_on_a_server_that_is_restarted_meanwhile(
 
 
 def stop_between_writes(worker_processes, worker: int, database: Path) -> None:
-    """Stops a worker, but not in the middle of a write: nobody can take SQLite's lock from it."""
+    """Stop a worker while it does not hold SQLite's lock, which could not be taken from it."""
     while True:
         assert worker_processes.signal(worker, signal.SIGSTOP)
         try:
@@ -126,43 +124,45 @@ def stop_between_writes(worker_processes, worker: int, database: Path) -> None:
             time.sleep(0.05)
 
 
-def test_a_worker_that_slept_too_long_tells_nothing_when_it_wakes(worker_processes, tmp_path):
+def test_worker_that_was_stopped_for_too_long_writes_nothing(worker_processes, tmp_path):
     plan = Plan(2, 1, 0, 0, 0, epochs=5, grace=2.0)
     create_or_resume(stub_spec(plan, "s"), write_pairs(tmp_path / "data"), tmp_path / "s")
-    join, environment = StudyLocation("s", tmp_path / "s"), {"LESIONSEARCH_GRACE": "2"}
+    location, environment = StudyLocation("s", tmp_path / "s"), {"LESIONSEARCH_GRACE": "2"}
     environment[stub_training.SECONDS] = "0.3 0.3"
-    sleeper = worker_processes.start(join, tmp_path / "log", environment)
+    sleeper = worker_processes.start(location, tmp_path / "log", environment)
 
-    def lines(what: str) -> list[stub_training.Line]:
-        return [line for line in stub_training.read_log(join.folder) if line.what == what]
+    def lines(kind: str) -> list[stub_training.Line]:
+        return [line for line in stub_training.read_log(location.folder) if line.kind == kind]
 
     assert wait_until(lambda: lines(stub_training.SAVED), LONG_WAIT_S)
-    stop_between_writes(worker_processes, sleeper, join.folder / "study.db")
-    other = worker_processes.start(join, tmp_path / "log", environment)
+    stop_between_writes(worker_processes, sleeper, location.folder / "study.db")
+    other = worker_processes.start(location, tmp_path / "log", environment)
     ended: dict[int, int] = {}
     assert wait_until(lambda: ended.update(worker_processes.ended()) or other in ended, LONG_WAIT_S)
     of_trials = "SELECT * FROM trials", "SELECT * FROM trial_user_attributes ORDER BY 1"
     of_trials += ("SELECT * FROM trial_intermediate_values ORDER BY 1",)
-    before = [rows_of(join, query) for query in of_trials]
-    log = stub_training.read_log(join.folder)
+    before = [fetch_rows(location, query) for query in of_trials]
+    log = stub_training.read_log(location.folder)
     assert worker_processes.signal(sleeper, signal.SIGCONT)
-    assert wait_until(lambda: ended.update(worker_processes.ended()) or sleeper in ended, LONG_WAIT_S)
+    assert wait_until(
+        lambda: ended.update(worker_processes.ended()) or sleeper in ended, LONG_WAIT_S
+    )
     assert ended == {sleeper: 0, other: 0}
-    assert [rows_of(join, query) for query in of_trials] == before
-    assert stub_training.read_log(join.folder) == log
-    known = trial_records.all_trials(load_study(join.folder))
-    assert [trial_records.reason_of(t) for t in known] == ["lost", None]
-    assert known[1].state.name == "COMPLETE"
-    assert known[1].user_attrs["resumed_at"] == lines(stub_training.UNFINISHED_FILES)[1].epoch > 0
-    assert not list((join.folder / "trials").rglob("state.pt"))
+    assert [fetch_rows(location, query) for query in of_trials] == before
+    assert stub_training.read_log(location.folder) == log
+    trials = trial_records.all_trials(load_study(location.folder))
+    assert [trial_records.reason_of(t) for t in trials] == ["lost", None]
+    assert trials[1].state.name == "COMPLETE"
+    assert trials[1].user_attrs["resumed_at"] == lines(stub_training.STARTED)[1].epoch > 0
+    assert not list((location.folder / "trials").rglob("state.pt"))
 
 
-# --- with the real training ----------------------------------------------------------------------
+# --- the real training ---------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def started(*args: object):
-    """The real command; whatever is left of its family is ended."""
+    """Run the real command; kill it and its descendants at the end."""
     process = subprocess.Popen(
         [COMMAND, *map(str, args)],
         stdout=subprocess.PIPE,
@@ -174,46 +174,50 @@ def started(*args: object):
         yield process
     finally:
         if process.poll() is None:
-            kill_family(psutil.Process(process.pid))
+            kill_tree(psutil.Process(process.pid))
             process.communicate()
 
 
-def kill_family(top: psutil.Process) -> None:
+def kill_tree(top: psutil.Process) -> None:
     with contextlib.suppress(psutil.NoSuchProcess):
         for each in [top, *top.children(recursive=True)]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 each.kill()
 
 
-def uninterrupted(folder: Path, config: dict, weights: Path) -> dict[str, torch.Tensor]:
-    """The weights of the same configuration, trained in one go."""
-    material = open_study(folder).material
-    data = (material.cache, material.train, material.val)
+def train_uninterrupted(folder: Path, config: dict, weights: Path) -> dict[str, torch.Tensor]:
+    """Return the weights of the same configuration without interruption."""
+    trial_data = open_study(folder).material
+    data = (trial_data.cache, trial_data.train, trial_data.val)
     job = TrainJob(TrialConfig.from_dict(config).to_dict(), *data, "cpu", 1, weights_path=weights)
-    assert isinstance(supervise(job, lambda told: False, Limits(), StopConditions()), Trained)
+    assert isinstance(supervise(job, lambda message: False, Limits(), StopConditions()), Trained)
     return load_file(weights)
 
 
 def check_as_if_uninterrupted(folder: Path, number: int, scratch: Path) -> None:
     trial = trial_records.all_trials(load_study(folder))[number]
     there = load_file(folder / "trials" / str(number) / "model.safetensors")
-    straight = uninterrupted(folder, trial.user_attrs["config"], scratch / f"{number}.safetensors")
+    straight = train_uninterrupted(
+        folder, trial.user_attrs["config"], scratch / f"{number}.safetensors"
+    )
     assert there.keys() == straight.keys()
     assert all(torch.equal(there[name], straight[name]) for name in straight)
 
 
 def chains(folder: Path) -> dict[int, list]:
-    """Trials by the number that they had first."""
-    found: dict[int, list] = {}
+    """Return the attempts of each trial by the number of the first."""
+    attempts: dict[int, list] = {}
     for trial in trial_records.all_trials(load_study(folder)):
-        found.setdefault(trial.user_attrs.get("requeued_from", trial.number), []).append(trial)
-    return found
+        attempts.setdefault(trial.user_attrs.get("requeued_from", trial.number), []).append(trial)
+    return attempts
 
 
 def epochs_done(folder: Path) -> int:
-    """Of all trials, what was repeated counted once."""
-    known = chains(folder).values()
-    return sum(max((e for t in chain for e in t.intermediate_values), default=0) for chain in known)
+    """Count the epochs of all trials, repeated ones once."""
+    trials = chains(folder).values()
+    return sum(
+        max((e for t in chain for e in t.intermediate_values), default=0) for chain in trials
+    )
 
 
 def write_real(path: Path, changes: dict) -> Path:
@@ -234,8 +238,8 @@ def write_real(path: Path, changes: dict) -> Path:
 
 
 @pytest.mark.long
-def test_weights_are_those_of_a_study_that_nobody_disturbed(real_data, tmp_path):
-    """Five times one of three workers is killed with all that it started."""
+def test_weights_equal_those_of_an_uninterrupted_study(real_data, tmp_path):
+    """One of three workers is killed with its descendants, five times."""
     folder, study = tmp_path / "s", write_real(tmp_path / "study.yaml", {})
     args = ["run", study, "--data", real_data / "isic2018", "--out", folder, "--no-final"]
     with started(*args, "--workers", "3", "--threads", "1", "--device", "cpu") as run:
@@ -243,15 +247,17 @@ def test_weights_are_those_of_a_study_that_nobody_disturbed(real_data, tmp_path)
             assert wait_until(lambda: (folder / "run.json").exists(), 120)
             due = 18 * (killed + 1)
             assert wait_until(lambda due=due: epochs_done(folder) >= due, 120)
-            # One is not to be lost so often that it is given up.
-            held = [w for w in status(folder)["workers"] if w["trial"] is not None]
-            known = trial_records.all_trials(load_study(folder))
-            held.sort(key=lambda w, known=known: known[w["trial"]].user_attrs.get("times_lost", 0))
-            kill_family(psutil.Process(held[0]["pid"]))
-        told, _ = run.communicate(timeout=240)
-        assert run.returncode == 0, told
+            # A trial that is lost too often fails.
+            held = [w for w in read_status(folder).workers if w.trial is not None]
+            trials = trial_records.all_trials(load_study(folder))
+            held.sort(
+                key=lambda w, trials=trials: trials[w["trial"]].user_attrs.get("times_lost", 0)
+            )
+            kill_tree(psutil.Process(held[0]["pid"]))
+        output, _ = run.communicate(timeout=240)
+        assert run.returncode == 0, output
     found = chains(folder)
-    assert status(folder)["counts"] == {
+    assert read_status(folder).counts == {
         "waiting": 0,
         "running": 0,
         "complete": 3,
@@ -270,52 +276,52 @@ def test_weights_are_those_of_a_study_that_nobody_disturbed(real_data, tmp_path)
 LONG = {"budget": {"trials": 1, "epochs": 2}, "data.limit.train": 600, "data.image_size": 96}
 
 
-def wait_for_the_middle(run: subprocess.Popen, folder: Path) -> None:
-    """Of its trial's second epoch."""
+def wait_for_second_epoch(run: subprocess.Popen, folder: Path) -> None:
+    """Wait until the second epoch of the trial is running."""
     assert wait_until(lambda: epochs_done(folder) == 1, 120)
     family = psutil.Process(run.pid).children(recursive=True)
 
-    def worked() -> float:
+    def cpu_seconds() -> float:
         return sum(sum(p.cpu_times()[:2]) for p in family if p.is_running())
 
-    before = worked()
-    assert wait_until(lambda: worked() > before + 1.5, 60)
+    before = cpu_seconds()
+    assert wait_until(lambda: cpu_seconds() > before + 1.5, 60)
 
 
-def check_it_leaves(run: subprocess.Popen) -> str:
+def check_terminates(run: subprocess.Popen) -> str:
     family = psutil.Process(run.pid).children(recursive=True)
     began = time.monotonic()
     run.terminate()
-    told, _ = run.communicate(timeout=60)
-    assert time.monotonic() - began < GONE_WITHIN, told
-    assert run.returncode == 0, told
+    output, _ = run.communicate(timeout=60)
+    assert time.monotonic() - began < EXIT_TIMEOUT_S, output
+    assert run.returncode == 0, output
     assert not [p for p in psutil.wait_procs(family, 2)[1] if p.is_running()]
-    return told
+    return output
 
 
-def work_on(*args: object) -> None:
+def run_to_the_end(*args: object) -> None:
     with started("worker", "s", *args, "--device", "cpu", "--threads", "1") as run:
-        told, _ = run.communicate(timeout=240)
-    assert run.returncode == 0, told
-    assert "the study is done" in told
+        output, _ = run.communicate(timeout=240)
+    assert run.returncode == 0, output
+    assert "the study is done" in output
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_sent_away_leaves_its_trial_to_another(real_data, tmp_path):
+def test_terminated_worker_requeues_its_trial(real_data, tmp_path):
     study, folder = write_real(tmp_path / "study.yaml", LONG), tmp_path / "s"
     create_or_resume(load_spec(str(study)), real_data / "isic2018", folder)
     with started("worker", "s", "--out", folder, "--device", "cpu", "--threads", "1") as run:
-        wait_for_the_middle(run, folder)
-        check_it_leaves(run)
-    known = trial_records.all_trials(load_study(folder))
-    assert [(t.state.name, trial_records.reason_of(t)) for t in known] == [
+        wait_for_second_epoch(run, folder)
+        check_terminates(run)
+    trials = trial_records.all_trials(load_study(folder))
+    assert [(t.state.name, trial_records.reason_of(t)) for t in trials] == [
         ("FAIL", "interrupted"),
         ("WAITING", None),
     ]
-    assert known[1].user_attrs["attempts"] == [0]
+    assert trials[1].user_attrs["attempts"] == [0]
     assert (folder / "trials" / "0" / "state.pt").is_file()
-    assert status(folder)["workers"] == []
-    work_on("--out", folder)
+    assert read_status(folder).workers == []
+    run_to_the_end("--out", folder)
     done = trial_records.all_trials(load_study(folder))[1]
     assert (done.state.name, done.user_attrs["resumed_at"]) == ("COMPLETE", 1)
     assert not list((folder / "trials").rglob("state.pt"))
@@ -323,32 +329,32 @@ def test_a_worker_that_is_sent_away_leaves_its_trial_to_another(real_data, tmp_p
 
 
 @pytest.mark.slow
-def test_it_leaves_as_fast_when_the_database_is_away(real_data, tmp_path, restartable):
+def test_worker_terminates_while_the_database_is_unavailable(real_data, tmp_path, restartable):
     server, url = restartable
     study, folder = write_real(tmp_path / "study.yaml", LONG), tmp_path / "s"
     create_or_resume(load_spec(str(study)), real_data / "isic2018", folder, url)
     args = ("--out", folder, "--storage", url)
     with started("worker", "s", *args, "--device", "cpu", "--threads", "1") as run:
-        wait_for_the_middle(run, folder)
+        wait_for_second_epoch(run, folder)
         server.stop("immediate")
         try:
-            check_it_leaves(run)
+            check_terminates(run)
         finally:
             server.start()
     assert (folder / "trials" / "0" / "state.pt").is_file()
-    work_on(*args)
-    known = trial_records.all_trials(load_study(folder))
-    assert [(t.state.name, trial_records.reason_of(t)) for t in known] == [
+    run_to_the_end(*args)
+    trials = trial_records.all_trials(load_study(folder))
+    assert [(t.state.name, trial_records.reason_of(t)) for t in trials] == [
         ("FAIL", "lost"),
         ("COMPLETE", None),
     ]
-    assert known[1].user_attrs["resumed_at"] == 1
+    assert trials[1].user_attrs["resumed_at"] == 1
     assert not list((folder / "trials").rglob("state.pt"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["data", "study"])
-def test_a_worker_with_other_data_or_another_study_changes_nothing(tiny_data, tmp_path, what):
+def test_worker_with_other_data_or_another_study_changes_nothing(tiny_data, tmp_path, what):
     folder = tmp_path / "s"
     create_or_resume(tiny_spec(), tiny_data, folder)
     given = {

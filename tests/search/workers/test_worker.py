@@ -1,10 +1,7 @@
-"""One trial's life: claimed, trained in a child process, reported, told; or cut off."""
+"""Trials of one worker: claimed, trained in a process, reported, finished or requeued."""
 
-import contextlib
 import csv
 import os
-import shutil
-import signal
 import subprocess
 import threading
 from dataclasses import fields, replace
@@ -19,32 +16,30 @@ from lesionseg.config import TrialConfig
 from lesionseg.metrics import METRICS
 from lesionseg.training import checkpoint
 from lesionseg.training.types import EpochRecord
-from search.monitoring import notes
 from search.storage import trial_records
-from search.storage.study_rows import MAX_LOSSES
 from search.storage.lease_types import Claim
 from search.storage.leases import TrialLeases
 from search.storage.process_id import ProcessId, current_process
-from search.storage.retention import PICTURE
+from search.storage.retention import HISTORY, PICTURE, STATE, WEIGHTS
+from search.storage.study_rows import MAX_LOSSES
 from search.study.opening import open_study
 from search.study.pruners import PRUNERS
 from search.study.suggest import suggest
 from search.trial_process import supervisor
 from search.trial_process.protocol import Suspended, Trained
-from search.trial_process.slot import Slot
 from search.workers import trial_runner
-from search.workers.worker import HISTORY, KEEP_BEST, STATE, WEIGHTS, load_claimed_trial
-from tests.conftest import write_folder
+from search.workers.trial_files import StateUploader
+from search.workers.worker import KEEP_BEST, load_claimed_trial
 from tests.search import failing_training
 from tests.search.failing_training import FAILURE_WIDTHS, SUSPEND_POINT
 from tests.search.helpers import (
     LONG_WAIT_S,
     SLOT,
     RecordingListener,
+    make_worker,
     open_tiny,
     queue,
     wait_until,
-    make_worker,
 )
 
 
@@ -53,76 +48,70 @@ def opened(tiny_data, tmp_path):
     return open_tiny(tiny_data, tmp_path / "s")
 
 
-def dead() -> ProcessId:
-    """A process that has ended."""
+def dead_process() -> ProcessId:
+    """Return the id of a process that has ended."""
     process = subprocess.Popen(["true"])
-    since = psutil.Process(process.pid).create_time()
+    start_time = psutil.Process(process.pid).create_time()
     process.wait()
-    return replace(current_process(), pid=process.pid, since=since)
+    return replace(current_process(), pid=process.pid, start_time=start_time)
 
 
-def claimed_by(opened, who: ProcessId) -> Claim:
-    """A trial in the hands of somebody else."""
+def claim_as(opened, process: ProcessId) -> Claim:
+    """Claim a trial for another process."""
     leases = TrialLeases(opened.study)
-    claim = leases.claim(leases.register_worker(SLOT, who), bounded=False)
+    claim = leases.claim(leases.register_worker(SLOT, process), bounded=False)
     assert isinstance(claim, Claim)
     return claim
 
 
-def rows_of(opened, number: int) -> list[dict[str, str]]:
-    """A trial's history."""
+def read_history(opened, number: int) -> list[dict[str, str]]:
     with (opened.folder / "trials" / str(number) / HISTORY).open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-# --- a trial that runs its course --------------------------------------------------------------
+# --- complete trials ---------------------------------------------------------------------------
 
 
-def test_a_complete_trial_is_on_record_with_all_that_is_said_of_it(opened):
-    heard = RecordingListener()
+def test_complete_trial_has_values_attributes_history_and_weights(opened):
+    listener = RecordingListener()
     queue(opened)
-    worker = make_worker(opened, heard)
-    done = worker.run_one()
-    assert done.state == TrialState.COMPLETE
-    assert done.params == {"model.unet.width": 4, "optimizer.adam.lr": 0.01}
-    attrs = done.user_attrs
+    worker = make_worker(opened, listener)
+    trial = worker.run_one()
+    assert trial.state == TrialState.COMPLETE
+    assert trial.params == {"model.unet.width": 4, "optimizer.adam.lr": 0.01}
+    attrs = trial.user_attrs
     config = TrialConfig.from_dict(attrs["config"])
     assert (config.model.params["width"], config.model.params["depth"]) == (4, 1)
-    assert config.model.params["norm"] == "batch"  # what is settled is on record too
+    assert config.model.params["norm"] == "batch"  # fixed values too
     assert attrs["digest"] == config.digest()
     assert attrs["epochs"] == 2
     assert attrs["params"] > 0
     assert attrs["macs"] > 0
     assert attrs["seconds"] > 0
     assert attrs["peak_memory"] > 0
-    assert attrs["owner"]["worker"] == worker.heartbeat.row.id
+    assert attrs["owner"]["worker"] == worker.heartbeat.worker.id
     assert attrs["owner"]["pid"] == os.getpid()
     assert (attrs["owner"]["device"], attrs["owner"]["threads"]) == ("cpu", 1)
     assert attrs["started_at"] < attrs["ended_at"] < attrs["started_at"] + 300
-    # What was reported each epoch, what is told, and what is said of the best epoch agree.
-    assert list(done.intermediate_values) == [1, 2]
-    assert done.value == max(done.intermediate_values.values())
-    assert done.intermediate_values[attrs["best_epoch"]] == done.value
+    assert list(trial.intermediate_values) == [1, 2]
+    assert trial.value == max(trial.intermediate_values.values())
+    assert trial.intermediate_values[attrs["best_epoch"]] == trial.value
     assert attrs["val"].keys() == set(METRICS)
-    assert attrs["val"]["dice"] == done.value
-    assert heard.started == [0]
-    assert heard.epochs == [(0, 1), (0, 2)]
-    assert heard.ended == [(0, "COMPLETE", 0)]
-
-
-def test_history_and_weights_lie_in_the_trials_folder(opened):
-    done = make_worker(opened).run_one()
-    place = opened.folder / "trials" / "0"
-    rows = rows_of(opened, 0)
+    assert attrs["val"]["dice"] == trial.value
+    # The trial's folder.
+    rows = read_history(opened, 0)
     plain = [f.name for f in fields(EpochRecord) if f.name != "metrics"]
     assert list(rows[0]) == [*plain, *METRICS]
     assert [int(r["epoch"]) for r in rows] == [1, 2]
-    assert [float(r["dice"]) for r in rows] == list(done.intermediate_values.values())
-    _, config = checkpoint.load(place / "model.safetensors")
-    assert config.digest() == done.user_attrs["digest"]
+    assert [float(r["dice"]) for r in rows] == list(trial.intermediate_values.values())
+    _, stored_config = checkpoint.load(opened.folder / "trials" / "0" / WEIGHTS)
+    assert stored_config.digest() == attrs["digest"]
+    assert listener.started == [0]
+    assert listener.epochs == [(0, 1), (0, 2)]
+    assert listener.ended == [(0, "COMPLETE", 0)]
 
 
-def test_weights_are_kept_of_the_best_trials_only(tiny_data, tmp_path):
+def test_only_the_weights_of_the_best_trials_are_kept(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s", {"budget.epochs": 1})
     worker = make_worker(opened)
     for i in range(KEEP_BEST + 2):
@@ -130,20 +119,10 @@ def test_weights_are_kept_of_the_best_trials_only(tiny_data, tmp_path):
         worker.run_one()
     kept = {int(p.parent.name) for p in (opened.folder / "trials").glob("*/model.safetensors")}
     assert kept == {t.number for t in trial_records.rank_trials(opened.study.trials)[:KEEP_BEST]}
-    # Histories are small, and kept of all.
     assert len(list((opened.folder / "trials").glob("*/history.csv"))) == KEEP_BEST + 2
 
 
-def test_the_same_configuration_gives_the_same_value_on_a_cpu(tiny_data, tmp_path):
-    values = []
-    for name in ("a", "b"):
-        opened = open_tiny(tiny_data, tmp_path / name)
-        queue(opened)
-        values.append(make_worker(opened).run_one().intermediate_values)
-    assert values[0] == values[1]
-
-
-def test_early_stopping_is_a_complete_trial_with_its_reason(tiny_data, tmp_path):
+def test_early_stopping_completes_the_trial_with_a_reason(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s", {"budget.patience": 1, "budget.epochs": 50})
     done = make_worker(opened).run_one()
     assert done.state == TrialState.COMPLETE
@@ -154,7 +133,7 @@ def test_early_stopping_is_a_complete_trial_with_its_reason(tiny_data, tmp_path)
 # --- pruning -----------------------------------------------------------------------------------
 
 
-def test_a_trial_that_is_not_worth_it_is_pruned_and_keeps_its_record(tiny_data, tmp_path):
+def test_pruned_trial_keeps_its_values(tiny_data, tmp_path):
     changes = {"pruner": {"name": "median", "min_epochs": 2, "startup": 1}, "budget.epochs": 4}
     opened = open_tiny(tiny_data, tmp_path / "s", changes)
     assert isinstance(opened.study.pruner, type(PRUNERS["median"](1, 1, 1)))
@@ -172,7 +151,7 @@ def test_a_trial_that_is_not_worth_it_is_pruned_and_keeps_its_record(tiny_data, 
     assert trial_records.state_of(done) == "pruned"
 
 
-def test_a_trial_is_never_pruned_after_its_last_epoch(tiny_data, tmp_path):
+def test_trial_is_not_pruned_after_its_last_epoch(tiny_data, tmp_path):
     changes = {"pruner": {"name": "median", "min_epochs": 2, "startup": 1}}
     opened = open_tiny(tiny_data, tmp_path / "s", changes)
     rival = opened.study.ask()
@@ -182,9 +161,9 @@ def test_a_trial_is_never_pruned_after_its_last_epoch(tiny_data, tmp_path):
     assert make_worker(opened).run_one().state == TrialState.COMPLETE
 
 
-def test_when_the_time_is_over_the_first_complete_trial_is_let_through(tiny_data, tmp_path):
+def test_out_of_time_the_first_trial_is_completed_and_the_second_pruned(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s", {"budget.epochs": 3})
-    worker = make_worker(opened, deadline=lambda: True)
+    worker = make_worker(opened, is_out_of_time=lambda: True)
     first, second = worker.run_one(), worker.run_one()
     assert first.state == TrialState.COMPLETE
     assert second.state == TrialState.PRUNED
@@ -192,12 +171,12 @@ def test_when_the_time_is_over_the_first_complete_trial_is_let_through(tiny_data
     assert list(second.intermediate_values) == [1]
 
 
-# --- trials that are skipped -------------------------------------------------------------------
+# --- skipped trials ----------------------------------------------------------------------------
 
 
-def test_a_configuration_is_not_trained_twice(opened):
-    heard = RecordingListener()
-    worker = make_worker(opened, heard)
+def test_duplicate_is_skipped(opened):
+    listener = RecordingListener()
+    worker = make_worker(opened, listener)
     queue(opened)
     queue(opened)
     first, second = worker.run_one(), worker.run_one()
@@ -206,11 +185,11 @@ def test_a_configuration_is_not_trained_twice(opened):
     assert second.user_attrs["duplicate_of"] == first.number
     assert second.user_attrs["message"] == "the same configuration as trial 0"
     assert second.intermediate_values == {}
-    assert heard.started == [0]
+    assert listener.started == [0]
     assert trial_records.count_finished(opened.study.trials) == 1
 
 
-def test_a_network_that_is_too_large_is_refused_before_training(tiny_data, tmp_path):
+def test_network_that_violates_a_constraint_is_skipped(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s", {"constraints": {"max_params_m": 0.001}})
     done = make_worker(opened).run_one()
     assert done.state == TrialState.PRUNED
@@ -224,15 +203,7 @@ def test_a_network_that_is_too_large_is_refused_before_training(tiny_data, tmp_p
     assert trial_records.count_finished([done]) == 0
 
 
-def test_a_network_that_is_small_enough_is_trained_and_its_slack_is_on_record(tiny_data, tmp_path):
-    opened = open_tiny(tiny_data, tmp_path / "s", {"constraints": {"max_params_m": 1}})
-    done = make_worker(opened).run_one()
-    assert done.state == TrialState.COMPLETE
-    assert done.constraints["max_params_m"] == pytest.approx(done.user_attrs["params"] / 1e6 - 1)
-
-
-def test_a_configuration_that_cannot_be_read_is_skipped_with_the_reason(opened):
-    """As one of another version of lesionsearch that was queued whole."""
+def test_invalid_queued_configuration_is_skipped(opened):
     worker = make_worker(opened)
     worker.leases.enqueue([({}, {trial_records.TrialAttr.FIXED_CONFIG: {"bach_size": 3}})])
     done = worker.run_one()
@@ -241,56 +212,14 @@ def test_a_configuration_that_cannot_be_read_is_skipped_with_the_reason(opened):
     assert "unknown key 'bach_size'" in done.user_attrs["message"]
 
 
-# --- trials that fail --------------------------------------------------------------------------
+# --- failed trials -----------------------------------------------------------------------------
 
 
-def test_a_training_that_breaks_is_recorded_and_costs_one_trial(tiny_data, tmp_path):
-    """The cache goes away under a running study."""
-    data = write_folder(tmp_path / "data", 12)
-    opened = open_tiny(data, tmp_path / "s")
-    gone = opened.cache.path.rename(tmp_path / "hidden")
-    worker = make_worker(opened)
-    done = worker.run_one()
-    assert done.state == TrialState.FAIL
-    assert done.user_attrs["reason"] == "data"
-    assert done.user_attrs["message"].startswith("FileNotFoundError: ")
-    assert "Traceback" in done.user_attrs["trace"]
-    assert trial_records.count_finished([done]) == 1
-    shutil.move(gone, opened.cache.path)
-    assert worker.run_one().state == TrialState.COMPLETE
-
-
-def test_a_child_that_is_killed_costs_one_trial_with_the_reason(tiny_data, tmp_path):
-    opened = open_tiny(tiny_data, tmp_path / "s", {"budget.epochs": 50})
-
-    class Killing(RecordingListener):
-        def epoch_ended(self, number, record):
-            super().epoch_ended(number, record)
-            if number == 0 and record.epoch == 3:
-                for process in psutil.Process().children(recursive=True):
-                    with contextlib.suppress(psutil.NoSuchProcess):
-                        if process.ppid() != os.getpid():  # not the server that forks them
-                            process.send_signal(signal.SIGKILL)
-                            process.wait(5)
-
-    done = make_worker(opened, Killing()).run_one()
-    assert done.state == TrialState.FAIL
-    assert done.user_attrs["reason"] == "crash"
-    assert "SIGKILL (out of memory?)" in done.user_attrs["message"]
-    assert list(done.intermediate_values) == [1, 2, 3]
-
-
-def test_a_device_that_is_not_there_fails_the_trial(opened):
-    done = make_worker(opened, slot=Slot("cuda:63", 1)).run_one()
-    assert done.user_attrs["reason"] == "config"
-    assert "cuda:63" in done.user_attrs["message"]
-
-
-# --- trials that are cut off -------------------------------------------------------------------
+# --- interrupted trials ------------------------------------------------------------------------
 
 
 class Interrupting(RecordingListener):
-    """Ctrl-C when the trial begins, or after its first epoch."""
+    """Raises KeyboardInterrupt at the start of the trial or after its first epoch."""
 
     def __init__(self, at: str):
         super().__init__()
@@ -306,7 +235,7 @@ class Interrupting(RecordingListener):
 
 
 @pytest.mark.parametrize("at", ["start", "epoch"])
-def test_an_interrupted_trial_is_queued_again_and_counts_once(opened, at):
+def test_interrupted_trial_is_requeued_and_counts_once(opened, at):
     queue(opened, lr=0.02)
     with pytest.raises(KeyboardInterrupt):
         make_worker(opened, Interrupting(at)).run_one()
@@ -325,8 +254,8 @@ def test_an_interrupted_trial_is_queued_again_and_counts_once(opened, at):
     assert done.params == cut.params == {"model.unet.width": 4, "optimizer.adam.lr": 0.02}
     assert trial_records.count_finished(opened.study.trials) == 1
     assert not (opened.folder / "trials" / "0").exists()
-    assert [int(row["epoch"]) for row in rows_of(opened, 1)] == [1, 2]
-    # Cut off again, it still points at the first.
+    assert [int(row["epoch"]) for row in read_history(opened, 1)] == [1, 2]
+    # Interrupted again, it still names the first attempt.
     queue(opened, lr=0.03)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
@@ -338,7 +267,7 @@ def test_an_interrupted_trial_is_queued_again_and_counts_once(opened, at):
     ) == (2, [2, 3])
 
 
-def test_an_interruption_after_a_trial_was_told_takes_nothing_of_it_away(opened):
+def test_interrupt_after_the_end_changes_nothing(opened):
     class Interrupted(TrialLeases):
         def finish(self, *args):
             assert super().finish(*args)
@@ -351,7 +280,7 @@ def test_an_interruption_after_a_trial_was_told_takes_nothing_of_it_away(opened)
     assert {WEIGHTS, HISTORY} <= set(opened.artifact_store.list_files(0))
 
 
-def test_a_queued_trial_that_is_cut_off_before_it_drew_keeps_its_parameters(opened):
+def test_queued_parameters_survive_a_loss_before_sampling(opened):
     queue(opened, width=7, lr=0.05)
     worker = make_worker(opened)
     claim = worker.claim()
@@ -361,36 +290,28 @@ def test_a_queued_trial_that_is_cut_off_before_it_drew_keeps_its_parameters(open
     assert again.user_attrs[trial_records.TrialAttr.REQUEUED_FROM] == claim.number
 
 
-def test_a_trial_that_is_cut_off_before_it_drew_anything_is_closed_and_not_repeated(opened):
+def test_trial_lost_before_sampling_is_closed(opened):
     worker = make_worker(opened)
     assert worker.leases.requeue(worker.claim(), trial_records.EndReason.LOST) is None
     (closed,) = opened.study.trials
     assert trial_records.state_of(closed) == "skipped"
 
 
-def test_a_trial_that_reached_its_end_is_not_queued_again(opened):
-    worker = make_worker(opened)
-    claim = worker.claim()
-    assert worker.run(claim).state == TrialState.COMPLETE
-    assert worker.leases.requeue(claim, trial_records.EndReason.INTERRUPTED) is None
-    assert [t.state for t in opened.study.trials] == [TrialState.COMPLETE]
+# --- suspended and resumed trials --------------------------------------------------------------
 
-
-# --- trials that are put down, and gone on with ------------------------------------------------
-
-#: As many steps an epoch as there are images, so that there is a middle to be hit.
+#: Several steps per epoch, so that a training can be suspended within one.
 LONG = {
     "budget.epochs": 5,
     "fixed.batch_size": 4,
     "search.model": {"unet": {"width": [4, 128], "depth": 1}},
 }
-WAITS = FAILURE_WIDTHS["waits for suspend"]
-#: Seconds: orders are heard every sixth of it, and a machine may be busy for longer than one.
-GRACE = 3.0
+WAITING_WIDTH = FAILURE_WIDTHS["waits for suspend"]
+#: Grace period in seconds; heartbeats are sent six times as often.
+GRACE_S = 3.0
 
 
-class Calling(RecordingListener):
-    """Does something when an epoch of a trial has ended."""
+class CallingListener(RecordingListener):
+    """Calls a function when an epoch of a trial has ended."""
 
     def __init__(self, number: int, epoch: int, call):
         super().__init__()
@@ -404,21 +325,21 @@ class Calling(RecordingListener):
 
 @pytest.fixture
 def long(tiny_data, tmp_path):
-    """A study whose one trial waits in the middle of its third epoch until it is put down."""
+    """A study whose one trial waits in its third epoch until it is suspended."""
     opened = open_tiny(tiny_data, tmp_path / "long", LONG)
-    queue(opened, width=WAITS)
+    queue(opened, width=WAITING_WIDTH)
     return opened
 
 
-def undisturbed(tiny_data, folder) -> list[float]:
-    """Every epoch's Dice of the same training, left in peace."""
+def train_uninterrupted(tiny_data, folder) -> list[float]:
+    """Return the Dice of each epoch of the same training without interruption."""
     opened = open_tiny(tiny_data, folder, LONG)
-    queue(opened, width=WAITS)
+    queue(opened, width=WAITING_WIDTH)
     return list(make_worker(opened).run_one().intermediate_values.values())
 
 
-def check_put_down(opened) -> None:
-    """Trial 0 has been put down in the middle of its third epoch and is queued as trial 1."""
+def check_suspended(opened) -> None:
+    """Check that trial 0 was suspended in its third epoch and requeued as trial 1."""
     cut, waiting = opened.study.trials
     assert trial_records.reason_of(cut) == trial_records.EndReason.INTERRUPTED
     assert list(cut.intermediate_values) == [1, 2]
@@ -430,57 +351,55 @@ def check_put_down(opened) -> None:
     assert trial_records.count_finished(opened.study.trials) == 0
 
 
-def check_gone_on(opened, done, expected) -> None:
-    """Trial 1 went on where trial 0 was put down, to the last digit, and counts once."""
-    assert (done.number, done.state) == (1, TrialState.COMPLETE)
-    assert done.user_attrs["resumed_at"] == 2
-    assert done.intermediate_values == dict(enumerate(expected, 1))
-    assert [int(row["epoch"]) for row in rows_of(opened, 1)] == [1, 2, 3, 4, 5]
-    assert [float(row["dice"]) for row in rows_of(opened, 1)] == expected
-    assert done.user_attrs["epochs"] == 5
+def check_resumed(opened, trial, expected) -> None:
+    """Check that trial 1 continued trial 0 with identical results, and counts once."""
+    assert (trial.number, trial.state) == (1, TrialState.COMPLETE)
+    assert trial.user_attrs["resumed_at"] == 2
+    assert trial.intermediate_values == dict(enumerate(expected, 1))
+    assert [int(row["epoch"]) for row in read_history(opened, 1)] == [1, 2, 3, 4, 5]
+    assert [float(row["dice"]) for row in read_history(opened, 1)] == expected
+    assert trial.user_attrs["epochs"] == 5
     assert trial_records.count_finished(opened.study.trials) == 1
     assert opened.artifact_store.list_files(0) == []
     assert opened.artifact_store.list_files(1) == sorted([WEIGHTS, HISTORY, PICTURE])
 
 
-def test_a_trial_that_is_put_down_in_an_epoch_goes_on_from_there_to_the_last_digit(
-    long, tiny_data, tmp_path
-):
+def test_suspended_trial_resumes_within_the_epoch_with_identical_results(long, tiny_data, tmp_path):
     stopping = threading.Event()
-    heard = Calling(0, 2, stopping.set)
-    with make_worker(long, heard, stopping=stopping, program=failing_training.__name__) as worker:
+    listener = CallingListener(0, 2, stopping.set)
+    with make_worker(
+        long, listener, stop_event=stopping, program=failing_training.__name__
+    ) as worker:
         worker.run_one()
-    check_put_down(long)
+    check_suspended(long)
     after = RecordingListener()
     done = make_worker(open_study(long.folder), after, program=failing_training.__name__).run_one()
     assert after.epochs == [(1, 3), (1, 4), (1, 5)]
-    check_gone_on(long, done, undisturbed(tiny_data, tmp_path / "other"))
+    check_resumed(long, done, train_uninterrupted(tiny_data, tmp_path / "other"))
 
 
 @pytest.mark.parametrize("word", ["pause", "stop"])
-def test_a_command_puts_the_trial_at_work_down(long, word):
-    leases = TrialLeases(long.study, grace_s=GRACE)
+def test_command_suspends_the_running_trial(long, word):
+    leases = TrialLeases(long.study, grace_s=GRACE_S)
 
     def command():
         leases.command = word
 
-    heard = Calling(0, 2, command)
-    with make_worker(long, heard, leases=leases, program=failing_training.__name__) as worker:
+    listener = CallingListener(0, 2, command)
+    with make_worker(long, listener, leases=leases, program=failing_training.__name__) as worker:
         worker.run_one()
         assert worker.heartbeat.command == word
-    check_put_down(long)
+    check_suspended(long)
 
 
-def test_a_trial_that_cannot_save_its_state_is_queued_again_from_its_beginning(
-    tiny_data, tmp_path, monkeypatch
-):
-    """It does not hear that it is to be put down, and no state of it lies anywhere."""
+def test_trial_without_saved_state_is_requeued_from_the_start(tiny_data, tmp_path, monkeypatch):
+    """It ignores the suspend message and saves no state."""
     monkeypatch.setattr(supervisor, "SUSPEND_TIMEOUT_S", 0.3)
     opened = open_tiny(tiny_data, tmp_path / "s", LONG)
     queue(opened, width=FAILURE_WIDTHS["ignores suspend"])
     stopping = threading.Event()
     stopping.set()
-    with make_worker(opened, stopping=stopping, program=failing_training.__name__) as worker:
+    with make_worker(opened, stop_event=stopping, program=failing_training.__name__) as worker:
         cut = worker.run_one()
     assert trial_records.reason_of(cut) == trial_records.EndReason.INTERRUPTED
     again = make_worker(opened).run_one()  # the real training
@@ -490,38 +409,36 @@ def test_a_trial_that_cannot_save_its_state_is_queued_again_from_its_beginning(
 
 
 def trainings() -> list[psutil.Process]:
-    """What this process's fork server has started."""
+    """Return the children of this process's fork server."""
     servers = [p for p in psutil.Process().children() if "forkserver" in " ".join(p.cmdline())]
     return [child for server in servers for child in server.children()]
 
 
-def test_a_worker_that_was_taken_for_dead_tells_nothing_and_comes_back_under_a_new_name(
-    long, tiny_data, tmp_path
-):
-    others = TrialLeases(long.study, grace_s=0.0)  # in their eyes everyone is silent for too long
-    handed_on = []
+def test_expired_worker_writes_nothing_and_registers_again(long, tiny_data, tmp_path):
+    others = TrialLeases(long.study, grace_s=0.0)  # every worker counts as expired
+    requeued = []
 
     def reap():
         assert trainings()
-        assert wait_until(lambda: others.healthy > 0, LONG_WAIT_S)
-        handed_on.extend(others.reap())
+        others.connected_since -= 1
+        requeued.extend(others.reap_expired())
 
-    heard = Calling(0, 2, reap)
-    leases = TrialLeases(long.study, grace_s=GRACE)
-    with make_worker(long, heard, leases=leases, program=failing_training.__name__) as worker:
-        before = worker.heartbeat.row.id
+    listener = CallingListener(0, 2, reap)
+    leases = TrialLeases(long.study, grace_s=GRACE_S)
+    with make_worker(long, listener, leases=leases, program=failing_training.__name__) as worker:
+        before = worker.heartbeat.worker.id
         cut = worker.run_one()
-        assert handed_on == [(0, 1)]
+        assert requeued == [(0, 1)]
         assert wait_until(lambda: not trainings(), LONG_WAIT_S)
         assert trial_records.reason_of(cut) == trial_records.EndReason.LOST
         assert list(cut.intermediate_values) == [1, 2]
-        # What lies there is for whoever goes on with it.
+        # The successor needs the files.
         assert HISTORY in long.store.list_files(0)
-        worker.stopping.set()  # so that the successor, which waits at no state, is put down too
+        worker.context.stop_event.set()  # suspends the successor too
         claim = worker.claim()
-        assert (claim.number, worker.heartbeat.row.id != before) == (1, True)
+        assert (claim.number, worker.heartbeat.worker.id != before) == (1, True)
         owner = long.study.trials[1].user_attrs["owner"]["worker"]
-        assert owner == worker.heartbeat.row.id
+        assert owner == worker.heartbeat.worker.id
         assert [row.id for row in leases.list_workers() if row.trial == 1] == [owner]
         worker.run(claim)
     assert [trial_records.reason_of(t) for t in long.study.trials] == ["lost", "interrupted", None]
@@ -529,18 +446,18 @@ def test_a_worker_that_was_taken_for_dead_tells_nothing_and_comes_back_under_a_n
     assert trial_records.count_finished(long.study.trials) == 0
 
 
-# --- workers that are gone ---------------------------------------------------------------------
+# --- dead workers ------------------------------------------------------------------------------
 
 
-def test_the_trials_of_dead_processes_go_back_to_the_queue_and_others_do_not(opened):
+def test_only_trials_of_dead_processes_are_requeued(opened):
     study = opened.study
     for i in range(4):
         queue(opened, lr=0.01 * (i + 1))
-    for who in (dead(), current_process(), replace(dead(), host="elsewhere")):
-        claim = claimed_by(opened, who)
+    for process in (dead_process(), current_process(), replace(dead_process(), host="elsewhere")):
+        claim = claim_as(opened, process)
         load_claimed_trial(study, claim).suggest_int("model.unet.width", 4, 8, log=True)
         opened.artifact_store.local_path(claim.number, HISTORY).write_text("")
-    study.ask()  # nobody's: not claimed through the leases
+    study.ask()  # without a lease
     opened.artifact_store.local_path(3, HISTORY).write_text("")
     leases = TrialLeases(study)
     assert leases.reap_expired() == [(0, 4), (3, 5)]
@@ -548,17 +465,17 @@ def test_the_trials_of_dead_processes_go_back_to_the_queue_and_others_do_not(ope
     assert states == ["skipped", "running", "running", "skipped", "waiting", "waiting"]
     assert [t.user_attrs[trial_records.TrialAttr.REQUEUED_FROM] for t in study.trials[4:]] == [0, 3]
     assert leases.reap_expired() == []
-    # What was queued for it is repeated in full, drawn or not.
+    # All queued parameters are repeated, sampled or not.
     worker = make_worker(opened)
     assert worker.run_one().params == {"model.unet.width": 4, "optimizer.adam.lr": 0.01}
     assert worker.run_one().params == {"model.unet.width": 4, "optimizer.adam.lr": 0.04}
-    # What lay there of it goes when its successor begins.
+    # The files of a lost trial are deleted when its successor starts.
     assert {p.name for p in (opened.folder / "trials").glob("[0-9]*")} == {"1", "2", "4", "5"}
 
 
-def test_a_double_of_a_trial_that_was_lost_is_recognised(opened):
+def test_duplicate_of_a_lost_trial_is_skipped(opened):
     queue(opened)
-    claim = claimed_by(opened, dead())
+    claim = claim_as(opened, dead_process())
     queue(opened)
     assert TrialLeases(opened.study).reap_expired() == [(claim.number, 2)]
     worker = make_worker(opened)
@@ -567,33 +484,24 @@ def test_a_double_of_a_trial_that_was_lost_is_recognised(opened):
     assert trial_records.count_finished(opened.study.trials) == 1
 
 
-def test_a_trial_that_keeps_killing_its_worker_fails_for_good(opened):
-    leases, who = TrialLeases(opened.study), dead()
+def test_trial_lost_too_often_fails(opened):
+    leases, process = TrialLeases(opened.study), dead_process()
     for i in range(MAX_LOSSES + 1):
-        suggest(load_claimed_trial(opened.study, claimed_by(opened, who)), opened.spec.space)
+        suggest(load_claimed_trial(opened.study, claim_as(opened, process)), opened.spec.space)
         assert leases.reap_expired() == [(i, i + 1 if i < MAX_LOSSES else None)]
-    known = trial_records.all_trials(opened.study)
-    assert [trial_records.state_of(t) for t in known] == ["skipped"] * MAX_LOSSES + ["failed"]
-    assert len({str(t.params) for t in known}) == 1
-    assert f"{MAX_LOSSES + 1} times" in known[-1].user_attrs["message"]
-    assert trial_records.count_finished(known) == 1
+    trials = trial_records.all_trials(opened.study)
+    assert [trial_records.state_of(t) for t in trials] == ["skipped"] * MAX_LOSSES + ["failed"]
+    assert len({str(t.params) for t in trials}) == 1
+    assert f"{MAX_LOSSES + 1} times" in trials[-1].user_attrs["message"]
+    assert trial_records.count_finished(trials) == 1
 
 
-def test_a_trial_of_another_host_is_lost_when_that_has_been_silent_for_too_long(opened):
-    claim = claimed_by(opened, replace(dead(), host="elsewhere"))
-    suggest(load_claimed_trial(opened.study, claim), opened.spec.space)
-    assert TrialLeases(opened.study).reap_expired() == []
-    impatient = TrialLeases(opened.study, grace_s=0.0)
-    assert wait_until(lambda: impatient.healthy > 0, LONG_WAIT_S)
-    assert impatient.reap() == [(claim.number, 1)]
+# --- files -------------------------------------------------------------------------------------
 
 
-# --- weights beside other workers' -------------------------------------------------------------
-
-
-def test_weights_of_a_trial_that_is_not_told_yet_are_never_deleted(tiny_data, tmp_path):
+def test_weights_of_running_trials_are_not_deleted(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s", {"budget.epochs": 1})
-    other = claimed_by(opened, current_process())
+    other = claim_as(opened, current_process())
     theirs = opened.artifact_store.local_path(other.number, WEIGHTS)
     theirs.write_bytes(b"")
     worker = make_worker(opened)
@@ -603,18 +511,14 @@ def test_weights_of_a_trial_that_is_not_told_yet_are_never_deleted(tiny_data, tm
         assert theirs.exists()
     assert worker.leases.finish(other, TrialState.COMPLETE, 0.0)
     worker.run_one()
-    assert not theirs.exists()  # it is told, and the worst
+    assert not theirs.exists()  # it has ended and is the worst
 
 
-# --- what people look at -----------------------------------------------------------------------
-
-
-def test_a_picture_or_a_note_that_cannot_be_made_costs_no_trial(opened, monkeypatch):
-    def broken(*_):
+def test_missing_picture_costs_no_trial(opened, monkeypatch):
+    def fail(*_):
         raise OSError("no")
 
-    monkeypatch.setattr("search.workers.worker.notes.trial_note_attrs", broken)
-    monkeypatch.setattr("search.workers.worker.delete_old_pictures", broken)
+    monkeypatch.setattr("search.workers.worker.delete_old_pictures", fail)
     place = opened.artifact_store.local_path(0, PICTURE)
     place.mkdir()  # the child cannot put its picture there
     done = make_worker(opened).run_one()
@@ -623,30 +527,18 @@ def test_a_picture_or_a_note_that_cannot_be_made_costs_no_trial(opened, monkeypa
     assert not list(place.iterdir())
 
 
-def test_a_failed_trial_leaves_its_note(opened):
-    queue(opened, width=FAILURE_WIDTHS["segfaults"])
-    done = make_worker(opened, program=failing_training.__name__).run_one()
-    assert (done.state, trial_records.reason_of(done)) == (TrialState.FAIL, "crash")
-    attrs = opened.study._storage.get_study_system_attrs(opened.study._study_id)
-    text = group_notes(attrs)[done._trial_id][f"dashboard:{done._trial_id}:note_str:0"]
-    assert text == notes.format_trial_note(done)
-    assert "SIGSEGV" in text
-
-
-def test_a_trial_that_was_pruned_as_it_was_to_be_put_down_is_pruned(
-    tiny_data, tmp_path, monkeypatch
-):
-    """The word to leave crossed its last epoch on the way: it must not be queued once more."""
+def test_trial_suspended_after_the_pruning_decision_is_pruned(tiny_data, tmp_path, monkeypatch):
+    """The suspend message crossed its last epoch; the trial must not be requeued."""
     opened = open_tiny(tiny_data, tmp_path / "s", {"budget.epochs": 3})
     opened.study.pruner = ThresholdPruner(lower=2.0)
     real = trial_runner.supervise
 
-    def crossed(*args):
-        end = real(*args)
-        assert isinstance(end, Trained)
+    def suspend_late(*args):
+        outcome = real(*args)
+        assert isinstance(outcome, Trained)
         return Suspended(1)
 
-    monkeypatch.setattr(trial_runner, "supervise", crossed)
+    monkeypatch.setattr(trial_runner, "supervise", suspend_late)
     queue(opened)
     done = make_worker(opened).run_one()
     assert (done.state, list(done.intermediate_values)) == (TrialState.PRUNED, [1])
@@ -654,24 +546,24 @@ def test_a_trial_that_was_pruned_as_it_was_to_be_put_down_is_pruned(
     assert trial_records.count_finished(opened.study.trials) == 1
 
 
-def test_what_nobody_needs_is_not_waited_for_and_dropped_when_it_has_arrived():
-    arrived, dropped = threading.Event(), threading.Event()
+def test_discarded_upload_is_deleted_without_waiting():
+    uploaded, deleted = threading.Event(), threading.Event()
 
-    class Slow:
+    class SlowStore:
         is_local = False
 
         def put(self, number, name):
-            assert arrived.wait(30)
+            assert uploaded.wait(30)
 
-        def drop(self, number, name):
-            assert arrived.is_set()
+        def delete(self, number, name):
+            assert uploaded.is_set()
             assert (number, name) == (7, STATE)
-            dropped.set()
+            deleted.set()
 
-    uploads = trial_runner.StateUploader(Slow(), 7)
-    uploads.give_up()  # of nothing
-    uploads.state()
-    uploads.give_up()
-    assert not dropped.is_set()
-    arrived.set()
-    assert dropped.wait(30)
+    uploader = StateUploader(SlowStore(), 7)
+    uploader.discard()  # no upload
+    uploader.start()
+    uploader.discard()
+    assert not deleted.is_set()
+    uploaded.set()
+    assert deleted.wait(30)

@@ -155,7 +155,7 @@ def test_names_with_line_breaks_or_invalid_bytes_are_escaped(tmp_path):
     audit = audit_dataset(tmp_path / "data")
     assert audit.summarize()["empty masks"] == "2, latin-\\udce9, two\\nlines"
     (problem,) = audit.problems
-    assert problem.startswith(f"{tmp_path}/data/train/images/broken\\n.png: not a picture (")
+    assert problem.startswith(f"{tmp_path}/data/train/images/broken\\n.png: not an image (")
 
 
 def test_every_defect_is_reported(tmp_path):
@@ -164,16 +164,16 @@ def test_every_defect_is_reported(tmp_path):
     image.write_bytes(image.read_bytes()[:300])
     Image.new("L", (47, 40)).save(root / "masks/im002.png")
     Image.linear_gradient("L").resize((48, 40)).save(root / "masks/im003.png")
-    (root / "images/im004.png").write_text("not a picture")
+    (root / "images/im004.png").write_text("not an image")
     calls = []
     audit = audit_dataset(root, on_progress=lambda done, total: calls.append((done, total)))
     assert calls == [(i, 6) for i in range(1, 7)]
     problems = {p.name: p.problem for p in audit.pairs if p.problem}
     assert list(problems) == ["im001", "im002", "im003", "im004"]
-    assert problems["im001"].startswith(f"{image}: the picture is damaged (")
+    assert problems["im001"].startswith(f"{image}: the image is damaged (")
     assert problems["im002"].startswith(f"{root}/masks/im002.png: the mask has 47x40 pixels, its")
     assert problems["im003"].startswith(f"{root}/masks/im003.png: the mask is not binary: ")
-    assert problems["im004"].startswith(f"{root}/images/im004.png: not a picture (")
+    assert problems["im004"].startswith(f"{root}/images/im004.png: not an image (")
     assert audit.problems == list(problems.values())
     summary = audit.summarize()
     assert summary["pairs"] == "6" and summary["unusable pairs"] == "4"
@@ -207,7 +207,7 @@ def test_the_pixels_of_an_image_are_decoded(tmp_path):
     Image.fromarray(noise).save(path)
     path.write_bytes(path.read_bytes()[:-200])
     (problem,) = audit_dataset(root).problems
-    assert problem.startswith(f"{path}: the picture is damaged (")
+    assert problem.startswith(f"{path}: the image is damaged (")
 
 
 def test_an_unknown_layout_is_refused(tmp_path):

@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 
 from lesionseg.errors import InputError
-from search.monitoring.dashboard.access import PASSWORD_VARIABLE, ListenAddress, is_loopback, read_password
+from search.monitoring.dashboard.access import (
+    PASSWORD_VARIABLE,
+    ListenAddress,
+    is_loopback,
+    read_password,
+)
 from search.monitoring.dashboard.auth import LOOPBACK_NAMES
 
 SECRET = "correct horse"

@@ -17,7 +17,7 @@ from PIL import Image
 from search.monitoring.dashboard.artifact_reader import ArtifactReader
 from search.storage import artifact_ids, retention, trial_records
 from search.storage.retention import HISTORY, PICTURE
-from tests.search.helpers import in_memory, open_tiny, queue, make_worker
+from tests.search.helpers import in_memory, make_worker, open_tiny, queue
 
 MARK = "0123456789abcdef" * 2
 
@@ -205,9 +205,9 @@ def test_leftover_pictures_are_deleted(tmp_path):
     for number in range(60):
         store.local_path(number, PICTURE).touch()
     retention.delete_unneeded_files(store, study.trials)
-    assert {n for n in store.list_trials() if store.list_files(n)} == retention.trials_with_pictures(
-        study.trials
-    )
+    assert {
+        n for n in store.list_trials() if store.list_files(n)
+    } == retention.trials_with_pictures(study.trials)
 
 
 def test_deleted_pictures_are_not_listed():
@@ -222,4 +222,6 @@ def test_deleted_pictures_are_not_listed():
 def test_artifacts_of_other_programs_are_listed_unless_deleted():
     attrs = {"artifacts:1": json.dumps({"artifact_id": "1", "filename": "x.txt"}),
              "artifacts:2": "null", "other": 3}  # fmt: skip
-    assert [m["artifact_id"] for m in artifact_ids.list_artifacts(attrs, with_picture=True)] == ["1"]
+    assert [m["artifact_id"] for m in artifact_ids.list_artifacts(attrs, with_picture=True)] == [
+        "1"
+    ]

@@ -9,7 +9,12 @@ import optuna
 import optuna_dashboard
 import pytest
 
-from search.monitoring.dashboard.auth import LOOPBACK_NAMES, MAX_BODY_BYTES, AccessMiddleware, AccessRules
+from search.monitoring.dashboard.auth import (
+    LOOPBACK_NAMES,
+    MAX_BODY_BYTES,
+    AccessMiddleware,
+    AccessRules,
+)
 
 PASSWORD = "correct horse"
 HTML = [("Content-Type", "text/html"), ("Access-Control-Allow-Origin", "*")]
@@ -111,7 +116,9 @@ def test_own_pages_and_links_from_elsewhere_are_allowed():
 
 
 def test_the_public_origin_is_allowed_behind_a_proxy():
-    rules = AccessRules(PASSWORD, LOOPBACK_NAMES | {"lab.example"}, frozenset({"https://lab.example"}), True)
+    rules = AccessRules(
+        PASSWORD, LOOPBACK_NAMES | {"lab.example"}, frozenset({"https://lab.example"}), True
+    )
     own = {"Origin": "https://lab.example", **basic(f":{PASSWORD}")}
     assert request(rules, "PUT", "/api/studies/1/note", own)[0] == 200
     assert request(rules, headers={"Host": "lab.example", **own})[0] == 200
@@ -176,9 +183,13 @@ def test_all_responses_have_security_headers(path):
 
 
 def test_the_policy_of_the_app_is_replaced():
-    inside = RecordingApp([("content-security-policy", "script-src *"), ("content-type", "text/html")])
+    inside = RecordingApp(
+        [("content-security-policy", "script-src *"), ("content-type", "text/html")]
+    )
     policies = [
-        v for k, v in request(AccessRules(), app=inside)[1].items() if k.lower().endswith("security-policy")
+        v
+        for k, v in request(AccessRules(), app=inside)[1].items()
+        if k.lower().endswith("security-policy")
     ]
     assert len(policies) == 1
     assert "*" not in policies[0]

@@ -77,7 +77,9 @@ def test_empty_figures_are_omitted():
 
 def test_trials_without_finite_cost_are_omitted():
     trials = add_trials(trial(value=0.5), trial(value=0.6, seconds=math.inf, params=1))
-    assert [len(t.x) for t in plots.make_figures(trials)["lesionsearch-dice-parameters"].data] == [1]
+    assert [len(t.x) for t in plots.make_figures(trials)["lesionsearch-dice-parameters"].data] == [
+        1
+    ]
 
 
 def test_shorter_figures_replace_longer_ones():

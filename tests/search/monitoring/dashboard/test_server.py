@@ -14,24 +14,26 @@ import optuna_dashboard
 import pytest
 
 from lesionseg.errors import InputError
-from search.monitoring.notes import format_trial_note
 from search.monitoring.dashboard import study_note
 from search.monitoring.dashboard.access import ListenAddress
 from search.monitoring.dashboard.auth import MAX_BODY_BYTES
 from search.monitoring.dashboard.server import Dashboard
 from search.monitoring.dashboard.study_source import find_source
+from search.monitoring.notes import format_trial_note
 from search.storage import artifact_ids
 from search.storage.note_attrs import group_notes, note_attrs
 from search.storage.retention import HISTORY, PICTURE
 from search.study.opening import load_study
 from tests.search.dashboards import COMMAND, serve_in_process, start_dashboard
-from tests.search.helpers import open_tiny, queue, wait_until, make_worker
+from tests.search.helpers import make_worker, open_tiny, queue, wait_until
 
 #: The name of the study is HTML.
 NAME = "<img src=x onerror=alert(1)>"
 EVIL = "<script>alert(2)</script> <img src=x onerror=alert(3)> [x](javascript:alert(4))"
 PASSWORD = "correct horse battery"
 ME = {"Authorization": "Basic " + base64.b64encode(f"me:{PASSWORD}".encode()).decode()}
+
+LARGE = str(MAX_BODY_BYTES * 2)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +90,7 @@ REFUSED = [
     ("foreign host", "GET", "/dashboard", {**ME, "Host": "evil.example"}, 421),
     ("foreign origin", "GET", "/api/studies", {**ME, "Origin": "http://evil.example"}, 403),
     ("foreign page", "GET", "/api/studies", {**ME, "Sec-Fetch-Site": "cross-site"}, 403),
-    ("too large", "PUT", "/api/studies/1/note", {**ME, "Content-Length": str(MAX_BODY_BYTES * 2)}, 413),
+    ("too large", "PUT", "/api/studies/1/note", {**ME, "Content-Length": LARGE}, 413),
     *((f"{m} {p}", m, p, ME, 403) for m, p in writes()),
     *(
         (f"file {path}", "GET", f"/artifacts/1/1/{path}", ME, 404)
@@ -237,7 +239,9 @@ def test_a_used_port_is_reported_in_one_line(opened):
         done = command(opened.folder, "--port", taken.getsockname()[1])
     assert done.returncode == 2
     assert done.stdout == ""
-    assert re.fullmatch(r"lesionsearch: --port: 127.0.0.1:\d+: .*choose another port\n", done.stderr)
+    assert re.fullmatch(
+        r"lesionsearch: --port: 127.0.0.1:\d+: .*choose another port\n", done.stderr
+    )
 
 
 def test_another_address_needs_a_password(opened):

@@ -13,9 +13,9 @@ import optuna_dashboard
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from search.monitoring.notes import trial_note_attrs
 from search.monitoring.dashboard import study_api
 from search.monitoring.dashboard.study_api import OMITTED_ATTRS, StudyDetailPlugin
+from search.monitoring.notes import trial_note_attrs
 from search.storage import artifact_ids
 from search.storage.note_attrs import note_attrs
 from search.storage.retention import HISTORY, PICTURE

@@ -1,4 +1,4 @@
-"""A finished study and its report, made once."""
+"""A finished study and its report."""
 
 import shutil
 
@@ -18,7 +18,7 @@ def _no_storage(monkeypatch):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The folder of a finished and tested study with its report; only to be read."""
+    """The folder of a tested study with its report; tests must not change it."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     study = make_study(folder)
     add_trials(study)
@@ -29,7 +29,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture()
 def done(finished, tmp_path):
-    """A copy of it: its folder, its study, its metrics."""
+    """A copy of the finished study: folder, study and metrics."""
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     return folder, load_study(folder), read_metrics(folder)
@@ -37,5 +37,5 @@ def done(finished, tmp_path):
 
 @pytest.fixture(scope="module")
 def page(finished):
-    """Its report."""
+    """The parsed report of the finished study."""
     return Page(finished / "report.html")

@@ -119,7 +119,6 @@ def image_names(n: int) -> list[str]:
     return [f"ISIC_{i:07d}" for i in range(n)]
 
 
-
 def make_final(
     folder: Path, study: optuna.Study, names: list[str] | None = None, size=(120, 90), **changes
 ) -> dict:
@@ -132,34 +131,40 @@ def make_final(
     best = trial_records.rank_trials(trial_records.all_trials(study))[0]
     shares = (counts / 10_000).mean(0).tolist()
     retrained = best.value - 0.0012
-    report = FinalReport(
-        study=study.study_name,
-        trial=best.number,
-        baseline=None,
-        final=study.user_attrs["spec"]["final"],
-        test={k: float(v.mean()) for k, v in scores.items()}
-        | {"average_precision": 0.9517, "calibration_error": 0.0213}
-        | {"n": len(names), "groups": len(set(groups))},
-        ci95={k: list(v) for k, v in metrics.bootstrap_intervals(scores, groups, resamples=200).items()},
-        confusion=dict(zip(("tp", "fp", "fn", "tn"), shares, strict=True)),
-        curves=make_curves(),
-        val=ValidationDice(best.value, retrained, -0.0012, True, {"0": retrained}),
-        inference={"tta": "none", "chain": []},
-        inference_choice=None,
-        test_evaluations=1,
-        overlays=write_overlays(folder / "final" / "overlays", names, scores["dice"], size),
-        seconds=12.34,
-        images_per_second=56.78,
-        images_per_second_single=20.0,
-        peak_memory=1,
-        params=123_456,
-        macs=1000,
-        seed=0,
-        config=trial_records.config_of(best),
-        versions={"python": "3.12.1", "lesionsearch": "0.1.0", "torch": "2.11.0"},
-        device="cpu",
-        threads=2,
-    ).to_dict() | changes
+    report = (
+        FinalReport(
+            study=study.study_name,
+            trial=best.number,
+            baseline=None,
+            final=study.user_attrs["spec"]["final"],
+            test={k: float(v.mean()) for k, v in scores.items()}
+            | {"average_precision": 0.9517, "calibration_error": 0.0213}
+            | {"n": len(names), "groups": len(set(groups))},
+            ci95={
+                k: list(v)
+                for k, v in metrics.bootstrap_intervals(scores, groups, resamples=200).items()
+            },
+            confusion=dict(zip(("tp", "fp", "fn", "tn"), shares, strict=True)),
+            curves=make_curves(),
+            val=ValidationDice(best.value, retrained, -0.0012, True, {"0": retrained}),
+            inference={"tta": "none", "chain": []},
+            inference_choice=None,
+            test_evaluations=1,
+            overlays=write_overlays(folder / "final" / "overlays", names, scores["dice"], size),
+            seconds=12.34,
+            images_per_second=56.78,
+            images_per_second_single=20.0,
+            peak_memory=1,
+            params=123_456,
+            macs=1000,
+            seed=0,
+            config=trial_records.config_of(best),
+            versions={"python": "3.12.1", "lesionsearch": "0.1.0", "torch": "2.11.0"},
+            device="cpu",
+            threads=2,
+        ).to_dict()
+        | changes
+    )
     (folder / "final" / "metrics.json").write_text(json.dumps(report))
     rows = [
         [n, g, 100, 100, *counts[i].tolist(), *(scores[m][i] for m in METRICS)]
@@ -213,9 +218,7 @@ def data_card() -> dict:
     }
 
 
-def make_baseline_run(
-    folder: Path, names: list[str], dice: dict[str, list[list[float]]]
-) -> Path:
+def make_baseline_run(folder: Path, names: list[str], dice: dict[str, list[list[float]]]) -> Path:
     """Write the folder of a ``baselines run``. dice: by baseline and training, of each image."""
     study = make_study(folder, folder.name)
     groups = [f"patient_{i // 2}" for i in range(len(names))]

@@ -1,4 +1,4 @@
-"""A report as a reader has it."""
+"""Parser of a report's HTML for tests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 class Page(HTMLParser):
-    """A report as a reader has it: its text, its elements, the cells of its tables."""
+    """A parsed report: text, elements and table cells."""
 
     VOID = frozenset({"meta", "br", "img"})
 

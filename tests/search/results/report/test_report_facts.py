@@ -24,12 +24,11 @@ from search.study.opening import load_study
 from tests.search.results.report.fake_studies import (
     EVIL,
     add_trial,
-    curve_to,
     add_trials,
+    image_names,
+    make_baseline_run,
     make_final,
     make_study,
-    make_baseline_run,
-    image_names,
 )
 from tests.search.results.report.html_reader import Page
 
@@ -54,7 +53,10 @@ def md_tables(text):
     """Cells of every table row, as a reader sees them."""
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     return [
-        [html.unescape(re.sub(r"\\(.)", r"\1", cell.strip())) for cell in row.strip("|").split(" | ")]
+        [
+            html.unescape(re.sub(r"\\(.)", r"\1", cell.strip()))
+            for cell in row.strip("|").split(" | ")
+        ]
         for row in rows
     ]
 
@@ -64,7 +66,7 @@ def numbers(text):
     return set(re.findall(r"(?<![\w.])\d+\.\d+(?![\w.])", text))
 
 
-def test_the_test_within_report_json_is_metrics_json_word_for_word(written):
+def test_report_json_contains_metrics_json_unchanged(written):
     folder, facts, _, _ = written
     assert facts["test"]["metrics"] == read_metrics(folder)
     with (folder / "final" / "per_image.csv").open() as file:
@@ -77,27 +79,27 @@ def test_the_test_within_report_json_is_metrics_json_word_for_word(written):
     )
 
 
-def test_page_and_markdown_show_the_scores_of_metrics_json(written):
+def test_page_and_markdown_show_the_scores(written):
     folder, _, page, md = written
-    told = read_metrics(folder)
+    metrics = read_metrics(folder)
     expected = [
         [
             DEFINITIONS[key][0],
             f"{value:.4f}",
-            "{:.4f} to {:.4f}".format(*told["ci95"][key]) if key in told["ci95"] else MISSING,
+            "{:.4f} to {:.4f}".format(*metrics["ci95"][key]) if key in metrics["ci95"] else MISSING,
         ]
-        for key, value in told["test"].items()
+        for key, value in metrics["test"].items()
         if key not in {"n", "groups"}
     ]
     assert [row[:3] for row in page.table("scores")[1:]] == expected
     rows = md_tables(md)
     assert all(any(row[:3] == want for row in rows) for want in expected)
-    for part in told["confusion"].values():
+    for part in metrics["confusion"].values():
         assert f"{100 * part:.2f}%" in md
         assert f"{100 * part:.2f}%" in page.text
 
 
-def test_every_number_of_the_markdown_tables_is_on_the_page_too(written):
+def test_every_number_of_the_markdown_is_on_the_page(written):
     _, _, page, md = written
     shown = numbers(page.text)
     tables = "\n".join(" | ".join(row) for row in md_tables(md))
@@ -105,7 +107,7 @@ def test_every_number_of_the_markdown_tables_is_on_the_page_too(written):
     assert numbers(tables) - shown == set()
 
 
-def test_every_number_of_the_pages_tables_is_in_report_json(written):
+def test_every_number_of_the_page_is_in_report_json(written):
     """Each is a number of report.json at some rounding."""
     _, facts, page, _ = written
 
@@ -121,8 +123,8 @@ def test_every_number_of_the_pages_tables_is_in_report_json(written):
         elif isinstance(value, str):
             yield from map(float, numbers(value))
 
-    known = set(leaves(facts))
-    scaled = [v * s for v in known for s in (1, 100, 1e-6)]
+    trials = set(leaves(facts))
+    scaled = [v * s for v in trials for s in (1, 100, 1e-6)]
     tables = set(page.tables) - {"states"}  # shares of a sum
     for name in tables:
         for row in page.table(name):
@@ -134,11 +136,11 @@ def test_every_number_of_the_pages_tables_is_in_report_json(written):
                     assert any(abs(v - float(number)) <= wide for v in scaled), (name, cell)
 
 
-def test_counts_time_and_what_pruning_saved_are_of_the_records(written):
+def test_counts_times_and_pruning_savings_match_the_trials(written):
     folder, facts, page, _ = written
-    known = trial_records.all_trials(load_study(folder))
+    trials = trial_records.all_trials(load_study(folder))
     search = facts["search"]
-    assert search["counts"] == trial_records.count_by_state(known)
+    assert search["counts"] == trial_records.count_by_state(trials)
     # 20 trials: 3 failed, 5 skipped, 2 6 10 14 18 pruned after 2 epochs of 1.5 s, 13 complete of 6.
     assert search["pruning"] == {
         "trials": 5, "timed": 5, "mean_epochs": 6, "seconds_saved": 5 * 4 * 1.5,
@@ -159,8 +161,8 @@ def test_counts_time_and_what_pruning_saved_are_of_the_records(written):
             "baseline": "unet-bce",
             "number": 0,
             "state": "complete",
-            "dice": known[0].value,
-            "difference": known[0].value - search["best"]["dice"],
+            "dice": trials[0].value,
+            "difference": trials[0].value - search["best"]["dice"],
         }
     ]
     assert facts["environment"]["searched_on"] == [
@@ -181,7 +183,7 @@ def complete(epochs):
 
 
 @pytest.mark.parametrize(
-    ("known", "seconds"),
+    ("trials", "seconds"),
     [
         ([pruned(2, 4.0)], None),  # nothing to judge by
         ([pruned(2, 4.0), complete(10), complete(6)], 12.0),  # 6 more epochs of 2 s
@@ -191,22 +193,22 @@ def complete(epochs):
         ([], None),
     ],
 )
-def test_what_pruning_saved_follows_its_rule(known, seconds):
-    assert estimate_pruning_savings(known)["seconds_saved"] == seconds
+def test_pruning_savings(trials, seconds):
+    assert estimate_pruning_savings(trials)["seconds_saved"] == seconds
 
 
-def test_parameters_of_one_value_are_not_shown(tmp_path):
+def test_parameters_with_one_value_are_not_varied(tmp_path):
     study = make_study(tmp_path)
     add_trials(study, 12)
-    known = trial_records.all_trials(study)
-    names = varied_params(known, {"loss": 0.9})
+    trials = trial_records.all_trials(study)
+    names = varied_params(trials, {"loss": 0.9})
     assert names[0] == "loss"
     for name in names:
-        assert len({t.params[name] for t in known if name in t.params}) > 1
+        assert len({t.params[name] for t in trials if name in t.params}) > 1
     assert varied_params([], {}) == []
 
 
-def test_the_data_card_is_shown_and_a_leak_is_warned_of(written):
+def test_data_summary_is_shown_with_a_warning_about_leakage(written):
     _, _, page, md = written
     assert page.table("splits")[1] == ["train", "70", "69", "20.0%", "2.0% to 60.0%", "1", "0"]
     assert page.table("areas")[0][1:3] == ["0 to 1%", "1 to 2%"]
@@ -215,7 +217,7 @@ def test_the_data_card_is_shown_and_a_leak_is_warned_of(written):
     assert ["train", "70", "69", "20.0%", "2.0% to 60.0%", "1", "0"] in md_tables(md)
 
 
-def test_a_study_of_older_times_without_a_card_is_reported(tmp_path):
+def test_report_without_data_summary(tmp_path):
     study = make_study(tmp_path)
     add_trial(study, "complete", [0.5])
     (tmp_path / "data.json").unlink()
@@ -225,7 +227,7 @@ def test_a_study_of_older_times_without_a_card_is_reported(tmp_path):
 
 
 @pytest.mark.parametrize("trials_", ["none", "one", "failed", "running"])
-def test_every_format_can_be_written_of_a_study_in_any_state(tmp_path, trials_):
+def test_every_format_is_written_for_a_study_in_any_state(tmp_path, trials_):
     study = make_study(tmp_path, EVIL)
     if trials_ == "one":
         add_trial(study, "complete", [0.5])
@@ -246,7 +248,7 @@ def test_every_format_can_be_written_of_a_study_in_any_state(tmp_path, trials_):
     assert not [line for line in md.read_text().splitlines() if line.startswith("# b")]
 
 
-def test_numbers_that_are_none_become_null(tmp_path):
+def test_nan_becomes_null(tmp_path):
     study = make_study(tmp_path)
     add_trial(study, "failed", [0.5, float("nan")], "diverged")
     (path,) = write_reports(tmp_path, ["json"])
@@ -255,13 +257,13 @@ def test_numbers_that_are_none_become_null(tmp_path):
     assert trial["dice"] is None
 
 
-def test_the_same_records_give_the_same_bytes_in_every_format(written, tmp_path):
+def test_equal_records_give_equal_bytes(written, tmp_path):
     shutil.copytree(written[0], tmp_path / "run")
     before = [p.read_bytes() for p in write_reports(tmp_path / "run", FORMATS)]
     assert [p.read_bytes() for p in write_reports(tmp_path / "run", FORMATS)] == before
 
 
-def test_markdown_takes_no_name_for_markup():
+def test_markdown_shows_names_literally():
     assert escape_markdown("a|b_c\n<d>") == r"a\|b\_c &lt;d&gt;"
 
 
@@ -269,30 +271,23 @@ def test_markdown_takes_no_name_for_markup():
     ("text", "formats"),
     [("html", ["html"]), ("md, json,md", ["md", "json"]), ("json,html", ["json", "html"])],
 )
-def test_formats_are_named_by_comma(text, formats):
+def test_formats_are_separated_by_commas(text, formats):
     assert parse_formats(text) == formats
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [("pdf", "unknown format 'pdf' (known: html, json, md)"), (" , ", "must name one of html")],
 )
-def test_unknown_formats_are_refused(text, told):
+def test_unknown_formats_are_refused(text, message):
     with pytest.raises(InputError) as caught:
         parse_formats(text)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_a_trial_at_work_counts_until_now(tmp_path):
+def test_running_trial_counts_until_now(tmp_path):
     study = make_study(tmp_path)
     trial = study.ask()
     trial.set_user_attr("started_at", 100.0)
-    found = search_facts(trial_records.all_trials(study), now=160.0)
-    assert found["time"] == [{"state": "running", "trials": 1, "seconds": 60.0}]
-
-
-def test_curves_grow_with_the_trials(tmp_path):
-    study = make_study(tmp_path)
-    add_trial(study, "complete", curve_to(0.8, 4))
-    found = search_facts(trial_records.all_trials(study))
-    assert [epoch for epoch, _ in found["trials"][0]["curve"]] == [1, 2, 3, 4]
+    facts = search_facts(trial_records.all_trials(study), now=160.0)
+    assert facts["time"] == [{"state": "running", "trials": 1, "seconds": 60.0}]

@@ -1,9 +1,13 @@
-"""report.html: one page without external files. The templates escape all names and messages."""
+"""report.html and report.md. The templates escape all names and messages.
+
+The HTML page has no external files; the Markdown has the same tables without pictures.
+"""
 
 from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +15,8 @@ from typing import Any
 from markupsafe import Markup
 from PIL import Image
 
-from search.results import charts
+from search.results.charts import evaluation, parameters
+from search.results.charts import trials as trial_charts
 from search.results.documents import dump_yaml, render
 from search.results.report.tables import report_tables
 
@@ -20,16 +25,20 @@ OVERLAY_SIDE = 480
 
 
 def render_html(facts: Mapping[str, Any], folder: Path) -> str:
-    """Return the page. facts: of ``report_facts``; folder: the study's folder."""
+    """Return the HTML page. facts: of ``report_facts``; folder: the study's folder."""
     overlays = _embed_overlays(facts["test"].get("overlays", []), folder / "final" / "overlays")
     charts_ = _search_charts(facts) | _test_charts(facts["test"])
     return render(
-        "report.html.j2", template_values(facts) | {"charts": charts_, "overlays": overlays}
+        "report.html.j2", _template_values(facts) | {"charts": charts_, "overlays": overlays}
     )
 
 
-def template_values(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that the HTML and the Markdown template use."""
+def render_markdown(facts: Mapping[str, Any]) -> str:
+    """Return the tables in GitHub's Markdown. facts: of ``report_facts``."""
+    return re.sub(r"\n{3,}", "\n\n", render("report.md.j2", _template_values(facts))).strip() + "\n"
+
+
+def _template_values(facts: Mapping[str, Any]) -> dict[str, Any]:
     selected, spec = facts["selected"], facts["reproduction"]["spec"]
     return {
         "facts": facts,
@@ -50,11 +59,11 @@ def _search_charts(facts: Mapping[str, Any]) -> dict[str, Markup | None]:
     selected = facts["selected"] and facts["selected"]["trial"]
     trials, names, shares = search["trials"], search["varied_params"], search["importances"]
     return {
-        "history": charts.history_chart(trials, selected),
-        "curves": charts.curves_chart(trials, selected),
-        "importance": charts.importance_chart(shares) if shares else None,
-        "slices": charts.slices_chart(trials, names, selected) if names else None,
-        "parallel": charts.parallel_chart(trials, names, selected)
+        "history": trial_charts.history_chart(trials, selected),
+        "curves": trial_charts.curves_chart(trials, selected),
+        "importance": trial_charts.importance_chart(shares) if shares else None,
+        "slices": parameters.slices_chart(trials, names, selected) if names else None,
+        "parallel": parameters.parallel_chart(trials, names, selected)
         if names and search["complete"] > 1
         else None,
     }
@@ -66,18 +75,17 @@ def _test_charts(test: Mapping[str, Any]) -> dict[str, Markup]:
     if final is None:
         return {}
     curves, scores = final["curves"], final["test"]
-    made = {
-        "confusion": charts.confusion_chart(final["confusion"]),
-        "recall": charts.recall_chart(curves, scores["average_precision"]),
-        "calibration": charts.calibration_chart(curves, scores["calibration_error"]),
+    figures = {
+        "recall": evaluation.recall_chart(curves, scores["average_precision"]),
+        "calibration": evaluation.calibration_chart(curves, scores["calibration_error"]),
     }
     if images := test["images"]:
         dice = [image["dice"] for image in images]
-        made["dice"] = charts.dice_chart(dice)
-        made["size"] = charts.size_chart([image["lesion_share"] for image in images], dice)
+        figures["dice"] = evaluation.dice_chart(dice)
+        figures["size"] = evaluation.size_chart([image["lesion_share"] for image in images], dice)
     if test["retraining"]:
-        made["retraining"] = charts.retraining_chart(test["retraining"], test["kept_epoch"])
-    return made
+        figures["retraining"] = trial_charts.retraining_chart(test["retraining"], test["kept_epoch"])
+    return figures
 
 
 def _embed_overlays(

@@ -28,30 +28,31 @@ from tests.search.results.report.fake_studies import (
 from tests.search.results.report.html_reader import Page
 
 
-def test_every_number_of_the_test_is_that_of_metrics_json(finished, page):
-    told = read_metrics(finished)
+def test_page_shows_the_numbers_of_metrics_json(finished, page):
+    metrics = read_metrics(finished)
     rows = {row[0]: row[1:3] for row in page.table("scores")[1 : 1 + len(METRICS)]}
     assert rows == {
         DEFINITIONS[m][0]: [
-            f"{told['test'][m]:.4f}",
-            "{:.4f} to {:.4f}".format(*told["ci95"][m]),
+            f"{metrics['test'][m]:.4f}",
+            "{:.4f} to {:.4f}".format(*metrics["ci95"][m]),
         ]
         for m in METRICS
     }
-    low, high = told["ci95"]["dice"]
+    low, high = metrics["ci95"]["dice"]
     assert (
-        f"{told['test']['dice']:.4f} test Dice, 95% interval {low:.4f} to {high:.4f}" in page.text
+        f"{metrics['test']['dice']:.4f} test Dice, 95% interval {low:.4f} to {high:.4f}"
+        in page.text
     )
     assert "12 test images of 6 patients or lesions; 1 test evaluation." in page.text
-    for share in told["confusion"].values():
+    for share in metrics["confusion"].values():
         assert f"{100 * share:.2f}%" in page.text
-    assert f"Val. Dice, search {told['val']['search']:.4f}" in page.text
-    assert f"Val. Dice, retrained {told['val']['retrained']:.4f}" in page.text
+    assert f"Val. Dice, search {metrics['val']['search']:.4f}" in page.text
+    assert f"Val. Dice, retrained {metrics['val']['retrained']:.4f}" in page.text
     assert "\N{MINUS SIGN}0.0012 reproduced" in page.text
 
 
 @pytest.mark.parametrize(
-    ("chosen", "told"),
+    ("chosen", "expected"),
     [
         ({"tta": "none", "chain": []}, "on the validation images: threshold at 0.5 only."),
         (
@@ -60,12 +61,11 @@ def test_every_number_of_the_test_is_that_of_metrics_json(finished, page):
         ),
     ],
 )
-def test_what_is_done_after_the_network_is_told(done, chosen, told):
+def test_inference_steps_are_named(done, chosen, expected):
     folder, _, report_ = done
-    page = Page(write_report(folder))
     report_["inference"] = chosen
     (folder / "final" / "metrics.json").write_text(json.dumps(report_))
-    assert told in " ".join(Page(write_report(folder)).text.split())
+    assert expected in " ".join(Page(write_report(folder)).text.split())
 
 
 def test_every_metric_has_a_name_and_a_definition():
@@ -75,54 +75,54 @@ def test_every_metric_has_a_name_and_a_definition():
 
 
 def test_an_unknown_metric_without_interval_is_shown_under_its_key(done):
-    folder, _, told = done
-    told["test"]["unheard"] = 3.25
-    (folder / "final" / "metrics.json").write_text(json.dumps(told))
+    folder, _, metrics = done
+    metrics["test"]["unknown_metric"] = 3.25
+    (folder / "final" / "metrics.json").write_text(json.dumps(metrics))
     assert Page(write_report(folder)).table("scores")[-1] == [
-        "unheard",
+        "unknown_metric",
         "3.2500",
         "\N{EN DASH}",
         "",
     ]
 
 
-def test_how_it_was_found_is_told_in_a_sentence(finished, page):
+def test_headline_counts_the_trials(finished, page):
     study = load_study(finished)
-    told = read_metrics(finished)
+    metrics = read_metrics(finished)
     counted = trial_records.count_by_state(trial_records.all_trials(study))
     assert counted == {
         "waiting": 0, "running": 0, "complete": 10, "pruned": 4, "failed": 1, "skipped": 1,
     }  # fmt: skip
     assert (
-        f"Trial {told['trial']} was selected by validation Dice from 15 trials "
+        f"Trial {metrics['trial']} was selected by validation Dice from 15 trials "
         f"(10 complete, 4 pruned, 1 failed; 1 more skipped)"
     ) in page.text
     assert [row[:2] for row in page.table("states")[1:]] == [
         [state.capitalize(), str(n)] for state, n in counted.items()
     ]
     assert page.table("reasons")[1:] == [
-        ["failed", "oom", "1", "3", "OutOfMemoryError: 3 GiB wanted"],
+        ["failed", "oom", "1", "3", "OutOfMemoryError: 3 GiB references"],
         ["skipped", "duplicate", "1", "5", "the same configuration as trial 1"],
     ]
 
 
-def test_the_leaderboard_is_the_ranking_with_the_winner_marked(finished, page):
+def test_leaderboard_is_the_ranking_with_the_selected_trial_marked(finished, page):
     study = load_study(finished)
-    told = read_metrics(finished)
+    metrics = read_metrics(finished)
     rows = page.table("leaderboard")[1:]
     best = trial_records.rank_trials(trial_records.all_trials(study))
     assert [row[0].split()[0] for row in rows] == [str(t.number) for t in best[:10]]
     assert [row[1] for row in rows] == [f"{t.value:.4f}" for t in best[:10]]
     assert [row[0].endswith("★") for row in rows] == [True] + 9 * [False]
-    assert rows[0][0] == f"{told['trial']} ★"
+    assert rows[0][0] == f"{metrics['trial']} ★"
     assert rows[0][-3:] == ["0.12 M", "6", "9"]
 
 
-def test_overlays_come_in_order_with_name_and_dice(finished, page):
-    told = read_metrics(finished)
+def test_overlays_are_in_order_with_name_and_dice(finished, page):
+    metrics = read_metrics(finished)
     with (finished / "final" / "per_image.csv").open() as file:
         dice = {row["name"]: float(row["dice"]) for row in csv.DictReader(file)}
-    names = [re.sub(r"^[a-z]+_\d_|\.png$", "", file) for _, file in told["overlays"]]
+    names = [re.sub(r"^[a-z]+_\d_|\.png$", "", file) for _, file in metrics["overlays"]]
     assert [image["alt"] for image in page.of("img")] == [
         f"{n} with true and predicted outline, Dice {dice[n]:.4f}" for n in names
     ]
@@ -133,16 +133,16 @@ def test_overlays_come_in_order_with_name_and_dice(finished, page):
     )
 
 
-def test_a_picture_that_is_gone_leaves_its_place(done):
-    folder, _, told = done
-    (folder / "final" / "overlays" / told["overlays"][0][1]).unlink()
-    (folder / "final" / "overlays" / told["overlays"][1][1]).write_bytes(b"no picture")
+def test_missing_picture_is_replaced_by_a_text(done):
+    folder, _, metrics = done
+    (folder / "final" / "overlays" / metrics["overlays"][0][1]).unlink()
+    (folder / "final" / "overlays" / metrics["overlays"][1][1]).write_bytes(b"no picture")
     page = Page(write_report(folder))
     assert len(page.of("img")) == 7
     assert page.text.count("picture not available") == 2
 
 
-def test_the_page_needs_nothing_beside_itself(page):
+def test_page_has_no_external_files(page):
     assert page.open == []
     assert page.source.startswith("<!DOCTYPE html>\n<html lang")
     assert not re.search(r"https?:|@import|url\((?!#)", page.source)
@@ -151,15 +151,15 @@ def test_the_page_needs_nothing_beside_itself(page):
     assert {a["href"][0] for tag, a in page.elements if "href" in a} == {"#"}
 
 
-def test_every_picture_has_a_text_and_every_id_is_unique(page):
-    assert len(page.of("svg")) == 11
+def test_pictures_have_alternative_texts_and_ids_are_unique(page):
+    assert len(page.of("svg")) == 10
     assert all(svg["role"] == "img" and svg["aria-label"] for svg in page.of("svg"))
     assert all(image["alt"] for image in page.of("img"))
     ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
     assert len(ids) == len(set(ids))
-    wanted = [a["href"][1:] for _, a in page.elements if "href" in a]
-    wanted += [a["aria-labelledby"] for a in page.of("section")]
-    assert set(wanted) <= set(ids)
+    references = [a["href"][1:] for _, a in page.elements if "href" in a]
+    references += [a["aria-labelledby"] for a in page.of("section")]
+    assert set(references) <= set(ids)
 
 
 def test_markup_in_names_and_messages_is_shown_as_text(tmp_path):
@@ -210,7 +210,7 @@ def test_without_a_complete_trial_the_page_says_so(tmp_path, ends, sentence):
     assert "Selected configuration" not in page.text
 
 
-def test_a_single_trial_is_enough_for_a_page(tmp_path):
+def test_page_of_a_single_trial(tmp_path):
     study = make_study(tmp_path)
     add_trial(study, "complete", [0.5])
     make_final(tmp_path, study)
@@ -219,16 +219,16 @@ def test_a_single_trial_is_enough_for_a_page(tmp_path):
     assert "Importances need 10 complete or pruned trials; there are 1." in page.text
 
 
-def test_missing_files_of_the_final_test_leave_their_parts_out(done):
+def test_parts_of_missing_files_are_left_out(done):
     folder, _, _ = done
     for name in ("per_image.csv", "history.csv"):
         (folder / "final" / name).unlink()
     page = Page(write_report(folder))
-    assert len(page.of("svg")) == 8
+    assert len(page.of("svg")) == 7
     assert "Training of the tested network" not in page.text
 
 
-def test_a_second_look_is_warned_of_and_the_first_is_counted(tmp_path):
+def test_second_test_evaluation_is_warned_about(tmp_path):
     study = make_study(tmp_path)
     add_trial(study, "complete", [0.5])
     make_final(tmp_path, study, test_evaluations=2)
@@ -237,7 +237,7 @@ def test_a_second_look_is_warned_of_and_the_first_is_counted(tmp_path):
     assert "Test evaluations 2" in text
 
 
-def test_a_test_that_broke_off_counts_as_a_look(done):
+def test_failed_test_evaluation_is_counted(done):
     folder, study, _ = done
     study.set_user_attr(
         "test_evaluations", ["2026-01-01T00:00:00+00:00", "2026-01-02T00:00:00+00:00"]
@@ -245,7 +245,7 @@ def test_a_test_that_broke_off_counts_as_a_look(done):
     assert "There were 2 test evaluations." in Page(write_report(folder)).text
 
 
-def test_a_retraining_that_differs_is_warned_of(tmp_path):
+def test_retraining_that_differs_is_warned_about(tmp_path):
     study = make_study(tmp_path)
     add_trial(study, "complete", [0.5])
     val = ValidationDice(0.5, 0.45, -0.05, False, {"0": 0.45})
@@ -255,7 +255,7 @@ def test_a_retraining_that_differs_is_warned_of(tmp_path):
     assert "Gap \N{MINUS SIGN}0.0500 not reproduced" in text
 
 
-def test_training_on_the_validation_images_leaves_nothing_to_compare(tmp_path):
+def test_no_comparison_if_the_validation_images_were_trained_on(tmp_path):
     study = make_study(tmp_path, changes={"final": {"fit_on": "train_val", "seeds": 1}})
     add_trial(study, "complete", [0.5])
     make_final(tmp_path, study, val=vars(ValidationDice(0.5)))
@@ -265,7 +265,7 @@ def test_training_on_the_validation_images_leaves_nothing_to_compare(tmp_path):
     assert "did not reproduce" not in text
 
 
-def test_seeds_are_told_when_there_are_several(tmp_path):
+def test_several_seeds_are_listed(tmp_path):
     study = make_study(tmp_path)
     add_trial(study, "complete", [0.5])
     val = ValidationDice(0.5, 0.5, 0.0, True, {"0": 0.5, "1": 0.51})
@@ -276,16 +276,16 @@ def test_seeds_are_told_when_there_are_several(tmp_path):
     )
 
 
-def test_a_search_that_went_on_after_the_test_is_told(done):
-    folder, study, told = done
+def test_search_that_continued_after_the_test_is_warned_about(done):
+    folder, study, metrics = done
     better = add_trial(study, "complete", curve_to(0.99))
     page = Page(write_report(folder))
     assert f"Trial {better} has since reached a validation Dice of 0.9900" in page.text
     marked = [row[0] for row in page.table("leaderboard") if "★" in row[0]]
-    assert marked == [f"{told['trial']} ★"]
+    assert marked == [f"{metrics['trial']} ★"]
 
 
-def test_a_search_that_is_not_over_is_told(done):
+def test_unfinished_search_is_warned_about(done):
     folder, study, _ = done
     study.ask()
     study.enqueue_trial({})
@@ -294,22 +294,16 @@ def test_a_search_that_is_not_over_is_told(done):
     )
 
 
-def test_what_is_needed_to_repeat_it_is_there(finished, page):
-    told = read_metrics(finished)
+def test_page_has_command_files_and_environment_for_reproduction(finished, page):
+    metrics = read_metrics(finished)
     assert f"lesionsearch run {finished}/study.yaml --data DIR --out NEW" in page.text
     plain = re.findall(r'<pre id="(\w+)"><code>(.*?)</code>', page.source, re.DOTALL)
     shown = {name: yaml.safe_load(text) for name, text in plain if name != "command"}
-    assert shown == {"spec": SPEC.model_dump(mode="json"), "configuration": told["config"]}
+    assert shown == {"spec": SPEC.model_dump(mode="json"), "configuration": metrics["config"]}
     assert ["torch", "2.11.0"] in page.table("environment")
 
 
-def test_the_same_records_give_the_same_bytes(done):
-    folder, _, _ = done
-    first = write_report(folder).read_bytes()
-    assert write_report(folder).read_bytes() == first
-
-
-def test_a_page_of_large_pictures_stays_small(done):
+def test_large_pictures_are_scaled_down(done):
     folder, study, _ = done
     shutil.rmtree(folder / "final")
     make_final(folder, study, size=(480, 360))
@@ -319,7 +313,7 @@ def test_a_page_of_large_pictures_stays_small(done):
 
 
 @pytest.mark.parametrize("broken", ["search.results.report.render_html", "pathlib.Path.replace"])
-def test_a_report_that_fails_leaves_nothing_and_harms_nothing(done, monkeypatch, broken):
+def test_error_leaves_the_previous_report_unchanged(done, monkeypatch, broken):
     folder, _, _ = done
     (folder / "report.html").write_text("the last one")
     before = sorted(folder.iterdir())
@@ -334,24 +328,24 @@ def test_a_report_that_fails_leaves_nothing_and_harms_nothing(done, monkeypatch,
     assert (folder / "report.html").read_text() == "the last one"
 
 
-def test_a_folder_without_a_study_is_an_input_error(tmp_path):
+def test_folder_without_study_is_refused(tmp_path):
     with pytest.raises(InputError, match="no study here"):
         write_report(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("hours", "told"),
+    ("hours", "expected"),
     [(2.25, "2.2 hours"), (1, "1.0 hours"), (0.5, "30 minutes"), (0.01, "36 seconds")],
 )
-def test_spans_are_told_as_people_do(hours, told):
-    assert format_duration(hours * 3600) == told
+def test_durations(hours, expected):
+    assert format_duration(hours * 3600) == expected
 
 
 #: Elements that a paragraph cannot hold: a browser would end it before them.
 BLOCKS = {"p", "div", "table", "ul", "figure", "section", "h1", "h2", "h3", "pre", "dl"}
 
 
-def test_the_page_is_built_as_html_asks(page):
+def test_page_is_well_structured(page):
     assert page.nested & {("p", block) for block in BLOCKS} == set()
     assert all(th.get("scope") in {"row", "col"} for th in page.of("th"))
     levels = [int(tag[1]) for tag, _ in page.elements if tag in {"h1", "h2", "h3"}]
@@ -363,14 +357,14 @@ def test_the_page_is_built_as_html_asks(page):
     assert page.repeated == []
 
 
-def test_names_of_every_picture_and_landmark_are_there(page):
+def test_page_has_landmarks_and_language(page):
     for tag in ("main", "header", "footer", "nav"):
         assert len(page.of(tag)) == 1
     assert page.of("html") == [{"lang": "en"}]
     assert "color-scheme" in {meta.get("name") for meta in page.of("meta")}
 
 
-def test_families_that_are_the_same_for_all_leaders_are_told_once(finished, page):
+def test_option_common_to_all_leaders_is_named_once(finished, page):
     assert "All have augment flips, mix none." in page.text
     heads = page.table("leaderboard")[0]
     assert "Augment" not in heads

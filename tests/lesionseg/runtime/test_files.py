@@ -1,0 +1,49 @@
+"""Files that are complete or absent."""
+
+import pytest
+
+from lesionseg.runtime.files import atomic_path, atomic_write
+
+
+@pytest.mark.parametrize("data", ["tëxt\n", b"\x00bytes", ""])
+@pytest.mark.parametrize("unique", [False, True])
+def test_data_is_written_and_replaces_an_existing_file(data, unique, tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    atomic_write(path, data, unique=unique)
+    assert path.read_bytes() == (data.encode() if isinstance(data, str) else data)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_after_an_error_the_existing_file_is_unchanged(error, tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(error), atomic_path(path) as partial:
+        partial.write_text("new")
+        assert path.read_text() == "old"
+        raise error
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_partial_file_of_a_killed_process_is_overwritten(tmp_path):
+    path = tmp_path / "file"
+    (tmp_path / ".file.partial").write_text("half")
+    atomic_write(path, "uninterrupted")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_unique_writers_do_not_share_a_partial_file(tmp_path):
+    path = tmp_path / "file"
+    with atomic_path(path, unique=True) as first, atomic_path(path, unique=True) as second:
+        assert first != second
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first"
+
+
+def test_nothing_is_left_where_the_file_was_not_written(tmp_path):
+    with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "file"):
+        pass
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,14 @@
+"""Test evaluations."""
+
+from search.study.evaluations import list_test_evaluations, record_test_evaluation
+from search.study.opening import load_study
+from tests.search.helpers import open_tiny
+
+
+def test_test_evaluations_are_recorded(tiny_data, tmp_path):
+    study = open_tiny(tiny_data, tmp_path / "s").study
+    assert list_test_evaluations(study) == []
+    assert [record_test_evaluation(study), record_test_evaluation(study)] == [1, 2]
+    again = load_study(tmp_path / "s")
+    assert len(list_test_evaluations(again)) == 2
+    assert all(time.endswith("+00:00") for time in list_test_evaluations(again))
