@@ -97,7 +97,7 @@ def _ended(
 
 
 def describe(opened: OpenStudy) -> None:
-    """The trials' notes, as their workers would have written them."""
+    """Write the notes of all trials."""
     leases, known = TrialLeases(opened.study), opened.study.get_trials(deepcopy=False)
     for at in range(0, len(known), 500):
         texts = [notes.trial_note_attrs(t) for t in known[at : at + 500]]

@@ -1,10 +1,10 @@
-"""Building the cache of large photographs, beside the plain loop of a notebook.
+"""Time to build the cache of large photographs, compared with a simple loop.
 
     python -m bench.data [--images 200] [--rounds 3] [--sizes 96 256] [--to FILE]
 
-The photographs are generated: JPEGs of 3000 x 2000 with their masks. The loop opens each pair
-with PIL, converts and resizes it and keeps the arrays. A second start maps what the first built.
-Loop and cache take turns, and the ratio is the median over rounds of the ratio within a round.
+The photographs are generated: JPEGs of 3000 x 2000 with their masks. The loop opens each pair with
+PIL, converts and resizes it, and keeps the arrays. A second start maps the existing cache. Loop and
+cache alternate; the ratio is the median over rounds of the ratio within a round.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HEIGHT, WIDTH = 2000, 3000
 
 
 def write_photographs(folder: Path, n: int) -> Path:
-    """Skin-coloured noise with a dark ellipse, as detailed as a photograph is."""
+    """Write images of skin-coloured noise with a dark ellipse, and their masks."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     for part in ("images", "masks"):
@@ -48,7 +48,7 @@ def write_photographs(folder: Path, n: int) -> Path:
 
 
 def notebook_loop(folder: Path, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """What most would write."""
+    """Read and resize all pairs with PIL."""
     images, masks = [], []
     for path in sorted((folder / "images").iterdir()):
         image = Image.open(path).convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
@@ -59,28 +59,28 @@ def notebook_loop(folder: Path, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def measure(folder: Path, size: int, root: Path, rounds: int) -> str:
-    """A row of the table: medians over rounds, the ratio that of each round."""
+    """Return a row of the table: medians over rounds."""
     loops: list[float] = []
     builds: list[float] = []
     maps: list[float] = []
     for i in range(rounds):
-        loops.append(seconds(notebook_loop, folder, size))
-        builds.append(seconds(start, folder, size, root / str(i)))
-        maps.append(seconds(start, folder, size, root / str(i)))
+        loops.append(measure_s(notebook_loop, folder, size))
+        builds.append(measure_s(open_cache, folder, size, root / str(i)))
+        maps.append(measure_s(open_cache, folder, size, root / str(i)))
     ratio = statistics.median(loop / built for loop, built in zip(loops, builds, strict=True))
     loop, built, mapped = map(statistics.median, (loops, builds, maps))
     return f"| {size} | {loop:.1f} s | {built:.1f} s | {ratio:.2f} | {mapped:.3f} s |"
 
 
-def seconds(work: Callable[..., object], *args: Any) -> float:
-    """How long it takes."""
+def measure_s(work: Callable[..., object], *params: Any) -> float:
+    """Return the duration of a call."""
     began = time.perf_counter()
-    work(*args)
+    work(*params)
     return time.perf_counter() - began
 
 
-def start(folder: Path, size: int, root: Path) -> None:
-    """What the start of a study does with its images."""
+def open_cache(folder: Path, size: int, root: Path) -> None:
+    """Read the index and build or open the cache, as a study does."""
     cache = build_cache(DatasetIndex.read(folder), size, root)
     assert cache.images[0].any() and cache.masks.shape[1:] == (size, size)
 
@@ -91,21 +91,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sizes", type=int, nargs="*", default=[96, 256])
     parser.add_argument("--to", type=Path, help="a Markdown file for the table")
-    given = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     head = "| image size | loop | cache | loop / cache | second start |\n|---|---|---|---|---|"
     print(head)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = write_photographs(Path(scratch) / "data", given.images)
+        folder = write_photographs(Path(scratch) / "data", args.images)
         rows = []
-        for size in given.sizes:
-            rows.append(measure(folder, size, Path(scratch) / f"cache-{size}", given.rounds))
+        for size in args.sizes:
+            rows.append(measure(folder, size, Path(scratch) / f"cache-{size}", args.rounds))
             print(rows[-1], flush=True)
-    if given.to:
+    if args.to:
         machine = (
             f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
         )
-        title = f"# {given.images} photographs of {WIDTH} x {HEIGHT}\n\n`python -m bench.data`: "
-        given.to.write_text(f"{title}{machine}.\n\n{head}\n" + "\n".join(rows) + "\n")
+        title = f"# {args.images} photographs of {WIDTH} x {HEIGHT}\n\n`python -m bench.data`: "
+        args.to.write_text(f"{title}{machine}.\n\n{head}\n" + "\n".join(rows) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Every model family as ONNX: the largest difference from torch, and the Dice of both.
+"""Export every model family as ONNX; compare probabilities and Dice with torch.
 
-Each network is trained for a few steps on real or synthetic images, so that its probabilities are
-not all near one half, then exported and run on images that it has not seen.
+Each network is trained for a few steps on real or synthetic images, so that probabilities are not
+all near one half, then exported and run on other images.
 
     python -m bench.export [--data DIR] [--steps 30] [--only unet,segnet]
 """
@@ -36,20 +36,20 @@ from lesionseg.space import ComponentConfig, Scalar
 
 #: Images to train on and to compare on.
 TRAIN, TEST = 32, 32
-#: Parameters of a row that make it quick to train.
+#: Parameters of small networks.
 SMALL: dict[str, Scalar] = {"width": 8, "init_filters": 8, "encoder": "efficientnet-b0"}
 
 
-def pairs(root: Path, size: int) -> tuple[Pixels, Pixels]:
-    """TRAIN + TEST images [N, S, S, 3] and masks [N, S, S] of a data set, spread over it."""
+def read_pairs(root: Path, size: int) -> tuple[Pixels, Pixels]:
+    """Return TRAIN + TEST images [N, S, S, 3] and masks [N, S, S], evenly spaced."""
     records = DatasetIndex.read(root).records
-    chosen = np.linspace(0, len(records) - 1, TRAIN + TEST).astype(int)
-    read = [read_pair(records[i], size) for i in chosen]
-    return np.stack([r[0] for r in read]), np.stack([r[1] for r in read])
+    indices = np.linspace(0, len(records) - 1, TRAIN + TEST).astype(int)
+    images, masks = zip(*(read_pair(records[i], size) for i in indices), strict=True)
+    return np.stack(images), np.stack(masks)
 
 
-def trained(name: str, images: Pixels, masks: Pixels, size: int, steps: int) -> Segmenter:
-    """A row's network after a few steps."""
+def train_briefly(name: str, images: Pixels, masks: Pixels, size: int, steps: int) -> Segmenter:
+    """Train a small network of a family for a few steps."""
     space = MODELS[name].space
     params = {k: v for k, v in SMALL.items() if k in space and _is_in(space[k], v)}
     config = TrialConfig(model=ComponentConfig(name, params), image_size=size)
@@ -59,13 +59,13 @@ def trained(name: str, images: Pixels, masks: Pixels, size: int, steps: int) -> 
     rng = np.random.default_rng(0)
     for _ in range(steps):
         batch = rng.choice(TRAIN, 8, replace=False)
-        given = model(normalise(torch.from_numpy(images[batch])))
-        logits = given[0] if isinstance(given, tuple) else given
+        outputs = model(normalise(torch.from_numpy(images[batch])))
+        logits = outputs[0] if isinstance(outputs, tuple) else outputs
         target = torch.from_numpy(masks[batch]).float()[:, None]
         optimizer.zero_grad()
         F.binary_cross_entropy_with_logits(logits, target).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    # So few steps leave batch norm's statistics behind the weights: they are taken anew.
+    # After few steps the running statistics of batch norm lag behind: recompute them.
     for layer in model.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.reset_running_stats()
@@ -84,24 +84,24 @@ def _is_in(domain: object, value: Scalar) -> bool:
 
 
 def dice(probability: Pixels | np.ndarray, masks: Pixels) -> float:
-    """The mean Dice over images, cut at one half."""
-    found = torch.from_numpy(probability > 0.5)
-    counts = metrics.count_pixels(found, torch.from_numpy(masks > 0)).numpy()
+    """Return the mean Dice over images at a threshold of one half."""
+    predicted = torch.from_numpy(probability > 0.5)
+    counts = metrics.count_pixels(predicted, torch.from_numpy(masks > 0)).numpy()
     return float(metrics.score_images(counts)["dice"].mean())
 
 
-def row(name: str, root: Path, size: int, steps: int, folder: Path) -> str:
-    """One family's row of the table."""
+def measure(name: str, root: Path, size: int, steps: int, folder: Path) -> str:
+    """Measure one family and return its table row."""
     size = max(size, MODELS[name].min_image_size)
-    images, masks = pairs(root, size)
-    segmenter = trained(name, images, masks, size, steps)
+    images, masks = read_pairs(root, size)
+    segmenter = train_briefly(name, images, masks, size, steps)
     path = folder / f"{name}.onnx"
-    began = time.perf_counter()
+    start = time.perf_counter()
     try:
         export_onnx(segmenter, path)
     except InputError as error:
         return f"| `{name}` | {size} | | cannot: {error} | | | | |"
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     model = OnnxModel(path)
     ours = np.concatenate(
         [segmenter.predict_probabilities(images[i : i + 8]) for i in range(TRAIN, 64, 8)]
@@ -109,9 +109,9 @@ def row(name: str, root: Path, size: int, steps: int, folder: Path) -> str:
     theirs = np.concatenate(
         [model.predict_probabilities(images[i : i + 8]) for i in range(TRAIN, 64, 8)]
     )
-    largest = float(np.abs(ours - theirs).max())
+    difference = float(np.abs(ours - theirs).max())
     return (
-        f"| `{name}` | {size} | {count_params(segmenter.model) / 1e6:.2f} M | {largest:.1e} | "
+        f"| `{name}` | {size} | {count_params(segmenter.model) / 1e6:.2f} M | {difference:.1e} | "
         f"{dice(ours, masks[TRAIN:]):.6f} | {dice(theirs, masks[TRAIN:]):.6f} | "
         f"{path.stat().st_size / 1e6:.1f} MB | {seconds:.0f} s |"
     )
@@ -123,15 +123,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--only", default=",".join(MODELS))
-    given = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     print("| model | side | parameters | difference | Dice, torch | Dice, ONNX | file | took |")
     print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
-        root = given.data or Path(name) / "data"
-        if given.data is None:
+        root = args.data or Path(name) / "data"
+        if args.data is None:
             write_dataset(root, TRAIN + TEST)
-        for each in given.only.split(","):
-            print(row(each, root, given.size, given.steps, Path(name)), flush=True)
+        for family in args.only.split(","):
+            print(measure(family, root, args.size, args.steps, Path(name)), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
-"""Host memory of trainings on many pictures, and one cache for all workers of a host. Linux only.
+"""Host memory of trainings on many images, and sharing of a cache among workers. Linux only.
 
-Two parts, on generated pictures of 64 pixels:
+Two parts, on generated images of 64 pixels:
 
-1. A training in its child process, as a worker starts it. After each epoch: the memory that is
-   its own (RssAnon and RssShmem of /proc/PID/status, summed with those of its children), and the
-   pages of files that it has mapped (RssFile), among which the cache is: these are the system's to
-   take back, and are there once for all processes.
-2. Two workers that join a study at the same time, its cache deleted before: who maps a cache
-   under construction (builders), who maps the finished one, and whether that is one file.
+1. A training in its process, as started by a worker. After each epoch: its own memory (RssAnon and
+   RssShmem of /proc/PID/status, with those of its children), and the pages of mapped files
+   (RssFile), such as the cache, which the system can reclaim and processes share.
+2. Two workers that join a study at the same time, after its cache was deleted: which processes map
+   a cache under construction (builders), which the finished one, and whether it is the same file.
 
     python -m bench.memory [--images 10000] [--epochs 8] [--to FILE]
 """
@@ -46,16 +45,16 @@ from search.trial_process.protocol import JobError, ModelBuilt, TrainJob
 
 SIDE = 64
 MIB = 2**20
-#: Epochs after which everything that a training needs is there.
-SETTLED = 2
-#: Seconds for which two trainings that map a cache are looked at, before they are put down.
-LOOKED_AT = 10.0
-#: MiB by which a training's own memory may grow from then on.
-FLAT = 16.0
+#: Epochs after which a training has allocated everything.
+WARMUP_EPOCHS = 2
+#: How long two trainings that map a cache are observed.
+OBSERVATION_S = 10.0
+#: Allowed growth of a training's own memory after the warm-up.
+MAX_GROWTH_MIB = 16.0
 
 
-def write_pictures(folder: Path, n: int) -> Path:
-    """JPEGs of skin with hairs and a lesion of many lobes, no two alike, and their masks."""
+def write_images(folder: Path, n: int) -> Path:
+    """Write n different JPEGs of skin with a lobed lesion, and their masks."""
     rng = np.random.default_rng(0)
     for part in ("images", "masks"):
         (folder / part).mkdir(parents=True, exist_ok=True)
@@ -79,33 +78,38 @@ def write_pictures(folder: Path, n: int) -> Path:
 
 
 @dataclass(frozen=True)
-class Weight:
-    """Bytes of a process and its children: their own, and of mapped files."""
+class MemoryUse:
+    """Bytes of a process and its children: own memory, and pages of mapped files."""
 
     own: int
     mapped: int
 
 
-def weigh(pid: int) -> Weight:
-    """What the process and its children take now."""
+def measure_memory(pid: int) -> MemoryUse:
+    """Return the current memory of a process and its children."""
     own = mapped = 0
     top = psutil.Process(pid)
     for process in (top, *top.children(recursive=True)):
         with suppress(OSError, psutil.Error):
             rows = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-            found = {key: value.split() for key, _, value in (row.partition(":") for row in rows)}
-            own += 1024 * (int(found["RssAnon"][0]) + int(found["RssShmem"][0]))
-            mapped += 1024 * int(found["RssFile"][0])
-    return Weight(own, mapped)
+            fields = {key: value.split() for key, _, value in (row.partition(":") for row in rows)}
+            own += 1024 * (int(fields["RssAnon"][0]) + int(fields["RssShmem"][0]))
+            mapped += 1024 * int(fields["RssFile"][0])
+    return MemoryUse(own, mapped)
 
 
-def train_and_weigh(data: Path, epochs: int, threads: int = 1) -> Iterator[tuple[float, Weight]]:
-    """Seconds of each epoch, and what the training took when it had ended."""
+def train_and_measure(
+    data: Path, epochs: int, threads: int = 1
+) -> Iterator[tuple[float, MemoryUse]]:
+    """Yield the duration of each epoch and the memory at its end."""
     cache = build_cache(DatasetIndex.read(data), SIDE)
     order = np.random.default_rng(0).permutation(len(cache.names))
     train, val = np.sort(order[len(order) // 5 :]), np.sort(order[: len(order) // 5])
     config = TrialConfig(
-        model=ComponentConfig("unet", {"width": 4, "depth": 2}), image_size=SIDE, epochs=epochs, batch_size=16
+        model=ComponentConfig("unet", {"width": 4, "depth": 2}),
+        image_size=SIDE,
+        epochs=epochs,
+        batch_size=16,
     )
     job = TrainJob(config.to_dict(), cache.path, train, val, "cpu", threads)
     with TrialProcess(job) as child:
@@ -114,35 +118,38 @@ def train_and_weigh(data: Path, epochs: int, threads: int = 1) -> Iterator[tuple
                 case ModelBuilt():
                     child.reply(stop=False)
                 case EpochRecord():
-                    yield message.seconds, weigh(child.pid)
+                    yield message.seconds, measure_memory(child.pid)
                     child.reply(stop=False)
                 case JobError(reason, text):
                     raise SystemExit(f"the training failed: {reason}: {text}")
 
 
-def growth(weights: Sequence[Weight]) -> float:
-    """MiB of its own that a training took more in its last half than in its first, by the median.
+def growth(readings: Sequence[MemoryUse]) -> float:
+    """Return the growth of own memory in MiB from the first half of epochs to the second.
 
-    A single reading may catch what is given back a moment later: ``peak`` tells it apart.
+    By medians, because single values may include memory that is freed a moment later (``peak``).
     """
-    settled = [weight.own for weight in weights[SETTLED - 1 :]]
-    half = len(settled) // 2
-    return (statistics.median(settled[half:]) - statistics.median(settled[:half])) / MIB
+    own = [reading.own for reading in readings[WARMUP_EPOCHS - 1 :]]
+    half = len(own) // 2
+    return (statistics.median(own[half:]) - statistics.median(own[:half])) / MIB
 
 
-def peak(weights: Sequence[Weight]) -> float:
-    """MiB by which the highest reading lies above that of a training that has just settled."""
-    settled = [weight.own for weight in weights[SETTLED - 1 :]]
-    return (max(settled) - settled[0]) / MIB
+def peak(readings: Sequence[MemoryUse]) -> float:
+    """Return the difference in MiB of the maximum and the value after the warm-up."""
+    own = [reading.own for reading in readings[WARMUP_EPOCHS - 1 :]]
+    return (max(own) - own[0]) / MIB
 
 
 @dataclass
-class Shared:
-    """What was seen of workers that join at once.
+class SharingObservation:
+    """Use of the cache by workers that join at the same time.
 
-    builders: processes that had a cache under construction mapped. trainings: the file of images
-    that each training had mapped, as device and inode. caches: complete ones at the end.
-    together: whether two trainings had theirs mapped at the same time.
+    Attributes:
+        builders: processes that mapped a cache under construction.
+        trainings: device and inode of the images that each training mapped.
+        caches: number of complete caches at the end.
+        together: whether two trainings had mapped their images at the same time.
+        pss: resident and proportional memory of each training in MiB.
     """
 
     builders: set[int] = field(default_factory=set)
@@ -153,13 +160,13 @@ class Shared:
 
     @property
     def is_one(self) -> bool:
-        """Whether one process built one cache that all trainings, two at once, had mapped."""
+        """Whether one process built one cache, and two trainings mapped it at the same time."""
         files = set(self.trainings.values())
         return len(self.builders) == self.caches == len(files) == 1 and self.together
 
 
 def make_spec(epochs: int) -> StudySpec:
-    """Two small trials."""
+    """Return a study of two small trials."""
     return parse_spec(
         {
             "name": "shared",
@@ -173,8 +180,8 @@ def make_spec(epochs: int) -> StudySpec:
     )
 
 
-def share(data: Path, folder: Path, root: Path, epochs: int) -> Shared:
-    """Has two workers join a study at once, whose cache is not there yet. root: of the caches."""
+def observe_sharing(data: Path, folder: Path, root: Path, epochs: int) -> SharingObservation:
+    """Let two workers join a study whose cache does not exist; ``root`` is that of the caches."""
     environment = dict(os.environ, LESIONSEARCH_CACHE=str(root))
     before = os.environ.get("LESIONSEARCH_CACHE")
     os.environ["LESIONSEARCH_CACHE"] = str(root)
@@ -188,13 +195,13 @@ def share(data: Path, folder: Path, root: Path, epochs: int) -> Shared:
     command = [sys.executable, "-m", "cli", "worker", folder.name, "--out", str(folder)]
     command += ["--device", "cpu", "--threads", "1"]
     workers = [subprocess.Popen(command, env=environment) for _ in range(2)]
-    seen, until = Shared(), float("inf")
+    seen, until = SharingObservation(), float("inf")
     try:
         while any(worker.poll() is None for worker in workers) and time.monotonic() < until:
-            _look(workers, root.resolve(), seen)
-            if seen.together:  # what they would train on is beside the point
-                until = min(until, time.monotonic() + LOOKED_AT)
-            time.sleep(0.05 if seen.builders else 0.005)  # a small cache is built at once
+            _observe(workers, root.resolve(), seen)
+            if seen.together:
+                until = min(until, time.monotonic() + OBSERVATION_S)
+            time.sleep(0.05 if seen.builders else 0.005)  # small caches are built fast
     finally:
         for worker in workers:
             worker.terminate()
@@ -203,52 +210,54 @@ def share(data: Path, folder: Path, root: Path, epochs: int) -> Shared:
     return seen
 
 
-def _look(workers: Sequence[subprocess.Popen[bytes]], root: Path, seen: Shared) -> None:
-    at_work = 0
+def _observe(
+    workers: Sequence[subprocess.Popen[bytes]], root: Path, seen: SharingObservation
+) -> None:
+    running = 0
     for worker in workers:
         with suppress(psutil.Error):
             top = psutil.Process(worker.pid)
             for process in (top, *top.children(recursive=True)):
-                found = _mapped(process.pid, root)
-                building = [name for name in found if ".partial/" in name]
-                seen.builders |= {process.pid} if building else set()
-                whole = [where for name, where in found.items() if name.endswith("-64/images.npy")]
-                if whole and process.pid != worker.pid:
-                    seen.trainings[process.pid] = whole[0]
-                    at_work += 1
+                files = _mapped_files(process.pid, root)
+                if any(".partial/" in name for name in files):
+                    seen.builders.add(process.pid)
+                images = [file for name, file in files.items() if name.endswith("-64/images.npy")]
+                if images and process.pid != worker.pid:
+                    seen.trainings[process.pid] = images[0]
+                    running += 1
                     with suppress(OSError, ValueError):
-                        seen.pss[process.pid] = _proportional(process.pid)
-    seen.together = seen.together or at_work > 1
+                        seen.pss[process.pid] = _rss_and_pss(process.pid)
+    seen.together = seen.together or running > 1
 
 
-def _mapped(pid: int, root: Path) -> dict[str, tuple[str, str]]:
-    """Files below ``root`` that a process has mapped: name to device and inode."""
+def _mapped_files(pid: int, root: Path) -> dict[str, tuple[str, str]]:
+    """Return device and inode of the files below ``root`` that a process has mapped."""
     with suppress(OSError):
         rows = [row.split(maxsplit=5) for row in Path(f"/proc/{pid}/maps").read_text().splitlines()]
         return {r[5]: (r[3], r[4]) for r in rows if len(r) == 6 and r[5].startswith(str(root))}
     return {}
 
 
-def _proportional(pid: int) -> tuple[float, float]:
-    """MiB resident, and MiB where each page counts in parts among those who share it."""
+def _rss_and_pss(pid: int) -> tuple[float, float]:
+    """Return the resident and the proportional set size in MiB."""
     rows = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
-    found = {
+    fields = {
         key: int(value.split()[0]) / 1024 for key, _, value in (r.partition(":") for r in rows)
     }
-    return found["Rss"], found["Pss"]
+    return fields["Rss"], fields["Pss"]
 
 
 def report(images: int, epochs: int) -> str:
-    """Both parts, as Markdown."""
-    with tempfile.TemporaryDirectory() as place:
-        here = Path(place)
-        os.environ["LESIONSEARCH_CACHE"] = str(here / "first")
-        began = time.perf_counter()
-        data = write_pictures(here / "data", images)
-        made = time.perf_counter() - began
-        rows = list(train_and_weigh(data, epochs))
-        seen = share(data, here / "shared", here / "second", epochs=2)
-    weights = [weight for _, weight in rows]
+    """Run both parts and return the results as Markdown."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        os.environ["LESIONSEARCH_CACHE"] = str(folder / "first")
+        start = time.perf_counter()
+        data = write_images(folder / "data", images)
+        generation_s = time.perf_counter() - start
+        rows = list(train_and_measure(data, epochs))
+        seen = observe_sharing(data, folder / "shared", folder / "second", epochs=2)
+    readings = [reading for _, reading in rows]
     pixels = images * SIDE * SIDE * 4 / MIB
     lines = [
         "# Host memory",
@@ -257,43 +266,43 @@ def report(images: int, epochs: int) -> str:
         f"{platform.python_version()}. Date: {date.today().isoformat()}.",
         "",
         f"`python -m bench.memory --images {images} --epochs {epochs}`: {images:,} pairs of "
-        f"{SIDE} pixels, generated in {made:.0f} s; their cache takes {pixels:.0f} MiB.",
+        f"{SIDE} pixels, generated in {generation_s:.0f} s; their cache takes {pixels:.0f} MiB.",
         "",
         "## One training",
         "",
         "A U-Net (width 4, depth 2) on four fifths of the pairs, batches of 16, one thread; after",
         "each epoch. Own: RssAnon and RssShmem of its processes. Mapped files: the cache and",
-        "libraries, which the system takes back when it needs them.",
+        "libraries, which the system can reclaim.",
         "",
         "| epoch | seconds | own, MiB | mapped files, MiB |",
         "|---:|---:|---:|---:|",
         *(
-            f"| {n} | {seconds:.1f} | {weight.own / MIB:.1f} | {weight.mapped / MIB:.1f} |"
-            for n, (seconds, weight) in enumerate(rows, 1)
+            f"| {n} | {seconds:.1f} | {reading.own / MIB:.1f} | {reading.mapped / MIB:.1f} |"
+            for n, (seconds, reading) in enumerate(rows, 1)
         ),
         "",
-        f"From epoch {SETTLED} on, from the first half to the last, its median grew by",
-        f"{growth(weights):.1f} MiB (at most {FLAT:g}). The highest reading lies "
-        f"{peak(weights):.1f} MiB above that of epoch {SETTLED}.",
+        f"From epoch {WARMUP_EPOCHS} on, from the first half to the last, its median grew by",
+        f"{growth(readings):.1f} MiB (at most {MAX_GROWTH_MIB:g}). The highest reading lies "
+        f"{peak(readings):.1f} MiB above that of epoch {WARMUP_EPOCHS}.",
         "",
         "## Two workers, one cache",
         "",
         "Two `lesionsearch worker` join a study at the same time, on a host without its cache;",
-        f"once both train they are looked at for {LOOKED_AT:g} seconds and put down.",
+        f"when both train, they are observed for {OBSERVATION_S:g} seconds and terminated.",
         "",
         f"- Processes that built a cache: {len(seen.builders)}. Caches at the end: {seen.caches}.",
         f"- Trainings that had its images mapped: {len(seen.trainings)}, of them two at the same "
         f"time: {'yes' if seen.together else 'no'}; different files among these: "
         f"{len(set(seen.trainings.values()))}.",
         *(
-            f"- A training of {resident:.0f} MiB resident has {part:.0f} MiB where what is shared "
-            f"counts in parts (Pss)."
+            f"- A training of {resident:.0f} MiB resident has a proportional set size "
+            f"(Pss) of {part:.0f} MiB."
             for resident, part in seen.pss.values()
         ),
         "",
     ]
-    if growth(weights) > FLAT or not seen.is_one:
-        lines += ["**Not as promised.**", ""]
+    if growth(readings) > MAX_GROWTH_MIB or not seen.is_one:
+        lines += ["**Memory grew, or the cache was not shared.**", ""]
     return "\n".join(lines)
 
 
@@ -302,10 +311,10 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--epochs", type=int, default=8, help="at least 4")
     parser.add_argument("--to", type=Path, help="the file to write; else standard output")
-    asked = parser.parse_args()
-    text = report(asked.images, max(asked.epochs, SETTLED + 2))
-    if asked.to:
-        asked.to.write_text(text, encoding="utf-8")
+    args = parser.parse_args()
+    text = report(args.images, max(args.epochs, WARMUP_EPOCHS + 2))
+    if args.to:
+        args.to.write_text(text, encoding="utf-8")
     else:
         print(text)
 

@@ -1,9 +1,8 @@
-"""What the search costs beside the training: suggest, report, prune, tell, the child's start.
+"""Overhead of the search per trial: suggest, report, prune, tell, start of the child process.
 
-Runs real trials through the real worker (SQLite, TPE, hyperband, 40 epochs each) on networks so
-small that nothing but the bookkeeping takes time, and takes what is not spent inside an epoch.
-The share is of a trial of 60 seconds, the first trial apart: it pays for starting the server
-that has torch imported.
+Runs trials by the worker (SQLite, TPE, 40 epochs each) on tiny networks and measures the time
+outside of epochs. The share is relative to a trial of 60 seconds, without the first trial, which
+starts the fork server.
 
     python -m bench.overhead [--trials 20] [--stored 200]
 """
@@ -36,27 +35,27 @@ TRIAL_SECONDS = 60.0
 
 
 class Stopwatch:
-    """A listener that adds up the seconds inside the epochs of the trial at work."""
+    """A listener that sums the seconds within the epochs of the current trial."""
 
     def __init__(self) -> None:
         self.training = 0.0
         self.epochs = 0
 
     def trial_started(self, number: int, config: TrialConfig) -> None:
-        """Begins at nothing."""
+        """Reset the sums."""
         self.training, self.epochs = 0.0, 0
 
     def epoch_ended(self, number: int, record: EpochRecord) -> None:
-        """Adds the epoch's own seconds."""
+        """Add the seconds of the epoch."""
         self.training += record.seconds
         self.epochs += 1
 
     def trial_ended(self, trial: FrozenTrial, best: FrozenTrial | None) -> None:
-        """Keeps the sum for whoever asks."""
+        """Keep the sums."""
 
 
 def make_data(folder: Path, n: int = 12) -> Path:
-    """Pairs of 16 pixels with a square lesion."""
+    """Write pairs of 16 x 16 pixels with a square lesion."""
     for part in ("images", "masks"):
         (folder / part).mkdir(parents=True)
     for i in range(n):
@@ -68,7 +67,7 @@ def make_data(folder: Path, n: int = 12) -> Path:
 
 
 def open_bench_study(folder: Path) -> OpenStudy:
-    """A study of tiny trials over a space with conditional parameters."""
+    """Create a study with a conditional search space."""
     spec = parse_spec(
         {
             "name": "bench",
@@ -89,7 +88,7 @@ def open_bench_study(folder: Path) -> OpenStudy:
 
 
 def store_trials(opened: OpenStudy, n: int) -> None:
-    """Finished trials for the sampler to model, without training them."""
+    """Store finished trials with random values for the sampler."""
     from search.study.suggest import suggest
 
     rng = np.random.default_rng(0)
@@ -100,16 +99,16 @@ def store_trials(opened: OpenStudy, n: int) -> None:
 
 
 def measure(opened: OpenStudy, n: int) -> list[float]:
-    """Seconds beside the training of each trial, scaled to EPOCHS epochs' reports."""
+    """Run n trials and return the seconds outside of epochs for each."""
     watch = Stopwatch()
     context = TrialContext.for_study(opened, default_slot("cpu", 1), listener=watch)
     worker = Worker(context)
     seconds = []
     for _ in range(n):
-        began = time.perf_counter()
+        start = time.perf_counter()
         done = worker.run_one()
         if done.state.name == "COMPLETE":
-            seconds.append(time.perf_counter() - began - watch.training)
+            seconds.append(time.perf_counter() - start - watch.training)
     return seconds
 
 
@@ -117,19 +116,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--stored", type=int, default=200)
-    given = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         opened = open_bench_study(Path(folder))
         prepare_sampling(opened)
-        store_trials(opened, given.stored)
-        first, *rest = measure(opened, given.trials + 1)
-    middle = statistics.median(rest)
-    share = middle / TRIAL_SECONDS
-    print(
-        f"trials measured            {len(rest)} of {EPOCHS} epochs, {given.stored} stored before"
-    )
-    print(f"first trial of a process   {first:.2f} s beside its training")
-    print(f"later trials               median {middle:.3f} s, most {max(rest):.3f} s")
+        store_trials(opened, args.stored)
+        first, *rest = measure(opened, args.trials + 1)
+    median = statistics.median(rest)
+    share = median / TRIAL_SECONDS
+    print(f"trials measured            {len(rest)} of {EPOCHS} epochs, {args.stored} stored before")
+    print(f"first trial of a process   {first:.2f} s outside of epochs")
+    print(f"later trials               median {median:.3f} s, maximum {max(rest):.3f} s")
     print(f"share of a 60 s trial      {share:.2%} (at most 2%)")
 
 

@@ -1,18 +1,16 @@
-"""Images a second in training, beside the bare model step and beside a notebook's loop.
+"""Training throughput relative to the model step alone and to a plain training loop.
 
-The bare step: the same network, loss and optimizer on one batch that lies on the device already,
-normalised and channels last. Ours: the training itself with `full` augmentation, without its
-validation. The notebook's loop: each epoch PIL opens and resizes photographs of 3000 x 2000, the
-same augmentation runs in a DataLoader of two processes, and float32 throughout.
+The step alone: the same network, loss and optimizer on one batch on the device, normalised and
+channels last. Ours: the training with `full` augmentation, without validation. The plain loop:
+PIL opens and resizes photographs of 3000 x 2000 in each epoch, the same augmentation runs in a
+DataLoader with two processes, all in float32.
 
-All in turns within one run, a few steps each, so that whatever else the machine does meets all
-alike; medians over rounds of the ratio within a round. On a machine that others use too the clock
-says little of two loops that take turns with strangers; the processor time that an image costs
-says what the clock would on a quiet one whose cores are all busy. It is that of one process, and
-not told where others make the batches.
+All alternate within one run, a few steps each; reported are medians over rounds of the ratio
+within a round. Processor time per image is reported too, since the wall time depends on other
+processes; it does not include loader processes and is omitted with them.
 
-Each epoch begins with nothing prepared: on a GPU, whose steps are short, that is spread over more
-of them. `--executors host device` trains with either way to augment, in turns too.
+Each epoch starts without prefetched batches, which on a GPU is spread over more steps.
+`--executors host device` compares both ways of augmentation.
 
     python -m bench.throughput [--rounds 7] [--steps 6] [--photographs 48] [--executors host device]
         [--device cuda] [--to FILE]
@@ -30,7 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# As the command line has it, before torch is imported.
+# As in the command line; must be set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import albumentations as A
@@ -66,7 +64,7 @@ from lesionseg.training.training_state import CheckpointManager
 from lesionseg.training.types import TrainData, TrainOptions
 from search.trial_process.resources import count_cores
 
-#: By what people would call them; a GPU takes the larger ones too.
+#: Networks by their names in the tables.
 NETWORKS = {
     "U-Net 32, depth 4": ComponentConfig("unet"),
     "U-Net 8, depth 3": ComponentConfig("unet", {"width": 8, "depth": 3}),
@@ -75,15 +73,15 @@ NETWORKS = {
 }
 FULL = ComponentConfig("full")
 BATCH = 16
-#: Steps in a block, by the kind of device.
+#: Steps per measurement, by device type.
 STEPS = {"cpu": 6, "mps": 100, "cuda": 100}
-#: Of the notebook's epochs, which start two processes each, at least.
+#: Minimum steps per epoch of the plain loop, which starts two processes each.
 NOTEBOOK_STEPS = 10
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds that an image takes by the clock, and by the processor time of all threads."""
+    """Seconds per image of wall time and of processor time."""
 
     clock: float
     work: float
@@ -94,8 +92,8 @@ def config_of(network: str, size: int) -> TrialConfig:
     return TrialConfig(model=NETWORKS[network], augment=FULL, image_size=size, batch_size=BATCH)
 
 
-class Bare:
-    """The model step alone, over and over, on one batch."""
+class StepOnly:
+    """The model step alone, repeated on one batch."""
 
     def __init__(self, config: TrialConfig, cache: Cache, device: torch.device) -> None:
         torch.manual_seed(config.seed)
@@ -109,7 +107,7 @@ class Bare:
         self.device, self.dtype = device, amp_dtype(device, config.amp)
 
     def run(self, steps: int) -> int:
-        """So many steps; how many images they were."""
+        """Run some steps and return the number of images."""
         for _ in range(steps):
             step(self.model, self.loss, self.optimizer, self.images, self.masks, self.dtype)
         return steps * len(self.images)
@@ -123,7 +121,7 @@ def step(
     masks: Tensor,
     dtype: torch.dtype | None,
 ) -> None:
-    """What every way to train has in common."""
+    """One step of all training loops."""
     optimizer.zero_grad(set_to_none=True)
     with autocast(images.device, dtype):
         outputs = model(images)
@@ -132,7 +130,7 @@ def step(
 
 
 class Ours:
-    """The training of this project, an epoch at a time."""
+    """The training of this project, one epoch per call."""
 
     def __init__(
         self,
@@ -144,8 +142,8 @@ class Ours:
     ) -> None:
         torch.manual_seed(config.seed)
         model = build_model(config.model, image_size=config.image_size)
-        os.environ[AUGMENT] = executor  # which is looked at once, by the loop
-        # An epoch is as long as a block of the others: members occur several times.
+        os.environ[AUGMENT] = executor  # read once, by the trainer
+        # Members occur several times, so that an epoch has this many steps.
         members = np.arange(steps * config.batch_size) % len(cache.names)
         data, options = TrainData(cache, members, members), TrainOptions(device=device)
         self.trainer = Trainer(config, data, model, options, CheckpointManager(None, {}))
@@ -153,11 +151,11 @@ class Ours:
 
     @property
     def executor(self) -> str:
-        """Who augments."""
+        """Where images are augmented."""
         return "device" if self.trainer.batches.resident else "host"
 
     def run(self, steps: int) -> int:
-        """An epoch of ``steps`` steps; how many images they were."""
+        """Train an epoch of ``steps`` steps and return the number of images."""
         self.epoch, self.trainer.step = self.epoch + 1, 0
         self.trainer.loss_sum.zero_()
         self.trainer.run_steps(self.epoch)
@@ -165,7 +163,7 @@ class Ours:
 
 
 class Photographs(Dataset[tuple[Tensor, Tensor]]):
-    """What most would write; few photographs come up more than once in an epoch."""
+    """A data set as in most scripts, without a cache."""
 
     def __init__(self, folder: Path, size: int, augment: A.Compose) -> None:
         self.images = sorted((folder / "images").iterdir())
@@ -185,8 +183,8 @@ class Photographs(Dataset[tuple[Tensor, Tensor]]):
         return image_tensor, torch.from_numpy(changed["mask"]).unsqueeze(0).float()
 
 
-class Notebook:
-    """A plain loop over a folder of photographs, an epoch at a time."""
+class PlainLoop:
+    """A plain training loop over a folder of photographs, one epoch per call."""
 
     def __init__(self, config: TrialConfig, folder: Path, device: torch.device) -> None:
         torch.manual_seed(config.seed)
@@ -198,7 +196,7 @@ class Notebook:
         self.device = device
 
     def run(self, steps: int) -> int:
-        """One epoch, whatever ``steps`` says; how many images it was."""
+        """Train one epoch, ignoring ``steps``, and return the number of images."""
         n = 0
         for images, masks in self.loader:
             images, masks = images.to(self.device), masks.to(self.device)
@@ -208,7 +206,7 @@ class Notebook:
 
 
 def pace(run: Callable[[int], int], steps: int, device: torch.device) -> Pace:
-    """How long an image takes."""
+    """Measure the seconds per image."""
     wait(device)
     clock, work = time.perf_counter(), time.process_time()
     n = run(steps)
@@ -217,7 +215,7 @@ def pace(run: Callable[[int], int], steps: int, device: torch.device) -> Pace:
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done what it was given."""
+    """Wait for the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -225,9 +223,9 @@ def wait(device: torch.device) -> None:
 def against_bare(
     network: str, size: int, cache: Cache, device: torch.device, given: argparse.Namespace
 ) -> Iterator[str]:
-    """The rows of the first table of one network, one for each way to augment."""
+    """Yield the rows of the first table for one network, one per executor."""
     config, steps = config_of(network, size), given.steps
-    bare = Bare(config, cache, device)
+    bare = StepOnly(config, cache, device)
     arms = [Ours(config, cache, device, steps, executor) for executor in given.executors]
     runs = [bare.run, *(arm.run for arm in arms)]
     for run in runs:
@@ -248,13 +246,13 @@ def against_bare(
 def against_notebook(
     network: str, folder: Path, root: Path, device: torch.device, given: argparse.Namespace
 ) -> Iterator[str]:
-    """A row of the second table."""
+    """Yield a row of the second table."""
     size, rounds = 96, max(1, given.rounds // 2)
     cache = build_cache(DatasetIndex.read(folder), size, root)
     config = config_of(network, size)
     steps = max(NOTEBOOK_STEPS, len(cache.names) // BATCH)
     ours = Ours(config, cache, device, steps, given.executors[0])
-    notebook = Notebook(config, folder, device)
+    notebook = PlainLoop(config, folder, device)
     for run in (notebook.run, ours.run):
         pace(run, steps, device)
     pairs = [
@@ -275,7 +273,7 @@ NOTEBOOK_HEAD = """\
 
 
 def measure(given: argparse.Namespace, scratch: Path, device: torch.device) -> Iterator[str]:
-    """Both tables, line by line."""
+    """Yield both tables line by line."""
     write_dataset(scratch / "lesions", 2 * BATCH)
     index = DatasetIndex.read(scratch / "lesions")
     yield BARE_HEAD
@@ -316,7 +314,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(line, flush=True)
             lines.append(line)
     if given.to:
-        machine = f"{describe_device(device)}, {count_cores()} cores, Python {platform.python_version()}"
+        machine = (
+            f"{describe_device(device)}, {count_cores()} cores, Python {platform.python_version()}"
+        )
         told = f"torch {torch.__version__}, batches of {BATCH}, `full` augmentation"
         title = f"# Training throughput\n\n`python -m bench.throughput`: {machine}; {told}.\n\n"
         given.to.write_text(title + "\n".join(lines) + "\n")

@@ -53,7 +53,7 @@ class Visit:
             return np.asarray(picture.convert("RGB"))
 
     def outside(self) -> list[str]:
-        """Requests for anything but the file itself and what lies within it."""
+        """Return the requested URLs that are neither the file nor embedded data."""
         return [url for url in self.requests if url != self.url and not url.startswith("data:")]
 
 

@@ -92,7 +92,7 @@ def test_the_console_script_is_the_app():
 
 
 def test_status_where_there_is_nothing_says_what_to_do():
-    assert run("status").stdout == "no studies under runs/; `lesionsearch demo` makes one\n"
+    assert run("status").stdout == "no studies under runs/; `lesionsearch demo` creates one\n"
     assert run("status", "--json").stdout == "[]\n"
     assert list(Path.cwd().iterdir()) == []
 
@@ -297,7 +297,7 @@ def test_a_study_from_the_command_line(tiny_data, tmp_path):
     out = run("final", "tiny", "--device", "cpu", "--threads", "1").stdout
     assert "reproduced" in out
     assert "NOT reproduced" not in out
-    assert "this study's test images were looked at once" in out
+    assert "test evaluations of this study: 1" in out
     assert (folder / "report.html").is_file()
     (folder / "report.html").unlink()
     assert run("report", "tiny").stdout == f"{folder / 'report.html'}\n"
@@ -314,7 +314,7 @@ def test_a_study_from_the_command_line(tiny_data, tmp_path):
 def test_a_final_without_a_complete_trial_ends_with_1(tiny_data):
     open_tiny(tiny_data, Path("runs") / "tiny")
     result = run("final", "tiny", code=1)
-    assert result.stderr == "lesionsearch: tiny: no trial was completed (none was run)\n"
+    assert result.stderr == "lesionsearch: tiny: no complete trial (no trial was run)\n"
 
 
 def told(name: str = "tiny") -> dict:
@@ -328,7 +328,7 @@ def test_workers_are_told_to_pause_to_go_on_and_to_stop(tiny_data):
     for command, word in (("pause", "pause"), ("resume", "run"), ("stop", "stop")):
         assert run(command, "tiny").stdout == f"tiny: 0 workers told to {word}\n"
         assert told()["command"] == word
-    assert "its workers are told to stop" in run("status", "tiny").stdout
+    assert "command to the workers: stop" in run("status", "tiny").stdout
 
 
 def test_a_worker_joins_a_study_and_does_what_it_is_to(tiny_data, tmp_path):
@@ -346,7 +346,7 @@ def test_a_worker_joins_a_study_and_does_what_it_is_to(tiny_data, tmp_path):
     study = write_study(tmp_path / "mine.yaml", {"budget.epochs": 1, "budget.trials": 9})
     assert "2 trials; the study is done" in run(*words, "--study", study).stdout
     assert "0 trials; the study is done" in run(*words).stdout
-    assert (told()["spent"], told()["workers"]) == (3, [])
+    assert (told()["finished"], told()["workers"]) == (3, [])
 
 
 def test_a_worker_is_told_to_stop_before_it_begins(tiny_data):
@@ -402,7 +402,7 @@ def test_the_demo_runs_to_its_report_and_once_more(tmp_path):
     assert "the budget of 10 trials is spent" in out
     assert (Path("runs") / "demo" / "report.html").is_file()
     plain = json.loads(run("status", "demo", "--json").stdout)
-    assert plain["spent"] == 10
+    assert plain["finished"] == 10
     assert plain["test"]["dice"] > 0
     run("demo", "--images", "40")
     assert json.loads(run("status", "demo", "--json").stdout)["test_evaluations"] == 1

@@ -22,72 +22,46 @@ from lesionseg.augment.dermoscopy import artefacts
 from lesionseg.augment.geometry import elastic, flips, symmetries, turn, warp
 from lesionseg.space import ComponentConfig, Float, RegistryEntry, build
 
-
-def build_none() -> A.Compose:
-    """Return the empty pipeline."""
-    return A.Compose([])
-
-
-def build_flips() -> A.Compose:
-    """Return horizontal and vertical flips, each with probability 0.5."""
-    return A.Compose(flips())
-
-
-def build_rotations(strength: float) -> A.Compose:
-    """Return flips, quarter turns, and rotations by up to 180 degrees x ``strength``."""
-    return A.Compose([symmetries(), turn(strength, p=0.75)])
-
-
-def build_geometric(strength: float) -> A.Compose:
-    """Return rotations with zoom, shift and shear, and elastic deformation."""
-    return A.Compose([symmetries(), warp(strength, p=0.75), elastic(strength, p=0.3)])
-
-
-def build_colour(strength: float) -> A.Compose:
-    """Return changes of brightness, contrast, saturation, hue and gamma, and CLAHE."""
-    return A.Compose(colours(strength))
-
-
-def build_dermoscopy(strength: float) -> A.Compose:
-    """Return flips and artefacts: hair, rulers, bubbles, glare, vignettes."""
-    return A.Compose([*flips(), *artefacts(strength)])
-
-
-def build_full(strength: float) -> A.Compose:
-    """Return ``geometric``, ``colour`` and ``dermoscopy`` together, and blur."""
-    return A.Compose(
-        [
-            symmetries(),
-            warp(strength, p=0.7),
-            elastic(strength, p=0.2),
-            *colours(strength, share=0.8),
-            *artefacts(strength, share=0.5),
-            blur(strength, p=0.1),
-        ]
-    )
-
-
 _STRENGTH = {"strength": Float(0.1, 1.0, default=0.5)}
 
 AUGMENTS: dict[str, RegistryEntry] = {
-    "none": RegistryEntry(build_none, {}, "no augmentation"),
-    "flips": RegistryEntry(build_flips, {}, "horizontal and vertical flips"),
+    "none": RegistryEntry(lambda: A.Compose([]), {}, "no augmentation"),
+    "flips": RegistryEntry(lambda: A.Compose(flips()), {}, "horizontal and vertical flips"),
     "rotations": RegistryEntry(
-        build_rotations, _STRENGTH, "flips, quarter turns, turns by any angle"
+        lambda strength: A.Compose([symmetries(), turn(strength, p=0.75)]),
+        _STRENGTH,
+        "flips, quarter turns, turns by any angle",
     ),
     "geometric": RegistryEntry(
-        build_geometric, _STRENGTH, "rotations, zoom, shift, shear and elastic changes"
+        lambda strength: A.Compose(
+            [symmetries(), warp(strength, p=0.75), elastic(strength, p=0.3)]
+        ),
+        _STRENGTH,
+        "rotations, zoom, shift, shear and elastic changes",
     ),
     "colour": RegistryEntry(
-        build_colour, _STRENGTH, "brightness, contrast, saturation, hue, gamma, CLAHE"
+        lambda strength: A.Compose(colours(strength)),
+        _STRENGTH,
+        "brightness, contrast, saturation, hue, gamma, CLAHE",
     ),
     "dermoscopy": RegistryEntry(
-        build_dermoscopy,
+        lambda strength: A.Compose([*flips(), *artefacts(strength)]),
         _STRENGTH,
         "flips; hair drawn or removed, ruler marks, bubbles, glare, vignette",
     ),
     "full": RegistryEntry(
-        build_full, _STRENGTH, "geometric, colour and dermoscopy together, and blur"
+        lambda strength: A.Compose(
+            [
+                symmetries(),
+                warp(strength, p=0.7),
+                elastic(strength, p=0.2),
+                *colours(strength, share=0.8),
+                *artefacts(strength, share=0.5),
+                blur(strength, p=0.1),
+            ]
+        ),
+        _STRENGTH,
+        "geometric, colour and dermoscopy together, and blur",
     ),
 }
 

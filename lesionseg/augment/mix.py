@@ -19,10 +19,6 @@ from lesionseg.space import ComponentConfig, Float, RegistryEntry, build
 Mix = Callable[[Tensor, Tensor, np.random.Generator], tuple[Tensor, Tensor]]
 
 
-def build_none() -> None:
-    """Return None: batches are not mixed."""
-
-
 def build_mixup(alpha: float) -> Mix:
     """Return weighted means of two images and of their masks.
 
@@ -59,7 +55,7 @@ def build_cutmix(alpha: float) -> Mix:
 
 
 MIXES: dict[str, RegistryEntry] = {
-    "none": RegistryEntry(build_none, {}, "no mixing"),
+    "none": RegistryEntry(lambda: None, {}, "no mixing"),
     "mixup": RegistryEntry(
         build_mixup, {"alpha": Float(0.05, 2.0, 0.4, log=True)}, "weighted means of two images"
     ),

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -149,14 +149,9 @@ def check_pair(record: Record) -> tuple[int, int]:
 
 
 class Pair(NamedTuple):
-    """An image and its mask at the size of a cache.
+    """An image uint8 [S, S, 3] and its mask uint8 [S, S] in {0, 1}, at the size of a cache.
 
-    Attributes:
-        image: uint8 [S, S, 3].
-        mask: uint8 [S, S] in {0, 1}.
-        area: the lesion's share of the mask at its original size.
-        thresholded: whether the mask was not binary.
-        shape: original height and width in pixels.
+    ``area`` is the lesion's share and ``shape`` the height and width of the original.
     """
 
     image: Pixels
@@ -214,17 +209,24 @@ def _write_arrays(
     meta: dict[str, Any] = {"names": [r.name for r in records], "thresholded": []}
     meta |= {"areas": [], "shapes": [], "digests": []}
     problems: list[str] = []
+
+    def store(i: int) -> dict[str, Any] | InputError:
+        try:
+            images[i], masks[i], area, thresholded, shape = read_pair(records[i], size)
+        except InputError as error:
+            return error
+        digest = hashlib.blake2b(images[i].tobytes(), digest_size=8).hexdigest()
+        names = [records[i].name] if thresholded else []
+        return {"areas": [area], "shapes": [shape], "digests": [digest], "thresholded": names}
+
     # PIL decodes without the GIL.
     with freed_memory_retained(), ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        pairs = pool.map(partial(_store_pair, images, masks, records, size), range(n))
-        for i, pair in enumerate(pairs):
-            if isinstance(pair, InputError):
-                problems.append(str(pair))
+        for i, facts in enumerate(pool.map(store, range(n))):
+            if isinstance(facts, InputError):
+                problems.append(str(facts))
             else:
-                meta["thresholded"] += [records[i].name] if pair.thresholded else []
-                meta["areas"].append(pair.area)
-                meta["shapes"].append(pair.shape)
-                meta["digests"].append(pair.digest)
+                for key, values in facts.items():
+                    meta[key] += values
             on_progress(i + 1, n)
     if problems:
         count = f"; {len(problems)} of {n} pairs cannot be used" if len(problems) > 1 else ""
@@ -232,24 +234,6 @@ def _write_arrays(
     images.flush()
     masks.flush()
     return meta
-
-
-class _PairFacts(NamedTuple):
-    area: float
-    thresholded: bool
-    shape: tuple[int, int]
-    digest: str
-
-
-def _store_pair(
-    images: Pixels, masks: Pixels, records: Sequence[Record], size: int, i: int
-) -> _PairFacts | InputError:
-    try:
-        images[i], masks[i], area, thresholded, shape = read_pair(records[i], size)
-    except InputError as error:
-        return error
-    digest = hashlib.blake2b(images[i].tobytes(), digest_size=8).hexdigest()
-    return _PairFacts(area, thresholded, shape, digest)
 
 
 def _allocate(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.uint8]]:

@@ -84,20 +84,9 @@ def open_image(path: Path, decode: bool = False) -> Image.Image:
         raise InputError(f"{path}: not an image ({_reason(error)})") from None
 
 
-def read_image(path: Path, draft: int | None = None) -> Image.Image:
-    """Return an upright RGB image.
-
-    Args:
-        path: the file.
-        draft: a side in pixels that suffices; a JPEG is decoded at 1/2, 1/4 or 1/8 of its size if
-            that is at least as large.
-
-    Raises:
-        InputError: the file is not an image or is damaged.
-    """
+def read_image(path: Path) -> Image.Image:
+    """Return an upright RGB image; raises InputError if it is not an image or is damaged."""
     with open_image(path, decode=True) as image:
-        if draft:
-            image.draft("RGB", (draft, draft))
         return _decode(path, image, "RGB")
 
 
@@ -111,7 +100,16 @@ def draft_size(size: int) -> int:
 
 
 def read_image_and_size(path: Path, draft: int) -> tuple[Image.Image, tuple[int, int]]:
-    """Return an image as ``read_image`` does, and its full height and width in pixels."""
+    """Return an upright RGB image, possibly reduced, and its full height and width in pixels.
+
+    Args:
+        path: the file.
+        draft: a side in pixels that suffices; a JPEG is decoded at 1/2, 1/4 or 1/8 of its size if
+            that is at least as large.
+
+    Raises:
+        InputError: the file is not an image or is damaged.
+    """
     with open_image(path, decode=True) as image:
         full_size = image.size
         image.draft("RGB", (draft, draft))

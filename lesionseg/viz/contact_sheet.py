@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from lesionseg.data.duplicates.leakage import DuplicateCluster, LeakageReport, Member
-from lesionseg.data.image_io import read_binary_mask, read_image
+from lesionseg.data.image_io import read_binary_mask, read_image_and_size
 from lesionseg.data.pairs import Record
 from lesionseg.errors import InputError
 from lesionseg.viz.overlays import TRUE_COLOUR
@@ -160,7 +160,7 @@ def _place(suspects: Sequence[Sequence[_Tile]]) -> list[tuple[int, int]]:
 def _thumbnail(record: Record) -> Image.Image:
     """Return the image with the outline of its mask in a square; red if it is unreadable."""
     try:
-        image = read_image(record.image, draft=SIDE_PX)
+        image, _ = read_image_and_size(record.image, draft=SIDE_PX)
     except InputError:
         return Image.new("RGB", (SIDE_PX, SIDE_PX), _UNREADABLE_COLOUR)
     image = ImageOps.contain(image, (SIDE_PX, SIDE_PX), Image.Resampling.BILINEAR)

@@ -51,7 +51,7 @@ def render_status(status: StudyStatus, width: int, *, details: bool = False) -> 
         lines.append(Text(f"best: trial {best.number}, {dice}, {format_config(best.config)}"))
     if details:
         lines += _render_details(status)
-    for line in lines:
+    for line in [] if details else lines:  # the live view has no room for wrapped lines
         line.no_wrap, line.overflow = True, "ellipsis"
     workers = [_render_workers(status, width)] if status.workers or status.running else []
     return Group(_render_head(status, width, show_bar=not details), *lines, *workers)

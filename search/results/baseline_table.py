@@ -253,6 +253,11 @@ def _missing_reason(trial: FrozenTrial) -> str:
     return str(trial.user_attrs.get(TrialAttr.MESSAGE) or state)
 
 
+_CSV_ATTRIBUTES = (
+    "val_dice", "best_epoch", "epochs", "params", "macs", "train_seconds", "peak_memory"
+)  # fmt: skip
+
+
 def _csv_row(result: BaselineResult) -> dict[str, object]:
     row: dict[str, object] = {
         "baseline": result.baseline,
@@ -269,13 +274,7 @@ def _csv_row(result: BaselineResult) -> dict[str, object]:
         "difference_low": difference and difference.low,
         "difference_high": difference and difference.high,
         "dice_by_training": " ".join(f"{d:.6f}" for d in result.dice),
-        "val_dice": result.val_dice,
-        "best_epoch": result.best_epoch,
-        "epochs": result.epochs,
-        "params": result.params,
-        "macs": result.macs,
-        "train_seconds": result.train_seconds,
-        "peak_memory": result.peak_memory,
+        **{name: getattr(result, name) for name in _CSV_ATTRIBUTES},
         "images_per_second": result.images_per_second.get("batch"),
         "images_per_second_single": result.images_per_second.get("single"),
     }

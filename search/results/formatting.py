@@ -69,6 +69,8 @@ class MetricScore:
 
     @property
     def _digits(self) -> int:
+        if self.key in SURFACE_DISTANCES:
+            return 1
         return 2 if self.key.removesuffix("_percent") in SURFACE_DISTANCES else 4
 
 

@@ -62,8 +62,7 @@ PRIVATE_SYMBOLS = {
     "optuna.storages": (
         *("RDBStorage._create_new_trial", "RDBStorage._fill_storage_url_template"),
         *("RDBStorage._get_best_trial_id", "RDBStorage._get_prepared_new_trial"),
-        *("RDBStorage._get_trials", "RDBStorage._set_trial_attr_without_commit"),
-        "RDBStorage._set_trial_intermediate_value_without_commit",
+        *("RDBStorage._get_trials", "RDBStorage._set_trial_intermediate_value_without_commit"),
         *("RDBStorage._set_trial_param", "RDBStorage._set_trial_param_without_commit"),
         "RDBStorage._set_trial_value_without_commit",
     ),
@@ -196,11 +195,6 @@ class OptunaStorage(RDBStorage):
     ) -> None:
         """Write a trial's value at a step, over an earlier one."""
         self._set_trial_intermediate_value_without_commit(session, trial_id, step, value)
-
-    def add_system_attr(self, session: Session, trial_id: int, key: str, value: Any) -> None:
-        """Write a system attribute of a trial, over an earlier one."""
-        model = models.TrialSystemAttributeModel
-        self._set_trial_attr_without_commit(session, model, trial_id, key, value)
 
     def _create_new_trial(
         self, study_id: int, template_trial: FrozenTrial | None = None

@@ -26,71 +26,53 @@ from lesionseg.runtime.oom import is_out_of_memory
 from lesionseg.runtime.throughput import images_per_second
 from lesionseg.training import checkpoint
 from lesionseg.training.train import train
-from lesionseg.training.types import Diverged, EpochRecord, TrainData, TrainOptions
-from lesionseg.training.types import Suspended as TrainingSuspended
+from lesionseg.training.types import Diverged, EpochRecord, Suspended, TrainData, TrainOptions
 from lesionseg.viz import overlays
 from lesionseg.viz.trial_sheet import select_by_area, write_trial_sheet
-from search.trial_process.protocol import (
-    ErrorReason,
-    Evaluated,
-    EvaluateJob,
-    InferenceSelected,
-    Job,
-    JobError,
-    JobOutcome,
-    ModelBuilt,
-    Reply,
-    Resumed,
-    SelectInferenceJob,
-    StateSaved,
-    StepDone,
-    Suspended,
-    Trained,
-    TrainJob,
-)
+from search.trial_process import protocol
 
 #: Seconds between two StepDone messages, at least.
 STEP_MESSAGE_S = 5.0
 
 
-def run_job(job: Job, pipe: Connection) -> JobOutcome:
+def run_job(job: protocol.Job, pipe: Connection) -> protocol.JobOutcome:
     """Run a job; messages are sent to ``pipe``, and replies read from it."""
     torch.set_num_threads(job.threads)
     if pick_device(job.device).type == "cpu":
         retain_freed_memory()
     match job:
-        case TrainJob():
+        case protocol.TrainJob():
             return _train(job, pipe)
-        case SelectInferenceJob():
+        case protocol.SelectInferenceJob():
             return _select_inference(job)
-        case EvaluateJob():
+        case protocol.EvaluateJob():
             return _evaluate(job)
 
 
-def describe_error(error: Exception, trace: str) -> JobError:
+def describe_error(error: Exception, trace: str) -> protocol.JobError:
     """Return the reason of an exception and one line that describes it."""
     text = " ".join(str(error).split())
     if not isinstance(error, Diverged | InputError):
         text = f"{type(error).__name__}: {text}"
-    return JobError(_reason_of(error), text[:500], trace)
+    return protocol.JobError(_reason_of(error), text[:500], trace)
 
 
-def _reason_of(error: Exception) -> ErrorReason:
+def _reason_of(error: Exception) -> protocol.ErrorReason:
     match error:
         case _ if is_out_of_memory(error):
-            return ErrorReason.OOM
+            return protocol.ErrorReason.OOM
         case Diverged():
-            return ErrorReason.DIVERGED
+            return protocol.ErrorReason.DIVERGED
         case InputError():
-            return ErrorReason.CONFIG
+            return protocol.ErrorReason.CONFIG
         case FileNotFoundError():
-            return ErrorReason.DATA
+            return protocol.ErrorReason.DATA
         case OSError() if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            return ErrorReason.DISK
-    return ErrorReason.CRASH
+            return protocol.ErrorReason.DISK
+    return protocol.ErrorReason.CRASH
 
 
-def _train(job: TrainJob, pipe: Connection) -> Trained | Suspended:
+def _train(job: protocol.TrainJob, pipe: Connection) -> protocol.Trained | protocol.Suspended:
     config = TrialConfig.from_dict(job.config)
     device = pick_device(job.device)
     if device.type == "cuda" and job.share < 1:
@@ -98,7 +80,9 @@ def _train(job: TrainJob, pipe: Connection) -> Trained | Suspended:
     torch.manual_seed(config.seed)  # before the weights are initialized
     model = build_model(config.model, image_size=config.image_size)
     channel = Channel(pipe)
-    if channel.send(ModelBuilt(count_params(model), multiply_adds(model, config.image_size))):
+    if channel.send(
+        protocol.ModelBuilt(count_params(model), multiply_adds(model, config.image_size))
+    ):
         raise InputError("stopped before training")
     try:
         result = train(
@@ -113,18 +97,18 @@ def _train(job: TrainJob, pipe: Connection) -> Trained | Suspended:
                 state_path=job.state_path,
                 accumulation_factor=job.accumulation_factor,
                 should_suspend=channel.is_suspended,
-                on_resume=lambda history: pipe.send(Resumed(history)),
+                on_resume=lambda history: pipe.send(protocol.Resumed(history)),
                 on_step=channel.send_step,
-                on_saved=lambda epoch: pipe.send(StateSaved(epoch)),
+                on_saved=lambda epoch: pipe.send(protocol.StateSaved(epoch)),
             ),
         )
-    except TrainingSuspended as suspended:
-        return Suspended(suspended.epoch)
+    except Suspended as suspended:
+        return protocol.Suspended(suspended.epoch)
     _draw_picture(job, device)
-    return Trained(result)
+    return protocol.Trained(result)
 
 
-def _draw_picture(job: TrainJob, device: torch.device) -> None:
+def _draw_picture(job: protocol.TrainJob, device: torch.device) -> None:
     """Draw the trial's picture with the kept weights; an error costs only the picture."""
     if job.picture_path is None or job.weights_path is None:
         return
@@ -140,29 +124,29 @@ class Channel:
     def __init__(self, pipe: Connection) -> None:
         self.pipe, self.suspended, self.last_step_at = pipe, False, time.monotonic()
 
-    def send(self, message: ModelBuilt | EpochRecord) -> bool:
+    def send(self, message: protocol.ModelBuilt | EpochRecord) -> bool:
         """Send a message and wait for the reply; return whether to stop."""
         self.pipe.send(message)
         if self.suspended:
             return False
         reply = self.pipe.recv()
-        self.suspended = reply == Reply.SUSPEND
-        return bool(reply == Reply.STOP)
+        self.suspended = reply == protocol.Reply.SUSPEND
+        return bool(reply == protocol.Reply.STOP)
 
     def is_suspended(self) -> bool:
         """Return whether the training must be suspended now."""
         if not self.suspended and self.pipe.poll():
-            self.suspended = self.pipe.recv() == Reply.SUSPEND
+            self.suspended = self.pipe.recv() == protocol.Reply.SUSPEND
         return self.suspended
 
     def send_step(self, epoch: int, step: int, steps: int) -> None:
         """Send StepDone, at most every STEP_MESSAGE_S seconds."""
         if time.monotonic() - self.last_step_at > STEP_MESSAGE_S:
             self.last_step_at = time.monotonic()
-            self.pipe.send(StepDone(epoch, step, steps))
+            self.pipe.send(protocol.StepDone(epoch, step, steps))
 
 
-def _select_inference(job: SelectInferenceJob) -> InferenceSelected:
+def _select_inference(job: protocol.SelectInferenceJob) -> protocol.InferenceSelected:
     model, _ = checkpoint.load(job.weights)
     cache = Cache(job.cache)
     choice = select_inference(
@@ -174,10 +158,10 @@ def _select_inference(job: SelectInferenceJob) -> InferenceSelected:
         postprocess=job.postprocess,
     )
     checkpoint.set_inference(job.weights, choice.inference)
-    return InferenceSelected(choice)
+    return protocol.InferenceSelected(choice)
 
 
-def _evaluate(job: EvaluateJob) -> Evaluated:
+def _evaluate(job: protocol.EvaluateJob) -> protocol.Evaluated:
     model, config = checkpoint.load(job.weights)
     inference = checkpoint.read_inference(job.weights)
     cache, device = Cache(job.cache), pick_device(job.device)
@@ -199,4 +183,4 @@ def _evaluate(job: EvaluateJob) -> Evaluated:
         overlay_files = overlays.write_overlays(
             model, cache, evaluation, job.overlays, device, inference
         )
-    return Evaluated(evaluation, speed, overlay_files, masks)
+    return protocol.Evaluated(evaluation, speed, overlay_files, masks)

@@ -15,17 +15,7 @@ from search.errors import JobFailed
 from search.storage import trial_records
 from search.storage.lease_types import Claim, Command
 from search.storage.retention import HISTORY, PICTURE, STATE, WEIGHTS
-from search.trial_process.protocol import (
-    ErrorReason,
-    JobError,
-    JobOutcome,
-    ModelBuilt,
-    Resumed,
-    StateSaved,
-    Suspended,
-    Trained,
-    TrainJob,
-)
+from search.trial_process import protocol
 from search.trial_process.supervisor import Limits, StopConditions, supervise
 from search.workers.fold_progress import FoldProgress
 from search.workers.trial_context import TrialContext
@@ -69,33 +59,33 @@ class TrialRunner:
         """
         self._restore_folds()
         match self._train_all():
-            case Trained():
+            case protocol.Trained():
                 self._finish_trained()
-            case Suspended() if self.stop == StopCause.PRUNED:
+            case protocol.Suspended() if self.stop == StopCause.PRUNED:
                 self._finish(TrialState.PRUNED)  # suspended just after the pruner's decision
-            case Suspended():
+            case protocol.Suspended():
                 self._suspend()
-            case JobError(ErrorReason.DISK, message):
+            case protocol.JobError(protocol.ErrorReason.DISK, message):
                 # Every other trial would fail too; the configuration is not the reason.
                 requeue_trial(self.context, self.claim)
                 root = self.context.store.root
                 raise JobFailed(f"{message}; make room in {root} and start again")
-            case JobError() if self.stop == StopCause.CONSTRAINT:
+            case protocol.JobError() if self.stop == StopCause.CONSTRAINT:
                 self._finish(TrialState.PRUNED)
-            case JobError(reason, message, trace):
+            case protocol.JobError(reason, message, trace):
                 attrs = {"reason": reason, "message": message, "trace": trace[-4000:]}
                 self._finish(TrialState.FAIL, attrs=attrs)
 
     # --- trainings -------------------------------------------------------------------------------
 
-    def _train_all(self) -> JobOutcome:
+    def _train_all(self) -> protocol.JobOutcome:
         while True:
             outcome = self._train_in_parts()
             if self.stop == StopCause.PRUNED:
                 self.uploader.discard()  # nobody needs the state, and the slot is needed
             else:
                 self.uploader.wait()
-            if not isinstance(outcome, Trained):
+            if not isinstance(outcome, protocol.Trained):
                 return outcome
             self.folds.results.append(outcome.result)
             self.history = []
@@ -104,7 +94,7 @@ class TrialRunner:
             if self.stop is not None or self.folds.is_complete:
                 return outcome
 
-    def _train_in_parts(self) -> JobOutcome:
+    def _train_in_parts(self) -> protocol.JobOutcome:
         """Run one training; compute batches in more parts while memory does not suffice."""
         while True:
             self.history = []
@@ -113,8 +103,8 @@ class TrialRunner:
             )
             accumulation_steps = self.config.accumulate * self.accumulation_factor
             if (
-                not isinstance(outcome, JobError)
-                or outcome.reason != ErrorReason.OOM
+                not isinstance(outcome, protocol.JobError)
+                or outcome.reason != protocol.ErrorReason.OOM
                 or accumulation_steps * 2 > self.config.batch_size
             ):
                 return outcome
@@ -123,11 +113,11 @@ class TrialRunner:
                 {"accumulation_factor": self.accumulation_factor, "oom_message": outcome.message}
             )
 
-    def _job(self) -> TrainJob:
+    def _job(self) -> protocol.TrainJob:
         context, number = self.context, self.claim.number
         train, val = self.folds.trainings[len(self.folds.results)]
         is_first = not self.folds.results
-        return TrainJob(
+        return protocol.TrainJob(
             self.config.to_dict(),
             context.data.cache,
             train,
@@ -164,10 +154,10 @@ class TrialRunner:
     def _on_message(self, message: Any) -> bool:
         """Handle a message of the training process; return whether it must stop."""
         match message:
-            case ModelBuilt():
+            case protocol.ModelBuilt():
                 if self.reporter.check_constraints(message):
                     self.stop = StopCause.CONSTRAINT
-            case Resumed(history):
+            case protocol.Resumed(history):
                 self._restore_epochs(history)
             case EpochRecord():
                 self._record([message])
@@ -175,7 +165,7 @@ class TrialRunner:
                     self.reporter.report(message.epoch, message.metrics.dice)
                 self.context.listener.epoch_ended(self.claim.number, message)
                 self.stop = self._check_stop(message)
-            case StateSaved():
+            case protocol.StateSaved():
                 self.uploader.start()
         return self.stop is not None
 

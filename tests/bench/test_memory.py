@@ -1,4 +1,4 @@
-"""Host memory stays flat over the epochs, and workers of one host share one cache."""
+"""Host memory stays flat over the epochs, and workers of one host observe_sharing one cache."""
 
 import sys
 
@@ -7,15 +7,15 @@ import pytest
 from PIL import Image
 
 from bench.memory import (
-    FLAT,
+    MAX_GROWTH_MIB,
     MIB,
     SIDE,
-    Weight,
+    MemoryUse,
     growth,
+    observe_sharing,
     peak,
-    share,
-    train_and_weigh,
-    write_pictures,
+    train_and_measure,
+    write_images,
 )
 
 pytestmark = [
@@ -25,34 +25,34 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    return write_pictures(tmp_path_factory.mktemp("pictures"), 300)
+def images_folder(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images"), 300)
 
 
-def test_a_training_takes_no_more_with_every_epoch(pictures, tmp_path, monkeypatch):
+def test_a_training_takes_no_more_with_every_epoch(images_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("LESIONSEARCH_CACHE", str(tmp_path / "cache"))
-    weights = [weight for _, weight in train_and_weigh(pictures, 12)]
-    assert len(weights) == 12
-    assert growth(weights) < FLAT
-    # And not because nothing was seen: it has torch.
-    assert all(weight.own > 50 * MIB for weight in weights)
+    readings = [reading for _, reading in train_and_measure(images_folder, 12)]
+    assert len(readings) == 12
+    assert growth(readings) < MAX_GROWTH_MIB
+    # The process has imported torch.
+    assert all(reading.own > 50 * MIB for reading in readings)
 
 
-def test_growth_is_told_where_there_is_some():
-    leaking = [Weight(100 * MIB + epoch * 10 * MIB, 0) for epoch in range(5)]
+def test_growth_and_peak():
+    leaking = [MemoryUse(100 * MIB + epoch * 10 * MIB, 0) for epoch in range(5)]
     assert growth(leaking) == 135 - 115  # medians of 130 and 140, of 110 and 120
     assert peak(leaking) == 30
-    settling = [Weight(500 * MIB, 0), *[Weight(100 * MIB, 0)] * 4]
+    settling = [MemoryUse(500 * MIB, 0), *[MemoryUse(100 * MIB, 0)] * 4]
     assert growth(settling) == peak(settling) == 0
-    # One reading alone that is high is a peak and no growth.
-    once = [Weight((150 if epoch == 4 else 100) * MIB, 0) for epoch in range(8)]
+    # A single high value is a peak, but no growth.
+    once = [MemoryUse((150 if epoch == 4 else 100) * MIB, 0) for epoch in range(8)]
     assert (growth(once), peak(once)) == (0, 50)
 
 
 def test_of_two_workers_that_join_at_once_one_builds_the_cache_that_both_map(tmp_path):
-    # So many that whoever builds the cache is seen at it.
-    many = write_pictures(tmp_path / "many", 3000)
-    seen = share(many, tmp_path / "study", tmp_path / "cache", epochs=10)
+    # Enough images for the building of the cache to be observed.
+    many = write_images(tmp_path / "many", 3000)
+    seen = observe_sharing(many, tmp_path / "study", tmp_path / "cache", epochs=10)
     assert len(seen.builders) == 1
     assert seen.caches == 1
     assert len(seen.trainings) == 2
@@ -63,12 +63,12 @@ def test_of_two_workers_that_join_at_once_one_builds_the_cache_that_both_map(tmp
         assert proportional < resident
 
 
-def test_the_pictures_differ(pictures):
+def test_the_images_differ(images_folder):
     seen = set()
-    for path in sorted((pictures / "images").iterdir()):
+    for path in sorted((images_folder / "images").iterdir()):
         with Image.open(path) as picture:
             assert picture.size == (SIDE, SIDE)
             seen.add(picture.tobytes())
-        mask = np.asarray(Image.open(pictures / "masks" / f"{path.stem}.png"))
+        mask = np.asarray(Image.open(images_folder / "masks" / f"{path.stem}.png"))
         assert 0 < mask.mean() < 0.6
     assert len(seen) == 300

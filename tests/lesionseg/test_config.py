@@ -66,7 +66,7 @@ configs = st.builds(
 
 
 @given(configs)
-def test_any_configuration_comes_back_from_plain_data_json_and_yaml(config):
+def test_round_trip_of_dict_json_and_yaml(config):
     plain = config.to_dict()
     for copy in (plain, json.loads(json.dumps(plain)), yaml.safe_load(yaml.safe_dump(plain))):
         again = TrialConfig.from_dict(copy)
@@ -74,7 +74,7 @@ def test_any_configuration_comes_back_from_plain_data_json_and_yaml(config):
         assert again.digest() == config.digest()
 
 
-def test_plain_data_has_a_key_for_each_family_and_setting():
+def test_to_dict_has_all_families_and_settings():
     assert FULL.to_dict() == {
         "model": {"unet": {"width": 8, "depth": 2}},
         "loss": {"focal": {"gamma": 2.5, "alpha": 0.25}},
@@ -98,7 +98,7 @@ def test_plain_data_has_a_key_for_each_family_and_setting():
     assert list(FULL.to_dict()) == [f.name for f in dataclasses.fields(TrialConfig)]
 
 
-def test_the_tables_and_the_class_name_the_same_things():
+def test_tables_and_class_agree():
     """Settings stand in SETTINGS for the search and in the class for the reader."""
     fields = {f.name: f.default for f in dataclasses.fields(TrialConfig)}
     assert list(DEFAULT_COMPONENTS) == list(FAMILIES)
@@ -110,7 +110,7 @@ def test_the_tables_and_the_class_name_the_same_things():
         assert fields[family] == ComponentConfig(name)
 
 
-def test_from_dict_takes_a_bare_name_and_fills_in_the_rest():
+def test_from_dict_completes_defaults():
     assert TrialConfig.from_dict({}) == TrialConfig()
     assert TrialConfig.from_dict({"model": "segnet", "loss": {"bce": None}}) == TrialConfig(
         model=ComponentConfig("segnet"), loss=ComponentConfig("bce")
@@ -173,7 +173,7 @@ def test_two_configurations_share_a_digest_only_if_they_are_equal(one, other):
     assert (one.digest() == other.digest()) == (one == other)
 
 
-def test_a_setting_is_kept_in_its_own_type():
+def test_settings_are_converted_to_their_type():
     """Otherwise equal configurations would have two names, and a batch size be a string."""
     config = TrialConfig.from_dict({"batch_size": "4", "epochs": 3.0, "clip_norm": 1})
     assert config == TrialConfig(batch_size=4, epochs=3, clip_norm=1.0)
@@ -222,12 +222,12 @@ def test_a_setting_out_of_range_is_refused(settings, message):
         ),
     ],
 )
-def test_plain_data_that_is_no_configuration_is_refused(plain, message):
+def test_invalid_data_is_refused(plain, message):
     with pytest.raises(InputError) as caught:
         TrialConfig.from_dict(plain)
     assert str(caught.value).startswith(message)
 
 
-def test_a_configuration_cannot_be_changed():
+def test_a_configuration_is_immutable():
     with pytest.raises(dataclasses.FrozenInstanceError):
         FULL.epochs = 4

@@ -20,7 +20,7 @@ def test_an_input_error_is_a_value_error():
         (7, [30, 4], "known: 30, 4"),
     ],
 )
-def test_the_nearest_name_is_hinted_at_or_all_are_listed(name, known, hint):
+def test_suggest_name(name, known, hint):
     assert suggest_name(name, known) == hint
 
 
@@ -34,9 +34,9 @@ def test_the_nearest_name_is_hinted_at_or_all_are_listed(name, known, hint):
         (range(10), "0, 1, 2 and 7 more"),
     ],
 )
-def test_many_names_are_shortened_to_the_first_few(names, text):
+def test_format_some(names, text):
     assert format_some(names) == text
 
 
-def test_the_limit_of_a_shortened_list_is_the_callers():
+def test_format_some_with_limit():
     assert format_some("abc", limit=1) == "a and 2 more"

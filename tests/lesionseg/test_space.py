@@ -51,7 +51,7 @@ def refusal(domain, value, method="check"):
         (MIXED, "1", "1"),
     ],
 )
-def test_a_value_inside_comes_back_in_the_domains_own_type(domain, value, checked):
+def test_valid_values_are_converted(domain, value, checked):
     result = domain.check(value)
     assert result == checked
     assert type(result) is type(checked)
@@ -90,7 +90,7 @@ def test_a_value_inside_comes_back_in_the_domains_own_type(domain, value, checke
         (ENCODER, ["mit_b0"], "must be one of its choices, got ['mit_b0'] (did you mean 'mit_b0'?)"),  # noqa: E501
     ],
 )  # fmt: skip
-def test_a_value_outside_is_refused_with_the_rule_and_the_value(domain, value, message):
+def test_invalid_values_are_refused(domain, value, message):
     assert refusal(domain, value) == message
 
 
@@ -104,7 +104,7 @@ def test_a_choice_is_only_taken_in_its_own_type(value):
 
 
 @pytest.mark.parametrize(
-    ("domain", "wanted", "narrowed"),
+    ("domain", "bounds", "narrowed"),
     [
         (LR, [1e-4, 1e-2], Float(1e-4, 1e-2, default=1e-3, log=True)),
         # The default moves to the nearest end of the narrower range.
@@ -121,12 +121,12 @@ def test_a_choice_is_only_taken_in_its_own_type(value):
         (ENCODER, ["mit_b0", "resnet18"], Categorical(("mit_b0", "resnet18"), default="mit_b0")),
     ],
 )
-def test_a_range_is_narrowed_to_the_part_asked_for(domain, wanted, narrowed):
-    assert domain.narrow(wanted) == narrowed
+def test_narrowing(domain, bounds, narrowed):
+    assert domain.narrow(bounds) == narrowed
 
 
 @pytest.mark.parametrize(
-    ("domain", "wanted", "message"),
+    ("domain", "bounds", "message"),
     [
         (LR, [1e-6, 1e-2], "must lie in [1e-05, 0.1], got 1e-06"),
         (LR, [1e-4, 1.0], "must lie in [1e-05, 0.1], got 1"),
@@ -147,8 +147,8 @@ def test_a_range_is_narrowed_to_the_part_asked_for(domain, wanted, narrowed):
         (ENCODER, ["mit_b1"], "must be one of its choices, got 'mit_b1' (did you mean 'mit_b0'?)"),
     ],
 )
-def test_a_range_that_is_no_part_is_refused(domain, wanted, message):
-    assert refusal(domain, wanted, "narrow") == message
+def test_invalid_narrowing_is_refused(domain, bounds, message):
+    assert refusal(domain, bounds, "narrow") == message
 
 
 @given(st.floats(-1, 1), st.floats(-1, 1), st.floats())
@@ -174,7 +174,7 @@ def test_a_narrowed_stepped_range_keeps_to_its_steps(a, b, value):
 
 
 @pytest.mark.parametrize(
-    ("domain", "corners", "text"),
+    ("domain", "extremes", "text"),
     [
         (LR, (1e-5, 1e-1), "1e-05 .. 0.1 log"),
         (SHARE, (-1.0, 1.0), "-1 .. 1"),
@@ -183,8 +183,8 @@ def test_a_narrowed_stepped_range_keeps_to_its_steps(a, b, value):
         (ENCODER, ("resnet18", "resnet34", "mit_b0"), "resnet18 | resnet34 | mit_b0"),
     ],
 )
-def test_corners_and_text(domain, corners, text):
-    assert domain.extremes() == corners
+def test_extremes_and_text(domain, extremes, text):
+    assert domain.extremes() == extremes
     assert str(domain) == text
 
 
@@ -203,7 +203,7 @@ OPTION = RegistryEntry(the_row, {"lr": LR, "encoder": ENCODER}, "for the tests")
         ({"encoder": "mit_b0", "lr": 0.1}, {"lr": 0.1, "encoder": "mit_b0"}),
     ],
 )
-def test_an_option_fills_in_what_is_not_given(params, resolved):
+def test_an_entry_fills_in_what_is_not_given(params, resolved):
     assert OPTION.resolve(params) == resolved
 
 
@@ -216,7 +216,7 @@ def test_an_option_fills_in_what_is_not_given(params, resolved):
         ({"encoder": 3}, "encoder must be one of its choices, got 3 (known: mit_b0, resnet18, resnet34)"),  # noqa: E501
     ],
 )  # fmt: skip
-def test_an_option_refuses_what_it_does_not_take(params, message):
+def test_an_entry_refuses_what_it_does_not_take(params, message):
     with pytest.raises(InputError) as caught:
         OPTION.resolve(params)
     assert str(caught.value) == message
@@ -233,7 +233,7 @@ def test_lookup_finds_a_row_and_names_the_nearest_of_an_unknown_one():
         lookup("loss", TABLE, "dice")
 
 
-def test_build_hands_on_the_familys_arguments_and_the_checked_parameters():
+def test_build_passes_family_arguments_and_parameters():
     assert build("x", TABLE, ComponentConfig("one", {"lr": "1e-2"})) == {
         "lr": 0.01,
         "encoder": "resnet34",
@@ -255,14 +255,14 @@ DOMAINS = [
 
 
 @pytest.mark.parametrize(("family", "name"), ROWS)
-def test_every_row_says_in_one_line_what_it_is(family, name):
+def test_every_entry_has_a_one_line_description(family, name):
     about = FAMILIES[family][name].description
     assert about and "\n" not in about
     assert name == name.lower() and "." not in name  # it becomes part of a dotted name
 
 
 @pytest.mark.parametrize("domain", [d for _, d in DOMAINS], ids=[n for n, _ in DOMAINS])
-def test_every_domain_takes_its_own_default_and_corners(domain):
+def test_domains_contain_their_default_and_extremes(domain):
     for value in (domain.default, *domain.extremes()):
         checked = domain.check(value)
         assert checked == value

@@ -87,8 +87,10 @@ def request(session: requests.Session, method: str, url: str, **options: Any) ->
     try:
         response = session.request(method, url, timeout=TIMEOUT_S, allow_redirects=True, **options)
     except requests.RequestException as error:
-        reason = _describe_error(error)
-        raise DownloadError(f"{url}: {reason}, {ATTEMPTS} times in a row") from error
+        times = (
+            f", {ATTEMPTS} times in a row" if isinstance(error, requests.ConnectionError) else ""
+        )
+        raise DownloadError(f"{url}: {_describe_error(error)}{times}") from error
     if response.ok or response.status_code == 416:
         return response
     status = response.status_code

@@ -84,7 +84,9 @@ def _test_charts(test: Mapping[str, Any]) -> dict[str, Markup]:
         figures["dice"] = evaluation.dice_chart(dice)
         figures["size"] = evaluation.size_chart([image["lesion_share"] for image in images], dice)
     if test["retraining"]:
-        figures["retraining"] = trial_charts.retraining_chart(test["retraining"], test["kept_epoch"])
+        figures["retraining"] = trial_charts.retraining_chart(
+            test["retraining"], test["kept_epoch"]
+        )
     return figures
 
 

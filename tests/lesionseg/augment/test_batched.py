@@ -144,7 +144,7 @@ def test_sizes_and_mask_values_are_kept_and_the_inputs_left_alone(strength, size
     assert np.array_equal(images, before[0]) and np.array_equal(masks, before[1])
 
 
-def test_what_moves_the_image_moves_the_mask():
+def test_image_and_mask_move_together():
     pipeline = build_augment(ComponentConfig("geometric", {"strength": 1.0}))
     image, mask = marker(96, 96)
     found, masks = batched(pipeline, np.stack([image] * 40), np.stack([mask] * 40))
@@ -183,7 +183,7 @@ def test_the_plan_is_the_same_for_the_same_seed_and_small():
 
 
 class Asked(TorchDispatchMode):
-    """Counts operations that compute something; views do not."""
+    """Counts operations other than views."""
 
     def __init__(self):
         super().__init__()
@@ -198,7 +198,7 @@ class Asked(TorchDispatchMode):
 @pytest.mark.parametrize(
     ("name", "most"), [("geometric", 25), ("colour", 165), ("dermoscopy", 265), ("full", 430)]
 )
-def test_a_batch_takes_no_more_operations_than_that(name, most):
+def test_number_of_operations_per_batch(name, most):
     """Of 16 x 256 x 256; on a device of which only shapes are known. Each is a launch on a GPU."""
     pipeline, meta = build_augment(ComponentConfig(name)), torch.device("meta")
     images = torch.empty(16, 256, 256, 3, dtype=torch.uint8, device=meta)
@@ -229,7 +229,7 @@ def alike(one, other):
 
 @pytest.mark.parametrize("n", [1, 5])
 @pytest.mark.parametrize("name", AUGMENTS)
-def test_a_plan_comes_out_of_a_packet_as_it_went_in(name, n):
+def test_unpacking_returns_the_packed_plan(name, n):
     pipeline = build_augment(ComponentConfig(name))
     for seed in range(3):
         reseed(pipeline, seed)
@@ -239,7 +239,7 @@ def test_a_plan_comes_out_of_a_packet_as_it_went_in(name, n):
         assert torch.equal(rows, torch.arange(n)) and alike(found, plan)
 
 
-def test_a_packet_is_one_piece_in_which_every_number_is_aligned():
+def test_packed_tensors_are_aligned():
     reseed(FULL, 0)
     packed = pack_plan(torch.arange(7), draw_plan(FULL, 7, 33))
     rows, plan = unpack_plan(packed)
@@ -256,7 +256,7 @@ def test_a_packet_is_one_piece_in_which_every_number_is_aligned():
     assert 0 <= end - begin < 8
 
 
-def test_a_plan_of_nothing_is_packed_too():
+def test_an_empty_plan_can_be_packed():
     empty = A.Compose([])
     rows, plan = unpack_plan(pack_plan(torch.arange(3), draw_plan(empty, 3, 16)))
     assert rows.tolist() == [0, 1, 2]
@@ -264,7 +264,7 @@ def test_a_plan_of_nothing_is_packed_too():
     assert plan.changes == []
 
 
-def test_a_policy_in_an_order_that_one_resampling_cannot_stand_for_is_not_known():
+def test_unsupported_orders_are_not_batchable():
     turn, *_ = [t for t in FULL.transforms if type(t) is Warp]
     bend = FULL.transforms[2]
     assert is_batchable(A.Compose([turn, bend]))
@@ -280,7 +280,7 @@ def as_batch(image):
     return torch.from_numpy(image).permute(2, 0, 1)[None].float()
 
 
-def test_lab_is_opencvs_and_comes_back():
+def test_lab_equals_opencv_and_is_invertible():
     image = noise(48)[0]
     ours = pixels.to_lab(as_batch(image))[0].permute(1, 2, 0).numpy()
     theirs = cv2.cvtColor(np.float32(image) / 255, cv2.COLOR_RGB2LAB) * (2.55, 1, 1)
@@ -292,14 +292,14 @@ def test_lab_is_opencvs_and_comes_back():
 
 @pytest.mark.parametrize("size", [16, 50, 64])
 @pytest.mark.parametrize("clip", [1.0, 2.5, 4.0, 40.0])
-def test_equalisation_is_opencvs(size, clip):
+def test_clahe_equals_opencv(size, clip):
     light = np.ascontiguousarray(render(3, 64, 64).image[:size, :size, 0])
     theirs = cv2.createCLAHE(clip, (4, 4)).apply(light)
     ours = pixels._equalise(torch.from_numpy(light)[None].float(), torch.tensor([clip]))[0]
     assert np.abs(ours.numpy() - theirs).max() <= 0.51
 
 
-def test_hue_is_turned_as_in_opencvs_colour_space():
+def test_hue_shift_equals_opencv():
     image = np.float32(noise(32)[0]) / 255
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
     hsv[..., 0] = (hsv[..., 0] + 0.3 * 360) % 360
@@ -308,7 +308,7 @@ def test_hue_is_turned_as_in_opencvs_colour_space():
     assert np.abs(ours[0].permute(1, 2, 0).numpy() - theirs).max() < 0.1
 
 
-def test_hair_that_was_drawn_is_removed_as_on_the_host():
+def test_hair_removal_equals_the_host():
     """Nearly all of the difference that the hairs made is gone, and nothing else is changed."""
     skin = np.full((8, 96, 96, 3), (205, 165, 150), np.uint8)
     masks = np.zeros(skin.shape[:3], np.uint8)

@@ -12,7 +12,7 @@ from lesionseg.space import ComponentConfig
 from .samples import difference, results, skin
 
 
-def test_the_masks_of_the_colour_row_stay_to_the_bit():
+def test_masks_do_not_change():
     image, mask = skin()
     pairs = list(
         results(build_augment(ComponentConfig("colour", {"strength": 1.0})), image, mask, 40)
@@ -26,7 +26,7 @@ def pointwise():
     return A.Compose([t for t in colours(1.0) if not isinstance(t, A.CLAHE)])
 
 
-def test_a_pixels_new_colour_does_not_depend_on_its_place():
+def test_colours_do_not_depend_on_the_position():
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)
     order = rng.permutation(24 * 24)
@@ -58,12 +58,12 @@ def test_brightness_contrast_saturation_and_hue_go_both_ways():
     assert np.abs(changes[:, 0]).max() < 0.08 * 180 + 3
 
 
-def test_the_share_scales_how_often_each_comes():
+def test_share_scales_the_probabilities():
     whole, half = colours(0.5), colours(0.5, share=0.5)
     assert [h.p for h in half] == pytest.approx([w.p / 2 for w in whole])
 
 
-def test_blur_takes_sharpness_and_keeps_the_mean():
+def test_blur_reduces_sharpness_and_keeps_the_mean():
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
     mask = np.zeros((64, 64), np.uint8)

@@ -37,13 +37,13 @@ strong = pytest.mark.parametrize("name", [n for n in AUGMENTS if AUGMENTS[n].spa
 
 
 def parts(component):
-    """The row's transforms that may move pixels, and those that change the image alone."""
+    """Return the transforms that may move pixels, and those of the image alone."""
     steps = build_augment(component).transforms
     moving = [s for s in steps if not isinstance(s, A.ImageOnlyTransform)]
     return A.Compose(moving), [s for s in steps if s not in moving]
 
 
-def test_the_rows_stand_from_the_least_to_the_most():
+def test_order_of_entries():
     rows = ["none", "flips", "rotations", "geometric", "colour", "dermoscopy", "full"]
     assert list(AUGMENTS) == rows
     assert [n for n in rows if "strength" not in AUGMENTS[n].space] == ["none", "flips"]
@@ -63,7 +63,7 @@ def test_sizes_types_and_mask_values_are_kept_and_the_inputs_left_alone(componen
 
 
 @every_pick
-def test_what_moves_the_image_moves_the_mask(component):
+def test_image_and_mask_move_together(component):
     moving, _ = parts(component)
     for shape in [(128, 128), (120, 160)]:
         image, mask = marker(*shape)
@@ -75,7 +75,7 @@ def test_what_moves_the_image_moves_the_mask(component):
 
 
 @every_row
-def test_what_changes_the_image_alone_leaves_the_mask_to_the_bit(component):
+def test_colour_changes_leave_the_mask_unchanged(component):
     image, mask = noise(48, 40)
     for step in parts(component)[1]:
         step.p = 1.0
@@ -84,7 +84,7 @@ def test_what_changes_the_image_alone_leaves_the_mask_to_the_bit(component):
 
 
 @every_row
-def test_the_lesion_is_still_seen_where_the_whole_row_puts_the_mask(component):
+def test_the_lesion_stays_under_its_mask(component):
     image, mask = marker()
     agreed = []
     for changed, changed_mask in results(build_augment(component), image, mask, 60):
@@ -96,7 +96,7 @@ def test_the_lesion_is_still_seen_where_the_whole_row_puts_the_mask(component):
 
 
 @every_row
-def test_empty_full_and_one_pixel_masks_stay_what_they_are(component):
+def test_empty_full_and_one_pixel_masks(component):
     pipeline = build_augment(component)
     image, _ = noise(32)
     for value in (0, 1):
@@ -110,7 +110,7 @@ def test_empty_full_and_one_pixel_masks_stay_what_they_are(component):
 
 
 @every_row
-def test_no_corner_of_another_colour_comes_in_from_outside(component):
+def test_borders_are_mirrored(component):
     moving, _ = parts(component)
     for value in (0, 128, 255):
         image = np.full((32, 32, 3), value, np.uint8)
@@ -119,7 +119,7 @@ def test_no_corner_of_another_colour_comes_in_from_outside(component):
 
 
 @every_row
-def test_the_seed_fixes_the_changes_whatever_else_is_drawn(component):
+def test_the_seed_determines_the_result(component):
     image, mask = skin(48, 48)
 
     def draw(seed):
@@ -133,7 +133,7 @@ def test_the_seed_fixes_the_changes_whatever_else_is_drawn(component):
 
 
 @every_row
-def test_it_can_be_sent_to_another_process(component):
+def test_pipelines_can_be_pickled(component):
     image, mask = skin(48, 48)
     pipeline = build_augment(component)
     copy = pickle.loads(pickle.dumps(pipeline))
@@ -169,7 +169,7 @@ def test_none_changes_nothing():
         assert np.array_equal(changed, image) and np.array_equal(changed_mask, mask)
 
 
-def test_the_transforms_of_a_reseeded_pipeline_draw_apart():
+def test_transforms_draw_independent_numbers():
     pipeline = build_augment(ComponentConfig("flips"))
     reseed(pipeline, 3)
     (one, other) = pipeline.transforms
@@ -178,11 +178,11 @@ def test_the_transforms_of_a_reseeded_pipeline_draw_apart():
     ]
 
 
-def test_no_import_looks_for_a_newer_version_on_the_network():
+def test_albumentations_update_check_is_disabled():
     assert os.environ["NO_ALBUMENTATIONS_UPDATE"]
 
 
-def test_a_pick_outside_the_table_is_refused():
+def test_an_invalid_component_is_refused():
     with pytest.raises(InputError, match=r"^unknown augment 'flip' \(did you mean 'flips'\?\)$"):
         build_augment(ComponentConfig("flip"))
     with pytest.raises(InputError, match=r"strength must lie in \[0\.1, 1\], got 0"):

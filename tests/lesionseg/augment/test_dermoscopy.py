@@ -29,7 +29,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name
 
 
 def hairy(height=96, width=96):
-    """Skin, the same with four straight hairs, and where they are."""
+    """Return skin, the same with four straight hairs, and the mask of the hairs."""
     image, _ = skin(height, width)
     ends = np.array(
         [[[0.1, 0.2], [0.9, 0.5]], [[0.2, 0.9], [0.45, 0.05]], [[0.6, 0.1], [0.7, 0.95]], [[0.05, 0.75], [0.95, 0.8]]]  # noqa: E501
@@ -44,7 +44,7 @@ def run(kind, strength, image, n, seed=0):
     return [i for i, _ in results(A.Compose([kind(strength)]), image, mask, n, seed)]
 
 
-def test_the_row_has_every_kind_once():
+def test_the_entry_has_every_kind_once():
     assert {type(t) for t in artefacts(0.5)} == set(KINDS) and len(artefacts(0.5)) == len(KINDS)
     assert {t.strength for t in artefacts(0.3)} == {0.3}
     halves = [t.p for t in artefacts(0.5, share=0.5)]
@@ -67,14 +67,14 @@ def test_each_changes_the_image_and_only_the_image(kind):
 
 
 @every_kind
-def test_the_smallest_pictures_do_not_crash_it(kind):
+def test_tiny_images(kind):
     for shape, strength in itertools.product([(1, 1), (3, 50), (16, 16)], [0.1, 1.0]):
         image = np.full((*shape, 3), 128, np.uint8)
         assert all(i.shape == image.shape for i in run(kind, strength, image, 10))
 
 
 @every_kind
-def test_all_that_is_random_is_planned(kind):
+def test_all_random_numbers_are_parameters(kind):
     _, image, _ = hairy()
     transform = kind(1.0)
     transform.set_random_seed(5)
@@ -88,7 +88,7 @@ def test_all_that_is_random_is_planned(kind):
 
 
 @every_kind
-def test_it_looks_alike_at_every_resolution(kind):
+def test_effect_is_similar_at_every_resolution(kind):
     if kind is HairRemoval:
         images = [hairy(size, size)[1] for size in (96, 288)]
     else:
@@ -109,7 +109,7 @@ def test_hair_is_thin_and_dark():
         assert left.mean() < 0.02 and drawn.mean() < 0.5
 
 
-def test_hair_removal_takes_drawn_hair_away():
+def test_hair_removal_removes_straight_hair():
     clean, dirty, where = hairy()
     for strength in (0.1, 0.5, 1.0):
         for cleaned in run(HairRemoval, strength, dirty, 3):
@@ -118,7 +118,7 @@ def test_hair_removal_takes_drawn_hair_away():
             assert difference(cleaned[~near], dirty[~near]) < 0.5
 
 
-def test_hair_removal_undoes_what_hair_draws():
+def test_hair_removal_removes_drawn_hair():
     image, _ = skin(128, 128)
     before, after = [], []
     for dirty in run(Hair, 0.6, image, 10):
@@ -156,7 +156,7 @@ def test_glare_is_white_and_bubbles_have_bright_and_dark_rims():
 
 
 @pytest.mark.parametrize("shape", [(128, 128), (96, 144)])
-def test_a_vignette_darkens_corners_and_leaves_the_middle(shape):
+def test_vignette_darkens_only_corners(shape):
     image = np.full((*shape, 3), 180, np.uint8)
     height, width = shape
     y, x = np.mgrid[:height, :width]
@@ -172,7 +172,7 @@ def test_a_vignette_darkens_corners_and_leaves_the_middle(shape):
     assert iou(outside, far.astype(np.uint8)) > 0.6
 
 
-def test_an_empty_layer_paints_nothing_and_a_full_one_everything():
+def test_paint_layer_with_transparent_and_opaque_layers():
     image, _ = skin(32, 32)
     assert np.array_equal(paint_layer(image, empty_layer(image.shape), (1, 2, 3)), image)
     assert (

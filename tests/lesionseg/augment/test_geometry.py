@@ -20,7 +20,7 @@ def turned(array):
 
 
 def which(image, mask, changed, changed_mask):
-    """The one symmetry, if any, that the pair was changed by."""
+    """Return the symmetry, if any, that was applied to the pair."""
     found = [i for i, t in enumerate(turned(image)) if np.array_equal(t, changed)]
     assert all(np.array_equal(turned(mask)[i], changed_mask) for i in found)
     return found[0] if found else None
@@ -66,7 +66,7 @@ def slope(mask):
 
 
 @pytest.mark.parametrize("strength", [0.1, 0.5])
-def test_turns_reach_up_to_their_angle_and_no_further(strength):
+def test_rotations_are_limited_by_the_strength(strength):
     image, mask = np.zeros((128, 128, 3), np.uint8), np.zeros((128, 128), np.uint8)
     mask[60:68, 40:88] = 1
     pairs = results(A.Compose([turn(strength, p=1.0)]), image, mask, 100)
@@ -115,7 +115,7 @@ def test_the_elastic_change_is_smooth_and_never_folds(shape):
         assert area.min() > 0
 
 
-def test_the_elastic_change_looks_alike_at_every_resolution():
+def test_elastic_change_is_similar_at_every_resolution():
     shifts = []
     for size in (32, 256):
         elastic = CoarseElastic(spread=0.03, p=1.0)

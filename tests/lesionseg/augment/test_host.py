@@ -21,7 +21,7 @@ def lesion():
 
 @pytest.mark.parametrize("strength", [0.1, 1.0])
 @pytest.mark.parametrize("name", AUGMENTS)
-def test_it_gives_what_albumentations_gives_to_the_bit(name, strength, lesion):
+def test_results_equal_albumentations_bit_by_bit(name, strength, lesion):
     params = {"strength": strength} if AUGMENTS[name].space else {}
     pipeline, (image, mask) = build_augment(ComponentConfig(name, params)), lesion
     before = image.copy(), mask.copy()
@@ -43,7 +43,7 @@ def parents(ours):
 
 @pytest.mark.parametrize("build", [warp, turn])
 @pytest.mark.parametrize("shape", [(64, 64), (48, 80)])
-def test_an_affine_change_is_its_parents(build, shape):
+def test_warp_equals_its_parent_class(build, shape):
     ours = build(1.0, p=1.0)
     pair, (image, mask) = [A.Compose([ours]), A.Compose([parents(ours)])], noise(*shape)
     assert isinstance(ours, Warp)
@@ -59,7 +59,7 @@ def test_an_affine_change_is_its_parents(build, shape):
 
 
 @pytest.mark.parametrize("name", SYMMETRIES)
-def test_a_symmetry_is_albumentations(name):
+def test_symmetries_equal_albumentations(name):
     theirs = A.D4(p=1.0)
     for array in (noise(9)[0], noise(9)[1]):
         expected = theirs.apply(array, group_element=name)

@@ -25,7 +25,7 @@ every_mix = pytest.mark.parametrize(
 
 
 class Told:
-    """A generator whose draws are known beforehand."""
+    """A generator with fixed draws."""
 
     def __init__(self, shift, beta, starts=None):
         self.beta = lambda a, b, size=None: beta if size is None else np.full(size, beta)
@@ -43,7 +43,7 @@ def batch(n=4, height=16, width=24, seed=0):
     return images, (torch.rand(n, 1, height, width) < 0.3).float()
 
 
-def test_the_rows_are_none_mixup_and_cutmix():
+def test_entries():
     assert list(MIXES) == ["none", "mixup", "cutmix"]
     assert build_mix(ComponentConfig("none")) is None
 
@@ -65,7 +65,7 @@ def test_shapes_types_and_arguments_are_kept_and_targets_stay_in_range(component
 
 
 @every_mix
-def test_the_generator_fixes_the_mix_and_nothing_else_is_drawn(component):
+def test_the_generator_determines_the_result(component):
     images, masks = batch(6)
     mix = build_mix(component)
     state = torch.random.get_rng_state()
@@ -79,14 +79,14 @@ def test_the_generator_fixes_the_mix_and_nothing_else_is_drawn(component):
 
 
 @every_mix
-def test_a_batch_of_one_comes_back_itself(component):
+def test_a_batch_of_one_is_unchanged(component):
     images, masks = batch(1)
     mixed, targets = build_mix(component)(images, masks, np.random.default_rng(0))
     assert mixed is images and targets is masks
 
 
 @every_mix
-def test_equal_images_stay_what_they_are(component):
+def test_equal_images_are_unchanged(component):
     images, masks = (t[:1].repeat(4, 1, 1, 1) for t in batch())
     mixed, targets = build_mix(component)(images, masks, np.random.default_rng(0))
     assert torch.allclose(mixed, images) and torch.equal(targets, masks)
@@ -100,7 +100,7 @@ def test_the_mask_is_mixed_just_as_the_image(component):
 
 
 @every_mix
-def test_it_works_without_values_as_on_a_device(component):
+def test_nothing_is_read_back_from_the_device(component):
     # A meta tensor has no values: to read one back, which would wait for a device, is an error.
     images, masks = (t.to("meta") for t in batch())
     mixed, targets = build_mix(component)(images, masks, np.random.default_rng(0))
@@ -208,7 +208,7 @@ def test_the_boxes_of_a_batch_differ_and_reach_every_corner():
     assert len({tuple(b.tolist()) for b in boxes.flatten(1)}) > n / 2
 
 
-def test_a_pick_outside_the_table_is_refused():
+def test_an_invalid_component_is_refused():
     with pytest.raises(InputError, match=r"^unknown mix 'mixcut'"):
         build_mix(ComponentConfig("mixcut"))
     with pytest.raises(InputError, match=r"alpha must lie in \[0\.05, 2\], got 0"):

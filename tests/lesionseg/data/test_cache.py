@@ -1,4 +1,4 @@
-"""The cache: what lies in it, who builds it, and what happens when building is cut short."""
+"""Contents of a cache, concurrent builds, interrupted builds, unusable pairs."""
 
 import os
 import pickle
@@ -41,13 +41,13 @@ def refusal(*args, **kwargs):
     return str(caught.value)
 
 
-def left_behind(root):
-    """What lies in a cache's root, but for the locks (and the tests' own folder)."""
+def list_remaining(root):
+    """Return the files in a cache root except locks and the tests' working folder."""
     return sorted(p.name for p in root.iterdir() if p.suffix != ".lock" and p.name != "cwd")
 
 
 def run(code, data, root):
-    """A process of its own that runs the code."""
+    """Start a process that runs the code."""
     return subprocess.Popen(
         [sys.executable, "-c", code, str(data), str(root)],
         stdin=subprocess.PIPE,
@@ -57,11 +57,11 @@ def run(code, data, root):
     )
 
 
-# --- what lies in it -----------------------------------------------------------------------------
+# --- contents ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [16, 32, 96])
-def test_pictures_are_resized_as_torch_would(tiny_data, tmp_path, size):
+def test_images_are_resized_as_by_torch(tiny_data, tmp_path, size):
     index = index_of(tiny_data)
     cache = build_cache(index, size, tmp_path)
     assert cache.images.shape == (30, size, size, 3) and cache.images.dtype == np.uint8
@@ -77,7 +77,7 @@ def test_pictures_are_resized_as_torch_would(tiny_data, tmp_path, size):
         assert sure.mean() > 0.99
 
 
-def test_records_facts_are_kept_in_the_order_of_the_arrays(tiny_data, tmp_path):
+def test_meta_is_in_the_order_of_the_arrays(tiny_data, tmp_path):
     index = index_of(tiny_data)
     cache = build_cache(index, 16, tmp_path)
     assert cache.names == [r.name for r in index.records]
@@ -86,7 +86,7 @@ def test_records_facts_are_kept_in_the_order_of_the_arrays(tiny_data, tmp_path):
     assert cache.thresholded == []
 
 
-def test_a_large_jpeg_decoded_in_part_is_close_to_one_decoded_in_full(tmp_path):
+def test_a_reduced_jpeg_is_close_to_a_full_decode(tmp_path):
     rng = np.random.default_rng(0)
     big = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8))
     big = big.resize((1200, 900), Image.Resampling.BICUBIC)
@@ -117,12 +117,12 @@ def test_empty_full_and_tiny_masks(tmp_path):
     put_pair(tmp_path, "small", np.full((1, 1, 3), 5, np.uint8), np.full((1, 1), 1, np.uint8))
     cache = build_cache(index_of(tmp_path), 16, tmp_path / "cache")
     assert cache.names == ["empty", "full", "pixel", "small"]
-    # A pixel of the original is less than half of a pixel here; its area is still known.
+    # One pixel of the original vanishes after resizing; its area remains.
     assert [int(m.sum()) for m in cache.masks] == [0, 256, 0, 256]
     assert cache.areas.tolist() == [0.0, 1.0, 1 / 2400, 1.0]
 
 
-def test_masks_that_had_to_be_cut_are_named(tmp_path):
+def test_thresholded_masks_are_named(tmp_path):
     image = np.full((20, 20, 3), 99, np.uint8)
     soft = np.zeros((20, 20), np.uint8)
     soft[5:15, 5:15], soft[5, 5:15] = 255, 130
@@ -131,7 +131,7 @@ def test_masks_that_had_to_be_cut_are_named(tmp_path):
     assert build_cache(index_of(tmp_path), 16, tmp_path / "cache").thresholded == ["a"]
 
 
-def test_a_turned_image_fits_its_upright_mask(tmp_path):
+def test_a_rotated_image_matches_its_upright_mask(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     put_pair(tmp_path, "a", np.zeros((40, 20, 3), np.uint8), np.ones((20, 40), np.uint8))
@@ -162,7 +162,7 @@ def test_the_arrays_cannot_be_written_to(tiny_data, tmp_path):
         cache.images[0, 0, 0, 0] = 1
 
 
-def test_pickling_hands_on_the_path_and_not_the_pixels(tiny_data, tmp_path):
+def test_pickling_keeps_only_the_path(tiny_data, tmp_path):
     cache = build_cache(index_of(tiny_data), 64, tmp_path)
     assert cache.images.sum() > 0 and cache.names  # used: mapped and parsed
     sent = pickle.dumps(cache)
@@ -172,7 +172,7 @@ def test_pickling_hands_on_the_path_and_not_the_pixels(tiny_data, tmp_path):
     assert np.array_equal(copy.images, cache.images) and copy.names == cache.names
 
 
-def test_the_real_ph2_pictures(real_data, tmp_path):
+def test_real_ph2_images(real_data, tmp_path):
     index = index_of(real_data / "ph2")
     cache = build_cache(index, 64, tmp_path)
     assert cache.images.shape == (10, 64, 64, 3)
@@ -181,10 +181,10 @@ def test_the_real_ph2_pictures(real_data, tmp_path):
     assert 0.02 < cache.areas.min() < cache.areas.max() < 0.95
 
 
-# --- found again, or built anew ------------------------------------------------------------------
+# --- reuse ---------------------------------------------------------------------------------------
 
 
-def test_a_second_call_finds_it_and_builds_nothing(tiny_data, tmp_path):
+def test_a_second_call_builds_nothing(tiny_data, tmp_path):
     index, seen = index_of(tiny_data), []
     first = build_cache(index, 16, tmp_path, lambda done, total: seen.append((done, total)))
     assert seen == [(i, 30) for i in range(1, 31)]
@@ -192,7 +192,7 @@ def test_a_second_call_finds_it_and_builds_nothing(tiny_data, tmp_path):
     again = build_cache(index_of(tiny_data), 16, tmp_path, lambda *_: pytest.fail("built again"))
     assert again == first
     assert (again.path / "images.npy").stat().st_ino == inode
-    assert left_behind(tmp_path) == [first.path.name]
+    assert list_remaining(tmp_path) == [first.path.name]
 
 
 def test_another_size_is_another_cache(tiny_data, tmp_path):
@@ -226,7 +226,7 @@ def test_a_changed_data_set_is_another_cache(tmp_path, change):
     assert build_cache(index_of(root), 16, tmp_path / "cache").path != before.path
 
 
-def test_the_default_root_is_where_the_environment_says(monkeypatch, tmp_path):
+def test_default_root_depends_on_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("LESIONSEARCH_CACHE", str(tmp_path / "own"))
     assert default_root() == tmp_path / "own"
     monkeypatch.delenv("LESIONSEARCH_CACHE")
@@ -237,12 +237,12 @@ def test_the_default_root_is_where_the_environment_says(monkeypatch, tmp_path):
     assert default_root() == tmp_path / "home" / ".cache" / "lesionsearch"
 
 
-def test_without_a_root_the_default_is_filled(monkeypatch, tiny_data, tmp_path):
+def test_build_uses_the_default_root(monkeypatch, tiny_data, tmp_path):
     monkeypatch.setenv("LESIONSEARCH_CACHE", str(tmp_path / "own"))
     assert build_cache(index_of(tiny_data), 16).path.parent == tmp_path / "own"
 
 
-# --- built by many at once -----------------------------------------------------------------------
+# --- concurrent builds ---------------------------------------------------------------------------
 
 
 MANY = """
@@ -256,7 +256,7 @@ index, steps = DatasetIndex.read(Path(sys.argv[1])), 0
 def step(done, total):
     global steps
     steps += 1
-    time.sleep(0.01)  # long enough for the others to ask meanwhile
+    time.sleep(0.01)  # lets the other processes find the lock
 
 print("ready", flush=True)
 sys.stdin.readline()
@@ -265,22 +265,22 @@ print(steps, cache.path.name, int(cache.images.sum()))
 """
 
 
-def test_processes_that_ask_at_once_build_it_once(tiny_data, tmp_path):
+def test_concurrent_processes_build_once(tiny_data, tmp_path):
     processes = [run(MANY, tiny_data, tmp_path) for _ in range(4)]
     for process in processes:
         assert process.stdout.readline() == "ready\n"
     for process in processes:
         process.stdin.write("go\n")
         process.stdin.flush()
-    told = [process.communicate(timeout=60)[0].split() for process in processes]
+    outputs = [process.communicate(timeout=60)[0].split() for process in processes]
     assert [process.returncode for process in processes] == [0] * 4
-    assert sorted(int(steps) for steps, _, _ in told) == [0, 0, 0, 30]
-    ((name, total),) = {(name, total) for _, name, total in told}
-    assert left_behind(tmp_path) == [name]
+    assert sorted(int(steps) for steps, _, _ in outputs) == [0, 0, 0, 30]
+    ((name, total),) = {(name, total) for _, name, total in outputs}
+    assert list_remaining(tmp_path) == [name]
     assert int(total) == build_cache(index_of(tiny_data), 16, tmp_path).images.sum()
 
 
-# --- cut short -----------------------------------------------------------------------------------
+# --- interruptions -------------------------------------------------------------------------------
 
 BUILD = """
 import os, signal, sys, time
@@ -304,22 +304,22 @@ def start(data, root, at_five="pass", setup=""):
     return run(setup + BUILD.format(at_five=at_five), data, root)
 
 
-def test_a_killed_builder_leaves_nothing_that_is_taken_for_whole(tiny_data, tmp_path):
+def test_a_killed_build_is_repeated(tiny_data, tmp_path):
     killed = start(tiny_data, tmp_path, "os.kill(os.getpid(), signal.SIGKILL)")
     killed.communicate(timeout=60)
     assert killed.returncode == -signal.SIGKILL
-    (partial,) = left_behind(tmp_path)
+    (partial,) = list_remaining(tmp_path)
     assert partial.endswith(".partial")
-    # The next one neither waits for the dead one's lock nor trusts its leavings.
+    # The lock is released and partial files are discarded.
     cache = build_cache(index_of(tiny_data), 16, tmp_path)
-    assert left_behind(tmp_path) == [cache.path.name] == [partial.replace(".partial", "")]
+    assert list_remaining(tmp_path) == [cache.path.name] == [partial.replace(".partial", "")]
     fresh = build_cache(index_of(tiny_data), 16, tmp_path / "other")
     assert np.array_equal(cache.images, fresh.images)
     assert np.array_equal(cache.masks, fresh.masks)
     assert cache.meta == fresh.meta
 
 
-def test_who_waits_for_a_builder_that_is_killed_takes_over(tiny_data, tmp_path):
+def test_a_waiting_process_takes_over_from_a_killed_one(tiny_data, tmp_path):
     stuck = start(tiny_data, tmp_path, "print('five', flush=True); time.sleep(60)")
     assert stuck.stdout.readline() == "five\n"
     waiting = start(tiny_data, tmp_path)
@@ -329,11 +329,11 @@ def test_who_waits_for_a_builder_that_is_killed_takes_over(tiny_data, tmp_path):
     stuck.communicate()
     out, err = waiting.communicate(timeout=60)
     assert waiting.returncode == 0, err
-    assert left_behind(tmp_path) == [Path(out.strip()).name]
+    assert list_remaining(tmp_path) == [Path(out.strip()).name]
 
 
-def test_a_full_disk_is_told_and_leaves_nothing(tiny_data, tmp_path):
-    """The limit of a file's size fails a write as a full disk does: 30 images need 23 kB."""
+def test_a_full_disk_is_an_input_error(tiny_data, tmp_path):
+    """A limit of the file size lets writes fail as on a full disk; 30 images need 23 kB."""
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
     full = start(tiny_data, tmp_path, setup=limit)
     out, err = full.communicate(timeout=60)
@@ -342,11 +342,11 @@ def test_a_full_disk_is_told_and_leaves_nothing(tiny_data, tmp_path):
         f"InputError: cache: {tmp_path}: cannot be written: File too large; make room, or set "
         f"LESIONSEARCH_CACHE to another folder"
     )
-    assert left_behind(tmp_path) == []
+    assert list_remaining(tmp_path) == []
 
 
-def test_a_root_that_cannot_be_made_is_told(tiny_data, tmp_path):
-    (tmp_path / "file").write_text("in the way")
+def test_an_uncreatable_root_is_an_input_error(tiny_data, tmp_path):
+    (tmp_path / "file").write_text("a file")
     text = refusal(index_of(tiny_data), 16, tmp_path / "file" / "cache")
     assert text == (
         f"cache: {tmp_path}/file/cache: cannot be written: Not a directory; make room, or set "
@@ -354,18 +354,18 @@ def test_a_root_that_cannot_be_made_is_told(tiny_data, tmp_path):
     )
 
 
-def test_ctrl_c_leaves_nothing_and_no_lock(tiny_data, tmp_path):
+def test_ctrl_c_leaves_no_files_and_no_lock(tiny_data, tmp_path):
     def interrupt(done, total):
         if done == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         build_cache(index_of(tiny_data), 16, tmp_path / "cache", interrupt)
-    assert left_behind(tmp_path / "cache") == []
+    assert list_remaining(tmp_path / "cache") == []
     assert build_cache(index_of(tiny_data), 16, tmp_path / "cache").names
 
 
-def test_ctrl_c_does_not_wait_for_the_pictures_that_are_left(tmp_path, monkeypatch):
+def test_ctrl_c_does_not_wait_for_remaining_images(tmp_path, monkeypatch):
     root = write_folder(tmp_path / "data", 40)
     read = []
     original = Image.open
@@ -382,16 +382,16 @@ def test_ctrl_c_does_not_wait_for_the_pictures_that_are_left(tmp_path, monkeypat
 
     with pytest.raises(KeyboardInterrupt):
         build_cache(index_of(root), 16, tmp_path / "cache", interrupt)
-    # Four looks at each of 40 pairs would be 160.
+    # 40 pairs would be opened 160 times.
     assert len(read) < 80 + 4 * (os.cpu_count() or 1)
 
 
-# --- pairs that cannot be used -------------------------------------------------------------------
+# --- unusable pairs ------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def faulty(tmp_path):
-    """Eight pairs of which four cannot be used, each for another reason."""
+    """Eight pairs of which four are unusable for different reasons."""
     root = write_folder(tmp_path / "faulty", 8)
     image = root / "images/im002.png"
     image.write_bytes(image.read_bytes()[:200])
@@ -401,16 +401,16 @@ def faulty(tmp_path):
     return root
 
 
-def test_every_pair_that_cannot_be_used_is_counted(faulty, tmp_path):
+def test_all_unusable_pairs_are_counted(faulty, tmp_path):
     seen = []
     text = refusal(index_of(faulty), 16, tmp_path / "cache", lambda done, _: seen.append(done))
     assert text.startswith(f"data: {faulty}/images/im002.png: the image is damaged (")
     assert text.endswith(" and 3 more; 4 of 8 pairs cannot be used")
-    assert seen == list(range(1, 9))  # none is left unlooked at
-    assert left_behind(tmp_path / "cache") == []
+    assert seen == list(range(1, 9))  # all are checked
+    assert list_remaining(tmp_path / "cache") == []
 
 
-def test_a_single_fault_is_told_by_itself(tmp_path):
+def test_a_single_unusable_pair_has_no_count(tmp_path):
     root = write_folder(tmp_path / "data", 3)
     (root / "masks/im001.png").write_bytes(b"")
     text = refusal(index_of(root), 16, tmp_path / "cache")
@@ -418,12 +418,12 @@ def test_a_single_fault_is_told_by_itself(tmp_path):
     assert "more" not in text and "of 3" not in text
 
 
-def test_faults_mended_are_used(faulty, tmp_path):
+def test_repaired_pairs_are_used(faulty, tmp_path):
     refusal(index_of(faulty), 16, tmp_path / "cache")
     write_folder(faulty, 8)
     assert len(build_cache(index_of(faulty), 16, tmp_path / "cache").names) == 8
 
 
-def test_a_cache_is_equal_to_another_of_the_same_path(tmp_path):
+def test_caches_of_the_same_path_are_equal(tmp_path):
     assert Cache(tmp_path) == Cache(tmp_path) != Cache(tmp_path / "other")
     assert Record("a", tmp_path, tmp_path, "g") != Record("a", tmp_path, tmp_path, "h")

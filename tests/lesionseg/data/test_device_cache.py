@@ -32,12 +32,12 @@ FULL = build_augment(ComponentConfig("full"))
 
 @pytest.fixture(scope="module")
 def cache(tiny_data, tmp_path_factory):
-    """30 pictures of 32 x 32."""
+    """30 images of 32 x 32."""
     return build_cache(DatasetIndex.read(tiny_data), 32, tmp_path_factory.mktemp("cache"))
 
 
 def epoch(cache, *, on_device, members=range(30), workers=0, start=0):
-    """The batches of a second epoch, as a network is given them."""
+    """Return the batches of the second epoch."""
     members, pipeline = (
         np.asarray(members),
         build_augment(ComponentConfig("full", {"strength": 1.0})),
@@ -65,7 +65,7 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("members", [range(30), [28, 3, 5, 11, 2, 17, 9, 4, 21]])
-def test_the_device_makes_the_batches_that_the_host_would_have_made(cache, members):
+def test_device_batches_equal_host_batches(cache, members):
     host = epoch(cache, on_device=False, members=members)
     ours = epoch(cache, on_device=True, members=members)
     assert len(host) == len(ours)
@@ -79,15 +79,15 @@ def test_the_device_makes_the_batches_that_the_host_would_have_made(cache, membe
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_the_batches_are_the_same_whoever_plans_them(cache, workers):
+def test_batches_do_not_depend_on_the_workers(cache, workers):
     assert same(epoch(cache, on_device=True), epoch(cache, on_device=True, workers=workers))
 
 
-def test_going_on_within_an_epoch_makes_the_rest_of_it(cache):
+def test_resuming_within_an_epoch(cache):
     assert same(epoch(cache, on_device=True)[3:], epoch(cache, on_device=True, start=3))
 
 
-def test_what_lies_there_is_what_the_cache_holds(cache):
+def test_device_cache_holds_the_members(cache):
     members = np.array([9, 2, 9, 25])
     there = DeviceCache(cache, members, CPU)
     assert there.images.shape == (3, 32, 32, 3)
@@ -96,20 +96,20 @@ def test_what_lies_there_is_what_the_cache_holds(cache):
     assert np.array_equal(there.masks[rows].numpy(), cache.masks[members])
 
 
-def test_it_is_brought_a_few_at_a_time(cache, monkeypatch):
+def test_images_are_copied_in_chunks(cache, monkeypatch):
     monkeypatch.setattr(device_cache, "UPLOAD_CHUNK", 7)
     there = DeviceCache(cache, np.arange(30), CPU)
     assert np.array_equal(there.images.numpy(), cache.images)
     assert np.array_equal(there.masks.numpy(), cache.masks)
 
 
-def test_what_goes_to_a_helper_holds_no_images(cache):
+def test_a_pickled_plan_dataset_has_no_images(cache):
     sent = pickle.dumps(PlanDataset(DeviceCache(cache, np.arange(30), CPU), FULL, 0))
     assert len(sent) - len(pickle.dumps(FULL)) < 2000
 
 
 class Counted(TorchDispatchMode):
-    """Notes each operation's name, and what is copied from the host to the device, here meta."""
+    """Records operations, and copies from the host to the device (here meta)."""
 
     def __init__(self):
         super().__init__()
@@ -124,8 +124,8 @@ class Counted(TorchDispatchMode):
         return found
 
 
-def test_a_batch_travels_in_one_piece_and_nothing_is_read_back(cache):
-    """A device that can be asked for nothing: on it no number has a value."""
+def test_one_copy_per_batch_and_no_read_back(cache):
+    """A device that can be setting for nothing: on it no number has a value."""
     there = DeviceCache(cache, np.arange(30), META)
     loader, plan = make_train_loader(
         PlanDataset(there, build_augment(ComponentConfig("full", {"strength": 1.0})), 7),
@@ -144,7 +144,7 @@ def test_a_batch_travels_in_one_piece_and_nothing_is_read_back(cache):
         ]
 
 
-def test_a_packed_batch_is_pinned_in_one_piece(cache, monkeypatch):
+def test_a_packed_batch_is_pinned_as_one_tensor(cache, monkeypatch):
     pinned = []
 
     def pin(tensor, device=None):
@@ -162,7 +162,7 @@ def test_a_packed_batch_is_pinned_in_one_piece(cache, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("asked", "device", "free", "who"),
+    ("setting", "device", "free", "who"),
     [
         (None, CUDA, 4 * 10 * 64 * 64 * 4, "device"),
         (None, CUDA, 4 * 10 * 64 * 64 * 4 - 4, "host"),  # they would take more than a quarter
@@ -173,11 +173,11 @@ def test_a_packed_batch_is_pinned_in_one_piece(cache, monkeypatch):
         ("host", CUDA, 2**40, "host"),
     ],
 )
-def test_the_device_augments_where_the_images_fit(monkeypatch, asked, device, free, who):
+def test_choice_of_the_augmenting_device(monkeypatch, setting, device, free, who):
     monkeypatch.setattr(device_cache, "_free_bytes", lambda device: free)
     monkeypatch.delenv(env.AUGMENT, raising=False)
-    if asked:
-        monkeypatch.setenv(env.AUGMENT, asked)
+    if setting:
+        monkeypatch.setenv(env.AUGMENT, setting)
     assert choose_augment_device(FULL, 64, 10, device) == who
 
 
@@ -190,19 +190,19 @@ def test_the_device_augments_where_the_images_fit(monkeypatch, asked, device, fr
         (60, 0.1, 25, -15),
     ],
 )
-def test_what_is_free_is_no_more_than_the_processs_share(monkeypatch, free, share, reserved, left):
-    """Of a device of 100 bytes."""
-    asked = {
+def test_free_bytes_respect_the_memory_fraction(monkeypatch, free, share, reserved, left):
+    """The device has 100 bytes."""
+    setting = {
         "mem_get_info": (free, 100),
         "get_per_process_memory_fraction": share,
         "memory_reserved": reserved,
     }
-    for name, answer in asked.items():
+    for name, answer in setting.items():
         monkeypatch.setattr(torch.cuda, name, lambda device, answer=answer: answer)
     assert device_cache._free_bytes(CUDA) == left
 
 
-def test_a_policy_that_torch_does_not_know_stays_with_the_host(monkeypatch):
+def test_unsupported_pipelines_run_on_the_host(monkeypatch):
     import albumentations as A
 
     unknown = A.Compose([A.Solarize()])
@@ -214,7 +214,7 @@ def test_a_policy_that_torch_does_not_know_stays_with_the_host(monkeypatch):
         choose_augment_device(unknown, 64, 10, CUDA)
 
 
-def test_another_word_is_refused(monkeypatch):
+def test_an_invalid_setting_is_refused(monkeypatch):
     monkeypatch.setenv(env.AUGMENT, "gpu")
     with pytest.raises(InputError, match="LESIONSEARCH_AUGMENT: must be auto, host, device, got"):
         choose_augment_device(FULL, 64, 10, CPU)

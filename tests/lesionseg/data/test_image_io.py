@@ -22,7 +22,7 @@ WIDTH, HEIGHT = 23, 17
 
 
 def scene():
-    """A picture of which no turned or mirrored version looks the same; RGB, smooth."""
+    """Return a smooth RGB image without symmetries."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     return np.stack([x * 10, y * 14, np.full_like(x, 90)], axis=2).astype(np.uint8)
 
@@ -52,7 +52,7 @@ def refusal(read, path):
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tif", "a.webp"])
-def test_a_lossless_picture_is_read_exactly(tmp_path, name):
+def test_lossless_images_are_read_exactly(tmp_path, name):
     options = {"lossless": True} if name == "a.webp" else {}
     picture = read_image(save(tmp_path / name, scene(), **options))
     assert picture.mode == "RGB"
@@ -72,7 +72,7 @@ def test_grey_becomes_three_equal_channels(tmp_path):
 
 
 def with_palette(path, *colours):
-    """The lesion in the second colour, as an indexed picture."""
+    """Write the lesion in the second colour, as a palette image."""
     picture = Image.fromarray(lesion().astype(np.uint8))
     picture.putpalette(bytes(sum(colours, ())))
     picture.save(path)
@@ -81,7 +81,7 @@ def with_palette(path, *colours):
     return path
 
 
-def test_a_palette_becomes_its_colours(tmp_path):
+def test_palette_image(tmp_path):
     pixels = np.asarray(read_image(with_palette(tmp_path / "a.png", (10, 220, 60), (200, 30, 40))))
     assert (pixels[lesion()] == (200, 30, 40)).all()
     assert (pixels[~lesion()] == (10, 220, 60)).all()
@@ -93,7 +93,7 @@ def test_alpha_is_dropped_and_colours_stay(tmp_path):
     assert np.array_equal(np.asarray(read_image(path)), scene())
 
 
-def test_a_print_colour_jpeg_is_read(tmp_path):
+def test_cmyk_jpeg(tmp_path):
     path = save(tmp_path / "a.jpg", scene(), "CMYK", quality=95)
     assert np.abs(np.asarray(read_image(path)).astype(int) - scene()).mean() < 8
 
@@ -133,7 +133,7 @@ def with_orientation(path, array, orientation):
 
 @pytest.mark.parametrize("orientation", STORED)
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.webp"])
-def test_a_turned_camera_gives_an_upright_picture(tmp_path, name, orientation):
+def test_images_are_read_upright(tmp_path, name, orientation):
     path = with_orientation(tmp_path / name, STORED[orientation](scene()), orientation)
     assert read_size(path) == (HEIGHT, WIDTH)
     pixels = np.asarray(read_image(path)).astype(int)
@@ -146,7 +146,7 @@ def test_a_turned_camera_gives_an_upright_picture(tmp_path, name, orientation):
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 255])
-def test_an_orientation_that_does_not_exist_is_none(tmp_path, orientation):
+def test_invalid_orientations_are_ignored(tmp_path, orientation):
     path = with_orientation(tmp_path / "a.png", scene(), orientation)
     assert read_size(path) == (HEIGHT, WIDTH)
     assert np.array_equal(np.asarray(read_image(path)), scene())
@@ -169,7 +169,7 @@ ODD_TAGS = {
 
 
 @pytest.mark.parametrize("odd", ODD_TAGS)
-def test_an_odd_tag_beside_the_orientation_does_no_harm(tmp_path, odd):
+def test_invalid_other_tags_are_ignored(tmp_path, odd):
     tags = sorted([HELD, ODD_TAGS[odd]])
     path = with_tags(tmp_path / "a.jpg", STORED[6](scene()), *tags)
     assert read_size(path) == (HEIGHT, WIDTH)
@@ -183,14 +183,14 @@ def test_an_odd_tag_beside_the_orientation_does_no_harm(tmp_path, odd):
 @pytest.mark.parametrize(
     "exif", [b"Exif\0\0", b"Exif\0\0nonsense", b"Exif\0\0II*\0\xff\xff\xff\x7f"]
 )
-def test_metadata_that_cannot_be_read_say_nothing_of_the_orientation(tmp_path, exif):
+def test_unreadable_metadata_is_ignored(tmp_path, exif):
     path = save(tmp_path / "a.jpg", scene(), exif=exif, quality=95)
     assert read_size(path) == (HEIGHT, WIDTH)
     assert np.abs(np.asarray(read_image(path)).astype(int) - scene()).mean() < 8
 
 
 @pytest.mark.parametrize("orientation", STORED)
-def test_a_picture_is_turned_once_however_often_it_is_asked_for(tmp_path, orientation):
+def test_images_are_rotated_only_once(tmp_path, orientation):
     path = with_orientation(tmp_path / "a.png", STORED[orientation](scene()), orientation)
     with Image.open(path) as opened:
         stored = opened.size
@@ -200,7 +200,7 @@ def test_a_picture_is_turned_once_however_often_it_is_asked_for(tmp_path, orient
         assert opened.size == stored  # the caller's picture is left as it was
 
 
-def test_sixteen_bits_are_turned_upright_too(tmp_path):
+def test_sixteen_bit_images_are_read_upright(tmp_path):
     deep = scene()[..., 0].astype(np.uint16) * 257
     path = with_orientation(tmp_path / "a.png", STORED[6](deep), 6)
     assert read_size(path) == (HEIGHT, WIDTH)
@@ -208,10 +208,10 @@ def test_sixteen_bits_are_turned_upright_too(tmp_path):
 
 
 @pytest.mark.parametrize("draft", [50, 100, 400])
-def test_a_draft_is_no_smaller_than_asked_and_looks_the_same(tmp_path, draft):
+def test_draft_is_large_enough_and_similar(tmp_path, draft):
     big = np.asarray(Image.fromarray(scene()).resize((460, 340), Image.Resampling.BICUBIC))
     path = save(tmp_path / "a.jpg", big, quality=95)
-    whole, small = read_image(path), read_image(path, draft=draft)
+    whole, small = read_image(path), read_image_and_size(path, draft=draft)[0]
     assert min(small.size) >= min(draft, 340)
     assert small.size < whole.size or draft == 400
     shrunk = np.asarray(whole.resize(small.size, Image.Resampling.BOX)).astype(int)
@@ -224,20 +224,20 @@ readers = pytest.mark.parametrize("read", [read_image, read_mask, read_size])
 
 
 @readers
-def test_a_file_that_is_not_there(tmp_path, read):
+def test_missing_file(tmp_path, read):
     assert refusal(read, tmp_path / "no.jpg") == "no such file"
 
 
 @readers
 @pytest.mark.parametrize("content", [b"", b"\0", b"just text\n" * 9, b"\xff\xd8\xff", b"BM"])
-def test_something_else_called_jpg(tmp_path, read, content):
+def test_other_content_named_jpg(tmp_path, read, content):
     path = tmp_path / "a.jpg"
     path.write_bytes(content)
     assert refusal(read, path).startswith("not an image (")
 
 
 @readers
-def test_a_folder_called_jpg(tmp_path, read):
+def test_folder_named_jpg(tmp_path, read):
     path = tmp_path / "a.jpg"
     path.mkdir()
     assert refusal(read, path).startswith("not an image (")
@@ -245,7 +245,7 @@ def test_a_folder_called_jpg(tmp_path, read):
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.bmp", "a.tif", "a.webp"])
 @pytest.mark.parametrize("share", [0.5, 0.9])
-def test_a_picture_that_is_cut_off_is_damaged(tmp_path, name, share):
+def test_truncated_images_are_damaged(tmp_path, name, share):
     noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     path = save(tmp_path / name, noise)
     content = path.read_bytes()
@@ -254,8 +254,8 @@ def test_a_picture_that_is_cut_off_is_damaged(tmp_path, name, share):
         assert refusal(read, path).startswith(("the image is damaged (", "not an image ("))
 
 
-def test_a_header_of_another_kind_than_it_should_be_is_damage(tmp_path):
-    """Where a TIFF's pixels lie is a number; PIL takes whatever is there to be one."""
+def test_invalid_tiff_header_is_damage(tmp_path):
+    """The offset of a TIFF's pixels has the wrong type."""
     where = TiffImagePlugin.ImageFileDirectory_v2()
     where.tagtype[273] = TiffTags.ASCII
     where[273] = "x"
@@ -265,7 +265,7 @@ def test_a_header_of_another_kind_than_it_should_be_is_damage(tmp_path):
 
 
 def png_of(width, height):
-    """A PNG whose header claims that size; its pixels are missing."""
+    """Write a PNG header of that size, without pixels."""
 
     def chunk(kind, body):
         return (
@@ -279,14 +279,14 @@ def png_of(width, height):
 
 
 @readers
-def test_a_picture_too_large_to_be_true_is_refused(tmp_path, read):
+def test_too_large_images_are_refused(tmp_path, read):
     path = tmp_path / "a.png"
     path.write_bytes(png_of(60_000, 60_000))
     assert "more than the 179 million pixels that are taken" in refusal(read, path)
 
 
 def encoded():
-    """One picture in every encoding that the layouts list."""
+    """Write one image in every supported format."""
     exif = Image.Exif()
     exif[0x0112] = 6
     forms = [("JPEG", {}), ("JPEG", {"exif": exif, "progressive": True}), ("PNG", {"exif": exif})]
@@ -302,7 +302,7 @@ def encoded():
 
 @pytest.mark.filterwarnings("ignore")  # PIL warns of odd EXIF and of large sizes
 @pytest.mark.parametrize("seed", range(4))
-def test_whatever_is_wrong_with_a_file_it_is_read_or_refused_in_one_line(tmp_path, seed, capfd):
+def test_randomly_damaged_files_are_read_or_refused(tmp_path, seed, capfd):
     rng = random.Random(seed)
     path = tmp_path / "a.jpg"
     for content in encoded():
@@ -382,7 +382,7 @@ def test_a_sixteen_bit_mask(tmp_path, value):
     assert np.array_equal(mask, lesion()) and not thresholded
 
 
-def test_a_mask_saved_as_jpeg_is_cut_at_the_middle(tmp_path):
+def test_jpeg_masks_are_thresholded(tmp_path):
     # Off the grid of 8x8 blocks, which alone would be stored exactly.
     big = np.roll(np.kron(lesion(), np.ones((8, 8), bool)), (3, 5), axis=(0, 1))
     path = save(tmp_path / "m.jpg", big.astype(np.uint8) * 255, quality=90)
@@ -393,7 +393,7 @@ def test_a_mask_saved_as_jpeg_is_cut_at_the_middle(tmp_path):
 
 
 def nearly(shares):
-    """A mask of 1000 pixels: so many of each grey level, the rest black."""
+    """Return a mask of 1000 pixels with the given number of each grey level, the rest black."""
     grey = np.zeros(1000, np.uint8)
     grey[: sum(shares.values())] = np.repeat(list(shares), list(shares.values()))
     return grey.reshape(25, 40)
@@ -410,7 +410,7 @@ def nearly(shares):
         ({90: 50}, 50),  # two values only: one of them is lesion, however grey
     ],
 )
-def test_a_nearly_binary_mask_is_cut_at_128(tmp_path, shares, lesion_pixels):
+def test_nearly_binary_masks_are_thresholded_at_128(tmp_path, shares, lesion_pixels):
     mask, thresholded = read_mask(save(tmp_path / "m.png", nearly(shares)))
     assert mask.sum() == lesion_pixels
     assert thresholded == (len(shares) > 1)
@@ -427,12 +427,12 @@ def test_a_nearly_binary_mask_is_cut_at_128(tmp_path, shares, lesion_pixels):
         ({32: 900, 64: 50}, "3 grey levels from 0 to 64"),
     ],
 )
-def test_a_grey_mask_is_refused_unless_it_is_nearly_binary(tmp_path, shares, message):
+def test_grey_masks_are_refused(tmp_path, shares, message):
     path = save(tmp_path / "m.png", nearly(shares))
     assert refusal(read_mask, path) == (
         f"the mask is not binary: {message}; save it with 0 for skin and 255 for lesion"
     )
 
 
-def test_a_photograph_given_as_mask_is_refused(tmp_path):
+def test_a_photograph_as_mask_is_refused(tmp_path):
     assert "is not binary" in refusal(read_mask, save(tmp_path / "m.jpg", scene()))

@@ -23,7 +23,7 @@ from lesionseg.inference.predictor import Segmenter
 
 
 class Redness(nn.Module):
-    """The logit is the first channel, normalised; keeps the sizes of its batches."""
+    """The logit is the normalised red channel; records batch sizes."""
 
     def __init__(self):
         super().__init__()
@@ -41,7 +41,7 @@ def segmenter():
 
 @pytest.fixture
 def paths(tmp_path):
-    """Eleven grey pictures of different sizes, the i-th of grey 20 * i."""
+    """Eleven grey images of different sizes, the i-th with grey value 20 * i."""
     for i in range(11):
         Image.new("RGB", (20 + i, 30 - i), (20 * i,) * 3).save(tmp_path / f"{i:02}.png")
     return sorted(tmp_path.glob("*.png"))
@@ -52,7 +52,7 @@ def grey_of(picture, probability):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 11, 50, None])
-def test_every_picture_comes_once_in_order_with_what_the_network_said(segmenter, paths, batch_size):
+def test_results_are_in_order(segmenter, paths, batch_size):
     found = list(predict_files(segmenter, paths, grey_of, batch_size=batch_size))
     for i, (name, shape, grey, probability) in enumerate(found):
         assert (name, shape, grey) == (paths[i].name, (30 - i, 20 + i), 20 * i)
@@ -63,7 +63,7 @@ def test_every_picture_comes_once_in_order_with_what_the_network_said(segmenter,
     assert segmenter.model.batches == [size] * (11 // size) + ([11 % size] if 11 % size else [])
 
 
-def test_pictures_that_cannot_be_used_are_told_in_their_place(segmenter, paths):
+def test_unusable_images_yield_their_error_in_order(segmenter, paths):
     paths[2].write_bytes(b"no picture")
     paths[3].unlink()
     found = list(predict_files(segmenter, paths, grey_of, batch_size=2))
@@ -77,7 +77,7 @@ def test_pictures_that_cannot_be_used_are_told_in_their_place(segmenter, paths):
     assert segmenter.model.batches == [2, 2, 2, 2, 1]
 
 
-def test_a_picture_that_memory_does_not_hold_is_told(segmenter, paths, monkeypatch):
+def test_image_too_large_for_memory_yields_an_error(segmenter, paths, monkeypatch):
     real = streaming._read
 
     def read(path, size, view):
@@ -91,11 +91,11 @@ def test_a_picture_that_memory_does_not_hold_is_told(segmenter, paths, monkeypat
     assert len(found) == 11 and found[1][0] == "01.png"
 
 
-def test_nothing_gives_nothing(segmenter):
+def test_no_images(segmenter):
     assert list(predict_files(segmenter, [], grey_of)) == []
 
 
-def test_an_error_of_the_user_belongs_to_its_picture_and_another_ends_it(segmenter, paths):
+def test_input_errors_are_yielded_and_others_raised(segmenter, paths):
     def use(picture, probability):
         if picture.path == paths[1]:
             raise InputError("a mask of another size")
@@ -109,7 +109,7 @@ def test_an_error_of_the_user_belongs_to_its_picture_and_another_ends_it(segment
         list(running)
 
 
-def test_few_are_read_ahead_and_few_wait_to_be_finished(segmenter, paths):
+def test_prefetching_is_limited(segmenter, paths):
     begun = []
 
     def endless():
@@ -126,7 +126,7 @@ def test_few_are_read_ahead_and_few_wait_to_be_finished(segmenter, paths):
     assert not [t for t in threading.enumerate() if t.name.startswith("ThreadPoolExecutor")]
 
 
-def test_large_pictures_are_decoded_one_at_a_time(segmenter, tmp_path, monkeypatch):
+def test_large_images_are_decoded_one_at_a_time(segmenter, tmp_path, monkeypatch):
     monkeypatch.setattr(streaming, "ROOM", 1000)
     inside, most = [], []
     real = streaming._read
@@ -156,8 +156,8 @@ def test_large_pictures_are_decoded_one_at_a_time(segmenter, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(("size", "view"), [((900, 600), (480, 320)), ((30, 60), (30, 60))])
-def test_what_is_drawn_on_is_of_the_side_that_was_asked_for(segmenter, tmp_path, size, view):
-    """The network takes 16 pixels: a JPEG is decoded at an eighth, too coarse to look at."""
+def test_preview_has_the_requested_side(segmenter, tmp_path, size, view):
+    """For a network of 16 pixels a JPEG is decoded at an eighth, too coarse for a preview."""
     Image.effect_noise(size, 60).convert("RGB").save(tmp_path / "a.jpg")
     (seen,) = predict_files(
         segmenter, [tmp_path / "a.jpg"], lambda picture, _: picture.view, view=480
@@ -167,7 +167,7 @@ def test_what_is_drawn_on_is_of_the_side_that_was_asked_for(segmenter, tmp_path,
     assert none is None
 
 
-def test_room_lets_in_what_fits_and_one_that_never_would():
+def test_pixel_budget_limits_threads():
     room, order = PixelBudget(10), []
 
     def work(size):
@@ -181,7 +181,7 @@ def test_room_lets_in_what_fits_and_one_that_never_would():
     assert room._taken == 0
 
 
-def test_ahead_keeps_the_order_and_its_distance():
+def test_prefetch_keeps_the_order_and_its_limit():
     begun = []
     with ThreadPoolExecutor(2) as pool:
         running = prefetch(pool, lambda i: i * i, (begun.append(i) or i for i in range(100)), 5)

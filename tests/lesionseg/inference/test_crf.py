@@ -75,7 +75,7 @@ def brute_force(
     ("appearance_sigma", "smoothness_sigma", "smoothness_share"),
     [(0.2, 0.1, 0.25), (0.5, 0.05, 0.0), (0.1, 0.4, 1.0)],
 )
-def test_it_is_the_papers_mean_field_where_the_window_holds_the_picture(
+def test_equals_the_papers_mean_field_if_the_window_covers_the_image(
     steps, appearance_sigma, smoothness_sigma, smoothness_share
 ):
     image = RNG(1).integers(90, 150, (12, 12, 3)).astype(np.uint8)
@@ -86,20 +86,20 @@ def test_it_is_the_papers_mean_field_where_the_window_holds_the_picture(
     np.testing.assert_allclose(found, brute_force(probability, image, **settings), atol=2e-5)
 
 
-def test_a_window_leaves_out_what_lies_beyond_it():
-    """Of a row of five pixels, with a window of one, two apart: neighbours are two away."""
+def test_window_limits_the_neighbours():
+    """With a radius of one and a dilation of two, neighbours are two pixels away."""
     probability = np.array([[0.5, 0.9, 0.5, 0.5, 0.5]], np.float32)
     image = np.full((1, 5, 3), 100, np.uint8)
-    found = crf(probability, image, weight=1.0, colour=10.0, steps=1, smoothness_share=0.0, radius=1,
-                dilation=2)  # fmt: skip
+    settings = {"steps": 1, "smoothness_share": 0.0, "radius": 1, "dilation": 2}
+    found = crf(probability, image, weight=1.0, colour=10.0, **settings)
     assert found[0, [0, 2, 4]] == pytest.approx([0.5] * 3)
-    # Its only neighbour hears 2 * 0.9 - 1; it hears 0 itself.
+    # Its only neighbour sends 2 * 0.9 - 1 = 0.8.
     assert found[0, 3] == pytest.approx(1 / (1 + np.exp(-0.8)))
     assert found[0, 1] == pytest.approx(0.9)
 
 
 @pytest.mark.parametrize("kind", ["zeros", "ones", "both", "halves"])
-def test_it_is_finite_and_a_probability_whatever_it_is_given(kind):
+def test_output_is_a_finite_probability(kind):
     for side, colour in itertools.product((1, 2, 7, 33), (0.1, 2.0, 80.0)):
         made = {
             "zeros": np.zeros((side, side)),
@@ -117,7 +117,7 @@ def test_it_is_finite_and_a_probability_whatever_it_is_given(kind):
 
 
 @pytest.mark.parametrize("level", [0.0, 0.2, 0.5, 0.7, 1.0])
-def test_a_uniform_field_stays_uniform_and_on_its_side(level):
+def test_uniform_field_remains_uniform(level):
     image, _ = scene(24)
     field = np.full((24, 24), level, np.float32)
     found = crf(field, image, weight=4.0, colour=15.0)
@@ -125,14 +125,14 @@ def test_a_uniform_field_stays_uniform_and_on_its_side(level):
     assert np.sign(np.round(found - 0.5, 6)) == pytest.approx(np.sign(np.round(field - 0.5, 6)))
 
 
-def test_swapping_the_classes_swaps_the_answer():
+def test_symmetric_in_the_classes():
     image, mask = scene(24)
     p = boundary(mask, 0, 2)
     one, other = (crf(q, image, weight=4.0, colour=15.0) for q in (p, 1 - p))
     np.testing.assert_allclose(one, 1 - other, atol=1e-5)
 
 
-def test_a_mirrored_picture_has_the_mirrored_answer():
+def test_equivariant_to_flips():
     image, mask = scene(24)
     p = boundary(mask, 2, 2)
     found = crf(p, image, weight=4.0, colour=15.0)
@@ -142,7 +142,7 @@ def test_a_mirrored_picture_has_the_mirrored_answer():
 
 
 @pytest.mark.parametrize("offset", [-2.0, 2.0])
-def test_a_blurred_boundary_is_pulled_to_the_edge_in_colour(offset):
+def test_blurred_boundary_moves_to_the_colour_edge(offset):
     image, mask = scene()
     before = boundary(mask, offset, 2.5)
     after = crf(before, image, weight=8.0, colour=20.0)
@@ -150,7 +150,7 @@ def test_a_blurred_boundary_is_pulled_to_the_edge_in_colour(offset):
     assert dice(after > 0.5, mask) > dice(before > 0.5, mask) + 0.03
 
 
-def test_without_colour_edges_the_appearance_pulls_nowhere():
+def test_no_shift_without_colour_edges():
     _, mask = scene()
     grey = np.full((48, 48, 3), 128, np.uint8)
     before = boundary(mask, 0.0, 2.5)
@@ -158,7 +158,7 @@ def test_without_colour_edges_the_appearance_pulls_nowhere():
     assert dice(after > 0.5, before > 0.5) > 0.97
 
 
-def test_a_lonely_wrong_pixel_is_corrected():
+def test_isolated_pixel_is_corrected():
     image, mask = scene()
     probability = np.where(mask, 0.9, 0.1).astype(np.float32)
     probability[3, 3], probability[22, 24] = 0.7, 0.3
@@ -166,14 +166,14 @@ def test_a_lonely_wrong_pixel_is_corrected():
     assert (after > 0.5).tolist() == mask.tolist()
 
 
-def test_no_weight_and_no_step_change_nothing():
+def test_zero_weight_or_steps_change_nothing():
     image, mask = scene(24)
     p = boundary(mask, 0, 2).clip(0.01, 0.99)
     np.testing.assert_allclose(crf(p, image, weight=0.0, colour=20.0), p, atol=1e-6)
     np.testing.assert_allclose(crf(p, image, weight=4.0, colour=20.0, steps=0), p, atol=1e-6)
 
 
-def test_bandwidths_go_with_the_image_and_not_with_its_pixels():
+def test_bandwidths_scale_with_the_image():
     """The same scene at twice the size has the same answer, but for the sampling."""
     (small, mask), (large, big) = scene(48), scene(96)
     kind = {"weight": 8.0, "colour": 30.0, "appearance_sigma": 0.06, "smoothness_sigma": 0.03}
@@ -182,7 +182,7 @@ def test_bandwidths_go_with_the_image_and_not_with_its_pixels():
     assert np.abs(a - b[::2, ::2]).mean() < 0.02
 
 
-def test_inputs_are_left_alone_and_may_be_read_only():
+def test_inputs_are_unchanged_and_may_be_read_only():
     image, mask = scene(16)
     p = boundary(mask, 0, 2)
     kept = p.copy(), image.copy()

@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 class RedIsLesion(nn.Module):
-    """Knows the answer: a pixel is lesion where its normalised red is high."""
+    """Predicts lesion where the normalised red is high."""
 
     def forward(self, images):
         return images[:, :1] * 50
@@ -55,7 +55,7 @@ def data(root, shapes=((64, 96),), size=32):
     return index.records, build_cache(index, size)
 
 
-def test_every_image_is_judged_at_its_masks_own_size(tmp_path):
+def test_images_are_evaluated_at_the_masks_own_size(tmp_path):
     shapes = ((64, 96), (40, 40), (128, 32))
     records, cache = data(tmp_path / "d", shapes)
     found = evaluate(RedIsLesion(), cache, records, device=CPU)
@@ -64,21 +64,21 @@ def test_every_image_is_judged_at_its_masks_own_size(tmp_path):
     assert found.scores["dice"] == pytest.approx([1.0, 1.0, 1.0], abs=0.03)
 
 
-def test_counts_of_a_network_that_says_lesion_everywhere(tmp_path):
+def test_counts_of_an_all_lesion_prediction(tmp_path):
     records, cache = data(tmp_path / "d")
     found = evaluate(Constant(9.0), cache, records, device=CPU)
     assert found.counts.tolist() == [[32 * 96, 32 * 96, 0, 0]]
     assert found.scores["dice"] == pytest.approx([2 / 3])
 
 
-def test_counts_of_a_network_that_finds_nothing(tmp_path):
+def test_counts_of_an_empty_prediction(tmp_path):
     records, cache = data(tmp_path / "d")
     found = evaluate(Constant(-9.0), cache, records, device=CPU)
     assert found.counts.tolist() == [[0, 0, 32 * 96, 32 * 96]]
     assert found.scores["dice"].tolist() == [0.0]
 
 
-def test_rows_keep_the_records_order_whatever_the_caches(tmp_path):
+def test_rows_are_in_the_order_of_the_records(tmp_path):
     records, cache = data(tmp_path / "d", ((64, 96), (40, 40), (128, 32)))
     seen = []
     turned = tuple(reversed(records))
@@ -111,7 +111,7 @@ def test_predictions_are_probabilities_and_do_not_depend_on_the_batch(tmp_path, 
     assert all(p.shape == (32, 32) and p.min() >= 0 and p.max() <= 1 for p in found)
 
 
-def test_predicting_leaves_batch_norm_as_it_was(tmp_path):
+def test_prediction_does_not_change_batch_norm(tmp_path):
     _, cache = data(tmp_path / "d")
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 1, 1)).train()
     before = model[0].running_mean.clone()
@@ -119,22 +119,22 @@ def test_predicting_leaves_batch_norm_as_it_was(tmp_path):
     assert torch.equal(model[0].running_mean, before)
 
 
-def test_probabilities_are_interpolated_before_they_are_cut():
+def test_probabilities_are_interpolated_before_thresholding():
     # One certain and one doubtful pixel: the middle between 1 and 0.2 is 0.6, lesion.
     row = to_mask((), np.array([[1.0, 0.2]], dtype=np.float32), (1, 4))
     # Linear, pixel centres at 0.5 and 1.5: values 1, 0.8, 0.4, 0.2.
     assert row.tolist() == [[True, True, False, False]]
 
 
-def test_a_probability_of_exactly_one_half_is_skin():
+def test_probability_of_one_half_is_background():
     assert not to_mask((), np.full((2, 2), 0.5, np.float32), (4, 4)).any()
 
 
-# --- against other libraries, and where sizes differ ---------------------------------------------
+# --- comparison with other libraries, sizes ------------------------------------------------------
 
 
 class Known(nn.Module):
-    """Answers with the given logits maps, one for each image, in the order it is asked."""
+    """Returns given logits maps, one per image."""
 
     def __init__(self, maps):
         super().__init__()
@@ -167,7 +167,7 @@ def sure(n):
     return columns(16, 16, n) * 40.0 - 20.0
 
 
-def test_counts_of_known_answers_at_four_sizes(tmp_path):
+def test_counts_of_known_predictions_at_four_sizes(tmp_path):
     records, cache = written(
         tmp_path / "d",
         a=columns(32, 64, 32),
@@ -182,8 +182,8 @@ def test_counts_of_known_answers_at_four_sizes(tmp_path):
     assert found.counts.dtype == np.int64
 
 
-def test_the_mask_on_disk_is_judged_against_and_not_the_small_one(tmp_path):
-    """One pixel vanishes in the cache; it counts all the same."""
+def test_evaluation_uses_the_mask_file_not_the_cache(tmp_path):
+    """A single pixel that is lost in the cache is counted."""
     mask = np.zeros((64, 64), np.uint8)
     mask[30, 30] = 1
     records, cache = written(tmp_path / "d", a=mask)
@@ -192,7 +192,7 @@ def test_the_mask_on_disk_is_judged_against_and_not_the_small_one(tmp_path):
     assert found.counts.tolist() == [[0, 0, 1, 4095]]
 
 
-def test_scores_are_scikit_learns_at_full_size(tiny_data):
+def test_scores_equal_scikit_learns_at_full_size(tiny_data):
     records = DatasetIndex.read(tiny_data).records
     cache = build_cache(DatasetIndex.read(tiny_data), 16)
     # The right answers, turned upside down: neither all right nor all wrong.
@@ -219,7 +219,7 @@ def test_a_probability_is_the_sigmoid_of_the_logit(tiny_data):
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (23, 41), (64, 20), (7, 5), (1, 1)])
-def test_a_mask_of_another_size_is_torchs_interpolation_cut(shape):
+def test_interpolation_equals_torchs(shape):
     probability = np.random.default_rng(0).random((16, 16), dtype=np.float32)
     soft = nn.functional.interpolate(
         torch.from_numpy(probability)[None, None], shape, mode="bilinear", align_corners=False
@@ -231,16 +231,16 @@ def test_a_mask_of_another_size_is_torchs_interpolation_cut(shape):
 
 
 @pytest.mark.parametrize("factor", [2, 3, 10])
-def test_a_straight_edge_stays_where_it_is(factor):
+def test_straight_edge_keeps_its_position(factor):
     mask = to_mask((), columns(16, 16, 4).astype(np.float32), (16 * factor, 16 * factor))
     assert np.array_equal(mask, columns(16 * factor, 16 * factor, 4 * factor))
 
 
-# --- what is done after the network, and what is kept for curves and distances -------------------
+# --- inference settings, distances and histograms ------------------------------------------------
 
 
 class Leftmost(nn.Module):
-    """Answers by the column alone, so that a flip changes what it says."""
+    """Depends on the column, so that a flip changes the output."""
 
     def forward(self, images):
         n, _, height, width = images.shape
@@ -248,7 +248,7 @@ class Leftmost(nn.Module):
         return ramp.clone()
 
 
-def test_test_time_augmentation_averages_what_the_mirrored_image_gives(tmp_path):
+def test_tta_averages_the_flipped_image(tmp_path):
     _, cache = data(tmp_path / "d")
     members = np.array([0])
     plain = next(predict_probabilities(Leftmost(), cache, members, device=CPU))
@@ -259,7 +259,7 @@ def test_test_time_augmentation_averages_what_the_mirrored_image_gives(tmp_path)
     assert not np.allclose(flips, plain, atol=0.1)
 
 
-def test_the_chain_decides_what_is_lesion(tmp_path):
+def test_chain_is_applied(tmp_path):
     records, cache = data(tmp_path / "d")
     strict = Inference(chain=(ComponentConfig("threshold", {"value": 0.9}),))
     # A logit of 1 is a probability of 0.73.
@@ -279,7 +279,7 @@ def test_distances_are_in_pixels_of_the_mask_and_in_percent_of_its_diagonal(tmp_
     }
 
 
-def test_every_pixel_is_tallied_once_by_its_probability_and_its_truth(tmp_path):
+def test_histograms_count_every_pixel_once(tmp_path):
     shapes = ((64, 96), (40, 40))
     records, cache = data(tmp_path / "d", shapes)
     found = evaluate(RedIsLesion(), cache, records, device=CPU)
@@ -292,8 +292,8 @@ def test_every_pixel_is_tallied_once_by_its_probability_and_its_truth(tmp_path):
 
 
 @pytest.mark.slow
-def test_images_are_judged_side_by_side_without_a_word_on_the_console(tmp_path):
-    """In a process of its own: what a test's own process shows, pytest has in its hands."""
+def test_parallel_evaluation_prints_nothing(tmp_path):
+    """In a process of its own, because pytest captures the output of this one."""
     data(tmp_path / "d", ((64, 96),) * 40)
     code = """
 import sys

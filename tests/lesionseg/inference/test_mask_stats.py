@@ -15,7 +15,7 @@ def blob(shape, *boxes):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_numbers_are_those_of_another_library(seed):
+def test_statistics_equal_scipys(seed):
     rng = np.random.default_rng(seed)
     shape = tuple(rng.integers(5, 90, 2))
     probability = ndimage.gaussian_filter(rng.random(shape), 3).astype(np.float32)
@@ -35,7 +35,7 @@ def test_numbers_are_those_of_another_library(seed):
     assert not found.is_empty
 
 
-def test_of_an_empty_mask_nothing_is_made_up():
+def test_empty_mask():
     found = measure_mask(np.zeros((4, 6), np.bool_), np.full((4, 6), 0.3, np.float32))
     assert found.is_empty
     assert (found.area, found.share, found.centre, found.confidence) == (0, 0.0, None, None)
@@ -43,7 +43,7 @@ def test_of_an_empty_mask_nothing_is_made_up():
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (5, 5)])
-def test_a_full_mask_lies_in_the_middle_and_touches_the_border(shape):
+def test_full_mask(shape):
     found = measure_mask(np.ones(shape, np.bool_), np.ones(shape, np.float32))
     assert found.centre == ((shape[1] - 1) / 2, (shape[0] - 1) / 2)
     assert (found.share, found.confidence) == (1.0, 1.0)
@@ -53,8 +53,8 @@ def test_a_full_mask_lies_in_the_middle_and_touches_the_border(shape):
 @pytest.mark.parametrize(
     ("second", "has_several_lesions"), [((0, 1, 0, 9), False), ((0, 1, 0, 10), True), (None, False)]
 )
-def test_a_speck_is_no_lesion_of_its_own(second, has_several_lesions):
-    """Beside a hundred pixels nine are a speck, and ten a lesion."""
+def test_small_components_are_not_lesions(second, has_several_lesions):
+    """Beside a component of 100 pixels, 9 pixels do not count and 10 do."""
     boxes = [(5, 15, 5, 15), *([second] if second else [])]
     mask = blob((20, 30), *boxes)
     assert measure_mask(mask, mask.astype(np.float32)).has_several_lesions is has_several_lesions
@@ -70,6 +70,6 @@ def test_a_speck_is_no_lesion_of_its_own(second, has_several_lesions):
         ((1, 9, 1, 11), False),
     ],
 )
-def test_each_edge_counts_and_a_pixel_away_does_not(box, touches):
+def test_touches_border_at_each_edge(box, touches):
     mask = blob((10, 12), box)
     assert measure_mask(mask, mask.astype(np.float32)).touches_border is touches

@@ -29,7 +29,7 @@ QUICK = ("unet", "segnet")
 
 
 def taught(name, size=64, inference=DEFAULT_INFERENCE, **params):
-    """A network after a few steps on synthetic lesions: sure of different things."""
+    """A network after a few steps on synthetic lesions."""
     torch.manual_seed(0)
     config = TrialConfig(model=ComponentConfig(name, params), image_size=size)
     model = build_model(config.model, image_size=size).train()
@@ -74,7 +74,7 @@ def exported(tmp_path_factory):
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
-def test_the_file_gives_what_torch_gives_for_any_number_of_images(exported, n):
+def test_equals_torch_for_any_batch_size(exported, n):
     segmenter, path = exported
     images = lesions(n, 32)
     ours, theirs = (
@@ -88,7 +88,7 @@ def test_the_file_gives_what_torch_gives_for_any_number_of_images(exported, n):
     assert found == OnnxComparison(n, pytest.approx(np.abs(ours - theirs).max(), abs=1e-6), 1.0)
 
 
-def test_the_views_and_the_normalisation_are_inside(exported):
+def test_file_contains_tta_and_normalisation(exported):
     """From the raw network alone, with the definitions written out."""
     segmenter, path = exported
     images = lesions(2, 32)
@@ -105,7 +105,7 @@ def test_the_views_and_the_normalisation_are_inside(exported):
     assert np.abs(views[0][:, 0].numpy() - wanted).max() > 1e-3
 
 
-def test_the_file_says_what_goes_in_and_what_is_still_to_be_done(exported):
+def test_metadata_describe_input_and_postprocessing(exported):
     segmenter, path = exported
     told = OnnxModel(path).metadata
     assert told == build_metadata(segmenter) | {"study": "isic"}
@@ -116,7 +116,7 @@ def test_the_file_says_what_goes_in_and_what_is_still_to_be_done(exported):
     assert TrialConfig.from_dict(json.loads(told["config"])) == segmenter.config
 
 
-def test_it_is_one_valid_file_with_a_free_number_of_images(exported):
+def test_file_is_valid_with_a_dynamic_batch(exported):
     _, path = exported
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
@@ -132,7 +132,7 @@ def test_it_is_one_valid_file_with_a_free_number_of_images(exported):
     assert sorted(p.name for p in path.parent.iterdir()) == ["model.onnx"]
 
 
-def test_the_model_is_left_as_it_was(exported, tmp_path):
+def test_model_is_unchanged(exported, tmp_path):
     segmenter, _ = exported
     before = {k: v.clone() for k, v in segmenter.model.state_dict().items()}
     where = {k: v.data_ptr() for k, v in segmenter.model.state_dict().items()}
@@ -143,7 +143,7 @@ def test_the_model_is_left_as_it_was(exported, tmp_path):
     assert not segmenter.model.training
 
 
-def test_nothing_is_printed_on_the_way(exported, tmp_path, capfd):
+def test_export_prints_nothing(exported, tmp_path, capfd):
     export_onnx(exported[0], tmp_path / "again.onnx")
     assert capfd.readouterr() == ("", "")
 
@@ -172,13 +172,13 @@ def test_all_networks_can_be_exported(name, tmp_path):
 
 
 class Unexportable(torch.nn.Module):
-    """What it does depends on the numbers that it is given."""
+    """Has data-dependent control flow."""
 
     def forward(self, images):
         return images[:, :1] * (2.0 if images.mean().item() > 0 else 1.0)
 
 
-def test_a_network_that_cannot_be_written_is_told_by_name_in_one_line(tmp_path):
+def test_unsupported_network_is_named_in_one_line(tmp_path):
     segmenter = Segmenter(
         Unexportable(), TrialConfig(model=ComponentConfig("smp_dpt"), image_size=32)
     )
@@ -189,14 +189,14 @@ def test_a_network_that_cannot_be_written_is_told_by_name_in_one_line(tmp_path):
     assert not (tmp_path / "model.onnx").exists()
 
 
-def test_without_the_extra_it_is_said_what_to_install(monkeypatch, exported, tmp_path):
+def test_missing_extra_is_named(monkeypatch, exported, tmp_path):
     monkeypatch.setattr(onnx, "find_spec", lambda name: None if name == "onnxruntime" else name)
     with pytest.raises(InputError, match=r"needs onnxruntime; install .*'lesionsearch\[onnx\]'"):
         export_onnx(exported[0], tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", b"\x08\x07" * 50])
-def test_a_file_that_is_no_model_is_told(tmp_path, content):
+def test_other_file_is_refused(tmp_path, content):
     (tmp_path / "model.onnx").write_bytes(content)
     with pytest.raises(InputError, match="ONNX Runtime cannot run it"):
         OnnxModel(tmp_path / "model.onnx")

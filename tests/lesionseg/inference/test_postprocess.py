@@ -28,7 +28,7 @@ COMPONENTS = [ComponentConfig("largest"), ComponentConfig("fill_holes"), *DISCS]
 
 
 def masks(shape=(37, 53), n=12, seed=0):
-    """From dust to blobs to nearly full, bool [H, W] each."""
+    """Masks from single pixels to nearly full, bool [H, W] each."""
     rng = np.random.default_rng(seed)
     for i in range(n):
         field = cv2.GaussianBlur(rng.random(shape), (0, 0), (0.3, 1.0, 2.5)[i % 3])
@@ -47,7 +47,7 @@ def disc(radius):
 
 
 def by_scipy(name, mask, percent):
-    """Opening or closing; beyond the border there is nothing to erode from or grow from."""
+    """Opening or closing by SciPy; outside the image is neither lesion nor background."""
     element = disc(percent / 100 * np.hypot(*mask.shape))
     eroded = lambda m: ndimage.binary_erosion(m, element, border_value=1)  # noqa: E731
     dilated = lambda m: ndimage.binary_dilation(m, element)  # noqa: E731
@@ -59,13 +59,13 @@ def image(side, seed=0):
 
 
 @pytest.mark.parametrize("component", DISCS, ids=str)
-def test_opening_and_closing_are_scipys_with_a_disc(component):
+def test_opening_and_closing_equal_scipys(component):
     for mask in masks():
         wanted = by_scipy(component.name, mask, component.params["radius"])
         np.testing.assert_array_equal(apply_operations((component,), mask), wanted)
 
 
-def test_the_largest_component_is_scipys():
+def test_largest_component_equals_scipys():
     for mask in masks(n=24):
         labels, n = ndimage.label(mask, EIGHT)
         sizes = ndimage.sum_labels(mask, labels, range(1, n + 1))
@@ -75,26 +75,26 @@ def test_the_largest_component_is_scipys():
         assert (labels[~found] != labels[found][0]).all()
 
 
-def test_filled_holes_are_scipys():
+def test_filled_holes_equal_scipys():
     for mask in masks(n=24):
         found = apply_operations((ComponentConfig("fill_holes"),), mask)
         np.testing.assert_array_equal(found, ndimage.binary_fill_holes(mask))
 
 
-def test_components_touch_at_corners_and_the_larger_stays():
+def test_components_are_8_connected():
     mask = drawn("#..##", ".#.##", "..#..", ".....", "###..")
-    assert (apply_operations((ComponentConfig("largest"),), mask) == drawn("#..##", ".#.##", "..#..", *2 * [5 * "."])
-            ).all()  # fmt: skip
+    largest = apply_operations((ComponentConfig("largest"),), mask)
+    assert (largest == drawn("#..##", ".#.##", "..#..", *2 * [5 * "."])).all()
 
 
-def test_of_two_components_of_one_size_the_upper_stays():
+def test_first_of_equal_components_is_kept():
     mask = drawn("...##", ".....", "##...")
     assert (
         apply_operations((ComponentConfig("largest"),), mask) == drawn("...##", ".....", ".....")
     ).all()
 
 
-def test_a_hole_is_filled_a_bay_is_not_and_a_corner_is_no_way_out():
+def test_holes_are_4_connected():
     mask = drawn("####.", "#..#.", "#.###", "###.#", "..#.#")
     wanted = drawn("####.", "#####"[:4] + ".", "#####", "###.#", "..#.#")
     assert (apply_operations((ComponentConfig("fill_holes"),), mask) == wanted).all()
@@ -102,7 +102,7 @@ def test_a_hole_is_filled_a_bay_is_not_and_a_corner_is_no_way_out():
     assert apply_operations((ComponentConfig("fill_holes"),), leak)[1, 1]
 
 
-def test_opening_removes_a_speck_and_keeps_a_disc():
+def test_opening_removes_small_parts():
     y, x = np.mgrid[:60, :80]  # a diagonal of 100 pixels: percent are pixels
     lesion = (x - 40) ** 2 + (y - 30) ** 2 <= 15**2
     speck = (x - 5) ** 2 + (y - 5) ** 2 <= 2**2
@@ -111,7 +111,7 @@ def test_opening_removes_a_speck_and_keeps_a_disc():
     assert 0.97 * lesion.sum() < opened.sum() <= lesion.sum()
 
 
-def test_closing_bridges_a_crack_and_leaves_the_outline():
+def test_closing_fills_cracks():
     y, x = np.mgrid[:60, :80]
     lesion = (x - 40) ** 2 + (y - 30) ** 2 <= 15**2
     cracked = lesion & (x != 40)
@@ -120,7 +120,7 @@ def test_closing_bridges_a_crack_and_leaves_the_outline():
     assert not closed[~lesion & (abs(x - 40) > 6)].any()
 
 
-def test_radii_go_with_the_diagonal():
+def test_radii_scale_with_the_diagonal():
     """A disc of 3 % of the diagonal passes a radius of 2.5 % and not one of 4 %, at any size."""
     for side in (50, 100, 200):
         y, x = np.mgrid[:side, :side]
@@ -130,14 +130,14 @@ def test_radii_go_with_the_diagonal():
 
 
 @pytest.mark.parametrize("component", COMPONENTS, ids=str)
-def test_an_operation_done_twice_does_nothing_more(component):
+def test_operations_are_idempotent(component):
     for mask in masks():
         once = apply_operations((component,), mask)
         np.testing.assert_array_equal(apply_operations((component,), once), once)
 
 
 @pytest.mark.parametrize("component", COMPONENTS, ids=str)
-def test_some_operations_only_remove_and_the_others_only_add(component):
+def test_operations_are_anti_extensive_or_extensive(component):
     changed = 0
     for mask in masks():
         after = apply_operations((component,), mask)
@@ -156,7 +156,7 @@ def test_opening_is_closing_of_the_background(radius):
 
 
 @pytest.mark.parametrize("name", ["opening", "closing", "fill_holes"])
-def test_more_in_is_more_out(name):
+def test_operations_are_increasing(name):
     for mask, other in zip(masks(seed=1), masks(seed=2), strict=True):
         small, large = (
             apply_operations((ComponentConfig(name),), mask & other),
@@ -167,7 +167,7 @@ def test_more_in_is_more_out(name):
 
 @pytest.mark.parametrize("name", POSTPROCESS)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (24, 31)])
-def test_empty_masks_stay_empty_and_full_ones_full(name, shape):
+def test_empty_and_full_masks_are_unchanged(name, shape):
     chain = (ComponentConfig(name),)
     for level in (0.0, 1.0):
         probability = refine_probability(chain, np.full((16, 16), level, np.float32), image(16))
@@ -178,7 +178,7 @@ def test_empty_masks_stay_empty_and_full_ones_full(name, shape):
 
 
 @pytest.mark.parametrize("name", POSTPROCESS)
-def test_every_row_takes_its_corners_and_leaves_its_input_alone(name):
+def test_every_entry_accepts_its_extremes(name):
     option = POSTPROCESS[name]
     corners = [dict(zip(option.space, values, strict=True)) for values in zip(
         *(domain.extremes() for domain in option.space.values()), strict=True)]  # fmt: skip
@@ -194,27 +194,27 @@ def test_every_row_takes_its_corners_and_leaves_its_input_alone(name):
     assert option.description
 
 
-def test_an_operation_leaves_its_mask_alone():
+def test_operations_do_not_change_their_input():
     for component in COMPONENTS:
         mask = next(masks())
         mask.flags.writeable = False
         apply_operations((component,), mask)
 
 
-def test_without_a_chain_a_mask_is_cut_at_one_half_exclusive():
+def test_default_threshold_is_one_half_exclusive():
     probability = np.array([[0.5, np.nextafter(np.float32(0.5), 1)]], np.float32)
     assert to_mask((), probability, (1, 2)).tolist() == [[False, True]]
 
 
 @pytest.mark.parametrize("value", [0.05, 0.3, 0.95])
-def test_a_threshold_cuts_above_itself(value):
+def test_threshold_is_exclusive(value):
     near = np.float32(value)
     probability = np.array([[0.0, near, np.nextafter(near, np.float32(1)), 1.0]], np.float32)
     found = to_mask((ComponentConfig("threshold", {"value": value}),), probability, (1, 4))
     assert found.tolist() == [[False, False, True, True]]
 
 
-def test_probabilities_are_enlarged_before_they_are_cut():
+def test_probabilities_are_resized_before_thresholding():
     """Between 0 and 1 the half lies in the middle, a threshold of 0.7 beyond it."""
     probability = np.tile(np.float32([0, 1]), (2, 1))
     places = (np.arange(100) + 0.5) / 50 - 0.5  # in the small picture's pixels
@@ -223,7 +223,7 @@ def test_probabilities_are_enlarged_before_they_are_cut():
         assert found.tolist() == 3 * [(places > value).tolist()]
 
 
-def test_operations_work_at_the_masks_own_size_and_in_their_order():
+def test_operations_run_at_full_size_in_order():
     probability = np.random.default_rng(5).random((16, 16)).astype(np.float32)
     cut = to_mask((), probability, (90, 120))
     opening, largest = ComponentConfig("opening", {"radius": 2.0}), ComponentConfig("largest")
@@ -236,7 +236,7 @@ def test_operations_work_at_the_masks_own_size_and_in_their_order():
     assert (found[0] != found[1]).any()
 
 
-def test_stages_come_in_their_order_whatever_the_chains():
+def test_stage_order_does_not_depend_on_the_chain():
     probability = np.random.default_rng(5).random((16, 16)).astype(np.float32)
     threshold, largest = ComponentConfig("threshold", {"value": 0.4}), ComponentConfig("largest")
     results = []
@@ -245,7 +245,7 @@ def test_stages_come_in_their_order_whatever_the_chains():
     np.testing.assert_array_equal(*results)
 
 
-def test_only_the_random_field_refines():
+def test_only_the_crf_refines_probabilities():
     probability, picture = np.full((16, 16), 0.3, np.float32), image(16)
     probability[4:9, 4:9] = 0.6
     rest = tuple(ComponentConfig(name) for name in POSTPROCESS if name != "crf")
@@ -255,13 +255,13 @@ def test_only_the_random_field_refines():
     assert (wanted != probability).any()
 
 
-def test_half_precision_is_enlarged_too():
+def test_half_precision_is_resized():
     probability = np.random.default_rng(1).random((16, 16)).astype(np.float16)
     wanted = to_mask((), probability.astype(np.float32), (40, 40))
     np.testing.assert_array_equal(to_mask((), probability, (40, 40)), wanted)
 
 
-def test_a_checked_chain_has_its_defaults_written_out():
+def test_check_chain_writes_out_defaults():
     assert check_chain(()) == ()
     chain = check_chain(tuple(ComponentConfig(name) for name in POSTPROCESS))
     assert [component.name for component in chain] == list(POSTPROCESS)
@@ -272,7 +272,7 @@ def test_a_checked_chain_has_its_defaults_written_out():
     assert check_chain(chain) == chain
 
 
-def test_operations_may_come_again():
+def test_operations_may_be_repeated():
     chain = (ComponentConfig("opening"), ComponentConfig("largest"), ComponentConfig("opening"))
     assert [component.name for component in check_chain(chain)] == ["opening", "largest", "opening"]
 
@@ -302,7 +302,7 @@ def test_operations_may_come_again():
         ((ComponentConfig("crf", {"weight": float("nan")}),), "weight must be finite"),
     ],
 )
-def test_a_chain_that_cannot_be_is_the_users_to_mend(chain, rule):
+def test_invalid_chain_is_refused(chain, rule):
     with pytest.raises(InputError, match=rule) as caught:
         check_chain(chain)
     assert "\n" not in str(caught.value)

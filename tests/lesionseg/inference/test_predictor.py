@@ -54,7 +54,7 @@ def pictures(tmp_path_factory):
     return root
 
 
-def test_it_gives_the_masks_that_the_evaluation_judges(run, pictures, tmp_path):
+def test_prediction_equals_the_evaluated_mask(run, pictures, tmp_path):
     index = DatasetIndex.read(pictures)
     cache = build_cache(index, 32, tmp_path)
     segmenter = lesionseg.load(run, device="cpu")
@@ -74,7 +74,7 @@ def test_it_gives_the_masks_that_the_evaluation_judges(run, pictures, tmp_path):
         assert found.mask.shape == read_mask(record.mask)[0].shape
 
 
-def test_a_path_an_image_of_pil_and_an_array_are_one_picture(run, pictures):
+def test_path_pil_image_and_array_are_equal(run, pictures):
     segmenter = lesionseg.load(run, device="cpu")
     path = pictures / "images" / "im1.png"
     with Image.open(path) as image:
@@ -90,7 +90,7 @@ def test_a_path_an_image_of_pil_and_an_array_are_one_picture(run, pictures):
 
 
 @pytest.mark.parametrize("where", ["", "final", "final/model.safetensors"])
-def test_a_study_its_final_folder_and_the_file_lead_to_one_model(run, where):
+def test_study_final_folder_and_file_give_one_model(run, where):
     segmenter = lesionseg.load(run / where, device="cpu")
     assert segmenter.config == CONFIG
     assert segmenter.inference == FULL
@@ -98,7 +98,7 @@ def test_a_study_its_final_folder_and_the_file_lead_to_one_model(run, where):
     assert not segmenter.model.training
 
 
-def test_the_findings_belong_to_the_mask(run, pictures):
+def test_statistics_belong_to_the_mask(run, pictures):
     found = lesionseg.load(run, device="cpu").predict(pictures / "images" / "im0.png")
     assert found.area == found.mask.sum() > 0
     assert found.confidence == pytest.approx(found.probability[found.mask].mean(), rel=1e-5)
@@ -106,7 +106,7 @@ def test_the_findings_belong_to_the_mask(run, pictures):
         found.area = 3
 
 
-def test_pictures_of_all_kinds_are_taken_upright_and_as_rgb(run, tmp_path):
+def test_all_image_modes_become_upright_rgb(run, tmp_path):
     """Grey, with a palette, with alpha, of 16 bits, and held sideways."""
     segmenter = lesionseg.load(run, device="cpu")
     rng = np.random.default_rng(0)
@@ -125,7 +125,7 @@ def test_pictures_of_all_kinds_are_taken_upright_and_as_rgb(run, tmp_path):
         assert found.mask.shape == (40, 56)
 
 
-def test_a_large_jpeg_that_is_held_sideways_has_its_own_size(run, tmp_path):
+def test_large_rotated_jpeg_has_its_own_size(run, tmp_path):
     """It is decoded at a part of its size, and the axes swap."""
     exif = Image.Exif()
     exif[0x0112] = 8
@@ -135,7 +135,7 @@ def test_a_large_jpeg_that_is_held_sideways_has_its_own_size(run, tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2), (1, 50_000), (50_000, 1), (3, 40_000)])
-def test_pictures_of_any_shape_are_marked_at_their_size(run, shape):
+def test_mask_has_the_images_size(run, shape):
     dark = np.full((*shape, 3), 40, np.uint8)
     found = lesionseg.load(run, device="cpu").predict(dark)
     assert found.mask.shape == found.probability.shape == shape
@@ -152,7 +152,7 @@ def test_pictures_of_any_shape_are_marked_at_their_size(run, shape):
         (3, "an image must be a path, a PIL image or uint8 [H, W, 3], got int"),
     ],
 )
-def test_what_is_no_picture_is_told(run, picture, told):
+def test_invalid_image_is_refused(run, picture, told):
     with pytest.raises(InputError) as caught:
         lesionseg.load(run, device="cpu").predict(picture)
     assert str(caught.value).startswith(f"predict: {told}")
@@ -166,14 +166,14 @@ def test_what_is_no_picture_is_told(run, picture, told):
         (lambda p: p.write_text("x"), "not a safetensors file ("),
     ],
 )
-def test_a_run_without_a_model_is_told_in_one_line(tmp_path, make, told):
+def test_run_without_a_model_is_refused(tmp_path, make, told):
     make(tmp_path / "run")
     with pytest.raises(InputError) as caught:
         lesionseg.load(tmp_path / "run")
     assert told in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_half_precision_is_used_where_the_device_has_it_and_training_did(monkeypatch):
+def test_half_precision_follows_training_and_device(monkeypatch):
     asked = []
     monkeypatch.setattr(
         "lesionseg.inference.predictor.amp_dtype",
@@ -189,7 +189,7 @@ def test_half_precision_is_used_where_the_device_has_it_and_training_did(monkeyp
     assert 0 < np.abs(half - whole).max() < 0.05
 
 
-def test_the_package_alone_is_light_and_has_no_other_names():
+def test_package_import_is_light():
     code = """
 import sys
 import lesionseg

@@ -32,7 +32,7 @@ def discs(n, seed=0):
 
 
 def pictures(red, green=0):
-    """Images whose red is the probability that ``Red`` reads, in 1/250."""
+    """Images whose red channel is the probability of ``Red``, in 1/250."""
     images = np.zeros((*red.shape, 3), np.uint8)
     images[..., 0] = np.round(250 * red)
     images[..., 1] = green
@@ -40,7 +40,7 @@ def pictures(red, green=0):
 
 
 class Red(nn.Module):
-    """Its probability is the red of the image."""
+    """The probability is the red channel."""
 
     def forward(self, x):
         red = (x[:, :1] * STD[0] + MEAN[0]) / 250
@@ -48,7 +48,7 @@ class Red(nn.Module):
 
 
 class Shaded(Red):
-    """Sees less on the left: the left edge of a picture is not believed."""
+    """Lower probabilities at the left."""
 
     def forward(self, x):
         return super().forward(x) + torch.linspace(-5, 5, x.shape[-1])
@@ -78,13 +78,13 @@ def pick_of(choice, name):
 
 
 def uncertain(n=6, seed=0):
-    """Lesions of 0.32 on skin of 0.28; some skin and some lesion is hard."""
+    """Lesions of probability 0.32 on background of 0.28, with noise."""
     masks = discs(n, seed)
     return pictures(np.where(masks, 0.32, 0.28)), masks.astype(np.uint8)
 
 
 def specked(n=8, seed=0):
-    """Sure discs, and one to three specks of two pixels a side in the corners."""
+    """Confident discs and one to three false 2 x 2 specks in the corners."""
     masks = discs(n, seed)
     red = np.where(masks, 0.9, 0.1)
     for i in range(n):
@@ -93,7 +93,7 @@ def specked(n=8, seed=0):
     return pictures(red), masks.astype(np.uint8)
 
 
-def test_a_network_that_is_too_shy_gets_a_lower_threshold():
+def test_underconfident_network_gets_a_lower_threshold():
     images, masks = uncertain()
     choice = select_inference(Red(), images, masks, device=CPU)
     assert choice.inference == Inference("none", (ComponentConfig("threshold", {"value": 0.3}),))
@@ -101,21 +101,21 @@ def test_a_network_that_is_too_shy_gets_a_lower_threshold():
     assert choice.dice == 1
 
 
-def test_a_network_that_is_too_bold_gets_a_higher_threshold():
+def test_overconfident_network_gets_a_higher_threshold():
     masks = discs(6)
     images = pictures(np.where(masks, 0.78, 0.72))
     choice = select_inference(Red(), images, masks.astype(np.uint8), device=CPU)
     assert choice.inference.chain == (ComponentConfig("threshold", {"value": 0.75}),)
 
 
-def test_of_thresholds_that_do_as_well_the_one_nearest_to_a_half_is_taken():
+def test_threshold_nearest_to_one_half_is_preferred():
     masks = discs(6)
     images = pictures(np.where(masks, 0.42, 0.12))
     choice = select_inference(Red(), images, masks.astype(np.uint8), device=CPU)
     assert pick_of(choice, "threshold") == {"value": 0.4}
 
 
-def test_specks_are_taken_away():
+def test_specks_are_removed():
     images, masks = specked()
     choice = select_inference(Red(), images, masks, device=CPU)
     assert set(names(choice)) & {"largest", "opening"}
@@ -123,7 +123,7 @@ def test_specks_are_taken_away():
     assert choice.default_dice < 0.98
 
 
-def test_an_operation_that_was_taken_is_not_tried_again():
+def test_selected_operation_is_not_evaluated_again():
     choice = select_inference(Red(), *specked(), device=CPU)
     tried = [row.name for row in choice.candidates]
     assert names(choice) == ["largest"]
@@ -142,7 +142,7 @@ def test_holes_are_filled():
     assert choice.dice == pytest.approx(1.0)
 
 
-def test_soft_boundaries_get_the_random_field_where_colours_know_better():
+def test_crf_is_selected_for_soft_boundaries():
     masks = discs(6)
     soft = [
         cv2.GaussianBlur(cv2.dilate(m.astype(np.float32), np.ones((3, 3))), (0, 0), 2.5)
@@ -155,7 +155,7 @@ def test_soft_boundaries_get_the_random_field_where_colours_know_better():
     assert choice.dice > choice.default_dice + 0.01
 
 
-def test_a_perfect_network_stays_plain():
+def test_perfect_network_keeps_the_default():
     masks = discs(8)
     choice = select_inference(Red(), perfect(masks), masks.astype(np.uint8), device=CPU)
     assert choice.inference == DEFAULT_INFERENCE
@@ -163,7 +163,7 @@ def test_a_perfect_network_stays_plain():
     assert [row.name for row in choice.candidates if row.selected] == ["default"]
 
 
-def test_a_network_that_breaks_the_symmetry_gets_flips_and_not_the_dearer_rotations():
+def test_asymmetric_network_gets_flips():
     masks = discs(10)
     images = pictures(np.where(masks, 0.85, 0.15))
     choice = select_inference(
@@ -173,7 +173,7 @@ def test_a_network_that_breaks_the_symmetry_gets_flips_and_not_the_dearer_rotati
     assert choice.dice > choice.default_dice + 0.05
 
 
-def test_only_the_rows_asked_for_are_tried():
+def test_only_the_given_ttas_are_evaluated():
     masks = discs(4)
     images = pictures(np.where(masks, 0.85, 0.15))
     choice = select_inference(
@@ -198,7 +198,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_dice_it_reports_is_that_of_applying_what_it_chose(name):
+def test_reported_dice_is_reproduced(name):
     torch.manual_seed(0)
     make, data = CASES[name]
     model, (images, masks) = make(), data()
@@ -211,7 +211,7 @@ def test_the_dice_it_reports_is_that_of_applying_what_it_chose(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_steps_add_up_and_each_is_surer_than_its_error(name):
+def test_gains_add_up_and_exceed_their_error(name):
     torch.manual_seed(0)
     make, data = CASES[name]
     choice = select_inference(make(), *data(), device=CPU)
@@ -228,8 +228,8 @@ def test_steps_add_up_and_each_is_surer_than_its_error(name):
     json.dumps([asdict(c) for c in choice.candidates], allow_nan=False)
 
 
-def test_a_gain_within_its_own_error_is_not_taken():
-    """One image gains 0.2 by a low threshold and the other five nothing: that is chance."""
+def test_gain_within_its_error_is_not_selected():
+    """One image gains 0.2 by a low threshold, the other five nothing."""
     masks = discs(6)
     red = np.where(masks, 0.9, 0.1)
     red[0] = np.where(masks[0], 0.4, 0.1)
@@ -240,7 +240,7 @@ def test_a_gain_within_its_own_error_is_not_taken():
     assert choice.inference == DEFAULT_INFERENCE
 
 
-def test_a_gain_that_is_sure_and_tiny_is_not_taken(monkeypatch):
+def test_tiny_gain_is_not_selected(monkeypatch):
     images, masks = specked()
     before = select_inference(Red(), images, masks, device=CPU)
     assert names(before)
@@ -248,7 +248,7 @@ def test_a_gain_that_is_sure_and_tiny_is_not_taken(monkeypatch):
     assert select_inference(Red(), images, masks, device=CPU).inference == DEFAULT_INFERENCE
 
 
-def test_from_one_image_nothing_is_learnt():
+def test_nothing_is_selected_for_one_image():
     images, masks = uncertain(1)
     choice = select_inference(Red(), images, masks, device=CPU)
     assert choice.inference == DEFAULT_INFERENCE
@@ -258,7 +258,7 @@ def test_from_one_image_nothing_is_learnt():
 
 
 @pytest.mark.parametrize(("level", "dice"), [(0, 1.0), (1, 0.0)])
-def test_empty_masks_score_one_where_nothing_is_found(level, dice):
+def test_empty_masks_score_one(level, dice):
     masks = np.zeros((3, SIDE, SIDE), np.uint8)
     images = pictures(np.full(masks.shape, 0.1 + 0.85 * level))
     choice = select_inference(Red(), images, masks, device=CPU)
@@ -266,7 +266,7 @@ def test_empty_masks_score_one_where_nothing_is_found(level, dice):
     assert choice.inference == DEFAULT_INFERENCE
 
 
-def test_a_network_of_nans_finds_nothing_and_stays_plain():
+def test_network_with_nan_outputs_keeps_the_default():
     class Broken(Red):
         def forward(self, x):
             return super().forward(x) * float("nan")
@@ -277,13 +277,13 @@ def test_a_network_of_nans_finds_nothing_and_stays_plain():
     assert choice.dice == 0
 
 
-def test_masks_of_255_and_of_1_are_the_same():
+def test_masks_may_hold_255_or_1():
     images, masks = specked()
     one, other = (select_inference(Red(), images, m, device=CPU) for m in (masks, masks * 255))
     assert one == other
 
 
-def test_it_is_deterministic_and_no_batch_size_changes_it():
+def test_deterministic_for_any_batch_size():
     images, masks = specked()
     found = [
         select_inference(Shaded(), images, masks, device=CPU, batch_size=n) for n in (16, 16, 3, 1)
@@ -292,7 +292,7 @@ def test_it_is_deterministic_and_no_batch_size_changes_it():
     assert len({json.dumps(choice.inference.to_dict()) for choice in found}) == 1
 
 
-def test_the_network_sees_each_view_of_each_image_once_and_nothing_else():
+def test_each_view_is_computed_once():
     images, masks = specked(5)
     kept = images.copy(), masks.copy()
     seen = []
@@ -316,8 +316,8 @@ def test_the_network_sees_each_view_of_each_image_once_and_nothing_else():
     assert (masks == kept[1]).all()
 
 
-def test_masks_have_no_part_in_a_prediction():
-    """With the masks of other images every Dice is another, and no trial is lost or added."""
+def test_predictions_do_not_depend_on_masks():
+    """With permuted masks the Dice differs and the candidates are the same."""
     images, masks = specked()
     right = select_inference(Red(), images, masks, device=CPU, postprocess=False)
     wrong = select_inference(Red(), images, np.roll(masks, 1, 0), device=CPU, postprocess=False)
@@ -325,7 +325,7 @@ def test_masks_have_no_part_in_a_prediction():
     assert wrong.default_dice < right.default_dice
 
 
-def test_many_images_are_kept_in_half_precision_and_choose_the_same(monkeypatch):
+def test_half_precision_storage_selects_the_same(monkeypatch):
     images, masks = specked()
     full = select_inference(Shaded(), images, masks, device=CPU)
     monkeypatch.setattr(module, "MAX_FLOAT32_VALUES", 10)
@@ -334,7 +334,7 @@ def test_many_images_are_kept_in_half_precision_and_choose_the_same(monkeypatch)
     assert half.dice == pytest.approx(full.dice, abs=2e-3)
 
 
-def test_thresholds_are_a_grid_that_the_table_takes():
+def test_thresholds_are_valid_parameters():
     values = sorted(component.params["value"] for component in THRESHOLDS)
     assert values == [round(0.05 * i, 2) for i in range(1, 20) if i != 10]
     for component in (*THRESHOLDS, *module.CRFS, *module.OPERATIONS):
@@ -348,13 +348,13 @@ def test_no_image_or_too_few_masks_is_refused(n):
         select_inference(Red(), images, np.zeros((n[1], 8, 8), np.uint8), device=CPU)
 
 
-def test_an_unknown_row_is_refused_before_the_network_runs():
+def test_unknown_tta_is_refused_before_the_network_runs():
     images, masks = specked(2)
     with pytest.raises(InputError, match="unknown tta 'flip'"):
         select_inference(None, images, masks, device=CPU, ttas=("flip",))
 
 
-def test_what_is_written_is_read_again():
+def test_inference_round_trip():
     chain = tuple(ComponentConfig(name) for name in POSTPROCESS)
     for one in (DEFAULT_INFERENCE, Inference("d4"), Inference("flips", chain)):
         assert Inference.from_dict(json.loads(json.dumps(one.to_dict()))) == one
@@ -390,7 +390,7 @@ def test_defaults_are_written_out():
         ({"chain": [{"crf": {}}, {"crf": {}}]}, "at most one crf"),
     ],
 )
-def test_what_is_no_inference_is_the_users_to_mend(data, rule):
+def test_invalid_inference_is_refused(data, rule):
     with pytest.raises(InputError, match=rule) as caught:
         Inference.from_dict(data)
     assert "\n" not in str(caught.value)

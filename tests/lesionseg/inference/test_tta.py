@@ -53,19 +53,19 @@ def moved(x, how):
     return torch.from_numpy(BY_HAND[how](x.numpy()).copy())
 
 
-def test_the_rows_are_the_ones_worked_out_by_hand():
+def test_symmetries_by_hand():
     assert set(TTA) == set(NAMES)
 
 
 @pytest.mark.parametrize("name", TTA)
-def test_a_rows_views_are_those_of_its_group_each_once(name):
+def test_views_are_groups(name):
     x = images(4, 1)
     views = {view.apply(x).numpy().tobytes() for view in TTA[name]}
     assert views == {moved(x, how).numpy().tobytes() for how in NAMES[name]}
     assert len(TTA[name]) == len(views)
 
 
-def test_a_view_is_undone_exactly():
+def test_views_are_inverted_exactly():
     x = images(5)
     for view in SYMMETRIES:
         assert torch.equal(view.undo(view.apply(x)), x), view
@@ -73,7 +73,7 @@ def test_a_view_is_undone_exactly():
 
 
 @pytest.mark.parametrize("name", TTA)
-def test_a_pointwise_network_gains_nothing_and_loses_nothing(name):
+def test_pointwise_network_is_unchanged(name):
     x, model = images(), Pointwise()
     found = predict_with_tta(model, x, name)
     assert found.shape == (2, 1, 9, 9)
@@ -83,7 +83,7 @@ def test_a_pointwise_network_gains_nothing_and_loses_nothing(name):
 
 
 @pytest.mark.parametrize("name", TTA)
-def test_the_mean_turns_with_the_image_under_its_own_group_only(name):
+def test_mean_is_equivariant_under_its_group(name):
     x, model = images(), Crooked()
     mean = predict_with_tta(model, x, name)
     agree = [
@@ -94,7 +94,7 @@ def test_the_mean_turns_with_the_image_under_its_own_group_only(name):
     assert agree == NAMES[name]
 
 
-def test_the_mean_is_that_of_probabilities_and_not_of_logits():
+def test_mean_is_of_probabilities():
     x, model = images(), Crooked()
     views = [moved(model(moved(x, how)).sigmoid(), how) for how in NAMES["flips"]]
     wanted = torch.stack(views).mean(0)
@@ -103,7 +103,7 @@ def test_the_mean_is_that_of_probabilities_and_not_of_logits():
     assert not torch.allclose(logits.mean(0).sigmoid(), wanted, atol=1e-3)
 
 
-def test_rows_that_are_computed_together_are_bitwise_those_alone():
+def test_joint_computation_is_bit_identical():
     x, model = images(), Crooked()
     for names in (("d4", "flips", "none"), ("none", "flips")):
         together = predict_with_ttas(model, x, names)
@@ -120,7 +120,7 @@ def test_shared_views_are_computed_once():
     assert len(calls) == 8
 
 
-def test_bytes_in_channels_last_order_and_half_precision_give_the_same():
+def test_channels_last_and_half_precision_inputs():
     x = images(8)
     last = x.contiguous(memory_format=torch.channels_last)
     assert torch.equal(
@@ -136,14 +136,14 @@ def test_bytes_in_channels_last_order_and_half_precision_give_the_same():
     assert (found - predict_with_tta(Crooked(), x, "d4")).abs().max() < 0.02
 
 
-def test_a_single_pixel_and_no_image_have_means_too():
+def test_single_pixel_and_empty_batch():
     x = images(1)
     assert torch.equal(predict_with_tta(Pointwise(), x, "d4"), Pointwise()(x).sigmoid())
     assert predict_with_tta(Pointwise(), images(4, 0), "d4").shape == (0, 1, 4, 4)
 
 
 @pytest.mark.parametrize("name", ["flip", "", None, 3, ["d4"]])
-def test_an_unknown_row_is_the_users_to_mend(name):
+def test_unknown_tta_is_refused(name):
     with pytest.raises(InputError, match="unknown tta"):
         check_tta(name)
 

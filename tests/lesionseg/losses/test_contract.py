@@ -185,7 +185,7 @@ def test_pooling_counts_the_batch_as_one_image():
             torch.testing.assert_close(pooled, build_loss(ComponentConfig(name))(*line))
 
 
-def test_a_pick_outside_the_table_is_refused():
+def test_unknown_entry_is_refused():
     with pytest.raises(InputError, match=r"^unknown loss 'dise' \(did you mean 'dice'\?\)$"):
         build_loss(ComponentConfig("dise"))
     with pytest.raises(InputError, match=r"^loss\.focal: gamma must lie in \[0\.5, 4\], got 5$"):

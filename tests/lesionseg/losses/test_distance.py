@@ -43,7 +43,7 @@ def test_distances_of_three_pixels_by_hand():
 
 @given(st.integers(1, 7), st.integers(1, 7), seeds)
 @settings(max_examples=30, deadline=None)
-def test_distances_are_those_of_brute_force(h, w, seed):
+def test_distances_equal_brute_force(h, w, seed):
     lesion = np.random.default_rng(seed).random((h, w)) < 0.5
     found = signed_distance(torch.from_numpy(lesion)[None, None])[0, 0].numpy()
     if lesion.all() or not lesion.any():
@@ -56,7 +56,7 @@ def test_distances_are_those_of_brute_force(h, w, seed):
         assert found[row, column] == pytest.approx(sign * nearest / unit(h, w), rel=1e-5)
 
 
-def test_distances_are_scipys_for_each_image_of_a_batch():
+def test_distances_equal_scipys():
     masks = torch.cat([disc(20, 25, 9, size=64), disc(40, 30, 20, size=64)]) > 0.5
     found = signed_distance(masks)
     assert found.dtype == torch.float32 and found.shape == masks.shape
@@ -65,7 +65,7 @@ def test_distances_are_scipys_for_each_image_of_a_batch():
 
 @given(seeds)
 @settings(max_examples=10, deadline=None)
-def test_the_boundary_loss_is_that_of_numpy(seed):
+def test_boundary_loss_equals_numpys(seed):
     logits, target = drawn(seed)
     p, g = logits.double().sigmoid().numpy(), target.double().numpy()
     # Never below 0, since every wrong pixel costs its distance.
@@ -75,8 +75,8 @@ def test_the_boundary_loss_is_that_of_numpy(seed):
 
 @given(seeds)
 @settings(max_examples=10, deadline=None)
-def test_the_gradient_of_the_boundary_loss_is_the_papers(seed):
-    """That of the mean of distance x probability, without the constant."""
+def test_boundary_loss_gradient_equals_the_papers(seed):
+    """The gradient of the mean of distance x probability."""
     logits, target = drawn(seed)
 
     def ours(x, t):
@@ -91,7 +91,7 @@ def test_the_gradient_of_the_boundary_loss_is_the_papers(seed):
 
 @given(seeds, st.floats(1.0, 3.0))
 @settings(max_examples=15, deadline=None)
-def test_the_hausdorff_loss_is_monais(seed, alpha):
+def test_hausdorff_loss_equals_monais(seed, alpha):
     from monai.losses import HausdorffDTLoss
 
     logits, target = drawn(seed)
@@ -111,7 +111,7 @@ def test_the_hausdorff_loss_by_hand():
 
 
 @pytest.mark.parametrize("name", ["boundary", "hausdorff"])
-def test_the_size_of_the_image_makes_no_difference(name):
+def test_loss_does_not_depend_on_the_image_size(name):
     small = disc(30, 32, 16, size=64), disc(34, 40, 14, size=64)
     large = disc(120, 128, 64, size=256), disc(136, 160, 56, size=256)
     values = [alone(name, said(predicted), truth) for truth, predicted in (small, large)]
@@ -119,7 +119,7 @@ def test_the_size_of_the_image_makes_no_difference(name):
 
 
 @pytest.mark.parametrize("name", ["boundary", "hausdorff"])
-def test_a_far_error_costs_more_than_a_near_one(name):
+def test_distant_errors_cost_more(name):
     truth = disc(16, 16, 5, size=48)
     near, far = truth.clone(), truth.clone()
     near[0, 0, 16, 23:26], far[0, 0, 16, 43:46] = 1, 1
@@ -129,7 +129,7 @@ def test_a_far_error_costs_more_than_a_near_one(name):
 
 
 @pytest.mark.parametrize("name", ["boundary", "hausdorff"])
-def test_without_any_boundary_dice_alone_teaches(name):
+def test_without_boundary_only_dice_has_a_gradient(name):
     logits, truth = torch.full((1, 1, 8, 8), -1.0), torch.zeros(1, 1, 8, 8)
     assert alone(name, logits, truth) == pytest.approx(0, abs=1e-6)
     value, grad = value_and_gradient(build_loss(ComponentConfig(name)), logits, truth)
@@ -137,8 +137,8 @@ def test_without_any_boundary_dice_alone_teaches(name):
 
 
 @pytest.mark.parametrize("name", ["boundary", "hausdorff"])
-def test_distance_and_dice_are_of_one_size(name):
-    """For a network that knows nothing, so that a weight of one half means one half."""
+def test_distance_and_dice_losses_are_of_one_order(name):
+    """For an untrained network."""
     truth = disc(30, 34, 14, size=64)
     logits = torch.zeros_like(truth)
     dice = float(build_loss(ComponentConfig("dice"))(logits, truth))

@@ -42,7 +42,7 @@ def test_smoothed_cross_entropy_by_hand():
     assert float(value) == pytest.approx(-0.9 * math.log(3 / 4) - 0.1 * math.log(1 / 4))
 
 
-def test_smoothing_and_flooding_go_with_every_loss():
+def test_modifiers_apply_to_every_loss():
     logits, masks = batch()
     for name, level in itertools.product(LOSSES, (0.01, 50.0)):
         smoothed = build_loss(ComponentConfig(name))(logits, masks * 0.8 + 0.1)
@@ -59,7 +59,7 @@ def test_flooding_by_hand(value, flooded):
     assert float(found) == pytest.approx(flooded)
 
 
-def test_below_the_flood_the_gradient_is_turned_round():
+def test_gradient_is_reversed_below_the_flood_level():
     logits, masks = batch()
     for name in LOSSES:
         value, slope = value_and_gradient(build_loss(ComponentConfig(name)), logits, masks)
@@ -69,11 +69,11 @@ def test_below_the_flood_the_gradient_is_turned_round():
         assert torch.equal(value_and_gradient(above, logits, masks)[1], slope)
 
 
-def test_without_a_flood_a_negative_loss_stays_negative():
+def test_negative_loss_without_flooding():
     assert float(Criterion(mean_of_logits)(filled(-0.2), filled(0))) == pytest.approx(-0.2)
 
 
-def test_outputs_weigh_half_as_much_each_as_the_one_before():
+def test_output_weights_halve():
     outputs = (filled(1), filled(2), filled(4))
     # (1 x 1 + 2 / 2 + 4 / 4) / (1 + 1/2 + 1/4) = 3 / 1.75
     assert float(over_outputs(mean_of_logits, outputs, filled(0))) == pytest.approx(3 / 1.75)
@@ -81,14 +81,14 @@ def test_outputs_weigh_half_as_much_each_as_the_one_before():
     assert float(two) == pytest.approx((1 * 2 + 2 * 1) / 3)
 
 
-def test_one_output_is_the_loss_itself():
+def test_single_output_is_unweighted():
     logits, masks = batch()
     loss = build_loss(ComponentConfig("bce_dice"))
     expected = loss.loss(logits, masks)
     assert loss(logits, masks) == expected == loss((logits,), masks)
 
 
-def test_equal_outputs_give_the_loss_of_one_and_each_is_taught():
+def test_equal_outputs_give_one_loss_and_gradients():
     logits, masks = batch()
     loss = build_loss(ComponentConfig("dice"))
     outputs = tuple(logits.clone().requires_grad_() for _ in range(3))
@@ -100,13 +100,13 @@ def test_equal_outputs_give_the_loss_of_one_and_each_is_taught():
         torch.testing.assert_close(output.grad, slope * weight)
 
 
-def test_the_flood_is_of_the_sum_and_not_of_each_output():
+def test_flooding_applies_to_the_sum_of_outputs():
     outputs = (filled(0.8), filled(0.2))  # (2 x 0.8 + 0.2) / 3 = 0.6, over the flood
     value = Criterion(mean_of_logits, flooding=0.5)(outputs, filled(0))
     assert float(value) == pytest.approx(0.6)  # flooded each: (2 x 0.8 + 0.8) / 3 = 0.8
 
 
-def test_half_precision_outputs_of_a_network_are_summed_in_single():
+def test_half_precision_outputs_are_summed_in_float32():
     logits, masks = batch()
     outputs = (logits.half(), logits.half() / 2)
     value = build_loss(ComponentConfig("bce"), label_smoothing=0.1, flooding=0.1)(
@@ -127,6 +127,6 @@ def test_half_precision_outputs_of_a_network_are_summed_in_single():
         ({"flooding": math.nan}, "loss: flooding must be finite and at least 0, got nan"),
     ],
 )
-def test_modifiers_out_of_range_are_refused(wrong, message):
+def test_invalid_modifiers_are_refused(wrong, message):
     with pytest.raises(InputError, match=f"^{message}$"):
         build_loss(ComponentConfig("bce"), **wrong)

@@ -44,14 +44,14 @@ def agrees(name, params, theirs, seed):
 
 @given(seeds)
 @settings(max_examples=10, deadline=None)
-def test_dice_and_jaccard_are_smps(seed):
+def test_dice_and_jaccard_equal_smps(seed):
     agrees("dice", {}, smp.losses.DiceLoss(mode="binary", smooth=0.5), seed)
     agrees("jaccard", {}, smp.losses.JaccardLoss(mode="binary", smooth=0.5), seed)
 
 
 @given(seeds, weights, weights, st.floats(1.0, 3.0))
 @settings(max_examples=20, deadline=None)
-def test_tversky_and_its_root_are_smps(seed, alpha, beta, gamma):
+def test_tversky_losses_equal_smps(seed, alpha, beta, gamma):
     shape = {"alpha": alpha, "beta": beta}
     theirs = smp.losses.TverskyLoss(mode="binary", smooth=0.5, **shape)
     agrees("tversky", shape, theirs, seed)
@@ -76,7 +76,7 @@ def test_dice_by_hand(predicted, truth, dice):
     assert float(value) == pytest.approx(dice, abs=1e-6)
 
 
-def test_dice_is_worked_out_per_image_or_pooled():
+def test_dice_per_image_or_pooled():
     truth, predicted = masks([[1, 1, 0, 0], [1, 1, 1, 1]]), sure([[1, 0, 0, 0], [1, 1, 1, 1]])
     # First image: 1 - (2 x 1 + 1) / (1 + 2 + 1) = 1/4; second: 1 - (2 x 4 + 1) / (8 + 1) = 0.
     assert float(build_loss(ComponentConfig("dice"))(predicted, truth)) == pytest.approx(
@@ -101,8 +101,8 @@ def test_tversky_by_hand_alpha_weighs_false_positives():
 
 @given(seeds)
 @settings(max_examples=20, deadline=None)
-def test_sure_masks_score_as_in_scikit_learn(seed):
-    """Half a pixel more is one pixel more where every pixel is counted twice."""
+def test_confident_masks_score_as_in_scikit_learn(seed):
+    """SMOOTH is half a pixel, which Dice doubles."""
     logits, target = drawn(seed)
     truth = target[0].flatten().int().tolist()
     predicted = (logits[0] > 0).flatten().int().tolist()
@@ -117,7 +117,7 @@ def test_sure_masks_score_as_in_scikit_learn(seed):
 
 @given(seeds)
 @settings(max_examples=10, deadline=None)
-def test_mcc_is_smps_where_half_a_pixel_is_nothing(seed):
+def test_mcc_equals_smps_for_large_images(seed):
     logits, target = drawn(seed)
     logits, target = (x.repeat(1, 1, 64, 64) for x in (logits, target))
     theirs = smp.losses.MCCLoss()
@@ -146,7 +146,7 @@ def test_mcc_by_hand(predicted, truth, expected):
 
 @given(seeds)
 @settings(max_examples=20, deadline=None)
-def test_lovasz_is_smps_value_and_gradient(seed):
+def test_lovasz_equals_smps_in_value_and_gradient(seed):
     logits, target = drawn(seed)
     target[3] = 0
     for overlap, per_image in (("image", True), ("batch", False)):
@@ -168,7 +168,7 @@ def test_lovasz_by_hand():
 
 @given(st.lists(st.booleans(), min_size=1, max_size=6), seeds)
 @settings(max_examples=30, deadline=None)
-def test_lovasz_is_the_jaccard_loss_of_the_wrong_pixels_where_errors_are_0_or_1(truth, seed):
+def test_lovasz_equals_the_jaccard_loss_for_binary_errors(truth, seed):
     wrong = np.random.default_rng(seed).random(len(truth)) < 0.5
     truth = np.array(truth)
     predicted = truth ^ wrong
@@ -179,7 +179,7 @@ def test_lovasz_is_the_jaccard_loss_of_the_wrong_pixels_where_errors_are_0_or_1(
     assert float(value) == pytest.approx(jaccard, abs=1e-6)
 
 
-def test_lovasz_weighs_a_million_pixels_without_rounding():
+def test_lovasz_of_a_million_pixels_is_accurate():
     target = torch.zeros(1, 1, 1024, 1024)
     target[..., :500, :500] = 1
     logits = torch.zeros_like(target).requires_grad_()
@@ -190,7 +190,7 @@ def test_lovasz_weighs_a_million_pixels_without_rounding():
 
 
 @pytest.mark.parametrize("name", ["dice", "jaccard", "tversky", "focal_tversky", "mcc"])
-def test_a_soft_target_is_met_best_by_itself(name):
+def test_soft_target_is_the_optimum(name):
     """The product of the papers would be best at 0 or 1 instead."""
     loss = build_loss(ComponentConfig(name))
     target = masks([[0.9, 0.7, 0.3, 0.1]])
@@ -202,7 +202,7 @@ def test_a_soft_target_is_met_best_by_itself(name):
         assert float(loss(logits, target)) > best
 
 
-def test_lovasz_of_an_unsure_pixel_asks_for_no_side():
+def test_lovasz_of_a_half_target_is_symmetric():
     _, grad = value_and_gradient(
         build_loss(ComponentConfig("lovasz")), masks([[0, 0]]), masks([[0.5, 0.5]])
     )
@@ -213,8 +213,8 @@ def test_lovasz_of_an_unsure_pixel_asks_for_no_side():
     assert grad.item() > 0  # surer than its target
 
 
-def test_no_count_of_a_large_batch_is_rounded_below_zero():
-    """Sums of 8 million pixels round to halves: as differences they could turn a root to NaN."""
+def test_counts_of_a_large_batch_are_not_negative():
+    """Differences of rounded sums over 8 million pixels could be negative."""
     target, n = torch.ones(2, 1, 2048, 2048), 2 * 2048**2
     logits = torch.full_like(target, 9.0)
     missed = n * float(torch.sigmoid(torch.tensor(-9.0, dtype=torch.float64)))

@@ -27,7 +27,7 @@ def drawn(seed):
 
 @given(seeds, st.floats(0.1, 20.0))
 @settings(max_examples=20, deadline=None)
-def test_cross_entropy_is_scikit_learns_with_weights(seed, pos_weight):
+def test_cross_entropy_equals_scikit_learns(seed, pos_weight):
     logits, target = drawn(seed)
     truth, p = target.flatten().numpy(), logits.double().sigmoid().flatten().numpy()
     weights = 1 + (pos_weight - 1) * truth
@@ -46,13 +46,13 @@ def test_cross_entropy_of_a_soft_target_by_hand():
     assert float(weighted) == pytest.approx(-(2 * math.log(3 / 4) + math.log(1 / 4)) / 2)
 
 
-def test_the_weight_of_lesion_is_left_alone_by_a_study():
+def test_pos_weight_is_fixed_by_default():
     assert LOSSES["bce"].fixed_by_default == {"pos_weight"}
 
 
 @given(seeds, st.floats(0.5, 4.0), st.floats(0.1, 0.9))
 @settings(max_examples=20, deadline=None)
-def test_focal_is_torchvisions_value_and_gradient(seed, gamma, alpha):
+def test_focal_equals_torchvisions(seed, gamma, alpha):
     logits, target = drawn(seed)
 
     def theirs(logits, target):
@@ -68,7 +68,7 @@ def test_focal_is_torchvisions_value_and_gradient(seed, gamma, alpha):
 
 @given(seeds, st.floats(0.1, 0.9))
 @settings(max_examples=10, deadline=None)
-def test_the_focal_loss_of_a_soft_target_lies_between_its_two_sides(seed, t):
+def test_focal_loss_of_a_soft_target_is_interpolated(seed, t):
     logits, target = drawn(seed)
     loss = build_loss(ComponentConfig("focal"))
     ones = torch.ones_like(target)
@@ -78,7 +78,7 @@ def test_the_focal_loss_of_a_soft_target_lies_between_its_two_sides(seed, t):
 
 @given(seeds, st.floats(0.1, 0.9))
 @settings(max_examples=10, deadline=None)
-def test_the_sums_weigh_the_pixels_against_dice(seed, weight):
+def test_sums_with_dice_are_weighted(seed, weight):
     logits, target = drawn(seed)
     dice = build_loss(ComponentConfig("dice"))(logits, target)
     for name, extra in (("bce", {}), ("focal", {"gamma": 1.5, "alpha": 0.3})):

@@ -21,7 +21,7 @@ from lesionseg.metrics import (
 
 
 def some_scores(dice):
-    """Scores of which all are the given ones."""
+    """Scores that all have the given values."""
     return {name: np.asarray(dice, dtype=np.float64) for name in METRICS}
 
 
@@ -33,7 +33,7 @@ def width(interval):
     return interval[1] - interval[0]
 
 
-def test_an_interval_holds_the_mean_and_is_the_same_each_time():
+def test_interval_contains_the_mean_and_is_reproducible():
     rng = np.random.default_rng(0)
     scores = {name: rng.random(40) for name in METRICS}
     first = bootstrap_intervals(scores, single(40), resamples=500)
@@ -44,7 +44,7 @@ def test_an_interval_holds_the_mean_and_is_the_same_each_time():
         assert low < scores[name].mean() < high
 
 
-def test_a_surer_interval_is_wider():
+def test_higher_level_is_wider():
     scores = some_scores(np.random.default_rng(0).random(40))
     narrow, wide = (
         bootstrap_intervals(scores, single(40), resamples=500, level=v)["dice"] for v in (0.5, 0.95)
@@ -52,7 +52,7 @@ def test_a_surer_interval_is_wider():
     assert wide[0] < narrow[0] < narrow[1] < wide[1]
 
 
-def test_the_interval_is_as_wide_as_theory_says():
+def test_width_equals_theory():
     """For a mean of many values: 1.96 standard errors to each side."""
     values = np.random.default_rng(0).random(400)
     low, high = bootstrap_intervals(some_scores(values), single(400))["dice"]
@@ -61,7 +61,7 @@ def test_the_interval_is_as_wide_as_theory_says():
     assert (low + high) / 2 == pytest.approx(values.mean(), abs=0.1 * expected)
 
 
-def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+def test_coverage():
     rng = np.random.default_rng(1)
     covered = 0
     for _ in range(150):
@@ -72,7 +72,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     assert 0.88 <= covered / 150 <= 0.99
 
 
-def test_pictures_of_one_lesion_make_the_interval_wider():
+def test_groups_widen_the_interval():
     rng = np.random.default_rng(0)
     values = np.repeat(rng.random(30), 6) + rng.normal(0, 0.01, 180)
     groups = [str(i // 6) for i in range(180)]
@@ -82,7 +82,7 @@ def test_pictures_of_one_lesion_make_the_interval_wider():
     assert width(together) / width(alone) == pytest.approx(np.sqrt(6), rel=0.15)
 
 
-def test_groups_are_drawn_whole_and_weigh_by_their_pictures():
+def test_groups_are_resampled_whole():
     # Two groups: three pictures of 0 and one of 1. A draw of two groups gives 0 (one in four),
     # 1/4 (two in four) or 1 (one in four).
     scores, groups = some_scores([0, 0, 1, 0]), ["a", "a", "b", "a"]
@@ -95,20 +95,20 @@ def test_groups_are_drawn_whole_and_weigh_by_their_pictures():
     [([0.7], ["a"], 0.7), ([0.2, 0.4], ["a", "a"], 0.3), ([0.5] * 5, list("abcde"), 0.5)],
     ids=["one-image", "one-group", "all-alike"],
 )
-def test_an_interval_without_any_doubt_is_a_point(values, groups, expected):
+def test_constant_scores_give_a_point(values, groups, expected):
     low, high = bootstrap_intervals(some_scores(values), groups, resamples=50)["dice"]
     assert (low, high) == pytest.approx((expected, expected))
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.sampled_from("abcd")), min_size=1, max_size=12))
 @settings(max_examples=50, deadline=None)
-def test_an_interval_lies_within_the_values_in_any_case(pairs):
+def test_interval_is_within_the_values(pairs):
     values, groups = zip(*pairs, strict=True)
     low, high = bootstrap_intervals(some_scores(values), list(groups), resamples=40)["dice"]
     assert min(values) - 1e-9 <= low <= high <= max(values) + 1e-9
 
 
-def test_what_groups_are_called_does_not_matter():
+def test_group_names_do_not_matter():
     values = np.random.default_rng(0).random(12)
     plain = bootstrap_intervals(
         some_scores(values), [f"{i // 3:02}" for i in range(12)], resamples=300
@@ -119,7 +119,7 @@ def test_what_groups_are_called_does_not_matter():
     assert plain == renamed
 
 
-def test_every_name_given_has_its_interval_of_the_same_draws():
+def test_all_names_use_the_same_resamples():
     values = np.random.default_rng(0).random(30)
     intervals = bootstrap_intervals(
         {"hd95": values, "twice": 2 * values}, single(30), resamples=200
@@ -131,8 +131,8 @@ def test_every_name_given_has_its_interval_of_the_same_draws():
     assert bootstrap_intervals({}, single(30)) == {}
 
 
-def test_an_interval_is_that_of_draws_made_one_by_one():
-    """The same resamples with the pictures of each drawn group written out."""
+def test_equals_resampling_one_by_one():
+    """The same resamples with explicit lists of images."""
     rng = np.random.default_rng(3)
     values, groups = rng.random(20), rng.choice(list("abcdefg"), 20)
     names = np.unique(groups)
@@ -147,7 +147,7 @@ def test_an_interval_is_that_of_draws_made_one_by_one():
     assert interval == pytest.approx(tuple(np.percentile(means, [5, 95])))
 
 
-def test_an_interval_is_about_scipys():
+def test_close_to_scipys_interval():
     values = np.random.default_rng(0).beta(8, 2, 60)
     theirs = scipy.stats.bootstrap_intervals(
         (values,), np.mean, method="percentile", n_resamples=5000, rng=np.random.default_rng(0)
@@ -157,7 +157,7 @@ def test_an_interval_is_about_scipys():
 
 
 @pytest.mark.parametrize("block", [1, 40, 1000])
-def test_the_size_of_a_block_changes_nothing(monkeypatch, block):
+def test_block_size_does_not_change_the_result(monkeypatch, block):
     values = np.random.default_rng(0).random(12)
     whole = bootstrap_intervals({"a": values}, single(12), resamples=101)
     monkeypatch.setattr(compare, "_BLOCK_SIZE", block)
@@ -166,7 +166,7 @@ def test_the_size_of_a_block_changes_nothing(monkeypatch, block):
     )
 
 
-def test_a_paired_interval_is_that_of_the_differences_under_the_same_draws():
+def test_paired_interval_equals_that_of_the_differences():
     rng = np.random.default_rng(0)
     a, b = rng.random(40), rng.random(40)
     groups = [str(i // 4) for i in range(40)]
@@ -178,8 +178,8 @@ def test_a_paired_interval_is_that_of_the_differences_under_the_same_draws():
     assert (result.low, result.high) == pytest.approx(tuple(np.percentile(of_a - of_b, [10, 90])))
 
 
-def test_a_small_difference_on_every_image_is_told_from_none():
-    """The images differ far more from each other than the two models do."""
+def test_small_consistent_difference_is_detected():
+    """Images differ more than the two models."""
     rng = np.random.default_rng(0)
     b = rng.random(60)
     a = b + 0.02 + rng.normal(0, 0.01, 60)
@@ -190,14 +190,14 @@ def test_a_small_difference_on_every_image_is_told_from_none():
     assert result.difference == pytest.approx(0.02, abs=0.005)
 
 
-def test_the_same_scores_have_no_difference():
+def test_equal_scores_have_no_difference():
     a = np.random.default_rng(0).random(20)
     assert paired_difference(a, a.copy(), single(20), resamples=50) == PairedDifference(
         0.0, 0.0, 0.0
     )
 
 
-def test_the_other_way_round_the_interval_is_mirrored():
+def test_interval_is_antisymmetric():
     rng = np.random.default_rng(0)
     a, b = rng.random(20), rng.random(20)
     one, other = (paired_difference(*pair, single(20), resamples=200) for pair in ((a, b), (b, a)))
@@ -206,7 +206,7 @@ def test_the_other_way_round_the_interval_is_mirrored():
     )
 
 
-def test_groups_that_pull_apart_widen_the_paired_interval():
+def test_groups_widen_the_paired_interval():
     difference = np.repeat(np.random.default_rng(0).normal(0.1, 0.2, 20), 5)
     zero, groups = np.zeros(100), [str(i // 5) for i in range(100)]
     alone, together = (
@@ -224,7 +224,7 @@ def test_five_thousand_resamples_of_400_images_take_well_under_a_second():
 
 
 @pytest.mark.parametrize("shape", [(3,), (5,), (4, 1), ()])
-def test_scores_that_do_not_fit_the_groups_are_refused(shape):
+def test_scores_of_another_length_are_refused(shape):
     wrong, right = np.zeros(shape), np.zeros(4)
     with pytest.raises(ValueError, match=r"dice must have one value .* of 4 images"):
         bootstrap_intervals({"jaccard": right, "dice": wrong}, list("abcd"))
@@ -233,7 +233,7 @@ def test_scores_that_do_not_fit_the_groups_are_refused(shape):
             paired_difference(*pair, list("abcd"))
 
 
-def test_no_image_has_no_interval():
+def test_no_image_is_refused():
     with pytest.raises(ValueError, match="at least one image, got none"):
         bootstrap_intervals(some_scores([]), [])
     with pytest.raises(ValueError, match="at least one image, got none"):
@@ -249,7 +249,7 @@ def test_no_image_has_no_interval():
         ({"level": 95}, "level must lie between 0 and 1, got 95"),
     ],
 )
-def test_resamples_and_levels_that_cannot_be_are_refused(arguments, message):
+def test_invalid_resamples_and_levels_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         bootstrap_intervals({"a": np.zeros(2)}, ["x", "y"], **arguments)
     with pytest.raises(ValueError, match=message):
@@ -267,14 +267,14 @@ def by_all_signs(differences):
 @pytest.mark.parametrize(
     "differences", [[0.1, 0.2, 0.3, 0.4, 0.5], [0.3, -0.1, 0.2, 0.5, -0.4, 0.6], [0.2]]
 )
-def test_wilcoxon_counts_the_patterns_of_signs(differences):
+def test_wilcoxon_equals_the_exact_test(differences):
     a = np.array(differences)
     groups = [f"g{i}" for i in range(len(a))]
     assert wilcoxon_p_value(a, np.zeros(len(a)), groups) == pytest.approx(by_all_signs(a))
     assert wilcoxon_p_value(np.zeros(len(a)), a, groups) == pytest.approx(by_all_signs(a))
 
 
-def test_wilcoxon_is_over_groups_and_not_over_pictures():
+def test_wilcoxon_is_over_groups():
     differences = np.array([0.1, 0.2, 0.3, 0.4, 0.5])
     groups = ["a", "b", "c", "d", "e"]
     alone = wilcoxon_p_value(differences, np.zeros(5), groups)
@@ -317,6 +317,6 @@ def test_holm_keeps_the_order_and_lies_between_the_raw_values_and_bonferronis(ch
 
 
 @pytest.mark.parametrize("chances", [[1.5], [-0.1], [float("nan")]])
-def test_holm_refuses_what_is_no_chance(chances):
+def test_holm_refuses_invalid_p_values(chances):
     with pytest.raises(ValueError, match=r"p-values must lie in \[0, 1\]"):
         adjust_p_values(chances)

@@ -21,7 +21,7 @@ from tests.lesionseg.metrics.masks import MASKS, SHAPE
 
 
 def foretold(truth, seed=0, noise=0.25):
-    """Probabilities that know something of the truth: 0.3 and 0.6, and noise."""
+    """Probabilities of 0.3 and 0.6 by class, with noise."""
     rng = np.random.default_rng(seed)
     return np.clip(0.3 + 0.3 * truth + rng.normal(0, noise, truth.shape), 0, 1)
 
@@ -49,10 +49,10 @@ def pixels_of(pairs, bins):
     return middles(bins)[np.concatenate(place)], np.concatenate(truth), np.concatenate(weight)
 
 
-# --- histograms -----------------------------------------------------------------------------------
+# --- histograms ----------------------------------------------------------------------------------
 
 
-def test_a_tally_is_numpys_histogram_of_skin_and_of_lesion():
+def test_histogram_equals_numpys():
     for name, truth in MASKS.items():
         p = foretold(truth)
         ours = probability_histogram(p, truth, 50)
@@ -62,11 +62,11 @@ def test_a_tally_is_numpys_histogram_of_skin_and_of_lesion():
             assert row.tolist() == theirs.tolist(), name
 
 
-def test_a_tally_has_1000_bins_unless_told():
+def test_histogram_has_1000_bins_by_default():
     assert probability_histogram(np.zeros((1, 1)), np.zeros((1, 1), bool)).shape == (2, 1000)
 
 
-def test_a_bin_holds_its_lower_edge_and_the_last_one_both():
+def test_bin_edges():
     p = np.array([[0.0, 0.2499, 0.25, 0.5, 0.7499, 0.75, 1.0]])
     assert probability_histogram(p, np.zeros((1, 7), bool), 4).tolist() == [
         [2, 1, 2, 2],
@@ -75,7 +75,7 @@ def test_a_bin_holds_its_lower_edge_and_the_last_one_both():
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32])
-def test_narrow_floats_fall_into_the_bins_of_their_values(kind):
+def test_half_precision_values_are_binned_exactly(kind):
     p = np.linspace(0, 1, 4000).reshape(40, 100).astype(kind)
     truth = np.random.default_rng(0).random(p.shape) < 0.5
     assert np.array_equal(
@@ -97,12 +97,12 @@ def test_narrow_floats_fall_into_the_bins_of_their_values(kind):
     ],
     ids=["shapes", "bytes", "no-bin", "above-1", "below-0", "nan"],
 )
-def test_what_cannot_be_tallied_is_refused(p, truth, bins, message):
+def test_invalid_probabilities_are_refused(p, truth, bins, message):
     with pytest.raises(ValueError, match=message):
         probability_histogram(p, truth, bins)
 
 
-def test_an_image_counts_once_whatever_its_size():
+def test_images_have_equal_weight():
     small, large = np.array([[1, 0], [0, 1]]), np.array([[0, 0], [300, 700]])
     assert mean_histogram(np.stack([small, large])) == pytest.approx(
         np.array([[0.25, 0.0], [0.15, 0.25 + 0.35]])
@@ -123,12 +123,12 @@ def test_an_image_counts_once_whatever_its_size():
     ],
     ids=["one", "three-rows", "no-image", "an-empty-image"],
 )
-def test_what_cannot_be_pooled_is_refused(histograms, message):
+def test_invalid_histograms_are_refused(histograms, message):
     with pytest.raises(ValueError, match=message):
         mean_histogram(histograms)
 
 
-# --- precision and recall ----------------------------------------------------------------------
+# --- precision and recall ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [name for name in MASKS if MASKS[name].any()])
@@ -202,7 +202,7 @@ def test_without_any_lesion_average_precision_is_0_and_recall_1_as_in_scikit_lea
     assert np.isfinite(curve.precision).all() and curve.precision[0] == 0
 
 
-# --- calibration -------------------------------------------------------------------------------
+# --- calibration ---------------------------------------------------------------------------------
 
 
 def test_calibration_is_scikit_learns():
@@ -253,7 +253,7 @@ def test_calibration_by_hand():
     assert calibration_error(np.array([[0.4, 0.1], [0.1, 0.4]]), bins=1) == pytest.approx(0)
 
 
-def test_true_probabilities_have_hardly_a_calibration_error_and_false_ones_have():
+def test_calibration_error_of_calibrated_and_miscalibrated_probabilities():
     rng = np.random.default_rng(0)
     p = rng.random((300, 300))
     truth = rng.random(p.shape) < p
@@ -261,7 +261,7 @@ def test_true_probabilities_have_hardly_a_calibration_error_and_false_ones_have(
     assert calibration_error(pooled_of([(1 - p, truth)])) == pytest.approx(0.5, abs=0.02)
 
 
-def test_a_bin_without_pixels_has_its_middle_no_frequency_and_no_say():
+def test_empty_bin():
     table = np.zeros((2, 10))
     table[1, 9] = 1.0
     result = calibration(table, bins=5)
@@ -280,7 +280,7 @@ def test_without_lesion_or_without_skin_the_error_is_the_distance_from_it(name):
 
 
 @pytest.mark.parametrize("bins", [0, 11])
-def test_more_bins_than_the_tally_has_are_refused(bins):
+def test_invalid_number_of_bins_is_refused(bins):
     with pytest.raises(ValueError, match=f"from 1 to the tally's 10, got {bins}"):
         calibration(np.full((2, 10), 0.05), bins)
 
@@ -288,13 +288,13 @@ def test_more_bins_than_the_tally_has_are_refused(bins):
 @pytest.mark.parametrize(
     "function", [precision_recall, average_precision, calibration, calibration_error]
 )
-def test_a_tally_that_was_not_pooled_is_refused(function):
+def test_unnormalised_histogram_is_refused(function):
     for shape in ((4, 2, 9), (9,), (3, 9)):
         with pytest.raises(ValueError, match=r"must be \[2, bins\], got \(" + str(shape[0])):
             function(np.ones(shape))
 
 
-# --- confusion ---------------------------------------------------------------------------------
+# --- confusion -----------------------------------------------------------------------------------
 
 
 def test_confusion_is_the_mean_of_scikit_learns_shares():
@@ -332,6 +332,6 @@ def test_confusion_by_hand():
     ],
     ids=["no-image", "no-pixel", "three", "one"],
 )
-def test_counts_of_another_kind_are_refused(counts, message):
+def test_invalid_counts_are_refused(counts, message):
     with pytest.raises(ValueError, match=message):
         mean_confusion(counts)

@@ -43,20 +43,20 @@ def scored(*rows):
     return score_images(np.array(rows, dtype=np.int64))
 
 
-def test_the_names_stand_in_one_order():
+def test_metric_names_are_ordered():
     assert METRICS == NAMES
     assert tuple(scored((1, 1, 1, 1))) == NAMES
     assert JACCARD_THRESHOLD == 0.65
 
 
-def test_the_package_gives_all_that_it_lists():
+def test_package_exports():
     assert len(set(metrics.__all__)) == len(metrics.__all__)
     assert all(hasattr(metrics, name) for name in metrics.__all__)
 
 
 @given(masks)
 @settings(max_examples=50, deadline=None)
-def test_counts_are_scikit_learns_confusion_matrix(pair):
+def test_counts_equal_scikit_learns(pair):
     predicted, truth = pair
     counts = count_pixels(torch.from_numpy(predicted), torch.from_numpy(truth))
     assert counts.dtype == torch.int64 and counts.shape == (len(truth), 4)
@@ -69,7 +69,7 @@ def test_counts_are_scikit_learns_confusion_matrix(pair):
 
 @given(masks)
 @settings(max_examples=50, deadline=None)
-def test_scores_are_scikit_learns_wherever_it_defines_them(pair):
+def test_scores_equal_scikit_learns(pair):
     predicted, truth = pair
     scores = score_images(
         count_pixels(torch.from_numpy(predicted), torch.from_numpy(truth)).numpy()
@@ -104,7 +104,7 @@ def test_every_score_is_finite_and_between_0_and_1(pair):
 
 @given(masks)
 @settings(max_examples=50, deadline=None)
-def test_lesion_and_skin_are_treated_alike(pair):
+def test_classes_are_symmetric(pair):
     """Specificity is the recall of skin, in the empty cases too."""
     predicted, truth = (torch.from_numpy(m) for m in pair)
     of_lesion, of_skin = (
@@ -121,7 +121,7 @@ def paired_with(name):
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_scores_of_every_pair_of_masks_are_smps(name):
+def test_scores_equal_smps(name):
     predicted, truth = paired_with(name)
     scores = score_images(count_pixels(predicted, truth).numpy())
     stats = smp.metrics.get_stats(predicted.int(), truth.int(), mode="binary")
@@ -144,7 +144,7 @@ def test_scores_of_every_pair_of_masks_are_smps(name):
         assert scores[metric].tolist() == pytest.approx(values, abs=1e-6), metric
 
 
-def test_overlaps_of_every_pair_of_masks_are_monais():
+def test_overlaps_equal_monais():
     theirs = {"dice": compute_dice, "jaccard": compute_iou}
     for name in MASKS:
         predicted, truth = paired_with(name)
@@ -154,7 +154,7 @@ def test_overlaps_of_every_pair_of_masks_are_monais():
             assert scores[metric].tolist() == pytest.approx(values.tolist(), abs=1e-6), metric
 
 
-def test_volume_similarity_compares_the_two_areas_alone():
+def test_volume_similarity_depends_on_areas_only():
     """1 - |fn - fp| / (2tp + fp + fn) is 1 - |difference| / sum of the areas."""
     for name in MASKS:
         found, present = (pair.flatten(1).sum(1).double().numpy() for pair in paired_with(name))
@@ -206,12 +206,12 @@ def test_scores_case_by_case(counts, expected):
 @pytest.mark.parametrize(
     ("tp", "wrong", "kept"), [(13, 7, 0.65), (65, 35, 0.65), (649, 351, 0.0), (66, 34, 0.66)]
 )
-def test_jaccard_counts_from_65_hundredths_on(tp, wrong, kept):
+def test_jaccard_threshold(tp, wrong, kept):
     for row in ((tp, wrong, 0, 50), (tp, 0, wrong, 50), (tp, wrong - 1, 1, 0)):
         assert scored(row)["thresholded_jaccard"][0] == kept
 
 
-def test_an_image_counts_once_whatever_its_size():
+def test_images_have_equal_weight():
     scores = scored((1, 1, 0, 2), (0, 0, 1000, 9000))
     assert scores["dice"].tolist() == pytest.approx([2 / 3, 0])
     assert mean_scores(scores).dice == pytest.approx(1 / 3)
@@ -223,7 +223,7 @@ def test_means_are_plain_numbers():
     assert {type(v) for v in dataclasses.asdict(means).values()} == {float}
 
 
-def test_no_image_has_no_mean():
+def test_mean_of_no_image_is_refused():
     with pytest.raises(ValueError, match="at least one image, got none"):
         mean_scores(score_images(np.zeros((0, 4), np.int64)))
 

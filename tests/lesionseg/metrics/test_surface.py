@@ -49,7 +49,7 @@ def monais(predicted, truth):
 
 
 @pytest.mark.parametrize("name", OCCUPIED)
-def test_distances_of_every_pair_of_masks_are_scipys(name):
+def test_distances_equal_scipys(name):
     predicted = MASKS[name]
     for other, truth in OCCUPIED.items():
         ours = surface_distances(predicted, truth)
@@ -59,7 +59,7 @@ def test_distances_of_every_pair_of_masks_are_scipys(name):
 
 @pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning")
 @pytest.mark.parametrize("name", OCCUPIED)
-def test_cropping_changes_no_distance(name):
+def test_cropping_does_not_change_distances(name):
     """Masks in the middle, at each border, and across the whole of the image."""
     frames = [((0, 0), (0, 0)), ((30, 25), (40, 20)), ((0, 30), (0, 30)), ((30, 0), (30, 0))]
     for other, truth in list(OCCUPIED.items())[::4]:
@@ -113,7 +113,7 @@ def test_a_line_and_half_of_it():
     assert surface_distances(half.T, line.T) == pytest.approx(expected, rel=1e-6)
 
 
-def test_two_pixels_are_as_far_apart_as_pythagoras_says():
+def test_distance_of_two_pixels():
     one, other = rectangle(0, 0, 1, 1), rectangle(3, 4, 4, 5)
     assert surface_distances(one, other) == {"assd": 5.0, "hd": 5.0, "hd95": 5.0}
 
@@ -131,15 +131,15 @@ def test_two_empty_masks_agree():
     assert surface_distances(MASKS["empty"], MASKS["empty"]) == ZERO
 
 
-def test_a_lesion_missed_or_invented_costs_the_diagonal():
+def test_missed_or_false_lesion_costs_the_diagonal():
     worst = dict.fromkeys(SURFACE_DISTANCES, hypot(*SHAPE))
     for name, mask in OCCUPIED.items():
         assert surface_distances(MASKS["empty"], mask) == worst, name
         assert surface_distances(mask, MASKS["empty"]) == worst, name
 
 
-def test_nothing_found_is_as_bad_as_missing_it():
-    """Even the lesion found in the wrong corner of the image is nearer."""
+def test_empty_prediction_is_worse_than_a_wrong_one():
+    """A lesion in the wrong corner of the image is nearer."""
     for shape in ((1, 1), (1, 9), (5, 8)):
         first, last = np.zeros(shape, bool), np.zeros(shape, bool)
         first[0, 0] = last[-1, -1] = True
@@ -162,13 +162,13 @@ def test_distances_keep_their_order_and_their_bounds():
             )
 
 
-def test_the_masks_are_left_as_they_were():
+def test_masks_are_unchanged():
     predicted, truth = MASKS["ring"].copy(), MASKS["half"].copy()
     surface_distances(predicted[::-1, ::2], truth[::-1, ::2])
     assert np.array_equal(predicted, MASKS["ring"]) and np.array_equal(truth, MASKS["half"])
 
 
-def test_nothing_is_warned_of():
+def test_no_warnings():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         surface_distances(MASKS["ring"], MASKS["half"])
@@ -211,6 +211,6 @@ def test_an_image_and_its_enlargement_have_about_the_same_share():
     ],
     ids=["shapes", "three-axes", "bytes", "floats"],
 )
-def test_masks_of_another_kind_are_refused(predicted, truth, message):
+def test_invalid_masks_are_refused(predicted, truth, message):
     with pytest.raises(ValueError, match=message):
         surface_distances(predicted, truth)

@@ -32,7 +32,7 @@ def network(seed=0):
 
 
 def go(model, optimizer, steps, seed=1):
-    """So many steps; every step's image is drawn anew from the seed."""
+    """Train some steps on random images of the seed."""
     draws = torch.Generator().manual_seed(seed)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -44,13 +44,13 @@ def weights(model):
     return [p.detach().clone() for p in model.parameters()]
 
 
-def test_the_table_keeps_its_order():
+def test_table_order():
     assert list(OPTIMIZERS) == ["adam", "adamw", "sgd", "rmsprop", "lion", "nadam"]
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("shape", [(3,), (3, 1)], ids=["vector", "matrix"])
-def test_one_step_lowers_a_bowl_and_many_lower_it_further(name, shape):
+def test_steps_minimise_a_quadratic(name, shape):
     where = Parameter(torch.tensor([2.0, -1.0, 0.5]).reshape(shape))
     optimizer = build_optimizer(ComponentConfig(name), [where])
     steepness = torch.tensor([1.0, 3.0, 0.3]).reshape(shape)
@@ -67,7 +67,7 @@ def test_one_step_lowers_a_bowl_and_many_lower_it_further(name, shape):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_first_step_at_any_corner_is_downhill(name):
+def test_first_step_descends_at_all_extremes(name):
     for component in [ComponentConfig(name), *corners(name)]:
         vector, matrix = Parameter(torch.tensor([1.0, -1.0])), Parameter(torch.tensor([[1.0]]))
         optimizer = build_optimizer(component, [vector, matrix])
@@ -113,7 +113,7 @@ def test_a_first_step_at_any_corner_is_downhill(name):
     ],
     ids=lambda v: getattr(v, "name", None),
 )
-def test_the_first_step_of_a_matrix_by_hand(component, expected):
+def test_first_step_by_hand(component, expected):
     where = Parameter(torch.tensor([[3.0]]))
     optimizer = build_optimizer(component, [where])
     (where**2).sum().backward()
@@ -134,7 +134,7 @@ LIBRARIES = {
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_it_equals_its_library_s_own_with_equal_settings(name):
+def test_equals_the_librarys_optimizer(name):
     for component in [ComponentConfig(name), *corners(name)]:
         ours, theirs = network(), network()
         params = OPTIMIZERS[name].resolve(component.params)
@@ -150,7 +150,7 @@ def test_it_equals_its_library_s_own_with_equal_settings(name):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_parameter_without_a_gradient_stays_as_it_is(name):
+def test_parameter_without_gradient_is_unchanged(name):
     for component in [ComponentConfig(name), *corners(name)]:
         moved, frozen, vector = (Parameter(torch.ones(s)) for s in ((2, 2), (2, 2), (2,)))
         optimizer = build_optimizer(component, [moved, frozen, vector])
@@ -188,7 +188,7 @@ def test_a_saved_state_resumes_to_the_same_digits(name):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_zero_gradients_make_no_nan_and_move_nothing_that_does_not_decay(name):
+def test_zero_gradients_change_only_decayed_weights(name):
     for component in [ComponentConfig(name), *corners(name)]:
         parameters = [Parameter(torch.ones(s)) for s in ((2, 3), (3,), ())]
         optimizer = build_optimizer(component, parameters)
@@ -202,7 +202,7 @@ def test_zero_gradients_make_no_nan_and_move_nothing_that_does_not_decay(name):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_decay_acts_on_matrices_only(name):
-    """Without a gradient to follow, what shrinks has decayed."""
+    """With zero gradients only decay changes weights."""
     largest = {k: d.high for k, d in OPTIMIZERS[name].space.items()}
     model = network()
     with torch.no_grad():
@@ -221,7 +221,7 @@ def test_decay_acts_on_matrices_only(name):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_group_has_the_picked_rate_and_every_parameter_is_in_one_of_them(name):
+def test_groups_partition_the_parameters(name):
     for component in [ComponentConfig(name), *corners(name)]:
         model = network()
         # An iterator, which can be gone through once only.
@@ -234,7 +234,7 @@ def test_every_group_has_the_picked_rate_and_every_parameter_is_in_one_of_them(n
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_group_without_parameters_breaks_nothing(name):
+def test_empty_group(name):
     for shape in ((), (2,), (2, 2)):
         lone = Parameter(torch.ones(shape))
         optimizer = build_optimizer(ComponentConfig(name), [lone])
@@ -249,19 +249,19 @@ def test_a_group_without_parameters_breaks_nothing(name):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_defaults_lie_inside_and_rates_and_decays_are_drawn_on_log_scales(name):
+def test_defaults_and_log_scales(name):
     for key, domain in OPTIMIZERS[name].space.items():
         assert domain.low < domain.default < domain.high
         assert domain.log == (key in ("lr", "weight_decay"))
 
 
-def test_lion_s_rates_are_a_tenth_of_adamw_s():
+def test_lion_rates_are_a_tenth_of_adamws():
     lion, adamw = OPTIMIZERS["lion"].space["lr"], OPTIMIZERS["adamw"].space["lr"]
     for end in ("low", "high", "default"):
         assert getattr(lion, end) == pytest.approx(getattr(adamw, end) / 10)
 
 
-def test_a_pick_outside_the_table_is_refused():
+def test_unknown_entry_is_refused():
     lone = [Parameter(torch.ones(1))]
     with pytest.raises(InputError, match=r"^unknown optimizer 'sgdd' \(did you mean 'sgd'\?\)$"):
         build_optimizer(ComponentConfig("sgdd"), lone)

@@ -77,7 +77,7 @@ FORMULAS = {
 }
 
 
-def test_the_table_keeps_its_order():
+def test_table_order():
     assert list(SCHEDULES) == [
         "constant",
         "step",
@@ -90,7 +90,7 @@ def test_the_table_keeps_its_order():
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_its_whole_curve_is_its_formula_s_in_a_training_of_any_length(name):
+def test_curve_equals_the_formula(name):
     for component, (epochs, steps) in itertools.product(components(name), LENGTHS):
         rates = curve(component, epochs, steps)
         total = epochs * steps
@@ -101,7 +101,7 @@ def test_its_whole_curve_is_its_formula_s_in_a_training_of_any_length(name):
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_rates_lie_between_zero_and_the_given_one_and_are_not_all_zero(name):
+def test_rates_are_within_bounds(name):
     for component, (epochs, steps) in itertools.product(components(name), LENGTHS):
         rates = curve(component, epochs, steps)
         assert len(rates) == epochs * steps
@@ -110,7 +110,7 @@ def test_rates_lie_between_zero_and_the_given_one_and_are_not_all_zero(name):
 
 
 @pytest.mark.parametrize("name", sorted(SCHEDULES.keys() - {"cosine", "onecycle"}))
-def test_without_a_rise_it_starts_at_the_given_rate_and_never_rises(name):
+def test_monotone_without_warm_up(name):
     for component, (epochs, steps) in itertools.product(components(name), LENGTHS):
         rates = curve(component, epochs, steps)
         assert rates[0] == FIRST
@@ -131,7 +131,7 @@ def test_without_a_rise_it_starts_at_the_given_rate_and_never_rises(name):
     ],
     ids=str,
 )
-def test_the_last_step_s_rate_and_the_one_that_it_leaves(component, last, after):
+def test_rate_of_the_last_step(component, last, after):
     """Of twenty steps."""
     optimizer = sgd(1.0)
     schedule = build_schedule(component, optimizer, 4, 5)
@@ -172,7 +172,7 @@ THEIRS = [
 
 
 @pytest.mark.parametrize(("component", "make"), THEIRS, ids=lambda v: getattr(v, "name", ""))
-def test_it_equals_torch_s_own_over_twenty_steps(component, make):
+def test_equals_torchs_scheduler(component, make):
     optimizer = sgd()
     theirs = make(optimizer)
     expected = []
@@ -184,7 +184,7 @@ def test_it_equals_torch_s_own_over_twenty_steps(component, make):
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_it_moves_the_rate_of_every_group_and_nothing_else(name):
+def test_changes_only_learning_rates(name):
     """Momentum and decay are parameters of their own in the search."""
     for optimizer in OPTIMIZERS:
         built = build_optimizer(
@@ -222,13 +222,13 @@ def test_step_by_hand():
     assert rates == [1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25]
 
 
-def test_step_with_more_drops_than_steps_takes_several_at_once():
+def test_step_with_more_drops_than_steps():
     rates = curve(ComponentConfig("step", {"factor": 0.5, "drops": 7}), 1, 4, lr=1.0)
     assert rates == [1, 0.25, 0.0625, 0.015625]
 
 
 @pytest.mark.parametrize("rise", [0.1, 0.2, 0.25, 0.3, 0.5])
-def test_onecycle_rises_to_exactly_the_given_rate_and_falls(rise):
+def test_onecycle_reaches_the_given_rate(rise):
     for epochs, steps in [(1, 4), (3, 3), (4, 10), (1, 100)]:
         rates = curve(ComponentConfig("onecycle", {"rise": rise}), epochs, steps)
         peak = rates.index(max(rates))
@@ -261,7 +261,7 @@ def plateau(dice, **params):
         ([0.1, 0.2, 0.3, 0.4], 0, [1, 1, 1, 1]),
     ],
 )
-def test_plateau_lowers_after_patience_plus_one_epochs_without_a_better_dice(dice, patience, rates):
+def test_plateau_patience(dice, patience, rates):
     assert plateau(dice, factor=0.5, patience=patience) == rates
 
 
@@ -269,7 +269,7 @@ def test_plateau_multiplies_by_its_factor():
     assert plateau([0.5] * 4, factor=0.1, patience=0) == pytest.approx([1, 1, 0.1, 0.01])
 
 
-def test_a_pick_outside_the_table_is_refused():
+def test_unknown_entry_is_refused():
     with pytest.raises(InputError, match=r"^unknown schedule 'cosin' \(did you mean 'cosine'\?\)$"):
         build_schedule(ComponentConfig("cosin"), sgd(), 1, 1)
     with pytest.raises(InputError, match=r"^schedule\.step: drops must lie in \[1, 10\], got 11$"):

@@ -19,10 +19,15 @@ def test_data_is_written_and_replaces_an_existing_file(data, unique, tmp_path):
 def test_after_an_error_the_existing_file_is_unchanged(error, tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(error), atomic_path(path) as partial:
-        partial.write_text("new")
-        assert path.read_text() == "old"
-        raise error
+
+    def interrupt():
+        with atomic_path(path) as partial:
+            partial.write_text("new")
+            assert path.read_text() == "old"
+            raise error
+
+    with pytest.raises(error):
+        interrupt()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -122,7 +122,7 @@ def test_prediction_in_smaller_batches_is_equal(data):
     whole = list(predict_probabilities(LimitedMemory(), data.cache, data.val, device=CPU))
     parted = list(predict_probabilities(LimitedMemory(judging=3), data.cache, data.val, device=CPU))
     assert len(whole) == len(parted) == 10
-    np.testing.assert_allclose(uninterrupted, parted, atol=1e-6)
+    np.testing.assert_allclose(whole, parted, atol=1e-6)
 
 
 # --- units ---------------------------------------------------------------------------------------

@@ -251,7 +251,7 @@ def test_loader_processes_resume_bit_exactly(uninterrupted, data, tmp_path, monk
 # --- moments of suspension -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ask", range(1, 2 * ASKED))
+@pytest.mark.parametrize("ask", range(1, ASKED + 3))
 def test_suspension_at_any_moment(uninterrupted, data, tmp_path, ask):
     config = change(epochs=2, model=DROPOUT, mix=ComponentConfig("mixup"), ema=0.9)
     assert run_suspended(config, data, tmp_path, [ask]) == uninterrupted(config)

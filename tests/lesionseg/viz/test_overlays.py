@@ -13,7 +13,7 @@ from tests.lesionseg.inference.test_evaluate import RedIsLesion, data
 
 
 @pytest.mark.parametrize("n", range(1, 13))
-def test_best_median_and_worst_never_show_an_image_twice(n):
+def test_each_image_is_selected_once(n):
     dice = np.random.default_rng(n).permutation(n) / 12
     chosen = overlays.select_examples(dice)
     shown = [i for members in chosen.values() for i in members]
@@ -23,7 +23,7 @@ def test_best_median_and_worst_never_show_an_image_twice(n):
         assert chosen["worst"][0] == int(np.argmin(dice))
 
 
-def test_of_nine_images_each_is_shown_where_it_belongs():
+def test_selection_of_nine_images():
     dice = np.array([0.5, 0.9, 0.1, 0.7, 0.3, 0.8, 0.2, 0.6, 0.4])
     assert overlays.select_examples(dice) == {
         "best": [1, 5, 3],
@@ -32,80 +32,82 @@ def test_of_nine_images_each_is_shown_where_it_belongs():
     }
 
 
-def test_outlines_lie_on_the_masks_edges_in_their_colours():
+def test_position_and_colour_of_outlines():
     image = np.full((60, 80, 3), 128, np.uint8)
     truth, predicted = np.zeros((60, 80), bool), np.zeros((60, 80), bool)
     truth[10:30, 10:30] = True
     predicted[35:55, 45:70] = True
-    drawn = overlays.draw_outlines(image, truth, predicted)
-    assert drawn.shape == image.shape
-    assert tuple(drawn[10, 20]) == overlays.TRUE_COLOUR
-    assert tuple(drawn[54, 57]) == overlays.PREDICTED_COLOUR
-    assert tuple(drawn[20, 20]) == tuple(drawn[3, 3]) == (128, 128, 128)
+    canvas = overlays.draw_outlines(image, truth, predicted)
+    assert canvas.shape == image.shape
+    assert tuple(canvas[10, 20]) == overlays.TRUE_COLOUR
+    assert tuple(canvas[54, 57]) == overlays.PREDICTED_COLOUR
+    assert tuple(canvas[20, 20]) == tuple(canvas[3, 3]) == (128, 128, 128)
     assert (image == 128).all()  # the picture that was given is left alone
 
 
 @pytest.mark.parametrize("masks", [np.zeros((40, 40), bool), np.ones((40, 40), bool)])
 def test_empty_and_full_masks_can_be_drawn(masks):
-    drawn = overlays.draw_outlines(np.zeros((40, 40, 3), np.uint8), masks, masks)
-    assert drawn.any() == masks.any()
+    canvas = overlays.draw_outlines(np.zeros((40, 40, 3), np.uint8), masks, masks)
+    assert canvas.any() == masks.any()
 
 
 def test_large_images_are_scaled_down_and_keep_their_shape():
     mask = np.zeros((600, 960), bool)
-    drawn = overlays.draw_outlines(np.zeros((600, 960, 3), np.uint8), mask, mask)
-    assert drawn.shape == (300, 480, 3)
+    canvas = overlays.draw_outlines(np.zeros((600, 960, 3), np.uint8), mask, mask)
+    assert canvas.shape == (300, 480, 3)
 
 
 def test_written_overlays_are_listed_in_the_order_shown(tmp_path):
     records, cache = data(tmp_path / "d", ((64, 96), (40, 40), (128, 32), (20, 20)))
     cpu = torch.device("cpu")
     found = evaluate(RedIsLesion(), cache, records, device=cpu)
-    drawn = overlays.write_overlays(RedIsLesion(), cache, found, tmp_path / "o", cpu)
-    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == sorted(name for _, name in drawn)
-    assert [kind for kind, _ in drawn[:3]] == ["best"] * 3
-    assert [name.split("_")[1] for _, name in drawn[:3]] == ["1", "2", "3"]
-    assert {name.rsplit("_", 1)[1] for _, name in drawn} == {f"{r.name}.png" for r in records}
-    assert all(Image.open(tmp_path / "o" / name).mode == "RGB" for _, name in drawn)
+    canvas = overlays.write_overlays(RedIsLesion(), cache, found, tmp_path / "o", cpu)
+    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == sorted(name for _, name in canvas)
+    assert [kind for kind, _ in canvas[:3]] == ["best"] * 3
+    assert [name.split("_")[1] for _, name in canvas[:3]] == ["1", "2", "3"]
+    assert {name.rsplit("_", 1)[1] for _, name in canvas} == {f"{r.name}.png" for r in records}
+    assert all(Image.open(tmp_path / "o" / name).mode == "RGB" for _, name in canvas)
 
 
-def test_outlines_of_a_large_picture_lie_where_they_do_in_the_small_one():
-    """Four times too large: an edge at pixel 400 is drawn at pixel 100."""
+def test_outlines_of_a_reduced_image():
+    """Four times too large: an edge at pixel 400 is canvas at pixel 100."""
     truth, predicted = np.zeros((1440, 1920), bool), np.zeros((1440, 1920), bool)
     truth[400:800, 400:800] = True
     predicted[400:800, 1200:1600] = True
-    drawn = overlays.draw_outlines(np.full((1440, 1920, 3), 128, np.uint8), truth, predicted)
-    assert drawn.shape == (360, 480, 3)
+    canvas = overlays.draw_outlines(np.full((1440, 1920, 3), 128, np.uint8), truth, predicted)
+    assert canvas.shape == (360, 480, 3)
     for colour, left in ((overlays.TRUE_COLOUR, 100), (overlays.PREDICTED_COLOUR, 300)):
         rows, columns = np.nonzero(
-            (drawn == colour).all(axis=2) & (np.arange(480) // 240 == left // 240)
+            (canvas == colour).all(axis=2) & (np.arange(480) // 240 == left // 240)
         )
         assert abs(rows.min() - 100) <= 1 and abs(rows.max() - 199) <= 1
         assert abs(columns.min() - left) <= 1 and abs(columns.max() - left - 99) <= 1
-        assert tuple(drawn[150, left + 50]) == (128, 128, 128)
+        assert tuple(canvas[150, left + 50]) == (128, 128, 128)
 
 
-def test_where_both_outlines_lie_the_prediction_is_on_top():
+def test_the_predicted_outline_is_on_top():
     mask = np.zeros((40, 40), bool)
     mask[10:30, 10:30] = True
-    drawn = overlays.draw_outlines(np.zeros((40, 40, 3), np.uint8), mask, mask)
-    assert tuple(drawn[10, 20]) == overlays.PREDICTED_COLOUR
-    assert not (drawn == overlays.TRUE_COLOUR).all(axis=2).any()
+    canvas = overlays.draw_outlines(np.zeros((40, 40, 3), np.uint8), mask, mask)
+    assert tuple(canvas[10, 20]) == overlays.PREDICTED_COLOUR
+    assert not (canvas == overlays.TRUE_COLOUR).all(axis=2).any()
 
 
 def test_every_lesion_of_a_mask_is_outlined():
     truth = np.zeros((60, 80), bool)
     truth[5:20, 5:20] = truth[35:50, 50:70] = True
-    drawn = overlays.draw_outlines(np.zeros((60, 80, 3), np.uint8), truth, np.zeros((60, 80), bool))
-    assert tuple(drawn[5, 12]) == tuple(drawn[49, 60]) == overlays.TRUE_COLOUR
+    canvas = overlays.draw_outlines(
+        np.zeros((60, 80, 3), np.uint8), truth, np.zeros((60, 80), bool)
+    )
+    assert tuple(canvas[5, 12]) == tuple(canvas[49, 60]) == overlays.TRUE_COLOUR
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2000), (2000, 1), (480, 480), (481, 3)])
-def test_pictures_of_any_aspect_can_be_drawn(shape):
+def test_any_aspect_ratio(shape):
     mask = np.ones(shape, bool)
-    drawn = overlays.draw_outlines(np.zeros((*shape, 3), np.uint8), mask, ~mask)
-    assert max(drawn.shape) <= 480 and min(drawn.shape) >= 1
-    assert drawn.any()
+    canvas = overlays.draw_outlines(np.zeros((*shape, 3), np.uint8), mask, ~mask)
+    assert max(canvas.shape) <= 480 and min(canvas.shape) >= 1
+    assert canvas.any()
 
 
 @pytest.mark.parametrize(
@@ -120,14 +122,14 @@ def test_pictures_of_any_aspect_can_be_drawn(shape):
         (12, ([0, 1, 2], [5, 6, 7], [11, 10, 9])),
     ],
 )
-def test_of_few_images_the_best_and_the_worst_come_first(n, expected):
+def test_selection_of_few_images(n, expected):
     """Images in falling order of Dice."""
     chosen = overlays.select_examples(np.linspace(1, 0, n))
     assert tuple(chosen.values()) == expected
     assert list(chosen) == ["best", "median", "worst"]
 
 
-def test_images_of_one_dice_keep_their_order():
+def test_images_of_equal_dice_keep_their_order():
     assert overlays.select_examples(np.full(9, 0.5)) == {
         "best": [0, 1, 2],
         "median": [3, 4, 5],

@@ -18,14 +18,14 @@ CPU = torch.device("cpu")
 
 
 class Areas:
-    """What of a cache ``spread`` looks at."""
+    """The part of a cache that ``select_by_area`` uses."""
 
     def __init__(self, areas):
         self.areas = np.asarray(areas, dtype=np.float64)
 
 
 class Half(torch.nn.Module):
-    """Says: the left half is lesion."""
+    """Predicts lesion on the left half."""
 
     def forward(self, x):
         out = torch.full_like(x[:, :1], -5.0)
@@ -39,14 +39,14 @@ def cache(tmp_path_factory) -> Cache:
     return build_cache(DatasetIndex.read(write_folder(root / "d", 9)), 32, root / "cache")
 
 
-def test_images_are_spread_over_lesion_sizes():
+def test_selected_images_cover_lesion_areas():
     areas = Areas(np.linspace(0, 1, 60)[::-1])
     members = np.arange(60)
     # By size the members are 59, 58, ... 0; the middles of their sixths are the 5th, 15th, ...
     assert trial_sheet.select_by_area(areas, members).tolist() == [54, 44, 34, 24, 14, 4]
 
 
-def test_the_same_members_in_any_order_give_the_same_images():
+def test_selection_does_not_depend_on_the_order():
     rng = np.random.default_rng(0)
     areas, members = Areas(rng.integers(0, 5, 100) / 10), np.arange(10, 90)
     chosen = trial_sheet.select_by_area(areas, members).tolist()
@@ -55,14 +55,14 @@ def test_the_same_members_in_any_order_give_the_same_images():
 
 
 @pytest.mark.parametrize("n", [1, 5, 6])
-def test_of_few_members_all_are_shown(n):
+def test_few_members_are_all_selected(n):
     members = np.arange(n)
     assert (
         sorted(trial_sheet.select_by_area(Areas(np.zeros(n)), members).tolist()) == members.tolist()
     )
 
 
-def test_both_outlines_are_seen_and_the_names_stand_below(cache, tmp_path):
+def test_outlines_and_names(cache, tmp_path):
     path = tmp_path / "validation.jpg"
     trial_sheet.write_trial_sheet(Half(), cache, np.arange(6), path, CPU)
     with Image.open(path) as picture:
@@ -78,7 +78,7 @@ def test_both_outlines_are_seen_and_the_names_stand_below(cache, tmp_path):
     assert line < 100  # letters
 
 
-def test_a_masks_own_dice_is_written_as_one(cache, tmp_path, monkeypatch):
+def test_dice_of_a_perfect_prediction(cache, tmp_path, monkeypatch):
     written = []
     draw = trial_sheet.ImageDraw.ImageDraw.text
     monkeypatch.setattr(
@@ -89,14 +89,14 @@ def test_a_masks_own_dice_is_written_as_one(cache, tmp_path, monkeypatch):
     trial_sheet.write_trial_sheet(RedIsLesion(), cache, np.arange(2), tmp_path / "s.jpg", CPU)
     names = [t for t in written if t.startswith("im")]
     assert names == ["im000", "im001"]
-    found = trial_sheet.predict(RedIsLesion(), cache, np.arange(2), device=CPU)
+    found = trial_sheet.predict_probabilities(RedIsLesion(), cache, np.arange(2), device=CPU)
     for i, probability in enumerate(found):
         p, t = probability >= 0.5, cache.masks[i] > 0
         expected = 2 * (p & t).sum() / (p.sum() + t.sum()) if (p | t).any() else 1.0
         assert f"Dice {expected:.3f}" in written
 
 
-def test_a_sheet_of_noise_keeps_to_its_size(tmp_path):
+def test_file_size_is_limited(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (6, 240, 240, 3)).astype(np.uint8)
 
     class Noisy(Areas):
@@ -108,7 +108,7 @@ def test_a_sheet_of_noise_keeps_to_its_size(tmp_path):
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["s.jpg"]
 
 
-def test_a_long_name_gives_way_to_the_dice(cache, tmp_path):
+def test_long_names_are_truncated(cache, tmp_path):
     class Named(Areas):
         images, masks, names = cache.images[:1], cache.masks[:1], ["n" * 400]
 
@@ -117,7 +117,7 @@ def test_a_long_name_gives_way_to_the_dice(cache, tmp_path):
         assert picture.size == (240, 280)
 
 
-def test_nothing_half_written_stays(cache, tmp_path):
+def test_no_partial_file_remains(cache, tmp_path):
     class Broken(torch.nn.Module):
         def forward(self, x):
             raise RuntimeError("no")

@@ -296,7 +296,7 @@ def test_inference_is_selected_with_the_weights_of_the_search_if_val_was_trained
     opened = open_tiny(tiny_data, tmp_path / "s", changes)
     search(opened)
     report = run_final_test(opened, SLOT).to_dict()
-    # Judged with the search's weights, whose Dice on these images is the trial's own.
+    # The weights of the search have the trial's Dice on these images.
     assert report["inference_choice"]["default_dice"] == pytest.approx(report["val"]["search"])
     final = opened.folder / "final"
     assert checkpoint.read_inference(final / "model.safetensors").to_dict() == report["inference"]

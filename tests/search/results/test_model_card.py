@@ -89,7 +89,7 @@ def test_header_has_the_test_scores():
 def test_table_has_the_scores_with_intervals():
     cells = table_cells(make_card())
     for key, (name, _) in DEFINITIONS.items():
-        digits = 2 if key in DISTANCES else 4
+        digits = 1 if key in SURFACE_DISTANCES else 2 if key in DISTANCES else 4
         ends = [f"{end:.{digits}f}" for end in REPORT.ci95.get(key, [])]
         interval = " to ".join(ends) or "\N{EN DASH}"
         assert cells[name] == (f"{REPORT.test[key]:.{digits}f}", interval)

@@ -187,7 +187,7 @@ def kill_tree(top: psutil.Process) -> None:
 
 def train_uninterrupted(folder: Path, config: dict, weights: Path) -> dict[str, torch.Tensor]:
     """Return the weights of the same configuration without interruption."""
-    trial_data = open_study(folder).material
+    trial_data = open_study(folder).trial_data
     data = (trial_data.cache, trial_data.train, trial_data.val)
     job = TrainJob(TrialConfig.from_dict(config).to_dict(), *data, "cpu", 1, weights_path=weights)
     assert isinstance(supervise(job, lambda message: False, Limits(), StopConditions()), Trained)

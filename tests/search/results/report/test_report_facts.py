@@ -185,10 +185,13 @@ def complete(epochs):
 @pytest.mark.parametrize(
     ("trials", "seconds"),
     [
-        ([pruned(2, 4.0)], None),  # nothing to judge by
+        ([pruned(2, 4.0)], None),  # no complete trial to compare with
         ([pruned(2, 4.0), complete(10), complete(6)], 12.0),  # 6 more epochs of 2 s
-        ([pruned(9, 9.0), complete(8)], 0.0),  # it ran longer than others: nothing was saved
-        ([pruned(1, 1.0, reason="time"), complete(8)], 0.0),  # the clock stopped it, no pruner
+        ([pruned(9, 9.0), complete(8)], 0.0),  # it ran longer than others: it saved nothing
+        (
+            [pruned(1, 1.0, reason="time"), complete(8)],
+            0.0,
+        ),  # stopped by the time budget, not by the pruner
         ([complete(8)], 0.0),
         ([], None),
     ],

@@ -246,7 +246,7 @@ def test_starts_and_ends_a_cluster_if_there_is_none(quiet_ray, folder):
     seen = set()
 
     def is_done():
-        assert signal.getsignal(signal.SIGTERM) is handler  # Ray has not put its own there
+        assert signal.getsignal(signal.SIGTERM) is handler
         assert ray.nodes()[0]["Resources"]["object_store_memory"] <= 100_000_000
         seen.update(set(psutil.Process().children(recursive=True)) - before)
         return count_done(folder) == 10
@@ -260,7 +260,7 @@ def test_starts_and_ends_a_cluster_if_there_is_none(quiet_ray, folder):
     assert not ray.is_initialized()
     assert seen
     assert not psutil.wait_procs(seen, timeout=20)[1]
-    assert any("began on" in line for line in events)
+    assert any("started on" in line for line in events)
     assert not any(w["main"] for w in registered(folder))
 
 
