@@ -195,23 +195,23 @@ def observe_sharing(data: Path, folder: Path, root: Path, epochs: int) -> Sharin
     command = [sys.executable, "-m", "cli", "worker", folder.name, "--out", str(folder)]
     command += ["--device", "cpu", "--threads", "1"]
     workers = [subprocess.Popen(command, env=environment) for _ in range(2)]
-    seen, until = SharingObservation(), float("inf")
+    observed, until = SharingObservation(), float("inf")
     try:
         while any(worker.poll() is None for worker in workers) and time.monotonic() < until:
-            _observe(workers, root.resolve(), seen)
-            if seen.together:
+            _observe(workers, root.resolve(), observed)
+            if observed.together:
                 until = min(until, time.monotonic() + OBSERVATION_S)
-            time.sleep(0.05 if seen.builders else 0.005)  # small caches are built fast
+            time.sleep(0.05 if observed.builders else 0.005)  # small caches are built fast
     finally:
         for worker in workers:
             worker.terminate()
             worker.wait()
-    seen.caches = sum(path.is_dir() for path in root.iterdir())
-    return seen
+    observed.caches = sum(path.is_dir() for path in root.iterdir())
+    return observed
 
 
 def _observe(
-    workers: Sequence[subprocess.Popen[bytes]], root: Path, seen: SharingObservation
+    workers: Sequence[subprocess.Popen[bytes]], root: Path, observed: SharingObservation
 ) -> None:
     running = 0
     for worker in workers:
@@ -220,14 +220,14 @@ def _observe(
             for process in (top, *top.children(recursive=True)):
                 files = _mapped_files(process.pid, root)
                 if any(".partial/" in name for name in files):
-                    seen.builders.add(process.pid)
+                    observed.builders.add(process.pid)
                 images = [file for name, file in files.items() if name.endswith("-64/images.npy")]
                 if images and process.pid != worker.pid:
-                    seen.trainings[process.pid] = images[0]
+                    observed.trainings[process.pid] = images[0]
                     running += 1
                     with suppress(OSError, ValueError):
-                        seen.pss[process.pid] = _rss_and_pss(process.pid)
-    seen.together = seen.together or running > 1
+                        observed.pss[process.pid] = _rss_and_pss(process.pid)
+    observed.together = observed.together or running > 1
 
 
 def _mapped_files(pid: int, root: Path) -> dict[str, tuple[str, str]]:
@@ -256,7 +256,7 @@ def report(images: int, epochs: int) -> str:
         data = write_images(folder / "data", images)
         generation_s = time.perf_counter() - start
         rows = list(train_and_measure(data, epochs))
-        seen = observe_sharing(data, folder / "shared", folder / "second", epochs=2)
+        observed = observe_sharing(data, folder / "shared", folder / "second", epochs=2)
     readings = [reading for _, reading in rows]
     pixels = images * SIDE * SIDE * 4 / MIB
     lines = [
@@ -290,18 +290,19 @@ def report(images: int, epochs: int) -> str:
         "Two `lesionsearch worker` join a study at the same time, on a host without its cache;",
         f"when both train, they are observed for {OBSERVATION_S:g} seconds and terminated.",
         "",
-        f"- Processes that built a cache: {len(seen.builders)}. Caches at the end: {seen.caches}.",
-        f"- Trainings that had its images mapped: {len(seen.trainings)}, of them two at the same "
-        f"time: {'yes' if seen.together else 'no'}; different files among these: "
-        f"{len(set(seen.trainings.values()))}.",
+        f"- Processes that built a cache: {len(observed.builders)}. Caches at the end: "
+        f"{observed.caches}.",
+        f"- Trainings that had its images mapped: {len(observed.trainings)}, two of them at the "
+        f"same time: {'yes' if observed.together else 'no'}; different files among these: "
+        f"{len(set(observed.trainings.values()))}.",
         *(
             f"- A training of {resident:.0f} MiB resident has a proportional set size "
             f"(Pss) of {part:.0f} MiB."
-            for resident, part in seen.pss.values()
+            for resident, part in observed.pss.values()
         ),
         "",
     ]
-    if growth(readings) > MAX_GROWTH_MIB or not seen.is_one:
+    if growth(readings) > MAX_GROWTH_MIB or not observed.is_one:
         lines += ["**Memory grew, or the cache was not shared.**", ""]
     return "\n".join(lines)
 

@@ -306,7 +306,7 @@ SPEC = [
     Case(
         "a doubled key",
         lambda here: text(here, "seed: 1\nname: x\nseed: 2\n"),
-        ("line 3, column 1: key 'seed' stands twice",),
+        ("line 3, column 1: duplicate key 'seed'",),
     ),
     Case(
         "an unknown key",

@@ -1,4 +1,4 @@
-"""Every study file that comes with lesionsearch."""
+"""The shipped study files."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ FILES = sorted(p for p in FOLDER.glob("*") if p.suffix in {".yaml", ".yml"})
 NAMES = [p.relative_to(FOLDER).with_suffix("").as_posix() for p in FILES]
 
 
-def test_all_files_on_disk_are_shipped_and_none_was_lost():
+def test_all_study_files_are_shipped():
     assert shipped_studies() == dict(zip(NAMES, FILES, strict=True))
     # A literal number: a study that vanishes with its file would go unnoticed otherwise.
     assert len(FILES) == 4
@@ -22,7 +22,7 @@ def test_all_files_on_disk_are_shipped_and_none_was_lost():
 
 
 @pytest.mark.parametrize(("name", "path"), list(zip(NAMES, FILES, strict=True)), ids=NAMES)
-def test_a_shipped_study_is_found_by_name_and_is_called_like_its_file(name, path):
+def test_studies_can_be_loaded_by_name(name, path):
     spec = load_spec(name)
     assert spec == load_spec(str(path))
     assert spec.name == path.stem
@@ -30,7 +30,7 @@ def test_a_shipped_study_is_found_by_name_and_is_called_like_its_file(name, path
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_shipped_study_fits_the_tables_and_proposes_configurations(name):
+def test_studies_can_be_sampled(name):
     spec = load_spec(name)
     study = in_memory()
     for _ in range(5):
@@ -40,11 +40,11 @@ def test_a_shipped_study_fits_the_tables_and_proposes_configurations(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_shipped_study_survives_being_stored(name):
+def test_stored_studies_are_equal(name):
     spec = load_spec(name)
     assert parse_spec(spec.model_dump(mode="json"), name) == spec
 
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
-def test_a_shipped_study_says_what_it_is_for(path):
+def test_studies_have_a_comment(path):
     assert path.read_text().startswith("# ")

@@ -1,1 +1,1 @@
-"""From folders of pictures to batches: layouts, splits, the cache, the loader."""
+"""Data sets: folder layouts, splits, the image cache, batches."""

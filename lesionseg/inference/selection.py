@@ -89,7 +89,7 @@ class Inference:
 
     @classmethod
     def from_dict(cls, data: object) -> Inference:
-        """Parse the data of ``to_dict``; missing keys have defaults, other data raise InputError."""
+        """Parse the data of ``to_dict``; invalid data raise InputError."""
         if not isinstance(data, Mapping):
             raise InputError(f"inference must be a mapping of tta and chain, got {data!r}")
         for key in data:

@@ -9,22 +9,30 @@ of the search. Losses that are means over pixels do not depend on it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
 from lesionseg.errors import InputError
 from lesionseg.losses.distance import build_boundary, build_hausdorff
-from lesionseg.losses.modifiers import Criterion, Outputs, over_outputs
 from lesionseg.losses.overlap import (
     Loss,
+    blend,
     build_dice,
     build_focal_tversky,
-    build_jaccard,
     build_lovasz,
     build_mcc,
     build_tversky,
 )
-from lesionseg.losses.pixel import build_bce, build_bce_dice, build_focal, build_focal_dice
+from lesionseg.losses.pixel import build_bce, build_focal
 from lesionseg.space import ComponentConfig, Float, RegistryEntry, build
 
-__all__ = ["LOSSES", "OVERLAPS", "Criterion", "Loss", "Outputs", "build_loss", "over_outputs"]
+__all__ = ["LOSSES", "OVERLAPS", "Criterion", "Loss", "build_loss", "over_outputs"]
+
+#: Logits [N, 1, H, W], or several with deep supervision: the main ones first, all of full size.
+Outputs = Tensor | tuple[Tensor, ...]
 
 #: Where overlap is counted: per image and then averaged, or over the batch.
 OVERLAPS = ("image", "batch")
@@ -41,13 +49,22 @@ LOSSES: dict[str, RegistryEntry] = {
         fixed_by_default=frozenset({"pos_weight"}),
     ),
     "dice": RegistryEntry(build_dice, {}, "soft Dice; arXiv:1606.04797"),
-    "jaccard": RegistryEntry(build_jaccard, {}, "soft Jaccard (IoU); arXiv:2302.05666"),
+    # 1 - tp / (tp + fp + fn)
+    "jaccard": RegistryEntry(
+        partial(build_tversky, alpha=1.0, beta=1.0), {}, "soft Jaccard (IoU); arXiv:2302.05666"
+    ),
     "focal": RegistryEntry(build_focal, _FOCAL, "focal loss; arXiv:1708.02002"),
     "bce_dice": RegistryEntry(
-        build_bce_dice, _WEIGHT, "weighted sum of cross-entropy and soft Dice"
+        lambda pooled, weight: blend(weight, build_bce(pooled), build_dice(pooled)),
+        _WEIGHT,
+        "weighted sum of cross-entropy and soft Dice",
     ),
     "focal_dice": RegistryEntry(
-        build_focal_dice, {**_FOCAL, **_WEIGHT}, "weighted sum of focal loss and soft Dice"
+        lambda pooled, weight, **focal: blend(
+            weight, build_focal(pooled, **focal), build_dice(pooled)
+        ),
+        {**_FOCAL, **_WEIGHT},
+        "weighted sum of focal loss and soft Dice",
     ),
     "tversky": RegistryEntry(
         build_tversky, _TVERSKY, "false positives and negatives weighed apart; arXiv:1706.05721"
@@ -70,6 +87,42 @@ LOSSES: dict[str, RegistryEntry] = {
         "weighted sum of Hausdorff distance-transform loss and soft Dice; arXiv:1904.10030",
     ),
 }
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A loss of one or several outputs with its modifiers; for validation it has none.
+
+    loss: from logits and targets [N, 1, H, W] to a scalar.
+    label_smoothing: s in [0, 1); a target t becomes t (1 - s) + s / 2.
+    flooding: b >= 0; the loss L of a batch becomes |L - b| + b (Ishida et al.,
+        arXiv:2002.08709). 0 changes nothing.
+    """
+
+    loss: Loss
+    label_smoothing: float = 0.0
+    flooding: float = 0.0
+
+    def __call__(self, outputs: Outputs, masks: Tensor) -> Tensor:
+        """Return the modified loss, a float32 scalar, of logits and masks [N, 1, H, W]."""
+        s, b = self.label_smoothing, self.flooding
+        targets = masks.float() * (1 - s) + s / 2 if s else masks
+        value = over_outputs(self.loss, outputs, targets)
+        # Rounding may make a loss negative; b = 0 must not change its sign.
+        return (value - b).abs() + b if b else value
+
+
+def over_outputs(loss: Loss, outputs: Outputs, masks: Tensor) -> Tensor:
+    """Return the loss of one output, or the weighted mean over several.
+
+    The weights are 1, 1/2, 1/4, ..., divided by their sum, as in nnU-Net (Isensee et al.,
+    arXiv:1809.10486).
+    """
+    if isinstance(outputs, Tensor):
+        return loss(outputs, masks)
+    weights = [0.5**depth for depth in range(len(outputs))]
+    values = [w * loss(output, masks) for w, output in zip(weights, outputs, strict=True)]
+    return torch.stack(values).sum() / sum(weights)
 
 
 def build_loss(

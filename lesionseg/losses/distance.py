@@ -30,7 +30,12 @@ def build_boundary(pooled: bool, weight: float) -> Loss:
     the rounded target g. The paper omits the constant mean of phi g; with it the minimum is 0.
     Soft targets are used by Dice only.
     """
-    return blend(weight, _boundary, build_dice(pooled))
+
+    def boundary(logits: Tensor, target: Tensor) -> Tensor:
+        lesion = target > 0.5
+        return (signed_distance(lesion) * (logits.float().sigmoid() - lesion.float())).mean()
+
+    return blend(weight, boundary, build_dice(pooled))
 
 
 def build_hausdorff(pooled: bool, alpha: float, weight: float) -> Loss:
@@ -49,8 +54,8 @@ def build_hausdorff(pooled: bool, alpha: float, weight: float) -> Loss:
     # MONAI's HausdorffDTLoss is equal except for the unit, but uses SciPy's transform, which is
     # five times as slow.
     def hausdorff(logits: Tensor, target: Tensor) -> Tensor:
-        distance = _power(target > 0.5, alpha) + _power(logits > 0, alpha)
-        return ((logits.float().sigmoid() - target.float()) ** 2 * distance).mean()
+        distances = [signed_distance(mask).abs() ** alpha for mask in (target > 0.5, logits > 0)]
+        return ((logits.float().sigmoid() - target.float()) ** 2 * sum(distances)).mean()
 
     return blend(weight, hausdorff, build_dice(pooled))
 
@@ -68,15 +73,6 @@ def signed_distance(masks: Tensor) -> Tensor:
     unit = UNIT * math.hypot(*masks.shape[-2:])
     maps = [_signed_distance_px(mask) for mask in masks[:, 0].cpu().numpy().astype(np.uint8)]
     return torch.from_numpy(np.stack(maps)[:, None] / np.float32(unit)).to(masks.device)
-
-
-def _boundary(logits: Tensor, target: Tensor) -> Tensor:
-    lesion = target > 0.5
-    return (signed_distance(lesion) * (logits.float().sigmoid() - lesion.float())).mean()
-
-
-def _power(masks: Tensor, alpha: float) -> Tensor:
-    return signed_distance(masks).abs() ** alpha
 
 
 def _signed_distance_px(lesion: NDArray[np.uint8]) -> NDArray[np.float32]:

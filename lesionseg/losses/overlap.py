@@ -71,11 +71,6 @@ def build_dice(pooled: bool) -> Loss:
     return build_tversky(pooled, 0.5, 0.5)
 
 
-def build_jaccard(pooled: bool) -> Loss:
-    """Build the soft Jaccard loss, 1 - tp / (tp + fp + fn)."""
-    return build_tversky(pooled, 1.0, 1.0)
-
-
 def build_focal_tversky(pooled: bool, alpha: float, beta: float, gamma: float) -> Loss:
     """Build Tversky loss ** (1 / ``gamma``); Abraham and Khan, arXiv:1810.07842.
 

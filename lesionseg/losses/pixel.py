@@ -1,11 +1,11 @@
-"""Pixel losses (means over all pixels) and their sums with soft Dice."""
+"""Pixel losses: means over all pixels."""
 
 from __future__ import annotations
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from lesionseg.losses.overlap import Loss, blend, build_dice
+from lesionseg.losses.overlap import Loss
 
 
 def build_bce(pooled: bool, pos_weight: float = 1.0) -> Loss:
@@ -46,13 +46,3 @@ def build_focal(pooled: bool, gamma: float, alpha: float) -> Loss:
         return (target * lesion_loss + (1 - target) * background_loss).mean()
 
     return focal
-
-
-def build_bce_dice(pooled: bool, weight: float) -> Loss:
-    """Build ``weight`` x cross-entropy + (1 - ``weight``) x soft Dice."""
-    return blend(weight, build_bce(pooled), build_dice(pooled))
-
-
-def build_focal_dice(pooled: bool, gamma: float, alpha: float, weight: float) -> Loss:
-    """Build ``weight`` x focal loss + (1 - ``weight``) x soft Dice."""
-    return blend(weight, build_focal(pooled, gamma, alpha), build_dice(pooled))

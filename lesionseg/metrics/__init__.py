@@ -10,8 +10,6 @@ from lesionseg.metrics.compare import (
     wilcoxon_p_value,
 )
 from lesionseg.metrics.curves import (
-    Calibration,
-    Curve,
     average_precision,
     calibration,
     calibration_error,
@@ -31,7 +29,6 @@ from lesionseg.metrics.overlap import (
 )
 from lesionseg.metrics.surface import (
     SURFACE_DISTANCES,
-    diagonal,
     percent_of_diagonal,
     surface_distances,
 )
@@ -40,8 +37,6 @@ __all__ = [
     "JACCARD_THRESHOLD",
     "METRICS",
     "SURFACE_DISTANCES",
-    "Calibration",
-    "Curve",
     "Floats",
     "Metrics",
     "PairedDifference",
@@ -51,7 +46,6 @@ __all__ = [
     "calibration",
     "calibration_error",
     "count_pixels",
-    "diagonal",
     "mean_confusion",
     "mean_histogram",
     "mean_scores",

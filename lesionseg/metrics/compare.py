@@ -6,7 +6,7 @@ would make intervals too narrow (Field and Welsh 2007, doi:10.1111/j.1467-9868.2
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,11 +48,9 @@ def bootstrap_intervals(
         (low, high) by name, in the order of ``scores``.
 
     Raises:
-        ValueError: scores that are not [N], no image, no resample, or a level outside (0, 1).
+        ValueError: scores that are not [N], or no image.
     """
-    _check(scores, groups, resamples, level)
-    if not scores:
-        return {}
+    _check(scores, groups)
     means = _resample_means(np.stack(list(scores.values())), groups, resamples, seed)
     tail = 100 * (1 - level) / 2
     low, high = np.percentile(means, [tail, 100 - tail], axis=0)
@@ -60,13 +58,7 @@ def bootstrap_intervals(
 
 
 def paired_difference(
-    a: Floats,
-    b: Floats,
-    groups: Sequence[str],
-    *,
-    resamples: int = 5000,
-    level: float = 0.95,
-    seed: int = 0,
+    a: Floats, b: Floats, groups: Sequence[str], *, resamples: int = 5000, seed: int = 0
 ) -> PairedDifference:
     """Return mean(a - b) over the same images with its interval; a and b differ if it excludes 0.
 
@@ -78,18 +70,14 @@ def paired_difference(
         b: float64 [N], of the same images in the same order.
         groups: as in ``bootstrap_intervals``.
         resamples: as in ``bootstrap_intervals``.
-        level: as in ``bootstrap_intervals``.
         seed: as in ``bootstrap_intervals``.
 
     Raises:
         ValueError: as in ``bootstrap_intervals``.
     """
-    _check({"a": a, "b": b}, groups, resamples, level)
-    difference = a - b
-    interval = bootstrap_intervals(
-        {"difference": difference}, groups, resamples=resamples, level=level, seed=seed
-    )
-    return PairedDifference(float(difference.mean()), *interval["difference"])
+    _check({"a": a, "b": b}, groups)
+    intervals = bootstrap_intervals({"": a - b}, groups, resamples=resamples, seed=seed)
+    return PairedDifference(float((a - b).mean()), *intervals[""])
 
 
 def wilcoxon_p_value(a: Floats, b: Floats, groups: Sequence[str]) -> float:
@@ -106,8 +94,8 @@ def wilcoxon_p_value(a: Floats, b: Floats, groups: Sequence[str]) -> float:
     Raises:
         ValueError: scores that are not [N], or no image.
     """
-    _check({"a": a, "b": b}, groups, resamples=1, level=0.5)
-    _, group_index = np.unique(np.asarray(groups), return_inverse=True)
+    _check({"a": a, "b": b}, groups)
+    _, group_index = np.unique(groups, return_inverse=True)
     means = np.bincount(group_index, weights=a - b) / np.bincount(group_index)
     if not means.any():
         return 1.0
@@ -118,53 +106,33 @@ def adjust_p_values(p_values: Sequence[float]) -> list[float]:
     """Return p-values adjusted for multiple comparisons by Holm's step-down method (1979).
 
     The k-th smallest of n is multiplied by n - k + 1; the results are monotone and at most 1.
-
-    Args:
-        p_values: each in [0, 1]; may be empty.
-
-    Raises:
-        ValueError: a p-value outside [0, 1].
     """
-    if not all(0 <= p <= 1 for p in p_values):
-        raise ValueError(f"p-values must lie in [0, 1], got {list(p_values)}")
-    adjusted = [0.0] * len(p_values)
-    largest = 0.0
-    for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
-        adjusted[i] = largest
-    return adjusted
+    n, order = len(p_values), np.argsort(p_values, kind="stable")
+    adjusted = np.empty(n)
+    scaled = np.asarray(p_values, np.float64)[order] * np.arange(n, 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1)
+    return adjusted.tolist()
 
 
 def _resample_means(values: Floats, groups: Sequence[str], resamples: int, seed: int) -> Floats:
     """Return the means over images of each resample: [names, N] -> [resamples, names]."""
-    _, group_index = np.unique(np.asarray(groups), return_inverse=True)
+    _, group_index = np.unique(groups, return_inverse=True)
     sizes = np.bincount(group_index)
     sums = np.stack([np.bincount(group_index, weights=row) for row in values])
-    return np.concatenate(
-        [
-            weights @ sums.T / (weights @ sizes)[:, None]
-            for weights in _draw_weights(len(sizes), resamples, seed)
-        ]
-    )
-
-
-def _draw_weights(groups: int, resamples: int, seed: int) -> Iterator[Floats]:
-    """Yield blocks [rows, groups]: how often each group occurs in each resample.
-
-    All resamples at once may not fit into memory. The result does not depend on the block size.
-    """
-    rng = np.random.default_rng(seed)
-    rows = max(1, _BLOCK_SIZE // groups)
+    rng, n_groups, means = np.random.default_rng(seed), len(sizes), []
+    # In blocks, which do not change the result: all resamples may not fit into memory.
+    rows = max(1, _BLOCK_SIZE // n_groups)
     for start in range(0, resamples, rows):
         n = min(rows, resamples - start)
-        indices = rng.integers(groups, size=(n, groups)) + groups * np.arange(n)[:, None]
-        weights = np.bincount(indices.ravel(), minlength=n * groups)
-        yield weights.reshape(n, groups).astype(np.float64)
+        indices = rng.integers(n_groups, size=(n, n_groups)) + n_groups * np.arange(n)[:, None]
+        # How often each group occurs in each resample.
+        weights = np.bincount(indices.ravel(), minlength=n * n_groups).reshape(n, n_groups)
+        weights = weights.astype(np.float64)
+        means.append(weights @ sums.T / (weights @ sizes)[:, None])
+    return np.concatenate(means)
 
 
-def _check(
-    scores: Mapping[str, Floats], groups: Sequence[str], resamples: int, level: float
-) -> None:
+def _check(scores: Mapping[str, Floats], groups: Sequence[str]) -> None:
     if not len(groups):
         raise ValueError("an interval needs at least one image, got none")
     for name, values in scores.items():
@@ -173,7 +141,3 @@ def _check(
                 f"{name} must have one value per image: the groups are of {len(groups)} images, "
                 f"got shape {np.shape(values)}"
             )
-    if resamples < 1:
-        raise ValueError(f"resamples must be 1 or more, got {resamples}")
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, got {level}")

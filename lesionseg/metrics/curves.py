@@ -15,9 +15,6 @@ from numpy.typing import NDArray
 
 from lesionseg.metrics.overlap import Floats
 
-#: The columns of ``overlap.count_pixels``.
-_COUNTS = ("tp", "fp", "fn", "tn")
-
 
 @dataclass(frozen=True, eq=False)
 class Curve:
@@ -59,10 +56,17 @@ def probability_histogram(
         int64 [2, bins]: row 0 background, row 1 lesion; the sum is H * W.
 
     Raises:
-        ValueError: different shapes, a probability outside [0, 1] or NaN, a truth that is not
-            bool, or no bin.
+        ValueError: different shapes, or a probability outside [0, 1] or NaN.
     """
-    _check(probability, truth, bins)
+    if probability.shape != truth.shape:
+        raise ValueError(
+            f"probability and mask must have one shape, got {probability.shape} and {truth.shape}"
+        )
+    # The comparison is written so that NaN fails.
+    if probability.size and not (probability.min() >= 0 and probability.max() <= 1):
+        raise ValueError(
+            f"probabilities must lie in [0, 1], got {probability.min()} to {probability.max()}"
+        )
     # In float64: in float16 and float32 a product may be rounded up into the next bin.
     index = np.multiply(probability, bins, dtype=np.float64).astype(np.intp)
     np.minimum(index, bins - 1, out=index)
@@ -80,11 +84,13 @@ def mean_histogram(histograms: NDArray[np.int64]) -> Floats:
         float64 [2, bins] with sum 1.
 
     Raises:
-        ValueError: another shape, no image, or an image without pixels.
+        ValueError: no image, or an image without pixels.
     """
-    if histograms.ndim != 3 or histograms.shape[1] != 2:
-        raise ValueError(f"histograms must be [N, 2, bins], got {histograms.shape}")
-    return _mean_shares(histograms)
+    totals = histograms.sum(axis=tuple(range(1, histograms.ndim)))
+    if not len(histograms) or not totals.all():
+        raise ValueError("a mean over images needs at least one image, and pixels in each")
+    shares: Floats = (histograms.T / totals).T.mean(axis=0)
+    return shares
 
 
 def precision_recall(histogram: Floats) -> Curve:
@@ -96,7 +102,7 @@ def precision_recall(histogram: Floats) -> Curve:
     Args:
         histogram: float64 [2, bins] of ``mean_histogram``.
     """
-    background, lesion = _cumulate_from_above(_checked(histogram))
+    background, lesion = np.cumsum(histogram[:, ::-1], axis=1)[:, ::-1]
     positive = background + lesion
     bins = histogram.shape[1]
     return Curve(
@@ -130,13 +136,8 @@ def calibration(histogram: Floats, bins: int = 15) -> Calibration:
     Args:
         histogram: float64 [2, fine] of ``mean_histogram``.
         bins: from 1 to the number of bins of the histogram.
-
-    Raises:
-        ValueError: another number of bins.
     """
-    fine = _checked(histogram).shape[1]
-    if not 1 <= bins <= fine:
-        raise ValueError(f"bins must be from 1 to the histogram's {fine}, got {bins}")
+    fine = histogram.shape[1]
     double_centres = 2 * np.arange(fine) + 1
     # In integers: the quotient in floats may fall into the neighbouring bin.
     index = double_centres * bins // (2 * fine)
@@ -177,43 +178,6 @@ def mean_confusion(counts: NDArray[np.int64]) -> dict[str, float]:
         counts: int64 [N, 4] of ``overlap.count_pixels``.
 
     Raises:
-        ValueError: another shape, no image, or an image without pixels.
+        ValueError: no image, or an image without pixels.
     """
-    if counts.ndim != 2 or counts.shape[1] != len(_COUNTS):
-        raise ValueError(f"counts must be [N, 4], got {counts.shape}")
-    return dict(zip(_COUNTS, _mean_shares(counts).tolist(), strict=True))
-
-
-def _mean_shares(pixels: NDArray[np.int64]) -> Floats:
-    """Divide each image of [N, ...] by its sum and average over images."""
-    totals = pixels.sum(axis=tuple(range(1, pixels.ndim)))
-    if not len(pixels) or not totals.all():
-        raise ValueError("a mean over images needs at least one image, and pixels in each")
-    shares: Floats = (pixels.T / totals).T.mean(axis=0)
-    return shares
-
-
-def _cumulate_from_above(histogram: Floats) -> Floats:
-    return np.cumsum(histogram[:, ::-1], axis=1)[:, ::-1]
-
-
-def _checked(histogram: Floats) -> Floats:
-    if histogram.ndim != 2 or len(histogram) != 2:
-        raise ValueError(f"the histogram must be [2, bins], got {histogram.shape}")
-    return histogram
-
-
-def _check(probability: NDArray[np.floating], truth: NDArray[np.bool_], bins: int) -> None:
-    if probability.shape != truth.shape:
-        raise ValueError(
-            f"probability and mask must have one shape, got {probability.shape} and {truth.shape}"
-        )
-    if truth.dtype != np.bool_:
-        raise ValueError(f"the mask must be bool, got {truth.dtype}")
-    if bins < 1:
-        raise ValueError(f"bins must be 1 or more, got {bins}")
-    # The comparison is written so that NaN fails.
-    if not (probability.size == 0 or (probability.min() >= 0 and probability.max() <= 1)):
-        raise ValueError(
-            f"probabilities must lie in [0, 1], got {probability.min()} to {probability.max()}"
-        )
+    return dict(zip(("tp", "fp", "fn", "tn"), mean_histogram(counts).tolist(), strict=True))

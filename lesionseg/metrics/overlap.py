@@ -60,10 +60,7 @@ def count_pixels(predicted: Tensor, truth: Tensor) -> Tensor:
         ValueError: different shapes.
     """
     if predicted.shape != truth.shape:
-        raise ValueError(
-            f"prediction and mask must have one shape, got {tuple(predicted.shape)} "
-            f"and {tuple(truth.shape)}"
-        )
+        raise ValueError(f"the shapes {predicted.shape} and {truth.shape} must be equal")
     p, t = predicted.flatten(1), truth.flatten(1)
     parts = (p & t, p & ~t, ~p & t, ~p & ~t)
     return torch.stack([part.sum(1) for part in parts], dim=1)
@@ -79,8 +76,8 @@ def score_images(counts: NDArray[np.int64]) -> dict[str, Floats]:
         float64 [N] each, in [0, 1].
     """
     tp, fp, fn, tn = (counts[:, i].astype(np.float64) for i in range(4))
-    no_lesion = _is_absent(tp, fp, fn)
-    no_background = _is_absent(tn, fp, fn)
+    # 1 where neither the mask nor the prediction contains the class, else 0.
+    no_lesion, no_background = (((n + fp + fn) == 0).astype(np.float64) for n in (tp, tn))
     areas = 2 * tp + fp + fn
     jaccard = _ratio(tp, tp + fp + fn, no_lesion)
     return {
@@ -100,12 +97,6 @@ def mean_scores(scores: dict[str, Floats]) -> Metrics:
     if not len(scores["dice"]):
         raise ValueError("a mean over images needs at least one image, got none")
     return Metrics(**{name: float(scores[name].mean()) for name in METRICS})
-
-
-def _is_absent(correct: Floats, fp: Floats, fn: Floats) -> Floats:
-    """Return 1 where neither the mask nor the prediction contains the class, else 0."""
-    absent: Floats = ((correct + fp + fn) == 0).astype(np.float64)
-    return absent
 
 
 def _ratio(part: Floats, whole: Floats, if_zero: Floats) -> Floats:

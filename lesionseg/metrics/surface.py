@@ -10,14 +10,12 @@ from __future__ import annotations
 import math
 import warnings
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 #: The names of the distances, in order; lower is better.
 SURFACE_DISTANCES: tuple[str, ...] = ("assd", "hd", "hd95")
-
-#: Background pixels kept around both masks: a row in which the boundaries end.
-_MARGIN = 1
 
 #: A deprecation warning of MONAI 1.6 about an argument that it passes to itself.
 _DEPRECATED = "(?s).*always_return_as_numpy"
@@ -47,7 +45,10 @@ def surface_distances(predicted: Mask, truth: Mask) -> dict[str, float]:
     Raises:
         ValueError: the masks are not bool, not [H, W] or of different shapes.
     """
-    _check(predicted, truth)
+    if predicted.shape != truth.shape or predicted.ndim != 2:
+        raise ValueError(f"masks must have one shape [H, W]: {predicted.shape}, {truth.shape}")
+    if predicted.dtype != np.bool_ or truth.dtype != np.bool_:
+        raise ValueError(f"masks must be bool, got {predicted.dtype} and {truth.dtype}")
     in_prediction, in_truth = bool(predicted.any()), bool(truth.any())
     if not (in_prediction and in_truth):
         value = diagonal(truth.shape) if in_prediction or in_truth else 0.0
@@ -56,12 +57,8 @@ def surface_distances(predicted: Mask, truth: Mask) -> dict[str, float]:
 
 
 def diagonal(shape: tuple[int, ...]) -> float:
-    """Return the diagonal of an image of shape (H, W), in pixels.
-
-    Measured between the outer corners, so that it exceeds every distance of two pixel centres.
-    """
-    height, width = shape
-    return math.hypot(height, width)
+    """Return the diagonal of an image of shape (H, W) in pixels, between its outer corners."""
+    return math.hypot(*shape)
 
 
 def percent_of_diagonal(value: float, shape: tuple[int, ...]) -> float:
@@ -73,19 +70,14 @@ def percent_of_diagonal(value: float, shape: tuple[int, ...]) -> float:
 
 
 def crop(predicted: Mask, truth: Mask) -> tuple[Mask, Mask]:
-    """Crop both masks [H, W] to their common bounding box and a margin; distances do not change.
+    """Crop both masks [H, W] to their common bounding box and a margin of one pixel.
 
-    At least one of the masks must have a pixel.
+    Distances do not change: the margin is a row in which the boundaries end. MONAI crops too, but
+    takes five times as long for a small lesion on a photograph.
     """
-    union = predicted | truth
-    box = tuple(_extent(np.any(union, axis=axis)) for axis in (1, 0))
+    x, y, width, height = cv2.boundingRect((predicted | truth).view(np.uint8))
+    box = slice(max(y - 1, 0), y + height + 1), slice(max(x - 1, 0), x + width + 1)
     return predicted[box], truth[box]
-
-
-def _extent(occupied: Mask) -> slice:
-    """Return the range from the first True to the last, with the margin."""
-    indices = np.flatnonzero(occupied)
-    return slice(max(int(indices[0]) - _MARGIN, 0), int(indices[-1]) + 1 + _MARGIN)
 
 
 def _distances(predicted: Mask, truth: Mask) -> dict[str, float]:
@@ -95,31 +87,13 @@ def _distances(predicted: Mask, truth: Mask) -> dict[str, float]:
 
     # MONAI takes a batch of channels; by default it omits the first channel as background.
     p, t = (torch.from_numpy(np.ascontiguousarray(mask))[None, None] for mask in (predicted, truth))
-    _ignore_deprecation()
+    # In the whole process: the filters belong to all threads, and restoring them in one would
+    # also remove this one from others.
+    if not any(f[1] is not None and f[1].pattern == _DEPRECATED for f in warnings.filters):
+        warnings.filterwarnings("ignore", _DEPRECATED, FutureWarning)
     distances = (
         compute_average_surface_distance(p, t, include_background=True, symmetric=True),
         compute_hausdorff_distance(p, t, include_background=True),
         compute_hausdorff_distance(p, t, include_background=True, percentile=95),
     )
     return {name: float(d) for name, d in zip(SURFACE_DISTANCES, distances, strict=True)}
-
-
-def _ignore_deprecation() -> None:
-    """Ignore MONAI's warning in the whole process.
-
-    The filters belong to all threads: restoring them in one would also remove it from others.
-    """
-    if not any(f[1] is not None and f[1].pattern == _DEPRECATED for f in warnings.filters):
-        warnings.filterwarnings("ignore", _DEPRECATED, FutureWarning)
-
-
-def _check(predicted: Mask, truth: Mask) -> None:
-    if predicted.shape != truth.shape or predicted.ndim != 2:
-        raise ValueError(
-            f"prediction and mask must have one shape [H, W], got {predicted.shape} "
-            f"and {truth.shape}"
-        )
-    if predicted.dtype != np.bool_ or truth.dtype != np.bool_:
-        raise ValueError(
-            f"prediction and mask must be bool, got {predicted.dtype} and {truth.dtype}"
-        )

@@ -87,20 +87,11 @@ def build_optimizer(component: ComponentConfig, parameters: Iterable[Parameter])
     decays = "weight_decay" in lookup("optimizer", OPTIMIZERS, component.name).space
     groups = _decay_groups(parameters) if decays else parameters
     optimizer: Optimizer = build("optimizer", OPTIMIZERS, component, groups)
-    if isinstance(optimizer, FUSED) and _on_cuda(optimizer):
-        _fuse(optimizer)
+    on_cuda = all(p.is_cuda for group in optimizer.param_groups for p in group["params"])
+    if on_cuda and isinstance(optimizer, FUSED):  # one kernel for all weights
+        for options in (optimizer.defaults, *optimizer.param_groups):
+            options["fused"] = True
     return optimizer
-
-
-def _on_cuda(optimizer: Optimizer) -> bool:
-    return all(p.is_cuda for group in optimizer.param_groups for p in group["params"])
-
-
-def _fuse(optimizer: Optimizer) -> None:
-    """Use one CUDA kernel for all weights."""
-    optimizer.defaults["fused"] = True
-    for group in optimizer.param_groups:
-        group["fused"] = True
 
 
 def _decay_groups(parameters: Iterable[Parameter]) -> list[dict[str, Any]]:

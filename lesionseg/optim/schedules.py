@@ -1,8 +1,7 @@
 """SCHEDULES: learning-rate schedules.
 
-Every entry builds a schedule from the optimizer, the number of epochs and the steps per epoch.
-T = ``epochs`` x ``steps`` is the number of optimizer steps; step t of 0 .. T - 1 uses the rate
-lr(t). The optimizer's own learning rate is the maximum.
+Every entry builds a scheduler of torch from the optimizer and the number T of optimizer steps;
+step t of 0 .. T - 1 uses the rate lr(t). The optimizer's own learning rate is the maximum.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
@@ -33,23 +32,17 @@ _STATE_KEYS = frozenset(
 
 @dataclass
 class Schedule:
-    """A learning-rate scheduler, updated after every step or after every epoch."""
+    """A learning-rate scheduler, updated after every step, or after every epoch for plateau."""
 
     scheduler: LRScheduler | ReduceLROnPlateau
-    interval: Literal["step", "epoch"]
 
     def after_step(self) -> None:
-        """Update the learning rate after an optimizer step."""
-        if self.interval == "step":
-            assert isinstance(self.scheduler, LRScheduler)
+        if not isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step()
 
     def after_epoch(self, val_dice: float) -> None:
-        """Update the learning rate after an epoch."""
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(val_dice)
-        elif self.interval == "epoch":
-            self.scheduler.step()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state; the optimizer's state contains the learning rates."""
@@ -60,36 +53,24 @@ class Schedule:
         self.scheduler.load_state_dict(self.scheduler.state_dict() | dict(state))
 
 
-def build_constant(optimizer: Optimizer, epochs: int, steps: int) -> Schedule:
-    """Build a constant learning rate."""
-    return Schedule(LambdaLR(optimizer, lambda _: 1.0), "epoch")
-
-
-def build_step(
-    optimizer: Optimizer, epochs: int, steps: int, factor: float, drops: int
-) -> Schedule:
-    """Build a decay by ``factor`` at ``drops`` evenly spaced steps.
-
-    lr(t) = lr(0) * factor^floor(t * (drops + 1) / T). Updated per step, so that a training of few
-    epochs has all drops.
-    """
-    total, parts = epochs * steps, drops + 1
+def build_step(optimizer: Optimizer, total: int, factor: float, drops: int) -> LRScheduler:
+    """Build a decay at evenly spaced steps: lr(t) = lr(0) * factor^floor(t * (drops + 1) / T)."""
+    parts = drops + 1
     # In integers: rounding could delay a drop by one step.
     milestones = [-(-total * part // parts) for part in range(1, parts)]
-    return Schedule(MultiStepLR(optimizer, milestones, gamma=factor), "step")
+    return MultiStepLR(optimizer, milestones, gamma=factor)
 
 
-def build_exponential(optimizer: Optimizer, epochs: int, steps: int, end: float) -> Schedule:
+def build_exponential(optimizer: Optimizer, total: int, end: float) -> LRScheduler:
     """Build an exponential decay: lr(t) = lr(0) * end^(t / T)."""
-    return Schedule(ExponentialLR(optimizer, end ** (1 / (epochs * steps))), "step")
+    return ExponentialLR(optimizer, end ** (1 / total))
 
 
-def build_cosine(optimizer: Optimizer, epochs: int, steps: int, warmup: float) -> Schedule:
+def build_cosine(optimizer: Optimizer, total: int, warmup: float) -> LRScheduler:
     """Build a linear warm-up over a share of the steps, then half a cosine down to zero.
 
     Loshchilov and Hutter, arXiv:1608.03983, without restarts.
     """
-    total = epochs * steps
     warm = round(warmup * total)
 
     def factor(step: int) -> float:
@@ -97,46 +78,44 @@ def build_cosine(optimizer: Optimizer, epochs: int, steps: int, warmup: float) -
             return (step + 1) / warm
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, total - warm))))
 
-    return Schedule(LambdaLR(optimizer, factor), "step")
+    return LambdaLR(optimizer, factor)
 
 
-def build_onecycle(optimizer: Optimizer, epochs: int, steps: int, rise: float) -> Schedule:
+def build_onecycle(optimizer: Optimizer, total: int, rise: float) -> LRScheduler:
     """Build one cycle up to the optimizer's learning rate and down; Smith, arXiv:1708.07120."""
-    peaks = [group["lr"] for group in optimizer.param_groups]
-    # The schedule is updated after the last step too, which torch counts.
-    total = epochs * steps + 1
-    # The peak is on an integer step: torch divides by zero if it falls on the first. Momentum is
-    # a parameter of the optimizer and is not cycled.
-    start = (max(1, round(rise * (total - 1))) + 1) / total
-    return Schedule(
-        OneCycleLR(
-            optimizer, max_lr=peaks, total_steps=total, pct_start=start, cycle_momentum=False
-        ),
-        "step",
+    return OneCycleLR(
+        optimizer,
+        max_lr=[group["lr"] for group in optimizer.param_groups],
+        # The schedule is updated after the last step too, which torch counts.
+        total_steps=total + 1,
+        # The peak is on an integer step: torch divides by zero if it falls on the first.
+        pct_start=(max(1, round(rise * total)) + 1) / (total + 1),
+        cycle_momentum=False,  # a parameter of the optimizer
     )
 
 
-def build_polynomial(optimizer: Optimizer, epochs: int, steps: int, power: float) -> Schedule:
+def build_polynomial(optimizer: Optimizer, total: int, power: float) -> LRScheduler:
     """Build a decay to zero: lr(t) = lr(0) * (1 - t / T)^power.
 
     The "poly" policy of DeepLab (Chen et al., arXiv:1606.00915, section 4.1.2) and of nnU-Net
     (Isensee et al., arXiv:1904.08128), both with a power of 0.9.
     """
-    return Schedule(PolynomialLR(optimizer, total_iters=epochs * steps, power=power), "step")
+    return PolynomialLR(optimizer, total_iters=total, power=power)
 
 
 def build_plateau(
-    optimizer: Optimizer, epochs: int, steps: int, factor: float, patience: int
-) -> Schedule:
+    optimizer: Optimizer, total: int, factor: float, patience: int
+) -> ReduceLROnPlateau:
     """Build a decay by ``factor`` after ``patience`` + 1 epochs without a better Dice."""
-    scheduler = ReduceLROnPlateau(
-        optimizer, mode="max", factor=factor, patience=patience, threshold=0.0
-    )
-    return Schedule(scheduler, "epoch")
+    return ReduceLROnPlateau(optimizer, "max", factor=factor, patience=patience, threshold=0.0)
 
 
 SCHEDULES: dict[str, RegistryEntry] = {
-    "constant": RegistryEntry(build_constant, {}, "the learning rate as given"),
+    "constant": RegistryEntry(
+        lambda optimizer, total: LambdaLR(optimizer, lambda _: 1.0),
+        {},
+        "the learning rate as given",
+    ),
     "step": RegistryEntry(
         build_step,
         {"factor": Float(0.1, 0.8, default=0.5), "drops": Int(1, 10, default=3)},
@@ -168,5 +147,4 @@ def build_schedule(
     component: ComponentConfig, optimizer: Optimizer, epochs: int, steps: int
 ) -> Schedule:
     """Build a schedule over ``epochs`` x ``steps`` optimizer steps, each at least 1."""
-    schedule: Schedule = build("schedule", SCHEDULES, component, optimizer, epochs, steps)
-    return schedule
+    return Schedule(build("schedule", SCHEDULES, component, optimizer, epochs * steps))

@@ -33,9 +33,9 @@ def options_markdown(families: Mapping[str, Mapping[str, RegistryEntry]]) -> str
     return "\n".join(parts)
 
 
-_AFTER = f"""`lesionsearch final` chooses test-time augmentation and post-processing on the
-validation images and stores the choice in the checkpoint; `final.tta` and `final.postprocess` disable it.
-Test-time augmentation: {", ".join(f"`{name}`" for name in TTA)}. Post-processing steps:
+_AFTER = f"""`lesionsearch final` selects test-time augmentation and post-processing on the
+validation images and stores the selection in the checkpoint; `final.tta` and `final.postprocess`
+disable it. Test-time augmentation: {", ".join(f"`{name}`" for name in TTA)}. Post-processing steps:
 """
 
 

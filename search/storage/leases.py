@@ -13,34 +13,136 @@ finds the old number closed, and the storage refuses its writes.
 
 from __future__ import annotations
 
+import functools
+import math
+import os
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import optuna
 from optuna.trial import TrialState
-from sqlalchemy import select
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
 
-from search.storage.lease_types import Claim, Refusal, WorkerExpired, WorkerInfo
-from search.storage.optuna_internals import models
-from search.storage.retrying_storage import SampledParam
+from lesionseg.errors import InputError
+from search.storage.lease_types import (
+    Claim,
+    Command,
+    HeartbeatReply,
+    Refusal,
+    WorkerExpired,
+    WorkerInfo,
+)
+from search.storage.optuna_internals import models, study_id
+from search.storage.process_id import ProcessId, current_process
+from search.storage.retrying_storage import SampledParam, backend_of, retry_transient
 from search.storage.study_rows import StudyRows
 from search.storage.tables import WorkerRow, WorkerState
 from search.storage.trial_records import REQUEUED, EndReason, StudyAttr, TrialAttr
-from search.storage.worker_registry import GONE, WorkerRegistry, in_transaction, worker_info
+from search.trial_process.slot import Slot
+
+#: Seconds without a heartbeat after which a worker counts as dead; the variable overrides it.
+GRACE_S, GRACE_VARIABLE = 60.0, "LESIONSEARCH_GRACE"
 
 #: Parameters and user attributes of a trial to be queued.
 QueueEntry = tuple[Mapping[str, Any], Mapping[str, Any]]
 
+T = TypeVar("T")
+P = ParamSpec("P")
+_Operation = Callable[Concatenate["TrialLeases", StudyRows, P], T]
 
-class TrialLeases(WorkerRegistry):
+
+def _in_transaction(
+    *, lock: bool
+) -> Callable[[_Operation[P, T]], Callable[Concatenate[TrialLeases, P], T]]:
+    """Run a method in one transaction, whose ``rows`` it gets; see ``TrialLeases.run``."""
+
+    def decorate(operation: _Operation[P, T]) -> Callable[Concatenate[TrialLeases, P], T]:
+        @functools.wraps(operation)
+        def method(self: TrialLeases, /, *args: P.args, **kwargs: P.kwargs) -> T:
+            return self.run(lambda rows: operation(self, rows, *args, **kwargs), lock=lock)
+
+        return method
+
+    return decorate
+
+
+class TrialLeases:
     """The workers, the queue and the leases of one study.
 
     grace_s: seconds without a heartbeat after which a worker counts as dead; all workers of a
     study should agree on it. on_wait: called when the database goes away and when it is back.
     """
 
-    @in_transaction(lock=True)
+    def __init__(
+        self,
+        study: optuna.Study,
+        *,
+        grace_s: float | None = None,
+        on_wait: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        self.study, self.on_wait = study, on_wait
+        self.grace_s = _read_grace() if grace_s is None else grace_s
+        self.storage = backend_of(study)
+        self.connected_since = time.monotonic()
+        #: See ``RetryingStorage.collect_params``.
+        self.collect_params = self.storage.collect_params
+
+    @property
+    def command(self) -> Command:
+        """What all workers of the study are to do."""
+        return self.run(_read_command, lock=False)
+
+    @command.setter
+    def command(self, command: Command) -> None:
+        self.study.set_user_attr(StudyAttr.COMMAND, command)
+
+    def register_worker(self, slot: Slot, process: ProcessId | None = None) -> WorkerInfo:
+        """Register a worker; its ordinal distinguishes its sampler's seed from others'."""
+        name, columns = uuid.uuid4().hex, asdict(process or current_process()) | asdict(slot)
+
+        def register(rows: StudyRows) -> WorkerInfo:
+            row = rows.session.get(WorkerRow, name)
+            if row is None:  # otherwise an attempt whose acknowledgement was lost added it
+                of_study = select(func.count()).where(WorkerRow.study_id == rows.study_id)
+                ordinal, now = rows.session.scalar(of_study) or 0, rows.now()
+                lease = {"state": WorkerState.IDLE, "epoch": 0, "heartbeat_at": now}
+                columns.update(lease, id=name, study_id=rows.study_id, ordinal=ordinal)
+                row = WorkerRow(**columns)
+                rows.session.add(row)
+            return _worker_info(row, row.heartbeat_at)
+
+        return self.run(register)
+
+    @_in_transaction(lock=True)
+    def deregister_worker(self, rows: StudyRows, worker: WorkerInfo) -> None:
+        """Remove a worker that exits by itself and holds no trial any more."""
+        if row := rows.session.get(WorkerRow, worker.id):
+            row.state, row.trial_id, row.trial_number = WorkerState.ENDED, None, None
+
+    @_in_transaction(lock=False)
+    def heartbeat(
+        self, rows: StudyRows, worker: WorkerInfo, claim: Claim | None = None, epoch: int = 0
+    ) -> HeartbeatReply:
+        """Note that a worker lives and how far its trial is; return the command to it."""
+        row = rows.session.get(WorkerRow, worker.id, with_for_update=True)
+        has_lease = row is not None and not row.is_gone
+        if row is not None and claim is not None:
+            has_lease = has_lease and row.trial_id == claim.trial_id
+        if row is not None and has_lease:
+            row.heartbeat_at, row.epoch = rows.now(), epoch
+        return HeartbeatReply(_read_command(rows), has_lease)
+
+    @_in_transaction(lock=False)
+    def list_workers(self, rows: StudyRows) -> list[WorkerInfo]:
+        """Return all registered workers, in the order in which they registered."""
+        now = rows.now()
+        return [_worker_info(row, now) for row in rows.session.scalars(rows.select_workers())]
+
+    @_in_transaction(lock=True)
     def initialize_study(
         self, rows: StudyRows, attrs: Mapping[str, Any], queue: Sequence[QueueEntry]
     ) -> bool:
@@ -56,12 +158,12 @@ class TrialLeases(WorkerRegistry):
             rows.enqueue(params, trial_attrs)
         return True
 
-    @in_transaction(lock=False)
+    @_in_transaction(lock=False)
     def set_study_system_attrs(self, rows: StudyRows, attrs: Mapping[str, Any]) -> None:
         """Write Optuna's own attributes of the study, all or none."""
         rows.set_study_attrs(attrs, system=True)
 
-    @in_transaction(lock=True)
+    @_in_transaction(lock=True)
     def reap_expired(self, rows: StudyRows) -> list[tuple[int, int | None]]:
         """Requeue the trials of dead workers; return old and new number of each.
 
@@ -73,7 +175,7 @@ class TrialLeases(WorkerRegistry):
         held, last_heartbeat = set(), {}
         for row in rows.session.scalars(rows.select_workers().with_for_update()).all():
             is_silent = is_listening and now - row.heartbeat_at > self.grace_s
-            if is_silent or worker_info(row, now).process.has_exited():
+            if is_silent or _worker_info(row, now).process.has_exited():
                 last_heartbeat[row.trial_id] = row.heartbeat_at
                 row.state, row.trial_id, row.trial_number = WorkerState.LOST, None, None
             else:
@@ -85,7 +187,7 @@ class TrialLeases(WorkerRegistry):
             for t in lost
         ]
 
-    @in_transaction(lock=True)
+    @_in_transaction(lock=True)
     def claim(
         self, rows: StudyRows, worker: WorkerInfo, *, bounded: bool = True, fresh: bool = True
     ) -> Claim | Refusal:
@@ -99,7 +201,7 @@ class TrialLeases(WorkerRegistry):
             WorkerExpired: the worker was taken for dead; it must register again.
         """
         row = rows.session.get(WorkerRow, worker.id)
-        if row is None or row.state in GONE:
+        if row is None or row.is_gone:
             raise WorkerExpired(worker.id)
         if row.trial_id is not None:  # claimed by an attempt whose acknowledgement was lost
             return Claim(row.trial_id, row.trial_number or 0)
@@ -113,11 +215,7 @@ class TrialLeases(WorkerRegistry):
             return Refusal.FULL if running else Refusal.SPENT
         return rows.start_trial(trial or rows.add_running_trial(), worker)
 
-    def collect_params(self) -> AbstractContextManager[list[SampledParam]]:
-        """Collect the parameters that this thread samples, instead of writing each by itself."""
-        return self.storage.collect_params()
-
-    @in_transaction(lock=True)
+    @_in_transaction(lock=True)
     def record_config(
         self,
         rows: StudyRows,
@@ -140,18 +238,18 @@ class TrialLeases(WorkerRegistry):
             rows.set_trial_attrs(claim.trial_id, attrs)
         return duplicate
 
-    @in_transaction(lock=False)
+    @_in_transaction(lock=False)
     def set_trial_attrs(self, rows: StudyRows, claim: Claim, attrs: Mapping[str, Any]) -> None:
         """Write user attributes of a running trial, all or none."""
         rows.set_trial_attrs(claim.trial_id, attrs)
 
-    @in_transaction(lock=False)
+    @_in_transaction(lock=False)
     def record_epochs(self, rows: StudyRows, claim: Claim, values: Mapping[int, float]) -> None:
         """Write the values of several epochs, over existing ones."""
         for epoch, value in values.items():
             self.storage.add_intermediate_value(rows.session, claim.trial_id, epoch, value)
 
-    @in_transaction(lock=True)
+    @_in_transaction(lock=True)
     def finish(
         self,
         rows: StudyRows,
@@ -164,16 +262,16 @@ class TrialLeases(WorkerRegistry):
         """Close a trial with its value and attributes; return False where the lease was lost."""
         trial = rows.lock_trial(claim.trial_id)
         if trial.state.is_finished():  # by this very call, if its acknowledgement was lost
-            reason = rows.trial_attrs(claim.trial_id).get(TrialAttr.REASON)
+            reason = rows.read_trial(claim.trial_id).user_attrs.get(TrialAttr.REASON)
             return bool(trial.state == state) and reason not in REQUEUED
         rows.set_trial_attrs(claim.trial_id, {**(attrs or {}), TrialAttr.ENDED_AT: rows.now()})
         rows.set_trial_attrs(claim.trial_id, system_attrs or {}, system=True)
         if value is not None:
-            self.storage.add_value(rows.session, trial, value)
+            self.storage.add_value(rows.session, trial, 0, value)
         rows.close_trial(trial, state)
         return True
 
-    @in_transaction(lock=True)
+    @_in_transaction(lock=True)
     def requeue(self, rows: StudyRows, claim: Claim, reason: EndReason) -> int | None:
         """Close an interrupted trial and queue its parameters again.
 
@@ -186,22 +284,77 @@ class TrialLeases(WorkerRegistry):
 
     def enqueue(self, queue: Sequence[QueueEntry]) -> list[int]:
         """Queue trials, all or none, and once; return their numbers in that order."""
-        first_id: list[int] = []
+        ids: list[int] = []
         numbers: list[int] = []
 
         def write(rows: StudyRows) -> list[int]:
-            self.storage.forget_unacknowledged(first_id)
-            trial = models.TrialModel
+            self.storage.forget_unacknowledged(ids)
             # They exist already where only the acknowledgement of an attempt was lost.
-            if not first_id or rows.session.get(trial, first_id[0]) is None:
-                numbers[:] = [rows.enqueue(params, attrs) for params, attrs in queue]
-                ids = select(trial.trial_id).where(trial.study_id == rows.study_id)
-                first_id[:] = rows.session.scalars(ids.where(trial.number.in_(numbers[:1])))
+            if not ids or rows.session.get(models.TrialModel, ids[0]) is None:
+                added = [rows.enqueue(params, attrs) for params, attrs in queue]
+                ids[:] = [row.trial_id for row in added]
+                numbers[:] = [row.number for row in added]
             return numbers
 
         return self.run(write)
 
-    @in_transaction(lock=False)
-    def count_trials(self, rows: StudyRows) -> tuple[int, int]:
-        """Count the trials that cost budget and have ended, and the running ones."""
-        return rows.count_trials()
+    def run(self, operation: Callable[[StudyRows], T], *, lock: bool = True) -> T:
+        """Run an operation in one transaction, repeatedly while the connection is lost.
+
+        lock: keep other transactions on the study from running at the same time.
+        """
+        storage, start = self.storage, time.monotonic()
+
+        def attempt() -> T:
+            # Not Optuna's session of this thread: its own calls commit and close that one.
+            with Session(storage.engine, expire_on_commit=False) as session, session.begin():
+                rows = StudyRows(storage, study_id(self.study), session)
+                if lock:
+                    rows.lock()
+                return operation(rows)
+
+        result = retry_transient(
+            attempt, stop_event=storage.stop_event, on_wait=self._waited, redact=storage.redact
+        )
+        # Other workers wait for the same lock, and could not send heartbeats meanwhile.
+        if time.monotonic() - start > self.grace_s / 6:
+            self.connected_since = time.monotonic()
+        return result
+
+    def _waited(self, message: str) -> None:
+        self.connected_since = time.monotonic()
+        self.on_wait(message)
+
+
+def _read_command(rows: StudyRows) -> Command:
+    return Command(rows.study_attr(StudyAttr.COMMAND, Command.RUN))
+
+
+def _worker_info(row: WorkerRow, now: float) -> WorkerInfo:
+    """Return a worker's row as an object; now: by the database's clock."""
+    return WorkerInfo(
+        id=row.id,
+        process=ProcessId(row.host, row.pid, row.start_time, row.pid_namespace),
+        slot=Slot(row.device, row.threads, row.share, row.memory_gb),
+        state=row.state,
+        trial=row.trial_number,
+        epoch=row.epoch,
+        heartbeat_age_s=max(0.0, now - row.heartbeat_at),
+        ordinal=row.ordinal,
+    )
+
+
+def _read_grace() -> float:
+    """Return the grace period of the environment or the default; InputError if it is not > 0."""
+    text = os.environ.get(GRACE_VARIABLE)
+    if text is None:
+        return GRACE_S
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise InputError(
+            f"{GRACE_VARIABLE}: must be seconds above 0, got {text!r}; unset it for {GRACE_S:g}"
+        )
+    return seconds

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Container, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import optuna
@@ -19,80 +18,52 @@ from optuna.search_space.group_decomposed import _GroupDecomposedSearchSpace, _S
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._cached_storage import _CachedStorage as CachedStorage
 from optuna.storages._rdb import models
-from optuna.storages._rdb.storage import _create_scoped_session
-from optuna.study import StudyDirection
 from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.orm import Session
 
-__all__ = [
-    "PRIVATE_SYMBOLS",
-    "CachedStorage",
-    "FilteredBruteForceSampler",
-    "FrozenStudy",
-    "GroupedTpeSampler",
-    "OptunaStorage",
-    "Row",
-    "cached_trial",
-    "cached_trials",
-    "default_gamma",
-    "forget_cached_trials",
-    "models",
-    "split_trials",
-    "storage_of",
-    "study_id",
-    "trial_id",
-    "unwrap_storage",
-    "validate_trial",
-]
+# Optuna's own names that other modules use.
+__all__ = ["CachedStorage", "FrozenStudy", "models"]
 
-#: Every private name used here: attributes by module. ``Class()`` stands for an instance.
+#: Every private name used here, by module. ``Class()`` stands for an instance.
 PRIVATE_SYMBOLS = {
     "optuna.samplers": (
-        *("BruteForceSampler._populate_tree", "TPESampler._build_parzen_estimator"),
-        *("TPESampler._compare", "TPESampler._compute_acquisition_func", "TPESampler._sample"),
-        *("TPESampler._sample_relative", "TPESampler()._group_decomposed_search_space"),
-        *("TPESampler()._n_ei_candidates", "TPESampler()._random_sampler", "TPESampler()._rng"),
+        "BruteForceSampler._populate_tree TPESampler._build_parzen_estimator TPESampler._compare "
+        "TPESampler._compute_acquisition_func TPESampler._sample TPESampler._sample_relative "
+        "TPESampler()._group_decomposed_search_space TPESampler()._n_ei_candidates "
+        "TPESampler()._random_sampler TPESampler()._rng"
     ),
-    "optuna.samplers._tpe.sampler": ("_split_trials", "default_gamma"),
+    "optuna.samplers._tpe.sampler": "_split_trials default_gamma",
     "optuna.search_space.group_decomposed": (
-        *("_GroupDecomposedSearchSpace.calculate", "_GroupDecomposedSearchSpace()._search_space"),
-        *("_SearchSpaceGroup.add_distributions", "_SearchSpaceGroup()._search_spaces"),
+        "_GroupDecomposedSearchSpace.calculate _GroupDecomposedSearchSpace()._search_space "
+        "_SearchSpaceGroup.add_distributions _SearchSpaceGroup()._search_spaces"
     ),
     "optuna.storages": (
-        *("RDBStorage._create_new_trial", "RDBStorage._fill_storage_url_template"),
-        *("RDBStorage._get_best_trial_id", "RDBStorage._get_prepared_new_trial"),
-        *("RDBStorage._get_trials", "RDBStorage._set_trial_intermediate_value_without_commit"),
-        *("RDBStorage._set_trial_param", "RDBStorage._set_trial_param_without_commit"),
-        "RDBStorage._set_trial_value_without_commit",
+        "RDBStorage._create_new_trial RDBStorage._fill_storage_url_template "
+        "RDBStorage._get_best_trial_id RDBStorage._get_prepared_new_trial RDBStorage._get_trials "
+        "RDBStorage._set_trial_intermediate_value_without_commit RDBStorage._set_trial_param "
+        "RDBStorage._set_trial_param_without_commit RDBStorage._set_trial_value_without_commit"
     ),
-    "optuna.storages._cached_storage": ("_CachedStorage",),
+    "optuna.storages._cached_storage": "_CachedStorage",
     "optuna.storages._rdb.models": (
-        *("BaseModel.metadata", "MAX_INDEXED_STRING_LENGTH", "SCHEMA_VERSION"),
-        *("StudyDirectionModel", "StudyModel.find_or_raise_by_id", "StudySystemAttributeModel"),
-        *("StudyUserAttributeModel", "TrialModel._datetime_complete_utc"),
-        *("TrialModel._datetime_start_utc", "TrialModel.find_or_raise_by_id", "TrialParamModel"),
-        "TrialIntermediateValueModel.intermediate_value_to_stored_repr",
-        "TrialIntermediateValueModel.stored_repr_to_intermediate_value",
-        *("TrialSystemAttributeModel", "TrialUserAttributeModel", "VersionInfoModel"),
-        *("TrialValueModel.stored_repr_to_value", "TrialValueModel.value_to_stored_repr"),
+        "BaseModel.metadata MAX_INDEXED_STRING_LENGTH SCHEMA_VERSION StudyDirectionModel "
+        "StudyModel.find_or_raise_by_id StudySystemAttributeModel StudyUserAttributeModel "
+        "TrialIntermediateValueModel.intermediate_value_to_stored_repr "
+        "TrialIntermediateValueModel.stored_repr_to_intermediate_value "
+        "TrialModel._datetime_complete_utc TrialModel._datetime_start_utc "
+        "TrialModel.find_or_raise_by_id TrialParamModel TrialSystemAttributeModel "
+        "TrialUserAttributeModel TrialValueModel.stored_repr_to_value "
+        "TrialValueModel.value_to_stored_repr VersionInfoModel"
     ),
-    "optuna.storages._rdb.storage": ("_create_scoped_session",),
-    "optuna.study": (
-        *("Study()._storage", "Study()._study_id", "Study()._thread_local", "Study._get_trials"),
-    ),
-    "optuna.study._frozen": ("FrozenStudy",),
+    "optuna.study": "Study()._storage Study()._study_id Study()._thread_local Study._get_trials",
+    "optuna.study._frozen": "FrozenStudy",
     "optuna.trial": (
-        *("FrozenTrial()._trial_id", "FrozenTrial._validate"),
-        *("Trial()._cached_frozen_trial", "Trial()._trial_id"),
+        "FrozenTrial()._trial_id FrozenTrial._validate "
+        "Trial()._cached_frozen_trial Trial()._trial_id"
     ),
 }
 
 #: A row of Optuna's tables. Their columns carry no types.
 Row = Any
-
-ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
-
 
 # --- studies and trials --------------------------------------------------------------------------
 
@@ -143,63 +114,23 @@ def validate_trial(trial: FrozenTrial) -> None:
 class OptunaStorage(RDBStorage):
     """RDBStorage with public hooks and with public writes that do not commit.
 
-    A subclass may override ``read_trials``, ``write_param`` and the public methods of RDBStorage.
-    Optuna calls the private methods below; each of them leads to a public one.
+    A subclass may override the hooks and the public methods of RDBStorage. Optuna calls the private
+    methods below; each of them leads to a public one.
     """
 
-    def read_trials(
-        self,
-        study_id: int,
-        states: Container[TrialState] | None,
-        included_trial_ids: set[int],
-        trial_id_greater_than: int,
-    ) -> list[FrozenTrial]:
-        """Return the study's trials with a larger id and the included ones, by id."""
-        return super()._get_trials(study_id, states, included_trial_ids, trial_id_greater_than)
+    # Hooks.
+    read_trials = RDBStorage._get_trials
+    write_param = RDBStorage._set_trial_param
+    find_best_trial_id = RDBStorage._get_best_trial_id
 
-    def write_param(
-        self,
-        trial_id: int,
-        name: str,
-        value: float,
-        distribution: BaseDistribution,
-        previous: BaseDistribution | None,
-    ) -> None:
-        """Write a sampled parameter; previous: its distribution in earlier trials, if known."""
-        super()._set_trial_param(trial_id, name, value, distribution, previous)
+    # Writes in the caller's session.
+    add_trial = RDBStorage._get_prepared_new_trial
+    add_param = RDBStorage._set_trial_param_without_commit
+    add_value = RDBStorage._set_trial_value_without_commit
+    add_intermediate_value = RDBStorage._set_trial_intermediate_value_without_commit
 
-    def find_best_trial_id(self, study_id: int, direction: StudyDirection) -> int:
-        """Return the id of the complete trial with the best value."""
-        return super()._get_best_trial_id(study_id, direction)
-
-    def scoped(self) -> AbstractContextManager[Session]:
-        """Open Optuna's session of this thread; it commits at the end."""
-        return _create_scoped_session(self.scoped_session)
-
-    def add_trial(self, session: Session, study_id: int, template: FrozenTrial | None) -> Row:
-        """Add a trial with the study's next number; without a template it is running."""
-        return self._get_prepared_new_trial(study_id, template, session)
-
-    def add_param(
-        self, session: Session, trial_id: int, name: str, value: float, space: BaseDistribution
-    ) -> None:
-        """Write a parameter after comparing its distribution with that of other trials."""
-        self._set_trial_param_without_commit(session, trial_id, name, value, space)
-
-    def add_value(self, session: Session, trial: Row, value: float) -> None:
-        """Write a trial's objective value."""
-        self._set_trial_value_without_commit(session, trial, 0, value)
-
-    def add_intermediate_value(
-        self, session: Session, trial_id: int, step: int, value: float
-    ) -> None:
-        """Write a trial's value at a step, over an earlier one."""
-        self._set_trial_intermediate_value_without_commit(session, trial_id, step, value)
-
-    def _create_new_trial(
-        self, study_id: int, template_trial: FrozenTrial | None = None
-    ) -> FrozenTrial:
-        return self.get_trial(self.create_new_trial(study_id, template_trial))
+    def _create_new_trial(self, *args: Any, **kwargs: Any) -> FrozenTrial:
+        return self.get_trial(self.create_new_trial(*args, **kwargs))
 
     def _get_trials(self, *args: Any, **kwargs: Any) -> list[FrozenTrial]:
         return self.read_trials(*args, **kwargs)
@@ -242,11 +173,9 @@ class GroupedTpeSampler(TPESampler):
         """Return the good and the other trials for the group that holds the parameter."""
         raise NotImplementedError
 
-    def sample_randomly(
-        self, study: optuna.Study, trial: FrozenTrial, name: str, space: BaseDistribution
-    ) -> Any:
-        """Sample one parameter uniformly."""
-        return self._random_sampler.sample_independent(study, trial, name, space)
+    def sample_randomly(self, *args: Any) -> Any:
+        """Sample one parameter uniformly, with the arguments of ``sample_independent``."""
+        return self._random_sampler.sample_independent(*args)
 
     def _sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -264,6 +193,9 @@ class GroupedTpeSampler(TPESampler):
         return {name: space.to_external_repr(best[name]) for name, space in search_space.items()}
 
 
+_ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
 class _IncrementalGroups(_GroupDecomposedSearchSpace):
     """Optuna adds every trial at every proposal; here each is added once, with the same result."""
 
@@ -272,7 +204,7 @@ class _IncrementalGroups(_GroupDecomposedSearchSpace):
         self._added: set[int] = set()
 
     def calculate(self, study: optuna.Study, use_cache: bool = False) -> _SearchSpaceGroup:
-        for trial in study._get_trials(deepcopy=False, states=ENDED, use_cache=use_cache):
+        for trial in study._get_trials(deepcopy=False, states=_ENDED, use_cache=use_cache):
             if trial.number not in self._added:
                 self._added.add(trial.number)
                 self._search_space.add_distributions(trial.distributions)

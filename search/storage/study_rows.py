@@ -7,17 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from optuna.distributions import (
-    check_distribution_compatibility,
-    distribution_to_json,
-    json_to_distribution,
-)
-from optuna.trial import TrialState, create_trial
-from sqlalchemy import func, select, update
-from sqlalchemy.orm import Session
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy import ColumnElement, exists, func, select, update
+from sqlalchemy.orm import Session, aliased
 
 from search.storage.lease_types import Claim, WorkerInfo
 from search.storage.optuna_internals import Row, models
+from search.storage.queries import read_trials
 from search.storage.retrying_storage import RetryingStorage, SampledParam
 from search.storage.tables import WorkerRow, WorkerState
 from search.storage.trial_records import CLOSED_WITHOUT_COST, QUEUE_ATTRS, EndReason, TrialAttr
@@ -27,12 +23,15 @@ MAX_LOSSES = 3
 #: Attempts whose numbers a requeued trial remembers: one of them has its last checkpoint.
 MAX_ATTEMPTS = 8
 
+_TRIAL: Any = models.TrialModel
+
 
 class StudyRows:
     """A study's rows as one transaction sees them; the caller begins and ends the transaction."""
 
     def __init__(self, storage: RetryingStorage, study_id: int, session: Session) -> None:
         self.storage, self.study_id, self.session = storage, study_id, session
+        self._of_study = _TRIAL.study_id == study_id
 
     def lock(self) -> None:
         """Keep other transactions on this study from beginning before the end of this one."""
@@ -59,12 +58,6 @@ class StudyRows:
         model = models.StudySystemAttributeModel if system else models.StudyUserAttributeModel
         self._write_attrs(model, {"study_id": self.study_id}, attrs)
 
-    def trial_attrs(self, trial_id: int) -> dict[str, Any]:
-        """Return all user attributes of a trial."""
-        model = models.TrialUserAttributeModel
-        rows: Iterable[Row] = self.session.scalars(select(model).where(model.trial_id == trial_id))
-        return {row.key: json.loads(row.value_json) for row in rows}
-
     def set_trial_attrs(
         self, trial_id: int, attrs: Mapping[str, Any], *, system: bool = False
     ) -> None:
@@ -78,69 +71,50 @@ class StudyRows:
         self._check_updatable(trial_id)
         model = models.TrialParamModel
         names = select(model.param_name).where(model.trial_id == trial_id)
-        existing = set(self.session.scalars(names))
-        for name, value, distribution, previous in params:
-            if name in existing:  # written by an attempt whose acknowledgement was lost
-                continue
-            if previous is None:  # Optuna compares with the other trials
-                self.storage.add_param(self.session, trial_id, name, value, distribution)
-                continue
-            check_distribution_compatibility(previous, distribution)
-            row = {"trial_id": trial_id, "param_name": name, "param_value": value}
-            row["distribution_json"] = distribution_to_json(distribution)
-            self.session.add(model(**row))
+        existing = set(self.session.scalars(names))  # acknowledgement of an attempt was lost
+        for param in params:
+            if param.name not in existing:
+                self.storage.add_param(self.session, trial_id, *param)
 
-    def params(self, trial_id: int) -> dict[str, Any]:
-        """Return a trial's parameters: sampled ones, and queued ones that are not sampled yet."""
-        system, param = models.TrialSystemAttributeModel, models.TrialParamModel
-        queued: Iterable[Row] = self.session.scalars(
-            select(system)
-            .where(system.trial_id == trial_id)
-            .where(system.key.startswith("fixed_params"))
-        )
-        params: dict[str, Any] = {}
-        for row in queued:
-            params |= json.loads(row.value_json)
-        sampled: Iterable[Row] = self.session.scalars(
-            select(param).where(param.trial_id == trial_id)
-        )
-        for row in sampled:
-            distribution = json_to_distribution(row.distribution_json)
-            params[row.param_name] = distribution.to_external_repr(row.param_value)
-        return params
+    def read_trial(self, trial_id: int) -> FrozenTrial:
+        (trial,) = read_trials(self.session, _TRIAL.trial_id == trial_id)
+        return trial
 
     def lock_trial(self, trial_id: int) -> Row:
         """Return a trial's row, which no other transaction changes until the end of this one."""
-        return models.TrialModel.find_or_raise_by_id(trial_id, self.session, for_update=True)
+        return _TRIAL.find_or_raise_by_id(trial_id, self.session, for_update=True)
 
-    def add_running_trial(self) -> Row:
-        """Add a running trial and return its row."""
-        return self.storage.add_trial(self.session, self.study_id, None)
-
-    def enqueue(self, params: Mapping[str, Any], attrs: Mapping[str, Any]) -> int:
-        """Add a waiting trial with these parameters and user attributes; return its number."""
+    def enqueue(self, params: Mapping[str, Any], attrs: Mapping[str, Any]) -> Row:
+        """Add a waiting trial with these parameters and user attributes; return its row."""
         template = create_trial(
             state=TrialState.WAITING,
             system_attrs={"fixed_params": dict(params)},
             user_attrs=dict(attrs),
         )
-        return int(self.storage.add_trial(self.session, self.study_id, template).number)
+        return self.storage.add_trial(self.study_id, template, self.session)
 
     def next_waiting(self) -> Row | None:
         """Return the queue's first trial; requeued trials come before those never started."""
-        trial, attr = models.TrialModel, models.TrialUserAttributeModel
-        is_requeued = (
-            select(attr.trial_id)
-            .where(attr.trial_id == trial.trial_id, attr.key == TrialAttr.REQUEUED_FROM)
-            .exists()
+        waiting = select(_TRIAL).where(self._of_study, _TRIAL.state == TrialState.WAITING)
+        is_requeued = _has_attr(TrialAttr.REQUEUED_FROM)
+        return self.session.scalar(
+            waiting.order_by(is_requeued.desc(), _TRIAL.number).limit(1)
         )
-        row: Row | None = self.session.scalars(
-            select(trial)
-            .where(trial.study_id == self.study_id, trial.state == TrialState.WAITING)
-            .order_by(is_requeued.desc(), trial.number)
-            .limit(1)
-        ).first()
-        return row
+
+    def running_trials(self) -> Sequence[Row]:
+        """Return the rows of all running trials by number."""
+        running = select(_TRIAL).where(self._of_study, _TRIAL.state == TrialState.RUNNING)
+        return self.session.scalars(running.order_by(_TRIAL.number)).all()
+
+    def start_trial(self, trial: Row, worker: WorkerInfo) -> Claim:
+        """Give a worker the lease on a trial."""
+        row = self.session.get_one(WorkerRow, worker.id)
+        row.trial_id, row.trial_number, row.epoch = trial.trial_id, trial.number, 0
+        row.state, row.heartbeat_at = WorkerState.TRAINING, self.now()
+        trial.state, trial.datetime_start = TrialState.RUNNING, datetime.now()
+        attrs = {TrialAttr.OWNER: worker.owner(), TrialAttr.STARTED_AT: row.heartbeat_at}
+        self.set_trial_attrs(trial.trial_id, attrs)
+        return Claim(trial.trial_id, trial.number)
 
     def close_trial(self, trial: Row, state: TrialState) -> None:
         """End a trial and free the worker that holds it."""
@@ -151,104 +125,56 @@ class StudyRows:
             .values(trial_id=None, trial_number=None, state=WorkerState.IDLE)
         )
 
-    def start_trial(self, trial: Row, worker: WorkerInfo) -> Claim:
-        """Give a worker the lease on a trial."""
-        now = self.now()
-        trial.state, trial.datetime_start = TrialState.RUNNING, datetime.now()
-        attrs = {TrialAttr.OWNER: worker.owner(), TrialAttr.STARTED_AT: now}
-        self.set_trial_attrs(trial.trial_id, attrs)
-        lease = {"trial_id": trial.trial_id, "trial_number": trial.number}
-        self.update_worker(worker, **lease, state=WorkerState.TRAINING, heartbeat_at=now, epoch=0)
-        return Claim(trial.trial_id, trial.number)
-
     def requeue(self, trial: Row, reason: EndReason, ended_at: float) -> int | None:
         """Close a running trial and queue its parameters again; return the new number, if any."""
-        attrs = self.trial_attrs(trial.trial_id)
+        record = self.read_trial(trial.trial_id)
+        params = record.system_attrs.get("fixed_params", {}) | record.params
+        attrs = record.user_attrs
         times_lost = attrs.get(TrialAttr.TIMES_LOST, 0) + (reason == EndReason.LOST)
         result: dict[str, Any] = {TrialAttr.REASON: reason, TrialAttr.ENDED_AT: ended_at}
         successor = None
         if times_lost > MAX_LOSSES:
             message = f"its worker died with it {times_lost} times"
             result |= {TrialAttr.REASON: EndReason.CRASH, TrialAttr.MESSAGE: message}
-        else:
-            successor = self._enqueue_again(trial, attrs, times_lost)
-        if successor is not None:
+        elif params or TrialAttr.FIXED_CONFIG in attrs:
+            inherited = {k: v for k, v in attrs.items() if k in QUEUE_ATTRS | {TrialAttr.DIGEST}}
+            attempts = [*attrs.get(TrialAttr.ATTEMPTS, []), trial.number]
+            inherited[TrialAttr.ATTEMPTS] = attempts[-MAX_ATTEMPTS:]
+            inherited[TrialAttr.REQUEUED_FROM] = attrs.get(TrialAttr.REQUEUED_FROM, trial.number)
+            if times_lost:
+                inherited[TrialAttr.TIMES_LOST] = times_lost
+            successor = self.enqueue(params, inherited).number
             result[TrialAttr.REQUEUED_AS] = successor
         self.set_trial_attrs(trial.trial_id, result)
         self.close_trial(trial, TrialState.FAIL)
         return successor
 
-    def running_trials(self) -> Sequence[Row]:
-        """Return the rows of all running trials by number."""
-        trial = models.TrialModel
-        running = select(trial).where(
-            trial.study_id == self.study_id, trial.state == TrialState.RUNNING
-        )
-        return self.session.scalars(running.order_by(trial.number)).all()
-
     def count_trials(self) -> tuple[int, int]:
         """Count the trials that cost budget and have ended, and the running ones."""
-        trial, attr = models.TrialModel, models.TrialUserAttributeModel
-        of_study = trial.study_id == self.study_id
-        states = select(trial.state, func.count()).where(of_study).group_by(trial.state)
-        by_state = {state: count for state, count in self.session.execute(states)}  # noqa: C416
-        without_cost = self.session.scalar(
-            select(func.count())
-            .select_from(trial)
-            .join(attr, attr.trial_id == trial.trial_id)
-            .where(of_study, attr.key == TrialAttr.REASON)
-            .where(attr.value_json.in_(sorted(map(json.dumps, CLOSED_WITHOUT_COST))))
-            .where(trial.state.in_([TrialState.PRUNED, TrialState.FAIL]))
-        )
-        ended = sum(count for state, count in by_state.items() if state.is_finished())
-        return ended - (without_cost or 0), by_state.get(TrialState.RUNNING, 0)
+        with_cost = select(_TRIAL.state, func.count()).where(self._of_study, ~_is_without_cost())
+        counts = self.session.execute(with_cost.group_by(_TRIAL.state)).tuples().all()
+        ended = sum(count for state, count in counts if state.is_finished())
+        return ended, dict(counts).get(TrialState.RUNNING, 0)
 
     def find_duplicate(self, claim: Claim, digest: str) -> int | None:
         """Return the number of another trial with this configuration that is not skipped."""
-        trial, attr = models.TrialModel, models.TrialUserAttributeModel
-        rows = self.session.execute(
-            select(trial.number, trial.trial_id)
-            .join(attr, attr.trial_id == trial.trial_id)
-            .where(trial.study_id == self.study_id, trial.trial_id != claim.trial_id)
-            .where(attr.key == TrialAttr.DIGEST, attr.value_json == json.dumps(digest))
-            .order_by(trial.number)
+        has_digest = _has_attr(TrialAttr.DIGEST, [digest])
+        return self.session.scalar(
+            select(_TRIAL.number)
+            .where(self._of_study, _TRIAL.trial_id != claim.trial_id)
+            .where(has_digest, ~_is_without_cost())
+            .order_by(_TRIAL.number)
+            .limit(1)
         )
-        for number, trial_id in rows:
-            if self.trial_attrs(trial_id).get(TrialAttr.REASON) not in CLOSED_WITHOUT_COST:
-                return int(number)
-        return None
 
     def select_workers(self) -> Any:
         """Return a query for the workers that are neither ended nor lost, by ordinal."""
-        return (
-            select(WorkerRow)
-            .where(
-                WorkerRow.study_id == self.study_id,
-                WorkerRow.state.not_in([WorkerState.LOST, WorkerState.ENDED]),
-            )
-            .order_by(WorkerRow.ordinal)
-        )
-
-    def update_worker(self, worker: WorkerInfo, **values: Any) -> None:
-        """Change columns of a worker's row."""
-        row = update(WorkerRow).where(WorkerRow.id == worker.id)
-        self.session.execute(row.values(**values))
-
-    def _enqueue_again(self, trial: Row, attrs: Mapping[str, Any], times_lost: int) -> int | None:
-        """Queue a trial's parameters or fixed configuration; None where it has neither yet."""
-        params = self.params(trial.trial_id)
-        if not params and TrialAttr.FIXED_CONFIG not in attrs:
-            return None
-        inherited = {k: v for k, v in attrs.items() if k in QUEUE_ATTRS | {TrialAttr.DIGEST}}
-        attempts = [*attrs.get(TrialAttr.ATTEMPTS, []), trial.number][-MAX_ATTEMPTS:]
-        inherited[TrialAttr.ATTEMPTS] = attempts
-        inherited[TrialAttr.REQUEUED_FROM] = attrs.get(TrialAttr.REQUEUED_FROM, trial.number)
-        if times_lost:
-            inherited[TrialAttr.TIMES_LOST] = times_lost
-        return self.enqueue(params, inherited)
+        gone = WorkerRow.state.in_([WorkerState.LOST, WorkerState.ENDED])
+        workers = select(WorkerRow).where(WorkerRow.study_id == self.study_id, ~gone)
+        return workers.order_by(WorkerRow.ordinal)
 
     def _check_updatable(self, trial_id: int) -> None:
-        trial: Row = models.TrialModel.find_or_raise_by_id(trial_id, self.session)
+        trial: Row = _TRIAL.find_or_raise_by_id(trial_id, self.session)
         self.storage.check_trial_is_updatable(trial_id, trial.state)
 
     def _write_attrs(self, model: Any, key_of: dict[str, int], attrs: Mapping[str, Any]) -> None:
@@ -262,3 +188,16 @@ class StudyRows:
                 existing[key].value_json = json.dumps(value)
             else:
                 self.session.add(model(**key_of, key=key, value_json=json.dumps(value)))
+
+
+def _has_attr(key: str, values: Iterable[Any] | None = None) -> ColumnElement[bool]:
+    """Return a condition on trials: they have a user attribute, or one of its values."""
+    attr: Any = aliased(models.TrialUserAttributeModel)
+    condition = exists().where(attr.trial_id == _TRIAL.trial_id, attr.key == key)
+    if values is not None:
+        condition = condition.where(attr.value_json.in_([json.dumps(value) for value in values]))
+    return condition
+
+
+def _is_without_cost() -> ColumnElement[bool]:
+    return _has_attr(TrialAttr.REASON, CLOSED_WITHOUT_COST)

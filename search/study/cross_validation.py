@@ -102,7 +102,7 @@ def summarize_folds(results: Sequence[TrainResult], folds: int) -> dict[str, Any
 def save_results(path: Path, digest: str, results: Sequence[TrainResult]) -> None:
     """Write the results of the finished folds; digest: of the configuration."""
     plain = _RESULTS.dump_python([replace(result, checkpoint=None) for result in results])
-    atomic_write(path, json.dumps({"format": FORMAT, "digest": digest, "results": plain}))
+    atomic_write(path, json.dumps({"format": FORMAT, "digest": digest, "folds": plain}))
 
 
 def load_results(path: Path, digest: str) -> list[TrainResult]:
@@ -111,6 +111,6 @@ def load_results(path: Path, digest: str) -> list[TrainResult]:
         saved = json.loads(path.read_text())
         if (saved["format"], saved["digest"]) != (FORMAT, digest):
             return []
-        return _RESULTS.validate_python(saved["results"])
+        return _RESULTS.validate_python(saved["folds"])
     except (OSError, ValueError, KeyError, TypeError):
         return []

@@ -56,7 +56,7 @@ def _repeat(trials: Sequence[FrozenTrial], number: int) -> QueueEntry:
     trial = trials[number]
     if not trial.state.is_finished():
         state = trial_records.state_of(trial)
-        raise InputError(f"trial {number} is {state}; only finished trials can be queued again")
+        raise InputError(f"trial {number} is {state}: only finished trials can be queued again")
     attrs = trial.user_attrs
     params = trial.system_attrs.get("fixed_params", {}) | trial.params
     if not params and TrialAttr.FIXED_CONFIG not in attrs and TrialAttr.CONFIG not in attrs:

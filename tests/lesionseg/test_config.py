@@ -226,8 +226,3 @@ def test_invalid_data_is_refused(plain, message):
     with pytest.raises(InputError) as caught:
         TrialConfig.from_dict(plain)
     assert str(caught.value).startswith(message)
-
-
-def test_a_configuration_is_immutable():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        FULL.epochs = 4

@@ -10,15 +10,14 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import filelock
 import requests
 
-from lesionseg.data.download.datasets import MANUAL_DOWNLOADS, SOURCES, DatasetSource
+from lesionseg.data.download.datasets import MANUAL_DOWNLOADS, SOURCES, DatasetSource, list_files
 from lesionseg.data.download.http import (
-    CHUNK_BYTES,
     DownloadError,
     Progress,
     RemoteFile,
@@ -26,22 +25,13 @@ from lesionseg.data.download.http import (
     download_file,
     open_session,
 )
-from lesionseg.data.download.listing import list_files
-from lesionseg.data.download.unpack import RESERVE_BYTES, ArchiveError, DiskFull, extract_archive
+from lesionseg.data.download.unpack import ArchiveError, extract_archive
 from lesionseg.errors import InputError, suggest_name
 from lesionseg.runtime.files import atomic_write
 
-#: Disk space needed, as a multiple of the archives: they and the images have about equal size.
-SPACE_FACTOR = 2.2
-
-
-@dataclass(frozen=True)
-class CompleteFile:
-    """A row of ``done.json``."""
-
-    size: int
-    sha256: str
-    url: str
+#: Disk space needed: a multiple of the archives, as they and the images have about equal size, and
+#: a reserve.
+SPACE_FACTOR, RESERVE_BYTES = 2.2, 100_000_000
 
 
 def fetch_dataset(
@@ -68,7 +58,11 @@ def fetch_dataset(
             cannot be written.
         DownloadError: a server does not deliver a file after several attempts.
     """
-    source = _find_source(name)
+    if name in MANUAL_DOWNLOADS:
+        raise InputError(f"data fetch: {name} cannot be downloaded: {MANUAL_DOWNLOADS[name]}")
+    if name not in SOURCES:
+        raise InputError(f"data fetch: unknown data set {name!r} ({suggest_name(name, SOURCES)})")
+    source = SOURCES[name]
     if not accept_license:
         raise InputError(
             f"data fetch: {source.about}, about {source.size_gb:g} GB, is under {source.license} "
@@ -83,22 +77,10 @@ def fetch_dataset(
     except filelock.Timeout:
         raise InputError(f"data fetch: {root}: another process is downloading into it") from None
     except OSError as error:
-        place, reason = error.filename or root, error.strerror or error
+        problem = f"{error.filename or root}: {error.strerror or error}"
         if isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
-            raise InputError(
-                f"data fetch: {place}: {reason}; --root must be a writable folder"
-            ) from error
-        raise DownloadError(
-            f"{place}: {reason}; complete files are kept, start again to go on"
-        ) from error
-
-
-def _find_source(name: str) -> DatasetSource:
-    if name in MANUAL_DOWNLOADS:
-        raise InputError(f"data fetch: {name} cannot be downloaded: {MANUAL_DOWNLOADS[name]}")
-    if name not in SOURCES:
-        raise InputError(f"data fetch: unknown data set {name!r} ({suggest_name(name, SOURCES)})")
-    return SOURCES[name]
+            raise InputError(f"data fetch: {problem}; --root must be a writable folder") from error
+        raise DownloadError(f"{problem}; complete files are kept, start again to go on") from error
 
 
 class _Fetcher:
@@ -106,29 +88,50 @@ class _Fetcher:
 
     def __init__(self, source: DatasetSource, root: Path, scratch: Path) -> None:
         self.source, self.root, self.scratch = source, root, scratch
-        self.complete = _read_complete_files(scratch / "done.json")
+        self.done_path = scratch / "done.json"
+        self.complete: dict[str, dict[str, Any]] = {}  # rows of done.json by file name
+        if self.done_path.exists():
+            try:
+                self.complete = json.loads(self.done_path.read_text())
+            except ValueError:
+                raise InputError(
+                    f"data fetch: {self.done_path}: is not valid; delete it to download everything "
+                    f"again"
+                ) from None
 
     def run(
         self, session: requests.Session, base_url: str, keep_archives: bool, on_progress: Progress
     ) -> None:
-        missing = [name for name in self.source.files if not self._is_complete(name)]
+        missing = [
+            name
+            for name in self.source.files
+            if name not in self.complete or not self._target(name).exists()
+        ]
         self._require_own_folders(missing)
         remotes = list_files(session, self.source, base_url.rstrip("/"), missing)
         self._require_space(remotes)
         for remote in remotes:
             archive = self.scratch / remote.name
-            download_file(session, remote, archive, on_progress)
-            row = self._verify(remote, archive)
-            self._install(archive)
-            self._record(remote.name, row)
+            try:
+                download_file(session, remote, archive, on_progress)
+            except DownloadError as error:
+                kept = f"{bytes_on_disk(archive)} of {remote.size} bytes are kept"
+                raise DownloadError(f"{error}; {kept}, start again to go on") from error
+            try:
+                row = self._verify(remote, archive)
+                self._install(archive)
+            except ArchiveError as error:
+                archive.unlink()
+                raise DownloadError(
+                    f"{remote.url}: {error}; it was deleted, start again to download it again"
+                ) from None
+            self.complete[remote.name] = row
+            atomic_write(self.done_path, json.dumps(self.complete, indent=1))
             if not keep_archives:
                 archive.unlink()
 
     def _target(self, name: str) -> Path:
         return self.root / name.removesuffix(".zip")
-
-    def _is_complete(self, name: str) -> bool:
-        return name in self.complete and self._target(name).exists()
 
     def _require_own_folders(self, missing: list[str]) -> None:
         """Raise InputError if a target exists that this command did not create.
@@ -154,57 +157,30 @@ class _Fetcher:
                 f"unpack, {free / 1e9:.1f} GB are free; free some, or name another --root"
             )
 
-    def _verify(self, remote: RemoteFile, path: Path) -> CompleteFile:
+    def _verify(self, remote: RemoteFile, path: Path) -> dict[str, Any]:
         """Compare the checksums with the server's and with those of an earlier download."""
-        sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
-        with path.open("rb") as file:
-            while chunk := file.read(CHUNK_BYTES):
-                sha256.update(chunk)
-                md5.update(chunk)
-        if remote.md5 and md5.hexdigest() != remote.md5:
-            path.unlink()
-            raise DownloadError(
-                f"{remote.url}: its MD5 is {md5.hexdigest()}, expected {remote.md5}; it was "
-                f"deleted, start again to download it again"
-            )
-        earlier = self.complete.get(remote.name)
-        if earlier and earlier.sha256 != sha256.hexdigest():
+        if remote.md5 and (md5 := _hash_file(path, "md5")) != remote.md5:
+            raise ArchiveError(f"its MD5 is {md5}, expected {remote.md5}")
+        sha256 = _hash_file(path, "sha256")
+        earlier = self.complete.get(remote.name, {}).get("sha256", sha256)
+        if earlier != sha256:
             raise DownloadError(
                 f"{remote.url}: differs from the file that was downloaded before (SHA-256 "
-                f"{sha256.hexdigest()[:12]}, before {earlier.sha256[:12]}); to accept it, remove "
-                f"its entry from {self.scratch / 'done.json'}"
+                f"{sha256[:12]}, before {earlier[:12]}); to accept it, remove its entry from "
+                f"{self.done_path}"
             )
-        return CompleteFile(path.stat().st_size, sha256.hexdigest(), remote.url)
+        return {"size": remote.size, "sha256": sha256, "url": remote.url}
 
     def _install(self, archive: Path) -> None:
         """Unpack an archive, or copy a file, to its target."""
-        if archive.suffix != ".zip":
+        if archive.suffix == ".zip":
+            extract_archive(archive, self.root, self.scratch)
+        else:
             part = self.scratch / f"{archive.name}.copy"
             shutil.copyfile(archive, part)
             os.replace(part, self._target(archive.name))
-            return
-        try:
-            extract_archive(archive, self.root, self.scratch)
-        except DiskFull as error:
-            raise DownloadError(str(error)) from None
-        except ArchiveError as error:
-            archive.unlink(missing_ok=True)
-            raise DownloadError(
-                f"{error}; it was deleted, start again to download it again"
-            ) from None
-
-    def _record(self, name: str, row: CompleteFile) -> None:
-        self.complete[name] = row
-        rows = {name: asdict(row) for name, row in self.complete.items()}
-        atomic_write(self.scratch / "done.json", json.dumps(rows, indent=1))
 
 
-def _read_complete_files(path: Path) -> dict[str, CompleteFile]:
-    try:
-        return {name: CompleteFile(**row) for name, row in json.loads(path.read_text()).items()}
-    except FileNotFoundError:
-        return {}
-    except (ValueError, TypeError, AttributeError):
-        raise InputError(
-            f"data fetch: {path}: is not valid; delete it to download everything again"
-        ) from None
+def _hash_file(path: Path, algorithm: str) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()

@@ -10,21 +10,24 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-#: Largest ratio of unpacked to packed size; a larger one is no archive of images.
-MAX_GROWTH = 100
-#: Disk space that is left free.
-RESERVE_BYTES = 100_000_000
+#: Limit of the unpacked size: this ratio to the packed size, and some bytes. A larger archive is
+#: no archive of images.
+MAX_GROWTH, ALLOWANCE_BYTES = 100, 100_000_000
 
-#: Errors of zipfile for damaged or (RuntimeError) encrypted archives.
-_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError)
+#: Errors of zipfile for damaged or (RuntimeError) encrypted archives, and of the disk.
+_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    OSError,
+)
 
 
-class ArchiveError(RuntimeError):
+class ArchiveError(Exception):
     """An archive is damaged or unsafe; the message is one line."""
-
-
-class DiskFull(ArchiveError):
-    """An archive does not fit on the disk."""
 
 
 def extract_archive(archive: Path, root: Path, scratch: Path) -> None:
@@ -39,24 +42,21 @@ def extract_archive(archive: Path, root: Path, scratch: Path) -> None:
         scratch: folder on the same disk for partial results.
 
     Raises:
-        ArchiveError: the archive is damaged, contains a link or a path outside its folder, or does
-            not fit on the disk; nothing appears below ``root`` then.
+        ArchiveError: the archive is damaged, or contains a link or a path outside its folder.
+        OSError: the disk is full. In both cases nothing appears below ``root``.
     """
-    folder, part = root / archive.stem, scratch / f"{archive.stem}.unpacking"
-    old = scratch / f"{archive.stem}.old"
-    _remove(part, old)
+    folder, temporary = root / archive.stem, scratch / f"{archive.stem}.unpacking"
+    content = temporary / "new"
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
     try:
-        _extract_members(archive, part)
-    except BaseException:
-        _remove(part)
-        raise
-    content = part / archive.stem
-    if not (content.is_dir() and list(part.iterdir()) == [content]):
-        content = part
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(content, folder)
-    _remove(part, old)
+        _extract_members(archive, content)
+        if [path.name for path in content.iterdir()] == [archive.stem]:
+            content /= archive.stem
+        if folder.exists():
+            os.replace(folder, temporary / "old")
+        os.replace(content, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _extract_members(archive: Path, target: Path) -> None:
@@ -66,14 +66,10 @@ def _extract_members(archive: Path, target: Path) -> None:
             _require_safe(archive, members)
             for member in members:
                 zipped.extract(member, target)  # verifies the CRC
-    except ArchiveError:
-        raise
-    except _DAMAGED as error:
+    except _ERRORS as error:
+        if isinstance(error, OSError) and error.errno is not None:  # None: raised by bz2
+            raise
         raise ArchiveError(f"{archive.name}: damaged: {error}") from None
-    except OSError as error:
-        if error.errno is None:  # raised by bz2, not by the file system
-            raise ArchiveError(f"{archive.name}: damaged: {error}") from None
-        raise
 
 
 def _is_ignored(member: zipfile.ZipInfo) -> bool:
@@ -97,17 +93,8 @@ def _require_safe(archive: Path, members: list[zipfile.ZipInfo]) -> None:
         else:
             continue
         raise ArchiveError(f"{archive.name}: contains {defect}: {member.filename!r}")
-    size, free = sum(m.file_size for m in members), shutil.disk_usage(archive.parent).free
-    if size > MAX_GROWTH * archive.stat().st_size + RESERVE_BYTES:
+    size_bytes = sum(member.file_size for member in members)
+    if size_bytes > MAX_GROWTH * archive.stat().st_size + ALLOWANCE_BYTES:
         raise ArchiveError(
-            f"{archive.name}: would grow to {size / 1e9:.1f} GB: no archive of images"
+            f"{archive.name}: would grow to {size_bytes / 1e9:.1f} GB: no archive of images"
         )
-    if size + RESERVE_BYTES > free:
-        raise DiskFull(
-            f"{archive.name}: needs {size / 1e9:.1f} GB unpacked, {free / 1e9:.1f} GB are free"
-        )
-
-
-def _remove(*folders: Path) -> None:
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -43,12 +43,6 @@ def parts(component):
     return A.Compose(moving), [s for s in steps if s not in moving]
 
 
-def test_order_of_entries():
-    rows = ["none", "flips", "rotations", "geometric", "colour", "dermoscopy", "full"]
-    assert list(AUGMENTS) == rows
-    assert [n for n in rows if "strength" not in AUGMENTS[n].space] == ["none", "flips"]
-
-
 @every_pick
 def test_sizes_types_and_mask_values_are_kept_and_the_inputs_left_alone(component):
     pipeline = build_augment(component)

@@ -14,9 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lesionseg.data.cache import Cache, build_cache, check_pair, default_root, read_pair
+from lesionseg.data.cache import build_cache, check_pair, default_root, read_pair
 from lesionseg.data.index import DatasetIndex
-from lesionseg.data.pairs import Record
 from lesionseg.errors import InputError
 from tests.conftest import write_folder
 
@@ -422,8 +421,3 @@ def test_repaired_pairs_are_used(faulty, tmp_path):
     refusal(index_of(faulty), 16, tmp_path / "cache")
     write_folder(faulty, 8)
     assert len(build_cache(index_of(faulty), 16, tmp_path / "cache").names) == 8
-
-
-def test_caches_of_the_same_path_are_equal(tmp_path):
-    assert Cache(tmp_path) == Cache(tmp_path) != Cache(tmp_path / "other")
-    assert Record("a", tmp_path, tmp_path, "g") != Record("a", tmp_path, tmp_path, "h")

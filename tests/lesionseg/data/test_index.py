@@ -1,4 +1,4 @@
-"""Every folder layout, every way it can be wrong, and the fingerprint."""
+"""Folder layouts, invalid data sets, and the fingerprint."""
 
 import os
 import shutil
@@ -14,8 +14,8 @@ from lesionseg.data.pairs import IMAGE_SUFFIXES, MASK_SUFFIXES, list_images, mat
 from lesionseg.errors import InputError
 
 
-def put(root, *names, content=b"not looked at"):
-    """Files of that name; an index never opens them."""
+def put(root, *names, content=b"not opened"):
+    """Write files, which an index never opens."""
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def refusal(root, layout="auto"):
     return str(caught.value)
 
 
-# --- what is understood --------------------------------------------------------------------------
+# --- valid data sets -----------------------------------------------------------------------------
 
 
 def test_images_and_masks(tmp_path):
@@ -170,7 +170,7 @@ def test_a_manifest_comes_before_the_folders_beside_it(tmp_path):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_every_layout_fits_nothing_in_an_empty_folder(tmp_path, name):
+def test_an_empty_folder_matches_no_layout(tmp_path, name):
     assert not LAYOUTS[name].matches(tmp_path)
     assert LAYOUTS[name].description
 
@@ -197,7 +197,7 @@ def test_names_that_begin_alike_are_not_mixed_up(tmp_path):
     assert found == [("a", "a_mask.png"), ("a1", "a1_mask.png"), ("a10", "a10_mask.png")]
 
 
-def test_superpixels_hidden_files_and_what_is_no_picture_are_passed_over(tmp_path):
+def test_superpixels_hidden_and_other_files_are_ignored(tmp_path):
     put(tmp_path, "images/ISIC_1.jpg", "masks/ISIC_1_segmentation.png")
     put(
         tmp_path,
@@ -213,7 +213,7 @@ def test_superpixels_hidden_files_and_what_is_no_picture_are_passed_over(tmp_pat
 
 
 @pytest.mark.parametrize("extension", sorted(IMAGE_SUFFIXES))
-def test_every_kind_of_picture_is_listed(tmp_path, extension):
+def test_every_image_format_is_listed(tmp_path, extension):
     put(tmp_path, f"b{extension}", f"a{extension.upper()}", "c.gif", "d")
     assert [p.name for p in list_images(tmp_path)] == [f"a{extension.upper()}", f"b{extension}"]
 
@@ -229,7 +229,7 @@ def test_images_without_mask_are_counted_and_the_first_named(tmp_path):
     )
 
 
-def test_masks_that_all_have_other_names(tmp_path):
+def test_no_mask_matches(tmp_path):
     put(tmp_path, "images/a.jpg", "images/b.jpg", "masks/x.png")
     assert refusal(tmp_path) == (
         f"data: {tmp_path}/images: none of 2 images has a mask in {tmp_path}/masks, for example "
@@ -237,7 +237,7 @@ def test_masks_that_all_have_other_names(tmp_path):
     )
 
 
-def test_folders_without_any_picture(tmp_path):
+def test_empty_folders(tmp_path):
     put(tmp_path, "images/readme.txt", "masks/a.png")
     assert refusal(tmp_path).startswith(f"data: {tmp_path}: no pair of image and mask (images/ and")
 
@@ -280,7 +280,7 @@ def test_one_name_in_two_splits(tmp_path):
 
 
 @pytest.mark.parametrize("splits", [("train", "train", "test"), ("train", None)])
-def test_a_name_twice_in_one_split_or_outside_of_them_is_one_too_many(tmp_path, splits):
+def test_a_name_twice_in_one_split_is_refused(tmp_path, splits):
     put(tmp_path, *(f"{i}/a.jpg" for i in range(3)), "m.png")
     rows = [f"{i}/a.jpg,m.png,{split or ''}" for i, split in enumerate(splits)]
     write_csv(tmp_path, "\n".join(["image,mask,split", *rows]))
@@ -288,7 +288,7 @@ def test_a_name_twice_in_one_split_or_outside_of_them_is_one_too_many(tmp_path, 
         DatasetIndex.read(tmp_path, lenient=True)
 
 
-def test_a_link_to_nothing_is_refused_for_a_study_and_taken_by_an_audit(tmp_path):
+def test_broken_links_are_refused_unless_lenient(tmp_path):
     put(tmp_path, "images/a.jpg", "masks/a.png", "images/b.jpg", "masks/c.png", "else/c.jpg")
     (tmp_path / "masks/b.png").symlink_to("../gone.png")
     (tmp_path / "images/c.jpg").symlink_to("../else/c.jpg")
@@ -301,7 +301,7 @@ def test_a_link_to_nothing_is_refused_for_a_study_and_taken_by_an_audit(tmp_path
 
 @contextmanager
 def without_rights(folder, mode):
-    """As a user who is not the superuser, the folder being of that mode."""
+    """Run as an unprivileged user with the given mode of the folder."""
     folder.chmod(mode)
     own = os.geteuid()
     try:
@@ -315,7 +315,7 @@ def without_rights(folder, mode):
 
 @pytest.mark.parametrize("mode", [0o000, 0o644])
 @pytest.mark.parametrize("name", [".", "images", "train", "train/masks"])
-def test_a_folder_that_cannot_be_read(name, mode):
+def test_an_unreadable_folder(name, mode):
     with tempfile.TemporaryDirectory() as place:  # pytest's own folders are root's alone
         root = Path(place)
         root.chmod(0o755)
@@ -339,7 +339,7 @@ def test_masks_of_both_parts_of_ham10000_have_images(tmp_path):
     assert index.masks_without_image == ("c_segmentation.png",)
 
 
-def test_names_that_break_a_line_are_refused_in_one(tmp_path):
+def test_line_breaks_in_names_are_escaped(tmp_path):
     put(tmp_path, "images/a.jpg", "images/b\nc.jpg", "masks/a.png")
     assert "1 of 2 images have no mask" in refusal(tmp_path)
     put(tmp_path, "masks/b\nc.png", "images/b\nC.jpg")
@@ -358,14 +358,14 @@ def test_a_patient_in_two_official_splits(tmp_path):
     )
 
 
-def test_a_folder_that_is_not_there(tmp_path):
+def test_a_missing_folder(tmp_path):
     assert refusal(tmp_path / "no") == (
         f"data: no such folder: {tmp_path}/no; --data takes the data set's folder"
     )
 
 
 @pytest.mark.parametrize("content", ["empty", "pictures", "a file"])
-def test_a_place_without_any_known_layout(tmp_path, content):
+def test_no_known_layout(tmp_path, content):
     root = tmp_path / "data"
     if content == "a file":
         put(tmp_path, "data")
@@ -457,7 +457,7 @@ def test_images_of_one_lesion_of_ham10000_are_one_group(tmp_path, name, text):
     ]
 
 
-def test_ham10000_without_what_holds_lesions_together(tmp_path):
+def test_ham10000_without_metadata_or_masks(tmp_path):
     put(tmp_path, *HAM)
     assert "HAM10000_metadata is missing; its column lesion_id" in refusal(tmp_path)
     write_csv(tmp_path, "lesion,image_id\nL1,a\n", "HAM10000_metadata")

@@ -13,7 +13,7 @@ WIDTH, HEIGHT = 96, 64
 
 
 def scene():
-    """RGB, smooth; no turned or mirrored version of it looks the same."""
+    """Return a smooth RGB image without symmetries."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     return np.stack([x * 2.4, y * 3.5, 90 + 0 * x], axis=2).astype(np.uint8)
 
@@ -24,13 +24,13 @@ def lesion():
 
 
 def deep(path, pixels):
-    """Sixteen bits a channel; OpenCV takes them in the order blue, green, red."""
+    """Write 16 bits per channel by OpenCV, in the order blue, green, red."""
     assert cv2.imwrite(str(path), np.ascontiguousarray(pixels.astype(np.uint16)[..., ::-1] * 257))
     return path
 
 
 def turned(path, pixels, **options):
-    """As a camera leaves it that was held upright: orientation 6, stored lying on its side."""
+    """Write a portrait photograph: stored rotated, with orientation 6."""
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(np.ascontiguousarray(np.rot90(pixels))).save(path, exif=exif, **options)
@@ -85,7 +85,7 @@ MASKS = {
 
 
 def cached(tmp_path, image, mask=None):
-    """The cache's image and mask of one pair; each given by ending, writer and pixels."""
+    """Return the cached image and mask of one pair, each given by suffix, writer and pixels."""
     wanted = {"images": image, "masks": mask or ("png", lambda p, a: Image.fromarray(a).save(p), lesion())}  # noqa: E501  # fmt: skip
     for folder, (ending, write, pixels) in wanted.items():
         (tmp_path / "set" / folder).mkdir(parents=True)
@@ -98,12 +98,12 @@ def cached(tmp_path, image, mask=None):
 
 
 def small(pixels):
-    """The scene at the cache's size, by area: an independent way of scaling down."""
+    """Return the scene at the cache's size, reduced independently by area."""
     return cv2.resize(pixels, (SIZE, SIZE), interpolation=cv2.INTER_AREA).astype(int)
 
 
 @pytest.mark.parametrize("kind", COLOUR)
-def test_a_scene_in_colour_looks_the_same_in_whatever_file(tmp_path, kind):
+def test_colour_images_in_all_formats(tmp_path, kind):
     ending, write, off = COLOUR[kind]
     image, _ = cached(tmp_path, (ending, write, scene()))
     # Scaling by triangles and by area differ by 3 at most at the edges of this scene.
@@ -111,7 +111,7 @@ def test_a_scene_in_colour_looks_the_same_in_whatever_file(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", GREY)
-def test_a_grey_scene_looks_the_same_in_whatever_file(tmp_path, kind):
+def test_grey_images_in_all_formats(tmp_path, kind):
     ending, write, off = GREY[kind]
     grey = scene()[..., 1]
     image, _ = cached(tmp_path, (ending, write, grey))
@@ -120,7 +120,7 @@ def test_a_grey_scene_looks_the_same_in_whatever_file(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", MASKS)
-def test_a_mask_is_the_same_in_whatever_file(tmp_path, kind):
+def test_masks_in_all_formats(tmp_path, kind):
     ending, write = MASKS[kind]
     png = ("png", lambda p, a: Image.fromarray(a).save(p), scene())
     _, mask = cached(tmp_path, png, (ending, write, lesion()))
@@ -132,7 +132,7 @@ def test_a_mask_is_the_same_in_whatever_file(tmp_path, kind):
 
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_a_photograph_of_24_million_pixels(tmp_path, orientation):
-    """6000 x 4000, as cameras give it; stored upright or lying on its side."""
+    """6000 x 4000 pixels, stored upright or rotated."""
     large = cv2.resize(scene(), (6000, 4000), interpolation=cv2.INTER_LINEAR)
     mask = cv2.resize(lesion(), (6000, 4000), interpolation=cv2.INTER_NEAREST)
     for folder in ("images", "masks"):

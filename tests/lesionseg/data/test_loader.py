@@ -1,4 +1,4 @@
-"""Batches follow from (seed, epoch, step) alone, whoever prepares them."""
+"""Batches depend on (seed, epoch, step) alone; loader processes; transfer to the device."""
 
 import contextlib
 import gc
@@ -37,7 +37,7 @@ from lesionseg.data.loader import (
     transfer_batches,
 )
 from lesionseg.space import ComponentConfig
-from tests.search.helpers import PATIENCE, is_gone, wait_until
+from tests.search.helpers import LONG_WAIT_S, is_gone, wait_until
 
 CPU = torch.device("cpu")
 NONE, FULL = ComponentConfig("none"), ComponentConfig("full", {"strength": 1.0})
@@ -45,12 +45,12 @@ NONE, FULL = ComponentConfig("none"), ComponentConfig("full", {"strength": 1.0})
 
 @pytest.fixture(scope="module")
 def cache(tiny_data, tmp_path_factory):
-    """30 pictures of 16 x 16."""
+    """30 images of 16 x 16."""
     return build_cache(DatasetIndex.read(tiny_data), 16, tmp_path_factory.mktemp("cache"))
 
 
 def batches(cache, members, batch_size, component, *, seed=0, workers=0, epochs=(1,), start=0):
-    """The batches of each of the epochs, the first from a step on, as a training draws them."""
+    """Return the batches of the epochs, of the first one from step ``start`` on."""
     members = np.asarray(members, dtype=np.int64)
     dataset = BatchDataset(cache, build_augment(component), seed)
     loader, plan = make_train_loader(dataset, members, batch_size, seed=seed, workers=workers)
@@ -70,13 +70,13 @@ def alike(one, other):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_the_batches_are_the_same_whoever_prepares_them(cache, workers):
+def test_batches_do_not_depend_on_the_workers(cache, workers):
     alone = batches(cache, range(30), 4, FULL, epochs=(1, 2, 5))
     helped = batches(cache, range(30), 4, FULL, workers=workers, epochs=(1, 2, 5))
     assert all(alike(a, b) for a, b in zip(alone, helped, strict=True))
 
 
-def test_going_on_from_a_later_epoch_draws_what_it_would_have_drawn(cache):
+def test_resuming_at_a_later_epoch(cache):
     (_, _, third) = batches(cache, range(30), 4, FULL, epochs=(1, 2, 3))
     (again,) = batches(cache, range(30), 4, FULL, epochs=(3,))
     assert alike(third, again)
@@ -84,7 +84,7 @@ def test_going_on_from_a_later_epoch_draws_what_it_would_have_drawn(cache):
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 @pytest.mark.parametrize("start", [1, 4, 6, 7])
-def test_going_on_within_an_epoch_draws_the_rest_of_it(cache, workers, start):
+def test_resuming_within_an_epoch(cache, workers, start):
     whole, after = batches(cache, range(30), 4, FULL, epochs=(2, 3))
     rest, again = batches(cache, range(30), 4, FULL, workers=workers, epochs=(2, 3), start=start)
     assert len(whole) == 7
@@ -93,14 +93,14 @@ def test_going_on_within_an_epoch_draws_the_rest_of_it(cache, workers, start):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_loader_draws_nothing_of_what_the_network_draws(cache, workers):
+def test_loaders_do_not_use_the_global_generator(cache, workers):
     before = torch.get_rng_state()
     batches(cache, range(30), 5, FULL, workers=workers, epochs=(1, 2))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_no_epoch_and_no_step_repeats_the_changes_of_another(cache):
-    """Of one picture only, so that nothing but the changes can differ."""
+def test_augmentation_differs_between_epochs_and_steps(cache):
+    """With a single image, only the augmentation can differ."""
     first, second = batches(cache, [3] * 24, 4, FULL, epochs=(1, 2))
     pictures = [
         image.numpy().tobytes() for epoch in (first, second) for i, _ in epoch for image in i
@@ -110,19 +110,19 @@ def test_no_epoch_and_no_step_repeats_the_changes_of_another(cache):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_order_of_every_epoch_is_another(cache, workers):
+def test_the_order_differs_between_epochs(cache, workers):
     epochs = batches(cache, range(30), 5, NONE, workers=workers, epochs=(1, 2, 3))
     assert not any(alike(a, b) for a, b in itertools.combinations(epochs, 2))
 
 
-def test_another_seed_is_another_order_and_other_changes(cache):
+def test_seeds_give_different_orders_and_augmentation(cache):
     (one,), (other,) = (batches(cache, range(30), 5, NONE, seed=s) for s in (0, 1))
     assert not alike(one, other)
     (one,), (other,) = (batches(cache, [3] * 5, 5, FULL, seed=s) for s in (0, 1))
     assert not alike(one, other)
 
 
-def test_an_image_travels_with_its_own_mask(cache):
+def test_images_and_masks_stay_paired(cache):
     (epoch,) = batches(cache, range(30), 7, NONE)
     known = {cache.images[i].tobytes(): cache.masks[i].tobytes() for i in range(30)}
     assert len(known) == 30
@@ -133,20 +133,20 @@ def test_an_image_travels_with_its_own_mask(cache):
             assert known[image.tobytes()] == mask.tobytes()
 
 
-def test_only_members_are_drawn(cache):
+def test_only_members_are_used(cache):
     members = [2, 3, 5, 7, 11, 13]
     (epoch,) = batches(cache, members, 2, NONE)
     drawn = [image.tobytes() for images, _ in epoch for image in images.numpy()]
     assert sorted(drawn) == sorted(cache.images[i].tobytes() for i in members)
 
 
-def test_the_changes_do_not_reach_the_cache(cache):
+def test_the_cache_is_not_changed(cache):
     before = cache.images.tobytes()
     batches(cache, range(30), 5, FULL, epochs=(1, 2))
     assert cache.images.tobytes() == before
 
 
-def test_what_goes_to_a_helper_is_small(cache):
+def test_a_pickled_dataset_is_small(cache):
     augment = build_augment(FULL)
     assert cache.images.sum() > 0  # mapped, so that it could be sent by mistake
     sent = pickle.dumps(BatchDataset(cache, augment, 0))
@@ -154,7 +154,7 @@ def test_what_goes_to_a_helper_is_small(cache):
 
 
 class Made:
-    """Notes which batches were made, and by whom; number ``broken`` cannot be."""
+    """Records which batches were loaded by which thread; number ``broken`` fails."""
 
     def __init__(self, broken=None):
         self.steps, self.threads, self.broken = [], set(), broken
@@ -170,7 +170,7 @@ class Made:
         return key.step
 
 
-def test_the_next_batch_is_made_while_one_is_trained_on():
+def test_the_next_batch_is_prepared_during_a_step():
     made = Made()
     given = iter(PrefetchLoader(made, plan_of(range(40), 4)))
     assert next(given) == 0
@@ -179,20 +179,20 @@ def test_the_next_batch_is_made_while_one_is_trained_on():
     assert len(made.threads) == 1 and threading.main_thread() not in made.threads
 
 
-def test_no_more_than_one_batch_is_made_ahead():
+def test_at_most_one_batch_is_prefetched():
     made = Made()
     for step in PrefetchLoader(made, plan_of(range(40), 4)):
         assert len(made.steps) <= step + 2
 
 
-def test_a_batch_that_cannot_be_made_is_an_error_where_it_is_asked_for():
+def test_a_loading_error_is_raised_by_the_iterator():
     given = iter(PrefetchLoader(Made(broken=2), plan_of(range(40), 4)))
     assert [next(given), next(given)] == [0, 1]
     with pytest.raises(OSError, match="went away"):
         next(given)
 
 
-def test_an_epoch_that_is_broken_off_leaves_no_thread():
+def test_an_interrupted_epoch_leaves_no_thread():
     made = Made()
     given = iter(PrefetchLoader(made, plan_of(range(40), 4)))
     next(given)
@@ -206,7 +206,7 @@ def test_an_epoch_that_is_broken_off_leaves_no_thread():
 
 @pytest.fixture
 def helped(cache):
-    """28 batches to come of 30, and the numbers of the two processes that are at work on them."""
+    """Return an iterator with 28 of 30 batches left, and the ids of its two processes."""
     dataset = BatchDataset(cache, build_augment(FULL), 0)
     loader, plan = make_train_loader(dataset, np.arange(30), 1, seed=0, workers=2)
     plan.epoch = 1
@@ -215,8 +215,8 @@ def helped(cache):
     return given, [worker.pid for worker in loader._iterator._workers]
 
 
-def test_a_signal_to_all_does_not_end_them(helped):
-    """Sent by somebody else, as a scheduler does."""
+def test_workers_ignore_foreign_sigterm(helped):
+    """Schedulers send SIGTERM to all processes."""
     given, pids = helped
     for _ in range(3):
         subprocess.run(["kill", "-TERM", *map(str, pids)], check=True)
@@ -224,12 +224,12 @@ def test_a_signal_to_all_does_not_end_them(helped):
     assert not any(map(is_gone, pids))
 
 
-def test_the_process_that_started_them_can_end_them(helped):
-    """What multiprocessing does when a program exits, before it waits for them."""
+def test_the_training_can_terminate_its_workers(helped):
+    """As multiprocessing does at exit."""
     _, pids = helped
     for pid in pids:
         os.kill(pid, signal.SIGTERM)
-    assert wait_until(lambda: all(map(is_gone, pids)), PATIENCE)
+    assert wait_until(lambda: all(map(is_gone, pids)), LONG_WAIT_S)
 
 
 class Stuck:
@@ -244,7 +244,7 @@ def _with_loaders(pipe):
     time.sleep(1000)
 
 
-def test_none_outlives_a_training_that_is_killed_however_busy_it_is():
+def test_workers_end_with_a_killed_training():
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
     training = context.Process(target=_with_loaders, args=(theirs,))
@@ -254,7 +254,7 @@ def test_none_outlives_a_training_that_is_killed_however_busy_it_is():
     assert not any(map(is_gone, pids))
     training.kill()
     training.join()
-    gone = wait_until(lambda: all(map(is_gone, pids)), PATIENCE)
+    gone = wait_until(lambda: all(map(is_gone, pids)), LONG_WAIT_S)
     for pid in pids:  # else they would sleep on behind a test that failed
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -262,8 +262,8 @@ def test_none_outlives_a_training_that_is_killed_however_busy_it_is():
 
 
 @pytest.mark.parametrize("kind", ["batches", "plans"])
-def test_they_leave_cuda_alone(cache, monkeypatch, kind):
-    """What is forked from a process that has started CUDA must not ask anything of it."""
+def test_workers_do_not_use_cuda(cache, monkeypatch, kind):
+    """A process forked after CUDA was initialised must not use it."""
 
     def touched():
         raise AssertionError("CUDA was touched")
@@ -283,7 +283,7 @@ def test_they_leave_cuda_alone(cache, monkeypatch, kind):
 
 
 class Stream:
-    """Stands for CUDA's; notes what it waited for."""
+    """Replaces a CUDA stream; records what it waited for."""
 
     made = 0
 
@@ -296,7 +296,7 @@ class Stream:
 
 
 class Used:
-    """Stands for a tensor on the device."""
+    """Replaces a tensor on the device."""
 
     def __init__(self):
         self.streams = []
@@ -305,7 +305,7 @@ class Used:
         self.streams.append(stream)
 
 
-def test_all_epochs_are_prepared_on_one_stream(monkeypatch):
+def test_all_epochs_use_one_stream(monkeypatch):
     main, entered = Stream(), []
     monkeypatch.setattr(Stream, "made", 0)
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
@@ -342,7 +342,7 @@ def plan_of(members, batch_size, seed=0, epoch=1):
 
 
 @given(st.integers(1, 50), st.integers(1, 20), st.integers(0, 100), st.integers(0, 100))
-def test_a_plan_draws_no_picture_twice_and_drops_less_than_a_batch(n, batch_size, seed, epoch):
+def test_an_epoch_has_no_repetition_and_drops_less_than_a_batch(n, batch_size, seed, epoch):
     plan = plan_of(range(100, 100 + n), batch_size, seed, epoch)
     keys = list(plan)
     assert len(keys) == len(plan)
@@ -357,7 +357,7 @@ def test_a_plan_draws_no_picture_twice_and_drops_less_than_a_batch(n, batch_size
     assert keys == list(plan_of(range(100, 100 + n), batch_size, seed, epoch))
 
 
-def test_whoever_is_dropped_changes_from_epoch_to_epoch():
+def test_dropped_images_differ_between_epochs():
     plan = plan_of(range(10), 4)
     dropped = set()
     for epoch in range(40):
@@ -366,11 +366,11 @@ def test_whoever_is_dropped_changes_from_epoch_to_epoch():
     assert dropped == set(range(10))
 
 
-def test_one_picture_makes_one_batch():
+def test_a_single_image_is_one_batch():
     assert [k.members for k in plan_of([7], 16)] == [(7,)]
 
 
-def test_every_batch_has_a_seed_of_its_own():
+def test_batch_seeds_differ():
     keys = list(itertools.product(range(3), range(20), range(20)))
     assert len({batch_seed(*key) for key in keys}) == len(keys)
     assert batch_seed(1, 2, 3) == batch_seed(1, 2, 3)
@@ -380,7 +380,7 @@ def test_every_batch_has_a_seed_of_its_own():
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 30, 100])
-def test_in_order_gives_every_member_once_and_unchanged(cache, batch_size):
+def test_iterate_batches(cache, batch_size):
     members = np.array([5, 1, 29, 0, 12, 7, 8])
     given = list(iterate_batches(cache, members, batch_size))
     assert torch.equal(torch.cat([i for i, _ in given]), torch.from_numpy(cache.images[members]))
@@ -388,11 +388,11 @@ def test_in_order_gives_every_member_once_and_unchanged(cache, batch_size):
     assert [len(i) for i, _ in given[:-1]] == [batch_size] * (len(given) - 1)
 
 
-def test_in_order_of_nobody_gives_nothing(cache):
+def test_iterate_batches_without_members(cache):
     assert list(iterate_batches(cache, np.array([], dtype=np.int64), 4)) == []
 
 
-def test_normalising_is_torchvisions(cache):
+def test_normalise_equals_torchvision(cache):
     images = torch.from_numpy(cache.images[:5].copy())
     ours = normalise(images)
     theirs = tv.normalize(
@@ -407,7 +407,7 @@ def test_normalising_is_torchvisions(cache):
     assert tuple(s / 255 for s in STD) == pytest.approx((0.229, 0.224, 0.225))
 
 
-def test_a_batch_reaches_the_device_as_a_network_wants_it(cache):
+def test_to_device(cache):
     batch = next(iterate_batches(cache, np.arange(3), 3))
     images, masks = to_device(batch, CPU)
     assert torch.equal(images, normalise(batch[0]))
@@ -416,8 +416,8 @@ def test_a_batch_reaches_the_device_as_a_network_wants_it(cache):
     assert torch.equal(masks[:, 0], batch[1].float())
 
 
-def test_normalised_images_can_be_trained_on_after_an_evaluation(cache):
-    """What was made first without gradients must not be in the way of them later."""
+def test_training_after_an_evaluation(cache):
+    """Constants cached in inference mode must be usable with gradients."""
     batch = next(iterate_batches(cache, np.arange(2), 2))
     with torch.inference_mode():
         normalise(batch[0])

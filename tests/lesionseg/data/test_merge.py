@@ -18,7 +18,7 @@ SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
 
 
 def put(root, *names):
-    """Pairs of that name, called by content so that no two files are alike."""
+    """Write pairs with different contents."""
     for name in names:
         for folder in ("images", "masks"):
             path = root / folder / f"{name}.png"
@@ -28,7 +28,7 @@ def put(root, *names):
 
 
 def put_challenge(root, **parts):
-    """ISIC 2018's folders: numbers of the pictures in train, val and test."""
+    """Write ISIC 2018's folders with the given image numbers."""
     words = {"train": "Training", "val": "Validation", "test": "Test"}
     for part, numbers in parts.items():
         for number in numbers:
@@ -42,7 +42,7 @@ def put_challenge(root, **parts):
 
 
 def put_ham(root, lesions):
-    """HAM10000: the lesion of each picture, by its number."""
+    """Write HAM10000 with the lesion of each image number."""
     rows = ["lesion_id,image_id"]
     images, masks = root / "HAM10000_images_part_1", root / "HAM10000_segmentations_lesion_tschandl"
     for number, lesion in lesions.items():
@@ -69,11 +69,11 @@ def refusal(*roots):
 # --- names and groups ----------------------------------------------------------------------------
 
 
-def test_sets_without_anything_in_common_are_listed_together_under_their_own_names(tmp_path):
+def test_unrelated_data_sets_keep_their_names(tmp_path):
     one, two = put(tmp_path / "one", "b", "a"), put(tmp_path / "two", "c")
     index = DatasetIndex.read((one, two))
-    told = [(r.name, r.group, r.dataset, r.source, r.split) for r in index.records]
-    assert told == [
+    rows = [(r.name, r.group, r.dataset, r.source, r.split) for r in index.records]
+    assert rows == [
         ("a", "a", "one", "one", None),
         ("b", "b", "one", "one", None),
         ("c", "c", "two", "two", None),
@@ -81,14 +81,14 @@ def test_sets_without_anything_in_common_are_listed_together_under_their_own_nam
     assert (index.root, index.layout) == (tmp_path, "folders")
 
 
-def test_one_set_is_what_it_was_however_it_is_given(tmp_path):
+def test_a_single_data_set_is_unchanged(tmp_path):
     put(tmp_path / "one", "b", "a")
     alone = DatasetIndex.read(tmp_path / "one")
     assert DatasetIndex.read((tmp_path / "one",)) == alone
     assert {(r.dataset, r.source) for r in alone.records} == {("", "")}
 
 
-def test_a_name_of_two_sets_says_where_it_is_from_and_is_one_group(tmp_path):
+def test_a_common_name_is_prefixed_and_joins_the_groups(tmp_path):
     one, two = put(tmp_path / "one", "x", "a"), put(tmp_path / "two", "X", "c")
     index = DatasetIndex.read((one, two))
     groups = groups_of(index)
@@ -99,7 +99,7 @@ def test_a_name_of_two_sets_says_where_it_is_from_and_is_one_group(tmp_path):
         assert r.image.read_text() == f"{r.dataset} {r.image.stem}"  # each its own file
 
 
-def test_a_lesion_of_ham10000_and_of_isic_2018_is_one_group_with_all_of_its_pictures(tmp_path):
+def test_a_lesion_of_ham10000_and_isic2018_is_one_group(tmp_path):
     ham = put_ham(tmp_path / "ham", {1: "HAM_1", 2: "HAM_1", 3: "HAM_2", 9: "HAM_9"})
     isic = put_challenge(tmp_path / "isic", train=[2, 3, 4])
     groups = groups_of(DatasetIndex.read((ham, isic)))
@@ -109,7 +109,7 @@ def test_a_lesion_of_ham10000_and_of_isic_2018_is_one_group_with_all_of_its_pict
     assert len(set(groups.values())) == 4
 
 
-def test_equal_ids_of_patients_of_two_sets_are_two_patients(tmp_path):
+def test_equal_patient_ids_of_two_data_sets_are_two_groups(tmp_path):
     for name in ("one", "two"):
         put(tmp_path / name, f"{name}1", f"{name}2")
         rows = [f"images/{name}{i}.png,masks/{name}{i}.png,patient 7\n" for i in (1, 2)]
@@ -120,7 +120,7 @@ def test_equal_ids_of_patients_of_two_sets_are_two_patients(tmp_path):
     assert groups["one1"] != groups["two1"]
 
 
-def test_groups_that_hang_together_through_a_third_are_one(tmp_path):
+def test_indirectly_connected_groups_are_joined(tmp_path):
     """a and b share a lesion in one, b and c in two, c and d in three."""
     for home, (first, second) in {"one": "ab", "two": "bc", "three": "cd"}.items():
         put(tmp_path / home, first, second)
@@ -135,7 +135,7 @@ def test_groups_that_hang_together_through_a_third_are_one(tmp_path):
     assert len({group for _, group in found.pop()}) == 1
 
 
-def test_the_order_of_the_sets_changes_nothing(tmp_path):
+def test_the_order_of_data_sets_does_not_matter(tmp_path):
     roots = (
         put_ham(tmp_path / "ham", {1: "HAM_1", 2: "HAM_1", 3: "HAM_2"}),
         put_challenge(tmp_path / "isic", train=[2, 3, 4], test=[8]),
@@ -147,7 +147,7 @@ def test_the_order_of_the_sets_changes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("root", ["ham", "isic"])
-def test_the_fingerprint_is_of_all_sets(tmp_path, root):
+def test_the_fingerprint_covers_all_data_sets(tmp_path, root):
     roots = (
         put_ham(tmp_path / "ham", {1: "HAM_1", 2: "HAM_1"}),
         put_challenge(tmp_path / "isic", train=[3, 4]),
@@ -169,7 +169,7 @@ def test_copies_elsewhere_have_the_same_fingerprint(tmp_path):
     assert here.fingerprint() == there.fingerprint()
 
 
-def test_sets_are_called_by_as_much_of_their_path_as_tells_them_apart(tmp_path, monkeypatch):
+def test_labels_are_the_shortest_distinct_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert label_roots([Path("a/isic"), Path("b/ph2")]) == ["isic", "ph2"]
     assert label_roots([Path("a/data"), Path("b/data")]) == ["a-data", "b-data"]
@@ -177,7 +177,7 @@ def test_sets_are_called_by_as_much_of_their_path_as_tells_them_apart(tmp_path, 
     assert label_roots([Path("/data"), Path("/x/data")])[1] == "x-data"
 
 
-def test_a_column_of_a_manifest_names_the_set(tmp_path):
+def test_the_set_column_of_a_manifest(tmp_path):
     put(tmp_path, "a", "b", "c")
     rows = "images/a.png,masks/a.png,ph2\nimages/b.png,masks/b.png,isic\nimages/c.png,masks/c.png,"
     (tmp_path / "manifest.csv").write_text(f"image,mask,set\n{rows}\n")
@@ -187,7 +187,7 @@ def test_a_column_of_a_manifest_names_the_set(tmp_path):
 # --- what is refused -----------------------------------------------------------------------------
 
 
-def test_blanks_around_a_group_make_no_other_patient_and_no_group_is_no_patient(tmp_path):
+def test_manifest_groups_are_stripped_and_optional(tmp_path):
     for name in "abcd":
         write_pair(tmp_path, name)
     rows = ["image,mask,group"]
@@ -198,25 +198,25 @@ def test_blanks_around_a_group_make_no_other_patient_and_no_group_is_no_patient(
     assert [r.group for r in index.records] == ["p 3", "p 3", "c", "d"]
 
 
-def test_a_set_that_is_given_twice(tmp_path):
+def test_a_repeated_data_set_is_refused(tmp_path):
     one, two = put(tmp_path / "one", "a"), put(tmp_path / "two", "b")
     assert refusal(one, two, tmp_path / "two" / ".." / "one").endswith(
         "one is given twice; give each data set once"
     )
 
 
-def test_sets_that_overlap(tmp_path):
+def test_overlapping_data_sets_are_refused(tmp_path):
     one = put(tmp_path / "one", "a", "b")
     rows = "image,mask\nimages/a.png,masks/a.png\n"
     (tmp_path / "one" / "some.csv").write_text(rows)
-    told = refusal(one, tmp_path / "one" / "some.csv")
-    assert told == (
+    rows = refusal(one, tmp_path / "one" / "some.csv")
+    assert rows == (
         "--data: 1 images of some.csv are also part of one: a.png; give folders that do not overlap"
     )
 
 
 @pytest.mark.parametrize("other", ["nowhere", "empty"])
-def test_a_set_that_is_none_is_named(tmp_path, other):
+def test_an_invalid_data_set_is_named(tmp_path, other):
     (tmp_path / "empty").mkdir()
     one = put(tmp_path / "one", "a")
     assert str(tmp_path / other) in refusal(one, tmp_path / other)
@@ -226,7 +226,7 @@ def test_a_set_that_is_none_is_named(tmp_path, other):
 
 
 def parts_of(index, **settings):
-    """The part of each record, by name."""
+    """Return the part of each record by name."""
     areas = np.linspace(0.1, 0.9, len(index.records))
     split = make_split(index.records, areas, SHARES, **settings)
     parts = {name: part for part in SHARES for name in getattr(split, part)}
@@ -234,7 +234,7 @@ def parts_of(index, **settings):
     return parts
 
 
-def test_official_parts_stay_and_a_set_without_any_is_dealt_by_the_shares(tmp_path):
+def test_data_sets_without_official_parts_are_split_by_the_shares(tmp_path):
     isic = put_challenge(tmp_path / "isic", train=range(20), val=range(20, 24), test=range(30, 36))
     own = put(tmp_path / "own", *(f"p{i:03}" for i in range(100)))
     index = DatasetIndex.read((isic, own))
@@ -245,7 +245,7 @@ def test_official_parts_stay_and_a_set_without_any_is_dealt_by_the_shares(tmp_pa
     assert [dealt.count(part) for part in SHARES] == [70, 15, 15]
 
 
-def test_of_each_set_without_val_it_is_cut_from_its_own_train(tmp_path):
+def test_a_missing_val_is_taken_from_the_own_train(tmp_path):
     isic = put_challenge(tmp_path / "isic", train=range(40), test=range(50, 56))
     for part, n in (("train", 8), ("val", 5), ("test", 4)):
         put(tmp_path / "own" / part, *(f"{part}{i}" for i in range(n)))
@@ -259,8 +259,8 @@ def test_of_each_set_without_val_it_is_cut_from_its_own_train(tmp_path):
 
 
 @pytest.mark.parametrize("kfold", [None, 3])
-def test_what_any_set_tests_on_nobody_trains_on(tmp_path, kfold):
-    """Pictures 3 and 4 are for testing in one set and for training in the other."""
+def test_test_images_of_one_data_set_are_not_trained_on_in_another(tmp_path, kfold):
+    """Images 3 and 4 are test images in one data set and training images in the other."""
     old = put_challenge(tmp_path / "old", train=range(20, 40), val=[1], test=[3, 4, 5])
     new = put_challenge(tmp_path / "new", train=[3, 4, *range(60, 80)], val=[2], test=[9])
     plain = put(tmp_path / "plain", "ISIC_0000005", *(f"p{i}" for i in range(20)))
@@ -278,7 +278,7 @@ def test_what_any_set_tests_on_nobody_trains_on(tmp_path, kfold):
     assert all(len(found) == 1 for found in homes.values())
 
 
-def test_every_part_has_its_share_of_every_set(tmp_path):
+def test_every_part_has_its_share_of_each_data_set(tmp_path):
     large = put(tmp_path / "large", *(f"l{i:03}" for i in range(200)))
     small = put(tmp_path / "small", *(f"s{i:03}" for i in range(20)))
     index = DatasetIndex.read((large, small))
@@ -291,7 +291,7 @@ def test_every_part_has_its_share_of_every_set(tmp_path):
 # --- and on disk ---------------------------------------------------------------------------------
 
 
-def test_a_cache_of_several_sets_holds_the_pictures_of_all(tmp_path):
+def test_a_cache_of_several_data_sets(tmp_path):
     for name in ("one", "two"):
         for i in range(3):
             write_pair(tmp_path / name, f"im{i}", seed=10 * len(name) + ord(name[0]) + i)
@@ -307,7 +307,7 @@ def test_a_cache_of_several_sets_holds_the_pictures_of_all(tmp_path):
     assert other_way.path == cache.path
 
 
-def test_an_option_that_may_be_repeated():
+def test_conversion_of_repeatable_options():
     one, two = Path("one"), Path("two")
     assert to_optional_roots(None) is None
     assert to_optional_roots([]) is None
@@ -318,7 +318,7 @@ def test_an_option_that_may_be_repeated():
     assert resolve_roots(one, Path.absolute) == one.absolute()
 
 
-def test_real_sets_together(real_data):
+def test_real_data_sets_together(real_data):
     names = ("isic2018", "ph2", "ham10000")
     index = DatasetIndex.read(tuple(real_data / name for name in names))
     alone = {name: DatasetIndex.read(real_data / name) for name in names}

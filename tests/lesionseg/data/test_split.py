@@ -25,7 +25,7 @@ PARTS = ("train", "val", "test")
 
 
 def records_of(groups, splits=None):
-    """One record for each entry, called r000, r001, ..., of that group and official split."""
+    """Return records r000, r001, ... with the given groups and official splits."""
     return [
         Record(f"r{i:03}", Path(f"{i}.jpg"), Path(f"{i}.png"), g, splits[i] if splits else None)
         for i, g in enumerate(groups)
@@ -52,9 +52,7 @@ shares_strategy = st.sampled_from(
 
 @given(group_sizes, shares_strategy, st.integers(0, 2**31), st.booleans())
 @settings(max_examples=150, deadline=None)
-def test_parts_are_a_partition_of_whole_groups_of_about_the_given_shares(
-    group_sizes, shares, seed, alike
-):
+def test_parts_partition_the_groups_by_the_shares(group_sizes, shares, seed, alike):
     groups = [f"g{i}" for i, size in enumerate(group_sizes) for _ in range(size)]
     n = len(groups)
     records = records_of(groups)
@@ -77,12 +75,12 @@ def test_parts_are_a_partition_of_whole_groups_of_about_the_given_shares(
 
 
 @pytest.mark.parametrize("n", [20, 100, 1000])
-def test_single_pictures_are_dealt_to_the_shares(n):
+def test_single_images_follow_the_shares(n):
     split = make_split(single(n), areas_of(n), SHARES)
     assert sizes(split) == pytest.approx({p: s * n for p, s in SHARES.items()}, abs=1)
 
 
-def test_the_seed_decides():
+def test_the_seed_determines_the_split():
     def split(seed):
         return make_split(single(100), areas_of(100), SHARES, seed=seed)
 
@@ -90,8 +88,8 @@ def test_the_seed_decides():
     assert len({split(seed).test for seed in range(20)}) == 20
 
 
-def test_every_picture_can_come_to_the_test():
-    """No picture is bound to a part by its area alone."""
+def test_every_image_can_be_assigned_to_test():
+    """The area alone does not determine the part."""
     tested = Counter()
     for seed in range(200):
         tested.update(make_split(single(40), areas_of(40), SHARES, seed=seed).test)
@@ -112,8 +110,8 @@ print(json.dumps(make_split(records, np.array(areas), shares, seed=7).to_dict())
 """
 
 
-def test_the_split_does_not_depend_on_the_hashes_of_a_process():
-    """Workers on other machines make the split by themselves."""
+def test_the_split_does_not_depend_on_hash_seeds():
+    """Workers on other machines compute the split again."""
     groups, areas = [f"p{i % 23}" for i in range(60)], areas_of(60)
     here = make_split(records_of(groups), areas, SHARES, seed=7)
     given = json.dumps([groups, areas.tolist(), SHARES])
@@ -130,14 +128,14 @@ def test_the_split_does_not_depend_on_the_hashes_of_a_process():
 
 @pytest.fixture(scope="module")
 def isic(real_data):
-    """Records of the real ISIC masks and the lesion's share of each."""
+    """Return records of real ISIC masks and their lesion areas."""
     records = DatasetIndex.read(real_data / "isic2018").records
     areas = [float((np.asarray(Image.open(r.mask)) > 0).mean()) for r in records]
     return records, np.array(areas)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_parts_of_real_lesions_are_alike_in_area(isic, seed):
+def test_parts_of_real_lesions_have_similar_areas(isic, seed):
     records, areas = isic
     split = make_split(records, areas, SHARES, seed=seed)
     assert sizes(split) == pytest.approx({p: s * 2057 for p, s in SHARES.items()}, abs=1)
@@ -154,7 +152,7 @@ def test_parts_of_real_lesions_are_alike_in_area(isic, seed):
         assert ks_2samp(thin, areas).statistic < 0.04
 
 
-def test_groups_of_unlike_size_stay_alike_in_area():
+def test_parts_of_uneven_groups_have_similar_areas():
     rng = np.random.default_rng(0)
     group_of = rng.integers(0, 150, 600)
     areas = np.clip(0.2 + 0.1 * (group_of % 7) / 7 + rng.normal(0, 0.01, 600), 0, 1)
@@ -168,14 +166,14 @@ def test_groups_of_unlike_size_stay_alike_in_area():
 # --- official parts ------------------------------------------------------------------------------
 
 
-def test_official_parts_are_taken_as_they_are():
+def test_official_parts_are_used():
     splits = ["train"] * 6 + ["val"] * 3 + ["test"] * 1
     split = make_split(single(10, splits), areas_of(10), SHARES, official=True, seed=5)
     assert sizes(split) == {"train": 6, "val": 3, "test": 1}
     assert split.test == ("r009",) and split.val == ("r006", "r007", "r008")
 
 
-def test_a_missing_official_val_is_cut_from_its_train():
+def test_a_missing_val_is_taken_from_train():
     splits = ["train"] * 80 + ["test"] * 20
     records = single(100, splits)
     split = make_split(records, areas_of(100), SHARES, official=True)
@@ -186,7 +184,7 @@ def test_a_missing_official_val_is_cut_from_its_train():
     assert other.test == split.test and other.val != split.val
 
 
-def test_a_val_cut_from_train_keeps_groups_whole():
+def test_a_val_taken_from_train_keeps_groups():
     groups = [f"p{i // 4}" for i in range(80)] + [f"t{i}" for i in range(10)]
     records = records_of(groups, ["train"] * 80 + ["test"] * 10)
     split = make_split(records, areas_of(90), SHARES, official=True)
@@ -201,14 +199,14 @@ def of_set(name, records):
     ]
 
 
-def test_a_set_of_a_manifest_without_parts_is_dealt_beside_one_that_has_them():
-    """As of two folders: nothing is used nowhere."""
+def test_a_data_set_without_parts_beside_one_with_parts():
+    """All records of both are used."""
     known = of_set("a", single(40, ["train"] * 28 + ["val"] * 6 + ["test"] * 6))
     records = known + of_set("b", single(40))
     split = make_split(records, areas_of(80), SHARES, official=True)
-    told = {part: Counter(name[0] for name in getattr(split, part)) for part in PARTS}
-    assert [told[part]["a"] for part in PARTS] == [28, 6, 6]
-    assert [told[part]["b"] for part in PARTS] == [28, 6, 6]
+    counts = {part: Counter(name[0] for name in getattr(split, part)) for part in PARTS}
+    assert [counts[part]["a"] for part in PARTS] == [28, 6, 6]
+    assert [counts[part]["b"] for part in PARTS] == [28, 6, 6]
     split = make_split(records, areas_of(80), SHARES, official=True, kfold=4)
     assert Counter(name[0] for name in (*split.train, *split.val)) == {"a": 34, "b": 34}
 
@@ -220,7 +218,7 @@ def test_a_set_of_a_manifest_without_parts_is_dealt_beside_one_that_has_them():
         ([None, None, None, "test"] * 10, (24, 6, 10)),
     ],
 )
-def test_what_has_no_part_of_its_own_is_of_the_training_part(splits, expected):
+def test_records_without_a_part_belong_to_train(splits, expected):
     records = single(40, splits)
     split = make_split(records, areas_of(40), {**SHARES, "val": 0.2}, official=True)
     assert tuple(sizes(split).values()) == expected
@@ -228,18 +226,18 @@ def test_what_has_no_part_of_its_own_is_of_the_training_part(splits, expected):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_large_groups_of_one_set_do_not_cost_another_its_share(seed):
-    """Ten patients of 30 pictures each, beside 100 single pictures."""
+def test_large_groups_do_not_affect_another_data_set(seed):
+    """Ten patients of 30 images each, beside 100 single images."""
     large = of_set("a", records_of([f"p{i // 30}" for i in range(300)]))
     records = large + of_set("b", single(100))
     split = make_split(records, areas_of(400), SHARES, seed=seed)
-    told = {part: Counter(name[0] for name in getattr(split, part)) for part in PARTS}
-    assert told["val"]["b"] >= 8 and told["test"]["b"] >= 8
+    counts = {part: Counter(name[0] for name in getattr(split, part)) for part in PARTS}
+    assert counts["val"]["b"] >= 8 and counts["test"]["b"] >= 8
     split = make_split(records, areas_of(400), {"test": 0.15}, seed=seed, kfold=5)
     assert all(Counter(n[0] for n in fold.val)["b"] >= 8 for fold in split.folds)
 
 
-def test_official_parts_are_not_looked_at_unless_asked_for():
+def test_official_parts_are_ignored_by_default():
     splits = ["train"] * 80 + ["test"] * 20
     with_, without = (
         make_split(single(100, s), areas_of(100), SHARES, seed=2) for s in (splits, None)
@@ -247,13 +245,13 @@ def test_official_parts_are_not_looked_at_unless_asked_for():
     assert with_ == without
 
 
-def test_what_a_data_set_says_of_itself():
+def test_has_official_split():
     assert not has_official_split(single(3))
     assert not has_official_split(single(3, ["train", "val", None]))
     assert has_official_split(single(3, ["train", None, "test"]))
 
 
-def test_official_parts_that_are_not_there_are_refused():
+def test_missing_official_parts_are_refused():
     with pytest.raises(InputError) as caught:
         make_split(single(10, ["train"] * 10), areas_of(10), SHARES, official=True)
     assert str(caught.value) == "data.split: official: the data set's folders name no test images"
@@ -262,7 +260,7 @@ def test_official_parts_that_are_not_there_are_refused():
 # --- limits and too few --------------------------------------------------------------------------
 
 
-def test_limits_cut_a_part_and_nothing_else():
+def test_a_limit_affects_only_its_part():
     free = make_split(single(100), areas_of(100), SHARES)
     cut = make_split(
         single(100), areas_of(100), SHARES, limits={"train": 10, "val": None, "test": 1000}
@@ -274,7 +272,7 @@ def test_limits_cut_a_part_and_nothing_else():
 
 @given(st.integers(1, 60), st.integers(0, 1000))
 @settings(max_examples=60, deadline=None)
-def test_a_limit_is_met_exactly_whatever_the_areas(limit, seed):
+def test_a_limit_is_met_exactly(limit, seed):
     areas = np.round(areas_of(100, seed), 1)  # many alike
     split = make_split(single(100), areas, SHARES, limits={"train": limit})
     assert len(set(split.train)) == len(split.train) == limit
@@ -289,7 +287,7 @@ def test_too_few_images_are_refused(n):
     assert " would be empty (train " in text and "\n" not in text
 
 
-def test_the_refusal_names_every_empty_part():
+def test_all_empty_parts_are_named():
     with pytest.raises(InputError) as caught:
         make_split(single(1), areas_of(1), SHARES)
     assert str(caught.value) == (
@@ -302,23 +300,23 @@ def test_five_images_are_enough():
     assert sizes(make_split(single(5), areas_of(5), SHARES)) == {"train": 3, "val": 1, "test": 1}
 
 
-def test_many_pictures_of_one_patient_are_too_few():
-    told = r"val and test would be empty \(in 1 undivided groups, train 50"
-    with pytest.raises(InputError, match=told):
+def test_one_group_cannot_be_split():
+    counts = r"val and test would be empty \(in 1 undivided groups, train 50"
+    with pytest.raises(InputError, match=counts):
         make_split(records_of(["p"] * 50), areas_of(50), SHARES)
 
 
 # --- plain data ----------------------------------------------------------------------------------
 
 
-def test_a_split_comes_back_from_plain_data():
+def test_round_trip_of_a_split():
     split = make_split(single(20), areas_of(20), SHARES)
     plain = split.to_dict()
     assert list(plain) == list(PARTS)
     assert Split.from_dict(json.loads(json.dumps(plain))) == split
 
 
-def test_positions_are_looked_up_in_the_order_asked_for():
+def test_find_positions():
     found = find_positions(["c", "a"], ["a", "b", "c"])
     assert found.tolist() == [2, 0] and found.dtype == np.int64
     assert find_positions([], ["a"]).shape == (0,)
@@ -335,7 +333,7 @@ def names_of(records):
 
 @given(group_sizes, st.integers(2, 7), st.integers(0, 2**31), st.sampled_from([0.1, 0.3]))
 @settings(max_examples=150, deadline=None)
-def test_every_record_that_is_not_for_testing_is_validated_on_once(group_sizes, kfold, seed, test):
+def test_each_record_is_in_one_validation_fold(group_sizes, kfold, seed, test):
     groups = [f"g{i}" for i, size in enumerate(group_sizes) for _ in range(size)]
     records, areas = records_of(groups), areas_of(len(groups), seed % 1000)
     try:
@@ -357,7 +355,7 @@ def test_every_record_that_is_not_for_testing_is_validated_on_once(group_sizes, 
 
 
 @pytest.mark.parametrize(("n", "kfold"), [(20, 2), (100, 5), (1000, 10)])
-def test_folds_of_single_pictures_are_equally_large(n, kfold):
+def test_folds_of_single_images_have_equal_sizes(n, kfold):
     split = make_split(single(n), areas_of(n), {"test": 0.2}, kfold=kfold)
     assert len(split.test) == 0.2 * n
     assert {len(fold.val) for fold in split.folds} <= {
@@ -367,7 +365,7 @@ def test_folds_of_single_pictures_are_equally_large(n, kfold):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_folds_are_alike_in_lesion_area(seed):
+def test_folds_have_similar_lesion_areas(seed):
     n, kfold = 1000, 5
     records, areas = single(n), areas_of(n, seed)
     split = make_split(records, areas, {"test": 0.15}, seed=seed, kfold=kfold)
@@ -377,7 +375,7 @@ def test_folds_are_alike_in_lesion_area(seed):
         assert found.statistic < 0.05  # of draws that were not sorted the median is near 0.07
 
 
-def test_as_many_folds_as_groups_and_no_more():
+def test_the_number_of_folds_is_limited_by_the_groups():
     records = records_of(["a", "a", "b", "c", "d", "t"], [*["train"] * 3, "val", "train", "test"])
     areas = areas_of(6)
     split = make_split(records, areas, {"test": 0.15}, official=True, kfold=4)
@@ -393,7 +391,7 @@ def test_as_many_folds_as_groups_and_no_more():
     )
 
 
-def test_folds_of_official_parts_leave_the_test_as_it_is():
+def test_folds_keep_the_official_test_part():
     splits = [*["train"] * 20, *["val"] * 5, *["test"] * 7]
     records, areas = single(32, splits), areas_of(32)
     split = make_split(records, areas, {"test": 0.5}, official=True, kfold=5)
@@ -401,8 +399,8 @@ def test_folds_of_official_parts_leave_the_test_as_it_is():
     assert [len(fold.val) for fold in split.folds] == [5] * 5
 
 
-def test_few_groups_of_many_sets_fill_every_fold():
-    """Each set by itself has fewer groups than there are folds."""
+def test_few_groups_of_many_data_sets_fill_every_fold():
+    """Each data set has fewer groups than folds."""
     records = [
         Record(f"r{i}", Path(f"{i}.jpg"), Path(f"{i}.png"), f"g{i}", None, f"set {i // 3}")
         for i in range(30)
@@ -411,7 +409,7 @@ def test_few_groups_of_many_sets_fill_every_fold():
     assert sorted(len(fold.val) for fold in split.folds) == [4] * 6
 
 
-def test_limits_count_for_each_fold_and_do_not_thin_the_others():
+def test_limits_apply_to_each_fold():
     n, limits = 100, {"train": 30, "val": 7, "test": 5}
     records = single(n)
     split = make_split(records, areas_of(n), {"test": 0.2}, kfold=4, limits=limits)
@@ -421,7 +419,7 @@ def test_limits_count_for_each_fold_and_do_not_thin_the_others():
     assert Split.from_dict(json.loads(json.dumps(split.to_dict()))) == split
 
 
-def test_folds_as_plain_data_and_back():
+def test_round_trip_of_folds():
     split = make_split(single(40), areas_of(40), {"test": 0.2}, kfold=4)
     plain = json.loads(json.dumps(split.to_dict()))
     assert list(plain) == ["train", "val", "test", "folds"]
@@ -432,7 +430,7 @@ def test_folds_as_plain_data_and_back():
     assert Split.from_dict(two.to_dict()) == two
 
 
-def test_without_folds_the_plain_data_has_no_word_of_them():
+def test_to_dict_without_folds():
     split = make_split(single(40), areas_of(40), SHARES)
     assert list(split.to_dict()) == ["train", "val", "test"]
 

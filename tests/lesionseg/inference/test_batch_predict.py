@@ -12,7 +12,7 @@ from torch import nn
 
 from lesionseg.config import TrialConfig
 from lesionseg.errors import InputError
-from lesionseg.inference import batch_predict as streaming
+from lesionseg.inference import batch_predict
 from lesionseg.inference.batch_predict import (
     PixelBudget,
     default_batch_size,
@@ -47,8 +47,8 @@ def paths(tmp_path):
     return sorted(tmp_path.glob("*.png"))
 
 
-def grey_of(picture, probability):
-    return picture.path.name, picture.shape, int(picture.small[0, 0, 0]), float(probability[0, 0])
+def grey_of(image, probability):
+    return image.path.name, image.shape, int(image.resized[0, 0, 0]), float(probability[0, 0])
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 11, 50, None])
@@ -64,7 +64,7 @@ def test_results_are_in_order(segmenter, paths, batch_size):
 
 
 def test_unusable_images_yield_their_error_in_order(segmenter, paths):
-    paths[2].write_bytes(b"no picture")
+    paths[2].write_bytes(b"no image")
     paths[3].unlink()
     found = list(predict_files(segmenter, paths, grey_of, batch_size=2))
     broken = [i for i, each in enumerate(found) if isinstance(each, InputError)]
@@ -78,16 +78,16 @@ def test_unusable_images_yield_their_error_in_order(segmenter, paths):
 
 
 def test_image_too_large_for_memory_yields_an_error(segmenter, paths, monkeypatch):
-    real = streaming._read
+    real = batch_predict._read
 
     def read(path, size, view):
         if path == paths[0]:
             raise MemoryError
         return real(path, size, view)
 
-    monkeypatch.setattr(streaming, "_read", read)
+    monkeypatch.setattr(batch_predict, "_read", read)
     found = list(predict_files(segmenter, paths, grey_of))
-    assert str(found[0]).startswith(f"{paths[0]}: too large for the memory that is left")
+    assert str(found[0]).startswith(f"{paths[0]}: too large for the available memory")
     assert len(found) == 11 and found[1][0] == "01.png"
 
 
@@ -96,12 +96,12 @@ def test_no_images(segmenter):
 
 
 def test_input_errors_are_yielded_and_others_raised(segmenter, paths):
-    def use(picture, probability):
-        if picture.path == paths[1]:
+    def use(image, probability):
+        if image.path == paths[1]:
             raise InputError("a mask of another size")
-        if picture.path == paths[8]:
+        if image.path == paths[8]:
             raise OSError("no space left")
-        return picture.path.name
+        return image.path.name
 
     running = predict_files(segmenter, paths, use, batch_size=2)
     assert [str(next(running)) for _ in range(3)] == ["00.png", "a mask of another size", "02.png"]
@@ -127,9 +127,9 @@ def test_prefetching_is_limited(segmenter, paths):
 
 
 def test_large_images_are_decoded_one_at_a_time(segmenter, tmp_path, monkeypatch):
-    monkeypatch.setattr(streaming, "ROOM", 1000)
+    monkeypatch.setattr(batch_predict, "FULL_SIZE_PIXELS", 1000)
     inside, most = [], []
-    real = streaming._read
+    real = batch_predict._read
 
     def read(path, size, view):
         inside.append(path)
@@ -140,7 +140,7 @@ def test_large_images_are_decoded_one_at_a_time(segmenter, tmp_path, monkeypatch
         finally:
             inside.remove(path)
 
-    monkeypatch.setattr(streaming, "_read", read)
+    monkeypatch.setattr(batch_predict, "_read", read)
     for i in range(6):
         Image.new("RGB", (40, 40)).save(tmp_path / f"large{i}.png")
         Image.new("RGB", (10, 10)).save(tmp_path / f"small{i}.png")
@@ -160,25 +160,25 @@ def test_preview_has_the_requested_side(segmenter, tmp_path, size, view):
     """For a network of 16 pixels a JPEG is decoded at an eighth, too coarse for a preview."""
     Image.effect_noise(size, 60).convert("RGB").save(tmp_path / "a.jpg")
     (seen,) = predict_files(
-        segmenter, [tmp_path / "a.jpg"], lambda picture, _: picture.view, view=480
+        segmenter, [tmp_path / "a.jpg"], lambda image, _: image.preview, preview_px=480
     )
     assert seen.shape == (view[1], view[0], 3)
-    (none,) = predict_files(segmenter, [tmp_path / "a.jpg"], lambda picture, _: picture.view)
+    (none,) = predict_files(segmenter, [tmp_path / "a.jpg"], lambda image, _: image.preview)
     assert none is None
 
 
 def test_pixel_budget_limits_threads():
-    room, order = PixelBudget(10), []
+    budget, order = PixelBudget(10), []
 
     def work(size):
-        with room.reserve(size):
+        with budget.reserve(size):
             order.append(size)
             time.sleep(0.05)
 
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(work, [99, 4, 6, 10]))
     assert sorted(order) == [4, 6, 10, 99]
-    assert room._taken == 0
+    assert budget._used == 0
 
 
 def test_prefetch_keeps_the_order_and_its_limit():

@@ -12,6 +12,7 @@ from lesionseg.config import TrialConfig
 from lesionseg.data.loader import MEAN, STD, normalise
 from lesionseg.data.synthetic import render
 from lesionseg.errors import InputError
+from lesionseg.inference import onnx_export
 from lesionseg.inference.onnx_export import (
     OnnxComparison,
     OnnxModel,
@@ -190,7 +191,9 @@ def test_unsupported_network_is_named_in_one_line(tmp_path):
 
 
 def test_missing_extra_is_named(monkeypatch, exported, tmp_path):
-    monkeypatch.setattr(onnx, "find_spec", lambda name: None if name == "onnxruntime" else name)
+    monkeypatch.setattr(
+        onnx_export, "find_spec", lambda name: None if name == "onnxruntime" else name
+    )
     with pytest.raises(InputError, match=r"needs onnxruntime; install .*'lesionsearch\[onnx\]'"):
         export_onnx(exported[0], tmp_path / "model.onnx")
 

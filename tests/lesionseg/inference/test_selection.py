@@ -321,7 +321,7 @@ def test_predictions_do_not_depend_on_masks():
     images, masks = specked()
     right = select_inference(Red(), images, masks, device=CPU, postprocess=False)
     wrong = select_inference(Red(), images, np.roll(masks, 1, 0), device=CPU, postprocess=False)
-    assert [row.name for row in right.rows] == [row.name for row in wrong.rows]
+    assert [row.name for row in right.candidates] == [row.name for row in wrong.candidates]
     assert wrong.default_dice < right.default_dice
 
 

@@ -149,7 +149,7 @@ def test_equals_resampling_one_by_one():
 
 def test_close_to_scipys_interval():
     values = np.random.default_rng(0).beta(8, 2, 60)
-    theirs = scipy.stats.bootstrap_intervals(
+    theirs = scipy.stats.bootstrap(
         (values,), np.mean, method="percentile", n_resamples=5000, rng=np.random.default_rng(0)
     ).confidence_interval
     ours = bootstrap_intervals({"a": values}, single(60))["a"]

@@ -281,7 +281,7 @@ def test_without_lesion_or_without_skin_the_error_is_the_distance_from_it(name):
 
 @pytest.mark.parametrize("bins", [0, 11])
 def test_invalid_number_of_bins_is_refused(bins):
-    with pytest.raises(ValueError, match=f"from 1 to the tally's 10, got {bins}"):
+    with pytest.raises(ValueError, match=f"from 1 to the histogram's 10, got {bins}"):
         calibration(np.full((2, 10), 0.05), bins)
 
 

@@ -5,19 +5,25 @@ import pytest
 from lesionseg.runtime.files import atomic_path, atomic_write
 
 
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "files").mkdir()
+    return tmp_path / "files"
+
+
 @pytest.mark.parametrize("data", ["tëxt\n", b"\x00bytes", ""])
 @pytest.mark.parametrize("unique", [False, True])
-def test_data_is_written_and_replaces_an_existing_file(data, unique, tmp_path):
-    path = tmp_path / "file"
+def test_data_is_written_and_replaces_an_existing_file(data, unique, folder):
+    path = folder / "file"
     path.write_text("old")
     atomic_write(path, data, unique=unique)
     assert path.read_bytes() == (data.encode() if isinstance(data, str) else data)
-    assert list(tmp_path.iterdir()) == [path]
+    assert list(folder.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
-def test_after_an_error_the_existing_file_is_unchanged(error, tmp_path):
-    path = tmp_path / "file"
+def test_after_an_error_the_existing_file_is_unchanged(error, folder):
+    path = folder / "file"
     path.write_text("old")
 
     def interrupt():
@@ -29,18 +35,18 @@ def test_after_an_error_the_existing_file_is_unchanged(error, tmp_path):
     with pytest.raises(error):
         interrupt()
     assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
+    assert list(folder.iterdir()) == [path]
 
 
-def test_the_partial_file_of_a_killed_process_is_overwritten(tmp_path):
-    path = tmp_path / "file"
-    (tmp_path / ".file.partial").write_text("half")
+def test_the_partial_file_of_a_killed_process_is_overwritten(folder):
+    path = folder / "file"
+    (folder / ".file.partial").write_text("half")
     atomic_write(path, "uninterrupted")
-    assert list(tmp_path.iterdir()) == [path]
+    assert list(folder.iterdir()) == [path]
 
 
-def test_unique_writers_do_not_share_a_partial_file(tmp_path):
-    path = tmp_path / "file"
+def test_unique_writers_do_not_share_a_partial_file(folder):
+    path = folder / "file"
     with atomic_path(path, unique=True) as first, atomic_path(path, unique=True) as second:
         assert first != second
         first.write_text("first")
@@ -48,7 +54,7 @@ def test_unique_writers_do_not_share_a_partial_file(tmp_path):
     assert path.read_text() == "first"
 
 
-def test_nothing_is_left_where_the_file_was_not_written(tmp_path):
-    with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "file"):
+def test_nothing_is_left_where_the_file_was_not_written(folder):
+    with pytest.raises(FileNotFoundError), atomic_path(folder / "file"):
         pass
-    assert list(tmp_path.iterdir()) == []
+    assert list(folder.iterdir()) == []

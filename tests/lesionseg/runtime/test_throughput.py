@@ -27,7 +27,7 @@ class Waiting(nn.Module):
 
 @pytest.mark.parametrize("batch", [1, 4])
 def test_throughput_of_a_slow_network(batch, monkeypatch):
-    monkeypatch.setattr(throughput, "SECONDS", 0.2)
+    monkeypatch.setattr(throughput, "MIN_SECONDS", 0.2)
     model = Waiting(0.02)
     found = throughput.images_per_second(model, 32, CPU, batch)
     # Sleeping never takes less than it is calls; on a busy machine it may take much more.
@@ -37,7 +37,7 @@ def test_throughput_of_a_slow_network(batch, monkeypatch):
 
 
 def test_measurement_runs_in_inference_mode(monkeypatch):
-    monkeypatch.setattr(throughput, "SECONDS", 0.0)
+    monkeypatch.setattr(throughput, "MIN_SECONDS", 0.0)
     model = nn.Sequential(nn.Conv2d(3, 1, 1), nn.BatchNorm2d(1)).train()
     before = model[1].running_mean.clone()
     assert throughput.images_per_second(model, 16, CPU, 2) > 0

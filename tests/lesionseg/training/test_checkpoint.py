@@ -259,7 +259,7 @@ def test_every_encoder_is_checked_without_allocating_it(name, tmp_path):
     option = MODELS[name]
     for encoder in option.space["encoder"].choices:
         config = TrialConfig(model=ComponentConfig(name, {"encoder": encoder}))
-        with torch.device("meta"), checkpoint._NumbersOnCpu():
+        with torch.device("meta"), checkpoint._LinspaceOnCpu():
             model = build_model(config.model, image_size=256, load_pretrained=False)
         assert {p.device.type for p in model.parameters()} == {"meta"}
         path = tmp_path / f"{encoder}.safetensors"

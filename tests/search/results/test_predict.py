@@ -306,7 +306,7 @@ def test_decompression_bomb_is_refused_by_its_header(run, tmp_path):
     code, _, errors = invoke("predict", run, path, "--out", "o")
     assert (code, len(errors)) == (1, 2)
     assert errors[0] == (
-        f"lesionsearch: {path}: the image has more than the 179 million pixels; scale it down"
+        f"lesionsearch: {path}: the image has more than 179 million pixels; scale it down"
     )
     assert not Path("o").exists()
 

@@ -1,4 +1,4 @@
-"""The published systems: what they settle, and that each can be built."""
+"""The published systems."""
 
 import re
 
@@ -18,7 +18,7 @@ NAMES = list(baselines.load_baselines())
 FILES = sorted((ROOT / "studies" / "baselines").glob("*.yaml"))
 
 
-def test_there_are_twenty_and_every_file_is_one():
+def test_there_are_twenty_baselines():
     assert len(NAMES) == 20
     assert sorted(NAMES) == [p.stem for p in FILES]
     assert [baselines.get_baseline(n).source for n in NAMES] == sorted(
@@ -26,13 +26,13 @@ def test_there_are_twenty_and_every_file_is_one():
     )
 
 
-def test_the_five_sources_have_as_many_as_they_published():
+def test_baselines_per_source():
     by_source = [baselines.get_baseline(n).source for n in NAMES]
     assert {s: by_source.count(s) for s in "ABCDE"} == {"A": 6, "B": 1, "C": 10, "D": 1, "E": 2}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
-def test_each_says_where_it_is_from_and_what_was_assumed(path):
+def test_comments_name_source_and_assumptions(path):
     comment = " ".join(re.findall(r"^# (.*)$", path.read_text(), re.MULTILINE))
     source = baselines.get_baseline(path.stem).source
     assert comment.startswith(f"Source {source}: ")
@@ -40,7 +40,7 @@ def test_each_says_where_it_is_from_and_what_was_assumed(path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_is_whole_and_can_be_built(name):
+def test_configurations_are_complete_and_can_be_built(name):
     config = baselines.build_config(name, 64, 10, seed=3)
     assert (config.image_size, config.seed) == (64, 3)
     plain = config.to_dict()
@@ -53,11 +53,11 @@ def test_each_is_whole_and_can_be_built(name):
     assert find_size_errors({config.model.name: config.model.params}, 256) == []
 
 
-def test_no_two_are_the_same_training():
+def test_digests_differ():
     assert len({baselines.build_config(n, 256, 20).digest() for n in NAMES}) == 20
 
 
-def test_one_budget_for_all_but_the_one_that_is_told_by_its_epochs():
+def test_epochs():
     epochs = {n: baselines.build_config(n, 256, 20).epochs for n in NAMES}
     assert {n for n, e in epochs.items() if e != 20} == {"e-unet-ham-v1"}
     assert epochs["e-unet-ham-v1"] == 10
@@ -78,11 +78,11 @@ def test_one_budget_for_all_but_the_one_that_is_told_by_its_epochs():
         ("unet-dice", "loss", {"dice": {}}),
     ],
 )
-def test_what_a_source_tells_is_in_its_baseline(name, key, expected):
+def test_values_of_the_sources(name, key, expected):
     assert baselines.build_config(name, 256, 10).to_dict()[key] == expected
 
 
-def test_the_rows_of_the_one_table_differ_from_its_baseline_by_what_they_are_called_after():
+def test_differences_between_the_baselines_of_source_c():
     base = baselines.build_config("c-baseline-unet", 256, 10).to_dict()
     expected = {
         "c-bigger-unet": {"model"},
@@ -100,7 +100,7 @@ def test_the_rows_of_the_one_table_differ_from_its_baseline_by_what_they_are_cal
         assert {k for k in base if base[k] != other[k]} == keys, name
 
 
-def test_names_are_selected_once_and_in_order():
+def test_expand_names():
     assert baselines.expand_names(["unet-dice", "baselines"]) == [
         "unet-dice",
         *[n for n in NAMES if n != "unet-dice"],
@@ -112,7 +112,7 @@ def test_names_are_selected_once_and_in_order():
         baselines.expand_names(["unet-dise"])
 
 
-def test_the_page_lists_them_under_their_sources():
+def test_the_docs_list_all_baselines():
     text = (ROOT / "docs" / "baselines.md").read_text()
     for name in NAMES:
         source = baselines.get_baseline(name).source

@@ -13,17 +13,17 @@ from tests.conftest import ROOT
 
 
 def cells(line):
-    """A row's cells; a bar within a cell is written with a backslash."""
+    """Split a row into cells; bars within a cell are escaped."""
     return [c.strip().replace("\\|", "|") for c in re.split(r"(?<!\\)\|", line)[1:-1]]
 
 
-def test_the_page_is_what_the_tables_say():
+def test_docs_are_up_to_date():
     told = "run `make docs` after a change of a table"
     assert (ROOT / "docs" / "options.md").read_text() == options_markdown(FAMILIES), told
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_family_alone_has_a_row_for_each_option_with_its_parameters(family):
+def test_rows_of_a_family(family):
     text = options_markdown({family: FAMILIES[family]})
     rows = {r[0].strip("`"): r for r in map(cells, re.findall(r"^\| `.*$", text, re.MULTILINE))}
     assert list(rows) == list(FAMILIES[family])
@@ -35,7 +35,7 @@ def test_a_family_alone_has_a_row_for_each_option_with_its_parameters(family):
     assert "## settings" not in text
 
 
-def test_every_row_of_a_table_has_as_many_cells_as_its_head():
+def test_rows_have_equal_lengths():
     widths = None
     for line in options_markdown(FAMILIES).splitlines():
         if not line.startswith("|"):
@@ -45,7 +45,7 @@ def test_every_row_of_a_table_has_as_many_cells_as_its_head():
         assert len(cells(line)) == widths, line
 
 
-def test_settings_and_what_comes_after_training_are_there():
+def test_settings_and_post_processing():
     text = options_markdown(FAMILIES)
     assert all(f"| `{name}` |" in text for name in [*SETTINGS, *POSTPROCESS])
     assert all(f"`{name}`" in text for name in TTA)

@@ -1,4 +1,4 @@
-"""What a study's search and fixed leave open, held against the tables."""
+"""Search spaces of studies and the tables."""
 
 import itertools
 import math
@@ -38,7 +38,7 @@ def errors_of(search=None, fixed=None, **settled):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_family_that_is_not_named_is_settled_at_its_defaults(family):
+def test_families_left_out_have_their_default(family):
     space, errors = parse()
     option = FAMILIES[family][DEFAULT_COMPONENTS[family]]
     assert errors == []
@@ -46,14 +46,14 @@ def test_a_family_that_is_not_named_is_settled_at_its_defaults(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_all_names_every_row_with_its_whole_ranges(family):
+def test_all_options_of_a_family(family):
     space, errors = parse({family: "all"})
     assert errors == []
     assert space.families[family] == {n: usual(o) for n, o in FAMILIES[family].items()}
 
 
 @pytest.mark.parametrize(("family", "name"), ROWS)
-def test_a_word_a_list_and_a_mapping_say_the_same_of_every_row(family, name):
+def test_name_list_and_mapping_are_equivalent(family, name):
     ways = [name, [name], {name: {}}, {name: None}]
     spaces = [parse({family: way}) for way in ways]
     assert all(errors == [] for _, errors in spaces)
@@ -62,13 +62,13 @@ def test_a_word_a_list_and_a_mapping_say_the_same_of_every_row(family, name):
 
 
 @pytest.mark.parametrize(("family", "name"), ROWS)
-def test_the_word_all_opens_what_is_settled_too(family, name):
+def test_all_parameters_of_an_option(family, name):
     space, errors = parse({family: {name: "all"}})
     assert errors == []
     assert space.families[family] == {name: dict(FAMILIES[family][name].space)}
 
 
-def test_settled_parameters_are_opened_by_name_one_by_one():
+def test_parameters_fixed_by_default_can_be_opened():
     space, errors = parse({"model": {"unet": {"norm": ["batch", "group"], "dropout": [0, 0.2]}}})
     assert errors == []
     unet = space.families["model"]["unet"]
@@ -84,7 +84,7 @@ def test_settled_parameters_are_opened_by_name_one_by_one():
         ({"choices": [8]}, Categorical((8,), 8)),
     ],
 )
-def test_some_values_of_a_range_are_choices(wanted, expected):
+def test_choices(wanted, expected):
     space, errors = parse({"model": {"unet": {"width": wanted}}})
     assert errors == []
     assert space.families["model"]["unet"]["width"] == expected
@@ -102,12 +102,12 @@ def test_some_values_of_a_range_are_choices(wanted, expected):
         ({"choices": [16, 500]}, "must lie in [4, 128], got 500"),
     ],
 )
-def test_choices_that_are_none_are_refused(wanted, told):
+def test_invalid_choices(wanted, told):
     (error,) = errors_of({"model": {"unet": {"width": wanted}}})
     assert error.startswith("search.model.unet.width: ") and told in error
 
 
-def test_a_file_of_ones_own_is_taken_where_weights_are_named():
+def test_weights_from_a_file():
     space, errors = parse({"model": {"smp_fpn": {"weights": ["none", "/w/mine.safetensors"]}}})
     assert errors == []
     weights = space.families["model"]["smp_fpn"]["weights"]
@@ -117,12 +117,12 @@ def test_a_file_of_ones_own_is_taken_where_weights_are_named():
 
 
 def usual(option):
-    """What stands in the space of a row that is named without more: settled ones as values."""
+    """Return the parameters of an option that is named without parameters."""
     return {k: d.default if k in option.fixed_by_default else d for k, d in option.space.items()}
 
 
 def value_in(domain):
-    """A value of the domain, other than the default where there is one."""
+    """Return a value of the domain, if possible not the default."""
     match domain:
         case Float(low, high):
             return low + (high - low) / 4
@@ -133,7 +133,7 @@ def value_in(domain):
 
 
 @pytest.mark.parametrize(("family", "name", "key", "domain"), PARAMS)
-def test_every_parameter_takes_a_value_and_a_range_of_its_own(family, name, key, domain):
+def test_every_parameter_can_be_fixed_and_narrowed(family, name, key, domain):
     value = value_in(domain)
     space, errors = parse({family: {name: {key: value}}})
     assert errors == []
@@ -145,7 +145,7 @@ def test_every_parameter_takes_a_value_and_a_range_of_its_own(family, name, key,
 
 
 @pytest.mark.parametrize(("family", "name", "key", "domain"), PARAMS)
-def test_no_parameter_can_be_widened_past_its_row(family, name, key, domain):
+def test_no_parameter_can_be_widened(family, name, key, domain):
     if isinstance(domain, Categorical):
         beyond = [["no such choice"], "no such choice", [domain.choices[0]] * 2, [], {}]
     else:
@@ -172,13 +172,13 @@ def test_no_parameter_can_be_widened_past_its_row(family, name, key, domain):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("wanted", [[], {}, None, 3, True])
-def test_a_family_without_an_option_is_refused(family, wanted):
+def test_a_family_without_options_is_an_error(family, wanted):
     (error,) = errors_of({family: wanted})
     assert error.startswith(f"search.{family}: must name at least one option (")
 
 
 @pytest.mark.parametrize(("family", "name"), ROWS)
-def test_an_option_that_is_named_twice_is_refused(family, name):
+def test_a_repeated_option_is_an_error(family, name):
     (error,) = errors_of({family: [name, name]})
     assert error.startswith(f"search.{family}: names an option twice")
 
@@ -187,7 +187,7 @@ def test_an_option_that_is_named_twice_is_refused(family, name):
 
 
 @pytest.mark.parametrize("key", OPEN_SETTINGS)
-def test_a_setting_may_stand_under_fixed_or_under_search(key):
+def test_settings_under_fixed_and_search(key):
     value = value_in(SETTINGS[key])
     for space, errors in (parse(fixed={key: value}), parse({key: value})):
         assert errors == []
@@ -195,12 +195,12 @@ def test_a_setting_may_stand_under_fixed_or_under_search(key):
 
 
 @pytest.mark.parametrize("key", OPEN_SETTINGS)
-def test_a_setting_cannot_be_open_under_fixed_nor_stand_twice(key):
+def test_invalid_fixed_settings(key):
     value = value_in(SETTINGS[key])
     (error,) = errors_of(fixed={key: [value]})
     assert error.startswith(f"fixed.{key}: must be one value")
     (error,) = errors_of({key: value}, {key: value})
-    assert error == f"fixed.{key}: stands under search too; keep one of them"
+    assert error == f"fixed.{key}: is under search too; keep one of them"
 
 
 @pytest.mark.parametrize(
@@ -212,12 +212,12 @@ def test_a_setting_cannot_be_open_under_fixed_nor_stand_twice(key):
         ("seed", "to the top level"),
     ],
 )
-def test_what_is_said_elsewhere_is_sent_there(key, home):
+def test_settings_of_other_sections_are_errors(key, home):
     assert errors_of({key: 64}) == [f"search.{key}: belongs {home}"]
     assert errors_of(fixed={key: 64}) == [f"fixed.{key}: belongs {home}"]
 
 
-def test_a_range_of_batch_sizes_is_searched():
+def test_a_range_of_batch_sizes():
     space, errors = parse({"batch_size": [8, 32]})
     assert errors == []
     assert (space.settings["batch_size"].low, space.settings["batch_size"].high) == (8, 32)
@@ -236,7 +236,7 @@ def test_a_range_of_batch_sizes_is_searched():
         ("segnet", 16, "segnet takes multiples of 32 from 32 on, got 16; the nearest is 32"),
     ],
 )  # fmt: skip
-def test_a_size_that_a_model_cannot_take_is_answered_with_the_nearest(model, size, told):
+def test_image_size_errors_name_the_nearest_size(model, size, told):
     (error,) = errors_of({"model": model}, image_size=size)
     assert error.startswith("data.image_size: ")
     assert told in error
@@ -244,7 +244,7 @@ def test_a_size_that_a_model_cannot_take_is_answered_with_the_nearest(model, siz
 
 @pytest.mark.parametrize("model", FAMILIES["model"])
 @pytest.mark.parametrize("size", [16, 31, 64, 100, 127, 250])
-def test_the_size_that_is_proposed_is_taken(model, size):
+def test_the_nearest_size_is_valid(model, size):
     for error in errors_of({"model": model}, image_size=size):
         nearest = int(error.rpartition(" ")[2])
         assert errors_of({"model": model}, image_size=nearest) == []
@@ -253,19 +253,19 @@ def test_the_size_that_is_proposed_is_taken(model, size):
 @pytest.mark.parametrize(
     "model", [n for n, o in FAMILIES["model"].items() if o.min_image_size > 16]
 )
-def test_a_size_below_a_models_smallest_is_answered_with_one_that_is_not(model):
+def test_image_size_below_the_smallest(model):
     (error,) = errors_of({"model": model}, image_size=16)
     assert int(error.rpartition(" ")[2]) >= FAMILIES["model"][model].min_image_size
 
 
-def test_every_model_that_cannot_take_the_size_is_named():
+def test_image_size_errors_of_several_models():
     search = {"model": {"segnet": {}, "unet": {"depth": 4}}}
     assert [e.split()[1] for e in errors_of(search, image_size=72)] == ["segnet", "unet"]
     assert [e.split()[1] for e in errors_of(search, image_size=48)] == ["segnet"]
     assert errors_of(search, image_size=96) == []
 
 
-def test_the_size_is_judged_beside_other_errors_but_not_beside_a_wrong_model():
+def test_image_size_is_checked_only_for_valid_models():
     errors = errors_of({"model": {"unet": {"depth": 4}}, "loss": "x"}, image_size=100)
     assert [e.partition(":")[0] for e in errors] == ["search.loss", "data.image_size"]
     errors = errors_of({"model": {"unet": {"depth": 40}}}, image_size=100)
@@ -275,7 +275,7 @@ def test_the_size_is_judged_beside_other_errors_but_not_beside_a_wrong_model():
 # --- how many ----------------------------------------------------------------------------------
 
 
-def test_the_size_of_a_space_is_that_of_a_hand_count():
+def test_size():
     search = {
         # 2 depths x 3 widths, and 5 widths: 11
         "model": {"unet": {"depth": [1, 2], "width": [4, 6]}, "segnet": {"width": [4, 8]}},
@@ -290,7 +290,7 @@ def test_the_size_of_a_space_is_that_of_a_hand_count():
     assert space.is_finite()
 
 
-def test_a_space_with_a_range_of_real_numbers_has_no_size():
+def test_size_with_real_ranges_is_infinite():
     space, _ = parse({"loss": ["bce", "focal"]})
     assert space.size() == math.inf
     assert not space.is_finite()
@@ -324,7 +324,7 @@ def lies_in(value, wanted):
 
 @settings(deadline=None, max_examples=150)
 @given(data=st.data(), seed=st.integers(0, 2**31 - 1))
-def test_any_part_of_any_row_is_accepted_and_every_draw_lies_in_it(data, seed):
+def test_samples_are_within_any_narrowed_option(data, seed):
     family, name, key, domain = data.draw(st.sampled_from(PARAMS))
     wanted = data.draw(narrowed(domain))
     space, errors = parse({family: {name: {key: wanted}}})
@@ -337,7 +337,7 @@ def test_any_part_of_any_row_is_accepted_and_every_draw_lies_in_it(data, seed):
 
 @settings(deadline=None, max_examples=60)
 @given(data=st.data())
-def test_any_part_of_any_setting_is_accepted_and_every_draw_lies_in_it(data):
+def test_samples_are_within_any_narrowed_setting(data):
     key = data.draw(st.sampled_from(OPEN_SETTINGS))
     wanted = data.draw(narrowed(SETTINGS[key]))
     space, errors = parse({key: wanted})
@@ -345,8 +345,8 @@ def test_any_part_of_any_setting_is_accepted_and_every_draw_lies_in_it(data):
     assert lies_in(getattr(suggest(in_memory().ask(), space), key), wanted)
 
 
-def test_the_corners_of_a_space_are_configurations():
-    """What parse_space lets through never fails in TrialConfig."""
+def test_extremes_of_a_space_are_valid_configurations():
+    """Valid spaces contain only valid configurations."""
     space, _ = parse(dict.fromkeys(FAMILIES, "all") | {"batch_size": [1, 4096]})
     for size, clip in itertools.product((1, 4096), (0.0, 1e6)):
         TrialConfig(**SETTLED, batch_size=size, clip_norm=clip)

@@ -1,4 +1,4 @@
-"""A study file, read and checked, all of its errors at once."""
+"""Load and validate study files."""
 
 import json
 from pathlib import Path
@@ -33,14 +33,14 @@ def path(tmp_path):
 # --- the file itself ---------------------------------------------------------------------------
 
 
-def test_empty_mapping_is_a_whole_study_named_like_its_file(path):
+def test_an_empty_mapping_is_a_study(path):
     spec = read_spec(path, "{}")
     assert spec.name == "mine"
     assert spec.space.families.keys() == FAMILIES.keys()
     assert spec.space.size() == 1
 
 
-def test_a_name_in_the_file_wins_over_the_files_name(path):
+def test_the_name_in_the_file_takes_precedence(path):
     assert read_spec(path, "name: other").name == "other"
 
 
@@ -53,7 +53,7 @@ def test_a_name_in_the_file_wins_over_the_files_name(path):
         ("search:\n  loss: [bce\n  model: unet\n", 3, 8),
     ],
 )
-def test_broken_yaml_is_told_with_line_and_column(path, text, line, column):
+def test_invalid_yaml_is_an_error_with_its_position(path, text, line, column):
     assert refusal(path, text).startswith(f"not YAML: line {line}, column {column}: ")
 
 
@@ -66,29 +66,29 @@ def test_broken_yaml_is_told_with_line_and_column(path, text, line, column):
         ("budget: {1: 2, 1: 3}", "line 1, column 16", "1"),
     ],
 )
-def test_a_key_that_stands_twice_is_refused_where_it_stands_again(path, text, where, key):
-    assert refusal(path, text) == f"not YAML: {where}: key {key} stands twice"
+def test_duplicate_keys_are_errors(path, text, where, key):
+    assert refusal(path, text) == f"not YAML: {where}: duplicate key {key}"
 
 
 @pytest.mark.parametrize("text", ["{[a]: b}", "? {a: 1}\n: 2"])
-def test_a_key_that_is_no_word_is_refused_as_yaml(path, text):
-    assert "a key must be a word" in refusal(path, text)
+def test_unhashable_keys_are_errors(path, text):
+    assert "found unhashable key" in refusal(path, text)
 
 
 @pytest.mark.parametrize(
     ("text", "kind"), [("", "NoneType"), ("- a", "list"), ("3", "int"), ("word", "str")]
 )
-def test_a_file_that_is_no_mapping_is_refused(path, text, kind):
+def test_a_file_without_a_mapping_is_an_error(path, text, kind):
     assert refusal(path, text) == f"a file must be keys and values, got {kind}"
 
 
-def test_a_file_that_is_not_text_is_refused(path):
+def test_a_binary_file_is_an_error(path):
     path.write_bytes(b"name: \xff\xfe")
     with pytest.raises(InputError, match="cannot be read: not UTF-8 text"):
         load_spec(str(path))
 
 
-def test_a_missing_file_and_a_folder_are_refused_with_the_systems_reason(tmp_path):
+def test_missing_files_and_folders_are_errors(tmp_path):
     with pytest.raises(InputError, match="No such file or directory"):
         load_spec(str(tmp_path / "none.yaml"))
     (tmp_path / "folder.yaml").mkdir()
@@ -96,14 +96,14 @@ def test_a_missing_file_and_a_folder_are_refused_with_the_systems_reason(tmp_pat
         load_spec(str(tmp_path / "folder.yaml"))
 
 
-def test_an_unknown_study_is_answered_with_the_nearest_or_with_all():
+def test_unknown_studies():
     with pytest.raises(InputError, match=r"unknown study 'quik' \(did you mean 'quick'\?\)"):
         load_spec("quik")
     with pytest.raises(InputError, match=r"\(known: everything, isic2018, ph2, quick\)"):
         load_spec("zzz")
 
 
-def test_merge_keys_of_yaml_work_and_may_be_overridden(path):
+def test_yaml_merge_keys(path):
     text = "budget: &b {trials: 7, epochs: 3}\nfinal: {seeds: 2}\n"
     spec = read_spec(path, text + "pruner: {name: none}\n")
     assert spec.budget.trials == 7
@@ -112,7 +112,7 @@ def test_merge_keys_of_yaml_work_and_may_be_overridden(path):
     assert refusal(path, text).startswith("limit: unknown key")
 
 
-def test_off_is_a_word_and_only_true_and_false_are_truth_values(path):
+def test_booleans_follow_yaml_1_2(path):
     assert read_spec(path, "fixed: {amp: off}").space.settings["amp"] == "off"
     assert "got 'yes'" in refusal(path, "budget: {trials: yes}")
     assert read_spec(path, "{}", ("fixed.amp=off",)).space.settings["amp"] == "off"
@@ -145,7 +145,7 @@ def test_off_is_a_word_and_only_true_and_false_are_truth_values(path):
         ("search: {augment: {flips: 3}}", "must be {parameter: value or range}, got 3"),
     ],
 )
-def test_an_unknown_key_is_answered_with_the_nearest_at_every_level(path, text, message):
+def test_unknown_keys(path, text, message):
     assert message in refusal(path, text)
 
 
@@ -165,13 +165,13 @@ def test_an_unknown_key_is_answered_with_the_nearest_at_every_level(path, text, 
         ("data: {split: offical}", "data.split.mode: input should be 'auto', 'official' or"),
         ("data: {split: {train: 0.5}}", "data.split: train, val and test must add up to 1"),
         ("data: {split: {train: .nan}}", "data.split.train"),
-        ("data: {split: {train: null}}", "data.split: train and val are shares, unless kfold is"),
+        ("data: {split: {train: null}}", "data.split: train and val are required without kfold"),
         ("data: {split: {kfold: 1}}", "data.split.kfold: input should be greater than or equal to"),
         ("data: {split: {kfold: 2.5}}", "data.split.kfold: input should be a valid integer"),
         (
             "data: {split: {kfold: 5, val: 0.2}}",
-            "data.split: kfold deals all that is not for testing into equal folds, each of them "
-            "val once; leave val out",
+            "data.split: kfold splits all images that are not for testing into equal folds, "
+            "each of which is val once; leave val out",
         ),
         (
             "data: {split: {kfold: 5, train: 0.7, val: 0.15, test: 0.15}}",
@@ -189,15 +189,15 @@ def test_an_unknown_key_is_answered_with_the_nearest_at_every_level(path, text, 
         ("1: 2", "1: keys should be strings"),
     ],
 )
-def test_a_value_out_of_bounds_is_told_with_its_key_and_the_rule(path, text, message):
+def test_invalid_values(path, text, message):
     assert message in refusal(path, text)
 
 
-def test_a_pruner_that_never_prunes_may_have_more_min_epochs_than_there_are(path):
+def test_min_epochs_without_a_pruner(path):
     assert read_spec(path, "pruner: {name: none, min_epochs: 100}").pruner.min_epochs == 100
 
 
-def test_all_errors_of_a_file_come_at_once_numbered(path):
+def test_all_errors_are_reported(path):
     text = """
     budget: {trials: 0, epochz: 3}
     final: {fit_on: val}
@@ -230,7 +230,7 @@ def test_one_error_is_not_numbered(path):
     assert not refusal(path, "budget: {trials: 0}").startswith("(1)")
 
 
-def test_numbers_that_yaml_reads_as_words_are_numbers(path):
+def test_exponents_are_numbers(path):
     # 1e-4 without a point is a string in YAML 1.1.
     text = "search: {optimizer: {adam: {lr: [1e-4, 1e-2]}}}\nbudget: {hours: 1e-1}"
     spec = read_spec(path, text)
@@ -240,17 +240,17 @@ def test_numbers_that_yaml_reads_as_words_are_numbers(path):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_every_sampler_can_be_named(name):
+def test_all_samplers(name):
     changes = {"sampler.name": name, "search.optimizer": {"adam": {"lr": 0.01}}}
     assert tiny_spec(changes).sampler.name == name
 
 
 @pytest.mark.parametrize("name", PRUNERS)
-def test_every_pruner_can_be_named(name):
+def test_all_pruners(name):
     assert tiny_spec({"pruner": {"name": name, "min_epochs": 1}}).pruner.name == name
 
 
-def test_a_grid_over_real_ranges_is_refused_and_one_of_values_is_not(path):
+def test_a_grid_needs_a_finite_space(path):
     with pytest.raises(InputError, match=r"sampler.name: grid needs values"):
         tiny_spec({"sampler.name": "grid"})
     tiny_spec({"sampler.name": "grid", "search.optimizer": {"adam": {"lr": 0.01}}})
@@ -258,11 +258,11 @@ def test_a_grid_over_real_ranges_is_refused_and_one_of_values_is_not(path):
     tiny_spec({"sampler.name": "grid", "search.optimizer": {"adam": {"lr": [0.01, 0.01]}}})
 
 
-def test_the_word_for_a_split_stands_for_its_mode(path):
+def test_short_form_of_a_split(path):
     assert read_spec(path, "data: {split: official}").data.split.mode == "official"
 
 
-def test_folds_take_the_official_test_unless_told_otherwise(path):
+def test_the_default_mode_of_folds(path):
     split = read_spec(path, "data: {split: {kfold: 5}}").data.split
     assert (split.kfold, split.mode, split.shares) == (5, "auto", {"test": 0.15})
     split = read_spec(path, "data: {split: {kfold: 5, mode: shares, test: 0.3}}").data.split
@@ -271,7 +271,7 @@ def test_folds_take_the_official_test_unless_told_otherwise(path):
     assert (split.kfold, split.mode) == (3, "official")
 
 
-def test_a_spec_cannot_be_changed():
+def test_specs_are_frozen():
     with pytest.raises(ValueError, match="frozen"):
         tiny_spec().name = "other"
 
@@ -304,7 +304,7 @@ def test_a_spec_cannot_be_changed():
         ("constraints.max_params_m=2.5", lambda s: s.constraints.max_params_m, 2.5),
     ],
 )
-def test_set_changes_one_key(path, override, look, value):
+def test_override_one_key(path, override, look, value):
     text = yaml.safe_dump(tiny_plain({"data.image_size": 64}))
     assert look(read_spec(path, text, (override,))) == value
 
@@ -319,18 +319,18 @@ def test_set_changes_one_key(path, override, look, value):
         ("search: {model: {unet: }}", "search.model.unet.width=8", ["unet"]),
     ],
 )
-def test_set_below_a_shorter_way_of_writing_keeps_the_other_options(path, text, override, options):
+def test_override_below_a_short_form(path, text, override, options):
     spec = read_spec(path, text, (override,))
     assert list(spec.space.families["model"]) == options
     assert spec.space.families["model"]["unet"]["width"] == 8
 
 
-def test_set_below_the_word_for_a_split_keeps_the_word(path):
+def test_override_below_the_short_form_of_a_split(path):
     split = read_spec(path, "data: {split: official}", ("data.split.seed=3",)).data.split
     assert (split.mode, split.seed) == ("official", 3)
 
 
-def test_later_sets_win_and_build_on_earlier_ones(path):
+def test_later_overrides_take_precedence(path):
     overrides = ("search.loss=[focal, bce]", "search.loss.focal.gamma=2", "seed=1", "seed=2")
     spec = read_spec(path, "{}", overrides)
     assert spec.seed == 2
@@ -339,16 +339,16 @@ def test_later_sets_win_and_build_on_earlier_ones(path):
 
 
 @pytest.mark.parametrize("override", ["budget.epochs", "", "=3", "  =3"])
-def test_set_without_key_or_value_is_refused(path, override):
+def test_invalid_overrides(path, override):
     assert refusal(path, "{}", override).startswith("--set: must be KEY=VALUE such as")
 
 
-def test_set_with_broken_yaml_names_the_key_and_the_value(path):
+def test_overrides_with_invalid_yaml(path):
     assert refusal(path, "{}", "a.b=[1") == "--set: a.b: the value is not YAML: '[1'"
 
 
 @pytest.mark.parametrize("override", ["budget.epoch=3", "budgets.epochs=3", "search.lss=bce"])
-def test_set_of_an_unknown_key_is_refused_with_the_nearest(path, override):
+def test_overrides_of_unknown_keys(path, override):
     assert "unknown key (did you mean" in refusal(path, "{}", override)
 
 
@@ -364,7 +364,7 @@ def test_set_of_an_unknown_key_is_refused_with_the_nearest(path, override):
         ("data.split.kfold=4",),
     ],
 )
-def test_what_is_stored_of_a_spec_gives_it_back(overrides, path):
+def test_stored_specs_are_equal(overrides, path):
     spec = read_spec(path, yaml.safe_dump(tiny_plain()), overrides)
     plain = spec.model_dump(mode="json")
     for stored in (json.loads(json.dumps(plain)), yaml.safe_load(yaml.safe_dump(plain))):
@@ -375,7 +375,7 @@ def test_what_is_stored_of_a_spec_gives_it_back(overrides, path):
     assert read_spec(path, yaml.safe_dump(plain)) == spec
 
 
-def test_differences_name_the_dotted_keys_added_removed_and_changed():
+def test_find_differing_keys():
     old = {"a": 1, "b": {"c": 1, "d": {"e": 1}}, "f": [1, 2]}
     new = {"a": 1, "b": {"c": 2, "d": {"e": 1, "g": 3}}, "f": [2, 1], "h": None}
     assert find_differing_keys(old, new) == [
@@ -398,7 +398,7 @@ keys = st.sampled_from([*StudySpec.model_fields, "x"])
 
 @settings(deadline=None)  # the first example pays for imports
 @given(plain=st.dictionaries(keys, json_values, max_size=4))
-def test_any_plain_data_makes_a_spec_or_one_line_of_errors(plain):
+def test_any_data_is_a_spec_or_an_error(plain):
     try:
         parse_spec({"name": "x"} | plain, "file")
     except InputError as error:
@@ -415,7 +415,7 @@ search_values = st.dictionaries(
 
 @settings(deadline=None)  # the first example pays for imports
 @given(search=search_values, fixed=search_values)
-def test_any_search_space_makes_a_spec_or_one_line_of_errors(search, fixed):
+def test_any_search_space_is_a_spec_or_an_error(search, fixed):
     try:
         parse_spec({"name": "x", "search": search, "fixed": fixed}, "file")
     except InputError as error:

@@ -1,4 +1,4 @@
-"""Cross-validated trials: their value, their pruning, what is kept between folds, going on."""
+"""Cross-validation: values, pruning, saved results and resumption."""
 
 import csv
 import json
@@ -65,7 +65,7 @@ def rows_of(opened, number):
 
 @pytest.fixture(scope="module")
 def done(tiny_data, tmp_path_factory):
-    """A study whose one trial was trained to its end; not to be changed."""
+    """A study with one complete trial; not to be changed."""
     opened = open_folded(tiny_data, tmp_path_factory.mktemp("folds") / "s", {"budget.epochs": 4})
     queue(opened, width=8, lr=0.05)
     heard = RecordingListener()
@@ -76,7 +76,7 @@ def done(tiny_data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def truth(done):
-    """What each fold gives where it is trained by itself, without a search."""
+    """The results of each fold, trained without a search."""
     opened, trial, _ = done
     config = TrialConfig.from_dict(trial.user_attrs["config"])
     cache, results = Cache(opened.cache.path), []
@@ -94,7 +94,7 @@ def truth(done):
 # --- what a trial gives --------------------------------------------------------------------------
 
 
-def test_a_trials_value_is_the_mean_of_the_best_dice_of_each_fold(done, truth):
+def test_the_value_is_the_mean_of_the_best_dice(done, truth):
     _, trial, _ = done
     best = [max(r.metrics.dice for r in result.history) for result in truth]
     assert len(set(best)) == 3
@@ -107,7 +107,7 @@ def test_a_trials_value_is_the_mean_of_the_best_dice_of_each_fold(done, truth):
     assert told["deviation"] == pytest.approx(np.std(best, ddof=1))
 
 
-def test_the_first_folds_epochs_are_reported_and_then_the_running_mean(done, truth):
+def test_reported_values(done, truth):
     _, trial, _ = done
     best = [result.best.metrics.dice for result in truth]
     expected = {r.epoch: r.metrics.dice for r in truth[0].history}
@@ -116,7 +116,7 @@ def test_the_first_folds_epochs_are_reported_and_then_the_running_mean(done, tru
     assert trial_records.dice_by_epoch(trial) == {r.epoch: r.metrics.dice for r in truth[0].history}
 
 
-def test_what_a_trial_took_is_what_all_folds_took(done, truth):
+def test_time_and_memory_of_all_folds(done, truth):
     _, trial, heard = done
     attrs = trial.user_attrs
     assert attrs["epochs"] == 12 == len(heard.epochs)
@@ -126,7 +126,7 @@ def test_what_a_trial_took_is_what_all_folds_took(done, truth):
         assert attrs["val"][name] == pytest.approx(np.mean(each), abs=1e-12)
 
 
-def test_the_history_has_every_epoch_of_every_fold(done, truth):
+def test_the_history_contains_all_folds(done, truth):
     opened, trial, _ = done
     rows = rows_of(opened, trial.number)
     assert [(int(r["fold"]), int(r["epoch"])) for r in rows] == [
@@ -140,7 +140,7 @@ def test_the_history_has_every_epoch_of_every_fold(done, truth):
     )
 
 
-def test_the_first_folds_weights_and_picture_are_what_stays(done, tiny_data):
+def test_files_of_the_first_fold_are_kept(done, tiny_data):
     opened, trial, _ = done
     assert opened.artifact_store.list_files(trial.number) == sorted([HISTORY, PICTURE, WEIGHTS])
     model, _ = checkpoint.load(opened.artifact_store.local_path(trial.number, WEIGHTS))
@@ -153,7 +153,7 @@ def test_the_first_folds_weights_and_picture_are_what_stays(done, tiny_data):
     assert dice == pytest.approx(trial.user_attrs["folds"]["dice"][0], abs=1e-3)
 
 
-def test_status_note_and_record_tell_the_folds(done):
+def test_status_and_note_show_the_folds(done):
     opened, trial, _ = done
     found = read_status(opened.folder).best.folds
     assert found == trial.user_attrs["folds"]
@@ -163,7 +163,7 @@ def test_status_note_and_record_tell_the_folds(done):
         assert f"| {n} | {notes.escape_markdown(f'{dice:.4f}')} |" in note
 
 
-def test_without_folds_nothing_tells_of_any(tiny_data, tmp_path):
+def test_status_and_note_without_folds(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s")
     trial = make_worker(opened).run_one()
     assert "folds" not in trial.user_attrs
@@ -172,7 +172,7 @@ def test_without_folds_nothing_tells_of_any(tiny_data, tmp_path):
     assert "folds" not in json.loads((opened.folder / "split.json").read_text())
 
 
-def test_a_batch_that_does_not_fit_is_halved_in_whatever_fold(tiny_data, tmp_path):
+def test_out_of_memory_in_any_fold(tiny_data, tmp_path):
     changes = {"search.model": {"unet": {"width": [4, 128], "depth": 1}}}
     opened = open_folded(tiny_data, tmp_path / "s", changes)
     queue(opened, width=FAILURE_WIDTHS["fits in halves"])
@@ -182,19 +182,18 @@ def test_a_batch_that_does_not_fit_is_halved_in_whatever_fold(tiny_data, tmp_pat
     assert len(rows_of(opened, 0)) == 6
 
 
-def test_a_fold_that_breaks_ends_the_trial_with_its_reason(tiny_data, tmp_path):
+def test_a_failed_fold_fails_the_trial(tiny_data, tmp_path):
     opened = open_folded(tiny_data, tmp_path / "s")
     queue(opened)
     with make_worker(opened, program=failing_fold_training.__name__) as worker:
-        # The third fold finds a cache that is gone.
-        heard = worker.listener
+        listener = worker.context.listener
 
-        def gone(number, record):
-            RecordingListener.epoch_ended(heard, number, record)
-            if len(heard.epochs) == 4:
+        def remove_cache(number, record):
+            RecordingListener.epoch_ended(listener, number, record)
+            if len(listener.epochs) == 4:  # before the third fold
                 (opened.cache.path / "masks.npy").rename(opened.cache.path / "away.npy")
 
-        heard.epoch_ended = gone
+        listener.epoch_ended = remove_cache
         try:
             trial = worker.run_one()
         finally:
@@ -207,7 +206,7 @@ def test_a_fold_that_breaks_ends_the_trial_with_its_reason(tiny_data, tmp_path):
 # --- pruning -------------------------------------------------------------------------------------
 
 
-def test_between_folds_only_means_over_as_many_folds_are_compared():
+def test_pruner_compares_equal_numbers_of_folds():
     curves = [
         {1: 0.1, 10: 0.9, 11: 0.6, 12: 0.50},
         {1: 0.1, 10: 0.9, 11: 0.5, 12: 0.52},
@@ -223,14 +222,14 @@ def test_between_folds_only_means_over_as_many_folds_are_compared():
     assert find_pruned(FoldPruner(NopPruner(), 10, 2), curves) == [(2, 11), (3, 12), (5, 11)]
 
 
-def test_between_folds_startup_trials_are_waited_for():
+def test_pruner_needs_its_startup_trials():
     curves = [{11: 0.5}, {11: 0.4}, {11: 0.3}, {11: 0.2}]
     assert find_pruned(FoldPruner(NopPruner(), 10, 3), curves) == [(3, 11)]
     assert find_pruned(FoldPruner(NopPruner(), 10, 0), curves) == [(1, 11), (2, 11), (3, 11)]
 
 
 @pytest.mark.parametrize("name", ["median", "hyperband", "halving"])
-def test_within_the_first_fold_the_studys_own_pruner_decides_as_ever(name):
+def test_pruner_of_the_first_fold(name):
     rng = np.random.default_rng(0)
     curves = [dict(enumerate(rng.random(9), 1)) for _ in range(40)]
     alone = find_pruned(PRUNERS[name](9, 2, 3), curves)
@@ -240,7 +239,7 @@ def test_within_the_first_fold_the_studys_own_pruner_decides_as_ever(name):
     assert find_pruned(FoldPruner(PRUNERS[name](9, 2, 3), 9, 1000), with_folds) == alone
 
 
-def test_a_trial_that_was_handed_on_is_not_its_own_rival():
+def test_pruner_ignores_interrupted_trials():
     study = in_memory(pruner=FoldPruner(NopPruner(), 2, 1))
     first = study.ask()
     for step, value in {1: 0.1, 2: 0.2, 3: 0.9}.items():
@@ -271,7 +270,7 @@ def test_a_trial_is_stopped_between_folds(tiny_data, tmp_path):
     assert opened.artifact_store.list_files(1) == [HISTORY, PICTURE]
 
 
-def test_out_of_time_a_trial_ends_with_the_fold_it_is_in(tiny_data, tmp_path):
+def test_time_limit_in_a_fold(tiny_data, tmp_path):
     opened = open_folded(tiny_data, tmp_path / "s")
     for width in (4, 8):
         queue(opened, width=width)
@@ -284,7 +283,7 @@ def test_out_of_time_a_trial_ends_with_the_fold_it_is_in(tiny_data, tmp_path):
     assert len(second.user_attrs["folds"]["dice"]) == 1
 
 
-def test_the_minutes_of_a_trial_are_those_of_all_of_its_folds():
+def test_the_time_limit_covers_all_folds():
     limits = supervisor.Limits(total_s=60, elapsed_s=59)
     supervision = supervisor.Supervisor(
         None, lambda message: False, limits, supervisor.StopConditions()
@@ -309,7 +308,7 @@ def result_of(dice, stopped=TrainingEnd.FINISHED):
     return TrainResult(best, history, stopped, 2.5, 7, None)
 
 
-def test_results_on_disk_and_back(tmp_path):
+def test_save_and_load_results(tmp_path):
     results = [result_of([0.1, 0.3, 0.2]), result_of([1 / 3], TrainingEnd.EARLY)]
     cross_validation.save_results(tmp_path / "f.json", "abc", results)
     found = cross_validation.load_results(tmp_path / "f.json", "abc")
@@ -321,7 +320,7 @@ def test_results_on_disk_and_back(tmp_path):
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "{}", '{"format": "lesionsearch-folds/1"}', "null"]
 )
-def test_a_damaged_file_is_begun_without(tmp_path, text):
+def test_a_damaged_file_is_ignored(tmp_path, text):
     (tmp_path / "f.json").write_text(text)
     assert cross_validation.load_results(tmp_path / "f.json", "abc") == []
 
@@ -332,7 +331,7 @@ LONG = {"budget.epochs": 5, "fixed.batch_size": 4}
 
 
 class Calling(RecordingListener):
-    """Does something when so many epochs have ended."""
+    """Calls a function after a number of epochs."""
 
     def __init__(self, when, call):
         super().__init__()
@@ -346,8 +345,8 @@ class Calling(RecordingListener):
 
 @pytest.fixture(scope="module")
 def undisturbed(tiny_data, tmp_path_factory):
-    """The same training, left in peace: its trial and its rows."""
-    opened = open_folded(tiny_data, tmp_path_factory.mktemp("peace") / "s", LONG)
+    """Trial and history of the same training without interruption."""
+    opened = open_folded(tiny_data, tmp_path_factory.mktemp("undisturbed") / "s", LONG)
     queue(opened, width=8)
     return make_worker(opened).run_one(), rows_of(opened, 0)
 
@@ -356,8 +355,8 @@ def without_times(rows):
     return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
-def check_gone_on(opened, after, undisturbed):
-    """Trial 1 went on in the middle of the third fold, and gave the same to the last digit."""
+def check_resumed(opened, after, undisturbed):
+    """Check that trial 1 resumed in the third fold with bit-exact results."""
     again = make_worker(open_study(opened.folder), after).run_one()
     expected, rows = undisturbed
     assert after.epochs == [(1, 3), (1, 4), (1, 5)]
@@ -372,28 +371,26 @@ def check_gone_on(opened, after, undisturbed):
     assert trial_records.count_finished(opened.study.trials) == 1
 
 
-def test_a_trial_that_is_put_down_in_its_third_fold_goes_on_there_to_the_last_digit(
-    tiny_data, tmp_path, undisturbed
-):
+def test_an_interrupted_trial_resumes_in_its_third_fold(tiny_data, tmp_path, undisturbed):
     opened = open_folded(tiny_data, tmp_path / "s", LONG)
     queue(opened, width=8)
     stopping = threading.Event()
-    heard = Calling(12, stopping.set)
+    listener = Calling(12, stopping.set)
     with make_worker(
-        opened, heard, stop_event=stopping, program=failing_fold_training.__name__
+        opened, listener, stop_event=stopping, program=failing_fold_training.__name__
     ) as worker:
         cut = worker.run_one()
     assert trial_records.reason_of(cut) == trial_records.EndReason.INTERRUPTED
     assert opened.artifact_store.list_files(0) == sorted([FOLDS, PICTURE, STATE, WEIGHTS])
     state = torch.load(opened.artifact_store.local_path(0, STATE), weights_only=True)["state"]
     assert (len(state["history"]) + 1, state["step"]) == SUSPEND_POINT
-    check_gone_on(opened, RecordingListener(), undisturbed)
+    check_resumed(opened, RecordingListener(), undisturbed)
 
 
-def test_a_trial_that_is_lost_in_its_third_fold_goes_on_there(tiny_data, tmp_path, undisturbed):
+def test_a_lost_trial_resumes_in_its_third_fold(tiny_data, tmp_path, undisturbed):
     opened = open_folded(tiny_data, tmp_path / "s", LONG)
     queue(opened, width=8)
-    others = TrialLeases(opened.study, grace_s=0.0)  # in their eyes everyone is silent for too long
+    others = TrialLeases(opened.study, grace_s=0.0)
     states = []
 
     def reap():
@@ -419,13 +416,13 @@ def test_a_trial_that_is_lost_in_its_third_fold_goes_on_there(tiny_data, tmp_pat
 
 
 @pytest.mark.parametrize("lacking", [FOLDS, WEIGHTS])
-def test_without_what_its_folds_gave_a_trial_begins_anew(tiny_data, tmp_path, undisturbed, lacking):
+def test_a_trial_restarts_without_its_files(tiny_data, tmp_path, undisturbed, lacking):
     opened = open_folded(tiny_data, tmp_path / "s", LONG)
     queue(opened, width=8)
     stopping = threading.Event()
-    heard = Calling(12, stopping.set)
+    listener = Calling(12, stopping.set)
     with make_worker(
-        opened, heard, stop_event=stopping, program=failing_fold_training.__name__
+        opened, listener, stop_event=stopping, program=failing_fold_training.__name__
     ) as worker:
         worker.run_one()
     opened.artifact_store.delete(0, lacking)
@@ -434,9 +431,6 @@ def test_without_what_its_folds_gave_a_trial_begins_anew(tiny_data, tmp_path, un
     assert len(after.epochs) == 15
     assert again.value == undisturbed[0].value
     assert without_times(rows_of(opened, 1)) == without_times(undisturbed[1])
-
-
-# --- the end -------------------------------------------------------------------------------------
 
 
 def test_the_retraining_repeats_the_first_fold(done):
@@ -449,9 +443,7 @@ def test_the_retraining_repeats_the_first_fold(done):
     assert (val.gap, val.reproduced) == (0.0, True)
 
 
-def test_fitted_to_all_but_the_test_it_trains_for_the_folds_mean_of_best_epochs(
-    tiny_data, tmp_path, monkeypatch
-):
+def test_retraining_on_train_and_val(tiny_data, tmp_path, monkeypatch):
     changes = {"budget.epochs": 4, "final.fit_on": "train_val"}
     opened = open_folded(tiny_data, tmp_path / "s", changes)
     queue(opened, width=8, lr=0.05)
@@ -468,8 +460,8 @@ def test_fitted_to_all_but_the_test_it_trains_for_the_folds_mean_of_best_epochs(
     assert epochs == list(range(1, round(np.mean(best)) + 1))
 
 
-def test_what_the_limits_leave_of_any_fold_is_used(tiny_data, tmp_path):
-    """Each fold is thinned by itself, so that together they know more than the first one."""
+def test_limits_apply_to_each_fold(tiny_data, tmp_path):
+    """Each fold has its own images, so all folds together have more than the first one."""
     opened = open_folded(tiny_data, tmp_path / "s", {"data.limit": {"train": 4, "val": 2}})
     known = {n for fold in opened.split.folds for n in (*fold.train, *fold.val)}
     first = opened.split.folds[0]
@@ -480,7 +472,7 @@ def test_what_the_limits_leave_of_any_fold_is_used(tiny_data, tmp_path):
     assert card["used"] == len(known) + len(opened.split.test)
 
 
-def test_a_study_of_folds_is_another_than_one_without(tiny_data, tmp_path):
+def test_kfold_is_not_a_resumable_key(tiny_data, tmp_path):
     open_folded(tiny_data, tmp_path / "s")
     with pytest.raises(InputError, match=r"data\.split\.val, data\.split\.kfold differ"):
         open_tiny(tiny_data, tmp_path / "s")
@@ -490,5 +482,5 @@ def test_workers_agree_on_the_folds(tiny_data, tmp_path):
     opened = open_folded(tiny_data, tmp_path / "s")
     again = open_study(tmp_path / "s")
     assert again.split == opened.split
-    for mine, theirs in zip(opened.trial_data.folds, again.material.folds, strict=True):
-        assert all(np.array_equal(a, b) for a, b in zip(mine, theirs, strict=True))
+    for expected, folds in zip(opened.trial_data.folds, again.trial_data.folds, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(expected, folds, strict=True))

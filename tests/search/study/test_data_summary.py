@@ -1,4 +1,4 @@
-"""data.json against the files that it tells of."""
+"""data.json of known files."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lesionseg.data.cache import Cache, build_cache
+from lesionseg.data.cache import build_cache
 from lesionseg.data.index import DatasetIndex
 from lesionseg.data.split import Split
 from search.study.data_summary import EDGES, read_data_summary, summarize_data
@@ -16,8 +16,8 @@ from tests.search.helpers import open_tiny
 
 
 @pytest.fixture()
-def pictures(tmp_path):
-    """Six pairs; ``copy`` is the picture of ``a`` under another name, in another file format."""
+def images(tmp_path):
+    """Six pairs; ``copy`` is image ``a`` under another name and in another format."""
     root = tmp_path / "data"
     for i, name in enumerate("abcd"):
         write_pair(root, name, seed=i)
@@ -30,56 +30,56 @@ def pictures(tmp_path):
     return root
 
 
-def card_of(root, split):
+def summarize(root, split):
     index = DatasetIndex.read(root)
     return summarize_data(index, build_cache(index, 16), split)
 
 
-def test_parts_sizes_and_areas_are_those_of_the_files(pictures):
-    card = card_of(pictures, Split(("a", "b"), ("c",), ("d", "wide")))
-    assert json.loads(json.dumps(card)) == card
-    assert (card["pairs"], card["used"]) == (6, 5)  # copy is in no part
+def test_parts_sizes_and_areas(images):
+    summary = summarize(images, Split(("a", "b"), ("c",), ("d", "wide")))
+    assert json.loads(json.dumps(summary)) == summary
+    assert (summary["pairs"], summary["used"]) == (6, 5)  # copy is in no part
     areas = {
-        name: (np.asarray(Image.open(pictures / "masks" / f"{name}.png")) > 0).mean()
+        name: (np.asarray(Image.open(images / "masks" / f"{name}.png")) > 0).mean()
         for name in ("a", "b", "d", "wide")
     }
-    train, test = card["parts"]["train"], card["parts"]["test"]
+    train, test = summary["parts"]["train"], summary["parts"]["test"]
     assert (train["images"], train["groups"], train["empty"]) == (2, 2, 0)
     assert train["area"]["median"] == pytest.approx(np.mean([areas["a"], areas["b"]]))
     assert test["empty"] == 1
     assert test["area"]["counts"] == np.histogram([areas["d"], areas["wide"]], EDGES)[0].tolist()
-    assert card["sizes"] == {
+    assert summary["sizes"] == {
         "kinds": 2,
         "most": [
             {"height": 40, "width": 48, "images": 4},
             {"height": 40, "width": 60, "images": 1},
         ],
     }
-    assert card["duplicates"] == {"sets": 0, "leaks": 0, "names": []}
-    assert card["groups_in_several_parts"] == 0
+    assert summary["duplicates"] == {"sets": 0, "leaks": 0, "names": []}
+    assert summary["groups_in_several_parts"] == 0
 
 
-def test_a_picture_under_two_names_is_found_and_a_leak_where_the_parts_differ(pictures):
-    within = card_of(pictures, Split(("a", "copy"), ("b",), ("c",)))
+def test_duplicates_and_leaks(images):
+    within = summarize(images, Split(("a", "copy"), ("b",), ("c",)))
     assert within["duplicates"] == {"sets": 1, "leaks": 0, "names": [["a", "copy"]]}
-    across = card_of(pictures, Split(("a", "b"), ("c",), ("copy",)))
+    across = summarize(images, Split(("a", "b"), ("c",), ("copy",)))
     assert across["duplicates"] == {"sets": 1, "leaks": 1, "names": [["a", "copy"]]}
 
 
-def test_a_group_in_two_parts_is_counted(pictures):
-    (pictures / "pairs.csv").write_text(
+def test_a_group_in_two_parts_is_counted(images):
+    (images / "pairs.csv").write_text(
         "image,mask,group\n"
         + "".join(f"images/{n}.png,masks/{n}.png,{g}\n" for n, g in zip("abc", "xxy", strict=True))
     )
-    index = DatasetIndex.read(pictures / "pairs.csv")
+    index = DatasetIndex.read(images / "pairs.csv")
     names = [r.name for r in index.records]
     split = Split((names[0],), (names[1],), (names[2],))
     assert summarize_data(index, build_cache(index, 16), split)["groups_in_several_parts"] == 1
 
 
-def test_a_study_keeps_the_card_of_its_data(tiny_data, tmp_path):
+def test_a_study_stores_the_summary(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s")
-    card = read_data_summary(tmp_path / "s")
-    assert card == summarize_data(opened.index, opened.cache, opened.split)
-    assert sum(part["images"] for part in card["parts"].values()) == 30
+    summary = read_data_summary(tmp_path / "s")
+    assert summary == summarize_data(opened.index, opened.cache, opened.split)
+    assert sum(part["images"] for part in summary["parts"].values()) == 30
     assert read_data_summary(tmp_path) is None

@@ -1,4 +1,4 @@
-"""Importances against spaces whose answer is known."""
+"""Importances in spaces with known results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from search.study.importance import compute_importances
 
 
 def open_study(values: list[float], names: tuple[str, ...] = ("model", "lr", "width")):
-    """A study in memory whose value depends on nothing; width is there for the model a alone."""
+    """Return a study in memory; width is a parameter of model a alone."""
     study = optuna.create_study(direction="maximize")
     for i, value in enumerate(values):
         params, distributions = {}, {}
@@ -35,7 +35,7 @@ def importances_of(study):
     return compute_importances(trial_records.all_trials(study))
 
 
-def test_importances_find_the_parameter_that_matters_and_add_up_to_one():
+def test_importances_of_known_parameters():
     rng = np.random.default_rng(0)
     shares, note = importances_of(open_study(rng.random(40).tolist()))
     assert next(iter(shares)) == "lr"
@@ -44,7 +44,7 @@ def test_importances_find_the_parameter_that_matters_and_add_up_to_one():
     assert "the better half (20) of the 40 complete and pruned trials" in note
 
 
-def test_importances_leave_out_what_few_trials_have():
+def test_rare_parameters_are_left_out():
     rng = np.random.default_rng(0)
     shares, note = importances_of(open_study(rng.random(19).tolist()))
     assert set(shares) == {"lr", "model", "width"}
@@ -61,19 +61,19 @@ def test_importances_leave_out_what_few_trials_have():
             ("model", "lr"),
             "need 10 complete or pruned trials; there are 9",
         ),
-        ([0.5] * 12, ("model", "lr"), "too much alike"),
-        ([0.1] * 8 + [0.2] * 4, ("model", "lr"), "too much alike"),
+        ([0.5] * 12, ("model", "lr"), "too similar"),
+        ([0.1] * 8 + [0.2] * 4, ("model", "lr"), "too similar"),
         ([0.1 * i for i in range(12)], ("lr",), "only lr was open"),
         ([0.1 * i for i in range(12)], (), "no parameter was open"),
     ],
 )
-def test_importances_that_would_mean_nothing_are_not_given(values, names, why):
+def test_no_importances_without_enough_trials(values, names, why):
     shares, note = importances_of(open_study(values, names))
     assert shares == {}
     assert why in note
 
 
-def test_trials_without_a_value_take_no_part():
+def test_trials_without_a_value_are_ignored():
     study = open_study(np.random.default_rng(0).random(20).tolist())
     before = importances_of(study)
     for state in (TrialState.PRUNED, TrialState.FAIL):
@@ -81,7 +81,7 @@ def test_trials_without_a_value_take_no_part():
     assert importances_of(study) == before
 
 
-def test_a_pruned_trial_ranks_below_every_complete_one():
+def test_pruned_trials_rank_below_complete_ones():
     # The good half was stopped at once with a high value; were that value taken at its word,
     # the large lr would look good.
     pruned = open_study([0.9 + i / 100 for i in range(8)], ("lr", "model"))

@@ -1,4 +1,4 @@
-"""Every row of PRUNERS through real ask, report and tell: exactly who is stopped, and when."""
+"""All pruners with ask, report and tell: which trials are stopped, and when."""
 
 import math
 import pickle
@@ -18,11 +18,11 @@ from search.study.halving import Halving
 from search.study.hyperband import Hyperband, is_among_best
 from search.study.pruners import PRUNERS
 from search.study.samplers import SAMPLERS
-from tests.search.helpers import in_memory, find_pruned
+from tests.search.helpers import find_pruned, in_memory
 
 
 def pruned(name, curves, *, epochs, min_epochs, startup=0, study_name="curves"):
-    """(trial, epoch) of each that was stopped, when the curves are trained one after another."""
+    """Return trial and epoch of each stopped trial, for trials that run in sequence."""
     pruner = PRUNERS[name](epochs, min_epochs, startup)
     return find_pruned(pruner, [dict(enumerate(c, 1)) for c in curves], study_name)
 
@@ -43,19 +43,19 @@ MEDIAN_CURVES = [
 ]
 
 
-def test_median_stops_exactly_those_below_the_median_of_the_complete():
+def test_median_stops_trials_below_the_median():
     stopped = pruned("median", MEDIAN_CURVES, epochs=6, min_epochs=3, startup=2)
     assert stopped == [(2, 3), (3, 4), (5, 5)]
 
 
-def test_median_waits_for_its_startup_trials():
+def test_median_needs_its_startup_trials():
     curves = [[0.5] * 4, [0.1] * 4, [0.2] * 4, [0.1] * 4]
     # Until three are complete nobody is judged; then 0.1 is below the median 0.2.
     assert pruned("median", curves, epochs=4, min_epochs=1, startup=3) == [(3, 1)]
     assert pruned("median", curves, epochs=4, min_epochs=1, startup=4) == []
 
 
-def test_median_judges_from_min_epochs_on():
+def test_median_starts_at_min_epochs():
     curves = [[0.5] * 6, [0.5] * 6, [0.1] * 6]
     for min_epochs in range(1, 7):
         stopped = pruned("median", curves, epochs=6, min_epochs=min_epochs, startup=2)
@@ -75,7 +75,7 @@ def test_hyperband_passes_a_third_of_the_trials_at_each_rung():
     assert stopped == [(1, 3), (3, 3), (4, 3), (5, 3)]
 
 
-def test_hyperband_judges_again_at_three_times_as_many_epochs():
+def test_hyperband_with_two_brackets():
     """Two brackets, one with rungs at 2 and 6 and one with a rung at 6; trials are dealt to them
     by the study's name and their number. The second trial is the better one at epoch 2 and the
     worse at epoch 6: there it is stopped where both are in one bracket, and else never."""
@@ -99,8 +99,8 @@ def test_no_trial_is_stopped_before_min_epochs(name, min_epochs):
     assert bool(stopped) == (name != "none")
 
 
-def of_odd_patience(pairs):
-    """A study's name whose lots make the second of each of the first pairs the patient one."""
+def find_study_name(pairs):
+    """Return a name with which the second trial of each of the first pairs is deferred."""
     names = (f"curves{i}" for i in range(1000))
     return next(n for n in names if all(Halving.is_deferred(n, 2 * k + 1) for k in range(pairs)))
 
@@ -123,33 +123,33 @@ HALVING_CURVES = [
 
 
 def test_halving_passes_the_better_half_at_each_rung():
-    name = of_odd_patience(3)
+    name = find_study_name(3)
     stopped = pruned("halving", HALVING_CURVES, epochs=9, min_epochs=1, study_name=name)
     assert stopped == [(1, 4), (2, 1), (4, 8)]
 
 
-def test_one_of_every_two_is_patient_by_lot():
-    patient = [[Halving.is_deferred(name, n) for n in range(400)] for name in "abc"]
-    assert all(a != b for each in patient for a, b in zip(each[::2], each[1::2], strict=True))
+def test_one_of_every_two_trials_is_deferred():
+    deferred = [[Halving.is_deferred(name, n) for n in range(400)] for name in "abc"]
+    assert all(a != b for each in deferred for a, b in zip(each[::2], each[1::2], strict=True))
     # A fair lot gives 70 to 130 of 200 in all but one of 50,000 names.
-    assert all(70 < sum(each[1::2]) < 130 for each in patient)
-    assert patient[0] != patient[1] != patient[2]
+    assert all(70 < sum(each[1::2]) < 130 for each in deferred)
+    assert deferred[0] != deferred[1] != deferred[2]
 
 
-def test_patience_says_nothing_of_where_a_quasi_random_trial_lies():
+def test_deferral_is_independent_of_a_sobol_sequence():
     study = in_memory(SAMPLERS["qmc"](0, 0), "sobol")
     where = Counter()
     for _ in range(128):
         trial = study.ask()
         high = [trial.suggest_float(name, 0, 1) > 0.5 for name in "xyz"]
-        patient = Halving.is_deferred("sobol", trial.number)
-        where.update((i, side, patient) for i, side in enumerate(high))
+        deferred = Halving.is_deferred("sobol", trial.number)
+        where.update((i, side, deferred) for i, side in enumerate(high))
         study.tell(trial, 0.5)
     assert all(where[i, side, True] >= 16 for i in range(3) for side in (False, True))
 
 
-def test_who_goes_on_under_another_number_stays_as_patient_as_it_was():
-    name = of_odd_patience(2)
+def test_a_requeued_trial_stays_deferred():
+    name = find_study_name(2)
     study = in_memory(pruner=PRUNERS["halving"](9, 1, 0), name=name)
     first = study.ask()
     first.report(0.9, 1)
@@ -164,8 +164,8 @@ def test_who_goes_on_under_another_number_stays_as_patient_as_it_was():
         study.tell(trial, state=TrialState.FAIL)
 
 
-def test_hyperband_takes_what_a_resumed_trial_was_worth_at_each_rung():
-    """It comes back with epochs 1 to 7 behind it; the rungs are 1, 3 and 9 or 3 and 9."""
+def test_hyperband_uses_earlier_values_of_a_requeued_trial():
+    """Epochs 1 to 7 are done; the rungs are 1, 3 and 9 or 3 and 9."""
     study = in_memory(pruner=PRUNERS["hyperband"](9, 1, 0), name="resumed")
     pruner = study.pruner
     first = next(n for n in range(50) if pruner.bracket_of("resumed", n) == 0)
@@ -181,7 +181,7 @@ def test_hyperband_takes_what_a_resumed_trial_was_worth_at_each_rung():
     assert study.trials[0].system_attrs["completed_rung_2"] == 0.9
 
 
-def test_hyperband_does_not_count_trials_that_go_on_as_others():
+def test_hyperband_ignores_interrupted_trials():
     study = in_memory(pruner=PRUNERS["hyperband"](2, 1, 0), name="ghosts")
     for reason in (trial_records.EndReason.LOST, trial_records.EndReason.INTERRUPTED, None):
         trial = study.ask()
@@ -192,18 +192,18 @@ def test_hyperband_does_not_count_trials_that_go_on_as_others():
         study.tell(trial, state=TrialState.FAIL if reason else TrialState.PRUNED)
 
 
-def test_halving_judges_patient_trials_late_but_always():
+def test_halving_judges_deferred_trials_at_a_late_rung():
     good, bad = [0.9] * 12, [0.1] * 12
     rounds = [good, good, bad, bad]
     for min_epochs, late in ((1, 4), (2, 8), (3, 12), (5, 10), (7, 7)):
         stopped = pruned(
-            "halving", rounds, epochs=12, min_epochs=min_epochs, study_name=of_odd_patience(2)
+            "halving", rounds, epochs=12, min_epochs=min_epochs, study_name=find_study_name(2)
         )
         assert stopped == [(2, min_epochs), (3, late)]
 
 
-def test_halving_does_not_count_trials_that_go_on_as_others():
-    study = in_memory(pruner=PRUNERS["halving"](4, 1, 0), name=of_odd_patience(3))
+def test_halving_ignores_interrupted_trials():
+    study = in_memory(pruner=PRUNERS["halving"](4, 1, 0), name=find_study_name(3))
     told = [
         (0.9, None),
         (0.1, trial_records.EndReason.LOST),
@@ -222,20 +222,20 @@ def test_halving_does_not_count_trials_that_go_on_as_others():
     assert last.should_prune()
 
 
-def test_halving_stops_what_has_no_number_and_learns_nothing_from_it():
+def test_halving_stops_trials_with_nan_only():
     nan = float("nan")
     curves = [[nan, 0.5, 0.5], [0.4] * 3, [0.1, nan, 0.5], [nan] * 3]
     # The first rung finds no number in the first; the third is second to 0.4 there.
-    name = of_odd_patience(2)
+    name = find_study_name(2)
     stopped = pruned("halving", curves, epochs=3, min_epochs=1, study_name=name)
     assert stopped == [(0, 1), (2, 1), (3, 2)]
     assert pruned("halving", [curves[1], curves[1], curves[2]], epochs=2, min_epochs=2) == [(2, 2)]
 
 
 @pytest.mark.parametrize(("direction", "sign"), [("maximize", 1), ("minimize", -1)])
-def test_halving_knows_which_way_is_better(direction, sign):
+def test_halving_in_both_directions(direction, sign):
     study = optuna.create_study(
-        study_name=of_odd_patience(3), direction=direction, pruner=PRUNERS["halving"](4, 1, 0)
+        study_name=find_study_name(3), direction=direction, pruner=PRUNERS["halving"](4, 1, 0)
     )
     for value, stop in ((0.5, False), (0.5, False), (0.1, True), (0.1, False), (0.6, False)):
         trial = study.ask()
@@ -249,13 +249,13 @@ def test_none_never_stops_a_trial():
 
 
 @pytest.mark.parametrize("name", PRUNERS)
-def test_a_study_of_one_epoch_is_possible(name):
+def test_one_epoch(name):
     assert pruned(name, [[0.5]], epochs=1, min_epochs=1) == []
 
 
 @pytest.mark.parametrize("name", PRUNERS)
-def test_two_sessions_decide_as_one_would(name):
-    """A pruner keeps nothing in memory: what it knows is in the study."""
+def test_pruners_have_no_state(name):
+    """All information of a pruner is in the study."""
     curves = [[0.1 * (i % 7)] * 9 for i in range(20)]
     whole = pruned(name, curves, epochs=9, min_epochs=1, startup=2)
     study = in_memory(name="curves")
@@ -275,7 +275,7 @@ def test_two_sessions_decide_as_one_would(name):
 
 
 def of_optuna(name, epochs, min_epochs, startup):
-    """Optuna's own pruner of this name."""
+    """Return Optuna's pruner of this name."""
     if name == "median":
         return MedianPruner(n_startup_trials=startup, n_warmup_steps=min_epochs)
     with warnings.catch_warnings():
@@ -319,7 +319,7 @@ def decisions(pruners, seed, *, direction="maximize", trials=60, epochs=30):
 @pytest.mark.parametrize(
     ("name", "min_epochs"), [("hyperband", 1), ("hyperband", 2), ("hyperband", 5), ("median", 4)]
 )
-def test_decides_as_optunas_own_does(name, min_epochs, seed, direction):
+def test_decisions_equal_optunas(name, min_epochs, seed, direction):
     ours = decisions([PRUNERS[name](30, min_epochs, 3)], seed, direction=direction)
     own = decisions([of_optuna(name, 30, min_epochs, 3)], seed, direction=direction)
     assert ours == own
@@ -328,8 +328,8 @@ def test_decides_as_optunas_own_does(name, min_epochs, seed, direction):
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_hyperband_goes_on_with_a_study_that_began_with_optunas(seed):
-    """They share the names of what is stored, and take turns without anybody noticing."""
+def test_hyperband_continues_a_study_of_optunas_pruner(seed):
+    """Both store the same attributes and can alternate."""
     own = of_optuna("hyperband", 30, 2, 3)
     mixed = [PRUNERS["hyperband"](30, 2, 3), own, PRUNERS["hyperband"](30, 2, 3)]
     assert decisions(mixed, seed) == decisions([own], seed)
@@ -338,7 +338,7 @@ def test_hyperband_goes_on_with_a_study_that_began_with_optunas(seed):
 @pytest.mark.parametrize(
     ("epochs", "min_epochs"), [(1, 1), (2, 1), (3, 1), (8, 3), (9, 1), (60, 5), (243, 1), (4, 5)]
 )
-def test_hyperband_deals_trials_to_brackets_as_optunas_does(epochs, min_epochs):
+def test_brackets_equal_optunas(epochs, min_epochs):
     ours, own = Hyperband(min_epochs, epochs), of_optuna("hyperband", epochs, min_epochs, 0)
     study = in_memory(name="dealt")
     own._try_initialization(study)
@@ -349,8 +349,8 @@ def test_hyperband_deals_trials_to_brackets_as_optunas_does(epochs, min_epochs):
         assert ours.bracket_of("dealt", number) == own._get_bracket_id(study, trial)
 
 
-class Counting(InMemoryStorage):
-    """Optuna's storage in memory, which counts what it is asked for."""
+class CountingStorage(InMemoryStorage):
+    """An in-memory storage that counts reads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -366,8 +366,8 @@ class Counting(InMemoryStorage):
 
 
 def reads(name, epochs, min_epochs, study_name="s"):
-    """What is read at each epoch of a trial that is never stopped."""
-    storage = Counting()
+    """Return what is read at each epoch of a trial that is never stopped."""
+    storage = CountingStorage()
     study = optuna.create_study(
         storage=storage, study_name=study_name, pruner=PRUNERS[name](epochs, min_epochs, 0)
     )
@@ -393,22 +393,22 @@ def test_hyperband_reads_the_trials_at_rungs_only():
 
 
 def test_halving_reads_the_trials_at_rungs_only():
-    _, found = reads("halving", 9, 2, of_odd_patience(1))
+    _, found = reads("halving", 9, 2, find_study_name(1))
     assert [i + 1 for i, asked in enumerate(found) if asked] == [2, 4, 8]
 
 
-def test_median_reads_nothing_before_min_epochs():
+def test_median_reads_no_trials_before_min_epochs():
     _, found = reads("median", 6, 4)
     assert found == [[], [], [], ["all"], ["all"], ["all"]]
 
 
-def test_hyperband_told_without_a_report_stops_nobody():
+def test_hyperband_without_a_report():
     study = in_memory(pruner=PRUNERS["hyperband"](9, 1, 0))
     assert not study.ask().should_prune()
 
 
-def test_hyperband_tells_trials_of_equal_numbers_apart():
-    """One pruner, two studies of one name: what it remembers of a trial is not another's."""
+def test_hyperband_with_two_studies_of_one_name():
+    """The pruner does not confuse trials of two studies."""
     pruner = PRUNERS["hyperband"](9, 1, 0)
     for _ in range(2):
         study = in_memory(pruner=pruner, name="same")
@@ -419,7 +419,7 @@ def test_hyperband_tells_trials_of_equal_numbers_apart():
 
 
 @pytest.mark.parametrize("name", PRUNERS)
-def test_a_pruner_can_be_sent_to_another_process(name):
+def test_pruners_can_be_pickled(name):
     sent = pickle.loads(pickle.dumps(PRUNERS[name](9, 1, 0)))
     assert type(sent) is type(PRUNERS[name](9, 1, 0))
 
@@ -435,6 +435,6 @@ def test_a_pruner_can_be_sent_to_another_process(name):
         (0.5, [0.6, 0.7, 0.4, 0.4, 0.4], False),
     ],
 )
-def test_the_best_third_rounded_down_and_at_least_one(value, rivals, among):
+def test_is_among_best(value, rivals, among):
     assert is_among_best(value, rivals, StudyDirection.MAXIMIZE) == among
     assert is_among_best(-value, [-r for r in rivals], StudyDirection.MINIMIZE) == among

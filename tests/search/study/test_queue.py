@@ -15,7 +15,7 @@ from search.storage import trial_records
 from search.storage.database import open_storage, sqlite_url
 from search.storage.leases import TrialLeases
 from search.storage.process_id import current_process
-from search.study.queue import enqueue, retry_trials, count_free_trials
+from search.study.queue import count_free_trials, enqueue_file, retry_trials
 from search.study.suggest import suggest
 from search.trial_process.slot import Slot
 from search.workers.worker import load_claimed_trial
@@ -59,7 +59,9 @@ class QueueStudy:
         claim = self.leases.claim(self.worker, bounded=False)
         trial = load_claimed_trial(self.study, claim)
         fixed_config = trial.user_attrs.get(trial_records.TrialAttr.FIXED_CONFIG)
-        config = TrialConfig.from_dict(fixed_config) if fixed_config else suggest(trial, self.spec.space)
+        config = (
+            TrialConfig.from_dict(fixed_config) if fixed_config else suggest(trial, self.spec.space)
+        )
         again = trial_records.TrialAttr.ALLOW_DUPLICATE in trial.user_attrs
         attrs = {"config": config.to_dict(), "digest": config.digest()}
         twin = self.leases.record_config(claim, attrs, None if again else config.digest())
@@ -280,7 +282,11 @@ def test_a_configuration_outside_the_space(queue_study):
         del plain[key]
     queue_study.enqueue({"config": plain})
     fixed_config = queue_study.study.trials[1].user_attrs[trial_records.TrialAttr.FIXED_CONFIG]
-    assert fixed_config["seed"] == 7 and fixed_config["image_size"] == 64 and fixed_config["epochs"] == 2
+    assert (
+        fixed_config["seed"] == 7
+        and fixed_config["image_size"] == 64
+        and fixed_config["epochs"] == 2
+    )
     assert fixed_config["loss"]["tversky"]["alpha"] > 0
     assert queue_study.begin()[1].to_dict() == fixed_config
 
@@ -332,15 +338,15 @@ def test_errors_of_a_file(shared_study, text):
         ({"loss": {"focal": {"gamma": -1}}}, "config: loss.focal: gamma must lie in "),
     ],
 )
-def test_errors_of_a_complete_configuration(shared_study, changes, told):
+def test_errors_of_a_complete_configuration(shared_study, changes, message):
     plain = baselines.build_config("unet-dice", 64, 2).to_dict()
     assert shared_study.refused({"config": plain | changes}).startswith(message)
 
 
 def test_a_model_with_another_image_size_is_an_error(tmp_path):
     queue_study = QueueStudy(tmp_path, {"data.image_size": 16})
-    told = queue_study.refused({"baseline": "segnet-bce"})
-    assert told.startswith("data.image_size: segnet takes multiples of 32 from 32 on, got 16")
+    message = queue_study.refused({"baseline": "segnet-bce"})
+    assert message.startswith("data.image_size: segnet takes multiples of 32 from 32 on, got 16")
 
 
 def test_all_errors_are_reported(shared_study):
@@ -349,24 +355,24 @@ def test_all_errors_are_reported(shared_study):
         {"loss": "foccal", "batch_size": 1},
         {"baseline": "none"},
     ]
-    told = shared_study.refused(file)
-    assert told.startswith(
-        "(1) entry 2: loss: 'foccal' is not in this study (did you mean 'focal'?); "
+    message = shared_study.refused(file)
+    assert message.startswith(
+        "(1) entry 2: loss: must be one of its choices, got 'foccal' (did you mean 'focal'?); "
         "(2) entry 2: batch_size: must lie in [8, 32], got 1; "
         "(3) entry 3: baseline: unknown baseline 'none' ("
     )
 
 
-def test_a_file_that_cannot_be_read_is_told(queue_study, tmp_path):
+def test_an_unreadable_file_is_an_error(queue_study, tmp_path):
     with pytest.raises(InputError, match=r"nowhere\.yaml: cannot be read: No such file"):
-        enqueue(queue_study.study, queue_study.spec, tmp_path / "nowhere.yaml")
+        enqueue_file(queue_study.study, queue_study.spec, tmp_path / "nowhere.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match=r"binary\.yaml: cannot be read: not UTF-8 text"):
-        enqueue(queue_study.study, queue_study.spec, tmp_path / "binary.yaml")
+        enqueue_file(queue_study.study, queue_study.spec, tmp_path / "binary.yaml")
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_queue_whose_answer_is_lost_is_put_up_once(private_postgres, when):
+def test_trials_are_queued_once_after_a_lost_commit(private_postgres, when):
     name = f"queueing_{when}"
     private_postgres.create(name)
     wire = CommitProxy(private_postgres.port)

@@ -1,4 +1,4 @@
-"""Every row of SAMPLERS through real ask, report and tell."""
+"""All samplers with ask, report and tell."""
 
 import warnings
 
@@ -10,6 +10,7 @@ from optuna.samplers import TPESampler
 from optuna.samplers._tpe.sampler import default_gamma
 from optuna.trial import TrialState
 
+from search.spec.study_spec import PRUNER_NAMES, SAMPLER_NAMES
 from search.storage import trial_records
 from search.study.pruners import PRUNERS
 from search.study.samplers import MAX_MODELLED, SAMPLERS, BoundedTPE
@@ -31,7 +32,7 @@ REAL, _ = parse(
 
 
 def value_of(trial) -> float:
-    """A made-up Dice that depends on what was drawn."""
+    """Return a synthetic Dice that depends on the parameters."""
     return 1 / (1 + trial.params.get("model.unet.width", 9)) + 0.1 * (trial.params["loss"] == "bce")
 
 
@@ -52,26 +53,26 @@ def proposals(name, seed, n, space=SPACE, startup=4):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_the_same_seed_proposes_the_same_and_another_seed_another(name):
+def test_proposals_depend_on_the_seed(name):
     first = proposals(name, 1, 16)
     assert proposals(name, 1, 16) == first
     assert proposals(name, 2, 16) != first
 
 
 @pytest.mark.parametrize("name", [n for n in SAMPLERS if n != "grid"])
-def test_real_ranges_and_conditional_parameters_are_proposed_without_a_repetition(name):
+def test_proposals_do_not_repeat(name):
     drawn = proposals(name, 1, 24, REAL)
     assert len(set(drawn)) == len(drawn)
     assert proposals(name, 1, 24, REAL) == drawn
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_a_largest_seed_is_taken(name):
+def test_the_largest_seed(name):
     assert proposals(name, 2**31 - 1, 2)
 
 
-def test_tpe_draws_at_random_until_it_has_its_startup_trials():
-    """Without a finished trial to learn from, TPE is random search: what it is told is nothing."""
+def test_tpe_starts_with_random_trials():
+    """Without finished trials TPE is random search."""
     told = []
     for value in (0.0, 1.0):
         study = in_memory(SAMPLERS["tpe"](3, 8))
@@ -84,7 +85,7 @@ def test_tpe_draws_at_random_until_it_has_its_startup_trials():
     assert told[0] == told[1]
 
 
-def test_tpe_learns_which_option_and_which_value_is_good():
+def test_tpe_learns():
     study = in_memory(SAMPLERS["tpe"](0, 8))
     for _ in range(60):
         trial = study.ask()
@@ -98,7 +99,7 @@ def test_tpe_learns_which_option_and_which_value_is_good():
 
 
 def proposed(startup, given_at, value, n=16):
-    """What TPE draws in a study in which others were given, outside the space, of that value."""
+    """Return proposals of TPE in a study with fixed configurations of this value."""
     study = in_memory(SAMPLERS["tpe"](5, startup))
     drawn = []
     while len(drawn) < n:
@@ -114,8 +115,8 @@ def proposed(startup, given_at, value, n=16):
 
 @pytest.mark.parametrize("startup", [3, 6])
 @pytest.mark.parametrize("value", [0.0, 0.99])
-def test_what_was_given_outside_the_space_changes_no_proposal(startup, value):
-    """Neither as trials to begin with nor as good ones, in whose place others would be missing."""
+def test_fixed_configurations_change_no_proposal(startup, value):
+    """They count neither as startup trials nor as good ones."""
     alone = proposed(startup, (), value)
     assert proposed(startup, range(8), value) == alone
     assert proposed(startup, (2, 5, 6, 11, 12, 13), value) == alone
@@ -128,7 +129,7 @@ def test_a_grid_lists_every_configuration_once(seed):
     assert len(set(drawn)) == 34
 
 
-def test_a_grid_that_is_listed_goes_on_without_an_error():
+def test_an_exhausted_grid_continues():
     assert len(set(proposals("grid", 0, 40))) == 34
 
 
@@ -136,7 +137,7 @@ def test_a_grid_that_is_listed_goes_on_without_an_error():
     "reason", [trial_records.EndReason.LOST, trial_records.EndReason.INTERRUPTED]
 )
 @pytest.mark.parametrize("drawn", ["nothing", "half", "all"])
-def test_a_grid_survives_trials_that_were_cut_off_and_lists_theirs_again(reason, drawn):
+def test_a_grid_repeats_interrupted_trials(reason, drawn):
     study = in_memory(SAMPLERS["grid"](0, 0))
     digests = set()
     for i in range(36):
@@ -155,7 +156,7 @@ def test_a_grid_survives_trials_that_were_cut_off_and_lists_theirs_again(reason,
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_several_trials_at_once_are_proposed(name):
+def test_parallel_trials(name):
     study = in_memory(SAMPLERS[name](0, 2))
     asked = []
     for _ in range(5):
@@ -174,8 +175,8 @@ def tpe_of_optuna(seed, startup, kind=TPESampler):
         return kind(seed=seed, n_startup_trials=startup, multivariate=True, group=True)
 
 
-class Recorded:
-    """Keeps the numbers of the trials that each density was made of."""
+class RecordingSampler:
+    """Records the numbers of the trials in each density."""
 
     made: list[tuple[bool, list[int]]]
 
@@ -185,16 +186,16 @@ class Recorded:
         return super()._build_parzen_estimator(study, search_space, trials, handle_below)
 
 
-class RecordedOptuna(Recorded, TPESampler):
+class RecordingOptunaTpe(RecordingSampler, TPESampler):
     pass
 
 
-class RecordedOurs(Recorded, BoundedTPE):
+class RecordingBoundedTpe(RecordingSampler, BoundedTPE):
     pass
 
 
 def searched(sampler, n, *, pruner=None, at_once=1, space=REAL, seed=0):
-    """Parameters and states of n trials of every end there is, some of them at work together."""
+    """Return parameters and states of n trials with all kinds of ends, some of them parallel."""
     study = in_memory(sampler, pruner, name="searched")
     rng = np.random.default_rng(seed)
     for _ in range(0, n, at_once):
@@ -220,13 +221,13 @@ def end(study, trial, dice):
 
 @pytest.mark.parametrize("at_once", [1, 4])
 @pytest.mark.parametrize("space", [SPACE, REAL])
-def test_tpe_proposes_what_optunas_own_does_up_to_its_bound(space, at_once):
+def test_tpe_equals_optunas_below_the_bound(space, at_once):
     ours = searched(SAMPLERS["tpe"](5, 6), 36, at_once=at_once, space=space)
     assert ours == searched(tpe_of_optuna(5, 6), 36, at_once=at_once, space=space)
 
 
 @pytest.mark.parametrize("at_once", [1, 3])
-def test_tpe_and_hyperband_together_search_as_optunas_own_do(at_once):
+def test_tpe_with_hyperband_equals_optunas(at_once):
     ours = searched(
         SAMPLERS["tpe"](1, 6), 36, pruner=PRUNERS["hyperband"](9, 1, 0), at_once=at_once
     )
@@ -238,7 +239,7 @@ def test_tpe_and_hyperband_together_search_as_optunas_own_do(at_once):
 
 
 def test_the_bound_is_exact():
-    """With a bound of as many as are not good nothing is left out; with half of it, many are."""
+    """A bound of all other trials leaves none out, half of it does."""
     whole = searched(tpe_of_optuna(2, 5), 40)
     ended = sum(state.name != "FAIL" for _, state, _ in whole[:-1])
     others = ended - default_gamma(ended)
@@ -247,7 +248,7 @@ def test_the_bound_is_exact():
 
 
 def recorded(kind, sampler, n, at_work):
-    """What the densities of trial n are made of, with so many others at work."""
+    """Return the trials in the densities of trial n, with other trials running."""
     study = in_memory()
     study.sampler = SAMPLERS["random"](0, 0)
     rng = np.random.default_rng(1)
@@ -264,10 +265,10 @@ def recorded(kind, sampler, n, at_work):
 
 
 @pytest.mark.parametrize(("bound", "at_work"), [(1, 0), (20, 3), (60, 3)])
-def test_above_the_bound_good_trials_are_optunas_and_the_others_an_even_spread(bound, at_work):
+def test_tpe_above_the_bound(bound, at_work):
     n = 150
-    ours = recorded(RecordedOurs, RecordedOurs(0, 5, bound), n, at_work)
-    own = recorded(RecordedOptuna, tpe_of_optuna(0, 5, RecordedOptuna), n, at_work)
+    ours = recorded(RecordingBoundedTpe, RecordingBoundedTpe(0, 5, bound), n, at_work)
+    own = recorded(RecordingOptunaTpe, tpe_of_optuna(0, 5, RecordingOptunaTpe), n, at_work)
     assert len(ours) == len(own) > 6
     running = set(range(n - at_work, n))
     for (good, mine), (_, theirs) in zip(ours, own, strict=True):
@@ -285,19 +286,19 @@ def test_above_the_bound_good_trials_are_optunas_and_the_others_an_even_spread(b
         assert places[0] <= len(ended) / bound
 
 
-def test_a_long_study_models_no_more_than_the_bound():
-    made = recorded(RecordedOurs, RecordedOurs(0, 5), MAX_MODELLED + 60, 0)
+def test_tpe_models_at_most_the_bound():
+    made = recorded(RecordingBoundedTpe, RecordingBoundedTpe(0, 5), MAX_MODELLED + 60, 0)
     assert max(len(numbers) for good, numbers in made if not good) == MAX_MODELLED
     assert {len(numbers) for good, numbers in made if good} <= set(range(26))
 
 
-def test_the_good_ones_are_a_tenth_and_at_most_25():
-    """Optuna's private default_gamma, on which the bound of the good ones rests."""
+def test_gamma_is_a_tenth_and_at_most_25():
+    """The number of good trials is Optuna's private default_gamma."""
     assert [default_gamma(n) for n in (0, 1, 10, 11, 250, 251, 10**6)] == [0, 1, 1, 2, 25, 25, 25]
 
 
-def test_a_bounded_tpe_learns_as_well():
-    """With a bound of 20 of 80: the option and the range that are good, from the second half."""
+def test_a_bounded_tpe_learns():
+    """With a bound of 20 of 80 trials, the good option and range are found."""
     study = in_memory(BoundedTPE(0, 8, 20))
     for _ in range(80):
         trial = study.ask()
@@ -310,8 +311,8 @@ def test_a_bounded_tpe_learns_as_well():
     assert sum(lr > 0.1 for lr in lrs) > len(lrs) * 0.6  # a quarter at random, on a log scale
 
 
-def test_the_first_trials_that_name_a_parameter_later_are_modelled_too():
-    """Groups are split when a trial comes that has half of one; the same with and without us."""
+def test_tpe_models_trials_of_a_split_group():
+    """Groups are split as in Optuna when a trial has half of the parameters."""
 
     def told(sampler):
         study = in_memory(sampler)
@@ -326,8 +327,8 @@ def test_the_first_trials_that_name_a_parameter_later_are_modelled_too():
     assert told(BoundedTPE(3, 4)) == told(tpe_of_optuna(3, 4))
 
 
-def test_a_grid_under_hyperband_lists_every_configuration_once():
-    """Under Optuna's own pruner a sampler sees one bracket's trials, and a grid repeats itself."""
+def test_a_grid_with_hyperband():
+    """With Optuna's pruner a sampler sees one bracket only, and a grid repeats itself."""
     study = in_memory(SAMPLERS["grid"](0, 0), PRUNERS["hyperband"](9, 1, 0), name="grid")
     digests = []
     for _ in range(34):
@@ -335,3 +336,8 @@ def test_a_grid_under_hyperband_lists_every_configuration_once():
         digests.append(suggest(trial, SPACE).digest())
         end(study, trial, value_of(trial))
     assert len(set(digests)) == 34
+
+
+def test_the_names_of_the_spec_are_those_of_the_tables():
+    assert set(SAMPLER_NAMES) == set(SAMPLERS)
+    assert set(PRUNER_NAMES) == set(PRUNERS)

@@ -1,4 +1,4 @@
-"""From a domain to a trial's parameter and a configuration that can be built."""
+"""Sample configurations and build them."""
 
 import optuna
 import pytest
@@ -20,8 +20,8 @@ from tests.search.helpers import in_memory
 from tests.search.spec.test_search_space import ROWS, parse
 
 
-def build_on_paper(component):
-    """The network's shapes without its numbers: every row, every encoder, in no time."""
+def build_on_meta_device(component):
+    """Build a network without allocating its weights."""
     # The mit encoders ask for a number while they are built, so that they need real ones.
     real = str(component.params.get("encoder", "")).startswith("mit")
     with torch.device("cpu" if real else "meta"):
@@ -34,7 +34,7 @@ def _optimizer(component=None):
 
 
 BUILDERS = {
-    "model": build_on_paper,
+    "model": build_on_meta_device,
     "loss": build_loss,
     "augment": build_augment,
     "mix": build_mix,
@@ -51,17 +51,17 @@ def drawn(space, n, seed=0):
 
 
 def opened(family, name):
-    """The parameters that a study opens without naming them."""
+    """Return the parameters that are open by default."""
     option = FAMILIES[family][name]
     return set(option.space) - option.fixed_by_default
 
 
-def test_there_is_a_builder_for_every_family():
+def test_every_family_has_a_builder():
     assert BUILDERS.keys() == FAMILIES.keys()
 
 
 @pytest.mark.parametrize(("family", "name"), ROWS)
-def test_every_draw_of_every_row_builds(family, name):
+def test_every_option_can_be_sampled_and_built(family, name):
     space, errors = parse({family: name})
     assert errors == []
     for trial, config in drawn(space, 6):
@@ -79,7 +79,7 @@ def test_every_draw_of_every_row_builds(family, name):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_only_the_parameters_of_the_chosen_option_are_drawn(family):
+def test_only_parameters_of_the_chosen_option_are_sampled(family):
     space, _ = parse({family: "all"})
     seen = set()
     for trial, config in drawn(space, 300):
@@ -91,7 +91,7 @@ def test_only_the_parameters_of_the_chosen_option_are_drawn(family):
     assert seen == FAMILIES[family].keys()
 
 
-def test_what_leaves_no_choice_is_no_parameter():
+def test_parameters_with_one_value_are_not_suggested():
     search = {
         "model": {"unet": {"width": [8, 8], "depth": 3}},
         "loss": {"focal": {"gamma": 1, "alpha": [0.25, 0.25]}},
@@ -108,7 +108,7 @@ def test_what_leaves_no_choice_is_no_parameter():
     assert (config.batch_size, config.amp) == (4, "off")
 
 
-def test_settings_are_drawn_under_their_plain_names():
+def test_names_of_settings():
     space, _ = parse({"batch_size": [4, 8], "clip_norm": [0, 1], "amp": ["auto", "off"]})
     ((trial, config),) = drawn(space, 1)
     assert trial.params == {
@@ -129,7 +129,7 @@ def test_settings_are_drawn_under_their_plain_names():
         (Categorical(("a", 1), "a"), optuna.distributions.CategoricalDistribution(("a", 1))),
     ],
 )
-def test_a_domain_becomes_the_distribution_that_means_the_same(domain, expected):
+def test_distributions_of_domains(domain, expected):
     plain, _ = parse()
     space = SearchSpace({**plain.families, "loss": {"bce": {"x": domain}}}, plain.settings)
     trial = in_memory(SAMPLERS["random"](0, 0)).ask()
@@ -138,7 +138,7 @@ def test_a_domain_becomes_the_distribution_that_means_the_same(domain, expected)
     assert trial.params == {"loss.bce.x": config.loss.params["x"]}
 
 
-def test_a_queued_configuration_is_what_is_drawn():
+def test_queued_parameters_are_used():
     space, _ = parse({"model": "all", "loss": ["bce", "focal"]})
     study = in_memory()
     queued = {"model": "unet", "model.unet.width": 9, "model.unet.depth": 2, "loss": "bce"}
@@ -151,7 +151,7 @@ def test_a_queued_configuration_is_what_is_drawn():
     assert config.loss.name == "bce"
 
 
-def test_the_default_space_gives_the_default_configuration():
+def test_the_default_space():
     ((_, config),) = drawn(parse()[0], 1)
     for family, default in DEFAULT_COMPONENTS.items():
         assert getattr(config, family).name == default

@@ -8,9 +8,9 @@ from lesionseg.errors import InputError
 from search.spec import baselines
 from search.storage import trial_records
 from search.study.opening import open_study
+from search.study.points import find_point, flatten_config
 from search.study.samplers import SAMPLERS
 from search.study.suggest import suggest
-from search.study.points import find_point, flatten_config
 from search.study.warm_start import first_trials
 from search.workers.loop import WorkerOptions
 from tests.search import failing_training
@@ -139,9 +139,7 @@ def test_an_interrupted_baseline_is_requeued(tiny_data, tmp_path):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_sampler_explores_the_space_after_baselines(
-    tiny_data, tmp_path, sampler
-):
+def test_every_sampler_explores_the_space_after_baselines(tiny_data, tmp_path, sampler):
     """Baselines from outside the space do not count as one of its three configurations."""
     changes = {
         "data.image_size": 32,
@@ -152,7 +150,8 @@ def test_every_sampler_explores_the_space_after_baselines(
         "search.optimizer": {"adam": {"lr": 0.01}},
     }
     opened = open_tiny(tiny_data, tmp_path / "s", changes)
-    assert search(opened, terms=WorkerOptions(program=failing_training.__name__)).why == "exhausted"
+    options = WorkerOptions(program=failing_training.__name__)
+    assert search(opened, options=options).reason == "exhausted"
     done = [
         t for t in trial_records.all_trials(opened.study) if trial_records.state_of(t) == "complete"
     ]

@@ -433,7 +433,7 @@ def test_expired_worker_writes_nothing_and_registers_again(long, tiny_data, tmp_
         assert trial_records.reason_of(cut) == trial_records.EndReason.LOST
         assert list(cut.intermediate_values) == [1, 2]
         # The successor needs the files.
-        assert HISTORY in long.store.list_files(0)
+        assert HISTORY in long.artifact_store.list_files(0)
         worker.context.stop_event.set()  # suspends the successor too
         claim = worker.claim()
         assert (claim.number, worker.heartbeat.worker.id != before) == (1, True)

@@ -151,7 +151,7 @@ def test_a_later_call_resumes(server, root):
     server.faults[FIRST] = ["break", *[503] * http.ATTEMPTS]
     message = error_of(DownloadError, server, root)
     size = len(server.files[FIRST])
-    assert f"503 Service Unavailable, {http.ATTEMPTS} times in a row" in message
+    assert "too many 503 error responses" in message
     assert f"{size // 2} of {size} bytes are kept" in message
     assert [p.name for p in root.iterdir()] == [".fetch"]
     with pytest.raises(InputError):
@@ -204,7 +204,7 @@ def test_a_wrong_range_is_not_appended(server, root, fault):
 def test_a_server_that_always_sends_a_wrong_range_fails_soon(server, root):
     server.faults[FIRST] = ["break", "elsewhere"] * 20
     message = error_of(DownloadError, server, root)
-    assert "sends another range than requested, 3 times in a row" in message
+    assert "sends another range than requested, 5 times in a row" in message
     assert server.sent[FIRST] <= 4 * len(server.files[FIRST])
 
 
@@ -279,7 +279,7 @@ def test_404_fails_at_once(server, root):
 def test_an_unreachable_server_fails(root, monkeypatch, server):
     monkeypatch.setattr(http, "ATTEMPTS", 2)
     server.url = "http://127.0.0.1:9"
-    assert "refused, 2 times in a row" in error_of(DownloadError, server, root)
+    assert "Connection refused" in error_of(DownloadError, server, root)
 
 
 def test_more_bytes_than_announced_are_refused(server, root):

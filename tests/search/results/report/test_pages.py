@@ -101,7 +101,7 @@ def test_headline_counts_the_trials(finished, page):
         [state.capitalize(), str(n)] for state, n in counted.items()
     ]
     assert page.table("reasons")[1:] == [
-        ["failed", "oom", "1", "3", "OutOfMemoryError: 3 GiB references"],
+        ["failed", "oom", "1", "3", "OutOfMemoryError: 3 GiB wanted"],
         ["skipped", "duplicate", "1", "5", "the same configuration as trial 1"],
     ]
 
