@@ -59,7 +59,7 @@ from lesionseg.runtime.device import (
 from lesionseg.runtime.env import AUGMENT, AUGMENT_VALUES, read_augment_setting
 from lesionseg.runtime.malloc import retain_freed_memory
 from lesionseg.space import ComponentConfig
-from lesionseg.training.trainer import Trainer
+from lesionseg.training.train import Trainer
 from lesionseg.training.training_state import CheckpointManager
 from lesionseg.training.types import TrainData, TrainOptions
 from search.trial_process.resources import count_cores

@@ -26,3 +26,8 @@ def format_some(names: Iterable[object], limit: int = 3) -> str:
     texts = [str(n) for n in names]
     text, hidden = ", ".join(texts[:limit]), len(texts) - limit
     return f"{text} and {hidden} more" if hidden > 0 else text
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's message as one line of at most 300 characters, or the error's type."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -199,6 +199,17 @@ def lookup(family: str, table: Mapping[str, RegistryEntry], name: str) -> Regist
     return table[name]
 
 
+def resolve(
+    family: str, table: Mapping[str, RegistryEntry], component: ComponentConfig
+) -> dict[str, Scalar]:
+    """Return all parameters of a component; an InputError names the family and the entry."""
+    entry = lookup(family, table, component.name)
+    try:
+        return entry.resolve(component.params)
+    except InputError as error:
+        raise InputError(f"{family}.{component.name}: {error}") from None
+
+
 def build(
     family: str,
     table: Mapping[str, RegistryEntry],
@@ -219,11 +230,8 @@ def build(
         InputError: the entry or a parameter is unknown, a value lies outside its domain, or the
             parameters cannot be combined.
     """
-    entry = lookup(family, table, component.name)
-    try:
-        params = entry.resolve(component.params)
-    except InputError as error:
-        raise InputError(f"{family}.{component.name}: {error}") from None
+    params = resolve(family, table, component)
+    entry = table[component.name]
     sizes = {"image_size": image_size} if entry.needs_image_size else {}
     return entry.build(*args, **params, **sizes)
 

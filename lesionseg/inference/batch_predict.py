@@ -105,36 +105,37 @@ def predict_files(
 
     def read(path: Path) -> LoadedImage | InputError:
         try:
-            with budget.reserve(_count_pixels(path)):
+            with open_image(path) as image:
+                pixels = image.width * image.height
+            with budget.reserve(pixels):
                 return _read(path, segmenter.image_size, preview_px)
         except InputError as error:
             return error
         except MemoryError:
             return InputError(f"{path}: too large for the available memory; scale it down")
 
-    def process_or_error(image: LoadedImage, probability: Probability) -> T | InputError:
-        try:
-            with budget.reserve(image.shape[0] * image.shape[1]):
-                return process(image, probability)
-        except InputError as error:
-            return error
-
-    pool = ThreadPoolExecutor(threads)
-    results: deque[Future[T | InputError]] = deque()
-    try:
-        loaded = prefetch(pool, read, paths, PREFETCH_BATCHES * size)
+    def predict(
+        loaded: Iterator[LoadedImage | InputError],
+    ) -> Iterator[tuple[LoadedImage, Probability] | InputError]:
         while batch := list(islice(loaded, size)):
             inputs = [item.resized for item in batch if isinstance(item, LoadedImage)]
             outputs = iter(segmenter.predict_probabilities(np.stack(inputs)) if inputs else ())
             for item in batch:
-                if isinstance(item, LoadedImage):
-                    results.append(pool.submit(process_or_error, item, next(outputs)))
-                else:
-                    results.append(_completed(item))
-            while len(results) > PREFETCH_BATCHES * size:
-                yield results.popleft().result()
-        while results:
-            yield results.popleft().result()
+                yield item if isinstance(item, InputError) else (item, next(outputs))
+
+    def process_or_error(item: tuple[LoadedImage, Probability] | InputError) -> T | InputError:
+        if isinstance(item, InputError):
+            return item
+        try:
+            with budget.reserve(item[0].shape[0] * item[0].shape[1]):
+                return process(*item)
+        except InputError as error:
+            return error
+
+    pool = ThreadPoolExecutor(threads)
+    try:
+        loaded = prefetch(pool, read, paths, PREFETCH_BATCHES * size)
+        yield from prefetch(pool, process_or_error, predict(loaded), PREFETCH_BATCHES * size)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -157,27 +158,13 @@ def default_batch_size(image_size: int) -> int:
     return max(1, min(MAX_BATCH_SIZE, BATCH_PIXELS // image_size**2))
 
 
-def _completed(value: T) -> Future[T]:
-    future: Future[T] = Future()
-    future.set_result(value)
-    return future
-
-
-def _count_pixels(path: Path) -> int:
-    with open_image(path) as image:
-        return image.width * image.height
-
-
 def _read(path: Path, size: int, preview_px: int) -> LoadedImage:
     # Decoded as for the cache, so that the network receives identical pixels.
     image, shape = read_image_and_size(path, draft=draft_size(size))
     resized = resize_square(image, size)
-    preview = _make_preview(path, image, shape, preview_px) if preview_px else None
-    return LoadedImage(path, resized, shape, preview)
-
-
-def _make_preview(path: Path, image: Image.Image, shape: tuple[int, int], side: int) -> Pixels:
-    if max(image.size) < min(side, max(shape)):  # decoded at a lower resolution than needed here
-        image, _ = read_image_and_size(path, draft=side)
-    image.thumbnail((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
-    return np.asarray(image)
+    if not preview_px:
+        return LoadedImage(path, resized, shape, None)
+    if max(image.size) < min(preview_px, max(shape)):  # decoded at too low a resolution
+        image, _ = read_image_and_size(path, draft=preview_px)
+    image.thumbnail((preview_px, preview_px), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    return LoadedImage(path, resized, shape, np.asarray(image))

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple
+from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -20,12 +19,17 @@ from lesionseg.data.image_io import read_mask
 from lesionseg.data.loader import iterate_batches, normalise
 from lesionseg.data.pairs import Record
 from lesionseg.data.split import find_positions
-from lesionseg.inference.postprocess import refine_probability, to_mask
+from lesionseg.inference.postprocess import (
+    Chain,
+    Mask,
+    Probability,
+    probability_to_mask,
+    refine_probability,
+    resize_probability,
+)
 from lesionseg.inference.selection import DEFAULT_INFERENCE, Inference
 from lesionseg.inference.tta import predict_with_tta
 from lesionseg.runtime.oom import AdaptiveBatcher
-
-Probabilities = NDArray[np.float32]
 
 #: Images that are evaluated in parallel; limits the masks of full size in memory.
 PARALLEL_IMAGES = 16
@@ -57,13 +61,9 @@ class Evaluation:
         """Surface distances by name, float64 [N] each: ``hd`` in pixels, ``hd_percent`` in percent
         of the mask's diagonal, ..."""
         distances: dict[str, metrics.Floats] = {}
-        for i, name in enumerate(metrics.SURFACE_DISTANCES):
-            pixels = self.surface[:, i]
-            shares = [
-                metrics.percent_of_diagonal(v, s) for v, s in zip(pixels, self.shapes, strict=True)
-            ]
-            distances[name] = pixels
-            distances[f"{name}_percent"] = np.asarray(shares, dtype=np.float64)
+        for name, pixels in zip(metrics.SURFACE_DISTANCES, self.surface.T, strict=True):
+            percent = map(metrics.percent_of_diagonal, pixels, self.shapes)
+            distances |= {name: pixels, f"{name}_percent": np.fromiter(percent, np.float64)}
         return distances
 
 
@@ -75,7 +75,7 @@ def predict_probabilities(
     device: torch.device,
     batch_size: int = 16,
     inference: Inference = DEFAULT_INFERENCE,
-) -> Iterator[Probabilities]:
+) -> Iterator[Probability]:
     """Yield the lesion's probability, float32 [S, S] in [0, 1], for images of a cache.
 
     Args:
@@ -107,7 +107,7 @@ def evaluate(
     *,
     device: torch.device,
     inference: Inference = DEFAULT_INFERENCE,
-    on_image: Callable[[Record, NDArray[np.bool_], NDArray[np.bool_]], None] | None = None,
+    on_image: Callable[[Record, Mask, Mask], None] | None = None,
 ) -> Evaluation:
     """Evaluate a network against the mask files of a cache's images.
 
@@ -122,47 +122,35 @@ def evaluate(
     members = find_positions([r.name for r in records], cache.names)
     probabilities = predict_probabilities(model, cache, members, device=device, inference=inference)
     pairs = zip(records, probabilities, strict=True)
-    rows: list[_ImageResult] = []
+    rows: list[tuple[Any, ...]] = []
     # Surface distances of large masks take a second each and release the GIL.
     with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
         while batch := list(islice(pairs, PARALLEL_IMAGES)):
-            results = pool.map(lambda pair: _evaluate_image(pair[0], pair[1], inference), batch)
+            results = pool.map(lambda pair: _evaluate_image(*pair, inference.chain), batch)
             for (record, _), (row, predicted, truth) in zip(batch, results, strict=True):
                 rows.append(row)
                 if on_image:
                     on_image(record, predicted, truth)
+    counts, shapes, surface, histograms = zip(*rows, strict=True) if rows else ((), (), (), ())
     return Evaluation(
         tuple(records),
-        np.asarray([row.counts for row in rows], dtype=np.int64).reshape(-1, 4),
-        tuple(row.shape for row in rows),
-        np.asarray([row.surface for row in rows]).reshape(-1, len(metrics.SURFACE_DISTANCES)),
-        np.stack([row.histogram for row in rows]) if rows else np.zeros((0, 2, 1), np.int64),
+        np.asarray(counts, dtype=np.int64).reshape(-1, 4),
+        shapes,
+        np.asarray(surface).reshape(-1, len(metrics.SURFACE_DISTANCES)),
+        np.stack(histograms) if rows else np.zeros((0, 2, 1), np.int64),
     )
-
-
-class _ImageResult(NamedTuple):
-    """One image's row of an Evaluation."""
-
-    counts: NDArray[np.int64]
-    shape: tuple[int, int]
-    surface: list[float]
-    histogram: NDArray[np.int64]
 
 
 def _evaluate_image(
-    record: Record, probability: Probabilities, inference: Inference
-) -> tuple[_ImageResult, NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return one image's row, its predicted and its true mask."""
+    record: Record, probability: Probability, chain: Chain
+) -> tuple[tuple[Any, ...], Mask, Mask]:
+    """Return one image's row of an Evaluation, its predicted and its true mask."""
     truth, _ = read_mask(record.mask)
     shape = (truth.shape[0], truth.shape[1])
-    predicted = to_mask(inference.chain, probability, shape)
+    full = resize_probability(probability, shape)
+    predicted = probability_to_mask(chain, full)
     counts = metrics.count_pixels(torch.from_numpy(predicted[None]), torch.from_numpy(truth[None]))
     distances = metrics.surface_distances(predicted, truth)
-    full = cv2.resize(probability, shape[::-1], interpolation=cv2.INTER_LINEAR)
-    row = _ImageResult(
-        counts.numpy()[0],
-        shape,
-        [distances[name] for name in metrics.SURFACE_DISTANCES],
-        metrics.probability_histogram(full.astype(np.float32, copy=False), truth),
-    )
+    histogram = metrics.probability_histogram(full, truth)
+    row = (counts.numpy()[0], shape, list(distances.values()), histogram)
     return row, predicted, truth

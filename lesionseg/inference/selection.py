@@ -6,10 +6,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,8 +29,6 @@ from lesionseg.inference.postprocess import (
 )
 from lesionseg.inference.tta import check_tta, predict_with_ttas
 from lesionseg.space import ComponentConfig
-
-T = TypeVar("T", str, ComponentConfig)
 
 #: Minimum gain in mean Dice of a step, however small its standard error.
 MIN_GAIN = 0.0005
@@ -60,8 +57,6 @@ OPERATIONS = (
         for radius in (0.5, 1.0, 2.0)
     ),
 )
-
-_KEYS = ("tta", "chain")
 
 
 @dataclass(frozen=True)
@@ -92,15 +87,17 @@ class Inference:
         """Parse the data of ``to_dict``; invalid data raise InputError."""
         if not isinstance(data, Mapping):
             raise InputError(f"inference must be a mapping of tta and chain, got {data!r}")
+        keys = ("tta", "chain")
         for key in data:
-            if key not in _KEYS:
-                raise InputError(f"inference: unknown key {key!r} ({suggest_name(key, _KEYS)})")
-        chain = data.get("chain", [])
-        if not isinstance(chain, Sequence) or isinstance(chain, str):
-            raise InputError(
-                f"inference: chain must be a list of {{name: parameters}}, got {chain!r}"
-            )
-        return cls(check_tta(data.get("tta", "none")), tuple(map(_parse_step, chain)))
+            if key not in keys:
+                raise InputError(f"inference: unknown key {key!r} ({suggest_name(key, keys)})")
+        match data.get("chain", []):
+            case [*steps]:
+                return cls(data.get("tta", "none"), tuple(map(_parse_step, steps)))
+            case chain:
+                raise InputError(
+                    f"inference: chain must be a list of {{name: parameters}}, got {chain!r}"
+                )
 
 
 #: No test-time augmentation, threshold one half.
@@ -176,7 +173,8 @@ def select_inference(
     search = _GreedySearch(masks > 0, _postprocess(probabilities["none"], images, ()))
     tta = "none"
     for name in names[1:]:
-        tta = search.step((name,), lambda n: _postprocess(probabilities[n], images, ())) or tta
+        masks = _postprocess(probabilities[name], images, ())
+        tta = name if search.step({f"tta {name}": masks}) else tta
     chain = _select_chain(search, probabilities[tta], images) if postprocess else ()
     return InferenceChoice(
         Inference(tta, chain),
@@ -192,45 +190,49 @@ class _GreedySearch:
     def __init__(self, truth: Mask, default: Iterable[Mask]) -> None:
         self.truth = truth
         self.dice = _dice(default, truth)
-        self.candidates = [replace(_compare("default", self.dice, self.dice), selected=True)]
+        self.candidates = [replace(self._compare("default", self.dice), selected=True)]
 
-    def step(self, options: Sequence[T], predict: Callable[[T], Iterable[Mask]]) -> T | None:
-        """Evaluate all options; select and return the best one, or None if none helps enough."""
-        dice = [_dice(predict(option), self.truth) for option in options]
-        candidates = [
-            _compare(_describe_option(option), d, self.dice)
-            for option, d in zip(options, dice, strict=True)
-        ]
-        best = max(range(len(options)), key=lambda i: candidates[i].gain, default=None)
-        if best is not None:
-            candidates[best] = replace(candidates[best], selected=_is_gain(candidates[best]))
-        self.candidates += candidates
-        if best is None or not candidates[best].selected:
+    def step(self, options: Mapping[str, Iterable[Mask]]) -> str | None:
+        """Evaluate the masks of all options; select and return the best if it helps enough."""
+        dice = {name: _dice(masks, self.truth) for name, masks in options.items()}
+        candidates = {name: self._compare(name, values) for name, values in dice.items()}
+        best = max(candidates.values(), key=lambda candidate: candidate.gain)
+        error = best.standard_error
+        is_gain = error is not None and best.gain > max(error, MIN_GAIN)
+        candidates[best.name] = replace(best, selected=is_gain)
+        self.candidates += candidates.values()
+        if not is_gain:
             return None
-        self.dice = dice[best]
-        return options[best]
+        self.dice = dice[best.name]
+        return best.name
 
-
-def _is_gain(candidate: Candidate) -> bool:
-    error = candidate.standard_error
-    return error is not None and candidate.gain > max(error, MIN_GAIN)
+    def _compare(self, name: str, dice: metrics.Floats) -> Candidate:
+        gain = dice - self.dice
+        error = float(gain.std(ddof=1) / len(gain) ** 0.5) if len(gain) > 1 else None
+        return Candidate(name, float(dice.mean()), float(gain.mean()), error)
 
 
 def _select_chain(
     search: _GreedySearch, probabilities: NDArray[Any], images: NDArray[np.uint8]
 ) -> Chain:
-    def append_to(chain: Chain, step: ComponentConfig) -> Iterator[Mask]:
-        return _postprocess(probabilities, images, (*chain, step))
+    def named(steps: Sequence[ComponentConfig]) -> dict[str, ComponentConfig]:
+        return {" ".join([s.name, *(f"{k} {v}" for k, v in s.params.items())]): s for s in steps}
 
     chain: Chain = ()
-    for options in (THRESHOLDS, CRFS):
-        step = search.step(options, partial(append_to, chain))
-        chain = (*chain, step) if step else chain
-    masks, operations = list(_postprocess(probabilities, images, chain)), OPERATIONS
-    while step := search.step(operations, partial(_apply_operation, masks)):
-        chain, masks = (*chain, step), list(_apply_operation(masks, step))
-        operations = tuple(option for option in operations if option.name != step.name)
+    for options in map(named, (THRESHOLDS, CRFS)):
+        masks = {n: _postprocess(probabilities, images, (*chain, s)) for n, s in options.items()}
+        if best := search.step(masks):
+            chain = (*chain, options[best])
+    selected, options = list(_postprocess(probabilities, images, chain)), named(OPERATIONS)
+    while options and (best := search.step({n: _apply(s, selected) for n, s in options.items()})):
+        step = options[best]
+        chain, selected = (*chain, step), list(_apply(step, selected))
+        options = {n: s for n, s in options.items() if s.name != step.name}
     return chain
+
+
+def _apply(step: ComponentConfig, masks: Iterable[Mask]) -> Iterator[Mask]:
+    return (apply_operations((step,), mask) for mask in masks)
 
 
 def _postprocess(
@@ -272,18 +274,6 @@ def _dice(predicted: Iterable[Mask], truth: Mask) -> metrics.Floats:
         tp, positive, lesion = (int(np.count_nonzero(m)) for m in (p & t, p, t))
         counts.append((tp, positive - tp, lesion - tp, t.size - positive - lesion + tp))
     return metrics.score_images(np.array(counts, dtype=np.int64))["dice"]
-
-
-def _compare(name: str, dice: metrics.Floats, before: metrics.Floats) -> Candidate:
-    gain = dice - before
-    error = float(gain.std(ddof=1) / len(gain) ** 0.5) if len(gain) > 1 else None
-    return Candidate(name, float(dice.mean()), float(gain.mean()), error)
-
-
-def _describe_option(option: str | ComponentConfig) -> str:
-    if isinstance(option, str):
-        return f"tta {option}"
-    return " ".join([option.name, *(f"{key} {value}" for key, value in option.params.items())])
 
 
 def _parse_step(step: object) -> ComponentConfig:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import resource
 import sys
 import warnings
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import torch
 
@@ -20,8 +22,9 @@ def pick_device(name: str = "auto") -> torch.device:
     Raises:
         InputError: not a device, or not available on this machine.
     """
+    has_mps = torch.backends.mps.is_available()
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
     try:
         device = torch.device(name)
         is_supported = device.type in {"cpu", "mps", "cuda"}  # torch has more, such as meta
@@ -33,7 +36,7 @@ def pick_device(name: str = "auto") -> torch.device:
         raise InputError(
             f"device: {name!r} is not available ({torch.cuda.device_count()} CUDA devices); use cpu"
         )
-    if device.type == "mps" and not _has_mps():
+    if device.type == "mps" and not has_mps:
         raise InputError("device: 'mps' is not available; use cpu")
     return device
 
@@ -90,24 +93,14 @@ def peak_memory(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # KiB on Linux
 
 
-def _has_mps() -> bool:
-    return torch.backends.mps.is_available()
-
-
 def describe_device(device: torch.device | str) -> str:
     """Return device and model, such as ``cuda:0 (NVIDIA H200)`` or ``cpu (AMD EPYC 7763)``."""
     device = torch.device(device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name()
-    return f"{device} ({name})" if name else str(device)
-
-
-def _processor_name() -> str:
-    """Return the processor's name, or an empty text if the system does not report it."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
     try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            names = (
-                line.partition(":")[2].strip() for line in file if line.startswith("model name")
-            )
-            return next(names, "")
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:  # not Linux
-        return platform.processor()
+        text = f"model name: {platform.processor()}"
+    match = re.search(r"^model name\s*: *(\S.*)$", text, re.MULTILINE)
+    return f"{device} ({match[1].strip()})" if match else str(device)

@@ -40,9 +40,7 @@ def freed_memory_retained() -> Iterator[None]:
     Threads may enter at the same time; the last one that leaves returns the memory.
     """
     global _users
-    with _lock:
-        _users += 1
-        _set_options(_RETAIN)
+    retain_freed_memory()
     try:
         yield
     finally:
@@ -60,8 +58,7 @@ def _set_options(options: dict[int, int]) -> bool:
         mallopt = _glibc().mallopt
     except (OSError, AttributeError):  # another C library
         return False
-    results = [mallopt(*option) for option in options.items()]
-    return all(results)
+    return all([mallopt(*option) for option in options.items()])
 
 
 def _glibc() -> ctypes.CDLL:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -71,14 +72,13 @@ class AdaptiveBatcher:
         start = 0
         while start < n:
             part = slice(start, min(n, start + self.batch_size))
-            result = self._run(function, part)
+            images = part.stop - part.start
+            if images == 1:  # cannot be divided: let the error pass
+                result: T | None = function(part)
+            else:
+                result = run_unless_oom(partial(function, part), self._device)
             if result is None:
-                self.batch_size = (part.stop - part.start + 1) // 2
-                continue
-            start = part.stop
-            yield result
-
-    def _run(self, function: Callable[[slice], T], part: slice) -> T | None:
-        if part.stop - part.start == 1:  # cannot be divided: let the error pass
-            return function(part)
-        return run_unless_oom(lambda: function(part), self._device)
+                self.batch_size = (images + 1) // 2
+            else:
+                start = part.stop
+                yield result

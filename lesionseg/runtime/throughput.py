@@ -31,25 +31,13 @@ def images_per_second(
     model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     shape = (batch_size, 3, image_size, image_size)
     images = torch.zeros(shape, device=device).contiguous(memory_format=torch.channels_last)
-    dtype = amp_dtype(device, "auto")
-
-    def forward() -> None:
-        with autocast(device, dtype):
-            model(images)
-
-    for _ in range(WARM_UP_PASSES):
-        forward()
-    _synchronize(device)
-    start, passes = time.perf_counter(), 0
+    start, passes = 0.0, -WARM_UP_PASSES
     while passes < MIN_PASSES or time.perf_counter() - start < MIN_SECONDS:
-        forward()
-        _synchronize(device)
+        if passes == 0:
+            start = time.perf_counter()
+        with autocast(device, amp_dtype(device, "auto")):
+            model(images)
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
         passes += 1
     return passes * batch_size / (time.perf_counter() - start)
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()

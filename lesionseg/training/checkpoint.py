@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lesionseg.config import TrialConfig
-from lesionseg.errors import InputError, format_some
+from lesionseg.errors import InputError, format_some, one_line
 from lesionseg.inference.selection import DEFAULT_INFERENCE, Inference
 from lesionseg.models import build_model, check_size
 from lesionseg.runtime.files import atomic_write
@@ -32,11 +32,8 @@ MAX_HEADER_SIZE = 8 * 2**20
 #: safetensors' names of the dtypes that networks contain.
 DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.bool: "BOOL"}
 
-#: Errors of the parsers and the registry for headers with any content; InputError is a ValueError.
-_CONTENT_ERRORS = (ValueError, TypeError, AttributeError, RecursionError, OverflowError)
-
-#: Shape and dtype of each tensor by name.
-TensorSpecs = dict[str, tuple[tuple[int, ...], str]]
+#: Dtype and shape of each tensor by name.
+TensorSpecs = dict[str, str]
 
 
 def save(path: Path, weights: Mapping[str, Tensor], config: TrialConfig) -> None:
@@ -54,12 +51,9 @@ def set_inference(path: Path, inference: Inference) -> None:
 
 def read_inference(path: Path) -> Inference:
     """Return the inference settings of a checkpoint; raises InputError as ``load``."""
-    with _open_checked(path) as (_, metadata):
+    with _open_checked(path) as (_, metadata), _content_checked(path, "inference settings"):
         text = metadata.get("inference")
-    try:
         return Inference.from_dict(json.loads(text)) if text else DEFAULT_INFERENCE
-    except _CONTENT_ERRORS as error:
-        raise InputError(f"{path}: invalid inference settings: {_one_line(error)}") from None
 
 
 def load(path: Path) -> tuple[nn.Module, TrialConfig]:
@@ -73,9 +67,12 @@ def load(path: Path) -> tuple[nn.Module, TrialConfig]:
             that do not fit the network or are not finite.
     """
     with _open_checked(path) as (file, metadata):
-        config = _read_config(path, metadata)
-        expected = _expected_specs(path, config)
-        _compare_specs(path, config, expected, _read_specs(file))
+        with _content_checked(path, "configuration"):
+            config = TrialConfig.from_dict(json.loads(metadata.get("config", "")))
+            check_size(config.model, config.image_size)
+            expected = _expected_specs(config)
+        if difference := _find_difference(expected, _read_specs(file)):
+            raise InputError(f"{path}: the weights do not fit {config.model.name}: {difference}")
         weights = {name: file.get_tensor(name) for name in expected}
     for name, tensor in weights.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -85,24 +82,21 @@ def load(path: Path) -> tuple[nn.Module, TrialConfig]:
     return model.eval(), config
 
 
-def _read_config(path: Path, metadata: Mapping[str, str]) -> TrialConfig:
+@contextmanager
+def _content_checked(path: Path, part: str) -> Iterator[None]:
+    """Raise InputError for what parsers and the registry raise for headers with any content."""
     try:
-        config = TrialConfig.from_dict(json.loads(metadata.get("config", "")))
-        check_size(config.model, config.image_size)
-    except _CONTENT_ERRORS as error:
-        raise InputError(f"{path}: invalid configuration: {_one_line(error)}") from None
-    return config
+        yield
+    except (ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        raise InputError(f"{path}: invalid {part}: {one_line(error)}") from None
 
 
-def _expected_specs(path: Path, config: TrialConfig) -> TensorSpecs:
+def _expected_specs(config: TrialConfig) -> TensorSpecs:
     """Return the tensors of the configuration's network, built without allocating memory."""
-    try:
-        with torch.device("meta"), _LinspaceOnCpu():
-            model = build_model(config.model, image_size=config.image_size, load_pretrained=False)
-    except InputError as error:
-        raise InputError(f"{path}: invalid configuration: {_one_line(error)}") from None
+    with torch.device("meta"), _LinspaceOnCpu():
+        model = build_model(config.model, image_size=config.image_size, load_pretrained=False)
     return {
-        name: (tuple(tensor.shape), DTYPES.get(tensor.dtype, str(tensor.dtype)))
+        name: f"{DTYPES.get(tensor.dtype, tensor.dtype)} {list(tensor.shape)}"
         for name, tensor in model.state_dict().items()
     }
 
@@ -118,33 +112,22 @@ class _LinspaceOnCpu(TorchFunctionMode):
 def _read_specs(file: Any) -> TensorSpecs:
     """Return the tensors that a file's header lists."""
     slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-    return {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
+    return {name: f"{s.get_dtype()} {list(s.get_shape())}" for name, s in slices.items()}
 
 
-def _compare_specs(
-    path: Path, config: TrialConfig, expected: TensorSpecs, actual: TensorSpecs
-) -> None:
-    missing = [name for name in expected if name not in actual]
-    unexpected = [name for name in actual if name not in expected]
-    different = [n for n in expected if n in actual and actual[n] != expected[n]]
-    reason = ""
-    if missing:
-        reason = f"{len(missing)} of {len(expected)} tensors are missing: {format_some(missing)}"
-    elif unexpected:
-        reason = f"{len(unexpected)} tensors are not the network's: {format_some(unexpected)}"
-    elif different:
-        (shape, dtype), (expected_shape, expected_dtype) = (
-            actual[different[0]],
-            expected[different[0]],
+def _find_difference(expected: TensorSpecs, actual: TensorSpecs) -> str:
+    """Return how a file's tensors differ from the network's; empty if they do not."""
+    difference = ""
+    if missing := [name for name in expected if name not in actual]:
+        difference = (
+            f"{len(missing)} of {len(expected)} tensors are missing: {format_some(missing)}"
         )
-        reason = (
-            f"{different[0]} is {dtype} {list(shape)}, it should be {expected_dtype} "
-            f"{list(expected_shape)}"
-        )
-    if reason:
-        raise InputError(
-            f"{path}: the weights do not fit {config.model.name}: {' '.join(reason.split())[:200]}"
-        )
+    elif unexpected := [name for name in actual if name not in expected]:
+        difference = f"{len(unexpected)} tensors are not the network's: {format_some(unexpected)}"
+    elif different := [name for name in expected if actual[name] != expected[name]]:
+        name = different[0]
+        difference = f"{name} is {actual[name]}, it should be {expected[name]}"
+    return " ".join(difference.split())[:200]
 
 
 def _write(path: Path, weights: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
@@ -161,8 +144,15 @@ def _open_checked(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
     safetensors itself verifies that the tensors in the header cover the file exactly, so that
     none can claim more memory than the file has.
     """
-    _check_header(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
     try:
+        with path.open("rb") as binary:
+            header_size = int.from_bytes(binary.read(8), "little")
+        # Parsing takes about ten times the memory of the header.
+        if MAX_HEADER_SIZE < header_size <= path.stat().st_size:
+            limit = f"more than {MAX_HEADER_SIZE:,}"
+            raise SafetensorError(f"its header has {header_size:,} bytes, {limit}")
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
@@ -171,25 +161,4 @@ def _open_checked(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
                 )
             yield file, metadata
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a safetensors file ({_one_line(error)})") from None
-
-
-def _check_header(path: Path) -> None:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    try:
-        with path.open("rb") as file:
-            header_size = int.from_bytes(file.read(8), "little")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    # Parsing takes about ten times the memory of the header.
-    if MAX_HEADER_SIZE < header_size <= path.stat().st_size:
-        raise InputError(
-            f"{path}: not a safetensors file (its header has {header_size:,} bytes, more than "
-            f"{MAX_HEADER_SIZE:,})"
-        )
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else f"{text[:300]} ..."
+        raise InputError(f"{path}: not a safetensors file ({one_line(error)})") from None

@@ -39,20 +39,16 @@ class ModelEma:
     def __init__(self, model: nn.Module, decay: float, warm_up: bool = True) -> None:
         if not 0.0 <= decay < 1.0:
             raise InputError(f"the decay of averaged weights must lie in [0, 1), got {decay:g}")
-        self._model = copy.deepcopy(model).eval().requires_grad_(False)
-        self._state_names = frozenset(self._model.state_dict())
+        #: The network with the averaged weights, in evaluation mode, without gradients.
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self._state_names = frozenset(self.model.state_dict())
         self._decay, self._warm_up = decay, warm_up
         self._steps = 0
-
-    @property
-    def model(self) -> nn.Module:
-        """The network with the averaged weights, in evaluation mode, without gradients."""
-        return self._model
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Add the weights of ``model`` after an optimizer step; its device must be the same."""
-        averaged, copied = self._split_tensors(self._model)
+        averaged, copied = self._split_tensors(self.model)
         new_averaged, new_copied = self._split_tensors(model)
         # Lists and a Python number as weight avoid synchronisation; torch refuses empty lists.
         if averaged:
@@ -65,11 +61,11 @@ class ModelEma:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state; its tensors are the live ones."""
-        return {"steps": self._steps, "model": self._model.state_dict()}
+        return {"steps": self._steps, "model": self.model.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state of ``state_dict`` bit-exactly."""
-        self._model.load_state_dict(state["model"])
+        self.model.load_state_dict(state["model"])
         self._steps = int(state["steps"])
 
     def _split_tensors(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:

@@ -14,7 +14,7 @@ import time
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,8 +22,11 @@ from torch import Tensor, nn
 
 from lesionseg.config import TrialConfig
 from lesionseg.data.cache import Cache
-from lesionseg.errors import InputError
+from lesionseg.errors import InputError, one_line
 from lesionseg.runtime.files import atomic_path
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.stateful import Stateful
 
 #: Increase the number when the content of a state changes: older ones are then ignored.
 FORMAT = "lesionsearch-state/3"
@@ -33,16 +36,6 @@ MIN_INTERVAL_FACTOR = 20.0
 MID_EPOCH_INTERVAL_S = 300.0
 
 State = dict[str, Any]
-
-
-class Stateful(Protocol):
-    """An object whose state can be saved and restored."""
-
-    def state_dict(self) -> State:
-        """Return plain data and tensors, which may be the live ones."""
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the state of ``state_dict``."""
 
 
 class CheckpointManager:
@@ -85,11 +78,9 @@ class CheckpointManager:
 
     def is_due(self, *, mid_epoch: bool) -> bool:
         """Return whether to save now, within an epoch or at the end of one."""
-        elapsed = self._clock() - self._saved_at
         minimum = MID_EPOCH_INTERVAL_S if mid_epoch else 0.0
-        return self._path is not None and elapsed > max(
-            minimum, MIN_INTERVAL_FACTOR * self._save_seconds
-        )
+        interval = max(minimum, MIN_INTERVAL_FACTOR * self._save_seconds)
+        return self._path is not None and self._clock() - self._saved_at > interval
 
     def save(self, training: Stateful, epochs: int) -> bool:
         """Save the state after ``epochs`` completed epochs; False if it could not be written.
@@ -101,14 +92,13 @@ class CheckpointManager:
         start = self._clock()
         try:
             save_state(self._path, training.state_dict(), self._identity)
-            saved = True
         except OSError:
-            saved = False
-        self._saved_at = self._clock()
-        self._save_seconds = self._saved_at - start
-        if saved:
-            self._on_saved(epochs)
-        return saved
+            return False
+        finally:
+            self._saved_at = self._clock()
+            self._save_seconds = self._saved_at - start
+        self._on_saved(epochs)
+        return True
 
 
 def state_identity(config: TrialConfig, cache: Cache, **parts: Any) -> dict[str, str]:
@@ -152,10 +142,10 @@ def load_state(path: Path, identity: Mapping[str, str]) -> State:
     """
     content = _read(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise InputError(f"{path}: is not a {FORMAT} file; delete it to start from the beginning")
+        content = {}
     file_identity, state = content.get("identity"), content.get("state")
     if not isinstance(file_identity, dict) or not isinstance(state, dict):
-        raise InputError(f"{path}: is incomplete; delete it to start from the beginning")
+        raise InputError(f"{path}: is not a complete {FORMAT} file; delete it to start again")
     for key in dict.fromkeys([*identity, *file_identity]):
         if file_identity.get(key) != identity.get(key):
             raise InputError(
@@ -240,5 +230,5 @@ def _read(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
         reason = f"wrong checksum of {damaged_member}"
     except Exception as error:  # files with any content make the readers raise anything
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
     raise InputError(f"{path}: is damaged or not a training state ({reason}); delete it") from None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lesionseg import metrics
 from lesionseg.config import TrialConfig
 from lesionseg.data.device_cache import DeviceCache
-from lesionseg.data.loader import Batch, iterate_batches, to_device
+from lesionseg.data.loader import iterate_batches, to_device
 from lesionseg.losses import Loss, build_loss
 from lesionseg.metrics import Metrics
 from lesionseg.runtime.device import amp_dtype, autocast
@@ -69,14 +69,13 @@ class Validator:
         self, model: nn.Module, members: NDArray[np.int64]
     ) -> tuple[Tensor, Tensor]:
         """Return the sum of the losses of some images and the pixel counts [N, 4]."""
-        images, masks = to_device(self._load(members), self._device)
+        if self._resident:
+            rows = self._resident.positions(members).to(self._device)
+            batch = self._resident.images[rows], self._resident.masks[rows]
+        else:
+            batch = next(iterate_batches(self._data.cache, members, len(members)))
+        images, masks = to_device(batch, self._device)
         with autocast(self._device, self._dtype):
             logits = model(images)
         loss = self._loss(logits, masks) * len(images)
         return loss, metrics.count_pixels(logits > 0, masks > 0.5)
-
-    def _load(self, members: NDArray[np.int64]) -> Batch:
-        if self._resident is None:
-            return next(iterate_batches(self._data.cache, members, len(members)))
-        rows = self._resident.positions(members).to(self._device)
-        return self._resident.images[rows], self._resident.masks[rows]

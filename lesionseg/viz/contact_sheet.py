@@ -6,19 +6,18 @@ empty, full, not binary or in several components. Masks are drawn as outlines.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from lesionseg.data.duplicates.leakage import DuplicateCluster, LeakageReport, Member
-from lesionseg.data.image_io import read_binary_mask, read_image_and_size
+from lesionseg.data.image_io import Pixels, read_binary_mask, read_image_and_size
 from lesionseg.data.pairs import Record
 from lesionseg.errors import InputError
-from lesionseg.viz.overlays import TRUE_COLOUR
+from lesionseg.viz.overlays import draw_outlines
 from lesionseg.viz.trial_sheet import truncate_text
 
 #: Side of an image, height of a line of text, space between images.
@@ -26,29 +25,19 @@ SIDE_PX, LINE_PX, GAP_PX = 170, 16, 8
 #: Images per row, images drawn of one cluster, suspects drawn per section.
 COLUMNS, MAX_PER_CLUSTER, MAX_PER_SECTION = 8, 4, 40
 
-_TILE_PX, _HEADING_PX = SIDE_PX + 2 * LINE_PX + GAP_PX, 30
+_STEP_PX, _TILE_PX, _HEADING_PX = SIDE_PX + GAP_PX, SIDE_PX + 2 * LINE_PX + GAP_PX, 30
 _RULE_COLOUR, _UNREADABLE_COLOUR, _PAPER_COLOUR = (120, 120, 120), (200, 0, 0), (235, 235, 235)
 
 
-@dataclass(frozen=True)
-class _Tile:
+class _Tile(NamedTuple):
     record: Record
     caption: str
     note: str
+    rule_px: int = 0  # length of the line below, which connects the images of a cluster
 
 
-@dataclass(frozen=True)
-class _Section:
-    """A heading and its suspects; the tiles of one suspect stay together in a row."""
-
-    title: str
-    suspects: Sequence[Sequence[_Tile]]
-
-    @property
-    def heading(self) -> str:
-        count = len(self.suspects)
-        limit = f", the first {MAX_PER_SECTION}" if count > MAX_PER_SECTION else ""
-        return f"{self.title}: {count}{limit}"
+#: Suspects by the heading of their section; the tiles of one suspect stay together in a row.
+_Sections = Mapping[str, Sequence[Sequence[_Tile]]]
 
 
 def draw_contact_sheet(report: LeakageReport, path: Path) -> int:
@@ -62,31 +51,31 @@ def draw_contact_sheet(report: LeakageReport, path: Path) -> int:
     Raises:
         InputError: the file cannot be written.
     """
-    sections = list(_build_sections(report))
+    sections = _build_sections(report)
+    parts = [_draw_section(*each) for each in sections.items()]
+    parts = parts or [_draw_section("No suspect images.", [])]
     try:
-        _draw_sheet(sections).save(path)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"--sheet: {path}: cannot be written: {getattr(error, 'strerror', None) or error}; "
-            f"give a file ending in .png or .jpg in a folder that exists"
-        ) from error
-    return sum(len(section.suspects) for section in sections)
+        Image.fromarray(np.concatenate(parts)).save(path)
+    except OSError as error:
+        raise InputError(f"--sheet: {path}: cannot be written: {error.strerror}") from error
+    return sum(map(len, sections.values()))
 
 
-def _build_sections(report: LeakageReport) -> Iterator[_Section]:
+def _build_sections(report: LeakageReport) -> _Sections:
     members = [
         Member(name, record, pair)
         for name, audit in report.audits.items()
         for record, pair in zip(audit.index.records, audit.pairs, strict=True)
     ]
     usable = [m for m in members if not m.pair.problem]
-    fragmented = [m for m in usable if m.pair.components > 1]
-    fragmented.sort(key=lambda m: m.pair.components, reverse=True)
-    leaks = [_cluster_tiles(c) for c in report.clusters if c.is_leak]
-    copies = [_cluster_tiles(c) for c in report.clusters if not c.is_leak]
+    fragmented = sorted(usable, key=lambda m: m.pair.components, reverse=True)
     suspects = {
-        "Leaks: near-duplicates in two splits or two data sets": leaks,
-        "Near-duplicates within a split": copies,
+        "Leaks: near-duplicates in two splits or two data sets": [
+            _cluster_tiles(c) for c in report.leaks
+        ],
+        "Near-duplicates within a split": [
+            _cluster_tiles(c) for c in report.clusters if not c.is_leak
+        ],
         "Unusable pairs": [_tile(m, m.pair.problem) for m in members if m.pair.problem],
         "Masks without lesion": [_tile(m, "empty") for m in usable if m.pair.area == 0],
         "Masks without skin": [_tile(m, "full") for m in usable if m.pair.area == 1],
@@ -94,10 +83,15 @@ def _build_sections(report: LeakageReport) -> Iterator[_Section]:
             _tile(m, "thresholded") for m in usable if m.pair.thresholded
         ],
         "Masks in several components": [
-            _tile(m, f"{m.pair.components} components") for m in fragmented
+            _tile(m, f"{n} components") for m in fragmented if (n := m.pair.components) > 1
         ],
     }
-    return (_Section(title, tiles) for title, tiles in suspects.items() if tiles)
+    limit = f", the first {MAX_PER_SECTION}"
+    return {
+        f"{title}: {len(tiles)}{limit if len(tiles) > MAX_PER_SECTION else ''}": tiles
+        for title, tiles in suspects.items()
+        if tiles
+    }
 
 
 def _tile(member: Member, note: str) -> list[_Tile]:
@@ -109,52 +103,35 @@ def _cluster_tiles(cluster: DuplicateCluster) -> list[_Tile]:
     rest = len(cluster.members) - len(members)
     notes = [""] * len(members)
     notes[0] = "identical" if cluster.exact else f"similarity {cluster.similarity:.2f}"
-    if rest:
-        notes[-1] = f"and {rest} more"
-    return [_Tile(m.record, str(m), note) for m, note in zip(members, notes, strict=True)]
+    notes[-1] = f"and {rest} more" if rest else notes[-1]
+    tiles = [
+        _Tile(m.record, str(m), note, _STEP_PX) for m, note in zip(members, notes, strict=True)
+    ]
+    return [*tiles[:-1], tiles[-1]._replace(rule_px=SIDE_PX)]
 
 
-def _draw_sheet(sections: Sequence[_Section]) -> Image.Image:
-    width = COLUMNS * (SIDE_PX + GAP_PX) + GAP_PX
-    parts = [_draw_section(section, width) for section in sections]
-    if not parts:
-        parts = [Image.new("RGB", (width, 2 * _HEADING_PX), "white")]
-        font = ImageFont.load_default(16)
-        ImageDraw.Draw(parts[0]).text((GAP_PX, GAP_PX), "No suspect images.", "black", font)
-    return Image.fromarray(np.concatenate([np.asarray(part) for part in parts]))
-
-
-def _draw_section(section: _Section, width: int) -> Image.Image:
-    suspects = section.suspects[:MAX_PER_SECTION]
-    cells = _place(suspects)
-    rows = cells[-1][0] + 1
-    sheet = Image.new("RGB", (width, _HEADING_PX + rows * _TILE_PX), "white")
-    draw = ImageDraw.Draw(sheet)
-    draw.text((GAP_PX, 6), section.heading, "black", ImageFont.load_default(16))
-    font = ImageFont.load_default(11)
-    for tiles, (row, column) in zip(suspects, cells, strict=True):
-        y = _HEADING_PX + row * _TILE_PX
-        for k, tile in enumerate(tiles):
-            x = GAP_PX + (column + k) * (SIDE_PX + GAP_PX)
+def _draw_section(heading: str, suspects: Sequence[Sequence[_Tile]]) -> Pixels:
+    rows: list[list[_Tile]] = []
+    for tiles in suspects[:MAX_PER_SECTION]:
+        if not rows or len(rows[-1]) + len(tiles) > COLUMNS:
+            rows.append([])
+        rows[-1] += tiles
+    size = (COLUMNS * _STEP_PX + GAP_PX, _HEADING_PX + len(rows) * _TILE_PX)
+    sheet = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    draw.text((GAP_PX, 6), heading, "black", ImageFont.load_default(16))
+    for row, tiles in enumerate(rows):
+        for column, tile in enumerate(tiles):
+            x, y = GAP_PX + column * _STEP_PX, _HEADING_PX + row * _TILE_PX
             sheet.paste(_thumbnail(tile.record), (x, y))
-            for line, text in enumerate((tile.caption, tile.note)):
+            for text in (tile.caption, tile.note):
                 clipped = truncate_text(draw, text, font, SIDE_PX)
-                draw.text((x, y + SIDE_PX + line * LINE_PX), clipped, "black", font)
-        if len(tiles) > 1:  # one line below all images of a cluster
-            left, rule = GAP_PX + column * (SIDE_PX + GAP_PX), y + SIDE_PX + 2 * LINE_PX
-            draw.line((left, rule, x + SIDE_PX, rule), fill=_RULE_COLOUR, width=2)
-    return sheet
-
-
-def _place(suspects: Sequence[Sequence[_Tile]]) -> list[tuple[int, int]]:
-    """Return the row and the first column of each suspect."""
-    cells, row, column = [], 0, 0
-    for tiles in suspects:
-        if column + len(tiles) > COLUMNS:
-            row, column = row + 1, 0
-        cells.append((row, column))
-        column += len(tiles)
-    return cells
+                draw.text((x, y + SIDE_PX), clipped, "black", font)
+                y += LINE_PX
+            if tile.rule_px:
+                rule = (x, y + SIDE_PX, x + tile.rule_px, y + SIDE_PX)
+                draw.line(rule, fill=_RULE_COLOUR, width=2)
+    return np.asarray(sheet)
 
 
 def _thumbnail(record: Record) -> Image.Image:
@@ -169,9 +146,5 @@ def _thumbnail(record: Record) -> Image.Image:
     except InputError:
         mask = Image.new("L", image.size)
     inside = np.asarray(mask.resize(image.size, Image.Resampling.BOX)) >= 128
-    contours, _ = cv2.findContours(
-        inside.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
-    )
-    pixels = np.array(image)
-    cv2.drawContours(pixels, contours, -1, TRUE_COLOUR, thickness=1, lineType=cv2.LINE_AA)
-    return ImageOps.pad(Image.fromarray(pixels), (SIDE_PX, SIDE_PX), color=_PAPER_COLOUR)
+    overlay = draw_outlines(np.asarray(image), inside, np.zeros_like(inside))
+    return ImageOps.pad(Image.fromarray(overlay), (SIDE_PX, SIDE_PX), color=_PAPER_COLOUR)

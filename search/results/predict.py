@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
+from lesionseg import metrics
+from lesionseg.data.image_io import read_mask
 from lesionseg.errors import InputError
-from lesionseg.inference.batch_predict import predict_files
+from lesionseg.inference.batch_predict import LoadedImage, predict_files
+from lesionseg.inference.mask_stats import Mask, Probability
 from lesionseg.inference.predictor import Segmenter, load
-from lesionseg.viz.overlays import OVERLAY_SIDE_PX
+from lesionseg.viz.overlays import OVERLAY_SIDE_PX, draw_outlines
 from search.errors import JobFailed
-from search.results.prediction_writer import PredictionWriter
+from search.results.image_paths import unique_stems
 from search.storage.study_dir import check_writable, create_folder
 from search.trial_process.resources import count_cores
+
+#: Names in the folder.
+TABLE, MASKS, OVERLAYS = "predictions.csv", "masks", "overlays"
+#: Columns of the table; ``dice`` follows if there are true masks.
+COLUMNS = (
+    "file", "mask", "width", "height", "area", "share", "centre_x", "centre_y", "confidence",
+    "touches_border", "is_empty", "has_several_lesions",
+)  # fmt: skip
+JPEG_QUALITY = 90
 
 
 @dataclass
@@ -93,18 +110,26 @@ def write_predictions(
         JobFailed: no image is usable, or writing failed.
     """
     summary = PredictionSummary()
+    columns = [*COLUMNS, *(["dice"] if masks is not None else [])]
+    names = dict(zip(images, unique_stems(images), strict=True))
     with _atomic_folder(out) as folder:
-        writer = PredictionWriter(segmenter, folder, images, masks, overlays=overlays)
+        for name in (MASKS, OVERLAYS) if overlays else (MASKS,):
+            (folder / name).mkdir()
         rows = predict_files(
             segmenter,
             images,
-            writer.write_image,
+            partial(_write_image, segmenter, folder, names, masks or {}),
             preview_px=OVERLAY_SIDE_PX if overlays else 0,
             batch_size=batch_size,
             threads=threads,
         )
-        # Closing the generator waits for its threads, which write to the folder.
-        with closing(rows), writer.open_table() as table:
+        # Paths may contain bytes that are not UTF-8.
+        with (
+            (folder / TABLE).open("w", newline="", encoding="utf-8", errors="surrogateescape") as f,
+            closing(rows),  # waits for the threads, which write to the folder
+        ):
+            table = csv.DictWriter(f, columns)
+            table.writeheader()
             for done, row in enumerate(rows, 1):
                 if isinstance(row, InputError):
                     summary.unusable += 1
@@ -133,6 +158,52 @@ def check_output_folder(out: Path) -> None:
             f"--out: {partial} exists: another process is writing {out.name}, or one was killed; "
             f"in the latter case delete it"
         )
+
+
+def _write_image(
+    segmenter: Segmenter,
+    folder: Path,
+    names: Mapping[Path, str],
+    true_masks: Mapping[Path, Path],
+    picture: LoadedImage,
+    probability: Probability,
+) -> dict[str, Any]:
+    """Write an image's mask and, if it has a preview, its overlay; return its row."""
+    truth = _read_true_mask(true_masks.get(picture.path), picture.shape)
+    prediction = segmenter.build_prediction(picture.resized, probability, picture.shape)
+    name, mask = names[picture.path], prediction.mask
+    mask_file = f"{MASKS}/{name}.png"
+    Image.fromarray(mask.view(np.uint8) * np.uint8(255)).save(folder / mask_file)
+    if picture.preview is not None:
+        outline = np.zeros((1, 1), np.bool_) if truth is None else truth
+        overlay = Image.fromarray(draw_outlines(picture.preview, outline, mask))
+        overlay.save(folder / OVERLAYS / f"{name}.jpg", quality=JPEG_QUALITY)
+    height, width = picture.shape
+    cells = (
+        picture.path, mask_file, width, height, prediction.area, prediction.share,
+        *(prediction.centre or ("", "")),
+        "" if prediction.confidence is None else prediction.confidence,
+        int(prediction.touches_border), int(prediction.is_empty),
+        int(prediction.has_several_lesions),
+    )  # fmt: skip
+    row = dict(zip(COLUMNS, cells, strict=True))
+    if truth is not None:
+        counts = metrics.count_pixels(torch.from_numpy(mask[None]), torch.from_numpy(truth[None]))
+        row["dice"] = float(metrics.score_images(counts.numpy())["dice"][0])
+    return row
+
+
+def _read_true_mask(path: Path | None, shape: tuple[int, int]) -> Mask | None:
+    if path is None:
+        return None
+    truth, _ = read_mask(path)
+    if truth.shape != shape:
+        (height, width), (image_height, image_width) = truth.shape, shape
+        raise InputError(
+            f"{path}: the mask has {width}x{height} pixels, its image "
+            f"{image_width}x{image_height}; both must have the same size"
+        )
+    return truth
 
 
 @contextmanager

@@ -12,8 +12,7 @@ from rich.table import Table
 from search.results.baseline_table import COLUMN_TITLES, BaselineResult, format_cells
 from search.results.final_report import FinalReport
 from search.results.formatting import format_inference, metric_scores
-from search.results.predict import PredictionSummary
-from search.results.prediction_writer import MASKS, TABLE
+from search.results.predict import MASKS, TABLE, PredictionSummary
 from search.spec.formatting import format_config
 
 

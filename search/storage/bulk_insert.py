@@ -10,7 +10,7 @@ from typing import Any
 from optuna.distributions import distribution_to_json
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
-from sqlalchemy import Table, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from search.storage.note_attrs import renumber_notes
@@ -33,26 +33,35 @@ def insert_study(
         system_attrs: of the study; notes of trials have the trials' numbers in their keys.
         trials: numbered from 0.
     """
-    study = models.StudyModel(study_name=name)
+    directions = [models.StudyDirectionModel(objective=0, direction=StudyDirection.MAXIMIZE)]
+    study = models.StudyModel(study_name=name, directions=directions)
     session.add(study)
     session.flush()
-    of_study = {"study_id": int(study.study_id)}
-    direction = {"objective": 0, "direction": StudyDirection.MAXIMIZE}
-    _insert(session, models.StudyDirectionModel, [of_study | direction])
-    ids = insert_trials(session, of_study["study_id"], trials)
+    study_id = int(study.study_id)
+    ids = insert_trials(session, study_id, trials)
     for model, attrs in (
         (models.StudyUserAttributeModel, user_attrs),
         (models.StudySystemAttributeModel, renumber_notes(system_attrs, ids)),
     ):
-        _insert(session, model, [of_study | row for row in _attr_rows(attrs)])
-    return of_study["study_id"]
+        _insert(session, model, [{"study_id": study_id} | row for row in _attr_rows(attrs)])
+    return study_id
 
 
 def insert_trials(session: Session, study_id: int, trials: Sequence[FrozenTrial]) -> dict[int, int]:
     """Insert trials with their numbers into a study; return their ids by number."""
-    # In order of the numbers: Optuna counts the smaller ids to number the next trial.
-    _insert(session, models.TrialModel, [{"study_id": study_id} | _trial_row(t) for t in trials])
     model = models.TrialModel
+    rows = [
+        {
+            "study_id": study_id,
+            "number": trial.number,
+            "state": trial.state,
+            "datetime_start": _utc(trial.datetime_start),
+            "datetime_complete": _utc(trial.datetime_complete),
+        }
+        for trial in trials
+    ]
+    # In order of the numbers: Optuna counts the smaller ids to number the next trial.
+    _insert(session, model, rows)
     query = select(model.number, model.trial_id).where(model.study_id == study_id)
     ids = {row.number: row.trial_id for row in session.execute(query)}
     for table, rows_of in _TRIAL_TABLES.items():
@@ -62,18 +71,8 @@ def insert_trials(session: Session, study_id: int, trials: Sequence[FrozenTrial]
 
 
 def _insert(session: Session, model: Any, rows: list[dict[str, Any]]) -> None:
-    table: Table = model.__table__
     if rows:
-        session.execute(table.insert(), rows)
-
-
-def _trial_row(trial: FrozenTrial) -> dict[str, Any]:
-    return {
-        "number": trial.number,
-        "state": trial.state,
-        "datetime_start": _utc(trial.datetime_start),
-        "datetime_complete": _utc(trial.datetime_complete),
-    }
+        session.execute(model.__table__.insert(), rows)
 
 
 def _utc(local: datetime | None) -> datetime | None:
@@ -82,11 +81,6 @@ def _utc(local: datetime | None) -> datetime | None:
 
 def _attr_rows(attrs: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{"key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
-
-
-def _step_row(step: int, value: float) -> dict[str, Any]:
-    stored, kind = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
-    return {"step": step, "intermediate_value": stored, "intermediate_value_type": kind}
 
 
 def _value_rows(trial: FrozenTrial) -> list[dict[str, Any]]:
@@ -107,13 +101,20 @@ def _param_rows(trial: FrozenTrial) -> list[dict[str, Any]]:
     ]
 
 
+def _step_rows(trial: FrozenTrial) -> list[dict[str, Any]]:
+    to_stored = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr
+    columns = ("step", "intermediate_value", "intermediate_value_type")
+    return [
+        dict(zip(columns, (step, *to_stored(value)), strict=True))
+        for step, value in trial.intermediate_values.items()
+    ]
+
+
 #: The tables that hold a trial's fields, and the rows of a trial in each.
 _TRIAL_TABLES: Mapping[Any, Callable[[FrozenTrial], list[dict[str, Any]]]] = {
     models.TrialValueModel: _value_rows,
     models.TrialParamModel: _param_rows,
     models.TrialUserAttributeModel: lambda t: _attr_rows(t.user_attrs),
     models.TrialSystemAttributeModel: lambda t: _attr_rows(t.system_attrs),
-    models.TrialIntermediateValueModel: lambda t: [
-        _step_row(step, value) for step, value in t.intermediate_values.items()
-    ],
+    models.TrialIntermediateValueModel: _step_rows,
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import urllib.parse
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import optuna
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from lesionseg.errors import InputError
 from search.storage.retrying_storage import RetryingStorage
@@ -65,7 +64,10 @@ def storage_url(text: str | None, folder: Path) -> URL:
             "storage: not a database URL; it looks like "
             "postgresql+psycopg://user:password@host:5432/database or sqlite:///study.db"
         ) from None
-    _check_password_is_hidden(url)
+    if any("password" in key for key in url.query):  # where masking the URL would leave it
+        raise InputError("storage: the password stands in its query; write user:password@host")
+    if "@" in f"{url.host or ''}{url.database or ''}" and url.get_backend_name() != "sqlite":
+        raise InputError("storage: more than one '@'; in a user or a password write %40 for it")
     backend = url.get_backend_name()
     if backend not in {"sqlite", "postgresql", "postgres"}:
         raise InputError(
@@ -114,28 +116,38 @@ def open_storage(url: URL) -> RetryingStorage:
         InputError: the database cannot be reached, or its tables are those of another version of
             Optuna; the password is masked. StorageUnreachable, a subclass, for transient errors.
     """
+    options: dict[str, Any] = {"connect_args": {"timeout": 60}}
+    if url.get_backend_name() != "sqlite":
+        connect_args = {key: value for key, value in _CONNECTION.items() if key not in url.query}
+        options = {**_POOL, "connect_args": connect_args}
     # Optuna's messages speak of "studies created in RDB".
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    masked = mask_password(url)
     try:
-        _prepare(url)
-        storage = _connect(url)
-        if url.get_backend_name() == "sqlite":
-            begin_immediate(storage.engine)
-        return storage
+        engine = begin_immediate(create_engine(url, **options))
+        create_tables(engine, masked)
+        engine.dispose()
+        full_url = url.render_as_string(hide_password=False)
+        storage = RetryingStorage(full_url, engine_kwargs=options, skip_table_creation=True)
     except ModuleNotFoundError as error:
         raise InputError(
-            f"storage: {mask_password(url)}: needs the package {error.name}; "
+            f"storage: {masked}: needs the package {error.name}; "
             f"install lesionsearch with its extra 'postgres'"
         ) from None
-    except (SQLAlchemyError, NoSuchModuleError, RuntimeError, OSError) as error:
-        reason = _reason(error, url)
-        message = f"storage: {mask_password(url)}: cannot be used: {reason}"
+    except (SQLAlchemyError, RuntimeError, OSError) as error:
+        cause = getattr(error, "orig", None) or error.__cause__ or error
+        text = " ".join(str(cause).split()) or type(error).__name__
+        reason = redact_password(url, text)[:300]
+        message = f"storage: {masked}: cannot be used: {reason}"
         if transient_reason(error):
             raise StorageUnreachable(message, reason) from None
         raise InputError(message) from None
+    begin_immediate(storage.engine)
+    storage.redact = partial(redact_password, url)
+    return storage
 
 
-def begin_immediate(engine: Engine) -> None:
+def begin_immediate(engine: Engine) -> Engine:
     """Take SQLite's write lock when a transaction begins, not at its first write.
 
     Otherwise two workers that both read the queue and then write would claim the same trial, or
@@ -147,6 +159,8 @@ def begin_immediate(engine: Engine) -> None:
     takes minutes; but it does not work on network file systems, loses the last trials in a power
     cut, and leaves files that must be copied with the database.
     """
+    if engine.name != "sqlite":
+        return engine
 
     @event.listens_for(engine, "connect")
     def _disable_implicit_transactions(connection: Any, _: Any) -> None:
@@ -157,35 +171,7 @@ def begin_immediate(engine: Engine) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     engine.dispose()  # existing connections lack the first listener's setting
-
-
-def _engine_kwargs(url: URL) -> dict[str, Any]:
-    if url.get_backend_name() == "sqlite":
-        return {"connect_args": {"timeout": 60}}
-    connect_args = {key: value for key, value in _CONNECTION.items() if key not in url.query}
-    return {**_POOL, "connect_args": connect_args}
-
-
-def _connect(url: URL) -> RetryingStorage:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        storage = RetryingStorage(
-            url.render_as_string(hide_password=False),
-            engine_kwargs=_engine_kwargs(url),
-            skip_table_creation=True,
-        )
-    storage.redact = partial(redact_password, url)
-    return storage
-
-
-def _prepare(url: URL) -> None:
-    engine = create_engine(url, **_engine_kwargs(url))
-    try:
-        if engine.name == "sqlite":
-            begin_immediate(engine)
-        create_tables(engine, mask_password(url))
-    finally:
-        engine.dispose()
+    return engine
 
 
 def _read_secret(path: Path) -> str:
@@ -198,17 +184,3 @@ def _read_secret(path: Path) -> str:
     if not text or len(text.splitlines()) > 1 or text.startswith("@"):
         raise InputError(f"storage: {path}: must hold one line, the database's URL")
     return text
-
-
-def _check_password_is_hidden(url: URL) -> None:
-    """Raise InputError where masking the URL would leave the password or a part of it."""
-    if any("password" in key for key in url.query):
-        raise InputError("storage: the password stands in its query; write user:password@host")
-    if "@" in f"{url.host or ''}{url.database or ''}" and url.get_backend_name() != "sqlite":
-        raise InputError("storage: more than one '@'; in a user or a password write %40 for it")
-
-
-def _reason(error: Exception, url: URL) -> str:
-    cause = getattr(error, "orig", None) or error.__cause__ or error
-    text = " ".join(str(cause).split()) or type(error).__name__
-    return redact_password(url, text)[:300]

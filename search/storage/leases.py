@@ -14,8 +14,6 @@ finds the old number closed, and the storage refuses its writes.
 from __future__ import annotations
 
 import functools
-import math
-import os
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +25,6 @@ from optuna.trial import TrialState
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from lesionseg.errors import InputError
 from search.storage.lease_types import (
     Claim,
     Command,
@@ -35,17 +32,15 @@ from search.storage.lease_types import (
     Refusal,
     WorkerExpired,
     WorkerInfo,
+    read_grace_s,
 )
-from search.storage.optuna_internals import models, study_id
+from search.storage.optuna_internals import study_id
 from search.storage.process_id import ProcessId, current_process
-from search.storage.retrying_storage import SampledParam, backend_of, retry_transient
-from search.storage.study_rows import StudyRows
+from search.storage.retrying_storage import SampledParam, backend_of
+from search.storage.study_rows import StudyRows, queued_trial
 from search.storage.tables import WorkerRow, WorkerState
 from search.storage.trial_records import REQUEUED, EndReason, StudyAttr, TrialAttr
 from search.trial_process.slot import Slot
-
-#: Seconds without a heartbeat after which a worker counts as dead; the variable overrides it.
-GRACE_S, GRACE_VARIABLE = 60.0, "LESIONSEARCH_GRACE"
 
 #: Parameters and user attributes of a trial to be queued.
 QueueEntry = tuple[Mapping[str, Any], Mapping[str, Any]]
@@ -85,7 +80,7 @@ class TrialLeases:
         on_wait: Callable[[str], None] = lambda message: None,
     ) -> None:
         self.study, self.on_wait = study, on_wait
-        self.grace_s = _read_grace() if grace_s is None else grace_s
+        self.grace_s = read_grace_s() if grace_s is None else grace_s
         self.storage = backend_of(study)
         self.connected_since = time.monotonic()
         #: See ``RetryingStorage.collect_params``.
@@ -102,20 +97,25 @@ class TrialLeases:
 
     def register_worker(self, slot: Slot, process: ProcessId | None = None) -> WorkerInfo:
         """Register a worker; its ordinal distinguishes its sampler's seed from others'."""
-        name, columns = uuid.uuid4().hex, asdict(process or current_process()) | asdict(slot)
+        return self._add_worker(uuid.uuid4().hex, process or current_process(), slot)
 
-        def register(rows: StudyRows) -> WorkerInfo:
-            row = rows.session.get(WorkerRow, name)
-            if row is None:  # otherwise an attempt whose acknowledgement was lost added it
-                of_study = select(func.count()).where(WorkerRow.study_id == rows.study_id)
-                ordinal, now = rows.session.scalar(of_study) or 0, rows.now()
-                lease = {"state": WorkerState.IDLE, "epoch": 0, "heartbeat_at": now}
-                columns.update(lease, id=name, study_id=rows.study_id, ordinal=ordinal)
-                row = WorkerRow(**columns)
-                rows.session.add(row)
-            return _worker_info(row, row.heartbeat_at)
-
-        return self.run(register)
+    @_in_transaction(lock=True)
+    def _add_worker(self, rows: StudyRows, name: str, process: ProcessId, slot: Slot) -> WorkerInfo:
+        row = rows.session.get(WorkerRow, name)
+        if row is None:  # otherwise an attempt whose acknowledgement was lost added it
+            of_study = select(func.count()).where(WorkerRow.study_id == rows.study_id)
+            row = WorkerRow(
+                id=name,
+                study_id=rows.study_id,
+                ordinal=rows.session.scalar(of_study) or 0,
+                state=WorkerState.IDLE,
+                epoch=0,
+                heartbeat_at=rows.now(),
+                **asdict(process),
+                **asdict(slot),
+            )
+            rows.session.add(row)
+        return WorkerInfo.from_row(row, row.heartbeat_at)
 
     @_in_transaction(lock=True)
     def deregister_worker(self, rows: StudyRows, worker: WorkerInfo) -> None:
@@ -129,18 +129,17 @@ class TrialLeases:
     ) -> HeartbeatReply:
         """Note that a worker lives and how far its trial is; return the command to it."""
         row = rows.session.get(WorkerRow, worker.id, with_for_update=True)
-        has_lease = row is not None and not row.is_gone
-        if row is not None and claim is not None:
-            has_lease = has_lease and row.trial_id == claim.trial_id
-        if row is not None and has_lease:
-            row.heartbeat_at, row.epoch = rows.now(), epoch
-        return HeartbeatReply(_read_command(rows), has_lease)
+        if row is None or row.is_gone or (claim is not None and row.trial_id != claim.trial_id):
+            return HeartbeatReply(_read_command(rows), False)
+        row.heartbeat_at, row.epoch = rows.now(), epoch
+        return HeartbeatReply(_read_command(rows), True)
 
     @_in_transaction(lock=False)
     def list_workers(self, rows: StudyRows) -> list[WorkerInfo]:
-        """Return all registered workers, in the order in which they registered."""
         now = rows.now()
-        return [_worker_info(row, now) for row in rows.session.scalars(rows.select_workers())]
+        return [
+            WorkerInfo.from_row(row, now) for row in rows.session.scalars(rows.select_workers())
+        ]
 
     @_in_transaction(lock=True)
     def initialize_study(
@@ -175,7 +174,7 @@ class TrialLeases:
         held, last_heartbeat = set(), {}
         for row in rows.session.scalars(rows.select_workers().with_for_update()).all():
             is_silent = is_listening and now - row.heartbeat_at > self.grace_s
-            if is_silent or _worker_info(row, now).process.has_exited():
+            if is_silent or WorkerInfo.from_row(row, now).process.has_exited():
                 last_heartbeat[row.trial_id] = row.heartbeat_at
                 row.state, row.trial_id, row.trial_number = WorkerState.LOST, None, None
             else:
@@ -213,7 +212,8 @@ class TrialLeases:
         trial = rows.next_waiting()
         if trial is None and not fresh:
             return Refusal.FULL if running else Refusal.SPENT
-        return rows.start_trial(trial or rows.add_running_trial(), worker)
+        trial = trial or self.storage.add_trial(rows.study_id, None, rows.session)
+        return rows.start_trial(trial, worker)
 
     @_in_transaction(lock=True)
     def record_config(
@@ -240,7 +240,6 @@ class TrialLeases:
 
     @_in_transaction(lock=False)
     def set_trial_attrs(self, rows: StudyRows, claim: Claim, attrs: Mapping[str, Any]) -> None:
-        """Write user attributes of a running trial, all or none."""
         rows.set_trial_attrs(claim.trial_id, attrs)
 
     @_in_transaction(lock=False)
@@ -284,19 +283,9 @@ class TrialLeases:
 
     def enqueue(self, queue: Sequence[QueueEntry]) -> list[int]:
         """Queue trials, all or none, and once; return their numbers in that order."""
-        ids: list[int] = []
-        numbers: list[int] = []
-
-        def write(rows: StudyRows) -> list[int]:
-            self.storage.forget_unacknowledged(ids)
-            # They exist already where only the acknowledgement of an attempt was lost.
-            if not ids or rows.session.get(models.TrialModel, ids[0]) is None:
-                added = [rows.enqueue(params, attrs) for params, attrs in queue]
-                ids[:] = [row.trial_id for row in added]
-                numbers[:] = [row.number for row in added]
-            return numbers
-
-        return self.run(write)
+        templates = [queued_trial(params, attrs) for params, attrs in queue]
+        created = self.storage.create_trials(study_id(self.study), templates)
+        return [number for _, number in created]
 
     def run(self, operation: Callable[[StudyRows], T], *, lock: bool = True) -> T:
         """Run an operation in one transaction, repeatedly while the connection is lost.
@@ -313,9 +302,7 @@ class TrialLeases:
                     rows.lock()
                 return operation(rows)
 
-        result = retry_transient(
-            attempt, stop_event=storage.stop_event, on_wait=self._waited, redact=storage.redact
-        )
+        result = storage.retry_transient(attempt, on_wait=self._waited)
         # Other workers wait for the same lock, and could not send heartbeats meanwhile.
         if time.monotonic() - start > self.grace_s / 6:
             self.connected_since = time.monotonic()
@@ -328,33 +315,3 @@ class TrialLeases:
 
 def _read_command(rows: StudyRows) -> Command:
     return Command(rows.study_attr(StudyAttr.COMMAND, Command.RUN))
-
-
-def _worker_info(row: WorkerRow, now: float) -> WorkerInfo:
-    """Return a worker's row as an object; now: by the database's clock."""
-    return WorkerInfo(
-        id=row.id,
-        process=ProcessId(row.host, row.pid, row.start_time, row.pid_namespace),
-        slot=Slot(row.device, row.threads, row.share, row.memory_gb),
-        state=row.state,
-        trial=row.trial_number,
-        epoch=row.epoch,
-        heartbeat_age_s=max(0.0, now - row.heartbeat_at),
-        ordinal=row.ordinal,
-    )
-
-
-def _read_grace() -> float:
-    """Return the grace period of the environment or the default; InputError if it is not > 0."""
-    text = os.environ.get(GRACE_VARIABLE)
-    if text is None:
-        return GRACE_S
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < math.inf:
-        raise InputError(
-            f"{GRACE_VARIABLE}: must be seconds above 0, got {text!r}; unset it for {GRACE_S:g}"
-        )
-    return seconds

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Collection, Container
+from collections.abc import Container, Mapping
 from datetime import datetime, timezone
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import ColumnElement, Connection, or_, select
-from sqlalchemy.engine import URL
+from sqlalchemy import ColumnElement, Connection, or_, select, true
 from sqlalchemy.orm import Session
 
 from search.storage.optuna_internals import models, study_id, trial_id
-from search.storage.retrying_storage import RetryingStorage, backend_of
+from search.storage.retrying_storage import RetryingStorage, backend_of, retried
 from search.storage.trial_records import TrialAttr, rank_trials
 
 #: User attributes in a summary of every trial ...
@@ -36,13 +36,10 @@ MAX_IDS = 500
 
 # Any: the columns of Optuna's tables are declared in a way that select's types do not know.
 _TRIAL: Any = models.TrialModel
-_VALUE: Any = models.TrialValueModel
-_PARAM: Any = models.TrialParamModel
 _USER: Any = models.TrialUserAttributeModel
-_SYSTEM: Any = models.TrialSystemAttributeModel
-_STEP: Any = models.TrialIntermediateValueModel
 
-_Rows = dict[int, list[Any]]
+_Source = Connection | Session
+_Condition = ColumnElement[bool]
 
 
 class TrialReader:
@@ -75,10 +72,16 @@ class TrialReader:
                 best.user_attrs = details.user_attrs
         return ordered
 
-    def _read(self, where: ColumnElement[bool], *, details: bool = False) -> list[FrozenTrial]:
+    def _read(self, where: _Condition, *, details: bool = False) -> list[FrozenTrial]:
+        unfinished = _TRIAL.state.in_([TrialState.WAITING, TrialState.RUNNING])
+        keys = _USER.key.in_(SUMMARY_ATTRS)
+        keys |= _USER.key.in_(DETAIL_ATTRS) & (true() if details else unfinished)
+
         def read() -> list[FrozenTrial]:
             with self.storage.engine.connect() as connection:
-                return _read_summaries(connection, where, details=details)
+                users = _attrs(connection, where & keys, _USER)
+                steps = _steps(connection, where & unfinished)
+                return _trials(connection, where, users, steps)
 
         return self.storage.retry_transient(read)
 
@@ -89,9 +92,8 @@ class RowStorage(RetryingStorage):
     @classmethod
     def for_reading(cls, other: RetryingStorage) -> RowStorage:
         """Open a storage with its own connections to the database of another one."""
-        url: URL = other.engine.url
-        is_sqlite = url.get_backend_name() == "sqlite"
-        settings: dict[str, Any] = {"connect_args": {"timeout": 60}} if is_sqlite else {}
+        url = other.engine.url
+        settings = {"connect_args": {"timeout": 60}} if other.engine.name == "sqlite" else {}
         storage = cls(
             url.render_as_string(hide_password=False),
             engine_kwargs={"pool_pre_ping": True, **settings},
@@ -100,6 +102,7 @@ class RowStorage(RetryingStorage):
         storage.redact = other.redact
         return storage
 
+    @retried
     def read_trials(
         self,
         study_id: int,
@@ -113,30 +116,26 @@ class RowStorage(RetryingStorage):
         by_id = _TRIAL.trial_id > since
         if few and included_trial_ids:
             by_id = or_(by_id, _TRIAL.trial_id.in_(included_trial_ids))
-
-        def read() -> list[FrozenTrial]:
-            with self.engine.connect() as connection:
-                return read_trials(connection, (_TRIAL.study_id == study_id) & by_id)
-
+        with self.engine.connect() as connection:
+            trials = read_trials(connection, (_TRIAL.study_id == study_id) & by_id)
         return [
             t
-            for t in self.retry_transient(read)
+            for t in trials
             if (states is None or t.state in states)
             and (trial_id(t) > trial_id_greater_than or trial_id(t) in included_trial_ids)
         ]
 
 
-def read_trials(source: Connection | Session, where: ColumnElement[bool]) -> list[FrozenTrial]:
+def read_trials(source: _Source, where: _Condition) -> list[FrozenTrial]:
     """Return the complete trials that a condition on Optuna's table of trials selects, by id."""
     users = _attrs(source, where, _USER)
-    systems = _attrs(source, where, _SYSTEM)
-    params = _rows(source, where, _PARAM, "param_name", "param_value", "distribution_json")
-    return _trials(source, where, users, systems, params, _steps(source, where))
+    systems = _attrs(source, where, models.TrialSystemAttributeModel)
+    columns = ("param_name", "param_value", "distribution_json")
+    params = _rows(source, where, models.TrialParamModel, *columns)
+    return _trials(source, where, users, _steps(source, where), systems, params)
 
 
-def read_study(
-    study: optuna.Study,
-) -> tuple[dict[str, Any], dict[str, Any], list[FrozenTrial]]:
+def read_study(study: optuna.Study) -> tuple[dict[str, Any], dict[str, Any], list[FrozenTrial]]:
     """Return a study's user attributes, system attributes and trials, as of one moment."""
     storage, key = backend_of(study), study_id(study)
     engine = storage.engine
@@ -156,37 +155,32 @@ def read_study(
     return storage.retry_transient(read)
 
 
-def _read_summaries(
-    source: Connection, where: ColumnElement[bool], *, details: bool
-) -> list[FrozenTrial]:
-    unfinished = _TRIAL.state.in_([TrialState.WAITING, TrialState.RUNNING])
-    has_details = _USER.key.in_(DETAIL_ATTRS)
-    keys = _USER.key.in_(SUMMARY_ATTRS) | (has_details if details else unfinished & has_details)
-    users = _attrs(source, where & keys, _USER)
-    return _trials(source, where, users, {}, {}, _steps(source, where & unfinished))
-
-
 def _trials(
-    source: Connection | Session,
-    where: ColumnElement[bool],
+    source: _Source,
+    where: _Condition,
     users: dict[int, dict[str, Any]],
-    systems: dict[int, dict[str, Any]],
-    params: _Rows,
     steps: dict[int, dict[int, float]],
+    systems: Mapping[int, dict[str, Any]] = MappingProxyType({}),
+    params: Mapping[int, list[Any]] = MappingProxyType({}),
 ) -> list[FrozenTrial]:
-    table = _TRIAL.__table__
-    values = _rows(source, where, _VALUE, "objective", "value", "value_type")
+    """Return trials from their rows and what was read of them, by their ids."""
+    table, value_model = _TRIAL.__table__, models.TrialValueModel
+    values = _rows(source, where, value_model, "objective", "value", "value_type")
     trials = []
     for row in source.execute(select(table).where(where).order_by(table.c.trial_id)):
         key = row.trial_id
         spaces = {name: _distribution(text) for name, _, text in params.get(key, ())}
+        by_objective = sorted(
+            (objective, value_model.stored_repr_to_value(value, kind))
+            for objective, value, kind in values.get(key, ())
+        )
         trials.append(
             FrozenTrial(
                 number=row.number,
                 trial_id=key,
                 state=row.state,
                 value=None,
-                values=_values(values.get(key, ())),
+                values=[value for _, value in by_objective] or None,
                 datetime_start=_local_time(row.datetime_start),
                 datetime_complete=_local_time(row.datetime_complete),
                 params={
@@ -202,9 +196,7 @@ def _trials(
     return trials
 
 
-def _rows(
-    source: Connection | Session, where: ColumnElement[bool], model: Any, *columns: str
-) -> _Rows:
+def _rows(source: _Source, where: _Condition, model: Any, *columns: str) -> dict[int, list[Any]]:
     """Return columns of a table that belongs to trials, by the trial's id."""
     query = (
         select(model.trial_id, *(getattr(model, column) for column in columns))
@@ -212,32 +204,25 @@ def _rows(
         .where(where)
         .order_by(*model.__table__.primary_key.columns)
     )
-    rows: _Rows = defaultdict(list)
+    rows: dict[int, list[Any]] = defaultdict(list)
     for row in source.execute(query):
         rows[row[0]].append(row[1:])
     return rows
 
 
-def _attrs(
-    source: Connection | Session, where: ColumnElement[bool], model: Any
-) -> dict[int, dict[str, Any]]:
+def _attrs(source: _Source, where: _Condition, model: Any) -> dict[int, dict[str, Any]]:
     rows = _rows(source, where, model, "key", "value_json")
     return {key: {name: json.loads(text) for name, text in attrs} for key, attrs in rows.items()}
 
 
-def _steps(source: Connection | Session, where: ColumnElement[bool]) -> dict[int, dict[int, float]]:
-    rows = _rows(source, where, _STEP, "step", "intermediate_value", "intermediate_value_type")
-    to_value = _STEP.stored_repr_to_intermediate_value
+def _steps(source: _Source, where: _Condition) -> dict[int, dict[int, float]]:
+    model = models.TrialIntermediateValueModel
+    rows = _rows(source, where, model, "step", "intermediate_value", "intermediate_value_type")
+    to_value = model.stored_repr_to_intermediate_value
     return {
         key: {step: to_value(value, kind) for step, value, kind in steps}
         for key, steps in rows.items()
     }
-
-
-def _values(rows: Collection[Any]) -> list[float] | None:
-    to_value = _VALUE.stored_repr_to_value
-    by_objective = sorted((objective, to_value(value, kind)) for objective, value, kind in rows)
-    return [value for _, value in by_objective] or None
 
 
 @lru_cache(maxsize=4096)

@@ -5,20 +5,19 @@ from __future__ import annotations
 import functools
 import logging
 import random
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
-from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
 from search.storage.optuna_internals import OptunaStorage, models, storage_of, unwrap_storage
 from search.storage.transient_errors import transient_reason
@@ -75,17 +74,12 @@ def retry_transient(
         if left <= 0:
             raise StorageUnavailable(f"storage lost for {timeout_s:g} s: {reason}")
         # Jitter: all workers lose a server at the same instant and must not return at the same.
-        if _wait(min(left, pause * random.uniform(0.5, 1)), stop_event):  # noqa: S311
+        seconds = min(left, pause * random.uniform(0.5, 1))  # noqa: S311
+        if stop_event is None:
+            time.sleep(seconds)
+        elif stop_event.is_set() or stop_event.wait(seconds):
             raise StorageUnavailable(f"storage lost, and asked to stop meanwhile: {reason}")
         pause = min(2 * pause, LONGEST_PAUSE_S)
-
-
-def _wait(seconds: float, stop_event: StopEvent | None) -> bool:
-    """Wait; return whether the event is set."""
-    if stop_event is None:
-        time.sleep(seconds)
-        return False
-    return stop_event.is_set() or stop_event.wait(seconds)
 
 
 class SampledParam(NamedTuple):
@@ -97,7 +91,7 @@ class SampledParam(NamedTuple):
     previous: BaseDistribution | None
 
 
-def _retried(operation: Callable[..., T]) -> Callable[..., T]:
+def retried(operation: Callable[..., T]) -> Callable[..., T]:
     """Return a method that retries an operation which may be repeated without a further check."""
 
     @functools.wraps(operation)
@@ -105,6 +99,10 @@ def _retried(operation: Callable[..., T]) -> Callable[..., T]:
         return self.retry_transient(lambda: operation(self, *args, **kwargs))
 
     return method
+
+
+#: The parameters that a thread collects within ``collect_params``.
+_collected: ContextVar[list[SampledParam] | None] = ContextVar("collected", default=None)
 
 
 class RetryingStorage(OptunaStorage):
@@ -119,35 +117,15 @@ class RetryingStorage(OptunaStorage):
     timeout_s: float = RETRY_TIMEOUT_S
     redact: Callable[[str], str] = staticmethod(str)
 
-    # These read, or overwrite with the same value: they may be repeated.
-    get_study_id_from_name = _retried(RDBStorage.get_study_id_from_name)
-    get_study_name_from_id = _retried(RDBStorage.get_study_name_from_id)
-    get_study_directions = _retried(RDBStorage.get_study_directions)
-    get_study_user_attrs = _retried(RDBStorage.get_study_user_attrs)
-    get_study_system_attrs = _retried(RDBStorage.get_study_system_attrs)
-    set_study_user_attr = _retried(RDBStorage.set_study_user_attr)
-    set_study_system_attr = _retried(RDBStorage.set_study_system_attr)
-    get_all_studies = _retried(RDBStorage.get_all_studies)
-    get_trial = _retried(RDBStorage.get_trial)
-    get_trial_id_from_study_id_trial_number = _retried(
-        RDBStorage.get_trial_id_from_study_id_trial_number
-    )
-    get_trial_param = _retried(RDBStorage.get_trial_param)
-    get_trial_user_attrs = _retried(RDBStorage.get_trial_user_attrs)
-    get_trial_system_attrs = _retried(RDBStorage.get_trial_system_attrs)
-    set_trial_user_attr = _retried(RDBStorage.set_trial_user_attr)
-    set_trial_system_attr = _retried(RDBStorage.set_trial_system_attr)
-    set_trial_intermediate_value = _retried(RDBStorage.set_trial_intermediate_value)
-    find_best_trial_id = _retried(OptunaStorage.find_best_trial_id)
-    read_trials = _retried(OptunaStorage.read_trials)
-
-    def retry_transient(self, work: Callable[[], T]) -> T:
+    def retry_transient(
+        self, work: Callable[[], T], *, on_wait: Callable[[str], None] | None = None
+    ) -> T:
         """Repeat work on this storage's engine while the database is unavailable."""
         return retry_transient(
             work,
             stop_event=self.stop_event,
             timeout_s=self.timeout_s,
-            on_wait=self.on_wait,
+            on_wait=on_wait or self.on_wait,
             redact=self.redact,
         )
 
@@ -157,67 +135,58 @@ class RetryingStorage(OptunaStorage):
 
         Otherwise each of them is written in a transaction of its own.
         """
-        local = self.__dict__.setdefault("_local", threading.local())
-        local.params = []
+        params: list[SampledParam] = []
+        token = _collected.set(params)
         try:
-            yield local.params
+            yield params
         finally:
-            local.params = None
+            _collected.reset(token)
 
+    @retried
     def write_param(self, trial_id: int, *param: Any) -> None:
         """Write a sampled parameter, or collect it within ``collect_params``."""
-        collected = getattr(self.__dict__.get("_local"), "params", None)
-        if collected is not None:
+        collected = _collected.get()
+        if collected is None:
+            super().write_param(trial_id, *param)
+        else:
             collected.append(SampledParam(*param))
-            return
-        self.retry_transient(lambda: super(RetryingStorage, self).write_param(trial_id, *param))
 
     def create_new_study(
         self, directions: Sequence[StudyDirection], study_name: str | None = None
     ) -> int:
-        """Create a study once; DuplicatedStudyError only where another process created it."""
-        name = study_name or f"no-name-{uuid.uuid4()}"
-        created: list[int] = []
+        """Create a study; DuplicatedStudyError where another process created it before.
 
-        def attempt() -> int:
-            self.forget_unacknowledged(created)
-            try:
-                with self.scoped() as session:
-                    rows = [
-                        models.StudyDirectionModel(objective=objective, direction=direction)
-                        for objective, direction in enumerate(directions)
-                    ]
-                    study = models.StudyModel(study_name=name, directions=rows)
-                    session.add(study)
-                    session.flush()
-                    created.append(int(study.study_id))
-            except IntegrityError:
-                existing = self.get_study_id_from_name(name)
-                if existing not in created:
-                    raise DuplicatedStudyError(f"there is a study {name!r} already") from None
-                return existing
-            return created[-1]
-
-        return self.retry_transient(attempt)
+        Of processes that create one study while the connection is lost, several may succeed:
+        ``TrialLeases.initialize_study`` tells which of them is the first.
+        """
+        name, create = study_name or f"no-name-{uuid.uuid4()}", super().create_new_study
+        created = self._do_once(lambda: create(directions, name), DuplicatedStudyError)
+        return self.get_study_id_from_name(name) if created is None else created
 
     def delete_study(self, study_id: int) -> None:
         """Delete a study; KeyError only where it did not exist before."""
         self._do_once(lambda: super(RetryingStorage, self).delete_study(study_id), KeyError)
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        """Create a trial once."""
-        created: list[int] = []
+        return self.create_trials(study_id, [template_trial])[0][0]
 
-        def attempt() -> int:
-            self.forget_unacknowledged(created)
-            with self.scoped() as session:
+    def create_trials(
+        self, study_id: int, templates: Sequence[FrozenTrial | None]
+    ) -> list[tuple[int, int]]:
+        """Create trials, all or none, and once; return their ids and numbers in that order."""
+        created: list[tuple[int, int]] = []
+
+        def attempt() -> list[tuple[int, int]]:
+            if self.engine.name == "sqlite":  # it has not done what it did not acknowledge
+                created.clear()
+            with Session(self.engine) as session, session.begin():
                 # Trials are numbered one by one. The lock also waits for the end of an interrupted
                 # attempt that the server may still commit.
                 models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
-                if not created or session.get(models.TrialModel, created[-1]) is None:
-                    trial = self.add_trial(session, study_id, template_trial)
-                    created.append(int(trial.trial_id))
-            return created[-1]
+                if not created or session.get(models.TrialModel, created[0][0]) is None:
+                    rows = [self.add_trial(study_id, each, session) for each in templates]
+                    created[:] = [(int(row.trial_id), int(row.number)) for row in rows]
+            return created
 
         return self.retry_transient(attempt)
 
@@ -252,14 +221,6 @@ class RetryingStorage(OptunaStorage):
         )
         return True if changed is None else changed
 
-    def forget_unacknowledged(self, ids: list[int]) -> None:
-        """Clear the ids of rows that an attempt created, where no acknowledgement means no row.
-
-        SQLite has not done what it did not acknowledge, and gives the same id to another row.
-        """
-        if self.engine.name == "sqlite":
-            ids.clear()
-
     def _do_once(
         self,
         work: Callable[[], T],
@@ -285,6 +246,17 @@ class RetryingStorage(OptunaStorage):
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a storage is not pickled, with its password: open it in each process")
+
+
+for _name in (  # these read, or overwrite with the same value: they may be repeated
+    *("get_study_id_from_name", "get_study_name_from_id", "get_study_directions"),
+    *("get_study_user_attrs", "get_study_system_attrs", "get_all_studies", "set_study_user_attr"),
+    *("set_study_system_attr", "get_trial", "get_trial_id_from_study_id_trial_number"),
+    *("get_trial_param", "get_trial_user_attrs", "get_trial_system_attrs", "set_trial_user_attr"),
+    *("set_trial_system_attr", "set_trial_intermediate_value", "find_best_trial_id"),
+    "read_trials",
+):
+    setattr(RetryingStorage, _name, retried(getattr(OptunaStorage, _name)))
 
 
 def backend_of(study: optuna.Study) -> RetryingStorage:

@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lesionseg.errors import InputError
-from search.storage.artifact_store.base import MARKER
+from search.storage.artifact_store import MARKER
 
 #: What a folder may contain after its creation was interrupted.
 UNFINISHED_FILES = frozenset(

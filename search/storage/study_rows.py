@@ -15,7 +15,7 @@ from search.storage.lease_types import Claim, WorkerInfo
 from search.storage.optuna_internals import Row, models
 from search.storage.queries import read_trials
 from search.storage.retrying_storage import RetryingStorage, SampledParam
-from search.storage.tables import WorkerRow, WorkerState
+from search.storage.tables import GONE, WorkerRow, WorkerState
 from search.storage.trial_records import CLOSED_WITHOUT_COST, QUEUE_ATTRS, EndReason, TrialAttr
 
 #: How often a trial may be lost with its worker and still be requeued.
@@ -86,20 +86,13 @@ class StudyRows:
 
     def enqueue(self, params: Mapping[str, Any], attrs: Mapping[str, Any]) -> Row:
         """Add a waiting trial with these parameters and user attributes; return its row."""
-        template = create_trial(
-            state=TrialState.WAITING,
-            system_attrs={"fixed_params": dict(params)},
-            user_attrs=dict(attrs),
-        )
-        return self.storage.add_trial(self.study_id, template, self.session)
+        return self.storage.add_trial(self.study_id, queued_trial(params, attrs), self.session)
 
     def next_waiting(self) -> Row | None:
         """Return the queue's first trial; requeued trials come before those never started."""
         waiting = select(_TRIAL).where(self._of_study, _TRIAL.state == TrialState.WAITING)
         is_requeued = _has_attr(TrialAttr.REQUEUED_FROM)
-        return self.session.scalar(
-            waiting.order_by(is_requeued.desc(), _TRIAL.number).limit(1)
-        )
+        return self.session.scalar(waiting.order_by(is_requeued.desc(), _TRIAL.number).limit(1))
 
     def running_trials(self) -> Sequence[Row]:
         """Return the rows of all running trials by number."""
@@ -152,9 +145,9 @@ class StudyRows:
     def count_trials(self) -> tuple[int, int]:
         """Count the trials that cost budget and have ended, and the running ones."""
         with_cost = select(_TRIAL.state, func.count()).where(self._of_study, ~_is_without_cost())
-        counts = self.session.execute(with_cost.group_by(_TRIAL.state)).tuples().all()
+        counts: Any = self.session.execute(with_cost.group_by(_TRIAL.state)).all()
         ended = sum(count for state, count in counts if state.is_finished())
-        return ended, dict(counts).get(TrialState.RUNNING, 0)
+        return ended, sum(count for state, count in counts if state == TrialState.RUNNING)
 
     def find_duplicate(self, claim: Claim, digest: str) -> int | None:
         """Return the number of another trial with this configuration that is not skipped."""
@@ -169,8 +162,8 @@ class StudyRows:
 
     def select_workers(self) -> Any:
         """Return a query for the workers that are neither ended nor lost, by ordinal."""
-        gone = WorkerRow.state.in_([WorkerState.LOST, WorkerState.ENDED])
-        workers = select(WorkerRow).where(WorkerRow.study_id == self.study_id, ~gone)
+        of_study = WorkerRow.study_id == self.study_id
+        workers = select(WorkerRow).where(of_study, WorkerRow.state.not_in(GONE))
         return workers.order_by(WorkerRow.ordinal)
 
     def _check_updatable(self, trial_id: int) -> None:
@@ -188,6 +181,15 @@ class StudyRows:
                 existing[key].value_json = json.dumps(value)
             else:
                 self.session.add(model(**key_of, key=key, value_json=json.dumps(value)))
+
+
+def queued_trial(params: Mapping[str, Any], attrs: Mapping[str, Any]) -> FrozenTrial:
+    """Return a waiting trial with these parameters and user attributes."""
+    return create_trial(
+        state=TrialState.WAITING,
+        system_attrs={"fixed_params": dict(params)},
+        user_attrs=dict(attrs),
+    )
 
 
 def _has_attr(key: str, values: Iterable[Any] | None = None) -> ColumnElement[bool]:

@@ -6,10 +6,9 @@ from enum import StrEnum
 from pathlib import Path
 
 import optuna
-from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, Enum, ForeignKey, String, inspect, select
+from sqlalchemy import Engine, Enum, ForeignKey, String, inspect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from lesionseg.errors import InputError
@@ -26,6 +25,10 @@ class WorkerState(StrEnum):
     TRAINING = "training"
     LOST = "lost"
     ENDED = "ended"
+
+
+#: States of workers that hold no lease.
+GONE = (WorkerState.LOST, WorkerState.ENDED)
 
 
 class _Base(DeclarativeBase):
@@ -63,76 +66,39 @@ class WorkerRow(_Base):
     share: Mapped[float]
     memory_gb: Mapped[float | None]
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether the worker is deregistered or was taken for dead: it holds no lease."""
+        return self.state in GONE
+
 
 def create_tables(engine: Engine, masked_url: str) -> None:
     """Create the missing tables, in one transaction and one process at a time.
 
-    Optuna checks and creates in several transactions: of two workers that start together, one
-    would fail.
+    Optuna creates them in several transactions: of two workers that start together, one would
+    fail. It checks existing ones when its storage is opened.
 
     Args:
         engine: of SQLite, it takes the write lock when a transaction begins.
         masked_url: for messages.
 
     Raises:
-        InputError: the tables are those of another version of Optuna, or not Optuna's.
+        InputError: the tables are another program's.
     """
     with engine.begin() as connection:
         if engine.name == "postgresql":
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
-        _check_version(connection, masked_url)
-        models.BaseModel.metadata.create_all(connection)
+        names = set(inspect(connection).get_table_names())
+        if "version_info" not in names:
+            if foreign := names & {"alembic_version", "studies", "trials"}:
+                raise InputError(
+                    f"storage: {masked_url}: has a table {min(foreign)!r} that is not Optuna's; "
+                    "give the search a database of its own"
+                )
+            models.BaseModel.metadata.create_all(connection)
+            version = {"schema_version": models.SCHEMA_VERSION}
+            table = models.VersionInfoModel.__table__
+            connection.execute(table.insert(), version | {"library_version": optuna.__version__})
+            revisions = ScriptDirectory(str(Path(models.__file__).parent / "alembic"))
+            MigrationContext.configure(connection).stamp(revisions, "head")
         _Base.metadata.create_all(connection)
-        version = models.VersionInfoModel.__table__
-        if connection.execute(select(version)).first() is None:
-            row = {"schema_version": models.SCHEMA_VERSION}
-            connection.execute(version.insert(), row | {"library_version": optuna.__version__})
-        migration = MigrationContext.configure(connection)
-        if not migration.get_current_heads():
-            migration.stamp(_revisions(), "head")
-
-
-def _check_version(connection: Connection, masked_url: str) -> None:
-    """Raise InputError where there are tables that are not those of this Optuna."""
-    names = set(inspect(connection).get_table_names())
-    if "version_info" not in names:
-        foreign = names & {"alembic_version", "studies", "trials"}
-        if foreign:
-            raise InputError(
-                f"storage: {masked_url}: has a table {min(foreign)!r} that is not Optuna's; "
-                "give the search a database of its own"
-            )
-        return
-    version = models.VersionInfoModel.__table__
-    row = connection.execute(select(version.c.schema_version, version.c.library_version)).first()
-    if row is None:
-        return
-    script = _revisions()
-    head = str(script.get_current_head())
-    heads = MigrationContext.configure(connection).get_current_heads()
-    if heads == (head,) or (not heads and row.schema_version == models.SCHEMA_VERSION):
-        return
-    known = {revision.revision for revision in script.walk_revisions()}
-    is_older = set(heads) <= known if heads else row.schema_version < models.SCHEMA_VERSION
-    revision = ", ".join(heads) or f"schema {row.schema_version}"
-    raise InputError(
-        f"storage: {masked_url}: its tables are those of {'an older' if is_older else 'a newer'} "
-        f"Optuna, {row.library_version} ({revision}); this is {optuna.__version__} ({head}): "
-        + _upgrade_advice(masked_url, row.library_version, is_older)
-    )
-
-
-def _upgrade_advice(masked_url: str, version: str, is_older: bool) -> str:
-    if not is_older:
-        return f"install optuna {version} or later here, or use another database"
-    return (
-        "stop its workers, back it up and run 'optuna storage upgrade "
-        f"--storage {masked_url}' with its password, or install optuna {version} here"
-    )
-
-
-def _revisions() -> ScriptDirectory:
-    folder = Path(models.__file__).parent / "alembic"
-    config = Config()
-    config.set_main_option("script_location", str(folder).replace("%", "%%"))
-    return ScriptDirectory.from_config(config)

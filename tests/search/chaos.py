@@ -18,7 +18,7 @@ from PIL import Image
 
 from search.spec.loading import parse_spec
 from search.spec.study_spec import StudySpec
-from search.storage.worker_registry import GRACE_VARIABLE
+from search.storage.lease_types import GRACE_VARIABLE
 from search.study.creation import create_or_resume
 from search.study.location import StudyLocation
 from tests.search import stub_training

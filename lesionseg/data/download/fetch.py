@@ -43,15 +43,9 @@ def fetch_dataset(
     keep_archives: bool = False,
     on_progress: Progress = lambda name, done, total: None,
 ) -> None:
-    """Download what a folder lacks of a data set.
+    """Download what the folder ``root`` lacks of a data set of SOURCES.
 
-    Args:
-        name: key of SOURCES.
-        root: folder of the data set.
-        accept_license: whether the user accepts the licence of the data set.
-        base_url: of a mirror, instead of the owner's server.
-        keep_archives: keep the archives in ``.fetch/``.
-        on_progress: called with file name, bytes done and bytes in all.
+    ``base_url`` is that of a mirror, instead of the owner's server.
 
     Raises:
         InputError: unknown data set, licence not accepted, too little disk space, or a folder that

@@ -34,12 +34,7 @@ def extract_archive(archive: Path, root: Path, scratch: Path) -> None:
     """Extract a zip archive into the folder of its name below ``root``.
 
     An archive that contains a single folder of its own name is not nested. An existing folder is
-    replaced by two renames.
-
-    Args:
-        archive: the zip file.
-        root: parent of the new folder.
-        scratch: folder on the same disk for partial results.
+    replaced by two renames. ``scratch`` is a folder on the same disk for partial results.
 
     Raises:
         ArchiveError: the archive is damaged, or contains a link or a path outside its folder.

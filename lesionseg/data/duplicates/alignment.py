@@ -27,11 +27,8 @@ _ZOOM_WARPS = tuple(
     for zoom in (1.0, 0.98, 0.96, 0.94, 1.02, 1.04, 1.06)
     for margin in [(1 - zoom) * (THUMB_PX - 1) / 2]
 )
-#: Stop criteria of the two rounds of the ECC search: 15 iterations, then 60.
-_ECC_CRITERIA = tuple(
-    (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, iterations, epsilon)
-    for iterations, epsilon in ((15, 1e-3), (60, 1e-6))
-)
+#: Iterations and precision of the two rounds of the ECC search.
+_ECC_ROUNDS = ((15, 1e-3), (60, 1e-6))
 #: Similarity below which the second round is skipped, and from which no search is needed.
 _HOPELESS, _CERTAIN = 0.12, 0.9
 
@@ -53,9 +50,10 @@ def aligned_similarity(a: Pixels, b: Pixels) -> float:
     """
     similarities = _similarities(a, b, _ZOOM_WARPS)
     best, warp = float(similarities.max()), _ZOOM_WARPS[int(similarities.argmax())]
-    for criteria in _ECC_CRITERIA:
+    for iterations, epsilon in _ECC_ROUNDS:
         if best >= _CERTAIN:
             break
+        criteria = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, iterations, epsilon)
         try:
             _, refined = cv2.findTransformECC(
                 a, b, warp.copy(), cv2.MOTION_AFFINE, criteria, np.ones_like(a), 3
@@ -94,8 +92,7 @@ def _similarities(a: Pixels, b: Pixels, warps: Sequence[Floats]) -> Floats:
 
 def _high_pass(thumb: Pixels) -> Floats:
     grey = thumb.astype(np.float32)
-    fine: Floats = grey - cv2.GaussianBlur(grey, (0, 0), 1)
-    return fine
+    return np.asarray(grey - cv2.GaussianBlur(grey, (0, 0), 1))
 
 
 @lru_cache(maxsize=64)  # holds _ZOOM_WARPS, which are used for every pair
@@ -105,24 +102,21 @@ def _valid_cells(warp_bytes: bytes) -> Floats:
     valid = _warp(np.ones((THUMB_PX, THUMB_PX), np.uint8), warp, cv2.INTER_NEAREST)
     # The high-pass filter must not cross the edge of the warped image.
     inner = np.asarray(cv2.erode(valid, np.ones((5, 5), np.uint8)), np.float32)
-    cells: Floats = _split_cells(inner[None])[0]
-    return cells
+    return np.asarray(_split_cells(inner[None])[0])
 
 
 def _split_cells(thumbs: Floats) -> Floats:
     """Reshape [N, THUMB_PX, THUMB_PX] to [N, cells, pixels of a cell]."""
     n = THUMB_PX // _CELL_PX
     rows = thumbs.reshape(-1, n, _CELL_PX, n, _CELL_PX)
-    cells: Floats = rows.swapaxes(2, 3).reshape(-1, n * n, _CELL_PX * _CELL_PX)
-    return cells
+    return rows.swapaxes(2, 3).reshape(-1, n * n, _CELL_PX * _CELL_PX)
 
 
 def _center(cells: Floats, weights: Floats) -> Floats:
     """Subtract the weighted mean of each cell; pixels of weight 0 become 0."""
     total = np.maximum(weights.sum(axis=-1, keepdims=True), 1)
     mean = (cells * weights).sum(axis=-1, keepdims=True) / total
-    centered: Floats = (cells - mean) * weights
-    return centered
+    return np.asarray((cells - mean) * weights)
 
 
 def _warp(thumb: Pixels, warp: Floats, interpolation: int) -> Pixels:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -36,28 +36,16 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class PairAudit:
-    """Properties of one pair.
+    """Properties of one pair; an unusable one has a problem and no fingerprint."""
 
-    Attributes:
-        name: the record's name, with its split before it (``train/ISIC_0000001``) if two official
-            splits have a record of this name.
-        shape: height and width of the image.
-        area: the lesion's share of the image, 0 to 1.
-        touches_border: whether the lesion touches the border of the image.
-        thresholded: whether the mask was not binary.
-        problem: why the pair is unusable.
-        components: number of 8-connected components of the mask.
-        fingerprint: None for an unusable pair. Its digest is that of the reduced image, or of all
-            pixels for an image without structure.
-    """
-
-    name: str
-    shape: tuple[int, int] = (0, 0)
-    area: float = 0.0
+    name: str  # with the split before it ("train/a") if two official splits have the name
+    shape: tuple[int, int] = (0, 0)  # height and width of the image
+    area: float = 0.0  # the lesion's share of the image, 0 to 1
     touches_border: bool = False
-    thresholded: bool = False
+    thresholded: bool = False  # whether the mask was not binary
     problem: str | None = None
-    components: int = 0
+    components: int = 0  # 8-connected, of the mask
+    #: The digest is that of the reduced image, or of all pixels for an image without structure.
     fingerprint: Fingerprint | None = field(default=None, repr=False, compare=False)
 
 
@@ -73,51 +61,6 @@ class DatasetAudit:
         """Why pairs are unusable, one line each."""
         return [p.problem for p in self.pairs if p.problem]
 
-    @property
-    def usable(self) -> list[PairAudit]:
-        """The usable pairs."""
-        return [p for p in self.pairs if not p.problem]
-
-    def unusual_masks(self) -> dict[str, list[PairAudit]]:
-        """Return the usable pairs whose masks should be inspected, by kind."""
-        pairs = self.usable
-        return {
-            "empty": [p for p in pairs if p.area == 0],
-            "full": [p for p in pairs if p.area == 1],
-            "not_binary": [p for p in pairs if p.thresholded],
-            "several_components": [p for p in pairs if p.components > 1],
-        }
-
-    def summarize(self) -> dict[str, str]:
-        """Return the rows of a table: property and value."""
-        splits = Counter(r.split for r in self.index.records if r.split)
-        rows = {
-            "layout": self.index.layout,
-            "pairs": str(len(self.pairs)),
-            "groups": str(len({r.group for r in self.index.records})),
-            "official split": ", ".join(f"{k} {n}" for k, n in splits.items()) or "none",
-            "unusable pairs": str(len(self.problems)),
-        }
-        unmatched = self.index.masks_without_image
-        if unmatched:
-            rows["masks without image"] = f"{len(unmatched)}, {_list_names(unmatched)}"
-        return rows | self._summarize_masks() if self.usable else rows
-
-    def _summarize_masks(self) -> dict[str, str]:
-        pairs, unusual = self.usable, self.unusual_masks()
-        shapes = Counter(p.shape for p in pairs)
-        (height, width), count = shapes.most_common(1)[0]
-        low, median, high = np.percentile([p.area for p in pairs], [5, 50, 95])
-        return {
-            "sizes": f"{len(shapes)}, most often {width}x{height} ({count})",
-            "lesion area": f"median {median:.1%}, 5 to 95%: {low:.1%} to {high:.1%}",
-            "empty masks": _count_and_list(unusual["empty"]),
-            "full masks": _count_and_list(unusual["full"]),
-            "lesions on the border": f"{np.mean([p.touches_border for p in pairs]):.1%}",
-            "several components": _count_and_list(unusual["several_components"]),
-            "masks not binary": _count_and_list(unusual["not_binary"], "thresholded at 128: "),
-        }
-
     def require_usable(self) -> None:
         """Raise InputError if a pair is unusable."""
         if self.problems:
@@ -125,6 +68,55 @@ class DatasetAudit:
                 f"data: {len(self.problems)} of {len(self.pairs)} pairs cannot be used: "
                 f"{format_some(self.problems, limit=1)}"
             )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a dict for JSON; docs/data.md describes its keys."""
+        index, pairs = self.index, [p for p in self.pairs if not p.problem]
+        sizes = Counter(p.shape for p in pairs)
+        return {
+            "root": str(index.root),
+            "layout": index.layout,
+            "pairs": len(self.pairs),
+            "groups": len({r.group for r in index.records}),
+            "official_splits": dict(Counter(r.split for r in index.records if r.split)),
+            "sizes": [{"height": h, "width": w, "images": n} for (h, w), n in sizes.most_common()],
+            "masks_without_image": list(index.masks_without_image),
+            "unusable": [{"name": p.name, "problem": p.problem} for p in self.pairs if p.problem],
+            "empty": [p.name for p in pairs if p.area == 0],
+            "full": [p.name for p in pairs if p.area == 1],
+            "not_binary": [p.name for p in pairs if p.thresholded],
+            "on_border": [p.name for p in pairs if p.touches_border],
+            "components": {p.name: p.components for p in pairs if p.components > 1},
+            "areas": {p.name: p.area for p in pairs},
+        }
+
+    def summarize(self) -> dict[str, str]:
+        """Return the rows of a table: property and value."""
+        data = self.to_dict()
+        splits = ", ".join(f"{split} {n}" for split, n in data["official_splits"].items())
+        rows = {
+            "layout": data["layout"],
+            "pairs": str(data["pairs"]),
+            "groups": str(data["groups"]),
+            "official split": splits or "none",
+            "unusable pairs": str(len(data["unusable"])),
+        }
+        if data["masks_without_image"]:
+            rows["masks without image"] = _count_and_list(data["masks_without_image"])
+        if not data["areas"]:
+            return rows
+        size = data["sizes"][0]
+        low, median, high = np.percentile(list(data["areas"].values()), [5, 50, 95])
+        return rows | {
+            "sizes": f"{len(data['sizes'])}, most often {size['width']}x{size['height']} "
+            f"({size['images']})",
+            "lesion area": f"median {median:.1%}, 5 to 95%: {low:.1%} to {high:.1%}",
+            "empty masks": _count_and_list(data["empty"]),
+            "full masks": _count_and_list(data["full"]),
+            "lesions on the border": f"{len(data['on_border']) / len(data['areas']):.1%}",
+            "several components": _count_and_list(data["components"]),
+            "masks not binary": _count_and_list(data["not_binary"], "thresholded at 128: "),
+        }
 
 
 def audit_dataset(
@@ -138,9 +130,11 @@ def audit_dataset(
         InputError: the layout is unknown or not found.
     """
     index = DatasetIndex.read(root, layout, lenient=True)
+    counts = Counter(record.name.lower() for record in index.records)
     pairs = _map_parallel(_audit_pair, index.records, on_progress)
-    names = _unique_names(index.records)
-    pairs = [replace(pair, name=name) for pair, name in zip(pairs, names, strict=True)]
+    for i, record in enumerate(index.records):
+        if counts[record.name.lower()] > 1:
+            pairs[i] = replace(pairs[i], name=f"{record.split}/{record.name}")
     return DatasetAudit(index, tuple(pairs))
 
 
@@ -155,22 +149,15 @@ def audit_cache(index: DatasetIndex, cache: Cache) -> DatasetAudit:
     areas, thresholded = cache.areas, set(cache.thresholded)
 
     def audit_entry(i: int) -> PairAudit:
-        record, mask, small = index.records[i], cache.masks[i], cache.images[i]
-        # Images of different shapes differ even if their squares are equal.
-        digest = f"{shapes[i]}-{digests[i]}"
+        record, small = index.records[i], cache.images[i]
         if len(small) >= THUMB_PX:
             image = Image.fromarray(small)
         else:
             image, _ = read_image_and_size(record.image, draft=draft_size(THUMB_PX))
-        return PairAudit(
-            record.name,
-            shapes[i],
-            float(areas[i]),
-            _touches_border(mask),
-            record.name in thresholded,
-            components=_count_components(mask),
-            fingerprint=_fingerprint(record, image, digest),
-        )
+        # Images of different shapes differ even if their squares are equal.
+        pair = _examine(record, image, f"{shapes[i]}-{digests[i]}", cache.masks[i])
+        is_thresholded = record.name in thresholded
+        return replace(pair, shape=shapes[i], area=float(areas[i]), thresholded=is_thresholded)
 
     return DatasetAudit(index, tuple(_map_parallel(audit_entry, range(len(index.records)))))
 
@@ -183,22 +170,6 @@ def digest_full_images(records: Sequence[Record]) -> list[str]:
 def _digest_full_image(record: Record) -> str:
     image = read_image(record.image)
     return _digest(np.asarray(image), (image.height, image.width))
-
-
-def _fingerprint(record: Record, reduced: Image.Image, digest: str) -> Fingerprint:
-    """Fingerprint a reduced image; without structure its digest is replaced by the full one.
-
-    Reduced to a few pixels, all black frames are equal and a single bright pixel is lost.
-    """
-    fingerprint = fingerprint_image(reduced, digest)
-    if fingerprint.is_flat:
-        return fingerprint._replace(digest=_digest_full_image(record))
-    return fingerprint
-
-
-def _unique_names(records: Sequence[Record]) -> list[str]:
-    counts = Counter(r.name.lower() for r in records)
-    return [f"{r.split}/{r.name}" if counts[r.name.lower()] > 1 else r.name for r in records]
 
 
 def _map_parallel(
@@ -220,37 +191,32 @@ def _audit_pair(record: Record) -> PairAudit:
         binary = read_binary_mask(record.mask)
         if (binary.image.height, binary.image.width) != shape:
             check_pair(record)
-        fingerprint = _fingerprint(record, image, _digest(np.asarray(image), shape))
+        digest = _digest(np.asarray(image), shape)
+        pair = _examine(record, image, digest, np.asarray(binary.image))
     except InputError as error:
         return PairAudit(record.name, problem=escape_unprintable(str(error)))
-    mask = np.asarray(binary.image)
+    return replace(pair, shape=shape, area=binary.area, thresholded=binary.thresholded)
+
+
+def _examine(record: Record, image: Image.Image, digest: str, mask: Pixels) -> PairAudit:
+    """Return the properties that a reduced image and the mask show."""
+    fingerprint = fingerprint_image(image, digest)
+    if fingerprint.is_flat:
+        # Reduced to a few pixels, all black frames are equal and a single bright pixel is lost.
+        fingerprint = fingerprint._replace(digest=_digest_full_image(record))
+    labels, _ = cv2.connectedComponents(np.ascontiguousarray(mask), connectivity=8)
     return PairAudit(
         record.name,
-        shape,
-        binary.area,
-        _touches_border(mask),
-        binary.thresholded,
-        components=_count_components(mask),
+        touches_border=any(edge.any() for edge in (mask[0], mask[-1], mask[:, 0], mask[:, -1])),
+        components=labels - 1,
         fingerprint=fingerprint,
     )
-
-
-def _touches_border(mask: Pixels) -> bool:
-    return any(bool(edge.any()) for edge in (mask[0], mask[-1], mask[:, 0], mask[:, -1]))
-
-
-def _count_components(mask: Pixels) -> int:
-    labels, _ = cv2.connectedComponents(np.ascontiguousarray(mask), connectivity=8)
-    return int(labels) - 1
 
 
 def _digest(pixels: Pixels, shape: tuple[int, int]) -> str:
     return hashlib.blake2b(repr(shape).encode() + pixels.tobytes(), digest_size=8).hexdigest()
 
 
-def _count_and_list(pairs: Sequence[PairAudit], prefix: str = "") -> str:
-    return f"{len(pairs)}, {prefix}{_list_names([p.name for p in pairs])}" if pairs else "0"
-
-
-def _list_names(names: Sequence[str]) -> str:
-    return format_some(map(escape_unprintable, names))
+def _count_and_list(names: Iterable[str], prefix: str = "") -> str:
+    escaped = [escape_unprintable(name) for name in names]
+    return f"{len(escaped)}, {prefix}{format_some(escaped)}" if escaped else "0"

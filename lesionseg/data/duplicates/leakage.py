@@ -8,7 +8,7 @@ official splits is a leak too.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from lesionseg.data.duplicates.audit import (
     digest_full_images,
 )
 from lesionseg.data.duplicates.matching import (
-    DuplicatePair,
     Fingerprint,
     Progress,
     cluster_pairs,
@@ -71,11 +70,8 @@ class DuplicateCluster:
 
     def sorted_members(self) -> list[Member]:
         """Return the members, starting with one of each data set and split."""
-        first: dict[tuple[str, str | None], Member] = {}
-        for member in self.members:
-            first.setdefault((member.dataset, member.record.split), member)
-        distinct = list(first.values())
-        return distinct + [m for m in self.members if m not in distinct]
+        first = {(m.dataset, m.record.split): m for m in reversed(self.members)}
+        return sorted(self.members, key=lambda m: first[m.dataset, m.record.split] is not m)
 
 
 @dataclass(frozen=True)
@@ -109,20 +105,37 @@ class LeakageReport:
         """Describe all leaks in one line, naming the first few; None without leaks."""
         across = [c for c in self.leaks if c.is_across_datasets]
         within = [c for c in self.leaks if not c.is_across_datasets]
-        parts = [
-            _describe(across, "image is", "images are", "two data sets"),
-            _describe(within, "image is", "images are", "two official splits"),
-            _describe(self.split_groups, "group is", "groups are", "two official splits"),
-        ]
-        return "; ".join(part for part in parts if part) or None
+        parts = []
+        for items, noun, place in (
+            (across, "image", "two data sets"),
+            (within, "image", "two official splits"),
+            (self.split_groups, "group", "two official splits"),
+        ):
+            if items:
+                count = f"1 {noun} is" if len(items) == 1 else f"{len(items)} {noun}s are"
+                more = f"; and {len(items) - 3} more" if len(items) > 3 else ""
+                parts.append(f"{count} in {place}: {'; '.join(map(str, items[:3]))}{more}")
+        return "; ".join(parts) or None
 
     def to_dict(self) -> dict[str, Any]:
         """Return a dict for JSON; docs/data.md describes its keys."""
         return {
             "format": FORMAT,
             "leaks": len(self.leaks) + len(self.split_groups),
-            "sets": [_audit_to_dict(name, audit) for name, audit in self.audits.items()],
-            "duplicates": [_cluster_to_dict(cluster) for cluster in self.clusters],
+            "sets": [{"set": name} | audit.to_dict() for name, audit in self.audits.items()],
+            "duplicates": [
+                {
+                    "exact": cluster.exact,
+                    "similarity": cluster.similarity,
+                    "leak": cluster.is_leak,
+                    "images": [
+                        {"set": m.dataset, "name": r.name, "split": r.split, "group": r.group}
+                        for m in cluster.members
+                        for r in [m.record]
+                    ],
+                }
+                for cluster in self.clusters
+            ],
             "split_groups": [
                 {"set": g.dataset, "group": g.group, "splits": list(g.splits)}
                 for g in self.split_groups
@@ -135,30 +148,23 @@ def audit_datasets(
     layout: str = "auto",
     on_progress: Progress = lambda done, total: None,
 ) -> LeakageReport:
-    """Audit data sets and find leaks within and between them.
+    """Audit data sets, folders or CSV manifests, and find leaks within and between them.
 
-    Args:
-        roots: folders or CSV manifests.
-        layout: of the first data set; the layouts of the others are detected.
-        on_progress: called with the number of items done and the total.
+    ``layout`` is that of the first data set; the layouts of the others are detected.
 
     Raises:
         InputError: a data set does not exist, is passed twice, or has an unknown layout.
     """
     for root in roots:
         with unreadable_as_input_error(root):
-            exists = root.exists()
-        if not exists:
-            raise InputError(
-                f"data check: no such folder: {root}; DIR and --against take the folder of a data "
-                f"set or a CSV manifest"
-            )
-    counts = Counter(root.resolve() for root in roots)
-    repeated = [str(path) for path, count in counts.items() if count > 1]
-    if repeated:
-        raise InputError(
-            f"data check: {repeated[0]} is given twice; --against takes another data set"
-        )
+            if not root.exists():
+                raise InputError(
+                    f"data check: no such folder: {root}; DIR and --against take the folder of a "
+                    f"data set or a CSV manifest"
+                )
+    path, count = Counter(root.resolve() for root in roots).most_common(1)[0]
+    if count > 1:
+        raise InputError(f"data check: {path} is given twice; --against takes another data set")
     layouts = [layout] + ["auto"] * (len(roots) - 1)
     audits = {
         name: audit_dataset(root, layout, on_progress)
@@ -177,15 +183,16 @@ def find_leaks(
         for record, pair in zip(audit.index.records, audit.pairs, strict=True)
         if pair.fingerprint is not None
     ]
-    pairs = find_duplicate_pairs(_refine_digests(members), on_progress)
-    clusters = _build_clusters(members, pairs)
-    clusters.sort(key=lambda c: (not c.is_leak, not c.exact, -c.similarity))
-    split_groups = [
-        group
-        for name, audit in audits.items()
-        for group in _find_split_groups(name, audit.index.records)
+    clusters = [
+        DuplicateCluster(
+            tuple(members[i] for i in sorted({i for p in pairs for i in (p.first, p.second)})),
+            min(pair.similarity for pair in pairs),
+            all(pair.exact for pair in pairs),
+        )
+        for pairs in cluster_pairs(find_duplicate_pairs(_refine_digests(members), on_progress))
     ]
-    return LeakageReport(audits, tuple(clusters), tuple(split_groups))
+    clusters.sort(key=lambda c: (not c.is_leak, not c.exact, -c.similarity))
+    return LeakageReport(audits, tuple(clusters), tuple(_find_split_groups(audits)))
 
 
 def _refine_digests(members: Sequence[Member]) -> list[Fingerprint]:
@@ -202,92 +209,25 @@ def _refine_digests(members: Sequence[Member]) -> list[Fingerprint]:
     return fingerprints
 
 
-def _build_clusters(
-    members: Sequence[Member], pairs: Sequence[DuplicatePair]
-) -> list[DuplicateCluster]:
-    clusters = cluster_pairs(len(members), pairs)
-    cluster_of = {i: k for k, positions in enumerate(clusters) for i in positions}
-    pairs_of: list[list[DuplicatePair]] = [[] for _ in clusters]
-    for pair in pairs:
-        pairs_of[cluster_of[pair.first]].append(pair)
-    return [
-        DuplicateCluster(
-            tuple(members[i] for i in positions),
-            min(pair.similarity for pair in links),
-            all(pair.exact for pair in links),
-        )
-        for positions, links in zip(clusters, pairs_of, strict=True)
-    ]
-
-
-def _find_split_groups(dataset: str, records: Sequence[Record]) -> list[SplitGroup]:
-    splits_of: dict[str, set[str]] = {}
-    names_of: dict[str, set[str]] = {}
-    for record in records:
-        if record.split:
+def _find_split_groups(audits: Mapping[str, DatasetAudit]) -> Iterator[SplitGroup]:
+    for dataset, audit in audits.items():
+        records = [record for record in audit.index.records if record.split]
+        splits_of: dict[str, set[str | None]] = {}
+        for record in records:
             splits_of.setdefault(record.group, set()).add(record.split)
-            names_of.setdefault(record.group, set()).add(record.name)
-    # An image without a group has its name as group: equal names do not imply one lesion.
-    return [
-        SplitGroup(dataset, group, tuple(sorted(splits, key=SPLITS.index)))
-        for group, splits in sorted(splits_of.items())
-        if len(splits) > 1 and names_of[group] != {group}
-    ]
+        # An image without a group has its name as group: equal names do not imply one lesion.
+        for group in sorted({r.group for r in records if r.name != r.group}):
+            if len(splits_of[group]) > 1:
+                splits = tuple(split for split in SPLITS if split in splits_of[group])
+                yield SplitGroup(dataset, group, splits)
 
 
 def _dataset_names(roots: Sequence[Path]) -> list[str]:
     """Name data sets after their folders, or by whole paths where these are ambiguous."""
     if len(roots) == 1:
         return [""]
-    short = [root.resolve().name for root in roots]
-    counts = Counter(short)
+    names = [root.resolve().name for root in roots]
     return [
-        escape_unprintable(name if counts[name] == 1 else str(root))
-        for name, root in zip(short, roots, strict=True)
+        escape_unprintable(name if names.count(name) == 1 else str(root))
+        for name, root in zip(names, roots, strict=True)
     ]
-
-
-def _describe(items: Sequence[object], singular: str, plural: str, place: str) -> str:
-    if not items:
-        return ""
-    more = f"; and {len(items) - 3} more" if len(items) > 3 else ""
-    count = f"{len(items)} {singular if len(items) == 1 else plural}"
-    return f"{count} in {place}: {'; '.join(map(str, items[:3]))}{more}"
-
-
-def _cluster_to_dict(cluster: DuplicateCluster) -> dict[str, Any]:
-    return {
-        "exact": cluster.exact,
-        "similarity": cluster.similarity,
-        "leak": cluster.is_leak,
-        "images": [
-            {
-                "set": m.dataset,
-                "name": m.record.name,
-                "split": m.record.split,
-                "group": m.record.group,
-            }
-            for m in cluster.members
-        ],
-    }
-
-
-def _audit_to_dict(name: str, audit: DatasetAudit) -> dict[str, Any]:
-    splits = Counter(r.split for r in audit.index.records if r.split)
-    sizes = Counter(p.shape for p in audit.usable)
-    unusual = audit.unusual_masks()
-    return {
-        "set": name,
-        "root": str(audit.index.root),
-        "layout": audit.index.layout,
-        "pairs": len(audit.pairs),
-        "groups": len({r.group for r in audit.index.records}),
-        "official_splits": dict(splits),
-        "sizes": [{"height": h, "width": w, "images": n} for (h, w), n in sizes.most_common()],
-        "masks_without_image": list(audit.index.masks_without_image),
-        "unusable": [{"name": p.name, "problem": p.problem} for p in audit.pairs if p.problem],
-        **{kind: [p.name for p in unusual[kind]] for kind in ("empty", "full", "not_binary")},
-        "on_border": [p.name for p in audit.usable if p.touches_border],
-        "components": {p.name: p.components for p in unusual["several_components"]},
-        "areas": {p.name: p.area for p in audit.usable},
-    }

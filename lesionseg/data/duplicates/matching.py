@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from operator import itemgetter
 from typing import NamedTuple, TypeVar
 
 import cv2
@@ -76,11 +77,15 @@ def fingerprint_image(image: Image.Image, digest: str) -> Fingerprint:
     """Compute the fingerprint of an RGB image of any size."""
     size = (THUMB_PX, THUMB_PX)
     small = image.convert("L").resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0)
-    thumb = np.asarray(small)
-    # The symmetries of the square commute with the resizing for the hash.
-    crops = [_resize(_zoom(thumb, zoom), _HASH_INPUT_PX) for zoom in range(len(ZOOMS))]
-    views = [_transform(crop, symmetry) for crop in crops for symmetry in range(SYMMETRIES)]
-    return Fingerprint(digest, thumb, np.array([_perceptual_hash(view) for view in views]))
+    thumb, hash_size = np.asarray(small), (_HASH_INPUT_PX, _HASH_INPUT_PX)
+    hashes = []
+    for zoom in range(len(ZOOMS)):
+        # The symmetries of the square commute with the resizing for the hash.
+        crop = Image.fromarray(_zoom(thumb, zoom)).resize(hash_size, Image.Resampling.LANCZOS)
+        for symmetry in range(SYMMETRIES):
+            view = Image.fromarray(_transform(np.asarray(crop), symmetry))
+            hashes.append(np.packbits(imagehash.phash(view).hash.reshape(-1)).view(np.uint64)[0])
+    return Fingerprint(digest, thumb, np.array(hashes))
 
 
 def find_duplicate_pairs(
@@ -92,19 +97,21 @@ def find_duplicate_pairs(
     image take about n comparisons and give about n pairs. Of equal images each is paired with the
     first only. Images without structure match only if all pixels are equal. The result does not
     depend on the number of threads. Memory: about 2 KB per image besides the fingerprints, 10 KB
-    if all images are copies.
-
-    Args:
-        fingerprints: of all images.
-        on_progress: called with the number of images compared with all later ones, and the total.
+    if all images are copies. Progress: the number of images compared with all later ones.
     """
-    pairs, distinct = _match_equal(fingerprints)
-    compared = [i for i in distinct if not fingerprints[i].is_flat]
+    pairs: list[DuplicatePair] = []
+    first_by_digest: dict[str, int] = {}
+    for i, fingerprint in enumerate(fingerprints):
+        first = first_by_digest.setdefault(fingerprint.digest, i)
+        if first != i:
+            pairs.append(DuplicatePair(first, i, 1.0, exact=True))
+    compared = [i for i in first_by_digest.values() if not fingerprints[i].is_flat]
     thumbs = [fingerprints[i].thumb for i in compared]
     cluster = np.arange(len(compared))  # for each image the first that it is linked with
 
     def similarity(candidate: _Candidate) -> float:
-        view = _view(thumbs[candidate.viewed], candidate.view)
+        zoom, symmetry = divmod(candidate.view, SYMMETRIES)
+        view = _transform(_zoom(thumbs[candidate.viewed], zoom), symmetry)
         return aligned_similarity(thumbs[candidate.plain], view)
 
     hashes = [fingerprints[i].hashes for i in compared]
@@ -124,25 +131,15 @@ def find_duplicate_pairs(
     return sorted(pairs)
 
 
-def cluster_pairs(n: int, pairs: Sequence[DuplicatePair]) -> list[list[int]]:
-    """Return the positions of 0 to n - 1 that pairs link, directly or through others, sorted."""
-    sets = DisjointSet(range(n))
+def cluster_pairs(pairs: Sequence[DuplicatePair]) -> list[list[DuplicatePair]]:
+    """Return the pairs of each cluster of images that are linked, directly or through others."""
+    sets = DisjointSet(position for pair in pairs for position in (pair.first, pair.second))
     for pair in pairs:
         sets.merge(pair.first, pair.second)
-    return sorted(sorted(cluster) for cluster in sets.subsets() if len(cluster) > 1)
-
-
-def _match_equal(
-    fingerprints: Sequence[Fingerprint],
-) -> tuple[list[DuplicatePair], list[int]]:
-    """Return the pairs of equal pixels, and the first image of each digest."""
-    first_by_digest: dict[str, int] = {}
-    pairs = []
-    for i, fingerprint in enumerate(fingerprints):
-        first = first_by_digest.setdefault(fingerprint.digest, i)
-        if first != i:
-            pairs.append(DuplicatePair(first, i, 1.0, exact=True))
-    return pairs, list(first_by_digest.values())
+    clusters: dict[int, list[DuplicatePair]] = {}
+    for pair in pairs:
+        clusters.setdefault(sets[pair.first], []).append(pair)
+    return list(clusters.values())
 
 
 class _Candidate(NamedTuple):
@@ -174,10 +171,9 @@ def _find_candidates(
             for plain, viewed in _match_hashes(table, view, top):
                 unlinked = cluster[plain] != cluster[viewed]
                 for candidate in _match_coarse(coarse, plain[unlinked], viewed[unlinked], view):
-                    low, high = sorted((candidate.plain, candidate.viewed))
-                    other = best.get((low, high))
-                    if other is None or other.correlation < candidate.correlation:
-                        best[low, high] = candidate
+                    ends = sorted((candidate.plain, candidate.viewed))
+                    key = (ends[0], ends[1])
+                    best[key] = max(best.get(key, candidate), candidate, key=itemgetter(0))
         yield from (candidate for _, candidate in sorted(best.items()))
         on_progress(min(top + _ROWS, len(thumbs)), len(thumbs))
 
@@ -189,18 +185,12 @@ def _match_hashes(
 
     One of the two is in the _ROWS rows of hashes [N, views] from ``top`` on, the other after it.
     """
-    plain, views = hashes[:, 0], hashes[:, view]
-    yield _near(plain, views, top)
-    if view >= SYMMETRIES:  # views of the whole image are symmetric: one order is enough
-        viewed, unchanged = _near(views, plain, top)
-        yield unchanged, viewed
-
-
-def _near(a: NDArray[np.uint64], b: NDArray[np.uint64], top: int) -> tuple[Positions, Positions]:
-    distance = np.bitwise_count(a[top : top + _ROWS, None] ^ b[None, top:])
-    i, j = np.nonzero(distance <= MAX_HASH_DISTANCE)
-    later = i < j
-    return i[later] + top, j[later] + top
+    # Views of the whole image are symmetric: one order is enough.
+    for a, b in ((0, view), (view, 0)) if view >= SYMMETRIES else ((0, view),):
+        distance = np.bitwise_count(hashes[top : top + _ROWS, None, a] ^ hashes[None, top:, b])
+        i, j = np.nonzero(distance <= MAX_HASH_DISTANCE)
+        first, second = i[i < j] + top, j[i < j] + top
+        yield (first, second) if a == 0 else (second, first)
 
 
 def _match_coarse(
@@ -221,12 +211,7 @@ def _coarse(thumb: Pixels) -> Floats:
     small = cv2.resize(thumb, size, interpolation=cv2.INTER_AREA).astype(np.float32)
     detail = small - cv2.GaussianBlur(small, (0, 0), 2)
     detail -= detail.mean()
-    unit: Floats = detail / max(float(np.linalg.norm(detail)), 1e-6)
-    return unit
-
-
-def _view(thumb: Pixels, view: int) -> Pixels:
-    return _transform(_zoom(thumb, view // SYMMETRIES), view % SYMMETRIES)
+    return np.asarray(detail / max(float(np.linalg.norm(detail)), 1e-6))
 
 
 def _zoom(thumb: Pixels, zoom: int) -> Pixels:
@@ -238,18 +223,7 @@ def _zoom(thumb: Pixels, zoom: int) -> Pixels:
     return np.asarray(Image.fromarray(thumb).resize(size, Image.Resampling.BILINEAR, box=box))
 
 
-def _resize(thumb: Pixels, side_px: int) -> Pixels:
-    small = Image.fromarray(thumb).resize((side_px, side_px), Image.Resampling.LANCZOS)
-    return np.asarray(small)
-
-
 def _transform(square: Square, symmetry: int) -> Square:
     """Rotate [..., S, S] by 90 degrees ``symmetry % 4`` times, from 4 on mirrored first."""
     mirrored = square[..., ::-1] if symmetry >= 4 else square
     return np.ascontiguousarray(np.rot90(mirrored, symmetry % 4, axes=(-2, -1)))
-
-
-def _perceptual_hash(view: Pixels) -> np.uint64:
-    bits = imagehash.phash(Image.fromarray(view)).hash
-    packed: np.uint64 = np.packbits(bits.reshape(-1)).view(np.uint64)[0]
-    return packed

@@ -17,7 +17,6 @@ from lesionseg.data.synthetic.fields import (
 )
 from lesionseg.data.synthetic.lesion import Outline
 
-_FULL_TURN = 2.0 * math.pi
 _INK_COLOURS = ((0.33, 0.14, 0.55), (0.22, 0.20, 0.50), (0.38, 0.22, 0.42))
 _BLACK, _BROWN, _CHESTNUT = (0.10, 0.08, 0.08), (0.28, 0.17, 0.11), (0.45, 0.27, 0.15)
 _DARK_HAIR = (_BLACK, _BROWN, _CHESTNUT)
@@ -45,7 +44,7 @@ def add_markings(s: FieldSampler, image: Field, outline: Outline) -> Field:
 def _add_ink(s: FieldSampler, image: Field, outline: Outline) -> Field:
     """Add marks of a surgical pen around the lesion: a broken circle or scribbled spots."""
     reach_px = s.uniform(1.25, 1.9) * outline.radius_px + 0.07 * s.unit_px
-    angles = s.uniform(0.0, _FULL_TURN) + np.linspace(0.0, _FULL_TURN, 60)
+    angles = s.uniform(0.0, math.tau) + np.linspace(0.0, math.tau, 60)
     ring = outline.center_px + circle_points(angles, reach_px * (1.0 + 0.04 * np.sin(3.0 * angles)))
     if s.chance(0.35):
         ink = s.draw([ring[: int(s.rng.integers(30, 61))]], 1.0, s.uniform(0.008, 0.03))
@@ -108,9 +107,9 @@ def add_hair(s: FieldSampler, image: Field) -> Field:
 def _grow_hairs(s: FieldSampler, spread: float, length: Points, width: Points) -> Points:
     """Return the outlines [N, K, 2] of curved hairs, thick near the root and thin at the tip."""
     n, along = len(length), np.linspace(0.0, 1.0, 28)
-    start = s.uniform(0.0, _FULL_TURN) + spread * s.rng.standard_normal((n, 1))
+    start = s.uniform(0.0, math.tau) + spread * s.rng.standard_normal((n, 1))
     bend = s.uniform(0.1, 1.3) * s.choice((1, -1)) * s.rng.normal(0.8, 0.6, (n, 1))
-    wave = 0.25 * s.rng.standard_normal((n, 1)) * np.sin(_FULL_TURN * along)
+    wave = 0.25 * s.rng.standard_normal((n, 1)) * np.sin(math.tau * along)
     angles = start + bend * along + wave
     steps = circle_points(angles, length[:, None] * s.unit_px / len(along))
     lines = s.rng.uniform(-0.3, 1.3, (n, 1, 2)) * s.size_px + np.cumsum(steps, axis=1)
@@ -128,7 +127,7 @@ def add_gel(s: FieldSampler, image: Field) -> Field:
 
 def _add_bubbles(s: FieldSampler, image: Field) -> Field:
     """Add bubbles of many sizes, alone and in a cluster: two rims and the lamp's reflections."""
-    lamp, cluster = s.uniform(0.0, _FULL_TURN), s.rng.uniform(0.1, 0.9, 2)
+    lamp, cluster = s.uniform(0.0, math.tau), s.rng.uniform(0.1, 0.9, 2)
     dark, light, highlight = s.uniform(0.1, 0.3), s.uniform(0.1, 0.3), s.uniform(0.4, 0.9)
     image = image.copy()
     for _ in range(int(s.rng.integers(1, 10))):

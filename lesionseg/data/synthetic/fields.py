@@ -36,8 +36,7 @@ def blend(image: Field, opacity: Field, colour: ArrayLike) -> Field:
 def circle_points(angles: Points, radius_px: float | Points) -> Points:
     """Return the points at some angles around the origin."""
     unit = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
-    points: Points = unit * np.asarray(radius_px)[..., None]
-    return points
+    return np.asarray(unit * np.asarray(radius_px)[..., None])
 
 
 class FieldSampler:
@@ -49,11 +48,9 @@ class FieldSampler:
         self.unit_px = float(min(height, width))
 
     def uniform(self, low: float, high: float) -> float:
-        """Draw a number between two limits."""
         return float(self.rng.uniform(low, high))
 
     def chance(self, probability: float) -> bool:
-        """Return True with a probability."""
         return bool(self.rng.random() < probability)
 
     def choice(self, items: Sequence[T], weights: Sequence[float] | None = None) -> T:
@@ -63,10 +60,9 @@ class FieldSampler:
 
     def grid(self, origin_px: ArrayLike) -> tuple[Field, Field]:
         """Return x [1, W] and y [H, 1] in pixels, relative to an origin."""
-        x, y = np.asarray(origin_px)
-        return as_field(np.arange(self.width) - x)[None], as_field(np.arange(self.height) - y)[
-            :, None
-        ]
+        x_px, y_px = np.asarray(origin_px)
+        y, x = np.ogrid[: self.height, : self.width]
+        return as_field(x - x_px), as_field(y - y_px)
 
     def blur(self, field: Field, scale: float) -> Field:
         """Blur a field [H, W] or [H, W, C] by a Gaussian."""

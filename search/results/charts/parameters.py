@@ -10,25 +10,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from search.results.charts.svg import (
-    BLUE,
-    FULL_WIDTH,
-    INK,
-    MUTED,
-    RULE,
-    VERMILION,
-    add_axes,
-    add_legend,
-    lower_limit,
-    plot_points,
-    plot_star,
-    render_svg,
-)
+from search.results.charts import svg
 
 MAX_SLICES, SLICE_COLUMNS, MAX_AXES = 6, 3, 7
 #: Points of a slice, and lines of the best trials; more make the file large.
@@ -44,27 +30,30 @@ Trial = Mapping[str, Any]
 Value = float | int | str | bool
 
 
-def slices_chart(trials: Sequence[Trial], names: Sequence[str], selected: int | None) -> Markup:
+@svg.svg_chart(svg.FULL_WIDTH)
+def slices_chart(
+    figure: Figure, trials: Sequence[Trial], names: Sequence[str], selected: int | None
+) -> str:
     """Plot validation Dice by parameter; the first MAX_SLICES parameters."""
     names = names[:MAX_SLICES]
     trials = [t for t in trials if t["dice"] is not None]
     rows, columns = math.ceil(len(names) / SLICE_COLUMNS), min(SLICE_COLUMNS, len(names))
     dice = [t["dice"] for t in trials]
-    low, high = lower_limit(dice), max(dice, default=1.0)
-
-    def plot(figure: Figure) -> None:
-        for i, name in enumerate(names):
-            y_label = "" if i % SLICE_COLUMNS else "validation Dice"
-            axes = add_axes(figure, name, y_label, rows, columns, i + 1)
-            _plot_slice(axes, [t for t in trials if name in t["params"]], name, selected)
-            axes.set_ylim(low, high + 0.06 * ((high - low) or 1))
-        figure.align_ylabels()
-
-    alt = f"Validation Dice by {', '.join(names)}."
-    return render_svg("slices", alt, (FULL_WIDTH[0], 0.25 + 1.75 * rows), plot)
+    low, high = svg.lower_limit(dice), max(dice, default=1.0)
+    figure.set_figheight(0.25 + 1.75 * rows)
+    for i, name in enumerate(names):
+        y_label = "" if i % SLICE_COLUMNS else "validation Dice"
+        axes = svg.add_axes(figure, name, y_label, rows, columns, i + 1)
+        _plot_slice(axes, [t for t in trials if name in t["params"]], name, selected)
+        axes.set_ylim(low, high + 0.06 * ((high - low) or 1))
+    figure.align_ylabels()
+    return f"Validation Dice by {', '.join(names)}."
 
 
-def parallel_chart(trials: Sequence[Trial], names: Sequence[str], selected: int | None) -> Markup:
+@svg.svg_chart((svg.FULL_WIDTH[0], 3.1))
+def parallel_chart(
+    figure: Figure, trials: Sequence[Trial], names: Sequence[str], selected: int | None
+) -> str:
     """Plot a line for each complete trial through its parameters to its Dice.
 
     A line passes below the axis of a parameter that the trial does not have.
@@ -73,43 +62,36 @@ def parallel_chart(trials: Sequence[Trial], names: Sequence[str], selected: int 
     complete = [t for t in trials if t["state"] == "complete" and t["dice"] is not None]
     complete = sorted(complete, key=lambda t: t["dice"])[-MAX_LINES:]
     best = {t["number"] for t in complete[-max(1, len(complete) // 4) :]}
-    scales = [ParameterScale([t["params"][n] for t in complete if n in t["params"]]) for n in names]
+    scales = {n: ParameterScale([t["params"][n] for t in complete if n in t["params"]])
+              for n in names}  # fmt: skip
     dice_scale = ParameterScale([t["dice"] for t in complete], digits="{:.3f}")
     styles: dict[str, dict[str, Any]] = {
-        "selected": {"color": VERMILION, "lw": 2, "zorder": 4},
-        "best quarter": {"color": BLUE, "lw": 1, "alpha": 0.8, "zorder": 3},
-        "others": {"color": MUTED, "lw": 0.6, "alpha": 0.45, "zorder": 2, "ls": "--"},
+        "selected": {"color": svg.VERMILION, "lw": 2, "zorder": 4},
+        "best quarter": {"color": svg.BLUE, "lw": 1, "alpha": 0.8, "zorder": 3},
+        "others": {"color": svg.MUTED, "lw": 0.6, "alpha": 0.45, "zorder": 2, "ls": "--"},
     }
-
-    def plot(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        for label, style in styles.items():
-            axes.plot([], [], label=label, **style)
-        for trial in complete:
-            heights = [
-                scale.height(trial["params"].get(name))
-                for name, scale in zip(names, scales, strict=True)
-            ]
-            number = trial["number"]
-            group = "best quarter" if number in best else "others"
-            style = styles["selected" if number == selected else group]
-            axes.plot([*heights, dice_scale.height(trial["dice"])], **style)
-        for x, scale in enumerate([*scales, dice_scale]):
-            _plot_axis(axes, x, scale)
-        # Axes are close together: optimizer.adamw.lr is written on several lines.
-        labels = [name.replace(".", ".\n") for name in names]
-        axes.set_xticks(range(len(names) + 1), [*labels, "Dice"])
-        axes.set_yticks([])
-        axes.tick_params(length=0, labelcolor=INK)
-        axes.spines[:].set_visible(False)
-        axes.set(xlim=(-0.1, len(names) + 0.45), ylim=(-0.26, 1.1))
-        add_legend(axes, columns=3)
-
-    alt = (
+    axes = figure.add_subplot()
+    for label, style in styles.items():
+        axes.plot([], [], label=label, **style)
+    for trial in complete:
+        heights = [scale.height(trial["params"].get(name)) for name, scale in scales.items()]
+        group = "best quarter" if trial["number"] in best else "others"
+        style = styles["selected" if trial["number"] == selected else group]
+        axes.plot([*heights, dice_scale.height(trial["dice"])], **style)
+    for x, scale in enumerate([*scales.values(), dice_scale]):
+        _plot_axis(axes, x, scale)
+    # Axes are close together: optimizer.adamw.lr is written on several lines.
+    labels = [name.replace(".", ".\n") for name in names]
+    axes.set_xticks(range(len(names) + 1), [*labels, "Dice"])
+    axes.set_yticks([])
+    axes.tick_params(length=0, labelcolor=svg.INK)
+    axes.spines[:].set_visible(False)
+    axes.set(xlim=(-0.1, len(names) + 0.45), ylim=(-0.26, 1.1))
+    svg.add_legend(axes, columns=3)
+    return (
         f"Parallel coordinates of {len(complete)} complete trials over {', '.join(names)} and "
         f"Dice; the best quarter is highlighted."
     )
-    return render_svg("parallel", alt, (FULL_WIDTH[0], 3.1), plot)
 
 
 class ParameterScale:
@@ -158,17 +140,14 @@ def _plot_slice(axes: Axes, trials: Sequence[Trial], name: str, selected: int | 
         elif scale.categories:  # spread the points of a category evenly, always in the same way
             x += ((trial["number"] * 0.618034) % 1 - 0.5) * 0.5
         points[key].append((x, trial["dice"]))
-    plot_points(axes, points["pruned"], "D", color=MUTED, ms=2.4, mew=0, alpha=0.75)
-    plot_points(axes, points["complete"], "o", color=BLUE, ms=3.2, mew=0, alpha=0.75)
-    plot_star(axes, points["selected"])
+    svg.plot_points(axes, points["pruned"], "D", color=svg.MUTED, ms=2.4, mew=0, alpha=0.75)
+    svg.plot_points(axes, points["complete"], "o", color=svg.BLUE, ms=3.2, mew=0, alpha=0.75)
+    svg.plot_star(axes, points["selected"])
     if scale.categories:
         is_crowded = sum(map(len, scale.categories)) > 26
-        rotated: Any = (
-            {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if is_crowded else {}
-        )
-        axes.set_xticks(
-            range(len(scale.categories)), [_shorten(c) for c in scale.categories], **rotated
-        )
+        names = [_shorten(c) for c in scale.categories]
+        rotated: Any = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
+        axes.set_xticks(range(len(names)), names, **(rotated if is_crowded else {}))
         axes.set_xlim(-0.5, len(scale.categories) - 0.5)
     elif scale.is_log:
         axes.set_xscale("log")
@@ -181,11 +160,11 @@ def _plot_slice(axes: Axes, trials: Sequence[Trial], name: str, selected: int | 
 
 def _plot_axis(axes: Axes, x: int, scale: ParameterScale) -> None:
     """Plot a vertical axis: labels at its ends are beyond them, others to the right."""
-    axes.plot([x, x], [0, 1], color=RULE, lw=1, zorder=1)
+    axes.plot([x, x], [0, 1], color=svg.RULE, lw=1, zorder=1)
     for height, text in scale.labels():
         ends = {0.0: ("center", "top", 0, -0.03), 1.0: ("center", "bottom", 0, 0.02)}
         ha, va, right, up = ends.get(height, ("left", "center", 0.04, 0))
-        axes.text(x + right, height + up, text, fontsize=6.5, color=INK, ha=ha, va=va, zorder=6)
+        axes.text(x + right, height + up, text, fontsize=6.5, color=svg.INK, ha=ha, va=va, zorder=6)
 
 
 def _category(value: Value) -> str:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec
 
 import matplotlib as mpl
 import numpy as np
@@ -22,15 +23,13 @@ from matplotlib.ticker import MaxNLocator
 INK, MUTED, RULE = "#1c2127", "#5b6570", "#d9dee3"
 BLUE, GREEN, VERMILION, PURPLE = "#0072b2", "#009e73", "#d55e00", "#cc79a7"
 #: CSS variable of each colour.
-VARIABLES = {
-    INK: "--ink",
-    MUTED: "--muted",
-    RULE: "--rule",
-    BLUE: "--blue",
-    GREEN: "--green",
-    VERMILION: "--vermilion",
-    PURPLE: "--purple",
-}
+VARIABLES = dict(
+    zip(
+        (INK, MUTED, RULE, BLUE, GREEN, VERMILION, PURPLE),
+        ("--ink", "--muted", "--rule", "--blue", "--green", "--vermilion", "--purple"),
+        strict=True,
+    )
+)
 #: Figure sizes in inches; the page shows them at about twice the size.
 FULL_WIDTH, HALF_WIDTH = (7.4, 2.9), (3.6, 2.5)
 
@@ -38,49 +37,51 @@ _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.size": 7.5,
-    "axes.labelsize": 7.5,
-    "axes.labelcolor": MUTED,
-    "axes.edgecolor": MUTED,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "grid.color": RULE,
-    "grid.linewidth": 0.5,
-    "text.color": INK,
     "legend.frameon": False,
     "legend.fontsize": 7,
     "lines.linewidth": 1.2,
-} | {
-    f"{axis}tick.{key}": value
-    for axis in "xy"
-    for key, value in (
-        ("color", MUTED), ("labelsize", 7), ("major.width", 0.6), ("major.size", 2.5)
-    )
-}  # fmt: skip
+    "axes.axisbelow": True,
+    "axes.linewidth": 0.6,
+    "axes.labelsize": 7.5,
+    "grid.linewidth": 0.5,
+    **dict.fromkeys(["axes.spines.top", "axes.spines.right"], False),
+    **dict.fromkeys(["axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"], MUTED),
+    **dict.fromkeys(["xtick.labelsize", "ytick.labelsize"], 7),
+    **dict.fromkeys(["xtick.major.width", "ytick.major.width"], 0.6),
+    **dict.fromkeys(["xtick.major.size", "ytick.major.size"], 2.5),
+    "grid.color": RULE,
+    "text.color": INK,
+}
 
 Points = Sequence[tuple[float, float]]
+Args = ParamSpec("Args")
 
 
-def render_svg(
-    name: str, alt: str, size: tuple[float, float], plot: Callable[[Figure], None]
-) -> Markup:
-    """Return a chart as SVG for a page.
+def svg_chart(
+    size: tuple[float, float],
+) -> Callable[[Callable[Concatenate[Figure, Args], str]], Callable[Args, Markup]]:
+    """Decorate a function that draws in a figure and returns the chart's alternative text.
 
-    Args:
-        name: seed of the ids in the SVG; they differ between the charts of a page.
-        alt: the alternative text.
-        size: width and height in inches.
-        plot: draws the chart in a figure.
+    The decorated function returns the chart as SVG for a page. size: width and height in inches.
     """
-    buffer = io.StringIO()
-    with mpl.rc_context():
-        mpl.rcdefaults()  # the user's matplotlibrc has no effect
-        mpl.rcParams.update({**_STYLE, "svg.hashsalt": name})
-        figure = Figure(figsize=size, layout="constrained")
-        plot(figure)
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(buffer.getvalue(), alt)
+
+    def decorate(draw: Callable[Concatenate[Figure, Args], str]) -> Callable[Args, Markup]:
+        @wraps(draw)
+        def render(*args: Args.args, **options: Args.kwargs) -> Markup:
+            buffer = io.StringIO()
+            with mpl.rc_context():
+                mpl.rcdefaults()  # the user's matplotlibrc has no effect
+                # The seed of the ids in the SVG: they differ between the charts of a page.
+                salt = draw.__name__.removesuffix("_chart")
+                mpl.rcParams.update({**_STYLE, "svg.hashsalt": salt})
+                figure = Figure(figsize=size, layout="constrained")
+                alt = draw(figure, *args, **options)
+                figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+            return _inline(buffer.getvalue(), alt)
+
+        return render
+
+    return decorate
 
 
 def add_axes(figure: Figure, x_label: str, y_label: str, *position: int) -> Axes:

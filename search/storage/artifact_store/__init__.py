@@ -1,22 +1,184 @@
-"""Where the weights, checkpoints and histories of trials are kept."""
+"""The files of a study's trials, in a place that all of its workers reach.
+
+A file of a trial has the trial's number and a name such as ``state.pt``. Below the study's name
+it has the same key in every kind of store: ``<study>/trials/<number>/<name>``.
+"""
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+from abc import ABC, abstractmethod
+from contextlib import suppress
 from pathlib import Path
 
 from lesionseg.errors import InputError
-from search.storage.artifact_store.base import ArtifactStore, ArtifactStoreUnavailable
-from search.storage.artifact_store.folder import FolderArtifactStore
+from lesionseg.runtime.files import atomic_write
 
-__all__ = [
-    "ArtifactStore",
-    "ArtifactStoreUnavailable",
-    "FolderArtifactStore",
-    "open_artifact_store",
-]
+#: The file that holds the id of the store's study, beside the trials' folders.
+MARKER = ".study"
 
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
+
+
+class ArtifactStoreUnavailable(RuntimeError):
+    """The store could not be reached, in spite of retries; one line."""
+
+
+class ArtifactStore(ABC):
+    """The files of one study's trials. Names consist of letters, digits, ``_``, ``-`` and ``.``.
+
+    Every method may raise InputError where access is refused, and ArtifactStoreUnavailable.
+    """
+
+    #: The folder below which this host's files lie.
+    root: Path
+    #: Whether a file at ``local_path`` is in the store already.
+    is_local: bool
+
+    def local_path(self, number: int, name: str) -> Path:
+        """Return where this host's processes write and read a file; its folder is created."""
+        path = self._path(number, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    @abstractmethod
+    def put(self, number: int, name: str) -> None:
+        """Make the file at ``local_path`` available to other hosts.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+
+    @abstractmethod
+    def fetch(self, number: int, name: str) -> Path | None:
+        """Copy a file to ``local_path``, completely or not at all, over an existing one.
+
+        Returns:
+            The path; None where the store does not have the file.
+        """
+
+    @abstractmethod
+    def delete(self, number: int, name: str) -> None:
+        """Delete a file, here and in the store, if it exists."""
+
+    @abstractmethod
+    def list_files(self, number: int) -> list[str]:
+        """Return the names of a trial's files in the store, sorted."""
+
+    @abstractmethod
+    def list_trials(self) -> list[int]:
+        """Return the numbers of the trials that have files in the store, sorted."""
+
+    @abstractmethod
+    def total_bytes(self) -> int:
+        """Return the size of the study's files in the store."""
+
+    def delete_partial_files(self, number: int) -> None:
+        """Delete files of this host whose writing was interrupted."""
+        for path in self._folder(number).glob(".*"):
+            if path.is_file():
+                path.unlink(missing_ok=True)
+
+    def delete_trial(self, number: int) -> None:
+        """Delete all files of a trial, here and in the store."""
+        for name in self.list_files(number):
+            self.delete(number, name)
+        shutil.rmtree(self._folder(number), ignore_errors=True)
+
+    def claim_marker(self, study_id: str) -> None:
+        """Mark the store as that of a new study; InputError where it is another study's."""
+        if self._read_marker() is None:
+            self._write_marker(study_id)
+        self.check_not_foreign(study_id)
+
+    def check_not_foreign(self, study_id: str | None = None) -> None:
+        """Raise InputError where the store is marked as another study's than this one's."""
+        if self._read_marker() not in {None, study_id}:
+            raise InputError(
+                f"artifacts: {self}: holds another study of this name; "
+                "name another place or study, or delete what is there"
+            )
+
+    def check_marker(self, study_id: str) -> None:
+        """Raise InputError where this is not the place that the study was created with."""
+        marker = self._read_marker()
+        if marker != study_id:
+            problem = "holds nothing of the study" if marker is None else "is another study's"
+            raise InputError(
+                f"artifacts: {self}: {problem} as this host sees it; mount the folder that the "
+                "study was created with at this path, or create the study with s3://bucket/prefix"
+            )
+
+    @abstractmethod
+    def _read_marker(self) -> str | None: ...
+
+    @abstractmethod
+    def _write_marker(self, study_id: str) -> None: ...
+
+    def _folder(self, number: int) -> Path:
+        return self.root / "trials" / str(number)
+
+    def _path(self, number: int, name: str) -> Path:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"a file's name is letters, digits, _, - and ., got {name!r}")
+        return self._folder(number) / name
+
+
+class FolderArtifactStore(ArtifactStore):
+    """The study's own folder, or one that all hosts share; a written file is in the store."""
+
+    is_local = True
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def put(self, number: int, name: str) -> None:
+        self._path(number, name).stat()
+
+    def fetch(self, number: int, name: str) -> Path | None:
+        path = self._path(number, name)
+        return path if path.is_file() else None
+
+    def delete(self, number: int, name: str) -> None:
+        self._path(number, name).unlink(missing_ok=True)
+
+    def list_files(self, number: int) -> list[str]:
+        paths = self._folder(number).glob("*")
+        return sorted(p.name for p in paths if p.is_file() and _NAME.fullmatch(p.name))
+
+    def list_trials(self) -> list[int]:
+        paths = (self.root / "trials").glob("*")
+        return sorted(int(p.name) for p in paths if p.name.isdecimal())
+
+    def total_bytes(self) -> int:
+        total = 0
+        for folder, _, names in os.walk(self.root / "trials"):
+            for name in names:
+                with suppress(FileNotFoundError):  # deleted by another worker meanwhile
+                    total += os.stat(Path(folder, name)).st_size
+        return total
+
+    def _read_marker(self) -> str | None:
+        try:
+            return (self.root / "trials" / MARKER).read_text()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise InputError(f"artifacts: {self}: cannot be read: {error.strerror}") from None
+
+    def _write_marker(self, study_id: str) -> None:
+        path = self.root / "trials" / MARKER
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(path, study_id, unique=True)
+        except OSError as error:
+            raise InputError(f"artifacts: {self}: cannot be written: {error.strerror}") from None
 
 
 def open_artifact_store(

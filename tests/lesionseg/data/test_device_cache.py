@@ -43,17 +43,17 @@ def epoch(cache, *, on_device, members=range(30), workers=0, start=0):
         build_augment(ComponentConfig("full", {"strength": 1.0})),
     )
     if on_device:
-        there = DeviceCache(cache, members, CPU)
-        dataset, bring = PlanDataset(there, pipeline, 7), there.batch
+        device_images = DeviceCache(cache, members, CPU)
+        dataset, transfer = PlanDataset(device_images, pipeline, 7), device_images.make_batch
     else:
         dataset = BatchDataset(cache, pipeline, 7)
 
-        def bring(batch):
+        def transfer(batch):
             return to_device(batch, CPU)
 
     loader, plan = make_train_loader(dataset, members, 4, seed=7, workers=workers)
     plan.epoch, plan.start = 2, start
-    return list(transfer_batches(loader, bring, CPU))
+    return list(transfer_batches(loader, transfer, CPU))
 
 
 def same(one, other):
@@ -89,18 +89,18 @@ def test_resuming_within_an_epoch(cache):
 
 def test_device_cache_holds_the_members(cache):
     members = np.array([9, 2, 9, 25])
-    there = DeviceCache(cache, members, CPU)
-    assert there.images.shape == (3, 32, 32, 3)
-    rows = there.positions(members)
-    assert np.array_equal(there.images[rows].numpy(), cache.images[members])
-    assert np.array_equal(there.masks[rows].numpy(), cache.masks[members])
+    device_images = DeviceCache(cache, members, CPU)
+    assert device_images.images.shape == (3, 32, 32, 3)
+    rows = device_images.positions(members)
+    assert np.array_equal(device_images.images[rows].numpy(), cache.images[members])
+    assert np.array_equal(device_images.masks[rows].numpy(), cache.masks[members])
 
 
 def test_images_are_copied_in_chunks(cache, monkeypatch):
     monkeypatch.setattr(device_cache, "UPLOAD_CHUNK", 7)
-    there = DeviceCache(cache, np.arange(30), CPU)
-    assert np.array_equal(there.images.numpy(), cache.images)
-    assert np.array_equal(there.masks.numpy(), cache.masks)
+    device_images = DeviceCache(cache, np.arange(30), CPU)
+    assert np.array_equal(device_images.images.numpy(), cache.images)
+    assert np.array_equal(device_images.masks.numpy(), cache.masks)
 
 
 def test_a_pickled_plan_dataset_has_no_images(cache):
@@ -126,18 +126,18 @@ class Counted(TorchDispatchMode):
 
 def test_one_copy_per_batch_and_no_read_back(cache):
     """A device that can be setting for nothing: on it no number has a value."""
-    there = DeviceCache(cache, np.arange(30), META)
+    device_images = DeviceCache(cache, np.arange(30), META)
     loader, plan = make_train_loader(
-        PlanDataset(there, build_augment(ComponentConfig("full", {"strength": 1.0})), 7),
+        PlanDataset(device_images, build_augment(ComponentConfig("full", {"strength": 1.0})), 7),
         np.arange(30),
         15,
         seed=7,
     )
     plan.epoch = 1
-    normalise(there.images)  # which brings the mean and deviation, once
+    normalise(device_images.images)  # which brings the mean and deviation, once
     for packed in loader:
         with Counted() as counted:
-            images, masks = there.make_batch(packed)
+            images, masks = device_images.make_batch(packed)
         assert images.shape == (15, 3, 32, 32) and masks.shape == (15, 1, 32, 32)
         assert [(kind, shape) for _, kind, shape in counted.brought] == [
             (torch.uint8, packed.content.shape)

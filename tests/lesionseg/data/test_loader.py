@@ -317,22 +317,20 @@ def test_all_epochs_use_one_stream(monkeypatch):
         yield
 
     monkeypatch.setattr(torch.cuda, "stream", stream)
-    module._aside.cache_clear()
+    module._transfer_stream.cache_clear()
     for epoch in range(3):
-        given = list(
-            transfer_batches(range(4), lambda batch: (Used(), Used()), torch.device("cuda"))
-        )
-        assert len(given) == 4
-        assert all(used.streams == [main] for pair in given for used in pair)
-        (aside,) = set(entered)
-        # For what the training has put there, once an epoch; the training for each batch.
-        assert aside.waited == [main] * (epoch + 1)
-        assert main.waited == [aside] * 4 * (epoch + 1)
+        batches = list(transfer_batches(range(4), lambda _: (Used(), Used()), torch.device("cuda")))
+        assert len(batches) == 4
+        assert all(used.streams == [main] for pair in batches for used in pair)
+        (transfer_stream,) = set(entered)
+        # The transfer waits for the training once an epoch, the training for each batch.
+        assert transfer_stream.waited == [main] * (epoch + 1)
+        assert main.waited == [transfer_stream] * 4 * (epoch + 1)
     assert Stream.made == 1
-    module._aside.cache_clear()
+    module._transfer_stream.cache_clear()
 
 
-# --- the plan of an epoch ------------------------------------------------------------------------
+# --- the order of an epoch -----------------------------------------------------------------------
 
 
 def plan_of(members, batch_size, seed=0, epoch=1):

@@ -383,7 +383,7 @@ def test_unreadable_file(saved, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("pathlib.Path.open", refuse)
-    assert refusal(saved) == "cannot be read: Permission denied"
+    assert refusal(saved) == "not a safetensors file ([Errno 13] Permission denied)"
 
 
 def changed(weights, change):

@@ -42,8 +42,7 @@ def test_each_kind_of_suspect_has_a_section(tmp_path):
     two[9] = np.where(two[9] > 0, 150, 0)
     Image.fromarray(two).save(root / "train/masks/f.png")
     report = audit_datasets([root])
-    titles = [section.heading for section in contact_sheet._build_sections(report)]
-    assert titles == [
+    assert list(contact_sheet._build_sections(report)) == [
         "Leaks: near-duplicates in two splits or two data sets: 1",
         "Near-duplicates within a split: 1",
         "Unusable pairs: 1",
@@ -70,17 +69,15 @@ def test_a_long_section_is_truncated(tmp_path, monkeypatch):
         put(tmp_path / "data", f"p{i}", texture(i))
         Image.new("L", (240, 180)).save(tmp_path / "data" / "masks" / f"p{i}.png")
     report = audit_datasets([tmp_path / "data"])
-    (section,) = contact_sheet._build_sections(report)
-    assert section.heading == "Masks without lesion: 5, the first 3"
-    assert len(section.suspects) == 5
+    assert list(contact_sheet._build_sections(report)) == ["Masks without lesion: 5, the first 3"]
     assert draw_sheet(report, tmp_path / "s.jpg")[0] == 5
 
 
 def test_four_images_of_a_cluster_are_drawn(tmp_path):
     for i in range(6):
         put(tmp_path / "data", f"p{i}", texture(0))
-    (section,) = contact_sheet._build_sections(audit_datasets([tmp_path / "data"]))
-    (suspect,) = section.suspects
+    (section,) = contact_sheet._build_sections(audit_datasets([tmp_path / "data"])).values()
+    (suspect,) = section
     assert [tile.caption for tile in suspect] == ["p0", "p1", "p2", "p3"]
     assert [tile.note for tile in suspect] == ["identical", "", "", "and 2 more"]
 
@@ -92,9 +89,9 @@ def test_ambiguous_and_undecodable_names(tmp_path):
     for name in ("two\nlines", os.fsdecode(b"latin-\xe9")):
         put(root, name, texture(1), "train")
     report = audit_datasets([root])
-    leak, other = contact_sheet._build_sections(report)
-    assert [tile.caption for tile in leak.suspects[0]] == ["twice (train)", "twice (test)"]
-    assert [tile.caption for tile in other.suspects[0]] == [
+    leak, other = contact_sheet._build_sections(report).values()
+    assert [tile.caption for tile in leak[0]] == ["twice (train)", "twice (test)"]
+    assert [tile.caption for tile in other[0]] == [
         "latin-\\udce9 (train)",
         "two\\nlines (train)",
     ]
@@ -107,8 +104,7 @@ def test_a_caption_is_one_printable_line(tmp_path):
     assert truncate_text(draw, "läsion 日本", font, 500) == "läsion 日本"
 
 
-@pytest.mark.parametrize("name", ["none/s.png", "s.unknown", "s"])
-def test_an_unwritable_sheet_is_reported(tmp_path, name):
+def test_an_unwritable_sheet_is_reported(tmp_path):
     put(tmp_path / "data", "a", texture(0))
-    with pytest.raises(InputError, match=r"^--sheet: .*; give a file ending in \.png or \.jpg"):
-        contact_sheet.draw_contact_sheet(audit_datasets([tmp_path / "data"]), tmp_path / name)
+    with pytest.raises(InputError, match=r"^--sheet: .*s\.png: cannot be written: No such file"):
+        contact_sheet.draw_contact_sheet(audit_datasets([tmp_path / "data"]), tmp_path / "no/s.png")

@@ -24,8 +24,7 @@ from lesionseg.training import checkpoint
 from lesionseg.viz.overlays import PREDICTED_COLOUR, draw_outlines
 from search.errors import JobFailed
 from search.results import predict
-from search.results.predict import write_predictions
-from search.results.prediction_writer import COLUMNS
+from search.results.predict import COLUMNS, write_predictions
 from tests.conftest import ROOT, write_pair
 from tests.lesionseg.dark import dark_unet
 
@@ -197,7 +196,7 @@ def test_interrupt_leaves_no_partial_folder(segmenter, pairs, tmp_path, monkeypa
         time.sleep(0.05)  # so that threads still draw when the interrupt comes
         return draw_outlines(*args)
 
-    monkeypatch.setattr("search.results.prediction_writer.draw_outlines", slowly)
+    monkeypatch.setattr("search.results.predict.draw_outlines", slowly)
 
     def stop(done, total):
         if done == 3:

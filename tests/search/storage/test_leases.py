@@ -24,7 +24,7 @@ from search.storage.lease_types import Claim, Command, WorkerExpired
 from search.storage.leases import TrialLeases
 from search.storage.optuna_internals import trial_id
 from search.storage.process_id import ProcessId, current_process
-from search.storage.study_rows import MAX_LOSSES
+from search.storage.study_rows import MAX_LOSSES, StudyRows
 from search.storage.trial_records import EndReason
 from search.trial_process.slot import Slot
 
@@ -128,7 +128,7 @@ def test_running_trials_count_against_the_budget(study, leases):
         assert leases.finish(claim, TrialState.PRUNED)
         assert w
     assert leases.claim(workers[4]) == "spent"
-    assert leases.count_trials() == (3, 0)
+    assert leases.run(StudyRows.count_trials) == (3, 0)
 
 
 def test_a_raised_budget_applies_at_once(study, leases):
@@ -166,7 +166,7 @@ def race(url: str, barrier, results, budget: int) -> None:
     worker, numbers, peak = leases.register_worker(SLOT), [], 0
     barrier.wait(60)
     while (claim := leases.claim(worker)) != "spent":
-        peak = max(peak, sum(leases.count_trials()))
+        peak = max(peak, sum(leases.run(StudyRows.count_trials)))
         if isinstance(claim, Claim):
             numbers.append(claim.number)
             leases.finish(claim, TrialState.COMPLETE, float(claim.number))
@@ -218,7 +218,11 @@ def test_a_requeued_trial_is_a_duplicate_for_others_only(study, leases):
     successor = leases.requeue(first, EndReason.LOST)
     other = leases.register_worker(SLOT)
     # Another worker's trial that does not come from the queue.
-    fresh = leases.run(lambda rows: rows.start_trial(rows.add_running_trial(), other))
+    fresh = leases.run(
+        lambda rows: rows.start_trial(
+            leases.storage.add_trial(rows.study_id, None, rows.session), other
+        )
+    )
     assert leases.record_config(fresh, {"digest": "d"}, "d") == successor
     requeued = claim_trial(leases)
     assert requeued.number == successor
@@ -325,7 +329,7 @@ def test_a_trial_lost_too_often_fails(study, leases):
     last = study.get_trials()[-1]
     assert last.user_attrs["reason"] == "crash"
     assert last.user_attrs["message"] == "its worker died with it 4 times"
-    assert leases.count_trials() == (1, 0)
+    assert leases.run(StudyRows.count_trials) == (1, 0)
 
 
 # --- workers and heartbeats --------------------------------------------------------------------

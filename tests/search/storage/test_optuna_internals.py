@@ -8,7 +8,9 @@ from optuna.samplers import TPESampler
 
 from search.storage.optuna_internals import PRIVATE_SYMBOLS
 
-SYMBOLS = [(module, symbol) for module, symbols in PRIVATE_SYMBOLS.items() for symbol in symbols]
+SYMBOLS = [
+    (module, symbol) for module, symbols in PRIVATE_SYMBOLS.items() for symbol in symbols.split()
+]
 
 
 def instance(cls: type) -> object:

@@ -170,7 +170,7 @@ def test_search_and_test_several_data_sets(two_sets, tmp_path):
         assert [row["name"] for row in csv.DictReader(file)] == sorted(opened.split.test)
     write_reports(tmp_path / "s", ("html", "md"))
     for name in ("report.html", "report.md"):
-        assert "Another set has the lesion" in (tmp_path / "s" / name).read_text()
+        assert "Lesion in another split elsewhere" in (tmp_path / "s" / name).read_text()
 
 
 def test_folds_are_stored_with_the_split(tiny_data, tmp_path):

@@ -14,9 +14,9 @@ from optuna.trial import TrialState
 from lesionseg.errors import InputError
 from search.errors import JobFailed
 from search.storage import training_time, trial_records
+from search.storage.lease_types import GRACE_VARIABLE
 from search.storage.leases import TrialLeases
 from search.storage.retention import HISTORY, WEIGHTS
-from search.storage.worker_registry import GRACE_VARIABLE
 from search.study.creation import create_or_resume
 from search.study.location import StudyLocation
 from search.study.opening import load_study, open_study

@@ -117,7 +117,7 @@ def test_masks_without_an_image_are_counted_and_named(tmp_path):
     audit = audit_dataset(tmp_path / "data")
     assert audit.summarize()["masks without image"] == "3, f_mask.png, b_mask.png, c_mask.png"
     assert audit.index.masks_without_image == ("f_mask.png", "b_mask.png", "c_mask.png")
-    assert [p.name for p in audit.usable] == ["a", "d", "e"]
+    assert list(audit.to_dict()["areas"]) == ["a", "d", "e"]
 
 
 def test_a_manifest_may_omit_masks(sound):

@@ -240,7 +240,8 @@ def test_a_used_port_is_reported_in_one_line(opened):
     assert done.returncode == 2
     assert done.stdout == ""
     assert re.fullmatch(
-        r"lesionsearch: --port: 127.0.0.1:\d+: .*choose another port\n", done.stderr
+        r"lesionsearch: --port: cannot listen on 127.0.0.1:\d+: .*choose another port\n",
+        done.stderr,
     )
 
 
