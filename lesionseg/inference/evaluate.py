@@ -126,7 +126,9 @@ def evaluate(
     # Surface distances of large masks take a second each and release the GIL.
     with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
         while batch := list(islice(pairs, PARALLEL_IMAGES)):
-            results = pool.map(lambda pair: _evaluate_image(*pair, inference.chain), batch)
+            results = pool.map(
+                lambda pair: _evaluate_image(pair[0], pair[1], inference.chain), batch
+            )
             for (record, _), (row, predicted, truth) in zip(batch, results, strict=True):
                 rows.append(row)
                 if on_image:

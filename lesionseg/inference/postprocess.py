@@ -37,7 +37,10 @@ def close_mask(mask: Mask, radius: float) -> Mask:
 def keep_largest(mask: Mask) -> Mask:
     """Keep the largest 8-connected component; of equal ones the first from the top left."""
     n, labels, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
-    return mask if n < 2 else labels == 1 + np.argmax(stats[1:, cv2.CC_STAT_AREA])
+    if n < 2:
+        return mask
+    largest: Mask = labels == 1 + np.argmax(stats[1:, cv2.CC_STAT_AREA])
+    return largest
 
 
 def fill_holes(mask: Mask) -> Mask:

@@ -173,8 +173,8 @@ def select_inference(
     search = _GreedySearch(masks > 0, _postprocess(probabilities["none"], images, ()))
     tta = "none"
     for name in names[1:]:
-        masks = _postprocess(probabilities[name], images, ())
-        tta = name if search.step({f"tta {name}": masks}) else tta
+        option = {f"tta {name}": _postprocess(probabilities[name], images, ())}
+        tta = name if search.step(option) else tta
     chain = _select_chain(search, probabilities[tta], images) if postprocess else ()
     return InferenceChoice(
         Inference(tta, chain),

@@ -20,7 +20,7 @@ from lesionseg.models.segnet import SEGNET
 from lesionseg.models.smp import smp_options
 from lesionseg.models.unet import UNET
 from lesionseg.models.weights import skip_pretrained_weights
-from lesionseg.space import ComponentConfig, RegistryEntry, build, lookup
+from lesionseg.space import ComponentConfig, RegistryEntry, build, resolve
 
 MODELS: dict[str, RegistryEntry] = {
     "unet": UNET,
@@ -52,11 +52,9 @@ def build_model(
 
 def check_size(component: ComponentConfig, image_size: int) -> None:
     """Raise InputError if the network does not exist or cannot process images of this size."""
-    entry = lookup("model", MODELS, component.name)
-    try:
-        stride = entry.stride(**entry.resolve(component.params))
-    except InputError as error:
-        raise InputError(f"model.{component.name}: {error}") from None
+    params = resolve("model", MODELS, component)
+    entry = MODELS[component.name]
+    stride = entry.stride(**params)
     minimum = max(stride, entry.min_image_size)
     if image_size % stride or image_size < minimum:
         raise InputError(

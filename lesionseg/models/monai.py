@@ -5,18 +5,21 @@ MONAI is imported when a network is built, because the import takes seconds.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lesionseg.errors import InputError
-from lesionseg.models.plan import divisor, plan
 from lesionseg.space import Categorical, Float, Int, RegistryEntry
 
 if TYPE_CHECKING:
     from monai.networks.nets.dynunet import DynUNet
 
+#: nnU-Net's minimum side of a feature map in pixels and maximum number of channels,
+#: ``min_feature_map_size`` and ``UNet_max_features_2d``.
+MIN_SIDE_PX, MAX_FEATURES = 4, 512
 #: Modules that are imported when a network is built.
 REQUIRED_IMPORTS = ("monai.networks.nets",)
 #: Blocks per encoder stage of SegResNet, as published; each stage but the first halves the size.
@@ -49,26 +52,38 @@ class PlannedUNet(nn.Module):
         """
         height, width = images.shape[-2:]
         x = F.pad(images, (0, -width % self.multiple, 0, -height % self.multiple))
-        decoded = self._decode(x)
-        outputs = [self.head(decoded[0])]
-        if self.training and self.coarse_heads is not None:
-            for head, features in zip(self.coarse_heads, decoded[1:], strict=False):
-                outputs.append(F.interpolate(head(features), x.shape[-2:]))
-        cropped = tuple(logits[..., :height, :width] for logits in outputs)
-        return cropped if self.training and self.coarse_heads is not None else cropped[0]
-
-    def _decode(self, x: Tensor) -> list[Tensor]:
-        """Return the decoder's feature maps, the finest first."""
-        skips = []
+        padded_shape, skips, decoded = x.shape[-2:], [], []
         for block in self.down:
             x = block(x)
             skips.append(x)
         x = self.bottleneck(x)
-        decoded = []
-        for block, skip in zip(self.up, reversed(skips), strict=True):
-            x = block(x, skip)
+        for block in self.up:
+            x = block(x, skips.pop())
             decoded.append(x)
-        return decoded[::-1]
+        logits = self.head(decoded.pop())[..., :height, :width]
+        if not (self.training and self.coarse_heads):
+            return logits
+        coarse = zip(self.coarse_heads, reversed(decoded), strict=False)
+        maps = (F.interpolate(head(features), padded_shape) for head, features in coarse)
+        return (logits, *(coarse_logits[..., :height, :width] for coarse_logits in maps))
+
+
+def plan_widths(image_size: int, width: int) -> tuple[int, ...]:
+    """Return the channels of the stages that nnU-Net plans for square images, the finest first.
+
+    Stages of half the size are added while the feature map is at least 4 pixels wide. Source:
+    Isensee et al. 2021, doi:10.1038/s41592-020-01008-z; ``get_pool_and_conv_props`` of nnU-Net v2.
+
+    Args:
+        image_size: side of the images in pixels.
+        width: channels of the first stage; they double per stage, up to 512.
+    """
+    widths, side = [width], image_size
+    while side >= 2 * MIN_SIDE_PX:
+        # nnU-Net pads to a multiple of the strides after each pooling: the side is rounded up.
+        side = -(-side // 2)
+        widths.append(min(2 * widths[-1], MAX_FEATURES))
+    return tuple(widths)
 
 
 def build_dynunet(
@@ -79,7 +94,7 @@ def build_dynunet(
     Source: Isensee et al. 2021, doi:10.1038/s41592-020-01008-z.
 
     Args:
-        width: channels of the first stage; 32 as published. They double per stage, up to 512.
+        width: channels of the first stage; 32 as published.
         deep_supervision: losses at all resolutions but the two lowest.
         residual: residual blocks instead of two plain convolutions.
         image_size: side of the images in pixels, at least 16.
@@ -91,22 +106,22 @@ def build_dynunet(
 
     if image_size is None or image_size < 16:
         raise InputError(f"model.dynunet: image_size must be at least 16, got {image_size}")
-    planned = plan(image_size, width)
-    stages = len(planned.strides)
+    widths = plan_widths(image_size, width)
+    strides = [1] + [2] * (len(widths) - 1)
     blocks = DynUNet(
         spatial_dims=2,
         in_channels=3,
         out_channels=1,
-        kernel_size=planned.kernels,
-        strides=planned.strides,
-        upsample_kernel_size=planned.strides[1:],
-        filters=planned.features,
+        kernel_size=[3] * len(widths),
+        strides=strides,
+        upsample_kernel_size=strides[1:],
+        filters=widths,
         deep_supervision=deep_supervision,
-        deep_supr_num=max(stages - 3, 1),
+        deep_supr_num=max(len(widths) - 3, 1),
         res_block=residual,
         trans_bias=True,
     )
-    return PlannedUNet(blocks, divisor(planned))
+    return PlannedUNet(blocks, math.prod(strides))
 
 
 def build_segresnet(init_filters: int, dropout: float) -> nn.Module:
@@ -119,13 +134,9 @@ def build_segresnet(init_filters: int, dropout: float) -> nn.Module:
     from monai.networks.nets.segresnet import SegResNet
 
     model: nn.Module = SegResNet(
-        spatial_dims=2,
-        in_channels=3,
-        out_channels=1,
-        init_filters=init_filters,
-        dropout_prob=dropout,
-        blocks_down=BLOCKS_DOWN,
-    )
+        spatial_dims=2, in_channels=3, init_filters=init_filters, out_channels=1,
+        dropout_prob=dropout, blocks_down=BLOCKS_DOWN,
+    )  # fmt: skip
     return model
 
 
@@ -138,13 +149,8 @@ def build_attention_unet(width: int, depth: int) -> nn.Module:
     """
     from monai.networks.nets.attentionunet import AttentionUnet
 
-    model: nn.Module = AttentionUnet(
-        spatial_dims=2,
-        in_channels=3,
-        out_channels=1,
-        channels=[width * 2**level for level in range(depth + 1)],
-        strides=[2] * depth,
-    )
+    channels = [width * 2**level for level in range(depth + 1)]
+    model: nn.Module = AttentionUnet(2, 3, 1, channels, strides=[2] * depth)
     return model
 
 

@@ -9,18 +9,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lesionseg.models.unet import conv_stack
 from lesionseg.space import Int, RegistryEntry
 
 #: Convolutions in each of the five stages, as in VGG16.
 STAGES = (2, 2, 3, 3, 3)
-
-
-def _stage(channels: list[int]) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for inputs, outputs in zip(channels, channels[1:], strict=False):
-        layers.append(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False))
-        layers += [nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers)
 
 
 class SegNet(nn.Module):
@@ -34,16 +27,15 @@ class SegNet(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         widths = [width * m for m in (1, 2, 4, 8, 8)]
-        inputs = [3, *widths]  # channels into each encoder stage
+        inputs = [3, *widths[:-1]]  # channels into each encoder stage
         # The last decoder stage keeps its width; the head follows.
         outputs = [width, *widths[:-1]]  # channels out of each decoder stage
+        stages = [[w] * n for w, n in zip(widths, STAGES, strict=True)]
         self.encoder = nn.ModuleList(
-            _stage([inputs[i]] + [w] * n)
-            for i, (w, n) in enumerate(zip(widths, STAGES, strict=True))
+            conv_stack([i, *stage]) for i, stage in zip(inputs, stages, strict=True)
         )
         self.decoder = nn.ModuleList(
-            _stage([w] * n + [outputs[i]])
-            for i, (w, n) in enumerate(zip(widths, STAGES, strict=True))
+            conv_stack([*stage, o]) for o, stage in zip(outputs, stages, strict=True)
         )
         self.head = nn.Conv2d(width, 1, 1)
 

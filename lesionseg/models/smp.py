@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lesionseg.errors import InputError
+from lesionseg.errors import InputError, one_line
 from lesionseg.models.weights import load_encoder
 from lesionseg.space import Categorical, Domain, Int, RegistryEntry
 
@@ -117,18 +117,13 @@ def build_smp(
             _drop_unused(model, ARCHITECTURES[architecture].min_image_size)
     # smp has no consistent exception type for unsupported combinations.
     except (ValueError, KeyError, NotImplementedError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"model.smp_{architecture}: encoder {encoder!r}: {reason}") from error
+        text = f"model.smp_{architecture}: encoder {encoder!r}: {one_line(error)}"
+        raise InputError(text) from error
     try:
         load_encoder(model, encoder, weights)
     except InputError as error:
         raise InputError(f"model.smp_{architecture}: {error}") from error
     return model
-
-
-def smp_options() -> dict[str, RegistryEntry]:
-    """Return the entries ``smp_unet``, ``smp_fpn``, ... of MODELS."""
-    return {f"smp_{name}": _entry(name, row) for name, row in ARCHITECTURES.items()}
 
 
 def _entry(name: str, row: Architecture) -> RegistryEntry:
@@ -146,23 +141,21 @@ def _entry(name: str, row: Architecture) -> RegistryEntry:
         partial(build_smp, name),
         space,
         f"{row.name} of segmentation-models-pytorch; arXiv:{row.paper}",
-        stride=partial(_stride, row.stride),
+        stride=lambda encoder_depth=5, **_: row.stride or 2**encoder_depth,
         min_image_size=row.min_image_size,
         fixed_by_default=frozenset({"weights"}),
     )
 
 
-def _stride(fixed: int, *, encoder_depth: int = 5, **_: object) -> int:
-    return fixed or 2**encoder_depth
+def smp_options() -> dict[str, RegistryEntry]:
+    """Return the entries ``smp_unet``, ``smp_fpn``, ... of MODELS."""
+    return {f"smp_{name}": _entry(name, row) for name, row in ARCHITECTURES.items()}
 
 
 def _make(architecture: str, encoder: str, depth: int, attention: str) -> nn.Module:
-    row = ARCHITECTURES[architecture]
     import segmentation_models_pytorch as smp  # takes seconds
 
-    # The class itself: smp.create_model ignores unknown arguments.
-    model_class = getattr(smp, row.name)
-    options: dict[str, object] = {}
+    row, options = ARCHITECTURES[architecture], dict[str, object]()
     if row.stride == 0:
         options["encoder_depth"] = depth
     if row.stride == 0 and architecture != "linknet":
@@ -171,7 +164,8 @@ def _make(architecture: str, encoder: str, depth: int, attention: str) -> nn.Mod
         options["decoder_attention_type"] = attention
     if architecture == "dpt":
         options["dynamic_img_size"] = True
-    model: nn.Module = model_class(encoder_name=encoder, encoder_weights=None, classes=1, **options)
+    # The class itself: smp.create_model ignores unknown arguments.
+    model: nn.Module = getattr(smp, row.name)(encoder, encoder_weights=None, classes=1, **options)
     return model
 
 
@@ -189,11 +183,10 @@ def _drop_unused(model: nn.Module, size: int) -> None:
     smp's encoders keep the stages below the used depth, some even run one of them, and heads for
     other tasks. They would count as parameters and enlarge checkpoints.
     """
-    mode = model.training
     device = next(model.parameters()).device
     # Evaluation mode does not change batch-norm statistics and the random state.
     logits = model.eval()(torch.zeros(1, 3, size, size, device=device))
-    model.train(mode)
+    model.train()
     used = set(_parameters_of(logits))
     _replace_unused(model, used)
     for parameter in model.parameters():

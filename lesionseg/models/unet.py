@@ -7,7 +7,8 @@ defaults. Options are built last, so that they do not change the other weights o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -40,14 +41,19 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
-def conv_block(inputs: int, outputs: int, norm: str = "batch") -> nn.Sequential:
-    """Return two 3x3 convolutions, each with a norm and ReLU; keeps height and width."""
+def conv_stack(channels: Sequence[int], norm: str = "batch") -> nn.Sequential:
+    """Return 3x3 convolutions, each with a norm and ReLU; keeps height and width."""
     layers: list[nn.Module] = []
-    for channels in (inputs, outputs):
+    for inputs, outputs in pairwise(channels):
         # No bias: the norm subtracts the mean.
-        layers.append(nn.Conv2d(channels, outputs, 3, padding=1, bias=False))
+        layers.append(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False))
         layers += [NORMS[norm](outputs), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
+
+
+def conv_block(inputs: int, outputs: int, norm: str = "batch") -> nn.Sequential:
+    """Return the two convolutions of a U-Net's level."""
+    return conv_stack((inputs, outputs, outputs), norm)
 
 
 class ResidualBlock(nn.Module):
@@ -124,16 +130,14 @@ class UNet(nn.Module):
         channels = [width * 2**level for level in range(depth + 1)]
         self.stem = block(3, width, norm)
         self.down = nn.ModuleList(
-            nn.Sequential(nn.MaxPool2d(2), block(a, b, norm))
-            for a, b in zip(channels, channels[1:], strict=False)
+            nn.Sequential(nn.MaxPool2d(2), block(a, b, norm)) for a, b in pairwise(channels)
         )
         # Appended, so that the names of the blocks' weights do not depend on it.
         for down in self.down[-2:]:
             cast(nn.Sequential, down).append(nn.Dropout2d(dropout))
-        upward = list(reversed(channels))
-        pairs = list(zip(upward, upward[1:], strict=False))
+        pairs = list(pairwise(reversed(channels)))
         self.up = nn.ModuleList(nn.ConvTranspose2d(a, b, 2, stride=2) for a, b in pairs)
-        self.merge = nn.ModuleList(block(2 * c, c, norm) for c in upward[1:])
+        self.merge = nn.ModuleList(block(2 * b, b, norm) for _, b in pairs)
         self.head = nn.Conv2d(width, 1, 1)
         self.gates = nn.ModuleList(AttentionGate(b, a) for a, b in pairs if attention)
         supervised = channels[1 : min(depth, MAX_EXTRA_HEADS + 1)] if deep_supervision else []

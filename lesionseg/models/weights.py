@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lesionseg.errors import InputError, format_some
+from lesionseg.errors import InputError, format_some, one_line
 
 #: Timeout for a hub that does not respond.
 HUB_TIMEOUT_S = 5.0
@@ -94,10 +94,16 @@ def load_encoder(model: nn.Module, encoder: str, weights: str) -> None:
         InputError: as in ``ensure_weights``; or the file cannot be read, has a tensor of another
             shape, or contains fewer than 90% of the encoder's tensors.
     """
+    from segmentation_models_pytorch.encoders import TimmUniversalEncoder, TimmViTEncoder
+
     if weights == "none" or _SKIP_PRETRAINED.get():
         return
     path = _locate(encoder, weights)
-    targets = _tensors(_inner_encoder(model))
+    inner = model.get_submodule("encoder")
+    if isinstance(inner, TimmUniversalEncoder | TimmViTEncoder):  # smp's wrappers
+        inner = inner.get_submodule("model")
+    # Without batch norm's counters, which old files lack and nothing depends on.
+    targets = {n: t for n, t in inner.state_dict().items() if not n.endswith("_batches_tracked")}
     tensors = _match_names(targets, _read(path))
     if len(tensors) < MIN_TENSOR_SHARE * len(targets):
         raise InputError(
@@ -128,55 +134,34 @@ def _locate(encoder: str, weights: str) -> Path:
 
 
 def _from_hub(encoder: str, source: Source) -> Path:
-    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub import (
+        constants,
+        get_hf_file_metadata,
+        hf_hub_download,
+        hf_hub_url,
+        try_to_load_from_cache,
+    )
 
     cache = Path(constants.HF_HUB_CACHE)
-    cached = try_to_load_from_cache(
-        source.repository, source.file, cache_dir=cache, revision=source.revision
-    )
+    repository, revision, file = source
+    cached = try_to_load_from_cache(repository, file, cache_dir=cache, revision=revision)
     if isinstance(cached, str):
         return Path(cached)
     reason = "HF_HUB_OFFLINE is set"
     if not constants.HF_HUB_OFFLINE:
         try:
-            return _download(source, cache)
+            # Without network this fails at once; the download retries for half a minute.
+            url = hf_hub_url(repository, file, revision=revision)
+            get_hf_file_metadata(url, timeout=HUB_TIMEOUT_S)
+            return Path(hf_hub_download(repository, file, revision=revision, cache_dir=cache))
         except Exception as error:  # the hub's client passes on errors of several libraries
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = one_line(error)
     raise InputError(
         f"weights: 'imagenet' of encoder {encoder!r} is not in {cache} and cannot be fetched "
-        f"({reason}); with a network run `hf download {source.repository} {source.file} "
-        f"--revision {source.revision}` and copy the cache folder "
-        f"models--{source.repository.replace('/', '--')} into it, or give the path of the file"
+        f"({reason}); with a network run `hf download {repository} {file} --revision {revision}` "
+        f"and copy the cache folder models--{repository.replace('/', '--')} into it, or give the "
+        "path of the file"
     )
-
-
-def _download(source: Source, cache: Path) -> Path:
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-
-    # Without network this fails at once; the download retries for half a minute.
-    url = hf_hub_url(source.repository, source.file, revision=source.revision)
-    get_hf_file_metadata(url, timeout=HUB_TIMEOUT_S)
-    return Path(
-        hf_hub_download(source.repository, source.file, revision=source.revision, cache_dir=cache)
-    )
-
-
-def _inner_encoder(model: nn.Module) -> nn.Module:
-    """Return the encoder; smp wraps those of timm."""
-    from segmentation_models_pytorch.encoders import TimmUniversalEncoder, TimmViTEncoder
-
-    encoder = model.get_submodule("encoder")
-    is_wrapped = isinstance(encoder, TimmUniversalEncoder | TimmViTEncoder)
-    return encoder.get_submodule("model") if is_wrapped else encoder
-
-
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    # Without batch norm's counters, which old files lack and nothing depends on.
-    return {
-        name: tensor
-        for name, tensor in module.state_dict().items()
-        if not name.endswith("num_batches_tracked")
-    }
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
@@ -190,24 +175,14 @@ def _read(path: Path) -> Mapping[str, Tensor]:
             state = state[key] if isinstance(state.get(key), dict) else state
         return {str(name): t for name, t in state.items() if isinstance(t, Tensor)}
     except Exception as error:  # of pickle, zip, the header or a type
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"weights: {path} cannot be read: {reason}") from error
+        raise InputError(f"weights: {path} cannot be read: {one_line(error)}") from error
 
 
 def _match_names(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the file's tensors by the encoder's names, with the prefix that matches most."""
-    best: dict[str, Tensor] = {}
-    for prefix in PREFIXES:
-        by_name = {
-            _normalise(name.removeprefix(prefix)): tensor
-            for name, tensor in state.items()
-            if name.startswith(prefix)
-        }
-        matches = {n: by_name[_normalise(n)] for n in targets if _normalise(n) in by_name}
-        best = max(best, matches, key=len)
-    return best
-
-
-def _normalise(name: str) -> str:
-    # timm's feature extractors rename stages.0 to stages_0.
-    return name.replace(".", "_")
+    # Flattened: timm's feature extractors rename stages.0 to stages_0.
+    flat = {name.replace(".", "_"): tensor for name, tensor in state.items()}
+    prefixes = [prefix.replace(".", "_") for prefix in PREFIXES]
+    keys = {name: name.replace(".", "_") for name in targets}
+    matches = ({n: flat[p + k] for n, k in keys.items() if p + k in flat} for p in prefixes)
+    return max(matches, key=len)

@@ -58,7 +58,8 @@ def _set_options(options: dict[int, int]) -> bool:
         mallopt = _glibc().mallopt
     except (OSError, AttributeError):  # another C library
         return False
-    return all([mallopt(*option) for option in options.items()])
+    results = [mallopt(*option) for option in options.items()]
+    return all(results)
 
 
 def _glibc() -> ctypes.CDLL:

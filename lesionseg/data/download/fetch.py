@@ -1,7 +1,7 @@
 """Download of a public data set: resumable, verified, and complete or absent.
 
 ``.fetch/`` in the data set's folder holds partial files and ``done.json`` with the size and SHA-256
-of each complete file. An image folder appears by one rename.
+of each complete file. An archive is unpacked inside its folder only, which appears by one rename.
 """
 
 from __future__ import annotations
@@ -9,8 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
-from pathlib import Path
+import stat
+import zipfile
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import filelock
@@ -25,13 +28,21 @@ from lesionseg.data.download.http import (
     download_file,
     open_session,
 )
-from lesionseg.data.download.unpack import ArchiveError, extract_archive
 from lesionseg.errors import InputError, suggest_name
 from lesionseg.runtime.files import atomic_write
 
 #: Disk space needed: a multiple of the archives, as they and the images have about equal size, and
 #: a reserve.
 SPACE_FACTOR, RESERVE_BYTES = 2.2, 100_000_000
+#: Limit of the unpacked size: this ratio to the packed size, and some bytes. A larger archive is
+#: no archive of images.
+MAX_GROWTH, ALLOWANCE_BYTES = 100, 100_000_000
+
+_MACOS_METADATA = re.compile(r"__MACOSX/|(.*/)?\._[^/]*$")
+
+
+class ArchiveError(Exception):
+    """An archive is damaged or unsafe; the message is one line."""
 
 
 def fetch_dataset(
@@ -178,3 +189,61 @@ class _Fetcher:
 def _hash_file(path: Path, algorithm: str) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def extract_archive(archive: Path, root: Path, scratch: Path) -> None:
+    """Extract a zip archive into the folder of its name below ``root``.
+
+    An archive that contains a single folder of its own name is not nested. An existing folder is
+    replaced by two renames. ``scratch`` is a folder on the same disk for partial results.
+
+    Raises:
+        ArchiveError: the archive is damaged, or contains a link or a path outside its folder.
+        OSError: the disk is full. In both cases nothing appears below ``root``.
+    """
+    folder, temporary = root / archive.stem, scratch / f"{archive.stem}.unpacking"
+    content = temporary / "new"
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
+    try:
+        _extract_members(archive, content)
+        if [path.name for path in content.iterdir()] == [archive.stem]:
+            content /= archive.stem
+        if folder.exists():
+            os.replace(folder, temporary / "old")
+        os.replace(content, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _extract_members(archive: Path, target: Path) -> None:
+    try:
+        with zipfile.ZipFile(archive) as zipped:
+            files = [member for member in zipped.infolist() if not member.is_dir()]
+            members = [m for m in files if not _MACOS_METADATA.match(m.filename)]
+            _require_safe(archive, members)
+            for member in members:
+                zipped.extract(member, target)  # verifies the CRC
+    except Exception as error:  # zipfile raises many types for a damaged or encrypted archive
+        is_of_disk = isinstance(error, OSError) and error.errno is not None  # None: of bz2
+        if is_of_disk or isinstance(error, ArchiveError):
+            raise
+        raise ArchiveError(f"{archive.name}: damaged: {error}") from None
+
+
+def _require_safe(archive: Path, members: list[zipfile.ZipInfo]) -> None:
+    if not members:
+        raise ArchiveError(f"{archive.name}: contains no file")
+    # Windows also knows drives and backslashes.
+    paths = [PureWindowsPath(member.filename) for member in members]
+    folders = {folder for path in paths for folder in path.parents}
+    for member, path in zip(members, paths, strict=True):
+        is_outside = bool(path.anchor) or ".." in path.parts or not path.parts
+        if is_outside or path in folders or stat.S_ISLNK(member.external_attr >> 16):
+            raise ArchiveError(
+                f"{archive.name}: contains a link or an unsafe path: {member.filename!r}"
+            )
+    size_bytes = sum(member.file_size for member in members)
+    if size_bytes > MAX_GROWTH * archive.stat().st_size + ALLOWANCE_BYTES:
+        raise ArchiveError(
+            f"{archive.name}: would grow to {size_bytes / 1e9:.1f} GB: no archive of images"
+        )
