@@ -38,7 +38,7 @@ from lesionseg.config import TrialConfig
 from lesionseg.space import ComponentConfig
 from search.monitoring import notes
 from search.storage import artifact_ids
-from search.storage.bulk_insert import insert_trials
+from search.storage.queries import insert_trials
 from search.storage.leases import TrialLeases
 from search.storage.optuna_internals import cached_trial, study_id
 from search.storage.retention import HISTORY, PICTURE

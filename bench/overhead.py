@@ -101,7 +101,7 @@ def store_trials(opened: OpenStudy, n: int) -> None:
 def measure(opened: OpenStudy, n: int) -> list[float]:
     """Run n trials and return the seconds outside of epochs for each."""
     watch = Stopwatch()
-    context = TrialContext.for_study(opened, default_slot("cpu", 1), listener=watch)
+    context = TrialContext(opened, default_slot("cpu", 1), listener=watch)
     worker = Worker(context)
     seconds = []
     for _ in range(n):

@@ -35,7 +35,7 @@ from sqlalchemy.orm import Session
 
 from search.spec.loading import load_spec
 from search.spec.study_spec import StudySpec
-from search.storage.bulk_insert import insert_trials
+from search.storage.queries import insert_trials
 from search.storage.database import open_storage, sqlite_url
 from search.storage.optuna_internals import study_id
 from search.study.pruners import PRUNERS

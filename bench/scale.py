@@ -157,7 +157,7 @@ def store(opened: OpenStudy, n: int) -> None:
 def worker_of(opened: OpenStudy, ordinal: int = 0) -> Iterator[Worker]:
     """A real worker that trains nothing."""
     prepare_sampling(opened, ordinal)
-    worker = Worker(TrialContext.for_study(opened, Slot("cpu")))
+    worker = Worker(TrialContext(opened, Slot("cpu")))
     with patch("search.workers.trial_runner.supervise", instead_of_training), worker:
         yield worker
 

@@ -49,14 +49,16 @@ from lesionseg.losses import build_loss
 from lesionseg.models import build_model
 from lesionseg.optim import build_optimizer
 from lesionseg.runtime.device import (
+    AUGMENT,
+    AUGMENT_VALUES,
     amp_dtype,
     autocast,
     configure_torch,
     describe_device,
     loader_workers,
     pick_device,
+    read_augment_setting,
 )
-from lesionseg.runtime.env import AUGMENT, AUGMENT_VALUES, read_augment_setting
 from lesionseg.runtime.malloc import retain_freed_memory
 from lesionseg.space import ComponentConfig
 from lesionseg.training.train import Trainer

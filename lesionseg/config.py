@@ -111,7 +111,7 @@ class TrialConfig:
             if key not in names:
                 raise InputError(f"unknown key {key!r} ({suggest_name(key, names)})")
         values: dict[str, Any] = {
-            k: _parse_component(v) if k in DEFAULT_COMPONENTS else v for k, v in data.items()
+            k: parse_component(v) if k in DEFAULT_COMPONENTS else v for k, v in data.items()
         }
         return cls(**values)
 
@@ -121,7 +121,8 @@ class TrialConfig:
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
-def _parse_component(value: Any) -> ComponentConfig:
+def parse_component(value: object) -> ComponentConfig:
+    """Parse a component: a name, or a mapping of the name to the parameters."""
     if isinstance(value, str):
         return ComponentConfig(value)
     if isinstance(value, Mapping) and len(value) == 1:

@@ -22,9 +22,8 @@ from lesionseg.config import TrialConfig
 from lesionseg.data.merge import Roots
 from lesionseg.errors import InputError
 from search.monitoring.console import progress_bar
-from search.monitoring.live import LiveView
+from search.monitoring.live import TrialLog, live_view
 from search.monitoring.status import StatusReader
-from search.monitoring.trial_log import TrialLog
 from search.results.baseline_table import (
     BaselineResult,
     TestResult,
@@ -172,9 +171,9 @@ def _train_and_test(
     configs: Sequence[tuple[str, TrialConfig]],
     storage: str | None,
 ) -> None:
-    context = TrialContext.for_study(opened, slot, listener=TrialLog(console))
+    context = TrialContext(opened, slot, listener=TrialLog(console))
     worker = Worker(context, keep_best=None, allow_duplicates=True)
-    with worker, LiveView(console, lambda: StatusReader(opened.folder, storage)):
+    with worker, live_view(console, lambda: StatusReader(opened.folder, storage)):
         worker.leases.reap_expired()
         for trial in trial_records.all_trials(opened.study):
             _test_if_missing(console, opened, slot, trial)

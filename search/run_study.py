@@ -5,24 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from lesionseg.data.merge import Roots
 from lesionseg.errors import format_some
+from search.monitoring import notes
 from search.monitoring.console import progress_bar
-from search.monitoring.dashboard import study_note
-from search.monitoring.live import LiveView
+from search.monitoring.live import TrialLog, live_view
 from search.monitoring.status import StatusReader
-from search.monitoring.trial_log import TrialLog
 from search.results.final_test import run_final_test
 from search.signals import SignalHandler
 from search.spec.study_spec import StudySpec
 from search.storage import trial_records
 from search.storage.lease_types import Command
 from search.storage.leases import TrialLeases
-from search.storage.training_time import TimeBudget
 from search.study import data_audit
 from search.study.creation import lock_and_open
 from search.study.location import StudyLocation
@@ -69,11 +68,9 @@ def run_study(console: Console, spec: StudySpec, options: RunOptions, pool: Work
             )  # fmt: skip
         TrialLeases(opened.study).command = Command.RUN
         _print_study(console, opened, pool)
-        location = StudyLocation(opened.name, options.folder, options.storage, options.data)
-        reason = _search(console, opened, pool, location, signals)
-        console.print(_describe_end(opened, reason))
+        reason = _search(console, opened, pool, options, signals)
         with suppress(Exception):  # only the dashboard shows them
-            study_note.refresh(opened.study)
+            notes.refresh(opened.study)
         if options.final and reason != StopReason.STOPPED:
             _test_and_report(console, opened, pool, options)
 
@@ -92,17 +89,16 @@ def _test_and_report(
 
 
 def _print_study(console: Console, opened: OpenStudy, pool: WorkerPool) -> None:
-    split = opened.split
+    split, records = opened.split, opened.index.records
     line = (
-        f"{opened.index.layout}: {len(opened.index.records)} pairs; train {len(split.train)}, "
+        f"{opened.index.layout}: {len(records)} pairs; train {len(split.train)}, "
         f"val {len(split.val)}, test {len(split.test)}"
     )
-    console.print(line + (f" in the first of {len(split.folds)} folds" if split.folds else ""))
-    data_sets = Counter(r.dataset for r in opened.index.records)
-    lines = [", ".join(f"{name} {n}" for name, n in sorted(data_sets.items()))]
-    lines = lines if len(data_sets) > 1 else []
-    names = opened.cache.thresholded
-    if names:
+    lines = [line + (f" in the first of {len(split.folds)} folds" if split.folds else "")]
+    data_sets = Counter(record.dataset for record in records)
+    if len(data_sets) > 1:
+        lines.append(", ".join(f"{name} {n}" for name, n in sorted(data_sets.items())))
+    if names := opened.cache.thresholded:
         lines.append(
             f"{len(names)} masks were not binary and were thresholded at 128: {format_some(names)}"
         )
@@ -128,47 +124,31 @@ def _search(
     console: Console,
     opened: OpenStudy,
     pool: WorkerPool,
-    location: StudyLocation,
+    options: RunOptions,
     signals: SignalHandler,
 ) -> StopReason:
-    """Run trials until the study is done or stopped; return why it ended."""
-    budget = opened.spec.budget
+    """Run trials until the study is done or stopped; print and return why it ended."""
+    budget = opened.spec.budget.trials
     finished = trial_records.count_finished(trial_records.all_trials(opened.study))
     if finished:
-        console.print(f"resuming after {finished} of {budget.trials} trials")
-    log = TrialLog(console)
-
-    def print_event(message: str) -> None:
-        console.print(message, markup=False)
-
-    view = LiveView(console, lambda: StatusReader(location.folder, location.storage))
+        console.print(f"resuming after {finished} of {budget} trials")
+    log, on_event = TrialLog(console), partial(console.print, markup=False)
+    view = live_view(console, lambda: StatusReader(options.folder, options.storage))
     with view, signals.deferred():
         if pool.alone:
-            result = run_trials(
-                opened, pool.slots[0], log, signals.stop_event, on_event=print_event
-            )
-            return result.reason
-        run_worker_pool(opened, pool, location, log, signals.stop_event, print_event)
-    return _find_stop_reason(opened)
-
-
-def _find_stop_reason(opened: OpenStudy) -> StopReason:
-    trials, budget = trial_records.all_trials(opened.study), opened.spec.budget
-    if trial_records.count_finished(trials) >= budget.trials:
-        return StopReason.DONE
-    if TimeBudget(budget.hours, budget.gpu_hours).is_over(trials):
-        return StopReason.TIME
-    is_stopped = TrialLeases(opened.study).command == Command.STOP
-    return StopReason.STOPPED if is_stopped else StopReason.EXHAUSTED
-
-
-def _describe_end(opened: OpenStudy, reason: StopReason) -> str:
+            reason = run_trials(
+                opened, pool.slots[0], log, signals.stop_event, on_event=on_event
+            ).reason
+        else:
+            location = StudyLocation(opened.name, options.folder, options.storage, options.data)
+            reason = run_worker_pool(opened, pool, location, log, signals.stop_event, on_event)
     counts = trial_records.count_by_state(trial_records.all_trials(opened.study))
-    trials = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
     descriptions = {
         StopReason.EXHAUSTED: "no new configuration is left to try",
         StopReason.TIME: "the time budget is spent",
         StopReason.STOPPED: "stopped by `lesionsearch stop`",
     }
-    spent = f"the budget of {opened.spec.budget.trials} trials is spent"
-    return f"{descriptions.get(reason, spent)}: {trials}"
+    description = descriptions.get(reason, f"the budget of {budget} trials is spent")
+    trials = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
+    console.print(f"{description}: {trials}")
+    return reason

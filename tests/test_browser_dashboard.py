@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from search.monitoring.dashboard import study_note
+from search.monitoring import notes
 from search.storage import artifact_ids
 from search.storage.note_attrs import note_attrs
 from tests.search.dashboards import start_dashboard
@@ -34,7 +34,7 @@ def opened(tiny_data, tmp_path_factory):
     changes = {"budget.trials": 5, "budget.epochs": 3, "pruner": {"name": "median"}}
     study = open_tiny(tiny_data, tmp_path_factory.mktemp("browser") / NAME, changes)
     search(study)
-    study_note.refresh(study.study)
+    notes.refresh(study.study)
     worst = study.study.trials[1]
     for key, value in note_attrs(worst._trial_id, EVIL, version=2).items():
         study.study._storage.set_study_system_attr(study.study._study_id, key, value)

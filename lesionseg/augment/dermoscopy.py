@@ -1,26 +1,27 @@
-"""Artefacts of dermoscopes and contact gel.
+"""Artefacts of dermoscopes and contact gel, and hair, drawn and removed.
 
 Sizes are fractions of the image's shorter side. Masks do not change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import albumentations as A
+import cv2
 import numpy as np
 
 from lesionseg.augment.drawing import (
     DrawnArtefact,
     Layer,
+    Params,
+    Picture,
     Points,
     blur_layer,
     draw_ellipse,
     draw_lines,
     empty_layer,
 )
-from lesionseg.augment.hair import Hair, HairRemoval
 
 
 class Ruler(DrawnArtefact):
@@ -29,8 +30,7 @@ class Ruler(DrawnArtefact):
     Half of the rulers have a base line. ``strength`` increases size and darkness.
     """
 
-    def draw(self, height: int, width: int) -> dict[str, Any]:
-        """Draw the end points ``marks`` [n, 2, 2] and ``line`` width in pixels, ``opacity``."""
+    def draw(self, height: int, width: int) -> list[Layer]:
         rng = self.random_generator
         gap = rng.uniform(0.02, 0.03 + 0.03 * self.strength)
         x = np.arange(rng.uniform(0, 0.4), rng.uniform(0.6, 1), gap)
@@ -40,26 +40,12 @@ class Ruler(DrawnArtefact):
         marks = np.stack([np.stack([x, base], -1), np.stack([x, tip], -1)], axis=1)
         if rng.random() < 0.5:
             marks = np.concatenate([marks, marks[None, [0, -1], 0]])
-        return {
-            "marks": _beside(int(rng.integers(4)), marks) * (width, height),
-            "line": rng.uniform(0.003, 0.004 + 0.003 * self.strength) * min(height, width),
-            "opacity": rng.uniform(0.35, 0.45 + 0.5 * self.strength),
-        }
-
-    def layers(
-        self, shape: tuple[int, int], marks: Points, line: float, opacity: float, **params: Any
-    ) -> Iterator[Layer]:
-        """Yield the layer of the marks."""
-        layer = empty_layer(shape)
-        draw_lines(layer, marks, [line] * len(marks), opacity)
-        yield layer, (25, 22, 25)
-
-
-def _beside(side: int, points: Points) -> Points:
-    """Rotate points of the unit square from its upper side to another one of the four."""
-    for _ in range(side):
-        points = np.stack([1 - points[..., 1], points[..., 0]], axis=-1)
-    return points
+        for _ in range(int(rng.integers(4))):  # rotate the unit square by a quarter turn
+            marks = np.stack([1 - marks[..., 1], marks[..., 0]], axis=-1)
+        line = rng.uniform(0.003, 0.004 + 0.003 * self.strength) * min(height, width)
+        layer, opacity = empty_layer(height, width), rng.uniform(0.35, 0.45 + 0.5 * self.strength)
+        draw_lines(layer, marks * (width, height), [line] * len(marks), opacity)
+        return [(layer, (25, 22, 25))]
 
 
 class Bubbles(DrawnArtefact):
@@ -68,41 +54,25 @@ class Bubbles(DrawnArtefact):
     ``strength`` increases number (at most 12) and size (at most a twelfth of the side).
     """
 
-    def draw(self, height: int, width: int) -> dict[str, Any]:
-        """Draw ``centres`` [n, 2], ``radii`` [n] in pixels, ``light`` (radians), ``opacity``."""
+    def draw(self, height: int, width: int) -> list[Layer]:
         rng, size = self.random_generator, min(height, width)
         count = int(rng.integers(1, 4 + round(9 * self.strength)))
         # Uniform on a logarithmic scale: most bubbles are small.
         largest = 0.02 + 0.06 * self.strength
         radii = np.exp(rng.uniform(np.log(0.008), np.log(largest), count)) * size
-        return {
-            "centres": rng.uniform(0, 1, (count, 2)) * (width, height),
-            "radii": np.maximum(radii, 1.0),
-            "light": rng.uniform(0, 2 * np.pi),
-            "opacity": rng.uniform(0.3, 0.4 + 0.4 * self.strength),
-        }
-
-    def layers(
-        self,
-        shape: tuple[int, int],
-        centres: Points,
-        radii: Points,
-        light: float,
-        opacity: float,
-        **params: Any,
-    ) -> Iterator[Layer]:
-        """Yield the layer of the dark parts and that of the bright parts."""
-        dark, bright = empty_layer(shape), empty_layer(shape)
+        centres = rng.uniform(0, 1, (count, 2)) * (width, height)
+        light = rng.uniform(0, 2 * np.pi)
+        opacity = rng.uniform(0.3, 0.4 + 0.4 * self.strength)
+        dark, bright = empty_layer(height, width), empty_layer(height, width)
         toward = np.array([np.cos(light), np.sin(light)])
-        for centre, radius in zip(centres, radii, strict=True):
+        for centre, radius in zip(centres, np.maximum(radii, 1.0), strict=True):
             round_ = np.array([radius, radius])
             draw_ellipse(bright, centre, round_, 0, 0.15 * opacity)
             draw_ellipse(dark, centre, round_, 0, 0.45 * opacity, width=0.1 * radius)
             draw_ellipse(bright, centre, 0.86 * round_, 0, 0.45 * opacity, width=0.14 * radius)
             draw_ellipse(bright, centre + 0.5 * radius * toward, 0.17 * round_, 0, opacity)
-        sigma = 0.002 * min(shape)
-        yield blur_layer(dark, sigma), (45, 35, 35)
-        yield blur_layer(bright, sigma), (255, 252, 248)
+        dark, bright = (blur_layer(layer, 0.002 * size) for layer in (dark, bright))
+        return [(dark, (45, 35, 35)), (bright, (255, 252, 248))]
 
 
 class Vignette(DrawnArtefact):
@@ -111,33 +81,17 @@ class Vignette(DrawnArtefact):
     ``strength`` reduces the radius, down to 0.8 of the half diagonal, and the width of the edge.
     """
 
-    def draw(self, height: int, width: int) -> dict[str, Any]:
-        """Draw ``centre`` (x, y), ``radius`` and ``edge`` width in pixels, ``dark`` in [0, 1]."""
+    def draw(self, height: int, width: int) -> list[Layer]:
         rng, half = self.random_generator, float(np.hypot(height, width)) / 2
         soft = rng.uniform(1 - self.strength, 1)
-        return {
-            "centre": np.array([width, height]) * (0.5 + rng.normal(0, 0.015, 2)),
-            "radius": half * rng.uniform(0.97 - 0.17 * self.strength, 0.97),
-            # The edge of a tube is sharp and black; the light of a lamp fades gradually.
-            "edge": half * 0.01 * 40**soft,
-            "dark": 0.97 - 0.4 * soft,
-        }
-
-    def layers(
-        self,
-        shape: tuple[int, int],
-        centre: Points,
-        radius: float,
-        edge: float,
-        dark: float,
-        **params: Any,
-    ) -> Iterator[Layer]:
-        """Yield the layer outside the field of view."""
-        height, width = shape
+        centre = np.array([width, height]) * (0.5 + rng.normal(0, 0.015, 2))
+        radius = half * rng.uniform(0.97 - 0.17 * self.strength, 0.97)
+        # The edge of a tube is sharp and black; the light of a lamp fades gradually.
+        edge, dark = half * 0.01 * 40**soft, 0.97 - 0.4 * soft
         x = np.arange(width, dtype=np.float32) - np.float32(centre[0])
         y = np.arange(height, dtype=np.float32)[:, None] - np.float32(centre[1])
         outside = np.clip((np.sqrt(x * x + y * y) - np.float32(radius)) / np.float32(edge), 0, 1)
-        yield np.rint(outside * np.float32(255 * dark)).astype(np.uint8), (8, 6, 6)
+        return [(np.rint(outside * np.float32(255 * dark)).astype(np.uint8), (8, 6, 6))]
 
 
 class Glare(DrawnArtefact):
@@ -146,41 +100,89 @@ class Glare(DrawnArtefact):
     ``strength`` increases number (at most 9), size (at most a twentieth of the side), opacity.
     """
 
-    def draw(self, height: int, width: int) -> dict[str, Any]:
-        """Draw ``centres`` and half ``axes`` [n, 2] in pixels, ``angles`` [n], ``opacity``."""
+    def draw(self, height: int, width: int) -> list[Layer]:
         rng, size = self.random_generator, min(height, width)
         count = int(rng.integers(1, 4 + round(6 * self.strength)))
         middle = rng.uniform(0.1, 0.9, 2) * (width, height)
         wide = np.maximum(rng.uniform(0.006, 0.01 + 0.04 * self.strength, count) * size, 0.5)
-        return {
-            "centres": middle + rng.normal(0, 0.08, (count, 2)) * size,
-            "axes": np.stack([wide, wide * rng.uniform(0.25, 0.8, count)], axis=1),
-            "angles": rng.uniform(0, 180, count),
-            "opacity": rng.uniform(0.4, 0.5 + 0.5 * self.strength),
-        }
-
-    def layers(
-        self,
-        shape: tuple[int, int],
-        centres: Points,
-        axes: Points,
-        angles: Points,
-        opacity: float,
-        **params: Any,
-    ) -> Iterator[Layer]:
-        """Yield the layer of the reflections."""
-        layer = empty_layer(shape)
+        centres = middle + rng.normal(0, 0.08, (count, 2)) * size
+        axes = np.stack([wide, wide * rng.uniform(0.25, 0.8, count)], axis=1)
+        angles = rng.uniform(0, 180, count)
+        opacity = rng.uniform(0.4, 0.5 + 0.5 * self.strength)
+        layer = empty_layer(height, width)
         for centre, half, angle in zip(centres, axes, angles, strict=True):
             draw_ellipse(layer, centre, half, float(angle), opacity)
-        yield blur_layer(layer, 0.008 * min(shape)), (255, 253, 248)
+        return [(blur_layer(layer, 0.008 * size), (255, 253, 248))]
+
+
+class Hair(DrawnArtefact):
+    """Draws dark, thin, slightly bent hairs of similar direction.
+
+    ``strength`` increases number (at most 4 to 28), width and darkness.
+    """
+
+    def draw(self, height: int, width: int) -> list[Layer]:
+        rng, size = self.random_generator, min(height, width)
+        count = int(rng.integers(2, 5 + round(24 * self.strength)))
+        start = rng.uniform(-0.1, 1.1, (count, 2)) * (width, height)
+        angle = rng.uniform(0, 2 * np.pi) + rng.normal(0, 0.5, count)
+        along = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+        reach = along * rng.uniform(0.25, 0.9, (count, 1)) * size
+        bend = along[:, ::-1] * (-1, 1) * rng.normal(0, 0.12, (count, 1)) * size
+        curves = _bezier_curves(start, start + reach / 2 + bend, start + reach)
+        widths = rng.uniform(0.0025, 0.0035 + 0.0035 * self.strength, count) * size
+        colour = np.array([60, 42, 36]) * rng.uniform(0.3, 1.2)
+        layer, opacity = empty_layer(height, width), rng.uniform(0.4, 0.55 + 0.4 * self.strength)
+        draw_lines(layer, curves, widths, opacity)
+        return [(layer, colour)]
+
+
+def _bezier_curves(start: Points, control: Points, end: Points) -> Points:
+    """Return quadratic Bezier curves [n, 14, 2] of three points [n, 2] each."""
+    t, (a, b, c) = np.linspace(0, 1, 14)[:, None], (p[:, None] for p in (start, control, end))
+    return np.asarray((1 - t) ** 2 * a + 2 * t * (1 - t) * b + t**2 * c)
+
+
+class HairRemoval(A.ImageOnlyTransform):  # type: ignore[misc]
+    """Removes dark thin hairs as DullRazor does; Lee et al. 1997, 10.1016/S0010-4825(97)00020-6.
+
+    Long lines darker than both their sides are found by the black-hat transform (closing minus
+    image) and inpainted. ``strength`` lowers the contrast from which on lines are removed.
+    """
+
+    def __init__(self, strength: float = 0.5, p: float = 1.0) -> None:
+        super().__init__(p=p)
+        self.strength = strength
+
+    def get_params(self) -> Params:
+        """Draw ``threshold``: by how many grey levels a line must be darker than its sides."""
+        faintest = 32 - 16 * self.strength
+        return {"threshold": self.random_generator.uniform(faintest, faintest + 10)}
+
+    def apply(self, img: Picture, threshold: float, **params: Any) -> Picture:
+        lines = _long_dark_lines(img, threshold)
+        return cv2.inpaint(img, lines, 2, cv2.INPAINT_TELEA) if lines.any() else img  # type: ignore[return-value]
+
+
+def _long_dark_lines(image: Picture, threshold: float) -> Picture:
+    """Return a layer [H, W] in {0, 255} of the lines, dilated by one pixel."""
+    size = min(image.shape[:2])
+    # Wider than hairs, narrower than the streaks of a lesion.
+    width = max(3, round(0.05 * size) | 1)
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    square = cv2.getStructuringElement(cv2.MORPH_RECT, (width, width))
+    darker = cv2.morphologyEx(grey, cv2.MORPH_BLACKHAT, square) > threshold
+    _, labels, boxes, _ = cv2.connectedComponentsWithStats(darker.astype(np.uint8))
+    long = boxes[:, [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT]].max(axis=1) > 0.12 * size
+    long[0] = False  # the background
+    # Inpainting from a hair's edge, which is half hair, would leave a shadow.
+    return cv2.dilate(long.astype(np.uint8)[labels] * 255, np.ones((3, 3)))  # type: ignore[return-value]
 
 
 def artefacts(strength: float, share: float = 1.0) -> list[A.BasicTransform]:
-    """Return all artefacts in their optical order: hair, gel, plate, tube.
+    """Return all artefacts of a strength in [0, 1] in their optical order: hair, gel, plate, tube.
 
-    Args:
-        strength: of each artefact, in [0, 1].
-        share: scales the probabilities, in [0, 1].
+    ``share`` in [0, 1] scales the probabilities.
     """
     probabilities = {
         # First, because drawn hair is not to be removed.

@@ -6,7 +6,7 @@ A layer is uint8 [H, W]: 0 is transparent, 255 is opaque.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import albumentations as A
@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+Params = dict[str, Any]
 Picture = NDArray[np.uint8]
 Points = NDArray[np.float64]
 Colour = Iterable[float]
@@ -24,7 +25,7 @@ _FRACTION_BITS = 4
 
 
 class DrawnArtefact(A.ImageOnlyTransform):  # type: ignore[misc]
-    """A transform of the image alone whose parameters depend only on the image's size.
+    """A transform of the image alone whose layers depend only on the image's size.
 
     Args:
         strength: scales the effect, in [0, 1].
@@ -35,34 +36,22 @@ class DrawnArtefact(A.ImageOnlyTransform):  # type: ignore[misc]
         super().__init__(p=p)
         self.strength = strength
 
-    def get_params_dependent_on_data(
-        self, params: dict[str, Any], data: dict[str, Any]
-    ) -> dict[str, Any]:
-        """Draw the random parameters."""
-        height, width = params["shape"][:2]
-        return self.draw(height, width)
+    def get_params_dependent_on_data(self, params: Params, data: Params) -> Params:
+        return {"layers": self.draw(*params["shape"][:2])}
 
     @abstractmethod
-    def draw(self, height: int, width: int) -> dict[str, Any]:
-        """Draw the parameters of ``layers`` for an image of that size in pixels."""
+    def draw(self, height: int, width: int) -> list[Layer]:
+        """Draw random layers in painting order; each transform has a fixed number of them."""
 
-    def layers(self, *args: Any, **params: Any) -> Iterator[Layer]:
-        """Yield the layers with their colours in painting order.
-
-        Their number does not depend on the parameters. ``shape`` is (height, width).
-        """
-        raise NotImplementedError
-
-    def apply(self, img: Picture, *args: Any, **params: Any) -> Picture:
-        """Paint the layers over the image."""
-        for layer, colour in self.layers(**params | {"shape": img.shape[:2]}):
+    def apply(self, img: Picture, layers: list[Layer], **params: Any) -> Picture:
+        for layer, colour in layers:
             img = paint_layer(img, layer, colour)
         return img
 
 
-def empty_layer(shape: tuple[int, ...]) -> Picture:
-    """Return a transparent layer of that height and width."""
-    return np.zeros(shape[:2], np.uint8)
+def empty_layer(height: int, width: int) -> Picture:
+    """Return a transparent layer."""
+    return np.zeros((height, width), np.uint8)
 
 
 def draw_lines(

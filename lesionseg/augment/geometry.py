@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.augment.drawing import Picture
+from lesionseg.augment.drawing import Params, Picture
 
 Matrix = NDArray[np.float64]
 
@@ -25,10 +25,7 @@ _BORDER = cv2.BORDER_REFLECT_101
 class Symmetries(A.D4):  # type: ignore[misc]
     """One of the eight symmetries of the square, or of the four of a rectangle, at random."""
 
-    def get_params_dependent_on_data(
-        self, params: dict[str, Any], data: dict[str, Any]
-    ) -> dict[str, Any]:
-        """Draw the name of the symmetry."""
+    def get_params_dependent_on_data(self, params: Params, data: Params) -> Params:
         height, width = params["shape"][:2]
         names = ["e", "r180", "h", "v"]
         if height == width:
@@ -36,12 +33,10 @@ class Symmetries(A.D4):  # type: ignore[misc]
         return {"group_element": self.py_random.choice(names)}
 
     def apply(self, img: Picture, group_element: str, **params: Any) -> Picture:
-        """Apply the symmetry to an image [H, W, 3] or a mask [H, W]."""
         transformed: Picture = SYMMETRIES[group_element](img)
         return transformed
 
     def apply_to_mask(self, mask: Picture, group_element: str, **params: Any) -> Picture:
-        """Apply the symmetry to a mask [H, W]."""
         return self.apply(mask, group_element)
 
 
@@ -64,9 +59,7 @@ class Warp(A.Affine):  # type: ignore[misc]
     It takes a third of the time, without the parent's preparations for boxes and keypoints.
     """
 
-    def get_params_dependent_on_data(
-        self, params: dict[str, Any], data: dict[str, Any]
-    ) -> dict[str, Any]:
+    def get_params_dependent_on_data(self, params: Params, data: Params) -> Params:
         """Draw ``matrix`` [3, 3], which maps input to output pixels (x, y, 1)."""
         height, width = params["shape"][:2]
         shift = self._get_translate_params((height, width))
@@ -83,11 +76,9 @@ class Warp(A.Affine):  # type: ignore[misc]
         return {"matrix": np.array([[a, b, to_x], [c, d, to_y], [0.0, 0.0, 1.0]])}
 
     def apply(self, img: Picture, matrix: Matrix, **params: Any) -> Picture:
-        """Transform an image [H, W, 3] with bilinear interpolation."""
         return _warp_affine(img, matrix, cv2.INTER_LINEAR)
 
     def apply_to_mask(self, mask: Picture, matrix: Matrix, **params: Any) -> Picture:
-        """Transform a mask [H, W] with nearest-neighbour interpolation."""
         return _warp_affine(mask, matrix, cv2.INTER_NEAREST)
 
 
@@ -99,20 +90,15 @@ def _warp_affine(pixels: Picture, matrix: Matrix, interpolation: int) -> Picture
 class CoarseElastic(A.ElasticTransform):  # type: ignore[misc]
     """Elastic deformation by random shifts of a 3 x 3 grid, bicubic in between.
 
-    Ronneberger et al., arXiv:1505.04597, section 3.1.
-
-    Args:
-        spread: standard deviation of the grid's shifts, as a fraction of the shorter side.
-        p: probability.
+    Ronneberger et al., arXiv:1505.04597, section 3.1. ``spread`` is the standard deviation of the
+    grid's shifts, as a fraction of the shorter side.
     """
 
     def __init__(self, spread: float = 0.02, p: float = 0.5) -> None:
         super().__init__(border_mode=_BORDER, p=p)
         self.spread = spread
 
-    def get_params_dependent_on_data(
-        self, params: dict[str, Any], data: dict[str, Any]
-    ) -> dict[str, Any]:
+    def get_params_dependent_on_data(self, params: Params, data: Params) -> Params:
         """Draw ``map_x`` and ``map_y``, float32 [H, W]: where each pixel is read from."""
         height, width = params["shape"][:2]
         grid = self.draw_shifts(height, width).astype(np.float32)

@@ -9,6 +9,7 @@ from the device.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from lesionseg.space import ComponentConfig, Float, RegistryEntry, build
 
 Mix = Callable[[Tensor, Tensor, np.random.Generator], tuple[Tensor, Tensor]]
+Combine = Callable[[Tensor, Tensor], Tensor]
 
 
 def build_mixup(alpha: float) -> Mix:
@@ -26,14 +28,11 @@ def build_mixup(alpha: float) -> Mix:
     drawn from Beta(alpha, alpha).
     """
 
-    def mix(images: Tensor, masks: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        if len(images) < 2:
-            return images, masks
-        shift, weight = _draw_shift(len(images), rng), float(rng.beta(alpha, alpha))
-        mixed = [torch.lerp(_roll(batch, shift), batch, weight) for batch in (images, masks)]
-        return mixed[0], mixed[1]
+    def draw_weight(images: Tensor, rng: np.random.Generator) -> Combine:
+        weight = float(rng.beta(alpha, alpha))
+        return lambda partner, batch: torch.lerp(partner, batch, weight)
 
-    return mix
+    return partial(_mix_pairs, draw_weight)
 
 
 def build_cutmix(alpha: float) -> Mix:
@@ -43,15 +42,11 @@ def build_cutmix(alpha: float) -> Mix:
     from Beta(alpha, alpha). Each image has its own box, which lies entirely inside the image.
     """
 
-    def mix(images: Tensor, masks: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        if len(images) < 2:
-            return images, masks
-        shift = _draw_shift(len(images), rng)
-        box = _draw_boxes(images, 1 - rng.beta(alpha, alpha, len(images)), rng)
-        mixed = [torch.where(box, _roll(batch, shift), batch) for batch in (images, masks)]
-        return mixed[0], mixed[1]
+    def draw_boxes(images: Tensor, rng: np.random.Generator) -> Combine:
+        boxes = _draw_boxes(images, 1 - rng.beta(alpha, alpha, len(images)), rng)
+        return lambda partner, batch: torch.where(boxes, partner, batch)
 
-    return mix
+    return partial(_mix_pairs, draw_boxes)
 
 
 MIXES: dict[str, RegistryEntry] = {
@@ -71,18 +66,20 @@ def build_mix(component: ComponentConfig) -> Mix | None:
     return mix
 
 
-def _draw_shift(size: int, rng: np.random.Generator) -> int:
-    """Draw the distance in the batch from each image to its partner.
-
-    The batch is shuffled, so that a roll pairs images as randomly as a permutation does, without
-    a table of indices on the device.
-    """
-    return int(rng.integers(1, size))
-
-
-def _roll(batch: Tensor, shift: int) -> Tensor:
-    """Roll a batch; ``torch.roll`` would not keep the memory format."""
-    return torch.cat([batch[shift:], batch[:shift]])
+def _mix_pairs(
+    draw: Callable[[Tensor, np.random.Generator], Combine],
+    images: Tensor,
+    masks: Tensor,
+    rng: np.random.Generator,
+) -> tuple[Tensor, Tensor]:
+    if len(images) < 2:
+        return images, masks
+    # The batch is shuffled, so that a roll pairs images as randomly as a permutation does, without
+    # a table of indices on the device. ``torch.roll`` would not keep the memory format.
+    shift = int(rng.integers(1, len(images)))
+    combine = draw(images, rng)
+    mixed = [combine(torch.cat([b[shift:], b[:shift]]), b) for b in (images, masks)]
+    return mixed[0], mixed[1]
 
 
 def _draw_boxes(images: Tensor, areas: np.ndarray, rng: np.random.Generator) -> Tensor:

@@ -70,13 +70,11 @@ class Cache:
 
     @cached_property
     def meta(self) -> dict[str, Any]:
-        """The contents of ``meta.json``."""
         meta: dict[str, Any] = json.loads((self.path / "meta.json").read_text())
         return meta
 
     @property
     def names(self) -> list[str]:
-        """The records' names, in the order of the arrays."""
         return list(self.meta["names"])
 
     @property
@@ -96,7 +94,6 @@ class Cache:
 
     @property
     def digests(self) -> list[str]:
-        """A digest of the pixels of each cached image."""
         return list(self.meta["digests"])
 
     def __reduce__(self) -> tuple[type[Cache], tuple[Path]]:
@@ -109,13 +106,10 @@ def build_cache(
     root: Path | None = None,
     on_progress: Progress = lambda done, total: None,
 ) -> Cache:
-    """Return the cache of a data set at one size; build it if there is none.
+    """Return the cache of a data set at one size in pixels; build it if there is none.
 
-    Args:
-        index: the data set.
-        image_size: height and width of the cached images in pixels.
-        root: parent folder of all caches; None for ``default_root()``.
-        on_progress: called with the number of processed pairs and of all pairs.
+    ``root`` is the parent folder of all caches, ``default_root()`` by default. ``on_progress`` is
+    called with the number of processed pairs and of all pairs.
 
     Raises:
         InputError: pairs cannot be used (all are checked before), or the cache cannot be written.

@@ -28,7 +28,7 @@ from lesionseg.augment.batched import (
 from lesionseg.data.cache import Cache
 from lesionseg.data.loader import Batch, BatchKey, batch_seed, normalise
 from lesionseg.errors import InputError
-from lesionseg.runtime.env import AUGMENT, read_augment_setting
+from lesionseg.runtime.device import AUGMENT, read_augment_setting
 
 #: Maximum share of the device's free memory for images.
 MAX_MEMORY_SHARE = 0.25
@@ -44,12 +44,6 @@ def choose_augment_device(
     Automatically, CUDA devices augment if the images fit into a quarter of the free memory. On a
     CPU, albumentations takes a third of the time of torch.
 
-    Args:
-        pipeline: the augmentation.
-        image_size: height and width in pixels.
-        images: number of images.
-        device: the device of the training.
-
     Raises:
         InputError: the variable has another value, or the device does not support the pipeline.
     """
@@ -58,9 +52,11 @@ def choose_augment_device(
         raise InputError(f"{AUGMENT}: this augmentation runs on the host only; unset it")
     if setting == "host" or not is_batchable(pipeline):
         return "host"
+    if setting == "device":
+        return "device"
     n_bytes = images * image_size**2 * 4
     fits = device.type == "cuda" and n_bytes <= MAX_MEMORY_SHARE * _free_bytes(device)
-    return "device" if fits or setting == "device" else "host"
+    return "device" if fits else "host"
 
 
 def _free_bytes(device: torch.device) -> int:
@@ -73,10 +69,8 @@ def _free_bytes(device: torch.device) -> int:
 class DeviceCache:
     """Images of a cache on a device: uint8 [M, S, S, 3], and their masks, uint8 [M, S, S].
 
-    Args:
-        cache: the cache.
-        members: cache positions of the images.
-        device: the device; torch raises its own errors if the memory does not suffice.
+    ``members`` are cache positions, [M]. torch raises its own errors if the memory does not
+    suffice.
     """
 
     def __init__(self, cache: Cache, members: NDArray[np.int64], device: torch.device) -> None:
@@ -97,7 +91,7 @@ class DeviceCache:
     def make_batch(self, packed: PackedPlan) -> Batch:
         """Return a batch, augmented and normalised, in the format of ``to_device``."""
         content = packed.content.to(self.images.device, non_blocking=True)
-        rows, plan = unpack_plan(PackedPlan(content, packed.layout))
+        rows, plan = unpack_plan(packed._replace(content=content))
         images, masks = apply_plan(plan, self.images[rows], self.masks[rows])
         return normalise(images), masks.unsqueeze(1).float()
 

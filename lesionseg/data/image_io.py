@@ -12,7 +12,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 
 from lesionseg.data import png
 from lesionseg.errors import InputError
@@ -39,9 +39,7 @@ _UNREADABLE = (
     zlib.error,
     Image.DecompressionBombError,
 )
-#: The EXIF orientation tag, the operation that makes each value upright, and the values that swap
-#: height and width.
-_ORIENTATION = 0x0112
+#: The operation that makes each EXIF orientation upright; from 5 on they swap height and width.
 _TO_UPRIGHT: Mapping[int, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -51,9 +49,6 @@ _TO_UPRIGHT: Mapping[int, Image.Transpose] = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SWAPPING = (5, 6, 7, 8)
-#: Keys of ``Image.info`` that may contain the orientation.
-_METADATA = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
 
 # PIL warns above MAX_IMAGE_PIXELS and raises above twice as many; images in between are accepted.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -62,11 +57,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
 
 
 def open_image(path: Path, decode: bool = False) -> Image.Image:
-    """Open an image without decoding its pixels.
-
-    Args:
-        path: the file.
-        decode: whether the pixels will be decoded; false if only the header is read.
+    """Open an image; set ``decode`` if its pixels will be decoded afterwards.
 
     Raises:
         InputError: the file is missing, not an image, or too large.
@@ -102,10 +93,7 @@ def draft_size(size: int) -> int:
 def read_image_and_size(path: Path, draft: int) -> tuple[Image.Image, tuple[int, int]]:
     """Return an upright RGB image, possibly reduced, and its full height and width in pixels.
 
-    Args:
-        path: the file.
-        draft: a side in pixels that suffices; a JPEG is decoded at 1/2, 1/4 or 1/8 of its size if
-            that is at least as large.
+    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that is at least ``draft`` pixels a side.
 
     Raises:
         InputError: the file is not an image or is damaged.
@@ -114,11 +102,10 @@ def read_image_and_size(path: Path, draft: int) -> tuple[Image.Image, tuple[int,
         full_size = image.size
         image.draft("RGB", (draft, draft))
         is_reduced = image.size != full_size
-        is_swapped = is_reduced and _orientation(image) in _SWAPPING
+        is_swapped = is_reduced and _orientation(image) >= 5
         decoded = _decode(path, image, "RGB")
-    if not is_reduced:
-        return decoded, (decoded.height, decoded.width)
-    return decoded, (full_size if is_swapped else full_size[::-1])
+    size = full_size if is_reduced else decoded.size
+    return decoded, (size if is_swapped else size[::-1])
 
 
 def to_upright_rgb(image: Image.Image) -> Image.Image:
@@ -133,29 +120,13 @@ def resize_square(image: Image.Image, size: int) -> Pixels:
 
 
 def read_mask(path: Path) -> tuple[NDArray[np.bool_], bool]:
-    """Return a mask and whether it was thresholded.
-
-    Black is skin, any other single value is lesion. Masks with more values are thresholded at
-    MASK_THRESHOLD if they are nearly binary (JPEGs, smoothed edges).
-
-    Returns:
-        The mask, bool [H, W], True on the lesion; whether it was not binary.
-
-    Raises:
-        InputError: the file is not an image, is damaged, or is not nearly binary.
-    """
+    """Return a mask, bool [H, W], True on the lesion, and whether it was thresholded."""
     mask = read_binary_mask(path)
     return np.asarray(mask.image) > 0, mask.thresholded
 
 
 class BinaryMask(NamedTuple):
-    """A mask as an image of one channel: 255 on the lesion, else 0.
-
-    Attributes:
-        image: the mask.
-        area: the lesion's share, in [0, 1].
-        thresholded: whether the mask was not binary.
-    """
+    """A mask as an image of one channel, 255 on the lesion, else 0; ``area`` is its share."""
 
     image: Image.Image
     area: float
@@ -163,7 +134,14 @@ class BinaryMask(NamedTuple):
 
 
 def read_binary_mask(path: Path) -> BinaryMask:
-    """Read a mask as ``read_mask`` does, without an array of its size."""
+    """Read a mask without another array of its size.
+
+    Black is skin, any other single value is lesion. Masks with more values are thresholded at
+    MASK_THRESHOLD if they are nearly binary (JPEGs, smoothed edges).
+
+    Raises:
+        InputError: the file is not an image, is damaged, or is not nearly binary.
+    """
     with open_image(path, decode=True) as image:
         grey = _decode(path, image, "L")
     levels = np.asarray(grey)
@@ -200,7 +178,7 @@ def read_size(path: Path) -> tuple[int, int]:
         except _UNREADABLE as error:
             raise _damaged(path, error) from None
         width, height = image.size
-        return (width, height) if _orientation(image) in _SWAPPING else (height, width)
+        return (width, height) if _orientation(image) >= 5 else (height, width)
 
 
 def _decode(path: Path, image: Image.Image, mode: str) -> Image.Image:
@@ -218,7 +196,7 @@ def _decode(path: Path, image: Image.Image, mode: str) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 (upright) if it is missing or unreadable."""
     try:
-        orientation: object = image.getexif().get(_ORIENTATION)
+        orientation: object = image.getexif().get(ExifTags.Base.Orientation)
     except _UNREADABLE:
         return 1
     return orientation if isinstance(orientation, int) and orientation in _TO_UPRIGHT else 1
@@ -233,8 +211,8 @@ def _make_upright(image: Image.Image) -> Image.Image:
     if operation is None:
         return image
     transposed = image.transpose(operation)
-    for key in _METADATA:  # else the image would be rotated again
-        transposed.info.pop(key, None)
+    for key in ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"):
+        transposed.info.pop(key, None)  # else the image would be rotated again
     return transposed
 
 

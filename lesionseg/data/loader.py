@@ -27,8 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lesionseg.augment import reseed
-from lesionseg.augment.host import apply_pipeline
+from lesionseg.augment import apply_pipeline, reseed
 from lesionseg.data.cache import Cache
 
 Batch = tuple[Tensor, Tensor]
@@ -99,14 +98,15 @@ def batch_seed(seed: int, epoch: int, step: int) -> int:
     return int(np.random.SeedSequence([seed, epoch, step]).generate_state(1)[0])
 
 
+@dataclass(frozen=True)
 class PrefetchLoader:
     """Loads batches in a thread, one ahead.
 
     A thread suffices, without copies between processes, because OpenCV and torch release the GIL.
     """
 
-    def __init__(self, dataset: Dataset[Any], sampler: EpochSampler) -> None:
-        self.dataset, self.sampler = dataset, sampler
+    dataset: Dataset[Any]
+    sampler: EpochSampler
 
     def __iter__(self) -> Iterator[Any]:
         with ThreadPoolExecutor(1, "batches") as pool:
@@ -130,16 +130,9 @@ def make_train_loader(
 ) -> tuple[Iterable[Any], EpochSampler]:
     """Return a loader of training batches and its sampler.
 
-    Args:
-        dataset: returns the batch of a BatchKey.
-        members: cache positions of the training images, [M].
-        batch_size: images per batch.
-        seed: seed of the order of images.
-        workers: number of loader processes; 0 for a thread.
-        pin: whether batches are copied to pinned memory.
-
-    Returns:
-        The loader, and the sampler whose ``epoch`` and ``start`` are to be set before each epoch.
+    The sampler's ``epoch`` and ``start`` are to be set before each epoch. ``members`` are cache
+    positions, [M]; ``seed`` determines their order. With no ``workers``, a thread loads batches;
+    ``pin`` copies those of other processes to pinned memory.
     """
     sampler = EpochSampler(members, batch_size, seed)
     if not workers:
@@ -159,10 +152,6 @@ def make_train_loader(
     return loader, sampler
 
 
-#: Linux's prctl option: the signal sent to a process when the thread that forked it ends.
-_PR_SET_PDEATHSIG = 1
-
-
 def _init_worker(number: int) -> None:
     """Make a loader process end with its training, and not before.
 
@@ -174,7 +163,8 @@ def _init_worker(number: int) -> None:
     # OpenCV's threads do not survive a fork, and would compete with those of the training.
     cv2.setNumThreads(0)
     # An orphaned process would keep the device's memory and the training's pipes for seconds.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # Option 1 (PR_SET_PDEATHSIG): the signal that is sent when the thread that forked it ends.
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     training = multiprocessing.parent_process()
     if training is None or os.getppid() != training.pid:  # it ended before prctl
         os._exit(0)
@@ -197,11 +187,6 @@ def transfer_batches(
 
     On CUDA a separate stream is used, so that the next batch is copied and augmented while the
     current step is computed.
-
-    Args:
-        batches: what the loader returns.
-        transfer: copies one batch to the device.
-        device: the device.
     """
     if device.type != "cuda":
         yield from map(transfer, batches)
@@ -234,12 +219,8 @@ def iterate_batches(cache: Cache, members: NDArray[np.int64], batch_size: int) -
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Copy a batch to the device and normalise it there; bytes are a quarter of the traffic.
 
-    Args:
-        batch: images uint8 [N, S, S, 3] and masks uint8 [N, S, S].
-        device: the device.
-
-    Returns:
-        Images float [N, 3, S, S], channels last in memory, and masks float [N, 1, S, S].
+    Images uint8 [N, S, S, 3] become float [N, 3, S, S], channels last in memory, and masks uint8
+    [N, S, S] become float [N, 1, S, S].
     """
     images, masks = (t.to(device, non_blocking=True) for t in batch)
     return normalise(images), masks.unsqueeze(1).float()
@@ -249,15 +230,12 @@ def normalise(images: Tensor) -> Tensor:
     """Normalise images [N, H, W, 3] in [0, 255] to float [N, 3, H, W], channels last."""
     mean, std = _statistics(images.device, images.shape[2])
     # By whole rows: over the three values of a pixel torch takes five times as long on a CPU.
-    rows = images.flatten(2)
-    normalised = (rows.float() - mean).div_(std).reshape(images.shape)
+    normalised = (images.flatten(2).float() - mean).div_(std).reshape(images.shape)
     return normalised.permute(0, 3, 1, 2)  # a view: the memory is channels last already
 
 
 @lru_cache
 def _statistics(device: torch.device, width: int) -> tuple[Tensor, Tensor]:
     # Cached, because creating them would wait for the device at every step.
-    return (
-        torch.tensor(MEAN, device=device).repeat(width),
-        torch.tensor(STD, device=device).repeat(width),
-    )
+    mean, std = torch.tensor([MEAN, STD], device=device).repeat(1, width)
+    return mean, std

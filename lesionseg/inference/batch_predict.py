@@ -45,7 +45,6 @@ BATCH_PIXELS, MAX_BATCH_SIZE = 2**20, 16
 class LoadedImage:
     """An image that was read from a file.
 
-    path: the file.
     resized: uint8 [S, S, 3], the network's input.
     shape: height and width of the image.
     preview: RGB within the requested side, to draw on; None if none was requested.
@@ -65,7 +64,6 @@ class PixelBudget:
 
     @contextmanager
     def reserve(self, pixels: int) -> Iterator[None]:
-        """Wait until the pixels are available and reserve them within the context."""
         pixels = min(pixels, self._limit)
         with self._changed:
             self._changed.wait_for(lambda: self._used + pixels <= self._limit)

@@ -8,7 +8,8 @@ The smoothness kernel is separable and not truncated: two matrix products.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import product
 
 import numpy as np
 import torch
@@ -88,19 +89,14 @@ def crf(
 
 def _smoothness_message(like: Tensor, sigma: float) -> Message:
     """Return the mean of a field [H, W] over the other pixels, weighted by distance."""
-    rows, columns = (_gaussian(length, sigma) for length in like.shape)
+    positions = [torch.arange(length, dtype=torch.float32) for length in like.shape]
+    rows, columns = (torch.exp(-((p[:, None] - p) ** 2) / (2 * sigma**2)) for p in positions)
 
     def weighted_sum(field: Tensor) -> Tensor:
         return rows @ field @ columns - field
 
     total = weighted_sum(torch.ones_like(like)).clamp_min(MIN_WEIGHT_SUM)
     return lambda field: weighted_sum(field) / total
-
-
-def _gaussian(length: int, sigma: float) -> Tensor:
-    """Return the kernel between all positions on a line, [length, length]."""
-    position = torch.arange(length, dtype=torch.float32)
-    return torch.exp(-((position[:, None] - position) ** 2) / (2 * sigma**2))
 
 
 def _appearance_message(
@@ -111,7 +107,10 @@ def _appearance_message(
     scaled = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1) / (colour * 2**0.5)
     scaled = scaled.contiguous()
     kernels = []
-    for dy, dx in _half_window(image.shape[:2], radius, dilation):
+    window = product(range(radius + 1), range(-radius, radius + 1))
+    for dy, dx in ((y * dilation, x * dilation) for y, x in window if y or x > 0):
+        if dy >= image.shape[0] or abs(dx) >= image.shape[1]:
+            continue
         first, second = _pair(scaled, dy, dx)
         distance = (first - second).square_().sum(0).add_((dy**2 + dx**2) / (2 * sigma**2))
         kernels.append((dy, dx, distance.neg_().exp_()))
@@ -126,14 +125,6 @@ def _appearance_message(
 
     total = weighted_sum(torch.ones(image.shape[:2])).clamp_min_(MIN_WEIGHT_SUM)
     return lambda field: weighted_sum(field).div_(total)
-
-
-def _half_window(shape: tuple[int, ...], radius: int, dilation: int) -> Iterator[tuple[int, int]]:
-    """Yield one of each pair of opposite offsets in the window that stay within the image."""
-    for y in range(radius + 1):
-        for x in range(-radius if y else 1, radius + 1):
-            if y * dilation < shape[0] and abs(x) * dilation < shape[1]:
-                yield y * dilation, x * dilation
 
 
 def _pair(x: Tensor, dy: int, dx: int) -> tuple[Tensor, Tensor]:

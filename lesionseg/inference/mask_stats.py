@@ -38,7 +38,6 @@ class MaskStats:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the mask is empty."""
         return self.area == 0
 
 
@@ -54,19 +53,14 @@ def measure_mask(mask: Mask, probability: Probability) -> MaskStats:
     if not area:
         return MaskStats(0, 0.0, None, None, False, False)
     moments = cv2.moments(pixels, binaryImage=True)
-    edges = (mask[0], mask[-1], mask[:, 0], mask[:, -1])
+    _, _, stats, _ = cv2.connectedComponentsWithStats(pixels, connectivity=8)
+    areas = stats[1:, cv2.CC_STAT_AREA]
     return MaskStats(
         area,
         area / mask.size,
         (moments["m10"] / moments["m00"], moments["m01"] / moments["m00"]),
         # OpenCV's mean does not copy the pixels of large photographs.
         float(cv2.mean(probability, mask=pixels)[0]),
-        any(bool(edge.any()) for edge in edges),
-        _has_several_lesions(pixels),
+        any(bool(edge.any()) for edge in (mask[0], mask[-1], mask[:, 0], mask[:, -1])),
+        int(np.count_nonzero(areas >= MIN_AREA_SHARE * areas.max())) > 1,
     )
-
-
-def _has_several_lesions(pixels: NDArray[np.uint8]) -> bool:
-    _, _, stats, _ = cv2.connectedComponentsWithStats(pixels, connectivity=8)
-    areas = stats[1:, cv2.CC_STAT_AREA]
-    return int(np.count_nonzero(areas >= MIN_AREA_SHARE * areas.max())) > 1

@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lesionseg import metrics
 from lesionseg.data.image_io import Pixels
 from lesionseg.data.loader import MEAN, STD
-from lesionseg.errors import InputError
+from lesionseg.errors import InputError, one_line
 from lesionseg.inference.mask_stats import Probability
 from lesionseg.inference.postprocess import DEFAULT_THRESHOLD
 from lesionseg.inference.predictor import Segmenter
@@ -62,9 +63,8 @@ class PortableModel(nn.Module):
 class OnnxComparison:
     """Comparison of ONNX Runtime with torch on the same images.
 
-    images: number of images.
-    max_difference: largest difference in probability.
-    mean_dice: mean Dice between the two masks at the network's size; 1 if they are equal.
+    images is their number, max_difference the largest difference in probability, and mean_dice the
+    mean Dice between the two masks at the network's size.
     """
 
     images: int
@@ -90,12 +90,11 @@ def export_onnx(segmenter: Segmenter, path: Path, about: Mapping[str, str] | Non
     # A contiguous copy on the CPU: the memory format must not appear in the file.
     model = copy.deepcopy(segmenter.model).cpu().to(memory_format=torch.contiguous_format)
     portable = PortableModel(model, segmenter.inference.tta).eval()
-    example = torch.rand(2, 3, size, size)
     try:
         with _quiet(), torch.inference_mode(False), torch.no_grad():
             program = torch.onnx.export(
                 portable,
-                (example,),
+                (torch.rand(2, 3, size, size),),
                 dynamo=True,
                 input_names=[INPUT],
                 output_names=[OUTPUT],
@@ -106,10 +105,8 @@ def export_onnx(segmenter: Segmenter, path: Path, about: Mapping[str, str] | Non
         assert program is not None
         proto = program.model_proto
     except Exception as error:  # from the network's code, the tracer, or an operator ONNX lacks
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise InputError(
-            f"export: {segmenter.config.model.name} cannot be written as ONNX: {reason}"
-        ) from error
+        name = segmenter.config.model.name
+        raise InputError(f"export: {name} cannot be written as ONNX: {one_line(error)}") from error
     onnx.helper.set_model_props(proto, dict(build_metadata(segmenter)) | dict(about or {}))
     onnx.save_model(proto, str(path))
 
@@ -117,7 +114,7 @@ def export_onnx(segmenter: Segmenter, path: Path, about: Mapping[str, str] | Non
 def build_metadata(segmenter: Segmenter) -> dict[str, str]:
     """Return the file's metadata: input, output and the remaining postprocessing."""
     size, chain = segmenter.image_size, segmenter.inference.chain
-    thresholds = [float(step.params["value"]) for step in chain if step.name == "threshold"]
+    thresholds = (step.params["value"] for step in chain if step.name == "threshold")
     return {
         "format": FORMAT,
         "model": segmenter.config.model.name,
@@ -128,7 +125,7 @@ def build_metadata(segmenter: Segmenter) -> dict[str, str]:
         "range": "0 to 1",
         "resize": "bilinear with antialiasing to a square, whatever the aspect (PIL BILINEAR)",
         "tta": segmenter.inference.tta,
-        "threshold": str(thresholds[0] if thresholds else DEFAULT_THRESHOLD),
+        "threshold": str(float(next(thresholds, DEFAULT_THRESHOLD))),
         "after": "resize the probability bilinearly to the image's size; pixels strictly above "
         "the threshold are lesion; then apply the other steps of the chain",
         "chain": json.dumps(segmenter.inference.to_dict()["chain"]),
@@ -150,8 +147,7 @@ class OnnxModel:
                 str(path), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # ONNX Runtime's exceptions have no public base class
-            reason = " ".join(str(error).split())[:300]
-            raise InputError(f"{path}: ONNX Runtime cannot run it: {reason}") from error
+            raise InputError(f"{path}: ONNX Runtime cannot run it: {one_line(error)}") from error
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -169,27 +165,22 @@ def compare_with_torch(
     segmenter: Segmenter, path: Path, images: Pixels, batch_size: int = 8
 ) -> OnnxComparison:
     """Compare an exported file with torch in single precision on images uint8 [N, S, S, 3]."""
-    exported, max_difference, dice = OnnxModel(path), 0.0, []
+    exported, differences, counts = OnnxModel(path), [], []
     threshold = float(exported.metadata["threshold"])
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
-        expected = segmenter.predict_probabilities(batch)
-        actual = exported.predict_probabilities(batch)
-        max_difference = max(max_difference, float(np.abs(expected - actual).max()))
-        for one, other in zip(expected > threshold, actual > threshold, strict=True):
-            areas = int(one.sum() + other.sum())
-            dice.append(2 * int((one & other).sum()) / areas if areas else 1.0)
-    return OnnxComparison(len(images), max_difference, float(np.mean(dice)))
+        pair = [m.predict_probabilities(batch) for m in (segmenter, exported)]
+        differences.append(float(np.abs(pair[0] - pair[1]).max()))
+        counts.append(metrics.count_pixels(*(torch.from_numpy(p > threshold) for p in pair)))
+    dice = metrics.score_images(torch.cat(counts).numpy())["dice"]
+    return OnnxComparison(len(images), max(differences), float(dice.mean()))
 
 
 def require_onnx() -> None:
     """Raise InputError if a package of the extra ``onnx`` is missing."""
-    missing = [name for name in REQUIRED_PACKAGES if find_spec(name) is None]
-    if missing:
-        raise InputError(
-            f"export: needs {', '.join(missing)}; install the extra: pip install "
-            f"'lesionsearch[onnx]'"
-        )
+    if missing := ", ".join(name for name in REQUIRED_PACKAGES if find_spec(name) is None):
+        extra = "pip install 'lesionsearch[onnx]'"
+        raise InputError(f"export: needs {missing}; install the extra: {extra}")
 
 
 @contextlib.contextmanager

@@ -51,7 +51,8 @@ def fill_holes(mask: Mask) -> Mask:
     for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
         is_outside[edge] = True
     is_outside[0] = False  # the label of the lesion
-    return ~is_outside[labels]
+    filled: Mask = ~is_outside[labels]
+    return filled
 
 
 #: Every entry is applied to its input: ``threshold`` to probabilities, ``crf`` to probabilities

@@ -128,7 +128,12 @@ class Segmenter:
             image, shape = read_image_and_size(Path(picture), draft=draft_size(size))
             return resize_square(image, size), shape
         if isinstance(picture, np.ndarray):
-            picture = Image.fromarray(_checked(picture))
+            dtype, array_shape = picture.dtype, list(picture.shape)
+            if dtype != np.uint8 or array_shape[2:] != [3] or not picture.size:
+                raise InputError(
+                    f"predict: an array must be uint8 [H, W, 3], RGB, got {dtype} {array_shape}"
+                )
+            picture = Image.fromarray(picture)
         if not isinstance(picture, Image.Image):
             raise InputError(
                 f"predict: an image must be a path, a PIL image or uint8 [H, W, 3], "
@@ -156,11 +161,7 @@ def load(run: str | Path, device: str = "auto") -> Segmenter:
 
 
 def find_model_file(run: Path) -> Path:
-    """Return the model's file of a study's folder or its ``final/``, or the file itself.
-
-    Raises:
-        InputError: there is no such file.
-    """
+    """Return the model's file of a study's folder or its ``final/``, or the file itself."""
     for path in (run, run / FILE, run / FOLDER / FILE):
         if path.is_file():
             return path
@@ -169,11 +170,3 @@ def find_model_file(run: Path) -> Path:
     raise InputError(
         f"{run}: has no {FOLDER}/{FILE}; `lesionsearch final` creates it after the search"
     )
-
-
-def _checked(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
-        raise InputError(
-            f"predict: an array must be uint8 [H, W, 3], RGB, got {array.dtype} {list(array.shape)}"
-        )
-    return array

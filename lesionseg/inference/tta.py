@@ -41,25 +41,25 @@ TTA: dict[str, tuple[Symmetry, ...]] = {
 
 
 def predict_with_tta(model: nn.Module, images: Tensor, name: str) -> Tensor:
-    """Return the mean probability over the views of one entry of TTA.
-
-    Args:
-        model: logits [N, 1, S, S] from images; in the mode that the caller has set.
-        images: normalised floats [N, 3, S, S].
-        name: a name in TTA.
-
-    Returns:
-        float32 [N, 1, S, S] in [0, 1].
-
-    Raises:
-        InputError: unknown name, or the images are not square.
-    """
+    """Return ``predict_with_ttas`` for one name."""
     return predict_with_ttas(model, images, (name,))[name]
 
 
 @torch.inference_mode()
 def predict_with_ttas(model: nn.Module, images: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
-    """Return ``predict_with_tta`` for several names; shared views are computed once."""
+    """Return the mean probability over the views of each entry of TTA.
+
+    Args:
+        model: logits [N, 1, S, S] from images; in the mode that the caller has set.
+        images: normalised floats [N, 3, S, S].
+        names: names in TTA; shared views are computed once.
+
+    Returns:
+        float32 [N, 1, S, S] in [0, 1] by name.
+
+    Raises:
+        InputError: unknown name, or the images are not square.
+    """
     views_by_name = {name: TTA[check_tta(name)] for name in names}
     if images.shape[-1] != images.shape[-2]:
         raise InputError(

@@ -15,7 +15,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lesionseg.errors import InputError
 from lesionseg.losses.distance import build_boundary, build_hausdorff
 from lesionseg.losses.overlap import (
     Loss,
@@ -29,7 +28,7 @@ from lesionseg.losses.overlap import (
 from lesionseg.losses.pixel import build_bce, build_focal
 from lesionseg.space import ComponentConfig, Float, RegistryEntry, build
 
-__all__ = ["LOSSES", "OVERLAPS", "Criterion", "Loss", "build_loss", "over_outputs"]
+__all__ = ["LOSSES", "OVERLAPS", "Criterion", "Loss", "build_loss"]
 
 #: Logits [N, 1, H, W], or several with deep supervision: the main ones first, all of full size.
 Outputs = Tensor | tuple[Tensor, ...]
@@ -93,6 +92,9 @@ LOSSES: dict[str, RegistryEntry] = {
 class Criterion:
     """A loss of one or several outputs with its modifiers; for validation it has none.
 
+    The loss of several outputs is their weighted mean. The weights are 1, 1/2, 1/4, ..., divided
+    by their sum, as in nnU-Net (Isensee et al., arXiv:1809.10486).
+
     loss: from logits and targets [N, 1, H, W] to a scalar.
     label_smoothing: s in [0, 1); a target t becomes t (1 - s) + s / 2.
     flooding: b >= 0; the loss L of a batch becomes |L - b| + b (Ishida et al.,
@@ -107,22 +109,15 @@ class Criterion:
         """Return the modified loss, a float32 scalar, of logits and masks [N, 1, H, W]."""
         s, b = self.label_smoothing, self.flooding
         targets = masks.float() * (1 - s) + s / 2 if s else masks
-        value = over_outputs(self.loss, outputs, targets)
+        all_outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+        values = [self.loss(output, targets) for output in all_outputs]
+        value = values[0]
+        if len(values) > 1:
+            weights = [0.5**depth for depth in range(len(values))]
+            weighted = [weight * v for weight, v in zip(weights, values, strict=True)]
+            value = torch.stack(weighted).sum() / sum(weights)
         # Rounding may make a loss negative; b = 0 must not change its sign.
         return (value - b).abs() + b if b else value
-
-
-def over_outputs(loss: Loss, outputs: Outputs, masks: Tensor) -> Tensor:
-    """Return the loss of one output, or the weighted mean over several.
-
-    The weights are 1, 1/2, 1/4, ..., divided by their sum, as in nnU-Net (Isensee et al.,
-    arXiv:1809.10486).
-    """
-    if isinstance(outputs, Tensor):
-        return loss(outputs, masks)
-    weights = [0.5**depth for depth in range(len(outputs))]
-    values = [w * loss(output, masks) for w, output in zip(weights, outputs, strict=True)]
-    return torch.stack(values).sum() / sum(weights)
 
 
 def build_loss(
@@ -137,17 +132,11 @@ def build_loss(
     Args:
         component: an entry of LOSSES and its parameters.
         overlap: one of OVERLAPS; "image" gives small and large lesions the same weight.
-        label_smoothing: in [0, 1); moves targets towards 1/2.
-        flooding: level below which the loss is reflected, at least 0.
+        label_smoothing: as in Criterion.
+        flooding: as in Criterion.
 
     Raises:
         InputError: unknown entry or parameter, or a value outside its range.
     """
-    if overlap not in OVERLAPS:
-        raise InputError(f"loss: overlap must be {' or '.join(OVERLAPS)}, got {overlap!r}")
-    if not 0 <= label_smoothing < 1:
-        raise InputError(f"loss: label_smoothing must lie in [0, 1), got {label_smoothing!r}")
-    if not 0 <= flooding < float("inf"):
-        raise InputError(f"loss: flooding must be finite and at least 0, got {flooding!r}")
     loss: Loss = build("loss", LOSSES, component, overlap == "batch")
     return Criterion(loss, label_smoothing, flooding)

@@ -44,11 +44,6 @@ def build_hausdorff(pooled: bool, alpha: float, weight: float) -> Loss:
     Karimi and Salcudean, with both distance maps: the mean of (p - t)^2 (d_t^alpha + d_p^alpha),
     with the distances d from the boundaries of the rounded target and of the predicted mask. The
     latter are discontinuous where a logit changes sign.
-
-    Args:
-        pooled: for soft Dice; see ``build_tversky``.
-        alpha: exponent of the distances.
-        weight: weight of the distance-transform loss.
     """
 
     # MONAI's HausdorffDTLoss is equal except for the unit, but uses SciPy's transform, which is

@@ -11,7 +11,6 @@ logits for soft targets than for hard ones; MONAI's Tversky uses the product.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,25 +26,12 @@ SMOOTH = 0.5
 TINY = 1e-6
 
 
-class Counts(NamedTuple):
-    """Soft pixel counts, each [N], or [1] if pooled."""
-
-    tp: Tensor
-    fp: Tensor
-    fn: Tensor
-    tn: Tensor
-
-
-def soft_counts(logits: Tensor, target: Tensor, pooled: bool) -> Counts:
-    """Return the soft counts of logits and targets [N, 1, H, W]."""
+def soft_counts(logits: Tensor, target: Tensor, pooled: bool) -> tuple[Tensor, ...]:
+    """Return the soft counts tp, fp, fn and tn of [N, 1, H, W], each [N], or [1] if pooled."""
     p, t = _flatten(logits.float().sigmoid(), pooled), _flatten(target.float(), pooled)
     # No differences of sums: in a large batch rounding could make them negative.
-    return Counts(
-        tp=torch.minimum(p, t).sum(1),
-        fp=F.relu(p - t).sum(1),
-        fn=F.relu(t - p).sum(1),
-        tn=(1 - torch.maximum(p, t)).sum(1),
-    )
+    pixels = (torch.minimum(p, t), F.relu(p - t), F.relu(t - p), 1 - torch.maximum(p, t))
+    return tuple(values.sum(1) for values in pixels)
 
 
 def blend(weight: float, first: Loss, second: Loss) -> Loss:
@@ -56,13 +42,7 @@ def blend(weight: float, first: Loss, second: Loss) -> Loss:
 
 
 def build_tversky(pooled: bool, alpha: float, beta: float) -> Loss:
-    """Build 1 - tp / (tp + ``alpha`` fp + ``beta`` fn); Salehi et al., arXiv:1706.05721.
-
-    Args:
-        pooled: count over the whole batch instead of per image.
-        alpha: weight of false positives.
-        beta: weight of false negatives.
-    """
+    """Build 1 - tp / (tp + ``alpha`` fp + ``beta`` fn); Salehi et al., arXiv:1706.05721."""
     return lambda logits, target: _tversky(soft_counts(logits, target, pooled), alpha, beta).mean()
 
 
@@ -75,13 +55,7 @@ def build_focal_tversky(pooled: bool, alpha: float, beta: float, gamma: float) -
     """Build Tversky loss ** (1 / ``gamma``); Abraham and Khan, arXiv:1810.07842.
 
     The root is applied per image (or to the batch) before averaging. Values of gamma above 1
-    emphasise nearly correct masks.
-
-    Args:
-        pooled: as in ``build_tversky``.
-        alpha: as in ``build_tversky``; the paper exchanges alpha and beta.
-        beta: as in ``build_tversky``.
-        gamma: the exponent is 1 / gamma, as in the paper.
+    emphasise nearly correct masks. Unlike here, the paper's alpha weights false negatives.
     """
 
     def focal_tversky(logits: Tensor, target: Tensor) -> Tensor:
@@ -128,10 +102,11 @@ def _flatten(images: Tensor, pooled: bool) -> Tensor:
     return images.reshape(1, -1) if pooled else images.flatten(1)
 
 
-def _tversky(counts: Counts, alpha: float, beta: float) -> Tensor:
+def _tversky(counts: tuple[Tensor, ...], alpha: float, beta: float) -> Tensor:
     # Not as 1 - ratio, which loses precision for nearly correct masks.
-    wrong = alpha * counts.fp + beta * counts.fn
-    return wrong / (counts.tp + wrong + SMOOTH)
+    tp, fp, fn, _ = counts
+    wrong = alpha * fp + beta * fn
+    return wrong / (tp + wrong + SMOOTH)
 
 
 @torch.no_grad()

@@ -9,12 +9,7 @@ from lesionseg.losses.overlap import Loss
 
 
 def build_bce(pooled: bool, pos_weight: float = 1.0) -> Loss:
-    """Build binary cross-entropy, averaged over pixels.
-
-    Args:
-        pooled: has no effect on a mean over pixels.
-        pos_weight: weight of lesion pixels; background has 1.
-    """
+    """Build binary cross-entropy; lesion pixels have the weight ``pos_weight``, background 1."""
 
     def bce(logits: Tensor, target: Tensor) -> Tensor:
         logits = logits.float()
@@ -28,12 +23,8 @@ def build_bce(pooled: bool, pos_weight: float = 1.0) -> Loss:
 def build_focal(pooled: bool, gamma: float, alpha: float) -> Loss:
     """Build the focal loss, averaged over pixels; Lin et al., arXiv:1708.02002, eq. 5.
 
-    The loss of a soft target is interpolated linearly between those of 0 and 1.
-
-    Args:
-        pooled: has no effect on a mean over pixels.
-        gamma: reduces the weight of nearly correct pixels; 0 is cross-entropy.
-        alpha: weight of lesion; background has 1 - ``alpha``.
+    The loss of a soft target is interpolated linearly between those of 0 and 1. Lesion has the
+    weight ``alpha``, background 1 - ``alpha``; ``gamma`` = 0 is cross-entropy.
     """
 
     def focal(logits: Tensor, target: Tensor) -> Tensor:

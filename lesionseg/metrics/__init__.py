@@ -27,11 +27,7 @@ from lesionseg.metrics.overlap import (
     mean_scores,
     score_images,
 )
-from lesionseg.metrics.surface import (
-    SURFACE_DISTANCES,
-    percent_of_diagonal,
-    surface_distances,
-)
+from lesionseg.metrics.surface import SURFACE_DISTANCES, percent_of_diagonal, surface_distances
 
 __all__ = [
     "JACCARD_THRESHOLD",

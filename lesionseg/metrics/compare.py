@@ -63,17 +63,7 @@ def paired_difference(
     """Return mean(a - b) over the same images with its interval; a and b differ if it excludes 0.
 
     Every resample applies to both a and b, which makes the interval narrower than the two of
-    ``bootstrap_intervals`` suggest.
-
-    Args:
-        a: float64 [N].
-        b: float64 [N], of the same images in the same order.
-        groups: as in ``bootstrap_intervals``.
-        resamples: as in ``bootstrap_intervals``.
-        seed: as in ``bootstrap_intervals``.
-
-    Raises:
-        ValueError: as in ``bootstrap_intervals``.
+    ``bootstrap_intervals`` suggest. The other arguments and errors are those of that function.
     """
     _check({"a": a, "b": b}, groups)
     intervals = bootstrap_intervals({"": a - b}, groups, resamples=resamples, seed=seed)
@@ -84,15 +74,8 @@ def wilcoxon_p_value(a: Floats, b: Floats, groups: Sequence[str]) -> float:
     """Return the two-sided p-value of Wilcoxon's signed-rank test on the groups' mean differences.
 
     Images of one group are not independent observations. Groups without a difference are ranked
-    and then dropped (Pratt 1959). The p-value is 1 if no group differs.
-
-    Args:
-        a: float64 [N].
-        b: float64 [N], of the same images in the same order.
-        groups: patient or lesion of each of the N images.
-
-    Raises:
-        ValueError: scores that are not [N], or no image.
+    and then dropped (Pratt 1959). The p-value is 1 if no group differs. Arguments and errors are
+    those of ``paired_difference``.
     """
     _check({"a": a, "b": b}, groups)
     _, group_index = np.unique(groups, return_inverse=True)

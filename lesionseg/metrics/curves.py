@@ -3,7 +3,8 @@
 A test set has too many pixels to keep the probability of each. Each image is reduced to a
 histogram of its background and lesion pixels over the probability. Histograms are normalised per
 image before they are averaged, so that every image has the same weight. Bin k of n holds
-k/n <= p < (k + 1)/n; the last bin includes p = 1.
+k/n <= p < (k + 1)/n; the last bin includes p = 1. Curves and calibration take the float64 [2, bins]
+of ``mean_histogram``.
 """
 
 from __future__ import annotations
@@ -98,9 +99,6 @@ def precision_recall(histogram: Floats) -> Curve:
 
     The values are exact: a pixel counts as lesion where p >= threshold, and each threshold is
     the lower edge of a bin. Without any lesion pixel recall is 1 everywhere, as in scikit-learn.
-
-    Args:
-        histogram: float64 [2, bins] of ``mean_histogram``.
     """
     background, lesion = np.cumsum(histogram[:, ::-1], axis=1)[:, ::-1]
     positive = background + lesion
@@ -118,9 +116,6 @@ def average_precision(histogram: Floats) -> float:
     The sum of (R_k - R_{k+1}) P_k over the bins, without interpolation: scikit-learn's
     ``average_precision_score`` of the binned probabilities, each pixel weighted by 1 / pixels of
     its image. 0 without any lesion pixel, as there.
-
-    Args:
-        histogram: float64 [2, bins] of ``mean_histogram``.
     """
     curve, lesion = precision_recall(histogram), histogram[1]
     total = lesion.sum()
@@ -132,10 +127,6 @@ def calibration(histogram: Floats, bins: int = 15) -> Calibration:
 
     A histogram bin is assigned to the bin that contains its centre, and its pixels count with
     the centre as their probability. Confidence is exact to half a histogram bin (0.0005 for 1000).
-
-    Args:
-        histogram: float64 [2, fine] of ``mean_histogram``.
-        bins: from 1 to the number of bins of the histogram.
     """
     fine = histogram.shape[1]
     double_centres = 2 * np.arange(fine) + 1
@@ -161,10 +152,6 @@ def calibration_error(histogram: Floats, bins: int = 15) -> float:
     The mean over pixels of |frequency - confidence| of their bin (Guo et al., arXiv:1706.04599,
     eq. 3). The paper bins the probability of the predicted class, from 0.5; here it is the
     probability of lesion, from 0.
-
-    Args:
-        histogram: float64 [2, fine] of ``mean_histogram``.
-        bins: as in ``calibration``.
     """
     table = calibration(histogram, bins)
     gap = np.abs(table.frequency - table.confidence)

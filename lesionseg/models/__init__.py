@@ -8,7 +8,7 @@ with deep supervision returns a tuple of such logits, the main output first.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import nullcontext
+from dataclasses import replace
 
 from torch import nn
 
@@ -19,7 +19,6 @@ from lesionseg.models.monai import monai_options
 from lesionseg.models.segnet import SEGNET
 from lesionseg.models.smp import smp_options
 from lesionseg.models.unet import UNET
-from lesionseg.models.weights import skip_pretrained_weights
 from lesionseg.space import ComponentConfig, RegistryEntry, build, resolve
 
 MODELS: dict[str, RegistryEntry] = {
@@ -45,8 +44,9 @@ def build_model(
     Raises:
         InputError: unknown entry, incompatible parameters, or unavailable pretrained weights.
     """
-    with nullcontext() if load_pretrained else skip_pretrained_weights():
-        model: nn.Module = build("model", MODELS, component, image_size=image_size)
+    if not load_pretrained and "weights" in component.params:
+        component = replace(component, params={**component.params, "weights": "none"})
+    model: nn.Module = build("model", MODELS, component, image_size=image_size)
     return model
 
 

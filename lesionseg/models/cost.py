@@ -17,15 +17,11 @@ def multiply_adds(model: nn.Module, image_size: int) -> int:
         model: a network from images [1, 3, S, S], on any device; its mode is restored.
         image_size: side S of the image in pixels.
     """
-    modes = {module: module.training for module in model.modules()}
+    training = model.training
     first = next(model.parameters())
     image = torch.zeros(1, 3, image_size, image_size, device=first.device, dtype=first.dtype)
     counter = FlopCounterMode(display=False)
-    try:
-        with torch.no_grad(), counter:
-            model.eval()(image)
-    finally:
-        # Per module: a part may be in evaluation mode while the rest trains.
-        for module, training in modes.items():
-            module.training = training
+    with torch.no_grad(), counter:
+        model.eval()(image)
+    model.train(training)
     return int(counter.get_total_flops()) // 2  # torch counts a multiplication and an addition

@@ -10,7 +10,6 @@ The authors' code has 33,343,244 parameters with layers that are never called; o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -91,7 +90,7 @@ class HarDBlock(nn.Module):
 class HarDNet(nn.Module):
     """HarDNet-68 without its ImageNet classifier."""
 
-    def __init__(self, blocks: Sequence[Block] = HARDNET68) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Sequential(
             _conv(3, STEM[0], 3, stride=2),
@@ -100,18 +99,17 @@ class HarDNet(nn.Module):
         )
         self.stages = nn.ModuleList()
         channels = STEM[1]
-        for block in blocks:
+        for block in HARDNET68:
             dense = HarDBlock(channels, block.layers, block.growth)
             self.stages.append(nn.Sequential(dense, _conv(dense.outputs, block.outputs, 1)))
             channels = block.outputs
-        self.pooled = [block.pooled for block in blocks]
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Images [N, 3, H, W] to the features of each stage, at strides 4, 8, 8, 16 and 32."""
         x, features = self.stem(images), []
-        for stage, pooled in zip(self.stages, self.pooled, strict=True):
+        for stage, block in zip(self.stages, HARDNET68, strict=True):
             features.append(stage(x))
-            x = F.max_pool2d(features[-1], 2) if pooled else features[-1]
+            x = F.max_pool2d(features[-1], 2) if block.pooled else features[-1]
         return features
 
 
@@ -119,8 +117,8 @@ def _linear(
     inputs: int, outputs: int, size: int | tuple[int, int], dilation: int = 1
 ) -> nn.Sequential:
     """Return the decoder's convolution with batch norm, without activation."""
-    height, width = (size, size) if isinstance(size, int) else size
-    padding = (dilation * (height // 2), dilation * (width // 2))
+    size = (size, size) if isinstance(size, int) else size
+    padding = (dilation * (size[0] // 2), dilation * (size[1] // 2))
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, size, padding=padding, dilation=dilation, bias=False),
         nn.BatchNorm2d(outputs),

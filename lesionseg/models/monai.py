@@ -60,7 +60,7 @@ class PlannedUNet(nn.Module):
         for block in self.up:
             x = block(x, skips.pop())
             decoded.append(x)
-        logits = self.head(decoded.pop())[..., :height, :width]
+        logits: Tensor = self.head(decoded.pop())[..., :height, :width]
         if not (self.training and self.coarse_heads):
             return logits
         coarse = zip(self.coarse_heads, reversed(decoded), strict=False)
@@ -73,10 +73,7 @@ def plan_widths(image_size: int, width: int) -> tuple[int, ...]:
 
     Stages of half the size are added while the feature map is at least 4 pixels wide. Source:
     Isensee et al. 2021, doi:10.1038/s41592-020-01008-z; ``get_pool_and_conv_props`` of nnU-Net v2.
-
-    Args:
-        image_size: side of the images in pixels.
-        width: channels of the first stage; they double per stage, up to 512.
+    The channels double per stage, up to MAX_FEATURES.
     """
     widths, side = [width], image_size
     while side >= 2 * MIN_SIDE_PX:
@@ -90,8 +87,6 @@ def build_dynunet(
     width: int, deep_supervision: bool, residual: bool, image_size: int | None = None
 ) -> PlannedUNet:
     """Build the U-Net that nnU-Net plans for this image size, with instance norm and leaky ReLU.
-
-    Source: Isensee et al. 2021, doi:10.1038/s41592-020-01008-z.
 
     Args:
         width: channels of the first stage; 32 as published.
@@ -125,28 +120,22 @@ def build_dynunet(
 
 
 def build_segresnet(init_filters: int, dropout: float) -> nn.Module:
-    """Build SegResNet without its variational branch (Myronenko 2018, arXiv:1810.11654).
-
-    Args:
-        init_filters: channels of the first stage, a multiple of the 8 groups of its norm.
-        dropout: probability of dropping a channel of the first features, in [0, 1).
-    """
+    """Build SegResNet without its variational branch (Myronenko 2018, arXiv:1810.11654)."""
     from monai.networks.nets.segresnet import SegResNet
 
     model: nn.Module = SegResNet(
-        spatial_dims=2, in_channels=3, init_filters=init_filters, out_channels=1,
-        dropout_prob=dropout, blocks_down=BLOCKS_DOWN,
-    )  # fmt: skip
+        spatial_dims=2,
+        in_channels=3,
+        out_channels=1,
+        init_filters=init_filters,
+        dropout_prob=dropout,
+        blocks_down=BLOCKS_DOWN,
+    )
     return model
 
 
 def build_attention_unet(width: int, depth: int) -> nn.Module:
-    """Build a U-Net with attention gates on the skips (Oktay et al., arXiv:1804.03999).
-
-    Args:
-        width: channels of the first stage; they double per stage.
-        depth: number of halvings; image sizes are multiples of ``2**depth``.
-    """
+    """Build a U-Net with attention gates on the skips (Oktay et al., arXiv:1804.03999)."""
     from monai.networks.nets.attentionunet import AttentionUnet
 
     channels = [width * 2**level for level in range(depth + 1)]

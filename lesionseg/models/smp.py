@@ -129,10 +129,8 @@ def build_smp(
 def _entry(name: str, row: Architecture) -> RegistryEntry:
     encoders = TRANSFORMERS if name == "dpt" else ENCODERS
     choices = tuple(e for e in encoders if e not in UNSUPPORTED.get(name, ()))
-    space: dict[str, Domain] = {
-        "encoder": Categorical(choices, default=choices[0]),
-        "weights": Categorical(("none", "imagenet"), default="none", files=True),
-    }
+    weights = Categorical(("none", "imagenet"), default="none", files=True)
+    space: dict[str, Domain] = {"encoder": Categorical(choices, choices[0]), "weights": weights}
     if row.stride == 0:
         space["encoder_depth"] = Int(3, 5, default=5)
     if row.scse:

@@ -8,6 +8,7 @@ defaults. Options are built last, so that they do not change the other weights o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import cast
 
@@ -29,11 +30,8 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels)
 
 
-def instance_norm(channels: int) -> nn.InstanceNorm2d:
-    """Return an instance norm with learnt scale and shift, like the other norms."""
-    return nn.InstanceNorm2d(channels, affine=True)
-
-
+#: With learnt scale and shift, like the other norms.
+instance_norm = partial(nn.InstanceNorm2d, affine=True)
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm2d,
     "group": group_norm,
@@ -167,11 +165,6 @@ class UNet(nn.Module):
         return (logits, *(_resize(head(x), images) for head, x in coarser))
 
 
-def _stride(depth: int, norm: str = "batch", **_: object) -> int:
-    """Return 2**depth, doubled for instance norm, which cannot normalise a single pixel."""
-    return int(2 ** (depth + (norm == "instance")))
-
-
 UNET = RegistryEntry(
     UNet,
     {
@@ -184,7 +177,8 @@ UNET = RegistryEntry(
         "dropout": Float(0.0, 0.5, default=0.0),
     },
     "U-Net: its norm, residual blocks, attention gates, deep supervision; arXiv:1505.04597",
-    stride=_stride,
+    # Doubled for instance norm, which cannot normalise a single pixel.
+    stride=lambda depth, norm="batch", **_: int(2 ** (depth + (norm == "instance"))),
     # At 2 px a network of 4 channels and depth 1 has groups with a single value.
     min_image_size=4,
     fixed_by_default=frozenset({"norm", "residual", "attention", "deep_supervision", "dropout"}),

@@ -6,9 +6,7 @@ cache, which can be copied to a machine without network.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,8 +24,6 @@ MIN_TENSOR_SHARE = 0.9
 #: Prefixes of the names of an encoder's tensors in files.
 PREFIXES = ("", "encoder.", "encoder.model.", "model.", "model.encoder.", "module.", "backbone.")
 
-_SKIP_PRETRAINED: ContextVar[bool] = ContextVar("skip_pretrained", default=False)
-
 
 class Source(NamedTuple):
     """A file in one revision of a repository on the hub."""
@@ -35,19 +31,6 @@ class Source(NamedTuple):
     repository: str
     revision: str
     file: str = "model.safetensors"
-
-
-@contextmanager
-def skip_pretrained_weights() -> Iterator[None]:
-    """Ignore the parameter ``weights`` of networks that this thread builds within the context.
-
-    For loading a trained checkpoint, which does not need the pretrained file.
-    """
-    token = _SKIP_PRETRAINED.set(True)
-    try:
-        yield
-    finally:
-        _SKIP_PRETRAINED.reset(token)
 
 
 def source_of(encoder: str) -> Source:
@@ -82,7 +65,7 @@ def ensure_weights(encoder: str, weights: str) -> None:
 
 
 def load_encoder(model: nn.Module, encoder: str, weights: str) -> None:
-    """Load weights into ``model.encoder``, except within ``skip_pretrained_weights``.
+    """Load weights into ``model.encoder``.
 
     Args:
         model: a network of segmentation-models-pytorch.
@@ -96,7 +79,7 @@ def load_encoder(model: nn.Module, encoder: str, weights: str) -> None:
     """
     from segmentation_models_pytorch.encoders import TimmUniversalEncoder, TimmViTEncoder
 
-    if weights == "none" or _SKIP_PRETRAINED.get():
+    if weights == "none":
         return
     path = _locate(encoder, weights)
     inner = model.get_submodule("encoder")

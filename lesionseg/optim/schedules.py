@@ -61,11 +61,6 @@ def build_step(optimizer: Optimizer, total: int, factor: float, drops: int) -> L
     return MultiStepLR(optimizer, milestones, gamma=factor)
 
 
-def build_exponential(optimizer: Optimizer, total: int, end: float) -> LRScheduler:
-    """Build an exponential decay: lr(t) = lr(0) * end^(t / T)."""
-    return ExponentialLR(optimizer, end ** (1 / total))
-
-
 def build_cosine(optimizer: Optimizer, total: int, warmup: float) -> LRScheduler:
     """Build a linear warm-up over a share of the steps, then half a cosine down to zero.
 
@@ -94,22 +89,6 @@ def build_onecycle(optimizer: Optimizer, total: int, rise: float) -> LRScheduler
     )
 
 
-def build_polynomial(optimizer: Optimizer, total: int, power: float) -> LRScheduler:
-    """Build a decay to zero: lr(t) = lr(0) * (1 - t / T)^power.
-
-    The "poly" policy of DeepLab (Chen et al., arXiv:1606.00915, section 4.1.2) and of nnU-Net
-    (Isensee et al., arXiv:1904.08128), both with a power of 0.9.
-    """
-    return PolynomialLR(optimizer, total_iters=total, power=power)
-
-
-def build_plateau(
-    optimizer: Optimizer, total: int, factor: float, patience: int
-) -> ReduceLROnPlateau:
-    """Build a decay by ``factor`` after ``patience`` + 1 epochs without a better Dice."""
-    return ReduceLROnPlateau(optimizer, "max", factor=factor, patience=patience, threshold=0.0)
-
-
 SCHEDULES: dict[str, RegistryEntry] = {
     "constant": RegistryEntry(
         lambda optimizer, total: LambdaLR(optimizer, lambda _: 1.0),
@@ -121,8 +100,9 @@ SCHEDULES: dict[str, RegistryEntry] = {
         {"factor": Float(0.1, 0.8, default=0.5), "drops": Int(1, 10, default=3)},
         "lower at evenly spaced moments",
     ),
+    # lr(t) = lr(0) * end^(t / T)
     "exponential": RegistryEntry(
-        build_exponential,
+        lambda optimizer, total, end: ExponentialLR(optimizer, end ** (1 / total)),
         {"end": Float(1e-4, 0.5, default=1e-2, log=True)},
         "the same share off in every step",
     ),
@@ -132,11 +112,18 @@ SCHEDULES: dict[str, RegistryEntry] = {
     "onecycle": RegistryEntry(
         build_onecycle, {"rise": Float(0.1, 0.5, default=0.3)}, "one cycle up and down"
     ),
+    # lr(t) = lr(0) * (1 - t / T)^power: the "poly" policy of DeepLab (arXiv:1606.00915, section
+    # 4.1.2) and of nnU-Net (arXiv:1904.08128), both with a power of 0.9.
     "polynomial": RegistryEntry(
-        build_polynomial, {"power": Float(0.5, 2.0, default=0.9)}, "a power of what is left, to 0"
+        lambda optimizer, total, power: PolynomialLR(optimizer, total, power),
+        {"power": Float(0.5, 2.0, default=0.9)},
+        "a power of what is left, to 0",
     ),
+    # By ``factor`` after ``patience`` + 1 epochs without a better Dice.
     "plateau": RegistryEntry(
-        build_plateau,
+        lambda optimizer, total, **options: ReduceLROnPlateau(
+            optimizer, "max", threshold=0.0, **options
+        ),
         {"factor": Float(0.1, 0.8, default=0.5), "patience": Int(0, 20, default=3)},
         "lower when the validation Dice stands still",
     ),

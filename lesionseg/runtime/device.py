@@ -15,6 +15,11 @@ import torch
 
 from lesionseg.errors import InputError
 
+#: Environment variable for where images are augmented, which is not part of a configuration: it
+#: does not change what is trained. On the device, on the host by albumentations, or on the device
+#: if the images fit there.
+AUGMENT, AUGMENT_VALUES = "LESIONSEARCH_AUGMENT", ("auto", "host", "device")
+
 
 def pick_device(name: str = "auto") -> torch.device:
     """Return the device of a name; ``auto`` selects CUDA, then MPS, then the CPU.
@@ -104,3 +109,13 @@ def describe_device(device: torch.device | str) -> str:
         text = f"model name: {platform.processor()}"
     match = re.search(r"^model name\s*: *(\S.*)$", text, re.MULTILINE)
     return f"{device} ({match[1].strip()})" if match else str(device)
+
+
+def read_augment_setting() -> str:
+    """Return the variable's value, by default "auto"; InputError if it is invalid."""
+    value = os.environ.get(AUGMENT, "auto")
+    if value not in AUGMENT_VALUES:
+        raise InputError(
+            f"{AUGMENT}: must be {', '.join(AUGMENT_VALUES)}, got {value!r}; or unset it"
+        )
+    return value

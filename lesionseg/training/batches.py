@@ -36,9 +36,17 @@ class TrainBatches:
 
     def __init__(self, config: TrialConfig, data: TrainData, device: torch.device) -> None:
         self._seed, self._device = config.seed, device
-        self._mix = build_mix(config.mix)
-        self.rng = np.random.default_rng()
-        self.resident, dataset = _build_dataset(config, data, device)
+        self._mix, self.rng = build_mix(config.mix), np.random.default_rng()
+        pipeline, members = build_augment(config.augment), np.union1d(data.train, data.val)
+        self.resident: DeviceCache | None = None
+        if choose_augment_device(pipeline, config.image_size, len(members), device) == "device":
+            # Other processes use the device: memory that was free may not be free any more.
+            self.resident = run_unless_oom(lambda: DeviceCache(data.cache, members, device), device)
+        dataset: Dataset[Any] = (
+            PlanDataset(self.resident, pipeline, config.seed)
+            if self.resident
+            else BatchDataset(data.cache, pipeline, config.seed)
+        )
         self._loader, self.plan = make_train_loader(
             dataset,
             data.train,
@@ -64,16 +72,3 @@ class TrainBatches:
         )
         for images, masks in transfer_batches(self._loader, transfer, self._device):
             yield self._mix(images, masks, self.rng) if self._mix else (images, masks)
-
-
-def _build_dataset(
-    config: TrialConfig, data: TrainData, device: torch.device
-) -> tuple[DeviceCache | None, Dataset[Any]]:
-    pipeline = build_augment(config.augment)
-    members = np.union1d(data.train, data.val)
-    if choose_augment_device(pipeline, config.image_size, len(members), device) == "device":
-        # Other processes use the device: memory that was free may not be free any more.
-        resident = run_unless_oom(lambda: DeviceCache(data.cache, members, device), device)
-        if resident is not None:
-            return resident, PlanDataset(resident, pipeline, config.seed)
-    return None, BatchDataset(data.cache, pipeline, config.seed)

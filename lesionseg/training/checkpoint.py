@@ -32,9 +32,6 @@ MAX_HEADER_SIZE = 8 * 2**20
 #: safetensors' names of the dtypes that networks contain.
 DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.bool: "BOOL"}
 
-#: Dtype and shape of each tensor by name.
-TensorSpecs = dict[str, str]
-
 
 def save(path: Path, weights: Mapping[str, Tensor], config: TrialConfig) -> None:
     """Write a complete file or none."""
@@ -91,8 +88,8 @@ def _content_checked(path: Path, part: str) -> Iterator[None]:
         raise InputError(f"{path}: invalid {part}: {one_line(error)}") from None
 
 
-def _expected_specs(config: TrialConfig) -> TensorSpecs:
-    """Return the tensors of the configuration's network, built without allocating memory."""
+def _expected_specs(config: TrialConfig) -> dict[str, str]:
+    """Return dtype and shape of the network's tensors, built without allocating memory."""
     with torch.device("meta"), _LinspaceOnCpu():
         model = build_model(config.model, image_size=config.image_size, load_pretrained=False)
     return {
@@ -109,13 +106,13 @@ class _LinspaceOnCpu(TorchFunctionMode):
         return func(*args, **{**(kwargs or {}), **device})
 
 
-def _read_specs(file: Any) -> TensorSpecs:
-    """Return the tensors that a file's header lists."""
+def _read_specs(file: Any) -> dict[str, str]:
+    """Return dtype and shape of the tensors that a file's header lists."""
     slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
     return {name: f"{s.get_dtype()} {list(s.get_shape())}" for name, s in slices.items()}
 
 
-def _find_difference(expected: TensorSpecs, actual: TensorSpecs) -> str:
+def _find_difference(expected: dict[str, str], actual: dict[str, str]) -> str:
     """Return how a file's tensors differ from the network's; empty if they do not."""
     difference = ""
     if missing := [name for name in expected if name not in actual]:

@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lesionseg.errors import InputError
-
 
 class ModelEma:
     """The moving average of a network's weights over the optimizer steps.
@@ -31,14 +29,9 @@ class ModelEma:
         model: the network on its training device; it is copied.
         decay: in [0, 1); the average covers about 1 / (1 - decay) steps.
         warm_up: False uses ``decay`` from the first step on.
-
-    Raises:
-        InputError: the decay is outside [0, 1).
     """
 
     def __init__(self, model: nn.Module, decay: float, warm_up: bool = True) -> None:
-        if not 0.0 <= decay < 1.0:
-            raise InputError(f"the decay of averaged weights must lie in [0, 1), got {decay:g}")
         #: The network with the averaged weights, in evaluation mode, without gradients.
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self._state_names = frozenset(self.model.state_dict())
@@ -60,11 +53,9 @@ class ModelEma:
         self._steps += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state; its tensors are the live ones."""
         return {"steps": self._steps, "model": self.model.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the state of ``state_dict`` bit-exactly."""
         self.model.load_state_dict(state["model"])
         self._steps = int(state["steps"])
 

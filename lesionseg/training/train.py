@@ -74,7 +74,6 @@ class Trainer:
 
     @property
     def seconds(self) -> float:
-        """Training time over all processes of this training."""
         return time.perf_counter() - self._start
 
     @property
@@ -131,7 +130,6 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the state of ``state_dict`` bit-exactly."""
         self.history = [
             EpochRecord(**record | {"metrics": Metrics(**record["metrics"])})
             for record in state["history"]

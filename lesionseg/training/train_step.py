@@ -40,12 +40,8 @@ class TrainStep:
         self.accumulation_steps, self.lr = config.accumulate * accumulation_factor, 0.0
         # Convolutions are fastest with channels last, on CPUs and on tensor cores.
         self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._loss: Loss = build_loss(
-            config.loss,
-            overlap=config.overlap,
-            label_smoothing=config.label_smoothing,
-            flooding=config.flooding,
-        )
+        modifiers = {"label_smoothing": config.label_smoothing, "flooding": config.flooding}
+        self._loss: Loss = build_loss(config.loss, overlap=config.overlap, **modifiers)
         self.ema = ModelEma(self.model, config.ema) if config.ema else None
         self._snapshot = StepSnapshot(self.model, device)
         self._optimizer = build_optimizer(config.optimizer, self.model.parameters())
@@ -81,7 +77,6 @@ class TrainStep:
         return loss
 
     def state_dict(self) -> State:
-        """Return the state; its tensors are the live ones."""
         return {
             "lr": self.lr,
             "accumulation_steps": self.accumulation_steps,
@@ -93,7 +88,6 @@ class TrainStep:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the state of ``state_dict`` bit-exactly."""
         self.lr = state["lr"]
         self.accumulation_steps = max(self.accumulation_steps, state["accumulation_steps"])
         self.model.load_state_dict(state["model"])

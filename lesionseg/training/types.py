@@ -37,12 +37,9 @@ class Suspended(RuntimeError):
     """
 
     def __init__(self, epoch: int, saved: bool = True) -> None:
-        super().__init__(epoch, saved)
+        result = "its state is saved" if saved else "its state could not be saved"
+        super().__init__(f"suspended after {epoch} epochs; {result}")
         self.epoch, self.saved = epoch, saved
-
-    def __str__(self) -> str:
-        result = "its state is saved" if self.saved else "its state could not be saved"
-        return f"suspended after {self.epoch} epochs; {result}"
 
 
 @dataclass(frozen=True)

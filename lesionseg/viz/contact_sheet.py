@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from lesionseg.data.duplicates.leakage import DuplicateCluster, LeakageReport, Member
+from lesionseg.data.duplicates.audit import PairAudit
+from lesionseg.data.duplicates.leakage import DuplicateCluster, LeakageReport
 from lesionseg.data.image_io import Pixels, read_binary_mask, read_image_and_size
 from lesionseg.data.pairs import Record
 from lesionseg.errors import InputError
@@ -30,8 +31,7 @@ _RULE_COLOUR, _UNREADABLE_COLOUR, _PAPER_COLOUR = (120, 120, 120), (200, 0, 0), 
 
 
 class _Tile(NamedTuple):
-    record: Record
-    caption: str
+    pair: PairAudit
     note: str
     rule_px: int = 0  # length of the line below, which connects the images of a cluster
 
@@ -57,18 +57,16 @@ def draw_contact_sheet(report: LeakageReport, path: Path) -> int:
     try:
         Image.fromarray(np.concatenate(parts)).save(path)
     except OSError as error:
-        raise InputError(f"--sheet: {path}: cannot be written: {error.strerror}") from error
+        raise InputError(
+            f"--sheet: {path}: cannot be written: {error.strerror or error}"
+        ) from error
     return sum(map(len, sections.values()))
 
 
 def _build_sections(report: LeakageReport) -> _Sections:
-    members = [
-        Member(name, record, pair)
-        for name, audit in report.audits.items()
-        for record, pair in zip(audit.index.records, audit.pairs, strict=True)
-    ]
-    usable = [m for m in members if not m.pair.problem]
-    fragmented = sorted(usable, key=lambda m: m.pair.components, reverse=True)
+    members = [pair for audit in report.audits.values() for pair in audit.pairs]
+    usable = [m for m in members if not m.problem]
+    fragmented = sorted(usable, key=lambda m: m.components, reverse=True)
     suspects = {
         "Leaks: near-duplicates in two splits or two data sets": [
             _cluster_tiles(c) for c in report.leaks
@@ -76,14 +74,12 @@ def _build_sections(report: LeakageReport) -> _Sections:
         "Near-duplicates within a split": [
             _cluster_tiles(c) for c in report.clusters if not c.is_leak
         ],
-        "Unusable pairs": [_tile(m, m.pair.problem) for m in members if m.pair.problem],
-        "Masks without lesion": [_tile(m, "empty") for m in usable if m.pair.area == 0],
-        "Masks without skin": [_tile(m, "full") for m in usable if m.pair.area == 1],
-        "Masks that are not binary": [
-            _tile(m, "thresholded") for m in usable if m.pair.thresholded
-        ],
+        "Unusable pairs": [[_Tile(m, m.problem)] for m in members if m.problem],
+        "Masks without lesion": [[_Tile(m, "empty")] for m in usable if m.area == 0],
+        "Masks without skin": [[_Tile(m, "full")] for m in usable if m.area == 1],
+        "Masks that are not binary": [[_Tile(m, "thresholded")] for m in usable if m.thresholded],
         "Masks in several components": [
-            _tile(m, f"{n} components") for m in fragmented if (n := m.pair.components) > 1
+            [_Tile(m, f"{n} components")] for m in fragmented if (n := m.components) > 1
         ],
     }
     limit = f", the first {MAX_PER_SECTION}"
@@ -94,19 +90,13 @@ def _build_sections(report: LeakageReport) -> _Sections:
     }
 
 
-def _tile(member: Member, note: str) -> list[_Tile]:
-    return [_Tile(member.record, str(member), note)]
-
-
 def _cluster_tiles(cluster: DuplicateCluster) -> list[_Tile]:
     members = cluster.sorted_members()[:MAX_PER_CLUSTER]
     rest = len(cluster.members) - len(members)
     notes = [""] * len(members)
     notes[0] = "identical" if cluster.exact else f"similarity {cluster.similarity:.2f}"
     notes[-1] = f"and {rest} more" if rest else notes[-1]
-    tiles = [
-        _Tile(m.record, str(m), note, _STEP_PX) for m, note in zip(members, notes, strict=True)
-    ]
+    tiles = [_Tile(m, note, _STEP_PX) for m, note in zip(members, notes, strict=True)]
     return [*tiles[:-1], tiles[-1]._replace(rule_px=SIDE_PX)]
 
 
@@ -123,8 +113,8 @@ def _draw_section(heading: str, suspects: Sequence[Sequence[_Tile]]) -> Pixels:
     for row, tiles in enumerate(rows):
         for column, tile in enumerate(tiles):
             x, y = GAP_PX + column * _STEP_PX, _HEADING_PX + row * _TILE_PX
-            sheet.paste(_thumbnail(tile.record), (x, y))
-            for text in (tile.caption, tile.note):
+            sheet.paste(_thumbnail(tile.pair.record), (x, y))
+            for text in (str(tile.pair), tile.note):
                 clipped = truncate_text(draw, text, font, SIDE_PX)
                 draw.text((x, y + SIDE_PX), clipped, "black", font)
                 y += LINE_PX

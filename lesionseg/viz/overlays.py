@@ -32,15 +32,9 @@ IMAGES_PER_KIND = 3
 
 
 def draw_outlines(image: Pixels, truth: Mask, predicted: Mask) -> Pixels:
-    """Draw both outlines on an image, reduced to OVERLAY_SIDE_PX if it is larger.
+    """Draw both outlines on an image, uint8 [H, W, 3], reduced to OVERLAY_SIDE_PX if it is larger.
 
-    Args:
-        image: uint8 [H, W, 3].
-        truth: true mask, bool, of the same aspect ratio.
-        predicted: predicted mask, likewise.
-
-    Returns:
-        The overlay, uint8 [h, w, 3].
+    The masks, bool, must have the same aspect ratio as the image.
     """
     size = _overlay_size(image.shape)
     canvas: Pixels = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
@@ -79,42 +73,30 @@ def write_overlays(
     device: torch.device,
     inference: Inference = DEFAULT_INFERENCE,
 ) -> tuple[tuple[str, str], ...]:
-    """Write the overlays of the best, median and worst images of an evaluation.
-
-    Args:
-        model: returns logits [N, 1, S, S].
-        cache: the cached images.
-        evaluation: the evaluation of the model.
-        folder: where to write ``best_1_NAME.png`` and so on.
-        device: the device of the model.
-        inference: test-time augmentation and post-processing.
+    """Write the overlays of the best, median and worst images of an evaluation of the model.
 
     Returns:
-        Kind and file name of each overlay.
+        Kind and file name of each overlay: ("best", "best_1_NAME.png") and so on.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written: list[tuple[str, str]] = []
     for kind, members in select_examples(evaluation.scores["dice"]).items():
         records = [evaluation.records[i] for i in members]
-        masks = _MaskCollector()
-        evaluate(model, cache, records, device=device, inference=inference, on_image=masks)
-        pairs = zip(records, masks.pairs, strict=True)
-        for rank, (record, (predicted, truth)) in enumerate(pairs, start=1):
+        masks: list[tuple[Record, Mask, Mask]] = []
+        evaluate(
+            model,
+            cache,
+            records,
+            device=device,
+            inference=inference,
+            on_image=lambda *image: masks.append(image),
+        )
+        for rank, (record, predicted, truth) in enumerate(masks, start=1):
             overlay = draw_outlines(np.asarray(read_image(record.image)), truth, predicted)
             path = folder / f"{kind}_{rank}_{record.name}.png"
             Image.fromarray(overlay).save(path)
             written.append((kind, path.name))
     return tuple(written)
-
-
-class _MaskCollector:
-    """Stores predicted and true masks; ``on_image`` of ``evaluate``."""
-
-    def __init__(self) -> None:
-        self.pairs: list[tuple[Mask, Mask]] = []
-
-    def __call__(self, record: Record, predicted: Mask, truth: Mask) -> None:
-        self.pairs.append((predicted, truth))
 
 
 def _overlay_size(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -29,22 +29,15 @@ SHEET_IMAGES, COLUMNS = 6, 3
 SIDE_PX, LINE_PX = 240, 20
 #: Maximum size of the file; the JPEG quality is reduced until it fits.
 MAX_BYTES = 80_000
-_QUALITIES = (85, 75, 65, 50, 35, 20, 10, 5, 2)
 
 Positions = NDArray[np.int64]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def select_by_area(cache: Cache, members: Positions, n: int = SHEET_IMAGES) -> Positions:
-    """Select ``n`` members at evenly spaced quantiles of lesion area, without randomness.
+    """Select ``n`` cache positions, or all, at evenly spaced quantiles of lesion area.
 
-    Args:
-        cache: the cached images.
-        members: cache positions, [M].
-        n: number of members to select; all if there are fewer.
-
-    Returns:
-        Cache positions in the order of lesion area.
+    The result does not depend on random numbers or on the order of ``members``, [M].
     """
     order = members[np.lexsort((members, cache.areas[members]))]
     if len(order) <= n:
@@ -58,14 +51,7 @@ def write_trial_sheet(
     """Write the members' images as a JPEG of at most MAX_BYTES, atomically.
 
     Predicted outlines are at a probability of 0.5. Below each image are its name and its Dice at
-    the cache's size.
-
-    Args:
-        model: returns logits [N, 1, S, S]; left in evaluation mode.
-        cache: the cached images.
-        members: cache positions of the images.
-        path: the file to write.
-        device: the device of the model.
+    the cache's size. The model is left in evaluation mode.
     """
     probabilities = predict_probabilities(model, cache, members, device=device)
     tiles = [
@@ -126,12 +112,10 @@ def _arrange_tiles(tiles: Sequence[Image.Image]) -> Image.Image:
 
 
 def _encode_jpeg(sheet: Image.Image) -> bytes:
-    data = b""
-    for quality in _QUALITIES:
+    for quality in (85, 75, 65, 50, 35, 20, 10, 5, 2):
         stream = io.BytesIO()
         # Chroma subsampling would blur the colours of thin outlines.
         sheet.save(stream, "JPEG", quality=quality, subsampling=0)
-        data = stream.getvalue()
-        if len(data) <= MAX_BYTES:
+        if stream.tell() <= MAX_BYTES:
             break
-    return data
+    return stream.getvalue()

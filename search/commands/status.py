@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -25,7 +26,7 @@ def status(
     reader = RunsReader(name, storage)
     console = make_console()
     if as_json:
-        statuses = [status.to_dict() for status in reader.read()]
+        statuses = [asdict(status) for status in reader.read()]
         print(json.dumps(statuses[0] if name else statuses, indent=1))
     elif watch:
         watch_statuses(console, lambda: reader.read(measure_disk=False))

@@ -40,9 +40,9 @@ def worker(
     """Join a study and train its trials until it is done; SIGTERM requeues the current trial."""
     from lesionseg.data.merge import to_optional_roots
     from search.study.location import StudyLocation
-    from search.trial_process.resources import worker_slot
-    from search.workers.process_main import run_worker
+    from search.trial_process.resources import default_slot
+    from search.workers.loop import run_worker
 
     location = StudyLocation(name, out or Path("runs") / name, storage, to_optional_roots(data))
-    slot = worker_slot(device, threads, share=share, memory_gb=memory_gb)
+    slot = default_slot(device, threads, share=share, memory_gb=memory_gb)
     run_worker(location, slot, study=study, max_trials=max_trials, forever=forever)

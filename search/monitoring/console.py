@@ -12,13 +12,13 @@ from rich.progress import (
     DownloadColumn,
     Progress,
     TaskID,
-    TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
 
 #: Colours of trial states.
-STATE_STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "skipped": "dim"}
+STATE_STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "closed": "dim"}
+_DESCRIPTION = "{task.description}"
 
 
 def make_console() -> Console:
@@ -30,14 +30,9 @@ def make_console() -> Console:
 @contextmanager
 def progress_bar(console: Console, title: str) -> Iterator[Callable[[int, int], None]]:
     """Show a bar on a terminal; yield a function that takes the finished and total number."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-    )
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as progress:
+    columns = (_DESCRIPTION, BarColumn(), "{task.completed}/{task.total}")
+    disable = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=disable) as progress:
         task = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
@@ -48,21 +43,16 @@ def download_bars(console: Console) -> Iterator[Callable[[str, int, int], None]]
 
     Yields a function that takes the file's name, and its downloaded and total bytes.
     """
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    disable = not console.is_terminal
     tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(_DESCRIPTION, *columns, console=console, disable=disable) as progress:
 
         def update(name: str, done: int, total: int) -> None:
             if name not in tasks:
                 tasks[name] = progress.add_task(escape(name), total=total)
             progress.update(tasks[name], completed=done)
-            if done == total and not console.is_terminal:
+            if done == total and disable:
                 console.print(f"{name}: {total / 1e6:.0f} MB", markup=False)
 
         yield update

@@ -1,20 +1,27 @@
-"""Live view: the status of studies, redrawn at the bottom of a terminal."""
+"""Progress of studies on the console: a live view of their status, a line per finished trial."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
-from types import TracebackType
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
+from optuna.trial import FrozenTrial
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.text import Text
 
-from search.monitoring.status import StatusReader
+from lesionseg.config import TrialConfig
+from lesionseg.training.types import EpochRecord
+from search.monitoring.console import STATE_STYLES
+from search.monitoring.status import StatusReader, StudyStatus
 from search.monitoring.status_view import NO_STUDIES, print_statuses, render_status
-from search.monitoring.study_status import StudyStatus
 from search.signals import sigterm_as_interrupt
+from search.spec.formatting import format_config
+from search.storage import trial_records
+from search.storage.trial_records import TrialAttr
 
 #: Seconds between two updates.
 PERIOD_S = 1.0
@@ -24,6 +31,34 @@ CPU_SHARE = 0.02
 JOIN_TIMEOUT_S = 2.0
 
 
+class TrialLog:
+    """A ``TrialListener`` of the workers that prints finished trials."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def trial_started(self, number: int, config: TrialConfig) -> None:
+        pass  # the live view shows running trials
+
+    def epoch_ended(self, number: int, record: EpochRecord) -> None:
+        pass
+
+    def trial_ended(self, trial: FrozenTrial, best: FrozenTrial | None) -> None:
+        """Print the trial's number, state, Dice, cost or error, and configuration."""
+        attrs, value = trial.user_attrs, trial.value
+        state = trial_records.describe_state(trial)
+        style = STATE_STYLES[trial_records.state_of(trial)]
+        if value is None and trial.last_step is not None:
+            value = trial.intermediate_values[trial.last_step]
+        dice = "     -" if value is None else f"{value:.4f}"
+        cost = f"{attrs['epochs']:>3} epochs {attrs['seconds']:6.1f} s" if "epochs" in attrs else ""
+        parts = [attrs.get(TrialAttr.MESSAGE) or cost, attrs.get(TrialAttr.BASELINE)]
+        if TrialAttr.CONFIG in attrs:
+            parts.append(format_config(attrs[TrialAttr.CONFIG]))
+        details = escape("  ".join(part for part in parts if part))
+        self.console.print(f"trial {trial.number:>3}  [{style}]{state:<8}[/]  {dice}  {details}")
+
+
 def watch(
     console: Console, read: Callable[[], Sequence[StudyStatus]], period_s: float = PERIOD_S
 ) -> None:
@@ -31,59 +66,45 @@ def watch(
     while not can_redraw(console):
         print_statuses(console, read())
         time.sleep(period_s)
-    with sigterm_as_interrupt(), _live(console, transient=False) as live:
+    with sigterm_as_interrupt(), _make_live(console, transient=False) as live:
         while True:
             live.update(_render(console, read()), refresh=True)
             time.sleep(period_s)
 
 
-class LiveView:
-    """Context manager that shows a study's status below other output of the process.
+@contextmanager
+def live_view(
+    console: Console, open_reader: Callable[[], StatusReader], period_s: float = PERIOD_S
+) -> Iterator[None]:
+    """Show a study's status below other output of the process, if it is on a terminal.
 
-    Without a terminal it does nothing. An error in reading skips one update. open_reader: called
-    in the view's thread, where the database connection is used.
+    An error in reading skips one update. open_reader: called in the view's thread, where the
+    database connection is used.
     """
+    if not can_redraw(console):
+        yield
+        return
+    stop_event = threading.Event()
 
-    def __init__(
-        self,
-        console: Console,
-        open_reader: Callable[[], StatusReader],
-        period_s: float = PERIOD_S,
-    ) -> None:
-        self.console, self.open_reader, self.period_s = console, open_reader, period_s
-        self.thread: threading.Thread | None = None
-        self._live = _live(console, transient=True)
-        self._stop_event = threading.Event()
-
-    def __enter__(self) -> LiveView:
-        if can_redraw(self.console):
-            self._live.start()
-            self.thread = threading.Thread(target=self._update, daemon=True)
-            self.thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self.thread is not None:
-            self._stop_event.set()
-            self.thread.join(JOIN_TIMEOUT_S)  # it may be waiting for an unavailable database
-            self._live.stop()
-
-    def _update(self) -> None:
+    def update(live: Live) -> None:
         reader: StatusReader | None = None
-        while not self._stop_event.is_set():
+        while not stop_event.is_set():
             start = time.thread_time()
             try:
-                reader = reader or self.open_reader()
-                status = reader.read(measure_disk=False)
-                self._live.update(_render(self.console, [status]), refresh=True)
+                reader = reader or open_reader()
+                live.update(_render(console, [reader.read(measure_disk=False)]), refresh=True)
             except Exception:  # noqa: S110
                 pass  # the search reports its own errors; the view must not end it
-            self._stop_event.wait(pause_s(self.period_s, time.thread_time() - start))
+            stop_event.wait(pause_s(period_s, time.thread_time() - start))
+
+    with _make_live(console, transient=True) as live:
+        thread = threading.Thread(target=update, args=(live,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop_event.set()
+            thread.join(JOIN_TIMEOUT_S)  # it may be waiting for an unavailable database
 
 
 def pause_s(period_s: float, cpu_s: float) -> float:
@@ -96,13 +117,12 @@ def can_redraw(console: Console) -> bool:
     return console.is_terminal and not console.is_dumb_terminal
 
 
-def _live(console: Console, *, transient: bool) -> Live:
+def _make_live(console: Console, *, transient: bool) -> Live:
     return Live(
         console=console, auto_refresh=False, transient=transient, vertical_overflow="ellipsis"
     )
 
 
 def _render(console: Console, statuses: Sequence[StudyStatus]) -> RenderableType:
-    if not statuses:
-        return Text(NO_STUDIES)
-    return Group(*(render_status(status, console.width) for status in statuses))
+    views = [render_status(status, console.width) for status in statuses]
+    return Group(*views) if views else Text(NO_STUDIES)

@@ -1,6 +1,8 @@
-"""Notes of trials for optuna-dashboard, as Markdown.
+"""Notes of studies and trials for optuna-dashboard, as Markdown, and figures of studies.
 
-A note is a function of the trial's record. Text from files, libraries or people is escaped.
+A trial's note is a function of the trial's record. Text from files, libraries or people is
+escaped. The dashboard and the end of a run call ``refresh``, which does not overwrite notes that
+a person has edited.
 """
 
 from __future__ import annotations
@@ -9,19 +11,44 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import optuna
 from optuna.trial import FrozenTrial
 
 from lesionseg.config import DEFAULT_COMPONENTS
 from search.spec.formatting import format_step
-from search.storage import trial_records
-from search.storage.note_attrs import note_attrs
-from search.storage.optuna_internals import trial_id
-from search.storage.trial_records import TrialAttr
+from search.storage import training_time, trial_records
+from search.storage.leases import TrialLeases
+from search.storage.note_attrs import find_trials_without_note, note_attrs, split_text, version_key
+from search.storage.optuna_internals import storage_of, study_id, trial_id
+from search.storage.trial_records import StudyAttr, TrialAttr
 
 #: Last lines of a traceback that the note of a failed trial contains.
 TRACE_LINES = 8
+#: System attribute with the version of the study's note that this module wrote last.
+WRITTEN_VERSION = "lesionsearch:note_ver"
+#: Rows of the leaderboard.
+LEADERBOARD_ROWS = 10
+#: Trials whose notes are written in one transaction; longer ones would block workers.
+NOTES_PER_TRANSACTION = 200
+#: Prefix of the attributes in which optuna-dashboard stores a figure; its id follows.
+_FIGURE_PREFIX = "dashboard:plot_data:"
 
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
+#: Rows of a trial's table of costs: title, attribute, format.
+_COSTS = (
+    ("parameters", "params", lambda v: f"{v / 1e6:.2f} million"),
+    ("multiply-adds per image", "macs", lambda v: f"{v / 1e9:.2f} billion"),
+    ("epochs", "epochs", str),
+    ("training", "seconds", lambda v: f"{v:.0f} s"),
+    ("peak memory", "peak_memory", lambda v: f"{v / 1e9:.2f} GB"),
+    ("accumulation steps per batch", "accumulation_factor", str),
+    ("trained on", TrialAttr.OWNER, lambda v: f"{v.get('device')} of {v.get('host')}"),
+    ("baseline", TrialAttr.BASELINE, str),
+    ("requeued from", TrialAttr.REQUEUED_FROM, str),
+    ("requeued as", TrialAttr.REQUEUED_AS, str),
+    ("repeat of", TrialAttr.REPEAT_OF, str),
+    ("duplicate of", TrialAttr.DUPLICATE_OF, str),
+)
 
 TableRow = Sequence[object]
 
@@ -36,6 +63,38 @@ def markdown_table(header: TableRow, rows: Iterable[TableRow]) -> str:
     lines = [tuple(map(escape_markdown, header)), ("---",) * len(header)]
     lines += [tuple(map(escape_markdown, row)) for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def refresh(study: optuna.Study, trials: Sequence[FrozenTrial] | None = None) -> None:
+    """Write the study's note and figures, and a note for each finished trial without one.
+
+    trials: all trials of the study, if the caller has read them.
+    """
+    leases = TrialLeases(study)
+    trials = trial_records.all_trials(study) if trials is None else trials
+    existing = storage_of(study).get_study_system_attrs(study_id(study))
+    without_note = find_trials_without_note(existing, trials)
+    for start in range(0, len(without_note), NOTES_PER_TRANSACTION):
+        attrs: dict[str, Any] = {}
+        for trial in without_note[start : start + NOTES_PER_TRANSACTION]:
+            attrs |= trial_note_attrs(trial)
+        leases.set_study_system_attrs(attrs)
+    attrs = figure_attrs(trials, existing)
+    version = int(existing.get(version_key(None), 0))
+    if version == int(existing.get(WRITTEN_VERSION, 0)):  # no person has edited it
+        attrs |= note_attrs(None, format_study_note(study, trials), version + 1, existing)
+        attrs[WRITTEN_VERSION] = version + 1
+    leases.set_study_system_attrs(attrs)
+
+
+def figure_attrs(trials: Sequence[FrozenTrial], existing: Iterable[str]) -> dict[str, Any]:
+    """Return a study's figures as system attributes; see ``split_text`` for ``existing``."""
+    from search.monitoring.dashboard.plots import make_figures  # plotly is slow to import
+
+    attrs: dict[str, Any] = {}
+    for name, figure in make_figures(trials).items():
+        attrs |= split_text(f"{_FIGURE_PREFIX}{name}:", figure.to_json(), existing)
+    return attrs
 
 
 def trial_note_attrs(trial: FrozenTrial) -> dict[str, Any]:
@@ -54,16 +113,39 @@ def format_trial_note(trial: FrozenTrial) -> str:
     if TrialAttr.CONFIG in attrs:
         rows = _configuration_rows(attrs[TrialAttr.CONFIG])
         parts.append(markdown_table(("configuration", ""), rows))
-    if cost_rows := list(_cost_rows(attrs)):
-        parts.append(markdown_table(("cost", ""), cost_rows))
+    costs = [(title, text(attrs[key])) for title, key, text in _COSTS if attrs.get(key) is not None]
+    if costs:
+        parts.append(markdown_table(("cost", ""), costs))
     if attrs.get("trace"):
         trace = attrs["trace"].splitlines()[-TRACE_LINES:]
         parts.append("\n".join(f"    {line.rstrip()}" for line in trace))
     return "\n\n".join(parts) + "\n"
 
 
-def _format_number(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def format_study_note(study: optuna.Study, trials: Sequence[FrozenTrial]) -> str:
+    """Return the study's note: states, leaderboard, reasons, data and budget."""
+    attrs, ranking = study.user_attrs, trial_records.rank_trials(trials)
+    spec = attrs[StudyAttr.SPEC]
+    counts = trial_records.count_by_state(trials)
+    states = ", ".join(f"{n} {state}" for state, n in counts.items() if n) or "no trials yet"
+    parts = [
+        f"# {escape_markdown(study.study_name)}",
+        f"{states}; sampler {spec['sampler']['name']}, pruner {spec['pruner']['name']}.",
+    ]
+    if ranking:
+        rows = [_leaderboard_row(rank, t) for rank, t in enumerate(ranking[:LEADERBOARD_ROWS], 1)]
+        header = ("", "trial", "Dice", "model", "loss", "parameters", "training")
+        parts += ["## Leaderboard", markdown_table(header, rows)]
+        parts.append(
+            "Dice is the mean over validation images. The best of many trials is biased upwards; "
+            "only the test images give an unbiased estimate."
+        )
+    if reasons := trial_records.count_reasons(trials):
+        parts += ["## Reasons", markdown_table(("reason", "trials"), list(reasons.items()))]
+    parts += ["## Data", markdown_table(("", ""), _data_rows(spec, attrs))]
+    budget = _budget_rows(spec["budget"], trials)
+    parts += ["## Budget", markdown_table(("", "limit", "spent"), budget)]
+    return "\n\n".join(parts) + "\n"
 
 
 def _headline(trial: FrozenTrial) -> str:
@@ -93,31 +175,51 @@ def _validation_tables(trial: FrozenTrial) -> Iterator[str]:
 
 
 def _configuration_rows(config: Mapping[str, Any]) -> list[TableRow]:
-    components = [
-        (family, format_step(config[family])) for family in DEFAULT_COMPONENTS if family in config
-    ]
-    settings = [
-        f"{key.replace('_', ' ')} {_format_number(value)}"
+    settings = ", ".join(
+        f"{key.replace('_', ' ')} {f'{value:.3g}' if isinstance(value, float) else value}"
         for key, value in config.items()
         if key not in DEFAULT_COMPONENTS
+    )
+    components = [(key, format_step(config[key])) for key in DEFAULT_COMPONENTS if key in config]
+    return [*components, ("settings", settings)]
+
+
+def _leaderboard_row(rank: int, trial: FrozenTrial) -> TableRow:
+    attrs = trial.user_attrs
+    params = f"{attrs['params'] / 1e6:.2f} M" if "params" in attrs else ""
+    seconds = f"{attrs['seconds']:.0f} s" if "seconds" in attrs else ""
+    model, loss = _searched_pick(trial, "model"), _searched_pick(trial, "loss")
+    return (rank, trial.number, f"{trial.value:.4f}", model, loss, params, seconds)
+
+
+def _searched_pick(trial: FrozenTrial, family: str) -> str:
+    """Return a family's option with its searched parameters; the others are equal in all trials."""
+    config = trial.user_attrs.get(TrialAttr.CONFIG) or {}
+    name = next(iter(config.get(family, {})), "")
+    prefix = f"{family}.{name}."
+    params = {k.removeprefix(prefix): v for k, v in trial.params.items() if k.startswith(prefix)}
+    return format_step({name: params})
+
+
+def _data_rows(spec: Mapping[str, Any], attrs: Mapping[str, Any]) -> list[TableRow]:
+    counts = [
+        (f"{part} images", len(names))
+        for part, names in attrs.get("split", {}).items()
+        if isinstance(names, list | tuple)
     ]
-    return [*components, ("settings", ", ".join(settings))]
+    size = spec["data"]["image_size"]
+    return [*counts, ("image size", f"{size} px"), ("fingerprint", attrs.get("data", ""))]
 
 
-def _cost_rows(attrs: Mapping[str, Any]) -> Iterator[TableRow]:
-    for name, key, format_value in (
-        ("parameters", "params", lambda v: f"{v / 1e6:.2f} million"),
-        ("multiply-adds per image", "macs", lambda v: f"{v / 1e9:.2f} billion"),
-        ("epochs", "epochs", str),
-        ("training", "seconds", lambda v: f"{v:.0f} s"),
-        ("peak memory", "peak_memory", lambda v: f"{v / 1e9:.2f} GB"),
-        ("accumulation steps per batch", "accumulation_factor", str),
-        ("trained on", TrialAttr.OWNER, lambda v: f"{v.get('device')} of {v.get('host')}"),
-        ("baseline", TrialAttr.BASELINE, str),
-        ("requeued from", TrialAttr.REQUEUED_FROM, str),
-        ("requeued as", TrialAttr.REQUEUED_AS, str),
-        ("repeat of", TrialAttr.REPEAT_OF, str),
-        ("duplicate of", TrialAttr.DUPLICATE_OF, str),
-    ):
-        if attrs.get(key) is not None:
-            yield name, format_value(attrs[key])
+def _budget_rows(budget: Mapping[str, Any], trials: Sequence[FrozenTrial]) -> list[TableRow]:
+    spent: dict[str, object] = {
+        "trials": trial_records.count_finished(trials),
+        "hours": f"{training_time.hours_spent(trials):.2f}",
+        "gpu_hours": f"{training_time.gpu_hours_spent(trials):.2f}",
+        "epochs": "",
+    }
+    return [
+        (key.replace("_", " "), budget[key], value)
+        for key, value in spent.items()
+        if budget.get(key) is not None
+    ]

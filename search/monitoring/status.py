@@ -1,31 +1,113 @@
-"""Reads the status of studies."""
+"""The status of studies, for people and for other programs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from optuna.trial import FrozenTrial
 
 from lesionseg.errors import InputError
-from search.monitoring.study_status import (
-    BestTrial,
-    QueuedTrial,
-    RunningTrial,
-    StudyStatus,
-    WorkerStatus,
-)
 from search.storage import training_time, trial_records
 from search.storage.artifact_store import open_artifact_store
-from search.storage.lease_types import WorkerInfo
+from search.storage.lease_types import Command, WorkerInfo
 from search.storage.leases import TrialLeases
-from search.storage.queries import TrialReader
 from search.storage.study_dir import is_study, read_metrics
 from search.storage.trial_records import State, StudyAttr, TrialAttr
 from search.study.evaluations import list_test_evaluations
 from search.study.opening import load_study
+
+#: Results of the finished folds of a cross-validation, as stored with a trial.
+Folds = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class BestTrial:
+    """The best complete trial. value: validation Dice."""
+
+    number: int
+    value: float
+    config: dict[str, Any]
+    folds: Folds | None
+
+
+@dataclass(frozen=True)
+class RunningTrial:
+    """A trial that is being trained.
+
+    epochs: of the whole training, over all folds. curve: validation Dice of each epoch so far, in
+    the first fold; None where it is not finite. config: None before it is sampled.
+    """
+
+    number: int
+    epochs: int
+    curve: list[float | None]
+    config: dict[str, Any] | None
+    folds: Folds | None
+    baseline: str | None
+
+
+@dataclass(frozen=True)
+class QueuedTrial:
+    """A waiting trial. requeued_from: number of the first attempt."""
+
+    number: int
+    requeued_from: int | None
+    baseline: str | None
+
+
+@dataclass(frozen=True)
+class WorkerStatus:
+    """A registered worker. is_expired: its trial is about to be requeued."""
+
+    id: str
+    host: str
+    pid: int
+    device: str
+    share: float
+    threads: int
+    state: str
+    trial: int | None
+    epoch: int
+    seconds_since_heartbeat: float
+    is_expired: bool
+
+
+@dataclass(frozen=True)
+class StudyStatus:
+    """Status of a study at one moment; ``asdict`` gives its JSON.
+
+    Attributes:
+        counts: number of trials by state.
+        reasons: number of trials by reason of failure or early end.
+        finished: number of trials that count against the budget.
+        hours: wall-clock hours in which at least one worker trained.
+        gpu_hours: hours on GPUs, summed over workers.
+        hours_left: see ``estimate_hours_left``.
+        budget: limits of ``trials``, ``hours`` and ``gpu_hours``; None for no limit.
+        disk_bytes: size of checkpoints and weights; None where it was not measured.
+        test: mean test Dice ``dice`` and its interval ``ci95``; None before the final test.
+    """
+
+    study: str
+    command: Command
+    counts: dict[str, int]
+    reasons: dict[str, int]
+    finished: int
+    hours: float
+    gpu_hours: float
+    hours_left: float | None
+    budget: dict[str, Any]
+    best: BestTrial | None
+    queued: list[QueuedTrial]
+    running: list[RunningTrial]
+    workers: list[WorkerStatus]
+    disk_bytes: int | None
+    test_evaluations: int
+    test: dict[str, Any] | None
 
 
 class StatusReader:
@@ -38,14 +120,13 @@ class StatusReader:
         self.folder = folder
         self.study = load_study(folder, storage=storage)
         self.leases = TrialLeases(self.study)
-        self.reader = TrialReader(self.study)
 
     def read(self, *, measure_disk: bool = True) -> StudyStatus:
         """Return the current status; ``measure_disk`` sums the sizes of all files."""
-        trials = self.reader.read()
-        by_state = {state: [t for t in trials if trial_records.state_of(t) == state]
-                    for state in (State.WAITING, State.RUNNING)}  # fmt: skip
-        best = next(iter(trial_records.rank_trials(trials)), None)
+        trials, attrs = trial_records.all_trials(self.study), self.study.user_attrs
+        by_state: dict[State, list[FrozenTrial]] = {state: [] for state in State}
+        for trial in trials:
+            by_state[trial_records.state_of(trial)].append(trial)
         budget = self.study.user_attrs[StudyAttr.SPEC]["budget"]
         final = read_metrics(self.folder)
         return StudyStatus(
@@ -58,8 +139,15 @@ class StatusReader:
             gpu_hours=round(training_time.gpu_hours_spent(trials), 6),
             hours_left=estimate_hours_left(trials, budget),
             budget={key: budget.get(key) for key in ("trials", "hours", "gpu_hours")},
-            best=_best_trial(best) if best else None,
-            queued=[_queued_trial(t) for t in by_state[State.WAITING]],
+            best=_best_trial(trials),
+            queued=[
+                QueuedTrial(
+                    trial.number,
+                    trial.user_attrs.get(TrialAttr.REQUEUED_FROM),
+                    trial.user_attrs.get(TrialAttr.BASELINE),
+                )
+                for trial in by_state[State.WAITING]
+            ],
             running=[_running_trial(t, budget["epochs"]) for t in by_state[State.RUNNING]],
             workers=[_worker_status(w, self.leases.grace_s) for w in self.leases.list_workers()],
             disk_bytes=self._measure_disk() if measure_disk else None,
@@ -119,11 +207,8 @@ def estimate_hours_left(trials: Sequence[FrozenTrial], budget: Mapping[str, Any]
     """
     finished = trial_records.count_finished(trials)
     hours, gpu_hours = training_time.hours_spent(trials), training_time.gpu_hours_spent(trials)
-    done = finished + sum(
-        _finished_part(t, budget["epochs"])
-        for t in trials
-        if trial_records.state_of(t) == State.RUNNING
-    )
+    running = [t for t in trials if trial_records.state_of(t) == State.RUNNING]
+    done = finished + sum(_finished_part(trial, budget["epochs"]) for trial in running)
     estimates = []
     if finished and hours:
         estimates.append(hours / done * (budget["trials"] - done))
@@ -144,10 +229,12 @@ def _finished_part(trial: FrozenTrial, epochs: int) -> float:
     return max(first_fold, len(folds["dice"])) / folds["of"] if folds else first_fold
 
 
-def _best_trial(trial: FrozenTrial) -> BestTrial:
-    config, folds = trial_records.config_of(trial), trial_records.folds_of(trial)
-    assert trial.value is not None
-    return BestTrial(trial.number, trial.value, config, folds)
+def _best_trial(trials: Sequence[FrozenTrial]) -> BestTrial | None:
+    for trial in trial_records.rank_trials(trials)[:1]:
+        assert trial.value is not None
+        config, folds = trial_records.config_of(trial), trial_records.folds_of(trial)
+        return BestTrial(trial.number, trial.value, config, folds)
+    return None
 
 
 def _running_trial(trial: FrozenTrial, epochs: int) -> RunningTrial:
@@ -161,13 +248,6 @@ def _running_trial(trial: FrozenTrial, epochs: int) -> RunningTrial:
         config=config,
         folds=folds,
         baseline=trial.user_attrs.get(TrialAttr.BASELINE),
-    )
-
-
-def _queued_trial(trial: FrozenTrial) -> QueuedTrial:
-    attrs = trial.user_attrs
-    return QueuedTrial(
-        trial.number, attrs.get(TrialAttr.REQUEUED_FROM), attrs.get(TrialAttr.BASELINE)
     )
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from search.monitoring.console import STATE_STYLES
-from search.monitoring.study_status import Folds, RunningTrial, StudyStatus, WorkerStatus
+from search.monitoring.status import Folds, RunningTrial, StudyStatus, WorkerStatus
 from search.spec.formatting import format_config
 from search.storage.lease_types import Command
 
@@ -44,13 +44,17 @@ def render_status(status: StudyStatus, width: int, *, details: bool = False) -> 
     lines = [_render_counts(status)]
     if status.command != Command.RUN:
         lines.append(Text(f"command to the workers: {status.command}", style="yellow"))
-    if status.best:
-        best = status.best
+    if best := status.best:
         folds = f" ({format_folds(best.folds)})" if details and best.folds else ""
         dice = f"validation Dice {best.value:.4f}{folds}"
         lines.append(Text(f"best: trial {best.number}, {dice}, {format_config(best.config)}"))
+    if details and status.test:
+        low, high = status.test["ci95"]
+        lines.append(Text(f"test Dice: {status.test['dice']:.4f} ({low:.4f} .. {high:.4f})"))
     if details:
-        lines += _render_details(status)
+        lines.append(Text(f"test evaluations of this study: {status.test_evaluations}"))
+    if details and status.disk_bytes is not None:
+        lines.append(Text(f"checkpoints and weights: {status.disk_bytes / 1e6:.1f} MB"))
     for line in [] if details else lines:  # the live view has no room for wrapped lines
         line.no_wrap, line.overflow = True, "ellipsis"
     workers = [_render_workers(status, width)] if status.workers or status.running else []
@@ -72,7 +76,9 @@ def sparkline(values: Sequence[float | None], top: float, width: int = MAX_SPARK
     n = len(values)
     sampled = values if n <= width else [values[(i + 1) * n // width - 1] for i in range(width)]
     low, high = min(numbers), max(*numbers, top)
-    return "".join(" " if v is None else _block((v - low) / ((high - low) or 1)) for v in sampled)
+    scale = len(BLOCKS) / ((high - low) or 1)
+    heights = [None if v is None else int((v - low) * scale) for v in sampled]
+    return "".join(" " if h is None else BLOCKS[min(h, len(BLOCKS) - 1)] for h in heights)
 
 
 def forecast(status: StudyStatus, now: float | None = None) -> str:
@@ -86,13 +92,8 @@ def forecast(status: StudyStatus, now: float | None = None) -> str:
         return ""
     end = time.localtime((time.time() if now is None else now) + hours * 3600)
     clock = time.strftime("%H:%M" if hours < 12 else "%a %H:%M", end)
-    return f"about {format_hours(hours)} left, until {clock}"
-
-
-def format_hours(hours: float) -> str:
-    """Return ``34 minutes`` or ``2.5 hours``."""
-    minutes = hours * 60
-    return f"{minutes:.0f} minutes" if minutes < 120 else f"{hours:.1f} hours"
+    duration = f"{hours * 60:.0f} minutes" if hours < 2 else f"{hours:.1f} hours"
+    return f"about {duration} left, until {clock}"
 
 
 def format_folds(folds: Folds) -> str:
@@ -103,17 +104,12 @@ def format_folds(folds: Folds) -> str:
     return f"mean of {len(folds['dice'])} folds: {dice}{suffix}"
 
 
-def _block(height: float) -> str:
-    return BLOCKS[min(len(BLOCKS) - 1, int(height * len(BLOCKS)))]
-
-
 def _render_head(status: StudyStatus, width: int, *, show_bar: bool) -> RenderableType:
     finished, budget = status.finished, status.budget["trials"]
-    cells: list[RenderableType] = [
-        Text(f"{status.study}:", style="bold"), Text(f"{finished} of {budget} trials")
-    ]  # fmt: skip
+    cells: list[RenderableType] = [Text(f"{status.study}:", style="bold")]
     if show_bar and width >= NARROW:
-        cells.insert(1, ProgressBar(total=max(1, budget), completed=finished, width=24))
+        cells.append(ProgressBar(total=max(1, budget), completed=finished, width=24))
+    cells.append(Text(f"{finished} of {budget} trials"))
     time_left = forecast(status)
     if time_left and width >= VERY_NARROW:
         cells.append(Text(time_left, style="cyan"))
@@ -125,26 +121,15 @@ def _render_head(status: StudyStatus, width: int, *, show_bar: bool) -> Renderab
 
 
 def _render_counts(status: StudyStatus) -> Text:
-    line = Text()
-    for state, count in status.counts.items():
-        if count:
-            line.append(" · " if line else "")
-            line.append(f"{count} {state}", style=STATE_STYLES.get(state, ""))
+    line = Text(" · ").join(
+        Text(f"{count} {state}", style=STATE_STYLES.get(state, ""))
+        for state, count in status.counts.items()
+        if count
+    )
     if status.reasons:
         reasons = ", ".join(f"{reason} {n}" for reason, n in status.reasons.items())
         line.append(f"  (reasons: {reasons})", "dim")
     return line or Text("no trials yet")
-
-
-def _render_details(status: StudyStatus) -> list[Text]:
-    lines: list[str] = []
-    if status.test:
-        low, high = status.test["ci95"]
-        lines.append(f"test Dice: {status.test['dice']:.4f} ({low:.4f} .. {high:.4f})")
-    lines.append(f"test evaluations of this study: {status.test_evaluations}")
-    if status.disk_bytes is not None:
-        lines.append(f"checkpoints and weights: {status.disk_bytes / 1e6:.1f} MB")
-    return [Text(line) for line in lines]
 
 
 def _render_workers(status: StudyStatus, width: int) -> Table:
@@ -152,8 +137,9 @@ def _render_workers(status: StudyStatus, width: int) -> Table:
     trials = {trial.number: trial for trial in status.running}
     best_dice = status.best.value if status.best else 0.0
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for name, min_width in _COLUMNS:
-        if width >= min_width:
+    is_shown = [width >= min_width for _, min_width in _COLUMNS]
+    for (name, _), shown in zip(_COLUMNS, is_shown, strict=True):
+        if shown:
             # The configuration takes the remaining width.
             ratio = 1 if name == "configuration" else None
             table.add_column(name, no_wrap=True, overflow="ellipsis", ratio=ratio)
@@ -163,8 +149,7 @@ def _render_workers(status: StudyStatus, width: int) -> Table:
     rows += [(None, trial) for trial in trials.values()]
     for worker, trial in rows:
         cells = (*_worker_cells(worker), *_trial_cells(trial, worker, best_dice))
-        columns = zip(cells, _COLUMNS, strict=True)
-        table.add_row(*(cell for cell, (_, min_width) in columns if width >= min_width))
+        table.add_row(*(cell for cell, shown in zip(cells, is_shown, strict=True) if shown))
     return table
 
 

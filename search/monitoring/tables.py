@@ -20,8 +20,9 @@ MAX_CLUSTERS = 20
 
 def print_options(console: Console, families: Mapping[str, Mapping[str, RegistryEntry]]) -> None:
     """Print every option and setting with its ranges."""
+    style = {"title_justify": "left", "title_style": "bold", "box": None, "pad_edge": False}
     for family, entries in families.items():
-        table = _titled_table(family, "option", "parameters", "description")
+        table = Table("option", "parameters", "description", title=family, **style)
         for name, entry in entries.items():
             params = "\n".join(
                 f"{key}{'*' if key in entry.fixed_by_default else ''}: {escape(str(domain))}"
@@ -30,7 +31,7 @@ def print_options(console: Console, families: Mapping[str, Mapping[str, Registry
             table.add_row(name, params, entry.description)
         console.print(table, "")
     console.print("* has its default value unless a study names it\n", markup=False)
-    table = _titled_table("settings", "setting", "range", "description")
+    table = Table("setting", "range", "description", title="settings", **style)
     for name, domain in SETTINGS.items():
         table.add_row(name, escape(str(domain)), SETTING_DESCRIPTIONS[name])
     console.print(table)
@@ -60,16 +61,13 @@ def print_leakage_report(console: Console, report: LeakageReport) -> None:
         if name:
             console.print(f"[bold]{escape(name)}[/]")
         print_audit(console, audit)
-    clusters = report.clusters
+    clusters, summary = report.clusters, "none"
     if clusters:
         exact = sum(cluster.exact for cluster in clusters)
         subject = "1 image occurs" if len(clusters) == 1 else f"{len(clusters)} images occur"
-        console.print(
-            f"near-duplicates: {subject} under several names ({exact} with identical pixels), "
-            f"leaks: {len(report.leaks)}"
-        )
-    else:
-        console.print("near-duplicates: none")
+        summary = f"{subject} under several names ({exact} with identical pixels), "
+        summary += f"leaks: {len(report.leaks)}"
+    console.print(f"near-duplicates: {summary}")
     for cluster in clusters[:MAX_CLUSTERS]:
         style, prefix = ("red", "leak: ") if cluster.is_leak else ("default", "")
         console.print(f"  [{style}]{prefix}{escape(str(cluster))}[/]")
@@ -77,10 +75,3 @@ def print_leakage_report(console: Console, report: LeakageReport) -> None:
         console.print(f"  and {len(clusters) - MAX_CLUSTERS} more; --json lists them all")
     for group in report.split_groups:
         console.print(f"  [red]leak: group {escape(str(group))}[/]")
-
-
-def _titled_table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column)
-    return table

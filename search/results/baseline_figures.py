@@ -39,7 +39,7 @@ def plot_dice_vs_time(results: Sequence[BaselineResult], path: Path) -> None:
     for result in sorted((r for r in results if r.is_tested), key=lambda r: r.means["dice"]):
         source = baselines.get_baseline(result.baseline).source
         colour, marker = STYLES[source]
-        seconds, dice = result.train_seconds or 0.0, result.means["dice"]
+        seconds, dice = result.costs["train_seconds"], result.means["dice"]
         low, high = result.ci95["dice"]
         errors = [[max(0.0, dice - low)], [max(0.0, high - dice)]]
         legend[f"source {source}"] = axes.errorbar(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import numpy as np
 from optuna.trial import FrozenTrial
@@ -23,23 +25,10 @@ SCORES = (
     *(f"{name}{unit}" for name in metrics.SURFACE_DISTANCES for unit in ("", "_percent")),
 )
 
-COLUMN_TITLES = (
-    "baseline",
-    "test Dice (95%)",
-    "difference to best (95%)",
-    "Jaccard",
-    "precision",
-    "recall",
-    "VS",
-    "ASSD px",
-    "HD px",
-    "HD95 px",
-    "val Dice",
-    "params M",
-    "GMACs",
-    "train s",
-    "images/s batch / single",
-)
+#: Keys of ``BaselineResult.costs``.
+COSTS = (
+    "val_dice", "best_epoch", "epochs", "params", "macs", "train_seconds", "peak_memory"
+)  # fmt: skip
 LEGEND = (
     "Means over the test images at their masks' own sizes. The 95% intervals are from a bootstrap "
     "over patients or lesions; it is paired for differences. The best baseline is the one with the "
@@ -75,14 +64,10 @@ class BaselineResult:
         baseline: its name.
         trials: numbers of its tested trials; empty if it was not tested.
         message: why it was not tested.
-        params: trainable parameters.
-        macs: multiply-adds per image.
-        train_seconds: training time.
-        peak_memory: in bytes, the maximum over the trainings.
+        costs: the keys COSTS. ``params``: trainable parameters; ``macs``: multiply-adds per image;
+            ``peak_memory``: bytes, the maximum over the trainings; ``epochs``, ``best_epoch``: of
+            the first training; ``val_dice``: validation Dice of the best epoch.
         images_per_second: ``batch`` and ``single``.
-        best_epoch: the epoch whose weights were kept, of the first training.
-        epochs: of the first training.
-        val_dice: validation Dice of that epoch.
         dice: mean test Dice of each training.
         means: mean test scores by name.
         ci95: their intervals from a bootstrap over groups.
@@ -93,14 +78,8 @@ class BaselineResult:
     baseline: str
     trials: tuple[int, ...] = ()
     message: str = ""
-    params: int | None = None
-    macs: int | None = None
-    train_seconds: float | None = None
-    peak_memory: int | None = None
+    costs: Mapping[str, Any] = field(default_factory=dict)
     images_per_second: Mapping[str, float] = field(default_factory=dict)
-    best_epoch: int | None = None
-    epochs: int | None = None
-    val_dice: float | None = None
     dice: tuple[float, ...] = ()
     means: Mapping[str, float] = field(default_factory=dict)
     ci95: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -110,7 +89,6 @@ class BaselineResult:
 
     @property
     def is_tested(self) -> bool:
-        """Whether it was trained and tested."""
         return bool(self.trials)
 
 
@@ -141,32 +119,49 @@ def compare_baselines(
     return [*_compare(tested, results, reference), *untested]
 
 
+def _dice_cell(result: BaselineResult) -> str:
+    low, high = result.ci95["dice"]
+    cell = f"{result.means['dice']:.4f} ({low:.4f} .. {high:.4f})"
+    if len(result.dice) > 1:
+        cell += f", {len(result.dice)} seeds {min(result.dice):.4f} .. {max(result.dice):.4f}"
+    return cell
+
+
+def _difference_cell(result: BaselineResult) -> str:
+    paired = result.difference
+    return (
+        f"{paired.difference:+.4f} ({paired.low:+.4f} .. {paired.high:+.4f})" if paired else "best"
+    )
+
+
+#: Columns of the table: title and cell of a tested baseline.
+COLUMNS: Mapping[str, Callable[[BaselineResult], str]] = {
+    "baseline": lambda result: result.baseline,
+    "test Dice (95%)": _dice_cell,
+    "difference to best (95%)": _difference_cell,
+    "Jaccard": lambda result: f"{result.means['jaccard']:.4f}",
+    "precision": lambda result: f"{result.means['precision']:.4f}",
+    "recall": lambda result: f"{result.means['recall']:.4f}",
+    "VS": lambda result: f"{result.means['volume_similarity']:.4f}",
+    "ASSD px": lambda result: f"{result.means['assd']:.1f}",
+    "HD px": lambda result: f"{result.means['hd']:.1f}",
+    "HD95 px": lambda result: f"{result.means['hd95']:.1f}",
+    "val Dice": lambda result: f"{result.costs['val_dice']:.4f}",
+    "params M": lambda result: f"{result.costs['params'] / 1e6:.2f}",
+    "GMACs": lambda result: f"{result.costs['macs'] / 1e9:.2f}",
+    "train s": lambda result: f"{result.costs['train_seconds']:.0f}",
+    "images/s batch / single": lambda result: "{batch:.0f} / {single:.0f}".format(
+        **result.images_per_second
+    ),
+}
+COLUMN_TITLES = tuple(COLUMNS)
+
+
 def format_cells(result: BaselineResult) -> list[str]:
     """Return a row's cells as text, in the order of COLUMN_TITLES."""
-    if not result.is_tested:
-        return [result.baseline, result.message, *[""] * (len(COLUMN_TITLES) - 2)]
-    low, high = result.ci95["dice"]
-    difference = result.difference
-    dice = f"{result.means['dice']:.4f} ({low:.4f} .. {high:.4f})"
-    if len(result.dice) > 1:
-        dice += f", {len(result.dice)} seeds {min(result.dice):.4f} .. {max(result.dice):.4f}"
-    return [
-        result.baseline,
-        dice,
-        f"{difference.difference:+.4f} ({difference.low:+.4f} .. {difference.high:+.4f})"
-        if difference
-        else "best",
-        *(
-            f"{result.means[name]:.4f}"
-            for name in ("jaccard", "precision", "recall", "volume_similarity")
-        ),
-        *(f"{result.means[name]:.1f}" for name in metrics.SURFACE_DISTANCES),
-        f"{result.val_dice:.4f}",
-        f"{(result.params or 0) / 1e6:.2f}",
-        f"{(result.macs or 0) / 1e9:.2f}",
-        f"{result.train_seconds:.0f}",
-        "{batch:.0f} / {single:.0f}".format(**result.images_per_second),
-    ]
+    if result.is_tested:
+        return [cell(result) for cell in COLUMNS.values()]
+    return [result.baseline, result.message, *[""] * (len(COLUMNS) - 2)]
 
 
 def format_markdown(results: Sequence[BaselineResult]) -> str:
@@ -179,9 +174,10 @@ def format_markdown(results: Sequence[BaselineResult]) -> str:
 def format_csv(results: Sequence[BaselineResult]) -> str:
     """Return the table as CSV with every number."""
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(_csv_row(BaselineResult(""))), lineterminator="\n")
+    rows = list(map(_csv_row, results))
+    writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(map(_csv_row, results))
+    writer.writerows(rows)
     return stream.getvalue()
 
 
@@ -192,20 +188,21 @@ def _summarize(
     evaluations = [results[trial.number] for trial in trials]
     scores = {score: _mean_scores(evaluations, score) for score in SCORES}
     groups = [row["group"] for row in evaluations[0].images]
+    costs = {
+        "val_dice": fmean(a["val"]["dice"] for a in attrs),
+        **{key: attrs[0][key] for key in ("best_epoch", "epochs", "params", "macs")},
+        "train_seconds": fmean(a["seconds"] for a in attrs),
+        "peak_memory": max(a["peak_memory"] for a in attrs),
+    }
+    speed = {
+        kind: fmean(each.images_per_second[kind] for each in evaluations)
+        for kind in ("batch", "single")
+    }
     return BaselineResult(
         name,
         tuple(trial.number for trial in trials),
-        params=attrs[0]["params"],
-        macs=attrs[0]["macs"],
-        train_seconds=float(np.mean([a["seconds"] for a in attrs])),
-        peak_memory=max(a["peak_memory"] for a in attrs),
-        images_per_second={
-            kind: float(np.mean([each.images_per_second[kind] for each in evaluations]))
-            for kind in ("batch", "single")
-        },
-        best_epoch=attrs[0]["best_epoch"],
-        epochs=attrs[0]["epochs"],
-        val_dice=float(np.mean([a["val"]["dice"] for a in attrs])),
+        costs=costs,
+        images_per_second=speed,
         dice=tuple(each.dice for each in evaluations),
         means={key: float(values.mean()) for key, values in scores.items()},
         ci95=metrics.bootstrap_intervals(scores, groups),
@@ -235,14 +232,9 @@ def _compare(
     rows = zip(
         tested[first:], dice[first:], p_values, metrics.adjust_p_values(p_values), strict=True
     )
-    return [*tested[:first]] + [
-        replace(
-            result,
-            difference=metrics.paired_difference(each, compared, groups),
-            p=p,
-            p_holm=p_holm,
-        )
-        for result, each, p, p_holm in rows
+    return tested[:first] + [
+        replace(each, difference=metrics.paired_difference(d, compared, groups), p=p, p_holm=holm)
+        for each, d, p, holm in rows
     ]
 
 
@@ -253,28 +245,23 @@ def _missing_reason(trial: FrozenTrial) -> str:
     return str(trial.user_attrs.get(TrialAttr.MESSAGE) or state)
 
 
-_CSV_ATTRIBUTES = (
-    "val_dice", "best_epoch", "epochs", "params", "macs", "train_seconds", "peak_memory"
-)  # fmt: skip
-
-
 def _csv_row(result: BaselineResult) -> dict[str, object]:
     row: dict[str, object] = {
         "baseline": result.baseline,
-        "source": baselines.get_baseline(result.baseline).source if result.baseline else "",
+        "source": baselines.get_baseline(result.baseline).source,
         "trainings": len(result.dice),
         "message": result.message,
     }
     for name in SCORES:
         low, high = result.ci95.get(name, (None, None))
         row |= {name: result.means.get(name), f"{name}_low": low, f"{name}_high": high}
-    difference = result.difference
+    paired = result.difference
     return row | {
-        "difference": difference and difference.difference,
-        "difference_low": difference and difference.low,
-        "difference_high": difference and difference.high,
+        "difference": paired and paired.difference,
+        "difference_low": paired and paired.low,
+        "difference_high": paired and paired.high,
         "dice_by_training": " ".join(f"{d:.6f}" for d in result.dice),
-        **{name: getattr(result, name) for name in _CSV_ATTRIBUTES},
+        **{name: result.costs.get(name) for name in COSTS},
         "images_per_second": result.images_per_second.get("batch"),
         "images_per_second_single": result.images_per_second.get("single"),
     }

@@ -1,15 +1,16 @@
-"""Tables and templates of the report and the model card."""
+"""Blocks of a report, and the templates of the report and the model card."""
 
 from __future__ import annotations
 
 import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from search.results import formatting
 
@@ -21,7 +22,7 @@ Cell = str | tuple[str, str]
 
 @dataclass(frozen=True)
 class Table:
-    """A table that is written as HTML or Markdown.
+    """A table that is written as HTML or, with all text escaped, as Markdown.
 
     Attributes:
         id: of the HTML element.
@@ -38,9 +39,9 @@ class Table:
     caption: str = ""
     highlighted: int | None = None
     wide: bool = False
+    kind = "table"
 
     def to_markdown(self) -> str:
-        """Return the table and its caption as Markdown; all text is escaped."""
         titles = [title.removesuffix(">") for title in self.columns]
         rules = ["---:" if title.endswith(">") else "---" for title in self.columns]
         rows = [list(map(_markdown_cell, row)) for row in self.rows]
@@ -48,6 +49,50 @@ class Table:
             rows[self.highlighted][0] += " ★"
         lines = [f"| {' | '.join(row)} |" for row in [titles, rules, *rows]]
         return "\n".join([*lines, "", escape_markdown(self.caption)] if self.caption else lines)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph, a heading or preformatted text. kind: note, warning, heading or code.
+
+    id: of the HTML element of a code.
+    """
+
+    text: str
+    kind: str = "note"
+    id: str = ""
+
+    def to_markdown(self) -> str:
+        if self.kind == "code":
+            return "\n".join(f"    {line}" for line in self.text.splitlines())
+        return ("### " if self.kind == "heading" else "") + escape_markdown(self.text)
+
+
+@dataclass(frozen=True)
+class Charts:
+    """Charts with captions, side by side; one alone is as wide as the page. Only in HTML."""
+
+    charts: Sequence[tuple[Callable[[], Markup], str]]
+    kind = "charts"
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Overlays with name, file and Dice. Only in HTML."""
+
+    pictures: Sequence[Mapping[str, Any]]
+    kind = "pictures"
+
+
+Block = Table | Text | Charts | Pictures
+
+
+class Section(NamedTuple):
+    """A section of a report. id: of its heading in HTML."""
+
+    id: str
+    title: str
+    blocks: Sequence[Block]
 
 
 def escape_markdown(text: object) -> str:
@@ -71,18 +116,8 @@ def render(template: str, values: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {
-        "score": formatting.format_score,
-        "difference": formatting.format_difference,
-        "integer": formatting.format_integer,
-        "percent": formatting.format_percent,
-        "duration": formatting.format_duration,
-        "markdown": escape_markdown,
-    }
-    environment.globals |= {
-        "count": formatting.format_count,
-        "interval": formatting.format_interval,
-    }
+    environment.filters |= {"score": formatting.format_number, "markdown": escape_markdown}
+    environment.globals["interval"] = formatting.format_interval
     return environment.get_template(template).render(values)
 
 

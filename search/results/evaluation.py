@@ -39,7 +39,7 @@ def run_job(job: Job, outcome_type: type[Outcome], description: str) -> Outcome:
 
 
 def evaluate_checkpoint(job: EvaluateJob) -> Evaluated:
-    """Evaluate a checkpoint in a process of its own; raise JobFailed if that fails."""
+    """Evaluate a checkpoint in a process of its own; see ``run_job``."""
     return run_job(job, Evaluated, "the test evaluation")
 
 
@@ -76,9 +76,11 @@ def summarize_evaluation(evaluation: Evaluation) -> dict[str, Any]:
             "thresholds": curve.thresholds[indices].tolist(),
             "precision": curve.precision[indices].tolist(),
             "recall": curve.recall[indices].tolist(),
-            "confidence": _nan_to_none(calibration.confidence),
-            "frequency": _nan_to_none(calibration.frequency),
-            "share": _nan_to_none(calibration.share),
+            # NaN is the value of an empty bin; JSON has no NaN.
+            **{
+                name: [None if np.isnan(v) else float(v) for v in getattr(calibration, name)]
+                for name in ("confidence", "frequency", "share")
+            },
         },
     }
 
@@ -86,14 +88,14 @@ def summarize_evaluation(evaluation: Evaluation) -> dict[str, Any]:
 def per_image_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     """Return one row per image: name, group, size, pixel counts, scores and distances."""
     columns = evaluation.scores | evaluation.distances
-    rows = []
-    for i, record in enumerate(evaluation.records):
-        height, width = evaluation.shapes[i]
-        row: dict[str, Any] = {"name": record.name, "group": record.group}
-        row |= {"height": height, "width": width}
-        row |= dict(zip(("tp", "fp", "fn", "tn"), evaluation.counts[i].tolist(), strict=True))
-        rows.append(row | {name: float(values[i]) for name, values in columns.items()})
-    return rows
+    return [
+        {"name": record.name, "group": record.group, "height": shape[0], "width": shape[1]}
+        | dict(zip(("tp", "fp", "fn", "tn"), counts.tolist(), strict=True))
+        | {name: float(values[i]) for name, values in columns.items()}
+        for i, (record, shape, counts) in enumerate(
+            zip(evaluation.records, evaluation.shapes, evaluation.counts, strict=True)
+        )
+    ]
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -110,8 +112,3 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-
-
-def _nan_to_none(values: metrics.Floats) -> list[float | None]:
-    """Replace NaN, the value of an empty bin, by None: JSON has no NaN."""
-    return [None if np.isnan(v) else float(v) for v in values]

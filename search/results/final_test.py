@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import optuna
 import yaml
@@ -13,15 +17,17 @@ from optuna.trial import FrozenTrial
 
 from lesionseg.config import TrialConfig
 from lesionseg.data.pairs import SPLITS
+from lesionseg.inference.selection import DEFAULT_INFERENCE
+from lesionseg.runtime.device import describe_device
 from search.errors import JobFailed
-from search.results import model_card
 from search.results.evaluation import (
     evaluate_checkpoint,
     per_image_rows,
     read_test_records,
+    summarize_evaluation,
     write_csv,
 )
-from search.results.final_report import FinalReport, build_report
+from search.results.model_card import render_model_card
 from search.results.retraining import OnEpoch, RetrainedModel, retrain, select_inference
 from search.storage import trial_records
 from search.storage.study_dir import read_metrics
@@ -30,6 +36,14 @@ from search.study.opening import OpenStudy
 from search.trial_process.protocol import EvaluateJob, flatten_record
 from search.trial_process.slot import Slot
 
+#: The largest gap in validation Dice at which the retraining counts as a reproduction.
+REPRODUCTION_TOLERANCE = 0.02
+#: Packages whose versions are recorded.
+PACKAGES = (
+    "lesionsearch", "torch", "optuna", "albumentations", "segmentation-models-pytorch", "timm",
+    "monai",
+)  # fmt: skip
+
 
 def run_final_test(
     opened: OpenStudy,
@@ -37,18 +51,21 @@ def run_final_test(
     *,
     again: bool = False,
     on_epoch: OnEpoch = lambda seed, record: None,
-) -> FinalReport:
+) -> dict[str, Any]:
     """Retrain the best configuration, evaluate it on the test images and write ``final/``.
 
-    If the best trial was tested before with the same settings, the stored report is returned. Every
+    If the best trial was tested before with the same settings, the stored result is returned. Every
     test evaluation is counted, because more than one makes the result optimistic. The folder
     ``final/`` is replaced as a whole; after an error it is unchanged.
 
     Args:
         opened: the study.
         slot: device and number of threads.
-        again: test again even if there is a stored report.
+        again: test again even if there is a stored result.
         on_epoch: called with the seed and the record of each epoch of the retraining.
+
+    Returns:
+        The content of ``final/metrics.json`` (docs/report.md).
 
     Raises:
         JobFailed: there is no complete trial, or the retraining or the evaluation failed.
@@ -57,13 +74,18 @@ def run_final_test(
     stored = read_metrics(opened.folder)
     settings = opened.spec.final.model_dump()
     if stored and (stored["trial"], stored["final"]) == (trial.number, settings) and not again:
-        return FinalReport.from_dict(stored)
-    partial = opened.folder / "final.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+        return stored
+    final, partial = opened.folder / "final", opened.folder / "final.partial"
+    previous = opened.folder / "final.old"
+    for folder in (partial, previous):
+        shutil.rmtree(folder, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         report = _retrain_and_test(opened, slot, trial, partial, on_epoch)
-        _replace_folder(opened.folder / "final", partial)
+        if final.exists():
+            final.rename(previous)
+        partial.rename(final)
+        shutil.rmtree(previous, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return report
@@ -86,7 +108,8 @@ def best_trial(study: optuna.Study) -> FrozenTrial:
 
 def _retrain_and_test(
     opened: OpenStudy, slot: Slot, trial: FrozenTrial, folder: Path, on_epoch: OnEpoch
-) -> FinalReport:
+) -> dict[str, Any]:
+    """Write the files of ``final/`` to a folder; return the content of metrics.json."""
     config = TrialConfig.from_dict(trial_records.config_of(trial))
     configs = [replace(config, seed=config.seed + i) for i in range(opened.spec.final.seeds)]
     models = [retrain(opened, slot, trial, each, folder, on_epoch) for each in configs]
@@ -98,44 +121,67 @@ def _retrain_and_test(
         model.weights.unlink(missing_ok=True)
     choice = select_inference(opened, slot, trial, weights)
     test_evaluations = record_test_evaluation(opened.study)
-    job = EvaluateJob(
-        weights,
-        opened.cache.path,
-        read_test_records(opened),
-        slot.device,
-        slot.threads,
-        folder / "overlays",
+    records, overlays = read_test_records(opened), folder / "overlays"
+    tested = evaluate_checkpoint(
+        EvaluateJob(weights, opened.cache.path, records, slot.device, slot.threads, overlays)
     )
-    tested = evaluate_checkpoint(job)
-    report = build_report(
-        opened, trial, models, selected, choice, tested,
-        test_evaluations=test_evaluations, slot=slot,
-    )  # fmt: skip
+    report = {
+        "study": opened.name,
+        "trial": trial.number,
+        "baseline": trial.user_attrs.get(trial_records.TrialAttr.BASELINE),
+        "final": opened.spec.final.model_dump(),
+        **summarize_evaluation(tested.evaluation),
+        "val": _validation_dice(trial, models, held_out=opened.spec.final.fit_on == "train"),
+        "inference": (choice.inference if choice else DEFAULT_INFERENCE).to_dict(),
+        "inference_choice": choice and {
+            "dice": choice.dice,
+            "default_dice": choice.default_dice,
+            "candidates": list(map(asdict, choice.candidates)),
+        },
+        "test_evaluations": test_evaluations,
+        "overlays": list(map(list, tested.overlays)),
+        "seconds": sum(model.result.seconds for model in models),
+        "images_per_second": tested.speed["batch"],
+        "images_per_second_single": tested.speed["single"],
+        "peak_memory": max(model.result.peak_memory for model in models),
+        "params": selected.params,
+        "macs": selected.macs,
+        "seed": selected.seed,
+        "config": replace(config, seed=selected.seed).to_dict(),
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "device": describe_device(slot.device),
+        "threads": slot.threads,
+    }  # fmt: skip
+    (folder / "metrics.json").write_text(json.dumps(report, indent=2))
+    (folder / "config.yaml").write_text(yaml.safe_dump(report["config"], sort_keys=False))
     write_csv(folder / "per_image.csv", per_image_rows(tested.evaluation))
-    _write_report(opened, report, selected, folder)
-    return report
-
-
-def _write_report(
-    opened: OpenStudy, report: FinalReport, model: RetrainedModel, folder: Path
-) -> None:
-    (folder / "config.yaml").write_text(yaml.safe_dump(dict(report.config), sort_keys=False))
-    write_csv(folder / "history.csv", [flatten_record(record) for record in model.result.history])
-    (folder / "metrics.json").write_text(json.dumps(report.to_dict(), indent=2))
-    card = model_card.render_model_card(
+    write_csv(folder / "history.csv", [flatten_record(row) for row in selected.result.history])
+    card = render_model_card(
         report,
         layout=opened.index.layout,
         split_sizes={split: len(getattr(opened.split, split)) for split in SPLITS},
         fingerprint=str(opened.study.user_attrs["data"]),
     )
-    (folder / model_card.FILE_NAME).write_text(card, encoding="utf-8")
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    stored: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+    return stored
 
 
-def _replace_folder(folder: Path, new: Path) -> None:
-    """Rename ``new`` to ``folder``, then delete the previous folder."""
-    previous = folder.with_name("final.old")
-    shutil.rmtree(previous, ignore_errors=True)
-    if folder.exists():
-        folder.rename(previous)
-    new.rename(folder)
-    shutil.rmtree(previous, ignore_errors=True)
+def _validation_dice(
+    trial: FrozenTrial, models: Sequence[RetrainedModel], *, held_out: bool
+) -> Mapping[str, Any]:
+    """Return the validation Dice of the search and of the retraining.
+
+    ``gap`` compares the first model, which repeats the trial with its seed, with the trial; in a
+    cross-validation with its first fold. If the validation images were trained on, there is none.
+    """
+    folds = trial_records.folds_of(trial)
+    gap = models[0].val_dice - (folds["dice"][0] if folds else float(trial.value or 0.0))
+    return {
+        "search": trial.value,
+        "retrained": models[0].val_dice if held_out else None,
+        "gap": gap if held_out else None,
+        "reproduced": abs(gap) <= REPRODUCTION_TOLERANCE if held_out else None,
+        "seeds": {str(model.seed): model.val_dice for model in models} if held_out else None,
+        "folds": folds,
+    }

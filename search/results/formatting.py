@@ -59,12 +59,10 @@ class MetricScore:
 
     @property
     def mean_text(self) -> str:
-        """The mean, rounded as is usual for this metric."""
         return f"{self.value:.{self._digits}f}"
 
     @property
     def interval_text(self) -> str:
-        """``0.8123 to 0.8456``; a dash if there is no interval."""
         return format_interval(self.low, self.high, self._digits)
 
     @property
@@ -93,49 +91,27 @@ def format_inference(inference: Mapping[str, Any]) -> str:
     return ", ".join([*steps, *map(format_step, inference["chain"])]) or "threshold at 0.5 only"
 
 
-def format_score(value: float | None, digits: int = 4) -> str:
-    """Format a score: ``0.8123``."""
-    return MISSING if value is None or math.isnan(value) else f"{value:.{digits}f}"
+def format_number(value: float | None, spec: str = ".4f") -> str:
+    """Format a number; a dash if it is missing. A spec with ``+`` has a typographic minus sign."""
+    if value is None or math.isnan(value):
+        return MISSING
+    return f"{value:{spec}}".replace("-", "\N{MINUS SIGN}" if "+" in spec else "-")
 
 
 def format_interval(low: float | None, high: float | None, digits: int = 4) -> str:
     """Format an interval: ``0.8123 to 0.8456``."""
     if low is None or high is None:
         return MISSING
-    return f"{format_score(low, digits)} to {format_score(high, digits)}"
-
-
-def format_millions(count: float | None) -> str:
-    """Format a count in millions: ``1.93 M``."""
-    return MISSING if count is None else f"{count / 1e6:.2f} M"
-
-
-def format_difference(difference: float | None) -> str:
-    """Format a difference with its sign: ``+0.0123``."""
-    return MISSING if difference is None else f"{difference:+.4f}".replace("-", "\N{MINUS SIGN}")
-
-
-def format_integer(value: float | None) -> str:
-    """Format a rounded number with separators: ``1,234``."""
-    return MISSING if value is None else f"{value:,.0f}"
-
-
-def format_percent(share: float | None, digits: int = 1) -> str:
-    """Format a share in percent: ``12.3%``."""
-    return MISSING if share is None else f"{100 * share:.{digits}f}%"
+    return f"{low:.{digits}f} to {high:.{digits}f}"
 
 
 def format_p_value(p: float | None) -> str:
     """Format a p-value: ``0.0123`` or ``< 0.0001``."""
-    if p is None:
-        return MISSING
-    return "< 0.0001" if p < 0.0001 else f"{p:.4f}"
+    return "< 0.0001" if p is not None and p < 0.0001 else format_number(p)
 
 
-def format_duration(seconds: float | None) -> str:
+def format_duration(seconds: float) -> str:
     """Format a duration: ``2.5 hours``, ``34 minutes`` or ``12 seconds``."""
-    if seconds is None:
-        return MISSING
     if seconds >= 3600:
         return f"{seconds / 3600:.1f} hours"
     return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"

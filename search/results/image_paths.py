@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Iterable, Sequence
+from itertools import chain, count
 from pathlib import Path
 
 from lesionseg.data.pairs import IMAGE_SUFFIXES, MASK_SUFFIXES, list_images
@@ -69,16 +70,12 @@ def unique_stems(images: Iterable[Path]) -> list[str]:
 
     The names are unique on file systems that ignore case, too.
     """
-    names: list[str] = []
-    used: set[str] = set()
+    names: dict[str, str] = {}  # by their lower case
     for image in images:
-        name, n = image.stem, 1
-        while name.lower() in used:
-            n += 1
-            name = f"{image.stem}_{n}"
-        used.add(name.lower())
-        names.append(name)
-    return names
+        numbered = (f"{image.stem}_{n}" for n in count(2))
+        name = next(n for n in chain([image.stem], numbered) if n.lower() not in names)
+        names[name.lower()] = name
+    return list(names.values())
 
 
 def _expand(argument: str) -> list[Path]:
@@ -99,5 +96,5 @@ def _expand(argument: str) -> list[Path]:
 
 
 def _is_picture(path: Path) -> bool:
-    is_hidden = path.name.startswith(".")
-    return path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden and path.is_file()
+    is_image = path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    return is_image and not path.name.startswith(".")

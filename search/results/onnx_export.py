@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +10,7 @@ from PIL import Image
 from lesionseg.data.image_io import Pixels, draft_size, read_image_and_size, resize_square
 from lesionseg.data.synthetic import render
 from lesionseg.errors import InputError
-from lesionseg.inference.onnx_export import (
-    OnnxComparison,
-    compare_with_torch,
-    export_onnx,
-    require_onnx,
-)
+from lesionseg.inference.onnx_export import compare_with_torch, export_onnx, require_onnx
 from lesionseg.inference.predictor import Segmenter
 from lesionseg.runtime.files import atomic_path
 from search.errors import JobFailed
@@ -28,26 +22,10 @@ TOLERANCE = 1e-3
 MAX_IMAGES = 16
 
 
-@dataclass(frozen=True)
-class OnnxExport:
-    """An exported file: its path, its comparison with torch, and the images compared on."""
-
-    path: Path
-    comparison: OnnxComparison
-    images: str
-
-    def __str__(self) -> str:
-        return (
-            f"{self.path} ({self.path.stat().st_size / 1e6:.1f} MB); compared with torch on "
-            f"{self.images}: largest difference in probability {self.comparison.max_difference:.1e}"
-            f", mean Dice between the masks {self.comparison.mean_dice:.4f}"
-        )
-
-
 def export_model(
     segmenter: Segmenter, out: Path, check: list[Path] | None = None, **metadata: str
-) -> OnnxExport:
-    """Write an ONNX file if it agrees with torch; otherwise write nothing.
+) -> str:
+    """Write an ONNX file if it agrees with torch, otherwise nothing; return a line about it.
 
     Args:
         segmenter: the model.
@@ -77,7 +55,11 @@ def export_model(
     except OSError as error:
         raise JobFailed(f"export: {out} cannot be written: {error.strerror or error}") from error
     kind = "of the given" if check else "synthetic"
-    return OnnxExport(out, comparison, f"{len(images)} {kind} images")
+    return (
+        f"{out} ({out.stat().st_size / 1e6:.1f} MB); compared with torch on {len(images)} {kind} "
+        f"images: largest difference in probability {comparison.max_difference:.1e}, "
+        f"mean Dice between the masks {comparison.mean_dice:.4f}"
+    )
 
 
 def _read_images(size: int, paths: list[Path] | None) -> Pixels:

@@ -122,17 +122,10 @@ def select_inference(
         evaluated = weights.with_name("search.safetensors")
         shutil.copy(stored, evaluated)
     job = SelectInferenceJob(
-        evaluated,
-        opened.cache.path,
-        opened.trial_data.val,
-        slot.device,
-        slot.threads,
-        tta=final.tta,
-        postprocess=final.postprocess,
-    )
-    choice: InferenceChoice = run_job(
-        job, InferenceSelected, "the selection of inference steps"
-    ).choice
+        evaluated, opened.cache.path, opened.trial_data.val, slot.device, slot.threads,
+        tta=final.tta, postprocess=final.postprocess,
+    )  # fmt: skip
+    choice = run_job(job, InferenceSelected, "the selection of inference steps").choice
     if evaluated != weights:
         set_inference(weights, choice.inference)
         evaluated.unlink()

@@ -2,45 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from search.results.baseline_table import COLUMN_TITLES, BaselineResult, format_cells
-from search.results.final_report import FinalReport
 from search.results.formatting import format_inference, metric_scores
 from search.results.predict import MASKS, TABLE, PredictionSummary
 from search.spec.formatting import format_config
 
 
-def print_final_report(console: Console, report: FinalReport) -> None:
-    """Print the scores of the final test, their intervals and the validation Dice."""
+def print_final_report(console: Console, report: Mapping[str, Any]) -> None:
+    """Print scores, intervals and validation Dice. report: content of metrics.json."""
     table = Table("test", "mean", "95% interval", box=None, pad_edge=False)
-    for score in metric_scores(report.test, report.ci95):
+    for score in metric_scores(report["test"], report["ci95"]):
         table.add_row(score.name, score.mean_text, score.interval_text)
     console.print(table)
-    baseline = f" ({report.baseline})" if report.baseline else ""
+    baseline = f" ({report['baseline']})" if report["baseline"] else ""
     console.print(
-        f"{report.test['n']} test images at their masks' own size; "
-        f"trial {report.trial}{baseline}, {format_config(report.config)}"
+        f"{report['test']['n']} test images at their masks' own size; "
+        f"trial {report['trial']}{baseline}, {format_config(report['config'])}"
     )
     console.print(
-        f"inference, selected on validation images: {format_inference(report.inference)}; "
-        f"{report.images_per_second:.0f} images/s in batches, "
-        f"{report.images_per_second_single:.0f} one by one",
+        f"inference, selected on validation images: {format_inference(report['inference'])}; "
+        f"{report['images_per_second']:.0f} images/s in batches, "
+        f"{report['images_per_second_single']:.0f} one by one",
         markup=False,
     )
-    val = report.val
-    if val.gap is not None:
-        verdict = "reproduced" if val.reproduced else "[red]NOT reproduced[/]"
+    val = report["val"]
+    if val["gap"] is not None:
+        verdict = "reproduced" if val["reproduced"] else "[red]NOT reproduced[/]"
         console.print(
-            f"validation Dice: search {val.search:.4f}, retrained {val.retrained:.4f}, "
-            f"gap {val.gap:+.4f}: {verdict}"
+            f"validation Dice: search {val['search']:.4f}, retrained {val['retrained']:.4f}, "
+            f"gap {val['gap']:+.4f}: {verdict}"
         )
-    n = report.test_evaluations
+    n = report["test_evaluations"]
     console.print(f"test evaluations of this study: {n if n == 1 else f'[yellow]{n}[/]'}")
 
 

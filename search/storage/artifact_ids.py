@@ -73,9 +73,7 @@ def parse_artifact_id(artifact_id: str) -> ArtifactAddress | None:
 def list_artifacts(system_attrs: Mapping[str, Any], *, with_picture: bool) -> list[dict[str, Any]]:
     """Return the artifacts in a trial's system attributes, in the order of FILES.
 
-    Args:
-        system_attrs: the trial's. Artifacts of other programs come last.
-        with_picture: whether the trial's picture still exists.
+    Artifacts of other programs come last. with_picture: whether the picture still exists.
     """
     parsed = [json.loads(text) for key, text in system_attrs.items() if key.startswith(PREFIX)]
     artifacts = [

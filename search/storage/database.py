@@ -127,8 +127,7 @@ def open_storage(url: URL) -> RetryingStorage:
         engine = begin_immediate(create_engine(url, **options))
         create_tables(engine, masked)
         engine.dispose()
-        full_url = url.render_as_string(hide_password=False)
-        storage = RetryingStorage(full_url, engine_kwargs=options, skip_table_creation=True)
+        storage = _connect(url, options)
     except ModuleNotFoundError as error:
         raise InputError(
             f"storage: {masked}: needs the package {error.name}; "
@@ -143,6 +142,18 @@ def open_storage(url: URL) -> RetryingStorage:
             raise StorageUnreachable(message, reason) from None
         raise InputError(message) from None
     begin_immediate(storage.engine)
+    return storage
+
+
+def open_for_reading(other: RetryingStorage) -> RetryingStorage:
+    """Open a storage with its own connections, whose reads do not lock an SQLite file."""
+    settings = {"connect_args": {"timeout": 60}} if other.engine.name == "sqlite" else {}
+    return _connect(other.engine.url, {"pool_pre_ping": True, **settings})
+
+
+def _connect(url: URL, options: dict[str, Any]) -> RetryingStorage:
+    full_url = url.render_as_string(hide_password=False)
+    storage = RetryingStorage(full_url, engine_kwargs=options, skip_table_creation=True)
     storage.redact = partial(redact_password, url)
     return storage
 

@@ -1,15 +1,18 @@
-"""Types that ``TrialLeases`` takes and returns."""
+"""Types that ``TrialLeases`` takes and returns, and the identity of a process."""
 
 from __future__ import annotations
 
 import math
 import os
-from dataclasses import asdict, dataclass
+import socket
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from functools import lru_cache
+from pathlib import Path
+
+import psutil
 
 from lesionseg.errors import InputError
-from search.storage.process_id import ProcessId
 from search.storage.tables import WorkerRow, WorkerState
 from search.trial_process.slot import Slot
 
@@ -45,6 +48,31 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class ProcessId:
+    """A process on some host, distinct from a later process with the same pid.
+
+    pid_namespace: kernel boot and namespace in which ``pid`` counts. Containers may share a host
+    name without seeing each other's processes.
+    """
+
+    host: str
+    pid: int
+    start_time: float
+    pid_namespace: str
+
+    def has_exited(self) -> bool:
+        """Return whether the process is known to have ended; False where it cannot be seen."""
+        if (self.host, self.pid_namespace) != (socket.gethostname(), _pid_namespace()):
+            return False
+        try:
+            process = psutil.Process(self.pid)
+            reused = abs(process.create_time() - self.start_time) > 1
+            return reused or process.status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+
+@dataclass(frozen=True)
 class HeartbeatReply:
     """has_lease: whether the worker is registered and still holds its trial."""
 
@@ -65,10 +93,6 @@ class WorkerInfo:
     heartbeat_age_s: float
     ordinal: int
 
-    def owner(self) -> dict[str, Any]:
-        """Return what a trial stores about the worker that trains it."""
-        return {"worker": self.id, **asdict(self.process), **asdict(self.slot)}
-
     @classmethod
     def from_row(cls, row: WorkerRow, now: float) -> WorkerInfo:
         """Return a worker's row as an object; now: by the database's clock."""
@@ -82,6 +106,21 @@ class WorkerInfo:
             heartbeat_age_s=max(0.0, now - row.heartbeat_at),
             ordinal=row.ordinal,
         )
+
+
+def current_process() -> ProcessId:
+    """Return the identity of this process."""
+    start_time = psutil.Process().create_time()
+    return ProcessId(socket.gethostname(), os.getpid(), start_time, _pid_namespace())
+
+
+@lru_cache
+def _pid_namespace() -> str:
+    try:
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot_id[:8]}:{os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # not Linux: all processes of a host share one namespace
+        return ""
 
 
 def read_grace_s() -> float:

@@ -29,16 +29,17 @@ from search.storage.lease_types import (
     Claim,
     Command,
     HeartbeatReply,
+    ProcessId,
     Refusal,
     WorkerExpired,
     WorkerInfo,
+    current_process,
     read_grace_s,
 )
-from search.storage.optuna_internals import study_id
-from search.storage.process_id import ProcessId, current_process
+from search.storage.optuna_internals import models, study_id
 from search.storage.retrying_storage import SampledParam, backend_of
 from search.storage.study_rows import StudyRows, queued_trial
-from search.storage.tables import WorkerRow, WorkerState
+from search.storage.tables import GONE, WorkerRow, WorkerState
 from search.storage.trial_records import REQUEUED, EndReason, StudyAttr, TrialAttr
 from search.trial_process.slot import Slot
 
@@ -83,8 +84,6 @@ class TrialLeases:
         self.grace_s = read_grace_s() if grace_s is None else grace_s
         self.storage = backend_of(study)
         self.connected_since = time.monotonic()
-        #: See ``RetryingStorage.collect_params``.
-        self.collect_params = self.storage.collect_params
 
     @property
     def command(self) -> Command:
@@ -129,7 +128,11 @@ class TrialLeases:
     ) -> HeartbeatReply:
         """Note that a worker lives and how far its trial is; return the command to it."""
         row = rows.session.get(WorkerRow, worker.id, with_for_update=True)
-        if row is None or row.is_gone or (claim is not None and row.trial_id != claim.trial_id):
+        if (
+            row is None
+            or row.state in GONE
+            or (claim is not None and row.trial_id != claim.trial_id)
+        ):
             return HeartbeatReply(_read_command(rows), False)
         row.heartbeat_at, row.epoch = rows.now(), epoch
         return HeartbeatReply(_read_command(rows), True)
@@ -200,7 +203,7 @@ class TrialLeases:
             WorkerExpired: the worker was taken for dead; it must register again.
         """
         row = rows.session.get(WorkerRow, worker.id)
-        if row is None or row.is_gone:
+        if row is None or row.state in GONE:
             raise WorkerExpired(worker.id)
         if row.trial_id is not None:  # claimed by an attempt whose acknowledgement was lost
             return Claim(row.trial_id, row.trial_number or 0)
@@ -299,7 +302,7 @@ class TrialLeases:
             with Session(storage.engine, expire_on_commit=False) as session, session.begin():
                 rows = StudyRows(storage, study_id(self.study), session)
                 if lock:
-                    rows.lock()
+                    models.StudyModel.find_or_raise_by_id(rows.study_id, session, for_update=True)
                 return operation(rows)
 
         result = storage.retry_transient(attempt, on_wait=self._waited)

@@ -24,13 +24,9 @@ _TRIAL_NOTE = re.compile(r"dashboard:(\d+):(note_.+)")
 def note_attrs(
     trial_id: int | None, text: str, version: int = 1, existing: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """Return a note as system attributes.
+    """Return a note as system attributes; trial_id: None for the study's own note.
 
-    Args:
-        trial_id: None for the study's own note.
-        text: Markdown.
-        version: 1 for a new note.
-        existing: keys in the storage; parts of a longer note that is replaced become empty.
+    existing: keys in the storage; parts of a longer note that is replaced become empty.
     """
     parts = split_text(f"{_prefix(trial_id)}note_str:", text, existing)
     return {**parts, version_key(trial_id): version}
@@ -39,10 +35,7 @@ def note_attrs(
 def split_text(prefix: str, text: str, existing: Iterable[str] = ()) -> dict[str, str]:
     """Return a text in parts: ``<prefix>0``, ``<prefix>1``, ...
 
-    Args:
-        prefix: of the keys.
-        text: of any length.
-        existing: keys in the storage. Those with the prefix that have no part become empty.
+    existing: keys in the storage. Those with the prefix that have no part become empty.
     """
     starts = range(0, len(text), PART_LENGTH)
     parts = {f"{prefix}{i}": text[at : at + PART_LENGTH] for i, at in enumerate(starts)}
@@ -74,9 +67,7 @@ def group_notes(system_attrs: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
 def renumber_notes(system_attrs: Mapping[str, Any], new_ids: Mapping[int, int]) -> dict[str, Any]:
     """Return a study's system attributes with new trial ids in the notes' keys.
 
-    Args:
-        system_attrs: of the study.
-        new_ids: new trial ids by old ones. Notes of other trials are dropped.
+    new_ids: by old ones. Notes of other trials are dropped.
     """
     renumbered = {}
     for key, value in system_attrs.items():

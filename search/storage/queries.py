@@ -1,238 +1,183 @@
-"""Trials read as plain rows, for studies with thousands of trials.
+"""Trials read and inserted as plain rows, for studies with thousands of trials.
 
 Optuna builds an object of every row. A study of 5,000 trials has half a million rows, which takes
-it half a minute; reading them here takes seconds.
+it half a minute; reading them here takes seconds. Inserting them one by one takes Optuna minutes.
 """
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from functools import lru_cache
-from types import MappingProxyType
 from typing import Any
 
-import optuna
-from optuna.distributions import BaseDistribution, json_to_distribution
-from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import ColumnElement, Connection, or_, select, true
+from optuna.distributions import distribution_to_json, json_to_distribution
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
+from sqlalchemy import ColumnElement, Connection, select
 from sqlalchemy.orm import Session
 
-from search.storage.optuna_internals import models, study_id, trial_id
-from search.storage.retrying_storage import RetryingStorage, backend_of, retried
-from search.storage.trial_records import TrialAttr, rank_trials
-
-#: User attributes in a summary of every trial ...
-SUMMARY_ATTRS = (
-    *(TrialAttr.REASON, TrialAttr.OWNER, TrialAttr.STARTED_AT, TrialAttr.ENDED_AT),
-    *(TrialAttr.REQUEUED_FROM, TrialAttr.REQUEUED_AS, TrialAttr.BASELINE),
-)
-#: ... and of unfinished trials and the best one.
-DETAIL_ATTRS = (TrialAttr.CONFIG, TrialAttr.FOLDS)
-#: The most ids in one query; databases limit the number of parameters.
-MAX_IDS = 500
+from search.storage.note_attrs import renumber_notes
+from search.storage.optuna_internals import models
 
 # Any: the columns of Optuna's tables are declared in a way that select's types do not know.
 _TRIAL: Any = models.TrialModel
-_USER: Any = models.TrialUserAttributeModel
+_VALUE: Any = models.TrialValueModel
+_STEP: Any = models.TrialIntermediateValueModel
 
-_Source = Connection | Session
-_Condition = ColumnElement[bool]
+# Many trials share a distribution.
+_distribution = lru_cache(maxsize=4096)(json_to_distribution)
 
 
-class TrialReader:
-    """Reads the summary of one study's trials repeatedly, and of finished trials only once."""
+def read_trials(source: Connection | Session, where: ColumnElement[bool]) -> list[FrozenTrial]:
+    """Return the trials that a condition on Optuna's table of trials selects, by id."""
 
-    def __init__(self, study: optuna.Study) -> None:
-        self.storage = backend_of(study)
-        self.first_unfinished_id = 0
-        self._study_id = study_id(study)
-        self._finished: dict[int, FrozenTrial] = {}
-
-    def read(self) -> list[FrozenTrial]:
-        """Return every trial by number, with state, value, times and SUMMARY_ATTRS.
-
-        There are no parameters. Values by epoch are of unfinished trials alone, and DETAIL_ATTRS
-        of these and the best trial. Raises as the storage does.
-        """
-        changed = self._read(
-            (_TRIAL.study_id == self._study_id) & (_TRIAL.trial_id >= self.first_unfinished_id)
+    def read(model: Any, *columns: str) -> dict[int, list[Any]]:
+        query = (
+            select(model.trial_id, *(getattr(model, column) for column in columns))
+            .join(_TRIAL, _TRIAL.trial_id == model.trial_id)
+            .where(where)
+            .order_by(*model.__table__.primary_key.columns)
         )
-        self._finished |= {trial_id(t): t for t in changed if t.state.is_finished()}
-        unfinished = [trial_id(t) for t in changed if not t.state.is_finished()]
-        # Ids rise: all trials below the first unfinished one are finished.
-        self.first_unfinished_id = min(unfinished, default=max(self._finished, default=-1) + 1)
-        trials = self._finished | {trial_id(t): t for t in changed}
-        ordered = sorted(trials.values(), key=lambda t: t.number)
-        for best in rank_trials(ordered)[:1]:
-            if TrialAttr.CONFIG not in best.user_attrs:
-                (details,) = self._read(_TRIAL.trial_id == trial_id(best), details=True)
-                best.user_attrs = details.user_attrs
-        return ordered
+        rows: dict[int, list[Any]] = defaultdict(list)
+        for row in source.execute(query):
+            rows[row[0]].append(row[1:])
+        return rows
 
-    def _read(self, where: _Condition, *, details: bool = False) -> list[FrozenTrial]:
-        unfinished = _TRIAL.state.in_([TrialState.WAITING, TrialState.RUNNING])
-        keys = _USER.key.in_(SUMMARY_ATTRS)
-        keys |= _USER.key.in_(DETAIL_ATTRS) & (true() if details else unfinished)
-
-        def read() -> list[FrozenTrial]:
-            with self.storage.engine.connect() as connection:
-                users = _attrs(connection, where & keys, _USER)
-                steps = _steps(connection, where & unfinished)
-                return _trials(connection, where, users, steps)
-
-        return self.storage.retry_transient(read)
-
-
-class RowStorage(RetryingStorage):
-    """A storage for viewers: fast reads that do not lock an SQLite file."""
-
-    @classmethod
-    def for_reading(cls, other: RetryingStorage) -> RowStorage:
-        """Open a storage with its own connections to the database of another one."""
-        url = other.engine.url
-        settings = {"connect_args": {"timeout": 60}} if other.engine.name == "sqlite" else {}
-        storage = cls(
-            url.render_as_string(hide_password=False),
-            engine_kwargs={"pool_pre_ping": True, **settings},
-            skip_table_creation=True,
-        )
-        storage.redact = other.redact
-        return storage
-
-    @retried
-    def read_trials(
-        self,
-        study_id: int,
-        states: Container[TrialState] | None,
-        included_trial_ids: set[int],
-        trial_id_greater_than: int,
-    ) -> list[FrozenTrial]:
-        """Return the study's trials with a larger id and the included ones, by id."""
-        few = len(included_trial_ids) <= MAX_IDS
-        since = trial_id_greater_than if few else min(included_trial_ids) - 1
-        by_id = _TRIAL.trial_id > since
-        if few and included_trial_ids:
-            by_id = or_(by_id, _TRIAL.trial_id.in_(included_trial_ids))
-        with self.engine.connect() as connection:
-            trials = read_trials(connection, (_TRIAL.study_id == study_id) & by_id)
-        return [
-            t
-            for t in trials
-            if (states is None or t.state in states)
-            and (trial_id(t) > trial_id_greater_than or trial_id(t) in included_trial_ids)
-        ]
-
-
-def read_trials(source: _Source, where: _Condition) -> list[FrozenTrial]:
-    """Return the complete trials that a condition on Optuna's table of trials selects, by id."""
-    users = _attrs(source, where, _USER)
-    systems = _attrs(source, where, models.TrialSystemAttributeModel)
-    columns = ("param_name", "param_value", "distribution_json")
-    params = _rows(source, where, models.TrialParamModel, *columns)
-    return _trials(source, where, users, _steps(source, where), systems, params)
-
-
-def read_study(study: optuna.Study) -> tuple[dict[str, Any], dict[str, Any], list[FrozenTrial]]:
-    """Return a study's user attributes, system attributes and trials, as of one moment."""
-    storage, key = backend_of(study), study_id(study)
-    engine = storage.engine
-    if engine.name != "sqlite":  # whose transactions keep writers out
-        engine = engine.execution_options(isolation_level="REPEATABLE READ")
-
-    def read() -> tuple[dict[str, Any], dict[str, Any], list[FrozenTrial]]:
-        with Session(engine) as session, session.begin():
-            attrs = []
-            for model in (models.StudyUserAttributeModel, models.StudySystemAttributeModel):
-                query = select(model.key, model.value_json).where(model.study_id == key)
-                rows = sorted(session.execute(query).tuples().all())
-                attrs.append({name: json.loads(text) for name, text in rows})
-            trials = read_trials(session, _TRIAL.study_id == key)
-            return attrs[0], attrs[1], sorted(trials, key=lambda t: t.number)
-
-    return storage.retry_transient(read)
-
-
-def _trials(
-    source: _Source,
-    where: _Condition,
-    users: dict[int, dict[str, Any]],
-    steps: dict[int, dict[int, float]],
-    systems: Mapping[int, dict[str, Any]] = MappingProxyType({}),
-    params: Mapping[int, list[Any]] = MappingProxyType({}),
-) -> list[FrozenTrial]:
-    """Return trials from their rows and what was read of them, by their ids."""
-    table, value_model = _TRIAL.__table__, models.TrialValueModel
-    values = _rows(source, where, value_model, "objective", "value", "value_type")
-    trials = []
-    for row in source.execute(select(table).where(where).order_by(table.c.trial_id)):
+    # The states first: a trial that ends meanwhile must not seem to have ended without a value.
+    table = _TRIAL.__table__
+    trials = source.execute(select(table).where(where).order_by(table.c.trial_id)).all()
+    user_attrs = read(models.TrialUserAttributeModel, "key", "value_json")
+    system_attrs = read(models.TrialSystemAttributeModel, "key", "value_json")
+    params = read(models.TrialParamModel, "param_name", "param_value", "distribution_json")
+    values = read(_VALUE, "objective", "value", "value_type")
+    steps = read(_STEP, "step", "intermediate_value", "intermediate_value_type")
+    to_value, to_step_value = _VALUE.stored_repr_to_value, _STEP.stored_repr_to_intermediate_value
+    result = []
+    for row in trials:
         key = row.trial_id
-        spaces = {name: _distribution(text) for name, _, text in params.get(key, ())}
-        by_objective = sorted(
-            (objective, value_model.stored_repr_to_value(value, kind))
-            for objective, value, kind in values.get(key, ())
-        )
-        trials.append(
+        spaces = {name: _distribution(text) for name, _, text in params[key]}
+        result.append(
             FrozenTrial(
                 number=row.number,
                 trial_id=key,
                 state=row.state,
                 value=None,
-                values=[value for _, value in by_objective] or None,
-                datetime_start=_local_time(row.datetime_start),
-                datetime_complete=_local_time(row.datetime_complete),
-                params={
-                    name: spaces[name].to_external_repr(value)
-                    for name, value, _ in params.get(key, ())
-                },
+                values=[to_value(v, kind) for _, v, kind in sorted(values[key])] or None,
+                datetime_start=_to_local(row.datetime_start),
+                datetime_complete=_to_local(row.datetime_complete),
+                params={name: spaces[name].to_external_repr(v) for name, v, _ in params[key]},
                 distributions=spaces,
-                user_attrs=users.get(key, {}),
-                system_attrs=systems.get(key, {}),
-                intermediate_values=steps.get(key, {}),
+                user_attrs={name: json.loads(text) for name, text in user_attrs[key]},
+                system_attrs={name: json.loads(text) for name, text in system_attrs[key]},
+                intermediate_values={
+                    step: to_step_value(v, kind) for step, v, kind in sorted(steps[key])
+                },
             )
         )
-    return trials
+    return result
 
 
-def _rows(source: _Source, where: _Condition, model: Any, *columns: str) -> dict[int, list[Any]]:
-    """Return columns of a table that belongs to trials, by the trial's id."""
-    query = (
-        select(model.trial_id, *(getattr(model, column) for column in columns))
-        .join(_TRIAL, _TRIAL.trial_id == model.trial_id)
-        .where(where)
-        .order_by(*model.__table__.primary_key.columns)
-    )
-    rows: dict[int, list[Any]] = defaultdict(list)
-    for row in source.execute(query):
-        rows[row[0]].append(row[1:])
-    return rows
+def insert_study(
+    session: Session,
+    name: str,
+    user_attrs: Mapping[str, Any],
+    system_attrs: Mapping[str, Any],
+    trials: Sequence[FrozenTrial],
+) -> int:
+    """Insert a study that maximizes one objective, and return its id; the caller commits.
+
+    Notes of trials have the trials' numbers, which count from 0, in the keys of ``system_attrs``.
+    """
+    directions = [models.StudyDirectionModel(objective=0, direction=StudyDirection.MAXIMIZE)]
+    study = models.StudyModel(study_name=name, directions=directions)
+    session.add(study)
+    session.flush()
+    study_id = int(study.study_id)
+    ids = insert_trials(session, study_id, trials)
+    for model, attrs in (
+        (models.StudyUserAttributeModel, user_attrs),
+        (models.StudySystemAttributeModel, renumber_notes(system_attrs, ids)),
+    ):
+        _insert(session, model, [{"study_id": study_id} | row for row in _attr_rows(attrs)])
+    return study_id
 
 
-def _attrs(source: _Source, where: _Condition, model: Any) -> dict[int, dict[str, Any]]:
-    rows = _rows(source, where, model, "key", "value_json")
-    return {key: {name: json.loads(text) for name, text in attrs} for key, attrs in rows.items()}
+def insert_trials(session: Session, study_id: int, trials: Sequence[FrozenTrial]) -> dict[int, int]:
+    """Insert trials with their numbers into a study; return their ids by number."""
+    model = models.TrialModel
+    rows = [
+        {
+            "study_id": study_id,
+            "number": trial.number,
+            "state": trial.state,
+            "datetime_start": _to_utc(trial.datetime_start),
+            "datetime_complete": _to_utc(trial.datetime_complete),
+        }
+        for trial in trials
+    ]
+    # In order of the numbers: Optuna counts the smaller ids to number the next trial.
+    _insert(session, model, rows)
+    query = select(model.number, model.trial_id).where(model.study_id == study_id)
+    ids = {row.number: row.trial_id for row in session.execute(query)}
+    for table, rows_of in _TRIAL_TABLES.items():
+        rows = [{"trial_id": ids[t.number]} | row for t in trials for row in rows_of(t)]
+        _insert(session, table, rows)
+    return ids
 
 
-def _steps(source: _Source, where: _Condition) -> dict[int, dict[int, float]]:
-    model = models.TrialIntermediateValueModel
-    rows = _rows(source, where, model, "step", "intermediate_value", "intermediate_value_type")
-    to_value = model.stored_repr_to_intermediate_value
-    return {
-        key: {step: to_value(value, kind) for step, value, kind in steps}
-        for key, steps in rows.items()
-    }
+def _insert(session: Session, model: Any, rows: list[dict[str, Any]]) -> None:
+    if rows:
+        session.execute(model.__table__.insert(), rows)
 
 
-@lru_cache(maxsize=4096)
-def _distribution(text: str) -> BaseDistribution:
-    """Parse Optuna's JSON; many trials share a distribution."""
-    return json_to_distribution(text)
+def _to_local(utc: datetime | None) -> datetime | None:
+    """Convert a stored time to Optuna's, which is local; both are naive."""
+    return utc and utc.replace(tzinfo=timezone.utc).astimezone().replace(tzinfo=None)
 
 
-def _local_time(stored: datetime | None) -> datetime | None:
-    """Convert a stored time, naive in UTC, to Optuna's, naive in local time."""
-    if stored is None:
-        return None
-    return stored.replace(tzinfo=timezone.utc).astimezone().replace(tzinfo=None)
+def _to_utc(local: datetime | None) -> datetime | None:
+    return local and local.astimezone(timezone.utc).replace(tzinfo=None)
+
+
+def _attr_rows(attrs: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [{"key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
+
+
+def _value_rows(trial: FrozenTrial) -> list[dict[str, Any]]:
+    if trial.value is None:
+        return []
+    stored, kind = _VALUE.value_to_stored_repr(trial.value)
+    return [{"objective": 0, "value": stored, "value_type": kind}]
+
+
+def _param_rows(trial: FrozenTrial) -> list[dict[str, Any]]:
+    return [
+        {
+            "param_name": name,
+            "param_value": distribution.to_internal_repr(trial.params[name]),
+            "distribution_json": distribution_to_json(distribution),
+        }
+        for name, distribution in trial.distributions.items()
+    ]
+
+
+def _step_rows(trial: FrozenTrial) -> list[dict[str, Any]]:
+    to_stored = _STEP.intermediate_value_to_stored_repr
+    columns = ("step", "intermediate_value", "intermediate_value_type")
+    return [
+        dict(zip(columns, (step, *to_stored(value)), strict=True))
+        for step, value in trial.intermediate_values.items()
+    ]
+
+
+#: The tables that hold a trial's fields, and the rows of a trial in each.
+_TRIAL_TABLES: Mapping[Any, Callable[[FrozenTrial], list[dict[str, Any]]]] = {
+    _VALUE: _value_rows,
+    models.TrialParamModel: _param_rows,
+    models.TrialUserAttributeModel: lambda t: _attr_rows(t.user_attrs),
+    models.TrialSystemAttributeModel: lambda t: _attr_rows(t.system_attrs),
+    _STEP: _step_rows,
+}

@@ -7,7 +7,7 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple, NoReturn, TypeVar
@@ -19,7 +19,14 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.orm import Session
 
-from search.storage.optuna_internals import OptunaStorage, models, storage_of, unwrap_storage
+from search.storage.optuna_internals import (
+    OptunaStorage,
+    models,
+    storage_of,
+    trial_id,
+    unwrap_storage,
+)
+from search.storage.queries import read_trials
 from search.storage.transient_errors import transient_reason
 from search.trial_process.slot import StopEvent
 
@@ -151,6 +158,28 @@ class RetryingStorage(OptunaStorage):
         else:
             collected.append(SampledParam(*param))
 
+    @retried
+    def read_trials(
+        self,
+        study_id: int,
+        states: Container[TrialState] | None,
+        included_trial_ids: set[int],
+        trial_id_greater_than: int,
+    ) -> list[FrozenTrial]:
+        """Return the study's trials with a larger id and the included ones, by id."""
+        # Ids rise, and unfinished trials are among the latest.
+        since = min({trial_id_greater_than, *(number - 1 for number in included_trial_ids)})
+        trial: Any = models.TrialModel
+        with self.engine.begin() as connection:
+            where = (trial.study_id == study_id) & (trial.trial_id > since)
+            trials = read_trials(connection, where)
+        return [
+            t
+            for t in trials
+            if (states is None or t.state in states)
+            and (trial_id(t) > trial_id_greater_than or trial_id(t) in included_trial_ids)
+        ]
+
     def create_new_study(
         self, directions: Sequence[StudyDirection], study_name: str | None = None
     ) -> int:
@@ -177,8 +206,7 @@ class RetryingStorage(OptunaStorage):
         created: list[tuple[int, int]] = []
 
         def attempt() -> list[tuple[int, int]]:
-            if self.engine.name == "sqlite":  # it has not done what it did not acknowledge
-                created.clear()
+            self.forget_unacknowledged(created)
             with Session(self.engine) as session, session.begin():
                 # Trials are numbered one by one. The lock also waits for the end of an interrupted
                 # attempt that the server may still commit.
@@ -221,6 +249,14 @@ class RetryingStorage(OptunaStorage):
         )
         return True if changed is None else changed
 
+    def forget_unacknowledged(self, created: list[Any]) -> None:
+        """Clear the list of rows that an attempt created, where no acknowledgement means no row.
+
+        SQLite has not done what it did not acknowledge, and gives the same id to another row.
+        """
+        if self.engine.name == "sqlite":
+            created.clear()
+
     def _do_once(
         self,
         work: Callable[[], T],
@@ -254,7 +290,6 @@ for _name in (  # these read, or overwrite with the same value: they may be repe
     *("set_study_system_attr", "get_trial", "get_trial_id_from_study_id_trial_number"),
     *("get_trial_param", "get_trial_user_attrs", "get_trial_system_attrs", "set_trial_user_attr"),
     *("set_trial_system_attr", "set_trial_intermediate_value", "find_best_trial_id"),
-    "read_trials",
 ):
     setattr(RetryingStorage, _name, retried(getattr(OptunaStorage, _name)))
 

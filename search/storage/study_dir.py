@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,10 @@ def is_study(folder: Path) -> bool:
 
 def read_run_info(folder: Path) -> dict[str, Any]:
     """Read the folder's run.json; InputError where there is no study."""
-    try:
-        info: dict[str, Any] = json.loads((folder / "run.json").read_text())
-    except (OSError, json.JSONDecodeError):
-        raise InputError(
-            f"{folder}: no study here; `lesionsearch status` lists those under runs/"
-        ) from None
-    return info
+    with suppress(OSError, json.JSONDecodeError):
+        if info := read_json(folder / "run.json"):
+            return info
+    raise InputError(f"{folder}: no study here; `lesionsearch status` lists those under runs/")
 
 
 def read_metrics(folder: Path) -> dict[str, Any] | None:
@@ -52,17 +49,14 @@ def read_json(path: Path) -> dict[str, Any] | None:
 @contextmanager
 def lock_study(folder: Path) -> Iterator[None]:
     """Hold the lock of a study's folder; InputError where another process holds it."""
-    lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        lock = FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout:
         raise InputError(
             f"{folder}: another process is at work on this study; wait for it or stop it"
         ) from None
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 def check_study_or_empty(folder: Path) -> None:

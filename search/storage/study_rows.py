@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
+import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import ColumnElement, exists, func, select, update
 from sqlalchemy.orm import Session, aliased
 
 from search.storage.lease_types import Claim, WorkerInfo
-from search.storage.optuna_internals import Row, models
+from search.storage.optuna_internals import Row, models, study_id
 from search.storage.queries import read_trials
-from search.storage.retrying_storage import RetryingStorage, SampledParam
+from search.storage.retrying_storage import RetryingStorage, SampledParam, backend_of
 from search.storage.tables import GONE, WorkerRow, WorkerState
 from search.storage.trial_records import CLOSED_WITHOUT_COST, QUEUE_ATTRS, EndReason, TrialAttr
 
@@ -26,16 +28,32 @@ MAX_ATTEMPTS = 8
 _TRIAL: Any = models.TrialModel
 
 
+def read_study(study: optuna.Study) -> tuple[dict[str, Any], dict[str, Any], list[FrozenTrial]]:
+    """Return a study's user attributes, system attributes and trials, as of one moment."""
+    storage, key = backend_of(study), study_id(study)
+    engine = storage.engine
+    if engine.name != "sqlite":  # whose transactions keep writers out
+        engine = engine.execution_options(isolation_level="REPEATABLE READ")
+
+    def read() -> tuple[dict[str, Any], dict[str, Any], list[FrozenTrial]]:
+        with Session(engine) as session, session.begin():
+            attrs = []
+            for model in (models.StudyUserAttributeModel, models.StudySystemAttributeModel):
+                query = select(model.key, model.value_json).where(model.study_id == key)
+                rows: Any = sorted(map(tuple, session.execute(query)))
+                attrs.append({name: json.loads(text) for name, text in rows})
+            trials = read_trials(session, _TRIAL.study_id == key)
+            return attrs[0], attrs[1], sorted(trials, key=lambda t: t.number)
+
+    return storage.retry_transient(read)
+
+
 class StudyRows:
     """A study's rows as one transaction sees them; the caller begins and ends the transaction."""
 
     def __init__(self, storage: RetryingStorage, study_id: int, session: Session) -> None:
         self.storage, self.study_id, self.session = storage, study_id, session
         self._of_study = _TRIAL.study_id == study_id
-
-    def lock(self) -> None:
-        """Keep other transactions on this study from beginning before the end of this one."""
-        models.StudyModel.find_or_raise_by_id(self.study_id, self.session, for_update=True)
 
     def now(self) -> float:
         """Return seconds since 1970 by the database's clock, the same for all hosts."""
@@ -105,7 +123,8 @@ class StudyRows:
         row.trial_id, row.trial_number, row.epoch = trial.trial_id, trial.number, 0
         row.state, row.heartbeat_at = WorkerState.TRAINING, self.now()
         trial.state, trial.datetime_start = TrialState.RUNNING, datetime.now()
-        attrs = {TrialAttr.OWNER: worker.owner(), TrialAttr.STARTED_AT: row.heartbeat_at}
+        owner = {"worker": worker.id, **asdict(worker.process), **asdict(worker.slot)}
+        attrs = {TrialAttr.OWNER: owner, TrialAttr.STARTED_AT: row.heartbeat_at}
         self.set_trial_attrs(trial.trial_id, attrs)
         return Claim(trial.trial_id, trial.number)
 
@@ -150,7 +169,7 @@ class StudyRows:
         return ended, sum(count for state, count in counts if state == TrialState.RUNNING)
 
     def find_duplicate(self, claim: Claim, digest: str) -> int | None:
-        """Return the number of another trial with this configuration that is not skipped."""
+        """Return the number of another trial with this configuration that costs budget."""
         has_digest = _has_attr(TrialAttr.DIGEST, [digest])
         return self.session.scalar(
             select(_TRIAL.number)

@@ -66,11 +66,6 @@ class WorkerRow(_Base):
     share: Mapped[float]
     memory_gb: Mapped[float | None]
 
-    @property
-    def is_gone(self) -> bool:
-        """Whether the worker is deregistered or was taken for dead: it holds no lease."""
-        return self.state in GONE
-
 
 def create_tables(engine: Engine, masked_url: str) -> None:
     """Create the missing tables, in one transaction and one process at a time.
@@ -78,12 +73,8 @@ def create_tables(engine: Engine, masked_url: str) -> None:
     Optuna creates them in several transactions: of two workers that start together, one would
     fail. It checks existing ones when its storage is opened.
 
-    Args:
-        engine: of SQLite, it takes the write lock when a transaction begins.
-        masked_url: for messages.
-
-    Raises:
-        InputError: the tables are another program's.
+    engine: of SQLite, it takes the write lock when a transaction begins. InputError where the
+    tables are another program's.
     """
     with engine.begin() as connection:
         if engine.name == "postgresql":

@@ -1,6 +1,6 @@
 """What a trial's record in the storage means: state, reason, attributes and rank.
 
-Optuna's states are waiting, running, complete, pruned and failed. This project adds "skipped" for
+Optuna's states are waiting, running, complete, pruned and failed. This project adds "closed" for
 trials that were closed without a result of their own: a configuration that was tried already or
 that a constraint forbids, or a training that was interrupted and queued again. They cost no budget.
 """
@@ -17,18 +17,18 @@ from optuna.trial import FrozenTrial, TrialState
 
 
 class State(StrEnum):
-    """A trial's state: Optuna's, or skipped."""
+    """A trial's state: Optuna's, or closed without cost."""
 
     WAITING = "waiting"
     RUNNING = "running"
     COMPLETE = "complete"
     PRUNED = "pruned"
     FAILED = "failed"
-    SKIPPED = "skipped"
+    CLOSED = "closed"
 
 
 class EndReason(StrEnum):
-    """Why a trial failed, was skipped or ended early; stored as ``TrialAttr.REASON``."""
+    """Why a trial failed, was closed or ended early; stored as ``TrialAttr.REASON``."""
 
     OOM = "oom"
     DIVERGED = "diverged"
@@ -46,7 +46,7 @@ class EndReason(StrEnum):
 
 #: Reasons of trials that go on under another number.
 REQUEUED = frozenset({EndReason.LOST, EndReason.INTERRUPTED})
-#: Reasons of skipped trials.
+#: Reasons of trials that were closed without cost.
 CLOSED_WITHOUT_COST = REQUEUED | {EndReason.DUPLICATE, EndReason.CONSTRAINT, EndReason.CONFIG}
 
 
@@ -122,11 +122,11 @@ _STATES = {
 
 def state_of(trial: FrozenTrial) -> State:
     """Return a trial's state."""
-    return State.SKIPPED if reason_of(trial) in CLOSED_WITHOUT_COST else _STATES[trial.state]
+    return State.CLOSED if reason_of(trial) in CLOSED_WITHOUT_COST else _STATES[trial.state]
 
 
 def reason_of(trial: FrozenTrial) -> str | None:
-    """Return why a trial failed, was skipped or ended early; None if there is no such reason."""
+    """Return why a trial failed, was closed or ended early; None if there is no such reason."""
     reason: str | None = trial.user_attrs.get(TrialAttr.REASON)
     return reason
 
@@ -202,15 +202,11 @@ def tried_digests(trials: Iterable[FrozenTrial]) -> set[str]:
         for t in trials
         if TrialAttr.DIGEST in t.user_attrs
         and not has_fixed_config(t)
-        and (state_of(t) != State.SKIPPED or reason_of(t) in refused)
+        and (state_of(t) != State.CLOSED or reason_of(t) in refused)
     }
 
 
 def rank_trials(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     """Return the complete trials, best first; of two equals the earlier one first."""
-    ranked = [
-        (-t.value, t.number, t)
-        for t in trials
-        if state_of(t) == State.COMPLETE and t.value is not None
-    ]
-    return [trial for *_, trial in sorted(ranked, key=lambda r: r[:2])]
+    complete = [t for t in trials if state_of(t) == State.COMPLETE and t.value is not None]
+    return sorted(complete, key=lambda t: (-(t.value or 0.0), t.number))

@@ -22,18 +22,17 @@ from lesionseg.data.merge import Roots
 from lesionseg.errors import InputError
 from lesionseg.runtime.files import atomic_path
 from search.spec.loading import parse_spec
-from search.storage.bulk_insert import insert_study
 from search.storage.database import mask_password, open_storage, storage_url
 from search.storage.note_attrs import renumber_notes
 from search.storage.optuna_internals import models, trial_id
-from search.storage.queries import read_study
+from search.storage.queries import insert_study
 from search.storage.study_dir import (
     check_study_or_empty,
     check_writable,
     create_folder,
     is_study,
 )
-from search.storage.study_rows import StudyRows
+from search.storage.study_rows import StudyRows, read_study
 from search.storage.trial_records import EndReason, StudyAttr
 from search.study.export_format import FORMAT, StudyLine, format_line, read_lines, trial_fields
 from search.study.opening import open_artifacts

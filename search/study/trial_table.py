@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial
 
 from lesionseg.config import DEFAULT_COMPONENTS, SETTINGS
 from search.storage import training_time, trial_records
-from search.storage.queries import read_study
+from search.storage.study_rows import read_study
 from search.storage.trial_records import TrialAttr
 from search.study.points import flatten_config
 

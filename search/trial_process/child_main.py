@@ -80,14 +80,14 @@ def _train(job: protocol.TrainJob, pipe: Connection) -> protocol.Trained | proto
     torch.manual_seed(config.seed)  # before the weights are initialized
     model = build_model(config.model, image_size=config.image_size)
     channel = Channel(pipe)
-    if channel.send(
-        protocol.ModelBuilt(count_params(model), multiply_adds(model, config.image_size))
-    ):
+    built = protocol.ModelBuilt(count_params(model), multiply_adds(model, config.image_size))
+    if channel.send(built):
         raise InputError("stopped before training")
+    data = TrainData(Cache(job.cache), job.train, job.val)
     try:
         result = train(
             config,
-            TrainData(Cache(job.cache), job.train, job.val),
+            data,
             channel.send,
             TrainOptions(
                 device=device,
@@ -104,18 +104,12 @@ def _train(job: protocol.TrainJob, pipe: Connection) -> protocol.Trained | proto
         )
     except Suspended as suspended:
         return protocol.Suspended(suspended.epoch)
-    _draw_picture(job, device)
+    if job.picture_path is not None and job.weights_path is not None:
+        with contextlib.suppress(Exception):  # an error costs only the picture
+            model, _ = checkpoint.load(job.weights_path)  # the kept weights
+            images = select_by_area(data.cache, job.val)
+            write_trial_sheet(model, data.cache, images, job.picture_path, device)
     return protocol.Trained(result)
-
-
-def _draw_picture(job: protocol.TrainJob, device: torch.device) -> None:
-    """Draw the trial's picture with the kept weights; an error costs only the picture."""
-    if job.picture_path is None or job.weights_path is None:
-        return
-    with contextlib.suppress(Exception):
-        model, _ = checkpoint.load(job.weights_path)
-        cache = Cache(job.cache)
-        write_trial_sheet(model, cache, select_by_area(cache, job.val), job.picture_path, device)
 
 
 class Channel:
@@ -134,7 +128,6 @@ class Channel:
         return bool(reply == protocol.Reply.STOP)
 
     def is_suspended(self) -> bool:
-        """Return whether the training must be suspended now."""
         if not self.suspended and self.pipe.poll():
             self.suspended = self.pipe.recv() == protocol.Reply.SUSPEND
         return self.suspended
@@ -178,9 +171,7 @@ def _evaluate(job: protocol.EvaluateJob) -> protocol.Evaluated:
         kind: images_per_second(model, config.image_size, device, size)
         for kind, size in (("batch", 16), ("single", 1))
     }
-    overlay_files: tuple[tuple[str, str], ...] = ()
-    if job.overlays is not None:
-        overlay_files = overlays.write_overlays(
-            model, cache, evaluation, job.overlays, device, inference
-        )
-    return protocol.Evaluated(evaluation, speed, overlay_files, masks)
+    files = job.overlays and overlays.write_overlays(
+        model, cache, evaluation, job.overlays, device, inference
+    )
+    return protocol.Evaluated(evaluation, speed, files or (), masks)

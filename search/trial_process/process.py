@@ -35,7 +35,6 @@ from search.trial_process.protocol import ErrorReason, Job, JobError, JobOutcome
 OOM_SCORE = "500"
 #: Attempts to start a process while the fork server is being killed.
 START_ATTEMPTS = 5
-
 #: Held while ``__main__`` is replaced: two threads must not restore each other's replacement.
 _START_LOCK = threading.Lock()
 
@@ -106,16 +105,11 @@ class TrialProcess:
         return self._describe_death()
 
     def reply(self, *, stop: bool) -> None:
-        """Reply to ModelBuilt or EpochRecord."""
         self._send(Reply.STOP if stop else Reply.CONTINUE)
 
     def suspend(self) -> None:
         """Tell the process to save its state and to end with Suspended."""
         self._send(Reply.SUSPEND)
-
-    def memory_bytes(self) -> int:
-        """Return the host memory of the process and its loaders in bytes, without file pages."""
-        return measure_memory(self.pid)
 
     def kill(self) -> None:
         """Kill the process and its children."""
@@ -174,28 +168,26 @@ def _memory_of(process: psutil.Process) -> int:
     Loaders share the memory that the training had at their fork: counted in full for each, eight
     idle loaders would count as eight trainings.
     """
-    sizes = []
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key in {"Pss_Anon", "Pss_Shmem"}:
-                sizes.append(1024 * int(value.split()[0]))
-    if any(sizes):
-        return sum(sizes)
+    sizes = _read_numbers(f"/proc/{process.pid}/smaps_rollup")
+    size = 1024 * (sizes.get("Pss_Anon:", 0) + sizes.get("Pss_Shmem:", 0))
+    if size:
+        return size
     memory = process.memory_info()  # an older kernel, or not Linux
     return int(memory.rss - getattr(memory, "shared", 0))
 
 
 def count_oom_kills() -> int:
     """Return how many processes the kernel killed out of memory; 0 where it is not known."""
-    count = 0
-    for path in ("/proc/vmstat", "/sys/fs/cgroup/memory.events"):
-        with contextlib.suppress(OSError, ValueError):
-            for line in Path(path).read_text().splitlines():
-                key, _, value = line.partition(" ")
-                if key == "oom_kill":
-                    count += int(value)
-    return count
+    paths = ("/proc/vmstat", "/sys/fs/cgroup/memory.events")
+    return sum(_read_numbers(path).get("oom_kill", 0) for path in paths)
+
+
+def _read_numbers(path: str) -> dict[str, int]:
+    """Return the numbers of a file of the kernel by name; nothing where there is no such file."""
+    with contextlib.suppress(OSError):
+        rows = [line.split() for line in Path(path).read_text().splitlines()]
+        return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdigit()}
+    return {}
 
 
 @contextlib.contextmanager

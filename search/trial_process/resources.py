@@ -8,8 +8,7 @@ from pathlib import Path
 import psutil
 
 from lesionseg.errors import InputError
-from lesionseg.runtime.device import pick_device
-from lesionseg.runtime.env import read_augment_setting
+from lesionseg.runtime.device import pick_device, read_augment_setting
 from search.trial_process.slot import Slot
 
 #: Part of the host's memory that all trainings may use together.
@@ -18,23 +17,20 @@ MEMORY_SHARE = 0.9
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
-def default_slot(device: str = "auto", threads: int | None = None) -> Slot:
-    """Return this host's device with all cores of this process; InputError for a bad device."""
-    read_augment_setting()
-    memory_gb = _host_memory_gb() * MEMORY_SHARE
-    return Slot(str(pick_device(device)), threads or count_cores(), memory_gb=memory_gb)
-
-
-def worker_slot(
+def default_slot(
     device: str = "auto",
     threads: int | None = None,
     *,
     share: float = 1.0,
     memory_gb: float | None = None,
 ) -> Slot:
-    """Return the slot of a single worker; values that are None are those of ``default_slot``."""
-    default = default_slot(device, threads)
-    return Slot(default.device, default.threads, share, memory_gb or default.memory_gb)
+    """Return the slot of a single worker; InputError for a bad device.
+
+    None for threads is all cores of this process, and for memory_gb 90% of the host's memory.
+    """
+    read_augment_setting()
+    memory_gb = memory_gb or _host_memory_gb() * MEMORY_SHARE
+    return Slot(str(pick_device(device)), threads or count_cores(), share, memory_gb)
 
 
 def local_slots(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lesionseg.training.types import EpochRecord
-from search.trial_process.process import TrialProcess
+from search.trial_process.process import TrialProcess, measure_memory
 from search.trial_process.protocol import (
     ErrorReason,
     JobError,
@@ -65,42 +65,39 @@ def supervise(
         return Supervisor(process, on_message, limits, conditions).run()
 
 
+@dataclass
 class Supervisor:
-    """Relays the messages of one process and enforces its limits."""
+    """Relays the messages of one process and enforces its limits.
 
-    def __init__(
-        self,
-        process: TrialProcess,
-        on_message: Callable[[Any], bool],
-        limits: Limits,
-        conditions: StopConditions,
-    ) -> None:
-        self.process, self.on_message = process, on_message
-        self.limits, self.conditions = limits, conditions
+    suspended_at: when the process was told to suspend.
+    """
+
+    process: TrialProcess
+    on_message: Callable[[Any], bool]
+    limits: Limits
+    conditions: StopConditions
+    suspended_at: float | None = None
+    saved_epoch: int = 0
+
+    def __post_init__(self) -> None:
         self.started_at = self.last_message_at = self.memory_checked_at = time.monotonic()
-        self.suspended_at: float | None = None  # when the process was told to suspend
-        self.saved_epoch = 0
 
     def run(self) -> JobOutcome:
-        """Return the outcome of the job."""
         while True:
             message = self.process.receive(POLL_S)
             if isinstance(message, JobOutcome):
-                return self._check_crash(message)
+                if isinstance(message, JobError) and message.reason == ErrorReason.CRASH:
+                    # A service manager signals the whole process group, trainings included.
+                    time.sleep(SIGNAL_DELAY_S)
+                    if self.conditions.suspend():
+                        return Suspended(self.saved_epoch)
+                return message
             if message is not None:
                 self._handle(message)
             outcome = self._check()
             if outcome is not None:
                 self.process.kill()
                 return outcome
-
-    def _check_crash(self, outcome: JobOutcome) -> JobOutcome:
-        """Return Suspended for a crash that a signal to the whole process group caused."""
-        if not (isinstance(outcome, JobError) and outcome.reason == ErrorReason.CRASH):
-            return outcome
-        # A service manager signals the whole group, the fork server of the trainings included.
-        time.sleep(SIGNAL_DELAY_S)
-        return Suspended(self.saved_epoch) if self.conditions.suspend() else outcome
 
     def _handle(self, message: Any) -> None:
         if isinstance(message, StateSaved):
@@ -130,18 +127,18 @@ class Supervisor:
         total_s, stall_s = self.limits.total_s, self.limits.stall_s
         if total_s is not None and self.limits.elapsed_s + now - self.started_at > total_s:
             text = f"it took longer than {total_s / 60:g} minutes (budget.trial_minutes)"
-            return JobError(ErrorReason.TIMEOUT, text)
-        if stall_s is not None and now - self.last_message_at > stall_s:
+        elif stall_s is not None and now - self.last_message_at > stall_s:
             text = f"no step was done in {stall_s / 60:g} minutes (budget.stall_minutes)"
-            return JobError(ErrorReason.TIMEOUT, text)
-        return None
+        else:
+            return None
+        return JobError(ErrorReason.TIMEOUT, text)
 
     def _check_memory(self, now: float) -> JobError | None:
         limit = self.limits.memory_bytes
         if limit is None or now - self.memory_checked_at < MEMORY_POLL_S:
             return None
         self.memory_checked_at = now
-        used = self.process.memory_bytes()
+        used = measure_memory(self.process.pid)
         if used <= limit:
             return None
         text = f"it used {used / 1e9:.1f} GB of host memory; the limit is {limit / 1e9:.1f} GB"

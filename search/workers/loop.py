@@ -1,9 +1,12 @@
-"""The loop of a worker: trial after trial, until the study is done or the worker is stopped."""
+"""The loop of a worker, and a worker as a process of its own: signals, log lines and exit."""
 
 from __future__ import annotations
 
 import errno
+import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,8 +14,12 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial
 from sqlalchemy.exc import SQLAlchemyError
 
+from lesionseg.config import TrialConfig
+from lesionseg.errors import InputError
 from lesionseg.runtime.device import pick_device
 from search.errors import JobFailed
+from search.signals import SignalHandler
+from search.spec.loading import find_differing_keys, load_spec
 from search.storage import trial_records
 from search.storage.artifact_store import ArtifactStoreUnavailable
 from search.storage.lease_types import Claim, Command, Refusal
@@ -22,15 +29,15 @@ from search.storage.retrying_storage import StorageUnavailable, retry_transient
 from search.storage.training_time import TimeBudget
 from search.study.location import StudyLocation
 from search.study.opening import OpenStudy, join_study
+from search.study.resume_checks import RESUMABLE_KEYS
 from search.study.samplers import SAMPLERS
 from search.study.sampling import prepare_sampling
 from search.study.weights import ensure_space_weights
 from search.trial_process.protocol import CHILD_PROGRAM
 from search.trial_process.slot import Slot, StopEvent
-from search.workers.listener import NullListener, TrialListener
-from search.workers.trial_context import TrialContext
+from search.workers.trial_context import NullListener, TrialContext, TrialListener
 from search.workers.worker import Worker
-from search.workers.worker_result import StopReason, WorkerResult
+from search.workers.worker_result import DESCRIPTIONS, StopReason, WorkerResult
 
 #: Skipped trials in a row after which random sampling replaces the study's sampler ...
 SKIPPED_BEFORE_RANDOM = 10
@@ -97,7 +104,7 @@ def run_trials(
     stop_event = stop_event or threading.Event()
     opened.configure_retries(stop_event, on_event)
     time_budget = TimeBudget(opened.spec.budget.hours, opened.spec.budget.gpu_hours)
-    context = TrialContext.for_study(
+    context = TrialContext(
         opened,
         slot,
         TrialLeases(opened.study, on_wait=on_event),
@@ -106,7 +113,7 @@ def run_trials(
         is_out_of_time=lambda: time_budget.is_over(trial_records.all_trials(opened.study)),
         program=options.program,
     )
-    loop = TrialLoop(opened, context, options)
+    loop = TrialLoop(context, options)
     try:
         return loop.run()
     except (StorageUnavailable, ArtifactStoreUnavailable) as error:
@@ -128,14 +135,13 @@ class TrialLoop:
     duplicates or violated a constraint.
     """
 
-    def __init__(self, opened: OpenStudy, context: TrialContext, options: WorkerOptions) -> None:
-        self.opened, self.context, self.options = opened, context, options
+    def __init__(self, context: TrialContext, options: WorkerOptions) -> None:
+        self.opened, self.context, self.options = context.opened, context, options
         self.worker = Worker(context)
         self.finished = self.skipped = 0
         self._pauses = 0
 
     def run(self) -> WorkerResult:
-        """Run trials and return why the loop ended."""
         study = self.opened.study
         with self.worker as worker:
             worker.heartbeat.send()  # reads the current command
@@ -160,9 +166,6 @@ class TrialLoop:
         if command == Command.PAUSE or is_out_of_time:
             self._wait()
             return None
-        return self._claim_and_run()
-
-    def _claim_and_run(self) -> StopReason | None:
         trials = trial_records.all_trials(self.opened.study)
         is_exhausted = self._is_exhausted(trials)
         self._choose_sampler(trials)
@@ -175,7 +178,9 @@ class TrialLoop:
             self._wait()
             return None
         trials = trial_records.all_trials(self.opened.study)
-        is_spent = trial_records.count_finished(trials) >= self._trial_budget()
+        # The stored budget, which may have changed.
+        budget = self.opened.study.user_attrs["spec"]["budget"]["trials"]
+        is_spent = trial_records.count_finished(trials) >= budget
         return StopReason.EXHAUSTED if is_exhausted and not is_spent else StopReason.DONE
 
     def _run_trial(self, claim: Claim) -> None:
@@ -184,7 +189,7 @@ class TrialLoop:
         if trial_records.was_interrupted(trial):
             return
         self.finished += 1
-        is_skipped = trial_records.state_of(trial) == trial_records.State.SKIPPED
+        is_skipped = trial_records.state_of(trial) == trial_records.State.CLOSED
         self.skipped = self.skipped + 1 if is_skipped else 0
 
     def _wait(self) -> None:
@@ -204,7 +209,56 @@ class TrialLoop:
             sampler = SAMPLERS[name](self.opened.spec.seed + len(trials), 0)
         self.opened.study.sampler = sampler
 
-    def _trial_budget(self) -> int:
-        """Return the number of trials of the stored budget, which may have changed."""
-        budget: int = self.opened.study.user_attrs["spec"]["budget"]["trials"]
-        return budget
+
+class LogListener(NullListener):
+    """Logs the start and the end of each trial; epochs are in history.csv."""
+
+    def trial_started(self, number: int, config: TrialConfig) -> None:
+        log(f"trial {number}: {config.digest()} started")
+
+    def trial_ended(self, trial: FrozenTrial, best: FrozenTrial | None) -> None:
+        value = "" if trial.value is None else f" {trial.value:.4f}"
+        reason = trial_records.reason_of(trial)
+        if reason and not trial_records.was_interrupted(trial):
+            value += f" ({reason})"
+        log(f"trial {trial.number}: {trial_records.describe_state(trial)}{value}")
+
+
+def log(message: str) -> None:
+    """Print a line with the time in UTC, unbuffered."""
+    print(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {message}", flush=True)
+
+
+def run_worker(
+    location: StudyLocation,
+    slot: Slot,
+    *,
+    study: str | None = None,
+    max_trials: int | None = None,
+    forever: bool = False,
+) -> None:
+    """Run trials until the study is done.
+
+    On SIGTERM the running trial is requeued and the function returns; on Ctrl-C KeyboardInterrupt
+    is raised after that. study: a study file that must agree with the study.
+    """
+    if study is not None:
+        theirs, ours = load_spec(study), join_study(location).spec
+        keys = find_differing_keys(ours.model_dump(mode="json"), theirs.model_dump(mode="json"))
+        if keys := [key for key in keys if key not in RESUMABLE_KEYS]:
+            raise InputError(
+                f"--study: {study} is not the study {location.name!r}: {', '.join(keys)} differ"
+            )
+    signals = SignalHandler()
+    options = WorkerOptions(max_trials=max_trials, forever=forever)
+    try:
+        with signals.installed(), signals.deferred():
+            log(f"worker on {slot.device} joins {location.name}")
+            result = join_and_run_trials(
+                location, slot, signals.stop_event, options, LogListener(), log
+            )
+            log(f"{result.trials} trials; {DESCRIPTIONS[result.reason]}")
+    except KeyboardInterrupt:
+        if signals.signal_number != signal.SIGTERM:
+            raise
+    sys.stdout.flush()

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from optuna.trial import FrozenTrial
+
 from lesionseg.errors import InputError, suggest_name
+from search.storage import trial_records
+from search.storage.lease_types import Command
+from search.storage.leases import TrialLeases
+from search.storage.training_time import TimeBudget
 from search.study.location import StudyLocation
 from search.study.opening import OpenStudy
 from search.trial_process.resources import local_slots
 from search.trial_process.slot import Slot, StopEvent
-from search.workers.launchers.launch_context import LaunchContext
-from search.workers.launchers.local import run_locally
-from search.workers.launchers.restart_policy import RestartPolicy
-from search.workers.listener import TrialListener
-from search.workers.study_monitor import POLL_S, StudyMonitor
+from search.workers.launchers.launcher import LaunchContext, RestartPolicy
+from search.workers.launchers.local import LocalLauncher
+from search.workers.trial_context import TrialListener
+from search.workers.worker_result import StopReason
 
 ENGINES = ("local", "ray", "slurm")
 #: Jobs of a cluster wait in a queue, and are replaced less often than processes.
 SLURM_RESTARTS = RestartPolicy(max_failures=6, first_pause_s=2.0, steady_s=600.0)
+#: Seconds between two reads of the trials, and between two searches for dead workers.
+POLL_S, REAP_S = 1.0, 5.0
 
 
 @dataclass(frozen=True)
@@ -81,13 +89,14 @@ def run_worker_pool(
     listener: TrialListener,
     stop_event: StopEvent,
     on_event: Callable[[str], None],
-) -> None:
+) -> StopReason:
     """Run the workers until the study is done or stopped; raise JobFailed if all gave up."""
     monitor = StudyMonitor(opened, listener, on_event)
     context = LaunchContext(
         location,
         stop_event,
-        is_done=monitor.is_done,
+        # Local workers find out themselves, and then exit.
+        is_done=(lambda: False) if pool.engine == "local" and pool.slots else monitor.is_done,
         count_finished=monitor.count_finished,
         on_poll=monitor.poll,
         on_event=on_event,
@@ -104,8 +113,68 @@ def run_worker_pool(
         settings = SlurmSettings.parse(pool.settings)
         run_on_slurm(context, pool.slots[0], workers=pool.workers or 1, settings=settings)
     elif pool.slots:
-        run_locally(context, pool.slots)
+        LocalLauncher(context, pool.slots).run()
     else:  # all workers are started elsewhere
         while not context.must_stop():
             stop_event.wait(POLL_S)
     monitor.poll(force=True)
+    # Workers also end when samplers find no new configuration in an unfinished space.
+    return monitor.stop_reason() or StopReason.EXHAUSTED
+
+
+class StudyMonitor:
+    """Notifies a listener of ended trials and requeues the trials of dead workers."""
+
+    def __init__(
+        self, opened: OpenStudy, listener: TrialListener, on_event: Callable[[str], None]
+    ) -> None:
+        self.opened, self.listener, self.on_event = opened, listener, on_event
+        self.leases = TrialLeases(opened.study, on_wait=on_event)
+        budget = opened.spec.budget
+        self.time_budget = TimeBudget(budget.hours, budget.gpu_hours)
+        self.ended = {trial.number for trial in self._trials() if trial.state.is_finished()}
+        self._polled_at = self._reaped_at = 0.0
+
+    def poll(self, *, force: bool = False) -> None:
+        """Notify the listener of trials that ended, at most every POLL_S seconds."""
+        now = time.monotonic()
+        if now - self._polled_at < POLL_S and not force:
+            return
+        self._polled_at = now
+        if now - self._reaped_at > REAP_S:
+            self._reaped_at = now
+            for number, successor in self.leases.reap_expired():
+                action = "closed" if successor is None else f"requeued as trial {successor}"
+                self.on_event(f"trial {number} lost its worker; {action}")
+        trials = self._trials()
+        ranking = trial_records.rank_trials(trials)
+        for trial in trials:
+            if trial.state.is_finished() and trial.number not in self.ended:
+                self.ended.add(trial.number)
+                self.listener.trial_ended(trial, ranking[0] if ranking else None)
+
+    def count_finished(self) -> int:
+        """Count the trials that cost budget and have ended."""
+        return trial_records.count_finished(self._trials())
+
+    def is_done(self) -> bool:
+        """Return whether the study needs no worker."""
+        reason = self.stop_reason()
+        is_running = trial_records.count_by_state(self._trials())["running"] > 0
+        return reason == StopReason.DONE or (reason is not None and not is_running)
+
+    def stop_reason(self) -> StopReason | None:
+        """Return why no further trial is started; None while there are some left to start."""
+        trials = self._trials()
+        if trial_records.count_finished(trials) >= self.opened.spec.budget.trials:
+            return StopReason.DONE
+        if self.time_budget.is_over(trials):
+            return StopReason.TIME
+        if self.leases.command == Command.STOP:
+            return StopReason.STOPPED
+        # A finite search space may be exhausted before the budget is spent.
+        tried = len(trial_records.tried_digests(trials))
+        return StopReason.EXHAUSTED if tried >= self.opened.spec.space.size() else None
+
+    def _trials(self) -> list[FrozenTrial]:
+        return trial_records.all_trials(self.opened.study)

@@ -1,58 +1,149 @@
-"""What a worker needs to run trials of one study."""
+"""What a worker needs to run trials of one study, and its heartbeat thread."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Protocol
 
-import optuna
+from optuna.trial import FrozenTrial
+from sqlalchemy.exc import SQLAlchemyError
 
+from lesionseg.config import TrialConfig
 from lesionseg.models import MODELS, required_imports
-from search.spec.study_spec import StudySpec
-from search.storage.artifact_store import ArtifactStore
+from lesionseg.training.types import EpochRecord
+from search.storage.lease_types import Claim, Command, WorkerInfo
 from search.storage.leases import TrialLeases
+from search.storage.retrying_storage import StorageUnavailable
 from search.study.opening import OpenStudy
-from search.study.trial_data import TrialData
 from search.trial_process.protocol import CHILD_PROGRAM
 from search.trial_process.slot import Slot, StopEvent
-from search.workers.heartbeat import Heartbeat
-from search.workers.listener import NullListener, TrialListener
+
+
+class TrialListener(Protocol):
+    """Receives the progress of trials; the command line shows it.
+
+    best: the best complete trial so far.
+    """
+
+    def trial_started(self, number: int, config: TrialConfig) -> None: ...
+
+    def epoch_ended(self, number: int, record: EpochRecord) -> None: ...
+
+    def trial_ended(self, trial: FrozenTrial, best: FrozenTrial | None) -> None: ...
+
+
+class NullListener:
+    """A listener that does nothing."""
+
+    def trial_started(self, number: int, config: TrialConfig) -> None: ...
+
+    def epoch_ended(self, number: int, record: EpochRecord) -> None: ...
+
+    def trial_ended(self, trial: FrozenTrial, best: FrozenTrial | None) -> None: ...
+
+
+class Heartbeat:
+    """Sends heartbeats, reads the command to all workers and reaps expired workers.
+
+    It runs in its own thread, so that a worker with a slow sampler does not expire, and expired
+    workers are found even if no trial starts. Attributes may be read from any thread.
+    """
+
+    def __init__(self, leases: TrialLeases, slot: Slot) -> None:
+        self.leases, self.slot = leases, slot
+        self.command = Command.RUN
+        self.lease_lost = False
+        self.epoch = 0
+        self._claim: Claim | None = None
+        self._worker: WorkerInfo | None = None
+        self._lock = threading.RLock()
+        self._stop_event = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def worker(self) -> WorkerInfo:
+        """This worker's registration; a new one if the previous one expired."""
+        with self._lock:
+            if self._worker is None:
+                self._worker = self.leases.register_worker(self.slot)
+            return self._worker
+
+    def set_claim(self, claim: Claim | None) -> None:
+        with self._lock:
+            self._claim, self.epoch, self.lease_lost = claim, 0, False
+
+    def expire(self, worker: WorkerInfo) -> None:
+        """Drop an expired registration, unless it was replaced already."""
+        with self._lock:
+            if self._worker is worker:
+                self._worker = None
+
+    def send(self) -> None:
+        """Send one heartbeat from the calling thread."""
+        with self._lock:
+            claim, worker = self._claim, self.worker
+        reply = self.leases.heartbeat(worker, claim, self.epoch)
+        self.command = reply.command
+        with self._lock:
+            if reply.has_lease or claim is not self._claim:
+                return
+            if claim is None:
+                self.expire(worker)
+            else:
+                self.lease_lost = True
+
+    def __enter__(self) -> Heartbeat:
+        self._stop_event.clear()
+        _ = self.worker  # register before the first claim
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, _kind: object, error: object, _trace: object) -> None:
+        self._stop_event.set()
+        assert self._thread is not None
+        self._thread.join(timeout=5)
+        if self._worker is not None and not isinstance(error, StorageUnavailable):
+            with suppress(StorageUnavailable):  # it then expires instead
+                self.leases.deregister_worker(self._worker)
+        self._worker = None
+
+    def _run(self) -> None:
+        reaped_at = time.monotonic()
+        while not self._stop_event.wait(self.leases.grace_s / 6):
+            # The worker's own calls raise errors of the storage.
+            with suppress(StorageUnavailable, SQLAlchemyError, KeyError):
+                self.send()
+                if time.monotonic() - reaped_at > self.leases.grace_s / 3:
+                    reaped_at = time.monotonic()
+                    self.leases.reap_expired()
 
 
 @dataclass
 class TrialContext:
-    """Study, data, resources and stop conditions of a worker.
+    """Study, resources and stop conditions of a worker.
 
     stop_event: set when the running trial must be requeued. is_out_of_time: whether the study's
     time budget is spent. program: module that trains. imports: what the fork server imports for
     the study's models.
     """
 
-    study: optuna.Study
-    spec: StudySpec
-    data: TrialData
-    store: ArtifactStore
+    opened: OpenStudy
     slot: Slot
-    leases: TrialLeases
+    leases: TrialLeases = None  # type: ignore[assignment]  # those of the study
     listener: TrialListener = field(default_factory=NullListener)
     stop_event: StopEvent = field(default_factory=threading.Event)
     is_out_of_time: Callable[[], bool] = lambda: False
     program: str = CHILD_PROGRAM
-    heartbeat: Heartbeat = field(init=False)
-    imports: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.study, self.spec = self.opened.study, self.opened.spec
+        self.data, self.store = self.opened.trial_data, self.opened.artifact_store
+        self.leases = self.leases or TrialLeases(self.study)
         self.heartbeat = Heartbeat(self.leases, self.slot)
         baselines = MODELS if self.spec.warm_start else ()
         self.imports = required_imports([*self.spec.space.families["model"], *baselines])
-
-    @classmethod
-    def for_study(
-        cls, opened: OpenStudy, slot: Slot, leases: TrialLeases | None = None, **options: Any
-    ) -> TrialContext:
-        """Return a context for an open study. options: the remaining fields."""
-        study, store = opened.study, opened.artifact_store
-        leases = leases or TrialLeases(study)
-        return cls(study, opened.spec, opened.trial_data, store, slot, leases, **options)

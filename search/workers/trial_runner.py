@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -12,16 +12,20 @@ from optuna.trial import TrialState
 from lesionseg.config import TrialConfig
 from lesionseg.training.types import EpochRecord
 from search.errors import JobFailed
-from search.storage import trial_records
 from search.storage.lease_types import Claim, Command
+from search.storage.optuna_internals import cached_trial
 from search.storage.retention import HISTORY, PICTURE, STATE, WEIGHTS
+from search.storage.trial_records import EndReason, all_trials, rank_trials
 from search.trial_process import protocol
 from search.trial_process.supervisor import Limits, StopConditions, supervise
-from search.workers.fold_progress import FoldProgress
 from search.workers.trial_context import TrialContext
-from search.workers.trial_end import finish_trial, requeue_trial
-from search.workers.trial_files import StateUploader, put_optional
-from search.workers.trial_reporter import TrialReporter, write_history
+from search.workers.trial_progress import (
+    FoldProgress,
+    StateUploader,
+    finish_trial,
+    put_optional,
+    requeue_trial,
+)
 
 
 class StopCause(StrEnum):
@@ -43,8 +47,7 @@ class TrialRunner:
         self, context: TrialContext, claim: Claim, trial: optuna.Trial, config: TrialConfig
     ) -> None:
         self.context, self.claim, self.trial, self.config = context, claim, trial, config
-        self.folds = FoldProgress(context, claim, config.digest())
-        self.reporter = TrialReporter(context, claim, trial)
+        self.folds = FoldProgress(context, claim.number, config.digest())
         self.uploader = StateUploader(context.store, claim.number)
         self.history: list[EpochRecord] = []  # of the current training
         self.accumulation_factor = 1
@@ -57,14 +60,20 @@ class TrialRunner:
             LeaseLost: another worker holds the trial.
             JobFailed: the disk is full; the trial was requeued.
         """
-        self._restore_folds()
+        values = self.folds.restore()
+        if values:  # folds that an earlier attempt finished
+            self._restore_values(values)
+            self._set_attrs({"resumed_at": self.folds.epochs, **self.folds.fold_attrs()})
+            self._record([])
         match self._train_all():
             case protocol.Trained():
                 self._finish_trained()
             case protocol.Suspended() if self.stop == StopCause.PRUNED:
                 self._finish(TrialState.PRUNED)  # suspended just after the pruner's decision
             case protocol.Suspended():
-                self._suspend()
+                if self.context.store.local_path(self.claim.number, STATE).is_file():
+                    self.context.store.put(self.claim.number, STATE)
+                requeue_trial(self.context, self.claim)  # without a state it starts again
             case protocol.JobError(protocol.ErrorReason.DISK, message):
                 # Every other trial would fail too; the configuration is not the reason.
                 requeue_trial(self.context, self.claim)
@@ -96,11 +105,21 @@ class TrialRunner:
 
     def _train_in_parts(self) -> protocol.JobOutcome:
         """Run one training; compute batches in more parts while memory does not suffice."""
+        context, budget = self.context, self.context.spec.budget
+        memory_gb = context.slot.memory_gb
+        limits = Limits(
+            total_s=budget.trial_minutes and budget.trial_minutes * 60,
+            stall_s=budget.stall_minutes and budget.stall_minutes * 60,
+            memory_bytes=None if memory_gb is None else int(memory_gb * 1e9),
+            elapsed_s=self.folds.seconds,
+        )
+        conditions = StopConditions(
+            suspend=lambda: context.stop_event.is_set() or context.heartbeat.command != Command.RUN,
+            lease_lost=lambda: context.heartbeat.lease_lost,
+        )
         while True:
             self.history = []
-            outcome = supervise(
-                self._job(), self._on_message, self._limits(), self._stop_conditions()
-            )
+            outcome = supervise(self._job(), self._on_message, limits, conditions)
             accumulation_steps = self.config.accumulate * self.accumulation_factor
             if (
                 not isinstance(outcome, protocol.JobError)
@@ -109,7 +128,7 @@ class TrialRunner:
             ):
                 return outcome
             self.accumulation_factor *= 2
-            self.reporter.set_attrs(
+            self._set_attrs(
                 {"accumulation_factor": self.accumulation_factor, "oom_message": outcome.message}
             )
 
@@ -133,41 +152,50 @@ class TrialRunner:
             imports=context.imports,
         )
 
-    def _limits(self) -> Limits:
-        budget, memory_gb = self.context.spec.budget, self.context.slot.memory_gb
-        return Limits(
-            total_s=budget.trial_minutes and budget.trial_minutes * 60,
-            stall_s=budget.stall_minutes and budget.stall_minutes * 60,
-            memory_bytes=None if memory_gb is None else int(memory_gb * 1e9),
-            elapsed_s=self.folds.seconds,
-        )
-
-    def _stop_conditions(self) -> StopConditions:
-        context = self.context
-        return StopConditions(
-            suspend=lambda: context.stop_event.is_set() or context.heartbeat.command != Command.RUN,
-            lease_lost=lambda: context.heartbeat.lease_lost,
-        )
-
     # --- messages of the training ----------------------------------------------------------------
 
     def _on_message(self, message: Any) -> bool:
         """Handle a message of the training process; return whether it must stop."""
         match message:
             case protocol.ModelBuilt():
-                if self.reporter.check_constraints(message):
-                    self.stop = StopCause.CONSTRAINT
+                self._check_constraints(message)
             case protocol.Resumed(history):
                 self._restore_epochs(history)
             case EpochRecord():
                 self._record([message])
                 if not self.folds.results:
-                    self.reporter.report(message.epoch, message.metrics.dice)
+                    self._report(message.epoch, message.metrics.dice)
                 self.context.listener.epoch_ended(self.claim.number, message)
                 self.stop = self._check_stop(message)
             case protocol.StateSaved():
                 self.uploader.start()
         return self.stop is not None
+
+    def _check_constraints(self, model: protocol.ModelBuilt) -> None:
+        """Write a model's size; stop the trial if it violates a constraint of the study."""
+        attrs: dict[str, Any] = {"params": model.params, "macs": model.macs}
+        constraints, violations = self.context.spec.constraints, []
+        for key, value, limit, unit in (
+            ("max_params_m", model.params / 1e6, constraints.max_params_m, "million parameters"),
+            (
+                "max_gmacs",
+                model.macs / 1e9,
+                constraints.max_gmacs,
+                "billion multiply-adds an image",
+            ),
+        ):
+            if limit is None:
+                continue
+            if key not in self.trial.constraints:  # it is set once
+                self.trial.set_constraint(key, value - limit)
+            # The dashboard shows user attributes, but not Optuna's constraints.
+            attrs[f"constraint.{key}"] = round(value - limit, 6)
+            if value > limit:
+                violations.append(f"{value:.2f} {unit}; constraints.{key} is {limit:g}")
+        if violations:
+            attrs |= {"reason": EndReason.CONSTRAINT, "message": "; ".join(violations)}
+            self.stop = StopCause.CONSTRAINT
+        self._set_attrs(attrs)
 
     def _check_stop(self, record: EpochRecord) -> StopCause | None:
         is_last = len(self.folds.results) + 1 == len(self.folds.trainings)
@@ -179,48 +207,48 @@ class TrialRunner:
 
     def _is_out_of_time(self) -> bool:
         # The first complete trial may exceed the time: without it there would be no result.
-        return self.context.is_out_of_time() and bool(
-            trial_records.rank_trials(trial_records.all_trials(self.context.study))
-        )
+        return self.context.is_out_of_time() and bool(rank_trials(all_trials(self.context.study)))
 
     def _record(self, records: Sequence[EpochRecord]) -> None:
         """Add epochs to the history file and to the heartbeat."""
         self.history += records
-        path = self.context.store.local_path(self.claim.number, HISTORY)
-        histories = [*(result.history for result in self.folds.results), self.history]
-        write_history(path, histories, has_folds=self.folds.has_folds)
+        self.folds.write_history(self.history)
         self.context.heartbeat.epoch = self.folds.epochs + len(self.history)
 
-    # --- resumption ------------------------------------------------------------------------------
+    def _report(self, step: int, dice: float) -> None:
+        """Report a value; it replaces that of an attempt that ran out of memory."""
+        if step in cached_trial(self.trial).intermediate_values:
+            self._restore_values({step: dice})
+        else:
+            self.trial.report(dice, step)
 
-    def _restore_folds(self) -> None:
-        """Restore the folds that an earlier attempt finished."""
-        values = self.folds.restore()
-        if values:
-            self.reporter.restore(values)
-            attrs = {"resumed_at": self.folds.epochs, **self.folds.fold_attrs()}
-            self.reporter.set_attrs(attrs)
-            self._record([])
+    def _restore_values(self, values: Mapping[int, float]) -> None:
+        """Write values by step, over existing ones."""
+        self.context.leases.record_epochs(self.claim, values)
+        cached_trial(self.trial).intermediate_values.update(values)
 
     def _restore_epochs(self, history: Sequence[EpochRecord]) -> None:
         """Restore the epochs of the training that an earlier attempt saved."""
-        self.reporter.set_attrs({"resumed_at": self.folds.epochs + len(history)})
+        self._set_attrs({"resumed_at": self.folds.epochs + len(history)})
         if history and not self.folds.results:
-            self.reporter.restore({record.epoch: record.metrics.dice for record in history})
+            self._restore_values({record.epoch: record.metrics.dice for record in history})
         if history or self.folds.results:
             self._record(history)
 
+    def _set_attrs(self, attrs: Mapping[str, Any]) -> None:
+        self.context.leases.set_trial_attrs(self.claim, attrs)
+
     def _end_fold(self) -> None:
         """Store a finished fold, report the mean of the folds and decide whether to continue."""
-        done = len(self.folds.results)
+        is_first = len(self.folds.results) == 1
         if not self.folds.is_complete:
             self.folds.save()
-        if done > 1:
-            self.reporter.report(*self.folds.mean())
-        self.reporter.set_attrs(self.folds.fold_attrs())
+        if not is_first:
+            self._report(*self.folds.mean())
+        self._set_attrs(self.folds.fold_attrs())
         if self.folds.is_complete:
             return
-        if done > 1 and self.trial.should_prune():
+        if not is_first and self.trial.should_prune():
             self.stop = StopCause.PRUNED
         elif self._is_out_of_time():
             self.stop = StopCause.OUT_OF_TIME
@@ -230,7 +258,7 @@ class TrialRunner:
     def _finish_trained(self) -> None:
         attrs = self.folds.result_attrs()
         if self.stop == StopCause.OUT_OF_TIME:
-            attrs["reason"] = trial_records.EndReason.OUT_OF_TIME
+            attrs["reason"] = EndReason.OUT_OF_TIME
         if self.stop is not None:
             self._finish(TrialState.PRUNED, attrs=attrs)
             return
@@ -248,9 +276,3 @@ class TrialRunner:
         if put_optional(store, number, PICTURE):
             files.append(PICTURE)
         finish_trial(self.context, self.claim, state, value, attrs, files)
-
-    def _suspend(self) -> None:
-        store, number = self.context.store, self.claim.number
-        if store.local_path(number, STATE).is_file():  # else the trial starts again
-            store.put(number, STATE)
-        requeue_trial(self.context, self.claim)

@@ -7,7 +7,7 @@ from typing import Any
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from lesionseg.config import TrialConfig
 from lesionseg.errors import InputError
@@ -19,8 +19,12 @@ from search.storage.trial_records import EndReason, TrialAttr
 from search.study.suggest import suggest
 from search.trial_process.supervisor import LeaseLost
 from search.workers.trial_context import TrialContext
-from search.workers.trial_end import fail_trial, requeue_trial
-from search.workers.trial_files import delete_weights, take_over_files
+from search.workers.trial_progress import (
+    delete_weights,
+    finish_trial,
+    requeue_trial,
+    take_over_files,
+)
 from search.workers.trial_runner import TrialRunner
 
 #: Weights are kept for this number of the best trials.
@@ -52,7 +56,6 @@ class Worker:
         self.heartbeat.__exit__(*exc_info)
 
     def claim(self, *, bounded: bool = True, fresh: bool = True) -> Claim | Refusal:
-        """Claim the next trial; see ``TrialLeases.claim``."""
         while True:
             registration = self.heartbeat.worker
             try:
@@ -95,23 +98,28 @@ class Worker:
 
     def _run(self, claim: Claim) -> None:
         trial = load_claimed_trial(self.context.study, claim)
+        attrs: dict[str, Any] = {}
         try:
-            config = self._configure(claim, trial)
+            config, original = self._configure(claim, trial)
         except InputError as error:  # queued by hand or by another version
-            fail_trial(self.context, claim, EndReason.CONFIG, str(error))
-            return
-        if config is None:
+            attrs = {"reason": EndReason.CONFIG, "message": str(error)}
+        else:
+            if original is not None:
+                message = f"the same configuration as trial {original}"
+                attrs = {"reason": EndReason.DUPLICATE, "message": message}
+                attrs[TrialAttr.DUPLICATE_OF] = original
+        if attrs:
+            finish_trial(self.context, claim, TrialState.FAIL, attrs=attrs)
             return
         self.context.listener.trial_started(claim.number, config)
         attempts = trial.user_attrs.get(TrialAttr.ATTEMPTS, [])
-        has_folds = bool(self.context.data.folds)
-        take_over_files(self.context.store, claim.number, attempts, has_folds=has_folds)
+        take_over_files(self.context, claim.number, attempts)
         TrialRunner(self.context, claim, trial, config).run()
 
-    def _configure(self, claim: Claim, trial: optuna.Trial) -> TrialConfig | None:
-        """Sample and record the configuration; None for a duplicate, whose trial is closed."""
+    def _configure(self, claim: Claim, trial: optuna.Trial) -> tuple[TrialConfig, int | None]:
+        """Sample and record the configuration; return it and the trial that it duplicates."""
         fixed = trial.user_attrs.get(TrialAttr.FIXED_CONFIG)
-        with self.leases.collect_params() as params:
+        with self.leases.storage.collect_params() as params:
             if fixed:
                 config = TrialConfig.from_dict(fixed)
             else:
@@ -124,12 +132,7 @@ class Worker:
             digest=None if may_repeat else digest,
             params=params,
         )
-        if original is None:
-            return config
-        message = f"the same configuration as trial {original}"
-        attrs = {TrialAttr.DUPLICATE_OF: original}
-        fail_trial(self.context, claim, EndReason.DUPLICATE, message, **attrs)
-        return None
+        return config, original
 
 
 def load_claimed_trial(study: optuna.Study, claim: Claim) -> optuna.Trial:

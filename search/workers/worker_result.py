@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+
+from search.study.location import StudyLocation
+from search.trial_process.slot import Slot, StopEvent
 
 
 class StopReason(StrEnum):
@@ -34,3 +38,7 @@ class WorkerResult:
 
     trials: int
     reason: StopReason
+
+
+#: The type of ``search.workers.loop.join_and_run_trials``.
+Work = Callable[[StudyLocation, Slot, StopEvent], WorkerResult]

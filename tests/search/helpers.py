@@ -76,7 +76,7 @@ def open_tiny(data: Path, folder: Path, changes: dict[str, Any] | None = None) -
 def make_worker(opened: OpenStudy, listener: Any = None, **options: Any) -> Worker:
     """Return a worker without a running heartbeat. options: fields of ``TrialContext``."""
     options = {"slot": SLOT, "listener": listener or RecordingListener(), **options}
-    return Worker(TrialContext.for_study(opened, **options))
+    return Worker(TrialContext(opened, **options))
 
 
 def queue(opened: OpenStudy, width: int = 4, lr: float = 0.01) -> int:

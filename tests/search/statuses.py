@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from lesionseg.config import TrialConfig
-from search.monitoring.study_status import BestTrial, RunningTrial, StudyStatus, WorkerStatus
+from search.monitoring.status import BestTrial, RunningTrial, StudyStatus, WorkerStatus
 from search.storage.lease_types import Command
 
 CONFIG = TrialConfig().to_dict()

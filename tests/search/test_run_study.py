@@ -317,6 +317,6 @@ def test_a_search_without_a_complete_trial_exits_with_1(tiny_data, tmp_path):
     result = CliRunner().invoke(cli.app, args)
     assert result.exit_code == 1
     assert result.stderr == "lesionsearch: s: no complete trial (constraint 5)\n"
-    assert "no new configuration is left to try: 5 skipped" in result.stdout
+    assert "no new configuration is left to try: 5 closed" in result.stdout
     assert is_study(tmp_path / "s")
     assert not (tmp_path / "s" / "final").exists()

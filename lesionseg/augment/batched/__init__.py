@@ -4,15 +4,21 @@
 same order and from the same seed, and stores them as a plan of a few numbers per image.
 ``apply_plan`` applies it to the batch on its device. The results equal those of the host except
 for rounding, for resampling (here once per image), and for the differences that
-``lesionseg.augment.batched.hair_removal`` lists.
+``lesionseg.augment.batched.apply.remove_hair`` lists.
 
 Artefacts made of lines and ellipses are drawn on the host, as opacity layers of one byte per pixel,
 and painted on the device. ``pack_plan`` puts a plan into one block of memory for the transfer.
 """
 
 from lesionseg.augment.batched.apply import apply_plan
-from lesionseg.augment.batched.packing import PackedPlan, pack_plan, unpack_plan
-from lesionseg.augment.batched.plan import BatchPlan, draw_plan, is_batchable
+from lesionseg.augment.batched.plan import (
+    BatchPlan,
+    PackedPlan,
+    draw_plan,
+    is_batchable,
+    pack_plan,
+    unpack_plan,
+)
 
 __all__ = [
     "BatchPlan",

@@ -1,8 +1,13 @@
-"""draw_plan(): the random parameters of a pipeline for each image of a batch."""
+"""Plans: the random parameters of a pipeline for each image of a batch.
+
+A plan consists of about forty small tensors. Sent separately by a loader process, each would be a
+file of shared memory and a copy to the device of its own, so that ``pack_plan`` joins them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import albumentations as A
@@ -10,13 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
-from lesionseg.augment.drawing import DrawnArtefact
-from lesionseg.augment.geometry import CoarseElastic, Symmetries, Warp
-from lesionseg.augment.hair import HairRemoval
-from lesionseg.augment.host import draw_params
+from lesionseg.augment import draw_params
+from lesionseg.augment.dermoscopy import HairRemoval
+from lesionseg.augment.drawing import DrawnArtefact, Params
+from lesionseg.augment.geometry import SYMMETRIES, CoarseElastic, Symmetries, Warp
 
-Params = dict[str, Any]
 Change = tuple[str, dict[str, Tensor]]
 
 
@@ -70,8 +75,9 @@ def draw_plan(pipeline: A.Compose, n: int, size: int) -> BatchPlan:
                 bends[i] = values["shifts"]
         elif params and (create_changes := _change_factory(kind)):
             rows = np.array(list(params))
-            for name, arrays in create_changes(transform, list(params.values()), size):
-                changes.append((name, _to_tensors({"rows": rows, **arrays})))
+            for name, arrays in create_changes(list(params.values())):
+                tensors = {k: _to_tensor(v) for k, v in {"rows": rows, **arrays}.items()}
+                changes.append((name, tensors))
     has_bends = bool(bends.any())
     has_moves = has_bends or bool((matrices != np.eye(3)).any())
     return BatchPlan(
@@ -96,33 +102,19 @@ def _draw_params(pipeline: A.Compose, n: int, size: int) -> list[dict[int, Param
     return draws
 
 
-def _to_tensors(arrays: dict[str, NDArray[Any]]) -> dict[str, Tensor]:
-    """Convert integers to int64 and floats to float32; uint8 stays."""
-    tensors = {}
-    for name, array in arrays.items():
-        if array.dtype != np.uint8:
-            is_integer = np.issubdtype(array.dtype, np.integer)
-            array = array.astype(np.int64 if is_integer else np.float32)
-        tensors[name] = torch.from_numpy(np.ascontiguousarray(array))
-    return tensors
+def _to_tensor(array: NDArray[Any]) -> Tensor:
+    """Convert floats to float32; int64 and uint8 stay."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 # --- geometric transforms: 3 x 3 matrices from output to input pixels (x, y, 1) -------------------
 
 
 def _symmetry_matrix(name: str, size: int) -> NDArray[np.float64]:
-    last = size - 1.0
-    x, y, mirrored_x, mirrored_y = (1, 0, 0), (0, 1, 0), (-1, 0, last), (0, -1, last)
-    rows = {
-        "e": (x, y),
-        "h": (mirrored_x, y),
-        "v": (x, mirrored_y),
-        "r180": (mirrored_x, mirrored_y),
-        "r90": (mirrored_y, x),
-        "r270": (y, mirrored_x),
-        "t": (y, x),
-        "hvt": (mirrored_y, mirrored_x),
-    }[name]
+    corners = np.array([[[0, 1], [0, 1]], [[0, 0], [1, 1]]], dtype=np.float64)
+    read_x, read_y = (SYMMETRIES[name](corner) for corner in corners)
+    rows = [(c[0, 1] - c[0, 0], c[1, 0] - c[0, 0], c[0, 0] * (size - 1)) for c in (read_x, read_y)]
     return np.array([*rows, (0, 0, 1)], dtype=np.float64)
 
 
@@ -139,9 +131,10 @@ MATRICES: dict[type, Callable[[Params, int], NDArray[np.float64]]] = {
 
 #: Names of operations in ``apply.CHANGES`` and the arrays of their parameters.
 Changes = list[tuple[str, dict[str, NDArray[Any]]]]
+ChangeFactory = Callable[[Sequence[Params]], Changes]
 
 
-def _create_jitter(transform: A.ColorJitter, params: Sequence[Params], size: int) -> Changes:
+def _create_jitter(params: Sequence[Params]) -> Changes:
     """Represent brightness, contrast, saturation and hue, whose order differs between images.
 
     Brightness, contrast and saturation have the form a x + b grey + c mean(grey). So that the hue
@@ -172,52 +165,79 @@ _BLENDS = {0: ("brightness", 0), 1: ("contrast", 2), 2: ("saturation", 1)}
 _HUE = 3
 
 
-def _create_gamma(transform: A.RandomGamma, params: Sequence[Params], size: int) -> Changes:
-    return [("gamma", {"gamma": np.array([p["gamma"] for p in params])})]
-
-
-def _create_clahe(transform: A.CLAHE, params: Sequence[Params], size: int) -> Changes:
-    return [("clahe", {"clip": np.array([p["clip_limit"] for p in params])})]
-
-
-def _create_blur(transform: A.GaussianBlur, params: Sequence[Params], size: int) -> Changes:
+def _create_blur(params: Sequence[Params]) -> Changes:
     kernels = [p["kernel"].ravel() for p in params]
     longest = max(len(k) for k in kernels)
-    padded = [np.pad(k, (longest - len(k)) // 2) for k in kernels]
-    return [("blur", {"kernel": np.stack(padded)})]
+    return [("blur", {"kernel": np.stack([np.pad(k, (longest - len(k)) // 2) for k in kernels])})]
 
 
-def _create_hair_removal(transform: HairRemoval, params: Sequence[Params], size: int) -> Changes:
-    return [("hair_removal", {"threshold": np.array([p["threshold"] for p in params])})]
+def _create_layers(params: Sequence[Params]) -> Changes:
+    changes: Changes = []
+    for layers in zip(*(p["layers"] for p in params), strict=True):
+        images, colours = (np.array(values) for values in zip(*layers, strict=True))
+        changes.append(("paint", {"layer": images, "colour": colours.astype(float)}))
+    return changes
 
 
-def _create_layers(transform: DrawnArtefact, params: Sequence[Params], size: int) -> Changes:
-    images = [list(transform.layers(**p | {"shape": (size, size)})) for p in params]
-    # A transform has the same number of layers for every image.
-    return [
-        (
-            "paint",
-            {
-                "layer": np.stack([layer for layer, _ in layers]),
-                "colour": np.stack([np.asarray(colour) for _, colour in layers]).astype(float),
-            },
-        )
-        for layers in zip(*images, strict=True)
-    ]
+def _create_scalar(name: str, tensor: str, key: str) -> ChangeFactory:
+    return lambda params: [(name, {tensor: np.array([p[key] for p in params])})]
 
-
-ChangeFactory = Callable[[Any, Sequence[Params], int], Changes]
 
 _CHANGE_FACTORIES: dict[type, ChangeFactory] = {
     A.ColorJitter: _create_jitter,
-    A.RandomGamma: _create_gamma,
-    A.CLAHE: _create_clahe,
+    A.RandomGamma: _create_scalar("gamma", "gamma", "gamma"),
+    A.CLAHE: _create_scalar("clahe", "clip", "clip_limit"),
     A.GaussianBlur: _create_blur,
-    HairRemoval: _create_hair_removal,
+    HairRemoval: _create_scalar("hair_removal", "threshold", "threshold"),
 }
 
 
 def _change_factory(kind: type) -> ChangeFactory | None:
-    return _CHANGE_FACTORIES.get(kind) or (
-        _create_layers if issubclass(kind, DrawnArtefact) else None
-    )
+    default = _create_layers if issubclass(kind, DrawnArtefact) else None
+    return _CHANGE_FACTORIES.get(kind, default)
+
+
+# --- packing into one block of memory ------------------------------------------------------------
+
+#: Alignment of each tensor in bytes: the size of the largest dtype in a plan.
+ALIGNMENT = 8
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Dtypes and shapes of rows, matrix, bend and changes; names of the changes' tensors."""
+
+    tensors: list[tuple[torch.dtype, torch.Size]]
+    changes: list[tuple[str, list[str]]]
+
+
+class PackedPlan(NamedTuple):
+    """The rows of a batch and its plan: bytes, uint8 [B], and their layout."""
+
+    content: Tensor
+    layout: Layout
+
+
+def pack_plan(rows: Tensor, plan: BatchPlan) -> PackedPlan:
+    """Pack the rows of a batch, int64 [N], and its plan, both on the host."""
+    tensors = [rows, plan.matrix, plan.bend]
+    for _, values in plan.changes:
+        tensors += values.values()
+    changes = [(name, list(values)) for name, values in plan.changes]
+    layout = Layout([(tensor.dtype, tensor.shape) for tensor in tensors], changes)
+    parts = [tensor.flatten().view(torch.uint8) for tensor in tensors]
+    padded = [F.pad(part, (0, -len(part) % ALIGNMENT)) for part in parts]
+    return PackedPlan(torch.cat(padded), layout)
+
+
+def unpack_plan(packed: PackedPlan) -> tuple[Tensor, BatchPlan]:
+    """Return the rows and the plan, as views of the packed content on its device."""
+    tensors, start = [], 0
+    for dtype, shape in packed.layout.tensors:
+        size = dtype.itemsize * shape.numel()
+        tensors.append(packed.content[start : start + size].view(dtype).view(shape))
+        start += size + -size % ALIGNMENT
+    rows, matrix, bend, *others = tensors
+    remaining = iter(others)
+    changes = [(name, {k: next(remaining) for k in keys}) for name, keys in packed.layout.changes]
+    return rows, BatchPlan(matrix, bend, changes)

@@ -61,21 +61,18 @@ class _Retry(Retry):
             return 0.0
 
 
-def _new_retry() -> Retry:
-    return _Retry(
+def open_session() -> requests.Session:
+    """Return a session that retries connection errors and transient status codes."""
+    retry = _Retry(
         total=ATTEMPTS - 1,
         other=MAX_RESTARTS,
         status_forcelist=TRANSIENT_STATUS,
         backoff_factor=BACKOFF_S,
         backoff_max=MAX_BACKOFF_S,
     )
-
-
-def open_session() -> requests.Session:
-    """Return a session that retries connection errors and transient status codes."""
     session = requests.Session()
     for scheme in ("http://", "https://"):
-        session.mount(scheme, HTTPAdapter(max_retries=_new_retry()))
+        session.mount(scheme, HTTPAdapter(max_retries=retry))
     return session
 
 
@@ -114,15 +111,16 @@ def download_file(
         return
     if _size(part) > remote.size:
         part.unlink()
-    retry, largest = _new_retry(), _size(part)
+    adapter: Any = session.get_adapter(remote.url)
+    retry, largest = adapter.max_retries, _size(part)
     while _size(part) != remote.size:
         try:
             _download_rest(session, remote, path, on_progress)
         except HTTPError as error:
             if _size(part) > largest:
-                retry, largest = _new_retry(), _size(part)
+                retry, largest = adapter.max_retries, _size(part)
             if isinstance(error, _PartialMismatch):
-                part.unlink()
+                part.unlink(missing_ok=True)
             try:
                 retry = retry.increment("GET", remote.url, error=error)
             except MaxRetryError:
@@ -185,9 +183,7 @@ def _check_response(response: requests.Response, remote: RemoteFile, size: int, 
 
 def _describe_error(error: Exception) -> str:
     """Return the innermost reason of an error of requests or urllib3 in one line."""
-    cause: Any = error
-    while getattr(cause, "args", None) and isinstance(cause.args[0], Exception):
-        cause = cause.args[0]
+    cause = error.args[0] if error.args else error
     cause = getattr(cause, "reason", None) or cause
     return " ".join(str(cause).split())[:200] or type(error).__name__
 

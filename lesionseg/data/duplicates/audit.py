@@ -36,9 +36,10 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class PairAudit:
-    """Properties of one pair; an unusable one has a problem and no fingerprint."""
+    """A pair and its properties; an unusable one has a problem and no fingerprint."""
 
-    name: str  # with the split before it ("train/a") if two official splits have the name
+    record: Record
+    dataset: str = ""  # name of the data set, if there are several
     shape: tuple[int, int] = (0, 0)  # height and width of the image
     area: float = 0.0  # the lesion's share of the image, 0 to 1
     touches_border: bool = False
@@ -47,6 +48,10 @@ class PairAudit:
     components: int = 0  # 8-connected, of the mask
     #: The digest is that of the reduced image, or of all pixels for an image without structure.
     fingerprint: Fingerprint | None = field(default=None, repr=False, compare=False)
+
+    def __str__(self) -> str:
+        place = " ".join(part for part in (self.dataset, self.record.split) if part)
+        return escape_unprintable(f"{self.record.name} ({place})" if place else self.record.name)
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,14 @@ class DatasetAudit:
         """Return a dict for JSON; docs/data.md describes its keys."""
         index, pairs = self.index, [p for p in self.pairs if not p.problem]
         sizes = Counter(p.shape for p in pairs)
+        counts = Counter(r.name.lower() for r in index.records)
+
+        def name(pair: PairAudit) -> str:
+            """Return the record's name, preceded by its split if two splits have the name."""
+            record = pair.record
+            is_ambiguous = counts[record.name.lower()] > 1
+            return f"{record.split}/{record.name}" if is_ambiguous else record.name
+
         return {
             "root": str(index.root),
             "layout": index.layout,
@@ -81,13 +94,13 @@ class DatasetAudit:
             "official_splits": dict(Counter(r.split for r in index.records if r.split)),
             "sizes": [{"height": h, "width": w, "images": n} for (h, w), n in sizes.most_common()],
             "masks_without_image": list(index.masks_without_image),
-            "unusable": [{"name": p.name, "problem": p.problem} for p in self.pairs if p.problem],
-            "empty": [p.name for p in pairs if p.area == 0],
-            "full": [p.name for p in pairs if p.area == 1],
-            "not_binary": [p.name for p in pairs if p.thresholded],
-            "on_border": [p.name for p in pairs if p.touches_border],
-            "components": {p.name: p.components for p in pairs if p.components > 1},
-            "areas": {p.name: p.area for p in pairs},
+            "unusable": [{"name": name(p), "problem": p.problem} for p in self.pairs if p.problem],
+            "empty": [name(p) for p in pairs if p.area == 0],
+            "full": [name(p) for p in pairs if p.area == 1],
+            "not_binary": [name(p) for p in pairs if p.thresholded],
+            "on_border": [name(p) for p in pairs if p.touches_border],
+            "components": {name(p): p.components for p in pairs if p.components > 1},
+            "areas": {name(p): p.area for p in pairs},
         }
 
     def summarize(self) -> dict[str, str]:
@@ -120,9 +133,9 @@ class DatasetAudit:
 
 
 def audit_dataset(
-    root: Path, layout: str = "auto", on_progress: Progress | None = None
+    root: Path, layout: str = "auto", on_progress: Progress | None = None, name: str = ""
 ) -> DatasetAudit:
-    """Read every pair of a data set once, the mask at its own size.
+    """Read every pair of the data set ``name`` once, the mask at its own size.
 
     Groups and names in two official splits are accepted; ``leakage.find_leaks`` reports them.
 
@@ -130,12 +143,8 @@ def audit_dataset(
         InputError: the layout is unknown or not found.
     """
     index = DatasetIndex.read(root, layout, lenient=True)
-    counts = Counter(record.name.lower() for record in index.records)
     pairs = _map_parallel(_audit_pair, index.records, on_progress)
-    for i, record in enumerate(index.records):
-        if counts[record.name.lower()] > 1:
-            pairs[i] = replace(pairs[i], name=f"{record.split}/{record.name}")
-    return DatasetAudit(index, tuple(pairs))
+    return DatasetAudit(index, tuple(replace(pair, dataset=name) for pair in pairs))
 
 
 def audit_cache(index: DatasetIndex, cache: Cache) -> DatasetAudit:
@@ -194,7 +203,7 @@ def _audit_pair(record: Record) -> PairAudit:
         digest = _digest(np.asarray(image), shape)
         pair = _examine(record, image, digest, np.asarray(binary.image))
     except InputError as error:
-        return PairAudit(record.name, problem=escape_unprintable(str(error)))
+        return PairAudit(record, problem=escape_unprintable(str(error)))
     return replace(pair, shape=shape, area=binary.area, thresholded=binary.thresholded)
 
 
@@ -206,7 +215,7 @@ def _examine(record: Record, image: Image.Image, digest: str, mask: Pixels) -> P
         fingerprint = fingerprint._replace(digest=_digest_full_image(record))
     labels, _ = cv2.connectedComponents(np.ascontiguousarray(mask), connectivity=8)
     return PairAudit(
-        record.name,
+        record,
         touches_border=any(edge.any() for edge in (mask[0], mask[-1], mask[:, 0], mask[:, -1])),
         components=labels - 1,
         fingerprint=fingerprint,

@@ -40,21 +40,15 @@ def find_crossing_groups(
 
     A single group in several splits is not among them: the index reports it.
     """
-    merged = DisjointSet(record.group for record in records)
-    for cluster in clusters:
-        for member in cluster.members:
-            merged.merge(cluster.members[0].record.group, member.record.group)
+    groups = merge_groups(records, clusters, official=False)
+    group_of = {record.name: groups.get(record.name, record.group) for record in records}
     linked: dict[str, tuple[list[Record], list[DuplicateCluster]]] = {}
     for record in records:
-        linked.setdefault(merged[record.group], ([], []))[0].append(record)
+        linked.setdefault(group_of[record.name], ([], []))[0].append(record)
     for cluster in clusters:
-        linked[merged[cluster.members[0].record.group]][1].append(cluster)
-    return [
-        groups
-        for group, (its_records, its_clusters) in linked.items()
-        for groups in [LinkedGroups(tuple(its_records), tuple(its_clusters))]
-        if len(groups.splits) > 1 and merged.subset_size(group) > 1
-    ]
+        linked[group_of[cluster.members[0].record.name]][1].append(cluster)
+    candidates = [LinkedGroups(tuple(members), tuple(links)) for members, links in linked.values()]
+    return [c for c in candidates if len(c.splits) > 1 and len({r.group for r in c.records}) > 1]
 
 
 def find_records_to_exclude(crossing: Iterable[LinkedGroups]) -> set[str]:
@@ -86,29 +80,28 @@ def merge_groups(
         name of the first of them.
     """
     used = {record.name for record in records}
-    splits: dict[str, set[str | None]] = {}
+    splits: dict[str, set[str]] = {}
     for record in records:
-        splits.setdefault(record.group, set()).add(record.split)
+        splits.setdefault(record.group, set())
+        if official and record.split:
+            splits[record.group].add(record.split)
     merged = DisjointSet(splits)
 
-    def is_mergeable(a: str, b: str) -> bool:
-        splits_a, splits_b = (
-            set().union(*(splits[group] for group in merged.subset(name))) - {None}
-            for name in (a, b)
-        )
-        agree = not splits_a or not splits_b or splits_a == splits_b
-        return not official or agree or merged.connected(a, b)
+    def list_splits(group: str) -> set[str]:
+        return set().union(*(splits[other] for other in merged.subset(group)))
 
     linked = [[m.record for m in c.members if m.record.name in used] for c in clusters]
     # Test images first: an image without a split joins them rather than training images.
     for each in sorted(linked, key=lambda each: min(map(_split_order, each), default=0)):
         targets: list[str] = []
-        for record in sorted(each, key=_split_order):
-            target = next((t for t in targets if is_mergeable(t, record.group)), None)
-            if target is None:
-                targets.append(record.group)
+        for group in [record.group for record in sorted(each, key=_split_order)]:
+            for target in targets:
+                a, b = list_splits(target), list_splits(group)
+                if not a or not b or a == b or merged.connected(target, group):
+                    merged.merge(target, group)
+                    break
             else:
-                merged.merge(target, record.group)
+                targets.append(group)
     first: dict[str, str] = {}
     names = {group: first.setdefault(merged[group], group) for group in splits}
     return {r.name: names[r.group] for r in records if names[r.group] != r.group}

@@ -25,7 +25,7 @@ from lesionseg.data.duplicates.matching import (
     cluster_pairs,
     find_duplicate_pairs,
 )
-from lesionseg.data.pairs import SPLITS, Record, escape_unprintable, unreadable_as_input_error
+from lesionseg.data.pairs import SPLITS, escape_unprintable, unreadable_as_input_error
 from lesionseg.errors import InputError, format_some
 
 #: Incremented when a key of the JSON changes its meaning or is removed.
@@ -33,23 +33,10 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Member:
-    """An image of an audited data set; ``dataset`` is "" if there is only one."""
-
-    dataset: str
-    record: Record
-    pair: PairAudit
-
-    def __str__(self) -> str:
-        place = " ".join(part for part in (self.dataset, self.record.split) if part)
-        return escape_unprintable(f"{self.record.name} ({place})" if place else self.record.name)
-
-
-@dataclass(frozen=True)
 class DuplicateCluster:
     """Images that are near-duplicates of one another, directly or through others."""
 
-    members: tuple[Member, ...]
+    members: tuple[PairAudit, ...]
     similarity: float  # the lowest of the pairs that were compared; not all are
     exact: bool  # whether the members have equal pixels
 
@@ -68,7 +55,7 @@ class DuplicateCluster:
         similarity = "identical" if self.exact else f"similarity {self.similarity:.2f}"
         return f"{format_some(self.sorted_members(), limit=4)}: {similarity}"
 
-    def sorted_members(self) -> list[Member]:
+    def sorted_members(self) -> list[PairAudit]:
         """Return the members, starting with one of each data set and split."""
         first = {(m.dataset, m.record.split): m for m in reversed(self.members)}
         return sorted(self.members, key=lambda m: first[m.dataset, m.record.split] is not m)
@@ -167,7 +154,7 @@ def audit_datasets(
         raise InputError(f"data check: {path} is given twice; --against takes another data set")
     layouts = [layout] + ["auto"] * (len(roots) - 1)
     audits = {
-        name: audit_dataset(root, layout, on_progress)
+        name: audit_dataset(root, layout, on_progress, name)
         for name, root, layout in zip(_dataset_names(roots), roots, layouts, strict=True)
     }
     return find_leaks(audits, on_progress)
@@ -177,12 +164,7 @@ def find_leaks(
     audits: Mapping[str, DatasetAudit], on_progress: Progress = lambda done, total: None
 ) -> LeakageReport:
     """Find near-duplicates and split groups in audited data sets; unusable pairs are skipped."""
-    members = [
-        Member(name, record, pair)
-        for name, audit in audits.items()
-        for record, pair in zip(audit.index.records, audit.pairs, strict=True)
-        if pair.fingerprint is not None
-    ]
+    members = [pair for audit in audits.values() for pair in audit.pairs if pair.fingerprint]
     clusters = [
         DuplicateCluster(
             tuple(members[i] for i in sorted({i for p in pairs for i in (p.first, p.second)})),
@@ -195,12 +177,12 @@ def find_leaks(
     return LeakageReport(audits, tuple(clusters), tuple(_find_split_groups(audits)))
 
 
-def _refine_digests(members: Sequence[Member]) -> list[Fingerprint]:
+def _refine_digests(members: Sequence[PairAudit]) -> list[Fingerprint]:
     """Return the fingerprints, with equal digests only for images that are equal at full size.
 
     Images may be equal when reduced and yet differ; the few candidates are read again.
     """
-    fingerprints = [m.pair.fingerprint for m in members if m.pair.fingerprint is not None]
+    fingerprints = [m.fingerprint for m in members if m.fingerprint]
     counts = Counter(f.digest for f in fingerprints)
     ambiguous = [i for i, f in enumerate(fingerprints) if counts[f.digest] > 1 and not f.is_flat]
     digests = digest_full_images([members[i].record for i in ambiguous])

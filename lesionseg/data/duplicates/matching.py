@@ -79,7 +79,7 @@ def fingerprint_image(image: Image.Image, digest: str) -> Fingerprint:
     small = image.convert("L").resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0)
     thumb, hash_size = np.asarray(small), (_HASH_INPUT_PX, _HASH_INPUT_PX)
     hashes = []
-    for zoom in range(len(ZOOMS)):
+    for zoom in ZOOMS:
         # The symmetries of the square commute with the resizing for the hash.
         crop = Image.fromarray(_zoom(thumb, zoom)).resize(hash_size, Image.Resampling.LANCZOS)
         for symmetry in range(SYMMETRIES):
@@ -106,18 +106,17 @@ def find_duplicate_pairs(
         if first != i:
             pairs.append(DuplicatePair(first, i, 1.0, exact=True))
     compared = [i for i in first_by_digest.values() if not fingerprints[i].is_flat]
-    thumbs = [fingerprints[i].thumb for i in compared]
+    images = [fingerprints[i] for i in compared]
     cluster = np.arange(len(compared))  # for each image the first that it is linked with
 
     def similarity(candidate: _Candidate) -> float:
         zoom, symmetry = divmod(candidate.view, SYMMETRIES)
-        view = _transform(_zoom(thumbs[candidate.viewed], zoom), symmetry)
-        return aligned_similarity(thumbs[candidate.plain], view)
+        view = _transform(_zoom(images[candidate.viewed].thumb, ZOOMS[zoom]), symmetry)
+        return aligned_similarity(images[candidate.plain].thumb, view)
 
-    hashes = [fingerprints[i].hashes for i in compared]
     candidates = (
         candidate
-        for candidate in _find_candidates(hashes, thumbs, cluster, on_progress)
+        for candidate in _find_candidates(images, cluster, on_progress)
         if cluster[candidate.plain] != cluster[candidate.viewed]
     )
     with ThreadPoolExecutor() as pool:  # OpenCV releases the GIL
@@ -152,20 +151,17 @@ class _Candidate(NamedTuple):
 
 
 def _find_candidates(
-    hashes: Sequence[NDArray[np.uint64]],
-    thumbs: Sequence[Pixels],
-    cluster: Positions,
-    on_progress: Progress,
+    images: Sequence[Fingerprint], cluster: Positions, on_progress: Progress
 ) -> Iterator[_Candidate]:
     """Yield pairs whose hashes and coarse structure agree, each in its best view.
 
     The caller updates ``cluster`` [N] meanwhile; pairs of one cluster are skipped.
     """
-    if len(thumbs) < 2:
+    if len(images) < 2:
         return
-    table = np.array(hashes)
-    coarse = [np.stack([_coarse(_zoom(t, zoom)) for t in thumbs]) for zoom in range(len(ZOOMS))]
-    for top in range(0, len(thumbs), _ROWS):
+    table = np.array([image.hashes for image in images])
+    coarse = [np.stack([_coarse(_zoom(image.thumb, zoom)) for image in images]) for zoom in ZOOMS]
+    for top in range(0, len(images), _ROWS):
         best: dict[tuple[int, int], _Candidate] = {}
         for view in range(table.shape[1]):
             for plain, viewed in _match_hashes(table, view, top):
@@ -175,7 +171,7 @@ def _find_candidates(
                     key = (ends[0], ends[1])
                     best[key] = max(best.get(key, candidate), candidate, key=itemgetter(0))
         yield from (candidate for _, candidate in sorted(best.items()))
-        on_progress(min(top + _ROWS, len(thumbs)), len(thumbs))
+        on_progress(min(top + _ROWS, len(images)), len(images))
 
 
 def _match_hashes(
@@ -214,13 +210,10 @@ def _coarse(thumb: Pixels) -> Floats:
     return np.asarray(detail / max(float(np.linalg.norm(detail)), 1e-6))
 
 
-def _zoom(thumb: Pixels, zoom: int) -> Pixels:
-    if ZOOMS[zoom] == 1:
-        return thumb
-    margin = THUMB_PX * (1 - ZOOMS[zoom]) / 2
-    box = (margin, margin, THUMB_PX - margin, THUMB_PX - margin)
-    size = (THUMB_PX, THUMB_PX)
-    return np.asarray(Image.fromarray(thumb).resize(size, Image.Resampling.BILINEAR, box=box))
+def _zoom(thumb: Pixels, zoom: float) -> Pixels:
+    low, high = THUMB_PX * (1 - zoom) / 2, THUMB_PX * (1 + zoom) / 2
+    image, size = Image.fromarray(thumb), (THUMB_PX, THUMB_PX)
+    return np.asarray(image.resize(size, Image.Resampling.BILINEAR, box=(low, low, high, high)))
 
 
 def _transform(square: Square, symmetry: int) -> Square:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import tempfile
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
@@ -28,57 +29,46 @@ from search.storage.trial_records import StudyAttr
 class ArtifactReader:
     """Implements Optuna's ``ArtifactStore`` protocol.
 
-    folders: of studies on this host, by study name; other studies are expected in ``root``. A
-    study whose files cannot be reached has no artifacts.
+    folder_of: returns the folder of a study by its name. A study whose files cannot be reached
+    has no artifacts.
     """
 
-    def __init__(self, storage: BaseStorage, folders: dict[str, Path], root: Path) -> None:
-        self.storage, self.folders, self.root = storage, folders, root
+    def __init__(self, storage: BaseStorage, folder_of: Callable[[str], Path]) -> None:
+        self.storage, self.folder_of = storage, folder_of
         self._stores: dict[str, ArtifactStore] = {}
         self._downloads = tempfile.TemporaryDirectory(prefix="lesionsearch-")
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
         """Open an artifact; raise ArtifactNotFound if it does not exist."""
-        artifact = parse_artifact_id(artifact_id)
-        store = self._find_store(artifact.study_uuid) if artifact else None
-        if artifact is None or store is None:
-            raise ArtifactNotFound("not found")
         try:
-            path = store.fetch(artifact.number, artifact.file.source)
-            if path is None or not _is_within_store(path, store, artifact):
-                raise ArtifactNotFound("not found")
-            if artifact.file.name == CURVES:
-                return io.BytesIO(_draw_curves(path.read_text(encoding="utf-8")))
-            return path.open("rb")
+            artifact = parse_artifact_id(artifact_id)
+            store = self._find_store(artifact.study_uuid) if artifact else None
+            if artifact and store:
+                path = store.fetch(artifact.number, artifact.file.source)
+                if path and _is_within_store(path, store, artifact):
+                    if artifact.file.name == CURVES:
+                        return io.BytesIO(_draw_curves(path.read_text(encoding="utf-8")))
+                    return path.open("rb")
         except (OSError, ValueError, InputError, ArtifactStoreUnavailable):
-            raise ArtifactNotFound("not found") from None
+            pass
+        raise ArtifactNotFound("not found")
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
-        """Raise PermissionError."""
         raise PermissionError("the dashboard does not write artifacts")
 
     def remove(self, artifact_id: str) -> None:
-        """Raise PermissionError."""
         raise PermissionError("the dashboard does not delete artifacts")
 
     def _find_store(self, study_uuid: str) -> ArtifactStore | None:
-        if study_uuid not in self._stores:
-            for study in self.storage.get_all_studies():
-                attrs = study.user_attrs
-                if attrs.get(StudyAttr.UUID) == study_uuid:
-                    self._open_store(study_uuid, study.study_name, attrs.get(StudyAttr.ARTIFACTS))
+        for study in self.storage.get_all_studies() if study_uuid not in self._stores else ():
+            if study.user_attrs.get(StudyAttr.UUID) == study_uuid:
+                name, folder = study.study_name, self.folder_of(study.study_name)
+                if not folder.is_dir():  # downloads from a bucket are deleted at the end
+                    folder = Path(self._downloads.name) / study_uuid
+                store = open_artifact_store(study.user_attrs.get(StudyAttr.ARTIFACTS), folder, name)
+                store.check_marker(study_uuid)
+                self._stores[study_uuid] = store
         return self._stores.get(study_uuid)
-
-    def _open_store(self, study_uuid: str, name: str, location: str | None) -> None:
-        folder = self.folders.get(name, self.root / name)
-        if not folder.is_dir():  # downloads from a bucket are deleted at the end
-            folder = Path(self._downloads.name) / study_uuid
-        try:
-            store = open_artifact_store(location, folder, name)
-            store.check_marker(study_uuid)
-        except (InputError, ArtifactStoreUnavailable):
-            return
-        self._stores[study_uuid] = store
 
 
 def _is_within_store(path: Path, store: ArtifactStore, artifact: ArtifactAddress) -> bool:

@@ -36,7 +36,13 @@ def draw_curves(history: str) -> bytes:
     Raises:
         ValueError: ``history`` is not a table of epochs.
     """
-    rows = _parse_history(history)
+    rows = [
+        {key: float(value) for key, value in row.items()}
+        for row in csv.DictReader(io.StringIO(history), strict=True)
+        if None not in row and None not in row.values()
+    ]
+    if not rows or "epoch" not in rows[0]:
+        raise ValueError("not a table of epochs")
     with mpl.rc_context():
         mpl.rcdefaults()  # independent of a user's matplotlibrc
         mpl.rcParams.update({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False})
@@ -56,25 +62,15 @@ def draw_curves(history: str) -> bytes:
     return stream.getvalue()
 
 
-def _parse_history(history: str) -> list[dict[str, float]]:
-    rows = [
-        {key: float(value) for key, value in row.items()}
-        for row in csv.DictReader(io.StringIO(history), strict=True)
-        if None not in row and None not in row.values()
-    ]
-    if not rows or "epoch" not in rows[0]:
-        raise ValueError("not a table of epochs")
-    return rows
-
-
 def _draw_line(
     axes: Axes, rows: Sequence[Mapping[str, float]], key: str, label: str, colour: str
 ) -> None:
     """Draw one line per fold; those after the first are thin and pale."""
     for i, fold in enumerate(sorted({row.get("fold", 1.0) for row in rows})):
-        fold_rows = [row for row in rows if row.get("fold", 1.0) == fold]
         points = [
-            (row["epoch"], row[key]) for row in fold_rows if math.isfinite(row.get(key, math.nan))
+            (row["epoch"], row[key])
+            for row in rows
+            if row.get("fold", 1.0) == fold and math.isfinite(row.get(key, math.nan))
         ]
         marker = "o" if len(points) == 1 else ""
         axes.plot([x for x, _ in points], [y for _, y in points], marker=marker, ms=4,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import plotly.graph_objects as go
@@ -20,7 +20,7 @@ STATE_COLOURS = {
     State.COMPLETE: COLOURS[0],
     State.PRUNED: GREY,
     State.FAILED: COLOURS[3],
-    State.SKIPPED: COLOURS[1],
+    State.CLOSED: COLOURS[1],
 }
 #: Largest number of points and curves in a figure; more would not be readable.
 MAX_POINTS, MAX_CURVES = 2000, 100
@@ -37,17 +37,13 @@ class Point(NamedTuple):
 def make_figures(trials: Sequence[FrozenTrial]) -> dict[str, go.Figure]:
     """Return the figures that are not empty, by id."""
     figures = {
-        "lesionsearch-dice-seconds": _dice_against(
-            trials, "Validation Dice against seconds of training", "seconds of training",
-            lambda t: t.user_attrs.get("seconds", math.nan),
-        ),
+        "lesionsearch-dice-seconds": _dice_against(trials, "seconds", 1, "seconds of training"),
         "lesionsearch-dice-parameters": _dice_against(
-            trials, "Validation Dice against parameters", "million parameters",
-            lambda t: t.user_attrs.get("params", math.nan) / 1e6,
+            trials, "params", 1e6, "parameters (millions)"
         ),
         "lesionsearch-pruned": _pruned_curves(trials),
         "lesionsearch-cost": _cost_by_model(trials),
-    }  # fmt: skip
+    }
     return {name: figure for name, figure in figures.items() if figure.data}
 
 
@@ -67,22 +63,20 @@ def model_name(trial: FrozenTrial) -> str:
     return str(next(iter(config.get("model", {"unknown": None}))))
 
 
-def _dice_against(
-    trials: Sequence[FrozenTrial], title: str, x: str, cost_of: Callable[[FrozenTrial], float]
-) -> go.Figure:
-    """Draw the complete trials by architecture, and their Pareto front."""
+def _dice_against(trials: Sequence[FrozenTrial], attr: str, unit: float, title: str) -> go.Figure:
+    """Draw the complete trials by architecture against an attribute, and their Pareto front."""
     by_model: dict[str, list[Point]] = defaultdict(list)
     for trial in trial_records.rank_trials(trials)[:MAX_POINTS]:
-        cost = cost_of(trial)
+        cost = trial.user_attrs.get(attr, math.nan) / unit
         if math.isfinite(cost) and trial.value is not None:
             by_model[model_name(trial)].append(Point(cost, trial.value, trial.number))
-    figure = _empty_figure(title, x, "validation Dice")
+    figure = _empty_figure(f"Validation Dice against {title}", title, "validation Dice")
     for i, (model, points) in enumerate(sorted(by_model.items())):
         figure.add_scatter(
             x=_round(p.cost for p in points), y=_round(p.dice for p in points),
             text=[f"trial {p.number}" for p in points],
             mode="markers", name=model, marker={"color": COLOURS[i % len(COLOURS)], "size": 7},
-            hovertemplate=f"%{{text}}: Dice %{{y:.4f}}, %{{x:.3g}} {x}",
+            hovertemplate=f"%{{text}}: Dice %{{y:.4f}}, {title} %{{x:.3g}}",
         )  # fmt: skip
     front = pareto_front(p for points in by_model.values() for p in points)
     if len(front) > 1:
@@ -91,9 +85,7 @@ def _dice_against(
             mode="lines", name="Pareto front", hoverinfo="skip",
             line={"color": GREY, "shape": "hv", "dash": "dot"},
         )  # fmt: skip
-    if by_model:
-        figure.update_xaxes(type="log")
-    return figure
+    return figure.update_xaxes(type="log" if by_model else None)
 
 
 def _pruned_curves(trials: Sequence[FrozenTrial]) -> go.Figure:
@@ -105,10 +97,10 @@ def _pruned_curves(trials: Sequence[FrozenTrial]) -> go.Figure:
     if not pruned:
         return figure
     shown = pruned[:: math.ceil(len(pruned) / MAX_CURVES)]
+    # One line with gaps is much faster than many lines.
     x: list[float | None] = []
     y: list[float | None] = []
-    for trial in shown:  # one line with gaps is much faster than many lines
-        curve = trial_records.dice_by_epoch(trial)
+    for curve in map(trial_records.dice_by_epoch, shown):
         x += [*curve, None]
         y += [*_round(curve.values()), None]
     figure.add_scatter(
@@ -126,22 +118,21 @@ def _pruned_curves(trials: Sequence[FrozenTrial]) -> go.Figure:
 
 def _cost_by_model(trials: Sequence[FrozenTrial]) -> go.Figure:
     """Draw the minutes that trials took, by architecture and final state."""
-    minutes: dict[State, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    minutes: dict[tuple[State, str], float] = defaultdict(float)
     totals: dict[str, float] = defaultdict(float)
     for trial in trials:
         if trial.state.is_finished() and trial.datetime_start is not None:
             model, spent = model_name(trial), training_time.hours_spent([trial]) * 60
-            minutes[trial_records.state_of(trial)][model] += spent
+            minutes[trial_records.state_of(trial), model] += spent
             totals[model] += spent
     figure = _empty_figure("Cost of the search by architecture", "", "minutes")
     models = sorted(totals, key=lambda model: -totals[model])
-    for state, by_model in sorted(minutes.items()):
+    for state in sorted({state for state, _ in minutes}):
         figure.add_bar(
-            x=models, y=_round(by_model.get(m, 0.0) for m in models), name=str(state),
+            x=models, y=_round(minutes[state, model] for model in models), name=str(state),
             marker={"color": STATE_COLOURS.get(state, GREY)},
         )  # fmt: skip
-    figure.update_layout(barmode="stack")
-    return figure
+    return figure.update_layout(barmode="stack")
 
 
 def _empty_figure(title: str, x: str, y: str) -> go.Figure:

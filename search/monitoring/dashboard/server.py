@@ -6,18 +6,23 @@ import logging
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import optuna
 import waitress
 
 from lesionseg.errors import InputError
-from search.monitoring.dashboard import study_note
-from search.monitoring.dashboard.access import ListenAddress, format_host
+from search.monitoring import notes
+from search.monitoring.dashboard.access import (
+    MAX_BODY_BYTES,
+    AccessMiddleware,
+    ListenAddress,
+    format_host,
+)
 from search.monitoring.dashboard.artifact_reader import ArtifactReader
-from search.monitoring.dashboard.auth import MAX_BODY_BYTES, AccessMiddleware
 from search.monitoring.dashboard.study_api import StudyDetailPlugin
-from search.monitoring.dashboard.study_source import StudySource
+from search.monitoring.dashboard.study_source import DashboardStorage
 from search.signals import SignalHandler
 from search.storage.optuna_internals import study_id
 from search.storage.trial_records import StudyAttr
@@ -37,19 +42,19 @@ class Dashboard:
 
     def __init__(
         self,
-        source: StudySource,
+        storage: DashboardStorage,
         address: ListenAddress,
         on_event: Callable[[str], None] = lambda message: None,
     ) -> None:
         import optuna_dashboard  # importing it and plotly takes a second
 
         logging.getLogger("optuna_dashboard").setLevel(logging.CRITICAL)
-        self.source, self.address, self.on_event = source, address, on_event
-        self.detail_plugin = StudyDetailPlugin(source.storage)
-        artifacts = ArtifactReader(source.storage, source.folders, source.root)
-        app: Any = optuna_dashboard.wsgi(source.storage, artifact_store=artifacts)
+        self.storage, self.address, self.on_event = storage, address, on_event
+        self.detail_plugin = StudyDetailPlugin(storage)
+        artifacts = ArtifactReader(storage, storage.folder_of)
+        app: Any = optuna_dashboard.wsgi(storage, artifact_store=artifacts)
         app.install(self.detail_plugin)
-        self.app = AccessMiddleware(app, address.rules)
+        self.app = AccessMiddleware(app, address)
         self._n_finished: dict[int, int] = {}
         self._reported: set[str] = set()
 
@@ -58,34 +63,32 @@ class Dashboard:
 
         on_ready: called with the URL. InputError where the address is not available.
         """
-        signals, stop_event = SignalHandler(), threading.Event()
-        with signals.installed():
+        signals = SignalHandler()
+        with signals.installed(), suppress(KeyboardInterrupt):
             server = self.create_server()
-            updates = threading.Thread(target=self.refresh_until, args=(stop_event,), daemon=True)
+            updates = threading.Thread(
+                target=self.refresh_until, args=(signals.stop_event,), daemon=True
+            )
             try:
                 updates.start()
                 on_ready(self.url_of(server))
                 server.run()  # returns on KeyboardInterrupt
-            except KeyboardInterrupt:
-                pass
             finally:
-                stop_event.set()
                 server.close()
         if signals.signal_number != signal.SIGTERM:
             raise KeyboardInterrupt
 
     def refresh(self) -> None:
         """Update notes and figures of studies in which trials ended since the last call."""
-        storage = self.source.storage
-        for frozen in storage.get_all_studies():
+        for frozen in self.storage.get_all_studies():
             if StudyAttr.SPEC not in frozen.user_attrs:
                 continue  # not a study of this project
             id_ = study_id(frozen)
             self.detail_plugin.study_json(id_)  # fills the cache for the first request
-            trials = storage.get_all_trials(id_, deepcopy=False)
+            trials = self.storage.get_all_trials(id_, deepcopy=False)
             n_finished = sum(t.state.is_finished() for t in trials)
             if self._n_finished.get(id_) != n_finished:
-                study_note.refresh(optuna.Study(frozen.study_name, storage.writer), trials)
+                notes.refresh(optuna.Study(frozen.study_name, self.storage.writer), trials)
                 self._n_finished[id_] = n_finished
 
     def refresh_until(self, stop_event: StopEvent) -> None:

@@ -12,7 +12,6 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import bottle
@@ -21,16 +20,18 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 from search.monitoring.dashboard.dashboard_internals import (
-    DETAIL_ROUTE,
     StudySummary,
-    serialize_study,
-    serialize_trial,
+    read_figures,
+    serialize_frozen_trial,
+    serialize_study_detail,
 )
 from search.storage import artifact_ids, trial_records
 from search.storage.note_attrs import group_notes, version_key
 from search.storage.optuna_internals import FrozenStudy, study_id, trial_id
 from search.storage.retention import trials_with_pictures
 
+#: Route of optuna-dashboard's API that returns a study with its trials.
+DETAIL_ROUTE = "/api/studies/<study_id:int>"
 #: User attributes that the list of trials omits; the notes contain them.
 OMITTED_ATTRS = frozenset(
     {"config", "owner", "trace", "digest", "attempts", "val", "started_at", "ended_at", "message"}
@@ -39,37 +40,78 @@ OMITTED_ATTRS = frozenset(
 CACHE_S = 5.0
 
 
-@dataclass
-class _StudyCache:
+class StudyCache:
     """One study as it was last read, and the JSON of its finished trials."""
 
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    read_at: float = float("-inf")
-    study: FrozenStudy | None = None
-    trials: list[FrozenTrial] = field(default_factory=list)
-    notes: dict[int, dict[str, Any]] = field(default_factory=dict)
-    with_picture: set[int] = field(default_factory=set)
-    summary: StudySummary = field(default_factory=StudySummary)
-    summarized: set[int] = field(default_factory=set)
-    #: By trial number: note version and picture at the time, and the JSON.
-    trial_json: dict[int, tuple[Any, str]] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.read_at = float("-inf")
+        self.study: FrozenStudy | None = None
+        self.trials: list[FrozenTrial] = []
+        self.notes: dict[int, dict[str, Any]] = {}
+        self.with_picture: set[int] = set()
+        self.summary = StudySummary()
+        self.summarized: set[int] = set()
+        #: By trial number: note version and picture at the time, and the JSON.
+        self._trial_json: dict[int, tuple[Any, str]] = {}
 
-    def read(self, storage: BaseStorage, study_id_: int) -> None:
+    def read(self, storage: BaseStorage, id_: int) -> None:
         """Read the study unless that was done recently."""
         if time.monotonic() - self.read_at < CACHE_S:
             return
         by_id = {study_id(study): study for study in storage.get_all_studies()}
-        study = by_id.get(study_id_)
+        study = by_id.get(id_)
         self.study = study if study and trial_records.StudyAttr.SPEC in study.user_attrs else None
         if self.study is None:
             return
-        self.trials = storage.get_all_trials(study_id_, deepcopy=False)
+        self.trials = storage.get_all_trials(id_, deepcopy=False)
         self.notes = group_notes(self.study.system_attrs)
         self.with_picture = trials_with_pictures(self.trials)
         new = [t for t in self.trials if t.number not in self.summarized]
-        self.summary.add_trials(new)
+        self.summary.update(new)
         self.summarized |= {t.number for t in new if t.state.is_finished()}
         self.read_at = time.monotonic()
+
+    def to_json(self, after: int) -> str | None:
+        """Return the study with its trials from a number on; None if it is not this project's."""
+        study = self.study
+        if study is None:
+            return None
+        fields: dict[str, Any] = serialize_study_detail(
+            study,
+            best_trials=[],
+            trials=[],
+            intersection=self.summary.intersection_search_space,
+            union=self.summary.union_search_space,
+            union_user_attrs=self.summary.union_user_attrs,
+            has_intermediate_values=self.summary.has_intermediate_values,
+            plotly_graph_objects=dict(sorted(read_figures(study.system_attrs).items())),
+            skipped_trial_numbers=[],
+        )
+        fields["objective_names"] = ["validation Dice"]
+        fields["union_user_attrs"] = _without_omitted(fields["union_user_attrs"])
+        best = trial_records.rank_trials(self.trials)[:1]
+        parts = {key: json.dumps(value) for key, value in fields.items()}
+        for key, trials in (("trials", self.trials[after:]), ("best_trials", best)):
+            parts[key] = f"[{','.join(self._serialize_trial(study, t) for t in trials)}]"
+        return f"{{{', '.join(f'{json.dumps(key)}: {text}' for key, text in parts.items())}}}"
+
+    def _serialize_trial(self, study: FrozenStudy, trial: FrozenTrial) -> str:
+        note = self.notes.get(trial_id(trial), {})
+        has_picture = trial.number in self.with_picture
+        key = (note.get(version_key(trial_id(trial))), has_picture)
+        cached_key, text = self._trial_json.get(trial.number, (None, ""))
+        if cached_key == key:
+            return text
+        fields = serialize_frozen_trial(study_id(study), trial, note)
+        fields["artifacts"] = artifact_ids.list_artifacts(
+            trial.system_attrs, with_picture=has_picture
+        )
+        fields["user_attrs"] = _without_omitted(fields["user_attrs"])
+        text = json.dumps(fields)
+        if trial.state.is_finished():
+            self._trial_json[trial.number] = (key, text)
+        return text
 
 
 class StudyDetailPlugin:
@@ -82,7 +124,7 @@ class StudyDetailPlugin:
 
     def __init__(self, storage: BaseStorage) -> None:
         self.storage = storage
-        self._caches: dict[int, _StudyCache] = {}
+        self._caches: dict[int, StudyCache] = {}
 
     def apply(self, callback: Callable[..., Any], route: bottle.Route) -> Callable[..., Any]:
         """Return the function that serves a route."""
@@ -99,10 +141,10 @@ class StudyDetailPlugin:
 
     def study_json(self, study_id: int, after: int = 0) -> str | None:
         """Return a study as JSON, with its trials from a number on; None for other studies."""
-        cache = self._caches.setdefault(study_id, _StudyCache())
+        cache = self._caches.setdefault(study_id, StudyCache())
         with cache.lock:
             cache.read(self.storage, study_id)
-            return None if cache.study is None else _study_json(cache, cache.study, after)
+            return cache.to_json(after)
 
     def _respond(self, study_id: int) -> bottle.HTTPResponse | None:
         after = bottle.request.query.get("after", "0")
@@ -113,40 +155,6 @@ class StudyDetailPlugin:
         if "gzip" in bottle.request.headers.get("Accept-Encoding", ""):
             body, headers["Content-Encoding"] = gzip.compress(body, 3), "gzip"
         return bottle.HTTPResponse(body, 200, headers)
-
-
-def _study_json(cache: _StudyCache, study: FrozenStudy, after: int) -> str:
-    fields = {
-        **serialize_study(study),
-        **cache.summary.to_dict(),
-        "objective_names": ["validation Dice"],
-    }
-    fields["union_user_attrs"] = _without_omitted(fields["union_user_attrs"])
-
-    def array(trials: Iterable[FrozenTrial]) -> str:
-        return f"[{','.join(_trial_json(cache, study, t) for t in trials)}]"
-
-    best = trial_records.rank_trials(cache.trials)[:1]
-    return (
-        f'{json.dumps(fields)[:-1]}, "trials": {array(cache.trials[after:])}'
-        f', "best_trials": {array(best)}}}'
-    )
-
-
-def _trial_json(cache: _StudyCache, study: FrozenStudy, trial: FrozenTrial) -> str:
-    note = cache.notes.get(trial_id(trial), {})
-    has_picture = trial.number in cache.with_picture
-    key = (note.get(version_key(trial_id(trial))), has_picture)
-    cached_key, text = cache.trial_json.get(trial.number, (None, ""))
-    if cached_key == key:
-        return text
-    fields = serialize_trial(study, trial, note)
-    fields["artifacts"] = artifact_ids.list_artifacts(trial.system_attrs, with_picture=has_picture)
-    fields["user_attrs"] = _without_omitted(fields["user_attrs"])
-    text = json.dumps(fields)
-    if trial.state.is_finished():
-        cache.trial_json[trial.number] = (key, text)
-    return text
 
 
 def _without_omitted(attrs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import optuna
@@ -11,12 +10,12 @@ from lesionseg.errors import InputError
 from search.monitoring.status import find_run, list_runs
 from search.storage.database import (
     mask_password,
+    open_for_reading,
     open_storage,
     storage_from_environment,
     storage_url,
 )
 from search.storage.optuna_internals import CachedStorage, FrozenStudy
-from search.storage.queries import RowStorage
 from search.storage.retrying_storage import RetryingStorage, backend_of
 from search.study.opening import load_study
 
@@ -27,33 +26,30 @@ TIMEOUT_S = 5.0
 class DashboardStorage(CachedStorage):
     """A storage that reads each finished trial once, and lists the study ``only`` or all.
 
-    writer: the storage for notes and figures; reads have their own connections.
+    writer: the storage for notes and figures; reads have their own connections. folder: that of
+    the study ``only``; None for ``runs/<name>``.
     """
 
-    def __init__(self, writer: RetryingStorage, only: str | None = None) -> None:
-        reader = RowStorage.for_reading(writer)
+    def __init__(
+        self, writer: RetryingStorage, only: str | None = None, folder: Path | None = None
+    ) -> None:
+        reader = open_for_reading(writer)
         reader.timeout_s = writer.timeout_s = TIMEOUT_S
         super().__init__(reader)
-        self.writer, self.only = writer, only
+        self.writer, self.only, self.folder = writer, only, folder
 
     def get_all_studies(self) -> list[FrozenStudy]:
-        """Return the studies to list."""
         studies = super().get_all_studies()
         return [s for s in studies if self.only is None or s.study_name == self.only]
 
-
-@dataclass(frozen=True)
-class StudySource:
-    """The studies to show. folders: by study name; other studies are expected in ``root``."""
-
-    storage: DashboardStorage
-    folders: dict[str, Path] = field(default_factory=dict)
-    root: Path = Path("runs")
+    def folder_of(self, name: str) -> Path:
+        """Return the folder of a study; it need not exist on this host."""
+        return self.folder or Path("runs") / name
 
 
 def find_source(
     name: str | None, storage: str | None = None, folder: Path | None = None
-) -> StudySource:
+) -> DashboardStorage:
     """Find the studies to show: one by name or folder, all of a storage, or the only run.
 
     Args:
@@ -68,32 +64,23 @@ def find_source(
     url = storage or storage_from_environment()
     if name is None and folder is None:
         if url:
-            return StudySource(DashboardStorage(_open_existing(url, Path("runs"))))
-        name = _only_run()
+            return DashboardStorage(_open_existing(url, Path("runs")))
+        names = list_runs()
+        if len(names) != 1:
+            listed = ", ".join(names) or "none"
+            raise InputError(f"name a study (under runs/: {listed}), or give a --storage")
+        name = names[0]
     try:
         run = find_run(str(folder or name))
     except InputError:
         if not url or name is None:
             raise
-        return _find_in_storage(name, url, folder)
+        writer = _open_existing(url, folder or Path("runs") / name)
+        if name not in optuna.get_all_study_names(writer):
+            raise InputError(f"the storage has no study {name!r}; check the name") from None
+        return DashboardStorage(writer, name, folder)
     study = load_study(run, storage=storage)
-    only = study.study_name
-    return StudySource(DashboardStorage(backend_of(study), only), {only: run})
-
-
-def _only_run() -> str:
-    names = list_runs()
-    if len(names) != 1:
-        listed = ", ".join(names) or "none"
-        raise InputError(f"name a study (under runs/: {listed}), or give a --storage")
-    return names[0]
-
-
-def _find_in_storage(name: str, url: str, folder: Path | None) -> StudySource:
-    writer = _open_existing(url, folder or Path("runs") / name)
-    if name not in optuna.get_all_study_names(writer):
-        raise InputError(f"the storage has no study {name!r}; check the name")
-    return StudySource(DashboardStorage(writer, name), {} if folder is None else {name: folder})
+    return DashboardStorage(backend_of(study), study.study_name, run)
 
 
 def _open_existing(storage: str, folder: Path) -> RetryingStorage:

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+from lesionseg.space import format_value
 from search.results.charts import svg
 
 MAX_SLICES, SLICE_COLUMNS, MAX_AXES = 6, 3, 7
@@ -99,7 +100,7 @@ class ParameterScale:
 
     def __init__(self, values: Sequence[Value], digits: str = "{:.2g}") -> None:
         is_numeric = bool(values) and not any(isinstance(v, bool | str) for v in values)
-        self.categories = [] if is_numeric else sorted({_category(v) for v in values})
+        self.categories = [] if is_numeric else sorted(set(map(format_value, values)))
         self.is_integer = all(isinstance(v, int) for v in values)
         numbers = [float(v) for v in values] if is_numeric else [0.0]
         self.low, self.high = min(numbers), max(numbers)
@@ -108,7 +109,7 @@ class ParameterScale:
 
     def position(self, value: Value) -> float:
         """Return the number, or the index of the category."""
-        return self.categories.index(_category(value)) if self.categories else float(value)
+        return self.categories.index(format_value(value)) if self.categories else float(value)
 
     def height(self, value: Value | None) -> float:
         """Return a height from 0 to 1; MISSING_HEIGHT without a value."""
@@ -165,10 +166,6 @@ def _plot_axis(axes: Axes, x: int, scale: ParameterScale) -> None:
         ends = {0.0: ("center", "top", 0, -0.03), 1.0: ("center", "bottom", 0, 0.02)}
         ha, va, right, up = ends.get(height, ("left", "center", 0.04, 0))
         axes.text(x + right, height + up, text, fontsize=6.5, color=svg.INK, ha=ha, va=va, zorder=6)
-
-
-def _category(value: Value) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _shorten(name: str) -> str:

@@ -23,13 +23,8 @@ from matplotlib.ticker import MaxNLocator
 INK, MUTED, RULE = "#1c2127", "#5b6570", "#d9dee3"
 BLUE, GREEN, VERMILION, PURPLE = "#0072b2", "#009e73", "#d55e00", "#cc79a7"
 #: CSS variable of each colour.
-VARIABLES = dict(
-    zip(
-        (INK, MUTED, RULE, BLUE, GREEN, VERMILION, PURPLE),
-        ("--ink", "--muted", "--rule", "--blue", "--green", "--vermilion", "--purple"),
-        strict=True,
-    )
-)
+VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule", BLUE: "--blue", GREEN: "--green",
+             VERMILION: "--vermilion", PURPLE: "--purple"}  # fmt: skip
 #: Figure sizes in inches; the page shows them at about twice the size.
 FULL_WIDTH, HALF_WIDTH = (7.4, 2.9), (3.6, 2.5)
 

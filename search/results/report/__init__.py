@@ -40,12 +40,9 @@ def write_reports(
 
     Args:
         folder: the study's folder.
-        formats: of FORMATS.
+        formats: of FORMATS, in the order of the returned paths.
         storage: URL of the study's storage; the recorded one by default.
         against: folder of a ``baselines run`` on the same test images, to compare with.
-
-    Returns:
-        The paths of the reports, in the order of ``formats``.
 
     Raises:
         InputError: the folder contains no study, its storage cannot be opened, or the results in

@@ -6,6 +6,7 @@ import math
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,18 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from lesionseg.data.pairs import SPLITS
-from search.results.report.comparison import comparison_facts
-from search.results.report.final_test_facts import final_test_facts
+from lesionseg.errors import InputError
+from search.results.baseline_table import BaselineResult, TestResult, compare_baselines
+from search.results.evaluation import read_csv
+from search.results.final_test import REPRODUCTION_TOLERANCE
+from search.results.formatting import format_inference, metric_scores
 from search.results.report.search_facts import search_facts
 from search.storage import trial_records
 from search.storage.study_dir import read_metrics
 from search.study import data_audit
 from search.study.data_summary import read_data_summary
 from search.study.evaluations import list_test_evaluations
+from search.study.opening import load_study
 
 #: Incremented when a key of report.json changes its meaning or is removed.
 FORMAT = 1
@@ -46,79 +51,159 @@ def report_facts(
         storage: URL of the study's storage.
 
     Raises:
-        InputError: see ``comparison_facts``.
+        InputError: ``against`` contains no results, or they are of other test images.
     """
     attrs = study.user_attrs
+    spec, split = attrs["spec"], attrs["split"]
     final = read_metrics(folder)
-    test = final_test_facts(folder, final, attrs["spec"], list_test_evaluations(study))
+    evaluations = len(list_test_evaluations(study))
+    test = {
+        # One that failed has no metrics.json.
+        "test_evaluations": max(final["test_evaluations"] if final else 0, evaluations),
+        "tolerance": REPRODUCTION_TOLERANCE,
+        "metrics": final,
+    }
+    if final:
+        test |= _final_test(folder, final, on_train_val=spec["final"]["fit_on"] == "train_val")
+    selected = {key: final[key] for key in ("trial", "baseline", "config")} if final else None
+    if not final and (ranking := trial_records.rank_trials(trials)):
+        selected = {
+            "trial": ranking[0].number,
+            "baseline": ranking[0].user_attrs.get(trial_records.TrialAttr.BASELINE),
+            "config": trial_records.config_of(ranking[0]),
+        }
     facts = {
         "format": FORMAT,
         "study": study.study_name,
         "version": run_info["version"],
-        "data": _data(folder, attrs, run_info),
-        "search": search_facts(trials) | {"budget": attrs["spec"]["budget"]},
-        "selected": _selected(final, trial_records.rank_trials(trials)),
+        "data": {
+            "layout": run_info["layout"],
+            "fingerprint": attrs["data"],
+            "image_size": spec["data"]["image_size"],
+            "split": {name: len(split[name]) for name in SPLITS},
+            "folds": list(map(len, split.get("folds", ()))),
+            "summary": read_data_summary(folder),
+            "audit": data_audit.summarize_audit(folder, split),
+        },
+        "search": search_facts(trials) | {"budget": spec["budget"]},
+        "selected": selected,
         "test": test,
-        "comparison": comparison_facts(folder, test.get("images", []), against, storage),
-        "environment": _environment(trials, attrs["spec"], final, run_info),
-        "reproduction": {"command": _command(folder), "spec": attrs["spec"]},
+        "comparison": _comparison(folder, test.get("images", []), against, storage),
+        "environment": {
+            "versions": final["versions"] if final else {"lesionsearch": run_info["version"]},
+            "seed": spec["seed"],
+            **_workers(trials),
+            "tested_on": final and final["device"],
+        },
+        "reproduction": {
+            "command": f"lesionsearch run {shlex.quote(str(folder / 'study.yaml'))} --data DIR "
+            "--out NEW",
+            "spec": spec,
+        },
     }
     finite: dict[str, Any] = _replace_nan(facts)
     return finite
 
 
-def _data(folder: Path, attrs: Mapping[str, Any], run_info: Mapping[str, Any]) -> dict[str, Any]:
+def _final_test(folder: Path, final: Mapping[str, Any], *, on_train_val: bool) -> dict[str, Any]:
+    """Return the part of the section ``test`` that follows from a final test."""
+    images = []
+    for row in read_csv(folder / "final" / "per_image.csv"):
+        tp, fp, fn, tn = (int(row[part]) for part in ("tp", "fp", "fn", "tn"))
+        share = (tp + fn) / (tp + fp + fn + tn)  # the true lesion's share of the pixels
+        image = {"name": row["name"], "group": row["group"], "dice": float(row["dice"])}
+        images.append(image | {"lesion_share": share})
+    dice = {image["name"]: image["dice"] for image in images}
+    overlays = []
+    for kind, file in final["overlays"]:  # a file is called best_1_NAME.png
+        name = file.removeprefix(f"{kind}_").partition("_")[2].removesuffix(".png")
+        overlays.append({"kind": kind, "file": file, "name": name, "dice": dice.get(name)})
+    rows = read_csv(folder / "final" / "history.csv")
+    epochs = [{key: float(value) for key, value in row.items()} for row in rows]
+    kept = None
+    if epochs:  # the weights are those of the first epoch with the best Dice, or of the last epoch
+        best = epochs[-1] if on_train_val else max(epochs, key=lambda row: row["dice"])
+        kept = int(best["epoch"])
     return {
-        "layout": run_info["layout"],
-        "fingerprint": attrs["data"],
-        "image_size": attrs["spec"]["data"]["image_size"],
-        "split": {split: len(attrs["split"][split]) for split in SPLITS},
-        "folds": [len(names) for names in attrs["split"].get("folds", ())],
-        "summary": read_data_summary(folder),
-        "audit": data_audit.summarize_audit(folder, attrs["split"]),
+        "scores": [asdict(score) for score in metric_scores(final["test"], final["ci95"])],
+        "inference": format_inference(final["inference"]),
+        "images": images,
+        "overlays": overlays,
+        "retraining": epochs,
+        "kept_epoch": kept,
     }
 
 
-def _selected(
-    final: Mapping[str, Any] | None, ranking: Sequence[FrozenTrial]
+def _comparison(
+    folder: Path, images: Sequence[Mapping[str, Any]], against: Path | None, storage: str | None
 ) -> dict[str, Any] | None:
-    """Return the tested trial; before the test, the best one so far."""
-    if final:
-        return {key: final[key] for key in ("trial", "baseline", "config")}
-    if not ranking:
+    """Return the section ``comparison``; None without baselines that were tested.
+
+    Without a final test the best baseline is the reference. A difference is the Dice of the
+    reference minus that of the baseline. images: of the final test; empty without a test.
+    """
+    place = against or folder
+    results = {
+        int(path.parent.name): TestResult.read(path.parent)
+        for path in sorted(place.glob("results/*/result.json"))
+        if path.parent.name.isdecimal()
+    }
+    if not results and against:
+        raise InputError(
+            f"--against: {against}: contains no test results; give the folder of a `baselines run`"
+        )
+    if not results:
         return None
-    best = ranking[0]
+    groups = {row["name"]: row["group"] for row in next(iter(results.values())).images}
+    reference = {image["name"]: image["dice"] for image in images} or None
+    if reference and reference.keys() != groups.keys():
+        raise InputError(
+            f"--against: {place}: tested on other images ({len(groups)} there, {len(images)} "
+            f"here); run the baselines on the same data and split"
+        )
+    study = load_study(place, storage=storage if place == folder else None)
+    compared = compare_baselines(results, trial_records.all_trials(study), reference)
+    tested = [result for result in compared if result.is_tested]
+    if not tested:
+        return None
     return {
-        "trial": best.number,
-        "baseline": best.user_attrs.get(trial_records.TrialAttr.BASELINE),
-        "config": trial_records.config_of(best),
+        "reference": None if reference else tested[0].baseline,
+        "images": len(groups),
+        "groups": len(set(groups.values())),
+        "rows": list(map(_compared, tested)),
     }
 
 
-def _environment(
-    trials: Sequence[FrozenTrial],
-    spec: Mapping[str, Any],
-    final: Mapping[str, Any] | None,
-    run_info: Mapping[str, Any],
-) -> dict[str, Any]:
+def _compared(result: BaselineResult) -> dict[str, Any]:
+    low, high = result.ci95["dice"]
+    paired = result.difference
+    return {
+        "baseline": result.baseline,
+        "dice": result.means["dice"],
+        "low": low,
+        "high": high,
+        "model_params": result.costs["params"],
+        "trainings": len(result.trials),
+        "difference": paired and -paired.difference,
+        "difference_low": paired and -paired.high,
+        "difference_high": paired and -paired.low,
+        "p": result.p,
+        "p_holm": result.p_holm,
+    }
+
+
+def _workers(trials: Sequence[FrozenTrial]) -> dict[str, Any]:
     owner = trial_records.TrialAttr.OWNER
     owners = [t.user_attrs[owner] for t in trials if owner in t.user_attrs]
-    counts = Counter((o["device"], o["threads"], o["share"]) for o in owners)
+    keys = ("device", "threads", "share")
+    counts = Counter(tuple(o[key] for key in keys) for o in owners)
     return {
-        "versions": final["versions"] if final else {"lesionsearch": run_info["version"]},
-        "seed": spec["seed"],
         "hosts": len({o["host"] for o in owners}),
         "searched_on": [
-            {"device": device, "threads": threads, "share": share, "trials": n}
-            for (device, threads, share), n in sorted(counts.items())
+            dict(zip(keys, values, strict=True)) | {"trials": n}
+            for values, n in sorted(counts.items())
         ],
-        "tested_on": final["device"] if final else None,
     }
-
-
-def _command(folder: Path) -> str:
-    study = shlex.quote(str(folder / "study.yaml"))
-    return f"lesionsearch run {study} --data DIR --out NEW"
 
 
 def _replace_nan(value: Any) -> Any:

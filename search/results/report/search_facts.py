@@ -34,7 +34,13 @@ def search_facts(trials: Sequence[FrozenTrial], now: float | None = None) -> dic
         "gpu_hours": training_time.gpu_hours_spent(trials, now),
         "best": best and {"number": best.number, "dice": best.value},
         "complete": len(ranking),
-        "leaderboard": [_leader(t) for t in ranking[:LEADERS]],
+        "leaderboard": [
+            {key: row[key] for key in ("number", "dice", "model_params", "epochs", "seconds")}
+            | {"options": {name: config[name] for name in DEFAULT_COMPONENTS}}
+            for row, config in (
+                (_trial(t, None), trial_records.config_of(t)) for t in ranking[:LEADERS]
+            )
+        ],
         "reasons": _reasons(trials),
         "time": _time_by_state(trials, now),
         "pruning": estimate_pruning_savings(trials),
@@ -102,23 +108,14 @@ def _trial(trial: FrozenTrial, now: float | None) -> dict[str, Any]:
 
 def _dice(trial: FrozenTrial) -> float | None:
     """Return the value of a complete trial, or the last reported value of a pruned one."""
-    state = state_of(trial)
-    if state == State.PRUNED and trial.last_step is not None:
-        value: float | None = trial.intermediate_values[trial.last_step]
-    else:
-        value = trial.value if state == State.COMPLETE else None
+    value = trial.value if state_of(trial) == State.COMPLETE else None
+    if state_of(trial) == State.PRUNED and trial.last_step is not None:
+        value = trial.intermediate_values[trial.last_step]
     return value if value is not None and math.isfinite(value) else None
 
 
 def _epochs(trial: FrozenTrial) -> int:
     return int(trial.user_attrs.get("epochs") or len(trial.intermediate_values))
-
-
-def _leader(trial: FrozenTrial) -> dict[str, Any]:
-    config, row = trial_records.config_of(trial), _trial(trial, None)
-    keys = ("number", "dice", "model_params", "epochs", "seconds")
-    options = {component: config[component] for component in DEFAULT_COMPONENTS}
-    return {key: row[key] for key in keys} | {"options": options}
 
 
 def _reasons(trials: Iterable[FrozenTrial]) -> list[dict[str, Any]]:
@@ -128,6 +125,7 @@ def _reasons(trials: Iterable[FrozenTrial]) -> list[dict[str, Any]]:
         if reason := trial_records.reason_of(trial):
             groups.setdefault((state_of(trial), reason), []).append(trial)
     order = list(State)
+    ranking = sorted(groups.items(), key=lambda item: (order.index(item[0][0]), -len(item[1])))
     return [
         {
             "state": state,
@@ -136,9 +134,7 @@ def _reasons(trials: Iterable[FrozenTrial]) -> list[dict[str, Any]]:
             "numbers": format_some(t.number for t in members),
             "message": next((m for t in members if (m := t.user_attrs.get(TrialAttr.MESSAGE))), ""),
         }
-        for (state, reason), members in sorted(
-            groups.items(), key=lambda item: (order.index(item[0][0]), -len(item[1]))
-        )
+        for (state, reason), members in ranking
     ]
 
 
@@ -160,15 +156,9 @@ def _baselines(trials: Iterable[FrozenTrial], best: FrozenTrial | None) -> list[
         name = trial.user_attrs.get(TrialAttr.BASELINE)
         if name is None or trial_records.was_interrupted(trial):
             continue
-        dice, state = _dice(trial), state_of(trial)
-        comparable = state == State.COMPLETE and dice is not None and best and best.value
-        rows.append(
-            {
-                "baseline": name,
-                "number": trial.number,
-                "state": state,
-                "dice": dice,
-                "difference": dice - best.value if comparable else None,  # type: ignore[operator,union-attr]
-            }
-        )
+        dice, difference = _dice(trial), None
+        if state_of(trial) == State.COMPLETE and dice is not None and best and best.value:
+            difference = dice - best.value
+        row = {"baseline": name, "number": trial.number, "state": state_of(trial)}
+        rows.append(row | {"dice": dice, "difference": difference})
     return sorted(rows, key=lambda row: (-(row["dice"] or -1.0), row["number"]))

@@ -46,35 +46,32 @@ class ArtifactStore(ABC):
 
     @abstractmethod
     def put(self, number: int, name: str) -> None:
-        """Make the file at ``local_path`` available to other hosts.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-        """
+        """Make the file at ``local_path`` available to other hosts; it must exist."""
 
     @abstractmethod
     def fetch(self, number: int, name: str) -> Path | None:
-        """Copy a file to ``local_path``, completely or not at all, over an existing one.
-
-        Returns:
-            The path; None where the store does not have the file.
-        """
+        """Copy a file to ``local_path``, completely or not at all; None if the store lacks it."""
 
     @abstractmethod
     def delete(self, number: int, name: str) -> None:
         """Delete a file, here and in the store, if it exists."""
 
-    @abstractmethod
     def list_files(self, number: int) -> list[str]:
         """Return the names of a trial's files in the store, sorted."""
+        return sorted(name for name in self._sizes(f"{number}/") if _NAME.fullmatch(name))
 
-    @abstractmethod
     def list_trials(self) -> list[int]:
         """Return the numbers of the trials that have files in the store, sorted."""
+        numbers = {key.partition("/")[0] for key in self._sizes()}
+        return sorted(int(number) for number in numbers if number.isdecimal())
 
-    @abstractmethod
     def total_bytes(self) -> int:
         """Return the size of the study's files in the store."""
+        return sum(self._sizes().values())
+
+    @abstractmethod
+    def _sizes(self, folder: str = "") -> dict[str, int]:
+        """Return the sizes of the stored files below a folder of ``trials``, by path in it."""
 
     def delete_partial_files(self, number: int) -> None:
         """Delete files of this host whose writing was interrupted."""
@@ -148,21 +145,13 @@ class FolderArtifactStore(ArtifactStore):
     def delete(self, number: int, name: str) -> None:
         self._path(number, name).unlink(missing_ok=True)
 
-    def list_files(self, number: int) -> list[str]:
-        paths = self._folder(number).glob("*")
-        return sorted(p.name for p in paths if p.is_file() and _NAME.fullmatch(p.name))
-
-    def list_trials(self) -> list[int]:
-        paths = (self.root / "trials").glob("*")
-        return sorted(int(p.name) for p in paths if p.name.isdecimal())
-
-    def total_bytes(self) -> int:
-        total = 0
-        for folder, _, names in os.walk(self.root / "trials"):
-            for name in names:
+    def _sizes(self, folder: str = "") -> dict[str, int]:
+        top, sizes = self.root / "trials" / folder, {}
+        for parent, _, names in os.walk(top):
+            for path in (Path(parent, name) for name in names):
                 with suppress(FileNotFoundError):  # deleted by another worker meanwhile
-                    total += os.stat(Path(folder, name)).st_size
-        return total
+                    sizes[path.relative_to(top).as_posix()] = path.stat().st_size
+        return sizes
 
     def _read_marker(self) -> str | None:
         try:

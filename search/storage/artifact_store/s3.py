@@ -59,21 +59,11 @@ class S3ArtifactStore(ArtifactStore):
             self._client.delete_object(Bucket=self.bucket, Key=self._key(f"{number}/{name}"))
         path.unlink(missing_ok=True)
 
-    def list_files(self, number: int) -> list[str]:
-        return sorted(self._list_objects(self._key(f"{number}/")))
-
-    def list_trials(self) -> list[int]:
-        numbers = {key.partition("/")[0] for key in self._list_objects(self._key())}
-        return sorted(int(number) for number in numbers if number.isdecimal())
-
-    def total_bytes(self) -> int:
-        return sum(self._list_objects(self._key()).values())
-
     def _key(self, name: str = "") -> str:
         return f"{self.prefix}/trials/{name}"
 
-    def _list_objects(self, prefix: str) -> dict[str, int]:
-        """Return sizes by key without the prefix."""
+    def _sizes(self, folder: str = "") -> dict[str, int]:
+        prefix = self._key(folder)
         with self._translated_errors():
             pages = self._client.get_paginator("list_objects_v2")
             return {

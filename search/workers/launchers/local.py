@@ -5,22 +5,21 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
+
 from lesionseg.data.merge import list_roots
 from lesionseg.errors import InputError
-from search.errors import JobFailed
 from search.storage.database import STORAGE_VARIABLE
 from search.study.location import StudyLocation
 from search.trial_process.slot import Slot
-from search.workers.launchers.launch_context import LaunchContext
+from search.workers.launchers.launcher import LaunchContext, Launcher, ManagedWorker
 
 #: Seconds that workers have to requeue their trials before they are killed.
 STOP_TIMEOUT_S = 12.0
-POLL_S = 0.25
 #: Exit code of a worker with bad input.
 INPUT_ERROR = 2
 
@@ -39,78 +38,42 @@ def worker_command(location: StudyLocation, slot: Slot) -> list[str]:
     return command + [word for root in roots for word in ("--data", str(root))]
 
 
-def run_locally(
-    context: LaunchContext, slots: Sequence[Slot], command: WorkerCommand = worker_command
-) -> None:
-    """Run a worker in every slot until each exited normally, or until ``stop_event`` is set.
-
-    Raises:
-        InputError: a worker exited with code 2; the message is its last line.
-        JobFailed: every worker was given up.
-    """
-    logs = context.location.folder / "workers"
-    logs.mkdir(parents=True, exist_ok=True)
-    workers = [
-        LocalWorker(context, slot, logs / f"{i}.log", command) for i, slot in enumerate(slots)
-    ]
-    try:
-        while not context.stop_event.is_set() and not all(worker.is_ended for worker in workers):
-            for worker in workers:
-                worker.poll()
-            context.on_poll()
-            context.stop_event.wait(POLL_S)
-    finally:
-        _stop([worker.process for worker in workers if worker.process is not None])
-    context.on_poll()
-    if workers and all(worker.policy.is_exhausted for worker in workers):
-        raise JobFailed(f"every worker was given up; last line of one: {workers[0].last_line()}")
-
-
-class LocalWorker:
+class LocalWorker(ManagedWorker):
     """A slot and its worker process."""
 
+    def __init__(self, context: LaunchContext, slot: Slot, log: Path) -> None:
+        super().__init__(log.stem, context)
+        self.slot, self.log = slot, log
+
+
+class LocalLauncher(Launcher):
+    """Runs a worker in every slot; InputError if one exits with code 2, with its last line."""
+
+    poll_s = 0.25
+
     def __init__(
-        self, context: LaunchContext, slot: Slot, log: Path, command: WorkerCommand
+        self, context: LaunchContext, slots: Sequence[Slot], command: WorkerCommand = worker_command
     ) -> None:
-        self.context, self.slot, self.log, self.command = context, slot, log, command
-        self.policy = context.new_restart_policy()
-        self.process: subprocess.Popen[bytes] | None = None
-        self._exited_normally = False
+        super().__init__(context)
+        self.command = command
+        logs = context.location.folder / "workers"
+        logs.mkdir(parents=True, exist_ok=True)
+        self.workers = [
+            LocalWorker(context, slot, logs / f"{i}.log") for i, slot in enumerate(slots)
+        ]
 
-    @property
-    def is_ended(self) -> bool:
-        """Whether the worker is not started again."""
-        return self._exited_normally or self.policy.is_exhausted
-
-    def poll(self) -> None:
-        """Start the worker, or check whether it exited."""
-        if self.process is None:
-            if not self.is_ended and self.policy.is_due():
-                self._start()
-            return
-        code = self.process.poll()
-        if code is not None:
-            self.process = None
-            self._handle_exit(code)
-
-    def last_line(self) -> str:
-        """Return the last line of the log."""
-        text = self.log.read_text(errors="replace") if self.log.exists() else ""
-        lines = text.strip().splitlines()
-        return lines[-1].removeprefix("lesionsearch: ") if lines else "none"
-
-    def _start(self) -> None:
-        environment, slot = dict(os.environ), self.slot
-        if self.context.location.storage is not None:
-            environment[STORAGE_VARIABLE] = self.context.location.storage
+    def start(self, worker: LocalWorker) -> None:
+        environment, slot, location = dict(os.environ), worker.slot, self.context.location
+        if location.storage is not None:
+            environment[STORAGE_VARIABLE] = location.storage
         if slot.device.startswith("cuda:"):
             # The worker sees only its own GPU, whatever library it uses.
             gpu = _physical_gpu(int(slot.device.removeprefix("cuda:")))
             environment["CUDA_VISIBLE_DEVICES"] = gpu
             slot = replace(slot, device="cuda")
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(  # noqa: S603
-                self.command(self.context.location, slot),
+        with worker.log.open("ab") as log:
+            worker.handle = psutil.Popen(
+                self.command(location, slot),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -118,28 +81,30 @@ class LocalWorker:
                 # Ctrl-C in a terminal must not reach the workers; this process stops them.
                 start_new_session=True,
             )
-        self.policy.record_start()
+        worker.policy.record_start()
 
-    def _handle_exit(self, code: int) -> None:
-        self._exited_normally = code in {0, INPUT_ERROR}
-        if code == INPUT_ERROR:
-            raise InputError(self.last_line())
-        if code == 0:
+    def check(self, worker: LocalWorker) -> None:
+        code = worker.handle.poll()
+        if code is None:
             return
-        cause = f"signal {-code}" if code < 0 else f"exit code {code}"
-        action = self.policy.record_failure(self.context.count_finished())
-        self.context.on_event(f"worker {self.log.stem} died ({cause}); {action}")
+        worker.handle = None
+        lines = worker.log.read_text(errors="replace").strip().splitlines()
+        last_line = lines[-1].removeprefix("lesionsearch: ") if lines else "none"
+        if code == INPUT_ERROR:
+            raise InputError(last_line)
+        worker.is_done = code == 0
+        if code:
+            cause = f"signal {-code}" if code < 0 else f"exit code {code}"
+            self.last_failure = f"last line of one: {last_line}"
+            worker.record_failure(f"worker {worker.name} died ({cause})")
 
-
-def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Terminate processes; kill those that do not exit in time."""
-    for process in processes:
-        process.terminate()
-    deadline = time.monotonic() + STOP_TIMEOUT_S
-    for process in processes:
-        try:
-            process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
+    def stop(self) -> None:
+        """Terminate all workers; kill those that do not exit within STOP_TIMEOUT_S."""
+        processes = [worker.handle for worker in self.workers if worker.handle is not None]
+        for process in processes:
+            process.terminate()
+        _, alive = psutil.wait_procs(processes, timeout=STOP_TIMEOUT_S)
+        for process in alive:
             process.kill()
             process.wait()
 

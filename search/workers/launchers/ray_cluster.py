@@ -35,7 +35,7 @@ def connect(address: str | None) -> Iterator[bool]:
     if ray.is_initialized():
         yield False
         return
-    is_new = _connect_or_start(address)
+    is_new = _connect_or_start(address or os.environ.get("RAY_ADDRESS") or None)
     try:
         yield is_new
     finally:
@@ -43,29 +43,25 @@ def connect(address: str | None) -> Iterator[bool]:
 
 
 def _connect_or_start(address: str | None) -> bool:
-    requested = address or os.environ.get("RAY_ADDRESS") or None
     try:
+        cluster = address
+        if address is None or "://" not in address:
+            # host:port of the cluster that Ray would connect to; None if it would start one.
+            cluster = ray._private.services.canonicalize_bootstrap_address(address)
         # Files of an earlier cluster on this machine may name one that has ended.
-        cluster = requested if requested and "://" in requested else _find_cluster(requested)
-        if cluster is None or not (requested or _accepts_connections(cluster)):
+        if cluster is None or not (address or _accepts_connections(cluster)):
             _init("local", object_store_memory=OBJECT_STORE_BYTES)
             return True
         if not _accepts_connections(cluster):  # Ray itself would wait for minutes
             raise ConnectionError("connection refused")
-        _init(requested or cluster)
+        _init(address or cluster)
     except Exception as error:  # Ray raises a bare Exception for a slow start
         raise InputError(
-            f"engine: no Ray cluster could be used at {requested or 'this machine'} "
+            f"engine: no Ray cluster could be used at {address or 'this machine'} "
             f"({' '.join(str(error).split())[:200]}); start one with `ray start --head`, "
             "or give no address to use this machine alone"
         ) from None
     return False
-
-
-def _find_cluster(address: str | None) -> str | None:
-    """Return host:port of the cluster that Ray would connect to; None if it would start one."""
-    cluster: str | None = ray._private.services.canonicalize_bootstrap_address(address)
-    return cluster
 
 
 def _accepts_connections(address: str) -> bool:
@@ -77,8 +73,12 @@ def _accepts_connections(address: str) -> bool:
         return False
 
 
-def _init(address: str | None, **kwargs: Any) -> None:
-    with _restored_sigterm_handler(), _hidden_command_line():
+def _init(address: str, **kwargs: Any) -> None:
+    handler = signal.getsignal(signal.SIGTERM)  # Ray replaces it
+    utils = ray._private.utils
+    # The command line may contain a password, and Ray's list of jobs would show it.
+    get_command_line, utils.get_entrypoint_name = utils.get_entrypoint_name, lambda: "lesionsearch"
+    try:
         ray.init(
             address,
             namespace="lesionsearch",
@@ -87,25 +87,7 @@ def _init(address: str | None, **kwargs: Any) -> None:
             log_to_driver=False,
             **kwargs,
         )
-
-
-@contextmanager
-def _restored_sigterm_handler() -> Iterator[None]:
-    """Restore the handler of SIGTERM, which Ray replaces."""
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
     finally:
+        utils.get_entrypoint_name = get_command_line
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
-
-
-@contextmanager
-def _hidden_command_line() -> Iterator[None]:
-    """Hide the command line, which may contain a password, from Ray's list of jobs."""
-    original = ray._private.utils.get_entrypoint_name
-    ray._private.utils.get_entrypoint_name = lambda: "lesionsearch"
-    try:
-        yield
-    finally:
-        ray._private.utils.get_entrypoint_name = original

@@ -21,9 +21,10 @@ from lesionseg.errors import InputError
 from search.storage.database import STORAGE_VARIABLE, storage_from_environment
 from search.study.location import StudyLocation
 from search.trial_process.slot import Slot
-from search.workers.launchers.launch_context import LaunchContext
+from search.workers.launchers.launcher import LaunchContext
 from search.workers.launchers.slurm_fleet import SlurmFleet
-from search.workers.launchers.slurm_job import Work, WorkerJob
+from search.workers.launchers.slurm_job import WorkerJob
+from search.workers.worker_result import Work
 
 #: Seconds before the end of its time at which a job is warned.
 WARNING_S = 120
@@ -86,18 +87,7 @@ def run_on_slurm(
     executor = _make_executor(folder, context.location.name, settings)
     with _without_password(context.location, folder) as (location, uses_environment):
         job = WorkerJob(location, slot, settings.requeue, uses_environment, work)
-        fleet = SlurmFleet(executor, job, context, is_local=settings.cluster == "local")
-        try:
-            fleet.start(workers)
-            while not context.must_stop() and fleet.poll():
-                context.stop_event.wait(fleet.poll_s)
-            fleet.wait_for_end(context.stop_event)
-        finally:
-            fleet.cancel()
-    if fleet.is_given_up and not context.must_stop():
-        from search.errors import JobFailed
-
-        raise JobFailed(f"slurm: every worker was given up; see {folder}")
+        SlurmFleet(context, executor, job, workers, is_local=settings.cluster == "local").run()
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ import os
 import select
 import signal
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -15,11 +14,8 @@ from typing import Any
 from lesionseg.errors import InputError
 from search.storage.database import STORAGE_FILE_VARIABLE, STORAGE_VARIABLE
 from search.study.location import StudyLocation
-from search.trial_process.slot import Slot, StopEvent
-from search.workers.worker_result import StopReason, WorkerResult
-
-#: The type of ``search.workers.loop.join_and_run_trials``.
-Work = Callable[[StudyLocation, Slot, StopEvent], WorkerResult]
+from search.trial_process.slot import Slot
+from search.workers.worker_result import StopReason, Work, WorkerResult
 
 
 class SignalEvent:
@@ -40,11 +36,9 @@ class SignalEvent:
         self.signals.add(number)
 
     def is_set(self) -> bool:
-        """Return whether a signal was received."""
         return bool(self.signals)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait for a signal, at most ``timeout`` seconds; return whether one was received."""
         return bool(select.select([self._read_end], [], [], timeout)[0])
 
 
@@ -74,8 +68,17 @@ class WorkerJob:
         handled = (signal.SIGTERM, signal.SIGINT, warning)
         for number in handled:
             signal.signal(number, stop_event.handle)
+        variables = (STORAGE_VARIABLE, STORAGE_FILE_VARIABLE)
+        if self.uses_environment and not any(name in os.environ for name in variables):
+            return (
+                f"slurm: {STORAGE_VARIABLE} does not reach the jobs; does the site restrict the "
+                f"environment (SBATCH_EXPORT)? Give --storage instead"
+            )
+        work = self.work
         try:
-            result = self._run(stop_event)
+            if work is None:
+                from search.workers.loop import join_and_run_trials as work  # imports torch
+            result = work(self.location, self.slot, stop_event)
         except InputError as error:
             return str(error)
         if result.reason != StopReason.STOPPED:
@@ -94,19 +97,6 @@ class WorkerJob:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, index)
-
-    def _run(self, stop_event: StopEvent) -> WorkerResult:
-        variables = (STORAGE_VARIABLE, STORAGE_FILE_VARIABLE)
-        if self.uses_environment and not any(name in os.environ for name in variables):
-            raise InputError(
-                f"slurm: {STORAGE_VARIABLE} does not reach the jobs; does the site restrict the "
-                f"environment (SBATCH_EXPORT)? Give --storage instead"
-            )
-        if self.work is not None:
-            return self.work(self.location, self.slot, stop_event)
-        from search.workers.loop import join_and_run_trials  # imports torch
-
-        return join_and_run_trials(self.location, self.slot, stop_event)
 
 
 def preempt_signal() -> signal.Signals:

@@ -21,7 +21,7 @@ from lesionseg.augment.batched import (
     unpack_plan,
 )
 from lesionseg.augment.geometry import Symmetries, Warp
-from lesionseg.augment.hair import Hair, HairRemoval
+from lesionseg.augment.dermoscopy import Hair, HairRemoval
 from lesionseg.data.synthetic import render
 from lesionseg.space import ComponentConfig
 

@@ -5,8 +5,7 @@ import cv2
 import numpy as np
 import pytest
 
-from lesionseg.augment import build_augment
-from lesionseg.augment.colour import blur, colours
+from lesionseg.augment import blur, build_augment, colours
 from lesionseg.space import ComponentConfig
 
 from .samples import difference, results, skin

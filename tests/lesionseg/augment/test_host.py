@@ -4,9 +4,8 @@ import albumentations as A
 import numpy as np
 import pytest
 
-from lesionseg.augment import AUGMENTS, build_augment, reseed
+from lesionseg.augment import AUGMENTS, apply_pipeline, build_augment, reseed
 from lesionseg.augment.geometry import SYMMETRIES, Warp, turn, warp
-from lesionseg.augment.host import apply_pipeline
 from lesionseg.data.synthetic import render
 from lesionseg.space import ComponentConfig
 

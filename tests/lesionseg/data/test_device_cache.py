@@ -23,7 +23,7 @@ from lesionseg.data.loader import (
     transfer_batches,
 )
 from lesionseg.errors import InputError
-from lesionseg.runtime import env
+from lesionseg.runtime.device import AUGMENT
 from lesionseg.space import ComponentConfig
 
 CPU, CUDA, META = (torch.device(name) for name in ("cpu", "cuda", "meta"))
@@ -175,9 +175,9 @@ def test_a_packed_batch_is_pinned_as_one_tensor(cache, monkeypatch):
 )
 def test_choice_of_the_augmenting_device(monkeypatch, setting, device, free, who):
     monkeypatch.setattr(device_cache, "_free_bytes", lambda device: free)
-    monkeypatch.delenv(env.AUGMENT, raising=False)
+    monkeypatch.delenv(AUGMENT, raising=False)
     if setting:
-        monkeypatch.setenv(env.AUGMENT, setting)
+        monkeypatch.setenv(AUGMENT, setting)
     assert choose_augment_device(FULL, 64, 10, device) == who
 
 
@@ -207,14 +207,14 @@ def test_unsupported_pipelines_run_on_the_host(monkeypatch):
 
     unknown = A.Compose([A.Solarize()])
     monkeypatch.setattr(device_cache, "_free_bytes", lambda device: 2**40)
-    monkeypatch.delenv(env.AUGMENT, raising=False)
+    monkeypatch.delenv(AUGMENT, raising=False)
     assert choose_augment_device(unknown, 64, 10, CUDA) == "host"
-    monkeypatch.setenv(env.AUGMENT, "device")
+    monkeypatch.setenv(AUGMENT, "device")
     with pytest.raises(InputError, match="on the host only"):
         choose_augment_device(unknown, 64, 10, CUDA)
 
 
 def test_an_invalid_setting_is_refused(monkeypatch):
-    monkeypatch.setenv(env.AUGMENT, "gpu")
+    monkeypatch.setenv(AUGMENT, "gpu")
     with pytest.raises(InputError, match="LESIONSEARCH_AUGMENT: must be auto, host, device, got"):
         choose_augment_device(FULL, 64, 10, CPU)

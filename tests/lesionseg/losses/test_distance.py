@@ -42,7 +42,7 @@ def test_distances_of_three_pixels_by_hand():
 
 
 @given(st.integers(1, 7), st.integers(1, 7), seeds)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_distances_equal_brute_force(h, w, seed):
     lesion = np.random.default_rng(seed).random((h, w)) < 0.5
     found = signed_distance(torch.from_numpy(lesion)[None, None])[0, 0].numpy()
@@ -64,7 +64,7 @@ def test_distances_equal_scipys():
 
 
 @given(seeds)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 def test_boundary_loss_equals_numpys(seed):
     logits, target = drawn(seed)
     p, g = logits.double().sigmoid().numpy(), target.double().numpy()
@@ -74,7 +74,7 @@ def test_boundary_loss_equals_numpys(seed):
 
 
 @given(seeds)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 def test_boundary_loss_gradient_equals_the_papers(seed):
     """The gradient of the mean of distance x probability."""
     logits, target = drawn(seed)
@@ -90,7 +90,7 @@ def test_boundary_loss_gradient_equals_the_papers(seed):
 
 
 @given(seeds, st.floats(1.0, 3.0))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=5, deadline=None)
 def test_hausdorff_loss_equals_monais(seed, alpha):
     from monai.losses import HausdorffDTLoss
 

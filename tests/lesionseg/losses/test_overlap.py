@@ -43,14 +43,14 @@ def agrees(name, params, theirs, seed):
 
 
 @given(seeds)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 def test_dice_and_jaccard_equal_smps(seed):
     agrees("dice", {}, smp.losses.DiceLoss(mode="binary", smooth=0.5), seed)
     agrees("jaccard", {}, smp.losses.JaccardLoss(mode="binary", smooth=0.5), seed)
 
 
 @given(seeds, weights, weights, st.floats(1.0, 3.0))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_tversky_losses_equal_smps(seed, alpha, beta, gamma):
     shape = {"alpha": alpha, "beta": beta}
     theirs = smp.losses.TverskyLoss(mode="binary", smooth=0.5, **shape)
@@ -100,7 +100,7 @@ def test_tversky_by_hand_alpha_weighs_false_positives():
 
 
 @given(seeds)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_confident_masks_score_as_in_scikit_learn(seed):
     """SMOOTH is half a pixel, which Dice doubles."""
     logits, target = drawn(seed)
@@ -116,7 +116,7 @@ def test_confident_masks_score_as_in_scikit_learn(seed):
 
 
 @given(seeds)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 def test_mcc_equals_smps_for_large_images(seed):
     logits, target = drawn(seed)
     logits, target = (x.repeat(1, 1, 64, 64) for x in (logits, target))
@@ -145,7 +145,7 @@ def test_mcc_by_hand(predicted, truth, expected):
 
 
 @given(seeds)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_lovasz_equals_smps_in_value_and_gradient(seed):
     logits, target = drawn(seed)
     target[3] = 0
@@ -167,7 +167,7 @@ def test_lovasz_by_hand():
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=6), seeds)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_lovasz_equals_the_jaccard_loss_for_binary_errors(truth, seed):
     wrong = np.random.default_rng(seed).random(len(truth)) < 0.5
     truth = np.array(truth)

@@ -26,7 +26,7 @@ def drawn(seed):
 
 
 @given(seeds, st.floats(0.1, 20.0))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_cross_entropy_equals_scikit_learns(seed, pos_weight):
     logits, target = drawn(seed)
     truth, p = target.flatten().numpy(), logits.double().sigmoid().flatten().numpy()
@@ -51,7 +51,7 @@ def test_pos_weight_is_fixed_by_default():
 
 
 @given(seeds, st.floats(0.5, 4.0), st.floats(0.1, 0.9))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_focal_equals_torchvisions(seed, gamma, alpha):
     logits, target = drawn(seed)
 
@@ -67,7 +67,7 @@ def test_focal_equals_torchvisions(seed, gamma, alpha):
 
 
 @given(seeds, st.floats(0.1, 0.9))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 def test_focal_loss_of_a_soft_target_is_interpolated(seed, t):
     logits, target = drawn(seed)
     loss = build_loss(ComponentConfig("focal"))
@@ -77,7 +77,7 @@ def test_focal_loss_of_a_soft_target_is_interpolated(seed, t):
 
 
 @given(seeds, st.floats(0.1, 0.9))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 def test_sums_with_dice_are_weighted(seed, weight):
     logits, target = drawn(seed)
     dice = build_loss(ComponentConfig("dice"))(logits, target)

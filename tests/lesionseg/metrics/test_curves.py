@@ -62,10 +62,6 @@ def test_histogram_equals_numpys():
             assert row.tolist() == theirs.tolist(), name
 
 
-def test_histogram_has_1000_bins_by_default():
-    assert probability_histogram(np.zeros((1, 1)), np.zeros((1, 1), bool)).shape == (2, 1000)
-
-
 def test_bin_edges():
     p = np.array([[0.0, 0.2499, 0.25, 0.5, 0.7499, 0.75, 1.0]])
     assert probability_histogram(p, np.zeros((1, 7), bool), 4).tolist() == [
@@ -89,13 +85,11 @@ def test_half_precision_values_are_binned_exactly(kind):
     ("p", "truth", "bins", "message"),
     [
         (np.zeros((2, 3)), np.zeros((3, 2), bool), 9, r"got \(2, 3\) and \(3, 2\)"),
-        (np.zeros((2, 3)), np.zeros((2, 3), np.uint8), 9, "must be bool, got uint8"),
-        (np.zeros((2, 3)), np.zeros((2, 3), bool), 0, "bins must be 1 or more, got 0"),
         (np.full((2, 3), 1.01), np.zeros((2, 3), bool), 9, r"lie in \[0, 1\], got 1.01"),
         (np.full((2, 3), -0.1), np.zeros((2, 3), bool), 9, r"lie in \[0, 1\], got -0.1"),
         (np.full((2, 3), np.nan), np.zeros((2, 3), bool), 9, r"lie in \[0, 1\], got nan"),
     ],
-    ids=["shapes", "bytes", "no-bin", "above-1", "below-0", "nan"],
+    ids=["shapes", "above-1", "below-0", "nan"],
 )
 def test_invalid_probabilities_are_refused(p, truth, bins, message):
     with pytest.raises(ValueError, match=message):
@@ -116,12 +110,10 @@ def test_images_have_equal_weight():
 @pytest.mark.parametrize(
     ("histograms", "message"),
     [
-        (np.ones((2, 9), int), r"\[N, 2, bins\], got \(2, 9\)"),
-        (np.ones((4, 3, 9), int), r"\[N, 2, bins\], got \(4, 3, 9\)"),
         (np.ones((0, 2, 9), int), "at least one image"),
         (np.stack([np.ones((2, 9), int), np.zeros((2, 9), int)]), "pixels in each"),
     ],
-    ids=["one", "three-rows", "no-image", "an-empty-image"],
+    ids=["no-image", "an-empty-image"],
 )
 def test_invalid_histograms_are_refused(histograms, message):
     with pytest.raises(ValueError, match=message):
@@ -279,21 +271,6 @@ def test_without_lesion_or_without_skin_the_error_is_the_distance_from_it(name):
     )
 
 
-@pytest.mark.parametrize("bins", [0, 11])
-def test_invalid_number_of_bins_is_refused(bins):
-    with pytest.raises(ValueError, match=f"from 1 to the histogram's 10, got {bins}"):
-        calibration(np.full((2, 10), 0.05), bins)
-
-
-@pytest.mark.parametrize(
-    "function", [precision_recall, average_precision, calibration, calibration_error]
-)
-def test_unnormalised_histogram_is_refused(function):
-    for shape in ((4, 2, 9), (9,), (3, 9)):
-        with pytest.raises(ValueError, match=r"must be \[2, bins\], got \(" + str(shape[0])):
-            function(np.ones(shape))
-
-
 # --- confusion -----------------------------------------------------------------------------------
 
 
@@ -327,10 +304,8 @@ def test_confusion_by_hand():
     [
         (np.ones((0, 4), int), "at least one image"),
         (np.zeros((2, 4), int), "pixels in each"),
-        (np.ones((2, 3), int), r"\[N, 4\], got \(2, 3\)"),
-        (np.ones(4, int), r"\[N, 4\], got \(4,\)"),
     ],
-    ids=["no-image", "no-pixel", "three", "one"],
+    ids=["no-image", "no-pixel"],
 )
 def test_invalid_counts_are_refused(counts, message):
     with pytest.raises(ValueError, match=message):

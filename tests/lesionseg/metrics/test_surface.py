@@ -11,8 +11,8 @@ from monai.metrics import compute_average_surface_distance, compute_hausdorff_di
 from scipy.ndimage import distance_transform_edt
 from scipy.spatial.distance import directed_hausdorff
 
-from lesionseg.metrics import SURFACE_DISTANCES, diagonal, percent_of_diagonal, surface_distances
-from lesionseg.metrics.surface import crop
+from lesionseg.metrics import SURFACE_DISTANCES, percent_of_diagonal, surface_distances
+from lesionseg.metrics.surface import crop, diagonal
 from tests.lesionseg.metrics.masks import MASKS, SHAPE, rectangle
 
 OCCUPIED = {name: mask for name, mask in MASKS.items() if mask.any()}
@@ -204,7 +204,7 @@ def test_an_image_and_its_enlargement_have_about_the_same_share():
 @pytest.mark.parametrize(
     ("predicted", "truth", "message"),
     [
-        (np.zeros((3, 4), bool), np.zeros((4, 3), bool), r"got \(3, 4\) and \(4, 3\)"),
+        (np.zeros((3, 4), bool), np.zeros((4, 3), bool), r"\(3, 4\), \(4, 3\)"),
         (np.zeros((1, 3, 4), bool), np.zeros((1, 3, 4), bool), r"one shape \[H, W\]"),
         (np.zeros((3, 4), np.uint8), np.zeros((3, 4), bool), "bool, got uint8 and bool"),
         (np.zeros((3, 4), bool), np.zeros((3, 4)), "bool, got bool and float64"),

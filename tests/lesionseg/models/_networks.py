@@ -1,13 +1,9 @@
-"""What the tests of our own networks share: the contract of one network, and overfitting."""
+"""What the tests of our own networks share: the contract of one network."""
 
 import itertools
 import math
 
-import numpy as np
 import torch
-from torch.nn import functional as F
-
-from lesionseg.data.synthetic import render
 
 
 def images(size, n=2, seed=0):
@@ -59,34 +55,3 @@ def check_evaluation(model, sizes):
             last = model(batch.contiguous(memory_format=torch.channels_last))
             torch.testing.assert_close(alone, together[1:2], atol=1e-4, rtol=1e-4)
             torch.testing.assert_close(last, together, atol=1e-4, rtol=1e-4)
-
-
-def overfitted_dice(model, *, steps, rate):
-    """The mean Dice, in evaluation, of a network trained on eight synthetic pictures of 64 px.
-
-    So few steps leave batch norm's running statistics behind the weights, the further the deeper
-    the network: they are taken anew from one pass with the last weights.
-    """
-    samples = [render(seed, 64, 64) for seed in range(8)]
-    pixels = np.stack([s.image for s in samples]).transpose(0, 3, 1, 2)
-    pictures = torch.from_numpy(pixels.astype(np.float32)) / 127.5 - 1
-    masks = torch.from_numpy(np.stack([s.mask for s in samples]) > 0)[:, None]
-    optimiser = torch.optim.AdamW(model.parameters(), lr=rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps)
-    model.train()
-    for _ in range(steps):
-        optimiser.zero_grad(set_to_none=True)
-        given = model(pictures)
-        every = given if isinstance(given, tuple) else (given,)
-        sum(F.binary_cross_entropy_with_logits(g, masks.float()) for g in every).backward()
-        optimiser.step()
-        schedule.step()
-    for layer in model.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d):
-            layer.reset_running_stats()
-            layer.momentum = None  # the plain average of what it sees from now on
-    with torch.no_grad():
-        model(pictures)
-        found = model.eval()(pictures) > 0
-    both = (found & masks).sum((1, 2, 3))
-    return float((2 * both / (found.sum((1, 2, 3)) + masks.sum((1, 2, 3)))).mean())

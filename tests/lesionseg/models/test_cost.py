@@ -4,9 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lesionseg.models.cost import multiply_adds
-from lesionseg.models.monai import build_dynunet, monai_options
-from lesionseg.models.smp import smp_options
-from lesionseg.space import ComponentConfig, build
+from lesionseg.models.monai import build_dynunet
 
 
 class Attention(nn.Module):
@@ -48,30 +46,17 @@ def test_attention_costs_as_much_as_by_hand(size):
     assert multiply_adds(Attention(), size) == embedding + projections + scores + values
 
 
-def test_twice_the_side_costs_four_times_as_much():
-    model = nn.Conv2d(3, 4, 3, padding=1)
-    assert multiply_adds(model, 32) == 4 * multiply_adds(model, 16) > 0
-
-
-def test_every_part_keeps_its_mode_and_its_statistics():
+def test_network_keeps_its_mode_and_its_statistics():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout(0.5)).train()
-    model[1].eval()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
     multiply_adds(model, 8)
     assert torch.equal(torch.rand(1), expected)
-    assert [m.training for m in model.modules()] == [True, True, False, True]
+    assert [m.training for m in model.modules()] == [True] * 4
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
-
-
-def test_the_mode_comes_back_after_a_failure_too():
-    model = nn.Sequential(nn.Flatten(), nn.Linear(7, 1)).train()
-    with pytest.raises(RuntimeError, match="shape"):
-        multiply_adds(model, 8)
-    assert model.training
 
 
 def test_deep_supervision_costs_nothing_as_it_is_off_in_evaluation():
@@ -80,15 +65,3 @@ def test_deep_supervision_costs_nothing_as_it_is_off_in_evaluation():
         for d in (False, True)
     )
     assert multiply_adds(plain, 64) == multiply_adds(deep, 64) > 0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [*smp_options(), *monai_options()])
-def test_the_networks_of_the_libraries_can_be_counted(name):
-    model = build(
-        "model", {**smp_options(), **monai_options()}, ComponentConfig(name), image_size=128
-    )
-    cost = multiply_adds(model, 128)
-    # Nearly all is convolutions, whose work grows with the pixels; attention's faster still.
-    assert 3.5 * cost < multiply_adds(model, 256) < 6 * cost
-    assert model.training

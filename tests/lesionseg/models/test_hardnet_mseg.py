@@ -211,11 +211,10 @@ def test_its_logits_are_interpolated_from_a_stride_of_eight():
     torch.testing.assert_close(logits[0, 0, 0, 63], coarse[0, 0, 0, -1])
 
 
-@pytest.mark.parametrize("n", [1, 2])
-def test_it_trains_at_its_smallest_size_even_on_one_picture(n):
+def test_it_trains_at_its_smallest_size_on_one_image():
     assert HARDNET_MSEG.stride() == 32
     assert least(HARDNET_MSEG, {}) == 64
-    assert isinstance(check_training(build_seeded(HARDNET_MSEG), 64, n), torch.Tensor)
+    assert isinstance(check_training(build_seeded(HARDNET_MSEG), 64, n=1), torch.Tensor)
 
 
 def test_below_its_smallest_size_one_picture_leaves_batch_norm_a_single_value():
@@ -226,7 +225,7 @@ def test_below_its_smallest_size_one_picture_leaves_batch_norm_a_single_value():
 def test_in_evaluation_it_takes_any_multiple_of_its_stride():
     model = build_seeded(HARDNET_MSEG).train()
     model(images(64))  # gives batch norm statistics to use
-    check_evaluation(model, [32, 64, 96])
+    check_evaluation(model, [32, 96])
     with torch.inference_mode():
         assert model(torch.zeros(1, 3, 32, 96)).shape == (1, 1, 32, 96)
 

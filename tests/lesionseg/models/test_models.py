@@ -181,11 +181,14 @@ def lesions(size, n=8):
     return normalise(torch.from_numpy(pixels)), torch.from_numpy(masks)[:, None].float()
 
 
+OPTIONS = {"norm": "group", "residual": True, "attention": True, "deep_supervision": True}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
-def test_overfits_eight_images(name):
+@pytest.mark.parametrize(("name", "options"), [*((name, {}) for name in MODELS), ("unet", OPTIONS)])
+def test_overfits_eight_images(name, options):
     size = 128 if name == "smp_pan" else 64
-    params = MODELS[name].resolve({})
+    params = MODELS[name].resolve(options)
     if "width" in params and name != "segnet":
         params["width"] = 16
     model = build_seeded(name, params, size).to(memory_format=torch.channels_last)

@@ -19,8 +19,8 @@ from lesionseg.space import ComponentConfig, build
 
 ROWS = smp_options()
 
-#: Encoders of three kinds that are quick to build.
-QUICK = ("resnet18", "mobilenet_v2", "mit_b0", TRANSFORMERS[0])
+#: Encoders of three kinds that are quick to build; the default is tested in test_models.
+QUICK = ("mobilenet_v2", "mit_b0", TRANSFORMERS[0])
 
 
 def images(size, n=2):
@@ -87,10 +87,9 @@ DEEP = [n for n, row in ROWS.items() if "encoder_depth" in row.space]
 ATTENTIVE = [n for n, row in ROWS.items() if "attention" in row.space]
 
 
-@pytest.mark.parametrize("depth", [3, 4])
 @pytest.mark.parametrize("name", DEEP)
-def test_every_depth_learns_at_the_smallest_size(name, depth):
-    params = {"encoder": "tu-convnext_atto", "encoder_depth": depth}
+def test_depth_between_the_extremes_learns_at_the_smallest_size(name):
+    params = {"encoder": "tu-convnext_atto", "encoder_depth": 4}
     learns(build_seeded(name, **params), least(name, **params))
 
 
@@ -133,22 +132,6 @@ def test_a_network_built_in_inference_mode_can_still_be_trained():
     with torch.inference_mode():
         model = build_seeded("smp_unet", encoder="resnet18")
     learns(model, 32)
-
-
-@pytest.mark.parametrize("name", ROWS)
-def test_an_image_is_judged_by_itself_and_by_logits(name):
-    encoder = TRANSFORMERS[0] if name == "smp_dpt" else "tu-convnext_atto"
-    model = build_seeded(name, encoder=encoder).eval()
-    size = max(64, least(name))
-    with torch.inference_mode():
-        before = model(images(size))
-        alone = model(images(size)[1:])
-        torch.testing.assert_close(alone, before[1:], atol=1e-3, rtol=1e-3)
-        # The head's bias moves the output by as much: nothing squashes it afterwards.
-        bias = list(model.parameters())[-1]
-        assert bias.shape == (1,)
-        bias += 50.0
-        torch.testing.assert_close(model(images(size)), before + 50.0, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import save_file
 
 from lesionseg.errors import InputError
-from lesionseg.models import weights
+from lesionseg.models import build_model, weights
 from lesionseg.models.smp import ENCODERS, TRANSFORMERS, build_smp
 from lesionseg.models.weights import (
     ensure_weights,
     load_encoder,
-    skip_pretrained_weights,
     source_of,
 )
+from lesionseg.space import ComponentConfig
 
 #: Encoders of each kind: the library's own and three ways of timm's.
 KINDS = {
@@ -177,35 +177,15 @@ def test_without_weights_nothing_is_looked_for(cache, model):
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
-def test_untouched_networks_need_no_file(cache):
-    with skip_pretrained_weights():
-        with skip_pretrained_weights():
-            build_smp("pspnet", encoder="resnet18", weights="imagenet")
+@pytest.mark.parametrize("weights", ["imagenet", "/no/file.pth"])
+def test_network_of_a_checkpoint_needs_no_file(cache, weights):
+    states = []
+    for chosen in (weights, "none"):
         torch.manual_seed(0)
-        one = build_smp("pspnet", encoder="resnet18", weights="/no/file.pth").state_dict()
-    torch.manual_seed(0)
-    other = build_smp("pspnet", encoder="resnet18").state_dict()
-    assert all(torch.equal(one[k], other[k]) for k in other)
-    with pytest.raises(InputError):
-        build_smp("pspnet", encoder="resnet18", weights="imagenet")
-
-
-def test_untouched_ends_with_an_error_and_holds_for_its_thread_only(cache):
-    with pytest.raises(KeyError), skip_pretrained_weights():
-        raise KeyError
-    failed = []
-
-    def elsewhere():
-        try:
-            build_smp("pspnet", encoder="resnet18", weights="imagenet")
-        except InputError as error:
-            failed.append(error)
-
-    with skip_pretrained_weights():
-        thread = threading.Thread(target=elsewhere)
-        thread.start()
-        thread.join()
-    assert len(failed) == 1
+        component = ComponentConfig("smp_pspnet", {"encoder": "resnet18", "weights": chosen})
+        model = build_model(component, image_size=64, load_pretrained=False)
+        states.append(model.state_dict())
+    assert all(torch.equal(states[0][name], tensor) for name, tensor in states[1].items())
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from torch.optim import SGD, Adam, AdamW
 
 from lesionseg.config import TrialConfig
 from lesionseg.optim import optimizers
-from lesionseg.runtime import env
+from lesionseg.runtime.device import AUGMENT
 from lesionseg.space import ComponentConfig
 from lesionseg.training import batches
 from lesionseg.training.training_state import load_optimizer_state
@@ -35,7 +35,7 @@ def records(data, **options):
 
 def test_device_augmentation_is_reproducible_and_close_to_the_hosts(data, monkeypatch):
     host = records(data)
-    monkeypatch.setenv(env.AUGMENT, "device")
+    monkeypatch.setenv(AUGMENT, "device")
     one, other = records(data), records(data)
     assert one == other
     assert one != host
@@ -44,7 +44,7 @@ def test_device_augmentation_is_reproducible_and_close_to_the_hosts(data, monkey
 
 
 def test_device_augmentation_resumes_bit_exactly(data, monkeypatch, tmp_path):
-    monkeypatch.setenv(env.AUGMENT, "device")
+    monkeypatch.setenv(AUGMENT, "device")
     whole, asked = records(data), iter([False] * 6 + [True])
     with pytest.raises(Suspended):
         records(data, state_path=tmp_path / "s.pt", should_suspend=lambda: next(asked))
@@ -58,7 +58,7 @@ def test_host_augments_if_the_images_do_not_fit(data, monkeypatch):
     def short(*given):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setenv(env.AUGMENT, "device")
+    monkeypatch.setenv(AUGMENT, "device")
     assert records(data) != host
     monkeypatch.setattr(batches, "DeviceCache", short)
     assert records(data) == host
@@ -68,13 +68,19 @@ def test_other_errors_of_the_transfer_are_raised(data, monkeypatch):
     def broken(*given):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setenv(env.AUGMENT, "device")
+    monkeypatch.setenv(AUGMENT, "device")
     monkeypatch.setattr(batches, "DeviceCache", broken)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         records(data)
 
 
 # --- fused optimizers ----------------------------------------------------------------------------
+
+
+def use_fused_kernels(optimizer):
+    """As ``build_optimizer`` does for weights on a CUDA device."""
+    for options in (optimizer.defaults, *optimizer.param_groups):
+        options["fused"] = True
 
 
 @pytest.mark.parametrize("kind", optimizers.FUSED, ids=lambda k: k.__name__)
@@ -87,7 +93,7 @@ def test_fused_optimizer_equals_unfused(kind):
         weights = [torch.nn.Parameter(torch.randn(5, 3)), torch.nn.Parameter(torch.randn(7))]
         optimizer = kind(weights, lr=0.1, **options)
         if fuse:
-            optimizers._fuse(optimizer)
+            use_fused_kernels(optimizer)
         for _ in range(4):
             optimizer.zero_grad()
             sum((w**4).sum() for w in weights).backward()
@@ -102,7 +108,7 @@ def test_optimizer_state_is_loaded_fused_or_not(was, now):
         weight = torch.nn.Parameter(torch.ones(4))
         optimizer = AdamW([weight], lr=0.1)
         if fuse:
-            optimizers._fuse(optimizer)
+            use_fused_kernels(optimizer)
         return weight, optimizer
 
     def step(weight, optimizer):

@@ -78,7 +78,7 @@ def test_four_images_of_a_cluster_are_drawn(tmp_path):
         put(tmp_path / "data", f"p{i}", texture(0))
     (section,) = contact_sheet._build_sections(audit_datasets([tmp_path / "data"])).values()
     (suspect,) = section
-    assert [tile.caption for tile in suspect] == ["p0", "p1", "p2", "p3"]
+    assert [str(tile.pair) for tile in suspect] == ["p0", "p1", "p2", "p3"]
     assert [tile.note for tile in suspect] == ["identical", "", "", "and 2 more"]
 
 
@@ -90,8 +90,8 @@ def test_ambiguous_and_undecodable_names(tmp_path):
         put(root, name, texture(1), "train")
     report = audit_datasets([root])
     leak, other = contact_sheet._build_sections(report).values()
-    assert [tile.caption for tile in leak[0]] == ["twice (train)", "twice (test)"]
-    assert [tile.caption for tile in other[0]] == [
+    assert [str(tile.pair) for tile in leak[0]] == ["twice (train)", "twice (test)"]
+    assert [str(tile.pair) for tile in other[0]] == [
         "latin-\\udce9 (train)",
         "two\\nlines (train)",
     ]

@@ -42,8 +42,7 @@ def test_without_a_capable_terminal_nothing_is_drawn(monkeypatch, terminal):
     monkeypatch.setenv("TERM", "dumb")
     file = io.StringIO()
     console = Console(file=file, force_terminal=terminal)
-    with live.LiveView(console, lambda: pytest.fail("must not be opened")) as view:
-        assert view.thread is None
+    with live.live_view(console, lambda: pytest.fail("must not be opened")):
         console.print("a line")
     assert file.getvalue() == "a line\n"
 
@@ -51,7 +50,7 @@ def test_without_a_capable_terminal_nothing_is_drawn(monkeypatch, terminal):
 def test_a_failed_read_skips_one_update_and_the_cursor_is_restored():
     file, reader = io.StringIO(), FailingOnceReader()
     console = Console(file=file, force_terminal=True, width=100, highlight=False)
-    with live.LiveView(console, lambda: reader, period_s=0.01):
+    with live.live_view(console, lambda: reader, period_s=0.01):
         console.print("trial 1 complete")
         assert wait_until(lambda: reader.reads >= 4, LONG_WAIT_S)
     text = file.getvalue()

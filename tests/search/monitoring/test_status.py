@@ -12,17 +12,17 @@ from lesionseg.errors import InputError
 from search.monitoring.status import (
     RunsReader,
     StatusReader,
+    WorkerStatus,
     estimate_hours_left,
     find_run,
     list_runs,
     read_status,
 )
-from search.monitoring.study_status import WorkerStatus
 from search.results.final_test import run_final_test
 from search.storage import training_time, trial_records
+from search.storage.lease_types import current_process
 from search.storage.leases import TrialLeases
 from search.storage.optuna_internals import storage_of
-from search.storage.process_id import current_process
 from search.storage.retention import WEIGHTS
 from search.storage.trial_records import EndReason, State, TrialAttr
 from search.study.suggest import suggest
@@ -36,7 +36,7 @@ NOW = 2_000_000_000.0
 
 def read_json(folder):
     """Return the status as it is printed for other programs."""
-    plain = read_status(folder).to_dict()
+    plain = asdict(read_status(folder))
     assert json.loads(json.dumps(plain)) == plain
     return plain
 
@@ -119,7 +119,7 @@ def test_all_states_workers_and_the_queue_are_listed(tiny_data, tmp_path):
     plain = read_json(tmp_path / "s")
     assert plain["command"] == "pause"
     assert plain["counts"] == NO_COUNTS | {
-        "waiting": 2, "running": 2, "pruned": 1, "failed": 1, "skipped": 2,
+        "waiting": 2, "running": 2, "pruned": 1, "failed": 1, "closed": 2,
     }  # fmt: skip
     assert plain["reasons"] == {"oom": 1, "duplicate": 1, "time": 1, "interrupted": 1}
     assert plain["finished"] == 2

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from search.monitoring import status_view
-from search.monitoring.study_status import BestTrial
+from search.monitoring.status import BestTrial
 from search.storage.lease_types import Command
 from tests.search.statuses import CONFIG, make_running_trial, make_status, make_worker_status
 

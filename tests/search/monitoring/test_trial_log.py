@@ -7,7 +7,7 @@ from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
 from lesionseg.config import TrialConfig
-from search.monitoring.trial_log import TrialLog
+from search.monitoring.live import TrialLog
 from search.storage.trial_records import EndReason
 
 
@@ -38,7 +38,7 @@ def log_line(state=TrialState.COMPLETE, value=None, steps=(), **attrs):
         ({"state": TrialState.PRUNED, "steps": (0.25, 0.5)}, "trial   7  pruned    0.5000  "),
         (
             {"state": TrialState.FAIL, "reason": EndReason.DUPLICATE, "message": "same as 2"},
-            "trial   7  skipped        -  same as 2",
+            "trial   7  closed         -  same as 2",
         ),
         (
             {"state": TrialState.FAIL, "reason": EndReason.INTERRUPTED, "requeued_as": 9},

@@ -36,7 +36,7 @@ TRIALS = [
     make_trial(1, "pruned", (0.3,), 0.3),
     make_trial(2, "complete", (0.5, 0.9), 0.9),
     make_trial(3, "failed", (0.1,)),
-    make_trial(4, "skipped"),
+    make_trial(4, "closed"),
     make_trial(5, "pruned"),
     make_trial(6, "running", (0.2,)),
     make_trial(7, "waiting"),

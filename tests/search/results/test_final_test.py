@@ -45,7 +45,7 @@ def finished(tiny_data, tmp_path_factory):
     """A study of three trials and its report; tests must not change it."""
     opened = open_tiny(tiny_data, tmp_path_factory.mktemp("finished") / "s", {"budget.epochs": 4})
     search(opened)
-    return opened, run_final_test(opened, SLOT).to_dict()
+    return opened, run_final_test(opened, SLOT)
 
 
 @pytest.fixture
@@ -194,9 +194,9 @@ def test_tested_study_is_tested_again_only_on_request(searched):
     first = run_final_test(searched, SLOT)
     assert run_final_test(searched, SLOT) == first
     assert run_final_test(open_study(searched.folder), SLOT) == first
-    report = first.to_dict()
+    report = first
     assert len(list_test_evaluations(searched.study)) == 1
-    again = run_final_test(searched, SLOT, again=True).to_dict()
+    again = run_final_test(searched, SLOT, again=True)
     assert again["test_evaluations"] == len(list_test_evaluations(searched.study)) == 2
     # Nothing but the count and the clocks has changed.
     clocks = {"test_evaluations", "seconds", "peak_memory"}
@@ -215,7 +215,7 @@ def test_better_trial_is_a_second_test_evaluation(searched, tiny_data):
     for name, value in best.user_attrs.items():
         trial.set_user_attr(name, value)
     searched.study.tell(trial, best.value + 1e-6)
-    report = run_final_test(searched, SLOT).to_dict()
+    report = run_final_test(searched, SLOT)
     assert (report["trial"], report["test_evaluations"]) == (trial.number, 2)
 
 
@@ -229,7 +229,7 @@ def test_best_seed_on_validation_images_is_tested(tiny_data, tmp_path):
     epochs = []
     report = run_final_test(
         opened, SLOT, on_epoch=lambda seed, record: epochs.append((seed, record.epoch))
-    ).to_dict()
+    )
     assert epochs == [(0, 1), (0, 2), (1, 1), (1, 2)]
     seeds = report["val"]["seeds"]
     assert list(seeds) == ["0", "1"]
@@ -247,9 +247,7 @@ def test_training_on_train_and_val_ends_at_the_best_epoch(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s", changes)
     search(opened)
     epochs = []
-    report = run_final_test(
-        opened, SLOT, on_epoch=lambda seed, record: epochs.append(record)
-    ).to_dict()
+    report = run_final_test(opened, SLOT, on_epoch=lambda seed, record: epochs.append(record))
     best = best_trial(opened.study)
     assert len(epochs) == best.user_attrs["best_epoch"]
     # More images: another first loss than the search's. Nothing is left to compare with.
@@ -282,7 +280,7 @@ def test_default_inference_if_no_steps_are_allowed(tiny_data, tmp_path):
     changes = {"budget.trials": 1, "final": {"tta": False, "postprocess": False}}
     opened = open_tiny(tiny_data, tmp_path / "s", changes)
     search(opened)
-    report = run_final_test(opened, SLOT).to_dict()
+    report = run_final_test(opened, SLOT)
     assert report["inference"] == DEFAULT_INFERENCE.to_dict()
     assert report["inference_choice"] is None
     weights = opened.folder / "final" / "model.safetensors"
@@ -295,7 +293,7 @@ def test_inference_is_selected_with_the_weights_of_the_search_if_val_was_trained
     changes = {"budget.trials": 1, "final": {"fit_on": "train_val"}}
     opened = open_tiny(tiny_data, tmp_path / "s", changes)
     search(opened)
-    report = run_final_test(opened, SLOT).to_dict()
+    report = run_final_test(opened, SLOT)
     # The weights of the search have the trial's Dice on these images.
     assert report["inference_choice"]["default_dice"] == pytest.approx(report["val"]["search"])
     final = opened.folder / "final"
@@ -334,7 +332,7 @@ def test_interrupted_retraining_leaves_the_previous_result_unchanged(searched):
     with pytest.raises(KeyboardInterrupt):
         run_final_test(searched, SLOT, on_epoch=interrupt)
     assert not list(searched.folder.glob("final*"))
-    report = run_final_test(searched, SLOT).to_dict()
+    report = run_final_test(searched, SLOT)
     with pytest.raises(KeyboardInterrupt):
         run_final_test(searched, SLOT, again=True, on_epoch=interrupt)
     assert read_metrics(searched.folder) == report

@@ -1,42 +1,41 @@
 """The model card, parsed as a model hub does, compared with the report."""
 
 import re
-from dataclasses import replace
 
 import pytest
 from huggingface_hub import ModelCard
 
 from lesionseg.metrics import METRICS, SURFACE_DISTANCES
-from search.results.final_report import FinalReport, ValidationDice
 from search.results.formatting import DEFINITIONS
 from search.results.model_card import render_model_card
+from tests.search.results.report.fake_studies import validation_dice
 
 DISTANCES = [f"{name}{unit}" for name in SURFACE_DISTANCES for unit in ("", "_percent")]
 #: All scores differ.
 SCORES = {name: (i + 1) / 173 for i, name in enumerate([*METRICS, *DISTANCES])}
-REPORT = FinalReport(
-    study="isic",
-    trial=9,
-    baseline=None,
-    final={"fit_on": "train", "seeds": 1, "tta": True, "postprocess": True},
-    test=SCORES
+REPORT = {
+    "study": "isic",
+    "trial": 9,
+    "baseline": None,
+    "final": {"fit_on": "train", "seeds": 1, "tta": True, "postprocess": True},
+    "test": SCORES
     | {"average_precision": 0.91234, "calibration_error": 0.04321, "n": 12, "groups": 7},
-    ci95={name: [value - 0.0111, value + 0.0222] for name, value in SCORES.items()},
-    confusion={},
-    curves={},
-    val=ValidationDice(0.8908, 0.8901, -0.0007, True),
-    inference={"tta": "flips", "chain": [{"threshold": {"value": 0.45}}, {"largest": {}}]},
-    inference_choice=None,
-    test_evaluations=1,
-    overlays=[],
-    seconds=123.4,
-    images_per_second=386.5,
-    images_per_second_single=50.25,
-    peak_memory=1,
-    params=1_234_567,
-    macs=987_654_321,
-    seed=3,
-    config={
+    "ci95": {name: [value - 0.0111, value + 0.0222] for name, value in SCORES.items()},
+    "confusion": {},
+    "curves": {},
+    "val": validation_dice(0.8908, 0.8901, -0.0007, True),
+    "inference": {"tta": "flips", "chain": [{"threshold": {"value": 0.45}}, {"largest": {}}]},
+    "inference_choice": None,
+    "test_evaluations": 1,
+    "overlays": [],
+    "seconds": 123.4,
+    "images_per_second": 386.5,
+    "images_per_second_single": 50.25,
+    "peak_memory": 1,
+    "params": 1_234_567,
+    "macs": 987_654_321,
+    "seed": 3,
+    "config": {
         "model": {"smp_linknet": {"encoder": "mobilenet_v2", "encoder_depth": 5}},
         "loss": {"bce": {}},
         "augment": {"flips": {}},
@@ -47,10 +46,10 @@ REPORT = FinalReport(
         "batch_size": 16,
         "epochs": 14,
     },
-    versions={"python": "3.12.1", "lesionsearch": "0.1.0", "torch": "2.15.0"},
-    device="cpu",
-    threads=2,
-)
+    "versions": {"python": "3.12.1", "lesionsearch": "0.1.0", "torch": "2.15.0"},
+    "device": "cpu",
+    "threads": 2,
+}
 
 
 def make_card(report=REPORT, layout="isic2018"):
@@ -81,7 +80,7 @@ def test_header_has_the_test_scores():
     scores = {r.metric_type: r.metric_value for r in data.eval_results}
     percents = {f"{name}_percent" for name in SURFACE_DISTANCES}
     assert scores.keys() == {*METRICS, *percents, "average_precision", "calibration_error"}
-    assert scores == {name: REPORT.test[name] for name in scores}
+    assert scores == {name: REPORT["test"][name] for name in scores}
     assert {r.task_type for r in data.eval_results} == {"image-segmentation"}
     assert {r.dataset_type for r in data.eval_results} == {"isic2018"}
 
@@ -90,9 +89,9 @@ def test_table_has_the_scores_with_intervals():
     cells = table_cells(make_card())
     for key, (name, _) in DEFINITIONS.items():
         digits = 1 if key in SURFACE_DISTANCES else 2 if key in DISTANCES else 4
-        ends = [f"{end:.{digits}f}" for end in REPORT.ci95.get(key, [])]
+        ends = [f"{end:.{digits}f}" for end in REPORT["ci95"].get(key, [])]
         interval = " to ".join(ends) or "\N{EN DASH}"
-        assert cells[name] == (f"{REPORT.test[key]:.{digits}f}", interval)
+        assert cells[name] == (f"{REPORT['test'][key]:.{digits}f}", interval)
     assert cells["parameters"][0] == "1,234,567"
     assert cells["multiply-adds per image"][0] == "987,654,321"
     assert cells["images: training, validation, test"][0] == "70, 15, 12"
@@ -118,21 +117,21 @@ def test_text_states_conditions_and_results():
 
 
 def test_text_states_problems():
-    val = ValidationDice(0.8908, 0.8, -0.0908, False)
-    text = words(make_card(replace(REPORT, test_evaluations=3, val=val)))
+    val = validation_dice(0.8908, 0.8, -0.0908, False)
+    text = words(make_card(REPORT | {"test_evaluations": 3, "val": val}))
     assert "Test evaluations: 3; after the first one the results can be optimistic." in text
     assert "NOT reproduced" in text
 
 
 def test_validation_dice_is_omitted_if_the_validation_images_were_trained_on():
     final = {"fit_on": "train_val"}
-    text = words(make_card(replace(REPORT, final=final, val=ValidationDice(0.8908))))
+    text = words(make_card(REPORT | {"final": final, "val": validation_dice(0.8908)}))
     assert "the training and validation images" in text
     assert "Validation Dice:" not in text
 
 
 def test_default_inference_is_named():
-    report = replace(REPORT, inference={"tta": "none", "chain": []})
+    report = REPORT | {"inference": {"tta": "none", "chain": []}}
     assert "Inference steps: threshold at 0.5 only." in make_card(report).text
 
 
@@ -140,7 +139,7 @@ def test_default_inference_is_named():
     "name", ["<script>alert(1)</script>", "a|b", "x: y\n- z", "`code`", "---", "'\"{[", "ünï 😀"]
 )
 def test_names_are_shown_literally(name):
-    card = make_card(replace(REPORT, study=name), layout=name)
+    card = make_card(REPORT | {"study": name}, layout=name)
     assert card.data.model_name == name
     assert "<script" not in card.text
     heading = next(line for line in card.text.splitlines() if line.startswith("# "))

@@ -263,7 +263,12 @@ def test_an_unfinished_upload_does_not_replace_a_file(bucket, tmp_path):
 
 
 class BreakingServer:
-    """A server that answers every GET of an object with half of it and hangs up."""
+    """A bucket with one object, which a GET returns half of."""
+
+    LISTING = (
+        b'<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Contents>'
+        b"<Key>p/mine/trials/1/state.pt</Key><Size>8</Size></Contents></ListBucketResult>"
+    )
 
     def __init__(self):
         self.answered, self.listening = 0, socket.create_server(("127.0.0.1", 0))
@@ -277,12 +282,12 @@ class BreakingServer:
                 request = b""
                 while b"\r\n\r\n" not in request:
                     request += client.recv(65536)
+                body, length = b"", 8
                 if b"list-type" in request:
-                    body = b'<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"/>'
-                    length = len(body)
-                else:
+                    body, length = self.LISTING, len(self.LISTING)
+                elif request.startswith(b"GET"):
                     self.answered += 1
-                    body, length = b"half", 8
+                    body = b"half"
                 head = f"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n"
                 client.sendall(head.encode() + body)
                 client.close()
@@ -298,7 +303,7 @@ def test_an_interrupted_download_keeps_the_existing_file(aws, tmp_path):
         store.fetch(1, "state.pt")
     assert str(caught.value).startswith("artifacts: s3://bucket/p/mine: ")
     assert "\n" not in str(caught.value)
-    assert server.answered == 3
+    assert server.answered > 1
     assert os.listdir(path.parent) == ["state.pt"]
     assert path.read_bytes() == b"whole"
     server.listening.shutdown(socket.SHUT_RDWR)

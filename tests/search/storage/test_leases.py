@@ -20,10 +20,9 @@ from sqlalchemy import text
 from lesionseg.errors import InputError
 from search.storage import trial_records
 from search.storage.database import open_storage, storage_url
-from search.storage.lease_types import Claim, Command, WorkerExpired
+from search.storage.lease_types import Claim, Command, ProcessId, WorkerExpired, current_process
 from search.storage.leases import TrialLeases
 from search.storage.optuna_internals import trial_id
-from search.storage.process_id import ProcessId, current_process
 from search.storage.study_rows import MAX_LOSSES, StudyRows
 from search.storage.trial_records import EndReason
 from search.trial_process.slot import Slot
@@ -121,7 +120,7 @@ def test_running_trials_count_against_the_budget(study, leases):
     assert got[3:] == ["full", "full"]
     leases.finish(got[0], TrialState.COMPLETE, 0.5)
     assert leases.claim(workers[0]) == "full"  # one finished and two running
-    # A skipped trial leaves room for another one.
+    # A closed trial leaves room for another one.
     leases.finish(got[1], TrialState.FAIL, attrs={"reason": EndReason.DUPLICATE})
     assert isinstance(leases.claim(workers[1]), Claim)
     for w, claim in zip(workers[1:3], [leases.claim(workers[1]), got[2]], strict=True):
@@ -203,7 +202,7 @@ def test_a_configuration_is_recorded_for_one_trial(study, leases):
     assert study.get_trials()[0].user_attrs["config"] == {"a": 1}
 
 
-def test_a_skipped_trial_is_no_duplicate(study, leases):
+def test_a_closed_trial_is_no_duplicate(study, leases):
     first = claim_trial(leases)
     leases.record_config(first, {"digest": "d"}, "d")
     leases.finish(first, TrialState.PRUNED, attrs={"reason": EndReason.CONSTRAINT})
@@ -274,7 +273,7 @@ def test_a_worker_without_the_lease_cannot_write(study, leases):
         leases.record_epochs(claim, {1: 0.5})
     cut, waiting = study.get_trials()
     assert (trial_records.state_of(cut), trial_records.reason_of(cut)) == (
-        "skipped",
+        "closed",
         EndReason.LOST,
     )
     assert cut.value is None
@@ -308,7 +307,7 @@ def test_a_requeued_trial_keeps_parameters_attributes_and_attempts(study, leases
 def test_a_trial_without_parameters_is_not_requeued(study, leases):
     claim = claim_trial(leases)
     assert leases.requeue(claim, EndReason.LOST) is None
-    assert states(study) == ["skipped"]
+    assert states(study) == ["closed"]
 
 
 def test_a_finished_trial_is_not_requeued(study, leases):
@@ -325,7 +324,7 @@ def test_a_trial_lost_too_often_fails(study, leases):
     # An interruption does not count as a loss.
     assert leases.requeue(claim_trial(leases), EndReason.INTERRUPTED) is not None
     assert leases.requeue(claim_trial(leases), EndReason.LOST) is None
-    assert states(study) == ["skipped"] * (MAX_LOSSES + 1) + ["failed"]
+    assert states(study) == ["closed"] * (MAX_LOSSES + 1) + ["failed"]
     last = study.get_trials()[-1]
     assert last.user_attrs["reason"] == "crash"
     assert last.user_attrs["message"] == "its worker died with it 4 times"
@@ -396,7 +395,7 @@ def test_trials_of_exited_processes_are_requeued_at_once(study, leases):
     fourth = leases.register_worker(SLOT, other_namespace)
     claims = [claim_trial(leases, w) for w in (dead, alive, elsewhere)]
     assert leases.reap_expired() == [(claims[0].number, 3)]
-    assert states(study) == ["skipped", "running", "running", "waiting"]
+    assert states(study) == ["closed", "running", "running", "waiting"]
     assert [r.id for r in leases.list_workers()] == [alive.id, elsewhere.id, fourth.id]
     assert leases.reap_expired() == []
 

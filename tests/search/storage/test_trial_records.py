@@ -51,10 +51,10 @@ def test_states_follow_from_optunas_state_and_the_reason():
         "complete",
         "pruned",
         "failed",
-        "skipped",
-        "skipped",
-        "skipped",
-        "skipped",
+        "closed",
+        "closed",
+        "closed",
+        "closed",
         "complete",
         "pruned",
         "running",
@@ -65,13 +65,13 @@ def test_states_follow_from_optunas_state_and_the_reason():
 
 @pytest.mark.parametrize("state", TrialState)
 def test_every_state_of_optuna_has_a_state_here(state):
-    assert trial_records.state_of(trial(0, state, 0.5)) in set(State) - {"skipped"}
+    assert trial_records.state_of(trial(0, state, 0.5)) in set(State) - {"closed"}
 
 
 @pytest.mark.parametrize("reason", sorted(CLOSED_WITHOUT_COST))
 @pytest.mark.parametrize("state", sorted(FINISHED, key=lambda s: s.value))
-def test_reasons_without_cost_make_a_trial_skipped(reason, state):
-    assert trial_records.state_of(trial(0, state, 0.5, reason=reason)) == "skipped"
+def test_reasons_without_cost_close_a_trial(reason, state):
+    assert trial_records.state_of(trial(0, state, 0.5, reason=reason)) == "closed"
 
 
 def test_every_state_is_counted():
@@ -82,7 +82,7 @@ def test_every_state_is_counted():
         "complete": 2,
         "pruned": 2,
         "failed": 2,
-        "skipped": 4,
+        "closed": 4,
     }
     assert list(counts) == list(State)
     assert trial_records.count_by_state([]) == dict.fromkeys(State, 0)
@@ -129,7 +129,7 @@ def test_lost_and_interrupted_trials_were_interrupted():
     [
         ({}, "failed"),
         ({"reason": "oom"}, "failed"),
-        ({"reason": EndReason.DUPLICATE}, "skipped"),
+        ({"reason": EndReason.DUPLICATE}, "closed"),
         ({"reason": EndReason.INTERRUPTED, "requeued_as": 3}, "interrupted, requeued as trial 3"),
         ({"reason": EndReason.LOST, "requeued_as": 10}, "interrupted, requeued as trial 10"),
         ({"reason": EndReason.LOST}, "interrupted"),

@@ -435,12 +435,11 @@ def test_a_trial_restarts_without_its_files(tiny_data, tmp_path, undisturbed, la
 
 def test_the_retraining_repeats_the_first_fold(done):
     opened, trial, _ = done
-    report = run_final_test(opened, SLOT)
-    val = report.val
-    assert val.folds == trial.user_attrs["folds"]
-    assert val.search == trial.value
-    assert val.retrained == trial.user_attrs["folds"]["dice"][0]
-    assert (val.gap, val.reproduced) == (0.0, True)
+    val = run_final_test(opened, SLOT)["val"]
+    assert val["folds"] == trial.user_attrs["folds"]
+    assert val["search"] == trial.value
+    assert val["retrained"] == trial.user_attrs["folds"]["dice"][0]
+    assert (val["gap"], val["reproduced"]) == (0.0, True)
 
 
 def test_retraining_on_train_and_val(tiny_data, tmp_path, monkeypatch):

@@ -13,8 +13,8 @@ from lesionseg.errors import InputError
 from search.spec import baselines
 from search.storage import trial_records
 from search.storage.database import open_storage, sqlite_url
+from search.storage.lease_types import current_process
 from search.storage.leases import TrialLeases
-from search.storage.process_id import current_process
 from search.study.queue import count_free_trials, enqueue_file, retry_trials
 from search.study.suggest import suggest
 from search.trial_process.slot import Slot

@@ -22,10 +22,10 @@ from sqlalchemy.orm import Session
 
 from lesionseg.errors import InputError
 from search.storage import trial_records
-from search.storage.bulk_insert import insert_study
+from search.storage.queries import insert_study
 from search.storage.database import open_storage, sqlite_url
+from search.storage.lease_types import current_process
 from search.storage.leases import TrialLeases
-from search.storage.process_id import current_process
 from search.study.export_format import FORMAT
 from search.study.suggest import suggest
 from search.study.transfer import export_study, import_study
@@ -457,7 +457,7 @@ def test_csv_rows(sqlite):
     file.seek(0)
     first, second, third, fourth, fifth = rows = list(csv.DictReader(file))
     assert tuple(first)[: len(COLUMNS)] == COLUMNS
-    assert [r["state"] for r in rows] == ["complete", "complete", "skipped", "waiting", "waiting"]
+    assert [r["state"] for r in rows] == ["complete", "complete", "closed", "waiting", "waiting"]
     assert [r["number"] for r in rows] == ["0", "1", "2", "3", "4"]
     assert float(first["value"]) == 0.1 + 0.2 and first["epochs"] == "2"
     known = study.trials

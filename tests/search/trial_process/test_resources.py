@@ -13,7 +13,6 @@ from search.trial_process.resources import (
     count_cores,
     default_slot,
     local_slots,
-    worker_slot,
 )
 from search.trial_process.slot import Slot
 
@@ -85,9 +84,8 @@ def test_no_workers_no_slots():
     assert local_slots("cpu", workers=0) == []
 
 
-def test_worker_slot_defaults_to_the_whole_host(whole):
-    assert worker_slot("cpu") == default_slot("cpu")
-    slot = worker_slot("cpu", 2, share=0.5, memory_gb=1.5)
+def test_share_and_memory_of_one_worker():
+    slot = default_slot("cpu", 2, share=0.5, memory_gb=1.5)
     assert slot == Slot("cpu", 2, 0.5, 1.5)
 
 
@@ -129,7 +127,7 @@ def test_workers_option_is_for_the_cpu():
         local_slots("cuda:0", workers=2)
 
 
-@pytest.mark.parametrize("make", [default_slot, worker_slot, local_slots])
+@pytest.mark.parametrize("make", [default_slot, local_slots])
 def test_invalid_environment_switch_is_refused(monkeypatch, make):
     monkeypatch.setenv("LESIONSEARCH_AUGMENT", "gpu")
     with pytest.raises(InputError, match=r"^LESIONSEARCH_AUGMENT: must be auto, .*, got 'gpu'"):

@@ -263,7 +263,7 @@ def test_weights_equal_those_of_an_uninterrupted_study(real_data, tmp_path):
         "complete": 3,
         "pruned": 0,
         "failed": 0,
-        "skipped": 5,
+        "closed": 5,
     }
     assert [[t.state.name for t in chain if t.state.name == "COMPLETE"] for chain in found.values()]
     resumed = [chain[-1] for chain in found.values() if chain[-1].user_attrs.get("resumed_at")]

@@ -97,10 +97,10 @@ def test_interrupted_study_resumes_to_the_exact_budget(tiny_data, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         search(opened, Once())
-    assert states(opened) == {"complete": 1, "skipped": 1, "waiting": 1}
+    assert states(opened) == {"complete": 1, "closed": 1, "waiting": 1}
     again = open_tiny(tiny_data, tmp_path / "s", {"budget.trials": 3})
     search(again)
-    assert states(again) == {"complete": 3, "skipped": 1}
+    assert states(again) == {"complete": 3, "closed": 1}
     # The requeued trial runs first, with its parameters.
     cut, retry = again.study.trials[1:3]
     assert retry.params == cut.params
@@ -188,12 +188,12 @@ def test_constraint_violations_cost_no_budget(tiny_data, tmp_path):
     assert len({t.user_attrs["digest"] for t in trained + refused}) == 6
 
 
-def test_search_ends_when_every_trial_is_skipped(tiny_data, tmp_path, monkeypatch):
+def test_search_ends_when_every_trial_is_closed(tiny_data, tmp_path, monkeypatch):
     monkeypatch.setattr("search.workers.loop.SKIPPED_BEFORE_EXHAUSTED", 12)
     assert SKIPPED_BEFORE_EXHAUSTED > 12
     opened = open_tiny(tiny_data, tmp_path / "s", {"constraints": {"max_params_m": 0.0001}})
     assert search(opened).reason == "exhausted"
-    assert states(opened) == {"skipped": 12}
+    assert states(opened) == {"closed": 12}
 
 
 def test_tried_digests_count_a_finite_space():
@@ -261,7 +261,7 @@ def test_time_between_a_kill_and_the_next_session_does_not_count(tiny_data, tmp_
         database.execute("UPDATE lesionsearch_workers SET heartbeat_at = 1577836860")
     opened = open_tiny(tiny_data, tmp_path / "s", {"budget.trials": 2, "budget.hours": 1})
     assert search(opened, options=QUICK).reason == "done"
-    assert states(opened) == {"complete": 2, "skipped": 1}
+    assert states(opened) == {"complete": 2, "closed": 1}
     assert training_time.hours_spent(opened.study.trials[:1]) == pytest.approx(1 / 60)
 
 
@@ -304,7 +304,7 @@ def test_pause_resume_and_stop_commands(tiny_data, tmp_path, monkeypatch):
     end = search_in_thread(opened, listener, options=QUICK)
     assert wait_until(lambda: len(outside.trials) == 2, 200)
     assert wait_until(lambda: [w.state for w in leases.list_workers()] == ["idle"], 200)
-    assert [trial_records.state_of(t) for t in outside.trials] == ["skipped", "waiting"]
+    assert [trial_records.state_of(t) for t in outside.trials] == ["closed", "waiting"]
     leases.command = "run"
     result = end()
     assert result.reason == "stopped"
@@ -377,7 +377,7 @@ def test_worker_waits_for_the_last_running_trial(tiny_data, tmp_path):
     end = search_in_thread(opened, listener)
     # The lost trial is repeated; then the loop waits for the running one.
     assert wait_until(lambda: listener.ended, 200)
-    assert states(opened) == {"skipped": 1, "running": 1, "complete": 1}
+    assert states(opened) == {"closed": 1, "running": 1, "complete": 1}
     assert leases.finish(alive, TrialState.COMPLETE, 0.5)
     assert end().reason == "done"
     assert trial_records.count_finished(opened.study.trials) == 2
@@ -439,4 +439,4 @@ def test_full_disk_ends_the_worker_without_losing_the_trial(tiny_data, tmp_path)
     with pytest.raises(JobFailed, match="No space left on device; make room and start again"):
         search(opened, Full(), options=QUICK)
     assert search(opened).reason == "done"
-    assert states(opened) == {"complete": 3, "skipped": 1}
+    assert states(opened) == {"complete": 3, "closed": 1}

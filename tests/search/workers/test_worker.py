@@ -17,9 +17,8 @@ from lesionseg.metrics import METRICS
 from lesionseg.training import checkpoint
 from lesionseg.training.types import EpochRecord
 from search.storage import trial_records
-from search.storage.lease_types import Claim
+from search.storage.lease_types import Claim, ProcessId, current_process
 from search.storage.leases import TrialLeases
-from search.storage.process_id import ProcessId, current_process
 from search.storage.retention import HISTORY, PICTURE, STATE, WEIGHTS
 from search.storage.study_rows import MAX_LOSSES
 from search.study.opening import open_study
@@ -28,7 +27,7 @@ from search.study.suggest import suggest
 from search.trial_process import supervisor
 from search.trial_process.protocol import Suspended, Trained
 from search.workers import trial_runner
-from search.workers.trial_files import StateUploader
+from search.workers.trial_progress import StateUploader
 from search.workers.worker import KEEP_BEST, load_claimed_trial
 from tests.search import failing_training
 from tests.search.failing_training import FAILURE_WIDTHS, SUSPEND_POINT
@@ -171,10 +170,10 @@ def test_out_of_time_the_first_trial_is_completed_and_the_second_pruned(tiny_dat
     assert list(second.intermediate_values) == [1]
 
 
-# --- skipped trials ----------------------------------------------------------------------------
+# --- closed trials -----------------------------------------------------------------------------
 
 
-def test_duplicate_is_skipped(opened):
+def test_duplicate_is_closed(opened):
     listener = RecordingListener()
     worker = make_worker(opened, listener)
     queue(opened)
@@ -189,7 +188,7 @@ def test_duplicate_is_skipped(opened):
     assert trial_records.count_finished(opened.study.trials) == 1
 
 
-def test_network_that_violates_a_constraint_is_skipped(tiny_data, tmp_path):
+def test_network_that_violates_a_constraint_is_closed(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s", {"constraints": {"max_params_m": 0.001}})
     done = make_worker(opened).run_one()
     assert done.state == TrialState.PRUNED
@@ -199,15 +198,15 @@ def test_network_that_violates_a_constraint_is_skipped(tiny_data, tmp_path):
     assert done.constraints["max_params_m"] == pytest.approx(
         done.user_attrs["params"] / 1e6 - 0.001
     )
-    assert trial_records.state_of(done) == "skipped"
+    assert trial_records.state_of(done) == "closed"
     assert trial_records.count_finished([done]) == 0
 
 
-def test_invalid_queued_configuration_is_skipped(opened):
+def test_invalid_queued_configuration_is_closed(opened):
     worker = make_worker(opened)
     worker.leases.enqueue([({}, {trial_records.TrialAttr.FIXED_CONFIG: {"bach_size": 3}})])
     done = worker.run_one()
-    assert trial_records.state_of(done) == "skipped"
+    assert trial_records.state_of(done) == "closed"
     assert trial_records.reason_of(done) == trial_records.EndReason.CONFIG
     assert "unknown key 'bach_size'" in done.user_attrs["message"]
 
@@ -240,7 +239,7 @@ def test_interrupted_trial_is_requeued_and_counts_once(opened, at):
     with pytest.raises(KeyboardInterrupt):
         make_worker(opened, Interrupting(at)).run_one()
     cut, waiting = opened.study.trials
-    assert trial_records.state_of(cut) == "skipped"
+    assert trial_records.state_of(cut) == "closed"
     assert trial_records.reason_of(cut) == trial_records.EndReason.INTERRUPTED
     assert waiting.state == TrialState.WAITING
     assert waiting.user_attrs.pop("digest") == cut.user_attrs["digest"]
@@ -294,7 +293,7 @@ def test_trial_lost_before_sampling_is_closed(opened):
     worker = make_worker(opened)
     assert worker.leases.requeue(worker.claim(), trial_records.EndReason.LOST) is None
     (closed,) = opened.study.trials
-    assert trial_records.state_of(closed) == "skipped"
+    assert trial_records.state_of(closed) == "closed"
 
 
 # --- suspended and resumed trials --------------------------------------------------------------
@@ -462,7 +461,7 @@ def test_only_trials_of_dead_processes_are_requeued(opened):
     leases = TrialLeases(study)
     assert leases.reap_expired() == [(0, 4), (3, 5)]
     states = [trial_records.state_of(t) for t in study.trials]
-    assert states == ["skipped", "running", "running", "skipped", "waiting", "waiting"]
+    assert states == ["closed", "running", "running", "closed", "waiting", "waiting"]
     assert [t.user_attrs[trial_records.TrialAttr.REQUEUED_FROM] for t in study.trials[4:]] == [0, 3]
     assert leases.reap_expired() == []
     # All queued parameters are repeated, sampled or not.
@@ -473,14 +472,14 @@ def test_only_trials_of_dead_processes_are_requeued(opened):
     assert {p.name for p in (opened.folder / "trials").glob("[0-9]*")} == {"1", "2", "4", "5"}
 
 
-def test_duplicate_of_a_lost_trial_is_skipped(opened):
+def test_duplicate_of_a_lost_trial_is_closed(opened):
     queue(opened)
     claim = claim_as(opened, dead_process())
     queue(opened)
     assert TrialLeases(opened.study).reap_expired() == [(claim.number, 2)]
     worker = make_worker(opened)
     states = [trial_records.state_of(worker.run_one()) for _ in range(2)]
-    assert states == ["complete", "skipped"]
+    assert states == ["complete", "closed"]
     assert trial_records.count_finished(opened.study.trials) == 1
 
 
@@ -490,7 +489,7 @@ def test_trial_lost_too_often_fails(opened):
         suggest(load_claimed_trial(opened.study, claim_as(opened, process)), opened.spec.space)
         assert leases.reap_expired() == [(i, i + 1 if i < MAX_LOSSES else None)]
     trials = trial_records.all_trials(opened.study)
-    assert [trial_records.state_of(t) for t in trials] == ["skipped"] * MAX_LOSSES + ["failed"]
+    assert [trial_records.state_of(t) for t in trials] == ["closed"] * MAX_LOSSES + ["failed"]
     assert len({str(t.params) for t in trials}) == 1
     assert f"{MAX_LOSSES + 1} times" in trials[-1].user_attrs["message"]
     assert trial_records.count_finished(trials) == 1

@@ -23,14 +23,6 @@ def with_wrong_crc() -> bytes:
     return whole[:200] + b"\0\0\0\0" + whole[204:]
 
 
-def with_damaged_stream() -> bytes:
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as file:
-        file.writestr("ISIC_0.jpg", bytes(range(256)) * 40)
-    whole = stream.getvalue()
-    return whole[:60] + b"\xff" * 40 + whole[100:]
-
-
 def compressed(method, damage) -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", method) as file:
@@ -66,11 +58,10 @@ def bomb() -> bytes:
         (make_zip(**{"C:/outside.txt": "x"}), "a link or an unsafe path"),
         (with_link(), "a link or an unsafe path"),
         (with_wrong_crc(), "damaged"),
-        (with_damaged_stream(), "damaged"),
+        (compressed(zipfile.ZIP_DEFLATED, overwrite), "damaged"),
         (b"<html>please log in</html>", "damaged"),
         (make_zip(), "contains no file"),
         (bomb(), "no archive of images"),
-        (compressed(zipfile.ZIP_LZMA, overwrite), "damaged"),
         (compressed(zipfile.ZIP_BZIP2, overwrite), "damaged"),
         (compressed(zipfile.ZIP_DEFLATED, encrypt), "encrypted"),
         (make_zip(**{".": "x"}), "a link or an unsafe path"),
@@ -87,7 +78,6 @@ def bomb() -> bytes:
         "html",
         "empty",
         "bomb",
-        "lzma",
         "bzip2",
         "encrypted",
         "dot",

@@ -1,12 +1,13 @@
 """Merging and exclusion of the groups of near-duplicates."""
 
+from lesionseg.data.duplicates.audit import PairAudit
 from lesionseg.data.duplicates.grouping import (
     apply_groups,
     find_crossing_groups,
     find_records_to_exclude,
     merge_groups,
 )
-from lesionseg.data.duplicates.leakage import DuplicateCluster, Member
+from lesionseg.data.duplicates.leakage import DuplicateCluster
 from lesionseg.data.pairs import Record
 
 
@@ -17,9 +18,7 @@ def records(*fields):
 
 def clusters_of(rows, *sets):
     return [
-        DuplicateCluster(
-            tuple(Member("", r, None) for r in rows if r.name in names), 0.9, exact=False
-        )
+        DuplicateCluster(tuple(PairAudit(r) for r in rows if r.name in names), 0.9, exact=False)
         for names in sets
     ]
 

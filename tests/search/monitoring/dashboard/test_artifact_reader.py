@@ -40,7 +40,7 @@ def opened(tiny_data, tmp_path_factory):
 
 @pytest.fixture
 def reader(opened):
-    return ArtifactReader(opened.study._storage, {opened.name: opened.folder}, opened.folder.parent)
+    return ArtifactReader(opened.study._storage, lambda name: opened.folder)
 
 
 def ids(opened, number) -> dict[str, str]:
@@ -118,7 +118,7 @@ def test_links_out_of_the_store_are_not_followed(opened, tmp_path, what):
     else:
         place.mkdir()
         os.symlink(secret / (HISTORY if what == "file" else "no"), place / HISTORY)
-    reader = ArtifactReader(opened.study._storage, {opened.name: folder}, tmp_path)
+    reader = ArtifactReader(opened.study._storage, lambda name: folder)
     for kind in (1, 2):
         with pytest.raises(ArtifactNotFound):
             reader.open_reader(f"{mark}-5-{kind}")
@@ -126,7 +126,7 @@ def test_links_out_of_the_store_are_not_followed(opened, tmp_path, what):
 
 def test_the_folder_of_a_study_may_be_a_link(opened, tmp_path):
     (tmp_path / "link").symlink_to(opened.folder)
-    reader = ArtifactReader(opened.study._storage, {opened.name: tmp_path / "link"}, tmp_path)
+    reader = ArtifactReader(opened.study._storage, lambda name: tmp_path / "link")
     assert reader.open_reader(ids(opened, 0)[HISTORY]).read().startswith(b"epoch,")
 
 
@@ -135,7 +135,7 @@ def test_the_store_of_another_study_is_not_read(opened, tmp_path):
     (folder / "trials" / "0").mkdir(parents=True)
     (folder / "trials" / ".study").write_text(MARK)
     (folder / "trials" / "0" / HISTORY).write_text("epoch\n1\n")
-    reader = ArtifactReader(opened.study._storage, {opened.name: folder}, tmp_path)
+    reader = ArtifactReader(opened.study._storage, lambda name: folder)
     with pytest.raises(ArtifactNotFound):
         reader.open_reader(ids(opened, 0)[HISTORY])
 
@@ -149,7 +149,7 @@ def test_an_invalid_history_has_no_curves(opened, tmp_path, text):
     place.mkdir(parents=True)
     (place.parent / ".study").write_text(mark)
     (place / HISTORY).write_text(text)
-    reader = ArtifactReader(opened.study._storage, {opened.name: tmp_path / "s"}, tmp_path)
+    reader = ArtifactReader(opened.study._storage, lambda name: tmp_path / "s")
     with pytest.raises(ArtifactNotFound):
         reader.open_reader(f"{mark}-0-1")
 

@@ -11,7 +11,7 @@ from optuna.trial import TrialState, create_trial
 from search.monitoring.dashboard import plots
 from search.monitoring.dashboard.dashboard_internals import read_figures
 from search.monitoring.dashboard.plots import Point
-from search.monitoring.dashboard.study_note import _figure_attrs
+from search.monitoring.notes import figure_attrs
 from tests.search.helpers import in_memory
 
 
@@ -88,7 +88,7 @@ def test_shorter_figures_replace_longer_ones():
         trials = add_trials(
             *[trial(value=0.5 + i / 1000, seconds=1.0 + i, params=i + 1) for i in range(count)]
         )
-        attrs |= _figure_attrs(trials, attrs)
+        attrs |= figure_attrs(trials, attrs)
         figure = json.loads(read_figures(attrs)["lesionsearch-dice-seconds"])
         assert len(figure["data"][0]["x"]) == count
         assert figure["layout"]["title"]["text"].startswith("Validation Dice against")

@@ -14,9 +14,8 @@ import optuna_dashboard
 import pytest
 
 from lesionseg.errors import InputError
-from search.monitoring.dashboard import study_note
-from search.monitoring.dashboard.access import ListenAddress
-from search.monitoring.dashboard.auth import MAX_BODY_BYTES
+from search.monitoring import notes
+from search.monitoring.dashboard.access import MAX_BODY_BYTES, ListenAddress
 from search.monitoring.dashboard.server import Dashboard
 from search.monitoring.dashboard.study_source import find_source
 from search.monitoring.notes import format_trial_note
@@ -258,7 +257,7 @@ def test_all_studies_of_a_storage_or_one_are_shown(tiny_data, tmp_path, monkeypa
         optuna.create_study(study_name=name, storage=storage)
 
     def names(source):
-        return [s.study_name for s in source.storage.get_all_studies()]
+        return [s.study_name for s in source.get_all_studies()]
 
     assert names(find_source(None, url)) == ["a", "b"]
     assert names(find_source("b", url)) == ["b"]
@@ -283,7 +282,7 @@ def test_a_missing_database_is_not_created(tmp_path):
 def test_the_only_study_is_found_without_a_name(tiny_data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     open_tiny(tiny_data, tmp_path / "runs" / "only")
-    assert find_source(None).storage.only == "only"
+    assert find_source(None).only == "only"
 
 
 def test_failed_updates_are_reported_once(opened, monkeypatch):
@@ -293,7 +292,7 @@ def test_failed_updates_are_reported_once(opened, monkeypatch):
     def fail(study, trials):
         raise OSError("read-only")
 
-    monkeypatch.setattr(study_note, "refresh", fail)
+    monkeypatch.setattr(notes, "refresh", fail)
 
     class ThreeRounds:
         left = 3

@@ -15,7 +15,6 @@ from PIL import Image
 from lesionseg import metrics
 from lesionseg.metrics import METRICS
 from search.results.baseline_table import SCORES
-from search.results.final_report import FinalReport, ValidationDice
 from search.spec.loading import parse_spec
 from search.storage import trial_records
 from search.storage.database import open_storage, storage_url
@@ -100,7 +99,7 @@ def curve_to(value: float, epochs: int = 6) -> list[float]:
 
 
 def add_trials(study: optuna.Study, n: int = 16, **first) -> None:
-    """Add trials: a quarter pruned, one failed, one skipped. first: attributes of trial 0."""
+    """Add trials: a quarter pruned, one failed, one closed. first: attributes of trial 0."""
     rng = np.random.default_rng(0)
     for i in range(n):
         curve = curve_to(float(0.7 + 0.2 * rng.random()))
@@ -131,40 +130,37 @@ def make_final(
     best = trial_records.rank_trials(trial_records.all_trials(study))[0]
     shares = (counts / 10_000).mean(0).tolist()
     retrained = best.value - 0.0012
-    report = (
-        FinalReport(
-            study=study.study_name,
-            trial=best.number,
-            baseline=None,
-            final=study.user_attrs["spec"]["final"],
-            test={k: float(v.mean()) for k, v in scores.items()}
-            | {"average_precision": 0.9517, "calibration_error": 0.0213}
-            | {"n": len(names), "groups": len(set(groups))},
-            ci95={
-                k: list(v)
-                for k, v in metrics.bootstrap_intervals(scores, groups, resamples=200).items()
-            },
-            confusion=dict(zip(("tp", "fp", "fn", "tn"), shares, strict=True)),
-            curves=make_curves(),
-            val=ValidationDice(best.value, retrained, -0.0012, True, {"0": retrained}),
-            inference={"tta": "none", "chain": []},
-            inference_choice=None,
-            test_evaluations=1,
-            overlays=write_overlays(folder / "final" / "overlays", names, scores["dice"], size),
-            seconds=12.34,
-            images_per_second=56.78,
-            images_per_second_single=20.0,
-            peak_memory=1,
-            params=123_456,
-            macs=1000,
-            seed=0,
-            config=trial_records.config_of(best),
-            versions={"python": "3.12.1", "lesionsearch": "0.1.0", "torch": "2.11.0"},
-            device="cpu",
-            threads=2,
-        ).to_dict()
-        | changes
-    )
+    report = {
+        "study": study.study_name,
+        "trial": best.number,
+        "baseline": None,
+        "final": study.user_attrs["spec"]["final"],
+        "test": {k: float(v.mean()) for k, v in scores.items()}
+        | {"average_precision": 0.9517, "calibration_error": 0.0213}
+        | {"n": len(names), "groups": len(set(groups))},
+        "ci95": {
+            k: list(v)
+            for k, v in metrics.bootstrap_intervals(scores, groups, resamples=200).items()
+        },
+        "confusion": dict(zip(("tp", "fp", "fn", "tn"), shares, strict=True)),
+        "curves": make_curves(),
+        "val": validation_dice(best.value, retrained, -0.0012, True, {"0": retrained}),
+        "inference": {"tta": "none", "chain": []},
+        "inference_choice": None,
+        "test_evaluations": 1,
+        "overlays": write_overlays(folder / "final" / "overlays", names, scores["dice"], size),
+        "seconds": 12.34,
+        "images_per_second": 56.78,
+        "images_per_second_single": 20.0,
+        "peak_memory": 1,
+        "params": 123_456,
+        "macs": 1000,
+        "seed": 0,
+        "config": trial_records.config_of(best),
+        "versions": {"python": "3.12.1", "lesionsearch": "0.1.0", "torch": "2.11.0"},
+        "device": "cpu",
+        "threads": 2,
+    } | changes
     (folder / "final" / "metrics.json").write_text(json.dumps(report))
     rows = [
         [n, g, 100, 100, *counts[i].tolist(), *(scores[m][i] for m in METRICS)]
@@ -178,6 +174,12 @@ def make_final(
     header = ["epoch", "train_loss", "val_loss", "lr", "seconds", *METRICS]
     write_table(folder / "final" / "history.csv", header, rows)
     return report
+
+
+def validation_dice(search, retrained=None, gap=None, reproduced=None, seeds=None) -> dict:
+    """Return ``val`` of metrics.json."""
+    values = {"retrained": retrained, "gap": gap, "reproduced": reproduced, "seeds": seeds}
+    return {"search": search, **values, "folds": None}
 
 
 def random_counts(n: int) -> np.ndarray:

@@ -11,7 +11,6 @@ import yaml
 
 from lesionseg.errors import InputError
 from lesionseg.metrics import METRICS, SURFACE_DISTANCES
-from search.results.final_report import ValidationDice
 from search.results.formatting import DEFINITIONS, format_duration
 from search.results.report import write_report
 from search.storage import trial_records
@@ -24,6 +23,7 @@ from tests.search.results.report.fake_studies import (
     curve_to,
     make_final,
     make_study,
+    validation_dice,
 )
 from tests.search.results.report.html_reader import Page
 
@@ -91,18 +91,18 @@ def test_headline_counts_the_trials(finished, page):
     metrics = read_metrics(finished)
     counted = trial_records.count_by_state(trial_records.all_trials(study))
     assert counted == {
-        "waiting": 0, "running": 0, "complete": 10, "pruned": 4, "failed": 1, "skipped": 1,
+        "waiting": 0, "running": 0, "complete": 10, "pruned": 4, "failed": 1, "closed": 1,
     }  # fmt: skip
     assert (
         f"Trial {metrics['trial']} was selected by validation Dice from 15 trials "
-        f"(10 complete, 4 pruned, 1 failed; 1 more skipped)"
+        f"(10 complete, 4 pruned, 1 failed; 1 more closed without cost)"
     ) in page.text
     assert [row[:2] for row in page.table("states")[1:]] == [
         [state.capitalize(), str(n)] for state, n in counted.items()
     ]
     assert page.table("reasons")[1:] == [
         ["failed", "oom", "1", "3", "OutOfMemoryError: 3 GiB wanted"],
-        ["skipped", "duplicate", "1", "5", "the same configuration as trial 1"],
+        ["closed", "duplicate", "1", "5", "the same configuration as trial 1"],
     ]
 
 
@@ -248,8 +248,8 @@ def test_failed_test_evaluation_is_counted(done):
 def test_retraining_that_differs_is_warned_about(tmp_path):
     study = make_study(tmp_path)
     add_trial(study, "complete", [0.5])
-    val = ValidationDice(0.5, 0.45, -0.05, False, {"0": 0.45})
-    make_final(tmp_path, study, val=vars(val))
+    val = validation_dice(0.5, 0.45, -0.05, False, {"0": 0.45})
+    make_final(tmp_path, study, val=val)
     text = Page(write_report(tmp_path)).text
     assert "The retraining did not reproduce the search." in text
     assert "Gap \N{MINUS SIGN}0.0500 not reproduced" in text
@@ -258,7 +258,7 @@ def test_retraining_that_differs_is_warned_about(tmp_path):
 def test_no_comparison_if_the_validation_images_were_trained_on(tmp_path):
     study = make_study(tmp_path, changes={"final": {"fit_on": "train_val", "seeds": 1}})
     add_trial(study, "complete", [0.5])
-    make_final(tmp_path, study, val=vars(ValidationDice(0.5)))
+    make_final(tmp_path, study, val=validation_dice(0.5))
     text = Page(write_report(tmp_path)).text
     assert "not comparable: the validation images were trained on" in text
     assert "that curve does not show generalization" in text
@@ -268,8 +268,8 @@ def test_no_comparison_if_the_validation_images_were_trained_on(tmp_path):
 def test_several_seeds_are_listed(tmp_path):
     study = make_study(tmp_path)
     add_trial(study, "complete", [0.5])
-    val = ValidationDice(0.5, 0.5, 0.0, True, {"0": 0.5, "1": 0.51})
-    make_final(tmp_path, study, val=vars(val), seed=1)
+    val = validation_dice(0.5, 0.5, 0.0, True, {"0": 0.5, "1": 0.51})
+    make_final(tmp_path, study, val=val, seed=1)
     assert (
         "2 seeds, validation Dice: seed 0 0.5000, seed 1 0.5100."
         in Page(write_report(tmp_path)).text

@@ -141,7 +141,7 @@ def test_counts_times_and_pruning_savings_match_the_trials(written):
     trials = trial_records.all_trials(load_study(folder))
     search = facts["search"]
     assert search["counts"] == trial_records.count_by_state(trials)
-    # 20 trials: 3 failed, 5 skipped, 2 6 10 14 18 pruned after 2 epochs of 1.5 s, 13 complete of 6.
+    # 20 trials: 3 failed, 5 closed, 2 6 10 14 18 pruned after 2 epochs of 1.5 s, 13 complete of 6.
     assert search["pruning"] == {
         "trials": 5, "timed": 5, "mean_epochs": 6, "seconds_saved": 5 * 4 * 1.5,
         "seconds_spent": 15.0,
@@ -151,7 +151,7 @@ def test_counts_times_and_pruning_savings_match_the_trials(written):
         {"state": "complete", "trials": 13, "seconds": 13 * 13.0},
         {"state": "pruned", "trials": 5, "seconds": 5 * 5.0},
         {"state": "failed", "trials": 1, "seconds": 3.0},
-        {"state": "skipped", "trials": 1, "seconds": 1.0},
+        {"state": "closed", "trials": 1, "seconds": 1.0},
     ]
     assert page.table("states")[3] == ["Complete", "13", "169", "85.4%"]
     assert len(search["trials"]) == 20

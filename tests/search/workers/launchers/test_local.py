@@ -16,9 +16,8 @@ from search.study.location import StudyLocation
 from search.trial_process.slot import Slot
 from search.workers import pool
 from search.workers.launchers import local
-from search.workers.launchers.launch_context import LaunchContext
-from search.workers.launchers.local import run_locally, worker_command
-from search.workers.launchers.restart_policy import RestartPolicy
+from search.workers.launchers.launcher import LaunchContext, RestartPolicy
+from search.workers.launchers.local import LocalLauncher, worker_command
 from search.workers.pool import make_worker_pool
 
 SLOTS = (Slot("cpu", 1), Slot("cpu", 1))
@@ -33,7 +32,7 @@ def location(tmp_path):
 
 @pytest.fixture(autouse=True)
 def _short_poll(monkeypatch):
-    monkeypatch.setattr(local, "POLL_S", 0.02)
+    monkeypatch.setattr(LocalLauncher, "poll_s", 0.02)
 
 
 def run(location, script: str, *, slots=SLOTS, stop_event=None, **callbacks) -> list[str]:
@@ -47,7 +46,7 @@ def run(location, script: str, *, slots=SLOTS, stop_event=None, **callbacks) -> 
         **callbacks,
     )
     command = ["sh", "-c", f'MARKS="{location.folder}"; {script}']
-    run_locally(context, slots, lambda location, slot: command)
+    LocalLauncher(context, slots, lambda location, slot: command).run()
     return events
 
 
@@ -146,7 +145,8 @@ def test_worker_sees_only_its_own_gpu(location, monkeypatch):
         return ["sh", "-c", f'printf %s "$CUDA_VISIBLE_DEVICES" > "{location.folder}/{len(slots)}"']
 
     context = LaunchContext(location, threading.Event())
-    run_locally(context, [Slot("cuda:0", 2, 0.5), Slot("cuda:1", 2, 0.5)], command)
+    slots_of_host = [Slot("cuda:0", 2, 0.5), Slot("cuda:1", 2, 0.5)]
+    LocalLauncher(context, slots_of_host, command).run()
     assert [slot.device for slot in slots] == ["cuda", "cuda"]
     assert [(location.folder / str(i)).read_text() for i in (1, 2)] == ["4", "7"]
 

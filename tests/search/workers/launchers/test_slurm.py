@@ -24,8 +24,7 @@ from search.storage.database import STORAGE_FILE_VARIABLE, STORAGE_VARIABLE, sto
 from search.study.location import StudyLocation
 from search.trial_process.slot import Slot
 from search.workers.launchers import slurm_fleet
-from search.workers.launchers.launch_context import LaunchContext
-from search.workers.launchers.restart_policy import RestartPolicy
+from search.workers.launchers.launcher import LaunchContext, RestartPolicy
 from search.workers.launchers.slurm import SlurmSettings, run_on_slurm
 from search.workers.launchers.slurm_job import SignalEvent, WorkerJob
 from search.workers.worker_result import StopReason, WorkerResult

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from search.workers.launchers.restart_policy import RestartPolicy
+from search.workers.launchers.launcher import RestartPolicy
 
 
 @dataclass

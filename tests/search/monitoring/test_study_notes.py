@@ -5,9 +5,8 @@ from __future__ import annotations
 import optuna_dashboard
 import pytest
 
-from search.monitoring.dashboard import study_note
+from search.monitoring import notes
 from search.monitoring.dashboard.dashboard_internals import read_figures, read_note
-from search.monitoring.notes import format_trial_note
 from search.storage.leases import TrialLeases
 from search.storage.note_attrs import find_trials_without_note, note_attrs, version_key
 from search.storage.optuna_internals import storage_of, study_id, trial_id
@@ -25,7 +24,7 @@ def opened(tiny_data, tmp_path):
 
 
 def test_refresh_writes_the_missing_notes_of_all_finished_trials(opened, monkeypatch):
-    monkeypatch.setattr(study_note, "NOTES_PER_TRANSACTION", 2)  # several transactions
+    monkeypatch.setattr(notes, "NOTES_PER_TRANSACTION", 2)  # several transactions
     worker = make_worker(opened)
     for _ in range(3):
         worker.run_one()
@@ -35,22 +34,22 @@ def test_refresh_writes_the_missing_notes_of_all_finished_trials(opened, monkeyp
     edited = opened.study.trials[0]
     leases = TrialLeases(opened.study)
     leases.set_study_system_attrs(note_attrs(trial_id(edited), "edited", version=2))
-    study_note.refresh(opened.study)
+    notes.refresh(opened.study)
     attrs, trials = read_attrs(opened), opened.study.trials
     assert find_trials_without_note(attrs, trials) == []
     bodies = [read_note(attrs, trial_id(t))["body"] for t in trials if t.state.is_finished()]
-    assert bodies == ["edited", *map(format_trial_note, trials[1:4])]
+    assert bodies == ["edited", *map(notes.format_trial_note, trials[1:4])]
 
 
 def test_note_of_a_study_follows_its_trials(opened):
-    study_note.refresh(opened.study)
+    notes.refresh(opened.study)
     empty = optuna_dashboard.get_note(opened.study)
     assert empty.startswith("# \\<b\\>bold\n")
     assert "no trials yet" in empty
     assert "Leaderboard" not in empty
     queue(opened)
     trial = make_worker(opened).run_one()
-    study_note.refresh(opened.study)
+    notes.refresh(opened.study)
     text = optuna_dashboard.get_note(opened.study)
     assert f"| 1 | 0 | {trial.value:.4f} | unet".replace(".", "\\.") in text
     assert f"| train images | {len(opened.split.train)} |" in text
@@ -64,11 +63,11 @@ def test_note_of_a_study_follows_its_trials(opened):
 def test_refresh_can_be_repeated_until_a_person_edits_the_note(opened):
     make_worker(opened).run_one()
     for _ in range(3):
-        study_note.refresh(opened.study)
+        notes.refresh(opened.study)
     attrs = read_attrs(opened)
-    assert attrs[version_key(None)] == attrs[study_note.WRITTEN_VERSION] == 3
+    assert attrs[version_key(None)] == attrs[notes.WRITTEN_VERSION] == 3
     assert optuna_dashboard.get_note(opened.study).count("## Leaderboard") == 1
     optuna_dashboard.save_note(opened.study, "edited")
     make_worker(opened).run_one()
-    study_note.refresh(opened.study)
+    notes.refresh(opened.study)
     assert optuna_dashboard.get_note(opened.study) == "edited"

@@ -1,0 +1,267 @@
+"""The headline of a report, and its sections about the search."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from lesionseg.config import DEFAULT_COMPONENTS
+from search.results.charts import parameters
+from search.results.charts import trials as trial_charts
+from search.results.documents import Block, Charts, Section, Table, Text
+from search.results.formatting import (
+    MISSING,
+    format_count,
+    format_duration,
+    format_interval,
+    format_number,
+    format_params,
+)
+
+Facts = Mapping[str, Any]
+
+
+def report_headline(facts: Facts) -> dict[str, Any]:
+    """Return the result in large type with its caption, a sentence, warnings and key facts."""
+    search, final = facts["search"], facts["test"]["metrics"]
+    best, counts = search["best"], search["counts"]
+    value, caption = MISSING, "no complete trial"
+    if final:
+        value = format_number(final["test"]["dice"])
+        caption = f"test Dice, 95% interval {format_interval(*final['ci95']['dice'])}"
+    elif best:
+        value = format_number(best["dice"])
+        caption = "validation Dice of the best trial; not tested yet"
+    if facts["selected"]:
+        trials = format_count(search["finished"], "trial", "trials")
+        sentence = (
+            f"Trial {facts['selected']['trial']} was selected by validation Dice from {trials}"
+        )
+    else:
+        sentence = f"{format_count(search['finished'], 'trial was', 'trials were')} run"
+    closed = f"; {counts['closed']} more closed without cost" if counts["closed"] else ""
+    sentence += (
+        f" ({counts['complete']} complete, {counts['pruned']} pruned, {counts['failed']} failed"
+        f"{closed}) in {format_duration(search['hours'] * 3600)}."
+    )
+    if final:
+        on_train_val = facts["reproduction"]["spec"]["final"]["fit_on"] == "train_val"
+        sentence += (
+            f" It was retrained on the training{' and validation' if on_train_val else ''} images "
+            f"and tested on {format_count(final['test']['n'], 'image', 'images')}."
+        )
+    elif best:
+        sentence += " The final test has not been run yet."
+    return {
+        "value": value,
+        "caption": caption,
+        "sentence": sentence,
+        "warnings": list(_warnings(facts)),
+        "key_facts": list(_key_facts(facts)),
+    }
+
+
+def _warnings(facts: Facts) -> Iterator[str]:
+    search, test = facts["search"], facts["test"]
+    best, counts, final = search["best"], search["counts"], test["metrics"]
+    if final and best and final["trial"] != best["number"]:
+        yield (
+            f"The search continued after the test. Trial {best['number']} has since reached a "
+            f"validation Dice of {format_number(best['dice'])}; the tested trial is "
+            f"{final['trial']}."
+        )
+    if test["test_evaluations"] > 1:
+        yield (
+            f"There were {test['test_evaluations']} test evaluations. Changes between them may "
+            "depend on test results, so the scores can be optimistic. Only the first test "
+            "evaluation is unbiased."
+        )
+    if final and final["val"]["reproduced"] is False:
+        yield (
+            "The retraining did not reproduce the search. Its validation Dice differs by "
+            f"{format_number(final['val']['gap'], '+.4f')} from that of trial {final['trial']}; "
+            f"the tolerance is {test['tolerance']}. The tested network is not the one that the "
+            "search found."
+        )
+    if counts["running"] or counts["waiting"]:
+        yield (
+            "The search was not finished when this report was written: "
+            f"{counts['running']} running, {counts['waiting']} waiting."
+        )
+
+
+def _key_facts(facts: Facts) -> Iterator[tuple[str, str, str]]:
+    """Yield name, value and explanation of each key fact."""
+    search, data, final = facts["search"], facts["data"], facts["test"]["metrics"]
+    if final:
+        val, folds = final["val"], final["val"]["folds"]
+        yield "Val. Dice, search", format_number(val["search"]), ""
+        if folds:
+            dice = ", ".join(map(format_number, folds["dice"]))
+            deviation = f"standard deviation {format_number(folds['deviation'])}"
+            yield f"Of {len(folds['dice'])} folds", "", f"{dice}; {deviation}"
+        if val["retrained"] is None:
+            reason = "not comparable: the validation images were trained on"
+            yield "Val. Dice, retrained", "", reason
+        else:
+            yield "Val. Dice, retrained", format_number(val["retrained"]), ""
+            verdict = "reproduced" if val["reproduced"] else "not reproduced"
+            verdict += f" within {facts['test']['tolerance']}"
+            verdict = f"to the first fold, {verdict}" if folds else verdict
+            yield "Gap", format_number(val["gap"], "+.4f"), verdict
+        if val["seeds"] and len(val["seeds"]) > 1:
+            dice = ", ".join(f"seed {s} {format_number(d)}" for s, d in val["seeds"].items())
+            yield (
+                "Retraining", "",
+                f"{len(val['seeds'])} seeds, validation Dice: {dice}. The first one repeats the "
+                f"trial; seed {final['seed']}, the best by validation Dice, was tested.",
+            )  # fmt: skip
+    elif best := search["best"]:
+        yield "Val. Dice, search", format_number(best["dice"]), f"trial {best['number']}"
+    yield "Test evaluations", str(facts["test"]["test_evaluations"]), ""
+    folds = f"in the first of {len(data['folds'])} folds" if data["folds"] else ""
+    yield "Images: train, val, test", ", ".join(map(str, data["split"].values())), folds
+
+
+def search_sections(facts: Facts) -> Iterator[Section]:
+    """Yield the sections about the search. facts: of ``report_facts``."""
+    search, test = facts["search"], facts["test"]
+    selected = facts["selected"] and facts["selected"]["trial"]
+    trials, names = search["trials"], search["varied_params"]
+    yield Section("trials", "Trials", list(_trials(search, selected)))
+    caption = (
+        "Validation Dice of each trial by its number. ★ is the selected trial. ▼ at the lower edge "
+        "is an outlier below it. Closed trials are not shown."
+    )
+    chart = partial(trial_charts.history_chart, trials, selected)
+    yield Section("history", "Optimization history", [Charts([(chart, caption)])])
+    folds = facts["data"]["folds"]
+    caption = "Validation Dice by epoch" + (
+        f", of the first of {len(folds)} folds" if folds else ""
+    )
+    caption += ". A mark is the end of a pruned or failed trial."
+    curves = partial(trial_charts.curves_chart, trials, selected)
+    blocks: list[Block] = [Charts([(curves, caption)])]
+    if test["metrics"] and test["retraining"]:
+        caption = "Training of the tested network. ★ is the epoch whose weights were kept."
+        if facts["reproduction"]["spec"]["final"]["fit_on"] == "train_val":
+            caption += " Its validation images were trained on, so "
+            caption += "that curve does not show generalization."
+        chart = partial(trial_charts.retraining_chart, test["retraining"], test["kept_epoch"])
+        blocks += [Text("Retraining", "heading"), Charts([(chart, caption)])]
+    yield Section("curves", "Learning curves", blocks)
+    shares = search["importances"]
+    rows = [[name, f"{share:.2f}"] for name, share in shares.items()]
+    blocks = [Table("importance-shares", ("Parameter", "Importance>"), rows)]
+    if shares:
+        caption = "Share of each parameter in the importance."
+        blocks.append(Charts([(partial(trial_charts.importance_chart, shares), caption)]))
+    blocks.append(Text(search["importance_note"]))
+    yield Section("importances", "Parameter importances", blocks)
+    if names:
+        yield Section("slices", "Dice by parameter", list(_parameters(search, selected)))
+
+
+def _trials(search: Facts, selected: int | None) -> Iterator[Block]:
+    leaders, budget = search["leaderboard"], search["budget"]["trials"]
+    numbers = [row["number"] for row in leaders]
+    complete = format_count(search["complete"], "complete trial", "complete trials")
+    if not leaders:
+        yield Text("There is no complete trial, so there is no leaderboard.")
+    yield Table(
+        "leaderboard",
+        ("Trial>", "Val. Dice>", *map(str.capitalize, DEFAULT_COMPONENTS), "Params>", "Epochs>",
+         "Seconds>"),
+        [
+            [str(row["number"]), format_number(row["dice"]),
+             *(_option_cell(component, row) for component in DEFAULT_COMPONENTS),
+             f"{row['model_params'] / 1e6:.2f} M", format_number(row["epochs"], ",.0f"),
+             format_number(row["seconds"], ",.0f")]
+            for row in leaders
+        ],
+        f"The best {len(leaders)} of {complete} by validation Dice at the training's image size. "
+        "★ marks the selected one.",
+        numbers.index(selected) if selected in numbers else None,
+        wide=True,
+    )  # fmt: skip
+    yield Text("States and time", "heading")
+    seconds = {row["state"]: row["seconds"] for row in search["time"]}
+    total = sum(seconds.values())
+    yield Table(
+        "states",
+        ("State", "Trials>", "Worker seconds>", "Share of time>"),
+        [
+            [state.capitalize(), str(n), format_number(seconds.get(state), ",.0f"),
+             format_number(seconds[state] / total if total and state in seconds else None, ".1%")]
+            for state, n in search["counts"].items()
+        ],
+        "Worker time includes starting and loading data; the times of several workers are added.",
+    )  # fmt: skip
+    yield Text(
+        f"{search['finished']} of {format_count(budget, 'trial', 'trials')} in the budget are "
+        "finished. Pruned: stopped early as unpromising. Closed: without a result and without cost "
+        "to the budget, because the configuration had been tried, a constraint excludes it, or the "
+        "training was interrupted and requeued."
+    )
+    if search["pruning"]["trials"]:
+        yield Text(_describe_pruning(search["pruning"]))
+    reasons = [
+        [row["state"], row["reason"], str(row["count"]), row["numbers"], row["message"] or MISSING]
+        for row in search["reasons"]
+    ]
+    if reasons:
+        yield Text("Reasons of failed, closed and stopped trials", "heading")
+    columns = ("State", "Reason", "Trials>", "Numbers", "Message of the first")
+    yield Table("reasons", columns, reasons, wide=True)
+    baselines = [
+        [row["baseline"], str(row["number"]), row["state"], format_number(row["dice"]),
+         format_number(row["difference"], "+.4f")]
+        for row in search["baselines"]
+    ]  # fmt: skip
+    if baselines:
+        yield Text("Baselines among the trials", "heading")
+    columns = ("Baseline", "Trial>", "State", "Val. Dice>", "Difference to the best>")
+    caption = "By validation Dice. The test images were not used."
+    yield Table("baselines", columns, baselines, caption)
+
+
+def _describe_pruning(pruning: Facts) -> str:
+    text = f"Pruning stopped {format_count(pruning['trials'], 'trial', 'trials')} early"
+    saved, spent = pruning["seconds_saved"], pruning["seconds_spent"]
+    if saved is None or not pruning["timed"]:
+        return (
+            f"{text}; the time saved is unknown, because there is no complete trial or no recorded "
+            "time."
+        )
+    duration = f" ({format_duration(saved)})" if saved >= 120 else ""
+    these = "this trial" if pruning["trials"] == 1 else "these trials"
+    return (
+        f"{text} and saved about {saved:,.0f} s of training{duration}; {these} took "
+        f"{spent:,.0f} s. The estimate assumes that a pruned trial would have needed "
+        f"{pruning['mean_epochs']:.1f} epochs, the mean of the complete trials, each as long as "
+        "its own epochs."
+    )
+
+
+def _parameters(search: Facts, selected: int | None) -> Iterator[Block]:
+    trials, names = search["trials"], search["varied_params"]
+    important = ", the most important ones first" if search["importances"] else ""
+    caption = (
+        f"Validation Dice by parameter{important}: ● complete, ◆ pruned (last reported value), "
+        "★ the selected trial. Values below the axis are not shown."
+    )
+    yield Charts([(partial(parameters.slices_chart, trials, names, selected), caption)])
+    if search["complete"] > 1:
+        caption = (
+            "One line for each complete trial, through its parameters to its Dice. A line passes "
+            "below an axis if the trial does not have that parameter."
+        )
+        yield Text("Parallel coordinates", "heading")
+        yield Charts([(partial(parameters.parallel_chart, trials, names, selected), caption)])
+
+
+def _option_cell(component: str, row: Facts) -> tuple[str, str]:
+    """Return the option of a component and its parameters."""
+    option, params = next(iter(row["options"][component].items()))
+    return option, format_params(component, option, params)

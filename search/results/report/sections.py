@@ -1,0 +1,273 @@
+"""The sections of a report about the final test, the baselines, the data and the reproduction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+from search.results.charts import evaluation
+from search.results.documents import Block, Cell, Charts, Pictures, Section, Table, Text, dump_yaml
+from search.results.formatting import (
+    MISSING,
+    MetricScore,
+    format_count,
+    format_interval,
+    format_number,
+    format_p_value,
+)
+from search.results.report.search_sections import search_sections
+
+Facts = Mapping[str, Any]
+
+
+def report_sections(facts: Facts) -> list[Section]:
+    """Return the sections of a report. facts: of ``report_facts``."""
+    comparison = list(_comparison(facts))
+    return [
+        *_test_sections(facts["test"]),
+        *(
+            [Section("comparison", "Baselines on the same images", comparison)]
+            if comparison
+            else []
+        ),
+        Section("data", "Data", list(_data(facts["data"]))),
+        *search_sections(facts),
+        Section("reproduction", "Reproduction", list(_reproduction(facts))),
+    ]
+
+
+def _test_sections(test: Facts) -> Iterator[Section]:
+    if test["metrics"] is None:
+        text = (
+            "The final test has not been run yet. The command lesionsearch final retrains the best "
+            "configuration and evaluates it on the test images."
+        )
+        yield Section("test", "Final test", [Text(text)])
+        return
+    yield Section("test", "Final test", list(_scores(test)))
+    yield Section("errors", "Errors", list(_errors(test)))
+    blocks: list[Block] = [Text("True outline: sky blue. Predicted outline: orange.")]
+    for kind, pictures in groupby(test["overlays"], key=lambda picture: picture["kind"]):
+        blocks += [Text(kind.capitalize(), "heading"), Pictures(list(pictures))]
+    yield Section("overlays", "Best, median and worst test images", blocks)
+
+
+def _scores(test: Facts) -> Iterator[Block]:
+    counts = test["metrics"]["test"]
+    yield Table(
+        "scores",
+        ("Metric", "Mean>", "95% interval>", "Definition, for one image"),
+        [
+            [score.name, score.mean_text, score.interval_text, score.definition]
+            for score in (MetricScore(**row) for row in test["scores"])
+        ],
+        f"{_count_images(counts['n'], counts['groups'])}; "
+        f"{format_count(test['test_evaluations'], 'test evaluation', 'test evaluations')}.",
+        wide=True,
+    )
+    yield Text(
+        "TP, FP, FN and TN are the pixel counts of one image; lesion is the positive class. The "
+        "prediction is resized to the mask's own size. A score is the mean over images, so each "
+        "image has the same weight. The interval is a percentile interval of a bootstrap over "
+        "groups (all images of a patient or lesion). If an empty mask makes a ratio 0/0, the score "
+        "is 1 if the prediction is correct and 0 if not. If one of two masks is empty, a surface "
+        "distance is the image's diagonal; if both are, it is 0."
+    )
+    yield Text(f"Inference steps, selected on the validation images: {test['inference']}.")
+
+
+def _errors(test: Facts) -> Iterator[Block]:
+    final = test["metrics"]
+    rows = (("True lesion", "tp", "fn"), ("True skin", "fp", "tn"))
+    yield Table(
+        "confusion",
+        ("", "Predicted lesion>", "Predicted skin>"),
+        [[name, *_confusion_cells(final["confusion"], *keys)] for name, *keys in rows],
+        "Confusion matrix: shares of an image's pixels, averaged over the test images. The "
+        "percentage of the row is not the mean recall or specificity of the images.",
+    )
+    curves, scores = final["curves"], final["test"]
+    precision, error = scores["average_precision"], scores["calibration_error"]
+    charts = [
+        (
+            partial(evaluation.recall_chart, curves, precision),
+            "Precision and recall of pixels at every threshold; each image has the same weight. "
+            f"Average precision {format_number(precision)}.",
+        ),
+        (
+            partial(evaluation.calibration_chart, curves, error),
+            "Share of lesion among the pixels with a predicted probability; the area of a dot "
+            f"grows with the number of pixels. Calibration error {format_number(error)}.",
+        ),
+    ]
+    if images := test["images"]:
+        dice = [image["dice"] for image in images]
+        sizes = partial(evaluation.size_chart, [image["lesion_share"] for image in images], dice)
+        charts.insert(0, (partial(evaluation.dice_chart, dice), "Dice of each test image."))
+        charts.append((sizes, "Dice of each test image and the size of its lesion."))
+    yield Charts(charts)
+
+
+def _confusion_cells(shares: Mapping[str, float], *keys: str) -> Iterator[Cell]:
+    total = sum(shares[key] for key in keys)
+    for key in keys:
+        of_row = shares[key] / total if total else 0.0
+        yield f"{shares[key]:.2%}", f"{of_row:.1%} of the row"
+
+
+def _comparison(facts: Facts) -> Iterator[Block]:
+    comparison, final = facts["comparison"], facts["test"]["metrics"]
+    if not comparison:
+        return
+    rows: list[list[Cell]] = []
+    reference = comparison["reference"]
+    if reference is None:
+        interval = format_interval(*final["ci95"]["dice"])
+        dice, millions = format_number(final["test"]["dice"]), f"{final['params'] / 1e6:.2f} M"
+        rows.append(["this study", dice, interval, *[MISSING] * 4, millions])
+    for row in comparison["rows"]:
+        low, high = (
+            format_number(row[key], "+.4f") for key in ("difference_low", "difference_high")
+        )
+        rows.append(
+            [row["baseline"], format_number(row["dice"]), format_interval(row["low"], row["high"]),
+             format_number(row["difference"], "+.4f"),
+             MISSING if row["difference"] is None else f"{low} to {high}",
+             format_p_value(row["p"]), format_p_value(row["p_holm"]),
+             f"{row['model_params'] / 1e6:.2f} M"]
+        )  # fmt: skip
+    yield Table(
+        "systems",
+        ("System", "Test Dice>", "95% interval>", "Difference>", "95% interval>", "p>", "p, Holm>",
+         "Parameters>"),
+        rows,
+        f"{_count_images(comparison['images'], comparison['groups'])}. "
+        f"Difference: Dice of {reference or 'this study'} minus Dice of the system.",
+        highlighted=[row[0] for row in rows].index(reference or "this study"),
+        wide=True,
+    )  # fmt: skip
+    note = (
+        "Intervals of differences: paired bootstrap over patients or lesions. p: two-sided "
+        "Wilcoxon signed-rank test over the mean differences of patients or lesions. p, Holm: "
+        "corrected for the number of comparisons."
+    )
+    if reference:
+        note += f" {reference} has the highest test Dice, so its own score is slightly optimistic."
+    yield Text(note)
+
+
+def _count_images(images: int, groups: int) -> str:
+    patients = format_count(groups, "patient or lesion", "patients or lesions")
+    return f"{format_count(images, 'test image', 'test images')} of {patients}"
+
+
+def _data(data: Facts) -> Iterator[Block]:
+    summary, audit = data["summary"], data["audit"]
+    if not summary:
+        splits = [[split, f"{n:,}"] for split, n in data["split"].items()]
+        yield Table("splits", ("Split", "Images>"), splits)
+        return
+    yield Table(
+        "splits",
+        ("Split", "Images>", "Patients or lesions>", "Lesion area, median>", "5% to 95%>",
+         "Empty masks>", "Full masks>"),
+        [
+            [split, f"{row['images']:,}", f"{row['groups']:,}",
+             format_number(row["area"]["median"], ".1%"),
+             " to ".join(format_number(row["area"][key], ".1%") for key in ("p5", "p95")),
+             str(row["empty"]), str(row["full"])]
+            for split, row in summary["parts"].items()
+        ],
+        f"{format_count(summary['pairs'], 'pair', 'pairs')} of image and mask, layout "
+        f"{data['layout']}; {summary['used']:,} of them used. Lesion area: the mask's share of the "
+        f"image.",
+    )  # fmt: skip
+    edges = [f"{100 * edge:g}" for edge in summary["edges"]]
+    yield Table(
+        "areas",
+        ("Split", *(f"{a} to {b}%>" for a, b in zip(edges[:-1], edges[1:], strict=True))),
+        [[split, *map(str, row["area"]["counts"])] for split, row in summary["parts"].items()],
+        "Images by lesion area",
+    )
+    keys = ("pairs", "train", "val", "test")
+    yield Table(
+        "sets",
+        ("Data set", "Pairs>", "Train>", "Val>", "Test>", "Lesion in another split elsewhere>"),
+        [
+            [row["name"], *(f"{row[key]:,}" for key in keys), str(row["conflicting"])]
+            for row in summary.get("sets", [])
+        ],
+        "Images by data set",
+    )
+    duplicates = summary["duplicates"]
+    yield Text(f"Patients or lesions in more than one split: {summary['groups_in_several_parts']}.")
+    if duplicates is None:
+        yield Text("Exact duplicates were not searched for.")
+    else:
+        yield Text(
+            "Images under several names with identical pixels at the training's size: "
+            f"{duplicates['sets']}; in more than one split: {duplicates['leaks']}. "
+            + _list_names(duplicates["names"])
+        )
+    if audit:
+        yield Text(
+            "Duplicates including resized, recompressed, rotated or cropped ones: "
+            f"{audit['duplicates']}; in more than one split: {audit['leaks']}. "
+            + _list_names(audit["names"])
+            + (f" Excluded duplicates: {audit['excluded']}." if audit["excluded"] else "")
+        )
+    yield Text(f"Masks that were not binary, thresholded at 128: {summary['thresholded']}.")
+    if sizes := summary["sizes"]:
+        side, kinds = data["image_size"], format_count(sizes["kinds"], "image size", "image sizes")
+        most = ", ".join(
+            f"{size['width']} \N{MULTIPLICATION SIGN} {size['height']} ({size['images']:,})"
+            for size in sizes["most"][:3]
+        )
+        often = ", most often" if sizes["kinds"] > 1 else ":"
+        yield Text(
+            f"{kinds}{often} {most}; the network's input is {side} \N{MULTIPLICATION SIGN} {side}."
+        )
+    if (duplicates and duplicates["leaks"]) or (audit and audit["leaks"]):
+        yield Text(
+            "Some images are in several splits. Training and test images overlap, so the test "
+            "scores can be optimistic.",
+            "warning",
+        )
+
+
+def _list_names(names: list[list[str]]) -> str:
+    return "; ".join(" = ".join(each) for each in names[:5])
+
+
+def _reproduction(facts: Facts) -> Iterator[Block]:
+    data, environment, final = facts["data"], facts["environment"], facts["test"]["metrics"]
+    yield Text(facts["reproduction"]["command"], "code", "command")
+    yield Text(
+        f"DIR is the folder of the same data (layout {data['layout']}, fingerprint "
+        f"{data['fingerprint']}), NEW is a folder for the new study."
+    )
+    yield Text("Study file", "heading")
+    yield Text(dump_yaml(facts["reproduction"]["spec"]), "code", "spec")
+    if facts["selected"]:
+        yield Text("Selected configuration", "heading")
+        yield Text(dump_yaml(facts["selected"]["config"]), "code", "configuration")
+    rows = []
+    if final:
+        rows = [
+            ["Trainable parameters", f"{final['params']:,}"],
+            ["Seed of the tested network", str(final["seed"])],
+            ["Retraining", f"{final['seconds']:,.1f} s"],
+            ["Prediction, network alone", f"{final['images_per_second']:,.1f} images/s"],
+        ]
+    rows.append(["Seed of the study", str(environment["seed"])])
+    for row in environment["searched_on"]:
+        share = f" x {row['share']:.2g}" if row["share"] < 1 else ""
+        threads = format_count(row["threads"], "thread", "threads")
+        trials = format_count(row["trials"], "trial", "trials")
+        rows.append(["Searched on", f"{row['device']}{share}, {threads}: {trials}"])
+    if environment["tested_on"]:
+        rows.append(["Retrained and tested on", environment["tested_on"]])
+    rows += map(list, environment["versions"].items())
+    yield Table("environment", ("Environment", ">"), rows)
