@@ -12,13 +12,10 @@ import typer
 from typer.core import TyperGroup
 
 from search.commands import (
-    baselines_list,
-    baselines_run,
+    baselines,
     control,
     dashboard,
-    data_check,
-    data_fetch,
-    data_synth,
+    data,
     demo,
     export,
     final,
@@ -27,8 +24,7 @@ from search.commands import (
     report,
     run,
     status,
-    trials_queue,
-    trials_transfer,
+    trials,
     worker,
 )
 
@@ -122,21 +118,21 @@ for _function in (
     app.command()(_function)
 
 data_app = _group("Audit, download or generate data sets.")
-data_app.command("check")(data_check.check)
-data_app.command("fetch")(data_fetch.fetch)
-data_app.command("synth")(data_synth.synth)
+data_app.command("check")(data.check)
+data_app.command("fetch")(data.fetch)
+data_app.command("synth")(data.synth)
 app.add_typer(data_app, name="data")
 
 trials_app = _group("Queue, export and import the trials of a study.")
-trials_app.command("retry")(trials_queue.retry)
-trials_app.command("enqueue")(trials_queue.enqueue)
-trials_app.command("export")(trials_transfer.export_trials)
-trials_app.command("import")(trials_transfer.import_trials)
+trials_app.command("retry")(trials.retry)
+trials_app.command("enqueue")(trials.enqueue)
+trials_app.command("export")(trials.export_trials)
+trials_app.command("import")(trials.import_trials)
 app.add_typer(trials_app, name="trials")
 
 baselines_app = _group("Train and compare the published systems.")
-baselines_app.command("list")(baselines_list.list_baselines)
-baselines_app.command("run")(baselines_run.run)
+baselines_app.command("list")(baselines.list_baselines)
+baselines_app.command("run")(baselines.run)
 app.add_typer(baselines_app, name="baselines")
 
 

@@ -47,7 +47,7 @@ def server() -> Iterator[PrivatePostgres]:
         private.start()
         yield private
     finally:
-        private.stop("immediate")
+        private.stop()
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -25,7 +25,7 @@ from lesionseg.training.types import EpochRecord
 from search.spec.loading import parse_spec
 from search.study.creation import create_or_resume
 from search.study.opening import OpenStudy
-from search.study.sampling import prepare_sampling
+from search.study.samplers import prepare_sampling
 from search.trial_process.resources import default_slot
 from search.workers.trial_context import TrialContext
 from search.workers.worker import Worker

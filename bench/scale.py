@@ -41,7 +41,7 @@ from search.spec.search_space import SearchSpace
 from search.storage.lease_types import Claim
 from search.study.creation import create_or_resume
 from search.study.opening import OpenStudy, open_study
-from search.study.sampling import prepare_sampling
+from search.study.samplers import prepare_sampling
 from search.study.suggest import suggest
 from search.trial_process.protocol import JobOutcome, ModelBuilt, Trained, TrainJob
 from search.trial_process.slot import Slot

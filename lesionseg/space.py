@@ -16,15 +16,21 @@ from lesionseg.errors import InputError, suggest_name
 Scalar = bool | int | float | str
 
 
+@dataclass(frozen=True)
 class _Range:
-    """Methods shared by the numeric domains."""
+    """Numbers in ``[low, high]``, sampled on a logarithmic scale if ``log`` is set."""
 
     low: Any
     high: Any
     default: Any
+    log: bool = False
 
     def check(self, value: object) -> Any:
-        raise NotImplementedError
+        """Return the value as a number; raises InputError if it is not in the domain."""
+        number = _to_number(value)
+        if not self.low <= number <= self.high:
+            raise InputError(f"must lie in [{self.low:g}, {self.high:g}], got {number:.12g}")
+        return number
 
     def narrow(self, bounds: object) -> Self:
         """Return the domain limited to ``[low, high]``.
@@ -37,29 +43,15 @@ class _Range:
         low, high = map(self.check, bounds)
         if low > high:
             raise InputError(f"must have low <= high, got [{low:g}, {high:g}]")
-        default = min(max(self.default, low), high)
-        return replace(self, low=low, high=high, default=default)  # type: ignore[type-var]
+        return replace(self, low=low, high=high, default=min(max(self.default, low), high))
 
     def extremes(self) -> tuple[Any, ...]:
         """Return the lowest and the highest value."""
         return (self.low, self.high)
 
 
-@dataclass(frozen=True)
 class Float(_Range):
-    """Real numbers in ``[low, high]``, sampled on a logarithmic scale if ``log`` is set."""
-
-    low: float
-    high: float
-    default: float
-    log: bool = False
-
-    def check(self, value: object) -> float:
-        """Return the value as a float; raises InputError if it is not in the domain."""
-        number = _to_number(value)
-        if not self.low <= number <= self.high:
-            raise InputError(f"must lie in [{self.low:g}, {self.high:g}], got {number:.12g}")
-        return number
+    """Real numbers."""
 
     def __str__(self) -> str:
         return f"{self.low:g} .. {self.high:g}{' log' if self.log else ''}"
@@ -67,16 +59,11 @@ class Float(_Range):
 
 @dataclass(frozen=True)
 class Int(_Range):
-    """Integers in ``[low, high]``, ``step`` apart or sampled on a logarithmic scale."""
+    """Integers, ``step`` apart."""
 
-    low: int
-    high: int
-    default: int
-    log: bool = False
     step: int = 1
 
     def check(self, value: object) -> int:
-        """Return the value as an int; raises InputError if it is not in the domain."""
         number = _to_number(value)
         if number != int(number):
             raise InputError(f"must be a whole number, got {value!r}")
@@ -217,14 +204,7 @@ def build(
     *args: Any,
     image_size: int | None = None,
 ) -> Any:
-    """Build a component.
-
-    Args:
-        family: the family's name, for error messages.
-        table: the family's entries.
-        component: which entry, with which parameters.
-        *args: the leading arguments that all entries of the family take.
-        image_size: passed to entries with ``needs_image_size``.
+    """Build a component; ``args`` are the leading arguments of all entries of the family.
 
     Raises:
         InputError: the entry or a parameter is unknown, a value lies outside its domain, or the

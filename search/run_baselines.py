@@ -24,21 +24,9 @@ from lesionseg.errors import InputError
 from search.monitoring.console import progress_bar
 from search.monitoring.live import TrialLog, live_view
 from search.monitoring.status import StatusReader
-from search.results.baseline_table import (
-    BaselineResult,
-    TestResult,
-    compare_baselines,
-    format_csv,
-    format_markdown,
-)
-from search.results.evaluation import (
-    evaluate_checkpoint,
-    per_image_rows,
-    read_test_records,
-    summarize_evaluation,
-    write_csv,
-)
-from search.signals import sigterm_as_interrupt
+from search.results import baseline_table, evaluation
+from search.results.baseline_table import BaselineResult, TestResult
+from search.signals import SignalHandler
 from search.spec import baselines
 from search.spec.loading import apply_overrides, parse_spec
 from search.spec.search_space import find_size_errors
@@ -48,12 +36,10 @@ from search.storage.lease_types import Claim
 from search.storage.retention import WEIGHTS
 from search.storage.trial_records import State, TrialAttr
 from search.study.creation import lock_and_open
-from search.study.evaluations import record_test_evaluation
-from search.study.opening import OpenStudy
-from search.study.sampling import prepare_sampling
-from search.trial_process.protocol import Evaluated, EvaluateJob
+from search.study.opening import OpenStudy, record_test_evaluation
+from search.study.samplers import prepare_sampling
+from search.trial_process.protocol import EvaluateJob
 from search.trial_process.resources import default_slot
-from search.trial_process.slot import Slot
 from search.workers.trial_context import TrialContext
 from search.workers.worker import KEEP_BEST, Worker
 
@@ -113,15 +99,22 @@ def run_baselines(
     configs = _make_configs(spec, options)
     slot = default_slot(options.device, options.threads)
     with ExitStack() as stack:
-        stack.enter_context(sigterm_as_interrupt())
+        stack.enter_context(SignalHandler().installed())
         with progress_bar(console, "reading images") as on_progress:
             opened = stack.enter_context(
                 lock_and_open(
-                    spec, options.data, options.folder, options.storage, on_progress=on_progress
+                    spec,
+                    options.data,
+                    options.folder,
+                    storage=options.storage,
+                    on_progress=on_progress,
                 )
             )
         prepare_sampling(opened)
-        _train_and_test(console, opened, slot, configs, options.storage)
+        context = TrialContext(opened, slot, listener=TrialLog(console))
+        worker = stack.enter_context(Worker(context, keep_best=None, allow_duplicates=True))
+        with live_view(console, lambda: StatusReader(opened.folder, options.storage)):
+            _train_and_test(console, worker, configs)
         return write_table(opened)
 
 
@@ -130,14 +123,14 @@ def write_table(opened: OpenStudy) -> list[BaselineResult]:
     from search.results import baseline_figures  # matplotlib is slow to import
 
     trials, folder = trial_records.all_trials(opened.study), opened.folder
-    folders = {t.number: _result_folder(opened, t) for t in trials}
+    folders = {t.number: folder / "results" / str(t.number) for t in trials}
     tests = {number: TestResult.read(path) for number, path in folders.items() if path.is_dir()}
-    results = compare_baselines(tests, trials)
-    (folder / "table.md").write_text(format_markdown(results), encoding="utf-8")
-    (folder / "table.csv").write_text(format_csv(results), encoding="utf-8")
+    results = baseline_table.compare_baselines(tests, trials)
+    (folder / "table.md").write_text(baseline_table.format_markdown(results), encoding="utf-8")
+    (folder / "table.csv").write_text(baseline_table.format_csv(results), encoding="utf-8")
     if any(result.is_tested for result in results):
         examples = _example_names(opened)
-        records = [r for r in read_test_records(opened) if r.name in examples]
+        records = [r for r in evaluation.read_test_records(opened) if r.name in examples]
         baseline_figures.plot_dice_vs_time(results, folder / "dice_vs_time.png")
         baseline_figures.plot_outlines(
             results, records, folder / "results", folder / "overlays.png"
@@ -155,71 +148,65 @@ def _make_configs(spec: StudySpec, options: BaselineOptions) -> list[tuple[str, 
         for repeat in range(options.repeats)
         for name in baselines.expand_names(options.only or [baselines.ALL])
     ]  # fmt: skip
-    errors: dict[str, None] = {}  # ordered, and once for all repeats
-    for name, config in configs:
-        model = {config.model.name: config.model.params}
-        errors |= dict.fromkeys(find_size_errors(model, size, name))
+    errors = dict.fromkeys(  # once for all repeats
+        error
+        for name, config in configs
+        for error in find_size_errors({config.model.name: config.model.params}, size, name)
+    )
     if errors:
         raise InputError("; ".join(errors))
     return configs
 
 
 def _train_and_test(
-    console: Console,
-    opened: OpenStudy,
-    slot: Slot,
-    configs: Sequence[tuple[str, TrialConfig]],
-    storage: str | None,
+    console: Console, worker: Worker, configs: Sequence[tuple[str, TrialConfig]]
 ) -> None:
-    context = TrialContext(opened, slot, listener=TrialLog(console))
-    worker = Worker(context, keep_best=None, allow_duplicates=True)
-    with worker, live_view(console, lambda: StatusReader(opened.folder, storage)):
-        worker.leases.reap_expired()
-        for trial in trial_records.all_trials(opened.study):
-            _test_if_missing(console, opened, slot, trial)
-        _enqueue_missing(opened, configs)
-        while isinstance(claim := worker.claim(bounded=False, fresh=False), Claim):
-            _test_if_missing(console, opened, slot, worker.run(claim))
-            ranking = trial_records.rank_trials(trial_records.all_trials(opened.study))
-            for trial in ranking[KEEP_BEST:]:
-                opened.artifact_store.delete(trial.number, WEIGHTS)
-
-
-def _enqueue_missing(opened: OpenStudy, configs: Sequence[tuple[str, TrialConfig]]) -> None:
-    """Queue each training that has no complete, running or waiting trial."""
+    context = worker.context
+    worker.leases.reap_expired()
+    for trial in trial_records.all_trials(context.study):
+        _test_if_missing(console, context, trial)
     existing = {
         (
             t.user_attrs.get(TrialAttr.BASELINE),
             t.user_attrs.get(TrialAttr.FIXED_CONFIG, {}).get("seed"),
         )
-        for t in trial_records.all_trials(opened.study)
+        for t in trial_records.all_trials(context.study)
         if trial_records.state_of(t) in {State.WAITING, State.RUNNING, State.COMPLETE}
     }
     for name, config in configs:
         if (name, config.seed) not in existing:
             attrs = {TrialAttr.BASELINE: name, TrialAttr.FIXED_CONFIG: config.to_dict()}
-            opened.study.enqueue_trial({}, user_attrs=attrs)
+            context.study.enqueue_trial({}, user_attrs=attrs)
+    while isinstance(claim := worker.claim(bounded=False, fresh=False), Claim):
+        _test_if_missing(console, context, worker.run(claim))
+        ranking = trial_records.rank_trials(trial_records.all_trials(context.study))
+        for trial in ranking[KEEP_BEST:]:
+            context.store.delete(trial.number, WEIGHTS)
 
 
-def _test_if_missing(console: Console, opened: OpenStudy, slot: Slot, trial: FrozenTrial) -> None:
-    folder = _result_folder(opened, trial)
+def _test_if_missing(console: Console, context: TrialContext, trial: FrozenTrial) -> None:
+    """Test a complete trial without a result; write metrics, per-image scores, example masks."""
+    opened, slot = context.opened, context.slot
+    folder = opened.folder / "results" / str(trial.number)
     if trial_records.state_of(trial) != State.COMPLETE or folder.is_dir():
         return
     weights = opened.artifact_store.fetch(trial.number, WEIGHTS)
     if weights is None:  # trained on another host, which tests it
         return
     record_test_evaluation(opened.study)
-    evaluated = evaluate_checkpoint(
-        EvaluateJob(
-            weights,
-            opened.cache.path,
-            read_test_records(opened),
-            slot.device,
-            slot.threads,
-            show=_example_names(opened),
-        )
+    records, names = evaluation.read_test_records(opened), _example_names(opened)
+    evaluated = evaluation.evaluate_checkpoint(
+        EvaluateJob(weights, opened.cache.path, records, slot.device, slot.threads, show=names)
     )
-    _write_result(folder, evaluated)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    metrics = evaluation.summarize_evaluation(evaluated.evaluation) | {"speed": evaluated.speed}
+    (partial / "result.json").write_text(json.dumps(metrics))
+    evaluation.write_csv(partial / "per_image.csv", evaluation.per_image_rows(evaluated.evaluation))
+    for name, mask in evaluated.shown.items():
+        Image.fromarray(mask.astype(np.uint8) * 255).save(partial / f"{name}.png")
+    partial.rename(folder)  # it appears when it is complete
     dice = float(evaluated.evaluation.scores["dice"].mean())
     console.print(f"{trial.user_attrs[TrialAttr.BASELINE]}: test Dice {dice:.4f}", markup=False)
 
@@ -230,20 +217,3 @@ def _example_names(opened: OpenStudy) -> tuple[str, ...]:
     names = sorted(opened.split.test, key=lambda name: areas[name])
     indices = [round(quantile * (len(names) - 1)) for quantile in EXAMPLE_QUANTILES]
     return tuple(dict.fromkeys(names[i] for i in indices))
-
-
-def _result_folder(opened: OpenStudy, trial: FrozenTrial) -> Path:
-    return opened.folder / "results" / str(trial.number)
-
-
-def _write_result(folder: Path, evaluated: Evaluated) -> None:
-    """Write metrics, per-image scores and example masks; the folder appears when complete."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    metrics = summarize_evaluation(evaluated.evaluation) | {"speed": evaluated.speed}
-    (partial / "result.json").write_text(json.dumps(metrics))
-    write_csv(partial / "per_image.csv", per_image_rows(evaluated.evaluation))
-    for name, mask in evaluated.shown.items():
-        Image.fromarray(mask.astype(np.uint8) * 255).save(partial / f"{name}.png")
-    partial.rename(folder)

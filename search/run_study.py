@@ -24,9 +24,8 @@ from search.storage.lease_types import Command
 from search.storage.leases import TrialLeases
 from search.study import data_audit
 from search.study.creation import lock_and_open
-from search.study.location import StudyLocation
-from search.study.opening import OpenStudy
-from search.study.weights import ensure_space_weights
+from search.study.opening import OpenStudy, StudyLocation
+from search.study.suggest import ensure_space_weights
 from search.trial_process.resources import default_slot
 from search.workers.loop import run_trials
 from search.workers.pool import WorkerPool, run_worker_pool
@@ -62,8 +61,8 @@ def run_study(console: Console, spec: StudySpec, options: RunOptions, pool: Work
         with progress_bar(console, "reading images") as on_progress:
             opened = stack.enter_context(
                 lock_and_open(
-                    spec, options.data, options.folder, options.storage, options.artifacts,
-                    on_progress,
+                    spec, options.data, options.folder, storage=options.storage,
+                    artifacts=options.artifacts, on_progress=on_progress,
                 )
             )  # fmt: skip
         TrialLeases(opened.study).command = Command.RUN

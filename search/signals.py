@@ -52,10 +52,3 @@ class SignalHandler:
         self.stop_event.set()
         if not self._is_deferred:
             raise KeyboardInterrupt
-
-
-@contextmanager
-def sigterm_as_interrupt() -> Iterator[None]:
-    """Raise KeyboardInterrupt on SIGTERM too; a second signal has no effect."""
-    with SignalHandler().installed():
-        yield

@@ -30,23 +30,20 @@ GUARDED = "guarded"
 
 
 def free_port() -> int:
-    """Return a port address nothing listens."""
+    """Return a port where nothing listens."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return int(taken.getsockname()[1])
 
 
 def binaries() -> Path | None:
-    """Return the folder of initdb and postgres; None address PostgreSQL is not installed."""
-    config = shutil.which("pg_config")
-    configured = (
-        [subprocess.run([config, "--bindir"], capture_output=True, text=True).stdout.strip()]
-        if config
-        else []
-    )
-    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    on_path = shutil.which("initdb")
-    folders = [*([Path(on_path).parent] if on_path else []), *map(Path, configured), *versions]
+    """Return the folder of initdb and postgres; None where PostgreSQL is not installed."""
+    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    if config := shutil.which("pg_config"):
+        output = subprocess.run([config, "--bindir"], capture_output=True, text=True).stdout
+        folders.insert(0, Path(output.strip()))
+    if on_path := shutil.which("initdb"):
+        folders.insert(0, Path(on_path).parent)
     return next((f for f in folders if (f / "initdb").exists() and (f / "postgres").exists()), None)
 
 
@@ -105,25 +102,18 @@ class PrivatePostgres:
                     raise
                 time.sleep(0.02)
 
-    def stop(self, mode: Literal["immediate", "fast"] = "fast") -> None:
-        """Stop the server; immediate: without a checkpoint, so that the next start recovers."""
-        self._end(signal.SIGQUIT if mode == "immediate" else signal.SIGINT)
-
-    def kill(self) -> None:
-        """Send SIGKILL to the server, as the out-of-memory killer does."""
-        self._end(signal.SIGKILL)
-
-    def restart(self, pause: float = 0.0, mode: Literal["immediate", "fast"] = "immediate") -> None:
+    def restart(self, pause: float) -> None:
         """Stop the server, and start it after a pause in seconds."""
-        self.stop(mode)
+        self.stop()
         time.sleep(pause)
         self.start()
 
-    def _end(self, how: signal.Signals) -> None:
+    def stop(self) -> None:
+        """Stop the server without a checkpoint, so that the next start recovers."""
         if self._server is None:
             return
         children = psutil.Process(self._server.pid).children(recursive=True)
-        self._server.send_signal(how)
+        self._server.send_signal(signal.SIGQUIT)
         self._server.wait(DEADLINE)
         deadline = time.monotonic() + DEADLINE
         while any(map(_is_alive, children)) and time.monotonic() < deadline:
@@ -227,5 +217,5 @@ def private_postgres() -> Iterator[PrivatePostgres]:
         server.run(f"CREATE ROLE {GUARDED} LOGIN PASSWORD 'right'")
         yield server
     finally:
-        server.stop("immediate")
+        server.stop()
         shutil.rmtree(folder, ignore_errors=True)

@@ -49,38 +49,38 @@ def server(opened, tmp_path_factory):
         yield running
 
 
-class Seen:
-    """What a page did besides showing itself."""
+class PageEvents:
+    """Dialogs, errors and foreign requests of a page."""
 
     def __init__(self, page: Page, url: str) -> None:
         self.dialogs: list[str] = []
         self.errors: list[str] = []
-        self.strangers: list[str] = []
+        self.foreign: list[str] = []
         page.on("dialog", lambda dialog: (self.dialogs.append(dialog.message), dialog.dismiss()))
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
-        page.on("request", lambda r: self._heard(r.url, url))
+        page.on("request", lambda r: self._record_request(r.url, url))
 
-    def _heard(self, asked: str, url: str) -> None:
-        if not asked.startswith((url, "data:", "blob:")):
-            self.strangers.append(asked)
+    def _record_request(self, requested: str, url: str) -> None:
+        if not requested.startswith((url, "data:", "blob:")):
+            self.foreign.append(requested)
 
 
 @pytest.fixture
 def page(browser, server) -> Iterator[Page]:
-    """A page whose every look is watched: nothing runs that is not the dashboard's own."""
+    """A page; the test fails if it opens a dialog, has an error or loads from elsewhere."""
     context = browser.new_context(
         viewport={"width": 1400, "height": 1000},
         http_credentials={"username": "me", "password": PASSWORD},
     )
-    made = context.new_page()
-    made.set_default_timeout(30_000)
-    seen = Seen(made, server.url)
-    yield made
+    page = context.new_page()
+    page.set_default_timeout(30_000)
+    events = PageEvents(page, server.url)
+    yield page
     context.close()
-    assert seen.dialogs == []
-    assert seen.strangers == []
-    assert [e for e in seen.errors if "favicon" not in e] == []
+    assert events.dialogs == []
+    assert events.foreign == []
+    assert [e for e in events.errors if "favicon" not in e] == []
 
 
 def is_blank(picture: bytes) -> bool:
@@ -88,8 +88,8 @@ def is_blank(picture: bytes) -> bool:
         return float(np.asarray(image.convert("L")).std()) < 5
 
 
-def keep(page: Page, tmp_path: Path, name: str) -> None:
-    """A screenshot for whoever looks at a failed run; it must show something."""
+def save_screenshot(page: Page, tmp_path: Path, name: str) -> None:
+    """Store a screenshot, which must not be blank."""
     picture = page.screenshot(path=tmp_path / f"{name}.png")
     assert not is_blank(picture)
 
@@ -98,7 +98,7 @@ def test_the_list_of_studies_names_it_as_text(page, server, tmp_path):
     page.goto(f"{server.url}/")
     expect(page.get_by_text(NAME, exact=False).first).to_be_visible()
     assert page.locator("img[src='x']").count() == 0
-    keep(page, tmp_path, "studies")
+    save_screenshot(page, tmp_path, "studies")
 
 
 def test_trials_are_listed_with_a_note_a_picture_curves_and_the_history(
@@ -119,7 +119,7 @@ def test_trials_are_listed_with_a_note_a_picture_curves_and_the_history(
             "e => e.complete && e.naturalWidth > 300", arg=shown.element_handle()
         )
     expect(page.get_by_text("history.csv").first).to_be_visible()
-    keep(page, tmp_path, "trial")
+    save_screenshot(page, tmp_path, "trial")
 
 
 def test_figures_and_the_studys_own_note_are_shown(page, server, opened, tmp_path):
@@ -129,10 +129,10 @@ def test_figures_and_the_studys_own_note_are_shown(page, server, opened, tmp_pat
     figure.scroll_into_view_if_needed()
     expect(figure).to_be_visible()
     assert page.locator(".js-plotly-plot").count() >= 4
-    keep(page, tmp_path, "figures")
+    save_screenshot(page, tmp_path, "figures")
     page.goto(f"{server.url}/dashboard/studies/{study}/note")
     expect(page.get_by_text("Leaderboard").first).to_be_visible()
-    keep(page, tmp_path, "note")
+    save_screenshot(page, tmp_path, "note")
 
 
 def test_nothing_in_a_name_or_a_note_runs(page, server, opened, tmp_path):
@@ -142,7 +142,7 @@ def test_nothing_in_a_name_or_a_note_runs(page, server, opened, tmp_path):
         page.wait_for_load_state("networkidle")
         if "numbers" in place:
             expect(page.get_by_text("evil").first).to_be_visible()
-            keep(page, tmp_path, "evil")
+            save_screenshot(page, tmp_path, "evil")
             assert page.locator("iframe").count() == 0
             for link in page.get_by_text("click", exact=True).all():
                 link.click()

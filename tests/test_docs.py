@@ -12,7 +12,7 @@ from lesionseg.data.layouts import LAYOUTS
 from lesionseg.registry import FAMILIES
 from search.spec import loading, study_spec
 from search.storage import trial_records
-from search.study.resume_checks import RESUMABLE_KEYS
+from search.study.creation import RESUMABLE_KEYS
 from search.study.pruners import PRUNERS
 from search.study.samplers import SAMPLERS
 from tests.conftest import ROOT

@@ -65,14 +65,7 @@ def crf(
 
     Returns:
         float32 [S, S] in [0, 1], finite also for probabilities of 0 and 1.
-
-    Raises:
-        ValueError: the shapes do not match.
     """
-    if image.shape != (*probability.shape, 3):
-        raise ValueError(
-            f"image must be {(*probability.shape, 3)} for this probability, got {image.shape}"
-        )
     side = max(probability.shape)
     sigma = max(MIN_BANDWIDTH_PX, appearance_sigma * side)
     dilation = dilation or max(1, round(2 * sigma / radius))

@@ -28,13 +28,7 @@ from lesionseg.losses.overlap import (
 from lesionseg.losses.pixel import build_bce, build_focal
 from lesionseg.space import ComponentConfig, Float, RegistryEntry, build
 
-__all__ = ["LOSSES", "OVERLAPS", "Criterion", "Loss", "build_loss"]
-
-#: Logits [N, 1, H, W], or several with deep supervision: the main ones first, all of full size.
-Outputs = Tensor | tuple[Tensor, ...]
-
-#: Where overlap is counted: per image and then averaged, or over the batch.
-OVERLAPS = ("image", "batch")
+__all__ = ["LOSSES", "Criterion", "Loss", "build_loss"]
 
 _FOCAL = {"gamma": Float(0.5, 4.0, default=2.0), "alpha": Float(0.1, 0.9, default=0.5)}
 _WEIGHT = {"weight": Float(0.1, 0.9, default=0.5)}
@@ -105,8 +99,11 @@ class Criterion:
     label_smoothing: float = 0.0
     flooding: float = 0.0
 
-    def __call__(self, outputs: Outputs, masks: Tensor) -> Tensor:
-        """Return the modified loss, a float32 scalar, of logits and masks [N, 1, H, W]."""
+    def __call__(self, outputs: Tensor | tuple[Tensor, ...], masks: Tensor) -> Tensor:
+        """Return the modified loss, a float32 scalar, of logits and masks [N, 1, H, W].
+
+        Several logits, of deep supervision, all have the full size; the main ones come first.
+        """
         s, b = self.label_smoothing, self.flooding
         targets = masks.float() * (1 - s) + s / 2 if s else masks
         all_outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
@@ -131,7 +128,8 @@ def build_loss(
 
     Args:
         component: an entry of LOSSES and its parameters.
-        overlap: one of OVERLAPS; "image" gives small and large lesions the same weight.
+        overlap: where overlap is counted: per "image" and then averaged, which gives small and
+            large lesions the same weight, or over the "batch".
         label_smoothing: as in Criterion.
         flooding: as in Criterion.
 

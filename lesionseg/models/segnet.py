@@ -19,7 +19,8 @@ STAGES = (2, 2, 3, 3, 3)
 class SegNet(nn.Module):
     """Five stages of ``width`` x (1, 2, 4, 8, 8) channels, mirrored by the decoder.
 
-    ``width`` is 64 as published. The decoder unpools with the encoder's max-pooling indices; there are no skip connections.
+    ``width`` is 64 as published. The decoder unpools with the encoder's max-pooling indices;
+    there are no skip connections.
     """
 
     def __init__(self, width: int) -> None:

@@ -85,11 +85,8 @@ class Trainer:
         """Train the remaining epochs; ``on_epoch`` returns True to stop."""
         for epoch in range(len(self.history) + 1, self.config.epochs + 1):
             record = self._run_epoch(epoch)
-            if (
-                self._options.keep == "last"
-                or self.best is None
-                or record.metrics.dice > self.best.metrics.dice
-            ):
+            keeps_last, dice = self._options.keep == "last", record.metrics.dice
+            if keeps_last or self.best is None or dice > self.best.metrics.dice:
                 self.best, self.best_weights = record, copy_weights(self.train_step.eval_model)
             if on_epoch(record):
                 return TrainingEnd.CALLBACK
@@ -200,10 +197,8 @@ def train(
     options = options or TrainOptions()
     configure_torch(options.device, config.seed)
     model = options.model or build_model(config.model, image_size=config.image_size)
-    identity = {}
-    if options.state_path:
-        parts = {"train": data.train, "val": data.val, "keep": options.keep}
-        identity = state_identity(config, data.cache, **parts)
+    parts = {"train": data.train, "val": data.val, "keep": options.keep}
+    identity = state_identity(config, data.cache, **parts)
     checkpoints = CheckpointManager(options.state_path, identity, options.on_saved)
     trainer = Trainer(config, data, model, options, checkpoints)
     if checkpoints.load(trainer):

@@ -79,23 +79,26 @@ def write_overlays(
         Kind and file name of each overlay: ("best", "best_1_NAME.png") and so on.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    examples = [
+        (kind, rank, evaluation.records[i])
+        for kind, members in select_examples(evaluation.scores["dice"]).items()
+        for rank, i in enumerate(members, start=1)
+    ]
+    masks: list[tuple[Mask, Mask]] = []
+    evaluate(
+        model,
+        cache,
+        [record for _, _, record in examples],
+        device=device,
+        inference=inference,
+        on_image=lambda record, predicted, truth: masks.append((predicted, truth)),
+    )
     written: list[tuple[str, str]] = []
-    for kind, members in select_examples(evaluation.scores["dice"]).items():
-        records = [evaluation.records[i] for i in members]
-        masks: list[tuple[Record, Mask, Mask]] = []
-        evaluate(
-            model,
-            cache,
-            records,
-            device=device,
-            inference=inference,
-            on_image=lambda *image: masks.append(image),
-        )
-        for rank, (record, predicted, truth) in enumerate(masks, start=1):
-            overlay = draw_outlines(np.asarray(read_image(record.image)), truth, predicted)
-            path = folder / f"{kind}_{rank}_{record.name}.png"
-            Image.fromarray(overlay).save(path)
-            written.append((kind, path.name))
+    for (kind, rank, record), (predicted, truth) in zip(examples, masks, strict=True):
+        overlay = draw_outlines(np.asarray(read_image(record.image)), truth, predicted)
+        path = folder / f"{kind}_{rank}_{record.name}.png"
+        Image.fromarray(overlay).save(path)
+        written.append((kind, path.name))
     return tuple(written)
 
 

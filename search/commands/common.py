@@ -26,14 +26,15 @@ Data = Annotated[
         show_default=False,
     ),
 ]
-MovedData = Annotated[
-    list[Path] | None,
-    typer.Option("--data", help="Current location of each data set. [as in the study]"),
-]
 OutputFolder = Annotated[
     Path | None,
     typer.Option(help="Folder of the study. Its name is the study's name. [runs/STUDY]"),
 ]
+MovedData = Annotated[
+    list[Path] | None,
+    typer.Option("--data", help="Location of each data set on this host. [as in the study]"),
+]
+OptionalFolder = Annotated[Path | None, typer.Option(help="Folder of the study. [runs/NAME]")]
 Storage = Annotated[
     str | None,
     typer.Option(
@@ -53,9 +54,9 @@ Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. [all core
 def load_study(name: str, storage: str | None) -> optuna.Study:
     """Open the trials of a study, without its images."""
     from search.monitoring.status import find_run
-    from search.study import opening
+    from search.study.opening import load_study
 
-    return opening.load_study(find_run(name), storage=storage)
+    return load_study(find_run(name), storage=storage)
 
 
 @contextmanager

@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 
-from search.commands.common import Storage
+from search.commands.common import OptionalFolder, Storage
 
 
 def dashboard(
     name: Annotated[str | None, typer.Argument(help="A study. [all of the storage]")] = None,
     storage: Storage = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the study. [runs/NAME]")] = None,
+    out: OptionalFolder = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; any but loopback needs a password.")
     ] = "127.0.0.1",
@@ -39,8 +39,7 @@ def dashboard(
     from search.monitoring.dashboard.access import ListenAddress, read_password
 
     address = ListenAddress(host, port, read_password(password_file), public, allow_edit)
-    from search.monitoring.dashboard.server import Dashboard
-    from search.monitoring.dashboard.study_source import find_source
+    from search.monitoring.dashboard.server import Dashboard, find_source
 
     def print_line(line: str) -> None:
         print(f"lesionsearch: {line}", file=sys.stderr)

@@ -26,13 +26,13 @@ def final(
     from search.results.final_test import run_final_test
     from search.results.report import write_report
     from search.results.tables import print_final_report
-    from search.signals import sigterm_as_interrupt
+    from search.signals import SignalHandler
     from search.storage.study_dir import lock_study
     from search.study.opening import open_study
     from search.trial_process.resources import default_slot
 
     folder = find_run(name)
-    with lock_study(folder), sigterm_as_interrupt():
+    with lock_study(folder), SignalHandler().installed():
         opened = open_study(folder, storage=storage, data=to_optional_roots(data))
         report = run_final_test(opened, default_slot(device, threads), again=again)
     console = make_console()

@@ -21,7 +21,7 @@ def options(
         raise InputError(f"options: unknown family {family!r} ({suggest_name(family, FAMILIES)})")
     chosen = {family: FAMILIES[family]} if family else FAMILIES
     if markdown:
-        from search.spec.options_reference import options_markdown
+        from search.spec.formatting import options_markdown
 
         print(options_markdown(chosen), end="")
         return

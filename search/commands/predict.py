@@ -36,14 +36,14 @@ def predict(
     from search.results.image_paths import find_images, find_masks
     from search.results.predict import check_output_folder, load_final_model, write_predictions
     from search.results.tables import print_prediction_summary
-    from search.signals import sigterm_as_interrupt
+    from search.signals import SignalHandler
 
     check_output_folder(out)
     paths = find_images(images)
     mask_paths = None if masks is None else find_masks(paths, masks)
     segmenter, n_threads = load_final_model(run, device, threads)
     console = make_console()
-    with sigterm_as_interrupt(), progress_bar(console, "predicting") as tick:
+    with SignalHandler().installed(), progress_bar(console, "predicting") as tick:
         summary = write_predictions(
             segmenter,
             paths,

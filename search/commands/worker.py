@@ -7,17 +7,14 @@ from typing import Annotated
 
 import typer
 
-from search.commands.common import Device, Storage, Threads
+from search.commands.common import Device, MovedData, OptionalFolder, Storage, Threads
 
 
 def worker(
     name: Annotated[str, typer.Argument(help="Name of the study in the storage.")],
     storage: Storage = None,
-    data: Annotated[
-        list[Path] | None,
-        typer.Option(help="Location of each data set on this host. [as in the study]"),
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the study. [runs/NAME]")] = None,
+    data: MovedData = None,
+    out: OptionalFolder = None,
     study: Annotated[
         str | None, typer.Option(help="A study file that must agree with the study.")
     ] = None,
@@ -39,7 +36,7 @@ def worker(
 ) -> None:
     """Join a study and train its trials until it is done; SIGTERM requeues the current trial."""
     from lesionseg.data.merge import to_optional_roots
-    from search.study.location import StudyLocation
+    from search.study.opening import StudyLocation
     from search.trial_process.resources import default_slot
     from search.workers.loop import run_worker
 

@@ -18,7 +18,7 @@ from lesionseg.training.types import EpochRecord
 from search.monitoring.console import STATE_STYLES
 from search.monitoring.status import StatusReader, StudyStatus
 from search.monitoring.status_view import NO_STUDIES, print_statuses, render_status
-from search.signals import sigterm_as_interrupt
+from search.signals import SignalHandler
 from search.spec.formatting import format_config
 from search.storage import trial_records
 from search.storage.trial_records import TrialAttr
@@ -59,17 +59,15 @@ class TrialLog:
         self.console.print(f"trial {trial.number:>3}  [{style}]{state:<8}[/]  {dice}  {details}")
 
 
-def watch(
-    console: Console, read: Callable[[], Sequence[StudyStatus]], period_s: float = PERIOD_S
-) -> None:
+def watch(console: Console, read: Callable[[], Sequence[StudyStatus]]) -> None:
     """Show the status of studies until an interrupt: redrawn on a terminal, else repeated."""
     while not can_redraw(console):
         print_statuses(console, read())
-        time.sleep(period_s)
-    with sigterm_as_interrupt(), _make_live(console, transient=False) as live:
+        time.sleep(PERIOD_S)
+    with SignalHandler().installed(), _make_live(console, transient=False) as live:
         while True:
             live.update(_render(console, read()), refresh=True)
-            time.sleep(period_s)
+            time.sleep(PERIOD_S)
 
 
 @contextmanager

@@ -142,8 +142,22 @@ def format_study_note(study: optuna.Study, trials: Sequence[FrozenTrial]) -> str
         )
     if reasons := trial_records.count_reasons(trials):
         parts += ["## Reasons", markdown_table(("reason", "trials"), list(reasons.items()))]
-    parts += ["## Data", markdown_table(("", ""), _data_rows(spec, attrs))]
-    budget = _budget_rows(spec["budget"], trials)
+    data_rows: list[TableRow] = [
+        (f"{part} images", len(names))
+        for part, names in attrs.get("split", {}).items()
+        if isinstance(names, list | tuple)
+    ]
+    data_rows.append(("image size", f"{spec['data']['image_size']} px"))
+    data_rows.append(("fingerprint", attrs.get("data", "")))
+    parts += ["## Data", markdown_table(("", ""), data_rows)]
+    spent: dict[str, object] = {
+        "trials": trial_records.count_finished(trials),
+        "hours": f"{training_time.hours_spent(trials):.2f}",
+        "gpu_hours": f"{training_time.gpu_hours_spent(trials):.2f}",
+        "epochs": "",
+    }
+    limits = {key: limit for key, limit in spec["budget"].items() if limit is not None}
+    budget = [(key.replace("_", " "), limits[key], spent[key]) for key in spent if key in limits]
     parts += ["## Budget", markdown_table(("", "limit", "spent"), budget)]
     return "\n\n".join(parts) + "\n"
 
@@ -199,27 +213,3 @@ def _searched_pick(trial: FrozenTrial, family: str) -> str:
     prefix = f"{family}.{name}."
     params = {k.removeprefix(prefix): v for k, v in trial.params.items() if k.startswith(prefix)}
     return format_step({name: params})
-
-
-def _data_rows(spec: Mapping[str, Any], attrs: Mapping[str, Any]) -> list[TableRow]:
-    counts = [
-        (f"{part} images", len(names))
-        for part, names in attrs.get("split", {}).items()
-        if isinstance(names, list | tuple)
-    ]
-    size = spec["data"]["image_size"]
-    return [*counts, ("image size", f"{size} px"), ("fingerprint", attrs.get("data", ""))]
-
-
-def _budget_rows(budget: Mapping[str, Any], trials: Sequence[FrozenTrial]) -> list[TableRow]:
-    spent: dict[str, object] = {
-        "trials": trial_records.count_finished(trials),
-        "hours": f"{training_time.hours_spent(trials):.2f}",
-        "gpu_hours": f"{training_time.gpu_hours_spent(trials):.2f}",
-        "epochs": "",
-    }
-    return [
-        (key.replace("_", " "), budget[key], value)
-        for key, value in spent.items()
-        if budget.get(key) is not None
-    ]

@@ -17,8 +17,7 @@ from search.storage.lease_types import Command, WorkerInfo
 from search.storage.leases import TrialLeases
 from search.storage.study_dir import is_study, read_metrics
 from search.storage.trial_records import State, StudyAttr, TrialAttr
-from search.study.evaluations import list_test_evaluations
-from search.study.opening import load_study
+from search.study.opening import list_test_evaluations, load_study
 
 #: Results of the finished folds of a cross-validation, as stored with a trial.
 Folds = dict[str, Any]
@@ -123,7 +122,7 @@ class StatusReader:
 
     def read(self, *, measure_disk: bool = True) -> StudyStatus:
         """Return the current status; ``measure_disk`` sums the sizes of all files."""
-        trials, attrs = trial_records.all_trials(self.study), self.study.user_attrs
+        trials = trial_records.all_trials(self.study)
         by_state: dict[State, list[FrozenTrial]] = {state: [] for state in State}
         for trial in trials:
             by_state[trial_records.state_of(trial)].append(trial)
@@ -174,11 +173,6 @@ class RunsReader:
             if name not in self._readers:
                 self._readers[name] = StatusReader(find_run(name), self.storage)
         return [self._readers[name].read(measure_disk=measure_disk) for name in names]
-
-
-def read_status(folder: Path, storage: str | None = None) -> StudyStatus:
-    """Return the current status of a study; see ``StatusReader``."""
-    return StatusReader(folder, storage).read()
 
 
 def find_run(name: str, root: Path = Path("runs")) -> Path:
@@ -252,16 +246,9 @@ def _running_trial(trial: FrozenTrial, epochs: int) -> RunningTrial:
 
 
 def _worker_status(worker: WorkerInfo, grace_s: float) -> WorkerStatus:
+    process, slot, age_s = worker.process, worker.slot, worker.heartbeat_age_s
+    is_expired = age_s > grace_s or process.has_exited()
     return WorkerStatus(
-        id=worker.id,
-        host=worker.process.host,
-        pid=worker.process.pid,
-        device=worker.slot.device,
-        share=worker.slot.share,
-        threads=worker.slot.threads,
-        state=worker.state,
-        trial=worker.trial,
-        epoch=worker.epoch,
-        seconds_since_heartbeat=round(worker.heartbeat_age_s, 1),
-        is_expired=worker.heartbeat_age_s > grace_s or worker.process.has_exited(),
-    )
+        worker.id, process.host, process.pid, slot.device, slot.share, slot.threads,
+        worker.state, worker.trial, worker.epoch, round(age_s, 1), is_expired,
+    )  # fmt: skip

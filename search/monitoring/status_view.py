@@ -62,13 +62,9 @@ def render_status(status: StudyStatus, width: int, *, details: bool = False) -> 
 
 
 def sparkline(values: Sequence[float | None], top: float, width: int = MAX_SPARKLINE) -> str:
-    """Return a curve as block characters.
+    """Return a curve as block characters, at most ``width``; of many values a part is shown.
 
-    Args:
-        values: of the curve; None is a gap. Of more values than ``width`` the last of every few
-            is shown.
-        top: value of the highest block, unless the curve's maximum is higher.
-        width: largest number of characters.
+    values: None is a gap. top: value of the highest block, unless the maximum is higher.
     """
     numbers = [v for v in values if v is not None]
     if not numbers:
@@ -148,34 +144,25 @@ def _render_workers(status: StudyStatus, width: int) -> Table:
     ]
     rows += [(None, trial) for trial in trials.values()]
     for worker, trial in rows:
-        cells = (*_worker_cells(worker), *_trial_cells(trial, worker, best_dice))
-        table.add_row(*(cell for cell, shown in zip(cells, is_shown, strict=True) if shown))
+        cells = zip(_make_cells(worker, trial, best_dice), is_shown, strict=True)
+        table.add_row(*(Text(cell, style) for (cell, style), shown in cells if shown))
     return table
 
 
-def _worker_cells(worker: WorkerStatus | None) -> tuple[Text, Text, Text]:
-    """Return name, device and heartbeat."""
-    if worker is None:
-        return Text("no worker"), Text(), Text()
-    share = f" x {worker.share:.2g}" if worker.share < 1 else ""
-    heartbeat = Text(f"{worker.seconds_since_heartbeat:.0f} s ago")
-    if worker.is_expired:
-        heartbeat = Text(f"{heartbeat}, expired", style="red")
-    return Text(f"{worker.host}:{worker.pid}"), Text(worker.device + share), heartbeat
-
-
-def _trial_cells(
-    trial: RunningTrial | None, worker: WorkerStatus | None, best_dice: float
-) -> tuple[Text, ...]:
-    """Return number, epoch, Dice, curve and configuration."""
+def _make_cells(
+    worker: WorkerStatus | None, trial: RunningTrial | None, best_dice: float
+) -> list[tuple[str, str]]:
+    """Return text and style of each of _COLUMNS."""
+    cells = [("no worker", ""), ("", ""), ("", "")]
+    if worker:
+        share = f" x {worker.share:.2g}" if worker.share < 1 else ""
+        heartbeat = f"{worker.seconds_since_heartbeat:.0f} s ago"
+        last = (f"{heartbeat}, expired", "red") if worker.is_expired else (heartbeat, "")
+        cells = [(f"{worker.host}:{worker.pid}", ""), (worker.device + share, ""), last]
     if trial is None:
-        return (Text("-"), Text("-"), Text("-"), Text(), Text())
-    last = next((v for v in reversed(trial.curve) if v is not None), None)
+        return [*cells, ("-", ""), ("-", ""), ("-", ""), ("", ""), ("", "")]
+    dice = next((f"{v:.4f}" for v in reversed(trial.curve) if v is not None), "-")
     epoch = max(worker.epoch if worker else 0, len(trial.curve))
-    return (
-        Text(str(trial.number)),
-        Text(f"{epoch}/{trial.epochs}"),
-        Text("-" if last is None else f"{last:.4f}"),
-        Text(sparkline(trial.curve, best_dice), style="cyan"),
-        Text(format_config(trial.config) if trial.config else ""),
-    )
+    config = format_config(trial.config) if trial.config else ""
+    cells += [(str(trial.number), ""), (f"{epoch}/{trial.epochs}", ""), (dice, "")]
+    return [*cells, (sparkline(trial.curve, best_dice), "cyan"), (config, "")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -20,7 +21,8 @@ MAX_CLUSTERS = 20
 
 def print_options(console: Console, families: Mapping[str, Mapping[str, RegistryEntry]]) -> None:
     """Print every option and setting with its ranges."""
-    style = {"title_justify": "left", "title_style": "bold", "box": None, "pad_edge": False}
+    style: dict[str, Any] = {"box": None, "pad_edge": False}
+    style |= {"title_justify": "left", "title_style": "bold"}
     for family, entries in families.items():
         table = Table("option", "parameters", "description", title=family, **style)
         for name, entry in entries.items():

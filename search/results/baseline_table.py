@@ -232,7 +232,7 @@ def _compare(
     rows = zip(
         tested[first:], dice[first:], p_values, metrics.adjust_p_values(p_values), strict=True
     )
-    return tested[:first] + [
+    return [*tested[:first]] + [
         replace(each, difference=metrics.paired_difference(d, compared, groups), p=p, p_holm=holm)
         for each, d, p, holm in rows
     ]

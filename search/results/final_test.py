@@ -28,11 +28,10 @@ from search.results.evaluation import (
     write_csv,
 )
 from search.results.model_card import render_model_card
-from search.results.retraining import OnEpoch, RetrainedModel, retrain, select_inference
+from search.results.retraining import RetrainedModel, retrain, select_inference
 from search.storage import trial_records
 from search.storage.study_dir import read_metrics
-from search.study.evaluations import record_test_evaluation
-from search.study.opening import OpenStudy
+from search.study.opening import OpenStudy, record_test_evaluation
 from search.trial_process.protocol import EvaluateJob, flatten_record
 from search.trial_process.slot import Slot
 
@@ -45,13 +44,7 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def run_final_test(
-    opened: OpenStudy,
-    slot: Slot,
-    *,
-    again: bool = False,
-    on_epoch: OnEpoch = lambda seed, record: None,
-) -> dict[str, Any]:
+def run_final_test(opened: OpenStudy, slot: Slot, *, again: bool = False) -> dict[str, Any]:
     """Retrain the best configuration, evaluate it on the test images and write ``final/``.
 
     If the best trial was tested before with the same settings, the stored result is returned. Every
@@ -62,7 +55,6 @@ def run_final_test(
         opened: the study.
         slot: device and number of threads.
         again: test again even if there is a stored result.
-        on_epoch: called with the seed and the record of each epoch of the retraining.
 
     Returns:
         The content of ``final/metrics.json`` (docs/report.md).
@@ -81,7 +73,7 @@ def run_final_test(
         shutil.rmtree(folder, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        report = _retrain_and_test(opened, slot, trial, partial, on_epoch)
+        report = _retrain_and_test(opened, slot, trial, partial)
         if final.exists():
             final.rename(previous)
         partial.rename(final)
@@ -107,12 +99,12 @@ def best_trial(study: optuna.Study) -> FrozenTrial:
 
 
 def _retrain_and_test(
-    opened: OpenStudy, slot: Slot, trial: FrozenTrial, folder: Path, on_epoch: OnEpoch
+    opened: OpenStudy, slot: Slot, trial: FrozenTrial, folder: Path
 ) -> dict[str, Any]:
     """Write the files of ``final/`` to a folder; return the content of metrics.json."""
     config = TrialConfig.from_dict(trial_records.config_of(trial))
     configs = [replace(config, seed=config.seed + i) for i in range(opened.spec.final.seeds)]
-    models = [retrain(opened, slot, trial, each, folder, on_epoch) for each in configs]
+    models = [retrain(opened, slot, trial, each, folder) for each in configs]
     # By validation Dice, never by test Dice; of equals the first.
     selected = max(models, key=lambda model: model.val_dice)
     weights = folder / "model.safetensors"

@@ -64,14 +64,11 @@ def load_final_model(
 
     Args:
         run: a path, or the name of a study under ``runs/``.
-        device: device of the network.
+        device: see ``lesionseg.load``, also for the errors.
         threads: threads of the network; all cores by default.
 
     Returns:
         The model, and the number of threads for reading and writing images.
-
-    Raises:
-        InputError: see ``lesionseg.load``.
     """
     folder = Path("runs") / run
     segmenter = load(folder if folder.is_dir() and not Path(run).exists() else run, device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,9 +28,6 @@ from search.trial_process.protocol import (
 )
 from search.trial_process.slot import Slot
 
-#: Called with the seed and the record of each epoch.
-OnEpoch = Callable[[int, EpochRecord], None]
-
 
 @dataclass(frozen=True)
 class RetrainedModel:
@@ -55,7 +51,6 @@ def retrain(
     trial: FrozenTrial,
     config: TrialConfig,
     folder: Path,
-    on_epoch: OnEpoch,
 ) -> RetrainedModel:
     """Train a trial's configuration again and write its weights to ``folder``.
 
@@ -88,7 +83,6 @@ def retrain(
                     built = message
                     process.reply(stop=False)
                 case EpochRecord():
-                    on_epoch(config.seed, message)
                     process.reply(stop=on_train_val and message.epoch >= last_epoch)
                 case Trained(result):
                     return RetrainedModel(config.seed, result, built.params, built.macs, weights)

@@ -14,17 +14,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from lesionseg.config import DEFAULT_COMPONENTS, SETTINGS, TrialConfig
+from lesionseg.config import TrialConfig
 from lesionseg.errors import InputError, suggest_name
 from lesionseg.registry import FAMILIES
-from lesionseg.space import ComponentConfig, lookup
+from lesionseg.space import lookup
 from search.spec import yaml_loader
 
 #: Stands for all baselines in a list of names.
 ALL = "baselines"
-
-#: Settings of the run, which a baseline must not set.
-RUN_SETTINGS = ("image_size", "epochs", "patience", "seed")
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,8 @@ class Baseline:
 def load_baselines() -> dict[str, Baseline]:
     """Load all baselines by name, ordered by source and then by name."""
     root = Path(str(importlib.resources.files("studies"))) / "baselines"
-    baselines = [_load(path) for path in sorted(root.glob("*.yaml"))]
+    paths = sorted(root.glob("*.yaml"))
+    baselines = [Baseline(path.stem, **yaml_loader.load_mapping(path)) for path in paths]
     return {b.name: b for b in sorted(baselines, key=lambda b: b.source)}
 
 
@@ -89,28 +87,9 @@ def resolve_config(plain: Mapping[str, Any]) -> TrialConfig:
     """Build a configuration, adding the defaults of all parameters that are left out."""
     resolved = TrialConfig.from_dict(plain).to_dict()
     for family, table in FAMILIES.items():
-        component = get_component(resolved, family)
+        ((name, params),) = resolved[family].items()
         try:
-            params = lookup(family, table, component.name).resolve(component.params)
+            resolved[family] = {name: lookup(family, table, name).resolve(params)}
         except InputError as error:
-            raise InputError(f"{family}.{component.name}: {error}") from None
-        resolved[family] = {component.name: params}
+            raise InputError(f"{family}.{name}: {error}") from None
     return TrialConfig.from_dict(resolved)
-
-
-def get_component(config: Mapping[str, Any], family: str) -> ComponentConfig:
-    """Return the option that a configuration, as plain data, has for a family."""
-    ((name, params),) = config[family].items()
-    return ComponentConfig(name, params)
-
-
-def _load(path: Path) -> Baseline:
-    plain = yaml_loader.load_mapping(path)
-    keys = ("source", "about", "epochs", "share", "config")
-    for key in plain:
-        if key not in keys:
-            raise InputError(f"{path}: unknown key {key!r} ({suggest_name(key, keys)})")
-    for key in plain["config"]:
-        if key in RUN_SETTINGS or key not in {*DEFAULT_COMPONENTS, *SETTINGS}:
-            raise InputError(f"{path}: config.{key}: a baseline cannot set this key")
-    return Baseline(path.stem, **plain)

@@ -64,8 +64,20 @@ def shipped_studies() -> dict[str, Path]:
 
 def apply_overrides(plain: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Set keys such as ``budget.epochs=3`` in plain data and return it."""
-    for override in overrides:
-        _apply_override(plain, override)
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise InputError(f"--set: must be KEY=VALUE such as budget.epochs=3, got {text!r}")
+        *parents, last = key.strip().split(".")
+        section = plain
+        for depth, parent in enumerate(parents, 1):
+            if not isinstance(section.get(parent), dict):
+                section[parent] = _expand_short_form(parents[:depth], section.get(parent))
+            section = section[parent]
+        try:
+            section[last] = yaml_loader.load_value(value)
+        except yaml.YAMLError:
+            raise InputError(f"--set: {key}: the value is not YAML: {value!r}") from None
     return plain
 
 
@@ -94,23 +106,6 @@ def _find_study_file(study: str) -> Path:
             f"give one of them or the path of a .yaml file"
         )
     return shipped[study]
-
-
-def _apply_override(plain: dict[str, Any], text: str) -> None:
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise InputError(f"--set: must be KEY=VALUE such as budget.epochs=3, got {text!r}")
-    *parents, last = key.strip().split(".")
-    section = plain
-    for depth, parent in enumerate(parents, 1):
-        inner = section.get(parent)
-        if not isinstance(inner, dict):
-            inner = section[parent] = _expand_short_form(parents[:depth], inner)
-        section = inner
-    try:
-        section[last] = yaml_loader.load_value(value)
-    except yaml.YAMLError:
-        raise InputError(f"--set: {key}: the value is not YAML: {value!r}") from None
 
 
 def _expand_short_form(path: Sequence[str], value: object) -> dict[str, Any]:

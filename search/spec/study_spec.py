@@ -206,15 +206,19 @@ class StudySpec(_Section):
         """The search space."""
         return self._parsed_space[0]
 
-    @cached_property
-    def _parsed_space(self) -> tuple[SearchSpace, list[str]]:
-        settings = {
+    @property
+    def run_settings(self) -> dict[str, int]:
+        """The settings of a TrialConfig that are equal in all trials."""
+        return {
             "image_size": self.data.image_size,
             "epochs": self.budget.epochs,
             "patience": self.budget.patience,
             "seed": self.seed,
         }
-        return parse_space(self.search, self.fixed, settings)
+
+    @cached_property
+    def _parsed_space(self) -> tuple[SearchSpace, list[str]]:
+        return parse_space(self.search, self.fixed, self.run_settings)
 
     def find_errors(self) -> list[str]:
         """Return the errors that no section shows alone: options, ranges, image sizes, grids."""

@@ -65,8 +65,6 @@ PRIVATE_SYMBOLS = {
 #: A row of Optuna's tables. Their columns carry no types.
 Row = Any
 
-# --- studies and trials --------------------------------------------------------------------------
-
 
 def study_id(study: optuna.Study | FrozenStudy) -> int:
     """Return a study's id in its storage."""
@@ -108,9 +106,6 @@ def validate_trial(trial: FrozenTrial) -> None:
     trial._validate()
 
 
-# --- storage -------------------------------------------------------------------------------------
-
-
 class OptunaStorage(RDBStorage):
     """RDBStorage with public hooks and with public writes that do not commit.
 
@@ -144,9 +139,6 @@ class OptunaStorage(RDBStorage):
     @staticmethod
     def _fill_storage_url_template(template: str) -> str:
         return template  # a password may contain braces
-
-
-# --- samplers ------------------------------------------------------------------------------------
 
 
 def split_trials(

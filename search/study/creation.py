@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.study import StudyDirection
@@ -16,6 +17,8 @@ from lesionseg.data.duplicates.grouping import apply_groups
 from lesionseg.data.index import DatasetIndex
 from lesionseg.data.merge import Roots
 from lesionseg.data.split import Split, has_official_split, make_split
+from lesionseg.errors import InputError
+from search.spec.loading import find_differing_keys, parse_spec
 from search.spec.study_spec import StudySpec
 from search.storage.artifact_store import open_artifact_store
 from search.storage.database import open_storage, sqlite_url, storage_url
@@ -28,17 +31,17 @@ from search.storage.study_dir import (
     lock_study,
 )
 from search.storage.trial_records import StudyAttr
-from search.study import warm_start
 from search.study.data_audit import StudyAudit, audit_study, write_audit
 from search.study.opening import (
     OpenStudy,
     apply_stored_groups,
+    check_data,
     load_study,
     open_artifacts,
     recorded_url,
     stored_split,
 )
-from search.study.resume_checks import check_resumable
+from search.study.queue import first_trials
 from search.study.study_files import write_data_summary, write_study_files
 
 #: Called with the number of images that are cached and of all images.
@@ -77,10 +80,17 @@ def create_or_resume(
         _check_locations(url, folder, artifacts)
     cache = build_cache(index, spec.data.image_size, on_progress=on_progress)
     if not resume:
-        audit = _audit(spec, index, cache)
-        split = _split(spec, index, cache, audit)
+        audit, split = _audit_and_split(spec, index, cache)
+        attrs = {
+            StudyAttr.DATA: index.fingerprint(),
+            StudyAttr.SPLIT: split.to_dict(),
+            StudyAttr.GROUPS: dict(audit.groups),
+            StudyAttr.ARTIFACTS: artifacts,
+            StudyAttr.UUID: uuid.uuid4().hex,
+            StudyAttr.SPEC: spec.model_dump(mode="json"),
+        }
         study = _create_study(folder, url)
-        if not _initialize(study, spec, index, split, audit, artifacts):
+        if not TrialLeases(study).initialize_study(attrs, first_trials(spec)):
             # Another host created it at the same time: its split and data are valid.
             check_resumable(study, spec, index, artifacts)
             resume = True
@@ -112,34 +122,32 @@ def _absolute_location(artifacts: str | None) -> str | None:
     return str(Path(artifacts).expanduser().resolve())
 
 
-def _audit(spec: StudySpec, index: DatasetIndex, cache: Cache) -> StudyAudit:
-    return audit_study(
+def _audit_and_split(
+    spec: StudySpec, index: DatasetIndex, cache: Cache
+) -> tuple[StudyAudit, Split]:
+    options = spec.data.split
+    official = options.mode == "official" or (
+        options.mode == "auto" and has_official_split(index.records)
+    )
+    audit = audit_study(
         index,
         cache,
-        official=_uses_official_split(spec, index),
+        official=official,
         leaks=spec.data.leaks,
-        merge_train_val=spec.data.split.kfold is not None,
+        merge_train_val=options.kfold is not None,
     )
-
-
-def _split(spec: StudySpec, index: DatasetIndex, cache: Cache, audit: StudyAudit) -> Split:
-    options = spec.data.split
     records = apply_groups(index.records, audit.groups)
     used = [i for i, record in enumerate(records) if record.name not in audit.excluded]
-    return make_split(
+    split = make_split(
         [records[i] for i in used],
         cache.areas[used],
         options.shares,
         seed=options.seed,
-        official=_uses_official_split(spec, index),
+        official=official,
         limits=spec.data.limit.model_dump(),
         kfold=options.kfold,
     )
-
-
-def _uses_official_split(spec: StudySpec, index: DatasetIndex) -> bool:
-    mode = spec.data.split.mode
-    return mode == "official" or (mode == "auto" and has_official_split(index.records))
+    return audit, split
 
 
 def _create_study(folder: Path, url: URL) -> optuna.Study:
@@ -153,34 +161,9 @@ def _create_study(folder: Path, url: URL) -> optuna.Study:
     )
 
 
-def _initialize(
-    study: optuna.Study,
-    spec: StudySpec,
-    index: DatasetIndex,
-    split: Split,
-    audit: StudyAudit,
-    artifacts: str | None,
-) -> bool:
-    """Write the attributes and first trials of a new study; return False if it has them."""
-    attrs = {
-        StudyAttr.DATA: index.fingerprint(),
-        StudyAttr.SPLIT: split.to_dict(),
-        StudyAttr.GROUPS: dict(audit.groups),
-        StudyAttr.ARTIFACTS: artifacts,
-        StudyAttr.UUID: uuid.uuid4().hex,
-        StudyAttr.SPEC: spec.model_dump(mode="json"),
-    }
-    return TrialLeases(study).initialize_study(attrs, warm_start.first_trials(spec))
-
-
 @contextmanager
 def lock_and_open(
-    spec: StudySpec,
-    data: Roots,
-    folder: Path,
-    storage: str | None = None,
-    artifacts: str | None = None,
-    on_progress: Progress = lambda done, total: None,
+    spec: StudySpec, data: Roots, folder: Path, **options: Any
 ) -> Iterator[OpenStudy]:
     """Create or resume a study as ``create_or_resume`` does, and hold the lock of its folder.
 
@@ -190,7 +173,50 @@ def lock_and_open(
     with ExitStack() as stack:
         if exists:
             stack.enter_context(lock_study(folder))
-        opened = create_or_resume(spec, data, folder, storage, artifacts, on_progress)
+        opened = create_or_resume(spec, data, folder, **options)
         if not exists:
             stack.enter_context(lock_study(folder))
         yield opened
+
+
+#: Keys that may differ when a study is resumed, as no trial depends on them.
+RESUMABLE_KEYS = (
+    "budget.trials",
+    "budget.hours",
+    "budget.gpu_hours",
+    "budget.trial_minutes",
+    "budget.stall_minutes",
+    "final.fit_on",
+    "final.seeds",
+    "final.tta",
+    "final.postprocess",
+)
+
+
+def check_resumable(
+    study: optuna.Study, spec: StudySpec, index: DatasetIndex, artifacts: str | None
+) -> None:
+    """Raise InputError if a study cannot be resumed with this spec, data and artifact store."""
+    stored = _update_spec(study.user_attrs[StudyAttr.SPEC])
+    keys = find_differing_keys(stored, spec.model_dump(mode="json"))
+    keys = [key for key in keys if key not in RESUMABLE_KEYS]
+    if keys:
+        raise InputError(
+            f"study {study.study_name!r} exists with another spec: {', '.join(keys)} differ; "
+            f"restore the old values, or start a new study with another --out"
+        )
+    check_data(study, index)
+    location = study.user_attrs.get(StudyAttr.ARTIFACTS)
+    if artifacts not in (None, location):
+        raise InputError(
+            f"--artifacts: study {study.study_name!r} keeps its checkpoints in "
+            f"{location or 'its own folder'}, got {artifacts}; leave the option out"
+        )
+
+
+def _update_spec(stored: dict[str, Any]) -> dict[str, Any]:
+    """Add the defaults of keys that are newer than the stored spec."""
+    try:
+        return parse_spec(stored, "the stored spec").model_dump(mode="json")
+    except InputError:  # a key or an option was removed: report the difference as it is
+        return stored

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
 from pathlib import Path
 
+import numpy as np
 import optuna
+from numpy.typing import NDArray
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.engine import URL
 
@@ -31,11 +34,52 @@ from search.storage.database import (
 from search.storage.retrying_storage import RetryingStorage, backend_of
 from search.storage.study_dir import create_folder, is_study, read_run_info
 from search.storage.trial_records import StudyAttr
-from search.study.location import StudyLocation
-from search.study.resume_checks import check_data
 from search.study.study_files import recorded_roots, write_data_summary, write_study_files
-from search.study.trial_data import TrialData
 from search.trial_process.slot import StopEvent
+
+
+@dataclass(frozen=True)
+class StudyLocation:
+    """Where a process finds a study.
+
+    name: of the study in its storage.
+    folder: for histories, checkpoints and weights.
+    storage: URL of the database with its password, therefore never shown; None for ``study.db`` in
+        the folder.
+    data: folders of the images; None for those that the study was created with.
+    """
+
+    name: str
+    folder: Path
+    storage: str | None = field(default=None, repr=False)
+    data: Roots | None = None
+
+
+@dataclass(frozen=True)
+class TrialData:
+    """Positions of a study's images in their cache.
+
+    cache: path of the cache.
+    train, val: of the training; with a cross-validation, of its first fold.
+    folds: train and val of each fold; empty without a cross-validation.
+    """
+
+    cache: Path
+    train: NDArray[np.int64]
+    val: NDArray[np.int64]
+    folds: tuple[tuple[NDArray[np.int64], NDArray[np.int64]], ...] = ()
+
+    @property
+    def trainings(self) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], ...]:
+        """Train and val of each training of a trial."""
+        return self.folds or ((self.train, self.val),)
+
+    @property
+    def train_val(self) -> NDArray[np.int64]:
+        """All images of train and val, over all folds."""
+        if not self.folds:
+            return np.concatenate([self.train, self.val])
+        return np.unique(np.concatenate([part for fold in self.folds for part in fold]))
 
 
 @dataclass(frozen=True)
@@ -170,6 +214,17 @@ def apply_stored_groups(study: optuna.Study, index: DatasetIndex) -> DatasetInde
     return replace(index, records=apply_groups(index.records, groups))
 
 
+def check_data(study: optuna.Study, index: DatasetIndex) -> None:
+    """Raise InputError if the data are not those that a study was created with."""
+    fingerprint = study.user_attrs[StudyAttr.DATA]
+    if fingerprint != index.fingerprint():
+        raise InputError(
+            f"study {study.study_name!r} was run on other data (fingerprint {fingerprint}, now "
+            f"{index.fingerprint()}); give the same folders, or start a new study with another "
+            f"--out"
+        )
+
+
 def _open(study: optuna.Study, folder: Path, data: Roots) -> OpenStudy:
     spec = parse_spec(study.user_attrs[StudyAttr.SPEC], f"study {study.study_name!r}")
     index = DatasetIndex.read(data, spec.data.layout)
@@ -187,3 +242,16 @@ def _load(url: URL, name: str, missing: str) -> optuna.Study:
         return optuna.load_study(study_name=name, storage=open_storage(url))
     except KeyError:
         raise InputError(missing) from None
+
+
+def list_test_evaluations(study: optuna.Study) -> list[str]:
+    """Return the times of all test evaluations, ISO 8601 in UTC."""
+    return list(study.user_attrs.get(StudyAttr.TEST_EVALUATIONS, []))
+
+
+def record_test_evaluation(study: optuna.Study) -> int:
+    """Record a test evaluation before it begins; return how many there are."""
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    times = [*list_test_evaluations(study), now]
+    study.set_user_attr(StudyAttr.TEST_EVALUATIONS, times)
+    return len(times)

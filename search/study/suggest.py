@@ -1,4 +1,4 @@
-"""The only translation from a Domain to ``trial.suggest_*``."""
+"""Suggest a trial's configuration: from a Domain to ``trial.suggest_*``."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 import optuna
 
 from lesionseg.config import TrialConfig
+from lesionseg.models.weights import ensure_weights
 from lesionseg.space import Categorical, ComponentConfig, Float, Int, Scalar
-from search.spec.search_space import Param, Params, SearchSpace
+from search.spec.search_space import Param, Params, SearchSpace, possible_values
 
 
 def suggest(trial: optuna.Trial, space: SearchSpace) -> TrialConfig:
@@ -48,3 +49,12 @@ def _suggest_choice(trial: optuna.Trial, name: str, choices: tuple[Scalar, ...])
     choice = trial.suggest_categorical(name, choices)
     assert choice is not None
     return choice
+
+
+def ensure_space_weights(space: SearchSpace) -> None:
+    """Raise InputError, with a remedy, if weights are missing that a trial may need."""
+    for params in space.families["model"].values():
+        if "weights" in params:
+            for weights in possible_values(params["weights"]):
+                for encoder in possible_values(params["encoder"]):
+                    ensure_weights(str(encoder), str(weights))

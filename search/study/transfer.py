@@ -1,16 +1,17 @@
-"""Export studies to files, and import them into any database.
+"""Export studies as JSON lines or as a CSV table, and import them into any database.
 
 An export holds a study's attributes and trials, but no storage URL, workers or weights.
 """
 
 from __future__ import annotations
 
+import csv
 import sys
 from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import optuna
 from optuna.trial import FrozenTrial
@@ -18,10 +19,12 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from lesionseg.config import DEFAULT_COMPONENTS, SETTINGS
 from lesionseg.data.merge import Roots
 from lesionseg.errors import InputError
 from lesionseg.runtime.files import atomic_path
 from search.spec.loading import parse_spec
+from search.storage import training_time, trial_records
 from search.storage.database import mask_password, open_storage, storage_url
 from search.storage.note_attrs import renumber_notes
 from search.storage.optuna_internals import models, trial_id
@@ -33,9 +36,10 @@ from search.storage.study_dir import (
     is_study,
 )
 from search.storage.study_rows import StudyRows, read_study
-from search.storage.trial_records import EndReason, StudyAttr
+from search.storage.trial_records import EndReason, StudyAttr, TrialAttr
 from search.study.export_format import FORMAT, StudyLine, format_line, read_lines, trial_fields
 from search.study.opening import open_artifacts
+from search.study.queue import flatten_config
 from search.study.study_files import write_study_files
 
 
@@ -146,3 +150,53 @@ def _insert(
                 f"name"
             ) from None
     return optuna.load_study(study_name=name, storage=storage)
+
+
+#: The columns before those of the configuration.
+COLUMNS = ("number", "state", "reason", "value", "epochs", "seconds", "baseline")
+
+
+def write_csv(study: optuna.Study, file: TextIO) -> int:
+    """Write one row per trial; return the number of trials.
+
+    The columns are COLUMNS and the configuration's, named as in ``search.study.suggest`` and empty
+    if a trial has no value.
+
+    Args:
+        study: The study.
+        file: A text file opened with ``newline=""``.
+    """
+    rows = [_trial_row(trial) for trial in read_study(study)[-1]]
+    keys = {key for row in rows for key in row} - set(COLUMNS)
+    common = [key for key in (*DEFAULT_COMPONENTS, *SETTINGS) if key in keys]
+    columns = [*COLUMNS, *common, *sorted(keys - set(common))]
+    writer = csv.DictWriter(file, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return len(rows)
+
+
+def _trial_row(trial: FrozenTrial) -> dict[str, Any]:
+    has_started = trial.datetime_start is not None
+    seconds = round(training_time.hours_spent([trial]) * 3600, 3) if has_started else None
+    return {
+        "number": trial.number,
+        "state": trial_records.state_of(trial),
+        "reason": trial_records.reason_of(trial),
+        "value": trial.value,
+        "epochs": len(trial.intermediate_values),
+        "seconds": seconds,
+        "baseline": trial.user_attrs.get(TrialAttr.BASELINE),
+        **_flatten_config(trial),
+    }
+
+
+def _flatten_config(trial: FrozenTrial) -> dict[str, Any]:
+    attrs = trial.user_attrs
+    config = attrs.get("config", attrs.get(TrialAttr.FIXED_CONFIG))
+    if config is None:  # not started: the parameters that it was queued with
+        queued: dict[str, Any] = trial.system_attrs.get("fixed_params", {}) | trial.params
+        return queued
+    flat = flatten_config(config)
+    flat["max_epochs"] = flat.pop("epochs")
+    return flat

@@ -27,12 +27,12 @@ from search.storage.leases import TrialLeases
 from search.storage.retention import delete_unneeded_files
 from search.storage.retrying_storage import StorageUnavailable, retry_transient
 from search.storage.training_time import TimeBudget
-from search.study.location import StudyLocation
+from search.study.opening import StudyLocation
 from search.study.opening import OpenStudy, join_study
-from search.study.resume_checks import RESUMABLE_KEYS
+from search.study.creation import RESUMABLE_KEYS
 from search.study.samplers import SAMPLERS
-from search.study.sampling import prepare_sampling
-from search.study.weights import ensure_space_weights
+from search.study.samplers import prepare_sampling
+from search.study.suggest import ensure_space_weights
 from search.trial_process.protocol import CHILD_PROGRAM
 from search.trial_process.slot import Slot, StopEvent
 from search.workers.trial_context import NullListener, TrialContext, TrialListener

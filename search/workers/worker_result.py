@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from search.study.location import StudyLocation
+from search.study.opening import StudyLocation
 from search.trial_process.slot import Slot, StopEvent
 
 

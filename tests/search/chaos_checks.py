@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 from optuna.trial import FrozenTrial
 
-from search.study.location import StudyLocation
+from search.study.opening import StudyLocation
 from search.study.opening import load_study
 from tests.search import stub_training
 

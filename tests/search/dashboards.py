@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from search.monitoring.dashboard.access import ListenAddress
-from search.monitoring.dashboard.server import Dashboard
-from search.monitoring.dashboard.study_source import find_source
+from search.monitoring.dashboard.server import Dashboard, find_source
 
 COMMAND = Path(sys.executable).with_name("lesionsearch")
 #: Seconds until the server listens; it imports torch and plotly.

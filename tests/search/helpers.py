@@ -18,7 +18,7 @@ from search.spec.study_spec import StudySpec
 from search.storage.leases import TrialLeases
 from search.study.creation import create_or_resume
 from search.study.opening import OpenStudy
-from search.study.sampling import prepare_sampling
+from search.study.samplers import prepare_sampling
 from search.trial_process.slot import Slot
 from search.workers.loop import run_trials
 from search.workers.trial_context import TrialContext

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from lesionseg import metrics
 from lesionseg.errors import InputError
-from search import run_baselines as run_baselines_module
+from search.results import evaluation
 from search.results.baseline_table import (
     COLUMN_TITLES,
     BaselineResult,
@@ -28,8 +28,7 @@ from search.run_baselines import BaselineOptions, make_spec, run_baselines
 from search.spec import baselines
 from search.storage import trial_records
 from search.storage.trial_records import TrialAttr
-from search.study.evaluations import list_test_evaluations
-from search.study.opening import open_study
+from search.study.opening import list_test_evaluations, open_study
 from tests.search.helpers import in_memory
 
 TWO = ["c-baseline-unet", "e-unet-ham-v1"]
@@ -127,7 +126,7 @@ def test_a_run_interrupted_before_a_test_resumes_with_it(tiny_data, tmp_path, mo
 
     folder = tmp_path / "s"
     with monkeypatch.context() as patch:
-        patch.setattr(run_baselines_module, "evaluate_checkpoint", interrupt)
+        patch.setattr(evaluation, "evaluate_checkpoint", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(tiny_data, folder, TWO[:1])
     assert not (folder / "results").exists()

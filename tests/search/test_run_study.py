@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 import cli
-from search.monitoring.status import read_status
+from search.monitoring.status import StatusReader
 from search.storage import trial_records
 from search.storage.study_dir import is_study
 from search.study.opening import load_study
@@ -72,7 +72,7 @@ def wait_for(process, condition) -> None:
 
 def count_other_workers(pid: int, folder: Path) -> int:
     """Count the workers of the study in other processes."""
-    return sum(worker.pid != pid for worker in read_status(folder).workers)
+    return sum(worker.pid != pid for worker in StatusReader(folder).read().workers)
 
 
 def run_command(args) -> str:
@@ -119,7 +119,7 @@ def test_ctrl_c_exits_with_130_and_prints_the_resume_command(tiny_data, tmp_path
     assert wait_until(lambda: all(is_gone(p.pid) for p in family), LONG_WAIT_S)
     command = out.rstrip().splitlines()[-1]
     assert shlex.split(command) == ["lesionsearch", *args]
-    status = read_status(tmp_path / "s")
+    status = StatusReader(tmp_path / "s").read()
     assert status.counts["running"] == 0
     assert status.counts["waiting"] <= 1
     before = complete_trials(tmp_path / "s")
@@ -137,7 +137,7 @@ def test_sigterm_to_the_process_group_fails_no_trial(tiny_data, tmp_path):
         os.killpg(process.pid, signal.SIGTERM)
         process.communicate(timeout=30)
     assert process.returncode == 130
-    assert read_status(tmp_path / "s").counts["failed"] == 0
+    assert StatusReader(tmp_path / "s").read().counts["failed"] == 0
     before = complete_trials(tmp_path / "s")
     run_command(args)
     check_complete(tmp_path / "s", 4, before)
@@ -176,8 +176,8 @@ def kill_and_resume(args, folder: Path, budget: int, rounds: int, storage=None) 
 
 @pytest.mark.slow
 def test_a_repeatedly_killed_study_loses_and_repeats_nothing(tiny_data, tmp_path):
-    args = words(tmp_path, tiny_data, 12, "--no-final")
-    kill_and_resume(args, tmp_path / "s", 12, rounds=3)
+    args = words(tmp_path, tiny_data, 8, "--no-final")
+    kill_and_resume(args, tmp_path / "s", 8, rounds=2)
 
 
 @pytest.mark.slow
@@ -197,7 +197,7 @@ def test_a_second_run_on_the_same_folder_is_refused(tiny_data, tmp_path):
             f"lesionsearch: {tmp_path}/s: another process is at work on this study; "
             f"wait for it or stop it\n"
         )
-        assert read_status(tmp_path / "s").budget["trials"] == 1000
+        assert StatusReader(tmp_path / "s").read().budget["trials"] == 1000
         assert process.poll() is None
         final = CliRunner().invoke(cli.app, ["final", str(tmp_path / "s")])
         assert (final.exit_code, "another process is at work" in final.stderr) == (2, True)
@@ -216,7 +216,7 @@ def test_two_workers_spend_the_budget_exactly(tiny_data, tmp_path):
     known = trial_records.all_trials(load_study(folder))
     assert len({t.user_attrs["owner"]["pid"] for t in known}) == 2
     assert {p.name for p in (folder / "workers").iterdir()} == {"0.log", "1.log"}
-    assert read_status(folder).workers == []
+    assert StatusReader(folder).read().workers == []
     assert (folder / "final" / "metrics.json").is_file()
 
 
@@ -225,8 +225,8 @@ def test_interrupted_and_killed_workers_lose_nothing(tiny_data, tmp_path):
     folder = tmp_path / "s"
     with started([*words(tmp_path, tiny_data, 10_000, "--no-final"), "--workers", "2"]) as process:
         wait_for_trials(process, 2)
-        assert wait_until(lambda: len(read_status(folder).workers) == 2, LONG_WAIT_S)
-        victim = read_status(folder).workers[0].pid
+        assert wait_until(lambda: len(StatusReader(folder).read().workers) == 2, LONG_WAIT_S)
+        victim = StatusReader(folder).read().workers[0].pid
         os.kill(victim, signal.SIGKILL)
         wait_for(process, lambda line: "died (signal 9); restarts in 1 s" in line)
         assert wait_until(lambda: count_other_workers(victim, folder) == 2, LONG_WAIT_S)
@@ -236,7 +236,7 @@ def test_interrupted_and_killed_workers_lose_nothing(tiny_data, tmp_path):
         _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "")
     assert wait_until(lambda: all(is_gone(p.pid) for p in family), LONG_WAIT_S)
-    assert read_status(folder).workers == []
+    assert StatusReader(folder).read().workers == []
     before = complete_trials(folder)
     budget = trial_records.count_finished(trial_records.all_trials(load_study(folder))) + 4
     run_command([*words(tmp_path, tiny_data, budget, "--no-final"), "--workers", "2"])
@@ -254,7 +254,7 @@ def test_a_stopped_study_can_be_resumed(tiny_data, tmp_path):
     assert (process.returncode, err) == (0, "")
     assert "stopped by `lesionsearch stop`: " in out
     assert not (tmp_path / "s" / "final").exists()
-    status = read_status(tmp_path / "s")
+    status = StatusReader(tmp_path / "s").read()
     assert (status.command, status.counts["running"]) == ("stop", 0)
     before = complete_trials(tmp_path / "s")
     more = len(before) + 2
@@ -271,11 +271,11 @@ def test_a_killed_final_test_leaves_no_incomplete_folder(tiny_data, tmp_path):
         time.sleep(0.1)
         os.killpg(process.pid, signal.SIGKILL)
     assert not (tmp_path / "s" / "final").exists()
-    assert read_status(tmp_path / "s").test is None
+    assert StatusReader(tmp_path / "s").read().test is None
     run_command(args)
     assert (tmp_path / "s" / "final" / "metrics.json").is_file()
     assert not (tmp_path / "s" / "final.partial").exists()
-    assert read_status(tmp_path / "s").test_evaluations in (1, 2)
+    assert StatusReader(tmp_path / "s").read().test_evaluations in (1, 2)
 
 
 # --- in this process ---------------------------------------------------------------------------
@@ -306,8 +306,8 @@ def test_run_prints_each_step_and_writes_all_files(tiny_data, tmp_path):
     }
     again = run_command(words(tmp_path, tiny_data, 2))
     assert "resuming after 2 of 2 trials" in again
-    assert read_status(folder).test_evaluations == 1
-    assert read_status(folder).finished == 2
+    assert StatusReader(folder).read().test_evaluations == 1
+    assert StatusReader(folder).read().finished == 2
 
 
 def test_a_search_without_a_complete_trial_exits_with_1(tiny_data, tmp_path):

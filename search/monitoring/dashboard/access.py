@@ -23,9 +23,8 @@ from urllib.parse import urlsplit
 
 from lesionseg.errors import InputError
 
-Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
-WsgiApp = Callable[[Environ, StartResponse], Iterable[bytes]]
+WsgiApp = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 
 #: Environment variable with the password, where no file is given.
 PASSWORD_VARIABLE = "LESIONSEARCH_DASHBOARD_PASSWORD"  # noqa: S105
@@ -136,7 +135,7 @@ class AccessMiddleware:
         self.app, self.address = app, address
         self.hosts = address.allowed_hosts()
 
-    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         """Refuse a request with one line of text, or pass it on and add headers to the response."""
         refusal = self._check_request(environ)
         if refusal is None:
@@ -148,25 +147,24 @@ class AccessMiddleware:
         _with_safe_headers("", start_response)(status, headers)
         return [text]
 
-    def _check_request(self, environ: Environ) -> tuple[str, bytes] | None:
+    def _check_request(self, environ: dict[str, Any]) -> tuple[str, bytes] | None:
         """Return status and text of the refusal, or None for a permitted request."""
-        if not self._is_host_allowed(environ.get("HTTP_HOST", "")):
+        host = _HOST.fullmatch(environ.get("HTTP_HOST", ""))
+        # A foreign name may come from DNS rebinding.
+        if not host or (self.hosts is not None and host[1].lower() not in self.hosts):
             return "421 Misdirected Request", b"The host name is not allowed.\n"
         if not self._is_password_correct(environ.get("HTTP_AUTHORIZATION", "")):
             return "401 Unauthorized", b"A password is required; any user name is accepted.\n"
         if not self._is_same_origin(environ):
             return "403 Forbidden", b"Requests from pages of other origins are not allowed.\n"
-        if not self._is_method_allowed(environ["REQUEST_METHOD"], environ["PATH_INFO"]):
+        method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"].rstrip("/")
+        is_note_edit = method == "PUT" and _NOTE_PATH.fullmatch(path) is not None
+        if method not in {"GET", "HEAD"} and not (self.address.may_edit and is_note_edit):
             return "403 Forbidden", b"The dashboard is read-only; --allow-edit permits notes.\n"
         length = environ.get("CONTENT_LENGTH")
         if length and not (length.isdecimal() and int(length) <= MAX_BODY_BYTES):
             return "413 Content Too Large", b"The request is too large.\n"
         return None
-
-    def _is_host_allowed(self, host: str) -> bool:
-        """Check the Host header; a foreign name may come from DNS rebinding."""
-        match = _HOST.fullmatch(host)
-        return match is not None and (self.hosts is None or match[1].lower() in self.hosts)
 
     def _is_password_correct(self, authorization: str) -> bool:
         """Check the password of an Authorization header (HTTP Basic; any user name)."""
@@ -182,7 +180,7 @@ class AccessMiddleware:
         is_equal = hmac.compare_digest(hashlib.sha256(password).digest(), expected)
         return scheme.lower() == "basic" and is_equal
 
-    def _is_same_origin(self, environ: Environ) -> bool:
+    def _is_same_origin(self, environ: dict[str, Any]) -> bool:
         """Check the headers by which browsers identify the page that sent a request."""
         origin = environ.get("HTTP_ORIGIN")
         site = environ.get("HTTP_SEC_FETCH_SITE", "none")
@@ -190,14 +188,11 @@ class AccessMiddleware:
         is_link = is_navigation and environ["REQUEST_METHOD"] in {"GET", "HEAD"}
         if site not in {"none", "same-origin"} and not is_link:
             return False
-        if origin is None or (self.address.public and origin == self.address.public.lower()):
+        public = self.address.public
+        if origin is None or (public is not None and origin == public.lower()):
             return True
         host: str = environ.get("HTTP_HOST", "")
-        return urlsplit(origin).netloc.lower() == host.lower()
-
-    def _is_method_allowed(self, method: str, path: str) -> bool:
-        is_note_edit = method == "PUT" and _NOTE_PATH.fullmatch(path.rstrip("/")) is not None
-        return method in {"GET", "HEAD"} or (self.address.may_edit and is_note_edit)
+        return bool(urlsplit(origin).netloc.lower() == host.lower())
 
 
 def _with_safe_headers(path: str, start_response: StartResponse) -> StartResponse:
@@ -220,7 +215,7 @@ def _path_headers(path: str, content_type: str) -> dict[str, str]:
         return {"Content-Security-Policy": _PAGE_POLICY, "Cache-Control": "private, max-age=3600"}
     if not path.startswith("/artifacts/"):
         return {"Content-Security-Policy": _PAGE_POLICY, "Cache-Control": "no-store"}
-    headers = {"Content-Security-Policy": _FILE_POLICY, "Cache-Control": "no-store"}
-    if content_type.partition(";")[0].strip().lower() in _INLINE_TYPES:
-        return {**headers, "Content-Disposition": "inline"}
-    return {**headers, "Content-Type": _PLAIN_TEXT, "Content-Disposition": "attachment"}
+    is_inline = content_type.partition(";")[0].strip().lower() in _INLINE_TYPES
+    headers = {"Content-Disposition": "inline" if is_inline else "attachment"}
+    headers |= {} if is_inline else {"Content-Type": _PLAIN_TEXT}
+    return {**headers, "Content-Security-Policy": _FILE_POLICY, "Cache-Control": "no-store"}

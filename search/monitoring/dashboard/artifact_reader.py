@@ -6,7 +6,10 @@ out of a study's artifact store are not followed.
 
 from __future__ import annotations
 
+import csv
 import io
+import itertools
+import math
 import tempfile
 from collections.abc import Callable
 from functools import lru_cache
@@ -24,6 +27,16 @@ from search.storage.artifact_store import (
     open_artifact_store,
 )
 from search.storage.trial_records import StudyAttr
+
+#: Colours of the Okabe-Ito palette, which colour-blind people can distinguish.
+BLUE, GREEN, ORANGE, GREY = "#0072b2", "#009e73", "#e69f00", "#5b6570"
+SIZE_INCHES, DPI = (7.2, 2.6), 110
+#: Title of each panel of the curves, and key, label and colour of its lines.
+_PANELS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
+    ("loss", (("train_loss", "training", GREEN), ("val_loss", "validation", BLUE))),
+    ("validation", (("dice", "Dice", BLUE), ("jaccard", "Jaccard", ORANGE))),
+    ("learning rate", (("lr", "", GREY),)),
+)
 
 
 class ArtifactReader:
@@ -47,7 +60,7 @@ class ArtifactReader:
                 path = store.fetch(artifact.number, artifact.file.source)
                 if path and _is_within_store(path, store, artifact):
                     if artifact.file.name == CURVES:
-                        return io.BytesIO(_draw_curves(path.read_text(encoding="utf-8")))
+                        return io.BytesIO(draw_curves(path.read_text(encoding="utf-8")))
                     return path.open("rb")
         except (OSError, ValueError, InputError, ArtifactStoreUnavailable):
             pass
@@ -78,7 +91,52 @@ def _is_within_store(path: Path, store: ArtifactStore, artifact: ArtifactAddress
 
 
 @lru_cache(maxsize=64)
-def _draw_curves(history: str) -> bytes:
-    from search.monitoring.dashboard.curves import draw_curves  # matplotlib is slow to import
+def draw_curves(history: str) -> bytes:
+    """Draw losses, metrics and learning rate by epoch, with a line per fold.
 
-    return draw_curves(history)
+    Args:
+        history: content of a trial's history.csv.
+
+    Returns:
+        A PNG file.
+
+    Raises:
+        ValueError: ``history`` is not a table of epochs.
+    """
+    import matplotlib as mpl  # slow to import
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    rows = [
+        {key: float(value) for key, value in row.items()}
+        for row in csv.DictReader(io.StringIO(history), strict=True)
+        if None not in row and None not in row.values()
+    ]
+    if not rows or "epoch" not in rows[0]:
+        raise ValueError("not a table of epochs")
+    folds = sorted({row.get("fold", 1.0) for row in rows})
+    stream = io.BytesIO()
+    with mpl.rc_context():
+        mpl.rcdefaults()  # independent of a user's matplotlibrc
+        mpl.rcParams.update({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False})
+        figure = Figure(figsize=SIZE_INCHES, dpi=DPI, layout="constrained")
+        for position, (title, lines) in enumerate(_PANELS, 1):
+            axes = figure.add_subplot(1, len(_PANELS), position)
+            axes.set_title(title, fontsize=8, loc="left", color=GREY)
+            axes.set_xlabel("epoch", color=GREY)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+            axes.grid(axis="y", color="#d9dee3", linewidth=0.5)
+            for (key, label, colour), (i, fold) in itertools.product(lines, enumerate(folds)):
+                points = [
+                    (row["epoch"], row[key])
+                    for row in rows
+                    if row.get("fold", 1.0) == fold and math.isfinite(row.get(key, math.nan))
+                ]
+                # Lines of folds after the first are thin and pale.
+                axes.plot([x for x, _ in points], [y for _, y in points], ms=4, color=colour,
+                          marker="o" if len(points) == 1 else "", lw=0.8 if i else 1.3,
+                          alpha=0.5 if i else 1.0, label="" if i else label)  # fmt: skip
+            if any(label for _, label, _ in lines):
+                axes.legend(frameon=False, fontsize=7)
+        figure.savefig(stream, format="png")
+    return stream.getvalue()

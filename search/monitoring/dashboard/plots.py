@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import plotly.graph_objects as go
 from optuna.trial import FrozenTrial
@@ -25,13 +24,8 @@ STATE_COLOURS = {
 #: Largest number of points and curves in a figure; more would not be readable.
 MAX_POINTS, MAX_CURVES = 2000, 100
 
-
-class Point(NamedTuple):
-    """A trial in a figure of Dice against cost."""
-
-    cost: float
-    dice: float
-    number: int
+#: Cost, Dice and number of a trial.
+Point = tuple[float, float, int]
 
 
 def make_figures(trials: Sequence[FrozenTrial]) -> dict[str, go.Figure]:
@@ -50,10 +44,10 @@ def make_figures(trials: Sequence[FrozenTrial]) -> dict[str, go.Figure]:
 def pareto_front(points: Iterable[Point]) -> list[Point]:
     """Return the points that no other point dominates, by rising cost and Dice."""
     best_dice, front = -math.inf, []
-    for point in sorted(points, key=lambda p: (p.cost, -p.dice, p.number)):
-        if point.dice > best_dice:
-            best_dice = point.dice
-            front.append(point)
+    for cost, dice, number in sorted(points, key=lambda point: (point[0], -point[1])):
+        if dice > best_dice:
+            best_dice = dice
+            front.append((cost, dice, number))
     return front
 
 
@@ -69,19 +63,19 @@ def _dice_against(trials: Sequence[FrozenTrial], attr: str, unit: float, title: 
     for trial in trial_records.rank_trials(trials)[:MAX_POINTS]:
         cost = trial.user_attrs.get(attr, math.nan) / unit
         if math.isfinite(cost) and trial.value is not None:
-            by_model[model_name(trial)].append(Point(cost, trial.value, trial.number))
+            by_model[model_name(trial)].append((cost, trial.value, trial.number))
     figure = _empty_figure(f"Validation Dice against {title}", title, "validation Dice")
     for i, (model, points) in enumerate(sorted(by_model.items())):
         figure.add_scatter(
-            x=_round(p.cost for p in points), y=_round(p.dice for p in points),
-            text=[f"trial {p.number}" for p in points],
+            x=_round(x for x, _, _ in points), y=_round(y for _, y, _ in points),
+            text=[f"trial {number}" for _, _, number in points],
             mode="markers", name=model, marker={"color": COLOURS[i % len(COLOURS)], "size": 7},
             hovertemplate=f"%{{text}}: Dice %{{y:.4f}}, {title} %{{x:.3g}}",
         )  # fmt: skip
     front = pareto_front(p for points in by_model.values() for p in points)
     if len(front) > 1:
         figure.add_scatter(
-            x=_round(p.cost for p in front), y=_round(p.dice for p in front),
+            x=_round(x for x, _, _ in front), y=_round(y for _, y, _ in front),
             mode="lines", name="Pareto front", hoverinfo="skip",
             line={"color": GREY, "shape": "hv", "dash": "dot"},
         )  # fmt: skip

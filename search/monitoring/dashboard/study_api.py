@@ -77,17 +77,12 @@ class StudyCache:
         study = self.study
         if study is None:
             return None
+        summary, figures = self.summary, read_figures(study.system_attrs)
         fields: dict[str, Any] = serialize_study_detail(
-            study,
-            best_trials=[],
-            trials=[],
-            intersection=self.summary.intersection_search_space,
-            union=self.summary.union_search_space,
-            union_user_attrs=self.summary.union_user_attrs,
-            has_intermediate_values=self.summary.has_intermediate_values,
-            plotly_graph_objects=dict(sorted(read_figures(study.system_attrs).items())),
-            skipped_trial_numbers=[],
-        )
+            study, [], [], summary.intersection_search_space, summary.union_search_space,
+            summary.union_user_attrs, summary.has_intermediate_values,
+            dict(sorted(figures.items())), skipped_trial_numbers=[],
+        )  # fmt: skip
         fields["objective_names"] = ["validation Dice"]
         fields["union_user_attrs"] = _without_omitted(fields["union_user_attrs"])
         best = trial_records.rank_trials(self.trials)[:1]

@@ -5,21 +5,27 @@ Equal records give equal bytes.
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from lesionseg.errors import InputError, suggest_name
 from lesionseg.runtime.files import atomic_write
-from search.results.report.pages import render_html, render_markdown
+from search.results.documents import render
 from search.results.report.report_facts import report_facts
-from search.storage import trial_records
-from search.storage.study_dir import read_run_info
-from search.study.opening import load_study
+from search.results.report.search_sections import report_headline
+from search.results.report.sections import report_sections
 
 __all__ = ["FORMATS", "parse_formats", "write_report", "write_reports"]
 
 FORMATS = ("html", "md", "json")
+#: Longest side of an overlay in the page, in pixels.
+OVERLAY_SIDE_PX = 480
 
 
 def write_report(folder: Path, *, storage: str | None = None) -> Path:
@@ -38,22 +44,19 @@ def write_reports(
 
     The images of the data set are not needed. A report of an unfinished study says so.
 
-    Args:
-        folder: the study's folder.
-        formats: of FORMATS, in the order of the returned paths.
-        storage: URL of the study's storage; the recorded one by default.
-        against: folder of a ``baselines run`` on the same test images, to compare with.
-
-    Raises:
-        InputError: the folder contains no study, its storage cannot be opened, or the results in
-            ``against`` cannot be compared.
+    formats: of FORMATS, in the order of the returned paths. Other arguments and errors: see
+    ``report_facts``.
     """
-    study, run_info = load_study(folder, storage=storage), read_run_info(folder)
-    trials = trial_records.all_trials(study)
-    facts = report_facts(folder, study, trials, run_info, against=against, storage=storage)
+    facts = report_facts(folder, against=against, storage=storage)
+    values = {
+        "facts": facts,
+        "headline": report_headline(facts),
+        "sections": report_sections(facts),
+        "embed": lambda file: _embed_picture(folder / "final" / "overlays" / file),
+    }
     renderers = {
-        "html": lambda: render_html(facts, folder),
-        "md": lambda: render_markdown(facts),
+        "html": lambda: render("report.html.j2", values),
+        "md": lambda: re.sub(r"\n{3,}", "\n\n", render("report.md.j2", values)).strip() + "\n",
         "json": lambda: json.dumps(facts, indent=1, allow_nan=False) + "\n",
     }
     paths = {each: folder / f"report.{each}" for each in formats}
@@ -75,3 +78,16 @@ def parse_formats(text: str) -> list[str]:
     if not formats:
         raise InputError(f"--format: must name one of {', '.join(FORMATS)}, got {text!r}")
     return formats
+
+
+def _embed_picture(path: Path) -> str | None:
+    """Return a picture as data URI; None if it cannot be read."""
+    stream = io.BytesIO()
+    try:
+        with Image.open(path) as picture:
+            picture.thumbnail((OVERLAY_SIDE_PX, OVERLAY_SIDE_PX))
+            # A JPEG has a fifth of a PNG's size. Subsampling would blur thin outlines' colours.
+            picture.convert("RGB").save(stream, "JPEG", quality=88, subsampling=0)
+    except OSError:
+        return None
+    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"

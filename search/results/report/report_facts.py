@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import optuna
 from optuna.trial import FrozenTrial
 
 from lesionseg.data.pairs import SPLITS
@@ -21,43 +20,35 @@ from search.results.final_test import REPRODUCTION_TOLERANCE
 from search.results.formatting import format_inference, metric_scores
 from search.results.report.search_facts import search_facts
 from search.storage import trial_records
-from search.storage.study_dir import read_metrics
+from search.storage.study_dir import read_metrics, read_run_info
 from search.study import data_audit
-from search.study.data_summary import read_data_summary
-from search.study.evaluations import list_test_evaluations
-from search.study.opening import load_study
+from search.study.opening import list_test_evaluations, load_study
+from search.study.study_files import read_data_summary
 
 #: Incremented when a key of report.json changes its meaning or is removed.
 FORMAT = 1
 
 
 def report_facts(
-    folder: Path,
-    study: optuna.Study,
-    trials: Sequence[FrozenTrial],
-    run_info: Mapping[str, Any],
-    *,
-    against: Path | None = None,
-    storage: str | None = None,
+    folder: Path, *, against: Path | None = None, storage: str | None = None
 ) -> dict[str, Any]:
     """Return the facts of a study, without NaN and infinity.
 
     Args:
         folder: the study's folder.
-        study: the study.
-        trials: its trials.
-        run_info: content of its run.json.
         against: folder of a ``baselines run`` to compare the test results with.
-        storage: URL of the study's storage.
+        storage: URL of the study's storage; the recorded one by default.
 
     Raises:
-        InputError: ``against`` contains no results, or they are of other test images.
+        InputError: the folder contains no study, its storage cannot be opened, ``against`` contains
+            no results, or they are of other test images.
     """
-    attrs = study.user_attrs
-    spec, split = attrs["spec"], attrs["split"]
+    study, run_info = load_study(folder, storage=storage), read_run_info(folder)
+    trials = trial_records.all_trials(study)
+    spec, split = study.user_attrs["spec"], study.user_attrs["split"]
     final = read_metrics(folder)
     evaluations = len(list_test_evaluations(study))
-    test = {
+    test: dict[str, Any] = {
         # One that failed has no metrics.json.
         "test_evaluations": max(final["test_evaluations"] if final else 0, evaluations),
         "tolerance": REPRODUCTION_TOLERANCE,
@@ -78,7 +69,7 @@ def report_facts(
         "version": run_info["version"],
         "data": {
             "layout": run_info["layout"],
-            "fingerprint": attrs["data"],
+            "fingerprint": study.user_attrs["data"],
             "image_size": spec["data"]["image_size"],
             "split": {name: len(split[name]) for name in SPLITS},
             "folds": list(map(len, split.get("folds", ()))),

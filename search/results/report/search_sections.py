@@ -7,8 +7,7 @@ from functools import partial
 from typing import Any
 
 from lesionseg.config import DEFAULT_COMPONENTS
-from search.results.charts import parameters
-from search.results.charts import trials as trial_charts
+from search.results.charts import parameters, plots
 from search.results.documents import Block, Charts, Section, Table, Text
 from search.results.formatting import (
     MISSING,
@@ -128,27 +127,27 @@ def search_sections(facts: Facts) -> Iterator[Section]:
     """Yield the sections about the search. facts: of ``report_facts``."""
     search, test = facts["search"], facts["test"]
     selected = facts["selected"] and facts["selected"]["trial"]
-    trials, names = search["trials"], search["varied_params"]
+    trials = search["trials"]
     yield Section("trials", "Trials", list(_trials(search, selected)))
     caption = (
         "Validation Dice of each trial by its number. ★ is the selected trial. ▼ at the lower edge "
         "is an outlier below it. Closed trials are not shown."
     )
-    chart = partial(trial_charts.history_chart, trials, selected)
+    chart = partial(plots.history_chart, trials, selected)
     yield Section("history", "Optimization history", [Charts([(chart, caption)])])
     folds = facts["data"]["folds"]
     caption = "Validation Dice by epoch" + (
         f", of the first of {len(folds)} folds" if folds else ""
     )
     caption += ". A mark is the end of a pruned or failed trial."
-    curves = partial(trial_charts.curves_chart, trials, selected)
+    curves = partial(plots.curves_chart, trials, selected)
     blocks: list[Block] = [Charts([(curves, caption)])]
     if test["metrics"] and test["retraining"]:
         caption = "Training of the tested network. ★ is the epoch whose weights were kept."
         if facts["reproduction"]["spec"]["final"]["fit_on"] == "train_val":
             caption += " Its validation images were trained on, so "
             caption += "that curve does not show generalization."
-        chart = partial(trial_charts.retraining_chart, test["retraining"], test["kept_epoch"])
+        chart = partial(plots.retraining_chart, test["retraining"], test["kept_epoch"])
         blocks += [Text("Retraining", "heading"), Charts([(chart, caption)])]
     yield Section("curves", "Learning curves", blocks)
     shares = search["importances"]
@@ -156,11 +155,10 @@ def search_sections(facts: Facts) -> Iterator[Section]:
     blocks = [Table("importance-shares", ("Parameter", "Importance>"), rows)]
     if shares:
         caption = "Share of each parameter in the importance."
-        blocks.append(Charts([(partial(trial_charts.importance_chart, shares), caption)]))
+        blocks.append(Charts([(partial(plots.importance_chart, shares), caption)]))
     blocks.append(Text(search["importance_note"]))
     yield Section("importances", "Parameter importances", blocks)
-    if names:
-        yield Section("slices", "Dice by parameter", list(_parameters(search, selected)))
+    yield Section("slices", "Dice by parameter", list(_parameters(search, selected)))
 
 
 def _trials(search: Facts, selected: int | None) -> Iterator[Block]:
@@ -246,6 +244,8 @@ def _describe_pruning(pruning: Facts) -> str:
 
 def _parameters(search: Facts, selected: int | None) -> Iterator[Block]:
     trials, names = search["trials"], search["varied_params"]
+    if not names:
+        return
     important = ", the most important ones first" if search["importances"] else ""
     caption = (
         f"Validation Dice by parameter{important}: ● complete, ◆ pruned (last reported value), "

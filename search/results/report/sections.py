@@ -7,7 +7,7 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
-from search.results.charts import evaluation
+from search.results.charts import plots
 from search.results.documents import Block, Cell, Charts, Pictures, Section, Table, Text, dump_yaml
 from search.results.formatting import (
     MISSING,
@@ -23,19 +23,15 @@ Facts = Mapping[str, Any]
 
 
 def report_sections(facts: Facts) -> list[Section]:
-    """Return the sections of a report. facts: of ``report_facts``."""
-    comparison = list(_comparison(facts))
-    return [
+    """Return the sections of a report that have content. facts: of ``report_facts``."""
+    sections = [
         *_test_sections(facts["test"]),
-        *(
-            [Section("comparison", "Baselines on the same images", comparison)]
-            if comparison
-            else []
-        ),
+        Section("comparison", "Baselines on the same images", list(_comparison(facts))),
         Section("data", "Data", list(_data(facts["data"]))),
         *search_sections(facts),
         Section("reproduction", "Reproduction", list(_reproduction(facts))),
     ]
+    return [section for section in sections if section.blocks]
 
 
 def _test_sections(test: Facts) -> Iterator[Section]:
@@ -92,20 +88,20 @@ def _errors(test: Facts) -> Iterator[Block]:
     precision, error = scores["average_precision"], scores["calibration_error"]
     charts = [
         (
-            partial(evaluation.recall_chart, curves, precision),
+            partial(plots.recall_chart, curves, precision),
             "Precision and recall of pixels at every threshold; each image has the same weight. "
             f"Average precision {format_number(precision)}.",
         ),
         (
-            partial(evaluation.calibration_chart, curves, error),
+            partial(plots.calibration_chart, curves, error),
             "Share of lesion among the pixels with a predicted probability; the area of a dot "
             f"grows with the number of pixels. Calibration error {format_number(error)}.",
         ),
     ]
     if images := test["images"]:
         dice = [image["dice"] for image in images]
-        sizes = partial(evaluation.size_chart, [image["lesion_share"] for image in images], dice)
-        charts.insert(0, (partial(evaluation.dice_chart, dice), "Dice of each test image."))
+        sizes = partial(plots.size_chart, [image["lesion_share"] for image in images], dice)
+        charts.insert(0, (partial(plots.dice_chart, dice), "Dice of each test image."))
         charts.append((sizes, "Dice of each test image and the size of its lesion."))
     yield Charts(charts)
 

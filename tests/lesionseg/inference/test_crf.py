@@ -198,9 +198,3 @@ def test_it_can_be_computed_while_gradients_are_on():
     image, mask = scene(16)
     crf(boundary(mask, 0, 2), image, weight=4.0, colour=20.0)
     assert torch.is_grad_enabled()
-
-
-@pytest.mark.parametrize("shape", [(16, 16), (16, 15, 3), (16, 16, 4)])
-def test_another_shape_of_the_image_is_refused(shape):
-    with pytest.raises(ValueError, match="image must be"):
-        crf(np.zeros((16, 16), np.float32), np.zeros(shape, np.uint8), weight=1.0, colour=9.0)

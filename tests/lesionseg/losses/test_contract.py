@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from lesionseg.errors import InputError
-from lesionseg.losses import LOSSES, OVERLAPS, build_loss
+from lesionseg.losses import LOSSES, build_loss
 from lesionseg.space import ComponentConfig
 
+OVERLAPS = ("image", "batch")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 every_row = pytest.mark.parametrize("name", list(LOSSES))

@@ -128,7 +128,7 @@ def test_prediction_in_smaller_batches_is_equal(data):
 # --- units ---------------------------------------------------------------------------------------
 
 
-@settings(max_examples=15)  # each time that memory is short all garbage is collected
+@settings(max_examples=6)  # each time that memory is short all garbage is collected
 @given(n=st.integers(0, 60), most=st.integers(1, 70), fits=st.integers(1, 70))
 def test_adaptive_batches_cover_all_images_in_order(n, most, fits):
     def work(part):

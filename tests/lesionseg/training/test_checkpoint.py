@@ -89,10 +89,7 @@ def test_loaded_network_is_bit_identical(config, tmp_path):
 def test_save_replaces_an_older_file(saved):
     other = TrialConfig(model=ComponentConfig("unet", {"width": 4, "depth": 1}), image_size=16)
     checkpoint.save(saved, trained(other, 16).state_dict(), other)
-    assert os.listdir(saved.parent) == ["model.safetensors"] or set(os.listdir(saved.parent)) == {
-        "model.safetensors",
-        "cwd",
-    }
+    assert [n for n in os.listdir(saved.parent) if "model" in n] == ["model.safetensors"]
     assert checkpoint.load(saved)[1] == other
 
 
@@ -176,7 +173,7 @@ def test_damaged_header_is_refused_or_harmless(saved):
     header = 8 + int.from_bytes(content[:8], "little")
     rng = random.Random(0)
     refused = 0
-    for _ in range(150):
+    for _ in range(60):
         damaged = bytearray(content)
         damaged[rng.randrange(header)] ^= 1 << rng.randrange(8)
         saved.write_bytes(damaged)
@@ -187,7 +184,7 @@ def test_damaged_header_is_refused_or_harmless(saved):
             assert "\n" not in str(error) and str(saved) in str(error)
         else:
             assert config.model.name == "unet" and isinstance(model, torch.nn.Module)
-    assert refused > 100
+    assert refused > 40
 
 
 @pytest.mark.parametrize(

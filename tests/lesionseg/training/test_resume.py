@@ -156,7 +156,6 @@ def test_every_mix_resumes_bit_exactly(uninterrupted, data, tmp_path, name):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"ema": 0.9},
         {
             "ema": 0.99,
             "model": DROPOUT,
@@ -164,9 +163,6 @@ def test_every_mix_resumes_bit_exactly(uninterrupted, data, tmp_path, name):
             "accumulate": 2,
             "flooding": 0.2,
         },
-        {"model": DROPOUT},
-        {"accumulate": 3},
-        {"flooding": 0.6},
         {"label_smoothing": 0.2},
         {"augment": ComponentConfig("full", {"strength": 1.0})},
         {"model": ComponentConfig("unet", {"width": 4, "depth": 3, "deep_supervision": True})},
@@ -216,15 +212,6 @@ def test_larger_unet_resumes_bit_exactly(uninterrupted, tmp_path):
     assert run_suspended(config, data, tmp_path, [1, 3]) == uninterrupted(config, data)
 
 
-def test_segnet_resumes_bit_exactly(uninterrupted, tmp_path):
-    cache = build_cache(DatasetIndex.read(write_folder(tmp_path / "data", 6)), 32, tmp_path)
-    data = TrainData(cache, np.arange(4), np.arange(4, 6))
-    config = change(
-        model=ComponentConfig("segnet", {"width": 4}), image_size=32, batch_size=2, epochs=2
-    )
-    assert run_suspended(config, data, tmp_path, [1]) == uninterrupted(config, data)
-
-
 def test_gradient_scaler_resumes_bit_exactly(uninterrupted, data, tmp_path, monkeypatch):
     monkeypatch.setattr(train_step, "amp_dtype", lambda device, mode: torch.float16)
     config = change(seed=16)  # of no other test, which would be in float32
@@ -251,7 +238,7 @@ def test_loader_processes_resume_bit_exactly(uninterrupted, data, tmp_path, monk
 # --- moments of suspension -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ask", range(1, ASKED + 3))
+@pytest.mark.parametrize("ask", [1, 2, ASKED - 1, ASKED, ASKED + 1])
 def test_suspension_at_any_moment(uninterrupted, data, tmp_path, ask):
     config = change(epochs=2, model=DROPOUT, mix=ComponentConfig("mixup"), ema=0.9)
     assert run_suspended(config, data, tmp_path, [ask]) == uninterrupted(config)

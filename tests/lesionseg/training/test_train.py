@@ -519,14 +519,6 @@ def test_loss_is_not_below_the_flood_level(data):
     assert all(r.train_loss >= 0.5 for r in history)
 
 
-@pytest.mark.parametrize("mix", ["mixup", "cutmix"])
-def test_mix_is_reproducible(data, mix):
-    config = change(mix=ComponentConfig(mix, {"alpha": 0.4}), epochs=2)
-    assert without_seconds(run_training(config, data).history) == without_seconds(
-        run_training(config, data).history
-    )
-
-
 def test_deep_supervision_validates_the_main_output(data, tmp_path):
     model = ComponentConfig("unet", {"width": 4, "depth": 3, "deep_supervision": True})
     path = tmp_path / "model.safetensors"

@@ -16,7 +16,6 @@ from search.monitoring.status import (
     estimate_hours_left,
     find_run,
     list_runs,
-    read_status,
 )
 from search.results.final_test import run_final_test
 from search.storage import training_time, trial_records
@@ -36,7 +35,7 @@ NOW = 2_000_000_000.0
 
 def read_json(folder):
     """Return the status as it is printed for other programs."""
-    plain = asdict(read_status(folder))
+    plain = asdict(StatusReader(folder).read())
     assert json.loads(json.dumps(plain)) == plain
     return plain
 
@@ -210,7 +209,7 @@ def test_reading_a_status_changes_no_file(tiny_data, tmp_path):
         return {str(p): p.read_bytes() for p in (tmp_path / "s").rglob("*") if p.is_file()}
 
     before = contents()
-    read_status(tmp_path / "s")
+    StatusReader(tmp_path / "s").read()
     assert contents() == before
 
 
@@ -233,5 +232,5 @@ def test_runs_are_found_by_path_and_by_name(tiny_data, tmp_path, monkeypatch):
 
 def test_a_folder_without_a_study_has_no_status(tmp_path):
     with pytest.raises(InputError, match="no study here"):
-        read_status(tmp_path)
+        StatusReader(tmp_path).read()
     assert list(tmp_path.glob("*.db")) == []

@@ -6,8 +6,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from search.results.charts import evaluation, parameters
-from search.results.charts import trials as trial_charts
+from search.results.charts import parameters, plots
 from search.results.charts.parameters import ParameterScale
 from search.results.charts.svg import lower_limit
 
@@ -48,14 +47,14 @@ SPACE = [
     make_trial(3, "failed", (), None, model="unet", lr=1e-3, ema=True),
 ]
 ALL = {
-    "history": lambda: trial_charts.history_chart(TRIALS, 2),
-    "curves": lambda: trial_charts.curves_chart(TRIALS, 2),
-    "retraining": lambda: trial_charts.retraining_chart(EPOCHS, 2),
-    "importance": lambda: trial_charts.importance_chart({"model": 0.75, "loss.focal.gamma": 0.25}),
-    "dice": lambda: evaluation.dice_chart([0.2, 0.8, 0.9]),
-    "recall": lambda: evaluation.recall_chart(CURVES, 0.9),
-    "calibration": lambda: evaluation.calibration_chart(CURVES, 0.02),
-    "size": lambda: evaluation.size_chart([0.01, 0.2, 0.0], [0.4, 0.9, 1.0]),
+    "history": lambda: plots.history_chart(TRIALS, 2),
+    "curves": lambda: plots.curves_chart(TRIALS, 2),
+    "retraining": lambda: plots.retraining_chart(EPOCHS, 2),
+    "importance": lambda: plots.importance_chart({"model": 0.75, "loss.focal.gamma": 0.25}),
+    "dice": lambda: plots.dice_chart([0.2, 0.8, 0.9]),
+    "recall": lambda: plots.recall_chart(CURVES, 0.9),
+    "calibration": lambda: plots.calibration_chart(CURVES, 0.02),
+    "size": lambda: plots.size_chart([0.01, 0.2, 0.0], [0.4, 0.9, 1.0]),
     "slices": lambda: parameters.slices_chart(SPACE, NAMES, 1),
     "parallel": lambda: parameters.parallel_chart(SPACE, NAMES, 1),
 }
@@ -105,15 +104,15 @@ def test_history_shows_each_state_and_the_selected_trial():
 
 
 def test_legend_has_no_entry_for_missing_states():
-    shown = set(texts(trial_charts.history_chart(TRIALS[:1], None)))
+    shown = set(texts(plots.history_chart(TRIALS[:1], None)))
     assert "complete" in shown
     assert not {"failed", "pruned (last reported)"} & shown
 
 
 @pytest.mark.parametrize("trials", [[], TRIALS[3:4], TRIALS[5:6]])
 def test_history_without_complete_trials(trials):
-    assert "None is complete." in alt(trial_charts.history_chart(trials, None))
-    assert alt(trial_charts.curves_chart(trials, None))
+    assert "None is complete." in alt(plots.history_chart(trials, None))
+    assert alt(plots.curves_chart(trials, None))
 
 
 def test_axis_starts_below_the_lowest_value_that_is_no_outlier():
@@ -128,7 +127,7 @@ def test_axis_starts_below_the_lowest_value_that_is_no_outlier():
 def test_outliers_are_at_the_lower_edge():
     def heights(values):
         trials = [make_trial(i, "complete", (), v) for i, v in enumerate(values)]
-        chart = trial_charts.history_chart(trials, None)
+        chart = plots.history_chart(trials, None)
         return [float(e.get("y")) for e in elements(chart) if e.tag == "use"]
 
     usual = np.linspace(0.8, 0.9, 11).tolist()
@@ -143,13 +142,13 @@ def test_curves_distinguish_states_and_the_selected_trial():
 
 
 def test_missing_values_of_a_curve_are_skipped():
-    chart = trial_charts.curves_chart([make_trial(0, "pruned", (0.2, None, 0.3))], None)
+    chart = plots.curves_chart([make_trial(0, "pruned", (0.2, None, 0.3))], None)
     assert "1 pruned" in alt(chart)
 
 
 def test_charts_of_many_trials_are_small():
     many = [make_trial(i, "complete", [0.5] * 40, 0.5) for i in range(1000)]
-    assert len(trial_charts.curves_chart(many, 0)) < 300_000
+    assert len(plots.curves_chart(many, 0)) < 300_000
     rows = [make_trial(i, "complete", (), 0.5 + i / 40_000, x=i / 7) for i in range(20_000)]
     chart = parameters.slices_chart(rows, ["x"], 19_999)
     assert len(chart) < 300_000
@@ -168,18 +167,18 @@ def test_importances_are_bars_with_names_and_shares():
     chart = ALL["importance"]()
     assert {"model", "loss.focal.gamma", "0.75", "0.25"} <= set(texts(chart))
     assert alt(chart) == "Shares: model 0.75, loss.focal.gamma 0.25."
-    many = trial_charts.importance_chart({f"parameter_{i:02d}": 1 / 40 for i in range(40)})
+    many = plots.importance_chart({f"parameter_{i:02d}": 1 / 40 for i in range(40)})
     bars = [text for text in texts(many) if text.startswith("parameter")]
-    assert len(bars) == trial_charts.MAX_BARS
+    assert len(bars) == plots.MAX_BARS
 
 
 def test_names_are_neither_markup_nor_formulas():
-    assert "<b>$a_1$" in texts(trial_charts.importance_chart({"<b>$a_1$": 0.6, "other": 0.4}))
+    assert "<b>$a_1$" in texts(plots.importance_chart({"<b>$a_1$": 0.6, "other": 0.4}))
 
 
 @pytest.mark.parametrize("dice", [[1.0], [0.0, 1.0], [0.97, 0.98, 0.99]])
 def test_dice_histogram(dice):
-    chart = evaluation.dice_chart(dice)
+    chart = plots.dice_chart(dice)
     assert f"over {len(dice)} test images: median {np.median(dice):.4f}" in alt(chart)
 
 
@@ -194,21 +193,21 @@ def test_recall_marks_threshold_one_half():
 def test_calibration_skips_empty_bins():
     assert "in 2 bins: error 0.0200" in alt(ALL["calibration"]())
     empty = {"confidence": [0.5], "frequency": [None], "share": [0.0]}
-    assert "in 0 bins" in alt(evaluation.calibration_chart(empty, 0.0))
+    assert "in 0 bins" in alt(plots.calibration_chart(empty, 0.0))
 
 
 def test_size_skips_images_without_lesion():
     assert alt(ALL["size"]()) == (
         "Dice over lesion size of 2 test images; 1 without lesion are not shown."
     )
-    assert "of 0 test images" in alt(evaluation.size_chart([0.0], [1.0]))
+    assert "of 0 test images" in alt(plots.size_chart([0.0], [1.0]))
 
 
 def test_size_axis_has_labels_for_similar_and_for_different_sizes():
-    similar = texts(evaluation.size_chart([0.3, 0.31, 0.32], [0.4, 0.9, 1.0]))
+    similar = texts(plots.size_chart([0.3, 0.31, 0.32], [0.4, 0.9, 1.0]))
     ticks = [float(t) for t in similar if t.replace(".", "").isdigit()]
     assert len([t for t in ticks if 29 <= t <= 33]) >= 2
-    different = texts(evaluation.size_chart([0.001, 0.9], [0.4, 0.9]))
+    different = texts(plots.size_chart([0.001, 0.9], [0.4, 0.9]))
     assert {"1", "10"} <= set(different)
 
 

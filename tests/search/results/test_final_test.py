@@ -24,8 +24,7 @@ from search.errors import JobFailed
 from search.results.final_test import best_trial, run_final_test
 from search.storage import trial_records
 from search.storage.study_dir import read_metrics
-from search.study.evaluations import list_test_evaluations
-from search.study.opening import open_study
+from search.study.opening import list_test_evaluations, open_study
 from search.trial_process.slot import Slot
 from tests.search.helpers import SLOT, open_tiny, search
 
@@ -226,11 +225,7 @@ def test_better_trial_is_a_second_test_evaluation(searched, tiny_data):
 def test_best_seed_on_validation_images_is_tested(tiny_data, tmp_path):
     opened = open_tiny(tiny_data, tmp_path / "s", {"budget.trials": 1, "final": {"seeds": 2}})
     search(opened)
-    epochs = []
-    report = run_final_test(
-        opened, SLOT, on_epoch=lambda seed, record: epochs.append((seed, record.epoch))
-    )
-    assert epochs == [(0, 1), (0, 2), (1, 1), (1, 2)]
+    report = run_final_test(opened, SLOT)
     seeds = report["val"]["seeds"]
     assert list(seeds) == ["0", "1"]
     assert seeds[str(report["seed"])] == max(seeds.values())
@@ -246,10 +241,8 @@ def test_training_on_train_and_val_ends_at_the_best_epoch(tiny_data, tmp_path):
     changes = {"budget.trials": 2, "budget.epochs": 4, "final": {"fit_on": "train_val"}}
     opened = open_tiny(tiny_data, tmp_path / "s", changes)
     search(opened)
-    epochs = []
-    report = run_final_test(opened, SLOT, on_epoch=lambda seed, record: epochs.append(record))
+    report = run_final_test(opened, SLOT)
     best = best_trial(opened.study)
-    assert len(epochs) == best.user_attrs["best_epoch"]
     # More images: another first loss than the search's. Nothing is left to compare with.
     assert report["val"] == {
         "search": best.value,
@@ -260,7 +253,7 @@ def test_training_on_train_and_val_ends_at_the_best_epoch(tiny_data, tmp_path):
         "folds": None,
     }
     assert report["test"]["n"] == len(opened.split.test)
-    assert len(rows_of(opened.folder / "final" / "history.csv")) == len(epochs)
+    assert len(rows_of(opened.folder / "final" / "history.csv")) == best.user_attrs["best_epoch"]
 
 
 # --- inference steps --------------------------------------------------------------
@@ -325,16 +318,20 @@ def test_failed_retraining_leaves_no_files_and_no_test_evaluation(searched):
     assert list_test_evaluations(searched.study) == []
 
 
-def test_interrupted_retraining_leaves_the_previous_result_unchanged(searched):
-    def interrupt(seed, record):
+def test_interrupted_retraining_leaves_the_previous_result_unchanged(searched, monkeypatch):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        run_final_test(searched, SLOT, on_epoch=interrupt)
+    reply = "search.trial_process.process.TrialProcess.reply"
+    with monkeypatch.context() as patch:
+        patch.setattr(reply, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_final_test(searched, SLOT)
     assert not list(searched.folder.glob("final*"))
     report = run_final_test(searched, SLOT)
+    monkeypatch.setattr(reply, interrupt)
     with pytest.raises(KeyboardInterrupt):
-        run_final_test(searched, SLOT, again=True, on_epoch=interrupt)
+        run_final_test(searched, SLOT, again=True)
     assert read_metrics(searched.folder) == report
     assert [p.name for p in searched.folder.glob("final*")] == ["final"]
 

@@ -8,7 +8,7 @@ from lesionseg.config import SETTINGS
 from lesionseg.inference.postprocess import POSTPROCESS
 from lesionseg.inference.tta import TTA
 from lesionseg.registry import FAMILIES
-from search.spec.options_reference import options_markdown
+from search.spec.formatting import options_markdown
 from tests.conftest import ROOT
 
 

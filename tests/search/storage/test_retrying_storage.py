@@ -247,7 +247,7 @@ def test_concurrent_operations_wait_for_a_restart(database, direct, private_post
         for n, operation in READS.items()
     ]
     made = {n: make(storage, f"restart {n}") for n, _, _ in actions}
-    private_postgres.stop("immediate")
+    private_postgres.stop()
     start = threading.Timer(2.0, private_postgres.start)
     began = time.monotonic()
     start.start()

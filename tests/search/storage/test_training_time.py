@@ -2,7 +2,7 @@
 
 import pytest
 
-from search.storage.training_time import gpu_hours_spent, hours_spent
+from search.storage.training_time import TimeBudget, gpu_hours_spent, hours_spent
 from search.storage.trial_records import EndReason
 from tests.search.storage.test_trial_records import START, C, F, R, W, trial
 
@@ -62,3 +62,26 @@ def test_gpu_hours_are_added_and_weighted_by_share():
     assert gpu_hours_spent(trials) == pytest.approx(5)
     assert gpu_hours_spent([*trials, at_work], now=1 * 3600) == pytest.approx(6)
     assert gpu_hours_spent([span(0, C, 0, 2)]) == 0  # the device is unknown
+
+
+@pytest.mark.parametrize(
+    ("hours", "gpu_hours", "is_over"),
+    [
+        (None, None, False),
+        (1.5, None, True),
+        (2.0, None, True),
+        (2.5, None, False),  # parallel trials count once
+        (None, 3.0, True),
+        (None, 3.5, False),
+        (1, 100, True),  # either limit ends the study
+        (100, 1, True),
+    ],
+)
+def test_a_time_budget_is_over_when_either_limit_is_reached(hours, gpu_hours, is_over):
+    owners = [("cuda:0", 1.0), ("cuda:1", 0.5), ("cpu", 1.0)]
+    trials = [
+        span(i, C, 0, 2, owner={"device": device, "share": share})
+        for i, (device, share) in enumerate(owners)
+    ]
+    assert TimeBudget(hours, gpu_hours).is_over(trials) is is_over
+    assert not TimeBudget(1e-9, 1e-9).is_over([])

@@ -23,8 +23,8 @@ from lesionseg.training import checkpoint
 from lesionseg.training.train import train
 from lesionseg.training.types import EpochRecord, TrainData, TrainingEnd, TrainResult
 from search.monitoring import notes
-from search.monitoring.dashboard.curves import draw_curves
-from search.monitoring.status import read_status
+from search.monitoring.dashboard.artifact_reader import draw_curves
+from search.monitoring.status import StatusReader
 from search.results import retraining
 from search.results.final_test import run_final_test
 from search.storage import trial_records
@@ -32,9 +32,9 @@ from search.storage.leases import TrialLeases
 from search.storage.retention import FOLDS, HISTORY, PICTURE, STATE, WEIGHTS
 from search.study import cross_validation
 from search.study.cross_validation import FoldPruner
-from search.study.data_summary import summarize_data
 from search.study.opening import open_study
 from search.study.pruners import PRUNERS
+from search.study.study_files import summarize_data
 from search.trial_process import supervisor
 from tests.search import failing_fold_training, failing_training
 from tests.search.failing_training import FAILURE_WIDTHS, SUSPEND_POINT
@@ -155,7 +155,7 @@ def test_files_of_the_first_fold_are_kept(done, tiny_data):
 
 def test_status_and_note_show_the_folds(done):
     opened, trial, _ = done
-    found = read_status(opened.folder).best.folds
+    found = StatusReader(opened.folder).read().best.folds
     assert found == trial.user_attrs["folds"]
     note = notes.format_trial_note(trial)
     assert "mean of 3 folds" in note
@@ -168,7 +168,7 @@ def test_status_and_note_without_folds(tiny_data, tmp_path):
     trial = make_worker(opened).run_one()
     assert "folds" not in trial.user_attrs
     assert next(iter(rows_of(opened, 0)[0])) == "epoch"
-    assert read_status(opened.folder).best.folds is None
+    assert StatusReader(opened.folder).read().best.folds is None
     assert "folds" not in json.loads((opened.folder / "split.json").read_text())
 
 

@@ -10,10 +10,8 @@ from lesionseg.data.index import DatasetIndex
 from lesionseg.data.split import make_split
 from lesionseg.errors import InputError
 from search.results.report.report_facts import report_facts
-from search.storage.study_dir import read_run_info
-from search.storage.trial_records import all_trials
-from search.study import creation, data_audit, data_check
-from search.study.opening import load_study, open_study
+from search.study import creation, data_audit
+from search.study.opening import open_study
 from tests.conftest import write_folder
 from tests.lesionseg.data.copies import CHANGES, recompressed, scaled, texture
 from tests.lesionseg.data.duplicates.test_leakage import put
@@ -177,10 +175,8 @@ def test_a_study_without_an_audit(duplicated, tmp_path):
 
 
 def test_the_report_contains_the_audit(duplicated, tmp_path):
-    opened = open_tiny(duplicated, tmp_path / "s")
-    study, run_info = load_study(tmp_path / "s"), read_run_info(tmp_path / "s")
-    facts = report_facts(tmp_path / "s", study, all_trials(opened.study), run_info)
-    audit = facts["data"]["audit"]
+    open_tiny(duplicated, tmp_path / "s")
+    audit = report_facts(tmp_path / "s")["data"]["audit"]
     assert (audit["duplicates"], audit["leaks"], audit["excluded"]) == (3, 0, 0)
     assert sorted(map(len, audit["names"])) == [2, 6, 6]
 
@@ -188,5 +184,5 @@ def test_the_report_contains_the_audit(duplicated, tmp_path):
 def test_an_unwritable_json_file_is_an_error(duplicated):
     index = DatasetIndex.read(duplicated)
     audit = data_audit.audit_study(index, build_cache(index, 16), official=False, leaks="refuse")
-    message = refusal(data_check.write_json, audit.report, Path("none/a.json"))
+    message = refusal(data_audit.write_json, audit.report, Path("none/a.json"))
     assert message.startswith("--json: none/a.json")

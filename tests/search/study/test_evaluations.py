@@ -1,7 +1,6 @@
 """Test evaluations."""
 
-from search.study.evaluations import list_test_evaluations, record_test_evaluation
-from search.study.opening import load_study
+from search.study.opening import list_test_evaluations, load_study, record_test_evaluation
 from tests.search.helpers import open_tiny
 
 

@@ -3,7 +3,7 @@
 import optuna
 
 from search.study.pruners import PRUNERS
-from search.study.sampling import prepare_sampling
+from search.study.samplers import prepare_sampling
 from search.study.suggest import suggest
 from tests.search.helpers import open_tiny
 

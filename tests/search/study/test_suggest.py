@@ -8,6 +8,7 @@ from torch import nn
 from lesionseg.augment import build_augment
 from lesionseg.augment.mix import build_mix
 from lesionseg.config import DEFAULT_COMPONENTS, TrialConfig
+from lesionseg.errors import InputError
 from lesionseg.losses import build_loss
 from lesionseg.models import build_model
 from lesionseg.optim import build_optimizer, build_schedule
@@ -15,8 +16,8 @@ from lesionseg.registry import FAMILIES
 from lesionseg.space import Categorical, Float, Int
 from search.spec.search_space import SearchSpace
 from search.study.samplers import SAMPLERS
-from search.study.suggest import suggest
-from tests.search.helpers import in_memory
+from search.study.suggest import ensure_space_weights, suggest
+from tests.search.helpers import in_memory, tiny_spec
 from tests.search.spec.test_search_space import ROWS, parse
 
 
@@ -156,3 +157,11 @@ def test_the_default_space():
     for family, default in DEFAULT_COMPONENTS.items():
         assert getattr(config, family).name == default
     assert config.image_size == 4096
+
+
+def test_missing_weights_of_a_search_space_are_reported():
+    ensure_space_weights(tiny_spec().space)  # needs none
+    choice = {"smp_fpn": {"encoder": "resnet18", "weights": "/no/such/file.safetensors"}}
+    spec = tiny_spec({"search.model": choice, "data.image_size": 32})
+    with pytest.raises(InputError, match=r"/no/such/file\.safetensors"):
+        ensure_space_weights(spec.space)

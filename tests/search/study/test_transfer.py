@@ -22,14 +22,13 @@ from sqlalchemy.orm import Session
 
 from lesionseg.errors import InputError
 from search.storage import trial_records
-from search.storage.queries import insert_study
 from search.storage.database import open_storage, sqlite_url
 from search.storage.lease_types import current_process
 from search.storage.leases import TrialLeases
+from search.storage.queries import insert_study
 from search.study.export_format import FORMAT
 from search.study.suggest import suggest
-from search.study.transfer import export_study, import_study
-from search.study.trial_table import COLUMNS, write_csv
+from search.study.transfer import COLUMNS, export_study, import_study, write_csv
 from search.trial_process.slot import Slot
 from search.workers.worker import load_claimed_trial
 from tests.postgres import CommitProxy, private_postgres

@@ -8,10 +8,9 @@ from lesionseg.errors import InputError
 from search.spec import baselines
 from search.storage import trial_records
 from search.study.opening import open_study
-from search.study.points import find_point, flatten_config
+from search.study.queue import find_point, first_trials, flatten_config
 from search.study.samplers import SAMPLERS
 from search.study.suggest import suggest
-from search.study.warm_start import first_trials
 from search.workers.loop import WorkerOptions
 from tests.search import failing_training
 from tests.search.helpers import RecordingListener, in_memory, open_tiny, search, tiny_spec

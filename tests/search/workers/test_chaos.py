@@ -18,11 +18,11 @@ import yaml
 from safetensors.torch import load_file
 
 from lesionseg.config import TrialConfig
-from search.monitoring.status import read_status
+from search.monitoring.status import StatusReader
 from search.spec.loading import load_spec
 from search.storage import trial_records
 from search.study.creation import create_or_resume
-from search.study.location import StudyLocation
+from search.study.opening import StudyLocation
 from search.study.opening import load_study, open_study
 from search.trial_process.protocol import Trained, TrainJob
 from search.trial_process.supervisor import Limits, StopConditions, supervise
@@ -248,7 +248,7 @@ def test_weights_equal_those_of_an_uninterrupted_study(real_data, tmp_path):
             due = 18 * (killed + 1)
             assert wait_until(lambda due=due: epochs_done(folder) >= due, 120)
             # A trial that is lost too often fails.
-            held = [w for w in read_status(folder).workers if w.trial is not None]
+            held = [w for w in StatusReader(folder).read().workers if w.trial is not None]
             trials = trial_records.all_trials(load_study(folder))
             held.sort(
                 key=lambda w, trials=trials: trials[w["trial"]].user_attrs.get("times_lost", 0)
@@ -257,7 +257,7 @@ def test_weights_equal_those_of_an_uninterrupted_study(real_data, tmp_path):
         output, _ = run.communicate(timeout=240)
         assert run.returncode == 0, output
     found = chains(folder)
-    assert read_status(folder).counts == {
+    assert StatusReader(folder).read().counts == {
         "waiting": 0,
         "running": 0,
         "complete": 3,
@@ -320,7 +320,7 @@ def test_terminated_worker_requeues_its_trial(real_data, tmp_path):
     ]
     assert trials[1].user_attrs["attempts"] == [0]
     assert (folder / "trials" / "0" / "state.pt").is_file()
-    assert read_status(folder).workers == []
+    assert StatusReader(folder).read().workers == []
     run_to_the_end("--out", folder)
     done = trial_records.all_trials(load_study(folder))[1]
     assert (done.state.name, done.user_attrs["resumed_at"]) == ("COMPLETE", 1)
@@ -336,7 +336,7 @@ def test_worker_terminates_while_the_database_is_unavailable(real_data, tmp_path
     args = ("--out", folder, "--storage", url)
     with started("worker", "s", *args, "--device", "cpu", "--threads", "1") as run:
         wait_for_second_epoch(run, folder)
-        server.stop("immediate")
+        server.stop()
         try:
             check_terminates(run)
         finally:

@@ -18,7 +18,7 @@ from search.storage.lease_types import GRACE_VARIABLE
 from search.storage.leases import TrialLeases
 from search.storage.retention import HISTORY, WEIGHTS
 from search.study.creation import create_or_resume
-from search.study.location import StudyLocation
+from search.study.opening import StudyLocation
 from search.study.opening import load_study, open_study
 from search.study.samplers import SAMPLERS
 from search.study.suggest import suggest
@@ -399,7 +399,7 @@ def test_starting_worker_waits_for_the_database(tiny_data, tmp_path, request, mo
         if text.endswith("waiting"):
             server.start()
 
-    server.stop("immediate")
+    server.stop()
     result = join_and_run_trials(location, SLOT, threading.Event(), QUICK, on_event=on_event)
     assert (result.trials, result.reason) == (1, "done")
     assert [text.split(":")[0].rstrip("0123456789. s") for text in events[:2]] == [
@@ -408,7 +408,7 @@ def test_starting_worker_waits_for_the_database(tiny_data, tmp_path, request, mo
     ]
     # It times out with the database's own error, and ends when it is stopped.
     monkeypatch.setattr("search.workers.loop.CONNECT_TIMEOUT_S", 0.3)
-    server.stop("immediate")
+    server.stop()
     try:
         with pytest.raises(InputError, match=r"cannot be used: .*refused"):
             join_and_run_trials(location, SLOT, threading.Event(), QUICK)

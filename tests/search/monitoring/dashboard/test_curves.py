@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from search.monitoring.dashboard.curves import BLUE, draw_curves
+from search.monitoring.dashboard.artifact_reader import BLUE, draw_curves
 
 HEAD = "epoch,train_loss,val_loss,lr,seconds,dice,jaccard\n"
 

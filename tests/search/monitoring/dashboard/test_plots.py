@@ -10,7 +10,6 @@ from optuna.trial import TrialState, create_trial
 
 from search.monitoring.dashboard import plots
 from search.monitoring.dashboard.dashboard_internals import read_figures
-from search.monitoring.dashboard.plots import Point
 from search.monitoring.notes import figure_attrs
 from tests.search.helpers import in_memory
 
@@ -41,8 +40,7 @@ SOME = (
 
 def test_pareto_front_contains_undominated_points():
     values = [(1, 0.5, 0), (2, 0.4, 1), (2, 0.6, 2), (3, 0.6, 3), (4, 0.9, 4), (1, 0.3, 5)]
-    points = [Point(*value) for value in values]
-    assert plots.pareto_front(points) == [(1, 0.5, 0), (2, 0.6, 2), (4, 0.9, 4)]
+    assert plots.pareto_front(values) == [(1, 0.5, 0), (2, 0.6, 2), (4, 0.9, 4)]
     assert plots.pareto_front([]) == []
 
 

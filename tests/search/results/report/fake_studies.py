@@ -18,7 +18,7 @@ from search.results.baseline_table import SCORES
 from search.spec.loading import parse_spec
 from search.storage import trial_records
 from search.storage.database import open_storage, storage_url
-from search.study.data_summary import EDGES
+from search.study.study_files import EDGES
 from search.study.suggest import suggest
 
 SPEC = parse_spec(

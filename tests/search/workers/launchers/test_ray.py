@@ -19,9 +19,9 @@ import psutil
 import pytest
 
 from lesionseg.errors import InputError
-from search.monitoring.status import read_status
+from search.monitoring.status import StatusReader
 from search.storage import trial_records
-from search.study.location import StudyLocation
+from search.study.opening import StudyLocation
 from search.study.opening import load_study
 from search.trial_process.slot import Slot
 from search.workers.launchers.launcher import LaunchContext, RestartPolicy
@@ -304,7 +304,8 @@ def test_study_survives_the_loss_of_a_node(cluster, tiny_data, tmp_path):
             ended = "complete", "pruned"
             assert wait_until(lambda: (place / "run.json").exists(), TIMEOUT_S)
             assert wait_until(
-                lambda: sum(read_status(place).counts[word] for word in ended) >= 2, TIMEOUT_S
+                lambda: sum(StatusReader(place).read().counts[word] for word in ended) >= 2,
+                TIMEOUT_S,
             )
             going = cluster.list_all_nodes()[1]
             cluster.remove_node(going, allow_graceful=False)
@@ -314,7 +315,7 @@ def test_study_survives_the_loss_of_a_node(cluster, tiny_data, tmp_path):
             if going is not None:  # later tests need three nodes
                 cluster.add_node(**NODE)
     assert run.returncode == 0, output
-    counts = read_status(place).counts
+    counts = StatusReader(place).read().counts
     assert counts["complete"] + counts["pruned"] == 10, output
     assert counts["running"] == counts["waiting"] == counts["failed"] == 0
     trials = trial_records.all_trials(load_study(place))

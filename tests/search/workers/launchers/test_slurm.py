@@ -19,9 +19,9 @@ import psutil
 import pytest
 
 from lesionseg.errors import InputError
-from search.monitoring.status import read_status
+from search.monitoring.status import StatusReader
 from search.storage.database import STORAGE_FILE_VARIABLE, STORAGE_VARIABLE, storage_url
-from search.study.location import StudyLocation
+from search.study.opening import StudyLocation
 from search.trial_process.slot import Slot
 from search.workers.launchers import slurm_fleet
 from search.workers.launchers.launcher import LaunchContext, RestartPolicy
@@ -369,7 +369,7 @@ def test_study_on_submitted_jobs(tiny_data, tmp_path):
     command += ["--device", "cpu", "--threads", "1"]
     done_ = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert (done_.returncode, done_.stderr) == (0, ""), done_
-    counts = read_status(tmp_path / "s").counts
+    counts = StatusReader(tmp_path / "s").read().counts
     assert sum(counts.values()) == 6
     assert counts["complete"] > 0
     assert counts["failed"] == counts["waiting"] == 0

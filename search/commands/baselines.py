@@ -1,4 +1,4 @@
-"""``lesionsearch baselines run``: train and test the published systems side by side."""
+"""``lesionsearch baselines``: the published systems."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ from typing import Annotated
 import typer
 
 from search.commands.common import Data, Device, Storage, Threads, resume_hint
+
+
+def list_baselines() -> None:
+    """List the published systems with their sources."""
+    from search.monitoring.console import make_console
+    from search.monitoring.tables import print_baselines
+    from search.spec import baselines
+
+    print_baselines(make_console(), baselines.load_baselines().values())
 
 
 def run(
