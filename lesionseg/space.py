@@ -53,6 +53,10 @@ class _Range:
 class Float(_Range):
     """Real numbers."""
 
+    low: float
+    high: float
+    default: float
+
     def __str__(self) -> str:
         return f"{self.low:g} .. {self.high:g}{' log' if self.log else ''}"
 
@@ -61,6 +65,9 @@ class Float(_Range):
 class Int(_Range):
     """Integers, ``step`` apart."""
 
+    low: int
+    high: int
+    default: int
     step: int = 1
 
     def check(self, value: object) -> int:

@@ -112,8 +112,8 @@ def run_baselines(
             )
         prepare_sampling(opened)
         context = TrialContext(opened, slot, listener=TrialLog(console))
-        worker = stack.enter_context(Worker(context, keep_best=None, allow_duplicates=True))
-        with live_view(console, lambda: StatusReader(opened.folder, options.storage)):
+        view = live_view(console, lambda: StatusReader(opened.folder, options.storage))
+        with Worker(context, keep_best=None, allow_duplicates=True) as worker, view:
             _train_and_test(console, worker, configs)
         return write_table(opened)
 

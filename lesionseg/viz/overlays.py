@@ -17,7 +17,6 @@ from torch import nn
 
 from lesionseg.data.cache import Cache
 from lesionseg.data.image_io import Pixels, read_image
-from lesionseg.data.pairs import Record
 from lesionseg.inference.evaluate import Evaluation, evaluate
 from lesionseg.inference.selection import DEFAULT_INFERENCE, Inference
 

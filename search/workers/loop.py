@@ -27,11 +27,9 @@ from search.storage.leases import TrialLeases
 from search.storage.retention import delete_unneeded_files
 from search.storage.retrying_storage import StorageUnavailable, retry_transient
 from search.storage.training_time import TimeBudget
-from search.study.opening import StudyLocation
-from search.study.opening import OpenStudy, join_study
 from search.study.creation import RESUMABLE_KEYS
-from search.study.samplers import SAMPLERS
-from search.study.samplers import prepare_sampling
+from search.study.opening import OpenStudy, StudyLocation, join_study
+from search.study.samplers import SAMPLERS, prepare_sampling
 from search.study.suggest import ensure_space_weights
 from search.trial_process.protocol import CHILD_PROGRAM
 from search.trial_process.slot import Slot, StopEvent

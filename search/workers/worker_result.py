@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING, TypeAlias
 
-from search.study.opening import StudyLocation
-from search.trial_process.slot import Slot, StopEvent
+if TYPE_CHECKING:
+    from search.study.opening import StudyLocation
+    from search.trial_process.slot import Slot, StopEvent
 
 
 class StopReason(StrEnum):
@@ -41,4 +43,4 @@ class WorkerResult:
 
 
 #: The type of ``search.workers.loop.join_and_run_trials``.
-Work = Callable[[StudyLocation, Slot, StopEvent], WorkerResult]
+Work: TypeAlias = "Callable[[StudyLocation, Slot, StopEvent], WorkerResult]"

@@ -238,7 +238,7 @@ def test_interrupted_and_killed_workers_lose_nothing(tiny_data, tmp_path):
     assert wait_until(lambda: all(is_gone(p.pid) for p in family), LONG_WAIT_S)
     assert StatusReader(folder).read().workers == []
     before = complete_trials(folder)
-    budget = trial_records.count_finished(trial_records.all_trials(load_study(folder))) + 4
+    budget = trial_records.count_finished(trial_records.all_trials(load_study(folder))) + 2
     run_command([*words(tmp_path, tiny_data, budget, "--no-final"), "--workers", "2"])
     check_complete(folder, budget, before)
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from wsgiref.headers import Headers
 
 from lesionseg.errors import InputError
 
@@ -199,12 +200,11 @@ def _with_safe_headers(path: str, start_response: StartResponse) -> StartRespons
     """Wrap start_response: remove CORS headers and set the security headers for a path."""
 
     def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
-        headers = [(k, v) for k, v in headers if not k.lower().startswith("access-control-")]
-        content_type = next((v for k, v in headers if k.lower() == "content-type"), "")
-        safe_headers = {**_SECURITY_HEADERS, **_path_headers(path, content_type)}
-        replaced = {key.lower() for key in safe_headers}
-        remaining = [(k, v) for k, v in headers if k.lower() not in replaced]
-        return start_response(status, [*remaining, *safe_headers.items()], exc_info)
+        safe = Headers([(k, v) for k, v in headers if not k.lower().startswith("access-control-")])
+        path_headers = _path_headers(path, safe.get("Content-Type", ""))
+        for name, value in {**_SECURITY_HEADERS, **path_headers}.items():
+            safe[name] = value
+        return start_response(status, safe.items(), exc_info)
 
     return start
 

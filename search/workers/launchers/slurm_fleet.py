@@ -30,7 +30,7 @@ class SlurmFleet(Launcher):
         super().__init__(context)
         self.executor, self.work, self.count, self.is_local = executor, work, count, is_local
         #: Seconds between two polls; slurmctld must not be queried often.
-        self.poll_s = 0.5 if is_local else 10.0
+        self.poll_s = 0.2 if is_local else 10.0
         self.jobs: list[Any] = []  # all submitted: one with a result may still be running
         self._states: dict[str, str] | None = None
         self._running: set[str] = set()

@@ -74,10 +74,8 @@ class WorkerJob:
                 f"slurm: {STORAGE_VARIABLE} does not reach the jobs; does the site restrict the "
                 f"environment (SBATCH_EXPORT)? Give --storage instead"
             )
-        work = self.work
         try:
-            if work is None:
-                from search.workers.loop import join_and_run_trials as work  # imports torch
+            work = self.work or _import_work()
             result = work(self.location, self.slot, stop_event)
         except InputError as error:
             return str(error)
@@ -97,6 +95,12 @@ class WorkerJob:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, index)
+
+
+def _import_work() -> Work:
+    from search.workers.loop import join_and_run_trials  # imports torch
+
+    return join_and_run_trials
 
 
 def preempt_signal() -> signal.Signals:

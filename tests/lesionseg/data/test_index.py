@@ -10,7 +10,7 @@ import pytest
 
 from lesionseg.data.index import DatasetIndex
 from lesionseg.data.layouts import LAYOUTS
-from lesionseg.data.pairs import IMAGE_SUFFIXES, MASK_SUFFIXES, list_images, match_pairs
+from lesionseg.data.pairs import IMAGE_SUFFIXES, MASK_SUFFIXES, list_images
 from lesionseg.errors import InputError
 
 
@@ -595,10 +595,3 @@ def test_the_real_ph2_folder(real_data):
     assert index.layout == "ph2"
     assert len(index.records) == 10
     assert all(r.mask.name == f"{r.name}_lesion.bmp" for r in index.records)
-
-
-def test_pairing_is_lazy_only_in_name(tmp_path):
-    """An incomplete folder is refused before its first pair is given."""
-    put(tmp_path, "i/a.jpg", "i/b.jpg", "m/a.png")
-    with pytest.raises(InputError, match="1 of 2 images have no mask"):
-        next(match_pairs(tmp_path / "i", tmp_path / "m"))

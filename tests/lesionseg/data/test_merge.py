@@ -1,7 +1,6 @@
 """Several data sets as one index: names, groups, order, and what must not be mixed up."""
 
 import itertools
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -158,17 +157,6 @@ def test_the_fingerprint_covers_all_data_sets(tmp_path, root):
     assert DatasetIndex.read(roots).fingerprint() != before
 
 
-def test_copies_elsewhere_have_the_same_fingerprint(tmp_path):
-    put(tmp_path / "here" / "one", "x", "a")
-    put(tmp_path / "here" / "two", "x", "c")
-    shutil.copytree(tmp_path / "here", tmp_path / "there")
-    here, there = (
-        DatasetIndex.read((tmp_path / place / "one", tmp_path / place / "two"))
-        for place in ("here", "there")
-    )
-    assert here.fingerprint() == there.fingerprint()
-
-
 def test_labels_are_the_shortest_distinct_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert label_roots([Path("a/isic"), Path("b/ph2")]) == ["isic", "ph2"]
@@ -232,30 +220,6 @@ def parts_of(index, **settings):
     parts = {name: part for part in SHARES for name in getattr(split, part)}
     assert len(parts) == sum(len(getattr(split, part)) for part in SHARES)
     return parts
-
-
-def test_data_sets_without_official_parts_are_split_by_the_shares(tmp_path):
-    isic = put_challenge(tmp_path / "isic", train=range(20), val=range(20, 24), test=range(30, 36))
-    own = put(tmp_path / "own", *(f"p{i:03}" for i in range(100)))
-    index = DatasetIndex.read((isic, own))
-    parts = parts_of(index, official=True)
-    for r in index.records:
-        assert r.source == "own" or parts[r.name] == r.split
-    dealt = [parts[r.name] for r in index.records if r.source == "own"]
-    assert [dealt.count(part) for part in SHARES] == [70, 15, 15]
-
-
-def test_a_missing_val_is_taken_from_the_own_train(tmp_path):
-    isic = put_challenge(tmp_path / "isic", train=range(40), test=range(50, 56))
-    for part, n in (("train", 8), ("val", 5), ("test", 4)):
-        put(tmp_path / "own" / part, *(f"{part}{i}" for i in range(n)))
-    index = DatasetIndex.read((isic, tmp_path / "own"))
-    parts = parts_of(index, official=True)
-    for r in index.records:
-        cut = r.source == "isic" and r.split == "train"
-        assert parts[r.name] == r.split or (cut and parts[r.name] == "val")
-    mine = [parts[r.name] for r in index.records if r.source == "isic"]
-    assert [mine.count(part) for part in SHARES] == [34, 6, 6]
 
 
 @pytest.mark.parametrize("kfold", [None, 3])

@@ -74,12 +74,6 @@ def test_parts_partition_the_groups_by_the_shares(group_sizes, shares, seed, ali
         assert abs(sizes(split)[part] - shares[part] * n) <= 4 / 3 * max(group_sizes) + 1e-9
 
 
-@pytest.mark.parametrize("n", [20, 100, 1000])
-def test_single_images_follow_the_shares(n):
-    split = make_split(single(n), areas_of(n), SHARES)
-    assert sizes(split) == pytest.approx({p: s * n for p, s in SHARES.items()}, abs=1)
-
-
 def test_the_seed_determines_the_split():
     def split(seed):
         return make_split(single(100), areas_of(100), SHARES, seed=seed)

@@ -21,8 +21,7 @@ import pytest
 from lesionseg.errors import InputError
 from search.monitoring.status import StatusReader
 from search.storage import trial_records
-from search.study.opening import StudyLocation
-from search.study.opening import load_study
+from search.study.opening import StudyLocation, load_study
 from search.trial_process.slot import Slot
 from search.workers.launchers.launcher import LaunchContext, RestartPolicy
 from search.workers.worker_result import StopReason, WorkerResult
@@ -205,6 +204,7 @@ def quiet_ray():
     patch.setenv("RAY_AUTH_MODE", "disabled")  # else Ray leaves a token in the user's home
     place = Path(tempfile.mkdtemp(prefix="ray"))  # its sockets' paths must be short
     patch.setenv("RAY_TMPDIR", str(place))
+    patch.setattr("search.workers.launchers.ray.RayLauncher.poll_s", 0.3)
     yield place
     patch.undo()
     shutil.rmtree(place)
