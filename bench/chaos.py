@@ -1,9 +1,10 @@
-"""How a study fares whose workers and trainings are killed all the time.
+"""A study whose workers and trainings are killed continuously.
 
-Eight worker processes, 200 trials of up to six epochs, with a training that trains nothing and
-writes a log of its own (``tests.search.stub_training``); SIGKILL to workers, trainings and fork servers at
-random instants, SIGSTOP for longer than the grace period, and two restarts of the PostgreSQL
-server. Afterwards books, log and files are compared. Writes bench/results/chaos-cpu.md.
+Eight worker processes run 200 trials of up to six epochs with a stub training that writes its own
+log (``tests.search.stub_training``). Workers, trainings and fork servers are killed by SIGKILL at
+random times, workers are frozen by SIGSTOP for longer than the grace period, and the PostgreSQL
+server is restarted twice. Afterwards database, log and files are compared. Writes
+bench/results/chaos-cpu.md.
 
     python -m bench.chaos [--seed 0] [--storage sqlite] [--storage postgresql]
 """

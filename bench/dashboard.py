@@ -38,9 +38,9 @@ from lesionseg.config import TrialConfig
 from lesionseg.space import ComponentConfig
 from search.monitoring import notes
 from search.storage import artifact_ids
-from search.storage.queries import insert_trials
 from search.storage.leases import TrialLeases
 from search.storage.optuna_internals import cached_trial, study_id
+from search.storage.queries import insert_trials
 from search.storage.retention import HISTORY, PICTURE
 from search.storage.retrying_storage import backend_of
 from search.study.creation import create_or_resume
@@ -92,7 +92,8 @@ def _ended(
         state=TrialState.PRUNED if pruned else TrialState.COMPLETE,
         datetime_start=start, datetime_complete=start + timedelta(seconds=28),
         params=frozen.params, distributions=frozen.distributions, intermediate_values=curve,
-        user_attrs=attrs, system_attrs=artifact_ids.artifact_attrs(mark, number, [HISTORY, PICTURE]),
+        user_attrs=attrs,
+        system_attrs=artifact_ids.artifact_attrs(mark, number, [HISTORY, PICTURE]),
     )  # fmt: skip
 
 

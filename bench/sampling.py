@@ -35,9 +35,9 @@ from sqlalchemy.orm import Session
 
 from search.spec.loading import load_spec
 from search.spec.study_spec import StudySpec
-from search.storage.queries import insert_trials
 from search.storage.database import open_storage, sqlite_url
 from search.storage.optuna_internals import study_id
+from search.storage.queries import insert_trials
 from search.study.pruners import PRUNERS
 from search.study.samplers import SAMPLERS, BoundedTPE
 from search.study.suggest import suggest

@@ -43,8 +43,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import Trial, TrialState
 
 from search.spec.study_spec import PrunerSpec, SamplerSpec
-from search.study.pruners import Halving
-from search.study.pruners import PRUNERS
+from search.study.pruners import PRUNERS, Halving
 from search.study.samplers import SAMPLERS
 
 CURVES = Path(__file__).parent / "results" / "curves-cpu.jsonl"

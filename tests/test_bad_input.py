@@ -353,7 +353,9 @@ SPEC = [
     Case(
         "a published system that shall be another",
         lambda here: ["baselines", "run", "--data", data_of(here), "--set", "fixed.ema=0.9"],
-        ("--set: fixed.ema=0.9: only keys of data, and seed, can be set here",),
+        (
+            "--set: fixed.ema=0.9: only keys of data, and seed, can be set; the baselines determine the rest",
+        ),
     ),
     Case(
         "weights that are not there",
@@ -510,24 +512,24 @@ PLACES = [
         Case(
             f"{command} of a study that is not there",
             lambda here, command=command: [command, "nope"],
-            ("no study 'nope' here or under runs/ (there: none)",),
+            ("no study 'nope' here or under runs/ (studies there: none)",),
         )
         for command in ("status", "final", "report", "pause", "resume", "stop")
     ),
     Case(
         "a worker for a study that is nowhere",
         lambda here: ["worker", "nope", "--device", "cpu"],
-        ("runs/nope: no study here, and no --storage that one could be in",),
+        ("runs/nope: no study here, and no --storage to look for it in",),
     ),
     Case(
         "a worker at a storage that does not hold its study",
         lambda here: ["worker", "nope", "--storage", f"sqlite:///{storage_of(here)}"],
-        ("study.db holds no study 'nope'; is it the name?",),
+        ("study.db holds no study 'nope'; check the name",),
     ),
     Case(
         "a worker that does not know where the images are",
         lambda here: ["worker", "tiny", "--storage", url_of(here), "--out", here / "other"],
-        ("--data: say where the images are on this host",),
+        ("--data: give the folder of the images on this host",),
     ),
     Case(
         "a worker with another study in mind",
@@ -632,7 +634,7 @@ WORDS = [
     Case(
         "settings of an engine that has none",
         lambda here: run(here, "--engine-set", "partition=gpu"),
-        ("--engine-set: the engine local has no settings; is --engine lacking?",),
+        ("--engine-set: the engine local has no settings; add --engine?",),
     ),
     Case(
         "an engine's setting without a value",
@@ -642,7 +644,7 @@ WORDS = [
     Case(
         "GPUs for an engine that finds them",
         lambda here: run(here, "--engine", "ray", "--gpus", "0"),
-        ("--gpus: the engine ray finds the GPUs; say --workers",),
+        ("--gpus: the engine ray assigns the GPUs; use --workers",),
     ),
     Case(
         "a worker's share of nothing",

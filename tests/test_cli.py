@@ -227,7 +227,7 @@ def test_check_of_good_data_says_what_is_there(tiny_data):
     told = facts(result.stdout)
     assert told["layout"] == "folders"
     assert told["pairs"] == "30"
-    assert told["not usable"] == "0"
+    assert told["unusable"] == "0"
     assert told["sizes"] == "1, most often 48x40 (30)"
     assert result.stderr == ""
 
@@ -239,7 +239,7 @@ def test_check_of_broken_data_names_every_broken_pair_and_fails(tmp_path):
     write_pair(tmp_path / "other", "x", size=(20, 20))
     (tmp_path / "other" / "masks" / "x.png").rename(tmp_path / "d" / "masks" / "im3.png")
     result = run("data", "check", tmp_path / "d", code=2)
-    assert facts(result.stdout)["not usable"] == "2"
+    assert facts(result.stdout)["unusable"] == "2"
     assert "im1.png: not an image" in result.stdout
     assert "im3.png: the mask has 20x20 pixels" in result.stdout
     assert len(result.stderr.splitlines()) == 1
@@ -250,7 +250,7 @@ def test_check_of_real_ph2_finds_every_pair_usable(real_data):
     result = run("data", "check", real_data / "ph2")
     told = facts(result.stdout)
     assert told["layout"] == "ph2"
-    assert told["not usable"] == "0"
+    assert told["unusable"] == "0"
     assert int(told["pairs"]) == len(DatasetIndex.read(real_data / "ph2").records)
 
 
@@ -259,7 +259,7 @@ def test_synth_makes_data_that_check_finds_good(tmp_path):
     result = run("data", "synth", root, "-n", "3", "--height", "64", "--width", "80")
     assert result.stdout == f"3 images and masks in {root}\n"
     told = facts(run("data", "check", root).stdout)
-    assert (told["pairs"], told["layout"], told["not usable"]) == ("3", "isic2018", "0")
+    assert (told["pairs"], told["layout"], told["unusable"]) == ("3", "isic2018", "0")
     assert told["sizes"] == "1, most often 80x64 (3)"
     assert list(tmp_path.glob(".*")) in ([], [tmp_path / "cwd"])
 
@@ -307,7 +307,7 @@ def test_a_study_from_the_command_line(tiny_data, tmp_path):
     told = json.loads((folder / "report.json").read_text())["test"]["metrics"]
     assert told == json.loads((folder / "final" / "metrics.json").read_text())
     out = run("final", "tiny", "--again", "--device", "cpu", "--threads", "1").stdout
-    assert "2 times" in out
+    assert "test evaluations of this study: 2" in out
     assert json.loads(run("status", "tiny", "--json").stdout)["test_evaluations"] == 2
 
 
@@ -326,7 +326,7 @@ def test_workers_are_told_to_pause_to_go_on_and_to_stop(tiny_data):
     open_tiny(tiny_data, Path("runs") / "tiny")
     assert told()["command"] == "run"
     for command, word in (("pause", "pause"), ("resume", "run"), ("stop", "stop")):
-        assert run(command, "tiny").stdout == f"tiny: 0 workers told to {word}\n"
+        assert run(command, "tiny").stdout == f"tiny: sent '{word}' to 0 workers\n"
         assert told()["command"] == word
     assert "command to the workers: stop" in run("status", "tiny").stdout
 
@@ -391,7 +391,7 @@ def test_two_data_sets_are_cross_validated_by_two_workers(tmp_path):
     report = json.loads((Path("runs") / "tiny" / "final" / "metrics.json").read_text())
     assert report["val"]["folds"] == best["folds"]
     page = (Path("runs") / "tiny" / "report.html").read_text()
-    assert "Of 3 folds" in page and "Another set has the lesion" in page
+    assert "Of 3 folds" in page and "Lesion in another split elsewhere" in page
     run("run", study, *data[2:], *data[:2], "--no-final")  # the other way round
 
 
@@ -406,3 +406,9 @@ def test_the_demo_runs_to_its_report_and_once_more(tmp_path):
     assert plain["test"]["dice"] > 0
     run("demo", "--images", "40")
     assert json.loads(run("status", "demo", "--json").stdout)["test_evaluations"] == 1
+
+
+@pytest.mark.parametrize(("name", "command"), ALL, ids=IDS)
+def test_help_texts_hold_no_markup_that_rich_would_remove(name, command):
+    for param in command.params:
+        assert not re.search(r"(?<!\\)\[[a-zA-Z]", param.help or ""), param.name

@@ -1,1 +1,1 @@
-"""The commands, one module each: parse, call, print."""
+"""The commands, one module per command or group: parse, call, print."""

@@ -23,11 +23,13 @@ def run(
     data: Data,
     only: Annotated[
         list[str] | None,
-        typer.Option(help="Baselines, separated by commas. Repeatable. [all]"),
+        typer.Option(help="Baselines, separated by commas. Repeatable.", show_default="all"),
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Training epochs.")] = 40,
     image_size: Annotated[int, typer.Option(min=16, help="Image side in pixels.")] = 256,
-    repeats: Annotated[int, typer.Option(min=1, help="Trainings of each baseline.")] = 1,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Number of times each baseline is trained.")
+    ] = 1,
     out: Annotated[Path, typer.Option(help="Folder of the study.")] = Path("runs/baselines"),
     storage: Storage = None,
     set_: Annotated[

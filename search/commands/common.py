@@ -28,19 +28,26 @@ Data = Annotated[
 ]
 OutputFolder = Annotated[
     Path | None,
-    typer.Option(help="Folder of the study. Its name is the study's name. [runs/STUDY]"),
+    typer.Option(
+        help="Folder of the study; its name becomes the name of the study.",
+        show_default="runs/STUDY",
+    ),
 ]
 MovedData = Annotated[
     list[Path] | None,
-    typer.Option("--data", help="Location of each data set on this host. [as in the study]"),
+    typer.Option(
+        "--data", help="Location of each data set on this host.", show_default="as in the study"
+    ),
 ]
-OptionalFolder = Annotated[Path | None, typer.Option(help="Folder of the study. [runs/NAME]")]
+OptionalFolder = Annotated[
+    Path | None, typer.Option(help="Folder of the study.", show_default="runs/NAME")
+]
 Storage = Annotated[
     str | None,
     typer.Option(
         help="Database URL, such as postgresql+psycopg://user@host/db, or @FILE with the URL. "
-        "Also read from LESIONSEARCH_STORAGE or LESIONSEARCH_STORAGE_FILE. "
-        "[study.db in the study's folder]"
+        "Also read from LESIONSEARCH_STORAGE or LESIONSEARCH_STORAGE_FILE.",
+        show_default="study.db in the study's folder",
     ),
 ]
 Overrides = Annotated[
@@ -48,7 +55,7 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the study. Repeatable."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. [all cores]")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="all cores")]
 
 
 def load_study(name: str, storage: str | None) -> optuna.Study:

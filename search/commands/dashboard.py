@@ -12,11 +12,13 @@ from search.commands.common import OptionalFolder, Storage
 
 
 def dashboard(
-    name: Annotated[str | None, typer.Argument(help="A study. [all of the storage]")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A study.", show_default="all of the storage")
+    ] = None,
     storage: Storage = None,
     out: OptionalFolder = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; any but loopback needs a password.")
+        str, typer.Option(help="Address to listen on; non-loopback addresses require a password.")
     ] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free port.")
@@ -24,12 +26,14 @@ def dashboard(
     password_file: Annotated[
         Path | None,
         typer.Option(
-            help="File with one line, the password. Also from LESIONSEARCH_DASHBOARD_PASSWORD."
+            help="File whose single line is the password. Default: LESIONSEARCH_DASHBOARD_PASSWORD."
         ),
     ] = None,
     public: Annotated[
         str | None,
-        typer.Option(help="Origin behind a reverse proxy, such as https://lab.example."),
+        typer.Option(
+            help="Public origin of a reverse proxy in front of the dashboard: https://lab.example."
+        ),
     ] = None,
     allow_edit: Annotated[
         bool, typer.Option("--allow-edit", help="Allow notes to be edited.")

@@ -13,7 +13,7 @@ def check(
     layout: Annotated[str, typer.Option(help="Name of the layout; auto detects it.")] = "auto",
     against: Annotated[
         list[Path] | None,
-        typer.Option(help="A data set that must not share images with it. Repeatable."),
+        typer.Option(help="A data set that must not share images with DIR. Repeatable."),
     ] = None,
     json_: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write all findings as JSON.")
@@ -23,7 +23,7 @@ def check(
         typer.Option(metavar="FILE.png", help="Write a contact sheet of all suspect images."),
     ] = None,
 ) -> None:
-    """Read every pair of a data set; report counts, defects and leakage (exit code 1)."""
+    """Read every pair of a data set; report counts, defects and leakage; exit with 1 on leaks."""
     from lesionseg.data.duplicates.leakage import audit_datasets
     from lesionseg.viz.contact_sheet import draw_contact_sheet
     from search.monitoring.console import make_console, progress_bar
@@ -55,7 +55,7 @@ def fetch(
         bool, typer.Option("--keep-archives", help="Keep the archives in .fetch/.")
     ] = False,
 ) -> None:
-    """Download a public data set from its owner's server; a second call resumes."""
+    """Download a public data set from its owner's server; run the command again to resume."""
     from lesionseg.data.download.fetch import fetch_dataset
     from lesionseg.data.download.http import DownloadError
     from lesionseg.data.index import DatasetIndex

@@ -14,7 +14,11 @@ def export(
     run: ModelSource,
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("model.onnx"),
     check: Annotated[
-        Path | None, typer.Option(help="Folder of images to compare with torch on. [synthetic]")
+        Path | None,
+        typer.Option(
+            help="Folder of images on which the outputs of ONNX and torch are compared.",
+            show_default="synthetic",
+        ),
     ] = None,
 ) -> None:
     """Write a final model as ONNX and compare it with torch. Needs the extra 'onnx'."""

@@ -14,7 +14,7 @@ def final(
     data: MovedData = None,
     storage: Storage = None,
     again: Annotated[
-        bool, typer.Option(help="Repeat the test evaluation; the number of evaluations is kept.")
+        bool, typer.Option(help="Repeat the test evaluation; it is added to the recorded number.")
     ] = False,
     device: Device = "auto",
     threads: Threads = None,

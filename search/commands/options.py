@@ -8,7 +8,7 @@ import typer
 
 
 def options(
-    family: Annotated[str | None, typer.Argument(help="One family. [all]")] = None,
+    family: Annotated[str | None, typer.Argument(help="One family.", show_default="all")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/options.md.")] = False,
 ) -> None:
     """List every option of the search with its parameters and ranges."""

@@ -23,7 +23,8 @@ def predict(
     ] = None,
     overlays: Annotated[bool, typer.Option(help="Also write images with outlines.")] = True,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images per batch. [by their size, at most 16]")
+        int | None,
+        typer.Option(min=1, help="Images per batch.", show_default="by their size, at most 16"),
     ] = None,
     device: Device = "auto",
     threads: Threads = None,

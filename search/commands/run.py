@@ -30,7 +30,8 @@ def run(
         str | None,
         typer.Option(
             help="Where checkpoints and weights are kept: a folder that all hosts share, or "
-            "s3://bucket/prefix. [the study's folder]"
+            "s3://bucket/prefix.",
+            show_default="the study's folder",
         ),
     ] = None,
     trials: Annotated[int | None, typer.Option(help="Budget: total number of trials.")] = None,
@@ -43,7 +44,9 @@ def run(
     threads: Threads = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=0, help="Parallel CPU workers; 0: only workers started elsewhere. [1]"),
+        typer.Option(
+            min=0, help="Parallel CPU workers; 0: only workers started elsewhere.", show_default="1"
+        ),
     ] = None,
     gpus: Annotated[str | None, typer.Option(help="GPUs to train on, such as 0,1.")] = None,
     workers_per_gpu: Annotated[int, typer.Option(min=1, help="Workers that share a GPU.")] = 1,

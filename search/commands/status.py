@@ -12,7 +12,7 @@ from search.commands.common import Storage
 
 
 def status(
-    name: Annotated[str | None, typer.Argument(help="A study. [all studies]")] = None,
+    name: Annotated[str | None, typer.Argument(help="A study.", show_default="all studies")] = None,
     storage: Storage = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Refresh until Ctrl-C.")] = False,

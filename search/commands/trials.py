@@ -44,7 +44,9 @@ def _print_queued(numbers: list[int], room: int) -> None:
 
 def export_trials(
     name: StudyName,
-    file: Annotated[Path | None, typer.Argument(help="File to write. [standard output]")] = None,
+    file: Annotated[
+        Path | None, typer.Argument(help="File to write.", show_default="standard output")
+    ] = None,
     csv: Annotated[bool, typer.Option("--csv", help="Write one CSV row per trial.")] = False,
     storage: Storage = None,
 ) -> None:

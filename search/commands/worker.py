@@ -16,16 +16,24 @@ def worker(
     data: MovedData = None,
     out: OptionalFolder = None,
     study: Annotated[
-        str | None, typer.Option(help="A study file that must agree with the study.")
+        str | None,
+        typer.Option(help="Study file that the stored study must equal; otherwise exit."),
     ] = None,
     device: Device = "auto",
     threads: Threads = None,
     share: Annotated[
         float,
-        typer.Option(min=0.01, max=1.0, help="Share of the GPU's memory: 0.5 for two workers."),
+        typer.Option(
+            min=0.01,
+            max=1.0,
+            help="Fraction of the GPU's memory, such as 0.5 for two workers.",
+        ),
     ] = 1.0,
     memory_gb: Annotated[
-        float | None, typer.Option(min=0.1, help="Limit of host memory in GB. [90 %]")
+        float | None,
+        typer.Option(
+            min=0.1, help="Host memory limit in GB.", show_default="90% of the host's memory"
+        ),
     ] = None,
     max_trials: Annotated[
         int | None, typer.Option(min=1, help="Exit after this number of trials.")

@@ -38,7 +38,7 @@ class RunningTrial:
     """A trial that is being trained.
 
     epochs: of the whole training, over all folds. curve: validation Dice of each epoch so far, in
-    the first fold; None where it is not finite. config: None before it is sampled.
+    the first fold; None if it is not finite. config: None before it is sampled.
     """
 
     number: int
@@ -87,7 +87,7 @@ class StudyStatus:
         gpu_hours: hours on GPUs, summed over workers.
         hours_left: see ``estimate_hours_left``.
         budget: limits of ``trials``, ``hours`` and ``gpu_hours``; None for no limit.
-        disk_bytes: size of checkpoints and weights; None where it was not measured.
+        disk_bytes: size of checkpoints and weights; None if it was not measured.
         test: mean test Dice ``dice`` and its interval ``ci95``; None before the final test.
     """
 

@@ -61,7 +61,7 @@ class ProcessId:
     pid_namespace: str
 
     def has_exited(self) -> bool:
-        """Return whether the process is known to have ended; False where it cannot be seen."""
+        """Return whether the process is known to have ended; False if it cannot be seen."""
         if (self.host, self.pid_namespace) != (socket.gethostname(), _pid_namespace()):
             return False
         try:

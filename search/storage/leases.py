@@ -126,7 +126,7 @@ class TrialLeases:
     def heartbeat(
         self, rows: StudyRows, worker: WorkerInfo, claim: Claim | None = None, epoch: int = 0
     ) -> HeartbeatReply:
-        """Note that a worker lives and how far its trial is; return the command to it."""
+        """Record a heartbeat and the trial's epoch; return the current command."""
         row = rows.session.get(WorkerRow, worker.id, with_for_update=True)
         if (
             row is None
@@ -148,7 +148,7 @@ class TrialLeases:
     def initialize_study(
         self, rows: StudyRows, attrs: Mapping[str, Any], queue: Sequence[QueueEntry]
     ) -> bool:
-        """Write a new study's attributes and its first trials; return False where it has them.
+        """Write a new study's attributes and its first trials; return False if it has them.
 
         Of several hosts that create one study at the same time, one initializes it. The attributes
         include StudyAttr.SPEC.
@@ -200,7 +200,7 @@ class TrialLeases:
         whether the budget applies. fresh: whether a trial is added where the queue is empty.
 
         Raises:
-            WorkerExpired: the worker was taken for dead; it must register again.
+            WorkerExpired: the worker was marked as lost; it must register again.
         """
         row = rows.session.get(WorkerRow, worker.id)
         if row is None or row.state in GONE:
@@ -229,11 +229,11 @@ class TrialLeases:
     ) -> int | None:
         """Write what a claimed trial is about to train, unless another trial has the digest.
 
-        attrs: user attributes. digest: of the configuration; None where it may be trained more
+        attrs: user attributes. digest: of the configuration; None if it may be trained more
         than once. params: the trial's sampled parameters, written in any case.
 
         Returns:
-            The number of the trial that has the digest; None where the attributes were written.
+            The number of the trial that has the digest; None if the attributes were written.
         """
         rows.write_params(claim.trial_id, params)
         duplicate = None if digest is None else rows.find_duplicate(claim, digest)
@@ -261,7 +261,7 @@ class TrialLeases:
         attrs: Mapping[str, Any] | None = None,
         system_attrs: Mapping[str, Any] | None = None,
     ) -> bool:
-        """Close a trial with its value and attributes; return False where the lease was lost."""
+        """Close a trial with its value and attributes; return False if the lease was lost."""
         trial = rows.lock_trial(claim.trial_id)
         if trial.state.is_finished():  # by this very call, if its acknowledgement was lost
             reason = rows.read_trial(claim.trial_id).user_attrs.get(TrialAttr.REASON)
@@ -278,7 +278,7 @@ class TrialLeases:
         """Close an interrupted trial and queue its parameters again.
 
         Returns:
-            The new number. None where the trial had ended; where it is closed as failed, having
+            The new number. None if the trial had ended; where it is closed as failed, having
             been lost too often; and where it had no parameters yet.
         """
         trial = rows.lock_trial(claim.trial_id)

@@ -102,7 +102,7 @@ def forget_cached_trials(study: optuna.Study) -> None:
 
 
 def validate_trial(trial: FrozenTrial) -> None:
-    """Raise ValueError where a trial's state, values, times and parameters contradict."""
+    """Raise ValueError if a trial's state, values, times and parameters contradict."""
     trial._validate()
 
 

@@ -53,13 +53,13 @@ def retry_transient(
 
     Args:
         work: must be repeatable: an attempt may succeed although its acknowledgement is lost.
-        stop_event: ends the waiting when it is set; the work is tried once all the same.
+        stop_event: stops the retries when set; the work is still attempted once.
         timeout_s: how long to wait in all.
         on_wait: called with a line when the waiting begins and with one when it ends.
         redact: removes secrets from these lines.
 
     Raises:
-        StorageUnavailable: the waiting ended in vain. Other errors of the work are not caught.
+        StorageUnavailable: the database was still unavailable. Other errors are not caught.
     """
     pause, lost_at, notify = FIRST_PAUSE_S, None, on_wait or (lambda _: None)
     while True:
@@ -113,7 +113,7 @@ _collected: ContextVar[list[SampledParam] | None] = ContextVar("collected", defa
 
 
 class RetryingStorage(OptunaStorage):
-    """Optuna's storage, whose every operation waits for a lost database and is done once.
+    """Optuna's storage; operations are retried while the database is away, and done once.
 
     stop_event, on_wait, timeout_s, redact: arguments of ``retry_transient``, set from outside.
     Every operation may raise StorageUnavailable.
@@ -183,7 +183,7 @@ class RetryingStorage(OptunaStorage):
     def create_new_study(
         self, directions: Sequence[StudyDirection], study_name: str | None = None
     ) -> int:
-        """Create a study; DuplicatedStudyError where another process created it before.
+        """Create a study; DuplicatedStudyError if another process created it before.
 
         Of processes that create one study while the connection is lost, several may succeed:
         ``TrialLeases.initialize_study`` tells which of them is the first.
@@ -193,7 +193,7 @@ class RetryingStorage(OptunaStorage):
         return self.get_study_id_from_name(name) if created is None else created
 
     def delete_study(self, study_id: int) -> None:
-        """Delete a study; KeyError only where it did not exist before."""
+        """Delete a study; KeyError only if it did not exist before."""
         self._do_once(lambda: super(RetryingStorage, self).delete_study(study_id), KeyError)
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
@@ -219,7 +219,7 @@ class RetryingStorage(OptunaStorage):
         return self.retry_transient(attempt)
 
     def check_trial_is_updatable(self, trial_id: int, trial_state: TrialState) -> None:
-        """Raise UpdateFinishedTrialError where the trial has ended.
+        """Raise UpdateFinishedTrialError if the trial has ended.
 
         Optuna's reads the trial again for its message, through a second connection. Within a
         transaction of ``TrialLeases``, SQLite would have that wait for the first one.
@@ -301,7 +301,7 @@ def backend_of(study: optuna.Study) -> RetryingStorage:
     return backend
 
 
-# Optuna takes a lost connection for a query that is too long, and prints it.
+# Optuna mistakes a lost connection for an oversized query and logs a warning.
 logging.getLogger("optuna.storages._rdb.storage").addFilter(
     lambda record: "Falling back to a slower alternative" not in str(record.msg)
 )

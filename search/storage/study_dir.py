@@ -29,7 +29,7 @@ def is_study(folder: Path) -> bool:
 
 
 def read_run_info(folder: Path) -> dict[str, Any]:
-    """Read the folder's run.json; InputError where there is no study."""
+    """Read the folder's run.json; InputError if there is no study."""
     with suppress(OSError, json.JSONDecodeError):
         if info := read_json(folder / "run.json"):
             return info
@@ -48,7 +48,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def lock_study(folder: Path) -> Iterator[None]:
-    """Hold the lock of a study's folder; InputError where another process holds it."""
+    """Hold the lock of a study's folder; InputError if another process holds it."""
     try:
         lock = FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout:
@@ -60,7 +60,7 @@ def lock_study(folder: Path) -> Iterator[None]:
 
 
 def check_study_or_empty(folder: Path) -> None:
-    """Raise InputError where a folder has files that belong to no study."""
+    """Raise InputError if a folder has files that belong to no study."""
     if not folder.is_dir() or is_study(folder):
         return
     if any(p.name not in UNFINISHED_FILES for p in folder.iterdir()):
@@ -68,7 +68,7 @@ def check_study_or_empty(folder: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise InputError where a folder cannot be created or written to."""
+    """Raise InputError if a folder cannot be created or written to."""
     existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not existing.is_dir():
         raise InputError(f"--out: {folder} cannot be made: {existing} is a file")
@@ -77,7 +77,7 @@ def check_writable(folder: Path) -> None:
 
 
 def create_folder(folder: Path) -> None:
-    """Create a folder and its parents; InputError where that fails."""
+    """Create a folder and its parents; InputError if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -73,7 +73,7 @@ def create_tables(engine: Engine, masked_url: str) -> None:
     Optuna creates them in several transactions: of two workers that start together, one would
     fail. It checks existing ones when its storage is opened.
 
-    engine: of SQLite, it takes the write lock when a transaction begins. InputError where the
+    engine: of SQLite, it takes the write lock when a transaction begins. InputError if the
     tables are another program's.
     """
     with engine.begin() as connection:

@@ -1,4 +1,4 @@
-"""Tell database errors that pass, such as a lost connection, from all others."""
+"""Distinguish transient database errors, such as a lost connection, from permanent ones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TRANSIENT = frozenset(
 #: SQLite's primary codes for "busy" and "locked".
 _BUSY = frozenset({5, 6})
 
-# Errors while a connection is made carry no code: only the text tells a server that restarts from
+# Errors during connection carry no code: only the message distinguishes a restarting server from
 # a wrong password.
 _PERMANENT_TEXT = re.compile(
     "authentication failed|no password supplied|pg_hba|does not exist|not permitted|permission"
@@ -43,7 +43,7 @@ _TRANSIENT_TEXT = re.compile(
 
 
 def transient_reason(error: BaseException) -> str | None:
-    """Return in one line why an attempt failed that is worth repeating; None for other errors.
+    """Return the reason in one line if the error is transient; None for other errors.
 
     Optuna wraps the database's error in its StorageInternalError: causes are examined too.
     """

@@ -177,7 +177,7 @@ def _memory_of(process: psutil.Process) -> int:
 
 
 def count_oom_kills() -> int:
-    """Return how many processes the kernel killed out of memory; 0 where it is not known."""
+    """Return how many processes the kernel killed out of memory; 0 if it is not known."""
     paths = ("/proc/vmstat", "/sys/fs/cgroup/memory.events")
     return sum(_read_numbers(path).get("oom_kill", 0) for path in paths)
 

@@ -70,7 +70,7 @@ def aligned_similarity(a: Pixels, b: Pixels) -> float:
 
 
 def _similarities(a: Pixels, b: Pixels, warps: Sequence[Floats]) -> Floats:
-    """Return the similarity of a to b under each warp; 0 where too few cells count.
+    """Return the similarity of a to b under each warp; 0 if too few cells count.
 
     Flat cells and cells that are mostly outside the warped image do not count.
     """

@@ -135,7 +135,7 @@ class Dashboard:
     def serve(self, on_ready: Callable[[str], None]) -> None:
         """Serve until SIGTERM, or until Ctrl-C, which raises KeyboardInterrupt.
 
-        on_ready: called with the URL. InputError where the address is not available.
+        on_ready: called with the URL. InputError if the address is not available.
         """
         signals = SignalHandler()
         with signals.installed(), suppress(KeyboardInterrupt):

@@ -30,7 +30,7 @@ class ArtifactStoreUnavailable(RuntimeError):
 class ArtifactStore(ABC):
     """The files of one study's trials. Names consist of letters, digits, ``_``, ``-`` and ``.``.
 
-    Every method may raise InputError where access is refused, and ArtifactStoreUnavailable.
+    Every method may raise InputError if access is refused, and ArtifactStoreUnavailable.
     """
 
     #: The folder below which this host's files lie.
@@ -86,13 +86,13 @@ class ArtifactStore(ABC):
         shutil.rmtree(self._folder(number), ignore_errors=True)
 
     def claim_marker(self, study_id: str) -> None:
-        """Mark the store as that of a new study; InputError where it is another study's."""
+        """Mark the store as that of a new study; InputError if it is another study's."""
         if self._read_marker() is None:
             self._write_marker(study_id)
         self.check_not_foreign(study_id)
 
     def check_not_foreign(self, study_id: str | None = None) -> None:
-        """Raise InputError where the store is marked as another study's than this one's."""
+        """Raise InputError if the store is marked as another study's than this one's."""
         if self._read_marker() not in {None, study_id}:
             raise InputError(
                 f"artifacts: {self}: holds another study of this name; "
@@ -100,7 +100,7 @@ class ArtifactStore(ABC):
             )
 
     def check_marker(self, study_id: str) -> None:
-        """Raise InputError where this is not the place that the study was created with."""
+        """Raise InputError if this is not the place that the study was created with."""
         marker = self._read_marker()
         if marker != study_id:
             problem = "holds nothing of the study" if marker is None else "is another study's"
@@ -180,7 +180,7 @@ def open_artifact_store(
             ``s3://bucket/prefix``, with credentials, region and AWS_ENDPOINT_URL as boto3 finds
             them.
         folder: of the study on this host.
-        study: the study's name in the storage; None where it is the folder's.
+        study: the study's name in the storage; None if it is the folder's.
 
     Raises:
         InputError: the location is none of these, boto3 is not installed, or the bucket cannot be

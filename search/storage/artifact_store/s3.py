@@ -88,7 +88,7 @@ class S3ArtifactStore(ArtifactStore):
 
     @contextmanager
     def _translated_errors(self) -> Iterator[None]:
-        """Raise boto3's errors as InputError where the user can mend them, else as unavailable."""
+        """Raise boto3's errors as InputError if the user can mend them, else as unavailable."""
         from boto3.exceptions import Boto3Error
         from botocore import exceptions
 

@@ -65,7 +65,7 @@ def test_every_family_has_a_builder():
 def test_every_option_can_be_sampled_and_built(family, name):
     space, errors = parse({family: name})
     assert errors == []
-    for trial, config in drawn(space, 6):
+    for trial, config in drawn(space, 3):
         component = getattr(config, family)
         assert component.name == name
         assert component.params.keys() == FAMILIES[family][name].space.keys()

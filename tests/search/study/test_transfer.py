@@ -480,13 +480,13 @@ def test_a_study_without_trials(sqlite, tmp_path):
 
 
 @pytest.mark.slow
-def test_five_thousand_trials_take_seconds(tmp_path):
+def test_two_thousand_trials_take_seconds(tmp_path):
     known = known_trials()[0]
     storage = open_storage(sqlite_url(tmp_path))
     many = []
-    for i in range(5000):
+    for i in range(2000):
         steps = {epoch: (i + epoch) / 10_000 for epoch in range(40)}
-        fields = {"number": i, "trial_id": i, "value": i / 5000, "intermediate_values": steps}
+        fields = {"number": i, "trial_id": i, "value": i / 2000, "intermediate_values": steps}
         kept = ("state", "datetime_start", "datetime_complete", "params", "distributions")
         attrs = {f"key{k}": {"some": [k, "text"]} for k in range(12)}
         rest = {key: getattr(known, key) for key in kept}
@@ -496,8 +496,8 @@ def test_five_thousand_trials_take_seconds(tmp_path):
     study = optuna.load_study(study_name="many", storage=storage)
     began = time.process_time()
     text = exported(study)
-    assert time.process_time() - began < 20
+    assert time.process_time() - began < 8
     began = time.process_time()
     again = imported(text, f"sqlite:///{tmp_path}/other.db")
-    assert time.process_time() - began < 60
+    assert time.process_time() - began < 24
     assert exported(again).splitlines()[1:] == text.splitlines()[1:]
