@@ -354,7 +354,8 @@ SPEC = [
         "a published system that shall be another",
         lambda here: ["baselines", "run", "--data", data_of(here), "--set", "fixed.ema=0.9"],
         (
-            "--set: fixed.ema=0.9: only keys of data, and seed, can be set; the baselines determine the rest",
+            "--set: fixed.ema=0.9: only keys of data, and seed, can be set; the baselines "
+            "determine the rest",
         ),
     ),
     Case(

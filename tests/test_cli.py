@@ -227,7 +227,7 @@ def test_check_of_good_data_says_what_is_there(tiny_data):
     told = facts(result.stdout)
     assert told["layout"] == "folders"
     assert told["pairs"] == "30"
-    assert told["unusable"] == "0"
+    assert told["unusable pairs"] == "0"
     assert told["sizes"] == "1, most often 48x40 (30)"
     assert result.stderr == ""
 
@@ -239,7 +239,7 @@ def test_check_of_broken_data_names_every_broken_pair_and_fails(tmp_path):
     write_pair(tmp_path / "other", "x", size=(20, 20))
     (tmp_path / "other" / "masks" / "x.png").rename(tmp_path / "d" / "masks" / "im3.png")
     result = run("data", "check", tmp_path / "d", code=2)
-    assert facts(result.stdout)["unusable"] == "2"
+    assert facts(result.stdout)["unusable pairs"] == "2"
     assert "im1.png: not an image" in result.stdout
     assert "im3.png: the mask has 20x20 pixels" in result.stdout
     assert len(result.stderr.splitlines()) == 1
@@ -250,7 +250,7 @@ def test_check_of_real_ph2_finds_every_pair_usable(real_data):
     result = run("data", "check", real_data / "ph2")
     told = facts(result.stdout)
     assert told["layout"] == "ph2"
-    assert told["unusable"] == "0"
+    assert told["unusable pairs"] == "0"
     assert int(told["pairs"]) == len(DatasetIndex.read(real_data / "ph2").records)
 
 
@@ -259,7 +259,7 @@ def test_synth_makes_data_that_check_finds_good(tmp_path):
     result = run("data", "synth", root, "-n", "3", "--height", "64", "--width", "80")
     assert result.stdout == f"3 images and masks in {root}\n"
     told = facts(run("data", "check", root).stdout)
-    assert (told["pairs"], told["layout"], told["unusable"]) == ("3", "isic2018", "0")
+    assert (told["pairs"], told["layout"], told["unusable pairs"]) == ("3", "isic2018", "0")
     assert told["sizes"] == "1, most often 80x64 (3)"
     assert list(tmp_path.glob(".*")) in ([], [tmp_path / "cwd"])
 

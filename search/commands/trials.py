@@ -60,7 +60,7 @@ def import_trials(
     file: Annotated[Path, typer.Argument(help="A file written by `trials export`.")],
     data: Annotated[
         list[Path] | None,
-        typer.Option(help="Location of each data set. [given at the next `run`]"),
+        typer.Option(help="Location of each data set.", show_default="given at the next run"),
     ] = None,
     out: OutputFolder = None,
     storage: Storage = None,

@@ -13,6 +13,7 @@ from lesionseg import metrics
 from lesionseg.data.pairs import Record
 from lesionseg.inference.evaluate import Evaluation
 from search.errors import JobFailed
+from search.results.final_report import EvaluationSummary
 from search.study.opening import OpenStudy
 from search.trial_process.process import TrialProcess
 from search.trial_process.protocol import Evaluated, EvaluateJob, Job, JobError
@@ -49,7 +50,7 @@ def read_test_records(opened: OpenStudy) -> tuple[Record, ...]:
     return tuple(r for r in opened.index.records if r.name in names)
 
 
-def summarize_evaluation(evaluation: Evaluation) -> dict[str, Any]:
+def summarize_evaluation(evaluation: Evaluation) -> EvaluationSummary:
     """Return the keys ``test``, ``ci95``, ``confusion`` and ``curves`` of metrics.json.
 
     Scores are means over images, with 95% intervals from a bootstrap over groups. Surface

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import optuna
 import yaml
@@ -27,6 +27,7 @@ from search.results.evaluation import (
     summarize_evaluation,
     write_csv,
 )
+from search.results.final_report import FinalReport, ValidationDice
 from search.results.model_card import render_model_card
 from search.results.retraining import RetrainedModel, retrain, select_inference
 from search.storage import trial_records
@@ -44,7 +45,7 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def run_final_test(opened: OpenStudy, slot: Slot, *, again: bool = False) -> dict[str, Any]:
+def run_final_test(opened: OpenStudy, slot: Slot, *, again: bool = False) -> FinalReport:
     """Retrain the best configuration, evaluate it on the test images and write ``final/``.
 
     If the best trial was tested before with the same settings, the stored result is returned. Every
@@ -66,7 +67,7 @@ def run_final_test(opened: OpenStudy, slot: Slot, *, again: bool = False) -> dic
     stored = read_metrics(opened.folder)
     settings = opened.spec.final.model_dump()
     if stored and (stored["trial"], stored["final"]) == (trial.number, settings) and not again:
-        return stored
+        return cast(FinalReport, stored)
     final, partial = opened.folder / "final", opened.folder / "final.partial"
     previous = opened.folder / "final.old"
     for folder in (partial, previous):
@@ -100,7 +101,7 @@ def best_trial(study: optuna.Study) -> FrozenTrial:
 
 def _retrain_and_test(
     opened: OpenStudy, slot: Slot, trial: FrozenTrial, folder: Path
-) -> dict[str, Any]:
+) -> FinalReport:
     """Write the files of ``final/`` to a folder; return the content of metrics.json."""
     config = TrialConfig.from_dict(trial_records.config_of(trial))
     configs = [replace(config, seed=config.seed + i) for i in range(opened.spec.final.seeds)]
@@ -117,7 +118,7 @@ def _retrain_and_test(
     tested = evaluate_checkpoint(
         EvaluateJob(weights, opened.cache.path, records, slot.device, slot.threads, overlays)
     )
-    report = {
+    report: FinalReport = {
         "study": opened.name,
         "trial": trial.number,
         "baseline": trial.user_attrs.get(trial_records.TrialAttr.BASELINE),
@@ -125,7 +126,7 @@ def _retrain_and_test(
         **summarize_evaluation(tested.evaluation),
         "val": _validation_dice(trial, models, held_out=opened.spec.final.fit_on == "train"),
         "inference": (choice.inference if choice else DEFAULT_INFERENCE).to_dict(),
-        "inference_choice": choice and {
+        "inference_choice": None if choice is None else {
             "dice": choice.dice,
             "default_dice": choice.default_dice,
             "candidates": list(map(asdict, choice.candidates)),
@@ -155,13 +156,13 @@ def _retrain_and_test(
         fingerprint=str(opened.study.user_attrs["data"]),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
-    stored: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+    stored: FinalReport = json.loads((folder / "metrics.json").read_text())
     return stored
 
 
 def _validation_dice(
     trial: FrozenTrial, models: Sequence[RetrainedModel], *, held_out: bool
-) -> Mapping[str, Any]:
+) -> ValidationDice:
     """Return the validation Dice of the search and of the retraining.
 
     ``gap`` compares the first model, which repeats the trial with its seed, with the trial; in a

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from search.results.documents import Table, render
+from search.results.final_report import FinalReport
 from search.results.formatting import format_inference, metric_scores
 from search.spec.formatting import format_config
 
@@ -15,7 +16,7 @@ TAGS = ("skin-lesion-segmentation", "dermoscopy", "image-segmentation", "medical
 
 
 def render_model_card(
-    report: Mapping[str, Any], *, layout: str, split_sizes: Mapping[str, int], fingerprint: str
+    report: FinalReport, *, layout: str, split_sizes: Mapping[str, int], fingerprint: str
 ) -> str:
     """Return the card of a final model.
 

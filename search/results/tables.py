@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from search.results.baseline_table import COLUMN_TITLES, BaselineResult, format_cells
+from search.results.final_report import FinalReport
 from search.results.formatting import format_inference, metric_scores
 from search.results.predict import MASKS, TABLE, PredictionSummary
 from search.spec.formatting import format_config
 
 
-def print_final_report(console: Console, report: Mapping[str, Any]) -> None:
+def print_final_report(console: Console, report: FinalReport) -> None:
     """Print scores, intervals and validation Dice. report: content of metrics.json."""
     table = Table("test", "mean", "95% interval", box=None, pad_edge=False)
     for score in metric_scores(report["test"], report["ci95"]):

@@ -35,6 +35,8 @@ T = TypeVar("T")
 RETRY_TIMEOUT_S = 900.0
 #: The first pause between two attempts, which doubles up to the longest one.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
+#: The most ids in one query; databases limit the number of parameters.
+MAX_IDS = 500
 
 
 class StorageUnavailable(RuntimeError):
@@ -167,18 +169,17 @@ class RetryingStorage(OptunaStorage):
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
         """Return the study's trials with a larger id and the included ones, by id."""
-        # Ids rise, and unfinished trials are among the latest.
-        since = min({trial_id_greater_than, *(number - 1 for number in included_trial_ids)})
         trial: Any = models.TrialModel
+        ids, groups = sorted(included_trial_ids), [trial.trial_id > trial_id_greater_than]
+        starts = range(0, len(ids), MAX_IDS)
+        groups += [trial.trial_id.in_(ids[start : start + MAX_IDS]) for start in starts]
+        by_id: dict[int, FrozenTrial] = {}
         with self.engine.begin() as connection:
-            where = (trial.study_id == study_id) & (trial.trial_id > since)
-            trials = read_trials(connection, where)
-        return [
-            t
-            for t in trials
-            if (states is None or t.state in states)
-            and (trial_id(t) > trial_id_greater_than or trial_id(t) in included_trial_ids)
-        ]
+            for group in groups:
+                trials = read_trials(connection, (trial.study_id == study_id) & group)
+                by_id |= {trial_id(t): t for t in trials}
+        ordered = [by_id[key] for key in sorted(by_id)]
+        return [t for t in ordered if states is None or t.state in states]
 
     def create_new_study(
         self, directions: Sequence[StudyDirection], study_name: str | None = None
