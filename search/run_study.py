@@ -24,7 +24,8 @@ from search.storage.lease_types import Command
 from search.storage.leases import TrialLeases
 from search.study import data_audit
 from search.study.creation import lock_and_open
-from search.study.opening import OpenStudy, StudyLocation
+from search.study.location import StudyLocation
+from search.study.opening import OpenStudy
 from search.study.suggest import ensure_space_weights
 from search.trial_process.resources import default_slot
 from search.workers.loop import run_trials

@@ -47,3 +47,8 @@ def test_no_help_page_loads_torch_or_optuna():
 def test_the_parents_side_of_the_training_process_loads_no_torch(name):
     loaded = modules_after(f"import search.trial_process.{name}")
     assert not loaded & {"torch", "optuna", "sqlalchemy"}
+
+
+def test_a_slurm_job_starts_without_torch():
+    """Its signal handlers are installed before torch is imported, which takes seconds."""
+    assert "torch" not in modules_after("import search.workers.launchers.slurm_job")

@@ -44,7 +44,7 @@ def worker(
 ) -> None:
     """Join a study and train its trials until it is done; SIGTERM requeues the current trial."""
     from lesionseg.data.merge import to_optional_roots
-    from search.study.opening import StudyLocation
+    from search.study.location import StudyLocation
     from search.trial_process.resources import default_slot
     from search.workers.loop import run_worker
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -34,25 +34,9 @@ from search.storage.database import (
 from search.storage.retrying_storage import RetryingStorage, backend_of
 from search.storage.study_dir import create_folder, is_study, read_run_info
 from search.storage.trial_records import StudyAttr
+from search.study.location import StudyLocation
 from search.study.study_files import recorded_roots, write_data_summary, write_study_files
 from search.trial_process.slot import StopEvent
-
-
-@dataclass(frozen=True)
-class StudyLocation:
-    """Where a process finds a study.
-
-    name: of the study in its storage.
-    folder: for histories, checkpoints and weights.
-    storage: URL of the database with its password, therefore never shown; None for ``study.db`` in
-        the folder.
-    data: folders of the images; None for those that the study was created with.
-    """
-
-    name: str
-    folder: Path
-    storage: str | None = field(default=None, repr=False)
-    data: Roots | None = None
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ from search.storage.retention import delete_unneeded_files
 from search.storage.retrying_storage import StorageUnavailable, retry_transient
 from search.storage.training_time import TimeBudget
 from search.study.creation import RESUMABLE_KEYS
-from search.study.opening import OpenStudy, StudyLocation, join_study
+from search.study.location import StudyLocation
+from search.study.opening import OpenStudy, join_study
 from search.study.samplers import SAMPLERS, prepare_sampling
 from search.study.suggest import ensure_space_weights
 from search.trial_process.protocol import CHILD_PROGRAM

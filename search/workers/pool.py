@@ -13,7 +13,8 @@ from search.storage import trial_records
 from search.storage.lease_types import Command
 from search.storage.leases import TrialLeases
 from search.storage.training_time import TimeBudget
-from search.study.opening import OpenStudy, StudyLocation
+from search.study.location import StudyLocation
+from search.study.opening import OpenStudy
 from search.trial_process.resources import local_slots
 from search.trial_process.slot import Slot, StopEvent
 from search.workers.launchers.launcher import LaunchContext, RestartPolicy

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from search.study.opening import StudyLocation
+    from search.study.location import StudyLocation
     from search.trial_process.slot import Slot, StopEvent
 
 

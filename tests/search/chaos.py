@@ -20,7 +20,7 @@ from search.spec.loading import parse_spec
 from search.spec.study_spec import StudySpec
 from search.storage.lease_types import GRACE_VARIABLE
 from search.study.creation import create_or_resume
-from search.study.opening import StudyLocation
+from search.study.location import StudyLocation
 from tests.search import stub_training
 from tests.search.chaos_checks import BudgetSample, Verdict, check_study, sample_budget
 from tests.search.worker_processes import WorkerProcesses

@@ -13,7 +13,8 @@ from typing import Any
 import psycopg
 from optuna.trial import FrozenTrial
 
-from search.study.opening import StudyLocation, load_study
+from search.study.location import StudyLocation
+from search.study.opening import load_study
 from tests.search import stub_training
 
 #: Reasons of trials that cost no budget: requeued, or never trained.

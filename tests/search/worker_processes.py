@@ -25,7 +25,7 @@ from typing import Any
 
 import psutil
 
-from search.study.opening import StudyLocation
+from search.study.location import StudyLocation
 from search.trial_process.slot import Slot
 from tests.search import stub_training
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from search.errors import JobFailed
-from search.study.opening import StudyLocation
+from search.study.location import StudyLocation
 from search.trial_process.slot import StopEvent
 
 

@@ -14,7 +14,7 @@ import psutil
 from lesionseg.data.merge import list_roots
 from lesionseg.errors import InputError
 from search.storage.database import STORAGE_VARIABLE
-from search.study.opening import StudyLocation
+from search.study.location import StudyLocation
 from search.trial_process.slot import Slot
 from search.workers.launchers.launcher import LaunchContext, Launcher, ManagedWorker
 

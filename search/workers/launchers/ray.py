@@ -19,7 +19,7 @@ from typing import Any
 from lesionseg.data.merge import resolve_roots
 from lesionseg.errors import InputError
 from search.storage.database import redact_password, storage_url
-from search.study.opening import StudyLocation
+from search.study.location import StudyLocation
 from search.trial_process.slot import Slot
 from search.workers.launchers.launcher import LaunchContext, Launcher, ManagedWorker
 from search.workers.launchers.ray_cluster import connect, ray

@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, ValidationError
 from lesionseg.data.merge import resolve_roots
 from lesionseg.errors import InputError
 from search.storage.database import STORAGE_VARIABLE, storage_from_environment
-from search.study.opening import StudyLocation
+from search.study.location import StudyLocation
 from search.trial_process.slot import Slot
 from search.workers.launchers.launcher import LaunchContext
 from search.workers.launchers.slurm_fleet import SlurmFleet

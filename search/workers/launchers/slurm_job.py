@@ -13,7 +13,7 @@ from typing import Any
 
 from lesionseg.errors import InputError
 from search.storage.database import STORAGE_FILE_VARIABLE, STORAGE_VARIABLE
-from search.study.opening import StudyLocation
+from search.study.location import StudyLocation
 from search.trial_process.slot import Slot
 from search.workers.worker_result import StopReason, Work, WorkerResult
 

@@ -17,7 +17,8 @@ from search.spec.loading import load_spec
 from search.storage.database import open_storage, sqlite_url
 from search.storage.study_dir import is_study, read_run_info
 from search.study.creation import create_or_resume
-from search.study.opening import StudyLocation, join_study, open_study
+from search.study.location import StudyLocation
+from search.study.opening import join_study, open_study
 from tests.conftest import write_folder, write_pair
 from tests.search.helpers import SLOT, open_tiny, search, tiny_spec
 

@@ -9,7 +9,8 @@ from lesionseg.errors import InputError
 from search.storage.database import STORAGE_VARIABLE, open_storage, storage_url
 from search.storage.study_dir import is_study, read_run_info
 from search.study.creation import create_or_resume
-from search.study.opening import OpenStudy, StudyLocation, join_study, load_study, open_study
+from search.study.location import StudyLocation
+from search.study.opening import OpenStudy, join_study, load_study, open_study
 from tests.conftest import write_pair
 from tests.search.helpers import open_tiny, tiny_spec
 

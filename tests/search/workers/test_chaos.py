@@ -22,7 +22,8 @@ from search.monitoring.status import StatusReader
 from search.spec.loading import load_spec
 from search.storage import trial_records
 from search.study.creation import create_or_resume
-from search.study.opening import StudyLocation, load_study, open_study
+from search.study.location import StudyLocation
+from search.study.opening import load_study, open_study
 from search.trial_process.protocol import Trained, TrainJob
 from search.trial_process.supervisor import Limits, StopConditions, supervise
 from tests.conftest import write_folder

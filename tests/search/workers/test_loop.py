@@ -18,7 +18,8 @@ from search.storage.lease_types import GRACE_VARIABLE
 from search.storage.leases import TrialLeases
 from search.storage.retention import HISTORY, WEIGHTS
 from search.study.creation import create_or_resume
-from search.study.opening import StudyLocation, load_study, open_study
+from search.study.location import StudyLocation
+from search.study.opening import load_study, open_study
 from search.study.samplers import SAMPLERS
 from search.study.suggest import suggest
 from search.trial_process.slot import Slot

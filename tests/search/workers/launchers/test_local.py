@@ -12,7 +12,7 @@ import pytest
 
 from lesionseg.errors import InputError
 from search.errors import JobFailed
-from search.study.opening import StudyLocation
+from search.study.location import StudyLocation
 from search.trial_process.slot import Slot
 from search.workers import pool
 from search.workers.launchers import local

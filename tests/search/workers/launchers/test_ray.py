@@ -21,7 +21,8 @@ import pytest
 from lesionseg.errors import InputError
 from search.monitoring.status import StatusReader
 from search.storage import trial_records
-from search.study.opening import StudyLocation, load_study
+from search.study.location import StudyLocation
+from search.study.opening import load_study
 from search.trial_process.slot import Slot
 from search.workers.launchers.launcher import LaunchContext, RestartPolicy
 from search.workers.worker_result import StopReason, WorkerResult

@@ -21,7 +21,7 @@ import pytest
 from lesionseg.errors import InputError
 from search.monitoring.status import StatusReader
 from search.storage.database import STORAGE_FILE_VARIABLE, STORAGE_VARIABLE, storage_url
-from search.study.opening import StudyLocation
+from search.study.location import StudyLocation
 from search.trial_process.slot import Slot
 from search.workers.launchers import slurm_fleet
 from search.workers.launchers.launcher import LaunchContext, RestartPolicy
