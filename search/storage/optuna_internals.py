@@ -18,11 +18,12 @@ from optuna.search_space.group_decomposed import _GroupDecomposedSearchSpace, _S
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._cached_storage import _CachedStorage as CachedStorage
 from optuna.storages._rdb import models
+from optuna.storages._rdb.storage import _logger as rdb_storage_logger
 from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 
 # Optuna's own names that other modules use.
-__all__ = ["CachedStorage", "FrozenStudy", "models"]
+__all__ = ["CachedStorage", "FrozenStudy", "models", "rdb_storage_logger"]
 
 #: Every private name used here, by module. ``Class()`` stands for an instance.
 PRIVATE_SYMBOLS = {
@@ -44,6 +45,7 @@ PRIVATE_SYMBOLS = {
         "RDBStorage._set_trial_param_without_commit RDBStorage._set_trial_value_without_commit"
     ),
     "optuna.storages._cached_storage": "_CachedStorage",
+    "optuna.storages._rdb.storage": "_logger",
     "optuna.storages._rdb.models": (
         "BaseModel.metadata MAX_INDEXED_STRING_LENGTH SCHEMA_VERSION StudyDirectionModel "
         "StudyModel.find_or_raise_by_id StudySystemAttributeModel StudyUserAttributeModel "

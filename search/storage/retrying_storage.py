@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import random
 import time
 import uuid
@@ -22,6 +21,7 @@ from sqlalchemy.orm import Session
 from search.storage.optuna_internals import (
     OptunaStorage,
     models,
+    rdb_storage_logger,
     storage_of,
     trial_id,
     unwrap_storage,
@@ -303,6 +303,6 @@ def backend_of(study: optuna.Study) -> RetryingStorage:
 
 
 # Optuna mistakes a lost connection for an oversized query and logs a warning.
-logging.getLogger("optuna.storages._rdb.storage").addFilter(
+rdb_storage_logger.addFilter(
     lambda record: "Falling back to a slower alternative" not in str(record.msg)
 )
