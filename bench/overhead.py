@@ -62,7 +62,8 @@ def make_data(folder: Path, n: int = 12) -> Path:
         mask = np.zeros((16, 16), np.uint8)
         mask[4 : 8 + i % 4, 4:12] = 255
         Image.fromarray(mask).save(folder / "masks" / f"{i}.png")
-        Image.fromarray(np.stack([255 - mask] * 3, axis=2)).save(folder / "images" / f"{i}.png")
+        noise = np.random.default_rng(i).integers(0, 200, (16, 16, 3), np.uint8)  # no duplicates
+        Image.fromarray(noise).save(folder / "images" / f"{i}.png")
     return folder
 
 
