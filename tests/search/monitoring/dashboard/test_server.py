@@ -168,7 +168,12 @@ def test_files_have_their_types(locked, opened):
 
 def test_a_note_is_derived_from_the_record(locked, opened):
     study, *_ = ours(opened)
-    found = locked.request(f"/api/studies/{study}", headers=ME).json["trials"]
+
+    def trials():
+        return locked.request(f"/api/studies/{study}", headers=ME).json["trials"]
+
+    assert wait_until(lambda: trials()[1]["note"]["version"], 60)  # a thread writes it
+    found = trials()
     assert found[1]["note"] == {
         "version": 1,
         "body": format_trial_note(opened.study.trials[1]),
