@@ -10,10 +10,11 @@ within a round. Processor time per image is reported too, since the wall time de
 processes; it does not include loader processes and is omitted with them.
 
 Each epoch starts without prefetched batches, which on a GPU is spread over more steps.
-`--executors host device` compares both ways of augmentation.
+`--loaders` sets numbers of loader processes (on a GPU only), `--compile` adds a row with
+torch.compile.
 
-    python -m bench.throughput [--rounds 7] [--steps 6] [--photographs 48] [--executors host device]
-        [--device cuda] [--to FILE]
+    python -m bench.throughput [--rounds 7] [--steps 6] [--photographs 48] [--loaders 8 15]
+        [--compile] [--device cuda] [--to FILE]
 """
 
 from __future__ import annotations
@@ -49,15 +50,11 @@ from lesionseg.losses import build_loss
 from lesionseg.models import build_model
 from lesionseg.optim import build_optimizer
 from lesionseg.runtime.device import (
-    AUGMENT,
-    AUGMENT_VALUES,
     amp_dtype,
     autocast,
     configure_torch,
     describe_device,
-    loader_workers,
     pick_device,
-    read_augment_setting,
 )
 from lesionseg.runtime.malloc import retain_freed_memory
 from lesionseg.space import ComponentConfig
@@ -132,7 +129,10 @@ def step(
 
 
 class Ours:
-    """The training of this project, one epoch per call."""
+    """The training of this project, one epoch per call.
+
+    loaders: number of loader processes on a GPU. compiled: whether torch.compile is used.
+    """
 
     def __init__(
         self,
@@ -140,21 +140,21 @@ class Ours:
         cache: Cache,
         device: torch.device,
         steps: int,
-        executor: str,
+        loaders: int,
+        compiled: bool = False,
     ) -> None:
         torch.manual_seed(config.seed)
         model = build_model(config.model, image_size=config.image_size)
-        os.environ[AUGMENT] = executor  # read once, by the trainer
+        if compiled:
+            model.compile()
+        if device.type == "cuda":
+            torch.set_num_threads(loaders + 1)  # which determine the number of loaders
+        self.label = f"{loaders if device.type == 'cuda' else 0}{', compiled' if compiled else ''}"
         # Members occur several times, so that an epoch has this many steps.
         members = np.arange(steps * config.batch_size) % len(cache.names)
         data, options = TrainData(cache, members, members), TrainOptions(device=device)
         self.trainer = Trainer(config, data, model, options, CheckpointManager(None, {}))
         self.epoch = 0
-
-    @property
-    def executor(self) -> str:
-        """Where images are augmented."""
-        return "device" if self.trainer.batches.resident else "host"
 
     def run(self, steps: int) -> int:
         """Train an epoch of ``steps`` steps and return the number of images."""
@@ -225,10 +225,12 @@ def wait(device: torch.device) -> None:
 def against_bare(
     network: str, size: int, cache: Cache, device: torch.device, given: argparse.Namespace
 ) -> Iterator[str]:
-    """Yield the rows of the first table for one network, one per executor."""
+    """Yield the rows of the first table for one network."""
     config, steps = config_of(network, size), given.steps
     bare = StepOnly(config, cache, device)
-    arms = [Ours(config, cache, device, steps, executor) for executor in given.executors]
+    arms = [Ours(config, cache, device, steps, loaders) for loaders in given.loaders]
+    if given.compile:
+        arms.append(Ours(config, cache, device, steps, given.loaders[-1], compiled=True))
     runs = [bare.run, *(arm.run for arm in arms)]
     for run in runs:
         pace(run, steps, device)
@@ -238,9 +240,9 @@ def against_bare(
         whole = statistics.median(1 / turn[i].clock for turn in turns)
         clock = statistics.median(turn[0].clock / turn[i].clock for turn in turns)
         work = statistics.median(turn[0].work / turn[i].work for turn in turns)
-        told = "-" if loader_workers(device) else f"{work:.3f}"
+        told = "-" if device.type == "cuda" else f"{work:.3f}"
         yield (
-            f"| {network} | {size} | {arm.executor} | {alone:.1f} | {whole:.1f} "
+            f"| {network} | {size} | {arm.label} | {alone:.1f} | {whole:.1f} "
             f"| {clock:.3f} | {told} |"
         )
 
@@ -253,7 +255,7 @@ def against_notebook(
     cache = build_cache(DatasetIndex.read(folder), size, root)
     config = config_of(network, size)
     steps = max(NOTEBOOK_STEPS, len(cache.names) // BATCH)
-    ours = Ours(config, cache, device, steps, given.executors[0])
+    ours = Ours(config, cache, device, steps, given.loaders[-1])
     notebook = PlainLoop(config, folder, device)
     for run in (notebook.run, ours.run):
         pace(run, steps, device)
@@ -266,7 +268,7 @@ def against_notebook(
 
 
 BARE_HEAD = (
-    "| network | image size | augments | bare step, images/s | ours, images/s | ours / bare "
+    "| network | image size | loaders | bare step, images/s | ours, images/s | ours / bare "
     "| by processor time |\n|---|---|---|---|---|---|---|"
 )
 NOTEBOOK_HEAD = """\
@@ -299,9 +301,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS)[:2], choices=NETWORKS)
     parser.add_argument("--photographs", type=int, default=48)
     parser.add_argument("--device", default="auto")
-    parser.add_argument(
-        "--executors", nargs="+", default=[read_augment_setting()], choices=AUGMENT_VALUES
-    )
+    parser.add_argument("--loaders", type=int, nargs="+", default=[max(1, count_cores() - 1)])
+    parser.add_argument("--compile", action="store_true", help="a row with torch.compile")
     parser.add_argument("--to", type=Path, help="a Markdown file for the tables")
     given = parser.parse_args(argv)
     device = pick_device(given.device)

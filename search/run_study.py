@@ -27,7 +27,6 @@ from search.study.creation import lock_and_open
 from search.study.location import StudyLocation
 from search.study.opening import OpenStudy
 from search.study.suggest import ensure_space_weights
-from search.trial_process.resources import default_slot
 from search.workers.loop import run_trials
 from search.workers.pool import WorkerPool, run_worker_pool
 from search.workers.worker_result import StopReason
@@ -82,8 +81,9 @@ def _test_and_report(
     from search.results.tables import print_final_report
 
     console.print("retraining the best configuration, then evaluating the test images")
-    slot = pool.slots[0] if pool.alone else default_slot()
-    print_final_report(console, run_final_test(opened, slot))
+    with progress_bar(console, "retraining, epochs") as on_progress:
+        final = run_final_test(opened, pool.final_slot, on_progress=on_progress)
+    print_final_report(console, final)
     report = write_report(options.folder, storage=options.storage)
     console.print(f"report: {report}", markup=False)
 

@@ -41,7 +41,7 @@ class DrawnArtefact(A.ImageOnlyTransform):  # type: ignore[misc]
 
     @abstractmethod
     def draw(self, height: int, width: int) -> list[Layer]:
-        """Draw random layers in painting order; each transform has a fixed number of them."""
+        """Draw random layers in painting order."""
 
     def apply(self, img: Picture, layers: list[Layer], **params: Any) -> Picture:
         for layer, colour in layers:

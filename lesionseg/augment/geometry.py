@@ -101,18 +101,13 @@ class CoarseElastic(A.ElasticTransform):  # type: ignore[misc]
     def get_params_dependent_on_data(self, params: Params, data: Params) -> Params:
         """Draw ``map_x`` and ``map_y``, float32 [H, W]: where each pixel is read from."""
         height, width = params["shape"][:2]
-        grid = self.draw_shifts(height, width).astype(np.float32)
+        spread = self.spread * min(height, width)
+        grid = self.random_generator.normal(0, spread, (3, 3, 2)).astype(np.float32)
         shift = cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
         return {
             "map_x": shift[..., 0] + np.arange(width, dtype=np.float32),
             "map_y": shift[..., 1] + np.arange(height, dtype=np.float32)[:, None],
         }
-
-    def draw_shifts(self, height: int, width: int) -> NDArray[np.float64]:
-        """Draw the shifts of the grid's points along x and y in pixels, [3, 3, 2]."""
-        spread = self.spread * min(height, width)
-        shifts: NDArray[np.float64] = self.random_generator.normal(0, spread, (3, 3, 2))
-        return shifts
 
 
 def flips() -> list[A.BasicTransform]:

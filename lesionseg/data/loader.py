@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -178,35 +178,6 @@ def _exit_on_sigterm(training_pid: int | None) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != training_pid:
         pass
     os._exit(0)
-
-
-def transfer_batches(
-    batches: Iterable[Any], transfer: Callable[[Any], Batch], device: torch.device
-) -> Iterator[Batch]:
-    """Transfer batches to the device.
-
-    On CUDA a separate stream is used, so that the next batch is copied and augmented while the
-    current step is computed.
-    """
-    if device.type != "cuda":
-        yield from map(transfer, batches)
-        return
-    stream = _transfer_stream(device)
-    training_stream = torch.cuda.current_stream(device)
-    stream.wait_stream(training_stream)  # for data that is already on the device
-    for batch in batches:
-        with torch.cuda.stream(stream):
-            images, masks = transfer(batch)
-        training_stream.wait_stream(stream)
-        for tensor in (images, masks):
-            tensor.record_stream(training_stream)  # keeps its memory until the step is computed
-        yield images, masks
-
-
-@lru_cache
-def _transfer_stream(device: torch.device) -> torch.cuda.Stream:
-    # One for all epochs: memory used on a stream is reserved for that stream.
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def iterate_batches(cache: Cache, members: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from lesionseg import metrics
 from lesionseg.data.cache import Cache
-from lesionseg.data.image_io import read_mask
-from lesionseg.data.loader import iterate_batches, normalise
+from lesionseg.data.image_io import Pixels, read_mask
 from lesionseg.data.pairs import Record
 from lesionseg.data.split import find_positions
 from lesionseg.inference.postprocess import (
@@ -28,7 +27,8 @@ from lesionseg.inference.postprocess import (
     resize_probability,
 )
 from lesionseg.inference.selection import DEFAULT_INFERENCE, Inference
-from lesionseg.inference.tta import predict_with_tta
+from lesionseg.inference.tta import predict_images
+from lesionseg.runtime.device import with_index
 from lesionseg.runtime.oom import AdaptiveBatcher
 
 #: Images that are evaluated in parallel; limits the masks of full size in memory.
@@ -75,6 +75,7 @@ def predict_probabilities(
     device: torch.device,
     batch_size: int = 16,
     inference: Inference = DEFAULT_INFERENCE,
+    amp: str = "auto",
 ) -> Iterator[Probability]:
     """Yield the lesion's probability, float32 [S, S] in [0, 1], for images of a cache.
 
@@ -85,18 +86,18 @@ def predict_probabilities(
         device: device of the network.
         batch_size: images per forward pass; reduced if they do not fit into memory.
         inference: test-time augmentation and refinement of the probabilities.
+        amp: precision of the network's training; see ``predict_images``.
     """
+    device = with_index(device)
     model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
-    @torch.inference_mode()
-    def predict_batch(part: slice) -> tuple[Tensor, Tensor]:
-        images, _ = next(iterate_batches(cache, members[part], part.stop - part.start))
-        return images, predict_with_tta(
-            model, normalise(images.to(device)), inference.tta
-        ).float().cpu()
+    def predict_batch(part: slice) -> tuple[Pixels, NDArray[np.float32]]:
+        images = cache.images[members[part]]
+        outputs = predict_images(model, images, (inference.tta,), device, amp)
+        return images, outputs[inference.tta]
 
     for images, output in AdaptiveBatcher(batch_size, device)(len(members), predict_batch):
-        for image, probability in zip(images.numpy(), output.squeeze(1).numpy(), strict=True):
+        for image, probability in zip(images, output, strict=True):
             yield refine_probability(inference.chain, probability, image)
 
 
@@ -107,6 +108,7 @@ def evaluate(
     *,
     device: torch.device,
     inference: Inference = DEFAULT_INFERENCE,
+    amp: str = "auto",
     on_image: Callable[[Record, Mask, Mask], None] | None = None,
 ) -> Evaluation:
     """Evaluate a network against the mask files of a cache's images.
@@ -117,10 +119,13 @@ def evaluate(
         records: the images to evaluate.
         device: device of the network.
         inference: settings that were selected on other images.
+        amp: precision of the network's training; see ``predict_images``.
         on_image: called with each record, its predicted and its true mask, bool [H, W] each.
     """
     members = find_positions([r.name for r in records], cache.names)
-    probabilities = predict_probabilities(model, cache, members, device=device, inference=inference)
+    probabilities = predict_probabilities(
+        model, cache, members, device=device, inference=inference, amp=amp
+    )
     pairs = zip(records, probabilities, strict=True)
     rows: list[tuple[Any, ...]] = []
     # Surface distances of large masks take a second each and release the GIL.

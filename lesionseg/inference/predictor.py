@@ -19,7 +19,6 @@ from lesionseg.data.image_io import (
     resize_square,
     to_upright_rgb,
 )
-from lesionseg.data.loader import normalise
 from lesionseg.errors import InputError
 from lesionseg.inference.mask_stats import Mask, MaskStats, Probability, measure_mask
 from lesionseg.inference.postprocess import (
@@ -28,8 +27,8 @@ from lesionseg.inference.postprocess import (
     resize_probability,
 )
 from lesionseg.inference.selection import DEFAULT_INFERENCE, Inference
-from lesionseg.inference.tta import predict_with_tta
-from lesionseg.runtime.device import amp_dtype, autocast, pick_device
+from lesionseg.inference.tta import predict_images
+from lesionseg.runtime.device import pick_device, with_index
 from lesionseg.training import checkpoint
 
 #: Name of the final model's file in a study, and of its folder.
@@ -65,7 +64,7 @@ class Segmenter:
         inference: Inference = DEFAULT_INFERENCE,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.config, self.inference, self.device = config, inference, torch.device(device)
+        self.config, self.inference, self.device = config, inference, with_index(device)
         moved = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model: nn.Module = moved.eval()
 
@@ -99,12 +98,8 @@ class Segmenter:
         Returns:
             float32 [N, S, S] in [0, 1].
         """
-        batch = torch.from_numpy(np.require(images, requirements=["C", "W"])).to(self.device)
-        precision = autocast(self.device, amp_dtype(self.device, self.config.amp))
-        with torch.inference_mode(), precision:
-            output = predict_with_tta(self.model, normalise(batch), self.inference.tta)
-        probability: Probability = output.float().squeeze(1).cpu().numpy()
-        return probability
+        name = self.inference.tta
+        return predict_images(self.model, images, (name,), self.device, self.config.amp)[name]
 
     def build_prediction(
         self, resized: Pixels, probability: Probability, shape: tuple[int, int]

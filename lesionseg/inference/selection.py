@@ -17,7 +17,6 @@ from torch import nn
 
 from lesionseg import metrics
 from lesionseg.config import parse_component
-from lesionseg.data.loader import normalise
 from lesionseg.errors import InputError, suggest_name
 from lesionseg.inference.postprocess import (
     Chain,
@@ -28,7 +27,9 @@ from lesionseg.inference.postprocess import (
     refine_probability,
     to_mask,
 )
-from lesionseg.inference.tta import check_tta, predict_with_ttas
+from lesionseg.inference.tta import check_tta, predict_images
+from lesionseg.runtime.device import with_index
+from lesionseg.runtime.oom import AdaptiveBatcher
 from lesionseg.space import ComponentConfig
 
 #: Minimum gain in mean Dice of a step, however small its standard error.
@@ -145,6 +146,7 @@ def select_inference(
     ttas: Sequence[str] = ("none", "flips", "d4"),
     postprocess: bool = True,
     batch_size: int = 16,
+    amp: str = "auto",
 ) -> InferenceChoice:
     """Select test-time augmentation and postprocessing on validation images.
 
@@ -161,7 +163,8 @@ def select_inference(
         device: device of the network; postprocessing runs on the CPU.
         ttas: names in TTA, the cheapest first.
         postprocess: whether to select postprocessing.
-        batch_size: images per forward pass.
+        batch_size: images per forward pass; reduced if they do not fit into memory.
+        amp: precision of the network's training; see ``predict_images``.
 
     Raises:
         InputError: an unknown name in ``ttas``.
@@ -170,7 +173,7 @@ def select_inference(
     if len(images) != len(masks) or not len(images):
         raise ValueError(f"needs a mask for each image, got {len(masks)} for {len(images)}")
     names = tuple(dict.fromkeys(("none", *map(check_tta, ttas))))
-    probabilities = _predict(model, images, names, device, batch_size)
+    probabilities = _predict(model, images, names, with_index(device), batch_size, amp)
     search = _GreedySearch(masks > 0, _postprocess(probabilities["none"], images, ()))
     tta = "none"
     for name in names[1:]:
@@ -250,17 +253,19 @@ def _predict(
     names: Sequence[str],
     device: torch.device,
     batch_size: int,
+    amp: str,
 ) -> dict[str, NDArray[Any]]:
     """Return the lesion's probability [N, S, S] for each name in TTA."""
     model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     dtype = np.float16 if images[..., 0].size > MAX_FLOAT32_VALUES else np.float32
     probabilities: dict[str, NDArray[Any]] = {n: np.empty(images.shape[:3], dtype) for n in names}
-    for start in range(0, len(images), batch_size):
-        part = slice(start, start + batch_size)
-        # A copy: the images may be a file that is memory-mapped read-only.
-        batch = torch.from_numpy(images[part].copy()).to(device)
-        for name, output in predict_with_ttas(model, normalise(batch), names).items():
-            probabilities[name][part] = output.squeeze(1).cpu().numpy()
+
+    def predict_batch(part: slice) -> tuple[slice, dict[str, NDArray[np.float32]]]:
+        return part, predict_images(model, images[part], names, device, amp)
+
+    for part, outputs in AdaptiveBatcher(batch_size, device)(len(images), predict_batch):
+        for name, output in outputs.items():
+            probabilities[name][part] = output
     return probabilities
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lesionseg.data.loader import normalise
 from lesionseg.errors import InputError, suggest_name
+from lesionseg.runtime.device import amp_dtype, autocast
 
 
 class Symmetry(NamedTuple):
@@ -40,9 +44,34 @@ TTA: dict[str, tuple[Symmetry, ...]] = {
 }
 
 
-def predict_with_tta(model: nn.Module, images: Tensor, name: str) -> Tensor:
-    """Return ``predict_with_ttas`` for one name."""
-    return predict_with_ttas(model, images, (name,))[name]
+@torch.inference_mode()
+def predict_images(
+    model: nn.Module,
+    images: NDArray[np.uint8],
+    names: Sequence[str],
+    device: torch.device,
+    amp: str = "auto",
+) -> dict[str, NDArray[np.float32]]:
+    """Return the lesion's probability for images as they are stored.
+
+    The selection of inference settings, the test and ``predict`` all use this function, so that
+    they compute the same.
+
+    Args:
+        model: logits [N, 1, S, S] from normalised images; on ``device`` and in evaluation mode.
+        images: uint8 [N, S, S, 3], RGB.
+        names: names in TTA.
+        device: device of the network.
+        amp: ``off``, or ``auto`` for the half precision of the device's trainings.
+
+    Returns:
+        float32 [N, S, S] in [0, 1] by name.
+    """
+    # require: a copy if the images are a file that is mapped read-only.
+    batch = torch.from_numpy(np.require(images, requirements=["C", "W"])).to(device)
+    with autocast(device, amp_dtype(device, amp)):
+        outputs = predict_with_ttas(model, normalise(batch), names)
+    return {name: output.squeeze(1).cpu().numpy() for name, output in outputs.items()}
 
 
 @torch.inference_mode()

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import resource
+import shutil
 import sys
 import warnings
 from contextlib import AbstractContextManager, nullcontext
@@ -15,14 +16,16 @@ import torch
 
 from lesionseg.errors import InputError
 
-#: Environment variable for where images are augmented, which is not part of a configuration: it
-#: does not change what is trained. On the device, on the host by albumentations, or on the device
-#: if the images fit there.
-AUGMENT, AUGMENT_VALUES = "LESIONSEARCH_AUGMENT", ("auto", "host", "device")
+#: Where processes pass tensors to each other on Linux. Containers limit it to 64 MB by default.
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
+#: Batches that a loader process holds: torch's prefetch of two, and the one at work.
+BATCHES_PER_LOADER = 3
 
 
 def pick_device(name: str = "auto") -> torch.device:
     """Return the device of a name; ``auto`` selects CUDA, then MPS, then the CPU.
+
+    A CUDA device has an index: torch refuses some calls without one.
 
     Raises:
         InputError: not a device, or not available on this machine.
@@ -43,7 +46,16 @@ def pick_device(name: str = "auto") -> torch.device:
         )
     if device.type == "mps" and not has_mps:
         raise InputError("device: 'mps' is not available; use cpu")
-    return device
+    return with_index(device)
+
+
+def with_index(device: torch.device | str) -> torch.device:
+    """Return a device with its index: ``cuda`` becomes the current CUDA device, or ``cuda:0``."""
+    device = torch.device(device)
+    if device.type != "cuda" or device.index is not None:
+        return device
+    # Not initialized before: asking for the current device would create a context.
+    return torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_initialized() else 0)
 
 
 def configure_torch(device: torch.device, seed: int) -> None:
@@ -66,9 +78,9 @@ def amp_dtype(device: torch.device, mode: str) -> torch.dtype | None:
     """Return the half precision to train in, or None for float32."""
     if mode == "off" or device.type != "cuda":
         return None
-    # GPUs that emulate bfloat16 (V100, T4) are slower with it than with float32.
-    is_native = torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if is_native else torch.float16
+    # GPUs before compute capability 8 (V100, T4) emulate bfloat16 more slowly than float32.
+    major, _ = torch.cuda.get_device_capability(device)
+    return torch.bfloat16 if major >= 8 else torch.float16
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
@@ -76,18 +88,30 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
-def loader_workers(device: torch.device) -> int:
+def loader_workers(device: torch.device, batch_bytes: int) -> int:
     """Return the number of loader processes.
 
     0 on a CPU, where a thread loads beside a training that uses all cores. Otherwise torch's
-    threads minus one, from 1 to 8: trainings that share a host have limited threads.
+    threads minus one, at least 1: trainings that share a host have limited threads. Fewer, with a
+    warning, if their batches of ``batch_bytes`` would not fit into shared memory.
     """
     if device.type == "cpu":
         return 0
     threads = torch.get_num_threads()
     if hasattr(os, "sched_getaffinity"):  # Linux: a scheduler may allow fewer cores
         threads = min(threads, len(os.sched_getaffinity(0)))
-    return max(1, min(8, threads - 1))
+    workers = max(1, threads - 1)
+    if not SHARED_MEMORY.is_dir():
+        return workers
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    fitting = free // (BATCHES_PER_LOADER * batch_bytes)
+    if fitting < workers:
+        warnings.warn(
+            f"{SHARED_MEMORY} has {free / 1e6:.0f} MB free: {fitting} loaders instead of {workers};"
+            " start the container with more, such as --shm-size=8g",
+            stacklevel=2,
+        )
+    return min(workers, fitting)
 
 
 def peak_memory(device: torch.device) -> int:
@@ -109,13 +133,3 @@ def describe_device(device: torch.device | str) -> str:
         text = f"model name: {platform.processor()}"
     match = re.search(r"^model name\s*: *(\S.*)$", text, re.MULTILINE)
     return f"{device} ({match[1].strip()})" if match else str(device)
-
-
-def read_augment_setting() -> str:
-    """Return the variable's value, by default "auto"; InputError if it is invalid."""
-    value = os.environ.get(AUGMENT, "auto")
-    if value not in AUGMENT_VALUES:
-        raise InputError(
-            f"{AUGMENT}: must be {', '.join(AUGMENT_VALUES)}, got {value!r}; or unset it"
-        )
-    return value

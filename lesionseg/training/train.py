@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from lesionseg.config import TrialConfig
 from lesionseg.metrics import Metrics
 from lesionseg.models import build_model
-from lesionseg.runtime.device import configure_torch, peak_memory
+from lesionseg.runtime.device import configure_torch, peak_memory, with_index
 from lesionseg.training import checkpoint
 from lesionseg.training.batches import TrainBatches
 from lesionseg.training.train_step import TrainStep
 from lesionseg.training.training_state import (
     CheckpointManager,
     State,
+    estimate_state_bytes,
     random_state,
     set_random_state,
     state_identity,
@@ -70,7 +71,7 @@ class Trainer:
         self.train_step = TrainStep(
             config, model, self._device, len(self.batches), options.accumulation_factor
         )
-        self._validator = Validator(config, data, self._device, self.batches.resident)
+        self._validator = Validator(config, data, self._device)
 
     @property
     def seconds(self) -> float:
@@ -195,25 +196,29 @@ def train(
         Suspended: ``options.should_suspend`` returned True.
     """
     options = options or TrainOptions()
+    options = replace(options, device=with_index(options.device))
     configure_torch(options.device, config.seed)
     model = options.model or build_model(config.model, image_size=config.image_size)
     parts = {"train": data.train, "val": data.val, "keep": options.keep}
     identity = state_identity(config, data.cache, **parts)
     checkpoints = CheckpointManager(options.state_path, identity, options.on_saved)
     trainer = Trainer(config, data, model, options, checkpoints)
+    checkpoints.expect_bytes(estimate_state_bytes(model, config))
     if checkpoints.load(trainer):
         options.on_resume(tuple(trainer.history))
     stopped = trainer.run(on_epoch)
     assert trainer.best is not None and trainer.best_weights is not None
-    if options.weights_path is not None:
-        checkpoint.save(options.weights_path, trainer.best_weights, config)
+    model.load_state_dict(trainer.best_weights)
+    weights_path = options.weights_path if options.should_write() else None
+    if weights_path is not None:
+        checkpoint.save(weights_path, trainer.best_weights, config)
     return TrainResult(
         best=trainer.best,
         history=tuple(trainer.history),
         stopped=stopped,
         seconds=trainer.seconds,
         peak_memory=trainer.peak_memory,
-        checkpoint=options.weights_path,
+        checkpoint=weights_path,
     )
 
 

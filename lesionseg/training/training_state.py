@@ -1,8 +1,8 @@
 """The state of an unfinished training on disk, from which it is resumed bit-exactly.
 
 A state file holds tensors, dicts, lists, strings and numbers only and is loaded as such, so that
-it cannot execute code. It is written beside its path, synced and renamed. A save waits until the
-previous one has cost less than a twentieth of the time since.
+it cannot execute code. It is written beside its path, synced and renamed. A save waits until it
+costs less than a twentieth of the time since the previous one; the first one's cost is estimated.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 FORMAT = "lesionsearch-state/3"
 #: The time between saves is at least this multiple of the duration of a save.
 MIN_INTERVAL_FACTOR = 20.0
+#: Assumed speed of the first save in bytes per second, that of a slow network file system.
+ASSUMED_BYTES_PER_S = 200e6
 #: Minimum time between saves within an epoch.
 MID_EPOCH_INTERVAL_S = 300.0
 
@@ -43,7 +45,7 @@ class CheckpointManager:
 
     path: the file; None to save nothing.
     identity: of ``state_identity``; only a state with the same identity is loaded.
-    on_saved: called after each save with the number of completed epochs.
+    on_saved: called after each save with the number of completed epochs and its seconds.
     clock: returns seconds; only differences matter.
     """
 
@@ -51,11 +53,15 @@ class CheckpointManager:
         self,
         path: Path | None,
         identity: Mapping[str, str],
-        on_saved: Callable[[int], None] = lambda epochs: None,
+        on_saved: Callable[[int, float], None] = lambda epochs, seconds: None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._path, self._identity, self._on_saved = path, identity, on_saved
         self._clock, self._save_seconds, self._saved_at = clock, 0.0, clock()
+
+    def expect_bytes(self, n_bytes: int) -> None:
+        """Estimate the duration of the first save from the size of the state."""
+        self._save_seconds = n_bytes / ASSUMED_BYTES_PER_S
 
     def load(self, training: Stateful) -> bool:
         """Load the file into the training and return whether that succeeded.
@@ -97,7 +103,7 @@ class CheckpointManager:
         finally:
             self._saved_at = self._clock()
             self._save_seconds = self._saved_at - start
-        self._on_saved(epochs)
+        self._on_saved(epochs, self._save_seconds)
         return True
 
 
@@ -119,6 +125,12 @@ def state_identity(config: TrialConfig, cache: Cache, **parts: Any) -> dict[str,
         return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 
     return {"configuration": config.digest()} | {k: to_text(v) for k, v in parts.items()}
+
+
+def estimate_state_bytes(model: nn.Module, config: TrialConfig) -> int:
+    """Return the approximate size of a state: weights, best weights, optimizer, average."""
+    weights: int = sum(tensor.nbytes for tensor in model.state_dict().values())
+    return weights * (4 + bool(config.ema))
 
 
 def save_state(path: Path, state: Mapping[str, Any], identity: Mapping[str, str]) -> None:

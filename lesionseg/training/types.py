@@ -56,8 +56,10 @@ class TrainOptions:
     """How to run a training; except for ``model`` and ``keep`` the result does not depend on it.
 
     device: device to train on.
-    model: network built beforehand from the configuration; None builds one.
+    model: network built beforehand from the configuration; None builds one. After the training it
+        has the kept weights.
     weights_path: .safetensors file for the kept weights; None writes none.
+    should_write: called at the end; False writes no weights.
     keep: whether to keep the weights of the epoch with the best validation Dice or of the last.
     state_path: file for the state of the unfinished training. A valid state of the same training
         is resumed; otherwise the training starts from the beginning. The file remains after the
@@ -69,19 +71,21 @@ class TrainOptions:
     on_resume: called first if a state was loaded, with the completed epochs. ``on_epoch`` is
         called again for epochs after the last save.
     on_step: called after each step with epoch and step, from 1, and the steps per epoch.
-    on_saved: called after each save of the state with the number of completed epochs.
+    on_saved: called after each save of the state with the number of completed epochs and the
+        duration of the save in seconds.
     """
 
     device: torch.device = torch.device("cpu")
     model: nn.Module | None = None
     weights_path: Path | None = None
+    should_write: Callable[[], bool] = lambda: True
     keep: Literal["best", "last"] = "best"
     state_path: Path | None = None
     accumulation_factor: int = 1
     should_suspend: Callable[[], bool] = lambda: False
     on_resume: Callable[[tuple[EpochRecord, ...]], None] = lambda records: None
     on_step: Callable[[int, int, int], None] = lambda epoch, step, steps: None
-    on_saved: Callable[[int], None] = lambda epochs: None
+    on_saved: Callable[[int, float], None] = lambda epochs, seconds: None
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ class TrainResult:
     best: record of the epoch whose weights were kept.
     seconds: training time, summed over suspensions.
     peak_memory: bytes, of the device for CUDA, else of the process; the maximum over suspensions.
-    checkpoint: file of the weights, if a path was given.
+    checkpoint: file of the weights, if they were written.
     """
 
     best: EpochRecord

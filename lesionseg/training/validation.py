@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from lesionseg import metrics
 from lesionseg.config import TrialConfig
-from lesionseg.data.device_cache import DeviceCache
 from lesionseg.data.loader import iterate_batches, to_device
 from lesionseg.losses import Loss, build_loss
 from lesionseg.metrics import Metrics
@@ -30,14 +29,8 @@ class Validator:
     between configurations of one loss. Pixels are counted on the device and scored once.
     """
 
-    def __init__(
-        self,
-        config: TrialConfig,
-        data: TrainData,
-        device: torch.device,
-        resident: DeviceCache | None,
-    ) -> None:
-        self._data, self._device, self._resident = data, device, resident
+    def __init__(self, config: TrialConfig, data: TrainData, device: torch.device) -> None:
+        self._data, self._device = data, device
         self._loss: Loss = build_loss(config.loss, overlap=config.overlap)
         self._dtype = amp_dtype(device, config.amp)
         factor = CUDA_BATCH_FACTOR if device.type == "cuda" else 1
@@ -69,11 +62,7 @@ class Validator:
         self, model: nn.Module, members: NDArray[np.int64]
     ) -> tuple[Tensor, Tensor]:
         """Return the sum of the losses of some images and the pixel counts [N, 4]."""
-        if self._resident:
-            rows = self._resident.positions(members).to(self._device)
-            batch = self._resident.images[rows], self._resident.masks[rows]
-        else:
-            batch = next(iterate_batches(self._data.cache, members, len(members)))
+        batch = next(iterate_batches(self._data.cache, members, len(members)))
         images, masks = to_device(batch, self._device)
         with autocast(self._device, self._dtype):
             logits = model(images)

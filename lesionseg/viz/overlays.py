@@ -71,6 +71,7 @@ def write_overlays(
     folder: Path,
     device: torch.device,
     inference: Inference = DEFAULT_INFERENCE,
+    amp: str = "auto",
 ) -> tuple[tuple[str, str], ...]:
     """Write the overlays of the best, median and worst images of an evaluation of the model.
 
@@ -90,6 +91,7 @@ def write_overlays(
         [record for _, _, record in examples],
         device=device,
         inference=inference,
+        amp=amp,
         on_image=lambda record, predicted, truth: masks.append((predicted, truth)),
     )
     written: list[tuple[str, str]] = []

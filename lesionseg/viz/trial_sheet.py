@@ -46,14 +46,19 @@ def select_by_area(cache: Cache, members: Positions, n: int = SHEET_IMAGES) -> P
 
 
 def write_trial_sheet(
-    model: nn.Module, cache: Cache, members: Positions, path: Path, device: torch.device
+    model: nn.Module,
+    cache: Cache,
+    members: Positions,
+    path: Path,
+    device: torch.device,
+    amp: str = "auto",
 ) -> None:
     """Write the members' images as a JPEG of at most MAX_BYTES, atomically.
 
     Predicted outlines are at a probability of 0.5. Below each image are its name and its Dice at
     the cache's size. The model is left in evaluation mode.
     """
-    probabilities = predict_probabilities(model, cache, members, device=device)
+    probabilities = predict_probabilities(model, cache, members, device=device, amp=amp)
     tiles = [
         _draw_tile(cache.images[i], cache.masks[i], probability, cache.names[i])
         for i, probability in zip(members, probabilities, strict=True)

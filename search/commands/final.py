@@ -21,7 +21,7 @@ def final(
 ) -> None:
     """Retrain a study's best configuration and evaluate it once on the test images."""
     from lesionseg.data.merge import to_optional_roots
-    from search.monitoring.console import make_console
+    from search.monitoring.console import make_console, progress_bar
     from search.monitoring.status import find_run
     from search.results.final_test import run_final_test
     from search.results.report import write_report
@@ -31,10 +31,11 @@ def final(
     from search.study.opening import open_study
     from search.trial_process.resources import default_slot
 
-    folder = find_run(name)
+    folder, console = find_run(name), make_console()
     with lock_study(folder), SignalHandler().installed():
         opened = open_study(folder, storage=storage, data=to_optional_roots(data))
-        report = run_final_test(opened, default_slot(device, threads), again=again)
-    console = make_console()
+        slot = default_slot(device, threads)
+        with progress_bar(console, "retraining, epochs") as on_progress:
+            report = run_final_test(opened, slot, again=again, on_progress=on_progress)
     print_final_report(console, report)
     console.print(f"report: {write_report(folder, storage=storage)}", markup=False)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -45,17 +46,25 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def run_final_test(opened: OpenStudy, slot: Slot, *, again: bool = False) -> FinalReport:
+def run_final_test(
+    opened: OpenStudy,
+    slot: Slot,
+    *,
+    again: bool = False,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> FinalReport:
     """Retrain the best configuration, evaluate it on the test images and write ``final/``.
 
     If the best trial was tested before with the same settings, the stored result is returned. Every
     test evaluation is counted, because more than one makes the result optimistic. The folder
-    ``final/`` is replaced as a whole; after an error it is unchanged.
+    ``final/`` is replaced as a whole; after an error it is unchanged. An interrupted retraining
+    resumes from the state in ``final.partial/``.
 
     Args:
         opened: the study.
         slot: device and number of threads.
         again: test again even if there is a stored result.
+        on_progress: called with the completed and the total epochs of the retraining.
 
     Returns:
         The content of ``final/metrics.json`` (docs/report.md).
@@ -70,18 +79,31 @@ def run_final_test(opened: OpenStudy, slot: Slot, *, again: bool = False) -> Fin
         return cast(FinalReport, stored)
     final, partial = opened.folder / "final", opened.folder / "final.partial"
     previous = opened.folder / "final.old"
-    for folder in (partial, previous):
-        shutil.rmtree(folder, ignore_errors=True)
-    partial.mkdir(parents=True)
+    shutil.rmtree(previous, ignore_errors=True)
+    if partial.is_dir():
+        _delete_all_but_states(partial)
+    partial.mkdir(parents=True, exist_ok=True)
     try:
-        report = _retrain_and_test(opened, slot, trial, partial)
-        if final.exists():
-            final.rename(previous)
-        partial.rename(final)
-        shutil.rmtree(previous, ignore_errors=True)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        report = _retrain_and_test(opened, slot, trial, partial, on_progress)
+    except BaseException:
+        _delete_all_but_states(partial)
+        raise
+    if final.exists():
+        final.rename(previous)
+    partial.rename(final)
+    shutil.rmtree(previous, ignore_errors=True)
     return report
+
+
+def _delete_all_but_states(folder: Path) -> None:
+    """Delete what an interrupted final test left, except for the states of its trainings."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.suffix != ".pt":
+            path.unlink()
+    with suppress(OSError):  # it holds states
+        folder.rmdir()
 
 
 def best_trial(study: optuna.Study) -> FrozenTrial:
@@ -100,12 +122,23 @@ def best_trial(study: optuna.Study) -> FrozenTrial:
 
 
 def _retrain_and_test(
-    opened: OpenStudy, slot: Slot, trial: FrozenTrial, folder: Path
+    opened: OpenStudy,
+    slot: Slot,
+    trial: FrozenTrial,
+    folder: Path,
+    on_progress: Callable[[int, int], None],
 ) -> FinalReport:
     """Write the files of ``final/`` to a folder; return the content of metrics.json."""
     config = TrialConfig.from_dict(trial_records.config_of(trial))
     configs = [replace(config, seed=config.seed + i) for i in range(opened.spec.final.seeds)]
-    models = [retrain(opened, slot, trial, each, folder) for each in configs]
+    total = config.epochs * len(configs)
+    models = [
+        retrain(
+            opened, slot, trial, each, folder,
+            on_epoch=lambda epoch, i=i: on_progress(i * config.epochs + epoch, total),  # type: ignore[misc]
+        )
+        for i, each in enumerate(configs)
+    ]  # fmt: skip
     # By validation Dice, never by test Dice; of equals the first.
     selected = max(models, key=lambda model: model.val_dice)
     weights = folder / "model.safetensors"
@@ -115,9 +148,10 @@ def _retrain_and_test(
     choice = select_inference(opened, slot, trial, weights)
     test_evaluations = record_test_evaluation(opened.study)
     records, overlays = read_test_records(opened), folder / "overlays"
-    tested = evaluate_checkpoint(
-        EvaluateJob(weights, opened.cache.path, records, slot.device, slot.threads, overlays)
+    job = EvaluateJob(
+        weights, opened.cache.path, records, slot.device, slot.threads, overlays, share=slot.share
     )
+    tested = evaluate_checkpoint(job)
     report: FinalReport = {
         "study": opened.name,
         "trial": trial.number,
@@ -156,6 +190,8 @@ def _retrain_and_test(
         fingerprint=str(opened.study.user_attrs["data"]),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
+    for state in folder.glob("state_*.pt"):
+        state.unlink()
     stored: FinalReport = json.loads((folder / "metrics.json").read_text())
     return stored
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from optuna.trial import FrozenTrial
 
@@ -17,7 +19,6 @@ from search.errors import JobFailed
 from search.results.evaluation import run_job
 from search.storage.retention import WEIGHTS
 from search.study.opening import OpenStudy
-from search.trial_process.process import TrialProcess
 from search.trial_process.protocol import (
     InferenceSelected,
     JobError,
@@ -27,6 +28,7 @@ from search.trial_process.protocol import (
     TrainJob,
 )
 from search.trial_process.slot import Slot
+from search.trial_process.supervisor import Limits, StopConditions, supervise_in_parts
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,21 @@ def retrain(
     trial: FrozenTrial,
     config: TrialConfig,
     folder: Path,
+    on_epoch: Callable[[int], None] = lambda epoch: None,
 ) -> RetrainedModel:
     """Train a trial's configuration again and write its weights to ``folder``.
 
     With ``final.fit_on: train_val`` there are no images left to select an epoch on. The training
-    then ends at the best epoch of the trial.
+    then ends at the best epoch of the trial. Its state is saved in ``folder``, so that it resumes
+    after an interruption. Batches are computed in as many parts as the trial needed.
+
+    Args:
+        opened: the study.
+        slot: device and number of threads.
+        trial: the trial.
+        config: its configuration, possibly with another seed.
+        folder: for weights and state.
+        on_epoch: called with the number of completed epochs.
 
     Raises:
         JobFailed: the training failed; the message contains the reason.
@@ -72,24 +84,34 @@ def retrain(
         slot.threads,
         weights_path=weights,
         keep="last" if on_train_val else "best",
+        state_path=folder / f"state_{config.seed}.pt",
+        accumulation_factor=trial.user_attrs.get("accumulation_factor", 1),
+        keep_stopped=True,
+        share=slot.share,
         imports=required_imports([config.model.name]),
     )
     last_epoch = int(trial.user_attrs["best_epoch"]) if on_train_val else config.epochs
     built = ModelBuilt(0, 0)
-    with TrialProcess(job) as process:
-        for message in process.messages():
-            match message:
-                case ModelBuilt():
-                    built = message
-                    process.reply(stop=False)
-                case EpochRecord():
-                    process.reply(stop=on_train_val and message.epoch >= last_epoch)
-                case Trained(result):
-                    return RetrainedModel(config.seed, result, built.params, built.macs, weights)
-                case JobError(reason, text):
-                    raise JobFailed(
-                        f"final: the retraining of trial {trial.number} failed: {reason}: {text}"
-                    )
+
+    def on_message(message: Any) -> bool:
+        nonlocal built
+        match message:
+            case ModelBuilt():
+                built = message
+            case EpochRecord(epoch):
+                on_epoch(epoch)
+                return on_train_val and epoch >= last_epoch
+        return False
+
+    memory_bytes = None if slot.memory_gb is None else int(slot.memory_gb * 1e9)
+    limits = Limits(memory_bytes=memory_bytes)
+    match supervise_in_parts(job, on_message, limits, StopConditions()):
+        case Trained(result):
+            return RetrainedModel(config.seed, result, built.params, built.macs, weights)
+        case JobError(reason, text):
+            raise JobFailed(
+                f"final: the retraining of trial {trial.number} failed: {reason}: {text}"
+            )
     raise AssertionError("a training process ends with Trained or JobError")
 
 
@@ -117,7 +139,7 @@ def select_inference(
         shutil.copy(stored, evaluated)
     job = SelectInferenceJob(
         evaluated, opened.cache.path, opened.trial_data.val, slot.device, slot.threads,
-        tta=final.tta, postprocess=final.postprocess,
+        tta=final.tta, postprocess=final.postprocess, share=slot.share,
     )  # fmt: skip
     choice = run_job(job, InferenceSelected, "the selection of inference steps").choice
     if evaluated != weights:

@@ -38,15 +38,21 @@ STEP_MESSAGE_S = 5.0
 def run_job(job: protocol.Job, pipe: Connection) -> protocol.JobOutcome:
     """Run a job; messages are sent to ``pipe``, and replies read from it."""
     torch.set_num_threads(job.threads)
-    if pick_device(job.device).type == "cpu":
+    device = pick_device(job.device)
+    if device.type == "cpu":
         retain_freed_memory()
+    elif device.type == "cuda":
+        # Without it, parts of torch would create a context on the first GPU too.
+        torch.cuda.set_device(device)
+        if job.share < 1:
+            torch.cuda.set_per_process_memory_fraction(job.share, device)
     match job:
         case protocol.TrainJob():
-            return _train(job, pipe)
+            return _train(job, device, pipe)
         case protocol.SelectInferenceJob():
-            return _select_inference(job)
+            return _select_inference(job, device)
         case protocol.EvaluateJob():
-            return _evaluate(job)
+            return _evaluate(job, device)
 
 
 def describe_error(error: Exception, trace: str) -> protocol.JobError:
@@ -72,11 +78,10 @@ def _reason_of(error: Exception) -> protocol.ErrorReason:
     return protocol.ErrorReason.CRASH
 
 
-def _train(job: protocol.TrainJob, pipe: Connection) -> protocol.Trained | protocol.Suspended:
+def _train(
+    job: protocol.TrainJob, device: torch.device, pipe: Connection
+) -> protocol.Trained | protocol.Suspended:
     config = TrialConfig.from_dict(job.config)
-    device = pick_device(job.device)
-    if device.type == "cuda" and job.share < 1:
-        torch.cuda.set_per_process_memory_fraction(job.share, device)
     torch.manual_seed(config.seed)  # before the weights are initialized
     model = build_model(config.model, image_size=config.image_size)
     channel = Channel(pipe)
@@ -93,30 +98,31 @@ def _train(job: protocol.TrainJob, pipe: Connection) -> protocol.Trained | proto
                 device=device,
                 model=model,
                 weights_path=job.weights_path,
+                should_write=lambda: job.keep_stopped or not channel.stopped,
                 keep=job.keep,
                 state_path=job.state_path,
                 accumulation_factor=job.accumulation_factor,
                 should_suspend=channel.is_suspended,
                 on_resume=lambda history: pipe.send(protocol.Resumed(history)),
                 on_step=channel.send_step,
-                on_saved=lambda epoch: pipe.send(protocol.StateSaved(epoch)),
+                on_saved=lambda epoch, seconds: pipe.send(protocol.StateSaved(epoch, seconds)),
             ),
         )
     except Suspended as suspended:
-        return protocol.Suspended(suspended.epoch)
-    if job.picture_path is not None and job.weights_path is not None:
+        return protocol.Suspended(suspended.epoch, suspended.saved)
+    if job.picture_path is not None and (job.keep_stopped or not channel.stopped):
         with contextlib.suppress(Exception):  # an error costs only the picture
-            model, _ = checkpoint.load(job.weights_path)  # the kept weights
             images = select_by_area(data.cache, job.val)
-            write_trial_sheet(model, data.cache, images, job.picture_path, device)
+            write_trial_sheet(model, data.cache, images, job.picture_path, device, config.amp)
     return protocol.Trained(result)
 
 
 class Channel:
-    """The training's end of the pipe."""
+    """The training's end of the pipe. stopped: whether it was told to stop."""
 
     def __init__(self, pipe: Connection) -> None:
-        self.pipe, self.suspended, self.last_step_at = pipe, False, time.monotonic()
+        self.pipe, self.suspended, self.stopped = pipe, False, False
+        self.last_step_at = time.monotonic()
 
     def send(self, message: protocol.ModelBuilt | EpochRecord) -> bool:
         """Send a message and wait for the reply; return whether to stop."""
@@ -125,7 +131,8 @@ class Channel:
             return False
         reply = self.pipe.recv()
         self.suspended = reply == protocol.Reply.SUSPEND
-        return bool(reply == protocol.Reply.STOP)
+        self.stopped = reply == protocol.Reply.STOP
+        return self.stopped
 
     def is_suspended(self) -> bool:
         if not self.suspended and self.pipe.poll():
@@ -139,14 +146,17 @@ class Channel:
             self.pipe.send(protocol.StepDone(epoch, step, steps))
 
 
-def _select_inference(job: protocol.SelectInferenceJob) -> protocol.InferenceSelected:
-    model, _ = checkpoint.load(job.weights)
+def _select_inference(
+    job: protocol.SelectInferenceJob, device: torch.device
+) -> protocol.InferenceSelected:
+    model, config = checkpoint.load(job.weights)
     cache = Cache(job.cache)
     choice = select_inference(
         model,
         cache.images[job.val],
         cache.masks[job.val],
-        device=pick_device(job.device),
+        device=device,
+        amp=config.amp,
         ttas=("none", "flips", "d4") if job.tta else ("none",),
         postprocess=job.postprocess,
     )
@@ -154,10 +164,10 @@ def _select_inference(job: protocol.SelectInferenceJob) -> protocol.InferenceSel
     return protocol.InferenceSelected(choice)
 
 
-def _evaluate(job: protocol.EvaluateJob) -> protocol.Evaluated:
+def _evaluate(job: protocol.EvaluateJob, device: torch.device) -> protocol.Evaluated:
     model, config = checkpoint.load(job.weights)
     inference = checkpoint.read_inference(job.weights)
-    cache, device = Cache(job.cache), pick_device(job.device)
+    cache = Cache(job.cache)
     masks: dict[str, NDArray[np.bool_]] = {}
 
     def keep_mask(record: Record, predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> None:
@@ -165,13 +175,14 @@ def _evaluate(job: protocol.EvaluateJob) -> protocol.Evaluated:
             masks[record.name] = overlays.shrink_mask(predicted)
 
     evaluation = evaluate(
-        model, cache, job.records, device=device, inference=inference, on_image=keep_mask
-    )
+        model, cache, job.records, device=device, inference=inference, amp=config.amp,
+        on_image=keep_mask,
+    )  # fmt: skip
     speed = {
-        kind: images_per_second(model, config.image_size, device, size)
+        kind: images_per_second(model, config.image_size, device, size, config.amp)
         for kind, size in (("batch", 16), ("single", 1))
     }
     files = job.overlays and overlays.write_overlays(
-        model, cache, evaluation, job.overlays, device, inference
+        model, cache, evaluation, job.overlays, device, inference, config.amp
     )
     return protocol.Evaluated(evaluation, speed, files or (), masks)

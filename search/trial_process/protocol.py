@@ -44,8 +44,13 @@ class Reply(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class JobOptions:
-    """program: the module that runs the job. imports: what the fork server imports besides it."""
+    """Options of every job.
 
+    share: of the GPU's memory, in (0, 1]. program: the module that runs the job. imports: what
+    the fork server imports besides it.
+    """
+
+    share: float = 1.0
     program: str = CHILD_PROGRAM
     imports: tuple[str, ...] = ()
 
@@ -55,8 +60,8 @@ class TrainJob(JobOptions):
     """One training. config: a ``TrialConfig`` as plain data; train, val: positions in the cache.
 
     A training resumes from the state at ``state_path``, if there is one. accumulation_factor:
-    greater than 1 after an out-of-memory error. share: of the GPU's memory, in (0, 1].
-    picture_path: for outlines on some validation images; requires ``weights_path``.
+    greater than 1 after an out-of-memory error. picture_path: for outlines on some validation
+    images. keep_stopped: whether a training that was told to stop writes weights and picture too.
     """
 
     config: dict[str, Any]
@@ -69,8 +74,8 @@ class TrainJob(JobOptions):
     keep: Literal["best", "last"] = "best"
     state_path: Path | None = None
     accumulation_factor: int = 1
-    share: float = 1.0
     picture_path: Path | None = None
+    keep_stopped: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,16 +137,21 @@ class StepDone:
 
 @dataclass(frozen=True)
 class StateSaved:
-    """The training state was written. epoch: number of epochs in it."""
+    """The training state was written. epoch: number of epochs in it; seconds: its duration."""
 
     epoch: int
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class Suspended:
-    """The training state was saved and the training ended. epoch: number of epochs in the state."""
+    """The training ended on request. epoch: number of epochs in the last saved state.
+
+    saved: whether that is the state at the end; if not, it could not be written in time.
+    """
 
     epoch: int
+    saved: bool = True
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 
 from lesionseg.errors import InputError
-from lesionseg.runtime.device import pick_device, read_augment_setting
+from lesionseg.runtime.device import pick_device
 from search.trial_process.slot import Slot
 
 #: Part of the host's memory that all trainings may use together.
@@ -28,7 +28,6 @@ def default_slot(
 
     None for threads is all cores of this process, and for memory_gb 90% of the host's memory.
     """
-    read_augment_setting()
     memory_gb = memory_gb or _host_memory_gb() * MEMORY_SHARE
     return Slot(str(pick_device(device)), threads or count_cores(), share, memory_gb)
 
@@ -56,13 +55,15 @@ def local_slots(
     Raises:
         InputError: the options contradict, or a device does not exist.
     """
-    read_augment_setting()
     if gpus is not None and workers is not None:
         raise InputError("--gpus and --workers: give one; --workers-per-gpu sets workers of a GPU")
     if gpus is None and workers is None:
         if workers_per_gpu == 1:
             return [default_slot(device, threads)]
-        gpus = "0" if device == "auto" else device.removeprefix("cuda:").removeprefix("cuda")
+        shared = pick_device("cuda" if device == "auto" else device)
+        if shared.type != "cuda":
+            raise InputError(f"--workers-per-gpu: --device is {device}; use --workers")
+        gpus = str(shared.index)
     if gpus is not None:
         devices, share = _gpu_devices(gpus, workers_per_gpu), 1 / workers_per_gpu
     else:

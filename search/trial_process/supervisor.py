@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lesionseg.training.types import EpochRecord
@@ -23,9 +23,11 @@ from search.trial_process.protocol import (
 POLL_S, MEMORY_POLL_S = 0.2, 0.5
 #: Seconds within which a signal that reached a training has reached its worker too.
 SIGNAL_DELAY_S = 0.1
-#: Seconds that a training has to save its state. A scheduler that preempts a machine leaves tens
-#: of seconds, sometimes ten.
-SUSPEND_TIMEOUT_S = 7.0
+#: Seconds that a training has to save its state: at least and at most. Container runtimes kill
+#: after 10 s by default, SLURM and Kubernetes after 30 s.
+SUSPEND_TIMEOUT_S, MAX_SUSPEND_TIMEOUT_S = 7.0, 25.0
+#: Seconds per parameter of the first save, estimated: 20 bytes at 200 MB/s.
+SAVE_S_PER_PARAMETER = 20 / 200e6
 
 
 class LeaseLost(RuntimeError):
@@ -65,11 +67,36 @@ def supervise(
         return Supervisor(process, on_message, limits, conditions).run()
 
 
+def supervise_in_parts(
+    job: TrainJob,
+    on_message: Callable[[Any], bool],
+    limits: Limits,
+    conditions: StopConditions,
+    on_out_of_memory: Callable[[int, str], None] = lambda factor, message: None,
+) -> JobOutcome:
+    """Run ``supervise``, again with batches in more parts as long as memory does not suffice.
+
+    on_out_of_memory: called before each repetition with the new accumulation factor and the
+        error's message.
+    """
+    while True:
+        outcome = supervise(job, on_message, limits, conditions)
+        if not isinstance(outcome, JobError) or outcome.reason != ErrorReason.OOM:
+            return outcome
+        factor = 2 * job.accumulation_factor
+        if job.config["accumulate"] * factor > job.config["batch_size"]:
+            return outcome  # a part would have less than one image
+        job = replace(job, accumulation_factor=factor)
+        on_out_of_memory(factor, outcome.message)
+
+
 @dataclass
 class Supervisor:
     """Relays the messages of one process and enforces its limits.
 
     suspended_at: when the process was told to suspend.
+    saved_epoch: number of epochs in the last saved state.
+    save_s: seconds that a save of the state takes, first an estimate.
     """
 
     process: TrialProcess
@@ -78,6 +105,7 @@ class Supervisor:
     conditions: StopConditions
     suspended_at: float | None = None
     saved_epoch: int = 0
+    save_s: float = 0.0
 
     def __post_init__(self) -> None:
         self.started_at = self.last_message_at = self.memory_checked_at = time.monotonic()
@@ -90,7 +118,7 @@ class Supervisor:
                     # A service manager signals the whole process group, trainings included.
                     time.sleep(SIGNAL_DELAY_S)
                     if self.conditions.suspend():
-                        return Suspended(self.saved_epoch)
+                        return Suspended(self.saved_epoch, saved=False)
                 return message
             if message is not None:
                 self._handle(message)
@@ -100,8 +128,10 @@ class Supervisor:
                 return outcome
 
     def _handle(self, message: Any) -> None:
+        if isinstance(message, ModelBuilt):
+            self.save_s = message.params * SAVE_S_PER_PARAMETER
         if isinstance(message, StateSaved):
-            self.saved_epoch = message.epoch
+            self.saved_epoch, self.save_s = message.epoch, message.seconds
         stop = self.on_message(message)
         # A process that was told to suspend already has its reply.
         if isinstance(message, ModelBuilt | EpochRecord) and self.suspended_at is None:
@@ -118,8 +148,10 @@ class Supervisor:
             self.suspended_at = now
             self.process.suspend()
         if self.suspended_at is not None:
-            timed_out = now - self.suspended_at > SUSPEND_TIMEOUT_S
-            return Suspended(self.saved_epoch) if timed_out else None
+            # Twice the last duration, besides the end of the current step.
+            timeout_s = SUSPEND_TIMEOUT_S + 2 * self.save_s
+            is_late = now - self.suspended_at > min(timeout_s, MAX_SUSPEND_TIMEOUT_S)
+            return Suspended(self.saved_epoch, saved=False) if is_late else None
         return self.check_time(now) or self._check_memory(now)
 
     def check_time(self, now: float) -> JobError | None:

@@ -15,7 +15,7 @@ from search.storage.leases import TrialLeases
 from search.storage.training_time import TimeBudget
 from search.study.location import StudyLocation
 from search.study.opening import OpenStudy
-from search.trial_process.resources import local_slots
+from search.trial_process.resources import count_cores, default_slot, local_slots
 from search.trial_process.slot import Slot, StopEvent
 from search.workers.launchers.launcher import LaunchContext, RestartPolicy
 from search.workers.launchers.local import LocalLauncher
@@ -25,6 +25,8 @@ from search.workers.worker_result import StopReason
 ENGINES = ("local", "ray", "slurm")
 #: Jobs of a cluster wait in a queue, and are replaced less often than processes.
 SLURM_RESTARTS = RestartPolicy(max_failures=6, first_pause_s=2.0, steady_s=600.0)
+#: CPUs of a worker on Ray: its training and three loaders; fewer if this host has fewer cores.
+RAY_CPUS = 4
 #: Seconds between two reads of the trials, and between two searches for dead workers.
 POLL_S, REAP_S = 1.0, 5.0
 
@@ -34,7 +36,8 @@ class WorkerPool:
     """Workers of a study. slots: of this host; for a cluster one, that of each worker.
 
     workers: the largest number on a cluster; None for as many as fit. alone: whether this process
-    is the only worker. settings: of the engine, such as SLURM's partition.
+    is the only worker. settings: of the engine, such as SLURM's partition. final_slot: where the
+    final test runs.
     """
 
     engine: str = "local"
@@ -42,6 +45,18 @@ class WorkerPool:
     workers: int | None = None
     alone: bool = True
     settings: dict[str, str] = field(default_factory=dict)
+    device: str = "auto"
+
+    @property
+    def final_slot(self) -> Slot:
+        """The slot of the final test: that of the first local worker, or the device of the options.
+
+        A local worker's slot, so that only GPUs are used that the user named, and as many threads
+        as in the search, on which the digits of a CPU's results depend.
+        """
+        if self.engine == "local" and self.slots:
+            return self.slots[0]
+        return default_slot(self.device)
 
 
 def make_worker_pool(
@@ -68,11 +83,25 @@ def make_worker_pool(
             device, threads, workers=workers, gpus=gpus, workers_per_gpu=workers_per_gpu
         )
         alone = workers is None and gpus is None and workers_per_gpu == 1
-        return WorkerPool(slots=tuple(slots), alone=alone)
+        return WorkerPool(slots=tuple(slots), alone=alone, device=device)
     if gpus is not None:
         raise InputError(f"--gpus: the engine {engine} assigns the GPUs; use --workers")
-    slot = Slot(device, threads or 1, 1 / workers_per_gpu)
-    return WorkerPool(engine, (slot,), workers, alone=False, settings=engine_settings)
+    if engine == "slurm" and workers_per_gpu > 1:
+        raise InputError("--workers-per-gpu: a SLURM job does not share its GPUs; use --workers")
+    threads = threads or _cpus_of_engine(engine, engine_settings)
+    slot = Slot(device, threads, 1 / workers_per_gpu)
+    return WorkerPool(
+        engine, (slot,), workers, alone=False, settings=engine_settings, device=device
+    )
+
+
+def _cpus_of_engine(engine: str, settings: dict[str, str]) -> int:
+    """Return the CPUs that the engine reserves for each worker."""
+    if engine == "slurm":
+        from search.workers.launchers.slurm import SlurmSettings
+
+        return SlurmSettings.parse(settings).cpus
+    return min(RAY_CPUS, count_cores())
 
 
 def _parse_setting(text: str) -> tuple[str, str]:

@@ -15,9 +15,9 @@ from search.errors import JobFailed
 from search.storage.lease_types import Claim, Command
 from search.storage.optuna_internals import cached_trial
 from search.storage.retention import HISTORY, PICTURE, STATE, WEIGHTS
-from search.storage.trial_records import EndReason, all_trials, rank_trials
+from search.storage.trial_records import EndReason, TrialAttr, all_trials, rank_trials
 from search.trial_process import protocol
-from search.trial_process.supervisor import Limits, StopConditions, supervise
+from search.trial_process.supervisor import Limits, StopConditions, supervise_in_parts
 from search.workers.trial_context import TrialContext
 from search.workers.trial_progress import (
     FoldProgress,
@@ -70,7 +70,10 @@ class TrialRunner:
                 self._finish_trained()
             case protocol.Suspended() if self.stop == StopCause.PRUNED:
                 self._finish(TrialState.PRUNED)  # suspended just after the pruner's decision
-            case protocol.Suspended():
+            case protocol.Suspended(epoch, saved):
+                if not saved:
+                    text = f"its state could not be saved in time; it resumes after epoch {epoch}"
+                    self._set_attrs({TrialAttr.MESSAGE: text})
                 if self.context.store.local_path(self.claim.number, STATE).is_file():
                     self.context.store.put(self.claim.number, STATE)
                 requeue_trial(self.context, self.claim)  # without a state it starts again
@@ -117,20 +120,13 @@ class TrialRunner:
             suspend=lambda: context.stop_event.is_set() or context.heartbeat.command != Command.RUN,
             lease_lost=lambda: context.heartbeat.lease_lost,
         )
-        while True:
-            self.history = []
-            outcome = supervise(self._job(), self._on_message, limits, conditions)
-            accumulation_steps = self.config.accumulate * self.accumulation_factor
-            if (
-                not isinstance(outcome, protocol.JobError)
-                or outcome.reason != protocol.ErrorReason.OOM
-                or accumulation_steps * 2 > self.config.batch_size
-            ):
-                return outcome
-            self.accumulation_factor *= 2
-            self._set_attrs(
-                {"accumulation_factor": self.accumulation_factor, "oom_message": outcome.message}
-            )
+
+        def repeat(factor: int, message: str) -> None:
+            self.history, self.accumulation_factor = [], factor
+            self._set_attrs({"accumulation_factor": factor, "oom_message": message})
+
+        self.history = []
+        return supervise_in_parts(self._job(), self._on_message, limits, conditions, repeat)
 
     def _job(self) -> protocol.TrainJob:
         context, number = self.context, self.claim.number

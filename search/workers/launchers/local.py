@@ -19,7 +19,7 @@ from search.trial_process.slot import Slot
 from search.workers.launchers.launcher import LaunchContext, Launcher, ManagedWorker
 
 #: Seconds that workers have to requeue their trials before they are killed.
-STOP_TIMEOUT_S = 12.0
+STOP_TIMEOUT_S = 30.0
 #: Exit code of a worker with bad input.
 INPUT_ERROR = 2
 

@@ -27,7 +27,7 @@ from search.workers.launchers.ray_node import ActorResult, SealedJob, WorkerActo
 from search.workers.worker_result import STUDY_ENDED, Work
 
 #: Seconds that workers have to requeue their trials before they are killed.
-STOP_TIMEOUT_S = 15.0
+STOP_TIMEOUT_S = 32.0
 
 
 def run_on_ray(

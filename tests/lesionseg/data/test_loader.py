@@ -19,9 +19,7 @@ from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as tv
 
 from lesionseg.augment import build_augment
-from lesionseg.data import loader as module
 from lesionseg.data.cache import build_cache
-from lesionseg.data.device_cache import DeviceCache, PlanDataset
 from lesionseg.data.index import DatasetIndex
 from lesionseg.data.loader import (
     MEAN,
@@ -34,7 +32,6 @@ from lesionseg.data.loader import (
     make_train_loader,
     normalise,
     to_device,
-    transfer_batches,
 )
 from lesionseg.space import ComponentConfig
 from tests.search.helpers import LONG_WAIT_S, is_gone, wait_until
@@ -261,73 +258,17 @@ def test_workers_end_with_a_killed_training():
     assert gone
 
 
-@pytest.mark.parametrize("kind", ["batches", "plans"])
-def test_workers_do_not_use_cuda(cache, monkeypatch, kind):
+def test_workers_do_not_use_cuda(cache, monkeypatch):
     """A process forked after CUDA was initialised must not use it."""
 
     def touched():
         raise AssertionError("CUDA was touched")
 
-    pipeline = build_augment(FULL)
-    here = DeviceCache(cache, np.arange(30), CPU)
-    dataset = BatchDataset(cache, pipeline, 0)
-    if kind == "plans":
-        dataset = PlanDataset(here, pipeline, 0)
+    dataset = BatchDataset(cache, build_augment(FULL), 0)
     monkeypatch.setattr(torch.cuda, "_lazy_init", touched)
     loader, plan = make_train_loader(dataset, np.arange(30), 10, seed=0, workers=1)
     plan.epoch = 1
     assert len(list(loader)) == 3
-
-
-# --- beside the training, on a GPU ---------------------------------------------------------------
-
-
-class Stream:
-    """Replaces a CUDA stream; records what it waited for."""
-
-    made = 0
-
-    def __init__(self, device=None):
-        self.waited = []
-        Stream.made += 1
-
-    def wait_stream(self, other):
-        self.waited.append(other)
-
-
-class Used:
-    """Replaces a tensor on the device."""
-
-    def __init__(self):
-        self.streams = []
-
-    def record_stream(self, stream):
-        self.streams.append(stream)
-
-
-def test_all_epochs_use_one_stream(monkeypatch):
-    main, entered = Stream(), []
-    monkeypatch.setattr(Stream, "made", 0)
-    monkeypatch.setattr(torch.cuda, "Stream", Stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: main)
-
-    @contextlib.contextmanager
-    def stream(which):
-        entered.append(which)
-        yield
-
-    monkeypatch.setattr(torch.cuda, "stream", stream)
-    module._transfer_stream.cache_clear()
-    for epoch in range(3):
-        batches = list(transfer_batches(range(4), lambda _: (Used(), Used()), torch.device("cuda")))
-        assert len(batches) == 4
-        assert all(used.streams == [main] for pair in batches for used in pair)
-        (transfer_stream,) = set(entered)
-        # The transfer waits for the training once an epoch, the training for each batch.
-        assert transfer_stream.waited == [main] * (epoch + 1)
-        assert main.waited == [transfer_stream] * 4 * (epoch + 1)
-    assert Stream.made == 1
-    module._transfer_stream.cache_clear()
 
 
 # --- the order of an epoch -----------------------------------------------------------------------

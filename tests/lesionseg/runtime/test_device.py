@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import namedtuple
 from pathlib import Path
 
 import psutil
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from lesionseg.errors import InputError
+from lesionseg.runtime import device
 from lesionseg.runtime.device import (
     amp_dtype,
     autocast,
@@ -17,7 +19,9 @@ from lesionseg.runtime.device import (
     loader_workers,
     peak_memory,
     pick_device,
+    with_index,
 )
+from tests.fake_cuda import fake_cuda
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -31,7 +35,7 @@ def pretend(monkeypatch, *, cuda, mps):
 
 @pytest.mark.parametrize(
     ("cuda", "mps", "taken"),
-    [(2, True, "cuda"), (1, False, "cuda"), (0, True, "mps"), (0, False, "cpu")],
+    [(2, True, "cuda:0"), (1, False, "cuda:0"), (0, True, "mps"), (0, False, "cpu")],
 )
 def test_auto_prefers_cuda_then_mps(monkeypatch, cuda, mps, taken):
     pretend(monkeypatch, cuda=cuda, mps=mps)
@@ -41,7 +45,7 @@ def test_auto_prefers_cuda_then_mps(monkeypatch, cuda, mps, taken):
 def test_device_by_name(monkeypatch):
     pretend(monkeypatch, cuda=2, mps=True)
     for name in ("cpu", "cuda", "cuda:0", "cuda:1", "mps"):
-        assert pick_device(name) == torch.device(name)
+        assert pick_device(name) == torch.device("cuda:0" if name == "cuda" else name)
 
 
 @pytest.mark.parametrize(
@@ -94,13 +98,25 @@ def test_amp_can_be_disabled():
     assert amp_dtype(CUDA, "off") is None
 
 
-@pytest.mark.parametrize(("bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
-def test_amp_prefers_native_bfloat16(monkeypatch, bf16, dtype):
-    def supported(including_emulation=True):  # as torch answers of a V100 and of an A100
-        return bf16 or including_emulation
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:1"])
+@pytest.mark.parametrize(
+    ("capability", "dtype"),
+    [((7, 0), torch.float16), ((7, 5), torch.float16), ((8, 0), torch.bfloat16)],
+    ids=["V100", "T4", "A100"],
+)
+def test_amp_prefers_native_bfloat16(capability, dtype, name):
+    with fake_cuda(count=2, capability=capability):
+        assert amp_dtype(torch.device(name), "auto") == dtype
 
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
-    assert amp_dtype(CUDA, "auto") == dtype
+
+def test_a_cuda_device_has_an_index():
+    assert with_index("cuda") == torch.device("cuda:0")  # without a driver
+    assert with_index("cuda:1") == torch.device("cuda:1")
+    assert [with_index(name) for name in ("cpu", "mps")] == [CPU, torch.device("mps")]
+    with fake_cuda(count=2) as cuda:
+        assert pick_device("cuda") == pick_device("auto") == torch.device("cuda:0")
+        cuda.current = 1
+        assert with_index(CUDA) == torch.device("cuda:1")
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
@@ -113,15 +129,30 @@ def test_autocast_dtype(dtype):
 
 @pytest.mark.parametrize(
     ("threads", "cores", "loaders"),
-    [(1, 64, 1), (2, 64, 1), (4, 64, 3), (9, 64, 8), (64, 64, 8), (16, 3, 2), (16, 1, 1)],
+    [(1, 64, 1), (2, 64, 1), (4, 64, 3), (9, 64, 8), (64, 64, 63), (16, 3, 2), (16, 1, 1)],
 )
 def test_number_of_loader_processes(monkeypatch, threads, cores, loaders):
     """cores: those that the scheduler allows this process."""
     monkeypatch.setattr(os, "cpu_count", lambda: 256)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert loader_workers(CUDA) == loaders
-    assert loader_workers(CPU) == 0
+    monkeypatch.setattr(device, "SHARED_MEMORY", Path("/nowhere"))
+    assert loader_workers(CUDA, 1) == loaders
+    assert loader_workers(CPU, 1) == 0
+
+
+@pytest.mark.parametrize(("free_batches", "loaders"), [(100, 8), (12, 4), (11, 3), (2, 0)])
+def test_loaders_fit_into_shared_memory(monkeypatch, tmp_path, free_batches, loaders):
+    usage = namedtuple("usage", "total used free")(0, 0, free_batches * 10**6)
+    monkeypatch.setattr(device.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(device, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(9)), raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 9)
+    if loaders == 8:
+        assert loader_workers(CUDA, 10**6) == 8
+        return
+    with pytest.warns(UserWarning, match=f"has {free_batches} MB free: {loaders} loaders instead"):
+        assert loader_workers(CUDA, 10**6) == loaders
 
 
 def test_peak_memory_is_in_bytes():

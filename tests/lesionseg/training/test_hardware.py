@@ -8,11 +8,8 @@ from torch.optim import SGD, Adam, AdamW
 
 from lesionseg.config import TrialConfig
 from lesionseg.optim import optimizers
-from lesionseg.runtime.device import AUGMENT
 from lesionseg.space import ComponentConfig
-from lesionseg.training import batches
 from lesionseg.training.training_state import load_optimizer_state
-from lesionseg.training.types import Suspended
 from tests.lesionseg.small import run_training, without_seconds
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -28,50 +25,6 @@ CONFIG = TrialConfig(
 
 def records(data, **options):
     return without_seconds(run_training(CONFIG, data, **options).history)
-
-
-# --- augmentation on the device ------------------------------------------------------------------
-
-
-def test_device_augmentation_is_reproducible_and_close_to_the_hosts(data, monkeypatch):
-    host = records(data)
-    monkeypatch.setenv(AUGMENT, "device")
-    one, other = records(data), records(data)
-    assert one == other
-    assert one != host
-    # The first epoch's losses, before rounding has led the two apart.
-    assert one[0].train_loss == pytest.approx(host[0].train_loss, rel=0.05)
-
-
-def test_device_augmentation_resumes_bit_exactly(data, monkeypatch, tmp_path):
-    monkeypatch.setenv(AUGMENT, "device")
-    whole, asked = records(data), iter([False] * 6 + [True])
-    with pytest.raises(Suspended):
-        records(data, state_path=tmp_path / "s.pt", should_suspend=lambda: next(asked))
-    assert records(data, state_path=tmp_path / "s.pt") == whole
-
-
-def test_host_augments_if_the_images_do_not_fit(data, monkeypatch):
-    """Another process allocated the memory after the check."""
-    host = records(data)
-
-    def short(*given):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-
-    monkeypatch.setenv(AUGMENT, "device")
-    assert records(data) != host
-    monkeypatch.setattr(batches, "DeviceCache", short)
-    assert records(data) == host
-
-
-def test_other_errors_of_the_transfer_are_raised(data, monkeypatch):
-    def broken(*given):
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
-
-    monkeypatch.setenv(AUGMENT, "device")
-    monkeypatch.setattr(batches, "DeviceCache", broken)
-    with pytest.raises(RuntimeError, match="illegal memory access"):
-        records(data)
 
 
 # --- fused optimizers ----------------------------------------------------------------------------

@@ -3,11 +3,17 @@
 import csv
 import json
 import math
+import shutil
+import signal
 import statistics
+import subprocess
+import sys
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCard
 from optuna.trial import TrialState
@@ -21,6 +27,7 @@ from lesionseg.inference.selection import DEFAULT_INFERENCE, Inference
 from lesionseg.metrics import METRICS, SURFACE_DISTANCES
 from lesionseg.training import checkpoint
 from search.errors import JobFailed
+from search.results import final_test, retraining
 from search.results.final_test import best_trial, run_final_test
 from search.storage import trial_records
 from search.storage.study_dir import read_metrics
@@ -334,6 +341,68 @@ def test_interrupted_retraining_leaves_the_previous_result_unchanged(searched, m
         run_final_test(searched, SLOT, again=True)
     assert read_metrics(searched.folder) == report
     assert [p.name for p in searched.folder.glob("final*")] == ["final"]
+
+
+#: Kills itself as soon as the retraining has saved a state.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from search.results.final_test import run_final_test
+from search.study.opening import open_study
+from search.trial_process.slot import Slot
+
+folder = Path(sys.argv[1])
+
+def watch(done, total):
+    if list((folder / "final.partial").glob("state_*.pt")):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    run_final_test(open_study(folder), Slot("cpu", 1), on_progress=watch)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fit_on", ["train", "train_val"])
+def test_killed_retraining_resumes_bit_exactly(tiny_data, tmp_path, fit_on):
+    settings = {
+        "budget.trials": 1, "budget.epochs": 12, "data.image_size": 64, "final.fit_on": fit_on,
+        "final.seeds": 2,
+    }  # fmt: skip
+    opened = open_tiny(tiny_data, tmp_path / "s", settings)
+    search(opened)
+    whole = tmp_path / "whole"
+    shutil.copytree(opened.folder, whole)
+    expected = run_final_test(open_study(whole), SLOT)
+    killed = subprocess.run([sys.executable, "-c", KILLED, opened.folder], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (opened.folder / "final").exists()
+    epochs = []
+    report = run_final_test(opened, SLOT, on_progress=lambda done, total: epochs.append(done))
+    assert (len(epochs) < 24 and epochs[-1] == 24) or fit_on == "train_val"
+    assert report["test"] == expected["test"] and report["val"] == expected["val"]
+    ours, theirs = (f / "final" / "model.safetensors" for f in (opened.folder, whole))
+    (model, config), (other, same_config) = map(checkpoint.load, (ours, theirs))
+    assert config == same_config
+    for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    assert sorted(p.name for p in ours.parent.iterdir()) == FILES
+
+
+def test_retraining_computes_in_the_parts_that_its_trial_needed(searched, monkeypatch):
+    jobs, supervise = [], retraining.supervise_in_parts
+
+    def record(job, *rest):
+        jobs.append(job)
+        return supervise(job, *rest)
+
+    monkeypatch.setattr(retraining, "supervise_in_parts", record)
+    trial = best_trial(searched.study)
+    trial.user_attrs["accumulation_factor"] = 2
+    monkeypatch.setattr(final_test, "best_trial", lambda study: trial)
+    slot = replace(SLOT, share=0.5)
+    run_final_test(searched, slot)
+    assert [(job.accumulation_factor, job.share) for job in jobs] == [(2, 0.5)]
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ import os
 
 import psutil
 import pytest
-import torch
 
 from lesionseg.errors import InputError
 from search.trial_process import resources
@@ -15,6 +14,7 @@ from search.trial_process.resources import (
     local_slots,
 )
 from search.trial_process.slot import Slot
+from tests.fake_cuda import fake_cuda
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -110,25 +110,21 @@ def test_contradicting_options_are_refused(options, message):
     assert "\n" not in str(caught.value)
 
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", "auto"])
+def test_workers_share_a_gpu(whole, device):
+    with fake_cuda(count=2):
+        slots = local_slots(gpus="0", workers_per_gpu=2)
+        assert [(s.device, s.share) for s in slots] == [("cuda:0", 0.5)] * 2
+        assert slots[0].memory_gb == pytest.approx(whole / 2)
+        assert slots == local_slots(device, workers_per_gpu=2)
+        assert [s.device for s in local_slots(gpus="1,0")] == ["cuda:1", "cuda:0"]
 
 
-@needs_gpu
-def test_workers_share_a_gpu(whole):
-    slots = local_slots(gpus="0", workers_per_gpu=2)
-    assert [(s.device, s.share) for s in slots] == [("cuda:0", 0.5)] * 2
-    assert slots[0].memory_gb == pytest.approx(whole / 2)
-    assert slots == local_slots("cuda:0", workers_per_gpu=2)
+def test_workers_per_gpu_need_a_gpu():
+    with pytest.raises(InputError, match="--workers-per-gpu: --device is cpu; use --workers"):
+        local_slots("cpu", workers_per_gpu=2)
 
 
-@needs_gpu
 def test_workers_option_is_for_the_cpu():
-    with pytest.raises(InputError, match="--workers: for CPU workers"):
+    with fake_cuda(), pytest.raises(InputError, match="--workers: for CPU workers"):
         local_slots("cuda:0", workers=2)
-
-
-@pytest.mark.parametrize("make", [default_slot, local_slots])
-def test_invalid_environment_switch_is_refused(monkeypatch, make):
-    monkeypatch.setenv("LESIONSEARCH_AUGMENT", "gpu")
-    with pytest.raises(InputError, match=r"^LESIONSEARCH_AUGMENT: must be auto, .*, got 'gpu'"):
-        make("cpu")
