@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lesionseg.augment import reseed
-from lesionseg.augment.batched import (
+from lesionseg.augment.batched.apply import apply_plan
+from lesionseg.augment.batched.plan import (
     PackedPlan,
-    apply_plan,
     draw_plan,
     is_batchable,
     pack_plan,

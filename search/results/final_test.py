@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -19,6 +18,7 @@ from lesionseg.config import TrialConfig
 from lesionseg.data.pairs import SPLITS
 from lesionseg.inference.selection import DEFAULT_INFERENCE
 from lesionseg.runtime.device import describe_device
+from lesionseg.runtime.files import atomic_folder
 from search.errors import JobFailed
 from search.results.evaluation import (
     evaluate_checkpoint,
@@ -68,20 +68,8 @@ def run_final_test(opened: OpenStudy, slot: Slot, *, again: bool = False) -> Fin
     settings = opened.spec.final.model_dump()
     if stored and (stored["trial"], stored["final"]) == (trial.number, settings) and not again:
         return cast(FinalReport, stored)
-    final, partial = opened.folder / "final", opened.folder / "final.partial"
-    previous = opened.folder / "final.old"
-    for folder in (partial, previous):
-        shutil.rmtree(folder, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        report = _retrain_and_test(opened, slot, trial, partial)
-        if final.exists():
-            final.rename(previous)
-        partial.rename(final)
-        shutil.rmtree(previous, ignore_errors=True)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return report
+    with atomic_folder(opened.folder / "final", replace=True) as folder:
+        return _retrain_and_test(opened, slot, trial, folder)
 
 
 def best_trial(study: optuna.Study) -> FrozenTrial:
@@ -115,9 +103,7 @@ def _retrain_and_test(
     choice = select_inference(opened, slot, trial, weights)
     test_evaluations = record_test_evaluation(opened.study)
     records, overlays = read_test_records(opened), folder / "overlays"
-    tested = evaluate_checkpoint(
-        EvaluateJob(weights, opened.cache.path, records, slot.device, slot.threads, overlays)
-    )
+    tested = evaluate_checkpoint(EvaluateJob(weights, opened.cache.path, records, slot, overlays))
     report: FinalReport = {
         "study": opened.name,
         "trial": trial.number,

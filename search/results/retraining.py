@@ -68,8 +68,7 @@ def retrain(
         data.cache,
         data.train_val if on_train_val else data.train,
         data.val,
-        slot.device,
-        slot.threads,
+        slot,
         weights_path=weights,
         keep="last" if on_train_val else "best",
         imports=required_imports([config.model.name]),
@@ -116,7 +115,7 @@ def select_inference(
         evaluated = weights.with_name("search.safetensors")
         shutil.copy(stored, evaluated)
     job = SelectInferenceJob(
-        evaluated, opened.cache.path, opened.trial_data.val, slot.device, slot.threads,
+        evaluated, opened.cache.path, opened.trial_data.val, slot,
         tta=final.tta, postprocess=final.postprocess,
     )  # fmt: skip
     choice = run_job(job, InferenceSelected, "the selection of inference steps").choice

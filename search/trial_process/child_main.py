@@ -18,10 +18,8 @@ from lesionseg.data.pairs import Record
 from lesionseg.errors import InputError
 from lesionseg.inference.evaluate import evaluate
 from lesionseg.inference.selection import select_inference
-from lesionseg.models import build_model, count_params
-from lesionseg.models.cost import multiply_adds
+from lesionseg.models import build_model, count_params, multiply_adds
 from lesionseg.runtime.device import pick_device
-from lesionseg.runtime.malloc import retain_freed_memory
 from lesionseg.runtime.oom import is_out_of_memory
 from lesionseg.runtime.throughput import images_per_second
 from lesionseg.training import checkpoint
@@ -37,9 +35,7 @@ STEP_MESSAGE_S = 5.0
 
 def run_job(job: protocol.Job, pipe: Connection) -> protocol.JobOutcome:
     """Run a job; messages are sent to ``pipe``, and replies read from it."""
-    torch.set_num_threads(job.threads)
-    if pick_device(job.device).type == "cpu":
-        retain_freed_memory()
+    torch.set_num_threads(job.slot.threads)
     match job:
         case protocol.TrainJob():
             return _train(job, pipe)
@@ -74,9 +70,9 @@ def _reason_of(error: Exception) -> protocol.ErrorReason:
 
 def _train(job: protocol.TrainJob, pipe: Connection) -> protocol.Trained | protocol.Suspended:
     config = TrialConfig.from_dict(job.config)
-    device = pick_device(job.device)
-    if device.type == "cuda" and job.share < 1:
-        torch.cuda.set_per_process_memory_fraction(job.share, device)
+    device = pick_device(job.slot.device)
+    if device.type == "cuda" and job.slot.share < 1:
+        torch.cuda.set_per_process_memory_fraction(job.slot.share, device)
     torch.manual_seed(config.seed)  # before the weights are initialized
     model = build_model(config.model, image_size=config.image_size)
     channel = Channel(pipe)
@@ -99,11 +95,11 @@ def _train(job: protocol.TrainJob, pipe: Connection) -> protocol.Trained | proto
                 should_suspend=channel.is_suspended,
                 on_resume=lambda history: pipe.send(protocol.Resumed(history)),
                 on_step=channel.send_step,
-                on_saved=lambda epoch: pipe.send(protocol.StateSaved(epoch)),
+                on_saved=lambda epoch: pipe.send(protocol.StateSaved()),
             ),
         )
-    except Suspended as suspended:
-        return protocol.Suspended(suspended.epoch)
+    except Suspended:
+        return protocol.Suspended()
     if job.picture_path is not None and job.weights_path is not None:
         with contextlib.suppress(Exception):  # an error costs only the picture
             model, _ = checkpoint.load(job.weights_path)  # the kept weights
@@ -146,8 +142,8 @@ def _select_inference(job: protocol.SelectInferenceJob) -> protocol.InferenceSel
         model,
         cache.images[job.val],
         cache.masks[job.val],
-        device=pick_device(job.device),
-        ttas=("none", "flips", "d4") if job.tta else ("none",),
+        device=pick_device(job.slot.device),
+        tta=job.tta,
         postprocess=job.postprocess,
     )
     checkpoint.set_inference(job.weights, choice.inference)
@@ -157,7 +153,7 @@ def _select_inference(job: protocol.SelectInferenceJob) -> protocol.InferenceSel
 def _evaluate(job: protocol.EvaluateJob) -> protocol.Evaluated:
     model, config = checkpoint.load(job.weights)
     inference = checkpoint.read_inference(job.weights)
-    cache, device = Cache(job.cache), pick_device(job.device)
+    cache, device = Cache(job.cache), pick_device(job.slot.device)
     masks: dict[str, NDArray[np.bool_]] = {}
 
     def keep_mask(record: Record, predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> None:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from search.trial_process.slot import Slot
+
 if TYPE_CHECKING:
     from lesionseg.inference.evaluate import Evaluation
     from lesionseg.inference.selection import InferenceChoice
@@ -55,21 +57,19 @@ class TrainJob(JobOptions):
     """One training. config: a ``TrialConfig`` as plain data; train, val: positions in the cache.
 
     A training resumes from the state at ``state_path``, if there is one. accumulation_factor:
-    greater than 1 after an out-of-memory error. share: of the GPU's memory, in (0, 1].
-    picture_path: for outlines on some validation images; requires ``weights_path``.
+    greater than 1 after an out-of-memory error. picture_path: for outlines on some validation
+    images; requires ``weights_path``.
     """
 
     config: dict[str, Any]
     cache: Path
     train: NDArray[np.int64]
     val: NDArray[np.int64]
-    device: str
-    threads: int
+    slot: Slot
     weights_path: Path | None = None
     keep: Literal["best", "last"] = "best"
     state_path: Path | None = None
     accumulation_factor: int = 1
-    share: float = 1.0
     picture_path: Path | None = None
 
 
@@ -80,8 +80,7 @@ class SelectInferenceJob(JobOptions):
     weights: Path
     cache: Path
     val: NDArray[np.int64]
-    device: str
-    threads: int
+    slot: Slot
     tta: bool = True
     postprocess: bool = True
 
@@ -97,8 +96,7 @@ class EvaluateJob(JobOptions):
     weights: Path
     cache: Path
     records: tuple[Any, ...]
-    device: str
-    threads: int
+    slot: Slot
     overlays: Path | None = None
     show: tuple[str, ...] = ()
 
@@ -132,16 +130,12 @@ class StepDone:
 
 @dataclass(frozen=True)
 class StateSaved:
-    """The training state was written. epoch: number of epochs in it."""
-
-    epoch: int
+    """The training state was written."""
 
 
 @dataclass(frozen=True)
 class Suspended:
-    """The training state was saved and the training ended. epoch: number of epochs in the state."""
-
-    epoch: int
+    """The training ended on request, and resumes from the state that it saved last."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from search.trial_process.protocol import (
     JobError,
     JobOutcome,
     ModelBuilt,
-    StateSaved,
     Suspended,
     TrainJob,
 )
@@ -33,28 +32,24 @@ class LeaseLost(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Limits:
-    """None is no limit. stall_s: between two messages. elapsed_s: before this training."""
+class StopConditions:
+    """When a training ends early; checked several times per second.
+
+    total_s, stall_s, memory_bytes: limits, None for none; stall_s is between two messages, and
+    total_s includes elapsed_s before this training. suspend: save the state and end; lease_lost:
+    end now.
+    """
 
     total_s: float | None = None
     stall_s: float | None = None
     memory_bytes: int | None = None
     elapsed_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class StopConditions:
-    """Checked several times per second. suspend: save the state and end; lease_lost: end now."""
-
     suspend: Callable[[], bool] = lambda: False
     lease_lost: Callable[[], bool] = lambda: False
 
 
 def supervise(
-    job: TrainJob,
-    on_message: Callable[[Any], bool],
-    limits: Limits,
-    conditions: StopConditions,
+    job: TrainJob, on_message: Callable[[Any], bool], conditions: StopConditions
 ) -> JobOutcome:
     """Run a training in a process of its own and return its last message or how it ended.
 
@@ -62,22 +57,20 @@ def supervise(
     is whether to stop. Raises LeaseLost if another worker holds the trial.
     """
     with TrialProcess(job) as process:
-        return Supervisor(process, on_message, limits, conditions).run()
+        return Supervisor(process, on_message, conditions).run()
 
 
 @dataclass
 class Supervisor:
-    """Relays the messages of one process and enforces its limits.
+    """Relays the messages of one process and enforces its conditions.
 
     suspended_at: when the process was told to suspend.
     """
 
     process: TrialProcess
     on_message: Callable[[Any], bool]
-    limits: Limits
     conditions: StopConditions
     suspended_at: float | None = None
-    saved_epoch: int = 0
 
     def __post_init__(self) -> None:
         self.started_at = self.last_message_at = self.memory_checked_at = time.monotonic()
@@ -90,7 +83,7 @@ class Supervisor:
                     # A service manager signals the whole process group, trainings included.
                     time.sleep(SIGNAL_DELAY_S)
                     if self.conditions.suspend():
-                        return Suspended(self.saved_epoch)
+                        return Suspended()
                 return message
             if message is not None:
                 self._handle(message)
@@ -100,8 +93,6 @@ class Supervisor:
                 return outcome
 
     def _handle(self, message: Any) -> None:
-        if isinstance(message, StateSaved):
-            self.saved_epoch = message.epoch
         stop = self.on_message(message)
         # A process that was told to suspend already has its reply.
         if isinstance(message, ModelBuilt | EpochRecord) and self.suspended_at is None:
@@ -119,13 +110,13 @@ class Supervisor:
             self.process.suspend()
         if self.suspended_at is not None:
             timed_out = now - self.suspended_at > SUSPEND_TIMEOUT_S
-            return Suspended(self.saved_epoch) if timed_out else None
+            return Suspended() if timed_out else None
         return self.check_time(now) or self._check_memory(now)
 
     def check_time(self, now: float) -> JobError | None:
         """Return an error if a time limit is exceeded. now: seconds of the monotonic clock."""
-        total_s, stall_s = self.limits.total_s, self.limits.stall_s
-        if total_s is not None and self.limits.elapsed_s + now - self.started_at > total_s:
+        total_s, stall_s = self.conditions.total_s, self.conditions.stall_s
+        if total_s is not None and self.conditions.elapsed_s + now - self.started_at > total_s:
             text = f"it took longer than {total_s / 60:g} minutes (budget.trial_minutes)"
         elif stall_s is not None and now - self.last_message_at > stall_s:
             text = f"no step was done in {stall_s / 60:g} minutes (budget.stall_minutes)"
@@ -134,7 +125,7 @@ class Supervisor:
         return JobError(ErrorReason.TIMEOUT, text)
 
     def _check_memory(self, now: float) -> JobError | None:
-        limit = self.limits.memory_bytes
+        limit = self.conditions.memory_bytes
         if limit is None or now - self.memory_checked_at < MEMORY_POLL_S:
             return None
         self.memory_checked_at = now

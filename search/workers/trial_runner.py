@@ -17,7 +17,7 @@ from search.storage.optuna_internals import cached_trial
 from search.storage.retention import HISTORY, PICTURE, STATE, WEIGHTS
 from search.storage.trial_records import EndReason, all_trials, rank_trials
 from search.trial_process import protocol
-from search.trial_process.supervisor import Limits, StopConditions, supervise
+from search.trial_process.supervisor import StopConditions, supervise
 from search.workers.trial_context import TrialContext
 from search.workers.trial_progress import (
     FoldProgress,
@@ -107,19 +107,17 @@ class TrialRunner:
         """Run one training; compute batches in more parts while memory does not suffice."""
         context, budget = self.context, self.context.spec.budget
         memory_gb = context.slot.memory_gb
-        limits = Limits(
+        conditions = StopConditions(
             total_s=budget.trial_minutes and budget.trial_minutes * 60,
             stall_s=budget.stall_minutes and budget.stall_minutes * 60,
             memory_bytes=None if memory_gb is None else int(memory_gb * 1e9),
             elapsed_s=self.folds.seconds,
-        )
-        conditions = StopConditions(
             suspend=lambda: context.stop_event.is_set() or context.heartbeat.command != Command.RUN,
             lease_lost=lambda: context.heartbeat.lease_lost,
         )
         while True:
             self.history = []
-            outcome = supervise(self._job(), self._on_message, limits, conditions)
+            outcome = supervise(self._job(), self._on_message, conditions)
             accumulation_steps = self.config.accumulate * self.accumulation_factor
             if (
                 not isinstance(outcome, protocol.JobError)
@@ -141,12 +139,10 @@ class TrialRunner:
             context.data.cache,
             train,
             val,
-            context.slot.device,
-            context.slot.threads,
+            context.slot,
             weights_path=context.store.local_path(number, WEIGHTS) if is_first else None,
             state_path=context.store.local_path(number, STATE),
             accumulation_factor=self.accumulation_factor,
-            share=context.slot.share,
             picture_path=context.store.local_path(number, PICTURE) if is_first else None,
             program=context.program,
             imports=context.imports,
@@ -174,15 +170,10 @@ class TrialRunner:
     def _check_constraints(self, model: protocol.ModelBuilt) -> None:
         """Write a model's size; stop the trial if it violates a constraint of the study."""
         attrs: dict[str, Any] = {"params": model.params, "macs": model.macs}
-        constraints, violations = self.context.spec.constraints, []
+        limits, violations = self.context.spec.constraints, []
         for key, value, limit, unit in (
-            ("max_params_m", model.params / 1e6, constraints.max_params_m, "million parameters"),
-            (
-                "max_gmacs",
-                model.macs / 1e9,
-                constraints.max_gmacs,
-                "billion multiply-adds an image",
-            ),
+            ("max_params_m", model.params / 1e6, limits.max_params_m, "million parameters"),
+            ("max_gmacs", model.macs / 1e9, limits.max_gmacs, "billion multiply-adds an image"),
         ):
             if limit is None:
                 continue

@@ -67,7 +67,7 @@ def read_log(folder: Path) -> list[Line]:
 
 def record(epoch: int, dice: float, seconds: float) -> Any:
     """Return an EpochRecord; called when a ``_Deferred`` is unpickled."""
-    from lesionseg.metrics import METRICS, Metrics
+    from lesionseg.metrics.overlap import METRICS, Metrics
     from lesionseg.training.types import EpochRecord
 
     return EpochRecord(epoch, 1 - dice, 1 - dice, Metrics(*[dice] * len(METRICS)), 0.1, seconds)
@@ -120,7 +120,7 @@ class _Training:
             stopped = self._send(ModelBuilt(1_000_000, 1_000_000)) or self._train()
         except _Suspend:
             self._save()
-            return Suspended(self.epoch)
+            return Suspended()
         _write(self.weights, f"weights of {self.digest}")
         return Trained(_Deferred(result, self._records(), stopped, self.weights))
 
@@ -140,7 +140,7 @@ class _Training:
                 return True
             if epoch < self.epochs:
                 self._save()
-                self.pipe.send(StateSaved(epoch))
+                self.pipe.send(StateSaved())
         return False
 
     def _send(self, message: Any) -> bool:

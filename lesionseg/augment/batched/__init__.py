@@ -9,23 +9,3 @@ for rounding, for resampling (here once per image), and for the differences that
 Artefacts made of lines and ellipses are drawn on the host, as opacity layers of one byte per pixel,
 and painted on the device. ``pack_plan`` puts a plan into one block of memory for the transfer.
 """
-
-from lesionseg.augment.batched.apply import apply_plan
-from lesionseg.augment.batched.plan import (
-    BatchPlan,
-    PackedPlan,
-    draw_plan,
-    is_batchable,
-    pack_plan,
-    unpack_plan,
-)
-
-__all__ = [
-    "BatchPlan",
-    "PackedPlan",
-    "apply_plan",
-    "draw_plan",
-    "is_batchable",
-    "pack_plan",
-    "unpack_plan",
-]

@@ -13,14 +13,13 @@ from typing import Any, NamedTuple
 import albumentations as A
 import numpy as np
 import torch
+from albumentations.augmentations.geometric import functional
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from lesionseg.augment import draw_params
-from lesionseg.augment.dermoscopy import HairRemoval
-from lesionseg.augment.drawing import DrawnArtefact, Params
-from lesionseg.augment.geometry import SYMMETRIES, CoarseElastic, Symmetries, Warp
+from lesionseg.augment.dermoscopy import DrawnArtefact, HairRemoval, Params
+from lesionseg.augment.geometry import CoarseElastic
 
 Change = tuple[str, dict[str, Tensor]]
 
@@ -98,7 +97,8 @@ def _draw_params(pipeline: A.Compose, n: int, size: int) -> list[dict[int, Param
             if isinstance(transform, CoarseElastic):
                 params[i] = {"shifts": transform.draw_shifts(size, size)}
             else:
-                params[i] = draw_params(transform, (size, size, 3))
+                drawn = {**transform.get_params(), "shape": (size, size, 3)}
+                params[i] = drawn | transform.get_params_dependent_on_data(drawn, {})
     return draws
 
 
@@ -113,7 +113,7 @@ def _to_tensor(array: NDArray[Any]) -> Tensor:
 
 def _symmetry_matrix(name: str, size: int) -> NDArray[np.float64]:
     corners = np.array([[[0, 1], [0, 1]], [[0, 0], [1, 1]]], dtype=np.float64)
-    read_x, read_y = (SYMMETRIES[name](corner) for corner in corners)
+    read_x, read_y = (functional.d4(corner, name) for corner in corners)
     rows = [(c[0, 1] - c[0, 0], c[1, 0] - c[0, 0], c[0, 0] * (size - 1)) for c in (read_x, read_y)]
     return np.array([*rows, (0, 0, 1)], dtype=np.float64)
 
@@ -122,8 +122,8 @@ def _symmetry_matrix(name: str, size: int) -> NDArray[np.float64]:
 MATRICES: dict[type, Callable[[Params, int], NDArray[np.float64]]] = {
     A.HorizontalFlip: lambda params, size: _symmetry_matrix("h", size),
     A.VerticalFlip: lambda params, size: _symmetry_matrix("v", size),
-    Symmetries: lambda params, size: _symmetry_matrix(params["group_element"], size),
-    Warp: lambda params, size: np.linalg.inv(params["matrix"]),
+    A.D4: lambda params, size: _symmetry_matrix(params["group_element"], size),
+    A.Affine: lambda params, size: np.linalg.inv(params["matrix"]),
 }
 
 
