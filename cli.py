@@ -16,14 +16,10 @@ from search.commands import (
     control,
     dashboard,
     data,
-    demo,
-    export,
     final,
     options,
     predict,
-    report,
     run,
-    status,
     trials,
     worker,
 )
@@ -101,17 +97,17 @@ def main(
 
 
 for _function in (
-    demo.demo,
+    run.demo,
     run.run,
     worker.worker,
-    status.status,
+    control.status,
     control.pause,
     control.resume,
     control.stop,
     final.final,
-    report.report,
+    final.report,
     predict.predict,
-    export.export,
+    predict.export,
     dashboard.dashboard,
     options.options,
 ):

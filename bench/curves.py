@@ -29,12 +29,12 @@ from typing import Any
 
 import torch
 
-from lesionseg import metrics
 from lesionseg.config import TrialConfig
 from lesionseg.data.cache import build_cache
 from lesionseg.data.index import DatasetIndex
 from lesionseg.data.loader import iterate_batches, to_device
 from lesionseg.data.split import find_positions, make_split
+from lesionseg.metrics import overlap
 from lesionseg.training import checkpoint
 from lesionseg.training.train import train
 from lesionseg.training.types import Diverged, EpochRecord, TrainData, TrainOptions
@@ -160,8 +160,8 @@ def per_image(weights: Path, data: TrainData, device: torch.device) -> list[floa
     counts = []
     for batch in iterate_batches(data.cache, data.val, 64):
         images, masks = to_device(batch, device)
-        counts.append(metrics.count_pixels(network(images) > 0, masks > 0.5))
-    scores = metrics.score_images(torch.cat(counts).cpu().numpy())
+        counts.append(overlap.count_pixels(network(images) > 0, masks > 0.5))
+    scores = overlap.score_images(torch.cat(counts).cpu().numpy())
     return [round(float(d), 3) for d in scores["dice"]]
 
 

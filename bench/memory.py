@@ -42,6 +42,7 @@ from search.spec.study_spec import StudySpec
 from search.study.creation import create_or_resume
 from search.trial_process.process import TrialProcess
 from search.trial_process.protocol import JobError, ModelBuilt, TrainJob
+from search.trial_process.slot import Slot
 
 SIDE = 64
 MIB = 2**20
@@ -111,7 +112,7 @@ def train_and_measure(
         epochs=epochs,
         batch_size=16,
     )
-    job = TrainJob(config.to_dict(), cache.path, train, val, "cpu", threads)
+    job = TrainJob(config.to_dict(), cache.path, train, val, Slot("cpu", threads))
     with TrialProcess(job) as child:
         for message in child.messages():
             match message:

@@ -23,6 +23,7 @@ from PIL import Image
 from lesionseg.config import TrialConfig
 from lesionseg.training.types import EpochRecord
 from search.spec.loading import parse_spec
+from search.storage.lease_types import Claim
 from search.study.creation import create_or_resume
 from search.study.opening import OpenStudy
 from search.study.samplers import prepare_sampling
@@ -107,7 +108,9 @@ def measure(opened: OpenStudy, n: int) -> list[float]:
     seconds = []
     for _ in range(n):
         start = time.perf_counter()
-        done = worker.run_one()
+        claim = worker.claim(bounded=False)
+        assert isinstance(claim, Claim)
+        done = worker.run(claim)
         if done.state.name == "COMPLETE":
             seconds.append(time.perf_counter() - start - watch.training)
     return seconds

@@ -26,15 +26,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import numpy as np
 import optuna
 import sqlalchemy
 
 from bench.overhead import make_data
-from lesionseg.metrics import Metrics
-from lesionseg.metrics.overlap import METRICS
+from lesionseg.metrics.overlap import METRICS, Metrics
 from lesionseg.training.types import EpochRecord, TrainingEnd, TrainResult
 from search.spec.loading import parse_spec
 from search.spec.search_space import SearchSpace
@@ -45,7 +44,7 @@ from search.study.samplers import prepare_sampling
 from search.study.suggest import suggest
 from search.trial_process.protocol import JobOutcome, ModelBuilt, Trained, TrainJob
 from search.trial_process.slot import Slot
-from search.trial_process.supervisor import Limits, StopConditions
+from search.trial_process.supervisor import StopConditions
 from search.workers.trial_context import TrialContext
 from search.workers.worker import Worker
 
@@ -74,7 +73,7 @@ class Marks:
 
 
 def instead_of_training(
-    job: TrainJob, on_message: Callable[..., bool], limits: Limits, conditions: StopConditions
+    job: TrainJob, on_message: Callable[..., bool], conditions: StopConditions
 ) -> JobOutcome:
     """What a child says of a training, without one."""
     MARKS["began"] = time.perf_counter()
@@ -157,7 +156,7 @@ def store(opened: OpenStudy, n: int) -> None:
 def worker_of(opened: OpenStudy, ordinal: int = 0) -> Iterator[Worker]:
     """A real worker that trains nothing."""
     prepare_sampling(opened, ordinal)
-    worker = Worker(TrialContext(opened, Slot("cpu")))
+    worker = Worker(TrialContext(opened, Slot("cpu"), Mock()))
     with patch("search.workers.trial_runner.supervise", instead_of_training), worker:
         yield worker
 

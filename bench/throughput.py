@@ -20,6 +20,7 @@ torch.compile.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import platform
 import statistics
@@ -56,7 +57,6 @@ from lesionseg.runtime.device import (
     describe_device,
     pick_device,
 )
-from lesionseg.runtime.malloc import retain_freed_memory
 from lesionseg.space import ComponentConfig
 from lesionseg.training.train import Trainer
 from lesionseg.training.training_state import CheckpointManager
@@ -310,7 +310,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(count_cores())
     configure_torch(device, 0)
     if device.type == "cpu":
-        retain_freed_memory()  # as every training of a study does
+        # As in every training of a study: MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_MAX_.
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-1, 2**31 - 1)
+        libc.mallopt(-4, 0)
     lines = []
     with tempfile.TemporaryDirectory() as scratch:
         for line in measure(given, Path(scratch), device):

@@ -12,7 +12,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lesionseg.inference.predictor import Prediction, Segmenter, load
+    from lesionseg.inference.prediction import Prediction
+    from lesionseg.inference.predictor import Segmenter, load
 
 __all__ = ["Prediction", "Segmenter", "load"]
 

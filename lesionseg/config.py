@@ -45,16 +45,6 @@ SETTING_DESCRIPTIONS: Mapping[str, str] = {
     "seed": "random seed of the weights, the order of images and the augmentation",
 }
 
-#: The component of each family that a study does not name.
-DEFAULT_COMPONENTS: Mapping[str, str] = {
-    "model": "unet",
-    "loss": "bce_dice",
-    "augment": "flips",
-    "mix": "none",
-    "optimizer": "adamw",
-    "schedule": "cosine",
-}
-
 
 @dataclass(frozen=True)
 class TrialConfig:
@@ -64,12 +54,12 @@ class TrialConfig:
         InputError: a setting lies outside its domain in SETTINGS.
     """
 
-    model: ComponentConfig = ComponentConfig(DEFAULT_COMPONENTS["model"])
-    loss: ComponentConfig = ComponentConfig(DEFAULT_COMPONENTS["loss"])
-    augment: ComponentConfig = ComponentConfig(DEFAULT_COMPONENTS["augment"])
-    mix: ComponentConfig = ComponentConfig(DEFAULT_COMPONENTS["mix"])
-    optimizer: ComponentConfig = ComponentConfig(DEFAULT_COMPONENTS["optimizer"])
-    schedule: ComponentConfig = ComponentConfig(DEFAULT_COMPONENTS["schedule"])
+    model: ComponentConfig = ComponentConfig("unet")
+    loss: ComponentConfig = ComponentConfig("bce_dice")
+    augment: ComponentConfig = ComponentConfig("flips")
+    mix: ComponentConfig = ComponentConfig("none")
+    optimizer: ComponentConfig = ComponentConfig("adamw")
+    schedule: ComponentConfig = ComponentConfig("cosine")
     image_size: int = 256
     batch_size: int = 16
     accumulate: int = 1
@@ -119,6 +109,12 @@ class TrialConfig:
         """Return twelve hexadecimal digits that identify this configuration."""
         canonical = json.dumps(self.to_dict(), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+#: The component of each family that a study does not name.
+DEFAULT_COMPONENTS: Mapping[str, str] = {
+    f.name: f.default.name for f in fields(TrialConfig) if isinstance(f.default, ComponentConfig)
+}
 
 
 def parse_component(value: object) -> ComponentConfig:

@@ -7,7 +7,6 @@ results are in ``results/<trial>/``. An interrupted run resumes where it stopped
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -20,12 +19,15 @@ from rich.console import Console
 
 from lesionseg.config import TrialConfig
 from lesionseg.data.merge import Roots
+from lesionseg.data.split import find_positions
 from lesionseg.errors import InputError
+from lesionseg.runtime.files import atomic_folder
+from lesionseg.viz.trial_sheet import select_by_area
 from search.monitoring.console import progress_bar
 from search.monitoring.live import TrialLog, live_view
 from search.monitoring.status import StatusReader
 from search.results import baseline_table, evaluation
-from search.results.baseline_table import BaselineResult, TestResult
+from search.results.baseline_table import BaselineResult
 from search.signals import SignalHandler
 from search.spec import baselines
 from search.spec.loading import apply_overrides, parse_spec
@@ -45,8 +47,8 @@ from search.workers.worker import KEEP_BEST, Worker
 
 #: Keys that ``--set`` accepts.
 SETTABLE_KEYS = ("data", "seed")
-#: Quantiles, by lesion area, of the test images whose predictions are stored.
-EXAMPLE_QUANTILES = (0.05, 0.3, 0.5, 0.7, 0.95)
+#: Test images whose predictions are stored.
+EXAMPLES = 5
 
 
 @dataclass(frozen=True)
@@ -123,11 +125,9 @@ def write_table(opened: OpenStudy) -> list[BaselineResult]:
     from search.results import baseline_figures  # matplotlib is slow to import
 
     trials, folder = trial_records.all_trials(opened.study), opened.folder
-    folders = {t.number: folder / "results" / str(t.number) for t in trials}
-    tests = {number: TestResult.read(path) for number, path in folders.items() if path.is_dir()}
-    results = baseline_table.compare_baselines(tests, trials)
+    results = baseline_table.compare_baselines(baseline_table.read_results(folder), trials)
     (folder / "table.md").write_text(baseline_table.format_markdown(results), encoding="utf-8")
-    (folder / "table.csv").write_text(baseline_table.format_csv(results), encoding="utf-8")
+    evaluation.write_csv(folder / "table.csv", list(map(baseline_table.csv_row, results)))
     if any(result.is_tested for result in results):
         examples = _example_names(opened)
         records = [r for r in evaluation.read_test_records(opened) if r.name in examples]
@@ -173,10 +173,13 @@ def _train_and_test(
         for t in trial_records.all_trials(context.study)
         if trial_records.state_of(t) in {State.WAITING, State.RUNNING, State.COMPLETE}
     }
-    for name, config in configs:
-        if (name, config.seed) not in existing:
-            attrs = {TrialAttr.BASELINE: name, TrialAttr.FIXED_CONFIG: config.to_dict()}
-            context.study.enqueue_trial({}, user_attrs=attrs)
+    worker.leases.enqueue(
+        [
+            ({}, {TrialAttr.BASELINE: name, TrialAttr.FIXED_CONFIG: config.to_dict()})
+            for name, config in configs
+            if (name, config.seed) not in existing
+        ]
+    )
     while isinstance(claim := worker.claim(bounded=False, fresh=False), Claim):
         _test_if_missing(console, context, worker.run(claim))
         ranking = trial_records.rank_trials(trial_records.all_trials(context.study))
@@ -196,24 +199,21 @@ def _test_if_missing(console: Console, context: TrialContext, trial: FrozenTrial
     record_test_evaluation(opened.study)
     records, names = evaluation.read_test_records(opened), _example_names(opened)
     evaluated = evaluation.evaluate_checkpoint(
-        EvaluateJob(weights, opened.cache.path, records, slot.device, slot.threads, show=names)
+        EvaluateJob(weights, opened.cache.path, records, slot, show=names)
     )
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     metrics = evaluation.summarize_evaluation(evaluated.evaluation) | {"speed": evaluated.speed}
-    (partial / "result.json").write_text(json.dumps(metrics))
-    evaluation.write_csv(partial / "per_image.csv", evaluation.per_image_rows(evaluated.evaluation))
-    for name, mask in evaluated.shown.items():
-        Image.fromarray(mask.astype(np.uint8) * 255).save(partial / f"{name}.png")
-    partial.rename(folder)  # it appears when it is complete
+    rows = evaluation.per_image_rows(evaluated.evaluation)
+    with atomic_folder(folder) as partial:
+        (partial / "result.json").write_text(json.dumps(metrics))
+        evaluation.write_csv(partial / "per_image.csv", rows)
+        for name, mask in evaluated.shown.items():
+            Image.fromarray(mask.astype(np.uint8) * 255).save(partial / f"{name}.png")
     dice = float(evaluated.evaluation.scores["dice"].mean())
     console.print(f"{trial.user_attrs[TrialAttr.BASELINE]}: test Dice {dice:.4f}", markup=False)
 
 
 def _example_names(opened: OpenStudy) -> tuple[str, ...]:
-    """Return test images at EXAMPLE_QUANTILES, the same for all systems."""
-    areas = dict(zip(opened.cache.names, opened.cache.areas, strict=True))
-    names = sorted(opened.split.test, key=lambda name: areas[name])
-    indices = [round(quantile * (len(names) - 1)) for quantile in EXAMPLE_QUANTILES]
-    return tuple(dict.fromkeys(names[i] for i in indices))
+    """Return EXAMPLES test images of different lesion area, the same for all systems."""
+    positions = find_positions(opened.split.test, opened.cache.names)
+    examples = select_by_area(opened.cache, positions, EXAMPLES)
+    return tuple(opened.cache.names[i] for i in examples)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -32,25 +31,14 @@ from search.workers.pool import WorkerPool, run_worker_pool
 from search.workers.worker_result import StopReason
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """Data and location of a study.
-
-    Attributes:
-        storage: database URL; None for ``study.db`` in the folder.
-        artifacts: shared folder or ``s3://bucket/prefix``; None for the folder.
-        final: whether to retrain and test the best configuration, and to write the report.
-    """
-
-    data: Roots
-    folder: Path
-    storage: str | None = field(default=None, repr=False)
-    artifacts: str | None = None
-    final: bool = True
-
-
-def run_study(console: Console, spec: StudySpec, options: RunOptions, pool: WorkerPool) -> None:
+def run_study(
+    console: Console, spec: StudySpec, data: Roots, folder: Path, pool: WorkerPool,
+    *, storage: str | None = None, artifacts: str | None = None, final: bool = True,
+) -> None:  # fmt: skip
     """Create or resume a study, run its trials, and test the best configuration.
+
+    storage, artifacts: as in ``create_or_resume``. final: whether to retrain and test the best
+    configuration, and to write the report.
 
     Raises InputError, JobFailed or KeyboardInterrupt; the study can be resumed after each.
     """
@@ -61,21 +49,22 @@ def run_study(console: Console, spec: StudySpec, options: RunOptions, pool: Work
         with progress_bar(console, "reading images") as on_progress:
             opened = stack.enter_context(
                 lock_and_open(
-                    spec, options.data, options.folder, storage=options.storage,
-                    artifacts=options.artifacts, on_progress=on_progress,
+                    spec, data, folder, storage=storage, artifacts=artifacts,
+                    on_progress=on_progress,
                 )
             )  # fmt: skip
         TrialLeases(opened.study).command = Command.RUN
         _print_study(console, opened, pool)
-        reason = _search(console, opened, pool, options, signals)
+        location = StudyLocation(opened.name, folder, storage, data)
+        reason = _search(console, opened, pool, location, signals)
         with suppress(Exception):  # only the dashboard shows them
             notes.refresh(opened.study)
-        if options.final and reason != StopReason.STOPPED:
-            _test_and_report(console, opened, pool, options)
+        if final and reason != StopReason.STOPPED:
+            _test_and_report(console, opened, pool, storage)
 
 
 def _test_and_report(
-    console: Console, opened: OpenStudy, pool: WorkerPool, options: RunOptions
+    console: Console, opened: OpenStudy, pool: WorkerPool, storage: str | None
 ) -> None:
     from search.results.report import write_report  # matplotlib is slow to import
     from search.results.tables import print_final_report
@@ -84,8 +73,7 @@ def _test_and_report(
     with progress_bar(console, "retraining, epochs") as on_progress:
         final = run_final_test(opened, pool.final_slot, on_progress=on_progress)
     print_final_report(console, final)
-    report = write_report(options.folder, storage=options.storage)
-    console.print(f"report: {report}", markup=False)
+    console.print(f"report: {write_report(opened.folder, storage=storage)}", markup=False)
 
 
 def _print_study(console: Console, opened: OpenStudy, pool: WorkerPool) -> None:
@@ -124,7 +112,7 @@ def _search(
     console: Console,
     opened: OpenStudy,
     pool: WorkerPool,
-    options: RunOptions,
+    location: StudyLocation,
     signals: SignalHandler,
 ) -> StopReason:
     """Run trials until the study is done or stopped; print and return why it ended."""
@@ -133,14 +121,13 @@ def _search(
     if finished:
         console.print(f"resuming after {finished} of {budget} trials")
     log, on_event = TrialLog(console), partial(console.print, markup=False)
-    view = live_view(console, lambda: StatusReader(options.folder, options.storage))
+    view = live_view(console, lambda: StatusReader(location.folder, location.storage))
     with view, signals.deferred():
         if pool.alone:
             reason = run_trials(
                 opened, pool.slots[0], log, signals.stop_event, on_event=on_event
             ).reason
         else:
-            location = StudyLocation(opened.name, options.folder, options.storage, options.data)
             reason = run_worker_pool(opened, pool, location, log, signals.stop_event, on_event)
     counts = trial_records.count_by_state(trial_records.all_trials(opened.study))
     descriptions = {

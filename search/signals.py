@@ -1,4 +1,4 @@
-"""Handling of SIGINT and SIGTERM."""
+"""Handling of SIGINT, SIGTERM and signals like them."""
 
 from __future__ import annotations
 
@@ -10,24 +10,22 @@ from types import FrameType
 
 
 class SignalHandler:
-    """Treats SIGINT and SIGTERM alike: sets ``stop_event`` and raises KeyboardInterrupt.
+    """Treats SIGINT, SIGTERM and ``others`` alike: sets ``stop_event``, raises KeyboardInterrupt.
 
     Within ``deferred`` the exception is raised only at the end, so that work that checks
     ``stop_event`` can save its state first. A second signal has no effect.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *others: signal.Signals) -> None:
+        self.numbers = (signal.SIGINT, signal.SIGTERM, *others)
         self.stop_event = threading.Event()
         self.signal_number: int | None = None
         self._is_deferred = False
 
     @contextmanager
     def installed(self) -> Iterator[SignalHandler]:
-        """Handle the two signals here; restore the previous handlers at the end."""
-        previous = {
-            number: signal.signal(number, self._handle)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        """Handle the signals here; restore the previous handlers at the end."""
+        previous = {number: signal.signal(number, self._handle) for number in self.numbers}
         try:
             yield self
         finally:

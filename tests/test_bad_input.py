@@ -157,17 +157,17 @@ DATA = [
     Case(
         "a folder with no pairs",
         lambda here: run(here, data=put(here / "data" / "notes.txt", "x").parent),
-        ("no pairs in a known layout", "images/ and masks/", "isic2018"),
+        ("no pairs of image and mask; expected ", "images/ and masks/", "isic2018"),
     ),
     Case(
         "data that are one picture",
         lambda here: run(here, data=data_of(here) / "images" / "im000.png"),
-        ("im000.png: no pairs in a known layout",),
+        ("im000.png: no pairs of image and mask",),
     ),
     Case(
         "images and masks that are empty",
         lambda here: run(here, data=empty_folders(here)),
-        ("no pair of image and mask",),
+        ("no pairs of image and mask",),
     ),
     Case(
         "images without a mask",
@@ -214,7 +214,7 @@ DATA = [
     Case(
         "a patient in two official parts",
         two_official_parts,
-        ("1 groups lie in two official splits: p1", "p1 in test and train"),
+        ("1 groups lie in two official splits: p1", "p1 in train and test"),
     ),
     Case("one name twice", same_names, ("1 names occur twice: im004",)),
     Case(
@@ -262,8 +262,8 @@ DATA = [
         "data check against a folder that does not exist",
         lambda here: ["data", "check", data_of(here), "--against", here / "nowhere"],
         (
-            "data check: no such folder: ",
-            "nowhere; DIR and --against take the folder of a data set",
+            "data: no such folder: ",
+            "nowhere; --data, DIR and --against take the folder of a data set",
         ),
     ),
     Case(
@@ -274,7 +274,7 @@ DATA = [
     Case(
         "a layout that the data have not",
         lambda here: run(here, "--set", "data.layout=ph2"),
-        ("no pair of image and mask", "IMDxxx"),
+        ("no pairs of image and mask", "IMDxxx"),
     ),
 ]
 
@@ -437,7 +437,7 @@ PLACES = [
     Case(
         "one data set twice",
         lambda here: run(here, "--data", data_of(here)),
-        ("--data: ", "data is given twice; give each data set once"),
+        ("data: ", "data is given twice; give each data set once"),
     ),
     Case(
         "two data sets that overlap",
@@ -447,7 +447,7 @@ PLACES = [
     Case(
         "a second data set that is none",
         lambda here: run(here, "--data", put(here / "other" / "notes.txt", "x").parent),
-        ("data: ", "other: no pairs in a known layout"),
+        ("data: ", "other: no pairs of image and mask"),
     ),
     Case(
         "more folds than patients",
@@ -657,7 +657,7 @@ WORDS = [
         lambda here: ["options", "modl"],
         ("options: unknown family 'modl' (did you mean 'model'?)",),
     ),
-    Case("no picture to make", lambda here: ["data", "synth", here / "d", "-n", 0], ("got 0",)),
+    Case("no picture to make", lambda here: ["data", "synth", here / "d", "-n", 0], ("-n", "to 1")),
     Case(
         "pictures into a folder that is not empty",
         lambda here: ["data", "synth", put(here / "d" / "x", "x").parent, "-n", 1],
@@ -671,7 +671,7 @@ WORDS = [
     Case(
         "pictures of no size",
         lambda here: ["data", "synth", here / "d", "-n", 1, "--height", 0],
-        ("data synth: ", "0"),
+        ("--height", "32"),
     ),
     Case("too few images for the demo", lambda here: ["demo", "--images", 3], ("--images", "20")),
 ]

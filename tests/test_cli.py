@@ -171,12 +171,14 @@ def test_options_shows_every_row_of_every_table_and_every_setting():
     text = run("options").stdout
     for table in FAMILIES.values():
         for name, option in table.items():
-            assert re.search(rf"^{re.escape(name)}\s", text, re.MULTILINE), name
+            assert re.search(rf"^ {re.escape(name)}\s", text, re.MULTILINE), name
             for key, domain in option.space.items():
+                # The rest of a long list of choices may be on the next line of its cell.
                 first = str(domain).split(" | ")[0]
-                assert f"{key}{'*' if key in option.fixed_by_default else ''}: {first}" in text
+                star = re.escape("*" if key in option.fixed_by_default else "")
+                assert re.search(rf"{key}{star}\s+(.+\n.+\s)?{re.escape(first)}", text), key
     for name in SETTINGS:
-        assert re.search(rf"^{name}\s", text, re.MULTILINE)
+        assert re.search(rf"^ {name}\s", text, re.MULTILINE)
 
 
 def test_options_as_markdown_is_the_page_of_the_docs():
@@ -209,7 +211,7 @@ def test_baselines_run_trains_tests_and_tells_where_the_table_is(tiny_data):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_options_of_one_family_shows_no_other(family):
     words = [line.split()[0] for line in run("options", family).stdout.splitlines() if line.strip()]
-    assert words[0] == family
+    assert family in words
     assert set(FAMILIES[family]) <= set(words)
     assert not (set(FAMILIES) - {family}) & set(words)
 

@@ -48,9 +48,9 @@ def test_a_planted_copy_exits_with_1_and_is_in_the_output_and_files(splits, tmp_
 @pytest.mark.parametrize(
     ("option", "file", "message"),
     [
-        ("--json", "no/a.json", "there is no folder"),
-        ("--json", "data", "is a folder; name a file"),
-        ("--sheet", "no/a.png", "there is no folder"),
+        ("--json", "no/a.json", "name a file in an existing, writable folder"),
+        ("--json", "data", "name a file in an existing, writable folder"),
+        ("--sheet", "no/a.png", "name a file in an existing, writable folder"),
         ("--sheet", "a.txt", "must end in .png or .jpg"),
         ("--sheet", "sheet", "must end in .png or .jpg"),
     ],

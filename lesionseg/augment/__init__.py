@@ -1,7 +1,7 @@
 """AUGMENTS: random changes of an image and its mask during training.
 
 Every row builds an albumentations pipeline for ``pipeline(image=..., mask=...)`` with images
-[H, W, 3] uint8 and masks [H, W] uint8 in {0, 1}; it keeps sizes, dtypes and the mask's values.
+[S, S, 3] uint8 and masks [S, S] uint8 in {0, 1}; it keeps dtypes and the mask's values.
 ``strength`` in [0.1, 1] scales the ranges of a row, not the probabilities of its transforms.
 Pipelines are seeded by ``reseed`` before each batch (see ``lesionseg.data.loader``).
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import random
-from typing import Any
 
 # The search for a newer version at import would need the network on every worker.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -19,8 +18,7 @@ import albumentations as A
 import numpy as np
 
 from lesionseg.augment.dermoscopy import artefacts
-from lesionseg.augment.drawing import Picture
-from lesionseg.augment.geometry import elastic, flips, symmetries, turn, warp
+from lesionseg.augment.geometry import elastic, flips, turn, warp
 from lesionseg.space import ComponentConfig, Float, RegistryEntry, build
 
 
@@ -56,14 +54,12 @@ AUGMENTS: dict[str, RegistryEntry] = {
     "none": RegistryEntry(lambda: A.Compose([]), {}, "no augmentation"),
     "flips": RegistryEntry(lambda: A.Compose(flips()), {}, "horizontal and vertical flips"),
     "rotations": RegistryEntry(
-        lambda strength: A.Compose([symmetries(), turn(strength, p=0.75)]),
+        lambda strength: A.Compose([A.D4(), turn(strength, p=0.75)]),
         _STRENGTH,
         "flips, quarter turns, turns by any angle",
     ),
     "geometric": RegistryEntry(
-        lambda strength: A.Compose(
-            [symmetries(), warp(strength, p=0.75), elastic(strength, p=0.3)]
-        ),
+        lambda strength: A.Compose([A.D4(), warp(strength, p=0.75), elastic(strength, p=0.3)]),
         _STRENGTH,
         "rotations, zoom, shift, shear and elastic changes",
     ),
@@ -80,7 +76,7 @@ AUGMENTS: dict[str, RegistryEntry] = {
     "full": RegistryEntry(
         lambda strength: A.Compose(
             [
-                symmetries(),
+                A.D4(),
                 warp(strength, p=0.7),
                 elastic(strength, p=0.2),
                 *colours(strength, share=0.8),
@@ -107,26 +103,3 @@ def reseed(pipeline: A.Compose, seed: int) -> None:
     so that all draw the same numbers: horizontal flips would occur only with vertical ones.
     """
     pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))  # noqa: S311
-
-
-def apply_pipeline(pipeline: A.Compose, image: Picture, mask: Picture) -> tuple[Picture, Picture]:
-    """Apply a pipeline on the host to copies of an image and its mask.
-
-    The result is that of the pipeline itself, without albumentations' checks between transforms,
-    which take a seventh of the time of an image of 96 x 96.
-    """
-    pipeline.py_random.random()  # drawn by Compose for its own probability, which is 1
-    for transform in pipeline.transforms:
-        if transform.should_apply():
-            params = draw_params(transform, image.shape)
-            image = np.ascontiguousarray(transform.apply(image, **params))
-            if not isinstance(transform, A.ImageOnlyTransform):
-                mask = np.ascontiguousarray(transform.apply_to_mask(mask, **params))
-    return image, mask
-
-
-def draw_params(transform: A.BasicTransform, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Draw a transform's parameters for an image of shape [H, W, 3]; the pixels are not used."""
-    params: dict[str, Any] = {**transform.get_params(), "shape": shape}
-    dependent: dict[str, Any] = transform.get_params_dependent_on_data(params=params, data={})
-    return params | dependent

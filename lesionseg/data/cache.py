@@ -10,37 +10,34 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from filelock import FileLock
 from numpy.lib.format import open_memmap
-from numpy.typing import NDArray
 from PIL import Image
 
 from lesionseg.data.image_io import (
     Pixels,
-    draft_size,
     read_binary_mask,
     read_image_and_size,
-    read_size,
     resize_square,
 )
 from lesionseg.data.index import DatasetIndex
 from lesionseg.data.pairs import Record
 from lesionseg.errors import InputError, format_some
-from lesionseg.runtime.malloc import freed_memory_retained
+from lesionseg.runtime.files import atomic_folder
 
 #: Part of the key. To be increased when the contents of a cache change.
 VERSION = 4
 
 Progress = Callable[[int, int], None]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def default_root() -> Path:
@@ -50,51 +47,31 @@ def default_root() -> Path:
     return Path(configured) if configured else Path(base) / "lesionsearch"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Cache:
-    """A complete cache. Arrays are mapped on first use; pickling keeps only the path."""
+    """A complete cache, compared and pickled by its path.
+
+    Attributes:
+        images: RGB, memory-mapped, uint8 [N, S, S, 3].
+        masks: memory-mapped, uint8 [N, S, S], 1 on the lesion.
+        names: the names of the records.
+        areas: the lesion's share of each mask at its original size, [N] in [0, 1].
+        shapes: original height and width of each image in pixels.
+        digests: equal for images with equal cached pixels.
+        thresholded: names of the masks that were not binary.
+    """
 
     path: Path
 
-    @cached_property
-    def images(self) -> Pixels:
-        """RGB images, uint8 [N, S, S, 3]."""
-        images: Pixels = np.load(self.path / "images.npy", mmap_mode="r")
-        return images
-
-    @cached_property
-    def masks(self) -> Pixels:
-        """Masks, uint8 [N, S, S], 1 on the lesion."""
-        masks: Pixels = np.load(self.path / "masks.npy", mmap_mode="r")
-        return masks
-
-    @cached_property
-    def meta(self) -> dict[str, Any]:
-        meta: dict[str, Any] = json.loads((self.path / "meta.json").read_text())
-        return meta
-
-    @property
-    def names(self) -> list[str]:
-        return list(self.meta["names"])
-
-    @property
-    def areas(self) -> NDArray[np.float64]:
-        """The lesion's share of each mask at its original size, [N] in [0, 1]."""
-        return np.asarray(self.meta["areas"], dtype=np.float64)
-
-    @property
-    def thresholded(self) -> list[str]:
-        """Names of the masks that were not binary."""
-        return list(self.meta["thresholded"])
-
-    @property
-    def shapes(self) -> list[tuple[int, int]]:
-        """Original height and width of each image in pixels."""
-        return [(int(h), int(w)) for h, w in self.meta["shapes"]]
-
-    @property
-    def digests(self) -> list[str]:
-        return list(self.meta["digests"])
+    def __post_init__(self) -> None:
+        self.images: Pixels = np.load(self.path / "images.npy", mmap_mode="r")
+        self.masks: Pixels = np.load(self.path / "masks.npy", mmap_mode="r")
+        meta = json.loads((self.path / "meta.json").read_text())
+        self.names: list[str] = meta["names"]
+        self.areas = np.asarray(meta["areas"], dtype=np.float64)
+        self.shapes = [(int(height), int(width)) for height, width in meta["shapes"]]
+        self.digests: list[str] = meta["digests"]
+        self.thresholded: list[str] = meta["thresholded"]
 
     def __reduce__(self) -> tuple[type[Cache], tuple[Path]]:
         return (Cache, (self.path,))
@@ -131,17 +108,6 @@ def build_cache(
     return Cache(path)
 
 
-def check_pair(record: Record) -> tuple[int, int]:
-    """Return the height and width of a pair, from the file headers.
-
-    Raises:
-        InputError: a file is not an image, or image and mask differ in size.
-    """
-    shape = read_size(record.image)
-    _check_same_size(record, shape, read_size(record.mask))
-    return shape
-
-
 class Pair(NamedTuple):
     """An image uint8 [S, S, 3] and its mask uint8 [S, S] in {0, 1}, at the size of a cache.
 
@@ -156,19 +122,24 @@ class Pair(NamedTuple):
 
 
 def read_pair(record: Record, size: int) -> Pair:
-    """Read a pair at ``size`` x ``size`` pixels; raises InputError as ``check_pair`` does."""
-    image, shape = read_image_and_size(record.image, draft=draft_size(size))
+    """Read a pair at ``size`` x ``size`` pixels.
+
+    Raises:
+        InputError: a file is not an image, or image and mask differ in size.
+    """
+    image, shape = read_image_and_size(record.image, size)
     mask, area, thresholded = read_binary_mask(record.mask)
-    _check_same_size(record, shape, (mask.height, mask.width))
+    check_same_size(record.mask, shape, (mask.height, mask.width))
     soft = mask.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)
     small = (np.asarray(soft) >= 128).astype(np.uint8)
     return Pair(resize_square(image, size), small, area, thresholded, shape)
 
 
-def _check_same_size(record: Record, image: tuple[int, int], mask: tuple[int, int]) -> None:
+def check_same_size(path: Path, image: tuple[int, ...], mask: tuple[int, ...]) -> None:
+    """Raise InputError if the height and width of image and mask differ. path: of the mask."""
     if image != mask:
         raise InputError(
-            f"{record.mask}: the mask has {mask[1]}x{mask[0]} pixels, "
+            f"{path}: the mask has {mask[1]}x{mask[0]} pixels, "
             f"its image {image[1]}x{image[0]}; they must be of one size"
         )
 
@@ -182,15 +153,9 @@ def _key(index: DatasetIndex, image_size: int) -> str:
 
 
 def _build(index: DatasetIndex, size: int, path: Path, on_progress: Progress) -> None:
-    temporary = path.with_suffix(".partial")
-    shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
-    temporary.mkdir()
-    try:
-        meta = _write_arrays(index.records, size, temporary, on_progress)
-        (temporary / "meta.json").write_text(json.dumps(meta))
-        temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with atomic_folder(path) as folder:
+        meta = _write_arrays(index.records, size, folder, on_progress)
+        (folder / "meta.json").write_text(json.dumps(meta))
 
 
 def _write_arrays(
@@ -200,34 +165,40 @@ def _write_arrays(
     n = len(records)
     images = _allocate(folder / "images.npy", (n, size, size, 3))
     masks = _allocate(folder / "masks.npy", (n, size, size))
-    meta: dict[str, Any] = {"names": [r.name for r in records], "thresholded": []}
-    meta |= {"areas": [], "shapes": [], "digests": []}
-    problems: list[str] = []
 
-    def store(i: int) -> dict[str, Any] | InputError:
+    def store(i: int) -> tuple[float, tuple[int, int], str, str | None] | InputError:
         try:
             images[i], masks[i], area, thresholded, shape = read_pair(records[i], size)
         except InputError as error:
             return error
         digest = hashlib.blake2b(images[i].tobytes(), digest_size=8).hexdigest()
-        names = [records[i].name] if thresholded else []
-        return {"areas": [area], "shapes": [shape], "digests": [digest], "thresholded": names}
+        return area, shape, digest, records[i].name if thresholded else None
 
-    # PIL decodes without the GIL.
-    with freed_memory_retained(), ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for i, facts in enumerate(pool.map(store, range(n))):
-            if isinstance(facts, InputError):
-                problems.append(str(facts))
-            else:
-                for key, values in facts.items():
-                    meta[key] += values
-            on_progress(i + 1, n)
+    rows = map_parallel(store, range(n), on_progress)
+    problems = [str(row) for row in rows if isinstance(row, InputError)]
     if problems:
         count = f"; {len(problems)} of {n} pairs cannot be used" if len(problems) > 1 else ""
         raise InputError(f"data: {format_some(problems, limit=1)}{count}")
     images.flush()
     masks.flush()
-    return meta
+    areas, shapes, digests, thresholded = zip(*rows, strict=True)
+    names = [r.name for r in records]
+    meta = {"names": names, "areas": areas, "shapes": shapes, "digests": digests}
+    return meta | {"thresholded": [name for name in thresholded if name]}
+
+
+def map_parallel(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    on_progress: Progress = lambda done, total: None,
+) -> list[Result]:
+    """Return the results of a function that reads images, called in one thread per core."""
+    results = []
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # PIL decodes without the GIL
+        for result in pool.map(function, items):
+            results.append(result)
+            on_progress(len(results), len(items))
+    return results
 
 
 def _allocate(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.uint8]]:

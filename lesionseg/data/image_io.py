@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import struct
 import warnings
-import zlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 
-from lesionseg.data import png
 from lesionseg.errors import InputError
 
 Pixels = NDArray[np.uint8]
@@ -25,45 +21,16 @@ MASK_THRESHOLD = 128
 NEARLY_BINARY_SHARE = 0.95
 NEAR_LEVELS = 32
 
-#: What PIL raises for files that are not images, are damaged, or have wrong or huge headers.
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
-#: The operation that makes each EXIF orientation upright; from 5 on they swap height and width.
-_TO_UPRIGHT: Mapping[int, Image.Transpose] = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
 # PIL warns above MAX_IMAGE_PIXELS and raises above twice as many; images in between are accepted.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # Only the orientation is used, so that other faults in the metadata do not matter.
 warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
 
 
-def open_image(path: Path, decode: bool = False) -> Image.Image:
-    """Open an image; set ``decode`` if its pixels will be decoded afterwards.
-
-    Raises:
-        InputError: the file is missing, not an image, or too large.
-    """
+def open_image(path: Path) -> Image.Image:
+    """Open an image; raises InputError if it is missing, not an image, or too large."""
     try:
-        return Image.open((png.recompress(path) if decode else None) or path)
+        return Image.open(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except Image.DecompressionBombError:
@@ -71,41 +38,34 @@ def open_image(path: Path, decode: bool = False) -> Image.Image:
         raise InputError(
             f"{path}: the image has more than {limit / 1e6:.0f} million pixels; scale it down"
         ) from None
-    except _UNREADABLE as error:
+    except Exception as error:  # PIL raises many types
         raise InputError(f"{path}: not an image ({_reason(error)})") from None
 
 
 def read_image(path: Path) -> Image.Image:
     """Return an upright RGB image; raises InputError if it is not an image or is damaged."""
-    with open_image(path, decode=True) as image:
+    with open_image(path) as image:
         return _decode(path, image, "RGB")
 
 
-def draft_size(size: int) -> int:
-    """Return the side in pixels at which a JPEG may be decoded before resizing to ``size``.
+def read_image_and_size(path: Path, size: int) -> tuple[Image.Image, tuple[int, int]]:
+    """Return an upright RGB image and its full height and width in pixels.
 
-    With 1.5 x ``size`` the finest textures differ from a full decode. A factor slightly below 2
-    allows images of 3000 x 2000 pixels to be decoded at a quarter of their size for 256.
-    """
-    return 15 * size // 8
-
-
-def read_image_and_size(path: Path, draft: int) -> tuple[Image.Image, tuple[int, int]]:
-    """Return an upright RGB image, possibly reduced, and its full height and width in pixels.
-
-    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that is at least ``draft`` pixels a side.
+    A JPEG that will be resized to ``size`` pixels a side may be decoded at 1/2, 1/4 or 1/8 of its
+    size. With 1.5 x ``size`` the finest textures differ from a full decode. A factor slightly
+    below 2 allows images of 3000 x 2000 pixels to be decoded at a quarter of their size for 256.
 
     Raises:
         InputError: the file is not an image or is damaged.
     """
-    with open_image(path, decode=True) as image:
+    with open_image(path) as image:
         full_size = image.size
-        image.draft("RGB", (draft, draft))
+        image.draft("RGB", (15 * size // 8, 15 * size // 8))
         is_reduced = image.size != full_size
         is_swapped = is_reduced and _orientation(image) >= 5
         decoded = _decode(path, image, "RGB")
-    size = full_size if is_reduced else decoded.size
-    return decoded, (size if is_swapped else size[::-1])
+    width, height = full_size if is_reduced else decoded.size
+    return decoded, ((width, height) if is_swapped else (height, width))
 
 
 def to_upright_rgb(image: Image.Image) -> Image.Image:
@@ -142,7 +102,7 @@ def read_binary_mask(path: Path) -> BinaryMask:
     Raises:
         InputError: the file is not an image, is damaged, or is not nearly binary.
     """
-    with open_image(path, decode=True) as image:
+    with open_image(path) as image:
         grey = _decode(path, image, "L")
     levels = np.asarray(grey)
     inside, highest = cv2.countNonZero(levels), int(levels.max())
@@ -167,20 +127,6 @@ def _threshold(grey: Image.Image, threshold: int) -> Image.Image:
     return grey.point([255 * (value >= threshold) for value in range(256)])
 
 
-def read_size(path: Path) -> tuple[int, int]:
-    """Return the upright height and width in pixels; raises InputError if not an image."""
-    with open_image(path) as image:
-        try:
-            # PIL rotates TIFFs itself, in some versions the size before the pixels. The metadata
-            # of a PNG may follow its pixels.
-            if image.format in {"TIFF", "PNG"} and "exif" not in image.info:
-                image.load()
-        except _UNREADABLE as error:
-            raise _damaged(path, error) from None
-        width, height = image.size
-        return (width, height) if _orientation(image) >= 5 else (height, width)
-
-
 def _decode(path: Path, image: Image.Image, mode: str) -> Image.Image:
     try:
         image.load()
@@ -189,35 +135,31 @@ def _decode(path: Path, image: Image.Image, mode: str) -> Image.Image:
             wide = np.asarray(image).astype(np.uint32)
             image = Image.fromarray((wide >> (8 if wide.max() > 255 else 0)).astype(np.uint8))
         return image if image.mode == mode else image.convert(mode)
-    except _UNREADABLE as error:
-        raise _damaged(path, error) from None
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise InputError(f"{path}: the image is damaged ({_reason(error)})") from None
 
 
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 (upright) if it is missing or unreadable."""
     try:
         orientation: object = image.getexif().get(ExifTags.Base.Orientation)
-    except _UNREADABLE:
+    except Exception:
         return 1
-    return orientation if isinstance(orientation, int) and orientation in _TO_UPRIGHT else 1
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 
 def _make_upright(image: Image.Image) -> Image.Image:
-    """Return a decoded image upright.
-
-    ``ImageOps.exif_transpose`` rewrites the metadata, which fails if any tag has a wrong type.
-    """
-    operation = _TO_UPRIGHT.get(_orientation(image))
-    if operation is None:
+    """Return a decoded image upright."""
+    orientation = _orientation(image)
+    if orientation == 1:
         return image
-    transposed = image.transpose(operation)
-    for key in ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"):
-        transposed.info.pop(key, None)  # else the image would be rotated again
-    return transposed
-
-
-def _damaged(path: Path, error: Exception) -> InputError:
-    return InputError(f"{path}: the image is damaged ({_reason(error)})")
+    image, exif = image.copy(), Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    # Without other tags: ``exif_transpose`` rewrites them, and fails if one has a wrong type.
+    image.info = {"exif": exif.tobytes()}
+    return ImageOps.exif_transpose(image)
 
 
 def _reason(error: Exception) -> str:

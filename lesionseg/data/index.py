@@ -15,7 +15,6 @@ from lesionseg.data.pairs import (
     Record,
     escape_unprintable,
     find_masks_without_image,
-    is_dangling_link,
     unreadable_as_input_error,
 )
 from lesionseg.errors import InputError, format_some, suggest_name
@@ -61,15 +60,11 @@ class DatasetIndex:
     @classmethod
     def _read_one(cls, root: Path, layout: str, lenient: bool) -> DatasetIndex:
         if not root.exists():
-            raise InputError(f"data: no such folder: {root}; --data takes the data set's folder")
-        name = _detect_layout(root) if layout == "auto" else layout
-        if name not in LAYOUTS:
-            raise InputError(f"data: unknown layout {name!r} ({suggest_name(name, LAYOUTS)})")
-        records = sorted(LAYOUTS[name].read(root), key=lambda r: (r.name, _split_rank(r)))
-        if not records:
             raise InputError(
-                f"data: {root}: no pair of image and mask ({LAYOUTS[name].description})"
+                f"data: no such folder: {root}; --data, DIR and --against take the folder of a "
+                f"data set or a CSV manifest"
             )
+        name, records = _read_records(root, layout)
         _check_unique_names(root, records, lenient)
         if not lenient:
             _check_links(root, records)
@@ -102,12 +97,30 @@ class DatasetIndex:
         return digest.hexdigest()[:16]
 
 
-def _detect_layout(root: Path) -> str:
-    for name, layout in LAYOUTS.items():
-        if layout.matches(root):
-            return name
-    known = "; ".join(f"{name}: {layout.description}" for name, layout in LAYOUTS.items())
-    raise InputError(f"data: {root}: no pairs in a known layout ({known})")
+def find_divided_groups(records: Iterable[Record]) -> dict[str, tuple[str, ...]]:
+    """Return the groups that lie in several official splits, sorted, with these splits."""
+    splits_of: dict[str, set[str]] = {}
+    for r in records:
+        if r.split:
+            splits_of.setdefault(r.group, set()).add(r.split)
+    return {
+        group: tuple(sorted(splits, key=SPLITS.index))
+        for group, splits in sorted(splits_of.items())
+        if len(splits) > 1
+    }
+
+
+def _read_records(root: Path, layout: str) -> tuple[str, list[Record]]:
+    """Return the name of the first layout that finds pairs, and its records."""
+    if layout not in {"auto", *LAYOUTS}:
+        raise InputError(f"data: unknown layout {layout!r} ({suggest_name(layout, LAYOUTS)})")
+    candidates = LAYOUTS if layout == "auto" else {layout: LAYOUTS[layout]}
+    for name, candidate in candidates.items():
+        records = sorted(candidate.read(root), key=lambda r: (r.name, _split_rank(r)))
+        if records:
+            return name, records
+    known = "; ".join(f"{name}: {each.description}" for name, each in candidates.items())
+    raise InputError(f"data: {root}: no pairs of image and mask; expected {known}")
 
 
 def _split_rank(record: Record) -> int:
@@ -139,7 +152,8 @@ def _format_repeated(records: list[Record]) -> str:
 
 
 def _check_links(root: Path, records: Iterable[Record]) -> None:
-    links = [path for r in records for path in (r.image, r.mask) if is_dangling_link(path)]
+    files = (path for r in records for path in (r.image, r.mask))
+    links = [path for path in files if path.is_symlink() and not path.exists()]
     if links:
         texts = (escape_unprintable(f"{path.name} -> {os.readlink(path)}") for path in links)
         raise InputError(
@@ -149,16 +163,12 @@ def _check_links(root: Path, records: Iterable[Record]) -> None:
 
 
 def _check_groups(root: Path, records: Iterable[Record]) -> None:
-    splits_of: dict[str, set[str]] = {}
-    for r in records:
-        if r.split:
-            splits_of.setdefault(r.group, set()).add(r.split)
-    divided = sorted(group for group, splits in splits_of.items() if len(splits) > 1)
+    divided = find_divided_groups(records)
     if divided:
-        splits = " and ".join(sorted(splits_of[divided[0]]))
+        group, splits = next(iter(divided.items()))
         raise InputError(
             f"data: {root}: {len(divided)} groups lie in two official splits: "
             f"{format_some(map(escape_unprintable, divided))} "
-            f"({escape_unprintable(divided[0])} in {splits}); "
+            f"({escape_unprintable(group)} in {' and '.join(splits)}); "
             f"keep a patient's images together or drop the split"
         )

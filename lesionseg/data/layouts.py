@@ -18,22 +18,20 @@ class Layout:
     """One row of LAYOUTS.
 
     Attributes:
-        matches: whether a path has this layout.
-        read: returns the records of a path.
+        read: returns the records of a path, none if it has another layout.
         description: one line for help and docs.
     """
 
-    matches: Callable[[Path], bool]
     read: Callable[[Path], Iterable[Record]]
     description: str
 
 
 @contextmanager
-def _open_csv(path: Path, delimiter: str | None = None) -> Iterator[csv.DictReader[str]]:
+def _open_csv(path: Path) -> Iterator[csv.DictReader[str]]:
     """Read a table, separated by tabs if there is one in its first line, else by commas."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            delimiter = delimiter or ("\t" if "\t" in file.readline() else ",")
+            delimiter = "\t" if "\t" in file.readline() else ","
             file.seek(0)
             yield csv.DictReader(file, delimiter=delimiter)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -62,9 +60,6 @@ _CHALLENGES: Mapping[str, Mapping[str, tuple[str, str]]] = {
 def _challenge_layout(name: str) -> Layout:
     folders = _CHALLENGES[name]
 
-    def matches(root: Path) -> bool:
-        return any(find_folder(root, images) for images, _ in folders.values())
-
     def read(root: Path) -> Iterator[Record]:
         found = [(s, find_folder(root, images), masks) for s, (images, masks) in folders.items()]
         present = [(split, images, masks) for split, images, masks in found if images]
@@ -75,7 +70,7 @@ def _challenge_layout(name: str) -> Layout:
             # The training images alone are not an official split.
             yield from match_pairs(images, masks, split if len(present) > 1 else None)
 
-    return Layout(matches, read, " and ".join(folders["train"]))
+    return Layout(read, " and ".join(folders["train"]))
 
 
 # --- HAM10000 ----------------------------------------------------------------------------------
@@ -83,16 +78,15 @@ def _challenge_layout(name: str) -> Layout:
 _HAM_MASKS = "HAM10000_segmentations_lesion_tschandl"
 
 
-def _ham_image_folders(root: Path) -> list[Path]:
-    folders = (find_folder(root, f"HAM10000_images_part_{part}") for part in (1, 2))
-    return [folder for folder in folders if folder]
-
-
 def _read_ham(root: Path) -> Iterator[Record]:
+    parts = (find_folder(root, f"HAM10000_images_part_{part}") for part in (1, 2))
+    folders = [folder for folder in parts if folder]
+    if not folders:
+        return
     masks, lesions = find_folder(root, _HAM_MASKS), _read_ham_lesions(root)
     if masks is None:
         raise InputError(f"data: {root}: has HAM10000_images_part_1, but not {_HAM_MASKS}")
-    for folder in _ham_image_folders(root):
+    for folder in folders:
         for record in match_pairs(folder, masks):
             if record.name not in lesions:
                 raise InputError(f"data: {root}: HAM10000_metadata has no row of {record.name}")
@@ -122,15 +116,11 @@ def _read_ham_lesions(root: Path) -> dict[str, str]:
 # --- PH2 ---------------------------------------------------------------------------------------
 
 
-def _ph2_cases(root: Path) -> list[Path]:
-    folder = find_folder(root, "PH2 Dataset images") or root
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if re.fullmatch(r"IMD\d+", p.name, re.IGNORECASE))
-
-
 def _read_ph2(root: Path) -> Iterator[Record]:
-    for case in _ph2_cases(root):
+    folder = find_folder(root, "PH2 Dataset images") or root
+    for case in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if not re.fullmatch(r"IMD\d+", case.name, re.IGNORECASE):
+            continue
         images = find_folder(case, f"{case.name}_Dermoscopic_Image")
         masks = find_folder(case, f"{case.name}_lesion")
         if images is None or masks is None:
@@ -143,37 +133,32 @@ def _read_ph2(root: Path) -> Iterator[Record]:
 # --- images/ and masks/ ------------------------------------------------------------------------
 
 
-def _folder_pairs(root: Path) -> Iterator[tuple[str | None, Path, Path]]:
+def _read_folders(root: Path) -> Iterator[Record]:
     for split in (None, *SPLITS):
         base = root if split is None else find_folder(root, split)
         images, masks = (find_folder(base, n) if base else None for n in ("images", "masks"))
         if images and masks:
-            yield split, images, masks
-
-
-def _read_folders(root: Path) -> Iterator[Record]:
-    for split, images, masks in _folder_pairs(root):
-        yield from match_pairs(images, masks, split)
+            yield from match_pairs(images, masks, split)
 
 
 # --- CSV manifest ------------------------------------------------------------------------------
 
 
-def _manifest(root: Path) -> Path:
-    return root if root.suffix.lower() == ".csv" else root / "manifest.csv"
-
-
-def _read_manifest(root: Path) -> Iterator[Record]:
-    path = _manifest(root)
-    with _open_csv(path, ",") as rows:
+def _read_manifest(root: Path) -> list[Record]:
+    path = root if root.suffix.lower() == ".csv" else root / "manifest.csv"
+    if not path.is_file():
+        return []
+    with _open_csv(path) as rows:
         columns = rows.fieldnames or []
         if not {"image", "mask"} <= set(columns):
             raise InputError(
                 f"data: {path}: needs the columns image and mask (group, split and set "
                 f"may follow), got {', '.join(columns) or 'none'}"
             )
-        for row in rows:
-            yield _manifest_record(path, rows.line_num, row)
+        records = [_manifest_record(path, rows.line_num, row) for row in rows]
+    if not records:
+        raise InputError(f"data: {path}: has no rows below its header")
+    return records
 
 
 def _manifest_record(path: Path, line: int, row: Mapping[str, str | None]) -> Record:
@@ -196,23 +181,19 @@ def _manifest_record(path: Path, line: int, row: Mapping[str, str | None]) -> Re
 
 LAYOUTS: Mapping[str, Layout] = {
     "csv": Layout(
-        lambda root: _manifest(root).is_file(),
         _read_manifest,
         "a .csv file, or manifest.csv in the folder, with columns image, mask, group, split, set",
     ),
     **{name: _challenge_layout(name) for name in _CHALLENGES},
     "ham10000": Layout(
-        lambda root: bool(_ham_image_folders(root)),
         _read_ham,
         f"HAM10000_images_part_1 and _2, {_HAM_MASKS}, HAM10000_metadata",
     ),
     "ph2": Layout(
-        lambda root: bool(_ph2_cases(root)),
         _read_ph2,
         "PH2 Dataset images/IMDxxx/IMDxxx_Dermoscopic_Image and IMDxxx_lesion",
     ),
     "folders": Layout(
-        lambda root: any(True for _ in _folder_pairs(root)),
         _read_folders,
         "images/ and masks/, also below train/, val/ and test/",
     ),

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lesionseg.augment import apply_pipeline, reseed
+from lesionseg.augment import reseed
 from lesionseg.data.cache import Cache
 
 Batch = tuple[Tensor, Tensor]
@@ -66,7 +66,8 @@ class BatchDataset(Dataset[Batch]):
             cv2.setNumThreads(0)
             reseed(self.augment, batch_seed(self.seed, key.epoch, key.step))
             for i in range(len(members)):
-                images[i], masks[i] = apply_pipeline(self.augment, images[i], masks[i])
+                changed = self.augment(image=images[i], mask=masks[i])
+                images[i], masks[i] = changed["image"], changed["mask"]
         return torch.from_numpy(images), torch.from_numpy(masks)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,21 +24,6 @@ def list_roots(roots: Roots) -> tuple[Path, ...]:
     return (roots,) if isinstance(roots, Path) else tuple(roots)
 
 
-def to_roots(paths: Sequence[Path]) -> Roots:
-    """Convert the values of a repeatable option."""
-    return paths[0] if len(paths) == 1 else tuple(paths)
-
-
-def to_optional_roots(paths: Sequence[Path] | None) -> Roots | None:
-    """Convert the values of a repeatable option, None if it was not used."""
-    return to_roots(paths) if paths else None
-
-
-def resolve_roots(roots: Roots, resolve: Callable[[Path], Path] = Path.resolve) -> Roots:
-    """Return absolute paths, for processes with another working directory."""
-    return resolve(roots) if isinstance(roots, Path) else tuple(map(resolve, roots))
-
-
 def label_roots(roots: Sequence[Path]) -> list[str]:
     """Return a unique label for each data set: its folder, with parent folders if necessary.
 
@@ -48,7 +33,7 @@ def label_roots(roots: Sequence[Path]) -> list[str]:
     paths = [root.resolve() for root in roots]
     repeated = next((p for p, n in Counter(paths).items() if n > 1), None)
     if repeated is not None:
-        raise InputError(f"--data: {repeated} is given twice; give each data set once")
+        raise InputError(f"data: {repeated} is given twice; give each data set once")
     labels = []
     for path in paths:
         others = [other for other in paths if other != path]

@@ -57,11 +57,6 @@ def unreadable_as_input_error(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def is_dangling_link(path: Path) -> bool:
-    """Whether the path is a link to a missing file."""
-    return path.is_symlink() and not path.exists()
-
-
 def list_images(folder: Path) -> list[Path]:
     """Return the image files of a folder, sorted by name, without hidden files.
 
@@ -74,9 +69,7 @@ def list_images(folder: Path) -> list[Path]:
         return sorted(
             p
             for p in folder.iterdir()
-            if p.suffix.lower() in IMAGE_SUFFIXES
-            and not p.name.startswith(".")
-            and (p.is_file() or is_dangling_link(p))
+            if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and not p.is_dir()
         )
 
 
@@ -126,9 +119,7 @@ def find_masks_without_image(records: Iterable[Record]) -> list[Path]:
 
 
 def find_folder(root: Path, name: str) -> Path | None:
-    """Return the subfolder of that name, ignoring case; raises InputError if unreadable."""
-    with unreadable_as_input_error(root):
-        if not root.is_dir():
-            return None
-        folders = (p for p in root.iterdir() if p.name.lower() == name.lower() and p.is_dir())
-        return next(folders, None)
+    """Return the subfolder of that name, ignoring case."""
+    if not root.is_dir():
+        return None
+    return next((p for p in root.iterdir() if p.name.lower() == name.lower() and p.is_dir()), None)

@@ -21,13 +21,12 @@ from PIL import Image
 
 from lesionseg.data.image_io import (
     Pixels,
-    draft_size,
     open_image,
     read_image_and_size,
     resize_square,
 )
 from lesionseg.errors import InputError
-from lesionseg.inference.mask_stats import Probability
+from lesionseg.inference.postprocess import Probability
 from lesionseg.inference.predictor import Segmenter
 
 T = TypeVar("T")
@@ -158,11 +157,11 @@ def default_batch_size(image_size: int) -> int:
 
 def _read(path: Path, size: int, preview_px: int) -> LoadedImage:
     # Decoded as for the cache, so that the network receives identical pixels.
-    image, shape = read_image_and_size(path, draft=draft_size(size))
+    image, shape = read_image_and_size(path, size)
     resized = resize_square(image, size)
     if not preview_px:
         return LoadedImage(path, resized, shape, None)
     if max(image.size) < min(preview_px, max(shape)):  # decoded at too low a resolution
-        image, _ = read_image_and_size(path, draft=preview_px)
+        image, _ = read_image_and_size(path, preview_px)
     image.thumbnail((preview_px, preview_px), Image.Resampling.BILINEAR, reducing_gap=2.0)
     return LoadedImage(path, resized, shape, np.asarray(image))

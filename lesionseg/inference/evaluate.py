@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from lesionseg import metrics
 from lesionseg.data.cache import Cache
 from lesionseg.data.image_io import Pixels, read_mask
 from lesionseg.data.pairs import Record
 from lesionseg.data.split import find_positions
+from lesionseg.inference.batch_predict import prefetch
 from lesionseg.inference.postprocess import (
     Chain,
     Mask,
@@ -28,6 +27,9 @@ from lesionseg.inference.postprocess import (
 )
 from lesionseg.inference.selection import DEFAULT_INFERENCE, Inference
 from lesionseg.inference.tta import predict_images
+from lesionseg.metrics.curves import probability_histogram
+from lesionseg.metrics.overlap import Floats, count_pixels, score_images
+from lesionseg.metrics.surface import SURFACE_DISTANCES, percent_of_diagonal, surface_distances
 from lesionseg.runtime.device import with_index
 from lesionseg.runtime.oom import AdaptiveBatcher
 
@@ -39,30 +41,30 @@ PARALLEL_IMAGES = 16
 class Evaluation:
     """Results per image at the mask's own size, in the order of the records.
 
-    counts: int64 [N, 4] of ``metrics.count_pixels``.
+    counts: int64 [N, 4] of ``count_pixels``.
     shapes: height and width of each mask.
-    surface: float64 [N, 3], the distances of ``metrics.SURFACE_DISTANCES`` in pixels.
-    histograms: int64 [N, 2, bins] of ``metrics.probability_histogram``.
+    surface: float64 [N, 3], the distances of ``SURFACE_DISTANCES`` in pixels.
+    histograms: int64 [N, 2, bins] of ``probability_histogram``.
     """
 
     records: tuple[Record, ...]
     counts: NDArray[np.int64]
     shapes: tuple[tuple[int, int], ...]
-    surface: metrics.Floats
+    surface: Floats
     histograms: NDArray[np.int64]
 
     @property
-    def scores(self) -> dict[str, metrics.Floats]:
+    def scores(self) -> dict[str, Floats]:
         """Overlap scores by name, float64 [N] each, in [0, 1]."""
-        return metrics.score_images(self.counts)
+        return score_images(self.counts)
 
     @property
-    def distances(self) -> dict[str, metrics.Floats]:
+    def distances(self) -> dict[str, Floats]:
         """Surface distances by name, float64 [N] each: ``hd`` in pixels, ``hd_percent`` in percent
         of the mask's diagonal, ..."""
-        distances: dict[str, metrics.Floats] = {}
-        for name, pixels in zip(metrics.SURFACE_DISTANCES, self.surface.T, strict=True):
-            percent = map(metrics.percent_of_diagonal, pixels, self.shapes)
+        distances: dict[str, Floats] = {}
+        for name, pixels in zip(SURFACE_DISTANCES, self.surface.T, strict=True):
+            percent = map(percent_of_diagonal, pixels, self.shapes)
             distances |= {name: pixels, f"{name}_percent": np.fromiter(percent, np.float64)}
         return distances
 
@@ -116,7 +118,7 @@ def evaluate(
     Args:
         model: as in ``predict_probabilities``.
         cache: cached images.
-        records: the images to evaluate.
+        records: the images to evaluate, at least one.
         device: device of the network.
         inference: settings that were selected on other images.
         amp: precision of the network's training; see ``predict_images``.
@@ -130,21 +132,16 @@ def evaluate(
     rows: list[tuple[Any, ...]] = []
     # Surface distances of large masks take a second each and release the GIL.
     with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
-        while batch := list(islice(pairs, PARALLEL_IMAGES)):
-            results = pool.map(
-                lambda pair: _evaluate_image(pair[0], pair[1], inference.chain), batch
-            )
-            for (record, _), (row, predicted, truth) in zip(batch, results, strict=True):
-                rows.append(row)
-                if on_image:
-                    on_image(record, predicted, truth)
-    counts, shapes, surface, histograms = zip(*rows, strict=True) if rows else ((), (), (), ())
+        results = prefetch(
+            pool, lambda pair: _evaluate_image(*pair, inference.chain), pairs, PARALLEL_IMAGES
+        )
+        for record, (row, predicted, truth) in zip(records, results, strict=True):
+            rows.append(row)
+            if on_image:
+                on_image(record, predicted, truth)
+    counts, shapes, surface, histograms = zip(*rows, strict=True)
     return Evaluation(
-        tuple(records),
-        np.asarray(counts, dtype=np.int64).reshape(-1, 4),
-        shapes,
-        np.asarray(surface).reshape(-1, len(metrics.SURFACE_DISTANCES)),
-        np.stack(histograms) if rows else np.zeros((0, 2, 1), np.int64),
+        tuple(records), np.stack(counts), shapes, np.array(surface), np.stack(histograms)
     )
 
 
@@ -156,8 +153,8 @@ def _evaluate_image(
     shape = (truth.shape[0], truth.shape[1])
     full = resize_probability(probability, shape)
     predicted = probability_to_mask(chain, full)
-    counts = metrics.count_pixels(torch.from_numpy(predicted[None]), torch.from_numpy(truth[None]))
-    distances = metrics.surface_distances(predicted, truth)
-    histogram = metrics.probability_histogram(full, truth)
+    counts = count_pixels(torch.from_numpy(predicted[None]), torch.from_numpy(truth[None]))
+    distances = surface_distances(predicted, truth)
+    histogram = probability_histogram(full, truth)
     row = (counts.numpy()[0], shape, list(distances.values()), histogram)
     return row, predicted, truth

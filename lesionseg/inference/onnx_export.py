@@ -22,14 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lesionseg import metrics
 from lesionseg.data.image_io import Pixels
 from lesionseg.data.loader import MEAN, STD
 from lesionseg.errors import InputError, one_line
-from lesionseg.inference.mask_stats import Probability
-from lesionseg.inference.postprocess import DEFAULT_THRESHOLD
+from lesionseg.inference.postprocess import DEFAULT_THRESHOLD, Probability
 from lesionseg.inference.predictor import Segmenter
 from lesionseg.inference.tta import TTA
+from lesionseg.metrics.overlap import dice_score
 
 #: Format of the metadata; increase the number when a key changes its meaning.
 FORMAT = "lesionsearch-onnx/1"
@@ -165,15 +164,15 @@ def compare_with_torch(
     segmenter: Segmenter, path: Path, images: Pixels, batch_size: int = 8
 ) -> OnnxComparison:
     """Compare an exported file with torch in single precision on images uint8 [N, S, S, 3]."""
-    exported, differences, counts = OnnxModel(path), [], []
+    exported, differences = OnnxModel(path), []
+    dice: list[float] = []
     threshold = float(exported.metadata["threshold"])
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
         pair = [m.predict_probabilities(batch) for m in (segmenter, exported)]
         differences.append(float(np.abs(pair[0] - pair[1]).max()))
-        counts.append(metrics.count_pixels(*(torch.from_numpy(p > threshold) for p in pair)))
-    dice = metrics.score_images(torch.cat(counts).numpy())["dice"]
-    return OnnxComparison(len(images), max(differences), float(dice.mean()))
+        dice += map(dice_score, *(p > threshold for p in pair))
+    return OnnxComparison(len(images), max(differences), float(np.mean(dice)))
 
 
 def require_onnx() -> None:
@@ -190,11 +189,10 @@ def _quiet() -> Any:
     logging.disable(logging.WARNING)
     try:
         with (
-            warnings.catch_warnings(),
+            warnings.catch_warnings(action="ignore"),
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),
         ):
-            warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(level)

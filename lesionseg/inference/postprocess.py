@@ -11,9 +11,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.errors import InputError
 from lesionseg.inference.crf import crf
-from lesionseg.space import ComponentConfig, Float, RegistryEntry, build, resolve
+from lesionseg.space import ComponentConfig, Float, RegistryEntry, build
 
 Chain = tuple[ComponentConfig, ...]
 Probability = NDArray[np.float32]
@@ -84,23 +83,6 @@ POSTPROCESS: dict[str, RegistryEntry] = {
         "edges follow the image's colours",
     ),
 }
-
-
-def check_chain(chain: Chain) -> Chain:
-    """Return the chain with all parameters written out.
-
-    Raises:
-        InputError: an unknown name or parameter, a value outside its range, or more than one
-            threshold or CRF.
-    """
-    names = [step.name for step in chain]
-    for name in ("threshold", "crf"):
-        if names.count(name) > 1:
-            raise InputError(
-                f"postprocess: a chain has at most one {name}, got {names.count(name)}; leave out "
-                "all but one"
-            )
-    return tuple(ComponentConfig(c.name, resolve("postprocess", POSTPROCESS, c)) for c in chain)
 
 
 def refine_probability(chain: Chain, probability: Probability, image: Image) -> Probability:

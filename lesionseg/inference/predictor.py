@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +13,18 @@ from torch import nn
 from lesionseg.config import TrialConfig
 from lesionseg.data.image_io import (
     Pixels,
-    draft_size,
     read_image_and_size,
     resize_square,
     to_upright_rgb,
 )
 from lesionseg.errors import InputError
-from lesionseg.inference.mask_stats import Mask, MaskStats, Probability, measure_mask
 from lesionseg.inference.postprocess import (
+    Probability,
     probability_to_mask,
     refine_probability,
     resize_probability,
 )
+from lesionseg.inference.prediction import Prediction, measure_mask
 from lesionseg.inference.selection import DEFAULT_INFERENCE, Inference
 from lesionseg.inference.tta import predict_images
 from lesionseg.runtime.device import pick_device, with_index
@@ -35,18 +34,6 @@ from lesionseg.training import checkpoint
 FILE, FOLDER = "model.safetensors", "final"
 
 Picture = str | Path | Image.Image | NDArray[np.uint8]
-
-
-@dataclass(frozen=True, eq=False)
-class Prediction(MaskStats):
-    """Predicted mask of one image and its statistics.
-
-    mask: bool [H, W], True on the lesion, at the size of the upright image.
-    probability: float32 [H, W] in [0, 1], before thresholding.
-    """
-
-    mask: Mask
-    probability: Probability
 
 
 class Segmenter:
@@ -113,14 +100,13 @@ class Segmenter:
         """
         chain = self.inference.chain
         full = resize_probability(refine_probability(chain, probability, resized), shape)
-        mask = probability_to_mask(chain, full)
-        return Prediction(**asdict(measure_mask(mask, full)), mask=mask, probability=full)
+        return measure_mask(probability_to_mask(chain, full), full)
 
     def _preprocess(self, picture: Picture) -> tuple[Pixels, tuple[int, int]]:
         """Return the network's input, uint8 [S, S, 3], and the image's height and width."""
         size = self.image_size
         if isinstance(picture, str | Path):
-            image, shape = read_image_and_size(Path(picture), draft=draft_size(size))
+            image, shape = read_image_and_size(Path(picture), size)
             return resize_square(image, size), shape
         if isinstance(picture, np.ndarray):
             dtype, array_shape = picture.dtype, list(picture.shape)

@@ -15,22 +15,22 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from lesionseg import metrics
 from lesionseg.config import parse_component
 from lesionseg.errors import InputError, suggest_name
 from lesionseg.inference.postprocess import (
+    POSTPROCESS,
     Chain,
     Mask,
     Probability,
     apply_operations,
-    check_chain,
     refine_probability,
     to_mask,
 )
-from lesionseg.inference.tta import check_tta, predict_images
+from lesionseg.inference.tta import TTA, predict_images
+from lesionseg.metrics.overlap import Floats, dice_score
 from lesionseg.runtime.device import with_index
 from lesionseg.runtime.oom import AdaptiveBatcher
-from lesionseg.space import ComponentConfig
+from lesionseg.space import ComponentConfig, resolve
 
 #: Minimum gain in mean Dice of a step, however small its standard error.
 MIN_GAIN = 0.0005
@@ -77,29 +77,21 @@ class Inference:
     chain: Chain = ()
 
     def __post_init__(self) -> None:
-        check_tta(self.tta)
-        object.__setattr__(self, "chain", check_chain(tuple(self.chain)))
+        if self.tta not in TTA:
+            raise InputError(f"unknown tta {self.tta!r} ({suggest_name(self.tta, TTA)})")
+        chain = (
+            ComponentConfig(c.name, resolve("postprocess", POSTPROCESS, c)) for c in self.chain
+        )
+        object.__setattr__(self, "chain", tuple(chain))
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON data: ``{"tta": name, "chain": [{name: {parameter: value}}]}``."""
         return {"tta": self.tta, "chain": [{p.name: dict(p.params)} for p in self.chain]}
 
     @classmethod
-    def from_dict(cls, data: object) -> Inference:
-        """Parse the data of ``to_dict``; invalid data raise InputError."""
-        if not isinstance(data, Mapping):
-            raise InputError(f"inference must be a mapping of tta and chain, got {data!r}")
-        keys = ("tta", "chain")
-        for key in data:
-            if key not in keys:
-                raise InputError(f"inference: unknown key {key!r} ({suggest_name(key, keys)})")
-        match data.get("chain", []):
-            case [*steps]:
-                return cls(data.get("tta", "none"), tuple(map(parse_component, steps)))
-            case chain:
-                raise InputError(
-                    f"inference: chain must be a list of {{name: parameters}}, got {chain!r}"
-                )
+    def from_dict(cls, data: Mapping[str, Any]) -> Inference:
+        """Create settings from the data of ``to_dict``; missing keys get their default."""
+        return cls(data.get("tta", "none"), tuple(map(parse_component, data.get("chain", ()))))
 
 
 #: No test-time augmentation, threshold one half.
@@ -143,7 +135,7 @@ def select_inference(
     masks: NDArray[np.uint8],
     *,
     device: torch.device,
-    ttas: Sequence[str] = ("none", "flips", "d4"),
+    tta: bool = True,
     postprocess: bool = True,
     batch_size: int = 16,
     amp: str = "auto",
@@ -161,27 +153,26 @@ def select_inference(
         images: uint8 [N, S, S, 3], RGB, with N of at least 1.
         masks: [N, S, S]; positive values are lesion.
         device: device of the network; postprocessing runs on the CPU.
-        ttas: names in TTA, the cheapest first.
+        tta: whether to select test-time augmentation.
         postprocess: whether to select postprocessing.
         batch_size: images per forward pass; reduced if they do not fit into memory.
         amp: precision of the network's training; see ``predict_images``.
 
     Raises:
-        InputError: an unknown name in ``ttas``.
         ValueError: no image, or different numbers of masks and images.
     """
     if len(images) != len(masks) or not len(images):
         raise ValueError(f"needs a mask for each image, got {len(masks)} for {len(images)}")
-    names = tuple(dict.fromkeys(("none", *map(check_tta, ttas))))
+    names = tuple(TTA) if tta else ("none",)
     probabilities = _predict(model, images, names, with_index(device), batch_size, amp)
     search = _GreedySearch(masks > 0, _postprocess(probabilities["none"], images, ()))
-    tta = "none"
+    selected = "none"
     for name in names[1:]:
         option = {f"tta {name}": _postprocess(probabilities[name], images, ())}
-        tta = name if search.step(option) else tta
-    chain = _select_chain(search, probabilities[tta], images) if postprocess else ()
+        selected = name if search.step(option) else selected
+    chain = _select_chain(search, probabilities[selected], images) if postprocess else ()
     return InferenceChoice(
-        Inference(tta, chain),
+        Inference(selected, chain),
         float(search.dice.mean()),
         search.candidates[0].dice,
         tuple(search.candidates),
@@ -210,7 +201,7 @@ class _GreedySearch:
         self.dice = dice[best.name]
         return best.name
 
-    def _compare(self, name: str, dice: metrics.Floats) -> Candidate:
+    def _compare(self, name: str, dice: Floats) -> Candidate:
         gain = dice - self.dice
         error = float(gain.std(ddof=1) / len(gain) ** 0.5) if len(gain) > 1 else None
         return Candidate(name, float(dice.mean()), float(gain.mean()), error)
@@ -269,10 +260,6 @@ def _predict(
     return probabilities
 
 
-def _dice(predicted: Iterable[Mask], truth: Mask) -> metrics.Floats:
+def _dice(predicted: Iterable[Mask], truth: Mask) -> Floats:
     """Return the Dice of each image, float64 [N]; 1 if both masks are empty."""
-    counts = []  # with NumPy, which is much faster here than ``metrics.count_pixels``
-    for p, t in zip(predicted, truth, strict=True):
-        tp, positive, lesion = (int(np.count_nonzero(m)) for m in (p & t, p, t))
-        counts.append((tp, positive - tp, lesion - tp, t.size - positive - lesion + tp))
-    return metrics.score_images(np.array(counts, dtype=np.int64))["dice"]
+    return np.array([dice_score(p, t) for p, t in zip(predicted, truth, strict=True)])

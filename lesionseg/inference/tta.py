@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lesionseg.data.loader import normalise
-from lesionseg.errors import InputError, suggest_name
 from lesionseg.runtime.device import amp_dtype, autocast
 
 
@@ -35,8 +34,8 @@ class Symmetry(NamedTuple):
 #: All symmetries of the square, the dihedral group of eight; half turns first.
 SYMMETRIES = tuple(Symmetry(m, t) for t in (0, 2, 1, 3) for m in (False, True))
 
-#: The symmetries to average over, by name. Each is a group, which makes the mean equivariant; each
-#: is in the order above, so that sums do not depend on the other groups.
+#: The symmetries to average over, by name, the cheapest first. Each entry is a group, which makes
+#: the mean equivariant; each is in the order above, so that sums do not depend on other entries.
 TTA: dict[str, tuple[Symmetry, ...]] = {
     "none": SYMMETRIES[:1],
     "flips": SYMMETRIES[:4],  # the vertical flip is the horizontal one and a half turn
@@ -85,15 +84,8 @@ def predict_with_ttas(model: nn.Module, images: Tensor, names: Iterable[str]) ->
 
     Returns:
         float32 [N, 1, S, S] in [0, 1] by name.
-
-    Raises:
-        InputError: unknown name, or the images are not square.
     """
-    views_by_name = {name: TTA[check_tta(name)] for name in names}
-    if images.shape[-1] != images.shape[-2]:
-        raise InputError(
-            f"test-time augmentation needs square images, got {tuple(images.shape[-2:])}"
-        )
+    views_by_name = {name: TTA[name] for name in names}
     sums: dict[str, Tensor] = {}
     for symmetry in SYMMETRIES:
         users = [name for name, views in views_by_name.items() if symmetry in views]
@@ -102,10 +94,3 @@ def predict_with_ttas(model: nn.Module, images: Tensor, names: Iterable[str]) ->
             for name in users:
                 sums[name] = sums[name] + view if name in sums else view
     return {name: sums[name] / len(views) for name, views in views_by_name.items()}
-
-
-def check_tta(name: object) -> str:
-    """Return the name; InputError if it is not in TTA."""
-    if not isinstance(name, str) or name not in TTA:
-        raise InputError(f"unknown tta {name!r} ({suggest_name(name, TTA)})")
-    return name

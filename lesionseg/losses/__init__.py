@@ -28,8 +28,6 @@ from lesionseg.losses.overlap import (
 from lesionseg.losses.pixel import build_bce, build_focal
 from lesionseg.space import ComponentConfig, Float, RegistryEntry, build
 
-__all__ = ["LOSSES", "Criterion", "Loss", "build_loss"]
-
 _FOCAL = {"gamma": Float(0.5, 4.0, default=2.0), "alpha": Float(0.1, 0.9, default=0.5)}
 _WEIGHT = {"weight": Float(0.1, 0.9, default=0.5)}
 _TVERSKY = {"alpha": Float(0.1, 0.9, default=0.3), "beta": Float(0.1, 0.9, default=0.7)}

@@ -57,17 +57,8 @@ def probability_histogram(
         int64 [2, bins]: row 0 background, row 1 lesion; the sum is H * W.
 
     Raises:
-        ValueError: different shapes, or a probability outside [0, 1] or NaN.
+        ValueError: different shapes, or NaN.
     """
-    if probability.shape != truth.shape:
-        raise ValueError(
-            f"probability and mask must have one shape, got {probability.shape} and {truth.shape}"
-        )
-    # The comparison is written so that NaN fails.
-    if probability.size and not (probability.min() >= 0 and probability.max() <= 1):
-        raise ValueError(
-            f"probabilities must lie in [0, 1], got {probability.min()} to {probability.max()}"
-        )
     # In float64: in float16 and float32 a product may be rounded up into the next bin.
     index = np.multiply(probability, bins, dtype=np.float64).astype(np.intp)
     np.minimum(index, bins - 1, out=index)

@@ -99,5 +99,12 @@ def mean_scores(scores: dict[str, Floats]) -> Metrics:
     return Metrics(**{name: float(scores[name].mean()) for name in METRICS})
 
 
+def dice_score(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
+    """Return the Dice of two masks of one shape; 1 if both are empty."""
+    # With NumPy, which is much faster on the CPU than ``count_pixels``.
+    areas = np.count_nonzero(predicted) + np.count_nonzero(truth)
+    return float(2 * np.count_nonzero(predicted & truth) / areas) if areas else 1.0
+
+
 def _ratio(part: Floats, whole: Floats, if_zero: Floats) -> Floats:
     return np.divide(part, whole, out=if_zero.copy(), where=whole > 0)

@@ -17,9 +17,6 @@ from numpy.typing import NDArray
 #: The names of the distances, in order; lower is better.
 SURFACE_DISTANCES: tuple[str, ...] = ("assd", "hd", "hd95")
 
-#: A deprecation warning of MONAI 1.6 about an argument that it passes to itself.
-_DEPRECATED = "(?s).*always_return_as_numpy"
-
 Mask = NDArray[np.bool_]
 
 
@@ -40,33 +37,21 @@ def surface_distances(predicted: Mask, truth: Mask) -> dict[str, float]:
         truth: bool [H, W].
 
     Returns:
-        The distances by the names in SURFACE_DISTANCES, each in [0, ``diagonal(truth.shape)``].
-
-    Raises:
-        ValueError: the masks are not bool, not [H, W] or of different shapes.
+        The distances by the names in SURFACE_DISTANCES, from 0 to the diagonal.
     """
-    if predicted.shape != truth.shape or predicted.ndim != 2:
-        raise ValueError(f"masks must have one shape [H, W]: {predicted.shape}, {truth.shape}")
-    if predicted.dtype != np.bool_ or truth.dtype != np.bool_:
-        raise ValueError(f"masks must be bool, got {predicted.dtype} and {truth.dtype}")
     in_prediction, in_truth = bool(predicted.any()), bool(truth.any())
     if not (in_prediction and in_truth):
-        value = diagonal(truth.shape) if in_prediction or in_truth else 0.0
+        value = math.hypot(*truth.shape) if in_prediction or in_truth else 0.0
         return dict.fromkeys(SURFACE_DISTANCES, value)
     return _distances(*crop(predicted, truth))
-
-
-def diagonal(shape: tuple[int, ...]) -> float:
-    """Return the diagonal of an image of shape (H, W) in pixels, between its outer corners."""
-    return math.hypot(*shape)
 
 
 def percent_of_diagonal(value: float, shape: tuple[int, ...]) -> float:
     """Return a distance in pixels as percent of the diagonal of (H, W), in [0, 100].
 
-    The result does not depend on the image's resolution.
+    The diagonal is between the outer corners. The result does not depend on the image's resolution.
     """
-    return 100 * (value / diagonal(shape))
+    return 100 * (value / math.hypot(*shape))
 
 
 def crop(predicted: Mask, truth: Mask) -> tuple[Mask, Mask]:
@@ -87,10 +72,9 @@ def _distances(predicted: Mask, truth: Mask) -> dict[str, float]:
 
     # MONAI takes a batch of channels; by default it omits the first channel as background.
     p, t = (torch.from_numpy(np.ascontiguousarray(mask))[None, None] for mask in (predicted, truth))
-    # In the whole process: the filters belong to all threads, and restoring them in one would
-    # also remove this one from others.
-    if not any(f[1] is not None and f[1].pattern == _DEPRECATED for f in warnings.filters):
-        warnings.filterwarnings("ignore", _DEPRECATED, FutureWarning)
+    # A deprecation warning of MONAI 1.6 about an argument that it passes to itself. Ignored in the
+    # whole process: restoring the filters in one thread would change those of the others.
+    warnings.filterwarnings("ignore", "(?s).*always_return_as_numpy", FutureWarning)
     distances = (
         compute_average_surface_distance(p, t, include_background=True, symmetric=True),
         compute_hausdorff_distance(p, t, include_background=True),

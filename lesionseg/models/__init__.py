@@ -7,17 +7,19 @@ with deep supervision returns a tuple of such logits, the main output first.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import replace
 
+import torch
 from torch import nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
 
 from lesionseg.errors import InputError
-from lesionseg.models import monai, smp
 from lesionseg.models.hardnet_mseg import HARDNET_MSEG
-from lesionseg.models.monai import monai_options
+from lesionseg.models.monai import MONAI
 from lesionseg.models.segnet import SEGNET
-from lesionseg.models.smp import smp_options
+from lesionseg.models.smp import SMP
 from lesionseg.models.unet import UNET
 from lesionseg.space import ComponentConfig, RegistryEntry, build, resolve
 
@@ -25,8 +27,8 @@ MODELS: dict[str, RegistryEntry] = {
     "unet": UNET,
     "segnet": SEGNET,
     "hardnet_mseg": HARDNET_MSEG,
-    **monai_options(),
-    **smp_options(),
+    **MONAI,
+    **SMP,
 }
 
 
@@ -63,13 +65,35 @@ def check_size(component: ComponentConfig, image_size: int) -> None:
         )
 
 
-def required_imports(names: Iterable[str]) -> tuple[str, ...]:
+def required_imports(names: Collection[str]) -> tuple[str, ...]:
     """Return the modules that building these entries imports, for a fork server to preload."""
-    packages = {**dict.fromkeys(monai_options(), monai), **dict.fromkeys(smp_options(), smp)}
-    modules = (m for n in names if n in packages for m in packages[n].REQUIRED_IMPORTS)
-    return tuple(dict.fromkeys(modules))
+    packages = {"monai.networks.nets": MONAI, "segmentation_models_pytorch": SMP}
+    return tuple(m for m, entries in packages.items() if not entries.keys().isdisjoint(names))
 
 
 def count_params(model: nn.Module) -> int:
     """Return the number of trainable parameters."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def multiply_adds(model: nn.Module, image_size: int) -> int:
+    """Count the multiply-accumulate operations of a forward pass over one image.
+
+    As usual, convolutions, matrix products and attention are counted; sums, norms and activations
+    are not.
+
+    Args:
+        model: a network from images [1, 3, S, S], on any device; its mode is restored.
+        image_size: side S of the image in pixels.
+    """
+    training = model.training
+    # On the meta device only shapes are computed, up to twenty times as fast as on a CPU.
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    state = {name: tensor.to("meta") for name, tensor in tensors}
+    dtype = next(model.parameters()).dtype
+    image = torch.zeros(1, 3, image_size, image_size, device="meta", dtype=dtype)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        functional_call(model.eval(), state, (image,))
+    model.train(training)
+    return int(counter.get_total_flops()) // 2  # torch counts a multiplication and an addition

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lesionseg.errors import InputError
 from lesionseg.space import Categorical, Float, Int, RegistryEntry
 
 if TYPE_CHECKING:
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 #: nnU-Net's minimum side of a feature map in pixels and maximum number of channels,
 #: ``min_feature_map_size`` and ``UNet_max_features_2d``.
 MIN_SIDE_PX, MAX_FEATURES = 4, 512
-#: Modules that are imported when a network is built.
-REQUIRED_IMPORTS = ("monai.networks.nets",)
 #: Blocks per encoder stage of SegResNet, as published; each stage but the first halves the size.
 BLOCKS_DOWN = (1, 2, 2, 4)
 
@@ -84,7 +81,7 @@ def plan_widths(image_size: int, width: int) -> tuple[int, ...]:
 
 
 def build_dynunet(
-    width: int, deep_supervision: bool, residual: bool, image_size: int | None = None
+    width: int, deep_supervision: bool, residual: bool, image_size: int
 ) -> PlannedUNet:
     """Build the U-Net that nnU-Net plans for this image size, with instance norm and leaky ReLU.
 
@@ -92,15 +89,11 @@ def build_dynunet(
         width: channels of the first stage; 32 as published.
         deep_supervision: losses at all resolutions but the two lowest.
         residual: residual blocks instead of two plain convolutions.
-        image_size: side of the images in pixels, at least 16.
-
-    Raises:
-        InputError: the size is missing or gives fewer than the three stages that MONAI requires.
+        image_size: side of the images in pixels, at least 16, for the three stages that MONAI
+            requires.
     """
     from monai.networks.nets.dynunet import DynUNet
 
-    if image_size is None or image_size < 16:
-        raise InputError(f"model.dynunet: image_size must be at least 16, got {image_size}")
     widths = plan_widths(image_size, width)
     strides = [1] + [2] * (len(widths) - 1)
     blocks = DynUNet(
@@ -143,32 +136,30 @@ def build_attention_unet(width: int, depth: int) -> nn.Module:
     return model
 
 
-def monai_options() -> dict[str, RegistryEntry]:
-    """Return the entries ``dynunet``, ``segresnet`` and ``attention_unet`` of MODELS."""
-    return {
-        "dynunet": RegistryEntry(
-            build_dynunet,
-            {
-                "width": Int(8, 64, default=32, log=True),
-                "deep_supervision": Categorical((False, True), default=False),
-                "residual": Categorical((False, True), default=False),
-            },
-            "U-Net as nnU-Net plans it from the image size; doi:10.1038/s41592-020-01008-z",
-            min_image_size=16,
-            needs_image_size=True,
-        ),
-        "segresnet": RegistryEntry(
-            build_segresnet,
-            # Widths are multiples of the norm's 8 groups.
-            {"init_filters": Int(8, 32, default=16, step=8), "dropout": Float(0.0, 0.5, 0.2)},
-            "SegResNet, residual blocks with group norm; arXiv:1810.11654",
-            stride=lambda **_: 2 ** (len(BLOCKS_DOWN) - 1),
-            min_image_size=16,
-        ),
-        "attention_unet": RegistryEntry(
-            build_attention_unet,
-            {"width": Int(8, 64, default=32, log=True), "depth": Int(2, 5, default=4)},
-            "attention U-Net, gated skips; arXiv:1804.03999",
-            stride=lambda width, depth: 2**depth,
-        ),
-    }
+MONAI: dict[str, RegistryEntry] = {
+    "dynunet": RegistryEntry(
+        build_dynunet,
+        {
+            "width": Int(8, 64, default=32, log=True),
+            "deep_supervision": Categorical((False, True), default=False),
+            "residual": Categorical((False, True), default=False),
+        },
+        "U-Net as nnU-Net plans it from the image size; doi:10.1038/s41592-020-01008-z",
+        min_image_size=16,
+        needs_image_size=True,
+    ),
+    "segresnet": RegistryEntry(
+        build_segresnet,
+        # Widths are multiples of the norm's 8 groups.
+        {"init_filters": Int(8, 32, default=16, step=8), "dropout": Float(0.0, 0.5, 0.2)},
+        "SegResNet, residual blocks with group norm; arXiv:1810.11654",
+        stride=lambda **_: 2 ** (len(BLOCKS_DOWN) - 1),
+        min_image_size=16,
+    ),
+    "attention_unet": RegistryEntry(
+        build_attention_unet,
+        {"width": Int(8, 64, default=32, log=True), "depth": Int(2, 5, default=4)},
+        "attention U-Net, gated skips; arXiv:1804.03999",
+        stride=lambda width, depth: 2**depth,
+    ),
+}

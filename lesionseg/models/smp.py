@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -83,8 +82,6 @@ ARCHITECTURES = {
     "dpt": Architecture("DPT", "2103.13413", 32),
 }
 
-#: Modules that are imported when a network is built.
-REQUIRED_IMPORTS = ("segmentation_models_pytorch",)
 #: Channels of the decoder's stages, the coarsest first; smp's defaults.
 DECODER_CHANNELS = (256, 128, 64, 32, 16)
 
@@ -145,9 +142,8 @@ def _entry(name: str, row: Architecture) -> RegistryEntry:
     )
 
 
-def smp_options() -> dict[str, RegistryEntry]:
-    """Return the entries ``smp_unet``, ``smp_fpn``, ... of MODELS."""
-    return {f"smp_{name}": _entry(name, row) for name, row in ARCHITECTURES.items()}
+#: The entries ``smp_unet``, ``smp_fpn``, ... of MODELS.
+SMP = {f"smp_{name}": _entry(name, row) for name, row in ARCHITECTURES.items()}
 
 
 def _make(architecture: str, encoder: str, depth: int, attention: str) -> nn.Module:
@@ -185,29 +181,18 @@ def _drop_unused(model: nn.Module, size: int) -> None:
     # Evaluation mode does not change batch-norm statistics and the random state.
     logits = model.eval()(torch.zeros(1, 3, size, size, device=device))
     model.train()
-    used = set(_parameters_of(logits))
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(logits.sum(), parameters, allow_unused=True)
+    used = {p for p, g in zip(parameters, gradients, strict=True) if g is not None}
     _replace_unused(model, used)
     for parameter in model.parameters():
         parameter.requires_grad_(parameter in used)
 
 
-def _replace_unused(module: nn.Module, used: set[Tensor]) -> None:
+def _replace_unused(module: nn.Module, used: set[nn.Parameter]) -> None:
     for name, child in list(module.named_children()):
         parameters = set(child.parameters())
         if parameters & used:
             _replace_unused(child, used)
         elif parameters:
             setattr(module, name, UnusedStage())
-
-
-def _parameters_of(output: Tensor) -> Iterator[Tensor]:
-    """Yield the parameters that a tensor was computed from."""
-    stack, visited = [output.grad_fn], set()
-    while stack:
-        node = stack.pop()
-        if node is None or node in visited:
-            continue
-        visited.add(node)
-        if hasattr(node, "variable"):
-            yield node.variable
-        stack.extend(parent for parent, _ in node.next_functions)

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lesionseg.errors import InputError, format_some, one_line
 
-#: Timeout for a hub that does not respond.
-HUB_TIMEOUT_S = 5.0
+#: The file of the weights in a repository, and the timeout for a hub that does not respond.
+HUB_FILE, HUB_TIMEOUT_S = "model.safetensors", 5.0
 
 #: Minimum share of the encoder's tensors that a file must contain.
 MIN_TENSOR_SHARE = 0.9
@@ -25,16 +24,8 @@ MIN_TENSOR_SHARE = 0.9
 PREFIXES = ("", "encoder.", "encoder.model.", "model.", "model.encoder.", "module.", "backbone.")
 
 
-class Source(NamedTuple):
-    """A file in one revision of a repository on the hub."""
-
-    repository: str
-    revision: str
-    file: str = "model.safetensors"
-
-
-def source_of(encoder: str) -> Source:
-    """Return the source of an encoder's ImageNet weights; InputError if there is none."""
+def source_of(encoder: str) -> tuple[str, str]:
+    """Return the repository and revision of ImageNet weights; InputError if there are none."""
     import timm
     from segmentation_models_pytorch.encoders import encoders
 
@@ -42,10 +33,10 @@ def source_of(encoder: str) -> Source:
         config = timm.models.get_pretrained_cfg(encoder.removeprefix("tu-"))
         if config is not None and config.hf_hub_id:
             repository, _, revision = config.hf_hub_id.partition("@")
-            return Source(repository, revision or "main")
+            return repository, revision or "main"
     elif encoder in encoders and "imagenet" in encoders[encoder]["pretrained_settings"]:
         settings = encoders[encoder]["pretrained_settings"]["imagenet"]
-        return Source(settings["repo_id"], settings["revision"])
+        return settings["repo_id"], settings["revision"]
     raise InputError(f"weights: no ImageNet weights of encoder {encoder!r} are known; use none")
 
 
@@ -107,7 +98,7 @@ def load_encoder(model: nn.Module, encoder: str, weights: str) -> None:
 
 def _locate(encoder: str, weights: str) -> Path:
     if weights == "imagenet":
-        return _from_hub(encoder, source_of(encoder))
+        return _from_hub(encoder)
     path = Path(weights).expanduser()
     if path.suffix not in (".safetensors", ".pth"):
         raise InputError(f"weights: must be a .safetensors or .pth file, got {weights!r}")
@@ -116,7 +107,7 @@ def _locate(encoder: str, weights: str) -> Path:
     return path
 
 
-def _from_hub(encoder: str, source: Source) -> Path:
+def _from_hub(encoder: str) -> Path:
     from huggingface_hub import (
         constants,
         get_hf_file_metadata,
@@ -125,26 +116,22 @@ def _from_hub(encoder: str, source: Source) -> Path:
         try_to_load_from_cache,
     )
 
-    cache = Path(constants.HF_HUB_CACHE)
-    repository, revision, file = source
-    cached = try_to_load_from_cache(repository, file, cache_dir=cache, revision=revision)
+    repository, revision = source_of(encoder)
+    cached = try_to_load_from_cache(repository, HUB_FILE, revision=revision)
     if isinstance(cached, str):
         return Path(cached)
-    reason = "HF_HUB_OFFLINE is set"
-    if not constants.HF_HUB_OFFLINE:
-        try:
-            # Without network this fails at once; the download retries for half a minute.
-            url = hf_hub_url(repository, file, revision=revision)
-            get_hf_file_metadata(url, timeout=HUB_TIMEOUT_S)
-            return Path(hf_hub_download(repository, file, revision=revision, cache_dir=cache))
-        except Exception as error:  # the hub's client passes on errors of several libraries
-            reason = one_line(error)
-    raise InputError(
-        f"weights: 'imagenet' of encoder {encoder!r} is not in {cache} and cannot be fetched "
-        f"({reason}); with a network run `hf download {repository} {file} --revision {revision}` "
-        f"and copy the cache folder models--{repository.replace('/', '--')} into it, or give the "
-        "path of the file"
-    )
+    try:
+        # Without network this fails at once; the download retries for half a minute.
+        url = hf_hub_url(repository, HUB_FILE, revision=revision)
+        get_hf_file_metadata(url, timeout=HUB_TIMEOUT_S)
+        return Path(hf_hub_download(repository, HUB_FILE, revision=revision))
+    except Exception as error:  # the hub's client passes on errors of several libraries
+        raise InputError(
+            f"weights: 'imagenet' of encoder {encoder!r} is not in {constants.HF_HUB_CACHE} and "
+            f"cannot be fetched ({one_line(error)}); with a network run `hf download {repository} "
+            f"{HUB_FILE} --revision {revision}` and copy the cache folder "
+            f"models--{repository.replace('/', '--')} into it, or give the path of the file"
+        ) from error
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:

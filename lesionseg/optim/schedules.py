@@ -7,9 +7,7 @@ step t of 0 .. T - 1 uses the rate lr(t). The optimizer's own learning rate is t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
@@ -23,11 +21,6 @@ from torch.optim.lr_scheduler import (
 )
 
 from lesionseg.space import ComponentConfig, Float, Int, RegistryEntry, build
-
-#: The variable state of torch's schedulers; the rest is determined by their arguments.
-_STATE_KEYS = frozenset(
-    {"last_epoch", "_step_count", "_last_lr", "best", "num_bad_epochs", "cooldown_counter"}
-)
 
 
 @dataclass
@@ -43,14 +36,6 @@ class Schedule:
     def after_epoch(self, val_dice: float) -> None:
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(val_dice)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state; the optimizer's state contains the learning rates."""
-        return {k: v for k, v in self.scheduler.state_dict().items() if k in _STATE_KEYS}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the state of ``state_dict``; the optimizer's must be restored too."""
-        self.scheduler.load_state_dict(self.scheduler.state_dict() | dict(state))
 
 
 def build_step(optimizer: Optimizer, total: int, factor: float, drops: int) -> LRScheduler:

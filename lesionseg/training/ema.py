@@ -28,15 +28,13 @@ class ModelEma:
     Args:
         model: the network on its training device; it is copied.
         decay: in [0, 1); the average covers about 1 / (1 - decay) steps.
-        warm_up: False uses ``decay`` from the first step on.
     """
 
-    def __init__(self, model: nn.Module, decay: float, warm_up: bool = True) -> None:
+    def __init__(self, model: nn.Module, decay: float) -> None:
         #: The network with the averaged weights, in evaluation mode, without gradients.
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self._state_names = frozenset(self.model.state_dict())
-        self._decay, self._warm_up = decay, warm_up
-        self._steps = 0
+        self._decay, self._steps = decay, 0
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
@@ -45,8 +43,7 @@ class ModelEma:
         new_averaged, new_copied = self._split_tensors(model)
         # Lists and a Python number as weight avoid synchronisation; torch refuses empty lists.
         if averaged:
-            limit = (1 + self._steps) / (10 + self._steps) if self._warm_up else 1.0
-            decay = min(self._decay, limit)
+            decay = min(self._decay, (1 + self._steps) / (10 + self._steps))
             torch._foreach_lerp_(averaged, new_averaged, 1.0 - decay)
         if copied:
             torch._foreach_copy_(copied, new_copied)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lesionseg.config import TrialConfig
-from lesionseg.metrics import Metrics
+from lesionseg.metrics.overlap import Metrics
 from lesionseg.models import build_model
 from lesionseg.runtime.device import configure_torch, peak_memory, with_index
 from lesionseg.training import checkpoint
@@ -166,10 +166,10 @@ class Trainer:
     def _save_or_suspend(self, *, mid_epoch: bool = True) -> None:
         """Save the state if that is due, and raise Suspended if requested."""
         suspend, epochs = self._options.should_suspend(), len(self.history)
-        is_due = suspend or self._checkpoints.is_due(mid_epoch=mid_epoch)
-        saved = is_due and self._checkpoints.save(self, epochs)
+        if suspend or self._checkpoints.is_due(mid_epoch=mid_epoch):
+            self._checkpoints.save(self, epochs)
         if suspend:
-            raise Suspended(epochs, saved)
+            raise Suspended(epochs)
 
 
 def train(
@@ -199,8 +199,7 @@ def train(
     options = replace(options, device=with_index(options.device))
     configure_torch(options.device, config.seed)
     model = options.model or build_model(config.model, image_size=config.image_size)
-    parts = {"train": data.train, "val": data.val, "keep": options.keep}
-    identity = state_identity(config, data.cache, **parts)
+    identity = state_identity(config, data, options.keep)
     checkpoints = CheckpointManager(options.state_path, identity, options.on_saved)
     trainer = Trainer(config, data, model, options, checkpoints)
     checkpoints.expect_bytes(estimate_state_bytes(model, config))

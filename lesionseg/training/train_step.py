@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lesionseg.config import TrialConfig
-from lesionseg.losses import Loss, build_loss
+from lesionseg.losses import build_loss
 from lesionseg.optim import build_optimizer, build_schedule
 from lesionseg.runtime.device import amp_dtype, autocast
 from lesionseg.runtime.oom import run_unless_oom
@@ -41,7 +41,7 @@ class TrainStep:
         # Convolutions are fastest with channels last, on CPUs and on tensor cores.
         self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         modifiers = {"label_smoothing": config.label_smoothing, "flooding": config.flooding}
-        self._loss: Loss = build_loss(config.loss, overlap=config.overlap, **modifiers)
+        self._loss = build_loss(config.loss, overlap=config.overlap, **modifiers)
         self.ema = ModelEma(self.model, config.ema) if config.ema else None
         self._snapshot = StepSnapshot(self.model, device)
         self._optimizer = build_optimizer(config.optimizer, self.model.parameters())
@@ -83,7 +83,7 @@ class TrainStep:
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict() if self.ema else {},
             "optimizer": self._optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
+            "schedule": self.schedule.scheduler.state_dict(),
             "scaler": self._scaler.state_dict(),
         }
 
@@ -94,7 +94,7 @@ class TrainStep:
         if self.ema:
             self.ema.load_state_dict(state["ema"])
         load_optimizer_state(self._optimizer, state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        self.schedule.scheduler.load_state_dict(state["schedule"])
         if state["scaler"] and self._scaler.is_enabled():  # empty from a device without scaling
             self._scaler.load_state_dict(state["scaler"])
 

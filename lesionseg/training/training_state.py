@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lesionseg.config import TrialConfig
-from lesionseg.data.cache import Cache
-from lesionseg.errors import InputError, one_line
 from lesionseg.runtime.files import atomic_path
+from lesionseg.training.types import TrainData
 
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.stateful import Stateful
 
 #: Increase the number when the content of a state changes: older ones are then ignored.
-FORMAT = "lesionsearch-state/3"
+FORMAT = "lesionsearch-state/4"
 #: The time between saves is at least this multiple of the duration of a save.
 MIN_INTERVAL_FACTOR = 20.0
 #: Assumed speed of the first save in bytes per second, that of a slow network file system.
@@ -52,7 +52,7 @@ class CheckpointManager:
     def __init__(
         self,
         path: Path | None,
-        identity: Mapping[str, str],
+        identity: dict[str, str],
         on_saved: Callable[[int, float], None] = lambda epochs, seconds: None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -70,15 +70,20 @@ class CheckpointManager:
         """
         if self._path is None:
             return False
+        original: State | None = None
         try:
-            state = load_state(self._path, self._identity)
-        except InputError:
-            return False
-        original = copy.deepcopy(training.state_dict())
-        try:
-            training.load_state_dict(state)
-        except Exception:  # a state of another version of a network or of torch raises anything
-            training.load_state_dict(original)
+            # torch does not verify checksums: a flipped bit would remain unnoticed.
+            with zipfile.ZipFile(self._path) as archive:
+                if archive.testzip():
+                    return False
+            content = torch.load(self._path, map_location="cpu", weights_only=True)
+            if (content["format"], content["identity"]) != (FORMAT, self._identity):
+                return False
+            original = copy.deepcopy(training.state_dict())
+            training.load_state_dict(content["state"])
+        except Exception:  # other files, and states of another version of a network or of torch
+            if original:
+                training.load_state_dict(original)
             return False
         return True
 
@@ -88,83 +93,48 @@ class CheckpointManager:
         interval = max(minimum, MIN_INTERVAL_FACTOR * self._save_seconds)
         return self._path is not None and self._clock() - self._saved_at > interval
 
-    def save(self, training: Stateful, epochs: int) -> bool:
-        """Save the state after ``epochs`` completed epochs; False if it could not be written.
+    def save(self, training: Stateful, epochs: int) -> None:
+        """Save the state after ``epochs`` completed epochs, if it can be written.
 
         A full disk does not end the training: the previous file remains, and a later save retries.
         """
         if self._path is None:
-            return False
+            return
         start = self._clock()
+        content = {"format": FORMAT, "identity": self._identity, "state": training.state_dict()}
         try:
-            save_state(self._path, training.state_dict(), self._identity)
-        except OSError:
-            return False
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(self._path) as partial, partial.open("wb") as file:
+                torch.save(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError):  # the latter is torch's error for a full disk
+            return
         finally:
             self._saved_at = self._clock()
             self._save_seconds = self._saved_at - start
         self._on_saved(epochs, self._save_seconds)
-        return True
 
 
-def state_identity(config: TrialConfig, cache: Cache, **parts: Any) -> dict[str, str]:
+def state_identity(config: TrialConfig, data: TrainData, keep: str) -> dict[str, str]:
     """Return what must be equal for a state to be loaded.
 
-    Args:
-        config: the configuration.
-        cache: the cache of the images.
-        parts: further values; an array holds positions in the cache and is hashed together with
-            the names and lesion areas of these images.
+    Images are identified by their positions in the cache, their names and their lesion areas.
     """
-    names, areas = np.asarray(cache.names), cache.areas
+    names, areas = np.asarray(data.cache.names), data.cache.areas
 
-    def to_text(value: Any) -> str:
-        if not isinstance(value, np.ndarray):
-            return str(value)
-        content = [value.tolist(), names[value].tolist(), areas[value].tolist()]
+    def digest(members: NDArray[np.int64]) -> str:
+        content = [members.tolist(), names[members].tolist(), areas[members].tolist()]
         return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 
-    return {"configuration": config.digest()} | {k: to_text(v) for k, v in parts.items()}
+    train, val = digest(data.train), digest(data.val)
+    return {"configuration": config.digest(), "train": train, "val": val, "keep": keep}
 
 
 def estimate_state_bytes(model: nn.Module, config: TrialConfig) -> int:
     """Return the approximate size of a state: weights, best weights, optimizer, average."""
     weights: int = sum(tensor.nbytes for tensor in model.state_dict().values())
     return weights * (4 + bool(config.ema))
-
-
-def save_state(path: Path, state: Mapping[str, Any], identity: Mapping[str, str]) -> None:
-    """Write a complete file, or none and raise OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"format": FORMAT, "identity": dict(identity), "state": dict(state)}
-    try:
-        with atomic_path(path) as partial, partial.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-    except RuntimeError as error:  # torch's error for a full disk
-        raise OSError(f"{path}: cannot be written: {error}") from error
-
-
-def load_state(path: Path, identity: Mapping[str, str]) -> State:
-    """Return the state of ``save_state``, with its tensors on the CPU.
-
-    Raises:
-        InputError: no such file, a damaged or other file, or a state with another identity.
-    """
-    content = _read(path)
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        content = {}
-    file_identity, state = content.get("identity"), content.get("state")
-    if not isinstance(file_identity, dict) or not isinstance(state, dict):
-        raise InputError(f"{path}: is not a complete {FORMAT} file; delete it to start again")
-    for key in dict.fromkeys([*identity, *file_identity]):
-        if file_identity.get(key) != identity.get(key):
-            raise InputError(
-                f"{path}: is the state of another training: its {key} is "
-                f"{file_identity.get(key)}, not {identity.get(key)}; use another file"
-            )
-    return state
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
@@ -229,18 +199,3 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: State) -> None
                     optimizer.state[parameter][name] = (
                         value.to(parameter.device, torch.float32) if is_fused else value.cpu()
                     )
-
-
-def _read(path: Path) -> Any:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    try:
-        # torch does not verify checksums: a flipped bit would remain unnoticed.
-        with zipfile.ZipFile(path) as archive:
-            damaged_member = archive.testzip()
-        if damaged_member is None:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        reason = f"wrong checksum of {damaged_member}"
-    except Exception as error:  # files with any content make the readers raise anything
-        reason = one_line(error)
-    raise InputError(f"{path}: is damaged or not a training state ({reason}); delete it") from None

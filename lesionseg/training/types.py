@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lesionseg.data.cache import Cache
-from lesionseg.metrics import Metrics
+from lesionseg.metrics.overlap import Metrics
 
 
 class TrainingEnd(StrEnum):
@@ -30,16 +30,15 @@ class Diverged(RuntimeError):
 
 
 class Suspended(RuntimeError):
-    """The training was suspended on request; with the same state file it is resumed.
+    """The training was suspended on request after ``epoch`` epochs.
 
-    epoch: number of completed epochs.
-    saved: whether the state was saved; if not, it resumes from an older state or starts again.
+    With the same state file it is resumed. If the state could not be saved, it resumes from an
+    older one or starts again.
     """
 
-    def __init__(self, epoch: int, saved: bool = True) -> None:
-        result = "its state is saved" if saved else "its state could not be saved"
-        super().__init__(f"suspended after {epoch} epochs; {result}")
-        self.epoch, self.saved = epoch, saved
+    def __init__(self, epoch: int) -> None:
+        super().__init__(f"suspended after {epoch} epochs")
+        self.epoch = epoch
 
 
 @dataclass(frozen=True)

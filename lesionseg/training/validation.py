@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lesionseg import metrics
 from lesionseg.config import TrialConfig
 from lesionseg.data.loader import iterate_batches, to_device
-from lesionseg.losses import Loss, build_loss
-from lesionseg.metrics import Metrics
+from lesionseg.losses import build_loss
+from lesionseg.metrics import overlap
+from lesionseg.metrics.overlap import Metrics
 from lesionseg.runtime.device import amp_dtype, autocast
 from lesionseg.runtime.oom import AdaptiveBatcher
 from lesionseg.training.types import TrainData
@@ -31,7 +31,7 @@ class Validator:
 
     def __init__(self, config: TrialConfig, data: TrainData, device: torch.device) -> None:
         self._data, self._device = data, device
-        self._loss: Loss = build_loss(config.loss, overlap=config.overlap)
+        self._loss = build_loss(config.loss, overlap=config.overlap)
         self._dtype = amp_dtype(device, config.amp)
         factor = CUDA_BATCH_FACTOR if device.type == "cuda" else 1
         self._batcher = AdaptiveBatcher(factor * config.batch_size, device)
@@ -55,7 +55,7 @@ class Validator:
             counts.append(batch_counts)
             if sum(map(len, counts)) < len(members):
                 on_batch()
-        scores = metrics.mean_scores(metrics.score_images(torch.cat(counts).cpu().numpy()))
+        scores = overlap.mean_scores(overlap.score_images(torch.cat(counts).cpu().numpy()))
         return float(loss_sum) / len(members), scores
 
     def _evaluate_batch(
@@ -67,4 +67,4 @@ class Validator:
         with autocast(self._device, self._dtype):
             logits = model(images)
         loss = self._loss(logits, masks) * len(images)
-        return loss, metrics.count_pixels(logits > 0, masks > 0.5)
+        return loss, overlap.count_pixels(logits > 0, masks > 0.5)

@@ -47,19 +47,11 @@ def draw_contact_sheet(report: LeakageReport, path: Path) -> int:
 
     Returns:
         The number of suspects.
-
-    Raises:
-        InputError: the file cannot be written.
     """
     sections = _build_sections(report)
     parts = [_draw_section(*each) for each in sections.items()]
     parts = parts or [_draw_section("No suspect images.", [])]
-    try:
-        Image.fromarray(np.concatenate(parts)).save(path)
-    except OSError as error:
-        raise InputError(
-            f"--sheet: {path}: cannot be written: {error.strerror or error}"
-        ) from error
+    Image.fromarray(np.concatenate(parts)).save(path)
     return sum(map(len, sections.values()))
 
 
@@ -127,7 +119,7 @@ def _draw_section(heading: str, suspects: Sequence[Sequence[_Tile]]) -> Pixels:
 def _thumbnail(record: Record) -> Image.Image:
     """Return the image with the outline of its mask in a square; red if it is unreadable."""
     try:
-        image, _ = read_image_and_size(record.image, draft=SIDE_PX)
+        image, _ = read_image_and_size(record.image, SIDE_PX)
     except InputError:
         return Image.new("RGB", (SIDE_PX, SIDE_PX), _UNREADABLE_COLOUR)
     image = ImageOps.contain(image, (SIDE_PX, SIDE_PX), Image.Resampling.BILINEAR)

@@ -17,10 +17,10 @@ from torch import nn
 
 from lesionseg.data.cache import Cache
 from lesionseg.data.image_io import Pixels, read_image
+from lesionseg.data.pairs import Record
 from lesionseg.inference.evaluate import Evaluation, evaluate
+from lesionseg.inference.postprocess import Mask
 from lesionseg.inference.selection import DEFAULT_INFERENCE, Inference
-
-Mask = NDArray[np.bool_]
 
 TRUE_COLOUR = (86, 180, 233)
 PREDICTED_COLOUR = (230, 159, 0)
@@ -84,22 +84,17 @@ def write_overlays(
         for kind, members in select_examples(evaluation.scores["dice"]).items()
         for rank, i in enumerate(members, start=1)
     ]
-    masks: list[tuple[Mask, Mask]] = []
-    evaluate(
-        model,
-        cache,
-        [record for _, _, record in examples],
-        device=device,
-        inference=inference,
-        amp=amp,
-        on_image=lambda record, predicted, truth: masks.append((predicted, truth)),
-    )
     written: list[tuple[str, str]] = []
-    for (kind, rank, record), (predicted, truth) in zip(examples, masks, strict=True):
+
+    def write(record: Record, predicted: Mask, truth: Mask) -> None:
+        kind, rank, _ = examples[len(written)]
         overlay = draw_outlines(np.asarray(read_image(record.image)), truth, predicted)
         path = folder / f"{kind}_{rank}_{record.name}.png"
         Image.fromarray(overlay).save(path)
         written.append((kind, path.name))
+
+    records = [record for _, _, record in examples]
+    evaluate(model, cache, records, device=device, inference=inference, amp=amp, on_image=write)
     return tuple(written)
 
 

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
-from lesionseg import metrics
 from lesionseg.data.cache import Cache
 from lesionseg.data.image_io import Pixels
 from lesionseg.data.pairs import escape_unprintable
 from lesionseg.inference.evaluate import predict_probabilities
+from lesionseg.metrics.overlap import dice_score
 from lesionseg.runtime.files import atomic_write
 from lesionseg.viz.overlays import PREDICTED_COLOUR, TRUE_COLOUR, draw_outlines
 
@@ -78,17 +78,11 @@ def _draw_tile(
     tile = Image.new("RGB", (SIDE_PX, SIDE_PX + LINE_PX), "white")
     tile.paste(Image.fromarray(draw_outlines(large, truth, predicted)), (0, 0))
     draw, font = ImageDraw.Draw(tile), ImageFont.load_default(13)
-    dice = f"Dice {_dice(probability, mask):.3f}"
+    dice = f"Dice {dice_score(probability >= 0.5, mask > 0):.3f}"
     draw.text((SIDE_PX - 4, SIDE_PX + 2), dice, "black", font, anchor="ra")
     width = SIDE_PX - 16 - draw.textlength(dice, font)
     draw.text((4, SIDE_PX + 2), truncate_text(draw, name, font, width), "black", font)
     return tile
-
-
-def _dice(probability: NDArray[np.float32], mask: Pixels) -> float:
-    predicted, truth = torch.from_numpy(probability >= 0.5), torch.from_numpy(mask > 0)
-    counts = metrics.count_pixels(predicted[None], truth[None]).numpy()
-    return float(metrics.score_images(counts)["dice"][0])
 
 
 def truncate_text(draw: ImageDraw.ImageDraw, text: str, font: Font, width_px: float) -> str:

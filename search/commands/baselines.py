@@ -12,11 +12,15 @@ from search.commands.common import Data, Device, Storage, Threads, resume_hint
 
 def list_baselines() -> None:
     """List the published systems with their sources."""
-    from search.monitoring.console import make_console
-    from search.monitoring.tables import print_baselines
-    from search.spec import baselines
+    from rich.table import Table
 
-    print_baselines(make_console(), baselines.load_baselines().values())
+    from search.monitoring.console import make_console
+    from search.spec.baselines import load_baselines
+
+    table = Table("baseline", "source", "description", box=None, pad_edge=False)
+    for baseline in load_baselines().values():
+        table.add_row(baseline.name, baseline.source, baseline.about)
+    make_console().print(table, markup=False)
 
 
 def run(
@@ -40,7 +44,6 @@ def run(
     threads: Threads = None,
 ) -> None:
     """Train the published systems under one budget, test each, and write one table."""
-    from lesionseg.data.merge import to_roots
     from search.monitoring.console import make_console
     from search.results.tables import print_baseline_table
     from search.run_baselines import BaselineOptions, make_spec, run_baselines
@@ -48,7 +51,7 @@ def run(
     console = make_console()
     spec = make_spec(image_size, epochs, set_ or [])
     names = [name.strip() for each in only or [] for name in each.split(",") if name.strip()]
-    options = BaselineOptions(to_roots(data), out, names, repeats, storage, device, threads)
+    options = BaselineOptions(tuple(data), out, names, repeats, storage, device, threads)
     with resume_hint(console):
         results = run_baselines(console, spec, options)
     print_baseline_table(console, results)

@@ -1,8 +1,37 @@
-"""``lesionsearch pause``, ``resume`` and ``stop``: commands to all workers of a study."""
+"""``lesionsearch status``, and ``pause``, ``resume`` and ``stop`` for all workers of a study."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
 from search.commands.common import Storage, StudyName, load_study
+
+
+def status(
+    name: Annotated[str | None, typer.Argument(help="A study.", show_default="all studies")] = None,
+    storage: Storage = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh until Ctrl-C.")] = False,
+) -> None:
+    """Show the state of a study: trials by state, workers, best trial, test evaluations."""
+    from search.monitoring.console import make_console
+    from search.monitoring.live import watch as watch_statuses
+    from search.monitoring.status import runs_reader
+    from search.monitoring.status_view import render_statuses
+
+    read = runs_reader(name, storage)
+    console = make_console()
+    if as_json:
+        statuses = [asdict(status) for status in read()]
+        print(json.dumps(statuses[0] if name else statuses, indent=1))
+    elif watch:
+        watch_statuses(console, lambda: read(measure_disk=False))
+    else:
+        console.print(render_statuses(read(), console.width, details=True))
 
 
 def pause(name: StudyName, storage: Storage = None) -> None:

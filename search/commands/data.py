@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +29,7 @@ def check(
     from lesionseg.viz.contact_sheet import draw_contact_sheet
     from search.monitoring.console import make_console, progress_bar
     from search.monitoring.tables import print_leakage_report
-    from search.study.data_audit import check_output_files, raise_on_leaks, write_json
+    from search.study.data_audit import check_output_files, raise_on_leaks
 
     check_output_files(json_, sheet)
     console = make_console()
@@ -36,7 +37,7 @@ def check(
         found = audit_datasets([root, *(against or [])], layout, on_progress=tick)
     print_leakage_report(console, found)
     if json_:
-        write_json(found, json_)
+        json_.write_text(json.dumps(found.to_dict(), indent=1), encoding="utf-8")
     if sheet:
         console.print(f"{draw_contact_sheet(found, sheet)} suspects: {sheet}", markup=False)
     raise_on_leaks(found)
@@ -79,10 +80,10 @@ def fetch(
 
 def synth(
     root: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
-    n: Annotated[int, typer.Option("-n", "--number", help="Number of images.")] = 160,
-    seed: Annotated[int, typer.Option(help="Seed; equal seeds give equal images.")] = 0,
-    height: Annotated[int, typer.Option(help="Height in pixels.")] = 384,
-    width: Annotated[int, typer.Option(help="Width in pixels.")] = 512,
+    n: Annotated[int, typer.Option("-n", "--number", min=1, help="Number of images.")] = 160,
+    seed: Annotated[int, typer.Option(min=0, help="Seed; equal seeds give equal images.")] = 0,
+    height: Annotated[int, typer.Option(min=32, help="Height in pixels.")] = 384,
+    width: Annotated[int, typer.Option(min=32, help="Width in pixels.")] = 512,
 ) -> None:
     """Write synthetic dermoscopic images with exact masks, in the ISIC 2018 layout."""
     from lesionseg.data.synthetic import write_dataset

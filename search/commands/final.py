@@ -1,7 +1,8 @@
-"""``lesionsearch final``: retrain the best configuration and evaluate it on the test images."""
+"""``lesionsearch final`` and ``report``: the final test of a study, and its report."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,7 +21,6 @@ def final(
     threads: Threads = None,
 ) -> None:
     """Retrain a study's best configuration and evaluate it once on the test images."""
-    from lesionseg.data.merge import to_optional_roots
     from search.monitoring.console import make_console, progress_bar
     from search.monitoring.status import find_run
     from search.results.final_test import run_final_test
@@ -33,9 +33,29 @@ def final(
 
     folder, console = find_run(name), make_console()
     with lock_study(folder), SignalHandler().installed():
-        opened = open_study(folder, storage=storage, data=to_optional_roots(data))
+        opened = open_study(folder, storage=storage, data=tuple(data or ()) or None)
         slot = default_slot(device, threads)
         with progress_bar(console, "retraining, epochs") as on_progress:
             report = run_final_test(opened, slot, again=again, on_progress=on_progress)
     print_final_report(console, report)
     console.print(f"report: {write_report(folder, storage=storage)}", markup=False)
+
+
+def report(
+    name: StudyName,
+    storage: Storage = None,
+    formats: Annotated[
+        str, typer.Option("--format", help="html, md and json; several separated by commas.")
+    ] = "html",
+    against: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a `baselines run` on the same test images, to compare with."),
+    ] = None,
+) -> None:
+    """Write a study's report: an HTML page, Markdown tables, or JSON with every number."""
+    from search.monitoring.status import find_run
+    from search.results.report import parse_formats, write_reports
+
+    parsed = parse_formats(formats)
+    for path in write_reports(find_run(name), parsed, storage=storage, against=against):
+        print(path)

@@ -12,17 +12,17 @@ def options(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/options.md.")] = False,
 ) -> None:
     """List every option of the search with its parameters and ranges."""
+    from rich.markdown import Markdown
+
     from lesionseg.errors import InputError, suggest_name
     from lesionseg.registry import FAMILIES
     from search.monitoring.console import make_console
-    from search.monitoring.tables import print_options
+    from search.spec.formatting import options_markdown
 
     if family is not None and family not in FAMILIES:
         raise InputError(f"options: unknown family {family!r} ({suggest_name(family, FAMILIES)})")
-    chosen = {family: FAMILIES[family]} if family else FAMILIES
+    page = options_markdown({family: FAMILIES[family]} if family else FAMILIES)
     if markdown:
-        from search.spec.formatting import options_markdown
-
-        print(options_markdown(chosen), end="")
-        return
-    print_options(make_console(), chosen)
+        print(page, end="")
+    else:  # a cell on the console has no line breaks
+        make_console().print(Markdown(page.replace("<br>", ", ")))

@@ -1,4 +1,4 @@
-"""``lesionsearch predict``: segment images with a final model."""
+"""``lesionsearch predict`` and ``export``: segment images with a final model; write it as ONNX."""
 
 from __future__ import annotations
 
@@ -61,6 +61,27 @@ def predict(
         raise JobFailed(
             f"predict: {summary.unusable} of {len(paths)} images are unusable, see above"
         )
+
+
+def export(
+    run: ModelSource,
+    out: Annotated[Path, typer.Option(help="File to write.")] = Path("model.onnx"),
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of images on which the outputs of ONNX and torch are compared.",
+            show_default="synthetic",
+        ),
+    ] = None,
+) -> None:
+    """Write a final model as ONNX and compare it with torch. Needs the extra 'onnx'."""
+    from search.results.image_paths import find_images
+    from search.results.onnx_export import export_model
+    from search.results.predict import load_final_model
+
+    segmenter, _ = load_final_model(run, "cpu")
+    images = None if check is None else find_images([str(check)])
+    print(export_model(segmenter, out, images))
 
 
 def _print_error(error: Exception) -> None:

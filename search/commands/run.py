@@ -1,9 +1,9 @@
-"""``lesionsearch run``: create or resume a study, then retrain, test and report."""
+"""``lesionsearch run`` and ``demo``: create or resume a study, then retrain, test and report."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -17,8 +17,8 @@ from search.commands.common import (
     resume_hint,
 )
 
-if TYPE_CHECKING:
-    from search.workers.pool import WorkerPool
+#: What differs from the study ``quick`` in the demo.
+DEMO_OVERRIDES = ["name=demo", "budget.trials=10", "budget.epochs=12", "fixed.batch_size=8"]
 
 
 def run(
@@ -60,6 +60,9 @@ def run(
     ] = True,
 ) -> None:
     """Create or resume a study; at the end retrain the best configuration, test it and report."""
+    from search.monitoring.console import make_console
+    from search.run_study import run_study
+    from search.spec.loading import load_spec
     from search.workers.pool import make_worker_pool
 
     budget = {"trials": trials, "hours": hours, "gpu_hours": gpu_hours}
@@ -74,32 +77,28 @@ def run(
         workers_per_gpu=workers_per_gpu,
         settings=engine_set or [],
     )
-    start_study(
-        study, data, out, overrides, storage=storage, artifacts=artifacts, pool=pool, final=final
-    )
-
-
-def start_study(
-    study: str,
-    data: list[Path],
-    out: Path | None,
-    overrides: list[str],
-    *,
-    storage: str | None = None,
-    artifacts: str | None = None,
-    pool: WorkerPool | None = None,
-    final: bool = True,
-) -> None:
-    """Run a study as the command does; see ``run`` for the arguments."""
-    from lesionseg.data.merge import to_roots
-    from search.monitoring.console import make_console
-    from search.run_study import RunOptions, run_study
-    from search.spec.loading import load_spec
-    from search.workers.pool import make_worker_pool
-
     console = make_console()
     spec = load_spec(study, overrides)
     folder = out or Path("runs") / spec.name
-    options = RunOptions(to_roots(data), folder, storage, artifacts, final)
     with resume_hint(console):
-        run_study(console, spec, options, pool or make_worker_pool())
+        run_study(
+            console, spec, tuple(data), folder, pool,
+            storage=storage, artifacts=artifacts, final=final,
+        )  # fmt: skip
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the study.")] = Path("runs/demo"),
+    images: Annotated[int, typer.Option(min=20, help="Number of synthetic images.")] = 160,
+) -> None:
+    """Run a search on synthetic lesions: study, test evaluation and report, in minutes on a CPU."""
+    from lesionseg.data.synthetic import write_dataset
+    from search.monitoring.console import make_console, progress_bar
+
+    console = make_console()
+    data = out.with_name(f"{out.name}-data")
+    if not data.exists():
+        with progress_bar(console, "drawing lesions") as tick:
+            write_dataset(data, images, on_progress=lambda done: tick(done, images))
+    console.print(f"{images} synthetic dermoscopic images in {data}", markup=False)
+    run("quick", [data], out, set_=DEMO_OVERRIDES)

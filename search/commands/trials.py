@@ -66,7 +66,6 @@ def import_trials(
     storage: Storage = None,
 ) -> None:
     """Create a study from JSON lines; `run` resumes it."""
-    from lesionseg.data.merge import to_optional_roots
     from search.study.transfer import import_from_file
 
-    print(import_from_file(file, out, storage, to_optional_roots(data)))
+    print(import_from_file(file, out, storage, tuple(data or ()) or None))

@@ -43,11 +43,10 @@ def worker(
     ] = False,
 ) -> None:
     """Join a study and train its trials until it is done; SIGTERM requeues the current trial."""
-    from lesionseg.data.merge import to_optional_roots
     from search.study.location import StudyLocation
     from search.trial_process.resources import default_slot
     from search.workers.loop import run_worker
 
-    location = StudyLocation(name, out or Path("runs") / name, storage, to_optional_roots(data))
+    location = StudyLocation(name, out or Path("runs") / name, storage, tuple(data or ()) or None)
     slot = default_slot(device, threads, share=share, memory_gb=memory_gb)
     run_worker(location, slot, study=study, max_trials=max_trials, forever=forever)

@@ -8,16 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from optuna.trial import FrozenTrial
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
-from rich.text import Text
 
 from lesionseg.config import TrialConfig
 from lesionseg.training.types import EpochRecord
 from search.monitoring.console import STATE_STYLES
 from search.monitoring.status import StatusReader, StudyStatus
-from search.monitoring.status_view import NO_STUDIES, print_statuses, render_status
+from search.monitoring.status_view import render_status, render_statuses
 from search.signals import SignalHandler
 from search.spec.formatting import format_config
 from search.storage import trial_records
@@ -62,11 +61,11 @@ class TrialLog:
 def watch(console: Console, read: Callable[[], Sequence[StudyStatus]]) -> None:
     """Show the status of studies until an interrupt: redrawn on a terminal, else repeated."""
     while not can_redraw(console):
-        print_statuses(console, read())
+        console.print(render_statuses(read(), console.width, details=True))
         time.sleep(PERIOD_S)
-    with SignalHandler().installed(), _make_live(console, transient=False) as live:
+    with SignalHandler().installed(), Live(console=console, auto_refresh=False) as live:
         while True:
-            live.update(_render(console, read()), refresh=True)
+            live.update(render_statuses(read(), console.width), refresh=True)
             time.sleep(PERIOD_S)
 
 
@@ -90,12 +89,13 @@ def live_view(
             start = time.thread_time()
             try:
                 reader = reader or open_reader()
-                live.update(_render(console, [reader.read(measure_disk=False)]), refresh=True)
+                status = reader.read(measure_disk=False)
+                live.update(render_status(status, console.width), refresh=True)
             except Exception:  # noqa: S110
                 pass  # the search reports its own errors; the view must not end it
             stop_event.wait(pause_s(period_s, time.thread_time() - start))
 
-    with _make_live(console, transient=True) as live:
+    with Live(console=console, auto_refresh=False, transient=True) as live:
         thread = threading.Thread(target=update, args=(live,), daemon=True)
         thread.start()
         try:
@@ -113,14 +113,3 @@ def pause_s(period_s: float, cpu_s: float) -> float:
 def can_redraw(console: Console) -> bool:
     """Return whether lines can be overwritten: a terminal that is not a dumb one."""
     return console.is_terminal and not console.is_dumb_terminal
-
-
-def _make_live(console: Console, *, transient: bool) -> Live:
-    return Live(
-        console=console, auto_refresh=False, transient=transient, vertical_overflow="ellipsis"
-    )
-
-
-def _render(console: Console, statuses: Sequence[StudyStatus]) -> RenderableType:
-    views = [render_status(status, console.width) for status in statuses]
-    return Group(*views) if views else Text(NO_STUDIES)

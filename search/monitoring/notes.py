@@ -15,7 +15,8 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from lesionseg.config import DEFAULT_COMPONENTS
-from search.spec.formatting import format_step
+from lesionseg.data.pairs import SPLITS
+from search.spec.formatting import format_component, format_step
 from search.storage import training_time, trial_records
 from search.storage.leases import TrialLeases
 from search.storage.note_attrs import find_trials_without_note, note_attrs, split_text, version_key
@@ -142,13 +143,12 @@ def format_study_note(study: optuna.Study, trials: Sequence[FrozenTrial]) -> str
         )
     if reasons := trial_records.count_reasons(trials):
         parts += ["## Reasons", markdown_table(("reason", "trials"), list(reasons.items()))]
+    split = attrs.get(StudyAttr.SPLIT, {})
     data_rows: list[TableRow] = [
-        (f"{part} images", len(names))
-        for part, names in attrs.get("split", {}).items()
-        if isinstance(names, list | tuple)
+        *((f"{part} images", len(split[part])) for part in SPLITS if part in split),
+        ("image size", f"{spec['data']['image_size']} px"),
+        ("fingerprint", attrs.get(StudyAttr.DATA, "")),
     ]
-    data_rows.append(("image size", f"{spec['data']['image_size']} px"))
-    data_rows.append(("fingerprint", attrs.get("data", "")))
     parts += ["## Data", markdown_table(("", ""), data_rows)]
     spent: dict[str, object] = {
         "trials": trial_records.count_finished(trials),
@@ -202,14 +202,6 @@ def _leaderboard_row(rank: int, trial: FrozenTrial) -> TableRow:
     attrs = trial.user_attrs
     params = f"{attrs['params'] / 1e6:.2f} M" if "params" in attrs else ""
     seconds = f"{attrs['seconds']:.0f} s" if "seconds" in attrs else ""
-    model, loss = _searched_pick(trial, "model"), _searched_pick(trial, "loss")
+    config = attrs.get(TrialAttr.CONFIG)
+    model, loss = (format_component(f, config[f]) if config else "" for f in ("model", "loss"))
     return (rank, trial.number, f"{trial.value:.4f}", model, loss, params, seconds)
-
-
-def _searched_pick(trial: FrozenTrial, family: str) -> str:
-    """Return a family's option with its searched parameters; the others are equal in all trials."""
-    config = trial.user_attrs.get(TrialAttr.CONFIG) or {}
-    name = next(iter(config.get(family, {})), "")
-    prefix = f"{family}.{name}."
-    params = {k.removeprefix(prefix): v for k, v in trial.params.items() if k.startswith(prefix)}
-    return format_step({name: params})

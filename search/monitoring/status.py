@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from optuna.trial import FrozenTrial
 from lesionseg.errors import InputError
 from search.storage import training_time, trial_records
 from search.storage.artifact_store import open_artifact_store
-from search.storage.lease_types import Command, WorkerInfo
+from search.storage.lease_types import Command
 from search.storage.leases import TrialLeases
 from search.storage.study_dir import is_study, read_metrics
+from search.storage.tables import WorkerRow
 from search.storage.trial_records import State, StudyAttr, TrialAttr
 from search.study.opening import list_test_evaluations, load_study
 
@@ -126,10 +128,14 @@ class StatusReader:
         by_state: dict[State, list[FrozenTrial]] = {state: [] for state in State}
         for trial in trials:
             by_state[trial_records.state_of(trial)].append(trial)
-        budget = self.study.user_attrs[StudyAttr.SPEC]["budget"]
-        final = read_metrics(self.folder)
+        attrs, name = self.study.user_attrs, self.study.study_name
+        budget, final = attrs[StudyAttr.SPEC]["budget"], read_metrics(self.folder)
+        disk_bytes = None
+        if measure_disk:
+            store = open_artifact_store(attrs.get(StudyAttr.ARTIFACTS), self.folder, name)
+            disk_bytes = store.total_bytes()
         return StudyStatus(
-            study=self.study.study_name,
+            study=name,
             command=self.leases.command,
             counts=trial_records.count_by_state(trials),
             reasons=trial_records.count_reasons(trials),
@@ -149,30 +155,18 @@ class StatusReader:
             ],
             running=[_running_trial(t, budget["epochs"]) for t in by_state[State.RUNNING]],
             workers=[_worker_status(w, self.leases.grace_s) for w in self.leases.list_workers()],
-            disk_bytes=self._measure_disk() if measure_disk else None,
+            disk_bytes=disk_bytes,
             test_evaluations=len(list_test_evaluations(self.study)),
             test=final and {"dice": final["test"]["dice"], "ci95": final["ci95"]["dice"]},
         )
 
-    def _measure_disk(self) -> int:
-        location = self.study.user_attrs.get(StudyAttr.ARTIFACTS)
-        return open_artifact_store(location, self.folder, self.study.study_name).total_bytes()
 
-
-class RunsReader:
-    """Reads the status of one study, or of all under ``runs/``, repeatedly."""
-
-    def __init__(self, name: str | None = None, storage: str | None = None) -> None:
-        self.name, self.storage = name, storage
-        self._readers: dict[str, StatusReader] = {}
-
-    def read(self, *, measure_disk: bool = True) -> list[StudyStatus]:
-        """Return the current status of each study; new studies are included."""
-        names = [self.name] if self.name else list_runs()
-        for name in names:
-            if name not in self._readers:
-                self._readers[name] = StatusReader(find_run(name), self.storage)
-        return [self._readers[name].read(measure_disk=measure_disk) for name in names]
+def runs_reader(name: str | None, storage: str | None) -> Callable[..., list[StudyStatus]]:
+    """Return a function that reads one study, or all under ``runs/``, as ``StatusReader.read``."""
+    open_reader = cache(lambda run: StatusReader(find_run(run), storage))
+    return lambda **options: [
+        open_reader(run).read(**options) for run in ([name] if name else list_runs())
+    ]
 
 
 def find_run(name: str, root: Path = Path("runs")) -> Path:
@@ -245,8 +239,8 @@ def _running_trial(trial: FrozenTrial, epochs: int) -> RunningTrial:
     )
 
 
-def _worker_status(worker: WorkerInfo, grace_s: float) -> WorkerStatus:
-    process, slot, age_s = worker.process, worker.slot, worker.heartbeat_age_s
+def _worker_status(worker: WorkerRow, grace_s: float) -> WorkerStatus:
+    process, slot, age_s = worker.process, worker.slot, max(0.0, worker.heartbeat_age_s)
     is_expired = age_s > grace_s or process.has_exited()
     return WorkerStatus(
         worker.id, process.host, process.pid, slot.device, slot.share, slot.threads,

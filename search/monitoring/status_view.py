@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -28,12 +28,12 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def print_statuses(console: Console, statuses: Sequence[StudyStatus]) -> None:
-    """Print the status of each study with all details."""
-    for status in statuses:
-        console.print(render_status(status, console.width, details=True))
-    if not statuses:
-        console.print(NO_STUDIES)
+def render_statuses(
+    statuses: Sequence[StudyStatus], width: int, *, details: bool = False
+) -> RenderableType:
+    """Return the status of each study; see ``render_status``."""
+    views = [render_status(status, width, details=details) for status in statuses]
+    return Group(*views) if views else Text(NO_STUDIES)
 
 
 def render_status(status: StudyStatus, width: int, *, details: bool = False) -> RenderableType:

@@ -1,50 +1,16 @@
-"""Tables of options, baselines and data audits on the console."""
+"""Tables of data audits on the console."""
 
 from __future__ import annotations
-
-from collections.abc import Iterable, Mapping
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lesionseg.config import SETTING_DESCRIPTIONS, SETTINGS
 from lesionseg.data.duplicates.audit import DatasetAudit
 from lesionseg.data.duplicates.leakage import LeakageReport
-from lesionseg.space import RegistryEntry
-from search.spec.baselines import Baseline
 
 #: Largest number of near-duplicate clusters to list.
 MAX_CLUSTERS = 20
-
-
-def print_options(console: Console, families: Mapping[str, Mapping[str, RegistryEntry]]) -> None:
-    """Print every option and setting with its ranges."""
-    style: dict[str, Any] = {"box": None, "pad_edge": False}
-    style |= {"title_justify": "left", "title_style": "bold"}
-    for family, entries in families.items():
-        table = Table("option", "parameters", "description", title=family, **style)
-        for name, entry in entries.items():
-            params = "\n".join(
-                f"{key}{'*' if key in entry.fixed_by_default else ''}: {escape(str(domain))}"
-                for key, domain in entry.space.items()
-            )
-            table.add_row(name, params, entry.description)
-        console.print(table, "")
-    console.print("* has its default value unless a study names it\n", markup=False)
-    table = Table("setting", "range", "description", title="settings", **style)
-    for name, domain in SETTINGS.items():
-        table.add_row(name, escape(str(domain)), SETTING_DESCRIPTIONS[name])
-    console.print(table)
-
-
-def print_baselines(console: Console, baselines: Iterable[Baseline]) -> None:
-    """Print the published systems."""
-    table = Table("baseline", "source", "description", box=None, pad_edge=False)
-    for baseline in baselines:
-        table.add_row(baseline.name, baseline.source, escape(baseline.about))
-    console.print(table)
 
 
 def print_audit(console: Console, audit: DatasetAudit) -> None:

@@ -1,4 +1,4 @@
-"""Figures of the baselines: Dice against training time, and predicted outlines."""
+"""Figures of the baselines: Dice and training time, and predicted outlines."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -16,46 +15,31 @@ from lesionseg.viz.overlays import draw_outlines, shrink_mask
 from search.results.baseline_table import BaselineResult
 from search.spec import baselines
 
-#: Colour (Okabe-Ito palette) and marker of each source; sources differ in both.
-STYLES = {
-    "A": ("#0072b2", "o"),
-    "B": ("#e69f00", "s"),
-    "C": ("#009e73", "^"),
-    "D": ("#d55e00", "D"),
-    "E": ("#cc79a7", "v"),
-}
-#: Minimum distances of two labels, in points: labels that are closer than both would overlap.
-LABEL_HEIGHT, LABEL_WIDTH = 9.0, 120.0
+#: Of the Okabe-Ito palette.
+BLUE = "#0072b2"
 #: Inches: size of an image in the grid of outlines, and width of the names to its left.
 IMAGE_SIZE, NAME_WIDTH = (1.45, 1.15), 2.2
 
 
 def plot_dice_vs_time(results: Sequence[BaselineResult], path: Path) -> None:
-    """Plot the mean test Dice with its 95% interval against training time."""
-    figure = Figure(figsize=(9.5, 6.2), dpi=150, layout="constrained")
-    axes = figure.subplots()
-    points = []
-    legend = {}
-    for result in sorted((r for r in results if r.is_tested), key=lambda r: r.means["dice"]):
-        source = baselines.get_baseline(result.baseline).source
-        colour, marker = STYLES[source]
-        seconds, dice = result.costs["train_seconds"], result.means["dice"]
-        low, high = result.ci95["dice"]
-        errors = [[max(0.0, dice - low)], [max(0.0, high - dice)]]
-        legend[f"source {source}"] = axes.errorbar(
-            [seconds], [dice], errors, fmt=marker, color=colour, elinewidth=0.8, alpha=0.9
-        )
-        points.append((result.baseline, seconds, dice))
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("{x:g}")
-    axes.set(xlabel="training time in seconds (logarithmic)", ylabel="mean test Dice, 95% interval")
-    axes.grid(alpha=0.25, linewidth=0.5)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(*zip(*((legend[s], s) for s in sorted(legend)), strict=True), frameon=False,
-                loc="lower right", fontsize=8)  # fmt: skip
-    figure.draw_without_rendering()
-    _label_points(axes, points)
+    """Plot mean test Dice with its 95% interval, and training time; a row per baseline."""
+    tested = [result for result in results if result.is_tested]
+    figure = Figure(figsize=(9.5, 1 + 0.26 * len(tested)), dpi=150, layout="constrained")
+    scores, times = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1))
+    for y, result in enumerate(tested):
+        scores.plot(result.ci95["dice"], (y, y), color=BLUE, lw=1)
+        scores.plot(result.means["dice"], y, "o", color=BLUE)
+        times.plot(result.costs["train_seconds"], y, "o", color=BLUE)
+    sources = [baselines.get_baseline(result.baseline).source for result in tested]
+    names = [f"{r.baseline} ({source})" for r, source in zip(tested, sources, strict=True)]
+    scores.set_yticks(range(len(names)), names)
+    scores.set_ylim(len(tested) - 0.5, -0.5)  # the best one on top
+    scores.set_xlabel("mean test Dice, 95% interval")
+    times.set(xlabel="training time in seconds (logarithmic)", xscale="log")
+    times.xaxis.set_major_formatter("{x:g}")
+    for axes in (scores, times):
+        axes.grid(alpha=0.25, linewidth=0.5)
+        axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
 
 
@@ -88,18 +72,3 @@ def plot_outlines(
                   ha="right", va="center", transform=axes.transAxes)  # fmt: skip
     figure.subplots_adjust(NAME_WIDTH / width, 0.01, 0.99, 1 - 0.3 / height, 0.03, 0.03)
     figure.savefig(path)
-
-
-def _label_points(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
-    """Write the names beside the points; move those up that would overlap with another one."""
-    placed: list[tuple[float, float]] = []
-    for name, seconds, dice in points:
-        x, y = axes.transData.transform((seconds, dice)) * 72.0 / axes.figure.dpi
-        label_y = y
-        while any(abs(label_y - b) < LABEL_HEIGHT and abs(x - a) < LABEL_WIDTH for a, b in placed):
-            label_y += 1.0
-        placed.append((x, label_y))
-        line = {"arrowstyle": "-", "lw": 0.3, "color": "#888888"}
-        axes.annotate(name, (seconds, dice), (6, label_y - y), textcoords="offset points",
-                      fontsize=7, va="center",
-                      arrowprops=line if label_y - y > LABEL_HEIGHT else None)  # fmt: skip

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,21 +12,17 @@ from typing import Any
 import numpy as np
 from optuna.trial import FrozenTrial
 
-from lesionseg import metrics
+from lesionseg.metrics import compare, overlap, surface
+from search.results.documents import Table
 from search.results.evaluation import read_csv
 from search.spec import baselines
 from search.storage.trial_records import State, TrialAttr, state_of
 
 #: Scores of each image, in the order of the columns.
 SCORES = (
-    *metrics.METRICS,
-    *(f"{name}{unit}" for name in metrics.SURFACE_DISTANCES for unit in ("", "_percent")),
+    *overlap.METRICS,
+    *(f"{name}{unit}" for name in surface.SURFACE_DISTANCES for unit in ("", "_percent")),
 )
-
-#: Keys of ``BaselineResult.costs``.
-COSTS = (
-    "val_dice", "best_epoch", "epochs", "params", "macs", "train_seconds", "peak_memory"
-)  # fmt: skip
 LEGEND = (
     "Means over the test images at their masks' own sizes. The 95% intervals are from a bootstrap "
     "over patients or lesions; it is paired for differences. The best baseline is the one with the "
@@ -40,20 +34,23 @@ LEGEND = (
 
 @dataclass(frozen=True)
 class TestResult:
-    """Test evaluation of one trial: mean Dice, images per second and one row per image."""
+    """Test evaluation of one trial: images per second and one row per image."""
 
     __test__ = False  # no test class of pytest
 
-    dice: float
     images_per_second: Mapping[str, float]
     images: Sequence[Mapping[str, str]]
 
-    @classmethod
-    def read(cls, folder: Path) -> TestResult:
-        """Read ``result.json`` and ``per_image.csv``."""
-        stored = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        images = read_csv(folder / "per_image.csv")
-        return cls(stored["test"]["dice"], stored["speed"], images)
+
+def read_results(folder: Path) -> dict[int, TestResult]:
+    """Return the test results in the folder of a ``baselines run`` by trial number."""
+    return {
+        int(path.parent.name): TestResult(
+            json.loads(path.read_text(encoding="utf-8"))["speed"],
+            read_csv(path.with_name("per_image.csv")),
+        )
+        for path in sorted(folder.glob("results/[0-9]*/result.json"))
+    }
 
 
 @dataclass(frozen=True)
@@ -64,10 +61,10 @@ class BaselineResult:
         baseline: its name.
         trials: numbers of its tested trials; empty if it was not tested.
         message: why it was not tested.
-        costs: the keys COSTS. ``params``: trainable parameters; ``macs``: multiply-adds per image;
-            ``peak_memory``: bytes, the maximum over the trainings; ``epochs``, ``best_epoch``: of
-            the first training; ``val_dice``: validation Dice of the best epoch.
-        images_per_second: ``batch`` and ``single``.
+        costs: ``val_dice``: validation Dice of the best epoch; ``epochs``, ``best_epoch``: of the
+            first training; ``params``: trainable parameters; ``macs``: multiply-adds per image;
+            ``train_seconds``; ``peak_memory``: bytes, the maximum over the trainings;
+            ``images_per_second`` and ``images_per_second_single``.
         dice: mean test Dice of each training.
         means: mean test scores by name.
         ci95: their intervals from a bootstrap over groups.
@@ -79,11 +76,10 @@ class BaselineResult:
     trials: tuple[int, ...] = ()
     message: str = ""
     costs: Mapping[str, Any] = field(default_factory=dict)
-    images_per_second: Mapping[str, float] = field(default_factory=dict)
     dice: tuple[float, ...] = ()
     means: Mapping[str, float] = field(default_factory=dict)
     ci95: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    difference: metrics.PairedDifference | None = None
+    difference: compare.PairedDifference | None = None
     p: float | None = None
     p_holm: float | None = None
 
@@ -150,8 +146,8 @@ COLUMNS: Mapping[str, Callable[[BaselineResult], str]] = {
     "params M": lambda result: f"{result.costs['params'] / 1e6:.2f}",
     "GMACs": lambda result: f"{result.costs['macs'] / 1e9:.2f}",
     "train s": lambda result: f"{result.costs['train_seconds']:.0f}",
-    "images/s batch / single": lambda result: "{batch:.0f} / {single:.0f}".format(
-        **result.images_per_second
+    "images/s batch / single": lambda result: (
+        "{images_per_second:.0f} / {images_per_second_single:.0f}".format(**result.costs)
     ),
 }
 COLUMN_TITLES = tuple(COLUMNS)
@@ -166,19 +162,28 @@ def format_cells(result: BaselineResult) -> list[str]:
 
 def format_markdown(results: Sequence[BaselineResult]) -> str:
     """Return the table as Markdown, with a legend."""
-    rows = [COLUMN_TITLES, ["---"] * len(COLUMN_TITLES), *map(format_cells, results)]
-    lines = ["| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in rows]
-    return "\n".join([*lines, "", LEGEND, ""])
+    rows = list(map(format_cells, results))
+    return Table("baselines", COLUMN_TITLES, rows, LEGEND).to_markdown() + "\n"
 
 
-def format_csv(results: Sequence[BaselineResult]) -> str:
-    """Return the table as CSV with every number."""
-    stream = io.StringIO()
-    rows = list(map(_csv_row, results))
-    writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return stream.getvalue()
+def csv_row(result: BaselineResult) -> dict[str, object]:
+    """Return every number of a result; fewer keys if it was not tested."""
+    row: dict[str, object] = {
+        "baseline": result.baseline,
+        "source": baselines.get_baseline(result.baseline).source,
+        "trainings": len(result.dice),
+        "message": result.message,
+    }
+    for name, (low, high) in result.ci95.items():
+        row |= {name: result.means[name], f"{name}_low": low, f"{name}_high": high}
+    paired = result.difference
+    return row | {
+        "difference": paired and paired.difference,
+        "difference_low": paired and paired.low,
+        "difference_high": paired and paired.high,
+        "dice_by_training": " ".join(f"{dice:.6f}" for dice in result.dice),
+        **result.costs,
+    }
 
 
 def _summarize(
@@ -193,23 +198,20 @@ def _summarize(
         **{key: attrs[0][key] for key in ("best_epoch", "epochs", "params", "macs")},
         "train_seconds": fmean(a["seconds"] for a in attrs),
         "peak_memory": max(a["peak_memory"] for a in attrs),
-    }
-    speed = {
-        kind: fmean(each.images_per_second[kind] for each in evaluations)
-        for kind in ("batch", "single")
+        "images_per_second": fmean(e.images_per_second["batch"] for e in evaluations),
+        "images_per_second_single": fmean(e.images_per_second["single"] for e in evaluations),
     }
     return BaselineResult(
         name,
         tuple(trial.number for trial in trials),
         costs=costs,
-        images_per_second=speed,
-        dice=tuple(each.dice for each in evaluations),
+        dice=tuple(float(_mean_scores([each], "dice").mean()) for each in evaluations),
         means={key: float(values.mean()) for key, values in scores.items()},
-        ci95=metrics.bootstrap_intervals(scores, groups),
+        ci95=compare.bootstrap_intervals(scores, groups),
     )
 
 
-def _mean_scores(evaluations: Sequence[TestResult], name: str) -> metrics.Floats:
+def _mean_scores(evaluations: Sequence[TestResult], name: str) -> overlap.Floats:
     """Return a score of each image, float64 [images], as mean over the trainings."""
     scores = [[float(row[name]) for row in each.images] for each in evaluations]
     return np.asarray(np.mean(scores, axis=0), np.float64)
@@ -228,12 +230,12 @@ def _compare(
     groups = [row["group"] for row in images]
     compared = np.array([reference[i["name"]] for i in images]) if reference else dice[0]
     first = 0 if reference else 1
-    p_values = [metrics.wilcoxon_p_value(compared, each, groups) for each in dice[first:]]
+    p_values = [compare.wilcoxon_p_value(compared, each, groups) for each in dice[first:]]
     rows = zip(
-        tested[first:], dice[first:], p_values, metrics.adjust_p_values(p_values), strict=True
+        tested[first:], dice[first:], p_values, compare.adjust_p_values(p_values), strict=True
     )
     return [*tested[:first]] + [
-        replace(each, difference=metrics.paired_difference(d, compared, groups), p=p, p_holm=holm)
+        replace(each, difference=compare.paired_difference(d, compared, groups), p=p, p_holm=holm)
         for each, d, p, holm in rows
     ]
 
@@ -243,25 +245,3 @@ def _missing_reason(trial: FrozenTrial) -> str:
     if state == State.COMPLETE:
         return "trained on another host"
     return str(trial.user_attrs.get(TrialAttr.MESSAGE) or state)
-
-
-def _csv_row(result: BaselineResult) -> dict[str, object]:
-    row: dict[str, object] = {
-        "baseline": result.baseline,
-        "source": baselines.get_baseline(result.baseline).source,
-        "trainings": len(result.dice),
-        "message": result.message,
-    }
-    for name in SCORES:
-        low, high = result.ci95.get(name, (None, None))
-        row |= {name: result.means.get(name), f"{name}_low": low, f"{name}_high": high}
-    paired = result.difference
-    return row | {
-        "difference": paired and paired.difference,
-        "difference_low": paired and paired.low,
-        "difference_high": paired and paired.high,
-        "dice_by_training": " ".join(f"{d:.6f}" for d in result.dice),
-        **{name: result.costs.get(name) for name in COSTS},
-        "images_per_second": result.images_per_second.get("batch"),
-        "images_per_second_single": result.images_per_second.get("single"),
-    }

@@ -6,13 +6,15 @@ import html
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from search.results import formatting
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _MARKDOWN = re.compile(r"([\\`*_\[\]#|~$])")
 
@@ -70,9 +72,12 @@ class Text:
 
 @dataclass(frozen=True)
 class Charts:
-    """Charts with captions, side by side; one alone is as wide as the page. Only in HTML."""
+    """Charts with captions, side by side; one alone is as wide as the page. Only in HTML.
 
-    charts: Sequence[tuple[Callable[[], Markup], str]]
+    A chart is a function that draws in a figure and returns an alternative text.
+    """
+
+    charts: Sequence[tuple[Callable[[Figure], str], str]]
     kind = "charts"
 
 

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from lesionseg import metrics
 from lesionseg.data.pairs import Record
 from lesionseg.inference.evaluate import Evaluation
+from lesionseg.metrics import compare, curves
 from search.errors import JobFailed
 from search.results.final_report import EvaluationSummary
 from search.study.opening import OpenStudy
@@ -59,20 +59,20 @@ def summarize_evaluation(evaluation: Evaluation) -> EvaluationSummary:
     """
     groups = [record.group for record in evaluation.records]
     scores = evaluation.scores | evaluation.distances
-    pooled = metrics.mean_histogram(evaluation.histograms)
-    curve = metrics.precision_recall(pooled)
-    calibration = metrics.calibration(pooled)
+    pooled = curves.mean_histogram(evaluation.histograms)
+    curve = curves.precision_recall(pooled)
+    calibration = curves.calibration(pooled)
     indices = np.linspace(0, len(curve.recall) - 1, CURVE_POINTS).round().astype(int)
     return {
         "test": {name: float(values.mean()) for name, values in scores.items()}
         | {
-            "average_precision": metrics.average_precision(pooled),
-            "calibration_error": metrics.calibration_error(pooled),
+            "average_precision": curves.average_precision(pooled),
+            "calibration_error": curves.calibration_error(pooled),
             "n": len(groups),
             "groups": len(set(groups)),
         },
-        "ci95": {k: list(v) for k, v in metrics.bootstrap_intervals(scores, groups).items()},
-        "confusion": metrics.mean_confusion(evaluation.counts),
+        "ci95": {k: list(v) for k, v in compare.bootstrap_intervals(scores, groups).items()},
+        "confusion": curves.mean_confusion(evaluation.counts),
         "curves": {
             "thresholds": curve.thresholds[indices].tolist(),
             "precision": curve.precision[indices].tolist(),
@@ -100,16 +100,15 @@ def per_image_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV file; an empty list if there is no file."""
-    if not path.is_file():
-        return []
+    """Return the rows of a CSV file."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write at least one row to a CSV file with a header."""
-    with path.open("w", newline="") as file:
+    """Write at least one row to a CSV file; the first one has all columns."""
+    # Paths may contain bytes that are not UTF-8.
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

@@ -6,7 +6,6 @@ import json
 import platform
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +19,7 @@ from lesionseg.config import TrialConfig
 from lesionseg.data.pairs import SPLITS
 from lesionseg.inference.selection import DEFAULT_INFERENCE
 from lesionseg.runtime.device import describe_device
+from lesionseg.runtime.files import atomic_folder
 from search.errors import JobFailed
 from search.results.evaluation import (
     evaluate_checkpoint,
@@ -39,6 +39,8 @@ from search.trial_process.slot import Slot
 
 #: The largest gap in validation Dice at which the retraining counts as a reproduction.
 REPRODUCTION_TOLERANCE = 0.02
+#: Folder of the states of unfinished retrainings.
+STATES = "retraining"
 #: Packages whose versions are recorded.
 PACKAGES = (
     "lesionsearch", "torch", "optuna", "albumentations", "segmentation-models-pytorch", "timm",
@@ -58,7 +60,7 @@ def run_final_test(
     If the best trial was tested before with the same settings, the stored result is returned. Every
     test evaluation is counted, because more than one makes the result optimistic. The folder
     ``final/`` is replaced as a whole; after an error it is unchanged. An interrupted retraining
-    resumes from the state in ``final.partial/``.
+    resumes from the state in ``retraining/``.
 
     Args:
         opened: the study.
@@ -77,33 +79,11 @@ def run_final_test(
     settings = opened.spec.final.model_dump()
     if stored and (stored["trial"], stored["final"]) == (trial.number, settings) and not again:
         return cast(FinalReport, stored)
-    final, partial = opened.folder / "final", opened.folder / "final.partial"
-    previous = opened.folder / "final.old"
-    shutil.rmtree(previous, ignore_errors=True)
-    if partial.is_dir():
-        _delete_all_but_states(partial)
-    partial.mkdir(parents=True, exist_ok=True)
-    try:
-        report = _retrain_and_test(opened, slot, trial, partial, on_progress)
-    except BaseException:
-        _delete_all_but_states(partial)
-        raise
-    if final.exists():
-        final.rename(previous)
-    partial.rename(final)
-    shutil.rmtree(previous, ignore_errors=True)
+    states = opened.folder / STATES
+    with atomic_folder(opened.folder / "final", replace=True) as folder:
+        report = _retrain_and_test(opened, slot, trial, folder, states, on_progress)
+    shutil.rmtree(states, ignore_errors=True)
     return report
-
-
-def _delete_all_but_states(folder: Path) -> None:
-    """Delete what an interrupted final test left, except for the states of its trainings."""
-    for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.suffix != ".pt":
-            path.unlink()
-    with suppress(OSError):  # it holds states
-        folder.rmdir()
 
 
 def best_trial(study: optuna.Study) -> FrozenTrial:
@@ -126,6 +106,7 @@ def _retrain_and_test(
     slot: Slot,
     trial: FrozenTrial,
     folder: Path,
+    states: Path,
     on_progress: Callable[[int, int], None],
 ) -> FinalReport:
     """Write the files of ``final/`` to a folder; return the content of metrics.json."""
@@ -134,7 +115,7 @@ def _retrain_and_test(
     total = config.epochs * len(configs)
     models = [
         retrain(
-            opened, slot, trial, each, folder,
+            opened, slot, trial, each, folder, states,
             on_epoch=lambda epoch, i=i: on_progress(i * config.epochs + epoch, total),  # type: ignore[misc]
         )
         for i, each in enumerate(configs)
@@ -148,10 +129,7 @@ def _retrain_and_test(
     choice = select_inference(opened, slot, trial, weights)
     test_evaluations = record_test_evaluation(opened.study)
     records, overlays = read_test_records(opened), folder / "overlays"
-    job = EvaluateJob(
-        weights, opened.cache.path, records, slot.device, slot.threads, overlays, share=slot.share
-    )
-    tested = evaluate_checkpoint(job)
+    tested = evaluate_checkpoint(EvaluateJob(weights, opened.cache.path, records, slot, overlays))
     report: FinalReport = {
         "study": opened.name,
         "trial": trial.number,
@@ -190,8 +168,6 @@ def _retrain_and_test(
         fingerprint=str(opened.study.user_attrs["data"]),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
-    for state in folder.glob("state_*.pt"):
-        state.unlink()
     stored: FinalReport = json.loads((folder / "metrics.json").read_text())
     return stored
 

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lesionseg.metrics import JACCARD_THRESHOLD, SURFACE_DISTANCES
-from lesionseg.registry import FAMILIES
-from lesionseg.space import format_value
+from lesionseg.metrics.overlap import JACCARD_THRESHOLD
+from lesionseg.metrics.surface import SURFACE_DISTANCES
 from search.spec.formatting import format_step
 
 #: Text for a missing number.
@@ -59,17 +58,17 @@ class MetricScore:
 
     @property
     def mean_text(self) -> str:
-        return f"{self.value:.{self._digits}f}"
+        return format_number(self.value, self._spec)
 
     @property
     def interval_text(self) -> str:
-        return format_interval(self.low, self.high, self._digits)
+        return format_interval(self.low, self.high, self._spec)
 
     @property
-    def _digits(self) -> int:
+    def _spec(self) -> str:
         if self.key in SURFACE_DISTANCES:
-            return 1
-        return 2 if self.key.removesuffix("_percent") in SURFACE_DISTANCES else 4
+            return ".1f"
+        return ".2f" if self.key.removesuffix("_percent") in SURFACE_DISTANCES else ".4f"
 
 
 def metric_scores(
@@ -98,11 +97,11 @@ def format_number(value: float | None, spec: str = ".4f") -> str:
     return f"{value:{spec}}".replace("-", "\N{MINUS SIGN}" if "+" in spec else "-")
 
 
-def format_interval(low: float | None, high: float | None, digits: int = 4) -> str:
-    """Format an interval: ``0.8123 to 0.8456``."""
+def format_interval(low: float | None, high: float | None, spec: str = ".4f") -> str:
+    """Format an interval: ``0.8123 to 0.8456``; see ``format_number``."""
     if low is None or high is None:
         return MISSING
-    return f"{low:.{digits}f} to {high:.{digits}f}"
+    return f"{format_number(low, spec)} to {format_number(high, spec)}"
 
 
 def format_p_value(p: float | None) -> str:
@@ -117,28 +116,6 @@ def format_duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
 
 
-def format_count(n: int, singular: str, plural: str) -> str:
-    """Format a count with its noun: ``1 trial`` or ``1,234 trials``."""
-    return f"{n:,} {singular if n == 1 else plural}"
-
-
-def format_params(component: str, option: str, params: Mapping[str, Any]) -> str:
-    """Format an option's parameters in a few words.
-
-    Of an optimizer only the learning rate is shown. Parameters that are not searched by default are
-    left out if they have their default value.
-    """
-    row = FAMILIES[component].get(option)
-    defaults = {k: row.space[k].default for k in row.fixed_by_default} if row else {}
-    return ", ".join(
-        f"{key} {_format_value(value)}"
-        for key, value in params.items()
-        if (component != "optimizer" or key == "lr")
-        and not (key in defaults and value == defaults[key])
-    )
-
-
-def _format_value(value: object) -> str:
-    if isinstance(value, bool):
-        return format_value(value)
-    return f"{value:.2g}" if isinstance(value, float) else str(value)
+def format_count(n: int, singular: str, plural: str = "") -> str:
+    """Format a count with its noun, whose plural ends in "s" by default: ``1,234 trials``."""
+    return f"{n:,} {singular if n == 1 else plural or singular + 's'}"

@@ -47,15 +47,14 @@ def find_masks(images: Sequence[Path], folder: Path) -> dict[Path, Path]:
     masks: dict[Path, Path] = {}
     for image in images:
         # The plain name comes last: other images may be in the same folder.
-        for suffix in (*MASK_SUFFIXES[1:], MASK_SUFFIXES[0]):
-            candidates = by_stem.get(image.stem.lower() + suffix, [])
-            if len(candidates) > 1:
-                raise InputError(
-                    f"--masks: {image.name} has {len(candidates)} masks: {format_some(candidates)}"
-                )
-            if candidates:
-                masks[image] = candidates[0]
-                break
+        stems = (image.stem.lower() + suffix for suffix in (*MASK_SUFFIXES[1:], MASK_SUFFIXES[0]))
+        candidates = next((by_stem[stem] for stem in stems if stem in by_stem), [])
+        if len(candidates) > 1:
+            raise InputError(
+                f"--masks: {image.name} has {len(candidates)} masks: {format_some(candidates)}"
+            )
+        if candidates:
+            masks[image] = candidates[0]
     if not masks:
         raise InputError(
             f"--masks: none of {len(images)} images has a mask in {folder}, for example "

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lesionseg.data.image_io import Pixels, draft_size, read_image_and_size, resize_square
+from lesionseg.data.image_io import Pixels, read_image_and_size, resize_square
 from lesionseg.data.synthetic import render
 from lesionseg.errors import InputError
 from lesionseg.inference.onnx_export import compare_with_torch, export_onnx, require_onnx
@@ -69,5 +69,5 @@ def _read_images(size: int, paths: list[Path] | None) -> Pixels:
         return np.stack([resize_square(image, size) for image in rendered])
     # Evenly spaced, because neighbours are often similar.
     indices = np.linspace(0, len(paths) - 1, min(MAX_IMAGES, len(paths))).round().astype(int)
-    images = (read_image_and_size(paths[i], draft=draft_size(size))[0] for i in indices)
+    images = (read_image_and_size(paths[i], size)[0] for i in indices)
     return np.stack([resize_square(image, size) for image in images])

@@ -2,59 +2,48 @@
 
 from __future__ import annotations
 
-import csv
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from lesionseg import metrics
+from lesionseg.data.cache import check_same_size
 from lesionseg.data.image_io import read_mask
 from lesionseg.errors import InputError
 from lesionseg.inference.batch_predict import LoadedImage, predict_files
-from lesionseg.inference.mask_stats import Mask, Probability
+from lesionseg.inference.postprocess import Mask, Probability
 from lesionseg.inference.predictor import Segmenter, load
+from lesionseg.metrics.overlap import dice_score
+from lesionseg.runtime.files import atomic_folder
 from lesionseg.viz.overlays import OVERLAY_SIDE_PX, draw_outlines
 from search.errors import JobFailed
+from search.results.evaluation import write_csv
 from search.results.image_paths import unique_stems
-from search.storage.study_dir import check_writable, create_folder
+from search.storage.study_dir import check_writable
 from search.trial_process.resources import count_cores
 
 #: Names in the folder.
 TABLE, MASKS, OVERLAYS = "predictions.csv", "masks", "overlays"
-#: Columns of the table; ``dice`` follows if there are true masks.
-COLUMNS = (
-    "file", "mask", "width", "height", "area", "share", "centre_x", "centre_y", "confidence",
-    "touches_border", "is_empty", "has_several_lesions",
-)  # fmt: skip
 JPEG_QUALITY = 90
 
 
-@dataclass
+@dataclass(frozen=True)
 class PredictionSummary:
     """Counts of predicted images, of those without a lesion, and of unusable ones.
 
     ``dice``: of each image with a true mask.
     """
 
-    images: int = 0
-    empty: int = 0
-    unusable: int = 0
-    dice: list[float] = field(default_factory=list)
-
-    @property
-    def mean_dice(self) -> float | None:
-        """The mean over images; None without a true mask."""
-        return fmean(self.dice) if self.dice else None
+    images: int
+    empty: int
+    unusable: int
+    dice: Sequence[float]
 
 
 def load_final_model(
@@ -106,40 +95,33 @@ def write_predictions(
         InputError: ``out`` is not empty or not writable.
         JobFailed: no image is usable, or writing failed.
     """
-    summary = PredictionSummary()
-    columns = [*COLUMNS, *(["dice"] if masks is not None else [])]
+    rows: list[dict[str, Any]] = []
     names = dict(zip(images, unique_stems(images), strict=True))
-    with _atomic_folder(out) as folder:
+    check_output_folder(out)
+    with _write_errors_as_job_failed(out), atomic_folder(out.absolute()) as folder:
         for name in (MASKS, OVERLAYS) if overlays else (MASKS,):
             (folder / name).mkdir()
-        rows = predict_files(
+        results = predict_files(
             segmenter,
             images,
-            partial(_write_image, segmenter, folder, names, masks or {}),
+            partial(_write_image, segmenter, folder, names, masks),
             preview_px=OVERLAY_SIDE_PX if overlays else 0,
             batch_size=batch_size,
             threads=threads,
         )
-        # Paths may contain bytes that are not UTF-8.
-        with (
-            (folder / TABLE).open("w", newline="", encoding="utf-8", errors="surrogateescape") as f,
-            closing(rows),  # waits for the threads, which write to the folder
-        ):
-            table = csv.DictWriter(f, columns)
-            table.writeheader()
-            for done, row in enumerate(rows, 1):
+        with closing(results):  # waits for the threads, which write to the folder
+            for done, row in enumerate(results, 1):
                 if isinstance(row, InputError):
-                    summary.unusable += 1
                     on_error(row)
                 else:
-                    table.writerow(row)
-                    summary.images += 1
-                    summary.empty += row["is_empty"]
-                    summary.dice += [row["dice"]] if "dice" in row else []
+                    rows.append(row)
                 on_image(done, len(images))
-        if not summary.images:
+        if not rows:
             raise JobFailed(f"predict: none of {len(images)} images is usable")
-    return summary
+        write_csv(folder / TABLE, rows)
+    empty = sum(row["is_empty"] for row in rows)
+    dice = [row["dice"] for row in rows if row.get("dice", "") != ""]
+    return PredictionSummary(len(rows), empty, len(images) - len(rows), dice)
 
 
 def check_output_folder(out: Path) -> None:
@@ -149,24 +131,21 @@ def check_output_folder(out: Path) -> None:
     if out.is_dir() and any(out.iterdir()):
         raise InputError(f"--out: {out} is not empty; give a new folder")
     check_writable(out)
-    partial = _partial_folder(out)
-    if partial.exists():
-        raise InputError(
-            f"--out: {partial} exists: another process is writing {out.name}, or one was killed; "
-            f"in the latter case delete it"
-        )
 
 
 def _write_image(
     segmenter: Segmenter,
     folder: Path,
     names: Mapping[Path, str],
-    true_masks: Mapping[Path, Path],
+    true_masks: Mapping[Path, Path] | None,
     picture: LoadedImage,
     probability: Probability,
 ) -> dict[str, Any]:
-    """Write an image's mask and, if it has a preview, its overlay; return its row."""
-    truth = _read_true_mask(true_masks.get(picture.path), picture.shape)
+    """Write an image's mask and, if it has a preview, its overlay; return its row.
+
+    The row has the column ``dice`` if there are true masks.
+    """
+    truth = _read_true_mask((true_masks or {}).get(picture.path), picture.shape)
     prediction = segmenter.build_prediction(picture.resized, probability, picture.shape)
     name, mask = names[picture.path], prediction.mask
     mask_file = f"{MASKS}/{name}.png"
@@ -176,17 +155,23 @@ def _write_image(
         overlay = Image.fromarray(draw_outlines(picture.preview, outline, mask))
         overlay.save(folder / OVERLAYS / f"{name}.jpg", quality=JPEG_QUALITY)
     height, width = picture.shape
-    cells = (
-        picture.path, mask_file, width, height, prediction.area, prediction.share,
-        *(prediction.centre or ("", "")),
-        "" if prediction.confidence is None else prediction.confidence,
-        int(prediction.touches_border), int(prediction.is_empty),
-        int(prediction.has_several_lesions),
-    )  # fmt: skip
-    row = dict(zip(COLUMNS, cells, strict=True))
-    if truth is not None:
-        counts = metrics.count_pixels(torch.from_numpy(mask[None]), torch.from_numpy(truth[None]))
-        row["dice"] = float(metrics.score_images(counts.numpy())["dice"][0])
+    x, y = prediction.centre or ("", "")
+    row = {
+        "file": picture.path,
+        "mask": mask_file,
+        "width": width,
+        "height": height,
+        "area": prediction.area,
+        "share": prediction.share,
+        "centre_x": x,
+        "centre_y": y,
+        "confidence": "" if prediction.confidence is None else prediction.confidence,
+        "touches_border": int(prediction.touches_border),
+        "is_empty": int(prediction.is_empty),
+        "has_several_lesions": int(prediction.has_several_lesions),
+    }
+    if true_masks is not None:
+        row["dice"] = "" if truth is None else dice_score(mask, truth)
     return row
 
 
@@ -194,30 +179,13 @@ def _read_true_mask(path: Path | None, shape: tuple[int, int]) -> Mask | None:
     if path is None:
         return None
     truth, _ = read_mask(path)
-    if truth.shape != shape:
-        (height, width), (image_height, image_width) = truth.shape, shape
-        raise InputError(
-            f"{path}: the mask has {width}x{height} pixels, its image "
-            f"{image_width}x{image_height}; both must have the same size"
-        )
+    check_same_size(path, shape, truth.shape)
     return truth
 
 
 @contextmanager
-def _atomic_folder(out: Path) -> Iterator[Path]:
-    """Yield a folder that is renamed to ``out`` at the end, and deleted after an error."""
-    check_output_folder(out)
-    create_folder(out.absolute().parent)
-    partial = _partial_folder(out)
-    partial.mkdir()
+def _write_errors_as_job_failed(out: Path) -> Iterator[None]:
     try:
-        yield partial
-        os.replace(partial, out)
+        yield
     except OSError as error:
         raise JobFailed(f"predict: {out} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _partial_folder(out: Path) -> Path:
-    return out.absolute().with_name(f".{out.absolute().name}.partial")

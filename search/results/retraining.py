@@ -28,7 +28,7 @@ from search.trial_process.protocol import (
     TrainJob,
 )
 from search.trial_process.slot import Slot
-from search.trial_process.supervisor import Limits, StopConditions, supervise_in_parts
+from search.trial_process.supervisor import StopConditions, supervise_in_parts
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,13 @@ def retrain(
     trial: FrozenTrial,
     config: TrialConfig,
     folder: Path,
+    states: Path,
     on_epoch: Callable[[int], None] = lambda epoch: None,
 ) -> RetrainedModel:
     """Train a trial's configuration again and write its weights to ``folder``.
 
     With ``final.fit_on: train_val`` there are no images left to select an epoch on. The training
-    then ends at the best epoch of the trial. Its state is saved in ``folder``, so that it resumes
+    then ends at the best epoch of the trial. Its state is saved in ``states``, so that it resumes
     after an interruption. Batches are computed in as many parts as the trial needed.
 
     Args:
@@ -66,7 +67,8 @@ def retrain(
         slot: device and number of threads.
         trial: the trial.
         config: its configuration, possibly with another seed.
-        folder: for weights and state.
+        folder: for the weights.
+        states: for the states of unfinished trainings.
         on_epoch: called with the number of completed epochs.
 
     Raises:
@@ -80,14 +82,12 @@ def retrain(
         data.cache,
         data.train_val if on_train_val else data.train,
         data.val,
-        slot.device,
-        slot.threads,
+        slot,
         weights_path=weights,
         keep="last" if on_train_val else "best",
-        state_path=folder / f"state_{config.seed}.pt",
+        state_path=states / f"seed_{config.seed}.pt",
         accumulation_factor=trial.user_attrs.get("accumulation_factor", 1),
         keep_stopped=True,
-        share=slot.share,
         imports=required_imports([config.model.name]),
     )
     last_epoch = int(trial.user_attrs["best_epoch"]) if on_train_val else config.epochs
@@ -104,8 +104,7 @@ def retrain(
         return False
 
     memory_bytes = None if slot.memory_gb is None else int(slot.memory_gb * 1e9)
-    limits = Limits(memory_bytes=memory_bytes)
-    match supervise_in_parts(job, on_message, limits, StopConditions()):
+    match supervise_in_parts(job, on_message, StopConditions(memory_bytes=memory_bytes)):
         case Trained(result):
             return RetrainedModel(config.seed, result, built.params, built.macs, weights)
         case JobError(reason, text):
@@ -138,8 +137,8 @@ def select_inference(
         evaluated = weights.with_name("search.safetensors")
         shutil.copy(stored, evaluated)
     job = SelectInferenceJob(
-        evaluated, opened.cache.path, opened.trial_data.val, slot.device, slot.threads,
-        tta=final.tta, postprocess=final.postprocess, share=slot.share,
+        evaluated, opened.cache.path, opened.trial_data.val, slot,
+        tta=final.tta, postprocess=final.postprocess,
     )  # fmt: skip
     choice = run_job(job, InferenceSelected, "the selection of inference steps").choice
     if evaluated != weights:

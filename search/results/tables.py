@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from rich.console import Console
 from rich.markup import escape
@@ -60,5 +61,5 @@ def print_prediction_summary(console: Console, summary: PredictionSummary, out: 
         f"{summary.images} images in {out}: {MASKS}/ and {TABLE}; {summary.empty} without a lesion",
         markup=False,
     )
-    if summary.mean_dice is not None:
-        console.print(f"Dice {summary.mean_dice:.4f}, mean over {len(summary.dice)} images")
+    if summary.dice:
+        console.print(f"Dice {fmean(summary.dice):.4f}, mean over {len(summary.dice)} images")

@@ -15,29 +15,29 @@ from lesionseg.space import Domain, RegistryEntry, format_value
 def format_config(config: TrialConfig | Mapping[str, Any]) -> str:
     """Format a configuration: ``unet(width=16, depth=4) · dice · flips · ...``."""
     plain = config.to_dict() if isinstance(config, TrialConfig) else config
-    parts = []
-    for family, default in DEFAULT_COMPONENTS.items():
-        name, params = next(iter(plain[family].items()))
-        if family == "mix" and name == default:
-            continue  # "none" is there already, for the augmentation
-        # Settled parameters at their default are left out.
-        entry = FAMILIES[family].get(name)
-        shown = {
-            key: value
-            for key, value in params.items()
-            if not entry or key not in entry.fixed_by_default or value != entry.space[key].default
-        }
-        parts.append(_format_call(name, shown))
-    return " · ".join(parts)
+    return " · ".join(
+        format_component(family, plain[family])
+        for family in DEFAULT_COMPONENTS
+        # "none" is there already, for the augmentation
+        if family != "mix" or "none" not in plain[family]
+    )
+
+
+def format_component(family: str, component: Mapping[str, Any]) -> str:
+    """Format an option; parameters that are fixed by default and at their default are left out."""
+    name, params = next(iter(component.items()))
+    entry = FAMILIES[family].get(name)
+    shown = {
+        key: value
+        for key, value in params.items()
+        if not entry or key not in entry.fixed_by_default or value != entry.space[key].default
+    }
+    return format_step({name: shown})
 
 
 def format_step(step: Mapping[str, Any]) -> str:
     """Format a post-processing step: ``opening(radius=0.5)``."""
     name, params = next(iter(step.items()))
-    return _format_call(name, params)
-
-
-def _format_call(name: str, params: Mapping[str, Any]) -> str:
     inner = ", ".join(f"{k}={_format_value(v)}" for k, v in params.items())
     return f"{name}({inner})" if inner else name
 
@@ -50,8 +50,8 @@ def _format_value(value: object) -> str:
 
 _HEAD = """# Options
 
-Everything that can be searched, with its ranges. `lesionsearch options --markdown` generates this
-page from the tables that the search reads; a test compares them.
+Everything that can be searched, with its ranges. `lesionsearch options` prints this page from the
+tables that the search reads.
 
 A study names options and may narrow their ranges, but not widen them. Parameters marked * keep
 their default unless a study names them or sets the option to `all`: they are expensive, need

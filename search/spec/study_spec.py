@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     field_validator,
@@ -66,7 +65,9 @@ class SplitSpec(_Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _set_kfold_defaults(cls, plain: Any) -> Any:
+    def _complete(cls, plain: Any) -> Any:
+        if isinstance(plain, str):
+            return {"mode": plain}
         if isinstance(plain, Mapping) and plain.get("kfold") is not None:
             return {"mode": "auto", "train": None, "val": None, **plain}
         return plain
@@ -97,10 +98,6 @@ class LimitSpec(_Section):
     test: int | None = Field(None, ge=1)
 
 
-def _expand_mode(value: object) -> object:
-    return {"mode": value} if isinstance(value, str) else value
-
-
 class DataSpec(_Section):
     """Which images are used, and at what size.
 
@@ -110,7 +107,7 @@ class DataSpec(_Section):
 
     image_size: int = Field(256, ge=16, le=4096)
     layout: LayoutName = "auto"
-    split: Annotated[SplitSpec, BeforeValidator(_expand_mode)] = SplitSpec(mode="auto")
+    split: SplitSpec = SplitSpec(mode="auto")
     limit: LimitSpec = LimitSpec()
     leaks: Literal["refuse", "drop", "allow"] = "refuse"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from lesionseg.errors import InputError
+from lesionseg.errors import InputError, one_line
 
 
 def load_mapping(path: Path) -> dict[str, Any]:
@@ -30,12 +30,11 @@ def load_file(path: Path) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise InputError(f"{path}: cannot be read: {reason}") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        position = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise InputError(f"{path}: not YAML: {position}{error.problem}") from None
     except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        mark = getattr(error, "problem_mark", None)
+        position = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        problem = getattr(error, "problem", None) or one_line(error)
+        raise InputError(f"{path}: not YAML: {position}{problem}") from None
 
 
 def load_value(text: str) -> Any:

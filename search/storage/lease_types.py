@@ -13,8 +13,6 @@ from pathlib import Path
 import psutil
 
 from lesionseg.errors import InputError
-from search.storage.tables import WorkerRow, WorkerState
-from search.trial_process.slot import Slot
 
 #: Seconds without a heartbeat after which a worker counts as dead; the variable overrides it.
 GRACE_S, GRACE_VARIABLE = 60.0, "LESIONSEARCH_GRACE"
@@ -70,42 +68,6 @@ class ProcessId:
             return reused or process.status() == psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return True
-
-
-@dataclass(frozen=True)
-class HeartbeatReply:
-    """has_lease: whether the worker is registered and still holds its trial."""
-
-    command: Command
-    has_lease: bool
-
-
-@dataclass(frozen=True)
-class WorkerInfo:
-    """A registered worker. trial: the number of its trial; ordinal: how many came before it."""
-
-    id: str
-    process: ProcessId
-    slot: Slot
-    state: WorkerState
-    trial: int | None
-    epoch: int
-    heartbeat_age_s: float
-    ordinal: int
-
-    @classmethod
-    def from_row(cls, row: WorkerRow, now: float) -> WorkerInfo:
-        """Return a worker's row as an object; now: by the database's clock."""
-        return cls(
-            id=row.id,
-            process=ProcessId(row.host, row.pid, row.start_time, row.pid_namespace),
-            slot=Slot(row.device, row.threads, row.share, row.memory_gb),
-            state=row.state,
-            trial=row.trial_number,
-            epoch=row.epoch,
-            heartbeat_age_s=max(0.0, now - row.heartbeat_at),
-            ordinal=row.ordinal,
-        )
 
 
 def current_process() -> ProcessId:

@@ -17,7 +17,6 @@ import functools
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import optuna
@@ -28,17 +27,15 @@ from sqlalchemy.orm import Session
 from search.storage.lease_types import (
     Claim,
     Command,
-    HeartbeatReply,
     ProcessId,
     Refusal,
     WorkerExpired,
-    WorkerInfo,
     current_process,
     read_grace_s,
 )
 from search.storage.optuna_internals import models, study_id
 from search.storage.retrying_storage import SampledParam, backend_of
-from search.storage.study_rows import StudyRows, queued_trial
+from search.storage.study_rows import StudyRows
 from search.storage.tables import GONE, WorkerRow, WorkerState
 from search.storage.trial_records import REQUEUED, EndReason, StudyAttr, TrialAttr
 from search.trial_process.slot import Slot
@@ -94,12 +91,12 @@ class TrialLeases:
     def command(self, command: Command) -> None:
         self.study.set_user_attr(StudyAttr.COMMAND, command)
 
-    def register_worker(self, slot: Slot, process: ProcessId | None = None) -> WorkerInfo:
+    def register_worker(self, slot: Slot, process: ProcessId | None = None) -> WorkerRow:
         """Register a worker; its ordinal distinguishes its sampler's seed from others'."""
         return self._add_worker(uuid.uuid4().hex, process or current_process(), slot)
 
     @_in_transaction(lock=True)
-    def _add_worker(self, rows: StudyRows, name: str, process: ProcessId, slot: Slot) -> WorkerInfo:
+    def _add_worker(self, rows: StudyRows, name: str, process: ProcessId, slot: Slot) -> WorkerRow:
         row = rows.session.get(WorkerRow, name)
         if row is None:  # otherwise an attempt whose acknowledgement was lost added it
             of_study = select(func.count()).where(WorkerRow.study_id == rows.study_id)
@@ -110,39 +107,36 @@ class TrialLeases:
                 state=WorkerState.IDLE,
                 epoch=0,
                 heartbeat_at=rows.now(),
-                **asdict(process),
-                **asdict(slot),
+                process=process,
+                slot=slot,
             )
             rows.session.add(row)
-        return WorkerInfo.from_row(row, row.heartbeat_at)
+        return row
 
     @_in_transaction(lock=True)
-    def deregister_worker(self, rows: StudyRows, worker: WorkerInfo) -> None:
+    def deregister_worker(self, rows: StudyRows, worker: WorkerRow) -> None:
         """Remove a worker that exits by itself and holds no trial any more."""
         if row := rows.session.get(WorkerRow, worker.id):
-            row.state, row.trial_id, row.trial_number = WorkerState.ENDED, None, None
+            row.state, row.trial_id, row.trial = WorkerState.ENDED, None, None
 
     @_in_transaction(lock=False)
     def heartbeat(
-        self, rows: StudyRows, worker: WorkerInfo, claim: Claim | None = None, epoch: int = 0
-    ) -> HeartbeatReply:
-        """Record a heartbeat and the trial's epoch; return the current command."""
+        self, rows: StudyRows, worker: WorkerRow, claim: Claim | None = None, epoch: int = 0
+    ) -> tuple[Command, bool]:
+        """Record a heartbeat and the trial's epoch.
+
+        Returns:
+            The current command, and whether the worker is registered and still holds its trial.
+        """
         row = rows.session.get(WorkerRow, worker.id, with_for_update=True)
-        if (
-            row is None
-            or row.state in GONE
-            or (claim is not None and row.trial_id != claim.trial_id)
-        ):
-            return HeartbeatReply(_read_command(rows), False)
+        if row is None or row.state in GONE or (claim and row.trial_id != claim.trial_id):
+            return _read_command(rows), False
         row.heartbeat_at, row.epoch = rows.now(), epoch
-        return HeartbeatReply(_read_command(rows), True)
+        return _read_command(rows), True
 
     @_in_transaction(lock=False)
-    def list_workers(self, rows: StudyRows) -> list[WorkerInfo]:
-        now = rows.now()
-        return [
-            WorkerInfo.from_row(row, now) for row in rows.session.scalars(rows.select_workers())
-        ]
+    def list_workers(self, rows: StudyRows) -> list[WorkerRow]:
+        return list(rows.session.scalars(rows.select_workers()))
 
     @_in_transaction(lock=True)
     def initialize_study(
@@ -176,10 +170,10 @@ class TrialLeases:
         now, is_listening = rows.now(), time.monotonic() - self.connected_since > self.grace_s
         held, last_heartbeat = set(), {}
         for row in rows.session.scalars(rows.select_workers().with_for_update()).all():
-            is_silent = is_listening and now - row.heartbeat_at > self.grace_s
-            if is_silent or WorkerInfo.from_row(row, now).process.has_exited():
+            is_silent = is_listening and row.heartbeat_age_s > self.grace_s
+            if is_silent or row.process.has_exited():
                 last_heartbeat[row.trial_id] = row.heartbeat_at
-                row.state, row.trial_id, row.trial_number = WorkerState.LOST, None, None
+                row.state, row.trial_id, row.trial = WorkerState.LOST, None, None
             else:
                 held.add(row.trial_id)
         # No claim is in progress: this transaction holds the lock on the study.
@@ -191,7 +185,7 @@ class TrialLeases:
 
     @_in_transaction(lock=True)
     def claim(
-        self, rows: StudyRows, worker: WorkerInfo, *, bounded: bool = True, fresh: bool = True
+        self, rows: StudyRows, worker: WorkerRow, *, bounded: bool = True, fresh: bool = True
     ) -> Claim | Refusal:
         """Claim the next trial of the queue, or a new one, unless the budget has no room.
 
@@ -206,7 +200,7 @@ class TrialLeases:
         if row is None or row.state in GONE:
             raise WorkerExpired(worker.id)
         if row.trial_id is not None:  # claimed by an attempt whose acknowledgement was lost
-            return Claim(row.trial_id, row.trial_number or 0)
+            return Claim(row.trial_id, row.trial or 0)
         finished, running = rows.count_trials()
         if bounded:
             budget = rows.study_attr(StudyAttr.SPEC)["budget"]["trials"]
@@ -286,9 +280,18 @@ class TrialLeases:
 
     def enqueue(self, queue: Sequence[QueueEntry]) -> list[int]:
         """Queue trials, all or none, and once; return their numbers in that order."""
-        templates = [queued_trial(params, attrs) for params, attrs in queue]
-        created = self.storage.create_trials(study_id(self.study), templates)
-        return [number for _, number in created]
+        added: list[tuple[int, int]] = []  # ids and numbers; the acknowledgement may be lost
+
+        def attempt(rows: StudyRows) -> list[int]:
+            if self.storage.engine.name == "sqlite":
+                # It has not done what it did not acknowledge, and gives the ids to other rows.
+                added.clear()
+            if not added or rows.session.get(models.TrialModel, added[0][0]) is None:
+                trials = [rows.enqueue(params, attrs) for params, attrs in queue]
+                added[:] = [(trial.trial_id, trial.number) for trial in trials]
+            return [number for _, number in added]
+
+        return self.run(attempt)
 
     def run(self, operation: Callable[[StudyRows], T], *, lock: bool = True) -> T:
         """Run an operation in one transaction, repeatedly while the connection is lost.

@@ -118,6 +118,7 @@ class OptunaStorage(RDBStorage):
     # Hooks.
     read_trials = RDBStorage._get_trials
     write_param = RDBStorage._set_trial_param
+    write_trial = RDBStorage._create_new_trial
     find_best_trial_id = RDBStorage._get_best_trial_id
 
     # Writes in the caller's session.
@@ -127,7 +128,7 @@ class OptunaStorage(RDBStorage):
     add_intermediate_value = RDBStorage._set_trial_intermediate_value_without_commit
 
     def _create_new_trial(self, *args: Any, **kwargs: Any) -> FrozenTrial:
-        return self.get_trial(self.create_new_trial(*args, **kwargs))
+        return self.write_trial(*args, **kwargs)
 
     def _get_trials(self, *args: Any, **kwargs: Any) -> list[FrozenTrial]:
         return self.read_trials(*args, **kwargs)

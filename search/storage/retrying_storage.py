@@ -4,39 +4,33 @@ from __future__ import annotations
 
 import functools
 import random
+import threading
 import time
-import uuid
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar, cast
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
-from optuna.study import StudyDirection
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.orm import Session
 
 from search.storage.optuna_internals import (
     OptunaStorage,
     models,
     rdb_storage_logger,
     storage_of,
-    trial_id,
     unwrap_storage,
 )
 from search.storage.queries import read_trials
 from search.storage.transient_errors import transient_reason
-from search.trial_process.slot import StopEvent
 
 T = TypeVar("T")
 
 RETRY_TIMEOUT_S = 900.0
 #: The first pause between two attempts, which doubles up to the longest one.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
-#: The most ids in one query; databases limit the number of parameters.
-MAX_IDS = 500
 
 
 class StorageUnavailable(RuntimeError):
@@ -46,7 +40,7 @@ class StorageUnavailable(RuntimeError):
 def retry_transient(
     work: Callable[[], T],
     *,
-    stop_event: StopEvent | None = None,
+    stop_event: threading.Event | None = None,
     timeout_s: float = RETRY_TIMEOUT_S,
     on_wait: Callable[[str], None] | None = None,
     redact: Callable[[str], str] = str,
@@ -115,13 +109,17 @@ _collected: ContextVar[list[SampledParam] | None] = ContextVar("collected", defa
 
 
 class RetryingStorage(OptunaStorage):
-    """Optuna's storage; operations are retried while the database is away, and done once.
+    """Optuna's storage; operations are retried while the database is away.
+
+    Reads, and writes that overwrite with the same value, may be repeated. Of Optuna's other writes
+    this project uses ``create_new_study`` alone, for a study that may exist; what must be done once
+    is a transaction of ``TrialLeases``.
 
     stop_event, on_wait, timeout_s, redact: arguments of ``retry_transient``, set from outside.
     Every operation may raise StorageUnavailable.
     """
 
-    stop_event: StopEvent | None = None
+    stop_event: threading.Event | None = None
     on_wait: Callable[[str], None] | None = None
     timeout_s: float = RETRY_TIMEOUT_S
     redact: Callable[[str], str] = staticmethod(str)
@@ -168,56 +166,18 @@ class RetryingStorage(OptunaStorage):
         included_trial_ids: set[int],
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
-        """Return the study's trials with a larger id and the included ones, by id."""
-        trial: Any = models.TrialModel
-        ids, groups = sorted(included_trial_ids), [trial.trial_id > trial_id_greater_than]
-        starts = range(0, len(ids), MAX_IDS)
-        groups += [trial.trial_id.in_(ids[start : start + MAX_IDS]) for start in starts]
-        by_id: dict[int, FrozenTrial] = {}
-        with self.engine.begin() as connection:
-            for group in groups:
-                trials = read_trials(connection, (trial.study_id == study_id) & group)
-                by_id |= {trial_id(t): t for t in trials}
-        ordered = [by_id[key] for key in sorted(by_id)]
-        return [t for t in ordered if states is None or t.state in states]
+        """Return the study's trials with a larger id and the included ones, by id.
 
-    def create_new_study(
-        self, directions: Sequence[StudyDirection], study_name: str | None = None
-    ) -> int:
-        """Create a study; DuplicatedStudyError if another process created it before.
-
-        Of processes that create one study while the connection is lost, several may succeed:
-        ``TrialLeases.initialize_study`` tells which of them is the first.
+        They are read as of one moment: in SQLite a transaction keeps writers out.
         """
-        name, create = study_name or f"no-name-{uuid.uuid4()}", super().create_new_study
-        created = self._do_once(lambda: create(directions, name), DuplicatedStudyError)
-        return self.get_study_id_from_name(name) if created is None else created
-
-    def delete_study(self, study_id: int) -> None:
-        """Delete a study; KeyError only if it did not exist before."""
-        self._do_once(lambda: super(RetryingStorage, self).delete_study(study_id), KeyError)
-
-    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        return self.create_trials(study_id, [template_trial])[0][0]
-
-    def create_trials(
-        self, study_id: int, templates: Sequence[FrozenTrial | None]
-    ) -> list[tuple[int, int]]:
-        """Create trials, all or none, and once; return their ids and numbers in that order."""
-        created: list[tuple[int, int]] = []
-
-        def attempt() -> list[tuple[int, int]]:
-            self.forget_unacknowledged(created)
-            with Session(self.engine) as session, session.begin():
-                # Trials are numbered one by one. The lock also waits for the end of an interrupted
-                # attempt that the server may still commit.
-                models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
-                if not created or session.get(models.TrialModel, created[0][0]) is None:
-                    rows = [self.add_trial(study_id, each, session) for each in templates]
-                    created[:] = [(int(row.trial_id), int(row.number)) for row in rows]
-            return created
-
-        return self.retry_transient(attempt)
+        engine, trial = self.engine, cast(Any, models.TrialModel)
+        if engine.name != "sqlite":
+            engine = engine.execution_options(isolation_level="REPEATABLE READ")
+        is_new = trial.trial_id > trial_id_greater_than
+        wanted = (trial.study_id == study_id) & (is_new | trial.trial_id.in_(included_trial_ids))
+        with engine.begin() as connection:
+            trials = read_trials(connection, wanted)
+        return [t for t in trials if states is None or t.state in states]
 
     def check_trial_is_updatable(self, trial_id: int, trial_state: TrialState) -> None:
         """Raise UpdateFinishedTrialError if the trial has ended.
@@ -228,69 +188,17 @@ class RetryingStorage(OptunaStorage):
         if trial_state.is_finished():
             raise UpdateFinishedTrialError(f"the trial with id {trial_id} has finished already")
 
-    def set_trial_state_values(
-        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
-    ) -> bool:
-        """Set state and values once. False may also mean that this very call claimed the trial.
-
-        A claim whose acknowledgement was lost cannot be told from one by another process. A trial
-        that nobody trains, and that is later found to have no owner, is better than one trained
-        twice.
-        """
-
-        def is_done() -> bool:
-            trial = self.get_trial(trial_id)
-            expected = None if values is None else [float(v) for v in values]
-            return trial.state == state and trial.values == expected
-
-        changed = self._do_once(
-            lambda: super(RetryingStorage, self).set_trial_state_values(trial_id, state, values),
-            UpdateFinishedTrialError,
-            is_done,
-        )
-        return True if changed is None else changed
-
-    def forget_unacknowledged(self, created: list[Any]) -> None:
-        """Clear the list of rows that an attempt created, where no acknowledgement means no row.
-
-        SQLite has not done what it did not acknowledge, and gives the same id to another row.
-        """
-        if self.engine.name == "sqlite":
-            created.clear()
-
-    def _do_once(
-        self,
-        work: Callable[[], T],
-        repeated: type[Exception],
-        is_done: Callable[[], bool] = lambda: True,
-    ) -> T | None:
-        """Retry work that raises ``repeated`` if done twice; None if an earlier attempt did it."""
-        lost = False
-
-        def attempt() -> T | None:
-            nonlocal lost
-            try:
-                return work()
-            except repeated:
-                if lost and is_done():
-                    return None
-                raise
-            except Exception as error:
-                lost = lost or transient_reason(error) is not None
-                raise
-
-        return self.retry_transient(attempt)
-
     def __reduce__(self) -> NoReturn:
         raise TypeError("a storage is not pickled, with its password: open it in each process")
 
 
-for _name in (  # these read, or overwrite with the same value: they may be repeated
+for _name in (
     *("get_study_id_from_name", "get_study_name_from_id", "get_study_directions"),
     *("get_study_user_attrs", "get_study_system_attrs", "get_all_studies", "set_study_user_attr"),
     *("set_study_system_attr", "get_trial", "get_trial_id_from_study_id_trial_number"),
     *("get_trial_param", "get_trial_user_attrs", "get_trial_system_attrs", "set_trial_user_attr"),
-    *("set_trial_system_attr", "set_trial_intermediate_value", "find_best_trial_id"),
+    *("set_trial_system_attr", "set_trial_intermediate_value", "create_new_study"),
+    *("delete_study", "write_trial", "set_trial_state_values", "find_best_trial_id"),
 ):
     setattr(RetryingStorage, _name, retried(getattr(OptunaStorage, _name)))
 

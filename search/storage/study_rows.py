@@ -8,15 +8,14 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import ColumnElement, exists, func, select, update
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session, aliased, with_expression
 
-from search.storage.lease_types import Claim, WorkerInfo
-from search.storage.optuna_internals import Row, models, study_id
+from search.storage.lease_types import Claim
+from search.storage.optuna_internals import Row, models
 from search.storage.queries import read_trials
-from search.storage.retrying_storage import RetryingStorage, SampledParam, backend_of
+from search.storage.retrying_storage import RetryingStorage, SampledParam
 from search.storage.tables import GONE, WorkerRow, WorkerState
 from search.storage.trial_records import CLOSED_WITHOUT_COST, QUEUE_ATTRS, EndReason, TrialAttr
 
@@ -26,26 +25,6 @@ MAX_LOSSES = 3
 MAX_ATTEMPTS = 8
 
 _TRIAL: Any = models.TrialModel
-
-
-def read_study(study: optuna.Study) -> tuple[dict[str, Any], dict[str, Any], list[FrozenTrial]]:
-    """Return a study's user attributes, system attributes and trials, as of one moment."""
-    storage, key = backend_of(study), study_id(study)
-    engine = storage.engine
-    if engine.name != "sqlite":  # whose transactions keep writers out
-        engine = engine.execution_options(isolation_level="REPEATABLE READ")
-
-    def read() -> tuple[dict[str, Any], dict[str, Any], list[FrozenTrial]]:
-        with Session(engine) as session, session.begin():
-            attrs = []
-            for model in (models.StudyUserAttributeModel, models.StudySystemAttributeModel):
-                query = select(model.key, model.value_json).where(model.study_id == key)
-                rows: Any = sorted(map(tuple, session.execute(query)))
-                attrs.append({name: json.loads(text) for name, text in rows})
-            trials = read_trials(session, _TRIAL.study_id == key)
-            return attrs[0], attrs[1], sorted(trials, key=lambda t: t.number)
-
-    return storage.retry_transient(read)
 
 
 class StudyRows:
@@ -80,13 +59,13 @@ class StudyRows:
         self, trial_id: int, attrs: Mapping[str, Any], *, system: bool = False
     ) -> None:
         """Write user or system attributes of a trial that has not ended."""
-        self._check_updatable(trial_id)
+        trial: Row = _TRIAL.find_or_raise_by_id(trial_id, self.session)
+        self.storage.check_trial_is_updatable(trial_id, trial.state)
         model = models.TrialSystemAttributeModel if system else models.TrialUserAttributeModel
         self._write_attrs(model, {"trial_id": trial_id}, attrs)
 
     def write_params(self, trial_id: int, params: Iterable[SampledParam]) -> None:
         """Write the parameters of a trial that has not ended; existing ones stay as they are."""
-        self._check_updatable(trial_id)
         model = models.TrialParamModel
         names = select(model.param_name).where(model.trial_id == trial_id)
         existing = set(self.session.scalars(names))  # acknowledgement of an attempt was lost
@@ -104,7 +83,12 @@ class StudyRows:
 
     def enqueue(self, params: Mapping[str, Any], attrs: Mapping[str, Any]) -> Row:
         """Add a waiting trial with these parameters and user attributes; return its row."""
-        return self.storage.add_trial(self.study_id, queued_trial(params, attrs), self.session)
+        waiting = create_trial(
+            state=TrialState.WAITING,
+            system_attrs={"fixed_params": dict(params)},
+            user_attrs=dict(attrs),
+        )
+        return self.storage.add_trial(self.study_id, waiting, self.session)
 
     def next_waiting(self) -> Row | None:
         """Return the queue's first trial; requeued trials come before those never started."""
@@ -117,10 +101,10 @@ class StudyRows:
         running = select(_TRIAL).where(self._of_study, _TRIAL.state == TrialState.RUNNING)
         return self.session.scalars(running.order_by(_TRIAL.number)).all()
 
-    def start_trial(self, trial: Row, worker: WorkerInfo) -> Claim:
+    def start_trial(self, trial: Row, worker: WorkerRow) -> Claim:
         """Give a worker the lease on a trial."""
         row = self.session.get_one(WorkerRow, worker.id)
-        row.trial_id, row.trial_number, row.epoch = trial.trial_id, trial.number, 0
+        row.trial_id, row.trial, row.epoch = trial.trial_id, trial.number, 0
         row.state, row.heartbeat_at = WorkerState.TRAINING, self.now()
         trial.state, trial.datetime_start = TrialState.RUNNING, datetime.now()
         owner = {"worker": worker.id, **asdict(worker.process), **asdict(worker.slot)}
@@ -134,7 +118,7 @@ class StudyRows:
         self.session.execute(
             update(WorkerRow)
             .where(WorkerRow.trial_id == trial.trial_id, WorkerRow.state == WorkerState.TRAINING)
-            .values(trial_id=None, trial_number=None, state=WorkerState.IDLE)
+            .values(trial_id=None, trial=None, state=WorkerState.IDLE)
         )
 
     def requeue(self, trial: Row, reason: EndReason, ended_at: float) -> int | None:
@@ -183,11 +167,9 @@ class StudyRows:
         """Return a query for the workers that are neither ended nor lost, by ordinal."""
         of_study = WorkerRow.study_id == self.study_id
         workers = select(WorkerRow).where(of_study, WorkerRow.state.not_in(GONE))
-        return workers.order_by(WorkerRow.ordinal)
-
-    def _check_updatable(self, trial_id: int) -> None:
-        trial: Row = _TRIAL.find_or_raise_by_id(trial_id, self.session)
-        self.storage.check_trial_is_updatable(trial_id, trial.state)
+        age_s = self.now() - WorkerRow.heartbeat_at
+        with_age = workers.options(with_expression(WorkerRow.heartbeat_age_s, age_s))
+        return with_age.order_by(WorkerRow.ordinal)
 
     def _write_attrs(self, model: Any, key_of: dict[str, int], attrs: Mapping[str, Any]) -> None:
         """Write attributes of one study or trial, over existing ones, after a single query."""
@@ -200,15 +182,6 @@ class StudyRows:
                 existing[key].value_json = json.dumps(value)
             else:
                 self.session.add(model(**key_of, key=key, value_json=json.dumps(value)))
-
-
-def queued_trial(params: Mapping[str, Any], attrs: Mapping[str, Any]) -> FrozenTrial:
-    """Return a waiting trial with these parameters and user attributes."""
-    return create_trial(
-        state=TrialState.WAITING,
-        system_attrs={"fixed_params": dict(params)},
-        user_attrs=dict(attrs),
-    )
 
 
 def _has_attr(key: str, values: Iterable[Any] | None = None) -> ColumnElement[bool]:

@@ -9,10 +9,12 @@ import optuna
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, Enum, ForeignKey, String, inspect
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, composite, mapped_column, query_expression
 
 from lesionseg.errors import InputError
+from search.storage.lease_types import ProcessId
 from search.storage.optuna_internals import models
+from search.trial_process.slot import Slot
 
 #: The advisory lock under which tables are created: a number that no other program uses.
 _LOCK = 0x6C6573696F6E
@@ -36,10 +38,10 @@ class _Base(DeclarativeBase):
 
 
 class WorkerRow(_Base):
-    """A worker, and its lease on the trial with the id ``trial_id``.
+    """A registered worker, and its lease on the trial with the id ``trial_id``.
 
-    heartbeat_at: seconds since 1970 by the database's clock. start_time, pid_namespace: see
-    ``ProcessId``. device, threads, share, memory_gb: see ``Slot``.
+    trial: the number of that trial. ordinal: how many workers came before it. heartbeat_at: seconds
+    since 1970 by the database's clock. heartbeat_age_s: as ``StudyRows.select_workers`` reads it.
     """
 
     __tablename__ = "lesionsearch_workers"
@@ -54,17 +56,13 @@ class WorkerRow(_Base):
         Enum(WorkerState, native_enum=False, length=16, values_callable=list)
     )
     trial_id: Mapped[int | None] = mapped_column(index=True)
-    trial_number: Mapped[int | None]
+    trial: Mapped[int | None] = mapped_column("trial_number")
     epoch: Mapped[int]
     heartbeat_at: Mapped[float]
-    host: Mapped[str] = mapped_column(String(255))
-    pid: Mapped[int]
-    start_time: Mapped[float]
-    pid_namespace: Mapped[str] = mapped_column(String(255))
-    device: Mapped[str] = mapped_column(String(64))
-    threads: Mapped[int]
-    share: Mapped[float]
-    memory_gb: Mapped[float | None]
+    heartbeat_age_s: Mapped[float] = query_expression()
+    # Columns with the names of the fields.
+    process: Mapped[ProcessId] = composite(ProcessId)
+    slot: Mapped[Slot] = composite(Slot)
 
 
 def create_tables(engine: Engine, masked_url: str) -> None:

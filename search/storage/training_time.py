@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from optuna.trial import FrozenTrial
 
+from search.spec.study_spec import BudgetSpec
 from search.storage.trial_records import TrialAttr
 
 
@@ -41,17 +42,11 @@ def seconds_of(trial: FrozenTrial, now: float | None = None) -> float | None:
     return max(0.0, spans[0][1] - spans[0][0]) if spans else None
 
 
-class TimeBudget:
-    """The hours that a study may take, earlier sessions and other workers included."""
-
-    def __init__(self, hours: float | None, gpu_hours: float | None) -> None:
-        self.hours, self.gpu_hours = hours, gpu_hours
-
-    def is_over(self, trials: Sequence[FrozenTrial]) -> bool:
-        """Return whether these trials have spent either of the two."""
-        if self.hours is not None and hours_spent(trials) >= self.hours:
-            return True
-        return self.gpu_hours is not None and gpu_hours_spent(trials) >= self.gpu_hours
+def is_time_over(trials: Sequence[FrozenTrial], budget: BudgetSpec) -> bool:
+    """Return whether trials of all workers and sessions have spent the hours or the GPU hours."""
+    if budget.hours is not None and hours_spent(trials) >= budget.hours:
+        return True
+    return budget.gpu_hours is not None and gpu_hours_spent(trials) >= budget.gpu_hours
 
 
 def _spans(trials: Iterable[FrozenTrial], now: float | None) -> list[tuple[float, float]]:

@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 
 class State(StrEnum):
@@ -24,6 +24,7 @@ class State(StrEnum):
     COMPLETE = "complete"
     PRUNED = "pruned"
     FAILED = "failed"
+    FAIL = FAILED  # Optuna's name
     CLOSED = "closed"
 
 
@@ -111,18 +112,9 @@ class StudyAttr:
     COMMAND = "command"
 
 
-_STATES = {
-    TrialState.WAITING: State.WAITING,
-    TrialState.RUNNING: State.RUNNING,
-    TrialState.COMPLETE: State.COMPLETE,
-    TrialState.PRUNED: State.PRUNED,
-    TrialState.FAIL: State.FAILED,
-}
-
-
 def state_of(trial: FrozenTrial) -> State:
     """Return a trial's state."""
-    return State.CLOSED if reason_of(trial) in CLOSED_WITHOUT_COST else _STATES[trial.state]
+    return State.CLOSED if reason_of(trial) in CLOSED_WITHOUT_COST else State[trial.state.name]
 
 
 def reason_of(trial: FrozenTrial) -> str | None:

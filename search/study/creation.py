@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from lesionseg.data.merge import Roots
 from lesionseg.data.split import Split, has_official_split, make_split
 from lesionseg.errors import InputError
 from search.spec.loading import find_differing_keys, parse_spec
-from search.spec.study_spec import StudySpec
+from search.spec.study_spec import FinalSpec, StudySpec
 from search.storage.artifact_store import open_artifact_store
 from search.storage.database import open_storage, sqlite_url, storage_url
 from search.storage.leases import TrialLeases
@@ -34,12 +34,11 @@ from search.storage.trial_records import StudyAttr
 from search.study.data_audit import StudyAudit, audit_study, write_audit
 from search.study.opening import (
     OpenStudy,
-    apply_stored_groups,
+    assemble_study,
     check_data,
     load_study,
     open_artifacts,
     recorded_url,
-    stored_split,
 )
 from search.study.queue import first_trials
 from search.study.study_files import write_data_summary, write_study_files
@@ -97,13 +96,13 @@ def create_or_resume(
     if resume:
         study.set_user_attr(StudyAttr.SPEC, spec.model_dump(mode="json"))
     create_folder(folder)
-    store, split = open_artifacts(study, folder, claim=True), stored_split(study)
-    index = apply_stored_groups(study, index)
+    store = open_artifacts(study, folder, claim=True)
+    opened = assemble_study(study, folder, spec, index, cache, store)
     if audit:
         write_audit(folder, audit)
-    write_data_summary(folder, index, cache, split)
+    write_data_summary(folder, opened.index, cache, opened.split)
     write_study_files(study, folder, url, data, index.layout)
-    return OpenStudy(folder, spec, index, cache, split, study, store)
+    return opened
 
 
 def _check_locations(url: URL, folder: Path, artifacts: str | None) -> None:
@@ -129,13 +128,7 @@ def _audit_and_split(
     official = options.mode == "official" or (
         options.mode == "auto" and has_official_split(index.records)
     )
-    audit = audit_study(
-        index,
-        cache,
-        official=official,
-        leaks=spec.data.leaks,
-        merge_train_val=options.kfold is not None,
-    )
+    audit = audit_study(index, cache, spec.data, official=official)
     records = apply_groups(index.records, audit.groups)
     used = [i for i, record in enumerate(records) if record.name not in audit.excluded]
     split = make_split(
@@ -170,26 +163,16 @@ def lock_and_open(
     An existing study is locked first, so that the spec of a running search does not change.
     """
     exists = is_study(folder)
-    with ExitStack() as stack:
-        if exists:
-            stack.enter_context(lock_study(folder))
+    with lock_study(folder) if exists else nullcontext():
         opened = create_or_resume(spec, data, folder, **options)
-        if not exists:
-            stack.enter_context(lock_study(folder))
-        yield opened
+        with nullcontext() if exists else lock_study(folder):
+            yield opened
 
 
+_LIMITS = ("trials", "hours", "gpu_hours", "trial_minutes", "stall_minutes")
 #: Keys that may differ when a study is resumed, as no trial depends on them.
-RESUMABLE_KEYS = (
-    "budget.trials",
-    "budget.hours",
-    "budget.gpu_hours",
-    "budget.trial_minutes",
-    "budget.stall_minutes",
-    "final.fit_on",
-    "final.seeds",
-    "final.tta",
-    "final.postprocess",
+RESUMABLE_KEYS = frozenset(
+    [*(f"budget.{key}" for key in _LIMITS), *(f"final.{key}" for key in FinalSpec.model_fields)]
 )
 
 

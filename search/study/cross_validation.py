@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 
 from lesionseg.runtime.files import atomic_write
 from lesionseg.training.types import TrainResult
-from search.storage import trial_records
+from search.study.pruners import trials_at
 
 FORMAT = "lesionsearch-folds/1"
 
@@ -50,13 +50,8 @@ class FoldPruner(BasePruner):
         step = trial.last_step
         if step is None or step <= self.epochs:
             return self.first_fold_pruner.prune(study, trial)
-        rivals = [
-            other.intermediate_values[step]
-            for other in study.get_trials(deepcopy=False)
-            if other.number != trial.number
-            and step in other.intermediate_values
-            and not trial_records.was_interrupted(other)  # another trial continues it
-        ]
+        trials = trials_at(study, step)
+        rivals = [t.intermediate_values[step] for t in trials if t.number != trial.number]
         if len(rivals) < self.startup:
             return False
         return trial.intermediate_values[step] < statistics.median(rivals)

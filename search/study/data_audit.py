@@ -22,6 +22,7 @@ from lesionseg.data.pairs import SPLITS
 from lesionseg.errors import InputError
 from lesionseg.runtime.files import atomic_write
 from search.errors import JobFailed
+from search.spec.study_spec import DataSpec
 from search.storage.study_dir import read_json
 
 FILE_NAME = "audit.json"
@@ -41,35 +42,25 @@ class StudyAudit:
     groups: Mapping[str, str]
     excluded: frozenset[str]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return a dict for JSON."""
-        return self.report.to_dict() | {
-            "groups": dict(self.groups),
-            "excluded": sorted(self.excluded),
-        }
 
-
-def audit_study(
-    index: DatasetIndex, cache: Cache, *, official: bool, leaks: str, merge_train_val: bool = False
-) -> StudyAudit:
+def audit_study(index: DatasetIndex, cache: Cache, data: DataSpec, *, official: bool) -> StudyAudit:
     """Find near-duplicates, put them into one group and resolve leaks between official splits.
 
     Args:
         index: The data set.
         cache: Its cached images.
+        data: The section ``data`` of the study's file.
         official: Whether the study uses the official split.
-        leaks: As in the section ``data`` of a study file.
-        merge_train_val: Whether train and val are one part, as in a cross-validation.
 
     Raises:
-        InputError: If official splits share images and ``leaks`` is ``refuse``.
+        InputError: If official splits share images and ``data.leaks`` is ``refuse``.
     """
-    if merge_train_val:
+    if data.split.kfold:  # train and val are one part
         records = (replace(r, split="train") if r.split == "val" else r for r in index.records)
         index = replace(index, records=tuple(records))
     report = find_leaks({"": audit_cache(index, cache)})
     crossing = find_crossing_groups(index.records, report.clusters) if official else []
-    if crossing and leaks == "refuse":
+    if crossing and data.leaks == "refuse":
         examples = "; ".join(map(str, crossing[:3]))
         more = f"; and {len(crossing) - 3} more" if len(crossing) > 3 else ""
         count = "1 image is" if len(crossing) == 1 else f"{len(crossing)} images are"
@@ -78,7 +69,7 @@ def audit_study(
             f"`lesionsearch data check DIR --sheet FILE.png`; data.leaks=drop leaves the copies in "
             f"train or val out, with their groups; data.leaks=allow keeps them"
         )
-    excluded = find_records_to_exclude(crossing) if leaks == "drop" else set()
+    excluded = find_records_to_exclude(crossing) if data.leaks == "drop" else set()
     used = [record for record in index.records if record.name not in excluded]
     groups = merge_groups(used, report.clusters, official=official)
     return StudyAudit(report, groups, frozenset(excluded))
@@ -86,12 +77,8 @@ def audit_study(
 
 def write_audit(folder: Path, audit: StudyAudit) -> None:
     """Write the audit to a study's folder."""
-    atomic_write(folder / FILE_NAME, json.dumps(audit.to_dict(), indent=1))
-
-
-def read_audit(folder: Path) -> dict[str, Any] | None:
-    """Read the audit of a study's folder; None if there is none."""
-    return read_json(folder / FILE_NAME)
+    plain = {"groups": dict(audit.groups), "excluded": sorted(audit.excluded)}
+    atomic_write(folder / FILE_NAME, json.dumps(audit.report.to_dict() | plain, indent=1))
 
 
 def summarize_audit(folder: Path, split: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -106,7 +93,7 @@ def summarize_audit(folder: Path, split: Mapping[str, Any]) -> dict[str, Any] | 
         pixel, ``leaks``: those in several parts, ``names``: the first leaks, or the first
         duplicates if there are none, ``excluded``: number of records that are not used.
     """
-    audit = read_audit(folder)
+    audit = read_json(folder / FILE_NAME)
     if audit is None:
         return None
     part_of = {name: part for part in SPLITS for name in split[part]}
@@ -141,25 +128,12 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 def check_output_files(json_file: Path | None, sheet: Path | None) -> None:
     """Raise InputError if a file cannot be written; called before an audit that takes minutes."""
     for option, path in (("--json", json_file), ("--sheet", sheet)):
-        if path is None:
-            continue
-        folder = path.absolute().parent
-        if path.is_dir():
-            raise InputError(f"{option}: {path} is a folder; name a file")
-        if not folder.is_dir():
-            raise InputError(f"{option}: {path}: there is no folder {folder}; create it first")
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise InputError(f"{option}: {path} cannot be written: no permission in {folder}")
+        if path and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK | os.X_OK)):
+            raise InputError(
+                f"{option}: {path} cannot be written; name a file in an existing, writable folder"
+            )
     if sheet is not None and sheet.suffix.lower() not in IMAGE_SUFFIXES:
         raise InputError(f"--sheet: {sheet}: must end in {' or '.join(IMAGE_SUFFIXES)}")
-
-
-def write_json(report: LeakageReport, path: Path) -> None:
-    """Write all findings; raises InputError if the file cannot be written."""
-    try:
-        path.write_text(json.dumps(report.to_dict(), indent=1), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--json: {path}: cannot be written: {error.strerror}") from error
 
 
 def raise_on_leaks(report: LeakageReport) -> None:

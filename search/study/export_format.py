@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
-from optuna.distributions import distribution_to_json, json_to_distribution
+from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import (
     AfterValidator,
@@ -20,10 +20,10 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    StrictFloat,
     StrictInt,
     ValidationError,
 )
-from pydantic import StrictFloat as _StrictFloat
 
 from lesionseg.errors import InputError
 from search.storage.optuna_internals import models, validate_trial
@@ -40,11 +40,25 @@ def _check_key(key: str) -> str:
     return key
 
 
-Name = Annotated[str, AfterValidator(_check_key)]
-Attrs = dict[Name, Any]
-Number = _StrictFloat | StrictInt  # without bool
+def _parse_distribution(plain: dict[str, Any]) -> BaseDistribution:
+    try:
+        return json_to_distribution(json.dumps(plain))
+    except (KeyError, TypeError) as error:  # a field is missing or unknown
+        raise ValueError(f"not a distribution: {error}") from None
+
+
+Attrs = dict[Annotated[str, AfterValidator(_check_key)], Any]
 #: Epochs as a database stores them.
 Step = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+State = Annotated[
+    Literal["RUNNING", "COMPLETE", "PRUNED", "FAIL", "WAITING"],
+    AfterValidator(lambda name: TrialState[name]),
+]
+Distribution = Annotated[dict[str, Any], AfterValidator(_parse_distribution)]
+#: Local time without a time zone, as Optuna has it.
+LocalTime = Annotated[
+    AwareDatetime, AfterValidator(lambda time: time.astimezone().replace(tzinfo=None))
+]
 
 
 class _Line(BaseModel):
@@ -66,68 +80,32 @@ class StudyLine(_Line):
 
 
 class TrialLine(_Line):
-    """A trial."""
+    """A trial: the fields of Optuna's ``FrozenTrial``."""
 
     number: StrictInt
-    state: Literal["RUNNING", "COMPLETE", "PRUNED", "FAIL", "WAITING"]
-    value: Number | None
+    state: State
+    value: StrictFloat | None
     params: Attrs
-    distributions: dict[str, dict[str, Any]]
+    distributions: dict[str, Distribution]
     user_attrs: Attrs
     system_attrs: Attrs
-    intermediate_values: dict[Step, Number]
-    datetime_start: AwareDatetime | None
-    datetime_complete: AwareDatetime | None
-
-    def to_trial(self) -> FrozenTrial:
-        """Convert to a trial; raises an exception of any kind if the fields contradict."""
-        trial = FrozenTrial(
-            number=self.number,
-            trial_id=self.number,
-            state=TrialState[self.state],
-            params=self.params,
-            user_attrs=self.user_attrs,
-            system_attrs=self.system_attrs,
-            value=None if self.value is None else float(self.value),
-            distributions={
-                name: json_to_distribution(json.dumps(plain))
-                for name, plain in self.distributions.items()
-            },
-            intermediate_values={s: float(v) for s, v in self.intermediate_values.items()},
-            datetime_start=_to_local_time(self.datetime_start),
-            datetime_complete=_to_local_time(self.datetime_complete),
-        )
-        validate_trial(trial)
-        if trial.value is not None and (math.isnan(trial.value) or not trial.state.is_finished()):
-            raise ValueError(f"{self.state} cannot have the value {trial.value!r}")
-        return trial
-
-
-def format_line(plain: Mapping[str, Any]) -> str:
-    """Format the fields of a line."""
-    return json.dumps(_encode_floats(plain), allow_nan=False) + "\n"
+    intermediate_values: dict[Step, StrictFloat]
+    datetime_start: LocalTime | None
+    datetime_complete: LocalTime | None
 
 
 def trial_fields(trial: FrozenTrial) -> dict[str, Any]:
     """Return the fields of a trial's line."""
-    return {
-        "number": trial.number,
-        "state": trial.state.name,
-        "value": trial.value,
-        "params": trial.params,
-        "distributions": {
-            name: json.loads(distribution_to_json(distribution))
-            for name, distribution in trial.distributions.items()
-        },
-        "user_attrs": trial.user_attrs,
-        "system_attrs": trial.system_attrs,
-        "intermediate_values": dict(sorted(trial.intermediate_values.items())),
-        "datetime_start": _to_utc(trial.datetime_start),
-        "datetime_complete": _to_utc(trial.datetime_complete),
-    }
+    fields = {name: getattr(trial, name) for name in TrialLine.model_fields}
+    return fields | {"state": trial.state.name}
 
 
-def read_lines(lines: Iterable[str], source: str) -> tuple[StudyLine, list[FrozenTrial]]:
+def format_line(fields: Mapping[str, Any]) -> str:
+    """Format the fields of a line."""
+    return json.dumps(_encode_floats(fields), allow_nan=False, default=_encode) + "\n"
+
+
+def read_lines(lines: Iterable[bytes], source: str) -> tuple[StudyLine, list[FrozenTrial]]:
     """Read and check an exported study.
 
     Args:
@@ -137,28 +115,16 @@ def read_lines(lines: Iterable[str], source: str) -> tuple[StudyLine, list[Froze
     Raises:
         InputError: For the first invalid line, with its number, and for missing lines.
     """
-    study: StudyLine | None = None
-    trials: list[FrozenTrial] = []
-    number = 0
-    try:
-        for text in lines:
-            number += 1
-            if not text.strip():
-                continue
-            if study is None:
-                study = _parse_line(StudyLine, text)
-            else:
-                trials.append(_parse_trial(text, len(trials), study.trials))
-    except UnicodeDecodeError:
-        raise InputError(f"{source}: line {number + 1}: not UTF-8 text") from None
-    except ValueError as error:
-        raise InputError(f"{source}: line {number}: {error}") from None
-    if study is None:
+    numbered = [
+        (f"{source}: line {number}", text) for number, text in enumerate(lines, 1) if text.strip()
+    ]
+    if not numbered:
         raise InputError(f"{source}: line 1: empty; this is not an exported study")
-    if len(trials) < study.trials:
+    study = _parse_line(StudyLine, *numbered[0])
+    trials = [_parse_trial(number, *line) for number, line in enumerate(numbered[1:])]
+    if len(trials) != study.trials:
         raise InputError(
-            f"{source}: line {number + 1}: {len(trials)} of {study.trials} trials; the file is "
-            f"incomplete"
+            f"{numbered[-1][0]}: {len(trials)} of {study.trials} trials; the file is incomplete"
         )
     return study, trials
 
@@ -166,35 +132,47 @@ def read_lines(lines: Iterable[str], source: str) -> tuple[StudyLine, list[Froze
 LineT = TypeVar("LineT", bound=_Line)
 
 
-def _parse_line(model: type[LineT], text: str) -> LineT:
-    """Parse a line; raises ValueError with one line of text."""
+def _parse_line(model: type[LineT], where: str, text: bytes) -> LineT:
+    """Parse a line; where: its place, for messages."""
     try:
         plain = json.loads(text, parse_constant=_reject_constant, object_hook=_decode_float)
     except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON from column {error.colno} on") from None
+        raise InputError(f"{where}: not JSON from column {error.colno} on") from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON: {error}") from None
+        raise InputError(f"{where}: not JSON: {error}") from None
     try:
         return model.model_validate(plain)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "line"
+        field = ".".join(map(str, first["loc"])) or "line"
         message = first["msg"].removeprefix("Value error, ")
-        raise ValueError(f"{where}: {message}, got {first['input']!r:.60}") from None
+        raise InputError(f"{where}: {field}: {message}, got {first['input']!r:.60}") from None
+    except OverflowError as error:  # a time that local time cannot express
+        raise InputError(f"{where}: {error}") from None
 
 
-def _parse_trial(text: str, number: int, count: int) -> FrozenTrial:
-    line = _parse_line(TrialLine, text)
-    if number >= count:
-        raise ValueError(f"more trials than the {count} of the first line")
+def _parse_trial(number: int, where: str, text: bytes) -> FrozenTrial:
+    line = _parse_line(TrialLine, where, text)
     if line.number != number:
-        raise ValueError(
-            f"number: must be {number}, got {line.number}; a line is missing or in the wrong place"
+        raise InputError(
+            f"{where}: number: must be {number}, got {line.number}; "
+            "a line is missing or in the wrong place"
         )
     try:
-        return line.to_trial()
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        raise ValueError(f"trial: {' '.join(str(error).split())}") from None
+        trial = FrozenTrial(trial_id=number, **dict(line))
+        validate_trial(trial)
+        if trial.value is not None and (math.isnan(trial.value) or not trial.state.is_finished()):
+            raise ValueError(f"{trial.state.name} cannot have the value {trial.value!r}")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # as Optuna raises them
+        raise InputError(f"{where}: trial: {' '.join(str(error).split())}") from None
+    return trial
+
+
+def _encode(value: Any) -> Any:
+    """Return a distribution or a time, which is local or has a time zone, as plain data."""
+    if isinstance(value, BaseDistribution):
+        return json.loads(distribution_to_json(value))
+    return datetime.astimezone(value, timezone.utc).isoformat()
 
 
 def _encode_floats(value: Any) -> Any:
@@ -213,12 +191,3 @@ def _decode_float(plain: dict[str, Any]) -> Any:
 
 def _reject_constant(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not a JSON number")
-
-
-def _to_utc(local_time: datetime | None) -> str | None:
-    return None if local_time is None else local_time.astimezone(timezone.utc).isoformat()
-
-
-def _to_local_time(time: datetime | None) -> datetime | None:
-    """Return local time without a time zone, as Optuna has it."""
-    return None if time is None else time.astimezone().replace(tzinfo=None)

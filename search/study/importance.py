@@ -43,9 +43,16 @@ def compute_importances(trials: Sequence[FrozenTrial]) -> tuple[dict[str, float]
         return {}, f"Nothing to compare: {subject} was open in {MIN_TRIALS} trials or more."
     if values[n_better - 1] == values[-1]:
         return {}, "The trials are too similar: there is no better half."
-    # Half a trial less, so that rounding does not add one.
-    shares = _compute_ped_anova(ranked, names, (n_better - 0.5) / len(ranked))
-    return shares, _explain(n_better, len(ranked), len(counts) - len(names))
+    study = optuna.create_study(direction="maximize")
+    study.add_trials(ranked)
+    # Optuna's default of a tenth is too few of some dozens: chance would put a parameter first that
+    # hardly any trial has. Half a trial less, so that rounding does not add one.
+    evaluator = PedAnovaImportanceEvaluator(target_quantile=(n_better - 0.5) / len(ranked))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about conditional parameters, which the note explains
+        shares = get_param_importances(study, evaluator=evaluator, params=names)
+    ordered = dict(sorted(shares.items(), key=lambda item: (-item[1], item[0])))
+    return ordered, _explain(n_better, len(ranked), len(counts) - len(names))
 
 
 def _rank_with_pruned(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
@@ -63,23 +70,6 @@ def _rank_with_pruned(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         and not trial_records.reason_of(t)
     ]
     return [*trial_records.rank_trials(trials), *pruned]
-
-
-def _compute_ped_anova(
-    trials: list[FrozenTrial], names: list[str], quantile: float
-) -> dict[str, float]:
-    """Compute the shares; quantile: fraction of the trials that is compared with all.
-
-    Optuna's default of a tenth is too few of some dozens of trials: chance would put a parameter
-    first that hardly any trial has.
-    """
-    study = optuna.create_study(direction="maximize")
-    study.add_trials(trials)
-    evaluator = PedAnovaImportanceEvaluator(target_quantile=quantile)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about conditional parameters, which the note explains
-        shares = get_param_importances(study, evaluator=evaluator, params=names)
-    return dict(sorted(shares.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _explain(n_better: int, n_trials: int, n_left_out: int) -> str:

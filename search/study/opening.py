@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -31,12 +30,11 @@ from search.storage.database import (
     storage_from_environment,
     storage_url,
 )
-from search.storage.retrying_storage import RetryingStorage, backend_of
+from search.storage.retrying_storage import backend_of
 from search.storage.study_dir import create_folder, is_study, read_run_info
 from search.storage.trial_records import StudyAttr
 from search.study.location import StudyLocation
 from search.study.study_files import recorded_roots, write_data_summary, write_study_files
-from search.trial_process.slot import StopEvent
 
 
 @dataclass(frozen=True)
@@ -93,19 +91,11 @@ class OpenStudy:
         train, val = find_positions(self.split.train, names), find_positions(self.split.val, names)
         return TrialData(self.cache.path, train, val, tuple(folds))
 
-    def configure_retries(self, stop_event: StopEvent, on_wait: Callable[[str], None]) -> None:
-        """Set what ends the wait for an unavailable database, and what reports the wait."""
-        self._backend.stop_event, self._backend.on_wait = stop_event, on_wait
-
     def describe_error(self, error: Exception) -> str:
         """Return the database's message of an error that is not transient, in one line."""
         cause = error.__cause__ if isinstance(error, StorageInternalError) else error
         text = str(getattr(cause, "orig", None) or cause or error)
-        return f"storage: {self._backend.redact(' '.join(text.split()))[:300]}"
-
-    @property
-    def _backend(self) -> RetryingStorage:
-        return backend_of(self.study)
+        return f"storage: {backend_of(self.study).redact(' '.join(text.split()))[:300]}"
 
 
 def open_study(folder: Path, *, storage: str | None = None, data: Roots | None = None) -> OpenStudy:
@@ -128,16 +118,11 @@ def join_study(location: StudyLocation) -> OpenStudy:
     folder, data = location.folder, location.data
     if is_study(folder):
         return open_study(folder, storage=location.storage, data=data)
-    if not (location.storage or storage_from_environment()):
-        raise InputError(
-            f"{folder}: no study here, and no --storage to look for it in; give the database's "
-            f"URL, or the study's folder as --out"
-        )
+    study = find_study(location.name, folder, location.storage)
     url = storage_url(location.storage, folder)
-    masked, name = mask_password(url), location.name
-    study = _load(url, name, f"{masked} holds no study {name!r}; check the name")
     if StudyAttr.SPEC not in study.user_attrs:
-        raise InputError(f"{masked}: study {name!r} was not created by lesionsearch")
+        masked = mask_password(url)
+        raise InputError(f"{masked}: study {location.name!r} was not created by lesionsearch")
     if data is None:
         raise InputError("--data: give the folder of the images on this host")
     opened = _open(study, folder, data)
@@ -145,6 +130,19 @@ def join_study(location: StudyLocation) -> OpenStudy:
     write_data_summary(folder, opened.index, opened.cache, opened.split)
     write_study_files(study, folder, url, data, opened.index.layout)
     return opened
+
+
+def find_study(name: str, folder: Path, storage: str | None) -> optuna.Study:
+    """Load the Optuna study of a folder or, if it holds none, of a name in the storage."""
+    if is_study(folder):
+        return load_study(folder, storage=storage)
+    if not (storage or storage_from_environment()):
+        raise InputError(
+            f"{folder}: no study here, and no --storage to look for it in; give the database's "
+            f"URL, or the study's folder as --out"
+        )
+    url = storage_url(storage, folder)
+    return _load(url, name, f"{mask_password(url)} holds no study {name!r}; check the name")
 
 
 def load_study(folder: Path, *, storage: str | None = None) -> optuna.Study:
@@ -187,15 +185,15 @@ def open_artifacts(study: optuna.Study, folder: Path, *, claim: bool) -> Artifac
     return store
 
 
-def stored_split(study: optuna.Study) -> Split:
-    """Return the split that a study was created with."""
-    return Split.from_dict(study.user_attrs[StudyAttr.SPLIT])
-
-
-def apply_stored_groups(study: optuna.Study, index: DatasetIndex) -> DatasetIndex:
-    """Return the index with the groups that a study was created with."""
+def assemble_study(
+    study: optuna.Study, folder: Path, spec: StudySpec, index: DatasetIndex, cache: Cache,
+    store: ArtifactStore,
+) -> OpenStudy:  # fmt: skip
+    """Return a study with its data, and the split and the groups that it was created with."""
+    split = Split.from_dict(study.user_attrs[StudyAttr.SPLIT])
     groups = study.user_attrs.get(StudyAttr.GROUPS, {})
-    return replace(index, records=apply_groups(index.records, groups))
+    index = replace(index, records=apply_groups(index.records, groups))
+    return OpenStudy(folder, spec, index, cache, split, study, store)
 
 
 def check_data(study: optuna.Study, index: DatasetIndex) -> None:
@@ -215,13 +213,17 @@ def _open(study: optuna.Study, folder: Path, data: Roots) -> OpenStudy:
     check_data(study, index)
     store = open_artifacts(study, folder, claim=False)
     cache = build_cache(index, spec.data.image_size)
-    index = apply_stored_groups(study, index)
-    return OpenStudy(folder, spec, index, cache, stored_split(study), study, store)
+    return assemble_study(study, folder, spec, index, cache, store)
+
+
+def is_missing_file(url: URL) -> bool:
+    """Return whether a database is a file that does not exist; opening would create it."""
+    return url.get_backend_name() == "sqlite" and not Path(str(url.database)).is_file()
 
 
 def _load(url: URL, name: str, missing: str) -> optuna.Study:
-    if url.get_backend_name() == "sqlite" and not Path(str(url.database)).is_file():
-        raise InputError(missing)  # opening would create the file
+    if is_missing_file(url):
+        raise InputError(missing)
     try:
         return optuna.load_study(study_name=name, storage=open_storage(url))
     except KeyError:

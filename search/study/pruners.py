@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 
 import optuna
 from optuna.pruners import BasePruner, MedianPruner, NopPruner
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from search.storage import trial_records
@@ -54,17 +53,11 @@ class Halving(BasePruner):
             first = min(self.DEFERRED_RUNG, len(self.rungs) - 1)
         if epoch is None or epoch not in self.rungs[first:]:
             return False
-        sign = _sign_of(study)
-        value = _best_until(trial, epoch, sign)
+        value = _best_until(trial, epoch)
         if value is None:
             return True
-        rivals = [
-            _best_until(other, epoch, sign)
-            for other in study.get_trials(deepcopy=False)
-            if epoch in other.intermediate_values
-            and other.number != trial.number
-            and not trial_records.was_interrupted(other)  # another trial continues it
-        ]
+        trials = trials_at(study, epoch)
+        rivals = [_best_until(other, epoch) for other in trials if other.number != trial.number]
         better = sum(rival is not None and rival > value for rival in rivals)
         return better >= max((len(rivals) + 1) // 2, 1)
 
@@ -75,14 +68,19 @@ class Halving(BasePruner):
         return number % 2 == random_bit
 
 
-def _sign_of(study: optuna.Study) -> int:
-    return 1 if study.direction == StudyDirection.MAXIMIZE else -1
+def trials_at(study: optuna.Study, step: int) -> list[FrozenTrial]:
+    """Return the trials that reported a step, without interrupted ones: others continue these."""
+    return [
+        trial
+        for trial in study.get_trials(deepcopy=False)
+        if step in trial.intermediate_values and not trial_records.was_interrupted(trial)
+    ]
 
 
-def _best_until(trial: FrozenTrial, epoch: int, sign: int) -> float | None:
-    """Return the largest signed value up to an epoch; None without a number."""
+def _best_until(trial: FrozenTrial, epoch: int) -> float | None:
+    """Return the largest value up to an epoch; None without a number."""
     values = [value for step, value in trial.intermediate_values.items() if step <= epoch]
-    return max((sign * value for value in values if not math.isnan(value)), default=None)
+    return max((value for value in values if not math.isnan(value)), default=None)
 
 
 #: One of this many trials passes a rung; the next rung is at this many times the epochs.
@@ -125,15 +123,13 @@ class Hyperband(BasePruner):
         if epoch != rung:
             return False
         values = [
-            _sign_of(study) * other.intermediate_values[epoch]
-            for other in study.get_trials(deepcopy=False)
-            if epoch in other.intermediate_values
-            and not trial_records.was_interrupted(other)  # another trial continues it
-            and self.bracket_of(study.study_name, trial_records.first_number(other)) == bracket
+            other.intermediate_values[epoch]
+            for other in trials_at(study, epoch)
+            if self.bracket_of(study.study_name, trial_records.first_number(other)) == bracket
         ]
         ranked = sorted((value for value in values if not math.isnan(value)), reverse=True)
         best = ranked[: max(len(ranked) // FACTOR, 1)]
-        return not best or not _sign_of(study) * trial.intermediate_values[epoch] >= best[-1]
+        return not best or not trial.intermediate_values[epoch] >= best[-1]
 
     def bracket_of(self, study_name: str, number: int) -> int:
         """Return the bracket, from 0, of a trial's number."""
@@ -141,26 +137,11 @@ class Hyperband(BasePruner):
         return bisect.bisect(list(itertools.accumulate(self.shares)), position)
 
 
-class _MedianPruner(MedianPruner):
-    """Vizier's median stopping rule; Golovin et al., KDD 2017.
-
-    During the warm-up Optuna reads all trials, this class does not.
-    """
-
-    def __init__(self, startup: int, min_epochs: int) -> None:
-        # Optuna counts warm-up steps from 0 and epochs count from 1: it prunes from min_epochs on.
-        super().__init__(n_startup_trials=startup, n_warmup_steps=min_epochs)
-        self.min_epochs = min_epochs
-
-    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        epoch = trial.last_step
-        return epoch is not None and epoch >= self.min_epochs and super().prune(study, trial)
-
-
 #: The builders take the most and the fewest epochs and the number of startup trials.
 PRUNERS: Mapping[str, Callable[[int, int, int], BasePruner]] = {
     "halving": lambda epochs, min_epochs, startup: Halving(min_epochs, epochs),
-    "median": lambda epochs, min_epochs, startup: _MedianPruner(startup, min_epochs),
+    # Vizier's median stopping rule; Golovin et al., KDD 2017.
+    "median": lambda epochs, min_epochs, startup: MedianPruner(startup, min_epochs),
     "hyperband": lambda epochs, min_epochs, startup: Hyperband(min_epochs, epochs),
     "none": lambda epochs, min_epochs, startup: NopPruner(),
 }

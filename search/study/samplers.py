@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import optuna
@@ -29,6 +28,10 @@ MAX_MODELLED = 500
 
 #: States of trials that TPE learns from.
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+#: Trials by number: the good ones, the others by parameter (a trial with one parameter of a group
+#: has all of them), and the running ones, which belong to every group.
+_Split = tuple[list[FrozenTrial], dict[str, list[FrozenTrial]], list[FrozenTrial]]
 
 
 class BoundedTPE(GroupedTpeSampler):
@@ -58,7 +61,7 @@ class BoundedTPE(GroupedTpeSampler):
     def __init__(self, seed: int, startup: int, bound: int = MAX_MODELLED) -> None:
         super().__init__(seed, startup)
         self._startup, self._bound = startup, bound
-        self._split: _TrialSplit | None = None
+        self._split: _Split | None = None
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -66,7 +69,7 @@ class BoundedTPE(GroupedTpeSampler):
         """Sample the parameters of all groups, after reading the trials once."""
         if self._is_starting_up(study):
             return {}
-        self._split = _TrialSplit.of(study, trial)
+        self._split = _split_by_param(study, trial)
         try:
             return super().sample_relative(study, trial, search_space)
         finally:
@@ -87,50 +90,34 @@ class BoundedTPE(GroupedTpeSampler):
     def trials_to_model(
         self, study: optuna.Study, trial: FrozenTrial, param: str
     ) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
-        """Return all good trials, and at most ``bound`` others that have the parameter."""
-        split = self._split or _TrialSplit.of(study, trial)
-        return split.good, split.others_with(param, self._bound)
+        """Return all good trials, and at most ``bound`` others with the parameter, and all running.
+
+        The others are evenly spaced, and the latest is one of them.
+        """
+        good, by_param, running = self._split or _split_by_param(study, trial)
+        others, n = by_param.get(param, []), self._bound
+        if len(others) > n:
+            others = [others[-1 - i * len(others) // n] for i in reversed(range(n))]
+        return good, sorted(others + running, key=lambda t: t.number)
 
     def _is_starting_up(self, study: optuna.Study) -> bool:
         ended = cached_trials(study, ENDED)
         return sum(not trial_records.has_fixed_config(t) for t in ended) < self._startup
 
 
-@dataclass(frozen=True)
-class _TrialSplit:
-    """The trials of a study as TPE splits them, ordered by number.
-
-    others: those that are not good, by the names of their parameters. A trial with one parameter
-        of a group has all of them.
-    running: trials that belong to every group.
-    """
-
-    good: list[FrozenTrial]
-    others: dict[str, list[FrozenTrial]]
-    running: list[FrozenTrial]
-
-    @classmethod
-    def of(cls, study: optuna.Study, trial: FrozenTrial) -> _TrialSplit:
-        """Split all trials but this one."""
-        # Not from the cache, which does not have what other workers have started since.
-        trials = study.get_trials(deepcopy=False, states=(*ENDED, TrialState.RUNNING))
-        # A fixed configuration has no parameters; as a good trial it would only take up a place.
-        trials = [t for t in trials if not trial_records.has_fixed_config(t)]
-        running = [t for t in trials if t.state == TrialState.RUNNING and t.number != trial.number]
-        ended = [t for t in trials if t.state != TrialState.RUNNING]
-        good, others = split_trials(study, ended)
-        by_param: dict[str, list[FrozenTrial]] = defaultdict(list)
-        for other in others:
-            for name in other.params:
-                by_param[name].append(other)
-        return cls(good, by_param, running)
-
-    def others_with(self, name: str, bound: int) -> list[FrozenTrial]:
-        """Return evenly spaced trials with a parameter, the latest included, and all running."""
-        trials = self.others.get(name, [])
-        if len(trials) > bound:
-            trials = [trials[-1 - i * len(trials) // bound] for i in reversed(range(bound))]
-        return sorted(trials + self.running, key=lambda t: t.number)
+def _split_by_param(study: optuna.Study, trial: FrozenTrial) -> _Split:
+    """Split all trials but this one; see _Split."""
+    # Not from the cache, which does not have what other workers have started since.
+    trials = study.get_trials(deepcopy=False, states=(*ENDED, TrialState.RUNNING))
+    # A fixed configuration has no parameters; as a good trial it would only take up a place.
+    trials = [t for t in trials if not trial_records.has_fixed_config(t)]
+    good, others = split_trials(study, [t for t in trials if t.state != TrialState.RUNNING])
+    by_param: dict[str, list[FrozenTrial]] = defaultdict(list)
+    for other in others:
+        for name in other.params:
+            by_param[name].append(other)
+    running = [t for t in trials if t.state == TrialState.RUNNING and t.number != trial.number]
+    return good, by_param, running
 
 
 class _SobolSampler(QMCSampler):

@@ -21,7 +21,7 @@ from sqlalchemy.engine import URL
 
 from lesionseg.data.cache import Cache
 from lesionseg.data.index import DatasetIndex
-from lesionseg.data.merge import Roots, list_roots, resolve_roots
+from lesionseg.data.merge import Roots, list_roots
 from lesionseg.data.pairs import SPLITS, Record
 from lesionseg.data.split import Split, find_positions
 from lesionseg.errors import InputError
@@ -63,7 +63,7 @@ def recorded_roots(run_info: Mapping[str, Any]) -> Roots:
 
 
 def _format_roots(data: Roots) -> str | list[str]:
-    paths = sorted(str(root) for root in list_roots(resolve_roots(data)))
+    paths = sorted(str(root.resolve()) for root in list_roots(data))
     return paths[0] if len(paths) == 1 else paths
 
 

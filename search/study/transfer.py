@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -25,9 +25,9 @@ from lesionseg.errors import InputError
 from lesionseg.runtime.files import atomic_path
 from search.spec.loading import parse_spec
 from search.storage import training_time, trial_records
-from search.storage.database import mask_password, open_storage, storage_url
+from search.storage.database import mask_password, open_storage, sqlite_url, storage_url
 from search.storage.note_attrs import renumber_notes
-from search.storage.optuna_internals import models, trial_id
+from search.storage.optuna_internals import storage_of, study_id, trial_id
 from search.storage.queries import insert_study
 from search.storage.study_dir import (
     check_study_or_empty,
@@ -35,7 +35,7 @@ from search.storage.study_dir import (
     create_folder,
     is_study,
 )
-from search.storage.study_rows import StudyRows, read_study
+from search.storage.study_rows import StudyRows
 from search.storage.trial_records import EndReason, StudyAttr, TrialAttr
 from search.study.export_format import FORMAT, StudyLine, format_line, read_lines, trial_fields
 from search.study.opening import open_artifacts
@@ -45,7 +45,9 @@ from search.study.study_files import write_study_files
 
 def export_study(study: optuna.Study, file: TextIO) -> int:
     """Write a study as JSON lines (``search.study.export_format``); return the number of trials."""
-    user_attrs, system_attrs, trials = read_study(study)
+    user_attrs = study.user_attrs
+    system_attrs = storage_of(study).get_study_system_attrs(study_id(study))
+    trials = trial_records.all_trials(study)
     study_fields = {
         "format": FORMAT,
         "study": study.study_name,
@@ -55,7 +57,7 @@ def export_study(study: optuna.Study, file: TextIO) -> int:
         "system_attrs": renumber_notes(system_attrs, {trial_id(t): t.number for t in trials}),
         "optuna": optuna.__version__,
         "lesionsearch": version("lesionsearch"),
-        "exported": datetime.now(timezone.utc).isoformat(),
+        "exported": datetime.now(timezone.utc),
     }
     for fields in (study_fields, *map(trial_fields, trials)):
         file.write(format_line(fields))
@@ -76,20 +78,6 @@ def export_to_file(
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None
 
 
-def import_study(lines: Iterable[str], url: URL, name: str | None, source: str) -> optuna.Study:
-    """Create a study from exported lines, in one transaction.
-
-    Every field is the same, except that trials that were running are closed as interrupted at the
-    time of the export and requeued. source: name of the lines in messages.
-
-    Raises:
-        InputError: If a line is invalid, the database cannot be used or has a study of this name.
-            Nothing has been written then.
-    """
-    head, trials = read_lines(lines, source)
-    return _insert(head, trials, url, head.study if name is None else name, source)
-
-
 def import_from_file(path: Path, out: Path | None, storage: str | None, data: Roots | None) -> Path:
     """Create a study from an exported file and return its folder, ``out`` or ``runs/<name>``.
 
@@ -97,7 +85,7 @@ def import_from_file(path: Path, out: Path | None, storage: str | None, data: Ro
         InputError: If the file is not a valid export, or the folder or the storage has the study.
     """
     try:
-        with path.open(encoding="utf-8") as lines:
+        with path.open("rb") as lines:
             head, trials = read_lines(lines, str(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
@@ -110,29 +98,31 @@ def import_from_file(path: Path, out: Path | None, storage: str | None, data: Ro
     check_study_or_empty(folder)
     check_writable(folder)
     url = storage_url(storage, folder)
-    is_new = not folder.exists()
+    if url == sqlite_url(folder):
+        create_folder(folder)  # for another storage only after that was opened
+    study = insert_exported(head, trials, url, folder.resolve().name)
     create_folder(folder)
-    try:
-        study = _insert(head, trials, url, folder.resolve().name, str(path))
-    except InputError:
-        if is_new and not any(folder.glob("study.db*")):
-            folder.rmdir()
-        raise
     open_artifacts(study, folder, claim=True)
     write_study_files(study, folder, url, data)
     return folder
 
 
-def _insert(
-    head: StudyLine, trials: list[FrozenTrial], url: URL, name: str, source: str
+def insert_exported(
+    head: StudyLine, trials: Sequence[FrozenTrial], url: URL, name: str
 ) -> optuna.Study:
-    if not 0 < len(name) <= models.MAX_INDEXED_STRING_LENGTH or not name.isprintable():
-        raise InputError(f"{source}: {name!r} cannot be a study's name; give another one")
+    """Create a study from the lines of a file, in one transaction.
+
+    Every field is the same, except that trials that were running are closed as interrupted at the
+    time of the export and requeued.
+
+    Raises:
+        InputError: If the database cannot be used or has a study of this name. Nothing has been
+            written then.
+    """
     storage = open_storage(url)
     ids: list[int] = []  # of this import; more than one after a lost connection
 
     def insert() -> None:
-        storage.forget_unacknowledged(ids)
         with Session(storage.engine) as session, session.begin():
             ids.append(insert_study(session, name, head.user_attrs, head.system_attrs, trials))
             rows = StudyRows(storage, ids[-1], session)
@@ -146,8 +136,7 @@ def _insert(
             raise
         if storage.get_study_id_from_name(name) not in ids:
             raise InputError(
-                f"{source}: {mask_password(url)} holds a study {name!r} already; choose another "
-                f"name"
+                f"storage: {mask_password(url)} holds a study {name!r} already; give another --out"
             ) from None
     return optuna.load_study(study_name=name, storage=storage)
 
@@ -166,7 +155,7 @@ def write_csv(study: optuna.Study, file: TextIO) -> int:
         study: The study.
         file: A text file opened with ``newline=""``.
     """
-    rows = [_trial_row(trial) for trial in read_study(study)[-1]]
+    rows = [_trial_row(trial) for trial in trial_records.all_trials(study)]
     keys = {key for row in rows for key in row} - set(COLUMNS)
     common = [key for key in (*DEFAULT_COMPONENTS, *SETTINGS) if key in keys]
     columns = [*COLUMNS, *common, *sorted(keys - set(common))]
@@ -177,15 +166,14 @@ def write_csv(study: optuna.Study, file: TextIO) -> int:
 
 
 def _trial_row(trial: FrozenTrial) -> dict[str, Any]:
-    has_started = trial.datetime_start is not None
-    seconds = round(training_time.hours_spent([trial]) * 3600, 3) if has_started else None
+    seconds = training_time.seconds_of(trial)
     return {
         "number": trial.number,
         "state": trial_records.state_of(trial),
         "reason": trial_records.reason_of(trial),
         "value": trial.value,
         "epochs": len(trial.intermediate_values),
-        "seconds": seconds,
+        "seconds": None if seconds is None else round(seconds, 3),
         "baseline": trial.user_attrs.get(TrialAttr.BASELINE),
         **_flatten_config(trial),
     }

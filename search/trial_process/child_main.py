@@ -18,10 +18,8 @@ from lesionseg.data.pairs import Record
 from lesionseg.errors import InputError
 from lesionseg.inference.evaluate import evaluate
 from lesionseg.inference.selection import select_inference
-from lesionseg.models import build_model, count_params
-from lesionseg.models.cost import multiply_adds
+from lesionseg.models import build_model, count_params, multiply_adds
 from lesionseg.runtime.device import pick_device
-from lesionseg.runtime.malloc import retain_freed_memory
 from lesionseg.runtime.oom import is_out_of_memory
 from lesionseg.runtime.throughput import images_per_second
 from lesionseg.training import checkpoint
@@ -37,15 +35,13 @@ STEP_MESSAGE_S = 5.0
 
 def run_job(job: protocol.Job, pipe: Connection) -> protocol.JobOutcome:
     """Run a job; messages are sent to ``pipe``, and replies read from it."""
-    torch.set_num_threads(job.threads)
-    device = pick_device(job.device)
-    if device.type == "cpu":
-        retain_freed_memory()
-    elif device.type == "cuda":
+    torch.set_num_threads(job.slot.threads)
+    device = pick_device(job.slot.device)
+    if device.type == "cuda":
         # Without it, parts of torch would create a context on the first GPU too.
         torch.cuda.set_device(device)
-        if job.share < 1:
-            torch.cuda.set_per_process_memory_fraction(job.share, device)
+        if job.slot.share < 1:
+            torch.cuda.set_per_process_memory_fraction(job.slot.share, device)
     match job:
         case protocol.TrainJob():
             return _train(job, device, pipe)
@@ -109,7 +105,7 @@ def _train(
             ),
         )
     except Suspended as suspended:
-        return protocol.Suspended(suspended.epoch, suspended.saved)
+        return protocol.Suspended(suspended.epoch)
     if job.picture_path is not None and (job.keep_stopped or not channel.stopped):
         with contextlib.suppress(Exception):  # an error costs only the picture
             images = select_by_area(data.cache, job.val)
@@ -157,7 +153,7 @@ def _select_inference(
         cache.masks[job.val],
         device=device,
         amp=config.amp,
-        ttas=("none", "flips", "d4") if job.tta else ("none",),
+        tta=job.tta,
         postprocess=job.postprocess,
     )
     checkpoint.set_inference(job.weights, choice.inference)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from search.trial_process.slot import Slot
+
 if TYPE_CHECKING:
     from lesionseg.inference.evaluate import Evaluation
     from lesionseg.inference.selection import InferenceChoice
@@ -44,13 +46,8 @@ class Reply(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class JobOptions:
-    """Options of every job.
+    """program: the module that runs the job. imports: what the fork server imports besides it."""
 
-    share: of the GPU's memory, in (0, 1]. program: the module that runs the job. imports: what
-    the fork server imports besides it.
-    """
-
-    share: float = 1.0
     program: str = CHILD_PROGRAM
     imports: tuple[str, ...] = ()
 
@@ -68,8 +65,7 @@ class TrainJob(JobOptions):
     cache: Path
     train: NDArray[np.int64]
     val: NDArray[np.int64]
-    device: str
-    threads: int
+    slot: Slot
     weights_path: Path | None = None
     keep: Literal["best", "last"] = "best"
     state_path: Path | None = None
@@ -85,8 +81,7 @@ class SelectInferenceJob(JobOptions):
     weights: Path
     cache: Path
     val: NDArray[np.int64]
-    device: str
-    threads: int
+    slot: Slot
     tta: bool = True
     postprocess: bool = True
 
@@ -102,8 +97,7 @@ class EvaluateJob(JobOptions):
     weights: Path
     cache: Path
     records: tuple[Any, ...]
-    device: str
-    threads: int
+    slot: Slot
     overlays: Path | None = None
     show: tuple[str, ...] = ()
 

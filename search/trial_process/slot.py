@@ -1,19 +1,8 @@
-"""What a worker computes on, and the event that stops it."""
+"""What a worker computes on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
-
-
-class StopEvent(Protocol):
-    """A ``threading.Event`` or an equivalent; set when a worker must requeue its trial and exit."""
-
-    def is_set(self) -> bool:
-        """Return whether the event is set."""
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait until the event is set, at most ``timeout`` seconds; return whether it is."""
 
 
 @dataclass(frozen=True)

@@ -35,28 +35,24 @@ class LeaseLost(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Limits:
-    """None is no limit. stall_s: between two messages. elapsed_s: before this training."""
+class StopConditions:
+    """When a training ends early; checked several times per second.
+
+    total_s, stall_s, memory_bytes: limits, None for none; stall_s is between two messages, and
+    total_s includes elapsed_s before this training. suspend: save the state and end; lease_lost:
+    end now.
+    """
 
     total_s: float | None = None
     stall_s: float | None = None
     memory_bytes: int | None = None
     elapsed_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class StopConditions:
-    """Checked several times per second. suspend: save the state and end; lease_lost: end now."""
-
     suspend: Callable[[], bool] = lambda: False
     lease_lost: Callable[[], bool] = lambda: False
 
 
 def supervise(
-    job: TrainJob,
-    on_message: Callable[[Any], bool],
-    limits: Limits,
-    conditions: StopConditions,
+    job: TrainJob, on_message: Callable[[Any], bool], conditions: StopConditions
 ) -> JobOutcome:
     """Run a training in a process of its own and return its last message or how it ended.
 
@@ -64,13 +60,12 @@ def supervise(
     is whether to stop. Raises LeaseLost if another worker holds the trial.
     """
     with TrialProcess(job) as process:
-        return Supervisor(process, on_message, limits, conditions).run()
+        return Supervisor(process, on_message, conditions).run()
 
 
 def supervise_in_parts(
     job: TrainJob,
     on_message: Callable[[Any], bool],
-    limits: Limits,
     conditions: StopConditions,
     on_out_of_memory: Callable[[int, str], None] = lambda factor, message: None,
 ) -> JobOutcome:
@@ -80,7 +75,7 @@ def supervise_in_parts(
         error's message.
     """
     while True:
-        outcome = supervise(job, on_message, limits, conditions)
+        outcome = supervise(job, on_message, conditions)
         if not isinstance(outcome, JobError) or outcome.reason != ErrorReason.OOM:
             return outcome
         factor = 2 * job.accumulation_factor
@@ -92,7 +87,7 @@ def supervise_in_parts(
 
 @dataclass
 class Supervisor:
-    """Relays the messages of one process and enforces its limits.
+    """Relays the messages of one process and enforces its conditions.
 
     suspended_at: when the process was told to suspend.
     saved_epoch: number of epochs in the last saved state.
@@ -101,7 +96,6 @@ class Supervisor:
 
     process: TrialProcess
     on_message: Callable[[Any], bool]
-    limits: Limits
     conditions: StopConditions
     suspended_at: float | None = None
     saved_epoch: int = 0
@@ -156,8 +150,8 @@ class Supervisor:
 
     def check_time(self, now: float) -> JobError | None:
         """Return an error if a time limit is exceeded. now: seconds of the monotonic clock."""
-        total_s, stall_s = self.limits.total_s, self.limits.stall_s
-        if total_s is not None and self.limits.elapsed_s + now - self.started_at > total_s:
+        total_s, stall_s = self.conditions.total_s, self.conditions.stall_s
+        if total_s is not None and self.conditions.elapsed_s + now - self.started_at > total_s:
             text = f"it took longer than {total_s / 60:g} minutes (budget.trial_minutes)"
         elif stall_s is not None and now - self.last_message_at > stall_s:
             text = f"no step was done in {stall_s / 60:g} minutes (budget.stall_minutes)"
@@ -166,7 +160,7 @@ class Supervisor:
         return JobError(ErrorReason.TIMEOUT, text)
 
     def _check_memory(self, now: float) -> JobError | None:
-        limit = self.limits.memory_bytes
+        limit = self.conditions.memory_bytes
         if limit is None or now - self.memory_checked_at < MEMORY_POLL_S:
             return None
         self.memory_checked_at = now

@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from lesionseg.config import TrialConfig
 from lesionseg.errors import InputError
 from lesionseg.runtime.device import pick_device
+from lesionseg.training.types import EpochRecord
 from search.errors import JobFailed
 from search.signals import SignalHandler
 from search.spec.loading import find_differing_keys, load_spec
@@ -25,16 +26,16 @@ from search.storage.artifact_store import ArtifactStoreUnavailable
 from search.storage.lease_types import Claim, Command, Refusal
 from search.storage.leases import TrialLeases
 from search.storage.retention import delete_unneeded_files
-from search.storage.retrying_storage import StorageUnavailable, retry_transient
-from search.storage.training_time import TimeBudget
+from search.storage.retrying_storage import StorageUnavailable, backend_of, retry_transient
+from search.storage.training_time import is_time_over
 from search.study.creation import RESUMABLE_KEYS
 from search.study.location import StudyLocation
 from search.study.opening import OpenStudy, join_study
 from search.study.samplers import SAMPLERS, prepare_sampling
 from search.study.suggest import ensure_space_weights
 from search.trial_process.protocol import CHILD_PROGRAM
-from search.trial_process.slot import Slot, StopEvent
-from search.workers.trial_context import NullListener, TrialContext, TrialListener
+from search.trial_process.slot import Slot
+from search.workers.trial_context import TrialContext, TrialListener
 from search.workers.worker import Worker
 from search.workers.worker_result import DESCRIPTIONS, StopReason, WorkerResult
 
@@ -47,7 +48,26 @@ CONNECT_TIMEOUT_S = 60.0
 #: Pauses of a worker without a trial grow from the shortest to the longest.
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
 
-OnEvent = Callable[[str], None]
+
+class LogListener:
+    """Logs the start and the end of each trial; epochs are in history.csv."""
+
+    def trial_started(self, number: int, config: TrialConfig) -> None:
+        log(f"trial {number}: {config.digest()} started")
+
+    def epoch_ended(self, number: int, record: EpochRecord) -> None: ...
+
+    def trial_ended(self, trial: FrozenTrial, best: FrozenTrial | None) -> None:
+        value = "" if trial.value is None else f" {trial.value:.4f}"
+        reason = trial_records.reason_of(trial)
+        if reason and not trial_records.was_interrupted(trial):
+            value += f" ({reason})"
+        log(f"trial {trial.number}: {trial_records.describe_state(trial)}{value}")
+
+
+def log(message: str) -> None:
+    """Print a line with the time in UTC, unbuffered."""
+    print(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {message}", flush=True)
 
 
 @dataclass(frozen=True)
@@ -62,12 +82,11 @@ class WorkerOptions:
 def join_and_run_trials(
     location: StudyLocation,
     slot: Slot,
-    stop_event: StopEvent,
+    stop_event: threading.Event,
     options: WorkerOptions = WorkerOptions(),
-    listener: TrialListener | None = None,
-    on_event: OnEvent = lambda message: None,
+    on_event: Callable[[str], None] = log,
 ) -> WorkerResult:
-    """Join a study and run its trials until a StopReason applies.
+    """Join a study and run its trials until a StopReason applies; log them.
 
     A database that is not available is waited for: it may be started together with its workers.
 
@@ -88,28 +107,29 @@ def join_and_run_trials(
             return WorkerResult(0, StopReason.STOPPED)
         opened = join_study(location)  # raises the database's own error
     ensure_space_weights(opened.spec.space)
-    return run_trials(opened, slot, listener, stop_event, options, on_event)
+    return run_trials(opened, slot, LogListener(), stop_event, options, on_event)
 
 
 def run_trials(
     opened: OpenStudy,
     slot: Slot,
-    listener: TrialListener | None = None,
-    stop_event: StopEvent | None = None,
+    listener: TrialListener,
+    stop_event: threading.Event,
     options: WorkerOptions = WorkerOptions(),
-    on_event: OnEvent = lambda message: None,
+    on_event: Callable[[str], None] = log,
 ) -> WorkerResult:
     """Run trials of an open study; see ``join_and_run_trials``."""
-    stop_event = stop_event or threading.Event()
-    opened.configure_retries(stop_event, on_event)
-    time_budget = TimeBudget(opened.spec.budget.hours, opened.spec.budget.gpu_hours)
+    backend = backend_of(opened.study)
+    backend.stop_event, backend.on_wait = stop_event, on_event
     context = TrialContext(
         opened,
         slot,
+        listener,
         TrialLeases(opened.study, on_wait=on_event),
-        listener=listener or NullListener(),
         stop_event=stop_event,
-        is_out_of_time=lambda: time_budget.is_over(trial_records.all_trials(opened.study)),
+        is_out_of_time=lambda: is_time_over(
+            trial_records.all_trials(opened.study), opened.spec.budget
+        ),
         program=options.program,
     )
     loop = TrialLoop(context, options)
@@ -209,25 +229,6 @@ class TrialLoop:
         self.opened.study.sampler = sampler
 
 
-class LogListener(NullListener):
-    """Logs the start and the end of each trial; epochs are in history.csv."""
-
-    def trial_started(self, number: int, config: TrialConfig) -> None:
-        log(f"trial {number}: {config.digest()} started")
-
-    def trial_ended(self, trial: FrozenTrial, best: FrozenTrial | None) -> None:
-        value = "" if trial.value is None else f" {trial.value:.4f}"
-        reason = trial_records.reason_of(trial)
-        if reason and not trial_records.was_interrupted(trial):
-            value += f" ({reason})"
-        log(f"trial {trial.number}: {trial_records.describe_state(trial)}{value}")
-
-
-def log(message: str) -> None:
-    """Print a line with the time in UTC, unbuffered."""
-    print(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {message}", flush=True)
-
-
 def run_worker(
     location: StudyLocation,
     slot: Slot,
@@ -253,9 +254,7 @@ def run_worker(
     try:
         with signals.installed(), signals.deferred():
             log(f"worker on {slot.device} joins {location.name}")
-            result = join_and_run_trials(
-                location, slot, signals.stop_event, options, LogListener(), log
-            )
+            result = join_and_run_trials(location, slot, signals.stop_event, options)
             log(f"{result.trials} trials; {DESCRIPTIONS[result.reason]}")
     except KeyboardInterrupt:
         if signals.signal_number != signal.SIGTERM:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,11 +13,11 @@ from lesionseg.errors import InputError, suggest_name
 from search.storage import trial_records
 from search.storage.lease_types import Command
 from search.storage.leases import TrialLeases
-from search.storage.training_time import TimeBudget
+from search.storage.training_time import is_time_over
 from search.study.location import StudyLocation
 from search.study.opening import OpenStudy
 from search.trial_process.resources import count_cores, default_slot, local_slots
-from search.trial_process.slot import Slot, StopEvent
+from search.trial_process.slot import Slot
 from search.workers.launchers.launcher import LaunchContext, RestartPolicy
 from search.workers.launchers.local import LocalLauncher
 from search.workers.trial_context import TrialListener
@@ -116,18 +117,21 @@ def run_worker_pool(
     pool: WorkerPool,
     location: StudyLocation,
     listener: TrialListener,
-    stop_event: StopEvent,
+    stop_event: threading.Event,
     on_event: Callable[[str], None],
 ) -> StopReason:
     """Run the workers until the study is done or stopped; raise JobFailed if all gave up."""
     monitor = StudyMonitor(opened, listener, on_event)
+
+    def is_done() -> bool:
+        monitor.poll()
+        # Local workers find out themselves, and then exit.
+        return not (pool.engine == "local" and pool.slots) and monitor.is_done()
+
     context = LaunchContext(
         location,
         stop_event,
-        # Local workers find out themselves, and then exit.
-        is_done=(lambda: False) if pool.engine == "local" and pool.slots else monitor.is_done,
-        count_finished=monitor.count_finished,
-        on_poll=monitor.poll,
+        is_done=is_done,
         on_event=on_event,
         restart_policy=SLURM_RESTARTS if pool.engine == "slurm" else RestartPolicy(),
     )
@@ -159,8 +163,6 @@ class StudyMonitor:
     ) -> None:
         self.opened, self.listener, self.on_event = opened, listener, on_event
         self.leases = TrialLeases(opened.study, on_wait=on_event)
-        budget = opened.spec.budget
-        self.time_budget = TimeBudget(budget.hours, budget.gpu_hours)
         self.ended = {trial.number for trial in self._trials() if trial.state.is_finished()}
         self._polled_at = self._reaped_at = 0.0
 
@@ -182,10 +184,6 @@ class StudyMonitor:
                 self.ended.add(trial.number)
                 self.listener.trial_ended(trial, ranking[0] if ranking else None)
 
-    def count_finished(self) -> int:
-        """Count the trials that cost budget and have ended."""
-        return trial_records.count_finished(self._trials())
-
     def is_done(self) -> bool:
         """Return whether the study needs no worker."""
         reason = self.stop_reason()
@@ -197,7 +195,7 @@ class StudyMonitor:
         trials = self._trials()
         if trial_records.count_finished(trials) >= self.opened.spec.budget.trials:
             return StopReason.DONE
-        if self.time_budget.is_over(trials):
+        if is_time_over(trials, self.opened.spec.budget):
             return StopReason.TIME
         if self.leases.command == Command.STOP:
             return StopReason.STOPPED

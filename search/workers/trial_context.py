@@ -15,12 +15,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from lesionseg.config import TrialConfig
 from lesionseg.models import MODELS, required_imports
 from lesionseg.training.types import EpochRecord
-from search.storage.lease_types import Claim, Command, WorkerInfo
+from search.storage.lease_types import Claim, Command
 from search.storage.leases import TrialLeases
 from search.storage.retrying_storage import StorageUnavailable
+from search.storage.tables import WorkerRow
 from search.study.opening import OpenStudy
 from search.trial_process.protocol import CHILD_PROGRAM
-from search.trial_process.slot import Slot, StopEvent
+from search.trial_process.slot import Slot
 
 
 class TrialListener(Protocol):
@@ -28,16 +29,6 @@ class TrialListener(Protocol):
 
     best: the best complete trial so far.
     """
-
-    def trial_started(self, number: int, config: TrialConfig) -> None: ...
-
-    def epoch_ended(self, number: int, record: EpochRecord) -> None: ...
-
-    def trial_ended(self, trial: FrozenTrial, best: FrozenTrial | None) -> None: ...
-
-
-class NullListener:
-    """A listener that does nothing."""
 
     def trial_started(self, number: int, config: TrialConfig) -> None: ...
 
@@ -59,13 +50,13 @@ class Heartbeat:
         self.lease_lost = False
         self.epoch = 0
         self._claim: Claim | None = None
-        self._worker: WorkerInfo | None = None
+        self._worker: WorkerRow | None = None
         self._lock = threading.RLock()
         self._stop_event = threading.Event()
         self._thread: threading.Thread | None = None
 
     @property
-    def worker(self) -> WorkerInfo:
+    def worker(self) -> WorkerRow:
         """This worker's registration; a new one if the previous one expired."""
         with self._lock:
             if self._worker is None:
@@ -76,7 +67,7 @@ class Heartbeat:
         with self._lock:
             self._claim, self.epoch, self.lease_lost = claim, 0, False
 
-    def expire(self, worker: WorkerInfo) -> None:
+    def expire(self, worker: WorkerRow) -> None:
         """Drop an expired registration, unless it was replaced already."""
         with self._lock:
             if self._worker is worker:
@@ -86,10 +77,9 @@ class Heartbeat:
         """Send one heartbeat from the calling thread."""
         with self._lock:
             claim, worker = self._claim, self.worker
-        reply = self.leases.heartbeat(worker, claim, self.epoch)
-        self.command = reply.command
+        self.command, has_lease = self.leases.heartbeat(worker, claim, self.epoch)
         with self._lock:
-            if reply.has_lease or claim is not self._claim:
+            if has_lease or claim is not self._claim:
                 return
             if claim is None:
                 self.expire(worker)
@@ -134,9 +124,9 @@ class TrialContext:
 
     opened: OpenStudy
     slot: Slot
+    listener: TrialListener
     leases: TrialLeases = None  # type: ignore[assignment]  # those of the study
-    listener: TrialListener = field(default_factory=NullListener)
-    stop_event: StopEvent = field(default_factory=threading.Event)
+    stop_event: threading.Event = field(default_factory=threading.Event)
     is_out_of_time: Callable[[], bool] = lambda: False
     program: str = CHILD_PROGRAM
 

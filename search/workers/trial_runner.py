@@ -17,7 +17,7 @@ from search.storage.optuna_internals import cached_trial
 from search.storage.retention import HISTORY, PICTURE, STATE, WEIGHTS
 from search.storage.trial_records import EndReason, TrialAttr, all_trials, rank_trials
 from search.trial_process import protocol
-from search.trial_process.supervisor import Limits, StopConditions, supervise_in_parts
+from search.trial_process.supervisor import StopConditions, supervise_in_parts
 from search.workers.trial_context import TrialContext
 from search.workers.trial_progress import (
     FoldProgress,
@@ -110,13 +110,11 @@ class TrialRunner:
         """Run one training; compute batches in more parts while memory does not suffice."""
         context, budget = self.context, self.context.spec.budget
         memory_gb = context.slot.memory_gb
-        limits = Limits(
+        conditions = StopConditions(
             total_s=budget.trial_minutes and budget.trial_minutes * 60,
             stall_s=budget.stall_minutes and budget.stall_minutes * 60,
             memory_bytes=None if memory_gb is None else int(memory_gb * 1e9),
             elapsed_s=self.folds.seconds,
-        )
-        conditions = StopConditions(
             suspend=lambda: context.stop_event.is_set() or context.heartbeat.command != Command.RUN,
             lease_lost=lambda: context.heartbeat.lease_lost,
         )
@@ -126,7 +124,7 @@ class TrialRunner:
             self._set_attrs({"accumulation_factor": factor, "oom_message": message})
 
         self.history = []
-        return supervise_in_parts(self._job(), self._on_message, limits, conditions, repeat)
+        return supervise_in_parts(self._job(), self._on_message, conditions, repeat)
 
     def _job(self) -> protocol.TrainJob:
         context, number = self.context, self.claim.number
@@ -137,12 +135,10 @@ class TrialRunner:
             context.data.cache,
             train,
             val,
-            context.slot.device,
-            context.slot.threads,
+            context.slot,
             weights_path=context.store.local_path(number, WEIGHTS) if is_first else None,
             state_path=context.store.local_path(number, STATE),
             accumulation_factor=self.accumulation_factor,
-            share=context.slot.share,
             picture_path=context.store.local_path(number, PICTURE) if is_first else None,
             program=context.program,
             imports=context.imports,
@@ -170,15 +166,10 @@ class TrialRunner:
     def _check_constraints(self, model: protocol.ModelBuilt) -> None:
         """Write a model's size; stop the trial if it violates a constraint of the study."""
         attrs: dict[str, Any] = {"params": model.params, "macs": model.macs}
-        constraints, violations = self.context.spec.constraints, []
+        limits, violations = self.context.spec.constraints, []
         for key, value, limit, unit in (
-            ("max_params_m", model.params / 1e6, constraints.max_params_m, "million parameters"),
-            (
-                "max_gmacs",
-                model.macs / 1e9,
-                constraints.max_gmacs,
-                "billion multiply-adds an image",
-            ),
+            ("max_params_m", model.params / 1e6, limits.max_params_m, "million parameters"),
+            ("max_gmacs", model.macs / 1e9, limits.max_gmacs, "billion multiply-adds an image"),
         ):
             if limit is None:
                 continue

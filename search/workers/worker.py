@@ -66,12 +66,6 @@ class Worker:
             self.heartbeat.set_claim(claim if isinstance(claim, Claim) else None)
             return claim
 
-    def run_one(self) -> FrozenTrial:
-        """Claim and run one trial regardless of the budget; return its record."""
-        claim = self.claim(bounded=False)
-        assert isinstance(claim, Claim)
-        return self.run(claim)
-
     def run(self, claim: Claim) -> FrozenTrial:
         """Run a claimed trial to its end and return its record.
 

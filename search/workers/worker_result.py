@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, TypeAlias
 
-if TYPE_CHECKING:
-    from search.study.location import StudyLocation
-    from search.trial_process.slot import Slot, StopEvent
+from search.study.location import StudyLocation
+from search.trial_process.slot import Slot
 
 
 class StopReason(StrEnum):
@@ -30,8 +29,6 @@ DESCRIPTIONS = {
     StopReason.STOPPED: "stopped",
     StopReason.MAX_TRIALS: "the maximum number of trials is reached",
 }
-#: After these the study needs no worker.
-STUDY_ENDED = frozenset({StopReason.DONE, StopReason.TIME, StopReason.EXHAUSTED})
 
 
 @dataclass(frozen=True)
@@ -43,4 +40,4 @@ class WorkerResult:
 
 
 #: The type of ``search.workers.loop.join_and_run_trials``.
-Work: TypeAlias = "Callable[[StudyLocation, Slot, StopEvent], WorkerResult]"
+Work = Callable[[StudyLocation, Slot, threading.Event], WorkerResult]

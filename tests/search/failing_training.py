@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 import numpy as np
 import psutil
 
-from lesionseg.metrics import METRICS, Metrics
+from lesionseg.metrics.overlap import METRICS, Metrics
 from lesionseg.training.types import EpochRecord, TrainingEnd, TrainResult
 from search.trial_process import child_main
 from search.trial_process.protocol import (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Any
 
 import optuna
 import psutil
+import pytest
 import yaml
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
+from lesionseg.errors import InputError
 from search.spec.loading import load_spec, parse_spec
 from search.spec.study_spec import StudySpec
+from search.storage.lease_types import Claim
 from search.storage.leases import TrialLeases
 from search.study.creation import create_or_resume
 from search.study.opening import OpenStudy
@@ -45,6 +49,19 @@ TINY: dict[str, Any] = {
 }
 
 
+def refusal(call: Callable[..., object], *args: Any, **kwargs: Any) -> str:
+    """Return the message of the InputError that a call raises."""
+    with pytest.raises(InputError) as caught:
+        call(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def tree(folder: Path) -> list[str]:
+    """Return the relative paths of all files and folders in a folder."""
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+
+
 def tiny_plain(changes: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return TINY with changed values by dotted key."""
     plain = copy.deepcopy(TINY)
@@ -73,10 +90,18 @@ def open_tiny(data: Path, folder: Path, changes: dict[str, Any] | None = None) -
     return opened
 
 
-def make_worker(opened: OpenStudy, listener: Any = None, **options: Any) -> Worker:
+class OneTrialWorker(Worker):
+    def run_one(self) -> FrozenTrial:
+        """Claim and run one trial regardless of the budget; return its record."""
+        claim = self.claim(bounded=False)
+        assert isinstance(claim, Claim)
+        return self.run(claim)
+
+
+def make_worker(opened: OpenStudy, listener: Any = None, **options: Any) -> OneTrialWorker:
     """Return a worker without a running heartbeat. options: fields of ``TrialContext``."""
     options = {"slot": SLOT, "listener": listener or RecordingListener(), **options}
-    return Worker(TrialContext(opened, **options))
+    return OneTrialWorker(TrialContext(opened, **options))
 
 
 def queue(opened: OpenStudy, width: int = 4, lr: float = 0.01) -> int:
@@ -90,6 +115,7 @@ def search(
     opened: OpenStudy, listener: Any = None, slot: Slot = SLOT, **options: Any
 ) -> WorkerResult:
     """Run trials in this process. options: further arguments of ``run_trials``."""
+    options = {"stop_event": threading.Event(), **options}
     return run_trials(opened, slot, listener or RecordingListener(), **options)
 
 

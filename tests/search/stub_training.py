@@ -67,7 +67,7 @@ def read_log(folder: Path) -> list[Line]:
 
 def record(epoch: int, dice: float, seconds: float) -> Any:
     """Return an EpochRecord; called when a ``_Deferred`` is unpickled."""
-    from lesionseg.metrics import METRICS, Metrics
+    from lesionseg.metrics.overlap import METRICS, Metrics
     from lesionseg.training.types import EpochRecord
 
     return EpochRecord(epoch, 1 - dice, 1 - dice, Metrics(*[dice] * len(METRICS)), 0.1, seconds)

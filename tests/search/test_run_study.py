@@ -267,14 +267,14 @@ def test_a_killed_final_test_leaves_no_incomplete_folder(tiny_data, tmp_path):
     run_command(words(tmp_path, tiny_data, 1, "--no-final"))
     args = ["final", str(tmp_path / "s"), "--device", "cpu", "--threads", "1"]
     with started(args) as process:
-        assert wait_until(lambda: (tmp_path / "s" / "final.partial").exists(), 60)
+        assert wait_until(lambda: (tmp_path / "s" / ".final.partial").exists(), 60)
         time.sleep(0.1)
         os.killpg(process.pid, signal.SIGKILL)
     assert not (tmp_path / "s" / "final").exists()
     assert StatusReader(tmp_path / "s").read().test is None
     run_command(args)
     assert (tmp_path / "s" / "final" / "metrics.json").is_file()
-    assert not (tmp_path / "s" / "final.partial").exists()
+    assert not (tmp_path / "s" / ".final.partial").exists()
     assert StatusReader(tmp_path / "s").read().test_evaluations in (1, 2)
 
 

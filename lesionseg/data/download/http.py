@@ -17,14 +17,13 @@ from typing import Any
 import requests
 from requests.adapters import HTTPAdapter
 from urllib3 import Retry
-from urllib3.exceptions import HTTPError, InvalidHeader, MaxRetryError, ProtocolError
+from urllib3.exceptions import HTTPError, MaxRetryError, ProtocolError
 
-#: Attempts in a row without progress before a download fails, and how many of them may start again
-#: from zero because the partial file does not match.
-ATTEMPTS, MAX_RESTARTS = 8, 2
+#: Attempts in a row without progress before a download fails.
+ATTEMPTS = 8
 #: Pauses between attempts in seconds: the base of the exponential backoff, its maximum, and the
 #: longest Retry-After of a server that is respected.
-BACKOFF_S, MAX_BACKOFF_S, MAX_RETRY_AFTER_S = 1.0, 60.0, 600.0
+BACKOFF_S, MAX_BACKOFF_S, MAX_RETRY_AFTER_S = 1.0, 60.0, 600
 #: Timeouts in seconds: to connect, and between two packets.
 TIMEOUT_S = (15, 60)
 CHUNK_BYTES = 1 << 20
@@ -39,10 +38,6 @@ class DownloadError(RuntimeError):
     """A download failed; the message is one line. A later call resumes it."""
 
 
-class _PartialMismatch(HTTPError):
-    """The server has another version of the file."""
-
-
 @dataclass(frozen=True)
 class RemoteFile:
     """A file on a server: its local name, address, size in bytes and, if published, MD5."""
@@ -53,22 +48,14 @@ class RemoteFile:
     md5: str | None = None
 
 
-class _Retry(Retry):
-    def parse_retry_after(self, retry_after: str) -> float:
-        try:
-            return min(super().parse_retry_after(retry_after), MAX_RETRY_AFTER_S)
-        except InvalidHeader:
-            return 0.0
-
-
 def open_session() -> requests.Session:
     """Return a session that retries connection errors and transient status codes."""
-    retry = _Retry(
+    retry = Retry(
         total=ATTEMPTS - 1,
-        other=MAX_RESTARTS,
         status_forcelist=TRANSIENT_STATUS,
         backoff_factor=BACKOFF_S,
         backoff_max=MAX_BACKOFF_S,
+        retry_after_max=MAX_RETRY_AFTER_S,
     )
     session = requests.Session()
     for scheme in ("http://", "https://"):
@@ -119,8 +106,6 @@ def download_file(
         except HTTPError as error:
             if _size(part) > largest:
                 retry, largest = adapter.max_retries, _size(part)
-            if isinstance(error, _PartialMismatch):
-                part.unlink(missing_ok=True)
             try:
                 retry = retry.increment("GET", remote.url, error=error)
             except MaxRetryError:
@@ -137,18 +122,24 @@ def _download_rest(
     """Request the missing bytes and append them; raises HTTPError if the transfer breaks off."""
     part, etag_path = _partial_paths(path)
     size = _size(part)
-    etag = etag_path.read_text() if size and etag_path.exists() else ""
-    headers = {"Accept-Encoding": "identity"}
-    if size:
-        headers["Range"] = f"bytes={size}-"
-        # A changed file is then sent whole. Weak tags never match (RFC 9110, 13.1.5).
-        if etag and not etag.startswith("W/"):
-            headers["If-Range"] = etag
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={size}-"} if size else {})
     with request(session, "GET", remote.url, headers=headers, stream=True) as response:
-        done = _check_response(response, remote, size, etag)
+        done, total = 0, response.headers.get("Content-Length", "*")
+        etag = response.headers.get("ETag", "")
+        if response.status_code != 200:
+            content_range = response.headers.get("Content-Range", "")
+            match = re.fullmatch(rf"bytes {size}-\d+/(\d+|\*)", content_range.strip())
+            if not match or etag != etag_path.read_text():
+                part.unlink(missing_ok=True)
+                raise ProtocolError("the server sends another range or file than requested")
+            done, total = size, match[1]
+        if total not in {"*", str(remote.size)}:
+            raise DownloadError(
+                f"{remote.url}: the server announced {remote.size} bytes and sends {total}"
+            )
         with part.open("ab" if done else "wb") as file:
             if not done:
-                etag_path.write_text(response.headers.get("ETag", ""))
+                etag_path.write_text(etag)
             # iter_content would lose the bytes received before a connection breaks.
             while chunk := response.raw.read1(CHUNK_BYTES):
                 done += len(chunk)
@@ -162,23 +153,6 @@ def _download_rest(
                 on_progress(remote.name, done, remote.size)
     if done < remote.size:
         raise ProtocolError("the connection closes early")
-
-
-def _check_response(response: requests.Response, remote: RemoteFile, size: int, etag: str) -> int:
-    """Return the offset at which the body starts: the size of the partial file, or 0."""
-    total = response.headers.get("Content-Length", "*")
-    if response.status_code != 200:
-        content_range = response.headers.get("Content-Range", "")
-        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", content_range.strip())
-        new_etag = response.headers.get("ETag")
-        if not match or int(match[1]) != size or (etag and new_etag and new_etag != etag):
-            raise _PartialMismatch("the server sends another range than requested")
-        total = match[2]
-    if total not in {"*", str(remote.size)}:
-        raise DownloadError(
-            f"{remote.url}: the server announced {remote.size} bytes and sends {total}"
-        )
-    return 0 if response.status_code == 200 else size
 
 
 def _describe_error(error: Exception) -> str:

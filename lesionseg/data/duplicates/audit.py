@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from lesionseg.data.cache import Cache, check_pair
+from lesionseg.data.cache import Cache, Progress, check_same_size, map_parallel
 from lesionseg.data.duplicates.alignment import THUMB_PX
-from lesionseg.data.duplicates.matching import Fingerprint, Progress, fingerprint_image
+from lesionseg.data.duplicates.matching import Fingerprint, fingerprint_image
 from lesionseg.data.image_io import (
     Pixels,
-    draft_size,
     read_binary_mask,
     read_image,
     read_image_and_size,
@@ -28,10 +24,6 @@ from lesionseg.data.image_io import (
 from lesionseg.data.index import DatasetIndex
 from lesionseg.data.pairs import Record, escape_unprintable
 from lesionseg.errors import InputError, format_some
-from lesionseg.runtime.malloc import freed_memory_retained
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -133,17 +125,10 @@ class DatasetAudit:
 
 
 def audit_dataset(
-    root: Path, layout: str = "auto", on_progress: Progress | None = None, name: str = ""
+    index: DatasetIndex, on_progress: Progress = lambda done, total: None, name: str = ""
 ) -> DatasetAudit:
-    """Read every pair of the data set ``name`` once, the mask at its own size.
-
-    Groups and names in two official splits are accepted; ``leakage.find_leaks`` reports them.
-
-    Raises:
-        InputError: the layout is unknown or not found.
-    """
-    index = DatasetIndex.read(root, layout, lenient=True)
-    pairs = _map_parallel(_audit_pair, index.records, on_progress)
+    """Read every pair of the data set ``name`` once, the mask at its own size."""
+    pairs = map_parallel(_audit_pair, index.records, on_progress)
     return DatasetAudit(index, tuple(replace(pair, dataset=name) for pair in pairs))
 
 
@@ -153,53 +138,34 @@ def audit_cache(index: DatasetIndex, cache: Cache) -> DatasetAudit:
     Masks are examined at the size of the cache, so that tiny components may be missed. Image files
     are read only if the cached images are too small to compare, or have no structure.
     """
-    # Properties that build a list of all images: read once.
-    shapes, digests = cache.shapes, cache.digests
-    areas, thresholded = cache.areas, set(cache.thresholded)
+    shapes, areas, thresholded = cache.shapes, cache.areas, set(cache.thresholded)
 
     def audit_entry(i: int) -> PairAudit:
         record, small = index.records[i], cache.images[i]
         if len(small) >= THUMB_PX:
             image = Image.fromarray(small)
         else:
-            image, _ = read_image_and_size(record.image, draft=draft_size(THUMB_PX))
+            image, _ = read_image_and_size(record.image, THUMB_PX)
         # Images of different shapes differ even if their squares are equal.
-        pair = _examine(record, image, f"{shapes[i]}-{digests[i]}", cache.masks[i])
+        pair = _examine(record, image, f"{shapes[i]}-{cache.digests[i]}", cache.masks[i])
         is_thresholded = record.name in thresholded
         return replace(pair, shape=shapes[i], area=float(areas[i]), thresholded=is_thresholded)
 
-    return DatasetAudit(index, tuple(_map_parallel(audit_entry, range(len(index.records)))))
+    return DatasetAudit(index, tuple(map_parallel(audit_entry, range(len(index.records)))))
 
 
-def digest_full_images(records: Sequence[Record]) -> list[str]:
-    """Return a digest of all pixels of each record's image, whatever its file format."""
-    return _map_parallel(_digest_full_image, records)
-
-
-def _digest_full_image(record: Record) -> str:
+def digest_full_image(record: Record) -> str:
+    """Return a digest of all pixels of an image, whatever its file format."""
     image = read_image(record.image)
     return _digest(np.asarray(image), (image.height, image.width))
-
-
-def _map_parallel(
-    function: Callable[[Item], Result], items: Sequence[Item], on_progress: Progress | None = None
-) -> list[Result]:
-    results = []
-    with freed_memory_retained(), ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for result in pool.map(function, items):
-            results.append(result)
-            if on_progress:
-                on_progress(len(results), len(items))
-    return results
 
 
 def _audit_pair(record: Record) -> PairAudit:
     try:
         # Half the pixels of a large JPEG are enough for its fingerprint; all data are decoded.
-        image, shape = read_image_and_size(record.image, draft=draft_size(THUMB_PX))
+        image, shape = read_image_and_size(record.image, THUMB_PX)
         binary = read_binary_mask(record.mask)
-        if (binary.image.height, binary.image.width) != shape:
-            check_pair(record)
+        check_same_size(record.mask, shape, (binary.image.height, binary.image.width))
         digest = _digest(np.asarray(image), shape)
         pair = _examine(record, image, digest, np.asarray(binary.image))
     except InputError as error:
@@ -212,7 +178,7 @@ def _examine(record: Record, image: Image.Image, digest: str, mask: Pixels) -> P
     fingerprint = fingerprint_image(image, digest)
     if fingerprint.is_flat:
         # Reduced to a few pixels, all black frames are equal and a single bright pixel is lost.
-        fingerprint = fingerprint._replace(digest=_digest_full_image(record))
+        fingerprint = fingerprint._replace(digest=digest_full_image(record))
     labels, _ = cv2.connectedComponents(np.ascontiguousarray(mask), connectivity=8)
     return PairAudit(
         record,

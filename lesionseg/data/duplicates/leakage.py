@@ -13,20 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lesionseg.data.cache import Progress, map_parallel
 from lesionseg.data.duplicates.audit import (
     DatasetAudit,
     PairAudit,
     audit_dataset,
-    digest_full_images,
+    digest_full_image,
 )
-from lesionseg.data.duplicates.matching import (
-    Fingerprint,
-    Progress,
-    cluster_pairs,
-    find_duplicate_pairs,
-)
-from lesionseg.data.pairs import SPLITS, escape_unprintable, unreadable_as_input_error
-from lesionseg.errors import InputError, format_some
+from lesionseg.data.duplicates.matching import Fingerprint, cluster_pairs, find_duplicate_pairs
+from lesionseg.data.index import DatasetIndex, find_divided_groups
+from lesionseg.data.merge import label_roots
+from lesionseg.data.pairs import escape_unprintable
+from lesionseg.errors import format_some
 
 #: Incremented when a key of the JSON changes its meaning or is removed.
 FORMAT = 1
@@ -142,20 +140,12 @@ def audit_datasets(
     Raises:
         InputError: a data set does not exist, is passed twice, or has an unknown layout.
     """
-    for root in roots:
-        with unreadable_as_input_error(root):
-            if not root.exists():
-                raise InputError(
-                    f"data check: no such folder: {root}; DIR and --against take the folder of a "
-                    f"data set or a CSV manifest"
-                )
-    path, count = Counter(root.resolve() for root in roots).most_common(1)[0]
-    if count > 1:
-        raise InputError(f"data check: {path} is given twice; --against takes another data set")
+    names = label_roots(roots) if len(roots) > 1 else [""]
     layouts = [layout] + ["auto"] * (len(roots) - 1)
+    indices = [DatasetIndex.read(*each, lenient=True) for each in zip(roots, layouts, strict=True)]
     audits = {
-        name: audit_dataset(root, layout, on_progress, name)
-        for name, root, layout in zip(_dataset_names(roots), roots, layouts, strict=True)
+        name: audit_dataset(index, on_progress, name)
+        for name, index in zip(names, indices, strict=True)
     }
     return find_leaks(audits, on_progress)
 
@@ -185,7 +175,7 @@ def _refine_digests(members: Sequence[PairAudit]) -> list[Fingerprint]:
     fingerprints = [m.fingerprint for m in members if m.fingerprint]
     counts = Counter(f.digest for f in fingerprints)
     ambiguous = [i for i, f in enumerate(fingerprints) if counts[f.digest] > 1 and not f.is_flat]
-    digests = digest_full_images([members[i].record for i in ambiguous])
+    digests = map_parallel(digest_full_image, [members[i].record for i in ambiguous])
     for i, digest in zip(ambiguous, digests, strict=True):
         fingerprints[i] = fingerprints[i]._replace(digest=digest)
     return fingerprints
@@ -193,23 +183,8 @@ def _refine_digests(members: Sequence[PairAudit]) -> list[Fingerprint]:
 
 def _find_split_groups(audits: Mapping[str, DatasetAudit]) -> Iterator[SplitGroup]:
     for dataset, audit in audits.items():
-        records = [record for record in audit.index.records if record.split]
-        splits_of: dict[str, set[str | None]] = {}
-        for record in records:
-            splits_of.setdefault(record.group, set()).add(record.split)
         # An image without a group has its name as group: equal names do not imply one lesion.
-        for group in sorted({r.group for r in records if r.name != r.group}):
-            if len(splits_of[group]) > 1:
-                splits = tuple(split for split in SPLITS if split in splits_of[group])
+        groups = {r.group for r in audit.index.records if r.split and r.name != r.group}
+        for group, splits in find_divided_groups(audit.index.records).items():
+            if group in groups:
                 yield SplitGroup(dataset, group, splits)
-
-
-def _dataset_names(roots: Sequence[Path]) -> list[str]:
-    """Name data sets after their folders, or by whole paths where these are ambiguous."""
-    if len(roots) == 1:
-        return [""]
-    names = [root.resolve().name for root in roots]
-    return [
-        escape_unprintable(name if names.count(name) == 1 else str(root))
-        for name, root in zip(names, roots, strict=True)
-    ]

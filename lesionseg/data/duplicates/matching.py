@@ -9,7 +9,7 @@ edges) after alignment. The thresholds were chosen on real dermoscopy (docs/data
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.cluster.hierarchy import DisjointSet
 
+from lesionseg.data.cache import Progress
 from lesionseg.data.duplicates.alignment import (
     MIN_SIMILARITY,
     THUMB_PX,
@@ -45,7 +46,6 @@ _COARSE_PX, _HASH_INPUT_PX = 16, 32
 #: at once, and pairs that are aligned before linked pairs are skipped again.
 _ROWS, _COARSE_BATCH, _ALIGN_BATCH = 16, 8192, 64
 
-Progress = Callable[[int, int], None]
 Positions = NDArray[np.intp]
 Square = TypeVar("Square", Pixels, Floats)
 

@@ -7,8 +7,6 @@ where ``ListenAddress.may_edit`` is set: other writes could break a running stud
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import hmac
 import ipaddress
@@ -21,6 +19,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from wsgiref.headers import Headers
+
+import bottle
 
 from lesionseg.errors import InputError
 
@@ -171,15 +171,12 @@ class AccessMiddleware:
         """Check the password of an Authorization header (HTTP Basic; any user name)."""
         if self.address.password is None:
             return True
-        scheme, _, encoded = authorization.partition(" ")
-        try:
-            password = base64.b64decode(encoded, validate=True).partition(b":")[2]
-        except (binascii.Error, ValueError):
+        credentials = bottle.parse_auth(authorization)
+        if credentials is None:
             return False
         # Digests have equal lengths: the time of the comparison does not reveal the length.
-        expected = hashlib.sha256(self.address.password.encode()).digest()
-        is_equal = hmac.compare_digest(hashlib.sha256(password).digest(), expected)
-        return scheme.lower() == "basic" and is_equal
+        passwords = (credentials[1], self.address.password)
+        return hmac.compare_digest(*(hashlib.sha256(p.encode()).digest() for p in passwords))
 
     def _is_same_origin(self, environ: dict[str, Any]) -> bool:
         """Check the headers by which browsers identify the page that sent a request."""

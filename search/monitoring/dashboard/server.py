@@ -13,7 +13,7 @@ from typing import Any
 import optuna
 import waitress
 
-from lesionseg.errors import InputError
+from lesionseg.errors import InputError, one_line
 from search.monitoring import notes
 from search.monitoring.dashboard.access import (
     MAX_BODY_BYTES,
@@ -29,8 +29,7 @@ from search.storage import database
 from search.storage.optuna_internals import CachedStorage, FrozenStudy, study_id
 from search.storage.retrying_storage import RetryingStorage, backend_of
 from search.storage.trial_records import StudyAttr
-from search.study.opening import load_study
-from search.trial_process.slot import StopEvent
+from search.study.opening import find_study, is_missing_file
 
 #: Seconds between two updates of notes and figures.
 REFRESH_PERIOD_S = 60.0
@@ -81,7 +80,11 @@ def find_source(
     url = storage or database.storage_from_environment()
     if name is None and folder is None:
         if url:
-            return DashboardStorage(_open_existing(url, Path("runs")))
+            database_url = database.storage_url(url, Path("runs"))
+            if is_missing_file(database_url):
+                masked = database.mask_password(database_url)
+                raise InputError(f"storage: {masked}: no such file")
+            return DashboardStorage(database.open_storage(database_url))
         names = list_runs()
         if len(names) != 1:
             listed = ", ".join(names) or "none"
@@ -92,20 +95,9 @@ def find_source(
     except InputError:
         if not url or name is None:
             raise
-        writer = _open_existing(url, folder or Path("runs") / name)
-        if name not in optuna.get_all_study_names(writer):
-            raise InputError(f"the storage has no study {name!r}; check the name") from None
-        return DashboardStorage(writer, name, folder)
-    study = load_study(run, storage=storage)
+        run = folder or Path("runs") / name
+    study = find_study(name or run.name, run, storage)
     return DashboardStorage(backend_of(study), study.study_name, run)
-
-
-def _open_existing(storage: str, folder: Path) -> RetryingStorage:
-    url = database.storage_url(storage, folder)
-    if url.get_backend_name() == "sqlite" and not Path(str(url.database)).is_file():
-        # Opening it would create an empty database.
-        raise InputError(f"storage: {database.mask_password(url)}: no such file")
-    return database.open_storage(url)
 
 
 class Dashboard:
@@ -165,13 +157,13 @@ class Dashboard:
                 notes.refresh(optuna.Study(frozen.study_name, self.storage.writer), trials)
                 self._n_finished[id_] = n_finished
 
-    def refresh_until(self, stop_event: StopEvent) -> None:
+    def refresh_until(self, stop_event: threading.Event) -> None:
         """Update notes and figures periodically; report each kind of failure once."""
         while True:
             try:
                 self.refresh()
             except Exception as error:  # the dashboard works without them
-                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                reason = one_line(error)
                 if reason not in self._reported:
                     self._reported.add(reason)
                     self.on_event(f"notes and figures were not updated: {reason}")

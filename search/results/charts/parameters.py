@@ -12,14 +12,12 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from lesionseg.space import format_value
 from search.results.charts import svg
 
 MAX_SLICES, SLICE_COLUMNS, MAX_AXES = 6, 3, 7
-#: Points of a slice, and lines of the best trials; more make the file large.
-MAX_POINTS, MAX_LINES = 2000, 200
 #: Longer names are shortened in tick labels.
 MAX_LABEL = 14
 #: Axes whose values differ by this factor are logarithmic.
@@ -31,7 +29,6 @@ Trial = Mapping[str, Any]
 Value = float | int | str | bool
 
 
-@svg.svg_chart(svg.FULL_WIDTH)
 def slices_chart(
     figure: Figure, trials: Sequence[Trial], names: Sequence[str], selected: int | None
 ) -> str:
@@ -39,19 +36,17 @@ def slices_chart(
     names = names[:MAX_SLICES]
     trials = [t for t in trials if t["dice"] is not None]
     rows, columns = math.ceil(len(names) / SLICE_COLUMNS), min(SLICE_COLUMNS, len(names))
-    dice = [t["dice"] for t in trials]
-    low, high = svg.lower_limit(dice), max(dice, default=1.0)
+    low = svg.lower_limit([t["dice"] for t in trials])
     figure.set_figheight(0.25 + 1.75 * rows)
     for i, name in enumerate(names):
         y_label = "" if i % SLICE_COLUMNS else "validation Dice"
         axes = svg.add_axes(figure, name, y_label, rows, columns, i + 1)
         _plot_slice(axes, [t for t in trials if name in t["params"]], name, selected)
-        axes.set_ylim(low, high + 0.06 * ((high - low) or 1))
+        axes.set_ylim(bottom=low)
     figure.align_ylabels()
     return f"Validation Dice by {', '.join(names)}."
 
 
-@svg.svg_chart((svg.FULL_WIDTH[0], 3.1))
 def parallel_chart(
     figure: Figure, trials: Sequence[Trial], names: Sequence[str], selected: int | None
 ) -> str:
@@ -59,13 +54,12 @@ def parallel_chart(
 
     A line passes below the axis of a parameter that the trial does not have.
     """
-    names = names[:MAX_AXES]
+    figure.set_figheight(3.1)
     complete = [t for t in trials if t["state"] == "complete" and t["dice"] is not None]
-    complete = sorted(complete, key=lambda t: t["dice"])[-MAX_LINES:]
-    best = {t["number"] for t in complete[-max(1, len(complete) // 4) :]}
-    scales = {n: ParameterScale([t["params"][n] for t in complete if n in t["params"]])
-              for n in names}  # fmt: skip
-    dice_scale = ParameterScale([t["dice"] for t in complete], digits="{:.3f}")
+    complete.sort(key=lambda t: -t["dice"])
+    names = [*names[:MAX_AXES], "Dice"]
+    rows = [t["params"] | {"Dice": t["dice"]} for t in complete]
+    scales = {n: ParameterScale([row[n] for row in rows if n in row]) for n in names}
     styles: dict[str, dict[str, Any]] = {
         "selected": {"color": svg.VERMILION, "lw": 2, "zorder": 4},
         "best quarter": {"color": svg.BLUE, "lw": 1, "alpha": 0.8, "zorder": 3},
@@ -74,38 +68,35 @@ def parallel_chart(
     axes = figure.add_subplot()
     for label, style in styles.items():
         axes.plot([], [], label=label, **style)
-    for trial in complete:
-        heights = [scale.height(trial["params"].get(name)) for name, scale in scales.items()]
-        group = "best quarter" if trial["number"] in best else "others"
+    for rank, (trial, row) in enumerate(zip(complete, rows, strict=True)):
+        group = "best quarter" if rank < max(1, len(rows) // 4) else "others"
         style = styles["selected" if trial["number"] == selected else group]
-        axes.plot([*heights, dice_scale.height(trial["dice"])], **style)
-    for x, scale in enumerate([*scales.values(), dice_scale]):
+        axes.plot([scale.height(row.get(name)) for name, scale in scales.items()], **style)
+    for x, scale in enumerate(scales.values()):
         _plot_axis(axes, x, scale)
     # Axes are close together: optimizer.adamw.lr is written on several lines.
-    labels = [name.replace(".", ".\n") for name in names]
-    axes.set_xticks(range(len(names) + 1), [*labels, "Dice"])
+    axes.set_xticks(range(len(names)), [name.replace(".", ".\n") for name in names])
     axes.set_yticks([])
     axes.tick_params(length=0, labelcolor=svg.INK)
     axes.spines[:].set_visible(False)
-    axes.set(xlim=(-0.1, len(names) + 0.45), ylim=(-0.26, 1.1))
+    axes.set(xlim=(-0.1, len(names) - 0.55), ylim=(-0.26, 1.1))
     svg.add_legend(axes, columns=3)
     return (
-        f"Parallel coordinates of {len(complete)} complete trials over {', '.join(names)} and "
-        f"Dice; the best quarter is highlighted."
+        f"Parallel coordinates of {len(complete)} complete trials over {', '.join(names)}; "
+        f"the best quarter is highlighted."
     )
 
 
 class ParameterScale:
     """Maps values of a parameter to an axis: numbers linear or logarithmic, others by name."""
 
-    def __init__(self, values: Sequence[Value], digits: str = "{:.2g}") -> None:
-        is_numeric = bool(values) and not any(isinstance(v, bool | str) for v in values)
+    def __init__(self, values: Sequence[Value]) -> None:
+        is_numeric = not any(isinstance(v, bool | str) for v in values)
         self.categories = [] if is_numeric else sorted(set(map(format_value, values)))
         self.is_integer = all(isinstance(v, int) for v in values)
-        numbers = [float(v) for v in values] if is_numeric else [0.0]
-        self.low, self.high = min(numbers), max(numbers)
+        positions = list(map(self.position, values)) or [0.0]
+        self.low, self.high = min(positions), max(positions)
         self.is_log = self.low > 0 and self.high / self.low >= LOG_AXIS_RATIO
-        self.digits = digits
 
     def position(self, value: Value) -> float:
         """Return the number, or the index of the category."""
@@ -116,22 +107,18 @@ class ParameterScale:
         if value is None:
             return MISSING_HEIGHT
         position, low, high = self.position(value), self.low, self.high
-        if self.categories:
-            low, high = 0.0, len(self.categories) - 1.0
         if self.is_log:
-            low, high, position = math.log(low), math.log(high), math.log(position)
+            position, low, high = map(math.log, (position, low, high))
         return (position - low) / (high - low) if high > low else 0.5
 
     def labels(self) -> list[tuple[float, str]]:
         """Return heights and their labels."""
         if self.categories:
             return [(self.height(name), _shorten(name)) for name in self.categories]
-        return [(self.height(v), self.digits.format(v)) for v in sorted({self.low, self.high})]
+        return [(self.height(value), f"{value:.3g}") for value in sorted({self.low, self.high})]
 
 
 def _plot_slice(axes: Axes, trials: Sequence[Trial], name: str, selected: int | None) -> None:
-    step = max(1, math.ceil(len(trials) / MAX_POINTS))
-    trials = [t for i, t in enumerate(trials) if i % step == 0 or t["number"] == selected]
     scale = ParameterScale([t["params"][name] for t in trials])
     points: dict[str, list[tuple[float, float]]] = {"pruned": [], "complete": [], "selected": []}
     for trial in trials:
@@ -145,16 +132,11 @@ def _plot_slice(axes: Axes, trials: Sequence[Trial], name: str, selected: int | 
     svg.plot_points(axes, points["complete"], "o", color=svg.BLUE, ms=3.2, mew=0, alpha=0.75)
     svg.plot_star(axes, points["selected"])
     if scale.categories:
-        is_crowded = sum(map(len, scale.categories)) > 26
         names = [_shorten(c) for c in scale.categories]
-        rotated: Any = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
-        axes.set_xticks(range(len(names)), names, **(rotated if is_crowded else {}))
+        axes.set_xticks(range(len(names)), names, rotation=35, ha="right", rotation_mode="anchor")
         axes.set_xlim(-0.5, len(scale.categories) - 0.5)
     elif scale.is_log:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(numticks=5))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        svg.set_log_x(axes)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=scale.is_integer))
 

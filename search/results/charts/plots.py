@@ -11,25 +11,21 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from search.results.charts import svg
 
-#: Curves of each state; more make the file large and cannot be distinguished.
-MAX_CURVES = 120
-MAX_BARS = 15
 #: Ratio of the largest to the smallest lesion from which on the axis is logarithmic.
 LOG_AXIS_RATIO = 8.0
 
 Trial = Mapping[str, Any]
 
 
-@svg.svg_chart(svg.FULL_WIDTH)
 def history_chart(figure: Figure, trials: Sequence[Trial], selected: int | None) -> str:
     """Plot validation Dice by trial number, and the best value so far.
 
-    A pruned trial is shown at its last reported value, a failed one at the lower edge. Outliers far
-    below the other trials are triangles at the lower edge.
+    A pruned trial is shown at its last reported value. Failed trials, and outliers far below the
+    other trials, are at the lower edge.
     """
     complete, pruned = (
         [(t["number"], t["dice"]) for t in trials if t["state"] == state and t["dice"] is not None]
@@ -47,10 +43,8 @@ def history_chart(figure: Figure, trials: Sequence[Trial], selected: int | None)
         (complete, svg.BLUE, "o", "complete"),
         (pruned, svg.MUTED, "D", "pruned (last reported)"),
     ):
-        within = [(n, v) for n, v in points if v >= lower]
-        below = [(n, lower) for n, v in points if v < lower]
-        svg.plot_points(axes, within, marker, color=colour, ms=3, mew=0, label=label)
-        svg.plot_points(axes, below, "v", color=colour, ms=4, mew=0, clip_on=False)
+        raised = [(number, max(dice, lower)) for number, dice in points]
+        svg.plot_points(axes, raised, marker, color=colour, ms=3, mew=0, clip_on=False, label=label)
     edge = [(n, lower) for n in failed]
     svg.plot_points(axes, edge, "x", color=svg.PURPLE, ms=4, clip_on=False, label="failed")
     svg.plot_star(axes, [(n, v) for n, v in complete if n == selected], "selected")
@@ -66,7 +60,6 @@ def history_chart(figure: Figure, trials: Sequence[Trial], selected: int | None)
     return f"{alt}The best is trial {number} with {value:.4f}."
 
 
-@svg.svg_chart(svg.FULL_WIDTH)
 def curves_chart(figure: Figure, trials: Sequence[Trial], selected: int | None) -> str:
     """Plot validation Dice by epoch, one curve for each trial."""
     curves: dict[str, list[svg.Points]] = {"complete": [], "pruned": [], "failed": []}
@@ -83,26 +76,20 @@ def curves_chart(figure: Figure, trials: Sequence[Trial], selected: int | None) 
         ("pruned", svg.MUTED, "--", "D"),
         ("failed", svg.PURPLE, ":", "x"),
     ):
-        step = max(1, math.ceil(len(curves[state]) / MAX_CURVES))
-        for i, points in enumerate(curves[state][::step]):
+        for i, points in enumerate(curves[state]):
             svg.plot_points(
                 axes, points, line, color=colour, alpha=0.5, lw=0.8, ms=3, mew=0.8,
-                marker=marker or ("o" if len(points) == 1 else ""), markevery=[-1],
-                label="" if i else state,
+                marker=marker, markevery=[-1], label="" if i else state,
             )  # fmt: skip
-    marker = "o" if len(selected_curve) == 1 else ""
-    svg.plot_points(axes, selected_curve, marker=marker, ms=4, color=svg.VERMILION, lw=2,
-                    label="selected")  # fmt: skip
+    svg.plot_points(axes, selected_curve, color=svg.VERMILION, lw=2, label="selected")
     svg.add_legend(axes, columns=4)
     counts = ", ".join(f"{len(each)} {state}" for state, each in curves.items() if each) or "none"
     return f"Validation Dice by epoch: the selected trial's curve; of the other trials {counts}."
 
 
-@svg.svg_chart(svg.FULL_WIDTH)
 def retraining_chart(figure: Figure, epochs: Sequence[Mapping[str, float]], kept_epoch: int) -> str:
     """Plot losses and validation Dice of a training. kept_epoch: the epoch of its weights."""
     dice = {row["epoch"]: row["dice"] for row in epochs}
-    marker = "o" if len(epochs) == 1 else ""
     losses = svg.add_axes(figure, "epoch", "loss", 1, 2, 1)
     scores = svg.add_axes(figure, "epoch", "validation Dice", 1, 2, 2)
     for axes, key, colour, label in (
@@ -111,7 +98,7 @@ def retraining_chart(figure: Figure, epochs: Sequence[Mapping[str, float]], kept
         (scores, "dice", svg.BLUE, "validation"),
     ):
         points = [(row["epoch"], row[key]) for row in epochs]
-        svg.plot_points(axes, points, marker=marker, ms=4, color=colour, label=label)
+        svg.plot_points(axes, points, color=colour, label=label)
     svg.plot_star(scores, [(kept_epoch, dice[kept_epoch])], f"epoch {kept_epoch}")
     svg.add_legend(losses, columns=2)
     svg.add_legend(scores, columns=2)
@@ -121,25 +108,6 @@ def retraining_chart(figure: Figure, epochs: Sequence[Mapping[str, float]], kept
     )
 
 
-@svg.svg_chart(svg.FULL_WIDTH)
-def importance_chart(figure: Figure, shares: Mapping[str, float]) -> str:
-    """Plot a bar for each parameter, in the given order; at most MAX_BARS."""
-    names, values = zip(*list(shares.items())[:MAX_BARS], strict=True)
-    figure.set_figheight(0.55 + 0.21 * len(names))
-    axes = svg.add_axes(figure, "share of the importance", "")
-    axes.grid(visible=False)
-    bars = axes.barh(range(len(names)), values, height=0.62, color=svg.BLUE)
-    axes.bar_label(bars, fmt="%.2f", padding=3, color=svg.INK, fontsize=7)
-    axes.set_yticks(range(len(names)), names)
-    axes.tick_params(axis="y", length=0, labelcolor=svg.INK)
-    axes.spines["left"].set_visible(False)
-    axes.set_xlim(0, 1.12 * max(values))
-    axes.invert_yaxis()
-    pairs = ", ".join(f"{name} {share:.2f}" for name, share in zip(names, values, strict=True))
-    return f"Shares: {pairs}."
-
-
-@svg.svg_chart(svg.HALF_WIDTH)
 def dice_chart(figure: Figure, dice: Sequence[float]) -> str:
     """Plot a histogram of the Dice of the test images."""
     low = min(math.floor(min(dice) * 20) / 20, 0.95)
@@ -156,7 +124,6 @@ def dice_chart(figure: Figure, dice: Sequence[float]) -> str:
     )
 
 
-@svg.svg_chart(svg.HALF_WIDTH)
 def recall_chart(
     figure: Figure, curves: Mapping[str, Sequence[float]], average_precision: float
 ) -> str:
@@ -174,7 +141,6 @@ def recall_chart(
     )
 
 
-@svg.svg_chart(svg.HALF_WIDTH)
 def calibration_chart(
     figure: Figure, curves: Mapping[str, Sequence[float | None]], error: float
 ) -> str:
@@ -194,7 +160,6 @@ def calibration_chart(
     return f"Share of lesion over predicted probability in {len(bins)} bins: error {error:.4f}."
 
 
-@svg.svg_chart(svg.HALF_WIDTH)
 def size_chart(figure: Figure, shares: Sequence[float], dice: Sequence[float]) -> str:
     """Plot the Dice of the test images by the lesion's share of the image, in (0, 1]."""
     points = [(100 * share, d) for share, d in zip(shares, dice, strict=True) if share > 0]
@@ -202,11 +167,8 @@ def size_chart(figure: Figure, shares: Sequence[float], dice: Sequence[float]) -
     axes = svg.add_axes(figure, "lesion's share of the image, percent", "Dice of the image")
     svg.plot_points(axes, points, "o", color=svg.BLUE, ms=2.8, mew=0, alpha=0.6)
     if points and max(sizes) >= LOG_AXIS_RATIO * min(sizes):
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter(NullFormatter())
-    lowest = min((d for _, d in points), default=0.0)
-    axes.set_ylim(min(0.95, math.floor(lowest * 20) / 20), 1.01)
+        svg.set_log_x(axes)
+    axes.set_ylim(top=1.01)
     empty = len(shares) - len(points)
     excluded = f"; {empty} without lesion are not shown" if empty else ""
     return f"Dice over lesion size of {len(points)} test images{excluded}."

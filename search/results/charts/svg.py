@@ -10,15 +10,15 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Sequence
-from functools import wraps
-from typing import Any, Concatenate, ParamSpec
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup, escape
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 INK, MUTED, RULE = "#1c2127", "#5b6570", "#d9dee3"
 BLUE, GREEN, VERMILION, PURPLE = "#0072b2", "#009e73", "#d55e00", "#cc79a7"
@@ -49,34 +49,22 @@ _STYLE: dict[Any, Any] = {
 }
 
 Points = Sequence[tuple[float, float]]
-Args = ParamSpec("Args")
 
 
-def svg_chart(
-    size: tuple[float, float],
-) -> Callable[[Callable[Concatenate[Figure, Args], str]], Callable[Args, Markup]]:
-    """Decorate a function that draws in a figure and returns the chart's alternative text.
+def render_chart(draw: Callable[[Figure], str], *, wide: bool) -> Markup:
+    """Return a chart as SVG for a page.
 
-    The decorated function returns the chart as SVG for a page. size: width and height in inches.
+    draw: draws in a figure and returns the chart's alternative text. wide: whether the chart is as
+    wide as the page.
     """
-
-    def decorate(draw: Callable[Concatenate[Figure, Args], str]) -> Callable[Args, Markup]:
-        @wraps(draw)
-        def render(*args: Args.args, **options: Args.kwargs) -> Markup:
-            buffer = io.StringIO()
-            with mpl.rc_context():
-                mpl.rcdefaults()  # the user's matplotlibrc has no effect
-                # The seed of the ids in the SVG: they differ between the charts of a page.
-                salt = draw.__name__.removesuffix("_chart")
-                mpl.rcParams.update({**_STYLE, "svg.hashsalt": salt})
-                figure = Figure(figsize=size, layout="constrained")
-                alt = draw(figure, *args, **options)
-                figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-            return _inline(buffer.getvalue(), alt)
-
-        return render
-
-    return decorate
+    buffer = io.StringIO()
+    with style.context(_STYLE, after_reset=True):  # the user's matplotlibrc has no effect
+        figure = Figure(figsize=FULL_WIDTH if wide else HALF_WIDTH, layout="constrained")
+        alt = draw(figure)
+        # The seed of the ids in the SVG: they differ between the charts of a page.
+        mpl.rcParams["svg.hashsalt"] = alt
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return _inline(buffer.getvalue(), alt)
 
 
 def add_axes(figure: Figure, x_label: str, y_label: str, *position: int) -> Axes:
@@ -109,6 +97,14 @@ def plot_star(axes: Axes, points: Points, label: str = "") -> None:
     for x, y in points:
         axes.plot(x, y, "*", color=VERMILION, ms=9, mew=0, zorder=5, clip_on=False,
                   label=f"{label}: {y:.4f}" if label else None)  # fmt: skip
+
+
+def set_log_x(axes: Axes) -> None:
+    """Make the x-axis logarithmic, with plain numbers."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(numticks=5))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def lower_limit(values: Sequence[float]) -> float:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from lesionseg.errors import InputError, suggest_name
 from lesionseg.runtime.files import atomic_write
+from search.results.charts.svg import render_chart
 from search.results.documents import render
 from search.results.report.report_facts import report_facts
 from search.results.report.search_sections import report_headline
@@ -24,8 +25,6 @@ from search.results.report.sections import report_sections
 __all__ = ["FORMATS", "parse_formats", "write_report", "write_reports"]
 
 FORMATS = ("html", "md", "json")
-#: Longest side of an overlay in the page, in pixels.
-OVERLAY_SIDE_PX = 480
 
 
 def write_report(folder: Path, *, storage: str | None = None) -> Path:
@@ -52,6 +51,7 @@ def write_reports(
         "facts": facts,
         "headline": report_headline(facts),
         "sections": report_sections(facts),
+        "render_chart": render_chart,
         "embed": lambda file: _embed_picture(folder / "final" / "overlays" / file),
     }
     renderers = {
@@ -69,14 +69,12 @@ def parse_formats(text: str) -> list[str]:
     """Return the formats in a text such as ``html,md,json``, without repetitions.
 
     Raises:
-        InputError: a format is unknown, or there is none.
+        InputError: a format is unknown.
     """
-    formats = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    formats = list(dict.fromkeys(part.strip() for part in text.split(",")))
     for each in formats:
         if each not in FORMATS:
             raise InputError(f"--format: unknown format {each!r} ({suggest_name(each, FORMATS)})")
-    if not formats:
-        raise InputError(f"--format: must name one of {', '.join(FORMATS)}, got {text!r}")
     return formats
 
 
@@ -85,7 +83,6 @@ def _embed_picture(path: Path) -> str | None:
     stream = io.BytesIO()
     try:
         with Image.open(path) as picture:
-            picture.thumbnail((OVERLAY_SIDE_PX, OVERLAY_SIDE_PX))
             # A JPEG has a fifth of a PNG's size. Subsampling would blur thin outlines' colours.
             picture.convert("RGB").save(stream, "JPEG", quality=88, subsampling=0)
     except OSError:

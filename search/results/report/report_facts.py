@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import json
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial
 
 from lesionseg.data.pairs import SPLITS
 from lesionseg.errors import InputError
-from search.results.baseline_table import BaselineResult, TestResult, compare_baselines
+from search.results.baseline_table import BaselineResult, compare_baselines, read_results
 from search.results.evaluation import read_csv
 from search.results.final_test import REPRODUCTION_TOLERANCE
 from search.results.formatting import format_inference, metric_scores
@@ -92,7 +92,8 @@ def report_facts(
             "spec": spec,
         },
     }
-    finite: dict[str, Any] = _replace_nan(facts)
+    # JSON has neither NaN nor infinity.
+    finite: dict[str, Any] = json.loads(json.dumps(facts), parse_constant=lambda _: None)
     return finite
 
 
@@ -111,17 +112,15 @@ def _final_test(folder: Path, final: Mapping[str, Any], *, on_train_val: bool) -
         overlays.append({"kind": kind, "file": file, "name": name, "dice": dice.get(name)})
     rows = read_csv(folder / "final" / "history.csv")
     epochs = [{key: float(value) for key, value in row.items()} for row in rows]
-    kept = None
-    if epochs:  # the weights are those of the first epoch with the best Dice, or of the last epoch
-        best = epochs[-1] if on_train_val else max(epochs, key=lambda row: row["dice"])
-        kept = int(best["epoch"])
+    # The weights are those of the first epoch with the best Dice, or of the last epoch.
+    kept = epochs[-1] if on_train_val else max(epochs, key=lambda row: row["dice"])
     return {
         "scores": [asdict(score) for score in metric_scores(final["test"], final["ci95"])],
         "inference": format_inference(final["inference"]),
         "images": images,
         "overlays": overlays,
         "retraining": epochs,
-        "kept_epoch": kept,
+        "kept_epoch": int(kept["epoch"]),
     }
 
 
@@ -134,17 +133,13 @@ def _comparison(
     reference minus that of the baseline. images: of the final test; empty without a test.
     """
     place = against or folder
-    results = {
-        int(path.parent.name): TestResult.read(path.parent)
-        for path in sorted(place.glob("results/*/result.json"))
-        if path.parent.name.isdecimal()
-    }
-    if not results and against:
+    results = read_results(place)
+    if not results:
+        if not against:
+            return None
         raise InputError(
             f"--against: {against}: contains no test results; give the folder of a `baselines run`"
         )
-    if not results:
-        return None
     groups = {row["name"]: row["group"] for row in next(iter(results.values())).images}
     reference = {image["name"]: image["dice"] for image in images} or None
     if reference and reference.keys() != groups.keys():
@@ -155,8 +150,6 @@ def _comparison(
     study = load_study(place, storage=storage if place == folder else None)
     compared = compare_baselines(results, trial_records.all_trials(study), reference)
     tested = [result for result in compared if result.is_tested]
-    if not tested:
-        return None
     return {
         "reference": None if reference else tested[0].baseline,
         "images": len(groups),
@@ -195,14 +188,3 @@ def _workers(trials: Sequence[FrozenTrial]) -> dict[str, Any]:
             for values, n in sorted(counts.items())
         ],
     }
-
-
-def _replace_nan(value: Any) -> Any:
-    """Replace NaN and infinity by None, because JSON has neither."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _replace_nan(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_replace_nan(each) for each in value]
-    return value

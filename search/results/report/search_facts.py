@@ -19,36 +19,31 @@ from search.study.importance import compute_importances
 LEADERS = 10
 
 
-def search_facts(trials: Sequence[FrozenTrial], now: float | None = None) -> dict[str, Any]:
-    """Return the section ``search`` of report.json (docs/report.md).
-
-    now: seconds since 1970, the end of trials that are running.
-    """
+def search_facts(trials: Sequence[FrozenTrial]) -> dict[str, Any]:
+    """Return the section ``search`` of report.json (docs/report.md)."""
     ranking = trial_records.rank_trials(trials)
     shares, note = compute_importances(trials)
     best = ranking[0] if ranking else None
     return {
         "counts": dict(trial_records.count_by_state(trials)),
         "finished": trial_records.count_finished(trials),
-        "hours": training_time.hours_spent(trials, now),
-        "gpu_hours": training_time.gpu_hours_spent(trials, now),
+        "hours": training_time.hours_spent(trials),
+        "gpu_hours": training_time.gpu_hours_spent(trials),
         "best": best and {"number": best.number, "dice": best.value},
         "complete": len(ranking),
         "leaderboard": [
             {key: row[key] for key in ("number", "dice", "model_params", "epochs", "seconds")}
             | {"options": {name: config[name] for name in DEFAULT_COMPONENTS}}
-            for row, config in (
-                (_trial(t, None), trial_records.config_of(t)) for t in ranking[:LEADERS]
-            )
+            for row, config in ((_trial(t), trial_records.config_of(t)) for t in ranking[:LEADERS])
         ],
         "reasons": _reasons(trials),
-        "time": _time_by_state(trials, now),
+        "time": _time_by_state(trials),
         "pruning": estimate_pruning_savings(trials),
         "importances": shares,
         "importance_note": note,
         "varied_params": varied_params(trials, shares),
         "baselines": _baselines(trials, best),
-        "trials": [_trial(t, now) for t in trials],
+        "trials": [_trial(t) for t in trials],
     }
 
 
@@ -86,7 +81,7 @@ def varied_params(trials: Sequence[FrozenTrial], shares: dict[str, float]) -> li
     return sorted(varied, key=lambda name: (-shares.get(name, -1.0), -len(values[name]), name))
 
 
-def _trial(trial: FrozenTrial, now: float | None) -> dict[str, Any]:
+def _trial(trial: FrozenTrial) -> dict[str, Any]:
     attrs = trial.user_attrs
     folds = trial_records.folds_of(trial)
     return {
@@ -100,7 +95,7 @@ def _trial(trial: FrozenTrial, now: float | None) -> dict[str, Any]:
         "epochs": attrs.get("epochs"),
         "best_epoch": attrs.get("best_epoch"),
         "seconds": attrs.get("seconds"),
-        "worker_seconds": training_time.seconds_of(trial, now),
+        "worker_seconds": training_time.seconds_of(trial),
         "curve": [[epoch, value] for epoch, value in trial_records.dice_by_epoch(trial).items()],
         **({"folds": folds} if folds else {}),
     }
@@ -138,11 +133,11 @@ def _reasons(trials: Iterable[FrozenTrial]) -> list[dict[str, Any]]:
     ]
 
 
-def _time_by_state(trials: Sequence[FrozenTrial], now: float | None) -> list[dict[str, Any]]:
+def _time_by_state(trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
     """Return the worker time of each state, data loading and start included."""
     rows = []
     for state in State:
-        times = [training_time.seconds_of(t, now) for t in trials if state_of(t) == state]
+        times = [training_time.seconds_of(t) for t in trials if state_of(t) == state]
         seconds = [s for s in times if s is not None]
         if seconds:
             rows.append({"state": state, "trials": len(times), "seconds": sum(seconds)})

@@ -15,8 +15,8 @@ from search.results.formatting import (
     format_duration,
     format_interval,
     format_number,
-    format_params,
 )
+from search.spec.formatting import format_component
 
 Facts = Mapping[str, Any]
 
@@ -33,7 +33,7 @@ def report_headline(facts: Facts) -> dict[str, Any]:
         value = format_number(best["dice"])
         caption = "validation Dice of the best trial; not tested yet"
     if facts["selected"]:
-        trials = format_count(search["finished"], "trial", "trials")
+        trials = format_count(search["finished"], "trial")
         sentence = (
             f"Trial {facts['selected']['trial']} was selected by validation Dice from {trials}"
         )
@@ -48,7 +48,7 @@ def report_headline(facts: Facts) -> dict[str, Any]:
         on_train_val = facts["reproduction"]["spec"]["final"]["fit_on"] == "train_val"
         sentence += (
             f" It was retrained on the training{' and validation' if on_train_val else ''} images "
-            f"and tested on {format_count(final['test']['n'], 'image', 'images')}."
+            f"and tested on {format_count(final['test']['n'], 'image')}."
         )
     elif best:
         sentence += " The final test has not been run yet."
@@ -130,41 +130,39 @@ def search_sections(facts: Facts) -> Iterator[Section]:
     trials = search["trials"]
     yield Section("trials", "Trials", list(_trials(search, selected)))
     caption = (
-        "Validation Dice of each trial by its number. ★ is the selected trial. ▼ at the lower edge "
-        "is an outlier below it. Closed trials are not shown."
+        "Validation Dice of each trial by its number. ★ is the selected trial. Values below the "
+        "axis are at its lower edge. Closed trials are not shown."
     )
-    chart = partial(plots.history_chart, trials, selected)
+    chart = partial(plots.history_chart, trials=trials, selected=selected)
     yield Section("history", "Optimization history", [Charts([(chart, caption)])])
     folds = facts["data"]["folds"]
     caption = "Validation Dice by epoch" + (
         f", of the first of {len(folds)} folds" if folds else ""
     )
     caption += ". A mark is the end of a pruned or failed trial."
-    curves = partial(plots.curves_chart, trials, selected)
+    curves = partial(plots.curves_chart, trials=trials, selected=selected)
     blocks: list[Block] = [Charts([(curves, caption)])]
-    if test["metrics"] and test["retraining"]:
+    if test["metrics"]:
         caption = "Training of the tested network. ★ is the epoch whose weights were kept."
         if facts["reproduction"]["spec"]["final"]["fit_on"] == "train_val":
             caption += " Its validation images were trained on, so "
             caption += "that curve does not show generalization."
-        chart = partial(plots.retraining_chart, test["retraining"], test["kept_epoch"])
+        chart = partial(
+            plots.retraining_chart, epochs=test["retraining"], kept_epoch=test["kept_epoch"]
+        )
         blocks += [Text("Retraining", "heading"), Charts([(chart, caption)])]
     yield Section("curves", "Learning curves", blocks)
-    shares = search["importances"]
-    rows = [[name, f"{share:.2f}"] for name, share in shares.items()]
-    blocks = [Table("importance-shares", ("Parameter", "Importance>"), rows)]
-    if shares:
-        caption = "Share of each parameter in the importance."
-        blocks.append(Charts([(partial(plots.importance_chart, shares), caption)]))
-    blocks.append(Text(search["importance_note"]))
-    yield Section("importances", "Parameter importances", blocks)
+    rows = [[name, f"{share:.2f}"] for name, share in search["importances"].items()]
+    table = Table("importance-shares", ("Parameter", "Share of the importance>"), rows)
+    note = Text(search["importance_note"])
+    yield Section("importances", "Parameter importances", [table, note])
     yield Section("slices", "Dice by parameter", list(_parameters(search, selected)))
 
 
 def _trials(search: Facts, selected: int | None) -> Iterator[Block]:
     leaders, budget = search["leaderboard"], search["budget"]["trials"]
     numbers = [row["number"] for row in leaders]
-    complete = format_count(search["complete"], "complete trial", "complete trials")
+    complete = format_count(search["complete"], "complete trial")
     if not leaders:
         yield Text("There is no complete trial, so there is no leaderboard.")
     yield Table(
@@ -173,7 +171,7 @@ def _trials(search: Facts, selected: int | None) -> Iterator[Block]:
          "Seconds>"),
         [
             [str(row["number"]), format_number(row["dice"]),
-             *(_option_cell(component, row) for component in DEFAULT_COMPONENTS),
+             *(_option_cell(family, row["options"][family]) for family in DEFAULT_COMPONENTS),
              f"{row['model_params'] / 1e6:.2f} M", format_number(row["epochs"], ",.0f"),
              format_number(row["seconds"], ",.0f")]
             for row in leaders
@@ -197,7 +195,7 @@ def _trials(search: Facts, selected: int | None) -> Iterator[Block]:
         "Worker time includes starting and loading data; the times of several workers are added.",
     )  # fmt: skip
     yield Text(
-        f"{search['finished']} of {format_count(budget, 'trial', 'trials')} in the budget are "
+        f"{search['finished']} of {format_count(budget, 'trial')} in the budget are "
         "finished. Pruned: stopped early as unpromising. Closed: without a result and without cost "
         "to the budget, because the configuration had been tried, a constraint excludes it, or the "
         "training was interrupted and requeued."
@@ -225,7 +223,7 @@ def _trials(search: Facts, selected: int | None) -> Iterator[Block]:
 
 
 def _describe_pruning(pruning: Facts) -> str:
-    text = f"Pruning stopped {format_count(pruning['trials'], 'trial', 'trials')} early"
+    text = f"Pruning stopped {format_count(pruning['trials'], 'trial')} early"
     saved, spent = pruning["seconds_saved"], pruning["seconds_spent"]
     if saved is None or not pruning["timed"]:
         return (
@@ -251,17 +249,18 @@ def _parameters(search: Facts, selected: int | None) -> Iterator[Block]:
         f"Validation Dice by parameter{important}: ● complete, ◆ pruned (last reported value), "
         "★ the selected trial. Values below the axis are not shown."
     )
-    yield Charts([(partial(parameters.slices_chart, trials, names, selected), caption)])
+    values = {"trials": trials, "names": names, "selected": selected}
+    yield Charts([(partial(parameters.slices_chart, **values), caption)])
     if search["complete"] > 1:
         caption = (
             "One line for each complete trial, through its parameters to its Dice. A line passes "
             "below an axis if the trial does not have that parameter."
         )
         yield Text("Parallel coordinates", "heading")
-        yield Charts([(partial(parameters.parallel_chart, trials, names, selected), caption)])
+        yield Charts([(partial(parameters.parallel_chart, **values), caption)])
 
 
-def _option_cell(component: str, row: Facts) -> tuple[str, str]:
-    """Return the option of a component and its parameters."""
-    option, params = next(iter(row["options"][component].items()))
-    return option, format_params(component, option, params)
+def _option_cell(family: str, component: Facts) -> tuple[str, str]:
+    """Return the name of a component and its parameters."""
+    name, _, params = format_component(family, component).removesuffix(")").partition("(")
+    return name, params.replace("=", " ")  # so that a browser can break the line

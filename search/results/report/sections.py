@@ -60,7 +60,7 @@ def _scores(test: Facts) -> Iterator[Block]:
             for score in (MetricScore(**row) for row in test["scores"])
         ],
         f"{_count_images(counts['n'], counts['groups'])}; "
-        f"{format_count(test['test_evaluations'], 'test evaluation', 'test evaluations')}.",
+        f"{format_count(test['test_evaluations'], 'test evaluation')}.",
         wide=True,
     )
     yield Text(
@@ -76,41 +76,35 @@ def _scores(test: Facts) -> Iterator[Block]:
 
 def _errors(test: Facts) -> Iterator[Block]:
     final = test["metrics"]
-    rows = (("True lesion", "tp", "fn"), ("True skin", "fp", "tn"))
+    tp, fp, fn, tn = (f"{final['confusion'][key]:.2%}" for key in ("tp", "fp", "fn", "tn"))
     yield Table(
         "confusion",
         ("", "Predicted lesion>", "Predicted skin>"),
-        [[name, *_confusion_cells(final["confusion"], *keys)] for name, *keys in rows],
-        "Confusion matrix: shares of an image's pixels, averaged over the test images. The "
-        "percentage of the row is not the mean recall or specificity of the images.",
+        [["True lesion", tp, fn], ["True skin", fp, tn]],
+        "Confusion matrix: shares of an image's pixels, averaged over the test images.",
     )
     curves, scores = final["curves"], final["test"]
     precision, error = scores["average_precision"], scores["calibration_error"]
+    dice = [image["dice"] for image in test["images"]]
+    shares = [image["lesion_share"] for image in test["images"]]
     charts = [
+        (partial(plots.dice_chart, dice=dice), "Dice of each test image."),
         (
-            partial(plots.recall_chart, curves, precision),
+            partial(plots.recall_chart, curves=curves, average_precision=precision),
             "Precision and recall of pixels at every threshold; each image has the same weight. "
             f"Average precision {format_number(precision)}.",
         ),
         (
-            partial(plots.calibration_chart, curves, error),
+            partial(plots.calibration_chart, curves=curves, error=error),
             "Share of lesion among the pixels with a predicted probability; the area of a dot "
             f"grows with the number of pixels. Calibration error {format_number(error)}.",
         ),
+        (
+            partial(plots.size_chart, shares=shares, dice=dice),
+            "Dice of each test image and the size of its lesion.",
+        ),
     ]
-    if images := test["images"]:
-        dice = [image["dice"] for image in images]
-        sizes = partial(plots.size_chart, [image["lesion_share"] for image in images], dice)
-        charts.insert(0, (partial(plots.dice_chart, dice), "Dice of each test image."))
-        charts.append((sizes, "Dice of each test image and the size of its lesion."))
     yield Charts(charts)
-
-
-def _confusion_cells(shares: Mapping[str, float], *keys: str) -> Iterator[Cell]:
-    total = sum(shares[key] for key in keys)
-    for key in keys:
-        of_row = shares[key] / total if total else 0.0
-        yield f"{shares[key]:.2%}", f"{of_row:.1%} of the row"
 
 
 def _comparison(facts: Facts) -> Iterator[Block]:
@@ -124,13 +118,10 @@ def _comparison(facts: Facts) -> Iterator[Block]:
         dice, millions = format_number(final["test"]["dice"]), f"{final['params'] / 1e6:.2f} M"
         rows.append(["this study", dice, interval, *[MISSING] * 4, millions])
     for row in comparison["rows"]:
-        low, high = (
-            format_number(row[key], "+.4f") for key in ("difference_low", "difference_high")
-        )
         rows.append(
             [row["baseline"], format_number(row["dice"]), format_interval(row["low"], row["high"]),
              format_number(row["difference"], "+.4f"),
-             MISSING if row["difference"] is None else f"{low} to {high}",
+             format_interval(row["difference_low"], row["difference_high"], "+.4f"),
              format_p_value(row["p"]), format_p_value(row["p_holm"]),
              f"{row['model_params'] / 1e6:.2f} M"]
         )  # fmt: skip
@@ -156,7 +147,7 @@ def _comparison(facts: Facts) -> Iterator[Block]:
 
 def _count_images(images: int, groups: int) -> str:
     patients = format_count(groups, "patient or lesion", "patients or lesions")
-    return f"{format_count(images, 'test image', 'test images')} of {patients}"
+    return f"{format_count(images, 'test image')} of {patients}"
 
 
 def _data(data: Facts) -> Iterator[Block]:
@@ -172,11 +163,11 @@ def _data(data: Facts) -> Iterator[Block]:
         [
             [split, f"{row['images']:,}", f"{row['groups']:,}",
              format_number(row["area"]["median"], ".1%"),
-             " to ".join(format_number(row["area"][key], ".1%") for key in ("p5", "p95")),
+             format_interval(row["area"]["p5"], row["area"]["p95"], ".1%"),
              str(row["empty"]), str(row["full"])]
             for split, row in summary["parts"].items()
         ],
-        f"{format_count(summary['pairs'], 'pair', 'pairs')} of image and mask, layout "
+        f"{format_count(summary['pairs'], 'pair')} of image and mask, layout "
         f"{data['layout']}; {summary['used']:,} of them used. Lesion area: the mask's share of the "
         f"image.",
     )  # fmt: skip
@@ -197,44 +188,32 @@ def _data(data: Facts) -> Iterator[Block]:
         ],
         "Images by data set",
     )
-    duplicates = summary["duplicates"]
     yield Text(f"Patients or lesions in more than one split: {summary['groups_in_several_parts']}.")
-    if duplicates is None:
-        yield Text("Exact duplicates were not searched for.")
-    else:
-        yield Text(
-            "Images under several names with identical pixels at the training's size: "
-            f"{duplicates['sets']}; in more than one split: {duplicates['leaks']}. "
-            + _list_names(duplicates["names"])
-        )
-    if audit:
-        yield Text(
-            "Duplicates including resized, recompressed, rotated or cropped ones: "
-            f"{audit['duplicates']}; in more than one split: {audit['leaks']}. "
-            + _list_names(audit["names"])
-            + (f" Excluded duplicates: {audit['excluded']}." if audit["excluded"] else "")
-        )
+    exact = "Images under several names with identical pixels at the training's size"
+    near = "Duplicates including resized, recompressed, rotated or cropped ones"
+    searches = [(exact, summary["duplicates"], "sets"), (near, audit, "duplicates")]
+    for title, found, key in searches:
+        if found:
+            names = "; ".join(map(" = ".join, found["names"][:5]))
+            leaks = f"in more than one split: {found['leaks']}"
+            yield Text(f"{title}: {found[key]}; {leaks}. {names}")
+    if audit and audit["excluded"]:
+        yield Text(f"Excluded duplicates: {audit['excluded']}.")
     yield Text(f"Masks that were not binary, thresholded at 128: {summary['thresholded']}.")
-    if sizes := summary["sizes"]:
-        side, kinds = data["image_size"], format_count(sizes["kinds"], "image size", "image sizes")
-        most = ", ".join(
-            f"{size['width']} \N{MULTIPLICATION SIGN} {size['height']} ({size['images']:,})"
-            for size in sizes["most"][:3]
-        )
-        often = ", most often" if sizes["kinds"] > 1 else ":"
-        yield Text(
-            f"{kinds}{often} {most}; the network's input is {side} \N{MULTIPLICATION SIGN} {side}."
-        )
-    if (duplicates and duplicates["leaks"]) or (audit and audit["leaks"]):
+    side, kinds = data["image_size"], format_count(summary["sizes"]["kinds"], "image size")
+    most = ", ".join(
+        f"{size['width']} \N{MULTIPLICATION SIGN} {size['height']} ({size['images']:,})"
+        for size in summary["sizes"]["most"][:3]
+    )
+    yield Text(
+        f"{kinds}, most often {most}; the network's input is {side} \N{MULTIPLICATION SIGN} {side}."
+    )
+    if any(found and found["leaks"] for _, found, _ in searches):
         yield Text(
             "Some images are in several splits. Training and test images overlap, so the test "
             "scores can be optimistic.",
             "warning",
         )
-
-
-def _list_names(names: list[list[str]]) -> str:
-    return "; ".join(" = ".join(each) for each in names[:5])
 
 
 def _reproduction(facts: Facts) -> Iterator[Block]:
@@ -260,8 +239,8 @@ def _reproduction(facts: Facts) -> Iterator[Block]:
     rows.append(["Seed of the study", str(environment["seed"])])
     for row in environment["searched_on"]:
         share = f" x {row['share']:.2g}" if row["share"] < 1 else ""
-        threads = format_count(row["threads"], "thread", "threads")
-        trials = format_count(row["trials"], "trial", "trials")
+        threads = format_count(row["threads"], "thread")
+        trials = format_count(row["trials"], "trial")
         rows.append(["Searched on", f"{row['device']}{share}, {threads}: {trials}"])
     if environment["tested_on"]:
         rows.append(["Retrained and tested on", environment["tested_on"]])

@@ -2,62 +2,26 @@
 
 from __future__ import annotations
 
+import math
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 from search.errors import JobFailed
 from search.study.location import StudyLocation
-from search.trial_process.slot import StopEvent
 
 
-@dataclass
+@dataclass(frozen=True)
 class RestartPolicy:
-    """Exponential back-off for one worker.
-
-    Pauses double from ``first_pause_s`` to ``longest_pause_s``. A worker that ran for
-    ``steady_s``, or a trial that finished since the previous failure, resets the count.
-    """
+    """Exponential back-off of one worker; one that ran for ``steady_s`` begins anew."""
 
     max_failures: int = 10
     first_pause_s: float = 1.0
     longest_pause_s: float = 60.0
-    steady_s: float = 300.0
-    clock: Callable[[], float] = time.monotonic
-    failures: int = field(default=0, init=False)
-    _started_at: float | None = field(default=None, init=False)
-    _due_at: float = field(default=0.0, init=False)
-    _finished_trials: int | None = field(default=None, init=False)
-
-    @property
-    def is_exhausted(self) -> bool:
-        """Whether the worker failed so often in a row that it is given up."""
-        return self.failures >= self.max_failures
-
-    def is_due(self) -> bool:
-        """Return whether the worker may be started now."""
-        return not self.is_exhausted and self.clock() >= self._due_at
-
-    def record_start(self) -> None:
-        self._started_at = self.clock()
-
-    def record_failure(self, finished_trials: int) -> str:
-        """Count a failure; return what happens next, for a message.
-
-        finished_trials: of the whole study.
-        """
-        now = self.clock()
-        was_steady = self._started_at is not None and now - self._started_at >= self.steady_s
-        progressed = self._finished_trials is not None and finished_trials > self._finished_trials
-        self.failures = 1 if was_steady or progressed else self.failures + 1
-        self._finished_trials, self._started_at = finished_trials, None
-        if self.is_exhausted:
-            return f"given up after {self.failures} failures in a row"
-        pause = min(self.longest_pause_s, self.first_pause_s * 2.0 ** (self.failures - 1))
-        self._due_at = now + pause
-        return f"restarts in {pause:g} s"
+    steady_s: float = 120.0  # longer than the start of a worker that waits for its database
 
 
 @dataclass(frozen=True)
@@ -65,43 +29,57 @@ class LaunchContext:
     """A study to run workers for, and callbacks.
 
     Attributes:
-        is_done: whether the study needs no worker.
-        count_finished: number of the study's finished trials.
-        on_poll: called several times per minute.
+        is_done: whether the study needs no worker; called several times per minute.
         on_event: called with one line about a worker.
-        restart_policy: settings that are copied for each worker.
     """
 
     location: StudyLocation
-    stop_event: StopEvent
+    stop_event: threading.Event
     is_done: Callable[[], bool] = lambda: False
-    count_finished: Callable[[], int] = lambda: 0
-    on_poll: Callable[[], None] = lambda: None
     on_event: Callable[[str], None] = lambda message: None
-    restart_policy: RestartPolicy = field(default_factory=RestartPolicy)
+    restart_policy: RestartPolicy = RestartPolicy()
 
     def must_stop(self) -> bool:
         """Return whether all workers must end."""
-        self.on_poll()
         return self.stop_event.is_set() or self.is_done()
 
 
 class ManagedWorker:
-    """A worker that is started again after a failure. handle: its process, actor or job."""
+    """A worker that is started again after a failure.
+
+    handle: its process, actor or job. failures: in a row.
+    """
 
     def __init__(self, name: str, context: LaunchContext, handle: Any = None) -> None:
         self.name, self.context, self.handle = name, context, handle
-        self.policy = replace(context.restart_policy)
-        self.is_done = False
+        self.is_done, self.failures = False, 0
+        self._started_at, self._due_at = math.inf, 0.0
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether the worker failed too often in a row."""
+        return self.failures >= self.context.restart_policy.max_failures
 
     def is_due(self) -> bool:
         """Return whether the worker must be started now."""
-        return self.handle is None and not self.is_done and self.policy.is_due()
+        is_ended = self.is_done or self.is_given_up
+        return self.handle is None and not is_ended and time.monotonic() >= self._due_at
+
+    def record_start(self) -> None:
+        """Record that the worker runs; only the first call since its last failure counts."""
+        self._started_at = min(self._started_at, time.monotonic())
 
     def record_failure(self, cause: str) -> None:
         """Report that the worker has no process any more, and when it starts again."""
-        self.handle = None
-        action = self.policy.record_failure(self.context.count_finished())
+        policy, now = self.context.restart_policy, time.monotonic()
+        was_steady = now - self._started_at >= policy.steady_s
+        self.failures = 1 if was_steady else self.failures + 1
+        self.handle, self._started_at = None, math.inf
+        pause = min(policy.longest_pause_s, policy.first_pause_s * 2.0 ** (self.failures - 1))
+        self._due_at = now + pause
+        action = f"restarts in {pause:g} s"
+        if self.is_given_up:
+            action = f"given up after {self.failures} failures in a row"
         self.context.on_event(f"{cause}; {action}")
 
 
@@ -129,7 +107,8 @@ class Launcher(ABC):
             self.supervise()
         finally:
             self.stop()
-        if self.is_given_up() and not self.context.must_stop():
+        is_given_up = bool(self.workers) and all(worker.is_given_up for worker in self.workers)
+        if is_given_up and not self.context.must_stop():
             raise JobFailed(f"every worker was given up; {self.last_failure}")
 
     def supervise(self) -> None:
@@ -145,13 +124,9 @@ class Launcher(ABC):
             elif worker.is_due():
                 self.start(worker)
         return any(
-            worker.handle is not None or not (worker.is_done or worker.policy.is_exhausted)
+            worker.handle is not None or not (worker.is_done or worker.is_given_up)
             for worker in self.workers
         )
-
-    def is_given_up(self) -> bool:
-        """Return whether every worker failed too often."""
-        return bool(self.workers) and all(w.policy.is_exhausted for w in self.workers)
 
     @abstractmethod
     def start(self, worker: Any) -> None:

@@ -81,7 +81,7 @@ class LocalLauncher(Launcher):
                 # Ctrl-C in a terminal must not reach the workers; this process stops them.
                 start_new_session=True,
             )
-        worker.policy.record_start()
+        worker.record_start()
 
     def check(self, worker: LocalWorker) -> None:
         code = worker.handle.poll()

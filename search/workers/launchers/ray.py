@@ -3,7 +3,7 @@
 - Every node needs the same installation of lesionsearch, and the study's folder and the images
   under the same paths. Ray transfers neither code nor data.
 - The cluster is polled every few seconds. A node that joins gets workers; workers of a lost
-  node are started elsewhere once there is room.
+  node are started again, and Ray places them once there is room elsewhere.
 - Actor names and constructor arguments, which Ray shows to everybody, contain nothing of a study.
 
 Importing this module without Ray raises InputError.
@@ -11,20 +11,23 @@ Importing this module without Ray raises InputError.
 
 from __future__ import annotations
 
+import re
+import socket
+import threading
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from lesionseg.data.merge import resolve_roots
+from lesionseg.data.merge import list_roots
 from lesionseg.errors import InputError
 from search.storage.database import redact_password, storage_url
 from search.study.location import StudyLocation
 from search.trial_process.slot import Slot
 from search.workers.launchers.launcher import LaunchContext, Launcher, ManagedWorker
 from search.workers.launchers.ray_cluster import connect, ray
-from search.workers.launchers.ray_node import ActorResult, SealedJob, WorkerActor
-from search.workers.worker_result import STUDY_ENDED, Work
+from search.workers.loop import join_and_run_trials
+from search.workers.worker_result import Work, WorkerResult
 
 #: Seconds that workers have to requeue their trials before they are killed.
 STOP_TIMEOUT_S = 32.0
@@ -36,13 +39,13 @@ def run_on_ray(
     *,
     max_workers: int | None = None,
     address: str | None = None,
-    work: Work | None = None,
+    work: Work = join_and_run_trials,
 ) -> None:
     """Run workers until the study needs none, or until ``stop_event`` is set.
 
     A cuda slot takes its share of a GPU, others only threads; ``auto`` is cuda if the cluster has
     a GPU. Without ``address`` or RAY_ADDRESS the cluster of this machine is used; if there is
-    none, it is started and ended. work: None for ``join_and_run_trials``.
+    none, it is started and ended.
 
     Raises:
         InputError: the cluster cannot be used, or a worker's data or spec is wrong.
@@ -60,10 +63,36 @@ def run_on_ray(
         location = replace(
             location,
             folder=location.folder.absolute(),
-            data=location.data and resolve_roots(location.data, Path.absolute),
+            data=location.data and tuple(root.absolute() for root in list_roots(location.data)),
         )
-        job = SealedJob(ray.cloudpickle.dumps((location, replace(slot, device=device), work)))
-        RayLauncher(context, job, request, max_workers).run()
+        slot = replace(slot, device=device)
+        RayLauncher(context, (location, slot, work), request, max_workers).run()
+
+
+class WorkerActor:
+    """Runs a worker in one of its threads; another one can stop it."""
+
+    def __init__(self) -> None:
+        self.stop_event = threading.Event()
+
+    def locate(self) -> str:
+        """Return the host name."""
+        return socket.gethostname()
+
+    def stop(self) -> None:
+        """Make the worker requeue its trial and end."""
+        self.stop_event.set()
+
+    def run(self, location: StudyLocation, slot: Slot, work: Work) -> WorkerResult | Exception:
+        """Run the worker; return errors, since Ray would show those that are raised."""
+        try:
+            return work(location, slot, self.stop_event)
+        except InputError as error:
+            return InputError(str(error))
+        except Exception as error:
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            text = f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
+            return RuntimeError(text)
 
 
 @dataclass(frozen=True)
@@ -91,13 +120,12 @@ class ResourceRequest:
 
 @dataclass
 class ActorHandle:
-    """An actor and its pending results. host, node: None until the actor has started."""
+    """An actor and its pending results. host: None until the actor has started."""
 
     actor: Any
-    location_ref: Any
+    host_ref: Any
     result_ref: Any
     host: str | None = None
-    node: str | None = None
 
 
 class RayLauncher(Launcher):
@@ -108,7 +136,7 @@ class RayLauncher(Launcher):
     def __init__(
         self,
         context: LaunchContext,
-        job: SealedJob,
+        job: tuple[StudyLocation, Slot, Work],
         request: ResourceRequest,
         max_workers: int | None,
     ) -> None:
@@ -123,111 +151,80 @@ class RayLauncher(Launcher):
         self._has_room = True
 
     def poll(self) -> bool:
-        """Handle workers that ended, and start as many as there is room for."""
-        for worker in self._active():
-            self.check(worker)
+        """Start a worker wherever there is room; those without room wait for it in Ray's queue."""
         room = self.request.count_room()
         if self._has_room and not room:
             self.context.on_event(f"no node has room for a worker ({self.request}); waiting")
         self._has_room = bool(room)
-        self._start_missing(room if self.max_workers is None else min(room, self.max_workers))
-        is_done = bool(self.workers) and all(worker.is_done for worker in self.workers)
-        return not (is_done or self.is_given_up())
+        count = room if self.max_workers is None else self.max_workers
+        # After one is done, only workers whose trials may have been lost are started again.
+        while len(self.workers) < count and not any(worker.is_done for worker in self.workers):
+            self.workers.append(ManagedWorker(str(len(self.workers)), self.context))
+        return super().poll() or not self.workers
 
     def start(self, worker: ManagedWorker) -> None:
         actor = self.actor_class.remote()
-        worker.handle = ActorHandle(actor, actor.locate.remote(), actor.run.remote(self.job))
+        worker.handle = ActorHandle(actor, actor.locate.remote(), actor.run.remote(*self.job))
 
     def stop(self) -> None:
         """Stop all workers; kill those that do not end within STOP_TIMEOUT_S."""
+        active = [worker for worker in self.workers if worker.handle is not None]
         try:
-            started = [w.handle for w in self._active() if self._check_started(w)]
+            started = [worker.handle for worker in active if self._check_started(worker)]
             for handle in started:
                 handle.actor.stop.remote()
             if started:
                 results = [handle.result_ref for handle in started]
                 ray.wait(results, num_returns=len(results), timeout=STOP_TIMEOUT_S)
         finally:
-            for worker in self._active():
-                _release(worker)
+            for worker in active:
+                ray.kill(worker.handle.actor)
 
     def check(self, worker: ManagedWorker) -> None:
-        has_ended = _is_ready(worker.handle.result_ref)
+        handle, has_ended = worker.handle, _is_ready(worker.handle.result_ref)
         self._check_started(worker)
         if not has_ended:
             return
-        handle = worker.handle
-        result, host = _get_result(handle.result_ref), handle.host or "its node"
-        _release(worker)
-        reason = _redact(self.context.location, result.reason)
+        try:
+            result = ray.get(handle.result_ref)
+        except ray.exceptions.ActorDiedError:
+            result = RuntimeError("its process or its node died")
+        except ray.exceptions.RayError as error:
+            result = RuntimeError(f"{type(error).__name__}: {error}")
+        ray.kill(handle.actor)
+        worker.handle = None
+        host = handle.host or "its node"
         name = f"worker {worker.name} on {host}"
-        if result.status == "input_error":
+        if isinstance(result, WorkerResult):
+            worker.is_done = True
+            self.context.on_event(f"{name} ended: {result.reason}, {result.trials} trials")
+            return
+        reason = _redact(self.context.location, str(result))
+        if isinstance(result, InputError):
             raise InputError(reason)
-        if result.status == "missing":
+        if missing := re.search(r"(ModuleNotFound|Import)Error: .*", str(result)):
             raise InputError(
-                f"engine: node {host} lacks what a worker needs ({reason}); "
+                f"engine: {host} lacks what a worker needs ({missing[0]}); "
                 "install the same lesionsearch on every node"
             )
-        is_lost = handle.node is not None and not any(
-            node["Alive"] for node in ray.nodes() if node["NodeID"] == handle.node
-        )
-        if result.status == "ended" and reason in STUDY_ENDED:
-            worker.is_done = True
-            self.context.on_event(f"{name} is done, after {result.trials} trials")
-        elif result.status == "crashed" and is_lost:
-            self.context.on_event(f"worker {worker.name} is lost: its node {host} has gone")
-        elif result.trials:
-            worker.policy.failures = 0
-        else:
-            self.last_failure = f"the last one, on {host}: {reason}"
-            worker.record_failure(f"{name} failed: {reason}")
-
-    def _active(self) -> list[ManagedWorker]:
-        return [worker for worker in self.workers if worker.handle is not None]
-
-    def _start_missing(self, count: int) -> None:
-        """Start workers until ``count`` are active; withdraw those that have no node any more."""
-        active = self._active()
-        waiting = [worker for worker in active if worker.handle.node is None]
-        for worker in waiting[: max(0, len(active) - count)]:
-            _release(worker)
-        # After one is done, only workers whose trials may have been lost are started again.
-        while len(self.workers) < count and not any(worker.is_done for worker in self.workers):
-            self.workers.append(ManagedWorker(str(len(self.workers)), self.context))
-        due = [worker for worker in self.workers if worker.is_due()]
-        for worker in due[: max(0, count - len(active))]:
-            self.start(worker)
+        self.last_failure = f"the last one, on {host}: {reason}"
+        worker.record_failure(f"{name} failed: {reason}")
 
     def _check_started(self, worker: ManagedWorker) -> bool:
         """Return whether the worker's actor has started."""
         handle = worker.handle
-        if handle.node is None and _is_ready(handle.location_ref):
+        if handle.host is None and _is_ready(handle.host_ref):
             try:
-                handle.host, handle.node = ray.get(handle.location_ref)
+                handle.host = ray.get(handle.host_ref)
             except ray.exceptions.RayError:
                 return False  # its result describes the error
-            worker.policy.record_start()
+            worker.record_start()
             self.context.on_event(f"worker {worker.name} started on {handle.host}")
-        return handle.node is not None
-
-
-def _release(worker: ManagedWorker) -> None:
-    ray.kill(worker.handle.actor)
-    worker.handle = None
+        return handle.host is not None
 
 
 def _is_ready(ref: Any) -> bool:
     return bool(ray.wait([ref], timeout=0)[0])
-
-
-def _get_result(ref: Any) -> ActorResult:
-    try:
-        result: ActorResult = ray.get(ref)
-    except ray.exceptions.ActorDiedError:
-        return ActorResult("crashed", "its process was killed or crashed")
-    except ray.exceptions.RayError as error:
-        return ActorResult("crashed", f"{type(error).__name__}: {error}")
-    return result
 
 
 def _redact(location: StudyLocation, text: str) -> str:

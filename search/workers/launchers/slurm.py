@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
-from lesionseg.data.merge import resolve_roots
+from lesionseg.data.merge import list_roots
 from lesionseg.errors import InputError
 from search.storage.database import STORAGE_VARIABLE, storage_from_environment
 from search.study.location import StudyLocation
@@ -99,7 +99,7 @@ def _without_password(
     The second value is whether jobs read the storage's URL from the environment. A URL from
     elsewhere is in a file of mode 0600 meanwhile, which the location names.
     """
-    data = None if location.data is None else resolve_roots(location.data)
+    data = location.data and tuple(root.resolve() for root in list_roots(location.data))
     bare = replace(location, storage=None, folder=location.folder.resolve(), data=data)
     storage, from_environment = location.storage, storage_from_environment()
     if storage is None or storage in {from_environment, os.environ.get(STORAGE_VARIABLE)}:

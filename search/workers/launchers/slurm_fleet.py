@@ -33,7 +33,6 @@ class SlurmFleet(Launcher):
         self.poll_s = 0.2 if is_local else 10.0
         self.jobs: list[Any] = []  # all submitted: one with a result may still be running
         self._states: dict[str, str] | None = None
-        self._running: set[str] = set()
         self.last_failure = f"see {executor.folder}"
 
     def supervise(self) -> None:
@@ -59,9 +58,8 @@ class SlurmFleet(Launcher):
             self._read_result(worker)
         elif states is not None and job.job_id not in states:
             worker.record_failure(f"slurm: job {job.job_id} is gone without a result")
-        elif states and states[job.job_id] == "RUNNING" and job.job_id not in self._running:
-            self._running.add(job.job_id)
-            worker.policy.record_start()
+        elif states and states[job.job_id] == "RUNNING":
+            worker.record_start()
 
     def start(self, worker: ManagedWorker) -> None:
         """Submit a job in place of a lost one."""

@@ -4,42 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import subprocess
+import threading
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 from lesionseg.errors import InputError
+from search.signals import SignalHandler
 from search.storage.database import STORAGE_FILE_VARIABLE, STORAGE_VARIABLE
 from search.study.location import StudyLocation
 from search.trial_process.slot import Slot
-from search.workers.worker_result import StopReason, Work, WorkerResult
-
-
-class SignalEvent:
-    """A StopEvent that a signal handler sets.
-
-    A ``threading.Event`` may deadlock if the signal interrupts its own ``wait``: both take the
-    same lock.
-    """
-
-    def __init__(self) -> None:
-        self.signals: set[int] = set()
-        self._read_end, self._write_end = os.pipe()
-
-    def handle(self, number: int, frame: FrameType | None = None) -> None:
-        """Set the event; this is the signal handler."""
-        if not self.signals:
-            os.write(self._write_end, b"!")
-        self.signals.add(number)
-
-    def is_set(self) -> bool:
-        return bool(self.signals)
-
-    def wait(self, timeout: float | None = None) -> bool:
-        return bool(select.select([self._read_end], [], [], timeout)[0])
+from search.workers.worker_result import Work, WorkerResult
 
 
 @dataclass(frozen=True)
@@ -64,43 +40,38 @@ class WorkerJob:
         """
         warning = preempt_signal()
         submitit_handler = signal.getsignal(warning)
-        stop_event = SignalEvent()
-        handled = (signal.SIGTERM, signal.SIGINT, warning)
-        for number in handled:
-            signal.signal(number, stop_event.handle)
+        signals = SignalHandler(warning)
+        with signals.installed():
+            try:
+                with signals.deferred():
+                    return self._run(signals.stop_event)
+            except InputError as error:
+                return str(error)
+            except KeyboardInterrupt:  # the trial is requeued; only the job remains to be handled
+                if self.requeue and _is_warned(signals.signal_number):
+                    # Some sites do not let a job requeue itself; the launcher then submits another.
+                    with contextlib.suppress(subprocess.SubprocessError, OSError):
+                        submitit_handler(warning, None)  # type: ignore[operator,misc]
+                raise SystemExit(0) from None
+
+    def _run(self, stop_event: threading.Event) -> WorkerResult:
         variables = (STORAGE_VARIABLE, STORAGE_FILE_VARIABLE)
         if self.uses_environment and not any(name in os.environ for name in variables):
-            return (
+            raise InputError(
                 f"slurm: {STORAGE_VARIABLE} does not reach the jobs; does the site restrict the "
                 f"environment (SBATCH_EXPORT)? Give --storage instead"
             )
-        try:
-            work = self.work or _import_work()
-            result = work(self.location, self.slot, stop_event)
-        except InputError as error:
-            return str(error)
-        if result.reason != StopReason.STOPPED:
-            return result
-        # The trial is requeued; only the job remains to be handled.
-        for number in handled:
-            signal.signal(number, signal.SIG_IGN)
-        if self.requeue and _is_warned(stop_event):
-            # Some sites do not let a job requeue itself; the launcher then submits another one.
-            with contextlib.suppress(subprocess.SubprocessError, OSError):
-                submitit_handler(warning, None)  # type: ignore[operator,misc]
-        raise SystemExit(0)
+        if self.work is not None:
+            return self.work(self.location, self.slot, stop_event)
+        from search.workers.loop import join_and_run_trials  # imports torch
+
+        return join_and_run_trials(self.location, self.slot, stop_event)
 
     def checkpoint(self, index: int) -> Any:
         """Return what submitit runs after requeueing: the same, since a worker has no state."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, index)
-
-
-def _import_work() -> Work:
-    from search.workers.loop import join_and_run_trials  # imports torch
-
-    return join_and_run_trials
 
 
 def preempt_signal() -> signal.Signals:
@@ -120,7 +91,7 @@ def squeue(*options: str) -> str | None:
     return result.stdout if result.returncode == 0 else None
 
 
-def _is_warned(stop_event: SignalEvent) -> bool:
+def _is_warned(number: int | None) -> bool:
     """Return whether SLURM warned of preemption or timeout, and did not cancel the job.
 
     SIGTERM is sent in both cases; only the job's state distinguishes them. A cancelled job must
@@ -128,11 +99,9 @@ def _is_warned(stop_event: SignalEvent) -> bool:
     """
     from submitit import JobEnvironment
 
-    if signal.SIGINT in stop_event.signals:
-        return False
     job = JobEnvironment()
     if job.cluster != "slurm":
-        return stop_event.signals == {preempt_signal()}
+        return number == preempt_signal()
     # SLURM_JOB_ID of a task is the number of the whole array.
     state = squeue("--jobs", job.job_id, "--format=%T")
-    return state is not None and state.strip() == "RUNNING"
+    return number != signal.SIGINT and state is not None and state.strip() == "RUNNING"

@@ -9,17 +9,20 @@ import cv2
 import numpy as np
 import pytest
 
-from lesionseg.augment import dermoscopy, draw_params
+from lesionseg.augment import dermoscopy
 from lesionseg.augment.dermoscopy import (
     Bubbles,
+    DrawnArtefact,
     Glare,
     Hair,
     HairRemoval,
     Ruler,
     Vignette,
     artefacts,
+    draw_lines,
+    empty_layer,
+    paint_layer,
 )
-from lesionseg.augment.drawing import DrawnArtefact, draw_lines, empty_layer, paint_layer
 
 from .samples import difference, iou, results, skin
 
@@ -81,14 +84,17 @@ def test_tiny_images(kind):
 @every_kind
 def test_all_random_numbers_are_parameters(kind):
     _, image, _ = hairy()
-    transform = kind(1.0)
-    transform.set_random_seed(5)
-    params = draw_params(transform, image.shape)
+
+    def draw(transform):
+        transform.set_random_seed(5)
+        params = {**transform.get_params(), "shape": image.shape}
+        return params | transform.get_params_dependent_on_data(params, {})
+
+    transform, again = kind(1.0), pickle.loads(pickle.dumps(kind(1.0)))
+    params = draw(transform)
     once = transform.apply(image, **params)
     assert np.array_equal(once, transform.apply(image, **params))
-    again = pickle.loads(pickle.dumps(kind(1.0)))
-    again.set_random_seed(5)
-    assert np.array_equal(once, again.apply(image, **draw_params(again, image.shape)))
+    assert np.array_equal(once, again.apply(image, **draw(again)))
 
 
 @every_kind

@@ -171,7 +171,7 @@ def test_a_manifest_comes_before_the_folders_beside_it(tmp_path):
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_an_empty_folder_matches_no_layout(tmp_path, name):
-    assert not LAYOUTS[name].matches(tmp_path)
+    assert list(LAYOUTS[name].read(tmp_path)) == []
     assert LAYOUTS[name].description
 
 
@@ -239,7 +239,9 @@ def test_no_mask_matches(tmp_path):
 
 def test_empty_folders(tmp_path):
     put(tmp_path, "images/readme.txt", "masks/a.png")
-    assert refusal(tmp_path).startswith(f"data: {tmp_path}: no pair of image and mask (images/ and")
+    assert refusal(tmp_path).startswith(
+        f"data: {tmp_path}: no pairs of image and mask; expected csv: "
+    )
 
 
 @pytest.mark.parametrize("names", [("a.jpg", "a.png"), ("a.jpg", "A.png")])
@@ -353,14 +355,15 @@ def test_a_patient_in_two_official_splits(tmp_path):
         "image,mask,group,split\na.jpg,a.png,p1,train\nb.jpg,b.png,p1,test\nc.jpg,c.png,p2,test\n",
     )
     assert refusal(tmp_path) == (
-        f"data: {tmp_path}: 1 groups lie in two official splits: p1 (p1 in test and train); "
+        f"data: {tmp_path}: 1 groups lie in two official splits: p1 (p1 in train and test); "
         f"keep a patient's images together or drop the split"
     )
 
 
 def test_a_missing_folder(tmp_path):
     assert refusal(tmp_path / "no") == (
-        f"data: no such folder: {tmp_path}/no; --data takes the data set's folder"
+        f"data: no such folder: {tmp_path}/no; --data, DIR and --against take the folder of a "
+        f"data set or a CSV manifest"
     )
 
 
@@ -374,7 +377,9 @@ def test_no_known_layout(tmp_path, content):
     if content == "pictures":
         put(root, "a.jpg", "a_mask.png")
     text = refusal(root)
-    assert text.startswith(f"data: {root}: no pairs in a known layout (csv: a .csv file, or ")
+    assert text.startswith(
+        f"data: {root}: no pairs of image and mask; expected csv: a .csv file, or "
+    )
     assert all(f"{name}: {layout.description}" in text for name, layout in LAYOUTS.items())
 
 
@@ -503,7 +508,7 @@ def test_a_ph2_case_without_lesion(tmp_path):
             ": needs the columns image and mask (group, split and set may follow), got image;mask",
         ),
         ("", ": needs the columns image and mask (group, split and set may follow), got none"),
-        ("image,mask\n", ": no pair of image and mask (a .csv file, or manifest.csv in the"),
+        ("image,mask\n", ": has no rows below its header"),
         (b"image,mask\n\xff\xfe,b.png\n", ": not a readable CSV file: 'utf-8' codec can't decode"),
         ('image,mask\n"a.jpg\0",a.png\n', ""),
     ],
@@ -517,7 +522,7 @@ def test_a_manifest_that_is_wrong_is_refused_with_the_line(tmp_path, text, messa
 def test_a_manifest_that_is_not_there(tmp_path):
     put(tmp_path, "list.csv/a.txt")
     text = refusal(tmp_path / "list.csv", "csv")
-    assert text.startswith(f"data: {tmp_path}/list.csv: not a readable CSV file: ")
+    assert text.startswith(f"data: {tmp_path}/list.csv: no pairs of image and mask; expected csv: ")
 
 
 # --- fingerprint ---------------------------------------------------------------------------------

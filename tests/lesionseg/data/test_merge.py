@@ -8,7 +8,7 @@ import pytest
 
 from lesionseg.data.cache import build_cache
 from lesionseg.data.index import DatasetIndex
-from lesionseg.data.merge import label_roots, list_roots, resolve_roots, to_optional_roots
+from lesionseg.data.merge import label_roots
 from lesionseg.data.split import make_split
 from lesionseg.errors import InputError
 from tests.conftest import write_pair
@@ -269,17 +269,6 @@ def test_a_cache_of_several_data_sets(tmp_path):
             assert np.array_equal(cache.masks[at], alone.masks[i])
     other_way = build_cache(DatasetIndex.read(roots[::-1]), 16, tmp_path / "cache")
     assert other_way.path == cache.path
-
-
-def test_conversion_of_repeatable_options():
-    one, two = Path("one"), Path("two")
-    assert to_optional_roots(None) is None
-    assert to_optional_roots([]) is None
-    assert to_optional_roots([one]) == one
-    assert to_optional_roots([one, two]) == (one, two)
-    assert list_roots(one) == (one,)
-    assert resolve_roots((one, two)) == (one.resolve(), two.resolve())
-    assert resolve_roots(one, Path.absolute) == one.absolute()
 
 
 def test_real_data_sets_together(real_data):

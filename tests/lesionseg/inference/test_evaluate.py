@@ -90,11 +90,6 @@ def test_rows_are_in_the_order_of_the_records(tmp_path):
     assert all(p.shape == t.shape == s for (_, p, t), s in zip(seen, found.shapes, strict=True))
 
 
-def test_no_records_give_no_rows(tmp_path):
-    _, cache = data(tmp_path / "d")
-    assert evaluate(RedIsLesion(), cache, (), device=CPU).counts.shape == (0, 4)
-
-
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
 def test_predictions_are_probabilities_and_do_not_depend_on_the_batch(tmp_path, batch_size):
     _, cache = data(tmp_path / "d", ((64, 96), (40, 40), (128, 32)))

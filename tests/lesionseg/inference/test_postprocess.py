@@ -7,12 +7,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from lesionseg.errors import InputError
 from lesionseg.inference.crf import crf
 from lesionseg.inference.postprocess import (
     POSTPROCESS,
     apply_operations,
-    check_chain,
     refine_probability,
     to_mask,
 )
@@ -259,50 +257,3 @@ def test_half_precision_is_resized():
     probability = np.random.default_rng(1).random((16, 16)).astype(np.float16)
     wanted = to_mask((), probability.astype(np.float32), (40, 40))
     np.testing.assert_array_equal(to_mask((), probability, (40, 40)), wanted)
-
-
-def test_check_chain_writes_out_defaults():
-    assert check_chain(()) == ()
-    chain = check_chain(tuple(ComponentConfig(name) for name in POSTPROCESS))
-    assert [component.name for component in chain] == list(POSTPROCESS)
-    for component in chain:
-        assert component.params == {
-            n: d.default for n, d in POSTPROCESS[component.name].space.items()
-        }
-    assert check_chain(chain) == chain
-
-
-def test_operations_may_be_repeated():
-    chain = (ComponentConfig("opening"), ComponentConfig("largest"), ComponentConfig("opening"))
-    assert [component.name for component in check_chain(chain)] == ["opening", "largest", "opening"]
-
-
-@pytest.mark.parametrize(
-    ("chain", "rule"),
-    [
-        ((ComponentConfig("large"),), "did you mean 'largest'"),
-        (
-            (
-                ComponentConfig("threshold"),
-                ComponentConfig("largest"),
-                ComponentConfig("threshold"),
-            ),
-            "at most one threshold, got 2",
-        ),
-        (
-            (ComponentConfig("crf"), ComponentConfig("crf"), ComponentConfig("crf")),
-            "at most one crf, got 3",
-        ),
-        (
-            (ComponentConfig("threshold", {"value": 0.0}),),
-            r"postprocess.threshold: value must lie in",
-        ),
-        ((ComponentConfig("opening", {"radius": "wide"}),), "radius must be a number"),
-        ((ComponentConfig("closing", {"size": 3}),), "unknown parameter 'size'"),
-        ((ComponentConfig("crf", {"weight": float("nan")}),), "weight must be finite"),
-    ],
-)
-def test_invalid_chain_is_refused(chain, rule):
-    with pytest.raises(InputError, match=rule) as caught:
-        check_chain(chain)
-    assert "\n" not in str(caught.value)

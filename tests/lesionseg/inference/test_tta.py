@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lesionseg.errors import InputError
-from lesionseg.inference.tta import SYMMETRIES, TTA, check_tta, predict_with_tta, predict_with_ttas
+from lesionseg.inference.tta import SYMMETRIES, TTA, predict_with_tta, predict_with_ttas
 
 #: The symmetries of the square by hand, on NumPy arrays [..., S, S].
 BY_HAND = {
@@ -140,14 +139,3 @@ def test_single_pixel_and_empty_batch():
     x = images(1)
     assert torch.equal(predict_with_tta(Pointwise(), x, "d4"), Pointwise()(x).sigmoid())
     assert predict_with_tta(Pointwise(), images(4, 0), "d4").shape == (0, 1, 4, 4)
-
-
-@pytest.mark.parametrize("name", ["flip", "", None, 3, ["d4"]])
-def test_unknown_tta_is_refused(name):
-    with pytest.raises(InputError, match="unknown tta"):
-        check_tta(name)
-
-
-def test_an_image_that_is_not_square_is_refused():
-    with pytest.raises(InputError, match="square"):
-        predict_with_tta(Pointwise(), torch.zeros(1, 3, 4, 6), "d4")

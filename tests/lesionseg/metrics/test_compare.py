@@ -9,15 +9,14 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lesionseg.metrics import (
-    METRICS,
+from lesionseg.metrics.compare import (
     PairedDifference,
     adjust_p_values,
     bootstrap_intervals,
-    compare,
     paired_difference,
     wilcoxon_p_value,
 )
+from lesionseg.metrics.overlap import METRICS
 
 
 def some_scores(dice):
@@ -146,16 +145,6 @@ def test_equals_resampling_one_by_one():
     assert interval == pytest.approx(tuple(np.percentile(means, [5, 95])))
 
 
-@pytest.mark.parametrize("block", [1, 40, 1000])
-def test_block_size_does_not_change_the_result(monkeypatch, block):
-    values = np.random.default_rng(0).random(12)
-    whole = bootstrap_intervals({"a": values}, single(12), resamples=101)
-    monkeypatch.setattr(compare, "_BLOCK_SIZE", block)
-    assert bootstrap_intervals({"a": values}, single(12), resamples=101)["a"] == pytest.approx(
-        whole["a"]
-    )
-
-
 def test_paired_interval_equals_that_of_the_differences():
     rng = np.random.default_rng(0)
     a, b = rng.random(40), rng.random(40)
@@ -196,23 +185,6 @@ def test_five_thousand_resamples_of_400_images_take_well_under_a_second():
     assert time.process_time() - start < 0.8
 
 
-@pytest.mark.parametrize("shape", [(3,), (5,), (4, 1), ()])
-def test_scores_of_another_length_are_refused(shape):
-    wrong, right = np.zeros(shape), np.zeros(4)
-    with pytest.raises(ValueError, match=r"dice must have one value .* of 4 images"):
-        bootstrap_intervals({"jaccard": right, "dice": wrong}, list("abcd"))
-    for pair, name in (((wrong, right), "a"), ((right, wrong), "b")):
-        with pytest.raises(ValueError, match=f"^{name} must have one value per image"):
-            paired_difference(*pair, list("abcd"))
-
-
-def test_no_image_is_refused():
-    with pytest.raises(ValueError, match="at least one image, got none"):
-        bootstrap_intervals(some_scores([]), [])
-    with pytest.raises(ValueError, match="at least one image, got none"):
-        paired_difference(np.zeros(0), np.zeros(0), [])
-
-
 def by_all_signs(differences):
     """Wilcoxon's exact p-value: how many of all sign patterns are as far out as this one."""
     ranks = scipy.stats.rankdata(np.abs(differences))
@@ -244,11 +216,6 @@ def test_wilcoxon_of_no_difference_is_one():
     same = np.array([0.5, 0.6])
     assert wilcoxon_p_value(same, same, ["a", "b"]) == 1
     assert wilcoxon_p_value(same, same[::-1].copy(), ["a", "a"]) == 1
-
-
-def test_wilcoxon_needs_an_image():
-    with pytest.raises(ValueError, match="at least one image"):
-        wilcoxon_p_value(np.zeros(0), np.zeros(0), [])
 
 
 @pytest.mark.parametrize(

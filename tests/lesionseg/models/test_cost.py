@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lesionseg.models.cost import multiply_adds
+from lesionseg.models import multiply_adds
 from lesionseg.models.monai import build_dynunet
 
 

@@ -8,13 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from lesionseg import metrics
 from lesionseg.data.loader import normalise
 from lesionseg.data.synthetic import render
 from lesionseg.errors import InputError
 from lesionseg.losses import build_loss
-from lesionseg.models import MODELS, build_model, count_params
-from lesionseg.models.cost import multiply_adds
+from lesionseg.metrics import overlap
+from lesionseg.models import MODELS, build_model, count_params, multiply_adds
 from lesionseg.space import ComponentConfig
 
 
@@ -203,8 +202,8 @@ def test_overfits_eight_images(name, options):
         optimizer.step()
         if step % 20 == 19:
             with torch.inference_mode():
-                counts = metrics.count_pixels(model.eval()(x) > 0, y > 0.5)
-            best = max(best, metrics.mean_scores(metrics.score_images(counts.numpy())).dice)
+                counts = overlap.count_pixels(model.eval()(x) > 0, y > 0.5)
+            best = max(best, overlap.mean_scores(overlap.score_images(counts.numpy())).dice)
             if best >= 0.95:
                 return
     raise AssertionError(f"Dice {best:.4f} after 400 steps")

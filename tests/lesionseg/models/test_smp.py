@@ -8,16 +8,14 @@ from lesionseg.errors import InputError
 from lesionseg.models.smp import (
     ARCHITECTURES,
     ENCODERS,
+    SMP,
     TRANSFORMERS,
     UNSUPPORTED,
     _drop_unused,
     _make,
     build_smp,
-    smp_options,
 )
 from lesionseg.space import ComponentConfig, build
-
-ROWS = smp_options()
 
 #: Encoders of three kinds that are quick to build; the default is tested in test_models.
 QUICK = ("mobilenet_v2", "mit_b0", TRANSFORMERS[0])
@@ -29,17 +27,17 @@ def images(size, n=2):
 
 def build_seeded(name, **params):
     torch.manual_seed(0)
-    return build("model", ROWS, ComponentConfig(name, params))
+    return build("model", SMP, ComponentConfig(name, params))
 
 
 def least(name, **params):
-    row = ROWS[name]
+    row = SMP[name]
     return max(row.stride(**row.resolve(params)), row.min_image_size)
 
 
 def shallow(name):
     """The parameters of the row's shallowest decoder."""
-    return {"encoder_depth": 3} if "encoder_depth" in ROWS[name].space else {}
+    return {"encoder_depth": 3} if "encoder_depth" in SMP[name].space else {}
 
 
 def quick(name):
@@ -51,7 +49,7 @@ def library(name, encoder, params):
     architecture = ARCHITECTURES[name.removeprefix("smp_")]
     chosen = {"dynamic_img_size": True} if name == "smp_dpt" else {}
     depth = params.get("encoder_depth", 5)
-    if "encoder_depth" in ROWS[name].space:
+    if "encoder_depth" in SMP[name].space:
         chosen["encoder_depth"] = depth
         if name != "smp_linknet":
             chosen["decoder_channels"] = [256, 128, 64, 32, 16][:depth]
@@ -72,9 +70,9 @@ def learns(model, size):
     assert all(bool(p.grad.isfinite().all()) for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", SMP)
 def test_every_parameter_learns_at_the_smallest_size_with_two_images(name):
-    encoders = [e for e in QUICK if e in ROWS[name].space["encoder"].choices]
+    encoders = [e for e in QUICK if e in SMP[name].space["encoder"].choices]
     assert encoders
     for encoder in encoders:
         with warnings.catch_warnings():
@@ -83,8 +81,8 @@ def test_every_parameter_learns_at_the_smallest_size_with_two_images(name):
         learns(model, least(name, encoder=encoder))
 
 
-DEEP = [n for n, row in ROWS.items() if "encoder_depth" in row.space]
-ATTENTIVE = [n for n, row in ROWS.items() if "attention" in row.space]
+DEEP = [n for n, row in SMP.items() if "encoder_depth" in row.space]
+ATTENTIVE = [n for n, row in SMP.items() if "attention" in row.space]
 
 
 @pytest.mark.parametrize("name", DEEP)
@@ -103,7 +101,7 @@ def test_attention_is_put_in_and_learns(name):
     assert all("attention" in n for n in more)
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", SMP)
 def test_what_is_removed_changes_nothing(name):
     params = shallow(name)
     size = least(name, **params)
@@ -134,9 +132,9 @@ def test_a_network_built_in_inference_mode_can_still_be_trained():
     learns(model, 32)
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", SMP)
 def test_only_the_choice_of_weights_is_settled_and_files_are_taken(name):
-    row = ROWS[name]
+    row = SMP[name]
     assert row.fixed_by_default == {"weights"}
     assert row.space["weights"].default == "none"
     assert row.space["weights"].check("./some/file.pth") == "./some/file.pth"
@@ -147,22 +145,22 @@ def test_only_the_choice_of_weights_is_settled_and_files_are_taken(name):
 def test_the_stride_follows_the_depth_where_the_decoder_does(depth, stride):
     assert DEEP == ["smp_unet", "smp_unetplusplus", "smp_manet", "smp_linknet"]
     for name in DEEP:
-        params = ROWS[name].resolve({"encoder_depth": depth})
-        assert ROWS[name].stride(**params) == stride
+        params = SMP[name].resolve({"encoder_depth": depth})
+        assert SMP[name].stride(**params) == stride
 
 
 def test_all_architectures_of_the_library_have_a_row():
     known = {a.__name__ for a in vars(smp).values() if isinstance(a, type)}
     known = {n for n in known if issubclass(getattr(smp, n), smp.base.SegmentationModel)}
     assert {a.name for a in ARCHITECTURES.values()} == known
-    assert len(ROWS) == 12
+    assert len(SMP) == 12
 
 
 @pytest.mark.parametrize("architecture", UNSUPPORTED)
 def test_what_the_library_refuses_is_said_with_its_reason(architecture):
     for encoder in sorted(UNSUPPORTED[architecture]):
         assert encoder in ENCODERS
-        assert encoder not in ROWS[f"smp_{architecture}"].space["encoder"].choices
+        assert encoder not in SMP[f"smp_{architecture}"].space["encoder"].choices
         said = rf"^model\.smp_{architecture}: encoder '{encoder}': .*(support|unexpected)"
         with pytest.raises(InputError, match=said) as caught:
             build_smp(architecture, encoder=encoder)
@@ -177,14 +175,14 @@ def test_a_misspelt_encoder_is_refused_and_not_swallowed(encoder):
 
 
 def offered(name):
-    return ROWS[name].space["encoder"].choices
+    return SMP[name].space["encoder"].choices
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "encoder"), [(n, e) for n in ROWS for e in offered(n)])
+@pytest.mark.parametrize(("name", "encoder"), [(n, e) for n in SMP for e in offered(n)])
 def test_every_pair_runs_and_nothing_that_it_needs_is_removed(name, encoder):
     params = {"encoder": encoder, **shallow(name)}
-    row, size = ROWS[name], least(name, **params)
+    row, size = SMP[name], least(name, **params)
     torch.manual_seed(0)
     model = _make(name.removeprefix("smp_"), encoder, params.get("encoder_depth", 5), "none")
     with torch.no_grad():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lesionseg.runtime.files import atomic_path, atomic_write
+from lesionseg.runtime.files import atomic_folder, atomic_path, atomic_write
 
 
 @pytest.fixture
@@ -58,3 +58,40 @@ def test_nothing_is_left_where_the_file_was_not_written(folder):
     with pytest.raises(FileNotFoundError), atomic_path(folder / "file"):
         pass
     assert list(folder.iterdir()) == []
+
+
+def write_folder(folder, text, error=None, **options):
+    with atomic_folder(folder, **options) as partial:
+        (partial / "text").write_text(text)
+        if error:
+            raise error
+
+
+def test_a_folder_appears_as_a_whole_and_may_replace_another_one(folder):
+    path = folder / "deep" / "result"
+    (folder / "deep" / ".result.partial" / "left").mkdir(parents=True)
+    for text in ("first", "second"):
+        write_folder(path, text, replace=True)
+        assert [p.name for p in path.iterdir()] == ["text"]
+        assert (path / "text").read_text() == text
+        assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("replace", [True, False])
+def test_after_an_error_the_existing_folder_is_unchanged(replace, folder):
+    path = folder / "result"
+    write_folder(path, "old")
+    with pytest.raises(KeyboardInterrupt):
+        write_folder(path, "new", KeyboardInterrupt, replace=replace)
+    assert (path / "text").read_text() == "old"
+    assert list(folder.iterdir()) == [path]
+
+
+def test_only_an_empty_folder_is_replaced_unless_requested(folder):
+    path = folder / "result"
+    path.mkdir()
+    write_folder(path, "first")
+    with pytest.raises(OSError, match="not empty"):
+        write_folder(path, "second")
+    assert (path / "text").read_text() == "first"
+    assert list(folder.iterdir()) == [path]

@@ -252,7 +252,7 @@ def test_malicious_configuration(tmp_path, config, message):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["smp_unet", "smp_dpt"])  # between them, every encoder
 def test_every_encoder_is_checked_without_allocating_it(name, tmp_path):
-    """The error for a file without tensors lists exactly the network's tensors."""
+    """The error for a file without tensors names the network's tensors."""
     option = MODELS[name]
     for encoder in option.space["encoder"].choices:
         config = TrialConfig(model=ComponentConfig(name, {"encoder": encoder}))
@@ -261,10 +261,9 @@ def test_every_encoder_is_checked_without_allocating_it(name, tmp_path):
         assert {p.device.type for p in model.parameters()} == {"meta"}
         path = tmp_path / f"{encoder}.safetensors"
         checkpoint.save(path, {}, config)
-        n = len(model.state_dict())
-        assert refusal(path).startswith(
-            f"the weights do not fit {name}: {n} of {n} tensors are missing: "
-        )
+        text, first = refusal(path), next(iter(model.state_dict()))
+        assert text.startswith(f"the weights do not fit {name}: Error")
+        assert f'Missing key(s) in state_dict: "{first}"' in text
 
 
 @pytest.mark.parametrize("noted", ["{", "[]", '{"tta": "d5"}', "[" * 100_000, '{"chain": [3]}'])
@@ -311,10 +310,7 @@ CLAIMS = {
     "tensor": (single([TERA // 4], TERA, {}), "not a safetensors file ("),
     "shape": (single([TERA], 4, {}), "not a safetensors file ("),
     "overflow": (single([2**62, 2**62], 4, {}), "not a safetensors file ("),
-    "header": (
-        b" " * (9 * 2**20),
-        "not a safetensors file (its header has 9,437,184 bytes, more than",
-    ),
+    "header": (b" " * (101 * 10**6), "not a safetensors file ("),
 }
 
 #: Loads files under a limit of memory: a gigabyte more than what importing took.
@@ -365,21 +361,21 @@ def test_weights_that_are_not_finite(saved, tmp_path, value):
     )
 
 
-@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.int8])
-def test_weights_of_another_dtype(saved, kind):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_weights_of_another_precision_are_converted(saved, dtype):
     weights = trained(UNET, 16).state_dict()
-    weights["head.weight"] = weights["head.weight"].to(kind)
+    weights["head.weight"] = weights["head.weight"].to(dtype)
     checkpoint.save(saved, weights, UNET)
-    text = refusal(saved)
-    assert text.startswith("the weights do not fit unet: head.weight is ")
-    assert text.endswith("it should be F32 [1, 4, 1, 1]")
+    loaded = checkpoint.load(saved)[0].state_dict()["head.weight"]
+    assert loaded.dtype == torch.float32
+    assert torch.equal(loaded, weights["head.weight"].float())
 
 
 def test_unreadable_file(saved, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("pathlib.Path.open", refuse)
+    monkeypatch.setattr(checkpoint, "safe_open", refuse)
     assert refusal(saved) == "not a safetensors file ([Errno 13] Permission denied)"
 
 
@@ -395,9 +391,10 @@ def changed(weights, change):
         lambda w: w.pop("head.weight"),
         lambda w: w.update({"extra": torch.zeros(1)}),
         lambda w: w.update({"head.weight": torch.zeros(1, 5, 1, 1)}),
+        lambda w: w.update({"head.weight": torch.zeros(1, 4, 1, 1, dtype=torch.int8)}),
         lambda w: w.clear(),
     ],
-    ids=["missing", "extra", "shape", "none"],
+    ids=["missing", "extra", "shape", "dtype", "none"],
 )
 def test_weights_that_do_not_fit_their_configuration(tmp_path, change):
     path = tmp_path / "model.safetensors"
@@ -410,4 +407,4 @@ def test_configuration_of_another_width(tmp_path):
     wider = TrialConfig(model=ComponentConfig("unet", {"width": 5, "depth": 2}))
     checkpoint.save(path, trained(UNET, 16).state_dict(), wider)
     text = refusal(path)
-    assert text.startswith("the weights do not fit unet: ") and len(text) < 260
+    assert text.startswith("the weights do not fit unet: ") and len(text) < 350

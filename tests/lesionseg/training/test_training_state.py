@@ -11,10 +11,10 @@ import torch
 from lesionseg.config import TrialConfig
 from lesionseg.data.cache import build_cache
 from lesionseg.data.index import DatasetIndex
-from lesionseg.errors import InputError
 from lesionseg.space import ComponentConfig
 from lesionseg.training import training_state
 from lesionseg.training.training_state import CheckpointManager, state_identity
+from lesionseg.training.types import TrainData
 from tests.conftest import write_folder
 
 WHOSE = {"configuration": "abc", "train": "def"}
@@ -27,23 +27,37 @@ CONTENT = {
 }
 
 
-class Counting:
-    """A stateful object with one number."""
+class Training:
+    """A stateful object with any state."""
 
-    def __init__(self, number=0):
-        self.number = number
+    def __init__(self, state=None):
+        self.state = {} if state is None else state
 
     def state_dict(self):
-        return {"number": self.number}
+        return self.state
 
     def load_state_dict(self, state):
-        self.number = -1
-        self.number = state["number"]
+        self.state = None
+        self.state = {"weights": state["weights"], **state}
 
 
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "deep" / "state.pt"
+
+
+def save(path, state=CONTENT, identity=WHOSE):
+    CheckpointManager(path, identity).save(Training(state), 1)
+
+
+def load(path, identity=WHOSE):
+    """Return the state of the file, or None if it was not loaded and nothing was changed."""
+    before = {"weights": torch.zeros(1)}
+    training = Training(before)
+    if CheckpointManager(path, identity).load(training):
+        return training.state
+    assert training.state == before
+    return None
 
 
 def same(one, other):
@@ -56,101 +70,82 @@ def same(one, other):
 
 
 def test_save_and_load(path):
-    training_state.save_state(path, CONTENT, WHOSE)
-    assert same(training_state.load_state(path, WHOSE), CONTENT)
+    save(path)
+    assert same(load(path), CONTENT)
     assert list(path.parent.iterdir()) == [path]
     assert set(torch.load(path, weights_only=True)) == {"format", "identity", "state"}
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99, 0.9999])
 def test_truncated_file_is_refused(path, share):
-    training_state.save_state(path, CONTENT, WHOSE)
+    save(path)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(InputError, match="damaged or not a training state"):
-        training_state.load_state(path, WHOSE)
+    assert load(path) is None
 
 
 def test_flipped_bit_is_detected(path):
-    training_state.save_state(path, CONTENT, WHOSE)
+    save(path)
     whole, refused = path.read_bytes(), 0
     places = np.random.default_rng(0).integers(0, len(whole), 60)
     for place, bit in zip(places, itertools.cycle(range(8)), strict=False):
         damaged = bytearray(whole)
         damaged[place] ^= 1 << bit
         path.write_bytes(damaged)
-        try:
-            found = training_state.load_state(path, WHOSE)
-        except InputError:
-            refused += 1
-        else:  # padding between the parts
-            assert same(found, CONTENT)
+        found = load(path)
+        refused += found is None
+        assert found is None or same(found, CONTENT)  # padding between the parts
     assert refused > 40
 
 
 def foreign(path, kind):
+    valid = {"format": training_state.FORMAT, "identity": WHOSE, "state": CONTENT}
     match kind:
         case "text":
             path.write_text("epoch,dice\n1,0.5\n")
         case "weights":
             torch.save({"weight": torch.zeros(3)}, path)
         case "code":
-            torch.save({"format": training_state.FORMAT, "state": dataclasses.field}, path)
+            torch.save(valid | {"state": dataclasses.field}, path)
         case "list":
             torch.save([1, 2], path)
         case "older":
-            torch.save({"format": "lesionsearch-state/1", "identity": WHOSE, "state": {}}, path)
+            torch.save(valid | {"format": "lesionsearch-state/1"}, path)
         case "part":
-            torch.save({"format": training_state.FORMAT, "identity": WHOSE}, path)
+            torch.save({k: v for k, v in valid.items() if k != "state"}, path)
+        case "unfit":
+            torch.save(valid | {"state": {"other": 1}}, path)
         case "folder":
             path.mkdir()
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"),
-    [
-        ("text", "damaged or not a training state"),
-        ("weights", "is not a complete lesionsearch-state/3"),
-        ("code", "damaged or not a training state"),
-        ("list", "is not a complete lesionsearch-state/3"),
-        ("older", "is not a complete lesionsearch-state/3"),
-        ("part", "is not a complete lesionsearch-state/3"),
-        ("folder", "no such file"),
-        ("none", "no such file"),
-    ],
+    "kind", ["text", "weights", "code", "list", "older", "part", "unfit", "folder", "none"]
 )
-def test_other_files_are_refused_in_one_line(path, kind, message):
+def test_other_files_are_refused(path, kind):
     path.parent.mkdir()
     foreign(path, kind)
-    with pytest.raises(InputError, match=message) as caught:
-        training_state.load_state(path, WHOSE)
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert load(path) is None
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
-    [
-        (WHOSE | {"train": "xyz"}, "its train is def, not xyz"),
-        (WHOSE | {"more": "1"}, "its more is None, not 1"),
-        ({"configuration": "abc"}, "its train is def, not None"),
-    ],
+    "asked", [WHOSE | {"train": "xyz"}, WHOSE | {"more": "1"}, {"configuration": "abc"}]
 )
-def test_state_of_another_training_is_refused(path, asked, message):
-    training_state.save_state(path, CONTENT, WHOSE)
-    with pytest.raises(InputError, match=message):
-        training_state.load_state(path, asked)
+def test_state_of_another_training_is_refused(path, asked):
+    save(path)
+    assert load(path, asked) is None
 
 
 def test_full_disk_keeps_the_previous_state(path):
-    training_state.save_state(path, {"number": 1}, WHOSE)
+    small = {"weights": torch.ones(1)}
+    save(path, small)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
     try:
-        with pytest.raises(OSError):
-            training_state.save_state(path, CONTENT, WHOSE)
+        save(path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert training_state.load_state(path, WHOSE) == {"number": 1}
+    assert same(load(path), small)
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -162,37 +157,42 @@ def cache(tiny_data, tmp_path_factory):
     return build_cache(DatasetIndex.read(tiny_data), 16, tmp_path_factory.mktemp("cache"))
 
 
+CONFIG, TRAIN, VAL = TrialConfig(), np.arange(20), np.arange(20, 25)
+
+
+def identity(cache, config=CONFIG, train=TRAIN, val=VAL, keep="best"):
+    return state_identity(config, TrainData(cache, train, val), keep)
+
+
 def test_identity_depends_on_configuration_and_members(cache):
-    config, train = TrialConfig(), np.arange(20)
+    none = np.array([], dtype=np.int64)
     made = [
-        state_identity(config, cache, train=train),
-        state_identity(dataclasses.replace(config, seed=1), cache, train=train),
-        state_identity(
-            dataclasses.replace(config, loss=ComponentConfig("dice")), cache, train=train
-        ),
-        state_identity(config, cache, train=train[:-1]),
-        state_identity(config, cache, train=train[::-1].copy()),
-        state_identity(config, cache, train=np.array([], dtype=np.int64)),
-        state_identity(config, cache, train=train, keep="last"),
+        identity(cache),
+        identity(cache, dataclasses.replace(CONFIG, seed=1)),
+        identity(cache, dataclasses.replace(CONFIG, loss=ComponentConfig("dice"))),
+        identity(cache, train=TRAIN[:-1]),
+        identity(cache, train=TRAIN[::-1].copy()),
+        identity(cache, train=none),
+        identity(cache, val=none),
+        identity(cache, keep="last"),
     ]
     assert all(a != b for a, b in itertools.combinations(made, 2))
-    assert state_identity(config, cache, train=train.copy()) == made[0]
+    assert identity(cache, train=TRAIN.copy()) == made[0]
 
 
 def test_identity_depends_on_images_not_on_paths(cache, tiny_data, tmp_path):
     same_again = write_folder(tmp_path / "copy", 30)
     other = write_folder(tmp_path / "other", 30)
     (other / "masks" / "im003.png").write_bytes((other / "masks" / "im004.png").read_bytes())
-    mine = state_identity(TrialConfig(), cache, train=np.arange(20))
     for folder, equal in ((same_again, True), (other, False)):
         found = build_cache(DatasetIndex.read(folder), 16, tmp_path / "cache")
-        assert (state_identity(TrialConfig(), found, train=np.arange(20)) == mine) is equal
+        assert (identity(found) == identity(cache)) is equal
 
 
 # --- intervals -----------------------------------------------------------------------------------
 
 
-class Slow(Counting):
+class Slow(Training):
     """Takes simulated seconds to save."""
 
     def __init__(self, seconds):
@@ -231,22 +231,13 @@ def test_first_save_is_due_at_once_and_never_without_a_path(path):
     keepers = [CheckpointManager(p, WHOSE, clock=lambda: training.now) for p in (path, None)]
     training.now += 0.1
     assert [k.is_due(mid_epoch=False) for k in keepers] == [True, False]
-    assert not keepers[1].save(training, 1)
+    keepers[1].save(training, 1)
 
 
-def test_save_calls_on_saved_and_is_loaded(path):
+def test_save_calls_on_saved(path):
     calls = []
-    assert CheckpointManager(path, WHOSE, calls.append).save(Counting(7), 3)
-    training = Counting()
-    assert CheckpointManager(path, WHOSE).load(training)
-    assert (training.number, calls) == (7, [3])
-
-
-def test_state_that_does_not_fit_changes_nothing(path):
-    training_state.save_state(path, {"other": 1}, WHOSE)
-    training = Counting(5)
-    assert not CheckpointManager(path, WHOSE).load(training)
-    assert training.number == 5
+    CheckpointManager(path, WHOSE, calls.append).save(Training(), 3)
+    assert calls == [3]
 
 
 def test_failed_save_is_retried_later(tmp_path):
@@ -255,7 +246,7 @@ def test_failed_save_is_retried_later(tmp_path):
     keeper = CheckpointManager(
         tmp_path / "file" / "s.pt", WHOSE, calls.append, clock=lambda: training.now
     )
-    assert not keeper.save(training, 1)
+    keeper.save(training, 1)
     assert not keeper.is_due(mid_epoch=False)
     training.now += 21
     assert keeper.is_due(mid_epoch=False) and calls == []

@@ -3,11 +3,9 @@
 import os
 
 import numpy as np
-import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from lesionseg.data.duplicates.leakage import audit_datasets
-from lesionseg.errors import InputError
 from lesionseg.viz import contact_sheet
 from lesionseg.viz.overlays import TRUE_COLOUR
 from lesionseg.viz.trial_sheet import truncate_text
@@ -102,9 +100,3 @@ def test_a_caption_is_one_printable_line(tmp_path):
     draw, font = ImageDraw.Draw(Image.new("RGB", (9, 9))), ImageFont.load_default(11)
     assert truncate_text(draw, "a\nb" + os.fsdecode(b"\xff"), font, 500) == "a\\nb\\udcff"
     assert truncate_text(draw, "läsion 日本", font, 500) == "läsion 日本"
-
-
-def test_an_unwritable_sheet_is_reported(tmp_path):
-    put(tmp_path / "data", "a", texture(0))
-    with pytest.raises(InputError, match=r"^--sheet: .*s\.png: cannot be written: No such file"):
-        contact_sheet.draw_contact_sheet(audit_datasets([tmp_path / "data"]), tmp_path / "no/s.png")

@@ -10,12 +10,12 @@ from optuna.trial import TrialState, create_trial
 from lesionseg.config import TrialConfig
 from lesionseg.errors import InputError
 from search.monitoring.status import (
-    RunsReader,
     StatusReader,
     WorkerStatus,
     estimate_hours_left,
     find_run,
     list_runs,
+    runs_reader,
 )
 from search.results.final_test import run_final_test
 from search.storage import training_time, trial_records
@@ -193,13 +193,13 @@ def test_a_reader_sees_changes_over_one_connection(tiny_data, tmp_path):
 
 def test_all_runs_are_read_and_new_ones_are_found(tiny_data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    reader = RunsReader()
-    assert reader.read() == []
+    read = runs_reader(None, None)
+    assert read() == []
     open_tiny(tiny_data, tmp_path / "runs" / "b")
-    assert [status.study for status in reader.read()] == ["b"]
+    assert [status.study for status in read()] == ["b"]
     open_tiny(tiny_data, tmp_path / "runs" / "a")
-    assert [status.study for status in reader.read(measure_disk=False)] == ["a", "b"]
-    assert [status.study for status in RunsReader("b").read()] == ["b"]
+    assert [status.study for status in read(measure_disk=False)] == ["a", "b"]
+    assert [status.study for status in runs_reader("b", None)()] == ["b"]
 
 
 def test_reading_a_status_changes_no_file(tiny_data, tmp_path):

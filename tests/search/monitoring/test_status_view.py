@@ -25,7 +25,7 @@ def print_plain(*statuses):
     """Return what is printed without a terminal."""
     file = io.StringIO()
     console = Console(file=file, highlight=False, width=240, soft_wrap=True)
-    status_view.print_statuses(console, statuses)
+    console.print(status_view.render_statuses(statuses, console.width, details=True))
     return file.getvalue()
 
 

@@ -24,7 +24,8 @@ from lesionseg.data.image_io import read_mask
 from lesionseg.inference.evaluate import predict_probabilities
 from lesionseg.inference.postprocess import to_mask
 from lesionseg.inference.selection import DEFAULT_INFERENCE, Inference
-from lesionseg.metrics import METRICS, SURFACE_DISTANCES
+from lesionseg.metrics.overlap import METRICS
+from lesionseg.metrics.surface import SURFACE_DISTANCES
 from lesionseg.training import checkpoint
 from search.errors import JobFailed
 from search.results import final_test, retraining
@@ -321,7 +322,7 @@ def test_study_without_complete_trial_fails_with_the_reasons(tiny_data, tmp_path
 def test_failed_retraining_leaves_no_files_and_no_test_evaluation(searched):
     with pytest.raises(JobFailed, match=r"the retraining of trial \d failed: config: device: "):
         run_final_test(searched, Slot("cuda:63", 1))
-    assert not list(searched.folder.glob("final*"))
+    assert not list(searched.folder.glob("*final*"))
     assert list_test_evaluations(searched.study) == []
 
 
@@ -334,13 +335,13 @@ def test_interrupted_retraining_leaves_the_previous_result_unchanged(searched, m
         patch.setattr(reply, interrupt)
         with pytest.raises(KeyboardInterrupt):
             run_final_test(searched, SLOT)
-    assert not list(searched.folder.glob("final*"))
+    assert not list(searched.folder.glob("*final*"))
     report = run_final_test(searched, SLOT)
     monkeypatch.setattr(reply, interrupt)
     with pytest.raises(KeyboardInterrupt):
         run_final_test(searched, SLOT, again=True)
     assert read_metrics(searched.folder) == report
-    assert [p.name for p in searched.folder.glob("final*")] == ["final"]
+    assert [p.name for p in searched.folder.glob("*final*")] == ["final"]
 
 
 #: Kills itself as soon as the retraining has saved a state.
@@ -407,12 +408,12 @@ def test_retraining_computes_in_the_parts_that_its_trial_needed(searched, monkey
 
 @pytest.mark.slow
 def test_files_of_a_killed_run_are_deleted(searched):
-    partial = searched.folder / "final.partial"
+    partial = searched.folder / ".final.partial"
     (partial / "overlays").mkdir(parents=True)
     (partial / "metrics.json").write_text("{")
     assert read_metrics(searched.folder) is None
     run_final_test(searched, SLOT)
-    assert [p.name for p in searched.folder.glob("final*")] == ["final"]
+    assert [p.name for p in searched.folder.glob("*final*")] == ["final"]
     assert sorted(p.name for p in (searched.folder / "final").iterdir()) == FILES
 
 

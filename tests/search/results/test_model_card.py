@@ -5,7 +5,8 @@ import re
 import pytest
 from huggingface_hub import ModelCard
 
-from lesionseg.metrics import METRICS, SURFACE_DISTANCES
+from lesionseg.metrics.overlap import METRICS
+from lesionseg.metrics.surface import SURFACE_DISTANCES
 from search.results.formatting import DEFINITIONS
 from search.results.model_card import render_model_card
 from tests.search.results.report.fake_studies import validation_dice

@@ -350,17 +350,16 @@ def test_workers_have_ids_and_ordinals(leases):
 def test_a_heartbeat_returns_the_command_and_whether_the_lease_holds(study, leases):
     worker = leases.register_worker(SLOT)
     study.enqueue_trial({"x": 1})
-    assert leases.heartbeat(worker).command == "run"
+    assert leases.heartbeat(worker) == ("run", True)
     claim = claim_trial(leases, worker)
     leases.command = Command.PAUSE
-    reply = leases.heartbeat(worker, claim, epoch=4)
-    assert (reply.command, reply.has_lease) == ("pause", True)
+    assert leases.heartbeat(worker, claim, epoch=4) == ("pause", True)
     assert leases.list_workers()[0].epoch == 4
     leases.requeue(claim, EndReason.LOST)
-    assert not leases.heartbeat(worker, claim).has_lease
-    assert leases.heartbeat(worker).has_lease
+    assert leases.heartbeat(worker, claim) == ("pause", False)
+    assert leases.heartbeat(worker) == ("pause", True)
     leases.deregister_worker(worker)
-    assert not leases.heartbeat(worker).has_lease
+    assert leases.heartbeat(worker) == ("pause", False)
 
 
 def test_a_deregistered_worker_cannot_claim(leases):
@@ -416,7 +415,7 @@ def test_a_silent_worker_expires_after_the_grace_period(study, leases):
     cut = study.get_trials()[0]
     assert cut.user_attrs["ended_at"] < time.time() - 55  # its latest heartbeat
     # When it wakes up it has no lease and must register again.
-    assert not leases.heartbeat(silent, claim).has_lease
+    assert leases.heartbeat(silent, claim) == ("run", False)
     assert not leases.finish(claim, TrialState.COMPLETE, 1.0)
     with pytest.raises(WorkerExpired):
         leases.claim(silent)

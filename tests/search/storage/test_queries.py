@@ -9,7 +9,6 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
 from sqlalchemy import event
 
-from search.storage import retrying_storage
 from search.storage.database import open_for_reading, open_storage, storage_url
 from search.storage.optuna_internals import OptunaStorage, study_id, trial_id
 from search.storage.retrying_storage import backend_of
@@ -77,9 +76,7 @@ def test_rows_give_every_field_of_every_trial(filled):
     assert rows.get_n_trials(study) == 6
 
 
-@pytest.mark.parametrize("max_ids", [retrying_storage.MAX_IDS, 1])
-def test_rows_give_the_same_selections(filled, max_ids, monkeypatch):
-    monkeypatch.setattr(retrying_storage, "MAX_IDS", max_ids)
+def test_rows_give_the_same_selections(filled):
     _, rows, study = filled
     ids = [trial_id(t) for t in rows.get_all_trials(study)]
     for selection in (

@@ -20,7 +20,8 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
 from search.storage.database import begin_immediate, open_storage, sqlite_url, storage_url
-from search.storage.optuna_internals import OptunaStorage, study_id, trial_id
+from search.storage.leases import TrialLeases
+from search.storage.optuna_internals import OptunaStorage, study_id
 from search.storage.retrying_storage import (
     RetryingStorage,
     StorageUnavailable,
@@ -115,46 +116,11 @@ def make(storage, name) -> Made:
 
 #: A write and a check of its result; both get the storage and ``Made``.
 WRITES = {
-    "create_new_study": (
-        lambda s, m: s.create_new_study(UP, m.name + " 2"),
+    "create_study": (
+        lambda s, m: study_id(
+            optuna.create_study(study_name=m.name + " 2", storage=s, load_if_exists=True)
+        ),
         lambda s, m, got: s.get_study_id_from_name(m.name + " 2") == got,
-    ),
-    "create_new_study, unnamed": (
-        lambda s, m: s.create_new_study(UP),
-        lambda s, m, got: s.get_study_name_from_id(got).startswith("no-name-"),
-    ),
-    "delete_study": (
-        lambda s, m: s.delete_study(m.study),
-        lambda s, m, got: m.study not in {study_id(x) for x in s.get_all_studies()},
-    ),
-    "create_new_trial": (
-        lambda s, m: s.create_new_trial(m.study),
-        lambda s, m, got: (
-            len(trials := s.get_all_trials(m.study)) == 4
-            and trial_id(trials[3]) == got
-            and trials[3].number == 3
-            and trials[3].state == TrialState.RUNNING
-        ),
-    ),
-    "create_new_trial, queued": (
-        lambda s, m: s.create_new_trial(
-            m.study, create_trial(state=TrialState.WAITING, user_attrs={"q": 1})
-        ),
-        lambda s, m, got: (
-            [t.user_attrs.get("q") for t in s.get_all_trials(m.study)] == [None, None, None, 1]
-        ),
-    ),
-    "set_trial_state_values, complete": (
-        lambda s, m: s.set_trial_state_values(m.trial, TrialState.COMPLETE, [0.5]),
-        lambda s, m, got: (
-            got is True
-            and s.get_trial(m.trial).values == [0.5]
-            and s.get_trial(m.trial).state == TrialState.COMPLETE
-        ),
-    ),
-    "set_trial_state_values, failed": (
-        lambda s, m: s.set_trial_state_values(m.trial, TrialState.FAIL),
-        lambda s, m, got: got is True and s.get_trial(m.trial).state == TrialState.FAIL,
     ),
     "set_study_user_attr": (
         lambda s, m: s.set_study_user_attr(m.study, "k", [1]),
@@ -217,6 +183,21 @@ def test_a_write_is_done_once_whether_commit_or_acknowledgement_was_lost(
     assert messages[0].startswith("storage lost: ")
     assert messages[0].endswith("; waiting")
     assert re.fullmatch(r"storage back after \d+\.\d s", messages[1])
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_trials_are_queued_once_whether_commit_or_acknowledgement_was_lost(
+    when, storage, direct, proxy
+):
+    made = make(direct, f"enqueue {when}")
+    leases = TrialLeases(optuna.load_study(study_name=made.name, storage=storage))
+    proxy.cut(when)
+    assert leases.enqueue([({}, {"q": 1}), ({"x": 0.5}, {"q": 2})]) == [3, 4]
+    assert proxy.cuts == 1
+    queued = direct.get_all_trials(made.study)[3:]
+    assert [(t.state, t.user_attrs) for t in queued] == [
+        (TrialState.WAITING, {"q": 1}), (TrialState.WAITING, {"q": 2}),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", READS)
@@ -298,11 +279,6 @@ def test_an_unacknowledged_claim_counts_as_another_processs(storage, direct, pro
     other = make(direct, "claim again")
     proxy.cut("before")
     assert storage.set_trial_state_values(other.waiting, TrialState.RUNNING) is True
-
-
-def test_deleting_a_missing_study_is_an_error(storage):
-    with pytest.raises(KeyError):
-        storage.delete_study(-1)
 
 
 # --- two processes and two restarts ------------------------------------------------------------

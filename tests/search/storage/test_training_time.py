@@ -2,7 +2,8 @@
 
 import pytest
 
-from search.storage.training_time import TimeBudget, gpu_hours_spent, hours_spent
+from search.spec.study_spec import BudgetSpec
+from search.storage.training_time import gpu_hours_spent, hours_spent, is_time_over
 from search.storage.trial_records import EndReason
 from tests.search.storage.test_trial_records import START, C, F, R, W, trial
 
@@ -83,5 +84,5 @@ def test_a_time_budget_is_over_when_either_limit_is_reached(hours, gpu_hours, is
         span(i, C, 0, 2, owner={"device": device, "share": share})
         for i, (device, share) in enumerate(owners)
     ]
-    assert TimeBudget(hours, gpu_hours).is_over(trials) is is_over
-    assert not TimeBudget(1e-9, 1e-9).is_over([])
+    assert is_time_over(trials, BudgetSpec(hours=hours, gpu_hours=gpu_hours)) is is_over
+    assert not is_time_over([], BudgetSpec(hours=1e-9, gpu_hours=1e-9))

@@ -10,7 +10,6 @@ import optuna
 import pytest
 import yaml
 
-from lesionseg.errors import InputError
 from search.results.final_test import run_final_test
 from search.results.report import write_reports
 from search.spec.loading import load_spec
@@ -20,18 +19,7 @@ from search.study.creation import create_or_resume
 from search.study.location import StudyLocation
 from search.study.opening import join_study, open_study
 from tests.conftest import write_folder, write_pair
-from tests.search.helpers import SLOT, open_tiny, search, tiny_spec
-
-
-def refusal(call, *args, **kwargs) -> str:
-    with pytest.raises(InputError) as caught:
-        call(*args, **kwargs)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def tree(folder):
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+from tests.search.helpers import SLOT, open_tiny, refusal, search, tiny_spec, tree
 
 
 def contents(folder):

@@ -12,13 +12,13 @@ import torch
 from optuna.pruners import NopPruner
 from optuna.trial import TrialState
 
-from lesionseg import metrics
 from lesionseg.config import TrialConfig
 from lesionseg.data.cache import Cache
 from lesionseg.data.loader import normalise
 from lesionseg.data.split import find_positions
 from lesionseg.errors import InputError
-from lesionseg.metrics import METRICS, Metrics
+from lesionseg.metrics import overlap
+from lesionseg.metrics.overlap import METRICS, Metrics
 from lesionseg.training import checkpoint
 from lesionseg.training.train import train
 from lesionseg.training.types import EpochRecord, TrainData, TrainingEnd, TrainResult
@@ -148,8 +148,8 @@ def test_files_of_the_first_fold_are_kept(done, tiny_data):
     images = torch.from_numpy(opened.cache.images[val])
     with torch.inference_mode():
         predicted = model(normalise(images)) > 0
-    counts = metrics.count_pixels(predicted, torch.from_numpy(opened.cache.masks[val])[:, None] > 0)
-    dice = metrics.mean_scores(metrics.score_images(counts.numpy())).dice
+    counts = overlap.count_pixels(predicted, torch.from_numpy(opened.cache.masks[val])[:, None] > 0)
+    dice = overlap.mean_scores(overlap.score_images(counts.numpy())).dice
     assert dice == pytest.approx(trial.user_attrs["folds"]["dice"][0], abs=1e-3)
 
 
@@ -284,10 +284,8 @@ def test_time_limit_in_a_fold(tiny_data, tmp_path):
 
 
 def test_the_time_limit_covers_all_folds():
-    limits = supervisor.Limits(total_s=60, elapsed_s=59)
-    supervision = supervisor.Supervisor(
-        None, lambda message: False, limits, supervisor.StopConditions()
-    )
+    conditions = supervisor.StopConditions(total_s=60, elapsed_s=59)
+    supervision = supervisor.Supervisor(None, lambda message: False, conditions)
     assert supervision.check_time(supervision.started_at + 0.9) is None
     late = supervision.check_time(supervision.started_at + 1.1)
     assert (late.reason, late.message) == (

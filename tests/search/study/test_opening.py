@@ -3,27 +3,14 @@
 import shutil
 
 import optuna
-import pytest
 
-from lesionseg.errors import InputError
 from search.storage.database import STORAGE_VARIABLE, open_storage, storage_url
 from search.storage.study_dir import is_study, read_run_info
 from search.study.creation import create_or_resume
 from search.study.location import StudyLocation
 from search.study.opening import OpenStudy, join_study, load_study, open_study
 from tests.conftest import write_pair
-from tests.search.helpers import open_tiny, tiny_spec
-
-
-def refusal(call, *args, **kwargs) -> str:
-    with pytest.raises(InputError) as caught:
-        call(*args, **kwargs)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def tree(folder):
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+from tests.search.helpers import open_tiny, refusal, tiny_spec, tree
 
 
 def test_a_missing_database_is_an_error_and_not_created(tiny_data, tmp_path):

@@ -20,8 +20,7 @@ from lesionseg.data.cache import build_cache
 from lesionseg.data.index import DatasetIndex
 from lesionseg.errors import InputError
 from lesionseg.inference.selection import DEFAULT_INFERENCE
-from lesionseg.models import build_model, count_params
-from lesionseg.models.cost import multiply_adds
+from lesionseg.models import build_model, count_params, multiply_adds
 from lesionseg.space import ComponentConfig
 from lesionseg.training import checkpoint
 from lesionseg.training.types import Diverged, EpochRecord, TrainingEnd
@@ -39,7 +38,7 @@ from search.trial_process.protocol import (
 )
 from tests.conftest import ROOT
 from tests.search import loader_training
-from tests.search.helpers import LONG_WAIT_S, is_gone, wait_until
+from tests.search.helpers import LONG_WAIT_S, SLOT, is_gone, wait_until
 
 CONFIG = TrialConfig(
     model=ComponentConfig("unet", {"width": 4, "depth": 1}),
@@ -62,7 +61,7 @@ def index(tiny_data):
 @pytest.fixture(scope="session")
 def job(index):
     cache = build_cache(index, 16)
-    return TrainJob(CONFIG.to_dict(), cache.path, np.arange(20), np.arange(20, 30), "cpu", 1)
+    return TrainJob(CONFIG.to_dict(), cache.path, np.arange(20), np.arange(20, 30), SLOT)
 
 
 def with_settings(job, **changes) -> TrainJob:
@@ -85,6 +84,31 @@ def run(job, stop_at=None, on_epoch=lambda child, record: None):
         pid = child.pid
     assert is_gone(pid)
     return messages
+
+
+PAGE_FAULTS = """
+import resource
+import torch
+for _ in range(10):  # until the heap has its final size
+    torch.ones(16_000_000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    torch.ones(16_000_000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's allocator")
+def test_a_training_on_a_cpu_keeps_freed_memory(job):
+    def count_page_faults(environment):
+        command = [sys.executable, "-c", PAGE_FAULTS]
+        return int(subprocess.check_output(command, env=environment))
+
+    with TrialProcess(job) as child:
+        environment = psutil.Process(child.pid).environ()
+    assert count_page_faults(environment) < 1000
+    del environment["MALLOC_MMAP_MAX_"], environment["MALLOC_TRIM_THRESHOLD_"]
+    assert count_page_faults(environment) > 10_000  # of 156,250 pages
 
 
 # --- what a child says -------------------------------------------------------------------------
@@ -131,7 +155,7 @@ def test_evaluate_job_returns_counts_speed_overlays_and_masks(job, index, tmp_pa
     records = index.records[20:]
     (tested,) = run(
         protocol.EvaluateJob(
-            weights, job.cache, records, "cpu", 1, tmp_path / "overlays", show=(records[3].name,)
+            weights, job.cache, records, SLOT, tmp_path / "overlays", show=(records[3].name,)
         )
     )
     assert isinstance(tested, protocol.Evaluated)
@@ -149,14 +173,12 @@ def test_evaluate_job_returns_counts_speed_overlays_and_masks(job, index, tmp_pa
 def test_selected_inference_is_stored_in_the_checkpoint(job, tmp_path):
     weights = tmp_path / "model.safetensors"
     run(replace(job, weights_path=weights))
-    (chosen,) = run(protocol.SelectInferenceJob(weights, job.cache, job.val, "cpu", 1))
+    (chosen,) = run(protocol.SelectInferenceJob(weights, job.cache, job.val, SLOT))
     assert isinstance(chosen, protocol.InferenceSelected)
     assert checkpoint.read_inference(weights) == chosen.choice.inference
     assert checkpoint.load(weights)[1] == CONFIG
     (plain,) = run(
-        protocol.SelectInferenceJob(
-            weights, job.cache, job.val, "cpu", 1, tta=False, postprocess=False
-        )
+        protocol.SelectInferenceJob(weights, job.cache, job.val, SLOT, tta=False, postprocess=False)
     )
     assert plain.choice.inference == DEFAULT_INFERENCE == checkpoint.read_inference(weights)
 
@@ -189,7 +211,7 @@ def test_training_is_suspended_and_resumed(job, tmp_path):
             if stop_after is None:
                 assert isinstance(message, Trained)
             else:
-                assert message == Suspended(stop_after)
+                assert message == Suspended()
                 assert job.state_path.is_file() and not job.weights_path.exists()
 
     def values(records):
@@ -397,7 +419,7 @@ def test_missing_cache_is_reported(job, tmp_path):
 def test_damaged_weights_are_reported(job, index, tmp_path):
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"\0" * 100)
-    (end,) = run(protocol.EvaluateJob(weights, job.cache, index.records, "cpu", 1, tmp_path / "o"))
+    (end,) = run(protocol.EvaluateJob(weights, job.cache, index.records, SLOT, tmp_path / "o"))
     assert isinstance(end, JobError)
     assert "not a safetensors file" in end.message
 
@@ -495,10 +517,11 @@ def test_process_ends_when_the_parent_is_killed(job, tmp_path):
         import numpy as np
         from search.trial_process.process import TrialProcess
         from search.trial_process.protocol import ModelBuilt, TrainJob
+        from search.trial_process.slot import Slot
 
         print("top", flush=True)
         job = TrainJob({endless.config!r}, pathlib.Path({str(job.cache)!r}),
-                       np.arange(20), np.arange(20, 30), "cpu", 1)
+                       np.arange(20), np.arange(20, 30), Slot("cpu", 1))
         with TrialProcess(job) as child:
             for message in child.messages():
                 if not isinstance(message, ModelBuilt):

@@ -15,7 +15,7 @@ from search.storage import trial_records
 from search.storage.leases import TrialLeases
 from search.trial_process import supervisor
 from search.trial_process.protocol import JobError, ModelBuilt, Suspended, TrainJob
-from search.trial_process.supervisor import LeaseLost, Limits, StopConditions, supervise
+from search.trial_process.supervisor import LeaseLost, StopConditions, supervise
 from tests.search import failing_training
 from tests.search.failing_training import FAILURE_WIDTHS
 from tests.search.helpers import SLOT, is_gone, make_worker, open_tiny, queue
@@ -174,8 +174,7 @@ def job(tiny_data, tmp_path):
         opened.cache.path,
         opened.trial_data.train,
         opened.trial_data.val,
-        "cpu",
-        1,
+        SLOT,
         weights_path=tmp_path / "model.safetensors",
         program=failing_training.__name__,
     )
@@ -196,7 +195,7 @@ def test_process_is_killed_when_the_lease_is_lost(job):
 
     conditions = StopConditions(lease_lost=lost.is_set)
     with pytest.raises(LeaseLost):
-        supervise(with_failure(job, "sleeps"), on_message, Limits(), conditions)
+        supervise(with_failure(job, "sleeps"), on_message, conditions)
     assert messages == [ModelBuilt(10, 20)]
     assert is_gone(int(job.weights_path.with_name("pid").read_text()))
 
@@ -206,13 +205,14 @@ def test_process_that_does_not_suspend_is_killed_after_the_timeout(job, monkeypa
     start = time.monotonic()
     conditions = StopConditions(suspend=lambda: True)
     job = with_failure(job, "ignores suspend")
-    assert supervise(job, lambda _: False, Limits(), conditions) == Suspended(0)
+    assert supervise(job, lambda _: False, conditions) == Suspended()
     assert time.monotonic() - start < 0.5 + NEXT_START_S
 
 
 @pytest.mark.parametrize(
-    "limits", [Limits(), Limits(total_s=600, stall_s=600, memory_bytes=10**12)]
+    "conditions",
+    [StopConditions(), StopConditions(total_s=600, stall_s=600, memory_bytes=10**12)],
 )
-def test_limits_that_are_not_reached_have_no_effect(job, limits):
-    outcome = supervise(with_failure(job, "exits"), lambda _: False, limits, StopConditions())
+def test_limits_that_are_not_reached_have_no_effect(job, conditions):
+    outcome = supervise(with_failure(job, "exits"), lambda _: False, conditions)
     assert isinstance(outcome, JobError) and outcome.reason == "crash"

@@ -25,13 +25,13 @@ from search.study.creation import create_or_resume
 from search.study.location import StudyLocation
 from search.study.opening import load_study, open_study
 from search.trial_process.protocol import Trained, TrainJob
-from search.trial_process.supervisor import Limits, StopConditions, supervise
+from search.trial_process.supervisor import StopConditions, supervise
 from tests.conftest import write_folder
 from tests.postgres import private_postgres  # noqa: F401
 from tests.search import stub_training
 from tests.search.chaos import FULL, Plan, stub_spec, survive, write_pairs
 from tests.search.chaos_checks import fetch_rows
-from tests.search.helpers import LONG_WAIT_S, tiny_plain, tiny_spec, wait_until, write_study
+from tests.search.helpers import LONG_WAIT_S, SLOT, tiny_plain, tiny_spec, wait_until, write_study
 from tests.search.worker_processes import WorkerProcesses
 
 pytestmark = pytest.mark.alone
@@ -189,8 +189,8 @@ def train_uninterrupted(folder: Path, config: dict, weights: Path) -> dict[str, 
     """Return the weights of the same configuration without interruption."""
     trial_data = open_study(folder).trial_data
     data = (trial_data.cache, trial_data.train, trial_data.val)
-    job = TrainJob(TrialConfig.from_dict(config).to_dict(), *data, "cpu", 1, weights_path=weights)
-    assert isinstance(supervise(job, lambda message: False, Limits(), StopConditions()), Trained)
+    job = TrainJob(TrialConfig.from_dict(config).to_dict(), *data, SLOT, weights_path=weights)
+    assert isinstance(supervise(job, lambda message: False, StopConditions()), Trained)
     return load_file(weights)
 
 

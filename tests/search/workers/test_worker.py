@@ -13,7 +13,7 @@ from optuna.pruners import ThresholdPruner
 from optuna.trial import TrialState
 
 from lesionseg.config import TrialConfig
-from lesionseg.metrics import METRICS
+from lesionseg.metrics.overlap import METRICS
 from lesionseg.training import checkpoint
 from lesionseg.training.types import EpochRecord
 from search.storage import trial_records
@@ -535,7 +535,7 @@ def test_trial_suspended_after_the_pruning_decision_is_pruned(tiny_data, tmp_pat
     def suspend_late(*args):
         outcome = real(*args)
         assert isinstance(outcome, Trained)
-        return Suspended(1)
+        return Suspended()
 
     monkeypatch.setattr(trial_runner, "supervise", suspend_late)
     queue(opened)

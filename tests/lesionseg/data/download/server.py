@@ -47,13 +47,13 @@ class Server:
     """Serves files with faults.
 
     faults: for a file name the faults of its next requests: an HTTP status; "break" (half of the
-    body, then the connection is closed); "whole" (ranges are ignored); "swap" (another file of the
-    same length from here on); "longer" (more bytes than announced); "elsewhere" (another range than
-    requested); "rangeless" (a range without Content-Range).
-    weak_etags: send weak ETags. ignores_if_range: as the name says. retry_after: header of errors.
+    body, then the connection is closed); "whole" (ranges are ignored); "longer" (more bytes than
+    announced); "elsewhere" (another range than requested); "rangeless" (a range without
+    Content-Range).
+    weak_etags: send weak ETags. retry_after: header of errors.
     """
 
-    weak_etags = ignores_if_range = False
+    weak_etags = False
     retry_after = ""
 
     def __init__(self, files: dict[str, bytes]) -> None:
@@ -84,8 +84,6 @@ class Server:
         self.log.append((request.command, name, request.headers.get("Range")))
         faults = self.faults.get(name, [])
         fault = faults.pop(0) if faults and not head else None
-        if fault == "swap":
-            self.files[name] = self.files[name][::-1]
         content = self.files.get(name)
         status = fault if isinstance(fault, int) else 200 if content is not None else 404
         if status != 200:
@@ -95,10 +93,7 @@ class Server:
         headers = {"ETag": etag, "Accept-Ranges": "bytes"}
         start = 0
         requested = request.headers.get("Range")
-        unchanged = request.headers.get("If-Range", etag) == etag and not request.headers.get(
-            "If-Range", ""
-        ).startswith("W/")
-        if requested and fault != "whole" and (unchanged or self.ignores_if_range):
+        if requested and fault != "whole":
             start = int(requested.removeprefix("bytes=").rstrip("-"))
             if start >= len(content):
                 return self.reply(

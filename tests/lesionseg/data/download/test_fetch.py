@@ -7,7 +7,6 @@ import os
 import shutil
 import time
 import zipfile
-from pathlib import Path
 from types import SimpleNamespace
 
 import filelock
@@ -168,17 +167,6 @@ def test_without_range_support_the_file_is_sent_again(server, root):
     assert server.sent[FIRST] == len(server.files[FIRST]) * 3 // 2
 
 
-def test_a_changed_file_is_not_combined_with_its_old_part(server, root):
-    other = make_zip(**{"ISIC2018_Task1-2_Training_Input/ISIC_0.jpg": CONTENT[::-1]})
-    size = len(server.files[FIRST])
-    server.files[FIRST] = other[::-1]  # the first half of another file with another ETag
-    server.faults[FIRST] = ["break", "swap"]
-    download(server, root)
-    assert len(other) < size
-    image = root / "ISIC2018_Task1-2_Training_Input" / "ISIC_0.jpg"
-    assert image.read_bytes() == CONTENT[::-1]
-
-
 def test_a_part_longer_than_the_file_is_discarded(server, root):
     part = root / ".fetch" / f"{FIRST}.part"
     part.parent.mkdir()
@@ -204,28 +192,20 @@ def test_a_wrong_range_is_not_appended(server, root, fault):
 def test_a_server_that_always_sends_a_wrong_range_fails_soon(server, root):
     server.faults[FIRST] = ["break", "elsewhere"] * 20
     message = error_of(DownloadError, server, root)
-    assert "sends another range than requested, 6 times in a row" in message
+    assert "sends another range or file than requested, 8 times in a row" in message
     assert server.sent[FIRST] <= 4 * len(server.files[FIRST])
 
 
-def test_a_changed_file_is_detected_without_if_range_support(server, root):
-    server.ignores_if_range = True
-    half = server.files[FIRST]
-    server.files[FIRST] = make_zip(**{"ISIC2018_Task1-2_Training_Input/ISIC_0.jpg": CONTENT[::-1]})[
-        ::-1
-    ].ljust(len(half), b"x")
-    server.faults[FIRST] = ["break"]
-    real = server.answer
-
-    def answer(request, *, head):
-        if request.headers.get("Range"):
-            server.files[FIRST] = half
-        real(request, head=head)
-
-    server.answer = answer
+def test_a_changed_file_is_not_combined_with_its_old_part(server, root):
+    new = make_zip(**{f"{FIRST.removesuffix('.zip')}/ISIC_0.jpg": CONTENT[::-1]})
+    server.files[FIRST] = new
+    part, etag = (root / ".fetch" / f"{FIRST}.{kind}" for kind in ("part", "etag"))
+    part.parent.mkdir()
+    part.write_bytes(bytes(len(new) // 2))
+    etag.write_text('"of the old file"')
     download(server, root)
     assert is_complete(root)
-    assert (root / FIRST.removesuffix(".zip") / "ISIC_0.jpg").read_bytes() == CONTENT
+    assert (root / FIRST.removesuffix(".zip") / "ISIC_0.jpg").read_bytes() == CONTENT[::-1]
 
 
 def test_weak_etags_do_not_prevent_resuming(server, root):
@@ -253,7 +233,7 @@ def test_attempts_with_progress_after_a_restart_do_not_count_as_failures(server,
 
 @pytest.mark.parametrize(
     ("retry_after", "seconds"),
-    [("7", 7), ("100000", http.MAX_RETRY_AFTER_S), ("soon", 0.002)],
+    [("7", 7), ("100000", http.MAX_RETRY_AFTER_S)],
 )
 def test_retry_after_is_respected_up_to_a_limit(server, root, monkeypatch, retry_after, seconds):
     pauses = []
@@ -391,15 +371,14 @@ def test_a_full_disk_is_reported_before_the_download(server, root, monkeypatch):
 
 
 def test_a_disk_that_fills_up_while_unpacking_leaves_no_folder(server, root, monkeypatch):
-    whole = zipfile.ZipFile.extract
+    whole = zipfile.ZipFile.extractall
 
-    def extract(self, member, path):
-        if member.filename.endswith("ISIC_1.jpg") or list(Path(path).glob("*")):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        return whole(self, member, path)
+    def extractall(self, path):
+        whole(self, path, self.namelist()[:1])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr(zipfile.ZipFile, "extract", extract)
+        patch.setattr(zipfile.ZipFile, "extractall", extractall)
         message = error_of(DownloadError, server, root)
     assert "No space left on device; complete files are kept, start again" in message
     assert not any(".unpacking" in p.name for p in (root / ".fetch").iterdir())
@@ -451,9 +430,3 @@ def test_concurrent_downloads_into_one_folder_are_refused(server, root):
     (root / ".fetch").mkdir()
     with filelock.FileLock(root / ".fetch" / "lock"):
         assert "another process is downloading" in error_of(InputError, server, root)
-
-
-def test_an_invalid_done_json_is_refused(server, root):
-    (root / ".fetch").mkdir()
-    (root / ".fetch" / "done.json").write_text("{")
-    assert "delete it to download everything again" in error_of(InputError, server, root)

@@ -1,4 +1,4 @@
-"""Extraction of archives: damaged and unsafe ones leave nothing behind."""
+"""Extraction of archives: damaged ones leave nothing behind, none writes outside its folder."""
 
 import io
 import zipfile
@@ -42,57 +42,52 @@ def overwrite(whole: bytearray) -> None:
     whole[90:130] = b"\xff" * 40
 
 
-def bomb() -> bytes:
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as file:
-        file.writestr("ISIC_0.jpg", bytes(200_000_000))
-    return stream.getvalue()
+@pytest.fixture
+def scratch(tmp_path):
+    folder = tmp_path / "a" / "b" / ".fetch"
+    folder.mkdir(parents=True)
+    return folder
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (make_zip(**{"../../outside.txt": "x"}), "a link or an unsafe path"),
-        (make_zip(**{"/outside.txt": "x"}), "a link or an unsafe path"),
-        (make_zip(**{"..\\outside.txt": "x"}), "a link or an unsafe path"),
-        (make_zip(**{"C:/outside.txt": "x"}), "a link or an unsafe path"),
-        (with_link(), "a link or an unsafe path"),
         (with_wrong_crc(), "damaged"),
         (compressed(zipfile.ZIP_DEFLATED, overwrite), "damaged"),
         (b"<html>please log in</html>", "damaged"),
         (make_zip(), "contains no file"),
-        (bomb(), "no archive of images"),
         (compressed(zipfile.ZIP_BZIP2, overwrite), "damaged"),
         (compressed(zipfile.ZIP_DEFLATED, encrypt), "encrypted"),
-        (make_zip(**{".": "x"}), "a link or an unsafe path"),
-        (make_zip(**{"a": "x", "a/b.jpg": "x"}), "a link or an unsafe path"),
     ],
-    ids=[
-        "up",
-        "root",
-        "backslash",
-        "drive",
-        "link",
-        "crc",
-        "deflate",
-        "html",
-        "empty",
-        "bomb",
-        "bzip2",
-        "encrypted",
-        "dot",
-        "both",
-    ],
+    ids=["crc", "deflate", "html", "empty", "bzip2", "encrypted"],
 )
-def test_a_damaged_or_unsafe_archive_leaves_nothing_behind(tmp_path, content, message):
-    root = tmp_path / "a" / "b"
-    scratch = root / ".fetch"
-    scratch.mkdir(parents=True)
+def test_a_damaged_archive_leaves_nothing_behind(scratch, content, message):
     archive = scratch / "set.zip"
     archive.write_bytes(content)
     with pytest.raises(ArchiveError, match=message) as caught:
-        extract_archive(archive, root, scratch)
+        extract_archive(archive, scratch.parent, scratch)
     assert "\n" not in str(caught.value)
-    assert [p.name for p in root.iterdir()] == [".fetch"]
+    assert [p.name for p in scratch.parent.iterdir()] == [".fetch"]
     assert [p.name for p in scratch.iterdir()] == ["set.zip"]
-    assert not list(tmp_path.rglob("outside.txt"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        make_zip(**{"../../outside.txt": "x"}),
+        make_zip(**{"/outside.txt": "x"}),
+        make_zip(**{"..\\outside.txt": "x"}),
+        make_zip(**{"C:/outside.txt": "x"}),
+        with_link(),
+    ],
+    ids=["up", "root", "backslash", "drive", "link"],
+)
+def test_an_archive_is_unpacked_inside_its_folder_and_without_links(tmp_path, scratch, content):
+    archive = scratch / "set.zip"
+    archive.write_bytes(content)
+    extract_archive(archive, scratch.parent, scratch)
+    files = [p for p in tmp_path.rglob("*") if not p.is_dir() or p.is_symlink()]
+    inside = [p for p in files if p != archive]
+    assert len(inside) == 1
+    assert inside[0].is_relative_to(scratch.parent / "set")
+    assert not inside[0].is_symlink()

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from lesionseg.data.duplicates.audit import audit_dataset
+from lesionseg.data.index import DatasetIndex
 from lesionseg.errors import InputError
 from tests.conftest import write_folder
 
@@ -31,6 +32,10 @@ def boxed(top, bottom, left, right, value=255):
     return mask
 
 
+def audit(root, **options):
+    return audit_dataset(DatasetIndex.read(root, lenient=True), **options)
+
+
 @pytest.fixture
 def sound(tmp_path):
     """Seven usable pairs in two splits, with different masks."""
@@ -50,7 +55,7 @@ def sound(tmp_path):
 def test_the_properties_of_each_pair(sound):
     assert [
         (p.record.name, p.shape, p.area, p.touches_border, p.thresholded, p.components)
-        for p in audit_dataset(sound).pairs
+        for p in audit(sound).pairs
     ] == [
         ("a_plain", (20, 40), 0.25, False, False, 1),
         ("b_corner", (20, 40), 0.25, True, False, 1),
@@ -63,11 +68,11 @@ def test_the_properties_of_each_pair(sound):
 
 
 def test_the_summary_of_a_data_set(sound):
-    audit = audit_dataset(sound)
-    assert audit.problems == []
-    audit.require_usable()
+    found = audit(sound)
+    assert found.problems == []
+    found.require_usable()
     # Areas 0, 0, 0.01, 0.25, 0.25, 0.25, 1; percentile 95 lies 0.7 of the way to the last.
-    assert audit.summarize() == {
+    assert found.summarize() == {
         "layout": "folders",
         "pairs": "7",
         "groups": "7",
@@ -91,7 +96,7 @@ def test_one_pixel_on_any_border_touches_it(tmp_path, row, column, touches):
     mask = blank()
     mask[row, column] = 255
     put(tmp_path / "data", "a", mask)
-    (pair,) = audit_dataset(tmp_path / "data").pairs
+    (pair,) = audit(tmp_path / "data").pairs
     assert pair.touches_border is touches and pair.area == 1 / 800
 
 
@@ -100,7 +105,7 @@ def test_components_are_8_connected(tmp_path):
         mask = boxed(2, 10, 2, 10)
         mask[10:14, left : left + 6] = 255
         put(tmp_path / "data", name, mask)
-    assert [pair.components for pair in audit_dataset(tmp_path / "data").pairs] == [1, 2]
+    assert [pair.components for pair in audit(tmp_path / "data").pairs] == [1, 2]
 
 
 def test_masks_without_an_image_are_counted_and_named(tmp_path):
@@ -113,16 +118,16 @@ def test_masks_without_an_image_are_counted_and_named(tmp_path):
     (tmp_path / "data/train/masks/a_mask.png").rename(tmp_path / "data/train/masks/a.png")
     for name in ("a_seg.png", "notes.txt", "._x.png"):
         (tmp_path / "data/train/masks" / name).write_bytes(b"x")
-    audit = audit_dataset(tmp_path / "data")
-    assert audit.summarize()["masks without image"] == "3, f_mask.png, b_mask.png, c_mask.png"
-    assert audit.index.masks_without_image == ("f_mask.png", "b_mask.png", "c_mask.png")
-    assert list(audit.to_dict()["areas"]) == ["a", "d", "e"]
+    found = audit(tmp_path / "data")
+    assert found.summarize()["masks without image"] == "3, f_mask.png, b_mask.png, c_mask.png"
+    assert found.index.masks_without_image == ("f_mask.png", "b_mask.png", "c_mask.png")
+    assert list(found.to_dict()["areas"]) == ["a", "d", "e"]
 
 
 def test_a_manifest_may_omit_masks(sound):
     rows = "train/images/a_plain.png,train/masks/a_plain_mask.png\n"
     (sound / "manifest.csv").write_text(f"image,mask\n{rows}")
-    assert audit_dataset(sound).index.masks_without_image == ()
+    assert audit(sound).index.masks_without_image == ()
 
 
 def test_a_broken_link_makes_a_pair_unusable(tmp_path):
@@ -130,7 +135,7 @@ def test_a_broken_link_makes_a_pair_unusable(tmp_path):
     for path in (root / "images/im001.png", root / "masks/im002.png"):
         path.unlink()
         path.symlink_to(tmp_path / "gone.png")
-    assert audit_dataset(root).problems == [
+    assert audit(root).problems == [
         f"{root}/images/im001.png: no such file",
         f"{root}/masks/im002.png: no such file",
     ]
@@ -139,11 +144,11 @@ def test_a_broken_link_makes_a_pair_unusable(tmp_path):
 def test_a_name_in_two_splits_is_prefixed_with_its_split(sound):
     put(sound, "a_plain", boxed(0, 1, 0, 1), "test")
     put(sound, "d_empty", boxed(0, 1, 0, 1), "test")
-    audit = audit_dataset(sound)
-    areas = audit.to_dict()["areas"]
+    found = audit(sound)
+    areas = found.to_dict()["areas"]
     assert len(areas) == 9 and list(areas)[:2] == ["train/a_plain", "test/a_plain"]
     assert (areas["train/a_plain"], areas["test/a_plain"]) == (0.25, 1 / 800)
-    assert audit.summarize()["empty masks"] == "2, train/d_empty, g_tall"
+    assert found.summarize()["empty masks"] == "2, train/d_empty, g_tall"
 
 
 def test_names_with_line_breaks_or_invalid_bytes_are_escaped(tmp_path):
@@ -151,9 +156,9 @@ def test_names_with_line_breaks_or_invalid_bytes_are_escaped(tmp_path):
     put(tmp_path / "data", os.fsdecode(b"latin-\xe9"), blank())
     put(tmp_path / "data", "broken\n", blank())
     (tmp_path / "data/train/images/broken\n.png").write_bytes(b"")
-    audit = audit_dataset(tmp_path / "data")
-    assert audit.summarize()["empty masks"] == "2, latin-\\udce9, two\\nlines"
-    (problem,) = audit.problems
+    found = audit(tmp_path / "data")
+    assert found.summarize()["empty masks"] == "2, latin-\\udce9, two\\nlines"
+    (problem,) = found.problems
     assert problem.startswith(f"{tmp_path}/data/train/images/broken\\n.png: not an image (")
 
 
@@ -165,20 +170,20 @@ def test_every_defect_is_reported(tmp_path):
     Image.linear_gradient("L").resize((48, 40)).save(root / "masks/im003.png")
     (root / "images/im004.png").write_text("not an image")
     calls = []
-    audit = audit_dataset(root, on_progress=lambda done, total: calls.append((done, total)))
+    found = audit(root, on_progress=lambda done, total: calls.append((done, total)))
     assert calls == [(i, 6) for i in range(1, 7)]
-    problems = {p.record.name: p.problem for p in audit.pairs if p.problem}
+    problems = {p.record.name: p.problem for p in found.pairs if p.problem}
     assert list(problems) == ["im001", "im002", "im003", "im004"]
     assert problems["im001"].startswith(f"{image}: the image is damaged (")
     assert problems["im002"].startswith(f"{root}/masks/im002.png: the mask has 47x40 pixels, its")
     assert problems["im003"].startswith(f"{root}/masks/im003.png: the mask is not binary: ")
     assert problems["im004"].startswith(f"{root}/images/im004.png: not an image (")
-    assert audit.problems == list(problems.values())
-    summary = audit.summarize()
+    assert found.problems == list(problems.values())
+    summary = found.summarize()
     assert summary["pairs"] == "6" and summary["unusable pairs"] == "4"
     assert summary["sizes"] == "1, most often 48x40 (2)"  # of the usable ones
     with pytest.raises(InputError) as caught:
-        audit.require_usable()
+        found.require_usable()
     assert str(caught.value) == (
         f"data: 4 of 6 pairs cannot be used: {problems['im001']} and 3 more"
     )
@@ -188,7 +193,7 @@ def test_a_data_set_without_usable_pairs_has_a_summary(tmp_path):
     root = write_folder(tmp_path / "data", 2)
     for path in (root / "masks").iterdir():
         path.write_bytes(b"")
-    assert audit_dataset(root).summarize() == {
+    assert audit(root).summarize() == {
         "layout": "folders",
         "pairs": "2",
         "groups": "2",
@@ -205,17 +210,17 @@ def test_the_pixels_of_an_image_are_decoded(tmp_path):
     path = root / "images/im000.jpg"
     Image.fromarray(noise).save(path)
     path.write_bytes(path.read_bytes()[:-200])
-    (problem,) = audit_dataset(root).problems
+    (problem,) = audit(root).problems
     assert problem.startswith(f"{path}: the image is damaged (")
 
 
 def test_real_ph2_images_have_no_defects(real_data):
-    audit = audit_dataset(real_data / "ph2")
-    assert audit.problems == []
-    summary = audit.summarize()
+    found = audit(real_data / "ph2")
+    assert found.problems == []
+    summary = found.summarize()
     assert summary["layout"] == "ph2" and summary["pairs"] == summary["groups"] == "10"
     assert summary["empty masks"] == summary["full masks"] == summary["masks not binary"] == "0"
-    for pair, record in zip(audit.pairs, audit.index.records, strict=True):
+    for pair, record in zip(found.pairs, found.index.records, strict=True):
         with Image.open(record.mask) as mask:
             assert pair.shape == (mask.height, mask.width)
             share = sum(mask.convert("L").histogram()[1:]) / (mask.height * mask.width)

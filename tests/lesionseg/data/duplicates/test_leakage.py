@@ -115,20 +115,20 @@ def test_a_missing_data_set_is_reported_before_any_is_read(splits, tmp_path):
     with pytest.raises(InputError) as caught:
         audit_datasets([splits, tmp_path / "no"], on_progress=lambda *call: read.append(call))
     assert str(caught.value) == (
-        f"data check: no such folder: {tmp_path}/no; DIR and --against take the folder of a data "
-        f"set or a CSV manifest"
+        f"data: no such folder: {tmp_path}/no; --data, DIR and --against take the folder of a "
+        f"data set or a CSV manifest"
     )
     assert read == []
 
 
-def test_data_sets_with_equal_names_are_named_by_path(splits, tmp_path):
+def test_data_sets_with_equal_names_are_named_with_their_parents(splits, tmp_path):
     other = tmp_path / "deep" / "data"
     put(other, "x", texture(50))
-    assert list(audit_datasets([splits, other]).audits) == [str(splits), str(other)]
+    assert list(audit_datasets([splits, other]).audits) == [f"{tmp_path.name}-data", "deep-data"]
 
 
 def test_a_data_set_against_itself_is_refused(splits):
-    with pytest.raises(InputError, match="is given twice; --against takes another data set"):
+    with pytest.raises(InputError, match="is given twice; give each data set once"):
         audit_datasets([splits, splits.parent / "." / "data"])
 
 
@@ -207,7 +207,7 @@ def test_images_that_are_equal_only_when_reduced_are_not_exact(tmp_path, image_s
         image.save(tmp_path / "data" / "images" / f"{name}.jpg", quality=95, subsampling=0)
     index = DatasetIndex.read(tmp_path / "data")
     if image_size is None:
-        audit = audit_dataset(tmp_path / "data")
+        audit = audit_dataset(index)
     else:
         audit = audit_cache(index, build_cache(index, image_size, tmp_path / "cache"))
     digests = [pair.fingerprint.digest for pair in audit.pairs]
@@ -266,7 +266,7 @@ def test_the_cache_gives_the_same_result_as_the_files(splits, tmp_path, size):
     report = find_leaks({"": audit})
     assert [names(c) for c in report.clusters] == [["b", "b2"], ["c", "c3", "z"]]
     assert report.clusters[0].exact
-    files = audit_dataset(splits)
+    files = audit_dataset(index)
     assert [p.record.name for p in audit.pairs] == [p.record.name for p in files.pairs]
     assert [p.shape for p in audit.pairs] == [p.shape for p in files.pairs]
     assert [p.area for p in audit.pairs] == [p.area for p in files.pairs]

@@ -12,8 +12,8 @@ import yaml
 from optuna.trial import TrialState
 from PIL import Image
 
-from lesionseg import metrics
-from lesionseg.metrics import METRICS
+from lesionseg.metrics import compare, overlap
+from lesionseg.metrics.overlap import METRICS
 from search.results.baseline_table import SCORES
 from search.spec.loading import parse_spec
 from search.storage import trial_records
@@ -125,7 +125,7 @@ def make_final(
     names = names or image_names(12)
     (folder / "final" / "overlays").mkdir(parents=True)
     counts = random_counts(len(names))
-    scores = metrics.score_images(counts)
+    scores = overlap.score_images(counts)
     groups = [f"patient_{i // 2}" for i in range(len(names))]
     best = trial_records.rank_trials(trial_records.all_trials(study))[0]
     shares = (counts / 10_000).mean(0).tolist()
@@ -140,7 +140,7 @@ def make_final(
         | {"n": len(names), "groups": len(set(groups))},
         "ci95": {
             k: list(v)
-            for k, v in metrics.bootstrap_intervals(scores, groups, resamples=200).items()
+            for k, v in compare.bootstrap_intervals(scores, groups, resamples=200).items()
         },
         "confusion": dict(zip(("tp", "fp", "fn", "tn"), shares, strict=True)),
         "curves": make_curves(),

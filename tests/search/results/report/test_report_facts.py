@@ -125,7 +125,7 @@ def test_every_number_of_the_page_is_in_report_json(written):
 
     trials = set(leaves(facts))
     scaled = [v * s for v in trials for s in (1, 100, 1e-6)]
-    tables = set(page.tables) - {"states", "confusion"}  # shares of a sum
+    tables = set(page.tables) - {"states"}  # shares of a sum
     for name in tables:
         for row in page.table(name):
             for cell in row:
@@ -280,7 +280,7 @@ def test_formats_are_separated_by_commas(text, formats):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("pdf", "unknown format 'pdf' (known: html, json, md)"), (" , ", "must name one of html")],
+    [("pdf", "unknown format 'pdf' (known: html, json, md)"), (" ", "unknown format ''")],
 )
 def test_unknown_formats_are_refused(text, message):
     with pytest.raises(InputError) as caught:
@@ -288,9 +288,10 @@ def test_unknown_formats_are_refused(text, message):
     assert message in str(caught.value)
 
 
-def test_running_trial_counts_until_now(tmp_path):
+def test_running_trial_counts_until_now(tmp_path, monkeypatch):
     study = make_study(tmp_path)
     trial = study.ask()
     trial.set_user_attr("started_at", 100.0)
-    facts = search_facts(trial_records.all_trials(study), now=160.0)
+    monkeypatch.setattr("time.time", lambda: 160.0)
+    facts = search_facts(trial_records.all_trials(study))
     assert facts["time"] == [{"state": "running", "trials": 1, "seconds": 60.0}]

@@ -74,16 +74,6 @@ def test_worker_that_keeps_dying_is_given_up(location):
     ]
 
 
-def test_failures_are_reset_by_finished_trials(location):
-    script = 'n=$(ls "$MARKS" | grep -c mark); touch "$MARKS/mark$n"; [ $n -ge 4 ]'
-
-    def count_finished():
-        return len(list(location.folder.glob("mark*")))
-
-    events = run(location, script, slots=SLOTS[:1], count_finished=count_finished)
-    assert [event.rpartition("; ")[2] for event in events] == ["restarts in 0.05 s"] * 4
-
-
 def test_input_error_of_a_worker_ends_all(location):
     script = (
         'if mkdir "$MARKS/first" 2>/dev/null; then '
@@ -109,9 +99,10 @@ def test_stop_terminates_workers_and_kills_those_that_do_not_exit(
     def stop_when_ready():
         if len(list(location.folder.glob("ready*"))) == 2:
             stop_event.set()
+        return False
 
     start = time.monotonic()
-    assert run(location, ready, stop_event=stop_event, on_poll=stop_when_ready) == []
+    assert run(location, ready, stop_event=stop_event, is_done=stop_when_ready) == []
     assert time.monotonic() - start < 10
     assert len(list(location.folder.glob("left*"))) == exited
 

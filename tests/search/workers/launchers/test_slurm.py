@@ -26,7 +26,7 @@ from search.trial_process.slot import Slot
 from search.workers.launchers import slurm_fleet
 from search.workers.launchers.launcher import LaunchContext, RestartPolicy
 from search.workers.launchers.slurm import SlurmSettings, run_on_slurm
-from search.workers.launchers.slurm_job import SignalEvent, WorkerJob
+from search.workers.launchers.slurm_job import WorkerJob
 from search.workers.worker_result import StopReason, WorkerResult
 from tests.search.helpers import wait_until, write_study
 
@@ -289,15 +289,10 @@ def test_url_of_the_environment_is_not_written(folder, monkeypatch, given):
 
 
 def test_environment_that_does_not_reach_the_job_is_an_error(folder):
-    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)}
     job = WorkerJob(
         StudyLocation("study", folder), Slot("cpu"), uses_environment=True, work=write_url_hash
     )
-    try:
-        assert "LESIONSEARCH_STORAGE does not reach the jobs" in job(0)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    assert "LESIONSEARCH_STORAGE does not reach the jobs" in job(0)
     assert done(folder) == []
 
 
@@ -345,19 +340,6 @@ def test_host_without_slurm_is_refused(folder, monkeypatch):
 def test_no_workers_are_refused(folder, workers):
     with pytest.raises(InputError, match=f"workers must be at least 1, got {workers}"):
         drive(folder, do_items, workers=workers)
-
-
-def test_signal_ends_a_wait():
-    event = SignalEvent()
-    before = signal.signal(signal.SIGALRM, event.handle)
-    try:
-        assert not event.is_set() and not event.wait(0)
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
-        assert event.wait(30)
-    finally:
-        signal.signal(signal.SIGALRM, before)
-    assert event.is_set() and event.wait(0) and event.wait()
-    assert event.signals == {signal.SIGALRM}
 
 
 @pytest.mark.slow

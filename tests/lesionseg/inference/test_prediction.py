@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from lesionseg.inference.mask_stats import MIN_AREA_SHARE, measure_mask
+from lesionseg.inference.prediction import MIN_AREA_SHARE, measure_mask
 
 
 def blob(shape, *boxes):

@@ -1,4 +1,4 @@
-"""MaskStats: statistics of a predicted mask for a table."""
+"""Prediction: the predicted mask of an image, and its statistics."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-Mask = NDArray[np.bool_]
-Probability = NDArray[np.float32]
+from lesionseg.inference.postprocess import Mask, Probability
 
 #: A component counts as a lesion from this share of the largest component's area.
 MIN_AREA_SHARE = 0.1
 
 
-@dataclass(frozen=True)
-class MaskStats:
-    """Statistics of a mask at its own size.
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """Predicted mask of one image and its statistics.
 
+    mask: bool [H, W], True on the lesion, at the size of the upright image.
+    probability: float32 [H, W] in [0, 1], before thresholding.
     area: number of pixels.
     share: share of the image, in [0, 1].
     centre: mean x and y of the pixels, with (0, 0) at the centre of the top-left pixel; None for
@@ -29,6 +29,8 @@ class MaskStats:
     has_several_lesions: two or more components have a tenth of the largest one's area.
     """
 
+    mask: Mask
+    probability: Probability
     area: int
     share: float
     centre: tuple[float, float] | None
@@ -41,21 +43,18 @@ class MaskStats:
         return self.area == 0
 
 
-def measure_mask(mask: Mask, probability: Probability) -> MaskStats:
-    """Compute the statistics of a mask.
-
-    Args:
-        mask: bool [H, W].
-        probability: float32 [H, W], before thresholding.
-    """
+def measure_mask(mask: Mask, probability: Probability) -> Prediction:
+    """Compute the statistics of a mask; the arguments are as in Prediction."""
     pixels = mask.view(np.uint8)
     area = int(np.count_nonzero(pixels))
     if not area:
-        return MaskStats(0, 0.0, None, None, False, False)
+        return Prediction(mask, probability, 0, 0.0, None, None, False, False)
     moments = cv2.moments(pixels, binaryImage=True)
     _, _, stats, _ = cv2.connectedComponentsWithStats(pixels, connectivity=8)
     areas = stats[1:, cv2.CC_STAT_AREA]
-    return MaskStats(
+    return Prediction(
+        mask,
+        probability,
         area,
         area / mask.size,
         (moments["m10"] / moments["m00"], moments["m01"] / moments["m00"]),
