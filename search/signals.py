@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import signal
 import threading
 from collections.abc import Iterator
@@ -40,13 +41,15 @@ class SignalHandler:
             yield
         finally:
             self._is_deferred = False
-        if self.stop_event.is_set():
+        if self.signal_number is not None:
             raise KeyboardInterrupt
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.stop_event.is_set():
+        if self.signal_number is not None:
             return
         self.signal_number = number
-        self.stop_event.set()
+        # In a thread: if the signal interrupts a wait for the event, this one holds its lock. A
+        # threading.Thread takes locks too when it starts.
+        _thread.start_new_thread(self.stop_event.set, ())
         if not self._is_deferred:
             raise KeyboardInterrupt

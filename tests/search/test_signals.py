@@ -38,8 +38,9 @@ def test_a_deferred_signal_sets_the_event_and_raises_at_the_end(number):
     def work():
         with signals.installed(), signals.deferred():
             assert not signals.stop_event.is_set()
-            os.kill(os.getpid(), number)
-            assert signals.stop_event.is_set()
+            with signals.stop_event._cond:  # as a wait that the signal interrupts
+                os.kill(os.getpid(), number)
+            assert signals.stop_event.wait(10)
             numbers.append(signals.signal_number)
 
     with pytest.raises(KeyboardInterrupt):
@@ -66,4 +67,4 @@ def test_a_signal_does_not_hide_an_exception():
 
     with pytest.raises(ZeroDivisionError):
         work()
-    assert signals.stop_event.is_set()
+    assert signals.stop_event.wait(10)
