@@ -6,7 +6,7 @@ JOBS   ?= 2
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-beside test-alone test-slow test-slow-beside test-slow-alone test-long lint format docs bench lock clean
+.PHONY: demo test test-beside test-alone test-slow test-slow-beside test-slow-alone test-long test-gpu lint format docs bench lock clean
 
 demo: $(READY)  ## search on synthetic lesions; writes runs/demo/report.html
 	$(BIN)/lesionsearch demo
@@ -17,19 +17,22 @@ test-slow: test-slow-beside test-slow-alone  ## the tests that take minutes
 
 # Test files run in parallel, JOBS at a time; tests marked 'alone' run by themselves.
 test-beside: $(READY)
-	$(BIN)/python -m pytest -m "not slow and not alone and not long" -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not alone and not long and not gpu" -n $(JOBS) --dist loadfile
 
 test-alone: $(READY)
-	$(BIN)/python -m pytest -m "not slow and alone and not long"
+	$(BIN)/python -m pytest -m "not slow and alone and not long and not gpu"
 
 test-slow-beside: $(READY)
-	$(BIN)/python -m pytest -m "slow and not alone and not long" -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -m "slow and not alone and not long and not gpu" -n $(JOBS) --dist loadfile
 
 test-slow-alone: $(READY)
-	$(BIN)/python -m pytest -m "slow and alone and not long"
+	$(BIN)/python -m pytest -m "slow and alone and not long and not gpu"
 
 test-long: $(READY)  ## the longest tests: the full chaos test, and SLURM if it is installed
 	$(BIN)/python -m pytest -m long
+
+test-gpu: $(READY)  ## tests that need a CUDA GPU; skipped without one
+	$(BIN)/python -m pytest -m gpu
 
 lint: $(READY)  ## format, lint, types and import contracts
 	$(BIN)/ruff format --check .

@@ -1,0 +1,82 @@
+#!/usr/bin/env bash
+# Test and measure the CUDA path on a GPU machine: one call, at most 480 s, results in $OUT.
+#
+# Needs Python 3.12 with torch and the packages of the machine. What else the project needs comes
+# from wheels in .whl/, and images from .data/isic2018.zip, if these exist. DEVICE=cpu runs all
+# stages that a CPU can run, with small settings, to test this script.
+set -u
+cd "$(dirname "$0")/.."
+OUT="${OUT:-runs/gpu}"
+DEVICE="${DEVICE:-cuda}"
+mkdir -p "$OUT"
+export OMP_WAIT_POLICY=PASSIVE LESIONSEARCH_CACHE="$PWD/.gpu-cache" HF_HUB_OFFLINE=1
+START=$(date +%s)
+
+# stage NAME SECONDS COMMAND...: run a command within a time limit, and append a line to stages.jsonl.
+stage() {
+  local name=$1 limit=$2 start rc
+  shift 2
+  start=$(date +%s)
+  echo "--- $name"
+  timeout -k 5 "$limit" "$@" > "$OUT/$name.log" 2>&1
+  rc=$?
+  tail -n 15 "$OUT/$name.log"
+  echo "{\"stage\": \"$name\", \"rc\": $rc, \"seconds\": $(($(date +%s) - start)), \"total\": $(($(date +%s) - START))}" |
+    tee -a "$OUT/stages.jsonl"
+}
+
+install() {
+  if compgen -G ".whl/*.whl" > /dev/null; then
+    python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target .site .whl/*.whl
+  fi
+  if [ -f .data/isic2018.zip ]; then python3 -m zipfile -e .data/isic2018.zip .data; fi
+  python3 -c "import torch, optuna, lesionseg; print(torch.__version__, optuna.__version__)"
+  nvidia-smi
+  df -h /dev/shm
+  nproc
+}
+
+# Record the utilization of the GPU once a second while the search runs.
+search() {
+  local watcher=""
+  if command -v nvidia-smi > /dev/null; then
+    nvidia-smi --query-gpu=timestamp,utilization.gpu,memory.used --format=csv,noheader,nounits -l 1 > "$OUT/utilization.csv" &
+    watcher=$!
+  fi
+  python3 cli.py run "$STUDY" --data .data/isic2018 --out "$OUT/study" "${SEARCH[@]}"
+  local rc=$?
+  if [ -n "$watcher" ]; then kill "$watcher"; fi
+  cp "$OUT/study/final/metrics.json" "$OUT/metrics.json"
+  cp "$OUT/study/report.html" "$OUT/report.html"
+  python3 cli.py status "$OUT/study" --json > "$OUT/status.json"
+  rm -rf "$OUT/study"
+  return $rc
+}
+export -f install search
+
+if [ "$DEVICE" = cpu ]; then
+  export LESIONSEARCH_GPU_TESTS=cpu
+  STUDY=quick
+  TIMELINE=(--size 64 --rounds 1 --device cpu)
+  THROUGHPUT=(--device cpu --sizes 64 --rounds 1 --steps 2 --photographs 0 --networks "U-Net 8, depth 3")
+  SEARCH=(--trials 2 --workers 2 --device cpu --set data.image_size=64 --set budget.epochs=1 --set data.limit.train=64
+    --set data.limit.val=16 --set data.limit.test=32)
+else
+  STUDY=isic2018
+  TIMELINE=(--size 256 --device "$DEVICE" --rounds 3)
+  THROUGHPUT=(--device "$DEVICE" --sizes 256 --rounds 3 --steps 60 --photographs 0 --loaders 8 15 --compile
+    --networks "U-Net 32, depth 4" "U-Net, ResNet-34")
+  SEARCH=(--hours 0.05 --trials 200 --gpus 0 --workers-per-gpu 4 --set data.image_size=256 --set budget.epochs=12)
+fi
+# Arrays cannot be exported.
+SEARCH_TEXT=$(printf '%q ' "${SEARCH[@]}")
+export STUDY SEARCH_TEXT OUT PYTHONPATH="$PWD/.site:$PWD"
+
+stage install 60 bash -c install
+stage tests 100 python3 -m pytest -q -m gpu --no-header -p no:cacheprovider tests/gpu
+stage timeline 60 python3 -m bench.timeline "${TIMELINE[@]}" --to "$OUT/timeline.md"
+stage throughput 90 python3 -m bench.throughput "${THROUGHPUT[@]}" --to "$OUT/throughput.md"
+# What is left of 480 s is the search's, whose own budget is 180 s before the final test.
+LEFT=$((470 - $(date +%s) + START))
+stage search "$((LEFT < 60 ? 60 : LEFT))" bash -c 'SEARCH=($SEARCH_TEXT); search'
+cat "$OUT/stages.jsonl"
