@@ -31,7 +31,7 @@ from lesionseg.runtime.device import describe_device
 from lesionseg.space import ComponentConfig
 from lesionseg.training.types import EpochRecord
 from search.trial_process.process import TrialProcess
-from search.trial_process.protocol import JobError, JobOutcome, ModelBuilt, TrainJob
+from search.trial_process.protocol import JobError, ModelBuilt, Trained, TrainJob
 from search.trial_process.resources import default_slot
 
 #: Networks by their names in the table.
@@ -92,7 +92,7 @@ def run(job: TrainJob, *, prune: bool) -> Timeline:
                     process.reply(stop=prune)
                 case JobError():
                     raise RuntimeError(message.message)
-                case JobOutcome():
+                case Trained():
                     return Timeline(
                         build=built - start,
                         begin=ends[0] - seconds[0] - built,

@@ -139,6 +139,7 @@ def fake_cuda(count: int = 1, capability: tuple[int, int] = (9, 0)) -> Iterator[
         "_cuda_memoryStats": lambda i: {"allocated_bytes": {"all": {"peak": 2**20}}},
         "_cuda_emptyCache": lambda: None,
         "_cuda_synchronize": lambda: None,
+        "_cuda_isInBadFork": lambda: False,
     }
     major, minor = capability
     properties = SimpleNamespace(
@@ -165,6 +166,7 @@ def fake_cuda(count: int = 1, capability: tuple[int, int] = (9, 0)) -> Iterator[
             "stream": _stream_context,
         }.items():
             stack.enter_context(patch.object(torch.cuda, name, value, create=True))
+        stack.enter_context(patch.object(torch.cuda.random, "_lazy_init", lambda: None))
         stack.enter_context(patch.object(nn.Module, "to", _module_to))
         stack.enter_context(patch.object(Tensor, "backward", _backward))
         stack.enter_context(patch.object(Tensor, "record_stream", lambda tensor, stream: None))

@@ -14,6 +14,6 @@ describe_error = child_main.describe_error
 
 
 def run_job(job: TrainJob, pipe: Connection) -> JobOutcome:
-    batches.loader_workers = lambda device: LOADERS  # in this process only
+    batches.loader_workers = lambda device, n_bytes: LOADERS  # in this process only
     child_main.STEP_MESSAGE_S = 0.0
     return child_main.run_job(job, pipe)

@@ -10,7 +10,9 @@ import csv
 import io
 import itertools
 import math
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -49,7 +51,8 @@ class ArtifactReader:
     def __init__(self, storage: BaseStorage, folder_of: Callable[[str], Path]) -> None:
         self.storage, self.folder_of = storage, folder_of
         self._stores: dict[str, ArtifactStore] = {}
-        self._downloads = tempfile.TemporaryDirectory(prefix="lesionsearch-")
+        self._downloads = Path(tempfile.mkdtemp(prefix="lesionsearch-"))
+        weakref.finalize(self, shutil.rmtree, self._downloads, ignore_errors=True)
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
         """Open an artifact; raise ArtifactNotFound if it does not exist."""
@@ -77,7 +80,7 @@ class ArtifactReader:
             if study.user_attrs.get(StudyAttr.UUID) == study_uuid:
                 name, folder = study.study_name, self.folder_of(study.study_name)
                 if not folder.is_dir():  # downloads from a bucket are deleted at the end
-                    folder = Path(self._downloads.name) / study_uuid
+                    folder = self._downloads / study_uuid
                 store = open_artifact_store(study.user_attrs.get(StudyAttr.ARTIFACTS), folder, name)
                 store.check_marker(study_uuid)
                 self._stores[study_uuid] = store

@@ -176,7 +176,7 @@ def test_run_without_a_model_is_refused(tmp_path, make, told):
 def test_half_precision_follows_training_and_device(monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "lesionseg.inference.predictor.amp_dtype",
+        "lesionseg.inference.tta.amp_dtype",
         lambda device, mode: asked.append(mode) or torch.bfloat16,
     )
     model = build_model(CONFIG.model, image_size=32)

@@ -16,7 +16,7 @@ from lesionseg.errors import InputError
 from lesionseg.inference import selection as module
 from lesionseg.inference.postprocess import POSTPROCESS, refine_probability, to_mask
 from lesionseg.inference.selection import DEFAULT_INFERENCE, THRESHOLDS, Inference, select_inference
-from lesionseg.inference.tta import predict_with_tta
+from lesionseg.inference.tta import predict_with_ttas
 from lesionseg.space import ComponentConfig
 
 CPU = torch.device("cpu")
@@ -60,7 +60,9 @@ def perfect(masks):
 
 def apply(model, images, masks, chosen):
     """The mean Dice of an inference, image by image and pixel by pixel."""
-    probabilities = predict_with_tta(model, normalise(torch.from_numpy(images)), chosen.tta)
+    probabilities = predict_with_ttas(model, normalise(torch.from_numpy(images)), [chosen.tta])[
+        chosen.tta
+    ]
     found = []
     for p, image, truth in zip(probabilities.squeeze(1).numpy(), images, masks > 0, strict=True):
         mask = to_mask(chosen.chain, refine_probability(chosen.chain, p, image), p.shape)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lesionseg.inference.tta import SYMMETRIES, TTA, predict_with_tta, predict_with_ttas
+from lesionseg.inference.tta import SYMMETRIES, TTA, predict_with_ttas
 
 #: The symmetries of the square by hand, on NumPy arrays [..., S, S].
 BY_HAND = {
@@ -24,6 +24,10 @@ NAMES = {
     "flips": ["itself", "left to right", "upside down", "half turn"],
     "d4": list(BY_HAND),
 }
+
+
+def predict_with_tta(model, images, name):
+    return predict_with_ttas(model, images, [name])[name]
 
 
 class Pointwise(nn.Module):

@@ -231,7 +231,7 @@ def test_loader_processes_resume_bit_exactly(uninterrupted, data, tmp_path, monk
         mix=ComponentConfig("mixup"),
     )
     alone = uninterrupted(config)
-    monkeypatch.setattr(batches, "loader_workers", lambda device: 2)
+    monkeypatch.setattr(batches, "loader_workers", lambda device, n_bytes: 2)
     assert run_suspended(config, data, tmp_path, THREE) == alone
 
 
@@ -275,8 +275,12 @@ def test_crash_with_saves_after_every_step(uninterrupted, data, tmp_path, monkey
         if (epoch, step) == (2, 4):
             raise KeyboardInterrupt
 
+    def save(epochs, seconds):
+        assert seconds > 0
+        saved.append(epochs)
+
     with pytest.raises(KeyboardInterrupt):
-        run_training(config, data, state_path=path, on_step=crash, on_saved=saved.append)
+        run_training(config, data, state_path=path, on_step=crash, on_saved=save)
     assert saved == [0] * (STEPS + 2) + [1] * 4
     assert torch.load(path, weights_only=True)["state"]["step"] == 3
     assert run_suspended(config, data, tmp_path, []) == uninterrupted(config)
@@ -395,7 +399,7 @@ def test_on_resume_is_called_first_and_once(data, tmp_path):
         "on_resume": lambda records: calls.append([r.epoch for r in records]),
         "on_epoch": lambda record: calls.append(record.epoch) or False,
         "on_step": lambda epoch, step, steps: calls.append((epoch, step, steps)),
-        "on_saved": lambda epochs: calls.append(f"saved {epochs}"),
+        "on_saved": lambda epochs, seconds: calls.append(f"saved {epochs}"),
     }
     with pytest.raises(Suspended) as caught:
         run_training(SMALL, data, state_path=path, should_suspend=SuspendAt(3), **hooks)

@@ -236,8 +236,8 @@ def test_first_save_is_due_at_once_and_never_without_a_path(path):
 
 def test_save_calls_on_saved(path):
     calls = []
-    CheckpointManager(path, WHOSE, calls.append).save(Training(), 3)
-    assert calls == [3]
+    CheckpointManager(path, WHOSE, lambda *args: calls.append(args)).save(Training(), 3)
+    assert [epochs for epochs, seconds in calls] == [3] and calls[0][1] > 0
 
 
 def test_failed_save_is_retried_later(tmp_path):

@@ -403,7 +403,7 @@ def test_retraining_computes_in_the_parts_that_its_trial_needed(searched, monkey
     monkeypatch.setattr(final_test, "best_trial", lambda study: trial)
     slot = replace(SLOT, share=0.5)
     run_final_test(searched, slot)
-    assert [(job.accumulation_factor, job.share) for job in jobs] == [(2, 0.5)]
+    assert [(job.accumulation_factor, job.slot) for job in jobs] == [(2, slot)]
 
 
 @pytest.mark.slow

@@ -446,8 +446,13 @@ def test_retraining_on_train_and_val(tiny_data, tmp_path, monkeypatch):
     queue(opened, width=8, lr=0.05)
     trial = make_worker(opened).run_one()
     jobs = []
-    real = retraining.TrialProcess
-    monkeypatch.setattr(retraining, "TrialProcess", lambda job: jobs.append(job) or real(job))
+    real = retraining.supervise_in_parts
+
+    def record(job, *args):
+        jobs.append(job)
+        return real(job, *args)
+
+    monkeypatch.setattr(retraining, "supervise_in_parts", record)
     run_final_test(opened, SLOT)
     names = np.array(opened.cache.names)
     assert list(names[jobs[0].train]) == sorted({*names} - {*opened.split.test})

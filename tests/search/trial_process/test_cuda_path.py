@@ -24,6 +24,7 @@ from search.trial_process.protocol import (
     Trained,
     TrainJob,
 )
+from search.trial_process.slot import Slot
 from tests.fake_cuda import fake_cuda, in_fork
 
 pytestmark = pytest.mark.fake_cuda
@@ -66,8 +67,8 @@ def run(job):
 @in_fork
 def test_training(cache, tmp_path, device, index, share):
     job = TrainJob(
-        CONFIG.to_dict(), cache.path, np.arange(8), np.arange(8, 12), device, 1,
-        weights_path=tmp_path / "m.safetensors", picture_path=tmp_path / "p.jpg", share=share,
+        CONFIG.to_dict(), cache.path, np.arange(8), np.arange(8, 12), Slot(device, 1, share),
+        weights_path=tmp_path / "m.safetensors", picture_path=tmp_path / "p.jpg",
     )  # fmt: skip
     messages, outcome, cuda = run(job)
     assert isinstance(outcome, Trained) and isinstance(messages[0], ModelBuilt)
@@ -83,11 +84,11 @@ def test_training(cache, tmp_path, device, index, share):
 def test_selection_and_evaluation(cache, tmp_path, tiny_data, device, index):
     weights = tmp_path / "m.safetensors"
     checkpoint.save(weights, build_model(CONFIG.model, image_size=32).state_dict(), CONFIG)
-    job = SelectInferenceJob(weights, cache.path, np.arange(4), device, 1, postprocess=False)
+    job = SelectInferenceJob(weights, cache.path, np.arange(4), Slot(device), postprocess=False)
     _, outcome, cuda = run(job)
     assert isinstance(outcome, InferenceSelected) and cuda.used == {index}
     records = DatasetIndex.read(tiny_data).records[:3]
-    job = EvaluateJob(weights, cache.path, records, device, 1, tmp_path / "overlays")
+    job = EvaluateJob(weights, cache.path, records, Slot(device), tmp_path / "overlays")
     _, outcome, cuda = run(job)
     assert isinstance(outcome, Evaluated) and cuda.used == {index}
     assert min(outcome.speed.values()) > 0

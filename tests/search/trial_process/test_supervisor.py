@@ -205,7 +205,7 @@ def test_process_that_does_not_suspend_is_killed_after_the_timeout(job, monkeypa
     start = time.monotonic()
     conditions = StopConditions(suspend=lambda: True)
     job = with_failure(job, "ignores suspend")
-    assert supervise(job, lambda _: False, conditions) == Suspended()
+    assert supervise(job, lambda _: False, conditions) == Suspended(0, saved=False)
     assert time.monotonic() - start < 0.5 + NEXT_START_S
 
 

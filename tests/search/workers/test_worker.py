@@ -530,14 +530,14 @@ def test_trial_suspended_after_the_pruning_decision_is_pruned(tiny_data, tmp_pat
     """The suspend message crossed its last epoch; the trial must not be requeued."""
     opened = open_tiny(tiny_data, tmp_path / "s", {"budget.epochs": 3})
     opened.study.pruner = ThresholdPruner(lower=2.0)
-    real = trial_runner.supervise
+    real = trial_runner.supervise_in_parts
 
     def suspend_late(*args):
         outcome = real(*args)
         assert isinstance(outcome, Trained)
-        return Suspended()
+        return Suspended(1)
 
-    monkeypatch.setattr(trial_runner, "supervise", suspend_late)
+    monkeypatch.setattr(trial_runner, "supervise_in_parts", suspend_late)
     queue(opened)
     done = make_worker(opened).run_one()
     assert (done.state, list(done.intermediate_values)) == (TrialState.PRUNED, [1])
