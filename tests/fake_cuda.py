@@ -139,7 +139,6 @@ def fake_cuda(count: int = 1, capability: tuple[int, int] = (9, 0)) -> Iterator[
         "_cuda_memoryStats": lambda i: {"allocated_bytes": {"all": {"peak": 2**20}}},
         "_cuda_emptyCache": lambda: None,
         "_cuda_synchronize": lambda: None,
-        "_cuda_isInBadFork": lambda: False,
     }
     major, minor = capability
     properties = SimpleNamespace(
@@ -154,8 +153,8 @@ def fake_cuda(count: int = 1, capability: tuple[int, int] = (9, 0)) -> Iterator[
         for name, function in driver.items():
             stack.enter_context(patch.object(torch._C, name, function))
         for name, value in {
-            "_lazy_init": lambda: None,
             "_initialized": True,
+            "_is_in_bad_fork": lambda: False,
             "_cached_device_count": count,
             "_device_count_nvml": lambda: count,
             "_get_device_properties": lambda i: properties,
@@ -166,7 +165,6 @@ def fake_cuda(count: int = 1, capability: tuple[int, int] = (9, 0)) -> Iterator[
             "stream": _stream_context,
         }.items():
             stack.enter_context(patch.object(torch.cuda, name, value, create=True))
-        stack.enter_context(patch.object(torch.cuda.random, "_lazy_init", lambda: None))
         stack.enter_context(patch.object(nn.Module, "to", _module_to))
         stack.enter_context(patch.object(Tensor, "backward", _backward))
         stack.enter_context(patch.object(Tensor, "record_stream", lambda tensor, stream: None))

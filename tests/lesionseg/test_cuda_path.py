@@ -225,7 +225,8 @@ def test_state_of_a_cpu_is_loaded_on_cuda(optimizer, device):
         counters = "cuda" if optimizer in {"adam", "adamw"} else "cpu"
         assert {v.device.type for n, v in tensors if v.ndim} == {"cuda"}
         assert {v.device.type for n, v in tensors if n == "step"} <= {counters}
-        assert not cuda.syncs
+        # Counters that torch moved to the device are moved back, once.
+        assert set(cuda.syncs) <= {"lesionseg/training/training_state.py:load_optimizer_state"}
 
 
 # --- after the training ---------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from scipy.stats import ks_2samp
@@ -61,7 +61,7 @@ def test_parts_partition_the_groups_by_the_shares(group_sizes, shares, seed, ali
         split = make_split(records, areas, shares, seed=seed)
     except InputError as error:
         assert "too few" in str(error)
-        assume(False)
+        return
     parted = [name for part in PARTS for name in getattr(split, part)]
     assert sorted(parted) == [r.name for r in records]
     home = {name: part for part in PARTS for name in getattr(split, part)}
@@ -334,7 +334,7 @@ def test_each_record_is_in_one_validation_fold(group_sizes, kfold, seed, test):
         split = make_split(records, areas, {"test": test}, seed=seed, kfold=kfold)
     except InputError as error:
         assert "too few" in str(error) or "must be at most the number of groups" in str(error)
-        assume(False)
+        return
     assert len(split.folds) == kfold
     assert (split.folds[0].train, split.folds[0].val) == (split.train, split.val)
     pool = sorted({*names_of(records)} - {*split.test})

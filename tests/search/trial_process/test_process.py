@@ -211,7 +211,7 @@ def test_training_is_suspended_and_resumed(job, tmp_path):
             if stop_after is None:
                 assert isinstance(message, Trained)
             else:
-                assert message == Suspended()
+                assert message == Suspended(stop_after)
                 assert job.state_path.is_file() and not job.weights_path.exists()
 
     def values(records):
