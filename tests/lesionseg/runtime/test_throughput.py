@@ -36,6 +36,22 @@ def test_throughput_of_a_slow_network(batch, monkeypatch):
     assert model.passes >= throughput.WARM_UP_PASSES + throughput.MIN_PASSES
 
 
+def test_batch_that_does_not_fit_is_halved(monkeypatch):
+    monkeypatch.setattr(throughput, "MIN_SECONDS", 0.0)
+    shapes = []
+
+    class Limited(nn.Module):
+        def forward(self, images):
+            shapes.append(len(images))
+            if len(images) > 3:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            assert images.std() > 0.5  # not zeros, with which processors are faster
+            return images[:, :1]
+
+    assert throughput.images_per_second(Limited(), 16, CPU, 10) > 0
+    assert list(dict.fromkeys(shapes)) == [10, 5, 3]
+
+
 def test_measurement_runs_in_inference_mode(monkeypatch):
     monkeypatch.setattr(throughput, "MIN_SECONDS", 0.0)
     model = nn.Sequential(nn.Conv2d(3, 1, 1), nn.BatchNorm2d(1)).train()

@@ -11,11 +11,13 @@ import torch
 from lesionseg.config import TrialConfig
 from lesionseg.data.cache import build_cache
 from lesionseg.data.index import DatasetIndex
+from lesionseg.models import build_model
 from lesionseg.space import ComponentConfig
 from lesionseg.training import training_state
 from lesionseg.training.training_state import CheckpointManager, state_identity
-from lesionseg.training.types import TrainData
+from lesionseg.training.types import Suspended, TrainData
 from tests.conftest import write_folder
+from tests.lesionseg.small import run_training
 
 WHOSE = {"configuration": "abc", "train": "def"}
 CONTENT = {
@@ -232,6 +234,29 @@ def test_first_save_is_due_at_once_and_never_without_a_path(path):
     training.now += 0.1
     assert [k.is_due(mid_epoch=False) for k in keepers] == [True, False]
     keepers[1].save(training, 1)
+
+
+def test_first_save_is_due_after_twenty_times_its_estimated_cost(path):
+    training = Slow(1.0)
+    keeper = CheckpointManager(path, WHOSE, clock=lambda: training.now)
+    keeper.expect_bytes(int(2 * training_state.ASSUMED_BYTES_PER_S))
+    start = training.now
+    for waited, is_due in ((39.0, False), (41.0, True)):
+        training.now = start + waited
+        assert keeper.is_due(mid_epoch=False) is is_due
+
+
+def test_estimated_size_is_about_that_of_a_state(tmp_path, data):
+    path = tmp_path / "state.pt"
+    config = TrialConfig(
+        model=ComponentConfig("unet", {"width": 16, "depth": 3}), image_size=32, batch_size=4,
+        epochs=2, ema=0.9,
+    )  # fmt: skip
+    answers = iter([False] * 8 + [True])
+    with pytest.raises(Suspended):
+        run_training(config, data, state_path=path, should_suspend=lambda: next(answers))
+    estimate = training_state.estimate_state_bytes(build_model(config.model, image_size=32), config)
+    assert 0.6 * estimate < path.stat().st_size < 1.4 * estimate
 
 
 def test_save_calls_on_saved(path):

@@ -129,6 +129,17 @@ def test_train_job_sends_model_epochs_and_result(job, tmp_path):
     assert config == CONFIG
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_stopped_training_writes_files_only_on_request(job, tmp_path, keep):
+    """A pruned trial frees its slot at once; a retraining keeps its weights."""
+    weights, picture = tmp_path / "w", tmp_path / "p.jpg"
+    job = replace(job, weights_path=weights, picture_path=picture, keep_stopped=keep)
+    *_, trained = run(job, stop_at=2)
+    assert trained.result.stopped is TrainingEnd.CALLBACK
+    assert (weights.exists(), picture.exists()) == (keep, keep)
+    assert trained.result.checkpoint == (weights if keep else None)
+
+
 def test_training_is_deterministic(job):
     def values(messages):
         return [(r.train_loss, r.val_loss, r.metrics, r.lr) for r in messages[1:-1]]

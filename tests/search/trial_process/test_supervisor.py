@@ -14,7 +14,7 @@ from lesionseg.space import ComponentConfig
 from search.storage import trial_records
 from search.storage.leases import TrialLeases
 from search.trial_process import supervisor
-from search.trial_process.protocol import JobError, ModelBuilt, Suspended, TrainJob
+from search.trial_process.protocol import JobError, ModelBuilt, StateSaved, Suspended, TrainJob
 from search.trial_process.supervisor import LeaseLost, StopConditions, supervise
 from tests.search import failing_training
 from tests.search.failing_training import FAILURE_WIDTHS
@@ -207,6 +207,38 @@ def test_process_that_does_not_suspend_is_killed_after_the_timeout(job, monkeypa
     job = with_failure(job, "ignores suspend")
     assert supervise(job, lambda _: False, conditions) == Suspended(0, saved=False)
     assert time.monotonic() - start < 0.5 + NEXT_START_S
+
+
+class Silent:
+    """A process that sends nothing more."""
+
+    def suspend(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("parameters", "saved_in", "timeout"),
+    [
+        (1_000_000, None, 7.2),  # estimated: 20 bytes at 200 MB/s
+        (130_000_000, None, 25.0),
+        (130_000_000, 2.0, 11.0),  # measured
+        (1_000_000, 60.0, 25.0),
+    ],
+)
+def test_time_to_save_follows_the_size_of_the_state(monkeypatch, parameters, saved_in, timeout):
+    now = 0.0
+    monkeypatch.setattr(supervisor.time, "monotonic", lambda: now)
+    process = Silent()
+    process.reply = lambda stop: None
+    one = supervisor.Supervisor(process, lambda _: False, StopConditions(suspend=lambda: True))
+    one._handle(ModelBuilt(parameters, 1))
+    if saved_in is not None:
+        one._handle(StateSaved(3, saved_in))
+    assert one._check() is None
+    now = timeout - 0.1
+    assert one._check() is None
+    now = timeout + 0.1
+    assert one._check() == Suspended(0 if saved_in is None else 3, saved=False)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from search.workers.launchers import local
 from search.workers.launchers.launcher import LaunchContext, RestartPolicy
 from search.workers.launchers.local import LocalLauncher, worker_command
 from search.workers.pool import make_worker_pool
+from tests.fake_cuda import fake_cuda
 
 SLOTS = (Slot("cpu", 1), Slot("cpu", 1))
 SECRET = "hunter2"
@@ -158,9 +159,31 @@ def test_default_pool_is_this_process_alone():
     assert cluster.settings == {"partition": "gpu", "time_minutes": "9"}
 
 
+def test_final_test_runs_on_a_slot_of_the_pool():
+    """It takes no GPU that the user did not name."""
+    with fake_cuda(count=4):
+        assert make_worker_pool(gpus="2,3", threads=2).final_slot.device == "cuda:2"
+        assert make_worker_pool(device="cpu", workers=2).final_slot.device == "cpu"
+        assert make_worker_pool(device="cpu", workers=0).final_slot.device == "cpu"
+        assert make_worker_pool("slurm", device="cpu").final_slot.device == "cpu"
+        shared = make_worker_pool(device="cuda", workers_per_gpu=2)
+        assert shared.final_slot == shared.slots[0] and shared.slots[0].share == 0.5
+
+
+def test_threads_of_a_cluster_are_the_cpus_of_a_worker(monkeypatch):
+    assert make_worker_pool("slurm").slots[0].threads == 4
+    assert make_worker_pool("slurm", settings=["cpus=12"]).slots[0].threads == 12
+    assert make_worker_pool("slurm", settings=["cpus=12"], threads=3).slots[0].threads == 3
+    for cores, threads in ((64, 4), (2, 2)):
+        monkeypatch.setattr(pool, "count_cores", lambda cores=cores: cores)
+        assert make_worker_pool("ray").slots[0].threads == threads
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"engine": "slurm", "workers_per_gpu": 2}, "a SLURM job does not share its GPUs"),
+        ({"engine": "slurm", "settings": ["cpus=0"]}, "slurm: cpus: "),
         ({"engine": "kubernetes"}, "--engine: unknown engine 'kubernetes'"),
         ({"engine": "rey"}, "ray"),
         ({"settings": ["a=b"]}, "the engine local has no settings"),
