@@ -11,6 +11,7 @@ from torch import nn
 
 from lesionseg.config import TrialConfig
 from lesionseg.inference.evaluate import predict_probabilities
+from lesionseg.inference.selection import select_inference
 from lesionseg.models import build_model
 from lesionseg.runtime.oom import AdaptiveBatcher, is_out_of_memory, run_unless_oom
 from lesionseg.space import ComponentConfig
@@ -123,6 +124,17 @@ def test_prediction_in_smaller_batches_is_equal(data):
     parted = list(predict_probabilities(LimitedMemory(judging=3), data.cache, data.val, device=CPU))
     assert len(whole) == len(parted) == 10
     np.testing.assert_allclose(whole, parted, atol=1e-6)
+
+
+def test_selection_of_inference_in_smaller_batches_is_equal(data):
+    arguments = data.cache.images[data.val], data.cache.masks[data.val]
+    tight = LimitedMemory(judging=3)
+    whole, parted = (
+        select_inference(model, *arguments, device=CPU) for model in (LimitedMemory(), tight)
+    )
+    assert max(sizes(tight, False)) == 3  # only passes that fit are recorded
+    assert parted.inference == whole.inference
+    assert parted.dice == pytest.approx(whole.dice, abs=1e-6)
 
 
 # --- units ---------------------------------------------------------------------------------------
