@@ -355,7 +355,7 @@ from search.trial_process.slot import Slot
 folder = Path(sys.argv[1])
 
 def watch(done, total):
-    if list((folder / "final.partial").glob("state_*.pt")):
+    if list((folder / "retraining").glob("*.pt")):
         os.kill(os.getpid(), signal.SIGKILL)
 
 if __name__ == "__main__":
@@ -382,6 +382,7 @@ def test_killed_retraining_resumes_bit_exactly(tiny_data, tmp_path, fit_on):
     report = run_final_test(opened, SLOT, on_progress=lambda done, total: epochs.append(done))
     assert (len(epochs) < 24 and epochs[-1] == 24) or fit_on == "train_val"
     assert report["test"] == expected["test"] and report["val"] == expected["val"]
+    assert not (opened.folder / "retraining").exists()
     ours, theirs = (f / "final" / "model.safetensors" for f in (opened.folder, whole))
     (model, config), (other, same_config) = map(checkpoint.load, (ours, theirs))
     assert config == same_config
