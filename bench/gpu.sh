@@ -14,13 +14,15 @@ START=$(date +%s)
 
 # stage NAME SECONDS COMMAND...: run a command within a time limit, and append a line to stages.jsonl.
 stage() {
-  local name=$1 limit=$2 start rc
+  local name=$1 limit=$2 log start rc
+  log=$(mktemp)
   shift 2
   start=$(date +%s)
   echo "--- $name"
-  timeout -k 5 "$limit" "$@" > "$OUT/$name.log" 2>&1
+  timeout -k 5 "$limit" "$@" > "$log" 2>&1
   rc=$?
-  tail -n 15 "$OUT/$name.log"
+  { echo "--- $name"; cat "$log"; } >> "$OUT/log.txt"
+  tail -n 15 "$log"
   echo "{\"stage\": \"$name\", \"rc\": $rc, \"seconds\": $(($(date +%s) - start)), \"total\": $(($(date +%s) - START))}" |
     tee -a "$OUT/stages.jsonl"
 }
