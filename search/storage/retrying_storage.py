@@ -81,7 +81,7 @@ def retry_transient(
         if stop_event is None:
             time.sleep(seconds)
         elif stop_event.is_set() or stop_event.wait(seconds):
-            raise StorageUnavailable(f"storage lost, and asked to stop meanwhile: {reason}")
+            raise StorageUnavailable(f"storage lost; stopped while waiting for it: {reason}")
         pause = min(2 * pause, LONGEST_PAUSE_S)
 
 

@@ -1,7 +1,7 @@
 """The training process and the pipe to it.
 
 The process uses neither the database nor Optuna. It sends messages (see ``protocol``) and waits
-for a reply after ModelBuilt and each EpochRecord. It may be told to suspend at any time: it then
+for a reply after ModelBuilt and each EpochRecord. It may be suspended at any time: it then
 saves its state and ends. A CUDA error, a leak, a segmentation fault or the out-of-memory killer
 therefore costs one trial.
 

@@ -89,7 +89,7 @@ def supervise_in_parts(
 class Supervisor:
     """Relays the messages of one process and enforces its conditions.
 
-    suspended_at: when the process was told to suspend.
+    suspended_at: when the request to suspend was sent.
     saved_epoch: number of epochs in the last saved state.
     save_s: seconds that a save of the state takes, first an estimate.
     """
@@ -127,7 +127,7 @@ class Supervisor:
         if isinstance(message, StateSaved):
             self.saved_epoch, self.save_s = message.epoch, message.seconds
         stop = self.on_message(message)
-        # A process that was told to suspend already has its reply.
+        # The request to suspend is the reply already.
         if isinstance(message, ModelBuilt | EpochRecord) and self.suspended_at is None:
             self.process.reply(stop=stop)
         self.last_message_at = time.monotonic()  # the time of on_message is not a stall
