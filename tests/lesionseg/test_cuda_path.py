@@ -134,6 +134,7 @@ def test_fused_optimizers_are_used_on_cuda():
     assert [o.defaults.get("fused") for o in built if isinstance(o, FUSED)] == [True] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", SCHEDULES)
 @in_fork
@@ -143,6 +144,7 @@ def test_training_with_every_schedule(data, name, device):
     check_syncs(cuda)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", MIXES)
 @in_fork

@@ -284,6 +284,7 @@ def search_in_thread(opened, listener, **options):
     return end
 
 
+@pytest.mark.slow
 def test_pause_resume_and_stop_commands(tiny_data, tmp_path, monkeypatch):
     monkeypatch.setenv(GRACE_VARIABLE, str(GRACE_S))
     opened = open_tiny(tiny_data, tmp_path / "s", LONG | {"budget.trials": 50})
