@@ -31,6 +31,8 @@ from search.workers.worker_result import Work, WorkerResult
 
 #: Seconds that workers have to requeue their trials before they are killed.
 STOP_TIMEOUT_S = 32.0
+#: Seconds that starting actors have to answer before all are stopped.
+START_TIMEOUT_S = 3.0
 
 
 def run_on_ray(
@@ -169,6 +171,9 @@ class RayLauncher(Launcher):
     def stop(self) -> None:
         """Stop all workers; kill those that do not end within STOP_TIMEOUT_S."""
         active = [worker for worker in self.workers if worker.handle is not None]
+        # An actor that has just started must requeue its trial too.
+        if starting := [w.handle.location_ref for w in active if w.handle.node is None]:
+            ray.wait(starting, num_returns=len(starting), timeout=START_TIMEOUT_S)
         try:
             started = [worker.handle for worker in active if self._check_started(worker)]
             for handle in started:
