@@ -17,7 +17,7 @@ from search.storage.optuna_internals import cached_trial
 from search.storage.retention import HISTORY, PICTURE, STATE, WEIGHTS
 from search.storage.trial_records import EndReason, TrialAttr, all_trials, rank_trials
 from search.trial_process import protocol
-from search.trial_process.supervisor import StopConditions, supervise_in_parts
+from search.trial_process.supervisor import LeaseLost, StopConditions, supervise_in_parts
 from search.workers.trial_context import TrialContext
 from search.workers.trial_progress import (
     FoldProgress,
@@ -60,6 +60,16 @@ class TrialRunner:
             LeaseLost: another worker holds the trial.
             JobFailed: the disk is full; the trial was requeued.
         """
+        try:
+            self._run()
+        except FileNotFoundError:
+            # The next worker deletes the files of a trial that this one has lost.
+            self.context.heartbeat.send()
+            if self.context.heartbeat.lease_lost:
+                raise LeaseLost("another worker holds the trial") from None
+            raise
+
+    def _run(self) -> None:
         values = self.folds.restore()
         if values:  # folds that an earlier attempt finished
             self._restore_values(values)

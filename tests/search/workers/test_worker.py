@@ -21,6 +21,7 @@ from search.storage.lease_types import Claim, ProcessId, current_process
 from search.storage.leases import TrialLeases
 from search.storage.retention import HISTORY, PICTURE, STATE, WEIGHTS
 from search.storage.study_rows import MAX_LOSSES
+from search.storage.trial_records import EndReason
 from search.study.opening import open_study
 from search.study.pruners import PRUNERS
 from search.study.suggest import suggest
@@ -543,6 +544,26 @@ def test_trial_suspended_after_the_pruning_decision_is_pruned(tiny_data, tmp_pat
     assert (done.state, list(done.intermediate_values)) == (TrialState.PRUNED, [1])
     assert len(opened.study.trials) == 1
     assert trial_records.count_finished(opened.study.trials) == 1
+
+
+def test_files_deleted_by_the_next_worker_mean_a_lost_lease(tiny_data, tmp_path, monkeypatch):
+    """The worker was frozen while its trial was requeued and its files were deleted."""
+    opened = open_tiny(tiny_data, tmp_path / "s", {"budget.epochs": 2})
+    queue(opened)
+    worker, real = make_worker(opened), trial_runner.supervise_in_parts
+
+    def lose(*args):
+        outcome = real(*args)
+        claim = worker.context.heartbeat._claim
+        TrialLeases(opened.study).requeue(claim, EndReason.LOST)
+        opened.artifact_store.delete_trial(claim.number)
+        return outcome
+
+    monkeypatch.setattr(trial_runner, "supervise_in_parts", lose)
+    worker.run_one()
+    states = [trial_records.state_of(t) for t in opened.study.trials]
+    assert states[1:] == ["waiting"]
+    assert trial_records.count_finished(opened.study.trials) == 0
 
 
 def test_discarded_upload_is_deleted_without_waiting():
