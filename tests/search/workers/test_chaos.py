@@ -250,10 +250,8 @@ def test_weights_equal_those_of_an_uninterrupted_study(real_data, tmp_path):
             # A trial that is lost too often fails.
             held = [w for w in StatusReader(folder).read().workers if w.trial is not None]
             trials = trial_records.all_trials(load_study(folder))
-            held.sort(
-                key=lambda w, trials=trials: trials[w["trial"]].user_attrs.get("times_lost", 0)
-            )
-            kill_tree(psutil.Process(held[0]["pid"]))
+            held.sort(key=lambda w, trials=trials: trials[w.trial].user_attrs.get("times_lost", 0))
+            kill_tree(psutil.Process(held[0].pid))
         output, _ = run.communicate(timeout=240)
         assert run.returncode == 0, output
     found = chains(folder)
