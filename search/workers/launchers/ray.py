@@ -172,7 +172,7 @@ class RayLauncher(Launcher):
         """Stop all workers; kill those that do not end within STOP_TIMEOUT_S."""
         active = [worker for worker in self.workers if worker.handle is not None]
         # An actor that has just started must requeue its trial too.
-        if starting := [w.handle.location_ref for w in active if w.handle.node is None]:
+        if starting := [w.handle.host_ref for w in active if w.handle.host is None]:
             ray.wait(starting, num_returns=len(starting), timeout=START_TIMEOUT_S)
         try:
             started = [worker.handle for worker in active if self._check_started(worker)]
