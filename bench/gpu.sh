@@ -38,14 +38,14 @@ install() {
   nproc
 }
 
-# Record the utilization of the GPU once a second while the search runs.
+# search OPTIONS...: run a study; record the utilization of the GPU once a second meanwhile.
 search() {
   local watcher=""
   if command -v nvidia-smi > /dev/null; then
     nvidia-smi --query-gpu=timestamp,utilization.gpu,memory.used --format=csv,noheader,nounits -l 1 > "$OUT/utilization.csv" &
     watcher=$!
   fi
-  python3 cli.py run "$STUDY" --data .data/isic2018 --out "$OUT/study" "${SEARCH[@]}"
+  python3 cli.py run "$STUDY" --data .data/isic2018 --out "$OUT/study" "$@"
   local rc=$?
   if [ -n "$watcher" ]; then kill "$watcher"; fi
   cp "$OUT/study/final/metrics.json" "$OUT/metrics.json"
@@ -68,18 +68,17 @@ else
   TIMELINE=(--size 256 --device "$DEVICE" --rounds 3)
   THROUGHPUT=(--device "$DEVICE" --sizes 256 --rounds 3 --steps 60 --photographs 0 --loaders 8 15 --compile
     --networks "U-Net 32, depth 4" "U-Net, ResNet-34")
-  SEARCH=(--hours 0.05 --trials 200 --gpus 0 --workers-per-gpu 4 --set data.image_size=256 --set budget.epochs=12)
+  SEARCH=(--trials 200 --gpus 0 --workers-per-gpu 4 --set data.image_size=256 --set budget.epochs=12)
 fi
-# Arrays cannot be exported.
-SEARCH_TEXT=$(printf '%q ' "${SEARCH[@]}")
-export STUDY SEARCH_TEXT OUT PYTHONPATH="$PWD:$PWD/.site"
+export STUDY OUT PYTHONPATH="$PWD:$PWD/.site"
 
 stage install 60 bash -c install
 # Without the project's settings of pytest, which name plugins that the machine lacks.
 stage tests 100 python3 -m pytest -c /dev/null --rootdir "$PWD" -q -m gpu --no-header -p no:cacheprovider tests/gpu
 stage timeline 60 python3 -m bench.timeline "${TIMELINE[@]}" --to "$OUT/timeline.md"
 stage throughput 90 python3 -m bench.throughput "${THROUGHPUT[@]}" --to "$OUT/throughput.md"
-# What is left of 480 s is the search's, whose own budget is 180 s before the final test.
+# The rest of 480 s is for the search; 80 s of it for its start, the final test and the report.
 LEFT=$((470 - $(date +%s) + START))
-stage search "$((LEFT < 60 ? 60 : LEFT))" bash -c 'SEARCH=($SEARCH_TEXT); search'
+SEARCH+=(--hours "$(python3 -c "print(($LEFT - 80) / 3600)")")
+stage search "$LEFT" bash -c 'search "$@"' search "${SEARCH[@]}"
 cat "$OUT/stages.jsonl"

@@ -48,8 +48,8 @@ class SignalHandler:
         if self.signal_number is not None:
             return
         self.signal_number = number
-        # In a thread: if the signal interrupts a wait for the event, this one holds its lock. A
-        # threading.Thread takes locks too when it starts.
+        # In another thread: the signal may have interrupted a wait, which holds the event's lock
+        # in this one. threading.Thread.start takes locks too.
         _thread.start_new_thread(self.stop_event.set, ())
         if not self._is_deferred:
             raise KeyboardInterrupt

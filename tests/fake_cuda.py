@@ -1,9 +1,10 @@
 """A CUDA device without a driver: torch computes shapes, types and devices, but no values.
 
-Tensors are those of torch's ``FakeTensorMode``. Only torch's C functions of the driver are
-replaced, so that torch's own Python code still checks every argument: a device without an index is
-refused here wherever torch refuses it. Gradients are zeros, because the autograd engine needs a
-driver.
+Tensors are those of torch's ``FakeTensorMode``. Of torch.cuda only the C functions of the driver
+are replaced, so that its Python code still checks every argument: a device without an index is
+refused here wherever torch refuses it. Three more things need a driver and are replaced:
+``Module.to`` (by a copy of each tensor, without its memory format), ``backward`` (gradients are
+zeros) and ``pin_memory``.
 """
 
 from __future__ import annotations
@@ -25,13 +26,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.cuda._utils import _get_device_index
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 ROOT = Path(__file__).parent.parent
+#: Seconds after which a forked test has failed.
 FORK_TIMEOUT_S = 120
-TOTAL_BYTES, FREE_BYTES = 80 * 2**30, 60 * 2**30
 #: Operations that read a value of the device, for which the host waits.
 _SCALAR_READS = {"_local_scalar_dense", "item", "is_nonzero"}
 _READS = _SCALAR_READS | {"nonzero", "masked_select", "unique_dim", "_unique2", "equal"}
@@ -50,18 +50,6 @@ class FakeCuda:
     fractions: dict[int, float] = field(default_factory=dict)
     syncs: list[str] = field(default_factory=list)
     used: set[int] = field(default_factory=set)
-
-
-class _Stream:
-    """Stands for ``torch.cuda.Stream``; checks devices as torch does."""
-
-    def __init__(self, device: Any = None, priority: int = 0) -> None:
-        self.device_index = _get_device_index(device, optional=True)
-
-    def wait_stream(self, stream: _Stream) -> None:
-        assert isinstance(stream, _Stream)
-
-    def synchronize(self) -> None: ...
 
 
 class _RecordReads(TorchDispatchMode):
@@ -141,12 +129,7 @@ def fake_cuda(count: int = 1, capability: tuple[int, int] = (9, 0)) -> Iterator[
         "_cuda_synchronize": lambda: None,
     }
     major, minor = capability
-    properties = SimpleNamespace(
-        major=major, minor=minor, name="Fake GPU", total_memory=TOTAL_BYTES
-    )
-    runtime = SimpleNamespace(
-        cudaMemGetInfo=lambda i: (FREE_BYTES, TOTAL_BYTES), cudaHostRegister=lambda *a: 0
-    )
+    properties = SimpleNamespace(major=major, minor=minor, name="Fake GPU")
     generators = tuple(torch.Generator() for _ in range(count))
     torch._C._ensureCUDADeviceGuardSet()
     with ExitStack() as stack:
@@ -158,29 +141,17 @@ def fake_cuda(count: int = 1, capability: tuple[int, int] = (9, 0)) -> Iterator[
             "_cached_device_count": count,
             "_device_count_nvml": lambda: count,
             "_get_device_properties": lambda i: properties,
-            "_cudart": runtime,
             "default_generators": generators,
-            "Stream": _Stream,
-            "current_stream": _Stream,
-            "stream": _stream_context,
         }.items():
             stack.enter_context(patch.object(torch.cuda, name, value, create=True))
         stack.enter_context(patch.object(nn.Module, "to", _module_to))
         stack.enter_context(patch.object(Tensor, "backward", _backward))
-        stack.enter_context(patch.object(Tensor, "record_stream", lambda tensor, stream: None))
         stack.enter_context(patch.object(Tensor, "pin_memory", lambda tensor, device=None: tensor))
         # Without it torch would copy constants to the device.
         stack.enter_context(patch.object(FakeTensorMode, "avoid_device_init", True))
-        mode = FakeTensorMode(allow_non_fake_inputs=True)
-        stack.enter_context(mode)
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(_RecordReads(state))
         yield state
-
-
-@contextmanager
-def _stream_context(stream: _Stream) -> Iterator[None]:
-    assert isinstance(stream, _Stream)
-    yield
 
 
 def _module_to(module: nn.Module, device: Any = None, dtype: Any = None, **kwargs: Any):

@@ -1,10 +1,9 @@
 """Losses that weight wrong pixels by their distance from the boundary, combined with soft Dice.
 
-Distances are exact and Euclidean: by OpenCV on a CPU, by torch on other devices, where no step
-then waits for the host. Their unit
-is a tenth of the image's diagonal: they do not depend on the image size, and the loss is of the
-order of soft Dice for all exponents. For empty and full masks distances are 0, and only soft Dice
-has a gradient.
+Distances are exact Euclidean ones, computed by OpenCV on a CPU and by torch on other devices, so
+that a training step does not synchronise with the device. Their unit is a tenth of the image's
+diagonal: they do not depend on the image size, and the loss is of the order of soft Dice for all
+exponents. For empty and full masks distances are 0, and only soft Dice has a gradient.
 """
 
 from __future__ import annotations
@@ -68,18 +67,12 @@ def signed_distance(masks: Tensor) -> Tensor:
         float32 [N, 1, H, W] in units of UNIT times the diagonal; 0 for empty and full masks.
     """
     unit = UNIT * math.hypot(*masks.shape[-2:])
-    if masks.device.type == "cpu":
-        maps = [_signed_distance_px(mask) for mask in masks[:, 0].numpy().astype(np.uint8)]
-        return torch.from_numpy(np.stack(maps)[:, None] / np.float32(unit))
-    return signed_distance_px(masks[:, 0]).unsqueeze(1) / unit
+    transform = opencv_distance if masks.device.type == "cpu" else torch_distance
+    return transform(masks[:, 0]).unsqueeze(1) / unit
 
 
-def signed_distance_px(lesion: Tensor) -> Tensor:
-    """Return the signed distances in pixels, float32 [N, H, W], computed on the masks' device.
-
-    Args:
-        lesion: bool [N, H, W].
-    """
+def torch_distance(lesion: Tensor) -> Tensor:
+    """Compute ``signed_distance`` in pixels by torch on the masks' device, [N, H, W]."""
     n_lesion = lesion.flatten(1).sum(1)
     has_both = ((n_lesion > 0) & (n_lesion < lesion[0].numel())).view(-1, 1, 1)
     distance = _squared_distance(lesion).sqrt() - _squared_distance(~lesion).sqrt()
@@ -106,7 +99,12 @@ def _squared_distance(mask: Tensor) -> Tensor:
     return torch.cat(nearest).view(n, h, w)
 
 
-def _signed_distance_px(lesion: NDArray[np.uint8]) -> NDArray[np.float32]:
+def opencv_distance(lesion: Tensor) -> Tensor:
+    """Compute ``signed_distance`` in pixels by OpenCV, [N, H, W] on the CPU."""
+    return torch.from_numpy(np.stack([_opencv_distance(m) for m in lesion.numpy().view(np.uint8)]))
+
+
+def _opencv_distance(lesion: NDArray[np.uint8]) -> NDArray[np.float32]:
     if lesion.all() or not lesion.any():
         return np.zeros(lesion.shape, np.float32)
     to_background = cv2.distanceTransform(lesion, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)

@@ -114,7 +114,7 @@ def _train(
 
 
 class Channel:
-    """The training's end of the pipe. stopped: whether it was told to stop."""
+    """The training's end of the pipe. stopped: whether the reply STOP was received."""
 
     def __init__(self, pipe: Connection) -> None:
         self.pipe, self.suspended, self.stopped = pipe, False, False

@@ -58,7 +58,7 @@ class TrainJob(JobOptions):
 
     A training resumes from the state at ``state_path``, if there is one. accumulation_factor:
     greater than 1 after an out-of-memory error. picture_path: for outlines on some validation
-    images. keep_stopped: whether a training that was told to stop writes weights and picture too.
+    images. keep_stopped: whether a training that ended with STOP writes weights and picture too.
     """
 
     config: dict[str, Any]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lesionseg.training.training_state import ASSUMED_BYTES_PER_S
 from lesionseg.training.types import EpochRecord
 from search.trial_process.process import TrialProcess, measure_memory
 from search.trial_process.protocol import (
@@ -26,8 +27,8 @@ SIGNAL_DELAY_S = 0.1
 #: Seconds that a training has to save its state: at least and at most. Container runtimes kill
 #: after 10 s by default, SLURM and Kubernetes after 30 s.
 SUSPEND_TIMEOUT_S, MAX_SUSPEND_TIMEOUT_S = 7.0, 25.0
-#: Seconds per parameter of the first save, estimated: 20 bytes at 200 MB/s.
-SAVE_S_PER_PARAMETER = 20 / 200e6
+#: Seconds per parameter of the first save, estimated: five copies of 4 bytes.
+SAVE_S_PER_PARAMETER = 20 / ASSUMED_BYTES_PER_S
 
 
 class LeaseLost(RuntimeError):

@@ -37,8 +37,8 @@ class WorkerPool:
     """Workers of a study. slots: of this host; for a cluster one, that of each worker.
 
     workers: the largest number on a cluster; None for as many as fit. alone: whether this process
-    is the only worker. settings: of the engine, such as SLURM's partition. final_slot: where the
-    final test runs.
+    is the only worker. settings: of the engine, such as SLURM's partition. device: of the
+    command-line options.
     """
 
     engine: str = "local"

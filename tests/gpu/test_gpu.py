@@ -16,14 +16,14 @@ from lesionseg.data.cache import build_cache
 from lesionseg.data.index import DatasetIndex
 from lesionseg.inference.evaluate import predict_probabilities
 from lesionseg.losses import LOSSES, build_loss
-from lesionseg.losses.distance import signed_distance, signed_distance_px
+from lesionseg.losses.distance import opencv_distance, torch_distance
 from lesionseg.models import MODELS, build_model
 from lesionseg.runtime.device import pick_device
 from lesionseg.space import ComponentConfig
 from lesionseg.training import train_step
 from lesionseg.training.train import train
 from lesionseg.training.train_step import TrainStep
-from lesionseg.training.types import Suspended, TrainData, TrainOptions
+from lesionseg.training.types import EpochRecord, Suspended, TrainData, TrainOptions
 from search.trial_process import protocol
 from search.trial_process.process import TrialProcess
 from search.trial_process.slot import Slot
@@ -120,12 +120,11 @@ def test_losses_and_gradients_equal_float64(name):
 
 def test_distances_equal_opencv():
     masks = torch.rand(6, 1, 64, 96) > torch.tensor([0.5, 0.99, 0.01, 2, -1, 0.9]).view(6, 1, 1, 1)
-    on_device = signed_distance_px(masks[:, 0].to(DEVICE)).cpu()
-    expected = signed_distance(masks)[:, 0] * (0.1 * np.hypot(64, 96))
-    assert (on_device - expected).abs().max() < 1e-4
+    on_device = torch_distance(masks[:, 0].to(DEVICE)).cpu()
+    assert (on_device - opencv_distance(masks[:, 0])).abs().max() < 1e-4
 
 
-def test_out_of_memory_equals_parts(monkeypatch):
+def test_out_of_memory_equals_parts():
     """A step that runs out of memory is that of twice as many parts."""
     model = build_model(SMALL.model, image_size=32)
     images, masks = torch.randn(8, 3, 32, 32).to(DEVICE), torch.ones(8, 1, 32, 32).to(DEVICE)
@@ -196,9 +195,7 @@ def test_trial_process(data, tmp_path, share):
     job = job_of(data, tmp_path, share)
     with TrialProcess(job) as process:
         for message in process.messages():
-            if isinstance(message, protocol.ModelBuilt | protocol.JobError) or hasattr(
-                message, "val_loss"
-            ):
+            if isinstance(message, protocol.ModelBuilt | EpochRecord):
                 process.reply(stop=False)
     assert isinstance(message, protocol.Trained), message
     assert job.weights_path.is_file() and job.picture_path.is_file()
@@ -208,16 +205,16 @@ def test_trial_process_is_suspended(data, tmp_path):
     job = job_of(data, tmp_path, epochs=2000)
     with TrialProcess(job) as process:
         for message in process.messages():
-            if hasattr(message, "val_loss") and message.epoch == 2:
+            if isinstance(message, EpochRecord) and message.epoch == 2:
                 process.suspend()
-            elif isinstance(message, protocol.ModelBuilt) or hasattr(message, "val_loss"):
+            elif isinstance(message, protocol.ModelBuilt | EpochRecord):
                 process.reply(stop=False)
     assert isinstance(message, protocol.Suspended) and message.saved
     assert job.state_path.is_file()
 
 
 @needs_cuda
-def test_share_limits_the_memory(data):
+def test_share_limits_the_memory():
     device = pick_device("cuda")
     torch.cuda.set_per_process_memory_fraction(0.01, device)
     try:

@@ -136,20 +136,14 @@ def test_fused_optimizers_are_used_on_cuda():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [(f, n) for f, names in (("schedule", SCHEDULES), ("mix", MIXES)) for n in names],
+)
 @in_fork
-def test_training_with_every_schedule(data, name, device):
-    records, cuda = run_training(data, device, schedule=ComponentConfig(name))
+def test_training_with_every_schedule_and_mix(data, family, name, device):
+    records, cuda = run_training(data, device, **{family: ComponentConfig(name)})
     assert len(records) == 2
-    check_syncs(cuda)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", MIXES)
-@in_fork
-def test_training_with_every_mix(data, name, device):
-    _, cuda = run_training(data, device, mix=ComponentConfig(name))
     check_syncs(cuda)
 
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import distance_transform_edt
 
-from lesionseg.losses import build_loss
-from lesionseg.losses.distance import UNIT, signed_distance
+from lesionseg.losses import build_loss, distance
+from lesionseg.losses.distance import UNIT, opencv_distance, signed_distance, torch_distance
 from lesionseg.space import ComponentConfig
 from tests.lesionseg.losses.test_contract import disc, said, value_and_gradient
 from tests.lesionseg.losses.test_pixel import drawn, seeds
@@ -36,9 +36,9 @@ def alone(name, logits, target, **params):
 
 
 def test_distances_of_three_pixels_by_hand():
-    distance = signed_distance(torch.tensor([[[[True, False, False, False]]]]))
+    found = signed_distance(torch.tensor([[[[True, False, False, False]]]]))
     expected = np.array([-1, 1, 2, 3]) / (0.1 * np.hypot(1, 4))
-    assert distance.flatten().tolist() == pytest.approx(expected)
+    assert found.flatten().tolist() == pytest.approx(expected)
 
 
 @given(st.integers(1, 7), st.integers(1, 7), seeds)
@@ -61,6 +61,27 @@ def test_distances_equal_scipys():
     found = signed_distance(masks)
     assert found.dtype == torch.float32 and found.shape == masks.shape
     np.testing.assert_allclose(found.numpy(), theirs_signed(masks), rtol=1e-5)
+
+
+@pytest.mark.parametrize("max_values", [2**24, 40])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (5, 1), (33, 48), (128, 128)])
+def test_torchs_distances_equal_opencvs_and_scipys(monkeypatch, shape, max_values):
+    """Scattered pixels, a block, empty and full masks; whole and in chunks of rows."""
+    monkeypatch.setattr(distance, "MAX_VALUES", max_values)
+    (h, w), rng = shape, np.random.default_rng(0)
+    masks = [rng.random(shape) < share for share in (0.5, 0.01, 0.99, 0.001, -1, 2)]
+    masks.append(np.zeros(shape, np.bool_))
+    masks[-1][h // 4 : h // 2 + 1, w // 3 : w // 2 + 1] = True
+    lesions = torch.from_numpy(np.stack(masks))
+    found = torch_distance(lesions)
+    assert found.dtype == torch.float32
+    assert (found - opencv_distance(lesions)).abs().max() < 1e-4
+    for mask, distances in zip(masks, found.numpy(), strict=True):
+        if mask.all() or not mask.any():
+            assert not distances.any()
+        else:
+            expected = distance_transform_edt(~mask) - distance_transform_edt(mask)
+            np.testing.assert_allclose(distances, expected, atol=1e-4)
 
 
 @given(seeds)
