@@ -73,9 +73,12 @@ class Marks:
 
 
 def instead_of_training(
-    job: TrainJob, on_message: Callable[..., bool], conditions: StopConditions
+    job: TrainJob,
+    on_message: Callable[..., bool],
+    conditions: StopConditions,
+    on_out_of_memory: Callable[[int, str], None],
 ) -> JobOutcome:
-    """What a child says of a training, without one."""
+    """Send the messages of a training without training."""
     MARKS["began"] = time.perf_counter()
     on_message(ModelBuilt(1000, 1000))
     history = []
@@ -157,7 +160,7 @@ def worker_of(opened: OpenStudy, ordinal: int = 0) -> Iterator[Worker]:
     """A real worker that trains nothing."""
     prepare_sampling(opened, ordinal)
     worker = Worker(TrialContext(opened, Slot("cpu"), Mock()))
-    with patch("search.workers.trial_runner.supervise", instead_of_training), worker:
+    with patch("search.workers.trial_runner.supervise_in_parts", instead_of_training), worker:
         yield worker
 
 
