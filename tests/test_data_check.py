@@ -123,6 +123,27 @@ def test_an_invalid_exif_tag_is_ignored(tmp_path):
     assert "unusable pairs         0" in done.stdout and done.stderr == ""
 
 
+def test_masks_of_skin_are_warned_of_and_masks_without_skin_are_refused(tmp_path):
+    root = tmp_path / "data"
+    for i in range(4):
+        put(root, f"p{i}", texture(i))
+    for path in (root / "masks").iterdir():
+        with Image.open(path) as mask:
+            mask.point(range(255, -1, -1)).save(path)
+    found = tmp_path / "a.json"
+    out = run("data", "check", root, "--json", found).stdout
+    assert "the masks seem to be inverted: in 4 of 4 images" in out
+    assert json.loads(found.read_text())["sets"][0]["seem_inverted"] == ["p0", "p1", "p2", "p3"]
+    out = run("data", "check", root, "--invert-masks", "--json", found).stdout
+    assert "seem to be inverted" not in out
+    assert json.loads(found.read_text())["sets"][0]["areas"]["p0"] == pytest.approx(1 / 16)
+    for path in (root / "masks").iterdir():
+        Image.new("L", (240, 180), 255).save(path)
+    done = run("data", "check", root, code=2)
+    assert "none of 4 masks shows both lesion and skin: 4 are all lesion" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_undecodable_names_are_in_the_output_and_files(tmp_path):
     root = tmp_path / "data"
     for name in ("two\nlines", os.fsdecode(b"latin-\xe9")):

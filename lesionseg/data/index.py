@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lesionseg.data.layouts import LAYOUTS
@@ -37,7 +37,14 @@ class DatasetIndex:
     masks_without_image: tuple[str, ...] = field(default=(), compare=False)
 
     @classmethod
-    def read(cls, roots: Roots, layout: str = "auto", *, lenient: bool = False) -> DatasetIndex:
+    def read(
+        cls,
+        roots: Roots,
+        layout: str = "auto",
+        *,
+        lenient: bool = False,
+        invert_masks: bool = False,
+    ) -> DatasetIndex:
         """List the pairs of a folder, of a CSV manifest, or of several of them.
 
         Args:
@@ -45,6 +52,7 @@ class DatasetIndex:
             layout: a name in LAYOUTS, or "auto".
             lenient: for audits of one data set: accept names and groups that lie in two official
                 splits, and links to missing files.
+            invert_masks: whether the masks show the skin instead of the lesion.
 
         Raises:
             InputError: the path is missing, unreadable or of no known layout; an image has no
@@ -52,10 +60,14 @@ class DatasetIndex:
                 or a data set is given twice or overlaps another one.
         """
         if isinstance(roots, tuple) and len(roots) != 1:
-            return cls._read_several(roots, layout)
-        (root,) = list_roots(roots)
-        with unreadable_as_input_error(root):
-            return cls._read_one(root, layout, lenient)
+            index = cls._read_several(roots, layout)
+        else:
+            (root,) = list_roots(roots)
+            with unreadable_as_input_error(root):
+                index = cls._read_one(root, layout, lenient)
+        if not invert_masks:
+            return index
+        return replace(index, records=tuple(replace(r, is_inverted=True) for r in index.records))
 
     @classmethod
     def _read_one(cls, root: Path, layout: str, lenient: bool) -> DatasetIndex:

@@ -29,6 +29,9 @@ class Record:
         dataset: the data set that the pair is reported with; "" if there is only one.
         source: the label of the folder or manifest that the pair was read from, if several data
             sets were merged; else "".
+        is_inverted: whether the mask shows the skin instead of the lesion.
+        mask_orientation: the EXIF orientation that the mask is stored in, where that is not the one
+            of its file; see ``pair_io``.
     """
 
     name: str
@@ -38,6 +41,8 @@ class Record:
     split: str | None = None
     dataset: str = ""
     source: str = ""
+    is_inverted: bool = False
+    mask_orientation: int | None = None
 
 
 def escape_unprintable(text: str) -> str:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lesionseg.data.cache import Cache
-from lesionseg.data.image_io import Pixels, read_mask
+from lesionseg.data.image_io import Pixels
+from lesionseg.data.pair_io import read_true_mask
 from lesionseg.data.pairs import Record
 from lesionseg.data.split import find_positions
 from lesionseg.inference.batch_predict import prefetch
@@ -149,7 +150,7 @@ def _evaluate_image(
     record: Record, probability: Probability, chain: Chain
 ) -> tuple[tuple[Any, ...], Mask, Mask]:
     """Return one image's row of an Evaluation, its predicted and its true mask."""
-    truth, _ = read_mask(record.mask)
+    truth = read_true_mask(record)
     shape = (truth.shape[0], truth.shape[1])
     full = resize_probability(probability, shape)
     predicted = probability_to_mask(chain, full)

@@ -1,7 +1,8 @@
 """Contact sheet of the suspect images of audited data sets.
 
 Near-duplicates are placed side by side, leaks first. Unusable pairs follow, then masks that are
-empty, full, not binary or in several components. Masks are drawn as outlines.
+empty, full, not binary, possibly inverted or turned, or in several components. Masks are drawn as
+outlines.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from lesionseg.data.duplicates.audit import PairAudit
 from lesionseg.data.duplicates.leakage import DuplicateCluster, LeakageReport
-from lesionseg.data.image_io import Pixels, read_binary_mask, read_image_and_size
+from lesionseg.data.image_io import Pixels, read_image_and_size
+from lesionseg.data.pair_io import Alignment, read_true_mask
 from lesionseg.data.pairs import Record
 from lesionseg.errors import InputError
 from lesionseg.viz.overlays import draw_outlines
@@ -70,6 +72,14 @@ def _build_sections(report: LeakageReport) -> _Sections:
         "Masks without lesion": [[_Tile(m, "empty")] for m in usable if m.area == 0],
         "Masks without skin": [[_Tile(m, "full")] for m in usable if m.area == 1],
         "Masks that are not binary": [[_Tile(m, "thresholded")] for m in usable if m.thresholded],
+        "Masks that seem to be inverted": [
+            [_Tile(m, "inverted?")] for m in usable if m.reading and m.reading.looks_inverted
+        ],
+        "Masks that fit both the upright image and the image as stored": [
+            [_Tile(m, "turned" if m.reading.is_turned else "not turned")]
+            for m in usable
+            if m.reading and m.reading.alignment is Alignment.EITHER
+        ],
         "Masks in several components": [
             [_Tile(m, f"{n} components")] for m in fragmented if (n := m.components) > 1
         ],
@@ -124,7 +134,7 @@ def _thumbnail(record: Record) -> Image.Image:
         return Image.new("RGB", (SIDE_PX, SIDE_PX), _UNREADABLE_COLOUR)
     image = ImageOps.contain(image, (SIDE_PX, SIDE_PX), Image.Resampling.BILINEAR)
     try:
-        mask = read_binary_mask(record.mask).image
+        mask = Image.fromarray(read_true_mask(record).view(np.uint8) * np.uint8(255))
     except InputError:
         mask = Image.new("L", image.size)
     inside = np.asarray(mask.resize(image.size, Image.Resampling.BOX)) >= 128

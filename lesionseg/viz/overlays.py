@@ -21,6 +21,7 @@ from lesionseg.data.pairs import Record
 from lesionseg.inference.evaluate import Evaluation, evaluate
 from lesionseg.inference.postprocess import Mask
 from lesionseg.inference.selection import DEFAULT_INFERENCE, Inference
+from lesionseg.runtime.files import file_stem
 
 TRUE_COLOUR = (86, 180, 233)
 PREDICTED_COLOUR = (230, 159, 0)
@@ -76,7 +77,8 @@ def write_overlays(
     """Write the overlays of the best, median and worst images of an evaluation of the model.
 
     Returns:
-        Kind and file name of each overlay: ("best", "best_1_NAME.png") and so on.
+        Kind and file name of each overlay: ("best", "best_1_NAME.png") and so on, where NAME is the
+        ``file_stem`` of the image's name.
     """
     folder.mkdir(parents=True, exist_ok=True)
     examples = [
@@ -89,7 +91,7 @@ def write_overlays(
     def write(record: Record, predicted: Mask, truth: Mask) -> None:
         kind, rank, _ = examples[len(written)]
         overlay = draw_outlines(np.asarray(read_image(record.image)), truth, predicted)
-        path = folder / f"{kind}_{rank}_{record.name}.png"
+        path = folder / f"{kind}_{rank}_{file_stem(record.name)}.png"
         Image.fromarray(overlay).save(path)
         written.append((kind, path.name))
 

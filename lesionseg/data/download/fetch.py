@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +24,13 @@ from lesionseg.data.download.http import (
     download_file,
     open_session,
 )
+from lesionseg.data.download.unpack import ArchiveError, extract_archive
 from lesionseg.errors import InputError, suggest_name
-from lesionseg.runtime.files import atomic_path, atomic_write
+from lesionseg.runtime.files import atomic_path, atomic_write, read_json
 
 #: Disk space needed: a multiple of the archives, as they and the images have about equal size, and
 #: a reserve.
 SPACE_FACTOR, RESERVE_BYTES = 2.2, 100_000_000
-
-
-class ArchiveError(Exception):
-    """An archive is damaged; the message is one line."""
 
 
 def fetch_dataset(
@@ -87,9 +82,7 @@ class _Fetcher:
     def __init__(self, source: DatasetSource, root: Path, scratch: Path) -> None:
         self.source, self.root, self.scratch = source, root, scratch
         self.done_path = scratch / "done.json"
-        self.complete: dict[str, dict[str, Any]] = {}  # rows of done.json by file name
-        if self.done_path.exists():
-            self.complete = json.loads(self.done_path.read_text())
+        self.complete = read_rows(self.done_path) if self.done_path.exists() else {}
 
     def run(
         self, session: requests.Session, base_url: str, keep_archives: bool, on_progress: Progress
@@ -172,45 +165,20 @@ class _Fetcher:
                 shutil.copyfile(archive, part)
 
 
+def read_rows(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the rows of done.json by file name; InputError if it is damaged."""
+    mend = f"delete it and what was unpacked to {path.parent.parent}, and download again"
+    try:
+        rows = read_json(path)
+    except InputError as error:
+        raise InputError(f"data fetch: {error}; {mend}") from None
+    if not isinstance(rows, dict) or not all(
+        isinstance(row, dict) and isinstance(row.get("sha256"), str) for row in rows.values()
+    ):
+        raise InputError(f"data fetch: {path}: damaged: needs the SHA-256 of each file; {mend}")
+    return rows
+
+
 def _hash_file(path: Path, algorithm: str) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
-
-
-def extract_archive(archive: Path, root: Path, scratch: Path) -> None:
-    """Extract a zip archive into the folder of its name below ``root``.
-
-    An archive that contains a single folder of its own name is not nested. An existing folder is
-    replaced by two renames. ``scratch`` is a folder on the same disk for partial results.
-
-    Raises:
-        ArchiveError: the archive is damaged or empty.
-        OSError: the disk is full. In both cases nothing appears below ``root``.
-    """
-    folder, temporary = root / archive.stem, scratch / f"{archive.stem}.unpacking"
-    content = temporary / "new"
-    shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
-    try:
-        _extract_members(archive, content)
-        if [path.name for path in content.iterdir()] == [archive.stem]:
-            content /= archive.stem
-        if folder.exists():
-            os.replace(folder, temporary / "old")
-        os.replace(content, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _extract_members(archive: Path, target: Path) -> None:
-    target.mkdir(parents=True)
-    try:
-        with zipfile.ZipFile(archive) as zipped:
-            # Verifies the CRCs. Nothing is written outside the folder, links become plain files.
-            zipped.extractall(target)
-    except Exception as error:  # zipfile raises many types for a damaged or encrypted archive
-        if isinstance(error, OSError) and error.errno is not None:  # of the disk; bz2's has none
-            raise
-        raise ArchiveError(f"{archive.name}: damaged: {error}") from None
-    shutil.rmtree(target / "__MACOSX", ignore_errors=True)  # metadata of macOS
-    if not any(target.iterdir()):
-        raise ArchiveError(f"{archive.name}: contains no file")

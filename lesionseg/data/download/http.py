@@ -129,7 +129,7 @@ def _download_rest(
         if response.status_code != 200:
             content_range = response.headers.get("Content-Range", "")
             match = re.fullmatch(rf"bytes {size}-\d+/(\d+|\*)", content_range.strip())
-            if not match or etag != etag_path.read_text():
+            if not match or etag.encode() != _read(etag_path):
                 part.unlink(missing_ok=True)
                 raise ProtocolError("the server sends another range or file than requested")
             done, total = size, match[1]
@@ -139,7 +139,7 @@ def _download_rest(
             )
         with part.open("ab" if done else "wb") as file:
             if not done:
-                etag_path.write_text(etag)
+                etag_path.write_text(etag, encoding="utf-8")
             # iter_content would lose the bytes received before a connection breaks.
             while chunk := response.raw.read1(CHUNK_BYTES):
                 done += len(chunk)
@@ -160,6 +160,10 @@ def _describe_error(error: Exception) -> str:
     cause = error.args[0] if error.args else error
     cause = getattr(cause, "reason", None) or cause
     return " ".join(str(cause).split())[:200] or type(error).__name__
+
+
+def _read(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
 
 
 def _size(path: Path) -> int:

@@ -12,34 +12,40 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from lesionseg.data.cache import Cache, Progress, check_same_size, map_parallel
+from lesionseg.data.cache import Cache, Progress, map_parallel
 from lesionseg.data.duplicates.alignment import THUMB_PX
 from lesionseg.data.duplicates.matching import Fingerprint, fingerprint_image
-from lesionseg.data.image_io import (
-    Pixels,
-    read_binary_mask,
-    read_image,
-    read_image_and_size,
-)
+from lesionseg.data.image_io import Pixels, read_image, read_image_and_size
 from lesionseg.data.index import DatasetIndex
+from lesionseg.data.mask_checks import (
+    ReadMask,
+    looks_inverted,
+    require_lesions,
+)
+from lesionseg.data.pair_io import Alignment, MaskReading, find_records_to_turn, load_pair
 from lesionseg.data.pairs import Record, escape_unprintable
 from lesionseg.errors import InputError, format_some
 
 
 @dataclass(frozen=True)
 class PairAudit:
-    """A pair and its properties; an unusable one has a problem and no fingerprint."""
+    """A pair and its properties; an unusable one has a problem, no reading and no fingerprint."""
 
     record: Record
     dataset: str = ""  # name of the data set, if there are several
     shape: tuple[int, int] = (0, 0)  # height and width of the image
     area: float = 0.0  # the lesion's share of the image, 0 to 1
     touches_border: bool = False
-    thresholded: bool = False  # whether the mask was not binary
+    reading: MaskReading | None = None  # how the mask was read
     problem: str | None = None
     components: int = 0  # 8-connected, of the mask
     #: The digest is that of the reduced image, or of all pixels for an image without structure.
     fingerprint: Fingerprint | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def thresholded(self) -> bool:
+        """Whether the mask was not binary."""
+        return self.reading is not None and self.reading.thresholded
 
     def __str__(self) -> str:
         place = " ".join(part for part in (self.dataset, self.record.split) if part)
@@ -58,13 +64,19 @@ class DatasetAudit:
         """Why pairs are unusable, one line each."""
         return [p.problem for p in self.pairs if p.problem]
 
+    @property
+    def masks(self) -> list[ReadMask]:
+        """How the masks of the usable pairs were read."""
+        return [ReadMask(p.record, p.area, p.reading) for p in self.pairs if p.reading]
+
     def require_usable(self) -> None:
-        """Raise InputError if a pair is unusable."""
+        """Raise InputError if a pair is unusable, or no mask shows both lesion and skin."""
         if self.problems:
             raise InputError(
                 f"data: {len(self.problems)} of {len(self.pairs)} pairs cannot be used: "
                 f"{format_some(self.problems, limit=1)}"
             )
+        require_lesions(self.masks)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a dict for JSON; docs/data.md describes its keys."""
@@ -89,6 +101,13 @@ class DatasetAudit:
             "unusable": [{"name": name(p), "problem": p.problem} for p in self.pairs if p.problem],
             "empty": [name(p) for p in pairs if p.area == 0],
             "full": [name(p) for p in pairs if p.area == 1],
+            "from_alpha": [name(p) for p in pairs if p.reading and p.reading.from_alpha],
+            "orientations": {
+                name(p): {"fits": p.reading.alignment, "turned": p.reading.is_turned}
+                for p in pairs
+                if p.reading and p.reading.alignment is not Alignment.SAME
+            },
+            "seem_inverted": [name(p) for p in pairs if p.reading and p.reading.looks_inverted],
             "not_binary": [name(p) for p in pairs if p.thresholded],
             "on_border": [name(p) for p in pairs if p.touches_border],
             "components": {name(p): p.components for p in pairs if p.components > 1},
@@ -110,12 +129,15 @@ class DatasetAudit:
             rows["masks without image"] = _count_and_list(data["masks_without_image"])
         if not data["areas"]:
             return rows
-        size = data["sizes"][0]
+        size, alpha = data["sizes"][0], data["from_alpha"]
+        places = [f"colours {n}"] if (n := len(data["areas"]) - len(alpha)) else []
+        places += [f"alpha channel {_count_and_list(alpha)}"] if alpha else []
         low, median, high = np.percentile(list(data["areas"].values()), [5, 50, 95])
         return rows | {
             "sizes": f"{len(data['sizes'])}, most often {size['width']}x{size['height']} "
             f"({size['images']})",
             "lesion area": f"median {median:.1%}, 5 to 95%: {low:.1%} to {high:.1%}",
+            "masks read from": ", ".join(places),
             "empty masks": _count_and_list(data["empty"]),
             "full masks": _count_and_list(data["full"]),
             "lesions on the border": f"{len(data['on_border']) / len(data['areas']):.1%}",
@@ -129,6 +151,8 @@ def audit_dataset(
 ) -> DatasetAudit:
     """Read every pair of the data set ``name`` once, the mask at its own size."""
     pairs = map_parallel(_audit_pair, index.records, on_progress)
+    for i, record in find_records_to_turn(index.records, [p.reading for p in pairs]).items():
+        pairs[i] = _audit_pair(record)
     return DatasetAudit(index, tuple(replace(pair, dataset=name) for pair in pairs))
 
 
@@ -138,7 +162,7 @@ def audit_cache(index: DatasetIndex, cache: Cache) -> DatasetAudit:
     Masks are examined at the size of the cache, so that tiny components may be missed. Image files
     are read only if the cached images are too small to compare, or have no structure.
     """
-    shapes, areas, thresholded = cache.shapes, cache.areas, set(cache.thresholded)
+    shapes, areas, readings = cache.shapes, cache.areas, cache.readings
 
     def audit_entry(i: int) -> PairAudit:
         record, small = index.records[i], cache.images[i]
@@ -148,8 +172,7 @@ def audit_cache(index: DatasetIndex, cache: Cache) -> DatasetAudit:
             image, _ = read_image_and_size(record.image, THUMB_PX)
         # Images of different shapes differ even if their squares are equal.
         pair = _examine(record, image, f"{shapes[i]}-{cache.digests[i]}", cache.masks[i])
-        is_thresholded = record.name in thresholded
-        return replace(pair, shape=shapes[i], area=float(areas[i]), thresholded=is_thresholded)
+        return replace(pair, shape=shapes[i], area=float(areas[i]), reading=readings[i])
 
     return DatasetAudit(index, tuple(map_parallel(audit_entry, range(len(index.records)))))
 
@@ -163,14 +186,16 @@ def digest_full_image(record: Record) -> str:
 def _audit_pair(record: Record) -> PairAudit:
     try:
         # Half the pixels of a large JPEG are enough for its fingerprint; all data are decoded.
-        image, shape = read_image_and_size(record.image, THUMB_PX)
-        binary = read_binary_mask(record.mask)
-        check_same_size(record.mask, shape, (binary.image.height, binary.image.width))
-        digest = _digest(np.asarray(image), shape)
-        pair = _examine(record, image, digest, np.asarray(binary.image))
+        loaded = load_pair(record, THUMB_PX)
+        mask, digest = np.asarray(loaded.mask), _digest(np.asarray(loaded.image), loaded.shape)
+        pair = _examine(loaded.reading.apply(record), loaded.image, digest, mask)
     except InputError as error:
         return PairAudit(record, problem=escape_unprintable(str(error)))
-    return replace(pair, shape=shape, area=binary.area, thresholded=binary.thresholded)
+    assert pair.fingerprint
+    thumb = pair.fingerprint.thumb
+    small = cv2.resize(mask, thumb.shape, interpolation=cv2.INTER_NEAREST)
+    reading = replace(loaded.reading, looks_inverted=looks_inverted(thumb, np.asarray(small)))
+    return replace(pair, shape=loaded.shape, area=loaded.area, reading=reading)
 
 
 def _examine(record: Record, image: Image.Image, digest: str, mask: Pixels) -> PairAudit:

@@ -132,17 +132,20 @@ def audit_datasets(
     roots: Sequence[Path],
     layout: str = "auto",
     on_progress: Progress = lambda done, total: None,
+    *,
+    invert_masks: bool = False,
 ) -> LeakageReport:
     """Audit data sets, folders or CSV manifests, and find leaks within and between them.
 
-    ``layout`` is that of the first data set; the layouts of the others are detected.
+    ``layout`` is that of the first data set; the layouts of the others are detected. If
+    ``invert_masks``, the masks of the first data set show the skin instead of the lesion.
 
     Raises:
         InputError: a data set does not exist, is passed twice, or has an unknown layout.
     """
     names = label_roots(roots) if len(roots) > 1 else [""]
-    layouts = [layout] + ["auto"] * (len(roots) - 1)
-    indices = [DatasetIndex.read(*each, lenient=True) for each in zip(roots, layouts, strict=True)]
+    first = DatasetIndex.read(roots[0], layout, lenient=True, invert_masks=invert_masks)
+    indices = [first, *(DatasetIndex.read(root, lenient=True) for root in roots[1:])]
     audits = {
         name: audit_dataset(index, on_progress, name)
         for name, index in zip(names, indices, strict=True)

@@ -1,7 +1,9 @@
 """Contents of a cache, concurrent builds, interrupted builds, unusable pairs."""
 
+import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -14,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lesionseg.data.cache import build_cache, default_root, read_pair
+from lesionseg.data.cache import build_cache, default_root, read_pair, restore_cache
 from lesionseg.data.index import DatasetIndex
 from lesionseg.errors import InputError
 from tests.conftest import write_folder
@@ -138,10 +140,10 @@ def test_a_rotated_image_matches_its_upright_mask(tmp_path):
     stored[:, :5] = 255  # the left edge as stored is the top when upright
     Image.fromarray(stored).save(tmp_path / "images/a.png", exif=exif)
     (record,) = index_of(tmp_path).records
-    image, mask, area, odd, shape = read_pair(record, 16)
+    image, mask, area, shape, reading = read_pair(record, 16)
     assert shape == (20, 40)
     assert image[:3].mean() > 200 and image[6:].mean() < 5
-    assert mask.all() and area == 1.0 and not odd
+    assert mask.all() and area == 1.0 and not reading.thresholded
 
 
 def test_a_mask_of_another_size_is_refused(tmp_path):
@@ -238,6 +240,95 @@ def test_default_root_depends_on_the_environment(monkeypatch, tmp_path):
 def test_build_uses_the_default_root(monkeypatch, tiny_data, tmp_path):
     monkeypatch.setenv("LESIONSEARCH_CACHE", str(tmp_path / "own"))
     assert build_cache(index_of(tiny_data), 16).path.parent == tmp_path / "own"
+
+
+# --- damage --------------------------------------------------------------------------------------
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def drop_the_last_name(path):
+    meta = json.loads(path.read_text())
+    path.write_text(json.dumps(meta | {"names": meta["names"][:-1]}))
+
+
+DAMAGES = {
+    "short images": lambda path: truncate(path / "images.npy"),
+    "empty masks": lambda path: os.truncate(path / "masks.npy", 0),
+    "no images": lambda path: (path / "images.npy").unlink(),
+    "swapped arrays": lambda path: shutil.copy(path / "masks.npy", path / "images.npy"),
+    "short names": lambda path: drop_the_last_name(path / "meta.json"),
+    "half a file of names": lambda path: truncate(path / "meta.json"),
+    "a list": lambda path: (path / "meta.json").write_text("[]"),
+    "nothing": shutil.rmtree,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_cache_is_built_again(tiny_data, tmp_path, damage):
+    index = index_of(tiny_data)
+    cache = build_cache(index, 16, tmp_path / "cache")
+    pixels, masks = cache.images[:].copy(), cache.masks[:].copy()
+    assert cache.is_unchanged()
+    damage(cache.path)
+    assert not cache.is_unchanged()
+    again = build_cache(index, 16, tmp_path / "cache")  # by another process that starts
+    assert np.array_equal(again.images, pixels) and np.array_equal(again.masks, masks)
+    assert not cache.is_unchanged()
+    damage(cache.path)
+    restore_cache(cache, index)  # by this process
+    assert cache.is_unchanged()
+    assert np.array_equal(cache.images, pixels) and np.array_equal(cache.masks, masks)
+    assert cache.names == again.names
+
+
+@pytest.mark.parametrize("name", ["images.npy", "masks.npy"])
+def test_truncation_under_a_mapping_is_noticed(tiny_data, tmp_path, name):
+    cache = build_cache(index_of(tiny_data), 16, tmp_path / "cache")
+    size = (cache.path / name).stat().st_size
+    cache.check_size()
+    truncate(cache.path / name)
+    with pytest.raises(OSError, match=rf"{name} was truncated to {size - 1} of {size} bytes"):
+        cache.check_size()
+
+
+def test_a_deleted_cache_can_be_read_while_it_is_mapped(tiny_data, tmp_path):
+    cache = build_cache(index_of(tiny_data), 16, tmp_path / "cache")
+    pixels = cache.images[:].copy()
+    shutil.rmtree(cache.path)
+    cache.check_size()
+    assert np.array_equal(cache.images, pixels)
+
+
+def test_a_damaged_cache_of_images_that_are_gone_or_changed_is_refused(tmp_path):
+    index = index_of(write_folder(tmp_path / "data", 3))
+    cache = build_cache(index, 16, tmp_path / "cache")
+    image = index.records[1].image
+    image.rename(tmp_path / "moved.png")
+    restore_cache(cache, index)  # the images are not needed
+    truncate(cache.path / "images.npy")
+    what = re.escape(f"cache: {cache.path} is damaged or gone and cannot be built again")
+    with pytest.raises(InputError, match=rf"{what}: {image}: No such file or directory; restore"):
+        restore_cache(cache, index)
+    image.write_bytes((tmp_path / "moved.png").read_bytes())
+    os.utime(image, (0, 0))
+    with pytest.raises(InputError, match=f"{what}: the images have changed; start again"):
+        restore_cache(cache, index)
+
+
+def test_a_folder_of_caches_that_is_deleted_meanwhile_is_made_again(tiny_data, tmp_path):
+    deleted = []
+
+    def delete(done, total):
+        if not deleted:
+            deleted.append(done)
+            shutil.rmtree(tmp_path / "cache")
+
+    index = index_of(tiny_data)
+    cache = build_cache(index, 16, tmp_path / "cache", delete)
+    assert deleted and cache.names == [record.name for record in index.records]
 
 
 # --- concurrent builds ---------------------------------------------------------------------------

@@ -12,9 +12,9 @@ from PIL import Image, TiffImagePlugin, TiffTags
 from lesionseg.data.image_io import (
     read_image,
     read_image_and_size,
-    read_mask,
     to_upright_rgb,
 )
+from lesionseg.data.mask_io import read_mask
 from lesionseg.errors import InputError
 
 WIDTH, HEIGHT = 23, 17
@@ -315,118 +315,3 @@ def test_randomly_damaged_files_are_read_or_refused(tmp_path, seed, capfd):
                 except InputError as error:
                     assert "\n" not in str(error)
     capfd.readouterr()  # libtiff and libjpeg complain by themselves
-
-
-# --- masks ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("value", [1, 2, 127, 128, 254, 255])
-@pytest.mark.parametrize("name", ["m.png", "m.bmp", "m.tif"])
-def test_any_single_value_is_lesion(tmp_path, name, value):
-    mask, thresholded = read_mask(save(tmp_path / name, lesion().astype(np.uint8) * value))
-    assert mask.dtype == bool and mask.shape == (HEIGHT, WIDTH)
-    assert np.array_equal(mask, lesion())
-    assert thresholded is False
-
-
-def test_one_bit_masks(tmp_path):
-    for name in ("m.bmp", "m.png", "m.tif"):
-        path = save(tmp_path / name, lesion())
-        with Image.open(path) as stored:
-            assert stored.mode == "1"
-        mask, thresholded = read_mask(path)
-        assert np.array_equal(mask, lesion()) and not thresholded
-
-
-@pytest.mark.parametrize(("value", "full"), [(0, False), (1, True), (128, True), (255, True)])
-def test_a_mask_of_one_value_is_empty_if_black_and_else_full(tmp_path, value, full):
-    mask, thresholded = read_mask(save(tmp_path / "m.png", np.full((5, 4), value, np.uint8)))
-    assert mask.shape == (5, 4) and bool(mask.all()) == full and bool(mask.any()) == full
-    assert not thresholded
-
-
-@pytest.mark.parametrize("value", [0, 255])
-def test_a_mask_of_one_pixel(tmp_path, value):
-    mask, _ = read_mask(save(tmp_path / "m.png", np.full((1, 1), value, np.uint8)))
-    assert mask.tolist() == [[value > 0]]
-
-
-@pytest.mark.parametrize("colour", [(255, 255, 255), (0, 0, 255), (128, 0, 0), (255, 255, 0)])
-def test_a_coloured_mask(tmp_path, colour):
-    rgb = np.where(lesion()[..., None], colour, (0, 0, 0)).astype(np.uint8)
-    assert np.array_equal(read_mask(save(tmp_path / "m.png", rgb))[0], lesion())
-    indexed = with_palette(tmp_path / "p.png", (0, 0, 0), colour)
-    assert np.array_equal(read_mask(indexed)[0], lesion())
-
-
-def test_a_mask_with_opaque_alpha(tmp_path):
-    white = np.where(lesion()[..., None], 255, 0).astype(np.uint8).repeat(3, axis=2)
-    opaque = np.full((HEIGHT, WIDTH, 1), 255, np.uint8)
-    assert np.array_equal(
-        read_mask(save(tmp_path / "m.png", np.dstack([white, opaque])))[0], lesion()
-    )
-    transparent = np.where(lesion()[..., None], 255, 0).astype(np.uint8)
-    path = save(tmp_path / "n.png", np.dstack([white, transparent]))
-    assert np.array_equal(read_mask(path)[0], lesion())
-
-
-@pytest.mark.parametrize("value", [1, 255, 256, 65535])
-def test_a_sixteen_bit_mask(tmp_path, value):
-    mask, thresholded = read_mask(save(tmp_path / "m.png", lesion().astype(np.uint16) * value))
-    assert np.array_equal(mask, lesion()) and not thresholded
-
-
-def test_jpeg_masks_are_thresholded(tmp_path):
-    # Off the grid of 8x8 blocks, which alone would be stored exactly.
-    big = np.roll(np.kron(lesion(), np.ones((8, 8), bool)), (3, 5), axis=(0, 1))
-    path = save(tmp_path / "m.jpg", big.astype(np.uint8) * 255, quality=90)
-    assert len(np.unique(np.asarray(Image.open(path)))) > 2
-    mask, thresholded = read_mask(path)
-    assert thresholded is True
-    assert np.array_equal(mask, big)
-
-
-def nearly(shares):
-    """Return a mask of 1000 pixels with the given number of each grey level, the rest black."""
-    grey = np.zeros(1000, np.uint8)
-    grey[: sum(shares.values())] = np.repeat(list(shares), list(shares.values()))
-    return grey.reshape(25, 40)
-
-
-@pytest.mark.parametrize(
-    ("shares", "lesion_pixels"),
-    [
-        ({255: 300, 128: 25, 127: 25}, 325),  # 95% near black or white, the rest cut at 128
-        ({255: 300, 31: 300}, 300),
-        ({224: 300, 31: 10}, 300),
-        ({1: 500, 255: 500}, 500),
-        ({254: 500, 255: 500}, 1000),
-        ({90: 50}, 50),  # two values only: one of them is lesion, however grey
-    ],
-)
-def test_nearly_binary_masks_are_thresholded_at_128(tmp_path, shares, lesion_pixels):
-    mask, thresholded = read_mask(save(tmp_path / "m.png", nearly(shares)))
-    assert mask.sum() == lesion_pixels
-    assert thresholded == (len(shares) > 1)
-
-
-@pytest.mark.parametrize(
-    ("shares", "message"),
-    [
-        ({255: 300, 128: 51}, "3 grey levels from 0 to 255"),
-        ({100: 500, 200: 500}, "2 grey levels from 100 to 200"),
-        # Labels: all near black, but nobody means a mask without lesion by them.
-        ({1: 500, 2: 500}, "2 grey levels from 1 to 2"),
-        ({1: 300, 2: 100}, "3 grey levels from 0 to 2"),
-        ({32: 900, 64: 50}, "3 grey levels from 0 to 64"),
-    ],
-)
-def test_grey_masks_are_refused(tmp_path, shares, message):
-    path = save(tmp_path / "m.png", nearly(shares))
-    assert refusal(read_mask, path) == (
-        f"the mask is not binary: {message}; save it with 0 for skin and 255 for lesion"
-    )
-
-
-def test_a_photograph_as_mask_is_refused(tmp_path):
-    assert "is not binary" in refusal(read_mask, save(tmp_path / "m.jpg", scene()))

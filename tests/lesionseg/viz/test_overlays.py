@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from lesionseg.inference.evaluate import evaluate
+from lesionseg.runtime.files import file_stem
 from lesionseg.viz import overlays
 from tests.lesionseg.inference.test_evaluate import RedIsLesion, data
 
@@ -67,6 +70,19 @@ def test_written_overlays_are_listed_in_the_order_shown(tmp_path):
     assert [name.split("_")[1] for _, name in canvas[:3]] == ["1", "2", "3"]
     assert {name.rsplit("_", 1)[1] for _, name in canvas} == {f"{r.name}.png" for r in records}
     assert all(Image.open(tmp_path / "o" / name).mode == "RGB" for _, name in canvas)
+
+
+def test_overlays_of_the_longest_names_can_be_written(tmp_path):
+    records, cache = data(tmp_path / "d", ((20, 20), (20, 20)))
+    names = ["a" * 250 + "1", "ä" * 125]
+    records = [replace(record, name=name) for record, name in zip(records, names, strict=True)]
+    cache.names = names
+    cpu = torch.device("cpu")
+    found = evaluate(RedIsLesion(), cache, records, device=cpu)
+    written = overlays.write_overlays(RedIsLesion(), cache, found, tmp_path / "o", cpu)
+    files = [f"best_{rank}_{file_stem(name)}.png" for rank, name in enumerate(names, 1)]
+    assert [file for _, file in written] == files
+    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == sorted(files)
 
 
 def test_outlines_of_a_reduced_image():

@@ -196,13 +196,15 @@ def test_a_server_that_always_sends_a_wrong_range_fails_soon(server, root):
     assert server.sent[FIRST] <= 4 * len(server.files[FIRST])
 
 
-def test_a_changed_file_is_not_combined_with_its_old_part(server, root):
+@pytest.mark.parametrize("known", [b'"of the old file"', b"\xff\xfe", b"", None])
+def test_a_changed_file_is_not_combined_with_its_old_part(server, root, known):
     new = make_zip(**{f"{FIRST.removesuffix('.zip')}/ISIC_0.jpg": CONTENT[::-1]})
     server.files[FIRST] = new
     part, etag = (root / ".fetch" / f"{FIRST}.{kind}" for kind in ("part", "etag"))
     part.parent.mkdir()
     part.write_bytes(bytes(len(new) // 2))
-    etag.write_text('"of the old file"')
+    if known is not None:
+        etag.write_bytes(known)
     download(server, root)
     assert is_complete(root)
     assert (root / FIRST.removesuffix(".zip") / "ISIC_0.jpg").read_bytes() == CONTENT[::-1]
@@ -297,6 +299,18 @@ def test_a_folder_of_the_user_is_not_changed(server, root):
     assert "was not created by this command; move it away" in error_of(InputError, server, root)
     assert not any(method == "GET" for method, *_ in server.log)
     assert (mine / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[1]", b'{"a.zip": 1}', b"[" * 100_000])
+def test_a_damaged_record_is_an_error_that_names_it(server, root, content):
+    path = root / ".fetch" / "done.json"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        download(server, root)
+    assert str(caught.value).startswith(f"data fetch: {path}: damaged")
+    assert str(caught.value).endswith(f"; delete it and what was unpacked to {root}, and download "
+                                      "again")  # fmt: skip
 
 
 def test_a_folder_that_was_not_recorded_is_unpacked_again(server, root):

@@ -80,6 +80,7 @@ def test_the_summary_of_a_data_set(sound):
         "unusable pairs": "0",
         "sizes": "2, most often 40x20 (6)",
         "lesion area": "median 25.0%, 5 to 95%: 0.0% to 77.5%",
+        "masks read from": "colours 7",
         "empty masks": "2, d_empty, g_tall",
         "full masks": "1, e_full",
         "lesions on the border": "42.9%",
