@@ -20,6 +20,23 @@ from lesionseg.errors import InputError
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 #: Batches that a loader process holds: torch's prefetch of two, and the one at work.
 BATCHES_PER_LOADER = 3
+#: Texts of CUDA's errors of a device or driver that fails whatever is computed. An illegal access
+#: or a failed launch is not among them: the network may be the reason.
+LOST_MESSAGES = (
+    "no CUDA-capable device is detected",
+    "No CUDA GPUs are available",
+    "Found no NVIDIA driver",
+    "CUDA-capable device(s) is/are busy or unavailable",
+    "CUDA driver initialization failed",
+    "CUDA driver version is insufficient",
+    "CUDA unknown error",
+    "CUDA error: unknown error",
+    "uncorrectable ECC error",
+    "system not yet initialized",
+    "system has unsupported display driver",
+    "device is lost",
+    "fallen off the bus",
+)
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -47,6 +64,11 @@ def pick_device(name: str = "auto") -> torch.device:
     if device.type == "mps" and not has_mps:
         raise InputError("device: 'mps' is not available; use cpu")
     return with_index(device)
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Return whether an error means that a GPU or its driver fails whatever is computed."""
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in LOST_MESSAGES)
 
 
 def with_index(device: torch.device | str) -> torch.device:

@@ -1,12 +1,85 @@
-"""Write files and folders so that under their name lies a complete one or none."""
+"""Write files and folders so that under their name lies a complete one or none; name files."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from lesionseg.errors import InputError, one_line
+
+#: Limit of ``file_stem`` in bytes. A whole name may have 255 bytes, on eCryptfs 143.
+MAX_STEM_BYTES = 120
+#: Characters that separate folders, or that file systems of Windows do not accept.
+_UNSAFE = frozenset('/\\:*?"<>|')
+#: Largest size in bytes of a name that comes from outside: there is room for endings.
+MAX_NAME_BYTES = 200
+#: Largest depth of JSON. Deeper data exhaust the stack of what handles them later.
+MAX_JSON_DEPTH = 32
+
+
+def file_stem(name: str) -> str:
+    """Return a file name, without ending, for something whose name has any length and content.
+
+    Characters that are unsafe in paths or unprintable become ``_``, and a long name is cut to
+    MAX_STEM_BYTES. A changed name ends in a hash, so that different names stay different.
+    """
+    safe = "".join("_" if c in _UNSAFE or not c.isprintable() else c for c in name)
+    if safe == name and len(name.encode()) <= MAX_STEM_BYTES:
+        return name
+    suffix = "-" + hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:8]
+    return safe.encode()[: MAX_STEM_BYTES - len(suffix)].decode(errors="ignore") + suffix
+
+
+def find_name_problem(name: str) -> str | None:
+    """Return why a text cannot be the name of a file or folder; None if it can.
+
+    For each name that comes from a file, a database or an archive and becomes a part of a path.
+    """
+    if not name.isprintable():  # so are surrogates, which cannot be encoded
+        return "a name may not have characters that cannot be printed"
+    if name in {"", ".", ".."} or not {"/", "\\"}.isdisjoint(name):
+        return "a name may not be empty, . or .., or have / or \\"
+    size = len(name.encode())
+    return (
+        f"a name has at most {MAX_NAME_BYTES} bytes, got {size}" if size > MAX_NAME_BYTES else None
+    )
+
+
+def check_file_name(name: str, where: str, mend: str) -> str:
+    """Return a name that ``find_name_problem`` accepts; raise InputError for any other."""
+    if problem := find_name_problem(name):
+        raise InputError(f"{where}: {name!r:.80} cannot be a file's name: {problem}; {mend}")
+    return name
+
+
+def read_json(path: Path) -> Any:
+    """Read a file of JSON in UTF-8.
+
+    Raises:
+        InputError: the file cannot be read, is not JSON, or is nested deeper than MAX_JSON_DEPTH.
+    """
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        if _is_deeper(plain, MAX_JSON_DEPTH):
+            raise RecursionError(f"more than {MAX_JSON_DEPTH} levels")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: damaged, not JSON: {one_line(error)[:100]}") from None
+    return plain
+
+
+def _is_deeper(plain: Any, depth: int) -> bool:
+    if not isinstance(plain, dict | list):
+        return False
+    inner = plain.values() if isinstance(plain, dict) else plain
+    return depth == 0 or any(_is_deeper(value, depth - 1) for value in inner)
 
 
 @contextmanager
@@ -21,7 +94,7 @@ def atomic_path(path: Path, *, unique: bool = False) -> Iterator[Path]:
             that a killed process left is otherwise overwritten by the next one.
     """
     part = f".{uuid.uuid4().hex}" if unique else ""
-    partial = path.with_name(f".{path.name}{part}.partial")
+    partial = path.with_name(f".{file_stem(path.name)}{part}.partial")
     try:
         yield partial
         partial.replace(path)
@@ -45,7 +118,8 @@ def atomic_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
 
     replace: whether to replace an existing folder; otherwise OSError unless it is empty.
     """
-    partial, previous = (folder.with_name(f".{folder.name}.{e}") for e in ("partial", "previous"))
+    stem = file_stem(folder.name)
+    partial, previous = (folder.with_name(f".{stem}.{end}") for end in ("partial", "previous"))
     for leftover in (partial, previous):
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)

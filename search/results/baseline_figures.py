@@ -9,8 +9,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from lesionseg.data.image_io import read_image, read_mask
-from lesionseg.data.pairs import Record
+from lesionseg.data.image_io import read_image
+from lesionseg.data.pair_io import read_true_mask
+from lesionseg.data.pairs import Record, escape_unprintable
+from lesionseg.runtime.files import file_stem
 from lesionseg.viz.overlays import draw_outlines, shrink_mask
 from search.results.baseline_table import BaselineResult
 from search.spec import baselines
@@ -19,6 +21,8 @@ from search.spec import baselines
 BLUE = "#0072b2"
 #: Inches: size of an image in the grid of outlines, and width of the names to its left.
 IMAGE_SIZE, NAME_WIDTH = (1.45, 1.15), 2.2
+#: Characters of an image's name that fit above it.
+TITLE_LENGTH = 26
 
 
 def plot_dice_vs_time(results: Sequence[BaselineResult], path: Path) -> None:
@@ -51,7 +55,7 @@ def plot_outlines(
     Args:
         results: one row of the grid each; only the first training is shown.
         records: one column each.
-        folder: contains the predicted masks ``<trial>/<name>.png``.
+        folder: contains the predicted masks ``<trial>/<file_stem of the name>.png``.
         path: the file to write.
     """
     tested = [result for result in results if result.is_tested]
@@ -61,10 +65,12 @@ def plot_outlines(
     grid = figure.subplots(len(tested), len(records), squeeze=False)
     for record, column in zip(records, grid.T, strict=True):
         image = np.asarray(read_image(record.image))
-        truth = shrink_mask(read_mask(record.mask)[0])
-        column[0].set_title(record.name, fontsize=7)
+        truth = shrink_mask(read_true_mask(record))
+        title = escape_unprintable(record.name)[:TITLE_LENGTH]
+        column[0].set_title(title, fontsize=7, parse_math=False)
         for result, axes in zip(tested, column, strict=True):
-            mask = np.asarray(Image.open(folder / str(result.trials[0]) / f"{record.name}.png")) > 0
+            file = folder / str(result.trials[0]) / f"{file_stem(record.name)}.png"
+            mask = np.asarray(Image.open(file)) > 0
             axes.imshow(draw_outlines(image, truth, mask))
             axes.set_axis_off()
     for result, axes in zip(tested, grid[:, 0], strict=True):

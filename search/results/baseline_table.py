@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from optuna.trial import FrozenTrial
+from pydantic import AfterValidator, FiniteFloat
+from typing_extensions import TypedDict
 
+from lesionseg.errors import InputError
 from lesionseg.metrics import compare, overlap, surface
 from search.results.documents import Table
-from search.results.evaluation import read_csv
 from search.spec import baselines
+from search.storage.stored_files import Name, read_csv_file, read_json_file, require_keys
 from search.storage.trial_records import State, TrialAttr, state_of
 
 #: Scores of each image, in the order of the columns.
@@ -42,15 +45,57 @@ class TestResult:
     images: Sequence[Mapping[str, str]]
 
 
+class Speed(TypedDict):
+    """Images per second of the network alone, in batches and one by one."""
+
+    batch: FiniteFloat
+    single: FiniteFloat
+
+
+class StoredResult(TypedDict):
+    """What is read of a result.json, which has the keys of metrics.json, too."""
+
+    speed: Speed
+
+
+def _check_scores(row: dict[str, str]) -> dict[str, str]:
+    for key in SCORES:
+        if not math.isfinite(float(row[key])):
+            raise ValueError(f"{key} must be a finite number")
+    return row
+
+
+#: A row of per_image.csv.
+ImageRow = Annotated[
+    dict[str, Name], require_keys("name", "group", *SCORES), AfterValidator(_check_scores)
+]
+
+
 def read_results(folder: Path) -> dict[int, TestResult]:
-    """Return the test results in the folder of a ``baselines run`` by trial number."""
-    return {
-        int(path.parent.name): TestResult(
-            json.loads(path.read_text(encoding="utf-8"))["speed"],
-            read_csv(path.with_name("per_image.csv")),
+    """Return the test results in the folder of a ``baselines run`` by trial number.
+
+    Raises:
+        InputError: a file is damaged, or of other images than the first.
+    """
+    results: dict[int, TestResult] = {}
+    names: list[str] = []
+    for path in sorted(folder.glob("results/[0-9]*/result.json")):
+        if not path.parent.name.isdecimal():
+            continue
+        mend = (
+            f"delete {path.parent}; `lesionsearch baselines run` tests the trial again, with one "
+            "more test evaluation"
         )
-        for path in sorted(folder.glob("results/[0-9]*/result.json"))
-    }
+        speed = read_json_file(path, StoredResult, mend)["speed"]
+        table = path.with_name("per_image.csv")
+        images = read_csv_file(table, ImageRow, mend)
+        names = names or [row["name"] for row in images]
+        if names != [row["name"] for row in images]:
+            raise InputError(f"{table}: damaged: the images differ from the other results'; {mend}")
+        results[int(path.parent.name)] = TestResult(
+            {"batch": speed["batch"], "single": speed["single"]}, images
+        )
+    return results
 
 
 @dataclass(frozen=True)

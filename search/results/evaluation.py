@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lesionseg.data.pairs import Record
 from lesionseg.inference.evaluate import Evaluation
 from lesionseg.metrics import compare, curves
 from search.errors import JobFailed
-from search.results.final_report import EvaluationSummary
+from search.storage.final_report import EvaluationSummary
 from search.study.opening import OpenStudy
 from search.trial_process.process import TrialProcess
-from search.trial_process.protocol import Evaluated, EvaluateJob, Job, JobError
+from search.trial_process.protocol import ErrorReason, Evaluated, EvaluateJob, Job, JobError
 
 Outcome = TypeVar("Outcome")
 
@@ -35,8 +36,14 @@ def run_job(job: Job, outcome_type: type[Outcome], description: str) -> Outcome:
             if isinstance(message, outcome_type):
                 return message
             if isinstance(message, JobError):
-                raise JobFailed(f"{description} failed: {message.reason}: {message.message}")
+                raise JobFailed(f"{description} failed: {describe_job_error(message)}")
     raise AssertionError("a process ends with the outcome of its job or with JobError")
+
+
+def describe_job_error(error: JobError) -> str:
+    """Return reason and message, or the message alone if it says what is wrong with the input."""
+    is_complete = error.reason in {ErrorReason.CONFIG, ErrorReason.DEVICE}
+    return error.message if is_complete else f"{error.reason}: {error.message}"
 
 
 def evaluate_checkpoint(job: EvaluateJob) -> Evaluated:
@@ -77,13 +84,16 @@ def summarize_evaluation(evaluation: Evaluation) -> EvaluationSummary:
             "thresholds": curve.thresholds[indices].tolist(),
             "precision": curve.precision[indices].tolist(),
             "recall": curve.recall[indices].tolist(),
-            # NaN is the value of an empty bin; JSON has no NaN.
-            **{
-                name: [None if np.isnan(v) else float(v) for v in getattr(calibration, name)]
-                for name in ("confidence", "frequency", "share")
-            },
+            "confidence": _bins_to_json(calibration.confidence),
+            "frequency": _bins_to_json(calibration.frequency),
+            "share": _bins_to_json(calibration.share),
         },
     }
+
+
+def _bins_to_json(values: NDArray[np.floating]) -> list[float | None]:
+    """Replace NaN, the value of an empty bin, by None: JSON has no NaN."""
+    return [None if np.isnan(value) else float(value) for value in values]
 
 
 def per_image_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
@@ -97,12 +107,6 @@ def per_image_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
             zip(evaluation.records, evaluation.shapes, evaluation.counts, strict=True)
         )
     ]
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV file."""
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -28,10 +30,11 @@ from search.results.evaluation import (
     summarize_evaluation,
     write_csv,
 )
-from search.results.final_report import FinalReport, ValidationDice
+from search.results.final_check import check_final_inputs
 from search.results.model_card import render_model_card
 from search.results.retraining import RetrainedModel, retrain, select_inference
 from search.storage import trial_records
+from search.storage.final_report import FinalReport, Inference, ValidationDice
 from search.storage.study_dir import read_metrics
 from search.study.opening import OpenStudy, record_test_evaluation
 from search.trial_process.protocol import EvaluateJob, flatten_record
@@ -39,8 +42,8 @@ from search.trial_process.slot import Slot
 
 #: The largest gap in validation Dice at which the retraining counts as a reproduction.
 REPRODUCTION_TOLERANCE = 0.02
-#: Folder of the states of unfinished retrainings.
-STATES = "retraining"
+#: Folder of retrainings until the test is done.
+RETRAININGS = "retraining"
 #: Packages whose versions are recorded.
 PACKAGES = (
     "lesionsearch", "torch", "optuna", "albumentations", "segmentation-models-pytorch", "timm",
@@ -58,9 +61,10 @@ def run_final_test(
     """Retrain the best configuration, evaluate it on the test images and write ``final/``.
 
     If the best trial was tested before with the same settings, the stored result is returned. Every
-    test evaluation is counted, because more than one makes the result optimistic. The folder
-    ``final/`` is replaced as a whole; after an error it is unchanged. An interrupted retraining
-    resumes from the state in ``retraining/``.
+    test evaluation that gives scores is counted, because more than one makes the result optimistic.
+    What is needed is checked before the retraining. The folder ``final/`` is replaced as a whole;
+    after an error it is unchanged. States of interrupted retrainings and weights of finished ones
+    are in ``retraining/`` until the test is done, and are used by the next call.
 
     Args:
         opened: the study.
@@ -72,18 +76,44 @@ def run_final_test(
         The content of ``final/metrics.json`` (docs/report.md).
 
     Raises:
+        InputError: something that is needed is missing; see ``check_final_inputs``.
         JobFailed: there is no complete trial, or the retraining or the evaluation failed.
     """
     trial = best_trial(opened.study)
-    stored = read_metrics(opened.folder)
+    stored = None if again else read_metrics(opened.folder)
     settings = opened.spec.final.model_dump()
-    if stored and (stored["trial"], stored["final"]) == (trial.number, settings) and not again:
-        return cast(FinalReport, stored)
-    states = opened.folder / STATES
-    with atomic_folder(opened.folder / "final", replace=True) as folder:
-        report = _retrain_and_test(opened, slot, trial, folder, states, on_progress)
-    shutil.rmtree(states, ignore_errors=True)
+    if stored and (stored["trial"], stored["final"]) == (trial.number, settings):
+        return stored
+    config = TrialConfig.from_dict(trial_records.config_of(trial))
+    configs = [replace(config, seed=config.seed + i) for i in range(opened.spec.final.seeds)]
+    check_final_inputs(opened, trial, configs)
+    retrainings, total = opened.folder / RETRAININGS, config.epochs * len(configs)
+    models = [
+        retrain(
+            opened, slot, trial, each, retrainings,
+            on_epoch=lambda epoch, i=i: on_progress(i * config.epochs + epoch, total),  # type: ignore[misc]
+        )
+        for i, each in enumerate(configs)
+    ]  # fmt: skip
+    with _weights_kept(opened.folder), atomic_folder(opened.folder / "final", replace=True) as part:
+        report = _test(opened, slot, trial, models, part)
+    shutil.rmtree(retrainings, ignore_errors=True)
     return report
+
+
+@contextmanager
+def _weights_kept(folder: Path) -> Iterator[None]:
+    """Raise JobFailed, with the command that goes on, for an error after the retraining."""
+    try:
+        yield
+    except (JobFailed, OSError) as error:
+        reason = str(error)
+        if isinstance(error, OSError):
+            reason = f"{folder / 'final'}: cannot be written: {error.strerror or error}"
+        raise JobFailed(
+            f"final: {reason}; the retrained weights are kept, `lesionsearch final "
+            f"{shlex.quote(str(folder))}` continues with them"
+        ) from error
 
 
 def best_trial(study: optuna.Study) -> FrozenTrial:
@@ -101,35 +131,24 @@ def best_trial(study: optuna.Study) -> FrozenTrial:
     return ranking[0]
 
 
-def _retrain_and_test(
+def _test(
     opened: OpenStudy,
     slot: Slot,
     trial: FrozenTrial,
+    models: Sequence[RetrainedModel],
     folder: Path,
-    states: Path,
-    on_progress: Callable[[int, int], None],
 ) -> FinalReport:
     """Write the files of ``final/`` to a folder; return the content of metrics.json."""
-    config = TrialConfig.from_dict(trial_records.config_of(trial))
-    configs = [replace(config, seed=config.seed + i) for i in range(opened.spec.final.seeds)]
-    total = config.epochs * len(configs)
-    models = [
-        retrain(
-            opened, slot, trial, each, folder, states,
-            on_epoch=lambda epoch, i=i: on_progress(i * config.epochs + epoch, total),  # type: ignore[misc]
-        )
-        for i, each in enumerate(configs)
-    ]  # fmt: skip
     # By validation Dice, never by test Dice; of equals the first.
     selected = max(models, key=lambda model: model.val_dice)
     weights = folder / "model.safetensors"
-    selected.weights.rename(weights)
-    for model in models:
-        model.weights.unlink(missing_ok=True)
+    shutil.copyfile(selected.weights, weights)
     choice = select_inference(opened, slot, trial, weights)
-    test_evaluations = record_test_evaluation(opened.study)
     records, overlays = read_test_records(opened), folder / "overlays"
     tested = evaluate_checkpoint(EvaluateJob(weights, opened.cache.path, records, slot, overlays))
+    # Before a person can see a score. An evaluation without scores has shown nothing.
+    test_evaluations = record_test_evaluation(opened.study)
+    config = TrialConfig.from_dict(trial_records.config_of(trial))
     report: FinalReport = {
         "study": opened.name,
         "trial": trial.number,
@@ -137,7 +156,9 @@ def _retrain_and_test(
         "final": opened.spec.final.model_dump(),
         **summarize_evaluation(tested.evaluation),
         "val": _validation_dice(trial, models, held_out=opened.spec.final.fit_on == "train"),
-        "inference": (choice.inference if choice else DEFAULT_INFERENCE).to_dict(),
+        "inference": cast(
+            Inference, (choice.inference if choice else DEFAULT_INFERENCE).to_dict()
+        ),
         "inference_choice": None if choice is None else {
             "dice": choice.dice,
             "default_dice": choice.default_dice,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import glob
+import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import chain, count
 from pathlib import Path
 
 from lesionseg.data.pairs import IMAGE_SUFFIXES, MASK_SUFFIXES, list_images
 from lesionseg.errors import InputError, format_some
+from lesionseg.runtime.files import file_stem
 
 
 def find_images(arguments: Iterable[str]) -> list[Path]:
@@ -37,7 +39,7 @@ def find_masks(images: Sequence[Path], folder: Path) -> dict[Path, Path]:
     Raises:
         InputError: there is no such folder, an image has two masks, or no image has one.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise InputError(f"--masks: {folder}: no such folder")
     resolved = {path.resolve() for path in images}
     by_stem: dict[str, list[Path]] = {}
@@ -65,27 +67,30 @@ def find_masks(images: Sequence[Path], folder: Path) -> dict[Path, Path]:
 
 
 def unique_stems(images: Iterable[Path]) -> list[str]:
-    """Return a name for each image: its own without the ending, numbered to be unique.
+    """Return a file name for each image: its own without the ending, numbered to be unique.
 
-    The names are unique on file systems that ignore case, too.
+    The names are unique on file systems that ignore case, too; see ``file_stem``.
     """
     names: dict[str, str] = {}  # by their lower case
+    repetitions: Counter[str] = Counter()
     for image in images:
-        numbered = (f"{image.stem}_{n}" for n in count(2))
-        name = next(n for n in chain([image.stem], numbered) if n.lower() not in names)
+        stem = name = file_stem(image.stem)
+        while name.lower() in names:
+            repetitions[stem.lower()] += 1
+            name = f"{stem}_{repetitions[stem.lower()] + 1}"
         names[name.lower()] = name
     return list(names.values())
 
 
 def _expand(argument: str) -> list[Path]:
     path = Path(argument)
-    if path.is_dir():
+    if os.path.isdir(path):  # False for names that no file can have, too
         if images := list_images(path):
             return images
         raise InputError(
             f"{path}: no image in this folder; '{path / '**' / '*'}' includes its subfolders"
         )
-    if path.is_file():
+    if os.path.isfile(path):
         return [path]
     matches = sorted(map(Path, glob.glob(argument, recursive=True)))
     if images := [match for match in matches if _is_picture(match)]:

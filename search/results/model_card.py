@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 
 from search.results.documents import Table, render
-from search.results.final_report import FinalReport
 from search.results.formatting import format_inference, metric_scores
 from search.spec.formatting import format_config
+from search.storage.final_report import FinalReport
 
 TAGS = ("skin-lesion-segmentation", "dermoscopy", "image-segmentation", "medical-imaging")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ def export_model(
         JobFailed: the difference from torch exceeds TOLERANCE.
     """
     require_onnx()
-    if out.suffix.lower() != ".onnx" or out.is_dir():
+    if out.suffix.lower() != ".onnx" or os.path.isdir(out):
         raise InputError(f"--out: must be a file that ends in .onnx, got {str(out)!r}")
     images = _read_images(segmenter.image_size, check)
     create_folder(out.absolute().parent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -13,19 +14,21 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lesionseg.data.cache import check_same_size
-from lesionseg.data.image_io import read_mask
+from lesionseg.data.mask_io import read_mask
+from lesionseg.data.pair_io import load_pair
+from lesionseg.data.pairs import Record
 from lesionseg.errors import InputError
 from lesionseg.inference.batch_predict import LoadedImage, predict_files
 from lesionseg.inference.postprocess import Mask, Probability
-from lesionseg.inference.predictor import Segmenter, load
+from lesionseg.inference.predictor import FILE, FOLDER, Segmenter, load
 from lesionseg.metrics.overlap import dice_score
 from lesionseg.runtime.files import atomic_folder
 from lesionseg.viz.overlays import OVERLAY_SIDE_PX, draw_outlines
 from search.errors import JobFailed
 from search.results.evaluation import write_csv
 from search.results.image_paths import unique_stems
-from search.storage.study_dir import check_writable
+from search.storage.study_dir import check_writable, is_study
+from search.study.location import find_place
 from search.trial_process.resources import count_cores
 
 #: Names in the folder.
@@ -52,18 +55,21 @@ def load_final_model(
     """Load a final model and set the number of threads of torch.
 
     Args:
-        run: a path, or the name of a study under ``runs/``.
+        run: a study's path or its name under ``runs/``, its ``final/``, or a model's file.
         device: see ``lesionseg.load``, also for the errors.
         threads: threads of the network; all cores by default.
 
     Returns:
         The model, and the number of threads for reading and writing images.
     """
-    folder = Path("runs") / run
-    segmenter = load(folder if folder.is_dir() and not Path(run).exists() else run, device)
+    segmenter = load(find_place(run, _may_have_model, "model or study"), device)
     threads = threads or count_cores()
     torch.set_num_threads(threads)
     return segmenter, max(2, threads)
+
+
+def _may_have_model(path: Path) -> bool:
+    return is_study(path) or any(map(os.path.isfile, (path, path / FILE, path / FOLDER / FILE)))
 
 
 def write_predictions(
@@ -126,11 +132,9 @@ def write_predictions(
 
 def check_output_folder(out: Path) -> None:
     """Raise InputError if a folder is neither new nor empty, or is not writable."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out: {out} is a file; give a new folder")
+    check_writable(out)
     if out.is_dir() and any(out.iterdir()):
         raise InputError(f"--out: {out} is not empty; give a new folder")
-    check_writable(out)
 
 
 def _write_image(
@@ -145,7 +149,7 @@ def _write_image(
 
     The row has the column ``dice`` if there are true masks.
     """
-    truth = _read_true_mask((true_masks or {}).get(picture.path), picture.shape)
+    truth = _read_true_mask(picture, (true_masks or {}).get(picture.path))
     prediction = segmenter.build_prediction(picture.resized, probability, picture.shape)
     name, mask = names[picture.path], prediction.mask
     mask_file = f"{MASKS}/{name}.png"
@@ -175,12 +179,14 @@ def _write_image(
     return row
 
 
-def _read_true_mask(path: Path | None, shape: tuple[int, int]) -> Mask | None:
+def _read_true_mask(picture: LoadedImage, path: Path | None) -> Mask | None:
     if path is None:
         return None
     truth, _ = read_mask(path)
-    check_same_size(path, shape, truth.shape)
-    return truth
+    if truth.shape == picture.shape:
+        return truth
+    # It may have been made on the image as stored.
+    return np.asarray(load_pair(Record("", picture.path, path, ""), 1).mask) > 0
 
 
 @contextmanager

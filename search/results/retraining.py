@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from optuna.trial import FrozenTrial
+from pydantic import TypeAdapter, ValidationError
 
 from lesionseg.config import TrialConfig
 from lesionseg.inference.selection import InferenceChoice
 from lesionseg.models import required_imports
+from lesionseg.runtime.files import atomic_write
 from lesionseg.training.checkpoint import set_inference
 from lesionseg.training.types import EpochRecord, TrainResult
 from search.errors import JobFailed
-from search.results.evaluation import run_job
+from search.results.evaluation import describe_job_error, run_job
 from search.storage.retention import WEIGHTS
 from search.study.opening import OpenStudy
 from search.trial_process.protocol import (
@@ -47,19 +50,27 @@ class RetrainedModel:
         return self.result.best.metrics.dice
 
 
+@dataclass(frozen=True)
+class _KeptModel:
+    """A retrained model on disk. origin: what determines it; sha256: of the file of its weights."""
+
+    origin: dict[str, Any]
+    sha256: str
+    model: RetrainedModel
+
+
 def retrain(
     opened: OpenStudy,
     slot: Slot,
     trial: FrozenTrial,
     config: TrialConfig,
     folder: Path,
-    states: Path,
     on_epoch: Callable[[int], None] = lambda epoch: None,
 ) -> RetrainedModel:
-    """Train a trial's configuration again and write its weights to ``folder``.
+    """Train a trial's configuration again, unless the folder holds the complete result.
 
     With ``final.fit_on: train_val`` there are no images left to select an epoch on. The training
-    then ends at the best epoch of the trial. Its state is saved in ``states``, so that it resumes
+    then ends at the best epoch of the trial. Its state is saved in the folder, so that it resumes
     after an interruption. Batches are computed in as many parts as the trial needed.
 
     Args:
@@ -67,8 +78,7 @@ def retrain(
         slot: device and number of threads.
         trial: the trial.
         config: its configuration, possibly with another seed.
-        folder: for the weights.
-        states: for the states of unfinished trainings.
+        folder: for the weights, what is known of them, and the state of an unfinished training.
         on_epoch: called with the number of completed epochs.
 
     Raises:
@@ -76,7 +86,13 @@ def retrain(
     """
     data = opened.trial_data
     on_train_val = opened.spec.final.fit_on == "train_val"
-    weights = folder / f"seed_{config.seed}.safetensors"
+    last_epoch = int(trial.user_attrs["best_epoch"]) if on_train_val else config.epochs
+    stem = f"seed_{config.seed}"
+    weights, record, state = (folder / f"{stem}.{end}" for end in ("safetensors", "json", "pt"))
+    origin = {"config": config.to_dict(), "fit_on": opened.spec.final.fit_on, "epochs": last_epoch}
+    if kept := _read_kept(record, weights, origin):
+        on_epoch(config.epochs)
+        return kept
     job = TrainJob(
         config.to_dict(),
         data.cache,
@@ -85,12 +101,11 @@ def retrain(
         slot,
         weights_path=weights,
         keep="last" if on_train_val else "best",
-        state_path=states / f"seed_{config.seed}.pt",
+        state_path=state,
         accumulation_factor=trial.user_attrs.get("accumulation_factor", 1),
         keep_stopped=True,
         imports=required_imports([config.model.name]),
     )
-    last_epoch = int(trial.user_attrs["best_epoch"]) if on_train_val else config.epochs
     built = ModelBuilt(0, 0)
 
     def on_message(message: Any) -> bool:
@@ -106,12 +121,31 @@ def retrain(
     memory_bytes = None if slot.memory_gb is None else int(slot.memory_gb * 1e9)
     match supervise_in_parts(job, on_message, StopConditions(memory_bytes=memory_bytes)):
         case Trained(result):
-            return RetrainedModel(config.seed, result, built.params, built.macs, weights)
-        case JobError(reason, text):
+            model = RetrainedModel(config.seed, result, built.params, built.macs, weights)
+            kept_model = _KeptModel(origin, _sha256(weights), model)
+            atomic_write(record, TypeAdapter(_KeptModel).dump_json(kept_model))
+            state.unlink(missing_ok=True)
+            return model
+        case JobError() as error:
             raise JobFailed(
-                f"final: the retraining of trial {trial.number} failed: {reason}: {text}"
+                f"final: the retraining of trial {trial.number} failed: {describe_job_error(error)}"
             )
     raise AssertionError("a training process ends with Trained or JobError")
+
+
+def _read_kept(record: Path, weights: Path, origin: dict[str, Any]) -> RetrainedModel | None:
+    """Return the complete result of an earlier retraining; None without a valid one."""
+    try:
+        kept = TypeAdapter(_KeptModel).validate_json(record.read_bytes())
+        is_valid = (kept.origin, kept.sha256) == (origin, _sha256(weights))
+    except (OSError, ValidationError):
+        return None
+    return replace(kept.model, weights=weights) if is_valid else None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def select_inference(

@@ -11,10 +11,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from search.results.baseline_table import COLUMN_TITLES, BaselineResult, format_cells
-from search.results.final_report import FinalReport
 from search.results.formatting import format_inference, metric_scores
 from search.results.predict import MASKS, TABLE, PredictionSummary
 from search.spec.formatting import format_config
+from search.storage.final_report import FinalReport
 
 
 def print_final_report(console: Console, report: FinalReport) -> None:

@@ -23,6 +23,7 @@ from search.spec.study_spec import FinalSpec, StudySpec
 from search.storage.artifact_store import open_artifact_store
 from search.storage.database import open_storage, sqlite_url, storage_url
 from search.storage.leases import TrialLeases
+from search.storage.retrying_storage import bind_storage
 from search.storage.study_dir import (
     check_study_or_empty,
     check_writable,
@@ -31,17 +32,18 @@ from search.storage.study_dir import (
     lock_study,
 )
 from search.storage.trial_records import StudyAttr
+from search.study import data_audit
 from search.study.data_audit import StudyAudit, audit_study, write_audit
+from search.study.data_summary import write_data_summary
 from search.study.opening import (
     OpenStudy,
     assemble_study,
     check_data,
-    load_study,
+    load_or_recover,
     open_artifacts,
-    recorded_url,
 )
 from search.study.queue import first_trials
-from search.study.study_files import write_data_summary, write_study_files
+from search.study.study_files import write_study_files
 
 #: Called with the number of images that are cached and of all images.
 Progress = Callable[[int, int], None]
@@ -65,21 +67,23 @@ def create_or_resume(
         InputError: If data, folder, storage or artifact store cannot be used, or a study of this
             name has another spec or other data; the message names the keys that differ.
     """
-    index = DatasetIndex.read(data, spec.data.layout)
+    index = DatasetIndex.read(data, spec.data.layout, invert_masks=spec.data.invert_masks)
     check_study_or_empty(folder)
     check_writable(folder)
     artifacts = _absolute_location(artifacts)
     audit: StudyAudit | None = None
     resume = is_study(folder)
     if resume:
-        study, url = load_study(folder, storage=storage), recorded_url(folder, storage)
+        study, url = load_or_recover(folder, storage)
         check_resumable(study, spec, index, artifacts)
     else:
         url = storage_url(storage, folder)
         _check_locations(url, folder, artifacts)
     cache = build_cache(index, spec.data.image_size, on_progress=on_progress)
-    if not resume:
-        audit, split = _audit_and_split(spec, index, cache)
+    if not resume or data_audit.is_damaged(folder):
+        audit = audit_study(index, cache, spec.data, official=_uses_official_split(spec, index))
+    if audit and not resume:
+        split = _split(spec, index, cache, audit)
         attrs = {
             StudyAttr.DATA: index.fingerprint(),
             StudyAttr.SPLIT: split.to_dict(),
@@ -93,6 +97,7 @@ def create_or_resume(
             # Another host created it at the same time: its split and data are valid.
             check_resumable(study, spec, index, artifacts)
             resume = True
+        bind_storage(study)
     if resume:
         study.set_user_attr(StudyAttr.SPEC, spec.model_dump(mode="json"))
     create_folder(folder)
@@ -121,26 +126,24 @@ def _absolute_location(artifacts: str | None) -> str | None:
     return str(Path(artifacts).expanduser().resolve())
 
 
-def _audit_and_split(
-    spec: StudySpec, index: DatasetIndex, cache: Cache
-) -> tuple[StudyAudit, Split]:
+def _uses_official_split(spec: StudySpec, index: DatasetIndex) -> bool:
+    mode = spec.data.split.mode
+    return mode == "official" or (mode == "auto" and has_official_split(index.records))
+
+
+def _split(spec: StudySpec, index: DatasetIndex, cache: Cache, audit: StudyAudit) -> Split:
     options = spec.data.split
-    official = options.mode == "official" or (
-        options.mode == "auto" and has_official_split(index.records)
-    )
-    audit = audit_study(index, cache, spec.data, official=official)
     records = apply_groups(index.records, audit.groups)
     used = [i for i, record in enumerate(records) if record.name not in audit.excluded]
-    split = make_split(
+    return make_split(
         [records[i] for i in used],
         cache.areas[used],
         options.shares,
         seed=options.seed,
-        official=official,
+        official=_uses_official_split(spec, index),
         limits=spec.data.limit.model_dump(),
         kfold=options.kfold,
     )
-    return audit, split
 
 
 def _create_study(folder: Path, url: URL) -> optuna.Study:

@@ -19,7 +19,7 @@ from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial
 from pydantic import TypeAdapter
 
-from lesionseg.runtime.files import atomic_write
+from lesionseg.runtime.files import atomic_write, read_json
 from lesionseg.training.types import TrainResult
 from search.study.pruners import trials_at
 
@@ -103,9 +103,17 @@ def save_results(path: Path, digest: str, results: Sequence[TrainResult]) -> Non
 def load_results(path: Path, digest: str) -> list[TrainResult]:
     """Read saved results; none without a valid file of this configuration."""
     try:
-        saved = json.loads(path.read_text())
+        saved = read_json(path)
         if (saved["format"], saved["digest"]) != (FORMAT, digest):
             return []
-        return _RESULTS.validate_python(saved["folds"])
-    except (OSError, ValueError, KeyError, TypeError):
+        results = _RESULTS.validate_python(saved["folds"])
+    except (ValueError, KeyError, TypeError):
         return []
+    return results if all(map(_is_complete, results)) else []
+
+
+def _is_complete(result: TrainResult) -> bool:
+    epochs = [record.epoch for record in result.history]
+    return (
+        bool(epochs) and epochs == list(range(1, len(epochs) + 1)) and result.best.epoch in epochs
+    )

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from lesionseg.data.cache import Cache
 from lesionseg.data.duplicates.audit import audit_cache
 from lesionseg.data.duplicates.grouping import (
@@ -18,12 +20,14 @@ from lesionseg.data.duplicates.grouping import (
 )
 from lesionseg.data.duplicates.leakage import LeakageReport, find_leaks
 from lesionseg.data.index import DatasetIndex
+from lesionseg.data.mask_checks import require_lesions
 from lesionseg.data.pairs import SPLITS
 from lesionseg.errors import InputError
 from lesionseg.runtime.files import atomic_write
 from search.errors import JobFailed
 from search.spec.study_spec import DataSpec
-from search.storage.study_dir import read_json
+from search.storage.stored_files import Count, Name, read_json_file
+from search.storage.study_dir import rewrite_hint
 
 FILE_NAME = "audit.json"
 #: Largest number of duplicates that a summary names.
@@ -53,12 +57,15 @@ def audit_study(index: DatasetIndex, cache: Cache, data: DataSpec, *, official: 
         official: Whether the study uses the official split.
 
     Raises:
-        InputError: If official splits share images and ``data.leaks`` is ``refuse``.
+        InputError: If in a data set no mask shows both lesion and skin, or official splits share
+            images and ``data.leaks`` is ``refuse``.
     """
     if data.split.kfold:  # train and val are one part
         records = (replace(r, split="train") if r.split == "val" else r for r in index.records)
         index = replace(index, records=tuple(records))
-    report = find_leaks({"": audit_cache(index, cache)})
+    audit = audit_cache(index, cache)
+    require_lesions(audit.masks)
+    report = find_leaks({"": audit})
     crossing = find_crossing_groups(index.records, report.clusters) if official else []
     if crossing and data.leaks == "refuse":
         examples = "; ".join(map(str, crossing[:3]))
@@ -75,25 +82,75 @@ def audit_study(index: DatasetIndex, cache: Cache, data: DataSpec, *, official: 
     return StudyAudit(report, groups, frozenset(excluded))
 
 
+class AuditedImage(TypedDict):
+    """An image of a cluster; it has more keys."""
+
+    name: Name
+
+
+class AuditedCluster(TypedDict):
+    """Near-duplicates. exact: whether all have equal pixels."""
+
+    exact: bool
+    images: list[AuditedImage]
+
+
+class StoredAudit(TypedDict):
+    """What is read of audit.json, which has more keys; docs/data.md describes them."""
+
+    duplicates: list[AuditedCluster]
+    excluded: list[Name]
+
+
+class AuditSummary(TypedDict):
+    """The near-duplicates of a study in numbers.
+
+    duplicates: number of images with several names.
+    exact: those identical pixel by pixel.
+    leaks: those in several parts.
+    names: the first leaks, or the first duplicates if there are none.
+    excluded: number of records that are not used.
+    """
+
+    duplicates: Count
+    exact: Count
+    leaks: Count
+    names: list[list[Name]]
+    excluded: Count
+
+
 def write_audit(folder: Path, audit: StudyAudit) -> None:
     """Write the audit to a study's folder."""
     plain = {"groups": dict(audit.groups), "excluded": sorted(audit.excluded)}
     atomic_write(folder / FILE_NAME, json.dumps(audit.report.to_dict() | plain, indent=1))
 
 
-def summarize_audit(folder: Path, split: Mapping[str, Any]) -> dict[str, Any] | None:
+def read_audit(folder: Path) -> StoredAudit | None:
+    """Read the audit of a study's folder; None if there is none."""
+    path = folder / FILE_NAME
+    return read_json_file(path, StoredAudit, rewrite_hint(folder)) if path.is_file() else None
+
+
+def is_damaged(folder: Path) -> bool:
+    """Return whether a study's folder has an audit that cannot be read."""
+    try:
+        read_audit(folder)
+    except InputError:
+        return True
+    return False
+
+
+def summarize_audit(folder: Path, split: Mapping[str, Any]) -> AuditSummary | None:
     """Summarize the audit of a study's folder; None if there is none.
 
     Args:
         folder: The study's folder.
         split: Names of the records by part.
 
-    Returns:
-        ``duplicates``: number of images with several names, ``exact``: those identical pixel by
-        pixel, ``leaks``: those in several parts, ``names``: the first leaks, or the first
-        duplicates if there are none, ``excluded``: number of records that are not used.
+    Raises:
+        InputError: If the file is damaged.
     """
-    audit = read_json(folder / FILE_NAME)
+    audit = read_audit(folder)
     if audit is None:
         return None
     part_of = {name: part for part in SPLITS for name in split[part]}
@@ -108,7 +165,7 @@ def summarize_audit(folder: Path, split: Mapping[str, Any]) -> dict[str, Any] | 
     }
 
 
-def describe_audit(summary: Mapping[str, Any] | None) -> str | None:
+def describe_audit(summary: AuditSummary | None) -> str | None:
     """Describe a summary in one line; None without duplicates."""
     if not summary or not summary["duplicates"]:
         return None

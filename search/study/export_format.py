@@ -42,8 +42,11 @@ def _check_key(key: str) -> str:
 
 def _parse_distribution(plain: dict[str, Any]) -> BaseDistribution:
     try:
+        choices = plain["attributes"].get("choices", [])
+        if not all(isinstance(choice, None | bool | int | float | str) for choice in choices):
+            raise ValueError("choices must be numbers, texts, booleans or null")
         return json_to_distribution(json.dumps(plain))
-    except (KeyError, TypeError) as error:  # a field is missing or unknown
+    except (AttributeError, KeyError, TypeError) as error:  # a field is missing or unknown
         raise ValueError(f"not a distribution: {error}") from None
 
 
@@ -147,7 +150,8 @@ def _parse_line(model: type[LineT], where: str, text: bytes) -> LineT:
         field = ".".join(map(str, first["loc"])) or "line"
         message = first["msg"].removeprefix("Value error, ")
         raise InputError(f"{where}: {field}: {message}, got {first['input']!r:.60}") from None
-    except OverflowError as error:  # a time that local time cannot express
+    except (OverflowError, UnicodeEncodeError) as error:
+        # a time that local time cannot express; half a pair of surrogates
         raise InputError(f"{where}: {error}") from None
 
 
@@ -163,7 +167,8 @@ def _parse_trial(number: int, where: str, text: bytes) -> FrozenTrial:
         validate_trial(trial)
         if trial.value is not None and (math.isnan(trial.value) or not trial.state.is_finished()):
             raise ValueError(f"{trial.state.name} cannot have the value {trial.value!r}")
-    except (ValueError, TypeError, KeyError, AttributeError) as error:  # as Optuna raises them
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # as Optuna raises them
         raise InputError(f"{where}: trial: {' '.join(str(error).split())}") from None
     return trial
 

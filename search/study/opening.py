@@ -10,15 +10,18 @@ from pathlib import Path
 import numpy as np
 import optuna
 from numpy.typing import NDArray
-from optuna.exceptions import StorageInternalError
+from sqlalchemy import update
 from sqlalchemy.engine import URL
+from sqlalchemy.exc import NoResultFound
+from sqlalchemy.orm import Session
 
 from lesionseg.data.cache import Cache, build_cache
 from lesionseg.data.duplicates.grouping import apply_groups
 from lesionseg.data.index import DatasetIndex
 from lesionseg.data.merge import Roots
+from lesionseg.data.pairs import SPLITS, escape_unprintable
 from lesionseg.data.split import Split, find_positions
-from lesionseg.errors import InputError
+from lesionseg.errors import InputError, format_some
 from search.spec.loading import parse_spec
 from search.spec.study_spec import StudySpec
 from search.storage.artifact_store import ArtifactStore, open_artifact_store
@@ -30,11 +33,17 @@ from search.storage.database import (
     storage_from_environment,
     storage_url,
 )
-from search.storage.retrying_storage import backend_of
+from search.storage.optuna_internals import models, study_id
+from search.storage.retrying_storage import backend_of, bind_storage, retry_transient
 from search.storage.study_dir import create_folder, is_study, read_run_info
+from search.storage.transient_errors import STORAGE_ERRORS, describe_error
 from search.storage.trial_records import StudyAttr
+from search.study.data_summary import write_data_summary
 from search.study.location import StudyLocation
-from search.study.study_files import recorded_roots, write_data_summary, write_study_files
+from search.study.study_files import recorded_roots, write_study_files
+
+#: Seconds that ``check_storage_writable`` waits for an unavailable database.
+CHECK_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -93,9 +102,7 @@ class OpenStudy:
 
     def describe_error(self, error: Exception) -> str:
         """Return the database's message of an error that is not transient, in one line."""
-        cause = error.__cause__ if isinstance(error, StorageInternalError) else error
-        text = str(getattr(cause, "orig", None) or cause or error)
-        return f"storage: {backend_of(self.study).redact(' '.join(text.split()))[:300]}"
+        return f"storage: {describe_error(error, backend_of(self.study).redact)}"
 
 
 def open_study(folder: Path, *, storage: str | None = None, data: Roots | None = None) -> OpenStudy:
@@ -147,12 +154,32 @@ def find_study(name: str, folder: Path, storage: str | None) -> optuna.Study:
 
 def load_study(folder: Path, *, storage: str | None = None) -> optuna.Study:
     """Load the Optuna study of a folder without its images; raises InputError without a study."""
-    name, url = read_run_info(folder)["study"], recorded_url(folder, storage)
-    return _load(
-        url,
-        name,
-        f"{folder}: {mask_password(url)} holds no study {name!r}; was it moved or deleted?",
+    info, url = read_run_info(folder), recorded_url(folder, storage)
+    name, masked = info["study"], mask_password(url)
+    mend = "Restore the database, or start a new study in another folder with --out"
+    study = _load(
+        url, name, f"{folder}: {masked} holds no study {name!r}; was it moved or deleted? {mend}"
     )
+    if info.get("uuid") not in {None, study.user_attrs.get(StudyAttr.UUID)}:
+        raise InputError(
+            f"{folder}: its study {name!r} was deleted; {masked} holds another study of this name. "
+            f"{mend}"
+        )
+    return study
+
+
+def load_or_recover(folder: Path, storage: str | None) -> tuple[optuna.Study, URL]:
+    """Load the Optuna study of a folder and return the URL of its database, too.
+
+    With a damaged run.json the study is found by the folder's name.
+    """
+    try:
+        read_run_info(folder)
+    except InputError as error:
+        name, url = folder.resolve().name, storage_url(storage, folder)
+        missing = f"{error}, if the folder has the name of the study: {mask_password(url)} holds "
+        return _load(url, name, f"{missing}no study {name!r}"), url
+    return load_study(folder, storage=storage), recorded_url(folder, storage)
 
 
 def recorded_url(folder: Path, storage: str | None) -> URL:
@@ -163,14 +190,18 @@ def recorded_url(folder: Path, storage: str | None) -> URL:
     recorded = read_run_info(folder)["storage"]
     if storage is None and recorded is None:
         return sqlite_url(folder)
-    if storage is None and "***" in recorded:
+    if storage is None and recorded and "***" in recorded:
         storage = os.environ.get(STORAGE_VARIABLE)
         if not storage:
             raise InputError(
                 f"storage: the study is in {recorded}, whose password is not stored; "
                 f"give --storage or set {STORAGE_VARIABLE}"
             )
-    return storage_url(storage or recorded, folder)
+    try:
+        return storage_url(storage or recorded, folder)
+    except InputError as error:
+        where = "" if storage else f"{folder / 'run.json'}: "
+        raise InputError(f"{where}{error}") from None
 
 
 def open_artifacts(study: optuna.Study, folder: Path, *, claim: bool) -> ArtifactStore:
@@ -192,7 +223,8 @@ def assemble_study(
     """Return a study with its data, and the split and the groups that it was created with."""
     split = Split.from_dict(study.user_attrs[StudyAttr.SPLIT])
     groups = study.user_attrs.get(StudyAttr.GROUPS, {})
-    index = replace(index, records=apply_groups(index.records, groups))
+    records = apply_groups(cache.apply_readings(index.records), groups)
+    index = replace(index, records=records)
     return OpenStudy(folder, spec, index, cache, split, study, store)
 
 
@@ -200,16 +232,20 @@ def check_data(study: optuna.Study, index: DatasetIndex) -> None:
     """Raise InputError if the data are not those that a study was created with."""
     fingerprint = study.user_attrs[StudyAttr.DATA]
     if fingerprint != index.fingerprint():
+        split = study.user_attrs[StudyAttr.SPLIT]
+        used = {name for part in SPLITS for name in split[part]}
+        gone = sorted(map(escape_unprintable, used - {record.name for record in index.records}))
+        missing = f"; {len(gone)} of its images are missing: {format_some(gone)}" if gone else ""
         raise InputError(
             f"study {study.study_name!r} was run on other data (fingerprint {fingerprint}, now "
-            f"{index.fingerprint()}); give the same folders, or start a new study with another "
-            f"--out"
+            f"{index.fingerprint()}){missing}; give the same folders, or start a new study with "
+            f"another --out"
         )
 
 
 def _open(study: optuna.Study, folder: Path, data: Roots) -> OpenStudy:
     spec = parse_spec(study.user_attrs[StudyAttr.SPEC], f"study {study.study_name!r}")
-    index = DatasetIndex.read(data, spec.data.layout)
+    index = DatasetIndex.read(data, spec.data.layout, invert_masks=spec.data.invert_masks)
     check_data(study, index)
     store = open_artifacts(study, folder, claim=False)
     cache = build_cache(index, spec.data.image_size)
@@ -225,9 +261,24 @@ def _load(url: URL, name: str, missing: str) -> optuna.Study:
     if is_missing_file(url):
         raise InputError(missing)
     try:
-        return optuna.load_study(study_name=name, storage=open_storage(url))
-    except KeyError:
+        return bind_storage(optuna.load_study(study_name=name, storage=open_storage(url)))
+    except (KeyError, NoResultFound):  # NoResultFound: deleted just now
         raise InputError(missing) from None
+
+
+def check_storage_writable(study: optuna.Study) -> None:
+    """Raise InputError if a study's database cannot be written, as a read-only file."""
+    backend, model = backend_of(study), models.StudyModel
+    rename = update(model).where(model.study_id == study_id(study))
+
+    def attempt() -> None:
+        with Session(backend.engine) as session:  # which is not committed
+            session.execute(rename.values(study_name=study.study_name))
+
+    try:
+        retry_transient(attempt, timeout_s=CHECK_TIMEOUT_S, redact=backend.redact)
+    except STORAGE_ERRORS as error:
+        raise InputError(f"storage: {describe_error(error, backend.redact)}") from None
 
 
 def list_test_evaluations(study: optuna.Study) -> list[str]:
@@ -236,7 +287,7 @@ def list_test_evaluations(study: optuna.Study) -> list[str]:
 
 
 def record_test_evaluation(study: optuna.Study) -> int:
-    """Record a test evaluation before it begins; return how many there are."""
+    """Record a test evaluation that gave scores, before they are shown; return how many."""
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     times = [*list_test_evaluations(study), now]
     study.set_user_attr(StudyAttr.TEST_EVALUATIONS, times)

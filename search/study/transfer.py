@@ -11,13 +11,15 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Annotated, Any, NotRequired, TextIO
 
 import optuna
 from optuna.trial import FrozenTrial
+from pydantic import Field
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
+from typing_extensions import TypedDict
 
 from lesionseg.config import DEFAULT_COMPONENTS, SETTINGS
 from lesionseg.data.merge import Roots
@@ -29,14 +31,16 @@ from search.storage.database import mask_password, open_storage, sqlite_url, sto
 from search.storage.note_attrs import renumber_notes
 from search.storage.optuna_internals import storage_of, study_id, trial_id
 from search.storage.queries import insert_study
+from search.storage.stored_files import Name, check_content
 from search.storage.study_dir import (
     check_study_or_empty,
     check_writable,
     create_folder,
+    default_folder,
     is_study,
 )
 from search.storage.study_rows import StudyRows
-from search.storage.trial_records import EndReason, StudyAttr, TrialAttr
+from search.storage.trial_records import EndReason, TrialAttr
 from search.study.export_format import FORMAT, StudyLine, format_line, read_lines, trial_fields
 from search.study.opening import open_artifacts
 from search.study.queue import flatten_config
@@ -78,6 +82,35 @@ def export_to_file(
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None
 
 
+class StoredSplit(TypedDict):
+    """As ``lesionseg.data.split.Split.to_dict``."""
+
+    train: list[Name]
+    val: list[Name]
+    test: list[Name]
+    folds: NotRequired[list[list[Name]]]
+    fold_trains: NotRequired[list[list[Name]]]
+
+
+class StudyAttrs(TypedDict):
+    """User attributes of a study that other parts of the program rely on; see ``StudyAttr``."""
+
+    spec: dict[str, Any]
+    data: str
+    split: StoredSplit
+    uuid: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+    groups: NotRequired[dict[Name, Name]]
+    artifacts: NotRequired[str | None]
+    test_evaluations: NotRequired[list[str]]
+
+
+def check_study_attrs(head: StudyLine, source: str) -> None:
+    """Raise InputError if a study's attributes are not those of a study of this project."""
+    where = f"{source}: line 1: user_attrs"
+    attrs = check_content(where, head.user_attrs, StudyAttrs, "export the study again")
+    parse_spec(attrs["spec"], source)
+
+
 def import_from_file(path: Path, out: Path | None, storage: str | None, data: Roots | None) -> Path:
     """Create a study from an exported file and return its folder, ``out`` or ``runs/<name>``.
 
@@ -89,10 +122,8 @@ def import_from_file(path: Path, out: Path | None, storage: str | None, data: Ro
             head, trials = read_lines(lines, str(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    parse_spec(head.user_attrs.get(StudyAttr.SPEC, {}), str(path))
-    if out is None and (Path(head.study).name != head.study or head.study in ("", "..")):
-        raise InputError(f"--out: {head.study!r} cannot be a folder's name; give another one")
-    folder = out or Path("runs") / head.study
+    check_study_attrs(head, str(path))
+    folder = out or default_folder(head.study, f"{path}: line 1: study")
     if is_study(folder):
         raise InputError(f"--out: {folder} holds a study already; give a new folder")
     check_study_or_empty(folder)
@@ -172,7 +203,7 @@ def _trial_row(trial: FrozenTrial) -> dict[str, Any]:
         "state": trial_records.state_of(trial),
         "reason": trial_records.reason_of(trial),
         "value": trial.value,
-        "epochs": len(trial.intermediate_values),
+        "epochs": trial_records.epochs_trained(trial),
         "seconds": None if seconds is None else round(seconds, 3),
         "baseline": trial.user_attrs.get(TrialAttr.BASELINE),
         **_flatten_config(trial),

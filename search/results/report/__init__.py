@@ -16,6 +16,7 @@ from PIL import Image
 
 from lesionseg.errors import InputError, suggest_name
 from lesionseg.runtime.files import atomic_write
+from search.errors import JobFailed
 from search.results.charts.svg import render_chart
 from search.results.documents import render
 from search.results.report.report_facts import report_facts
@@ -43,8 +44,8 @@ def write_reports(
 
     The images of the data set are not needed. A report of an unfinished study says so.
 
-    formats: of FORMATS, in the order of the returned paths. Other arguments and errors: see
-    ``report_facts``.
+    formats: of FORMATS, in the order of the returned paths. JobFailed if a file cannot be written.
+    Other arguments and errors: see ``report_facts``.
     """
     facts = report_facts(folder, against=against, storage=storage)
     values = {
@@ -61,7 +62,13 @@ def write_reports(
     }
     paths = {each: folder / f"report.{each}" for each in formats}
     for each, path in paths.items():
-        atomic_write(path, renderers[each]())
+        # File names may have bytes that are not UTF-8, which HTML cannot show.
+        text = renderers[each]().encode(errors="replace")
+        try:
+            atomic_write(path, text, unique=True)  # several processes may write it
+        except OSError as error:
+            reason = error.strerror or error
+            raise JobFailed(f"report: {path}: cannot be written: {reason}") from error
     return list(paths.values())
 
 

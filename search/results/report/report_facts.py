@@ -8,22 +8,26 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from optuna.trial import FrozenTrial
+from pydantic import AfterValidator, FiniteFloat
+from typing_extensions import TypedDict
 
 from lesionseg.data.pairs import SPLITS
 from lesionseg.errors import InputError
+from lesionseg.runtime.files import file_stem
 from search.results.baseline_table import BaselineResult, compare_baselines, read_results
-from search.results.evaluation import read_csv
 from search.results.final_test import REPRODUCTION_TOLERANCE
 from search.results.formatting import format_inference, metric_scores
 from search.results.report.search_facts import search_facts
 from search.storage import trial_records
-from search.storage.study_dir import read_metrics, read_run_info
+from search.storage.final_report import FinalReport
+from search.storage.stored_files import Count, Name, read_csv_file, require_keys
+from search.storage.study_dir import read_metrics, read_run_info, retest_hint
 from search.study import data_audit
+from search.study.data_summary import read_data_summary
 from search.study.opening import list_test_evaluations, load_study
-from search.study.study_files import read_data_summary
 
 #: Incremented when a key of report.json changes its meaning or is removed.
 FORMAT = 1
@@ -49,7 +53,7 @@ def report_facts(
     final = read_metrics(folder)
     evaluations = len(list_test_evaluations(study))
     test: dict[str, Any] = {
-        # One that failed has no metrics.json.
+        # One whose files could not be written has no metrics.json.
         "test_evaluations": max(final["test_evaluations"] if final else 0, evaluations),
         "tolerance": REPRODUCTION_TOLERANCE,
         "metrics": final,
@@ -97,30 +101,88 @@ def report_facts(
     return finite
 
 
-def _final_test(folder: Path, final: Mapping[str, Any], *, on_train_val: bool) -> dict[str, Any]:
+class ImageScores(TypedDict):
+    """What is read of a row of per_image.csv: pixel counts and Dice of a test image."""
+
+    name: Name
+    group: Name
+    tp: Count
+    fp: Count
+    fn: Count
+    tn: Count
+    dice: FiniteFloat
+
+
+def _count_pixels(row: ImageScores) -> int:
+    return row["tp"] + row["fp"] + row["fn"] + row["tn"]
+
+
+def _check_pixels(row: ImageScores) -> ImageScores:
+    if not _count_pixels(row):
+        raise ValueError("an image without pixels")
+    return row
+
+
+def _check_epoch(row: dict[str, float]) -> dict[str, float]:
+    if not row["epoch"].is_integer():
+        raise ValueError("epoch must be an integer")
+    return row
+
+
+#: A row of history.csv: an epoch of the retraining.
+HistoryRow = Annotated[
+    dict[str, FiniteFloat],
+    require_keys("epoch", "train_loss", "val_loss", "dice"),
+    AfterValidator(_check_epoch),
+]
+
+
+def _read_scores(folder: Path, final: FinalReport) -> list[ImageScores]:
+    path, mend = folder / "final" / "per_image.csv", retest_hint(folder)
+    rows = read_csv_file(path, Annotated[ImageScores, AfterValidator(_check_pixels)], mend)
+    if len(rows) != final["test"]["n"]:
+        raise InputError(
+            f"{path}: damaged: {len(rows)} of {final['test']['n']} test images; {mend}"
+        )
+    return rows
+
+
+def _final_test(folder: Path, final: FinalReport, *, on_train_val: bool) -> dict[str, Any]:
     """Return the part of the section ``test`` that follows from a final test."""
-    images = []
-    for row in read_csv(folder / "final" / "per_image.csv"):
-        tp, fp, fn, tn = (int(row[part]) for part in ("tp", "fp", "fn", "tn"))
-        share = (tp + fn) / (tp + fp + fn + tn)  # the true lesion's share of the pixels
-        image = {"name": row["name"], "group": row["group"], "dice": float(row["dice"])}
-        images.append(image | {"lesion_share": share})
-    dice = {image["name"]: image["dice"] for image in images}
+    # Only another test evaluation could write deleted files again: the report goes without them.
+    files = ("per_image.csv", "history.csv")
+    missing = [file for file in files if not (folder / "final" / file).is_file()]
+    images = [
+        {
+            "name": row["name"],
+            "group": row["group"],
+            "dice": row["dice"],
+            # the true lesion's share of the pixels
+            "lesion_share": (row["tp"] + row["fn"]) / _count_pixels(row),
+        }
+        for row in (() if "per_image.csv" in missing else _read_scores(folder, final))
+    ]
+    dice = {str(image["name"]): image["dice"] for image in images}
+    names = {file_stem(name): name for name in dice}
     overlays = []
-    for kind, file in final["overlays"]:  # a file is called best_1_NAME.png
-        name = file.removeprefix(f"{kind}_").partition("_")[2].removesuffix(".png")
+    for kind, file in final["overlays"]:  # a file is called best_1_STEM.png
+        stem = file.removeprefix(f"{kind}_").partition("_")[2].removesuffix(".png")
+        name = names.get(stem, stem)
         overlays.append({"kind": kind, "file": file, "name": name, "dice": dice.get(name)})
-    rows = read_csv(folder / "final" / "history.csv")
-    epochs = [{key: float(value) for key, value in row.items()} for row in rows]
-    # The weights are those of the first epoch with the best Dice, or of the last epoch.
-    kept = epochs[-1] if on_train_val else max(epochs, key=lambda row: row["dice"])
+    epochs, kept_epoch = [], None
+    if "history.csv" not in missing:
+        epochs = read_csv_file(folder / "final" / "history.csv", HistoryRow, retest_hint(folder))
+        # The weights are those of the first epoch with the best Dice, or of the last epoch.
+        kept = epochs[-1] if on_train_val else max(epochs, key=lambda row: row["dice"])
+        kept_epoch = int(kept["epoch"])
     return {
+        "missing": missing,
         "scores": [asdict(score) for score in metric_scores(final["test"], final["ci95"])],
         "inference": format_inference(final["inference"]),
         "images": images,
         "overlays": overlays,
         "retraining": epochs,
-        "kept_epoch": int(kept["epoch"]),
+        "kept_epoch": kept_epoch,
     }
 
 

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial
 from lesionseg.config import DEFAULT_COMPONENTS
 from lesionseg.errors import format_some
 from search.storage import training_time, trial_records
-from search.storage.trial_records import State, TrialAttr, state_of
+from search.storage.trial_records import State, TrialAttr, epochs_trained, state_of
 from search.study.importance import compute_importances
 
 #: Rows of the leaderboard.
@@ -54,9 +54,11 @@ def estimate_pruning_savings(trials: Iterable[FrozenTrial]) -> dict[str, Any]:
     on average, each as long as its own epochs. ``seconds_saved`` is None without complete trials.
     """
     trials = list(trials)
-    lengths = [n for t in trials if state_of(t) == State.COMPLETE and (n := _epochs(t))]
+    lengths = [n for t in trials if state_of(t) == State.COMPLETE and (n := epochs_trained(t))]
     pruned = [t for t in trials if state_of(t) == State.PRUNED and not trial_records.reason_of(t)]
-    timed = [(n, s) for t in pruned if (n := _epochs(t)) and (s := t.user_attrs.get("seconds"))]
+    timed = [
+        (n, s) for t in pruned if (n := epochs_trained(t)) and (s := t.user_attrs.get("seconds"))
+    ]
     mean_epochs = mean(lengths) if lengths else None
     return {
         "trials": len(pruned),
@@ -107,10 +109,6 @@ def _dice(trial: FrozenTrial) -> float | None:
     if state_of(trial) == State.PRUNED and trial.last_step is not None:
         value = trial.intermediate_values[trial.last_step]
     return value if value is not None and math.isfinite(value) else None
-
-
-def _epochs(trial: FrozenTrial) -> int:
-    return int(trial.user_attrs.get("epochs") or len(trial.intermediate_values))
 
 
 def _reasons(trials: Iterable[FrozenTrial]) -> list[dict[str, Any]]:

@@ -123,6 +123,15 @@ def _key_facts(facts: Facts) -> Iterator[tuple[str, str, str]]:
     yield "Images: train, val, test", ", ".join(map(str, data["split"].values())), folds
 
 
+def missing_file(name: str, consequence: str) -> Text:
+    """Return a warning about a file of ``final/`` that was deleted."""
+    text = (
+        f"final/{name} is missing, so {consequence}. The command lesionsearch final with the "
+        "option --again writes it again; that is one more test evaluation."
+    )
+    return Text(text, "warning")
+
+
 def search_sections(facts: Facts) -> Iterator[Section]:
     """Yield the sections about the search. facts: of ``report_facts``."""
     search, test = facts["search"], facts["test"]
@@ -142,7 +151,9 @@ def search_sections(facts: Facts) -> Iterator[Section]:
     caption += ". A mark is the end of a pruned or failed trial."
     curves = partial(plots.curves_chart, trials=trials, selected=selected)
     blocks: list[Block] = [Charts([(curves, caption)])]
-    if test["metrics"]:
+    if test["metrics"] and "history.csv" in test["missing"]:
+        blocks.append(missing_file("history.csv", "the curves of the retraining are not known"))
+    elif test["metrics"]:
         caption = "Training of the tested network. ★ is the epoch whose weights were kept."
         if facts["reproduction"]["spec"]["final"]["fit_on"] == "train_val":
             caption += " Its validation images were trained on, so "

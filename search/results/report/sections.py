@@ -17,7 +17,7 @@ from search.results.formatting import (
     format_number,
     format_p_value,
 )
-from search.results.report.search_sections import search_sections
+from search.results.report.search_sections import missing_file, search_sections
 
 Facts = Mapping[str, Any]
 
@@ -87,8 +87,14 @@ def _errors(test: Facts) -> Iterator[Block]:
     precision, error = scores["average_precision"], scores["calibration_error"]
     dice = [image["dice"] for image in test["images"]]
     shares = [image["lesion_share"] for image in test["images"]]
-    charts = [
+    by_image = [
         (partial(plots.dice_chart, dice=dice), "Dice of each test image."),
+        (
+            partial(plots.size_chart, shares=shares, dice=dice),
+            "Dice of each test image and the size of its lesion.",
+        ),
+    ]
+    by_pixel = [
         (
             partial(plots.recall_chart, curves=curves, average_precision=precision),
             "Precision and recall of pixels at every threshold; each image has the same weight. "
@@ -99,12 +105,12 @@ def _errors(test: Facts) -> Iterator[Block]:
             "Share of lesion among the pixels with a predicted probability; the area of a dot "
             f"grows with the number of pixels. Calibration error {format_number(error)}.",
         ),
-        (
-            partial(plots.size_chart, shares=shares, dice=dice),
-            "Dice of each test image and the size of its lesion.",
-        ),
     ]
-    yield Charts(charts)
+    if "per_image.csv" in test["missing"]:
+        yield Charts(by_pixel)
+        yield missing_file("per_image.csv", "the Dice of each image is not known")
+    else:
+        yield Charts([by_image[0], *by_pixel, by_image[1]])
 
 
 def _comparison(facts: Facts) -> Iterator[Block]:
@@ -200,6 +206,8 @@ def _data(data: Facts) -> Iterator[Block]:
     if audit and audit["excluded"]:
         yield Text(f"Excluded duplicates: {audit['excluded']}.")
     yield Text(f"Masks that were not binary, thresholded at 128: {summary['thresholded']}.")
+    yield from (Text(f"{note}.") for note in summary.get("notes", []))
+    yield from (Text(f"Warning: {line}.", "warning") for line in summary.get("warnings", []))
     side, kinds = data["image_size"], format_count(summary["sizes"]["kinds"], "image size")
     most = ", ".join(
         f"{size['width']} \N{MULTIPLICATION SIGN} {size['height']} ({size['images']:,})"

@@ -171,7 +171,7 @@ def test_invalid_components_are_refused():
         build_model(ComponentConfig("unet", {"width": 3}), image_size=64)
 
 
-def lesions(size, n=8):
+def lesions(size, n=4):
     """The largest lesions of some images; lesions of a few pixels cannot be learnt."""
     rendered = [render(seed, size, size) for seed in range(3 * n)]
     samples = sorted(rendered, key=lambda s: int(s.mask.sum()), reverse=True)
@@ -185,7 +185,7 @@ OPTIONS = {"norm": "group", "residual": True, "attention": True, "deep_supervisi
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), [*((name, {}) for name in MODELS), ("unet", OPTIONS)])
-def test_overfits_eight_images(name, options):
+def test_overfits_four_images(name, options):
     size = 128 if name == "smp_pan" else 64
     params = MODELS[name].resolve(options)
     if "width" in params and name != "segnet":
@@ -200,7 +200,7 @@ def test_overfits_eight_images(name, options):
         loss(model.train()(x), y).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if step % 20 == 19:
+        if step % 10 == 9:
             with torch.inference_mode():
                 counts = overlap.count_pixels(model.eval()(x) > 0, y > 0.5)
             best = max(best, overlap.mean_scores(overlap.score_images(counts.numpy())).dice)

@@ -1,8 +1,11 @@
-"""Files that are complete or absent."""
+"""Files that are complete or absent, and their names."""
+
+import json
 
 import pytest
 
-from lesionseg.runtime.files import atomic_folder, atomic_path, atomic_write
+from lesionseg.errors import InputError
+from lesionseg.runtime.files import atomic_folder, atomic_path, atomic_write, file_stem, read_json
 
 
 @pytest.fixture
@@ -95,3 +98,66 @@ def test_only_an_empty_folder_is_replaced_unless_requested(folder):
         write_folder(path, "second")
     assert (path / "text").read_text() == "first"
     assert list(folder.iterdir()) == [path]
+
+
+#: Names that file systems accept for images: the longest ones in ASCII and in UTF-8, and odd ones.
+NAMES = [
+    "a" * 251, "a" * 250 + "b", "ä" * 125, "ä" * 124 + "b", "\N{CJK UNIFIED IDEOGRAPH-4E2D}" * 83,
+    "lesion: 1?", "lesion_ 1_", "back\\slash", "line\nbreak", "tab\t", "latin\udce9",
+]  # fmt: skip
+
+
+def test_file_stems_of_any_names_can_be_written_everywhere_and_are_different(folder):
+    stems = [file_stem(name) for name in NAMES]
+    assert len({stem.lower() for stem in stems}) == len(NAMES)
+    assert stems == [file_stem(stem) for stem in stems]
+    for stem in stems:
+        assert len(f"median_10_{stem}_1000.png".encode()) <= 143  # the limit of eCryptfs
+        assert stem.isprintable() and not set(stem) & set('/\\:*?"<>|')
+        (folder / f"{stem}.png").write_text(stem)
+    assert len(list(folder.iterdir())) == len(NAMES)
+
+
+@pytest.mark.parametrize("name", ["ISIC_0024306", "Muttermal ä (2)", "a" * 120, "a.b-c'd"])
+def test_ordinary_names_stay_as_they_are(name):
+    assert file_stem(name) == name
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "Expecting value"),
+        (b"\xff", "can't decode byte"),
+        (b'\xef\xbb\xbf{"a": 1}', "Unexpected UTF-8 BOM"),
+        (b"[" * 100_000, "maximum recursion depth"),
+        (b"[" * 33 + b"]" * 33, "more than 32 levels"),
+        (b"9" * 5000, "Exceeds the limit"),
+        (b'{"a": 1', "Expecting ',' delimiter"),
+    ],
+)
+def test_damaged_json_is_an_error_in_one_line(folder, content, message):
+    path = folder / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read_json(path)
+    assert str(caught.value).startswith(f"{path}: damaged, not JSON: ")
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_json_is_read(folder):
+    plain = {"a": [1, None, {"b": 0.5}], "name": "im\udcff"}
+    (folder / "a.json").write_text(json.dumps(plain))
+    (folder / "b.json").write_text("[" * 32 + "]" * 32)
+    assert read_json(folder / "a.json") == plain
+    assert read_json(folder / "b.json")
+    with pytest.raises(InputError, match="cannot be read: No such file"):
+        read_json(folder / "c.json")
+
+
+def test_the_longest_names_can_be_written_atomically(folder):
+    name = "ä" * 127
+    for unique in (False, True):
+        atomic_write(folder / name, "text", unique=unique)
+    with atomic_folder(folder / f"{name}b") as partial:
+        (partial / "file").write_text("text")
+    assert {p.name for p in folder.iterdir()} == {name, f"{name}b"}

@@ -3,13 +3,16 @@
 import csv
 import json
 import math
+import os
 import shutil
 import signal
 import statistics
 import subprocess
 import sys
 from collections import Counter
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,10 +20,12 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from optuna.trial import TrialState
+from PIL import Image
 from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
 
 from lesionseg.config import TrialConfig
-from lesionseg.data.image_io import read_mask
+from lesionseg.data.mask_io import read_mask
+from lesionseg.errors import InputError
 from lesionseg.inference.evaluate import predict_probabilities
 from lesionseg.inference.postprocess import to_mask
 from lesionseg.inference.selection import DEFAULT_INFERENCE, Inference
@@ -34,6 +39,7 @@ from search.storage import trial_records
 from search.storage.study_dir import read_metrics
 from search.study.opening import list_test_evaluations, open_study
 from search.trial_process.slot import Slot
+from tests.conftest import write_folder
 from tests.search.helpers import SLOT, open_tiny, search
 
 FILES = [
@@ -302,6 +308,118 @@ def test_inference_is_selected_with_the_weights_of_the_search_if_val_was_trained
     assert sorted(p.name for p in final.iterdir()) == FILES
 
 
+# --- what the final test needs ---------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A study of one trial whose images a test may change, if it restores them."""
+    root = tmp_path_factory.mktemp("own")
+    opened = open_tiny(write_folder(root / "data", 30), root / "s", {"budget.trials": 1})
+    search(opened)
+    return opened
+
+
+@contextmanager
+def changed(path, change):
+    """Change a file, and restore it."""
+    content, times = path.read_bytes(), path.stat()
+    change(path)
+    try:
+        yield
+    finally:
+        path.write_bytes(content)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def first_test_record(opened):
+    return next(r for r in opened.index.records if r.name in opened.split.test)
+
+
+@pytest.mark.parametrize("part", ["image", "mask"])
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (Path.unlink, "no such file"),
+        (lambda path: path.write_bytes(b""), "not an image"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-60]), "damaged"),
+        (lambda path: Image.open(path).resize((40, 48)).save(path), "40x48"),
+    ],
+)
+def test_unusable_test_images_are_found_before_the_retraining(own, part, change, reason):
+    path = getattr(first_test_record(own), part)
+    epochs = []
+    with changed(path, change), pytest.raises(InputError) as caught:
+        run_final_test(own, SLOT, on_progress=lambda *done: epochs.append(done))
+    message = str(caught.value)
+    assert message.startswith("final: ") and path.name in message and reason in message
+    assert epochs == [] and list_test_evaluations(own.study) == []
+    assert not (own.folder / "retraining").exists() and not list(own.folder.glob("*final*"))
+
+
+def test_resized_pairs_are_not_the_studys_test_images(own):
+    record = first_test_record(own)
+    with ExitStack() as stack:
+        for path in (record.image, record.mask):
+            half = lambda path: Image.open(path).resize((24, 20)).save(path)  # noqa: E731
+            stack.enter_context(changed(path, half))
+        with pytest.raises(InputError, match=r"24x20 pixels, 48x40 when .* was created"):
+            run_final_test(own, SLOT)
+
+
+def test_too_little_disk_space_is_found_before_the_retraining(own, monkeypatch):
+    free = shutil.disk_usage(own.folder).free
+    monkeypatch.setattr("search.results.final_check.OTHER_BYTES", 2 * free)
+    with pytest.raises(
+        JobFailed, match=r"^final: .*s: needs about [\d.]+ GB, [\d.]+ GB are free; "
+    ):
+        run_final_test(own, SLOT)
+    assert not (own.folder / "retraining").exists()
+
+
+def test_retrained_weights_are_kept_when_an_image_vanishes_during_the_test(own):
+    image, epochs = first_test_record(own).image, []
+    content = image.read_bytes()
+
+    def vanish(done, total):
+        epochs.append(done)
+        if done == total:
+            image.unlink(missing_ok=True)
+
+    with pytest.raises(JobFailed) as caught:
+        run_final_test(own, SLOT, on_progress=vanish)
+    assert str(caught.value) == (
+        f"final: the test evaluation failed: {image}: no such file; the retrained weights are "
+        f"kept, `lesionsearch final {own.folder}` continues with them"
+    )
+    assert epochs == [1, 2] and not list(own.folder.glob("*final*"))
+    assert list_test_evaluations(own.study) == []  # no score was computed
+    image.write_bytes(content)
+    epochs.clear()
+    report = run_final_test(own, SLOT, on_progress=lambda done, total: epochs.append(done))
+    assert epochs == [2]  # nothing was trained again
+    assert report["test_evaluations"] == len(list_test_evaluations(own.study)) == 1
+    assert report["val"]["gap"] == 0 and report["seconds"] > 0
+    assert len(rows_of(own.folder / "final" / "history.csv")) == 2
+    assert not (own.folder / "retraining").exists()
+    assert sorted(p.name for p in (own.folder / "final").iterdir()) == FILES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["seed_0.safetensors", "seed_0.json"])
+def test_damaged_kept_weights_are_trained_again(searched, name):
+    epochs, folder = [], searched.folder
+    (folder / ".final.partial").write_text("in the way")
+    with pytest.raises(JobFailed, match=r"s/final: cannot be written: .*; the retrained weights"):
+        run_final_test(searched, SLOT)
+    (folder / ".final.partial").unlink()
+    assert list_test_evaluations(searched.study) == []
+    kept = folder / "retraining" / name
+    kept.write_bytes(kept.read_bytes()[:-20])
+    run_final_test(searched, SLOT, on_progress=lambda done, total: epochs.append(done))
+    assert epochs == [1, 2] and len(list_test_evaluations(searched.study)) == 1
+
+
 # --- errors ---------------------------------------------------------------------------
 
 
@@ -320,7 +438,9 @@ def test_study_without_complete_trial_fails_with_the_reasons(tiny_data, tmp_path
 
 
 def test_failed_retraining_leaves_no_files_and_no_test_evaluation(searched):
-    with pytest.raises(JobFailed, match=r"the retraining of trial \d failed: config: device: "):
+    with pytest.raises(
+        JobFailed, match=r"the retraining of trial \d failed: device: 'cuda:63' is not"
+    ):
         run_final_test(searched, Slot("cuda:63", 1))
     assert not list(searched.folder.glob("*final*"))
     assert list_test_evaluations(searched.study) == []

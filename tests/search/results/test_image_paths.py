@@ -99,3 +99,10 @@ def test_stems_are_unique_ignoring_case():
     names = unique_stems(paths)
     assert names == ["x", "x_2", "X_3", "x_2_2", "y", "x_4"]
     assert len({n.lower() for n in names}) == len(paths)
+
+
+def test_stems_of_long_names_are_short_and_unique():
+    paths = [Path(f"{folder}/{'l' * 250}{end}.png") for folder in "ab" for end in "12"]
+    names = unique_stems(paths)
+    assert len(set(names)) == len(paths)
+    assert max(len(f"{name}.png") for name in names) <= 143  # the limit of eCryptfs

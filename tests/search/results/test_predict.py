@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import cli
 import lesionseg
 from lesionseg.config import TrialConfig
-from lesionseg.data.image_io import read_mask
+from lesionseg.data.mask_io import read_mask
 from lesionseg.errors import InputError
 from lesionseg.inference.selection import Inference
 from lesionseg.space import ComponentConfig
@@ -27,6 +27,7 @@ from search.results import predict
 from search.results.predict import write_predictions
 from tests.conftest import ROOT, write_pair
 from tests.lesionseg.dark import dark_unet
+from tests.lesionseg.data.test_image_io import STORED, with_orientation
 
 CONFIG = TrialConfig(model=ComponentConfig("unet", {"width": 4, "depth": 1}), image_size=16, seed=1)
 HERE = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -110,6 +111,18 @@ def test_each_image_has_mask_overlay_and_row(segmenter, pairs, tmp_path):
     assert np.mean(summary.dice) > 0.7
 
 
+def test_a_true_mask_made_on_the_image_as_stored_is_turned(segmenter, tmp_path):
+    write_pair(tmp_path, "a", size=(200, 90), seed=1)
+    image, mask = tmp_path / "images" / "a.png", tmp_path / "masks" / "a.png"
+    truth = read_mask(mask)[0]
+    for path, orientation in ((image, 6), (mask, 1)):
+        with_orientation(path, STORED[6](np.asarray(Image.open(path))), orientation)
+    summary = write_predictions(segmenter, [image], tmp_path / "out", masks={image: mask})
+    predicted = segmenter.predict(image).mask
+    assert predicted.shape == truth.shape
+    assert summary.dice == pytest.approx([f1_score(truth.ravel(), predicted.ravel())])
+
+
 def test_overlay_outline_is_on_the_edge_of_the_mask(segmenter, tmp_path):
     write_pair(tmp_path, "large", size=(900, 700), seed=2)
     write_predictions(segmenter, [tmp_path / "images" / "large.png"], tmp_path / "out")
@@ -158,18 +171,16 @@ def test_unusable_images_are_reported_and_left_out(segmenter, pairs, tmp_path):
     images[1].write_bytes(images[1].read_bytes()[:200])
     images[4].write_bytes(b"")
     Image.new("L", (5, 5)).save(masks[images[6]])
+    images[8].unlink()  # after the images were listed
     messages = []
     summary = write_predictions(
         segmenter, images, tmp_path / "out", masks=masks, on_error=lambda e: messages.append(str(e))
     )
-    assert (summary.images, summary.unusable) == (6, 3)
-    assert [
-        "damaged" in messages[0],
-        "not an image" in messages[1],
-        "5x5 pixels" in messages[2],
-    ] == [True] * 3
+    assert (summary.images, summary.unusable) == (5, 4)
+    reasons = ("damaged", "not an image", "5x5 pixels", "no such file")
+    assert all(reason in line for reason, line in zip(reasons, messages, strict=True))
     assert all("\n" not in line for line in messages)
-    kept = [p for i, p in enumerate(images) if i not in (1, 4, 6)]
+    kept = [p for i, p in enumerate(images) if i not in (1, 4, 6, 8)]
     assert [Path(r["file"]) for r in rows_of(tmp_path / "out")] == kept
     names = sorted(p.stem for p in (tmp_path / "out" / "masks").iterdir())
     assert names == [p.stem for p in kept]
@@ -219,7 +230,7 @@ def occupy(out):
     ("prepare", "message"),
     [
         (occupy, "is not empty; give a new folder"),
-        (lambda out: out.write_text("x"), "is a file; give a new folder"),
+        (lambda out: out.write_text("x"), r"cannot be made: .*/out is a file"),
     ],
 )
 def test_existing_files_are_not_changed(segmenter, pairs, tmp_path, prepare, message):
@@ -283,7 +294,11 @@ def test_command_reports_unusable_files_and_exits_with_1(run, pairs, tmp_path):
     ("words", "message"),
     [
         (["RUN", "nowhere", "--out", "o"], "nowhere: no such file or folder"),
-        (["nowhere", "IMAGES", "--out", "o"], "nowhere: no such file or folder; give a study's"),
+        (["nowhere", "IMAGES", "--out", "o"], "no model or study 'nowhere': looked in nowhere and"),
+        (["x" * 300, "IMAGES", "--out", "o"], "no model or study 'xxx"),
+        (["RUN", "x" * 300, "--out", "o"], "no such file or folder"),
+        (["RUN", "IMAGES", "--out", "x" * 300], "cannot be made: File name too long"),
+        (["RUN", "IMAGES", "--out", "o", "--masks", "x" * 300], "no such folder"),
         (["RUN", "IMAGES", "--out", "IMAGES"], "is not empty; give a new folder"),
         (["RUN", "IMAGES", "--out", "o", "--masks", "no"], "--masks: no: no such folder"),
         (["RUN", "IMAGES"], "Missing option '--out'"),
@@ -352,11 +367,23 @@ cli.app()
     assert len(rows_of(Path("o"))) == 9
 
 
-def test_study_under_runs_is_found_by_name(run, pairs):
+def test_study_under_runs_is_found_by_name_beside_images_of_that_name(run, pairs):
     Path("runs").mkdir()
     Path("runs/mine").symlink_to(run)
+    Path("mine").symlink_to(pairs)
     model, _ = predict.load_final_model("mine", "cpu", 1)
     assert model.config == CONFIG
+
+
+def test_a_study_that_was_not_tested_is_named(run):
+    Path("runs/mine").mkdir(parents=True)
+    Path("runs/mine/run.json").write_text("{}")
+    code, _, errors = invoke("export", "mine")
+    assert code == 2
+    assert errors == [
+        "lesionsearch: runs/mine: has no final/model.safetensors; `lesionsearch final` creates it "
+        "after the search"
+    ]
 
 
 # --- real images -------------------------------------------------------------------------------

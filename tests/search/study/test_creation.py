@@ -128,7 +128,7 @@ def test_several_data_sets_in_any_order(two_sets, tmp_path):
 def test_resume_with_one_of_two_data_sets_is_an_error(two_sets, tmp_path, which):
     open_tiny(two_sets, tmp_path / "s")
     message = refusal(open_tiny, two_sets[which], tmp_path / "s")
-    assert "was run on other data" in message
+    assert "was run on other data" in message and "of its images are missing: " in message
 
 
 def test_resume_with_another_data_set_is_an_error(two_sets, tmp_path):

@@ -1,6 +1,7 @@
 """Cross-validation: values, pruning, saved results and resumption."""
 
 import csv
+import io
 import json
 import statistics
 import threading
@@ -32,9 +33,10 @@ from search.storage.leases import TrialLeases
 from search.storage.retention import FOLDS, HISTORY, PICTURE, STATE, WEIGHTS
 from search.study import cross_validation
 from search.study.cross_validation import FoldPruner
+from search.study.data_summary import summarize_data
 from search.study.opening import open_study
 from search.study.pruners import PRUNERS
-from search.study.study_files import summarize_data
+from search.study.transfer import write_csv
 from search.trial_process import supervisor
 from tests.search import failing_fold_training, failing_training
 from tests.search.failing_training import FAILURE_WIDTHS, SUSPEND_POINT
@@ -114,6 +116,14 @@ def test_reported_values(done, truth):
     expected |= {5: statistics.fmean(best[:2]), 6: statistics.fmean(best)}
     assert trial.intermediate_values == expected
     assert trial_records.dice_by_epoch(trial) == {r.epoch: r.metrics.dice for r in truth[0].history}
+
+
+def test_the_exported_epochs_are_those_of_all_folds(done):
+    opened, _, _ = done
+    file = io.StringIO(newline="")
+    write_csv(opened.study, file)
+    file.seek(0)
+    assert [row["epochs"] for row in csv.DictReader(file)] == ["12"]
 
 
 def test_time_and_memory_of_all_folds(done, truth):

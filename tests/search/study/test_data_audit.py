@@ -2,18 +2,23 @@
 
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from lesionseg.data.cache import build_cache
 from lesionseg.data.index import DatasetIndex
+from lesionseg.data.pair_io import read_true_mask
 from lesionseg.data.split import make_split
+from lesionseg.runtime.files import read_json
 from search.results.report.report_facts import report_facts
-from search.storage.study_dir import read_json
+from search.results.report.sections import Text, _data
 from search.study import creation, data_audit
 from search.study.opening import open_study
-from tests.conftest import write_folder
+from tests.conftest import write_folder, write_pair
 from tests.lesionseg.data.copies import CHANGES, recompressed, scaled, texture
 from tests.lesionseg.data.duplicates.test_leakage import put
+from tests.lesionseg.data.test_image_io import STORED, with_orientation
 from tests.search.helpers import open_tiny, refusal
 
 
@@ -166,3 +171,54 @@ def test_the_report_contains_the_audit(duplicated, tmp_path):
     audit = report_facts(tmp_path / "s")["data"]["audit"]
     assert (audit["duplicates"], audit["leaks"], audit["excluded"]) == (3, 0, 0)
     assert sorted(map(len, audit["names"])) == [2, 6, 6]
+
+
+def test_masks_that_are_all_full_are_refused(tmp_path):
+    root = write_folder(tmp_path / "data", 6)
+    for path in (root / "masks").iterdir():
+        Image.new("RGBA", (48, 40), "white").save(path)
+    message = refusal(open_tiny, root, tmp_path / "s")
+    assert message.startswith(
+        "data: none of 6 masks shows both lesion and skin: 6 are all lesion, 0 all skin, such as "
+    )
+    assert not (tmp_path / "s").exists()
+
+
+def test_inverted_masks_are_warned_of_and_inverted(tmp_path):
+    root = write_folder(tmp_path / "data", 12)
+    truths = {}
+    for path in (root / "masks").iterdir():
+        truths[path.stem] = np.asarray(Image.open(path)) > 0
+        Image.fromarray(~truths[path.stem]).save(path)
+    open_tiny(root, tmp_path / "plain")
+    facts = report_facts(tmp_path / "plain")["data"]
+    (warning,) = facts["summary"]["warnings"]
+    assert warning.startswith("the masks seem to be inverted: in 12 of 12 images")
+    (found,) = [b for b in _data(facts) if isinstance(b, Text) and b.kind == "warning"]
+    assert found.text == f"Warning: {warning}."
+    changes = {"data.invert_masks": True}
+    assert "data.invert_masks differ" in refusal(open_tiny, root, tmp_path / "plain", changes)
+    for opened in (open_tiny(root, tmp_path / "s", changes), open_study(tmp_path / "s")):
+        assert report_facts(tmp_path / "s")["data"]["summary"]["warnings"] == []
+        for record in opened.index.records:
+            assert np.array_equal(read_true_mask(record), truths[record.name])
+        areas = [truths[name].mean() for name in opened.cache.names]
+        assert opened.cache.areas == pytest.approx(areas)
+
+
+def test_masks_made_on_images_as_stored_are_turned_in_a_study(tmp_path):
+    root, truths = tmp_path / "data", {}
+    for i in range(12):  # every third image is square, where both ways fit
+        name = f"p{i:02}"
+        write_pair(root, name, size=(60, 40) if i % 3 else (48, 48), seed=i)
+        truths[name] = np.asarray(Image.open(root / "masks" / f"{name}.png")) > 0
+        for folder, orientation in (("images", 6), ("masks", 1)):
+            path = root / folder / f"{name}.png"
+            with_orientation(path, STORED[6](np.asarray(Image.open(path))), orientation)
+    for opened in (open_tiny(root, tmp_path / "s"), open_study(tmp_path / "s")):
+        for record in opened.index.records:
+            assert np.array_equal(read_true_mask(record), truths[record.name])
+        dark = opened.cache.images.mean(axis=3) < 130
+        assert (dark == opened.cache.masks).mean() > 0.95
+    notes = report_facts(tmp_path / "s")["data"]["summary"]["notes"]
+    assert [note.split(" masks")[0] for note in notes] == ["8", "4"]

@@ -10,7 +10,7 @@ from PIL import Image
 from lesionseg.data.cache import build_cache
 from lesionseg.data.index import DatasetIndex
 from lesionseg.data.split import Split
-from search.study.study_files import EDGES, read_data_summary, summarize_data
+from search.study.data_summary import EDGES, read_data_summary, summarize_data
 from tests.conftest import write_pair
 from tests.search.helpers import open_tiny
 

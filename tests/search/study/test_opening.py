@@ -27,7 +27,8 @@ def test_a_missing_database_is_an_error_and_not_created(tiny_data, tmp_path):
 
 def test_a_damaged_run_json_is_an_error(tmp_path):
     (tmp_path / "run.json").write_text('{"study": "x')
-    assert "no study here" in refusal(read_run_info, tmp_path)
+    message = refusal(read_run_info, tmp_path)
+    assert message.startswith(f"{tmp_path}/run.json: damaged, not JSON: Unterminated string")
 
 
 def test_the_storage_url_is_recorded(tiny_data, tmp_path):
@@ -62,7 +63,23 @@ def test_a_storage_without_the_study_is_an_error(tiny_data, tmp_path):
     url = f"sqlite:///{tmp_path}/other.db"
     optuna.create_study(storage=url)
     message = refusal(create_or_resume, tiny_spec(), tiny_data, tmp_path / "s", url)
-    assert message.endswith("other.db holds no study 's'; was it moved or deleted?")
+    assert message.endswith(
+        "other.db holds no study 's'; was it moved or deleted? "
+        "Restore the database, or start a new study in another folder with --out"
+    )
+
+
+def test_another_study_of_the_same_name_is_not_taken_for_the_deleted_one(tiny_data, tmp_path):
+    url = f"sqlite:///{tmp_path}/shared.db"
+    create_or_resume(tiny_spec(), tiny_data, tmp_path / "a" / "s", url)
+    optuna.delete_study(study_name="s", storage=url)
+    create_or_resume(tiny_spec(), tiny_data, tmp_path / "b" / "s", url)
+    for call in (load_study, open_study):
+        assert refusal(call, tmp_path / "a" / "s") == (
+            f"{tmp_path}/a/s: its study 's' was deleted; {url} holds another study of this name. "
+            "Restore the database, or start a new study in another folder with --out"
+        )
+    assert load_study(tmp_path / "b" / "s").study_name == "s"
 
 
 def test_the_password_of_a_database_is_not_stored(tiny_data, tmp_path, postgres_url, monkeypatch):

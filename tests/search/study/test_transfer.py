@@ -7,6 +7,7 @@ import math
 import sqlite3
 import time
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import optuna
 import pytest
@@ -19,13 +20,18 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
+from typer.testing import CliRunner
 
+import cli
 from lesionseg.errors import InputError
+from search.monitoring.dashboard.server import DashboardStorage
 from search.storage import trial_records
+from search.storage.artifact_store import open_artifact_store
 from search.storage.database import open_storage, sqlite_url
 from search.storage.lease_types import current_process
 from search.storage.leases import TrialLeases
 from search.storage.queries import insert_study
+from search.storage.retrying_storage import backend_of
 from search.study.export_format import FORMAT, read_lines
 from search.study.opening import open_study
 from search.study.suggest import suggest
@@ -40,7 +46,7 @@ from search.study.transfer import (
 from search.trial_process.slot import Slot
 from search.workers.worker import load_claimed_trial
 from tests.postgres import CommitProxy, private_postgres
-from tests.search.helpers import open_tiny, tiny_spec
+from tests.search.helpers import open_tiny, refusal, tiny_spec
 
 __all__ = ["private_postgres"]  # a fixture
 
@@ -446,6 +452,58 @@ def test_a_file_becomes_a_study_in_a_new_folder(tiny_data, tmp_path):
         import_from_file(path, folder, None, None)
 
 
+#: Names of studies that would leave ``runs/``, or that no file system takes.
+BAD_NAMES = ["../x", "/tmp/x", "a/b", "..", ".", "", "a\0b", "a\nb", "a\\b", "n" * 201, "\ud800"]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_a_name_in_a_file_leads_to_no_other_folder(tiny_data, tmp_path, name):
+    opened, path = open_tiny(tiny_data, tmp_path / "one"), tmp_path / "one.jsonl"
+    path.write_text(line_with(exported(opened.study), 1, study=name))
+    before = sorted(tmp_path.rglob("*"))
+    message = refusal(import_from_file, path, None, None, None)
+    assert "study" in message and "cannot be a file's name: a name " in message
+    assert message.endswith("; give its folder as --out")
+    assert sorted(tmp_path.rglob("*")) == before and not Path("runs").exists()
+
+
+def test_a_study_of_a_database_leads_to_no_other_folder(tmp_path):
+    """Study names in a database are those of anyone who can write to it."""
+    url = f"sqlite:///{tmp_path}/shared.db"
+    for name in ("../x", "/tmp/x"):
+        study = fill(url, name)
+        storage = DashboardStorage(backend_of(study))
+        assert "cannot be a file's name" in refusal(storage.folder_of, name)
+        assert "cannot be a file's name" in refusal(
+            open_artifact_store, str(tmp_path), tmp_path, name
+        )
+        result = CliRunner().invoke(cli.app, ["worker", name, "--storage", url])
+        assert result.exit_code == 2
+        assert result.stderr == (
+            f"lesionsearch: study: {name!r} cannot be a file's name: a name may not be empty, . or "
+            ".., or have / or \\; give its folder as --out\n"
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"uuid": ...}, "uuid: Field required"),
+        ({"uuid": "../x"}, "uuid: String should match pattern"),
+        ({"spec": [1]}, "spec: Input should be a valid dictionary"),
+        ({"split": {"train": ["a"], "val": "b", "test": []}}, "split.val: Input should be"),
+        ({"artifacts": 3}, "artifacts: Input should be a valid string"),
+    ],
+)
+def test_attributes_that_a_study_needs_are_checked(tiny_data, tmp_path, change, message):
+    opened, path = open_tiny(tiny_data, tmp_path / "one"), tmp_path / "one.jsonl"
+    attrs = {k: v for k, v in (opened.study.user_attrs | change).items() if v is not ...}
+    path.write_text(line_with(exported(opened.study), 1, user_attrs=attrs))
+    said = refusal(import_from_file, path, tmp_path / "two", None, None)
+    assert said.startswith(f"{path}: line 1: user_attrs: damaged: {message}")
+    assert not (tmp_path / "two").exists()
+
+
 def test_csv_rows(sqlite):
     spec = tiny_spec()
     study = optuna.create_study(storage=open_storage(make_url(sqlite)), direction="maximize")
@@ -483,7 +541,7 @@ def test_csv_rows(sqlite):
     assert [r["number"] for r in rows] == ["0", "1", "2", "3", "4"]
     assert float(first["value"]) == 0.1 + 0.2 and first["epochs"] == "2"
     known = study.trials
-    spans = [t.user_attrs["ended_at"] - t.user_attrs["started_at"] for t in known[:2]]
+    spans = [t.user_attrs["training_end_s"] - t.user_attrs["training_start_s"] for t in known[:2]]
     assert [float(r["seconds"]) for r in rows[:2]] == pytest.approx(spans, abs=0.001)
     assert float(second["optimizer.adam.lr"]) == known[1].params["optimizer.adam.lr"]
     assert first["model"] == "unet" and first["model.unet.width"] == "8"

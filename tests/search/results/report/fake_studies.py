@@ -14,11 +14,12 @@ from PIL import Image
 
 from lesionseg.metrics import compare, overlap
 from lesionseg.metrics.overlap import METRICS
+from lesionseg.runtime.files import file_stem
 from search.results.baseline_table import SCORES
 from search.spec.loading import parse_spec
 from search.storage import trial_records
 from search.storage.database import open_storage, storage_url
-from search.study.study_files import EDGES
+from search.study.data_summary import EDGES
 from search.study.suggest import suggest
 
 SPEC = parse_spec(
@@ -245,14 +246,14 @@ def write_overlays(folder: Path, names: list[str], dice: np.ndarray, size) -> li
         ("best", "median", "worst"), np.array_split(np.argsort(-dice)[:9], 3), strict=True
     ):
         for k, i in enumerate(members, 1):
-            written.append([kind, f"{kind}_{k}_{names[i]}.png"])
+            written.append([kind, f"{kind}_{k}_{file_stem(names[i])}.png"])
             noise = np.random.default_rng(i).integers(120, 200, (size[1], size[0], 3), np.uint8)
             Image.fromarray(noise).save(folder / written[-1][1])
     return written
 
 
 def write_table(path: Path, header: list[str], rows: list[list]) -> None:
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)

@@ -4,7 +4,9 @@ import csv
 import itertools
 import json
 import re
+import resource
 import shutil
+import signal
 
 import pytest
 import yaml
@@ -12,8 +14,9 @@ import yaml
 from lesionseg.errors import InputError
 from lesionseg.metrics.overlap import METRICS
 from lesionseg.metrics.surface import SURFACE_DISTANCES
+from search.errors import JobFailed
 from search.results.formatting import DEFINITIONS, format_duration
-from search.results.report import write_report
+from search.results.report import FORMATS, write_report, write_reports
 from search.storage import trial_records
 from search.storage.study_dir import read_metrics
 from search.study.opening import load_study
@@ -21,6 +24,7 @@ from tests.search.results.report.fake_studies import (
     EVIL,
     SPEC,
     add_trial,
+    add_trials,
     curve_to,
     make_final,
     make_study,
@@ -141,6 +145,51 @@ def test_missing_picture_is_replaced_by_a_text(done):
     page = Page(write_report(folder))
     assert len(page.of("img")) == 7
     assert page.text.count("picture not available") == 2
+
+
+def test_deleted_tables_are_named_where_they_are_missed(done):
+    folder, _, metrics = done
+    for name in ("per_image.csv", "history.csv"):
+        (folder / "final" / name).unlink()
+    html, md, plain = write_reports(folder, FORMATS)
+    facts, page = json.loads(plain.read_text())["test"], Page(html)
+    assert facts["missing"] == ["per_image.csv", "history.csv"] and facts["metrics"] == metrics
+    assert (facts["images"], facts["retraining"], facts["kept_epoch"]) == ([], [], None)
+    for text in (page.text, " ".join(md.read_text().replace("\\", "").split())):
+        assert "final/per_image.csv is missing, so the Dice of each image is not known" in text
+        assert "final/history.csv is missing, so the curves of the retraining are not kn" in text
+    assert [row[0] for row in page.tables["scores"]][1] == "Dice"
+
+
+def test_overlays_of_long_and_odd_names_are_found(tmp_path):
+    names = ["a" * 240 + str(i) for i in range(5)] + ["ä" * 120, "a: b?", "latin\udce9", "x\ny"]
+    folder = tmp_path / "run"
+    study = make_study(folder)
+    add_trials(study)
+    make_final(folder, study, names)
+    html, md, plain = write_reports(folder, FORMATS)
+    overlays = json.loads(plain.read_text())["test"]["overlays"]
+    assert sorted(overlay["name"] for overlay in overlays) == sorted(names)
+    assert all(overlay["dice"] for overlay in overlays)
+    assert len(Page(html).of("img")) == 9
+    assert "picture not available" not in html.read_text() and md.read_text()
+
+
+def test_a_report_that_cannot_be_written_is_one_line(done, monkeypatch):
+    folder, *_ = done
+    before = (folder / "report.html").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(JobFailed) as caught:
+            write_report(folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    path = folder / "report.html"
+    assert str(caught.value) == f"report: {path}: cannot be written: File too large"
+    assert path.read_bytes() == before and not list(folder.glob(".*.partial"))
 
 
 def test_page_has_no_external_files(page):
@@ -297,8 +346,7 @@ def test_large_pictures_are_scaled_down(done):
     assert write_report(folder).stat().st_size < 5_000_000
 
 
-@pytest.mark.parametrize("broken", ["search.results.report.render", "pathlib.Path.replace"])
-def test_error_leaves_the_previous_report_unchanged(done, monkeypatch, broken):
+def test_error_leaves_the_previous_report_unchanged(done, monkeypatch):
     folder, _, _ = done
     (folder / "report.html").write_text("the last one")
     before = sorted(folder.iterdir())
@@ -306,7 +354,7 @@ def test_error_leaves_the_previous_report_unchanged(done, monkeypatch, broken):
     def fail(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr(broken, fail)
+    monkeypatch.setattr("search.results.report.render", fail)
     with pytest.raises(OSError, match="no space"):
         write_report(folder)
     assert sorted(folder.iterdir()) == before
