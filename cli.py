@@ -23,10 +23,15 @@ from search.commands import (
     trials,
     worker,
 )
+from search.output import OutputFailed, guarded_output
 
 
 class _OneLineErrors(TyperGroup):
     """Print an error as one line on stderr and exit with its code, unless --debug is given."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        with guarded_output():
+            return super().main(*args, **kwargs)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         with _one_line_errors(ctx):
@@ -41,13 +46,19 @@ class _OneLineErrors(TyperGroup):
 def _one_line_errors(ctx: Any) -> Iterator[None]:
     try:
         yield
+        sys.stdout.flush()  # what a full disk or a reader that left refuses is refused here
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     except Exception as error:
-        code = _exit_code(error)
+        if isinstance(error.__cause__, BrokenPipeError) and isinstance(error, OutputFailed):
+            raise typer.Exit(1) from None  # as in `lesionsearch status | head -1`
+        code, text = _exit_code(error), str(error)
+        if code is None and (message := _storage_message(error)):
+            code, text = 1, message
         if code is None or ctx.params.get("debug"):
             raise
-        text = error.format_message() if hasattr(error, "format_message") else str(error)
+        if hasattr(error, "format_message"):
+            text = error.format_message()
         print(f"lesionsearch: {' '.join(text.split())}", file=sys.stderr)
         raise typer.Exit(code) from None
 
@@ -61,7 +72,16 @@ def _exit_code(error: Exception) -> int | None:
 
     if isinstance(error, InputError):
         return 2
-    return 1 if isinstance(error, JobFailed) else None
+    return 1 if isinstance(error, JobFailed | OutputFailed) else None
+
+
+def _storage_message(error: Exception) -> str | None:
+    """Return the message of a database's error that no command expected; None for other errors."""
+    if "sqlalchemy" not in sys.modules:  # it is slow to import
+        return None
+    from search.storage.transient_errors import STORAGE_ERRORS, describe_error
+
+    return f"storage: {describe_error(error)}" if isinstance(error, STORAGE_ERRORS) else None
 
 
 def _group(help_text: str) -> typer.Typer:

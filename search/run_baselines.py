@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,11 @@ from PIL import Image
 from rich.console import Console
 
 from lesionseg.config import TrialConfig
+from lesionseg.data.mask_checks import describe_readings, warn_of_inverted
 from lesionseg.data.merge import Roots
 from lesionseg.data.split import find_positions
 from lesionseg.errors import InputError
-from lesionseg.runtime.files import atomic_folder
+from lesionseg.runtime.files import atomic_folder, file_stem
 from lesionseg.viz.trial_sheet import select_by_area
 from search.monitoring.console import progress_bar
 from search.monitoring.live import TrialLog, live_view
@@ -112,8 +114,12 @@ def run_baselines(
                     on_progress=on_progress,
                 )
             )
+        masks = opened.cache.list_masks(opened.index.records)
+        for line in [*describe_readings(masks), *warn_of_inverted(masks)]:
+            console.print(line, markup=False)
         prepare_sampling(opened)
-        context = TrialContext(opened, slot, listener=TrialLog(console))
+        on_event = partial(console.print, markup=False)
+        context = TrialContext(opened, slot, listener=TrialLog(console), on_event=on_event)
         view = live_view(console, lambda: StatusReader(opened.folder, options.storage))
         with Worker(context, keep_best=None, allow_duplicates=True) as worker, view:
             _train_and_test(console, worker, configs)
@@ -196,18 +202,18 @@ def _test_if_missing(console: Console, context: TrialContext, trial: FrozenTrial
     weights = opened.artifact_store.fetch(trial.number, WEIGHTS)
     if weights is None:  # trained on another host, which tests it
         return
-    record_test_evaluation(opened.study)
     records, names = evaluation.read_test_records(opened), _example_names(opened)
     evaluated = evaluation.evaluate_checkpoint(
         EvaluateJob(weights, opened.cache.path, records, slot, show=names)
     )
+    record_test_evaluation(opened.study)
     metrics = evaluation.summarize_evaluation(evaluated.evaluation) | {"speed": evaluated.speed}
     rows = evaluation.per_image_rows(evaluated.evaluation)
     with atomic_folder(folder) as partial:
         (partial / "result.json").write_text(json.dumps(metrics))
         evaluation.write_csv(partial / "per_image.csv", rows)
         for name, mask in evaluated.shown.items():
-            Image.fromarray(mask.astype(np.uint8) * 255).save(partial / f"{name}.png")
+            Image.fromarray(mask.astype(np.uint8) * 255).save(partial / f"{file_stem(name)}.png")
     dice = float(evaluated.evaluation.scores["dice"].mean())
     console.print(f"{trial.user_attrs[TrialAttr.BASELINE]}: test Dice {dice:.4f}", markup=False)
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from lesionseg.data.cache import restore_cache
+from lesionseg.data.mask_checks import describe_readings, warn_of_inverted
 from lesionseg.data.merge import Roots
 from lesionseg.errors import format_some
 from search.monitoring import notes
@@ -26,7 +28,7 @@ from search.study.creation import lock_and_open
 from search.study.location import StudyLocation
 from search.study.opening import OpenStudy
 from search.study.suggest import ensure_space_weights
-from search.workers.loop import run_trials
+from search.workers.loop import WorkerOptions, run_trials
 from search.workers.pool import WorkerPool, run_worker_pool
 from search.workers.worker_result import StopReason
 
@@ -69,6 +71,8 @@ def _test_and_report(
     from search.results.report import write_report  # matplotlib is slow to import
     from search.results.tables import print_final_report
 
+    with progress_bar(console, "reading images") as on_progress:
+        restore_cache(opened.cache, opened.index, on_progress)
     console.print("retraining the best configuration, then evaluating the test images")
     with progress_bar(console, "retraining, epochs") as on_progress:
         final = run_final_test(opened, pool.final_slot, on_progress=on_progress)
@@ -90,6 +94,8 @@ def _print_study(console: Console, opened: OpenStudy, pool: WorkerPool) -> None:
         lines.append(
             f"{len(names)} masks were not binary and were thresholded at 128: {format_some(names)}"
         )
+    masks = opened.cache.list_masks(records)
+    lines += [*describe_readings(masks), *warn_of_inverted(masks)]
     audit = data_audit.summarize_audit(opened.folder, split.to_dict())
     if duplicates := data_audit.describe_audit(audit):
         lines.append(duplicates)
@@ -124,8 +130,9 @@ def _search(
     view = live_view(console, lambda: StatusReader(location.folder, location.storage))
     with view, signals.deferred():
         if pool.alone:
+            options = WorkerOptions(keep_going=pool.keep_going)
             reason = run_trials(
-                opened, pool.slots[0], log, signals.stop_event, on_event=on_event
+                opened, pool.slots[0], log, signals.stop_event, options, on_event
             ).reason
         else:
             reason = run_worker_pool(opened, pool, location, log, signals.stop_event, on_event)

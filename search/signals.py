@@ -1,4 +1,4 @@
-"""Handling of SIGINT, SIGTERM and signals like them."""
+"""Handling of the signals that end a process: SIGINT, SIGTERM and SIGHUP."""
 
 from __future__ import annotations
 
@@ -9,16 +9,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+#: Sent by service managers and schedulers; when the terminal or the SSH session is closed.
+TERMINATING = (signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def blocked_in_children() -> Iterator[None]:
+    """Start processes that do not receive TERMINATING signals until they unblock them.
+
+    Signals that this process receives meanwhile are delivered afterwards, or by another thread.
+    """
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, TERMINATING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
 
 class SignalHandler:
-    """Treats SIGINT, SIGTERM and ``others`` alike: sets ``stop_event``, raises KeyboardInterrupt.
+    """Treats SIGINT, SIGTERM, SIGHUP and ``others`` alike: sets ``stop_event`` and interrupts.
 
-    Within ``deferred`` the exception is raised only at the end, so that work that checks
-    ``stop_event`` can save its state first. A second signal has no effect.
+    The interrupt is KeyboardInterrupt. Within ``deferred`` it is raised only at the end, so that
+    work that checks ``stop_event`` can save its state first. A second signal has no effect. SIGHUP
+    stays ignored if it is, as under nohup.
     """
 
     def __init__(self, *others: signal.Signals) -> None:
-        self.numbers = (signal.SIGINT, signal.SIGTERM, *others)
+        self.numbers = (signal.SIGINT, *TERMINATING, *others)
         self.stop_event = threading.Event()
         self.signal_number: int | None = None
         self._is_deferred = False
@@ -26,7 +43,9 @@ class SignalHandler:
     @contextmanager
     def installed(self) -> Iterator[SignalHandler]:
         """Handle the signals here; restore the previous handlers at the end."""
-        previous = {number: signal.signal(number, self._handle) for number in self.numbers}
+        is_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        numbers = [n for n in self.numbers if n != signal.SIGHUP or not is_nohup]
+        previous = {number: signal.signal(number, self._handle) for number in numbers}
         try:
             yield self
         finally:

@@ -64,6 +64,11 @@ class PrivatePostgres:
         guarded = f"host all {GUARDED} 127.0.0.1/32 scram-sha-256\n"
         rules.write_text(guarded + rules.read_text())
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and not stopped since."""
+        return self._server is not None
+
     def url(self, db: str = "postgres", port: int | None = None) -> str:
         """Return the SQLAlchemy URL of a database; port: of a proxy."""
         address = f"127.0.0.1:{port or self.port}/{db}"

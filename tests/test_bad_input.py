@@ -513,7 +513,7 @@ PLACES = [
         Case(
             f"{command} of a study that is not there",
             lambda here, command=command: [command, "nope"],
-            ("no study 'nope' here or under runs/ (studies there: none)",),
+            ("no study 'nope': looked in nope and runs/nope (studies under runs/: none)",),
         )
         for command in ("status", "final", "report", "pause", "resume", "stop")
     ),

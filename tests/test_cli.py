@@ -1,8 +1,10 @@
 """The command line: help for everything, and every command on real files."""
 
 import json
+import os
 import re
 import shlex
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +16,11 @@ from typer.testing import CliRunner
 import cli
 from lesionseg.config import SETTINGS
 from lesionseg.data.index import DatasetIndex
+from lesionseg.data.synthetic import write_dataset
 from lesionseg.registry import FAMILIES
 from search.spec import baselines
 from tests.conftest import ROOT, write_folder, write_pair
-from tests.search.helpers import open_tiny, queue, write_study
+from tests.search.helpers import make_worker, open_tiny, queue, write_study
 
 RUNNER = CliRunner()
 COMMAND = Path(sys.executable).with_name("lesionsearch")
@@ -37,7 +40,7 @@ IDS = [" ".join(name) or "lesionsearch" for name, _ in ALL]
 
 def run(*args, code=0):
     result = RUNNER.invoke(cli.app, [str(a) for a in args])
-    assert result.exit_code == code, result.stderr
+    assert code is None or result.exit_code == code, result.stderr
     return result
 
 
@@ -89,6 +92,34 @@ def test_the_console_script_is_the_app():
     done = subprocess.run([COMMAND, "xyz"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "lesionsearch: No such command 'xyz'.\n"
+
+
+@pytest.mark.parametrize(
+    ("damage", "line"),
+    [
+        (
+            lambda path: sqlite3.connect(path).execute("DROP TABLE trial_values"),
+            "storage: no such table: trial_values; a table was dropped; "
+            "restore the database from a backup",
+        ),
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:8192] + b"x" * 200_000),
+            "storage: database disk image is malformed; "
+            "restore the file from a backup, or with sqlite3's `.recover`",
+        ),
+    ],
+)
+def test_a_damaged_database_is_one_line(damage, line, tiny_data, tmp_path):
+    open_tiny(tiny_data, tmp_path / "s")
+    damage(tmp_path / "s" / "study.db")
+    for command in (["status"], ["trials", "export"]):
+        result = run(
+            *command, tmp_path / "s", *(["x"] if command[0] == "trials" else []), code=None
+        )
+        assert result.exit_code in {1, 2}
+        assert result.stderr.startswith("lesionsearch: storage: ")
+        assert result.stderr.rstrip().endswith(line.removeprefix("storage: "))
+        assert len(result.stderr.splitlines()) == 1
 
 
 def test_status_where_there_is_nothing_says_what_to_do():
@@ -408,6 +439,39 @@ def test_the_demo_runs_to_its_report_and_once_more(tmp_path):
     assert plain["test"]["dice"] > 0
     run("demo", "--images", "40")
     assert json.loads(run("status", "demo", "--json").stdout)["test_evaluations"] == 1
+
+
+def test_a_demo_with_other_images_than_there_are_is_refused(tmp_path):
+    """The images of an earlier demo; the default is to use them."""
+    write_dataset(tmp_path / "demo-data", 21, height=32, width=32)
+    refused = run("demo", "--out", tmp_path / "demo", "--images", "30", code=2)
+    assert refused.stderr == (
+        f"lesionsearch: --images: {tmp_path}/demo-data has 21 images already, got 30; omit it to "
+        "use them, or give another --out\n"
+    )
+    assert refused.stdout == "" and not (tmp_path / "demo").exists()
+
+
+#: Root without the right to ignore permissions, or this user.
+WITHOUT_RIGHTS = () if os.geteuid() else ("setpriv", "--bounding-set", "-dac_override")
+
+
+@pytest.mark.slow
+def test_a_study_that_cannot_be_written_is_read_or_refused_in_one_line(tiny_data, tmp_path):
+    opened = open_tiny(tiny_data, tmp_path / "s")
+    queue(opened)
+    make_worker(opened).run_one()
+    folder = opened.folder
+    files = [folder, *folder.rglob("*")]
+    for path in files:
+        path.chmod(path.stat().st_mode & ~0o222)
+    for command, code in (("status", 0), ("report", 1), ("final", 2)):
+        line = [*WITHOUT_RIGHTS, COMMAND, command, folder]
+        done = subprocess.run(line, capture_output=True, text=True)
+        assert (done.returncode, len(done.stderr.splitlines())) == (code, bool(code)), done.stderr
+        assert not code or "cannot be written: Permission denied" in done.stderr
+    for path in files:
+        path.chmod(path.stat().st_mode | 0o200)
 
 
 @pytest.mark.parametrize(("name", "command"), ALL, ids=IDS)

@@ -86,13 +86,17 @@ def _is_deeper(plain: Any, depth: int) -> bool:
 def atomic_path(path: Path, *, unique: bool = False) -> Iterator[Path]:
     """Yield a path beside ``path`` for a new file, which is renamed to it at the end.
 
-    After an error the new file is deleted and an existing one stays as it is.
+    After an error the new file is deleted and an existing one stays as it is. A device or pipe,
+    such as /dev/null, is written itself: a rename would replace it, for the whole machine.
 
     Args:
         path: of the file; its folder must exist.
         unique: whether several processes or threads may write this file at the same time. A file
             that a killed process left is otherwise overwritten by the next one.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        yield path
+        return
     part = f".{uuid.uuid4().hex}" if unique else ""
     partial = path.with_name(f".{file_stem(path.name)}{part}.partial")
     try:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from search.commands.common import Data, Device, Storage, Threads, resume_hint
+from search.output import tolerant_output
 
 
 def list_baselines() -> None:
@@ -23,6 +24,7 @@ def list_baselines() -> None:
     make_console().print(table, markup=False)
 
 
+@tolerant_output()
 def run(
     data: Data,
     only: Annotated[

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     import optuna
     from rich.console import Console
 
+#: Seconds that a command waits for an unavailable storage.
+COMMAND_TIMEOUT_S = 60.0
+
 StudyName = Annotated[str, typer.Argument(help="A study's folder, or its name under runs/.")]
 ModelSource = Annotated[
     str, typer.Argument(help="A study's folder or name, its final/ folder, or a model file.")
@@ -54,16 +57,33 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the study. Repeatable."),
 ]
+KeepGoing = Annotated[
+    bool,
+    typer.Option("--keep-going", help="Train on when trials fail in a row for the same reason."),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="all cores")]
 
 
 def load_study(name: str, storage: str | None) -> optuna.Study:
-    """Open the trials of a study, without its images."""
-    from search.monitoring.status import find_run
+    """Open the trials of a study, without its images.
+
+    A person waits for the command: an unavailable storage is reported, and given up soon.
+    """
+    from search.storage.retrying_storage import backend_of
+    from search.study.location import find_run
     from search.study.opening import load_study
 
-    return load_study(find_run(name), storage=storage)
+    study = load_study(find_run(name), storage=storage)
+    backend = backend_of(study)
+    backend.timeout_s = COMMAND_TIMEOUT_S
+    backend.on_wait = lambda line: print(f"lesionsearch: {line}", file=sys.stderr)
+    return study
+
+
+def print_error(error: Exception) -> None:
+    """Print an error's message as one line on standard error."""
+    print(f"lesionsearch: {' '.join(str(error).split())}", file=sys.stderr)
 
 
 @contextmanager

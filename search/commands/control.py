@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from typing import Annotated
 
@@ -23,15 +24,24 @@ def status(
     from search.monitoring.status import runs_reader
     from search.monitoring.status_view import render_statuses
 
-    read = runs_reader(name, storage)
+    problems: set[str] = set()
+
+    def report(error: Exception) -> None:
+        if str(error) not in problems:  # once while watching
+            problems.add(str(error))
+            print(f"lesionsearch: {error}", file=sys.stderr)
+
+    read = runs_reader(name, storage, report)
     console = make_console()
     if as_json:
-        statuses = [asdict(status) for status in read()]
-        print(json.dumps(statuses[0] if name else statuses, indent=1))
+        plain = [asdict(status) for status in read()]
+        print(json.dumps(plain[0] if name else plain, indent=1))
     elif watch:
         watch_statuses(console, lambda: read(measure_disk=False))
-    else:
-        console.print(render_statuses(read(), console.width, details=True))
+    elif (statuses := read()) or not problems:
+        console.print(render_statuses(statuses, console.width, details=True))
+    if problems:
+        raise typer.Exit(2)
 
 
 def pause(name: StudyName, storage: Storage = None) -> None:

@@ -9,8 +9,10 @@ from typing import Annotated
 import typer
 
 from search.commands.common import OptionalFolder, Storage
+from search.output import tolerant_output
 
 
+@tolerant_output()
 def dashboard(
     name: Annotated[
         str | None, typer.Argument(help="A study.", show_default="all of the storage")

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from search.output import tolerant_output
+
 
 def check(
     root: Annotated[Path, typer.Argument(metavar="DIR", help="Folder or CSV manifest.")],
@@ -23,6 +25,9 @@ def check(
         Path | None,
         typer.Option(metavar="FILE.png", help="Write a contact sheet of all suspect images."),
     ] = None,
+    invert_masks: Annotated[
+        bool, typer.Option("--invert-masks", help="In the masks of DIR, black is lesion.")
+    ] = False,
 ) -> None:
     """Read every pair of a data set; report counts, defects and leakage; exit with 1 on leaks."""
     from lesionseg.data.duplicates.leakage import audit_datasets
@@ -34,7 +39,9 @@ def check(
     check_output_files(json_, sheet)
     console = make_console()
     with progress_bar(console, "reading pairs") as tick:
-        found = audit_datasets([root, *(against or [])], layout, on_progress=tick)
+        found = audit_datasets(
+            [root, *(against or [])], layout, on_progress=tick, invert_masks=invert_masks
+        )
     print_leakage_report(console, found)
     if json_:
         json_.write_text(json.dumps(found.to_dict(), indent=1), encoding="utf-8")
@@ -43,6 +50,7 @@ def check(
     raise_on_leaks(found)
 
 
+@tolerant_output()
 def fetch(
     name: Annotated[str, typer.Argument(help="isic2016, isic2017, isic2018 or ham10000.")],
     root: Annotated[Path, typer.Option(help="Folder of the data set.")],

@@ -8,8 +8,10 @@ from typing import Annotated
 import typer
 
 from search.commands.common import Device, MovedData, Storage, StudyName, Threads
+from search.output import tolerant_output
 
 
+@tolerant_output()
 def final(
     name: StudyName,
     data: MovedData = None,
@@ -22,12 +24,12 @@ def final(
 ) -> None:
     """Retrain a study's best configuration and evaluate it once on the test images."""
     from search.monitoring.console import make_console, progress_bar
-    from search.monitoring.status import find_run
     from search.results.final_test import run_final_test
     from search.results.report import write_report
     from search.results.tables import print_final_report
     from search.signals import SignalHandler
     from search.storage.study_dir import lock_study
+    from search.study.location import find_run
     from search.study.opening import open_study
     from search.trial_process.resources import default_slot
 
@@ -53,8 +55,8 @@ def report(
     ] = None,
 ) -> None:
     """Write a study's report: an HTML page, Markdown tables, or JSON with every number."""
-    from search.monitoring.status import find_run
     from search.results.report import parse_formats, write_reports
+    from search.study.location import find_run
 
     parsed = parse_formats(formats)
     for path in write_reports(find_run(name), parsed, storage=storage, against=against):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from search.commands.common import Device, ModelSource, Threads
+from search.commands.common import Device, ModelSource, Threads, print_error
+from search.output import tolerant_output
 
 
+@tolerant_output()
 def predict(
     run: ModelSource,
     images: Annotated[
@@ -54,7 +55,7 @@ def predict(
             batch_size=batch_size,
             threads=n_threads,
             on_image=tick,
-            on_error=_print_error,
+            on_error=print_error,
         )
     print_prediction_summary(console, summary, out)
     if summary.unusable:
@@ -82,7 +83,3 @@ def export(
     segmenter, _ = load_final_model(run, "cpu")
     images = None if check is None else find_images([str(check)])
     print(export_model(segmenter, out, images))
-
-
-def _print_error(error: Exception) -> None:
-    print(f"lesionsearch: {' '.join(str(error).split())}", file=sys.stderr)

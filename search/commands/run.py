@@ -10,17 +10,21 @@ import typer
 from search.commands.common import (
     Data,
     Device,
+    KeepGoing,
     OutputFolder,
     Overrides,
     Storage,
     Threads,
     resume_hint,
 )
+from search.output import tolerant_output
 
 #: What differs from the study ``quick`` in the demo.
 DEMO_OVERRIDES = ["name=demo", "budget.trials=10", "budget.epochs=12", "fixed.batch_size=8"]
+DEMO_IMAGES = 160
 
 
+@tolerant_output()
 def run(
     study: Annotated[str, typer.Argument(help="A study file, or the name of a shipped study.")],
     data: Data,
@@ -58,6 +62,7 @@ def run(
     final: Annotated[
         bool, typer.Option(help="Retrain the best configuration, test it and write the report.")
     ] = True,
+    keep_going: KeepGoing = False,
 ) -> None:
     """Create or resume a study; at the end retrain the best configuration, test it and report."""
     from search.monitoring.console import make_console
@@ -76,6 +81,7 @@ def run(
         gpus=gpus,
         workers_per_gpu=workers_per_gpu,
         settings=engine_set or [],
+        keep_going=keep_going,
     )
     console = make_console()
     spec = load_spec(study, overrides)
@@ -87,18 +93,30 @@ def run(
         )  # fmt: skip
 
 
+@tolerant_output()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder of the study.")] = Path("runs/demo"),
-    images: Annotated[int, typer.Option(min=20, help="Number of synthetic images.")] = 160,
+    images: Annotated[
+        int | None, typer.Option(min=20, help="Number of synthetic images.", show_default="160")
+    ] = None,
 ) -> None:
     """Run a search on synthetic lesions: study, test evaluation and report, in minutes on a CPU."""
+    from lesionseg.data.index import DatasetIndex
     from lesionseg.data.synthetic import write_dataset
+    from lesionseg.errors import InputError
     from search.monitoring.console import make_console, progress_bar
 
     console = make_console()
     data = out.with_name(f"{out.name}-data")
     if not data.exists():
+        n = images or DEMO_IMAGES
         with progress_bar(console, "drawing lesions") as tick:
-            write_dataset(data, images, on_progress=lambda done: tick(done, images))
-    console.print(f"{images} synthetic dermoscopic images in {data}", markup=False)
+            write_dataset(data, n, on_progress=lambda done: tick(done, n))
+    n = len(DatasetIndex.read(data).records)
+    if images not in {None, n}:
+        raise InputError(
+            f"--images: {data} has {n} images already, got {images}; omit it to use them, or give "
+            f"another --out"
+        )
+    console.print(f"{n} synthetic dermoscopic images in {data}", markup=False)
     run("quick", [data], out, set_=DEMO_OVERRIDES)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from search.commands.common import Device, MovedData, OptionalFolder, Storage, Threads
+from search.commands.common import (
+    Device,
+    KeepGoing,
+    MovedData,
+    OptionalFolder,
+    Storage,
+    Threads,
+    print_error,
+)
+from search.output import tolerant_output
 
 
+@tolerant_output()
 def worker(
     name: Annotated[str, typer.Argument(help="Name of the study in the storage.")],
     storage: Storage = None,
@@ -41,12 +50,21 @@ def worker(
     forever: Annotated[
         bool, typer.Option(help="Wait for more trials when the study is done.")
     ] = False,
+    keep_going: KeepGoing = False,
 ) -> None:
     """Join a study and train its trials until it is done; SIGTERM requeues the current trial."""
+    from search.errors import WORKER_BLOCKED, WorkerBlocked
+    from search.storage.study_dir import default_folder
     from search.study.location import StudyLocation
     from search.trial_process.resources import default_slot
-    from search.workers.loop import run_worker
+    from search.workers.loop import WorkerOptions, run_worker
 
-    location = StudyLocation(name, out or Path("runs") / name, storage, tuple(data or ()) or None)
+    folder = out or default_folder(name)
+    location = StudyLocation(name, folder, storage, tuple(data or ()) or None)
     slot = default_slot(device, threads, share=share, memory_gb=memory_gb)
-    run_worker(location, slot, study=study, max_trials=max_trials, forever=forever)
+    options = WorkerOptions(max_trials, forever, keep_going)
+    try:
+        run_worker(location, slot, study=study, options=options)
+    except WorkerBlocked as error:
+        print_error(error)
+        raise typer.Exit(WORKER_BLOCKED) from None

@@ -20,6 +20,7 @@ from search.monitoring.status_view import render_status, render_statuses
 from search.signals import SignalHandler
 from search.spec.formatting import format_config
 from search.storage import trial_records
+from search.storage.retrying_storage import backend_of
 from search.storage.trial_records import TrialAttr
 
 #: Seconds between two updates.
@@ -50,7 +51,9 @@ class TrialLog:
         if value is None and trial.last_step is not None:
             value = trial.intermediate_values[trial.last_step]
         dice = "     -" if value is None else f"{value:.4f}"
-        cost = f"{attrs['epochs']:>3} epochs {attrs['seconds']:6.1f} s" if "epochs" in attrs else ""
+        cost = (
+            f"{attrs['epochs']:>3} epochs {attrs['seconds']:6.1f} s" if "seconds" in attrs else ""
+        )
         parts = [attrs.get(TrialAttr.MESSAGE) or cost, attrs.get(TrialAttr.BASELINE)]
         if TrialAttr.CONFIG in attrs:
             parts.append(format_config(attrs[TrialAttr.CONFIG]))
@@ -88,7 +91,9 @@ def live_view(
         while not stop_event.is_set():
             start = time.thread_time()
             try:
-                reader = reader or open_reader()
+                if reader is None:
+                    reader = open_reader()
+                    backend_of(reader.study).on_wait = None  # the search reports its own waiting
                 status = reader.read(measure_disk=False)
                 live.update(render_status(status, console.width), refresh=True)
             except Exception:  # noqa: S110

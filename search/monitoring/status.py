@@ -16,9 +16,10 @@ from search.storage import training_time, trial_records
 from search.storage.artifact_store import open_artifact_store
 from search.storage.lease_types import Command
 from search.storage.leases import TrialLeases
-from search.storage.study_dir import is_study, read_metrics
+from search.storage.study_dir import read_metrics
 from search.storage.tables import WorkerRow
 from search.storage.trial_records import State, StudyAttr, TrialAttr
+from search.study.location import find_run, list_runs
 from search.study.opening import list_test_evaluations, load_study
 
 #: Results of the finished folds of a cross-validation, as stored with a trial.
@@ -161,26 +162,27 @@ class StatusReader:
         )
 
 
-def runs_reader(name: str | None, storage: str | None) -> Callable[..., list[StudyStatus]]:
-    """Return a function that reads one study, or all under ``runs/``, as ``StatusReader.read``."""
+def runs_reader(
+    name: str | None, storage: str | None, on_error: Callable[[InputError], None]
+) -> Callable[..., list[StudyStatus]]:
+    """Return a function that reads one study, or all under ``runs/``, as ``StatusReader.read``.
+
+    on_error: called with the error of each of all studies that cannot be read.
+    """
     open_reader = cache(lambda run: StatusReader(find_run(run), storage))
-    return lambda **options: [
-        open_reader(run).read(**options) for run in ([name] if name else list_runs())
-    ]
 
+    def read(**options: bool) -> list[StudyStatus]:
+        if name:
+            return [open_reader(name).read(**options)]
+        statuses = []
+        for run in list_runs():
+            try:
+                statuses.append(open_reader(run).read(**options))
+            except InputError as error:
+                on_error(error)
+        return statuses
 
-def find_run(name: str, root: Path = Path("runs")) -> Path:
-    """Return the folder of a study by its path or its name in ``root``; InputError without one."""
-    for folder in (Path(name), root / name):
-        if is_study(folder):
-            return folder
-    names = ", ".join(list_runs(root)) or "none"
-    raise InputError(f"no study {name!r} here or under {root}/ (studies there: {names})")
-
-
-def list_runs(root: Path = Path("runs")) -> list[str]:
-    """Return the names of the studies in a folder."""
-    return sorted(p.parent.name for p in root.glob("*/run.json"))
+    return read
 
 
 def estimate_hours_left(trials: Sequence[FrozenTrial], budget: Mapping[str, Any]) -> float | None:

@@ -8,17 +8,22 @@ from rich.table import Table
 
 from lesionseg.data.duplicates.audit import DatasetAudit
 from lesionseg.data.duplicates.leakage import LeakageReport
+from lesionseg.data.mask_checks import describe_alignments, warn_of_inverted
 
 #: Largest number of near-duplicate clusters to list.
 MAX_CLUSTERS = 20
 
 
 def print_audit(console: Console, audit: DatasetAudit) -> None:
-    """Print the audit of a data set, with a line for each unusable pair."""
+    """Print the audit of a data set, with a line for each unusable pair and for each warning."""
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, value in audit.summarize().items():
         table.add_row(name, escape(value))
     console.print(table)
+    for line in describe_alignments(audit.masks):
+        console.print(line, markup=False)
+    for warning in warn_of_inverted(audit.masks):
+        console.print(f"[yellow]{escape(warning)}[/]")
     for problem in audit.problems:
         console.print(f"[red]{escape(problem)}[/]")
 

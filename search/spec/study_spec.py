@@ -103,6 +103,7 @@ class DataSpec(_Section):
 
     leaks: what happens if official splits share images. ``refuse`` stops before the study starts,
         ``drop`` leaves the copies in train or val out, ``allow`` keeps them.
+    invert_masks: whether black is lesion in the masks, of all data sets.
     """
 
     image_size: int = Field(256, ge=16, le=4096)
@@ -110,6 +111,7 @@ class DataSpec(_Section):
     split: SplitSpec = SplitSpec(mode="auto")
     limit: LimitSpec = LimitSpec()
     leaks: Literal["refuse", "drop", "allow"] = "refuse"
+    invert_masks: bool = False
 
 
 class BudgetSpec(_Section):

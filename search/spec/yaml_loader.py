@@ -14,6 +14,9 @@ import yaml
 
 from lesionseg.errors import InputError, one_line
 
+#: Largest number of bits of an integer.
+MAX_INT_BITS = 1024
+
 
 def load_mapping(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds keys and values; raises InputError for anything else."""
@@ -39,7 +42,13 @@ def load_file(path: Path) -> Any:
 
 def load_value(text: str) -> Any:
     """Parse YAML text; raises yaml.YAMLError."""
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # of PyYAML's constructors, for scalars such as 2026-02-30 or !!bool maybe
+        raise yaml.YAMLError(f"a value that cannot be read: {one_line(error)}") from None
 
 
 class _Loader(yaml.SafeLoader):
@@ -58,9 +67,17 @@ def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Hashable
     return loader.construct_mapping(node, deep=True)
 
 
+def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
+    value = loader.construct_yaml_int(node)
+    if value.bit_length() > MAX_INT_BITS:  # messages could not print it
+        raise yaml.MarkedYAMLError(None, None, "a number that is too large", node.start_mark)
+    return int(value)
+
+
 _MERGE, _BOOL = "tag:yaml.org,2002:merge", "tag:yaml.org,2002:bool"
 _EXPONENT = re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$")
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import urllib.parse
 from functools import partial
@@ -11,12 +12,17 @@ from typing import Any
 import optuna
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError
 
 from lesionseg.errors import InputError
 from search.storage.retrying_storage import RetryingStorage
 from search.storage.tables import create_tables
-from search.storage.transient_errors import StorageUnreachable, transient_reason
+from search.storage.transient_errors import (
+    STORAGE_ERRORS,
+    StorageUnreachable,
+    describe_error,
+    transient_reason,
+)
 
 #: The storage's URL where none is given, so that no password needs to be typed; or the path of a
 #: file that contains it, as secrets are passed to containers.
@@ -120,8 +126,10 @@ def open_storage(url: URL) -> RetryingStorage:
     if url.get_backend_name() != "sqlite":
         connect_args = {key: value for key, value in _CONNECTION.items() if key not in url.query}
         options = {**_POOL, "connect_args": connect_args}
-    # Optuna's messages speak of "studies created in RDB".
+    # Optuna's messages speak of "studies created in RDB". SQLAlchemy logs a traceback when it gives
+    # up a broken connection, after the error itself was raised.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     masked = mask_password(url)
     try:
         engine = begin_immediate(create_engine(url, **options))
@@ -133,10 +141,8 @@ def open_storage(url: URL) -> RetryingStorage:
             f"storage: {masked}: needs the package {error.name}; "
             f"install lesionsearch with its extra 'postgres'"
         ) from None
-    except (SQLAlchemyError, RuntimeError, OSError) as error:
-        cause = getattr(error, "orig", None) or error.__cause__ or error
-        text = " ".join(str(cause).split()) or type(error).__name__
-        reason = redact_password(url, text)[:300]
+    except (*STORAGE_ERRORS, RuntimeError, OSError) as error:
+        reason = describe_error(error, partial(redact_password, url))
         message = f"storage: {masked}: cannot be used: {reason}"
         if transient_reason(error):
             raise StorageUnreachable(message, reason) from None

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import os
 import socket
-from dataclasses import dataclass
+import sys
+import time
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
@@ -39,17 +41,24 @@ class WorkerExpired(RuntimeError):
 
 @dataclass(frozen=True)
 class Claim:
-    """A trial on which a worker holds the lease."""
+    """A trial on which a worker holds the lease.
+
+    training_s: the study's training time when it was claimed; see ``TrialAttr.TRAINING_START``.
+    claimed_at: seconds of this process's monotonic clock.
+    """
 
     trial_id: int
     number: int
+    training_s: float = field(default=0.0, compare=False)
+    claimed_at: float = field(default_factory=time.monotonic, compare=False)
 
 
 @dataclass(frozen=True)
 class ProcessId:
     """A process on some host, distinct from a later process with the same pid.
 
-    pid_namespace: kernel boot and namespace in which ``pid`` counts. Containers may share a host
+    start_time: seconds; on Linux since the boot, which a step of the clock does not change.
+    pid_namespace: namespace in which ``pid`` counts, and kernel boot. Containers may share a host
     name without seeing each other's processes.
     """
 
@@ -63,24 +72,35 @@ class ProcessId:
         if (self.host, self.pid_namespace) != (socket.gethostname(), _pid_namespace()):
             return False
         try:
-            process = psutil.Process(self.pid)
-            reused = abs(process.create_time() - self.start_time) > 1
-            return reused or process.status() == psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
+            reused = abs(start_time_of(self.pid) - self.start_time) > 1
+            return reused or psutil.Process(self.pid).status() == psutil.STATUS_ZOMBIE
+        except (psutil.NoSuchProcess, ProcessLookupError):
             return True
 
 
 def current_process() -> ProcessId:
     """Return the identity of this process."""
-    start_time = psutil.Process().create_time()
-    return ProcessId(socket.gethostname(), os.getpid(), start_time, _pid_namespace())
+    pid = os.getpid()
+    return ProcessId(socket.gethostname(), pid, start_time_of(pid), _pid_namespace())
+
+
+def start_time_of(pid: int) -> float:
+    """Return when a process was started, as ``ProcessId.start_time``."""
+    if not sys.platform.startswith("linux"):
+        return psutil.Process(pid).create_time()
+    # psutil adds the time of the boot, which is computed from the clock.
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except FileNotFoundError:
+        raise psutil.NoSuchProcess(pid) from None
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 @lru_cache
 def _pid_namespace() -> str:
     try:
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot_id[:8]}:{os.readlink('/proc/self/ns/pid')}"
+        return f"{os.readlink('/proc/self/ns/pid')}@{boot_id[:8]}"
     except OSError:  # not Linux: all processes of a host share one namespace
         return ""
 

@@ -6,9 +6,10 @@ queueing it again. If a process is killed in between, the database holds the sta
 
 The study's row is locked during a transaction, as Optuna locks it to number a new trial; SQLite
 locks the whole file. A worker's row holds its lease: the trial that it may write, and its latest
-heartbeat by the database's clock, so that the clocks of hosts do not matter. A trial that is
-requeued is closed and queued under another number. A worker that lost its lease without knowing
-finds the old number closed, and the storage refuses its writes.
+heartbeat. A worker is dead if another process sees the same heartbeat for the whole grace period of
+its own monotonic clock: no clock that can be set decides, neither a host's nor the database's. A
+trial that is requeued is closed and queued under another number. A worker that lost its lease
+without knowing finds the old number closed, and the storage refuses its writes.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ import functools
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from search.storage.lease_types import (
@@ -67,7 +71,9 @@ class TrialLeases:
     """The workers, the queue and the leases of one study.
 
     grace_s: seconds without a heartbeat after which a worker counts as dead; all workers of a
-    study should agree on it. on_wait: called when the database goes away and when it is back.
+    study should agree on it. on_wait: called when the database goes away and when it is back; None
+    for that of the storage.
+    clock: seconds of a clock that is never set.
     """
 
     def __init__(
@@ -75,12 +81,15 @@ class TrialLeases:
         study: optuna.Study,
         *,
         grace_s: float | None = None,
-        on_wait: Callable[[str], None] = lambda message: None,
+        on_wait: Callable[[str], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.study, self.on_wait = study, on_wait
+        self.study, self.on_wait, self.clock = study, on_wait, clock
         self.grace_s = read_grace_s() if grace_s is None else grace_s
         self.storage = backend_of(study)
-        self.connected_since = time.monotonic()
+        self.connected_since = self._reaped_at = clock()
+        #: By worker, its latest heartbeat and when this process first saw it.
+        self._heartbeats: dict[str, tuple[float, float]] = {}
 
     @property
     def command(self) -> Command:
@@ -135,6 +144,19 @@ class TrialLeases:
         return _read_command(rows), True
 
     @_in_transaction(lock=False)
+    def record_training_time(self, rows: StudyRows, claim: Claim) -> None:
+        """Record how long the study was trained until now; nothing if the trial has ended.
+
+        Not in the transaction of a heartbeat, which locks the worker before the trial; ``finish``
+        locks them in the other order.
+        """
+        with suppress(UpdateFinishedTrialError):
+            rows.set_trial_attrs(claim.trial_id, self._training_end(claim))
+
+    def _training_end(self, claim: Claim) -> dict[str, Any]:
+        return {TrialAttr.TRAINING_END: claim.training_s + self.clock() - claim.claimed_at}
+
+    @_in_transaction(lock=False)
     def list_workers(self, rows: StudyRows) -> list[WorkerRow]:
         return list(rows.session.scalars(rows.select_workers()))
 
@@ -149,6 +171,8 @@ class TrialLeases:
         """
         if rows.study_attr(StudyAttr.SPEC) is not None:
             return False
+        # Of a deleted study whose id this one has: SQLite checks no foreign keys.
+        rows.session.execute(delete(WorkerRow).where(WorkerRow.study_id == rows.study_id))
         rows.set_study_attrs(attrs)
         for params, trial_attrs in queue:
             rows.enqueue(params, trial_attrs)
@@ -163,14 +187,21 @@ class TrialLeases:
     def reap_expired(self, rows: StudyRows) -> list[tuple[int, int | None]]:
         """Requeue the trials of dead workers; return old and new number of each.
 
-        Silence counts as death only if this process has been connected for the whole grace
-        period: after an outage of the database every worker was silent. A worker whose process is
-        seen to have exited is expired at once.
+        Silence counts as death only if this process has run and has been connected for the whole
+        grace period: after an outage of the database or a suspension of the host every worker was
+        silent. A worker whose process is seen to have exited is expired at once.
         """
-        now, is_listening = rows.now(), time.monotonic() - self.connected_since > self.grace_s
-        held, last_heartbeat = set(), {}
-        for row in rows.session.scalars(rows.select_workers().with_for_update()).all():
-            is_silent = is_listening and row.heartbeat_age_s > self.grace_s
+        if self.clock() - self._reaped_at > 2 / 3 * self.grace_s:
+            self.connected_since = self.clock()  # this process did not run
+        self._reaped_at = self.clock()
+        now, held, last_heartbeat = rows.now(), set(), {}
+        workers = rows.session.scalars(rows.select_workers().with_for_update()).all()
+        known, self._heartbeats = self._heartbeats, {}
+        for row in workers:
+            heartbeat, seen_at = known.get(row.id, (None, 0.0))
+            seen_at = seen_at if heartbeat == row.heartbeat_at else self.clock()
+            self._heartbeats[row.id] = row.heartbeat_at, seen_at
+            is_silent = self.clock() - max(seen_at, self.connected_since) > self.grace_s
             if is_silent or row.process.has_exited():
                 last_heartbeat[row.trial_id] = row.heartbeat_at
                 row.state, row.trial_id, row.trial = WorkerState.LOST, None, None
@@ -200,7 +231,8 @@ class TrialLeases:
         if row is None or row.state in GONE:
             raise WorkerExpired(worker.id)
         if row.trial_id is not None:  # claimed by an attempt whose acknowledgement was lost
-            return Claim(row.trial_id, row.trial or 0)
+            start = rows.read_trial(row.trial_id).user_attrs.get(TrialAttr.TRAINING_START, 0.0)
+            return Claim(row.trial_id, row.trial or 0, start, self.clock())
         finished, running = rows.count_trials()
         if bounded:
             budget = rows.study_attr(StudyAttr.SPEC)["budget"]["trials"]
@@ -210,7 +242,7 @@ class TrialLeases:
         if trial is None and not fresh:
             return Refusal.FULL if running else Refusal.SPENT
         trial = trial or self.storage.add_trial(rows.study_id, None, rows.session)
-        return rows.start_trial(trial, worker)
+        return replace(rows.start_trial(trial, worker), claimed_at=self.clock())
 
     @_in_transaction(lock=True)
     def record_config(
@@ -242,6 +274,7 @@ class TrialLeases:
     @_in_transaction(lock=False)
     def record_epochs(self, rows: StudyRows, claim: Claim, values: Mapping[int, float]) -> None:
         """Write the values of several epochs, over existing ones."""
+        rows.lock_trial(claim.trial_id)  # or it could end between the check and the write
         for epoch, value in values.items():
             self.storage.add_intermediate_value(rows.session, claim.trial_id, epoch, value)
 
@@ -260,7 +293,8 @@ class TrialLeases:
         if trial.state.is_finished():  # by this very call, if its acknowledgement was lost
             reason = rows.read_trial(claim.trial_id).user_attrs.get(TrialAttr.REASON)
             return bool(trial.state == state) and reason not in REQUEUED
-        rows.set_trial_attrs(claim.trial_id, {**(attrs or {}), TrialAttr.ENDED_AT: rows.now()})
+        ends = {TrialAttr.ENDED_AT: rows.now(), **self._training_end(claim)}
+        rows.set_trial_attrs(claim.trial_id, {**(attrs or {}), **ends})
         rows.set_trial_attrs(claim.trial_id, system_attrs or {}, system=True)
         if value is not None:
             self.storage.add_value(rows.session, trial, 0, value)
@@ -276,7 +310,10 @@ class TrialLeases:
             been lost too often; and where it had no parameters yet.
         """
         trial = rows.lock_trial(claim.trial_id)
-        return None if trial.state.is_finished() else rows.requeue(trial, reason, rows.now())
+        if trial.state.is_finished():
+            return None
+        rows.set_trial_attrs(claim.trial_id, self._training_end(claim))
+        return rows.requeue(trial, reason, rows.now())
 
     def enqueue(self, queue: Sequence[QueueEntry]) -> list[int]:
         """Queue trials, all or none, and once; return their numbers in that order."""
@@ -298,7 +335,7 @@ class TrialLeases:
 
         lock: keep other transactions on the study from running at the same time.
         """
-        storage, start = self.storage, time.monotonic()
+        storage, start = self.storage, self.clock()
 
         def attempt() -> T:
             # Not Optuna's session of this thread: its own calls commit and close that one.
@@ -310,13 +347,14 @@ class TrialLeases:
 
         result = storage.retry_transient(attempt, on_wait=self._waited)
         # Other workers wait for the same lock, and could not send heartbeats meanwhile.
-        if time.monotonic() - start > self.grace_s / 6:
-            self.connected_since = time.monotonic()
+        if self.clock() - start > self.grace_s / 6:
+            self.connected_since = self.clock()
         return result
 
     def _waited(self, message: str) -> None:
-        self.connected_since = time.monotonic()
-        self.on_wait(message)
+        self.connected_since = self.clock()
+        if notify := self.on_wait or self.storage.on_wait:
+            notify(message)
 
 
 def _read_command(rows: StudyRows) -> Command:

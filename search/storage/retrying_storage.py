@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, NamedTuple, NoReturn, TypeVar, cast
 
@@ -15,16 +16,22 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import Connection, and_, event, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm.exc import StaleDataError
 
+from search.errors import JobFailed
 from search.storage.optuna_internals import (
     OptunaStorage,
     models,
     rdb_storage_logger,
     storage_of,
+    study_id,
     unwrap_storage,
 )
 from search.storage.queries import read_trials
-from search.storage.transient_errors import transient_reason
+from search.storage.transient_errors import STORAGE_ERRORS, transient_reason
+from search.storage.trial_records import StudyAttr
 
 T = TypeVar("T")
 
@@ -33,8 +40,12 @@ RETRY_TIMEOUT_S = 900.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 
 
-class StorageUnavailable(RuntimeError):
+class StorageUnavailable(JobFailed):
     """The storage was unavailable for longer than the timeout; one line."""
+
+
+class StudyDeleted(JobFailed):
+    """The study was deleted from its database while this process worked on it; one line."""
 
 
 def retry_transient(
@@ -108,6 +119,11 @@ def retried(operation: Callable[..., T]) -> Callable[..., T]:
 _collected: ContextVar[list[SampledParam] | None] = ContextVar("collected", default=None)
 
 
+def _print_line(message: str) -> None:
+    with suppress(OSError):
+        print(f"lesionsearch: {message}", file=sys.stderr, flush=True)
+
+
 class RetryingStorage(OptunaStorage):
     """Optuna's storage; operations are retried while the database is away.
 
@@ -115,12 +131,15 @@ class RetryingStorage(OptunaStorage):
     this project uses ``create_new_study`` alone, for a study that may exist; what must be done once
     is a transaction of ``TrialLeases``.
 
-    stop_event, on_wait, timeout_s, redact: arguments of ``retry_transient``, set from outside.
-    Every operation may raise StorageUnavailable.
+    stop_event, on_wait, timeout_s, redact: arguments of ``retry_transient``, set from outside; by
+    default the waiting is reported on stderr. Every operation may raise StorageUnavailable and,
+    after ``bind``, StudyDeleted.
     """
 
+    _is_bound = False
+
     stop_event: threading.Event | None = None
-    on_wait: Callable[[str], None] | None = None
+    on_wait: Callable[[str], None] | None = staticmethod(_print_line)
     timeout_s: float = RETRY_TIMEOUT_S
     redact: Callable[[str], str] = staticmethod(str)
 
@@ -128,13 +147,63 @@ class RetryingStorage(OptunaStorage):
         self, work: Callable[[], T], *, on_wait: Callable[[str], None] | None = None
     ) -> T:
         """Repeat work on this storage's engine while the database is unavailable."""
+
+        def attempt() -> T:
+            try:
+                return work()
+            except (KeyError, IntegrityError, StaleDataError):  # as after a deletion meanwhile
+                if self._is_bound:
+                    with self.engine.begin():  # raises StudyDeleted
+                        pass
+                raise
+            except STORAGE_ERRORS as error:
+                if transient_reason(error):
+                    # A server that became a standby stays read-only: connect to its successor.
+                    self.engine.dispose()
+                raise
+
         return retry_transient(
-            work,
+            attempt,
             stop_event=self.stop_event,
             timeout_s=self.timeout_s,
             on_wait=on_wait or self.on_wait,
             redact=self.redact,
         )
+
+    def bind(self, study: optuna.Study) -> None:
+        """Let each transaction from now on raise StudyDeleted unless the study still exists.
+
+        A database may give the id of a deleted study, and those of its trials, to other ones, as
+        SQLite does with the tables that Optuna creates. The study's own uuid is never used again.
+        The check is a part of each transaction: in SQLite no other process can write in between,
+        and PostgreSQL uses no id twice.
+        """
+        model: Any = models.StudyModel
+        attr: Any = models.StudyUserAttributeModel
+        has_uuid = and_(attr.study_id == model.study_id, attr.key == StudyAttr.UUID)
+        query = (
+            select(model.study_name, attr.value_json)
+            .outerjoin(attr, has_uuid)
+            .where(model.study_id == study_id(study))
+        )
+
+        def read() -> Any:
+            with self.engine.begin() as connection:
+                return connection.execute(query).one()
+
+        bound = self.retry_transient(read)
+
+        @event.listens_for(self.engine, "begin")
+        def _check(connection: Connection) -> None:
+            if connection.execute(query).one_or_none() != bound:
+                masked = self.engine.url.render_as_string(hide_password=True)
+                raise StudyDeleted(
+                    f"the study was deleted: {masked} no longer holds the study "
+                    f"{bound.study_name!r} that this process opened; restore the database from a "
+                    "backup, or start a new study"
+                )
+
+        self._is_bound = True
 
     @contextmanager
     def collect_params(self) -> Iterator[list[SampledParam]]:
@@ -179,6 +248,19 @@ class RetryingStorage(OptunaStorage):
             trials = read_trials(connection, wanted)
         return [t for t in trials if states is None or t.state in states]
 
+    @retried
+    def delete_study(self, study_id: int) -> None:
+        """Delete a study and its trials.
+
+        Optuna's does nothing, without an error, if a worker writes meanwhile.
+        """
+        while True:
+            super().delete_study(study_id)
+            try:
+                super().get_study_name_from_id(study_id)
+            except (KeyError, StudyDeleted):
+                return
+
     def check_trial_is_updatable(self, trial_id: int, trial_state: TrialState) -> None:
         """Raise UpdateFinishedTrialError if the trial has ended.
 
@@ -198,9 +280,15 @@ for _name in (
     *("set_study_system_attr", "get_trial", "get_trial_id_from_study_id_trial_number"),
     *("get_trial_param", "get_trial_user_attrs", "get_trial_system_attrs", "set_trial_user_attr"),
     *("set_trial_system_attr", "set_trial_intermediate_value", "create_new_study"),
-    *("delete_study", "write_trial", "set_trial_state_values", "find_best_trial_id"),
+    *("write_trial", "set_trial_state_values", "find_best_trial_id"),
 ):
     setattr(RetryingStorage, _name, retried(getattr(OptunaStorage, _name)))
+
+
+def bind_storage(study: optuna.Study) -> optuna.Study:
+    """Bind the storage of a study to it, and return the study; see ``RetryingStorage.bind``."""
+    backend_of(study).bind(study)
+    return study
 
 
 def backend_of(study: optuna.Study) -> RetryingStorage:

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy import ColumnElement, exists, func, select, update
+from sqlalchemy import ColumnElement, Float, cast, exists, func, select, update
 from sqlalchemy.orm import Session, aliased, with_expression
 
 from search.storage.lease_types import Claim
@@ -59,7 +59,7 @@ class StudyRows:
         self, trial_id: int, attrs: Mapping[str, Any], *, system: bool = False
     ) -> None:
         """Write user or system attributes of a trial that has not ended."""
-        trial: Row = _TRIAL.find_or_raise_by_id(trial_id, self.session)
+        trial = self.lock_trial(trial_id)  # or it could end between the check and the write
         self.storage.check_trial_is_updatable(trial_id, trial.state)
         model = models.TrialSystemAttributeModel if system else models.TrialUserAttributeModel
         self._write_attrs(model, {"trial_id": trial_id}, attrs)
@@ -101,6 +101,17 @@ class StudyRows:
         running = select(_TRIAL).where(self._of_study, _TRIAL.state == TrialState.RUNNING)
         return self.session.scalars(running.order_by(_TRIAL.number)).all()
 
+    def training_time(self) -> float:
+        """Return the seconds in which at least one worker trained, as of the latest heartbeats.
+
+        A claimed trial starts at this time, and a worker adds what its own monotonic clock counts.
+        Trials that are trained side by side so have overlapping spans, whatever hosts' clocks show.
+        """
+        attr: Any = models.TrialUserAttributeModel
+        latest = select(func.max(cast(attr.value_json, Float)))
+        of_study = latest.join(_TRIAL, _TRIAL.trial_id == attr.trial_id).where(self._of_study)
+        return self.session.scalar(of_study.where(attr.key == TrialAttr.TRAINING_END)) or 0.0
+
     def start_trial(self, trial: Row, worker: WorkerRow) -> Claim:
         """Give a worker the lease on a trial."""
         row = self.session.get_one(WorkerRow, worker.id)
@@ -108,9 +119,11 @@ class StudyRows:
         row.state, row.heartbeat_at = WorkerState.TRAINING, self.now()
         trial.state, trial.datetime_start = TrialState.RUNNING, datetime.now()
         owner = {"worker": worker.id, **asdict(worker.process), **asdict(worker.slot)}
+        claim = Claim(trial.trial_id, trial.number, self.training_time())
         attrs = {TrialAttr.OWNER: owner, TrialAttr.STARTED_AT: row.heartbeat_at}
-        self.set_trial_attrs(trial.trial_id, attrs)
-        return Claim(trial.trial_id, trial.number)
+        span = dict.fromkeys((TrialAttr.TRAINING_START, TrialAttr.TRAINING_END), claim.training_s)
+        self.set_trial_attrs(trial.trial_id, attrs | span)
+        return claim
 
     def close_trial(self, trial: Row, state: TrialState) -> None:
         """End a trial and free the worker that holds it."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import optuna
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, Enum, ForeignKey, String, inspect
+from sqlalchemy import Engine, Enum, ForeignKey, MetaData, String, inspect
 from sqlalchemy.orm import DeclarativeBase, Mapped, composite, mapped_column, query_expression
 
 from lesionseg.errors import InputError
@@ -65,6 +65,16 @@ class WorkerRow(_Base):
     slot: Mapped[Slot] = composite(Slot)
 
 
+def _optuna_tables() -> MetaData:
+    """Return Optuna's tables, with ids of studies and trials that SQLite does not use again."""
+    tables = MetaData()
+    for table in models.BaseModel.metadata.tables.values():
+        copied = table.to_metadata(tables)
+        if table in {models.StudyModel.__table__, models.TrialModel.__table__}:
+            copied.dialect_options["sqlite"]["autoincrement"] = True
+    return tables
+
+
 def create_tables(engine: Engine, masked_url: str) -> None:
     """Create the missing tables, in one transaction and one process at a time.
 
@@ -84,7 +94,7 @@ def create_tables(engine: Engine, masked_url: str) -> None:
                     f"storage: {masked_url}: has a table {min(foreign)!r} that is not Optuna's; "
                     "give the search a database of its own"
                 )
-            models.BaseModel.metadata.create_all(connection)
+            _optuna_tables().create_all(connection)
             version = {"schema_version": models.SCHEMA_VERSION}
             table = models.VersionInfoModel.__table__
             connection.execute(table.insert(), version | {"library_version": optuna.__version__})

@@ -77,11 +77,17 @@ class TrialAttr:
     TIMES_LOST = "times_lost"
     #: The worker, its process and its slot.
     OWNER = "owner"
-    #: Seconds since 1970 by the database's clock.
+    #: The study's training time when the trial was claimed, and at its end or its latest heartbeat:
+    #: seconds in which at least one worker trained, by the workers' monotonic clocks.
+    TRAINING_START = "training_start_s"
+    TRAINING_END = "training_end_s"
+    #: Seconds since 1970 by the database's clock, to be read by people.
     STARTED_AT = "started_at"
     ENDED_AT = "ended_at"
     REASON = "reason"
     MESSAGE = "message"
+    #: Epochs that an ended trial was trained for, over all folds.
+    EPOCHS = "epochs"
     #: Results of the finished folds of a cross-validation.
     FOLDS = "folds"
 
@@ -156,6 +162,14 @@ def folds_of(trial: FrozenTrial) -> dict[str, Any] | None:
     """Return ``cross_validation.summarize_folds`` of the finished folds; None without any."""
     folds: dict[str, Any] | None = trial.user_attrs.get(TrialAttr.FOLDS)
     return folds
+
+
+def epochs_trained(trial: FrozenTrial) -> int:
+    """Return the epochs that an ended trial was trained for, over all folds.
+
+    Of other trials, those that it reported; of a cross-validation, those of its first fold.
+    """
+    return int(trial.user_attrs.get(TrialAttr.EPOCHS) or len(dice_by_epoch(trial)))
 
 
 def dice_by_epoch(trial: FrozenTrial) -> dict[int, float]:

@@ -19,7 +19,7 @@ from lesionseg.errors import InputError
 from lesionseg.inference.evaluate import evaluate
 from lesionseg.inference.selection import select_inference
 from lesionseg.models import build_model, count_params, multiply_adds
-from lesionseg.runtime.device import pick_device
+from lesionseg.runtime.device import is_device_lost, pick_device
 from lesionseg.runtime.oom import is_out_of_memory
 from lesionseg.runtime.throughput import images_per_second
 from lesionseg.training import checkpoint
@@ -29,6 +29,13 @@ from lesionseg.viz import overlays
 from lesionseg.viz.trial_sheet import select_by_area, write_trial_sheet
 from search.trial_process import protocol
 
+#: Errors of a disk that is full, fails or is gone.
+DISK_ERRORS = frozenset(
+    {
+        errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE,
+        errno.ENODEV, errno.ENXIO, errno.ENOTCONN,
+    }
+)  # fmt: skip
 #: Seconds between two StepDone messages, at least.
 STEP_MESSAGE_S = 5.0
 
@@ -36,7 +43,10 @@ STEP_MESSAGE_S = 5.0
 def run_job(job: protocol.Job, pipe: Connection) -> protocol.JobOutcome:
     """Run a job; messages are sent to ``pipe``, and replies read from it."""
     torch.set_num_threads(job.slot.threads)
-    device = pick_device(job.slot.device)
+    try:
+        device = pick_device(job.slot.device)
+    except InputError as error:  # the worker has checked the name
+        return protocol.JobError(protocol.ErrorReason.DEVICE, str(error))
     if device.type == "cuda":
         # Without it, parts of torch would create a context on the first GPU too.
         torch.cuda.set_device(device)
@@ -63,13 +73,15 @@ def _reason_of(error: Exception) -> protocol.ErrorReason:
     match error:
         case _ if is_out_of_memory(error):
             return protocol.ErrorReason.OOM
+        case _ if is_device_lost(error):
+            return protocol.ErrorReason.DEVICE
         case Diverged():
             return protocol.ErrorReason.DIVERGED
         case InputError():
             return protocol.ErrorReason.CONFIG
         case FileNotFoundError():
             return protocol.ErrorReason.DATA
-        case OSError() if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        case OSError() if error.errno in DISK_ERRORS:
             return protocol.ErrorReason.DISK
     return protocol.ErrorReason.CRASH
 
@@ -85,11 +97,21 @@ def _train(
     if channel.send(built):
         raise InputError("stopped before training")
     data = TrainData(Cache(job.cache), job.train, job.val)
+
+    # Nothing is reported or saved that was trained on pixels that are gone.
+    def send(record: EpochRecord) -> bool:
+        data.cache.check_size()
+        return channel.send(record)
+
+    def should_suspend() -> bool:
+        data.cache.check_size()
+        return channel.is_suspended()
+
     try:
         result = train(
             config,
             data,
-            channel.send,
+            send,
             TrainOptions(
                 device=device,
                 model=model,
@@ -98,7 +120,7 @@ def _train(
                 keep=job.keep,
                 state_path=job.state_path,
                 accumulation_factor=job.accumulation_factor,
-                should_suspend=channel.is_suspended,
+                should_suspend=should_suspend,
                 on_resume=lambda history: pipe.send(protocol.Resumed(history)),
                 on_step=channel.send_step,
                 on_saved=lambda epoch, seconds: pipe.send(protocol.StateSaved(epoch, seconds)),

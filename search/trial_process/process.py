@@ -22,6 +22,7 @@ import time
 import traceback
 import types
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -29,6 +30,8 @@ from typing import Any
 
 import psutil
 
+from search import signals
+from search.output import tolerant_output
 from search.trial_process.protocol import ErrorReason, Job, JobError, JobOutcome, Reply
 
 #: Written to oom_score_adj, so that Linux kills trainings before workers and databases.
@@ -68,7 +71,11 @@ class TrialProcess:
         child_lifeline, self._lifeline = context.Pipe(duplex=False)
         self._process = context.Process(target=_main, args=(child_pipe, child_lifeline, job))
         try:
-            with _without_main_module():
+            # The fork server must outlive a signal to the process group, of a service manager or
+            # a closed terminal: without it the training counts as dead. It ends with this process.
+            with signals.blocked_in_children():
+                resource_tracker.ensure_running()  # it unblocks SIGTERM
+            with _without_main_module(), signals.blocked_in_children():
                 self._process.start()
         except BaseException:
             # The server may have forked the child before it died; the child ends without lifeline.
@@ -214,14 +221,16 @@ def _main(pipe: Connection, lifeline: Connection, job: Job) -> None:
     """Run a job; this is the main function of the training process."""
     os.setpgid(0, 0)  # so that it can be killed together with its children
     # These signals reach the whole process group; the parent decides what happens.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, *signals.TERMINATING):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.TERMINATING)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
     threading.Thread(target=_exit_with_parent, args=(lifeline,), daemon=True).start()
     program = importlib.import_module(job.program)
     try:
-        outcome = program.run_job(job, pipe)
+        with tolerant_output():
+            outcome = program.run_job(job, pipe)
     except Exception as error:
         outcome = program.describe_error(error, traceback.format_exc(limit=-8))
     with contextlib.suppress(ConnectionError):

@@ -25,13 +25,17 @@ CHILD_PROGRAM = "search.trial_process.child_main"
 
 
 class ErrorReason(StrEnum):
-    """Why a job failed. DATA: an image cannot be read; DISK: the disk is full."""
+    """Why a job failed. DATA: an image cannot be read.
+
+    DISK: the disk is full or fails. DEVICE: the GPU is gone, or its driver fails.
+    """
 
     OOM = "oom"
     DIVERGED = "diverged"
     CONFIG = "config"
     DATA = "data"
     DISK = "disk"
+    DEVICE = "device"
     TIMEOUT = "timeout"
     CRASH = "crash"
 

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import errno
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial
-from sqlalchemy.exc import SQLAlchemyError
 
 from lesionseg.config import TrialConfig
 from lesionseg.errors import InputError
 from lesionseg.runtime.device import pick_device
 from lesionseg.training.types import EpochRecord
-from search.errors import JobFailed
+from search.errors import JobFailed, WorkerBlocked
+from search.output import tolerant_output
 from search.signals import SignalHandler
 from search.spec.loading import find_differing_keys, load_spec
 from search.storage import trial_records
@@ -28,6 +26,7 @@ from search.storage.leases import TrialLeases
 from search.storage.retention import delete_unneeded_files
 from search.storage.retrying_storage import StorageUnavailable, backend_of, retry_transient
 from search.storage.training_time import is_time_over
+from search.storage.transient_errors import STORAGE_ERRORS
 from search.study.creation import RESUMABLE_KEYS
 from search.study.location import StudyLocation
 from search.study.opening import OpenStudy, join_study
@@ -35,6 +34,7 @@ from search.study.samplers import SAMPLERS, prepare_sampling
 from search.study.suggest import ensure_space_weights
 from search.trial_process.protocol import CHILD_PROGRAM
 from search.trial_process.slot import Slot
+from search.workers.failure_streak import FailureStreak
 from search.workers.trial_context import TrialContext, TrialListener
 from search.workers.worker import Worker
 from search.workers.worker_result import DESCRIPTIONS, StopReason, WorkerResult
@@ -72,10 +72,14 @@ def log(message: str) -> None:
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """max_trials: end after this number. forever: wait for more trials when the study is done."""
+    """max_trials: end after this number. forever: wait for more trials when the study is done.
+
+    keep_going: ignore that trials fail one after the other for the same reason.
+    """
 
     max_trials: int | None = None
     forever: bool = False
+    keep_going: bool = False
     program: str = CHILD_PROGRAM
 
 
@@ -93,7 +97,19 @@ def join_and_run_trials(
     Raises:
         InputError: the study, its data or the slot is not usable.
         JobFailed: the work cannot continue, such as on a full disk.
+        WorkerBlocked: nor could that of a new worker.
     """
+    with tolerant_output():
+        return _join_and_run_trials(location, slot, stop_event, options, on_event)
+
+
+def _join_and_run_trials(
+    location: StudyLocation,
+    slot: Slot,
+    stop_event: threading.Event,
+    options: WorkerOptions,
+    on_event: Callable[[str], None],
+) -> WorkerResult:
     slot = replace(slot, device=str(pick_device(slot.device)))
     try:
         opened = retry_transient(
@@ -121,16 +137,23 @@ def run_trials(
     """Run trials of an open study; see ``join_and_run_trials``."""
     backend = backend_of(opened.study)
     backend.stop_event, backend.on_wait = stop_event, on_event
+    budget = opened.spec.budget
+
+    def is_out_of_time() -> bool:
+        if budget.hours is None and budget.gpu_hours is None:
+            return False
+        context.heartbeat.record_training_time()
+        return is_time_over(trial_records.all_trials(opened.study), budget)
+
     context = TrialContext(
         opened,
         slot,
         listener,
         TrialLeases(opened.study, on_wait=on_event),
         stop_event=stop_event,
-        is_out_of_time=lambda: is_time_over(
-            trial_records.all_trials(opened.study), opened.spec.budget
-        ),
+        is_out_of_time=is_out_of_time,
         program=options.program,
+        on_event=on_event,
     )
     loop = TrialLoop(context, options)
     try:
@@ -139,12 +162,13 @@ def run_trials(
         if stop_event.is_set():
             return WorkerResult(loop.finished, StopReason.STOPPED)
         raise JobFailed(str(error)) from None
-    except (SQLAlchemyError, StorageInternalError) as error:
+    except STORAGE_ERRORS as error:
         raise JobFailed(opened.describe_error(error)) from None
     except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
-            raise
-        raise JobFailed(f"{opened.folder}: {error.strerror}; make room and start again") from None
+        is_full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        advice = "make room and start again" if is_full else "remove the cause and start again"
+        file = error.filename or opened.folder
+        raise JobFailed(f"{file}: {error.strerror or error}; {advice}") from None
 
 
 class TrialLoop:
@@ -158,6 +182,7 @@ class TrialLoop:
         self.opened, self.context, self.options = context.opened, context, options
         self.worker = Worker(context)
         self.finished = self.skipped = 0
+        self.failures = FailureStreak()
         self._pauses = 0
 
     def run(self) -> WorkerResult:
@@ -203,8 +228,11 @@ class TrialLoop:
         return StopReason.EXHAUSTED if is_exhausted and not is_spent else StopReason.DONE
 
     def _run_trial(self, claim: Claim) -> None:
-        self._pauses = 0
+        self._pauses, start = 0, time.monotonic()
         trial = self.worker.run(claim)
+        self.failures.add(trial, time.monotonic() - start)
+        if self.failures.is_complete and not self.options.keep_going:
+            raise WorkerBlocked(self.failures.describe(self.opened.name))
         if trial_records.was_interrupted(trial):
             return
         self.finished += 1
@@ -234,13 +262,12 @@ def run_worker(
     slot: Slot,
     *,
     study: str | None = None,
-    max_trials: int | None = None,
-    forever: bool = False,
+    options: WorkerOptions = WorkerOptions(),
 ) -> None:
     """Run trials until the study is done.
 
-    On SIGTERM the running trial is requeued and the function returns; on Ctrl-C KeyboardInterrupt
-    is raised after that. study: a study file that must agree with the study.
+    On SIGTERM and SIGHUP the running trial is requeued and the function returns; on Ctrl-C
+    KeyboardInterrupt is raised after that. study: a study file that must agree with the study.
     """
     if study is not None:
         theirs, ours = load_spec(study), join_study(location).spec
@@ -250,13 +277,11 @@ def run_worker(
                 f"--study: {study} is not the study {location.name!r}: {', '.join(keys)} differ"
             )
     signals = SignalHandler()
-    options = WorkerOptions(max_trials=max_trials, forever=forever)
     try:
         with signals.installed(), signals.deferred():
             log(f"worker on {slot.device} joins {location.name}")
             result = join_and_run_trials(location, slot, signals.stop_event, options)
             log(f"{result.trials} trials; {DESCRIPTIONS[result.reason]}")
     except KeyboardInterrupt:
-        if signals.signal_number != signal.SIGTERM:
+        if signals.signal_number == signal.SIGINT:
             raise
-    sys.stdout.flush()

@@ -6,20 +6,23 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from lesionseg.errors import InputError, suggest_name
 from search.storage import trial_records
 from search.storage.lease_types import Command
 from search.storage.leases import TrialLeases
 from search.storage.training_time import is_time_over
+from search.storage.trial_records import StudyAttr
 from search.study.location import StudyLocation
 from search.study.opening import OpenStudy
 from search.trial_process.resources import count_cores, default_slot, local_slots
 from search.trial_process.slot import Slot
 from search.workers.launchers.launcher import LaunchContext, RestartPolicy
-from search.workers.launchers.local import LocalLauncher
+from search.workers.launchers.local import LocalLauncher, worker_command
+from search.workers.loop import WorkerOptions, join_and_run_trials
 from search.workers.trial_context import TrialListener
 from search.workers.worker_result import StopReason
 
@@ -38,7 +41,7 @@ class WorkerPool:
 
     workers: the largest number on a cluster; None for as many as fit. alone: whether this process
     is the only worker. settings: of the engine, such as SLURM's partition. device: of the
-    command-line options.
+    command-line options. keep_going: as in ``WorkerOptions``.
     """
 
     engine: str = "local"
@@ -47,6 +50,7 @@ class WorkerPool:
     alone: bool = True
     settings: dict[str, str] = field(default_factory=dict)
     device: str = "auto"
+    keep_going: bool = False
 
     @property
     def final_slot(self) -> Slot:
@@ -69,6 +73,7 @@ def make_worker_pool(
     gpus: str | None = None,
     workers_per_gpu: int = 1,
     settings: Sequence[str] = (),
+    keep_going: bool = False,
 ) -> WorkerPool:
     """Return the pool for command-line options; InputError if they contradict.
 
@@ -84,7 +89,7 @@ def make_worker_pool(
             device, threads, workers=workers, gpus=gpus, workers_per_gpu=workers_per_gpu
         )
         alone = workers is None and gpus is None and workers_per_gpu == 1
-        return WorkerPool(slots=tuple(slots), alone=alone, device=device)
+        return WorkerPool(slots=tuple(slots), alone=alone, device=device, keep_going=keep_going)
     if gpus is not None:
         raise InputError(f"--gpus: the engine {engine} assigns the GPUs; use --workers")
     if engine == "slurm" and workers_per_gpu > 1:
@@ -92,8 +97,9 @@ def make_worker_pool(
     threads = threads or _cpus_of_engine(engine, engine_settings)
     slot = Slot(device, threads, 1 / workers_per_gpu)
     return WorkerPool(
-        engine, (slot,), workers, alone=False, settings=engine_settings, device=device
-    )
+        engine, (slot,), workers, alone=False, settings=engine_settings, device=device,
+        keep_going=keep_going,
+    )  # fmt: skip
 
 
 def _cpus_of_engine(engine: str, settings: dict[str, str]) -> int:
@@ -122,6 +128,7 @@ def run_worker_pool(
 ) -> StopReason:
     """Run the workers until the study is done or stopped; raise JobFailed if all gave up."""
     monitor = StudyMonitor(opened, listener, on_event)
+    work = partial(join_and_run_trials, options=WorkerOptions(keep_going=pool.keep_going))
 
     def is_done() -> bool:
         monitor.poll()
@@ -139,14 +146,17 @@ def run_worker_pool(
         from search.workers.launchers.ray import run_on_ray
 
         address = pool.settings.get("address")
-        run_on_ray(context, pool.slots[0], max_workers=pool.workers, address=address)
+        run_on_ray(context, pool.slots[0], max_workers=pool.workers, address=address, work=work)
     elif pool.engine == "slurm":
         from search.workers.launchers.slurm import SlurmSettings, run_on_slurm
 
         settings = SlurmSettings.parse(pool.settings)
-        run_on_slurm(context, pool.slots[0], workers=pool.workers or 1, settings=settings)
+        run_on_slurm(
+            context, pool.slots[0], workers=pool.workers or 1, settings=settings, work=work
+        )
     elif pool.slots:
-        LocalLauncher(context, pool.slots).run()
+        command = partial(worker_command, keep_going=pool.keep_going)
+        LocalLauncher(context, pool.slots, command).run()
     else:  # all workers are started elsewhere
         while not context.must_stop():
             stop_event.wait(POLL_S)
@@ -193,15 +203,20 @@ class StudyMonitor:
     def stop_reason(self) -> StopReason | None:
         """Return why no further trial is started; None while there are some left to start."""
         trials = self._trials()
-        if trial_records.count_finished(trials) >= self.opened.spec.budget.trials:
+        # The stored budget, which may have changed.
+        budget = self.opened.study.user_attrs[StudyAttr.SPEC]["budget"]["trials"]
+        if trial_records.count_finished(trials) >= budget:
             return StopReason.DONE
         if is_time_over(trials, self.opened.spec.budget):
             return StopReason.TIME
         if self.leases.command == Command.STOP:
             return StopReason.STOPPED
-        # A finite search space may be exhausted before the budget is spent.
+        # A finite search space may be exhausted before the budget is spent. What the user queued is
+        # trained in any case.
         tried = len(trial_records.tried_digests(trials))
-        return StopReason.EXHAUSTED if tried >= self.opened.spec.space.size() else None
+        is_queued = any(trial.state == TrialState.WAITING for trial in trials)
+        is_exhausted = tried >= self.opened.spec.space.size() and not is_queued
+        return StopReason.EXHAUSTED if is_exhausted else None
 
     def _trials(self) -> list[FrozenTrial]:
         return trial_records.all_trials(self.opened.study)

@@ -10,14 +10,16 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from optuna.trial import FrozenTrial
-from sqlalchemy.exc import SQLAlchemyError
 
 from lesionseg.config import TrialConfig
+from lesionseg.data.cache import restore_cache
+from lesionseg.errors import InputError
 from lesionseg.models import MODELS, required_imports
 from lesionseg.training.types import EpochRecord
+from search.errors import WorkerBlocked
 from search.storage.lease_types import Claim, Command
 from search.storage.leases import TrialLeases
-from search.storage.retrying_storage import StorageUnavailable
+from search.storage.retrying_storage import StorageUnavailable, StudyDeleted
 from search.storage.tables import WorkerRow
 from search.study.opening import OpenStudy
 from search.trial_process.protocol import CHILD_PROGRAM
@@ -73,18 +75,27 @@ class Heartbeat:
             if self._worker is worker:
                 self._worker = None
 
+    def record_training_time(self) -> None:
+        """Record how long the claimed trial is being trained, if there is one."""
+        with self._lock:
+            claim = self._claim
+        if claim is not None:
+            self.leases.record_training_time(claim)
+
     def send(self) -> None:
         """Send one heartbeat from the calling thread."""
         with self._lock:
             claim, worker = self._claim, self.worker
         self.command, has_lease = self.leases.heartbeat(worker, claim, self.epoch)
         with self._lock:
-            if has_lease or claim is not self._claim:
+            if claim is not self._claim:
                 return
-            if claim is None:
+            if not has_lease and claim is None:
                 self.expire(worker)
-            else:
+            elif not has_lease:
                 self.lease_lost = True
+        if has_lease and claim is not None:
+            self.leases.record_training_time(claim)
 
     def __enter__(self) -> Heartbeat:
         self._stop_event.clear()
@@ -98,19 +109,22 @@ class Heartbeat:
         assert self._thread is not None
         self._thread.join(timeout=5)
         if self._worker is not None and not isinstance(error, StorageUnavailable):
-            with suppress(StorageUnavailable):  # it then expires instead
+            with suppress(StorageUnavailable, StudyDeleted):  # it then expires instead
                 self.leases.deregister_worker(self._worker)
         self._worker = None
 
     def _run(self) -> None:
         reaped_at = time.monotonic()
         while not self._stop_event.wait(self.leases.grace_s / 6):
-            # The worker's own calls raise errors of the storage.
-            with suppress(StorageUnavailable, SQLAlchemyError, KeyError):
+            try:
                 self.send()
                 if time.monotonic() - reaped_at > self.leases.grace_s / 3:
                     reaped_at = time.monotonic()
                     self.leases.reap_expired()
+            except StudyDeleted:
+                self.lease_lost = True  # ends the training; the worker's next call raises this
+            except Exception:  # noqa: S110
+                pass  # the worker's own calls raise errors of the storage
 
 
 @dataclass
@@ -118,8 +132,8 @@ class TrialContext:
     """Study, resources and stop conditions of a worker.
 
     stop_event: set when the running trial must be requeued. is_out_of_time: whether the study's
-    time budget is spent. program: module that trains. imports: what the fork server imports for
-    the study's models.
+    time budget is spent. program: module that trains. on_event: called with a line about something
+    unusual. imports: what the fork server imports for the study's models.
     """
 
     opened: OpenStudy
@@ -129,6 +143,7 @@ class TrialContext:
     stop_event: threading.Event = field(default_factory=threading.Event)
     is_out_of_time: Callable[[], bool] = lambda: False
     program: str = CHILD_PROGRAM
+    on_event: Callable[[str], None] = lambda message: None
 
     def __post_init__(self) -> None:
         self.study, self.spec = self.opened.study, self.opened.spec
@@ -137,3 +152,25 @@ class TrialContext:
         self.heartbeat = Heartbeat(self.leases, self.slot)
         baselines = MODELS if self.spec.warm_start else ()
         self.imports = required_imports([*self.spec.space.families["model"], *baselines])
+
+    def restore_cache(self) -> None:
+        """Build the cache of the images again if it is damaged or gone.
+
+        Raises:
+            WorkerBlocked: it cannot be built: the images are gone too, or there is no room.
+            KeyboardInterrupt: ``stop_event`` was set meanwhile.
+        """
+        cache = self.opened.cache
+        if cache.is_unchanged():
+            return
+
+        def on_progress(done: int, total: int) -> None:
+            if self.stop_event.is_set():
+                raise KeyboardInterrupt
+            if done == 1:
+                self.on_event(f"cache: {cache.path} was damaged or deleted; it is built again")
+
+        try:
+            restore_cache(cache, self.opened.index, on_progress)
+        except InputError as error:
+            raise WorkerBlocked(str(error)) from None

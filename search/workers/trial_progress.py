@@ -158,7 +158,8 @@ class FoldProgress:
             return {}
         path = self.store.local_path(self.number, FOLDS)
         self.results = cross_validation.load_results(path, self.digest)
-        if not self.results:
+        if not self.results or len(self.results) > len(self.trainings):
+            self.results = []
             return {}
         values = {record.epoch: record.metrics.dice for record in self.results[0].history}
         for n in range(2, len(self.results) + 1):

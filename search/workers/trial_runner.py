@@ -18,6 +18,7 @@ from search.storage.retention import HISTORY, PICTURE, STATE, WEIGHTS
 from search.storage.trial_records import EndReason, TrialAttr, all_trials, rank_trials
 from search.trial_process import protocol
 from search.trial_process.supervisor import LeaseLost, StopConditions, supervise_in_parts
+from search.workers.failure_streak import CACHE_DAMAGED
 from search.workers.trial_context import TrialContext
 from search.workers.trial_progress import (
     FoldProgress,
@@ -58,7 +59,7 @@ class TrialRunner:
 
         Raises:
             LeaseLost: another worker holds the trial.
-            JobFailed: the disk is full; the trial was requeued.
+            JobFailed: the disk or the device fails; the trial was requeued.
         """
         try:
             self._run()
@@ -72,7 +73,7 @@ class TrialRunner:
     def _run(self) -> None:
         values = self.folds.restore()
         if values:  # folds that an earlier attempt finished
-            self._restore_values(values)
+            self._report(values)
             self._set_attrs({"resumed_at": self.folds.epochs, **self.folds.fold_attrs()})
             self._record([])
         match self._train_all():
@@ -81,22 +82,32 @@ class TrialRunner:
             case protocol.Suspended() if self.stop == StopCause.PRUNED:
                 self._finish(TrialState.PRUNED)  # suspended just after the pruner's decision
             case protocol.Suspended(epoch, saved):
-                if not saved:
-                    text = f"its state could not be saved in time; it resumes after epoch {epoch}"
-                    self._set_attrs({TrialAttr.MESSAGE: text})
-                if self.context.store.local_path(self.claim.number, STATE).is_file():
-                    self.context.store.put(self.claim.number, STATE)
-                requeue_trial(self.context, self.claim)  # without a state it starts again
-            case protocol.JobError(protocol.ErrorReason.DISK, message):
-                # Every other trial would fail too; the configuration is not the reason.
-                requeue_trial(self.context, self.claim)
-                root = self.context.store.root
-                raise JobFailed(f"{message}; make room in {root} and start again")
+                text = f"its state could not be saved in time; it resumes after epoch {epoch}"
+                self._requeue(None if saved else text)
             case protocol.JobError() if self.stop == StopCause.CONSTRAINT:
                 self._finish(TrialState.PRUNED)
+            # Where the configuration is not the reason, every other trial would fail too.
+            case protocol.JobError(protocol.ErrorReason.DISK, message):
+                self._requeue(message)
+                root = self.context.store.root
+                raise JobFailed(f"{message}; make room in {root}, or mend it, and start again")
+            case protocol.JobError(protocol.ErrorReason.DEVICE, message):
+                self._requeue(message)
+                device = self.context.slot.device
+                raise JobFailed(f"{device} or its driver fails: {message}; the trial is queued")
+            case protocol.JobError() if not self.context.opened.cache.is_unchanged():
+                self._requeue(CACHE_DAMAGED)
             case protocol.JobError(reason, message, trace):
                 attrs = {"reason": reason, "message": message, "trace": trace[-4000:]}
                 self._finish(TrialState.FAIL, attrs=attrs)
+
+    def _requeue(self, message: str | None) -> None:
+        """Queue the trial again, with its latest state; without one it starts again."""
+        if message is not None:
+            self._set_attrs({TrialAttr.MESSAGE: message})
+        if self.context.store.local_path(self.claim.number, STATE).is_file():
+            self.context.store.put(self.claim.number, STATE)
+        requeue_trial(self.context, self.claim)
 
     # --- trainings -------------------------------------------------------------------------------
 
@@ -166,7 +177,7 @@ class TrialRunner:
             case EpochRecord():
                 self._record([message])
                 if not self.folds.results:
-                    self._report(message.epoch, message.metrics.dice)
+                    self._report({message.epoch: message.metrics.dice})
                 self.context.listener.epoch_ended(self.claim.number, message)
                 self.stop = self._check_stop(message)
             case protocol.StateSaved():
@@ -196,11 +207,17 @@ class TrialRunner:
 
     def _check_stop(self, record: EpochRecord) -> StopCause | None:
         is_last = len(self.folds.results) + 1 == len(self.folds.trainings)
-        if is_last and record.epoch == self.context.spec.budget.epochs:
+        if is_last and self._is_last_epoch(record):
             return None  # nothing is saved by stopping after the last epoch
         if not self.folds.results and self.trial.should_prune():
             return StopCause.PRUNED
         return StopCause.OUT_OF_TIME if self._is_out_of_time() else None
+
+    def _is_last_epoch(self, record: EpochRecord) -> bool:
+        """Return whether the training ends after this epoch by itself."""
+        best = max(self.history, key=lambda each: each.metrics.dice)
+        is_early = 0 < self.config.patience <= record.epoch - best.epoch
+        return is_early or record.epoch == self.config.epochs
 
     def _is_out_of_time(self) -> bool:
         # The first complete trial may exceed the time: without it there would be no result.
@@ -212,15 +229,11 @@ class TrialRunner:
         self.folds.write_history(self.history)
         self.context.heartbeat.epoch = self.folds.epochs + len(self.history)
 
-    def _report(self, step: int, dice: float) -> None:
-        """Report a value; it replaces that of an attempt that ran out of memory."""
-        if step in cached_trial(self.trial).intermediate_values:
-            self._restore_values({step: dice})
-        else:
-            self.trial.report(dice, step)
+    def _report(self, values: Mapping[int, float]) -> None:
+        """Report values by step, over those of an attempt that ran out of memory.
 
-    def _restore_values(self, values: Mapping[int, float]) -> None:
-        """Write values by step, over existing ones."""
+        ``trial.report`` could write to a trial that another worker is closing.
+        """
         self.context.leases.record_epochs(self.claim, values)
         cached_trial(self.trial).intermediate_values.update(values)
 
@@ -228,7 +241,7 @@ class TrialRunner:
         """Restore the epochs of the training that an earlier attempt saved."""
         self._set_attrs({"resumed_at": self.folds.epochs + len(history)})
         if history and not self.folds.results:
-            self._restore_values({record.epoch: record.metrics.dice for record in history})
+            self._report({record.epoch: record.metrics.dice for record in history})
         if history or self.folds.results:
             self._record(history)
 
@@ -241,7 +254,7 @@ class TrialRunner:
         if not self.folds.is_complete:
             self.folds.save()
         if not is_first:
-            self._report(*self.folds.mean())
+            self._report(dict([self.folds.mean()]))
         self._set_attrs(self.folds.fold_attrs())
         if self.folds.is_complete:
             return
@@ -267,7 +280,8 @@ class TrialRunner:
         self, state: TrialState, value: float | None = None, attrs: dict[str, Any] | None = None
     ) -> None:
         store, number, files = self.context.store, self.claim.number, []
-        if self.history or self.folds.results:
+        if epochs := self.folds.epochs + len(self.history):
+            attrs = {TrialAttr.EPOCHS: epochs} | (attrs or {})
             store.put(number, HISTORY)
             files.append(HISTORY)
         if put_optional(store, number, PICTURE):

@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from lesionseg.config import TrialConfig
 from lesionseg.errors import InputError
 from search.storage import trial_records
+from search.storage.artifact_store import ArtifactStoreUnavailable
 from search.storage.lease_types import Claim, Refusal, WorkerExpired
 from search.storage.optuna_internals import forget_cached_trials
 from search.storage.retention import delete_old_pictures
@@ -56,6 +57,8 @@ class Worker:
         self.heartbeat.__exit__(*exc_info)
 
     def claim(self, *, bounded: bool = True, fresh: bool = True) -> Claim | Refusal:
+        """Claim a trial, as ``TrialLeases.claim``; raise WorkerBlocked if none can be trained."""
+        self.context.restore_cache()
         while True:
             registration = self.heartbeat.worker
             try:
@@ -70,12 +73,17 @@ class Worker:
         """Run a claimed trial to its end and return its record.
 
         A failed training is recorded and raises nothing. A suspended trial is requeued with its
-        state; so is one that KeyboardInterrupt cuts off, which is raised again.
+        state; so is one that KeyboardInterrupt or an error of disk or network cuts off, which is
+        raised again.
         """
         try:
             self._run(claim)
         except KeyboardInterrupt:
             requeue_trial(self.context, claim)
+            raise
+        except (OSError, ArtifactStoreUnavailable):
+            with suppress(Exception):  # then it is lost with this worker
+                requeue_trial(self.context, claim)
             raise
         except (LeaseLost, UpdateFinishedTrialError):
             pass  # nothing is deleted: the other worker may need the files

@@ -61,7 +61,14 @@ class Server(NamedTuple):
 @contextmanager
 def serve_in_process(folder: Path, address: ListenAddress) -> Iterator[Server]:
     """Serve a study from this process, which is faster than a new one."""
-    dashboard, stop_event = Dashboard(find_source(str(folder)), address), threading.Event()
+    with serve(Dashboard(find_source(str(folder)), address)) as server:
+        yield server
+
+
+@contextmanager
+def serve(dashboard: Dashboard) -> Iterator[Server]:
+    """Serve a dashboard from this process."""
+    stop_event = threading.Event()
     server = dashboard.create_server()
     updates = threading.Thread(target=dashboard.refresh_until, args=(stop_event,))
     serving = threading.Thread(target=server.run)

@@ -44,6 +44,7 @@ FAILURE_WIDTHS = {
     "never fits": 111,
     "ignores suspend": 112,
     "waits for suspend": 113,
+    "loses the device": 114,
 }
 #: Epoch and step in which "waits for suspend" waits.
 SUSPEND_POINT = (3, 2)
@@ -66,6 +67,8 @@ def run_job(job: TrainJob, pipe: Connection) -> JobOutcome:
                 return JobError(
                     ErrorReason.OOM, f"no room for a batch in {job.accumulation_factor} parts"
                 )
+        case "loses the device":
+            return JobError(ErrorReason.DEVICE, "CUDA error: no CUDA-capable device is detected")
         case "":
             pass
         case _:

@@ -1,12 +1,14 @@
 """A training program that trains nothing and sends all messages of a real training.
 
-It imports no torch, so that its fork server starts at once. Its values depend on the configuration
-and the epoch alone. It writes ``truth.log`` in the study's folder: what really happened,
-whatever the database contains.
+It imports no torch, so that its fork server starts at once. It reads the cache in each epoch as a
+training does. Its values depend on the configuration and the epoch alone, and so does whether it
+fails. It writes ``truth.log`` in the study's folder: what really happened, whatever the database
+contains.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -17,7 +19,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lesionseg.config import TrialConfig
+from lesionseg.data.cache import Cache
 from search.trial_process.protocol import (
     ErrorReason,
     Job,
@@ -35,8 +40,14 @@ from search.trial_process.protocol import (
 LOG = "truth.log"
 #: The environment variable that holds the shortest and the longest epoch in seconds.
 SECONDS = "LESIONSEARCH_STUB_SECONDS"
-#: Kinds of log lines.
-STARTED, EPOCH, SAVED = "started", "epoch", "saved"
+#: The environment variable that holds the path of the log, if it is not in the study's folder.
+LOG_PATH = "LESIONSEARCH_STUB_LOG"
+#: The environment variable that holds ``data_digest`` of the study's images.
+EXPECTED_DATA = "LESIONSEARCH_STUB_DATA"
+#: The environment variable that holds the share of the configurations that fail.
+FAILING_SHARE = "LESIONSEARCH_STUB_FAILING"
+#: Kinds of log lines. BEGUN: the process runs. DATA: it read other images than expected.
+BEGUN, STARTED, EPOCH, SAVED, DATA = "begun", "started", "epoch", "saved", "data"
 
 
 @dataclass(frozen=True)
@@ -55,9 +66,27 @@ def value(digest: str, epoch: int) -> float:
     return int(hashlib.sha256(f"{digest} {epoch}".encode()).hexdigest()[:12], 16) / 16**12
 
 
-def read_log(folder: Path) -> list[Line]:
+def own_failure(digest: str, share: float) -> str | None:
+    """Return how the training of a configuration fails after two epochs; None if it does not.
+
+    share: of the configurations that fail; half of them diverge.
+    """
+    position = value(digest, -1000)
+    if position >= share:
+        return None
+    return f"{digest} {'diverged' if position < share / 2 else 'has a defect'}"
+
+
+def data_digest(cache: Cache) -> str:
+    """Return a hash of all pixels."""
+    pixels = hashlib.sha256(np.asarray(cache.images).tobytes())
+    pixels.update(np.asarray(cache.masks).tobytes())
+    return pixels.hexdigest()[:16]
+
+
+def read_log(folder: Path, path: Path | None = None) -> list[Line]:
     """Return the lines of a study's trainings in the order of time."""
-    path = folder / LOG
+    path = path or folder / LOG
     rows = path.read_text().splitlines() if path.exists() else []
     return [
         Line(int(trial), kind, digest, int(epoch), int(pid))
@@ -98,7 +127,14 @@ def run_job(job: Job, pipe: Connection) -> JobOutcome:
 
 
 def describe_error(error: Exception, trace: str) -> JobError:
-    return JobError(ErrorReason.CRASH, f"{type(error).__name__}: {error}", trace)
+    reason = ErrorReason.CRASH
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        reason = ErrorReason.DISK
+    elif isinstance(error, FileNotFoundError):
+        reason = ErrorReason.DATA
+    elif "diverged" in str(error):
+        reason = ErrorReason.DIVERGED
+    return JobError(reason, f"{type(error).__name__}: {error}", trace)
 
 
 class _Suspend(Exception):
@@ -112,8 +148,11 @@ class _Training:
         self.pipe, self.state, self.weights = pipe, job.state_path, job.weights_path
         config = TrialConfig.from_dict(job.config)
         self.digest, self.epochs = config.digest(), config.epochs
-        self.epoch = 0
-        self.trial, self.log_path = job.state_path.parent.name, job.state_path.parents[2] / LOG
+        self.own_failure = own_failure(self.digest, float(os.environ.get(FAILING_SHARE, "0")))
+        self.epoch, self.trial = 0, job.state_path.parent.name
+        self.log_path = Path(os.environ.get(LOG_PATH) or job.state_path.parents[2] / LOG)
+        self._log(BEGUN)
+        self.cache = Cache(job.cache)
 
     def run(self) -> Trained | Suspended:
         try:
@@ -133,7 +172,13 @@ class _Training:
             self.pipe.send(Resumed(self._records()))
         self._log(STARTED)
         for epoch in range(self.epoch + 1, self.epochs + 1):
+            if epoch > 2 and self.own_failure:
+                raise RuntimeError(self.own_failure)
+            read = data_digest(self.cache)
             self._wait(_seconds(self.digest, epoch))
+            self.cache.check_size()
+            if read != os.environ.get(EXPECTED_DATA, read):
+                self._log(DATA)
             self.epoch = epoch
             self._log(EPOCH)
             if self._send(_record(self.digest, epoch)):

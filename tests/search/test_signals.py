@@ -1,4 +1,4 @@
-"""Handling of SIGINT and SIGTERM."""
+"""Handling of SIGINT, SIGTERM and SIGHUP."""
 
 import os
 import signal
@@ -7,12 +7,12 @@ import pytest
 
 from search.signals import SignalHandler
 
-BOTH = (signal.SIGINT, signal.SIGTERM)
+ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-@pytest.mark.parametrize("number", BOTH)
-def test_either_signal_interrupts_once_and_handlers_are_restored(number):
-    before = [signal.getsignal(s) for s in BOTH]
+@pytest.mark.parametrize("number", ALL)
+def test_each_signal_interrupts_once_and_handlers_are_restored(number):
+    before = [signal.getsignal(s) for s in ALL]
     handled = []
 
     def interrupt():
@@ -20,18 +20,29 @@ def test_either_signal_interrupts_once_and_handlers_are_restored(number):
             try:
                 os.kill(os.getpid(), number)
             finally:
-                # A second and a third signal have no effect.
-                os.kill(os.getpid(), signal.SIGINT)
-                os.kill(os.getpid(), signal.SIGTERM)
+                # Further signals have no effect.
+                for second in ALL:
+                    os.kill(os.getpid(), second)
                 handled.append(True)
 
     with pytest.raises(KeyboardInterrupt):
         interrupt()
     assert handled
-    assert [signal.getsignal(s) for s in BOTH] == before
+    assert [signal.getsignal(s) for s in ALL] == before
 
 
-@pytest.mark.parametrize("number", BOTH)
+def test_under_nohup_a_closed_terminal_does_not_interrupt():
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with SignalHandler().installed() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signals.signal_number is None
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
+@pytest.mark.parametrize("number", ALL)
 def test_a_deferred_signal_sets_the_event_and_raises_at_the_end(number):
     signals, numbers = SignalHandler(), []
 

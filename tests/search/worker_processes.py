@@ -1,14 +1,15 @@
 """Real worker processes, forked from a process that has imported everything.
 
 A dead worker is so replaced in milliseconds. The forking process also sends the signals: it alone
-can tell that a process id still belongs to its worker. Trainings are those of
-``tests.search.stub_training``.
+can tell that a process id still belongs to its worker. A worker runs the real command; trainings
+are those of ``tests.search.stub_training``.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib
 import json
 import os
 import shutil
@@ -17,16 +18,17 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from search.study.location import StudyLocation
-from search.trial_process.slot import Slot
 from tests.search import stub_training
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,16 +37,16 @@ MARK = "LESIONSEARCH_CHAOS"
 
 
 class WorkerProcesses:
-    """Starts and signals workers; a context manager."""
+    """Starts and signals workers; a context manager. environment: of all of them."""
 
-    def __init__(self) -> None:
-        self.mark = uuid.uuid4().hex
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+        self.mark, self.environment = uuid.uuid4().hex, dict(environment or {})
         self.folder = Path(tempfile.mkdtemp(prefix="chaos-"))
 
     def __enter__(self) -> WorkerProcesses:
         environment = {**os.environ, MARK: self.mark, "PYTHONPATH": str(ROOT)}
         # Temporary files of killed processes are deleted with this folder.
-        environment |= {"TMPDIR": str(self.folder), "OMP_NUM_THREADS": "1"}
+        environment |= {"TMPDIR": str(self.folder), "OMP_NUM_THREADS": "1", **self.environment}
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "tests.search.worker_processes"],
             stdin=subprocess.PIPE,
@@ -61,11 +63,28 @@ class WorkerProcesses:
         self._process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def start(self, location: StudyLocation, log: Path, environment: dict[str, str]) -> int:
-        """Start a worker; return its process id."""
-        study = {"name": location.name, "storage": location.storage}
-        study["folder"] = str(location.folder)
-        pid: int = self._call("start", study=study, log=str(log), environment=environment)
+    def start(
+        self,
+        location: StudyLocation,
+        log: Path,
+        environment: Mapping[str, str],
+        *,
+        console: str | None = None,
+        setup: str | None = None,
+    ) -> int:
+        """Start a worker; return its process id.
+
+        console: a file for the standard output, if it is not the log. setup: MODULE:FUNCTION that
+        the worker calls first.
+        """
+        args = ["worker", location.name, "--out", str(location.folder)]
+        # Trainings that are killed at random may be three in a row.
+        args += ["--device", "cpu", "--threads", "1", "--keep-going"]
+        args += ["--storage", location.storage] if location.storage else []
+        pid: int = self._call(
+            "start", args=args, log=str(log), environment=dict(environment),
+            console=console, setup=setup,
+        )  # fmt: skip
         return pid
 
     def signal(self, pid: int, number: signal.Signals) -> bool:
@@ -122,6 +141,7 @@ def _warm_up() -> None:
     """Open a study once, so that workers skip what is done once per process."""
     import optuna
 
+    import cli  # noqa: F401
     import search.workers.loop  # noqa: F401
     from search.storage.database import open_storage, sqlite_url
     from search.storage.leases import TrialLeases
@@ -148,7 +168,9 @@ def _fork(request: dict[str, Any]) -> int:
         return pid
     code = 1
     try:
-        code = _work(request)
+        _work(request)
+    except SystemExit as ended:
+        code = int(ended.code or 0)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -157,24 +179,23 @@ def _fork(request: dict[str, Any]) -> int:
         os._exit(code)
 
 
-def _work(request: dict[str, Any]) -> int:
-    from search.workers.loop import WorkerOptions, join_and_run_trials
+def _work(request: dict[str, Any]) -> None:
+    import cli
+    from search.workers import loop
 
-    log = os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    for each in (1, 2):
-        os.dup2(log, each)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    os.dup2(os.open(request["log"], flags, 0o644), 2)
+    os.dup2(os.open(request["console"] or request["log"], flags, 0o644), 1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.update(request["environment"])
-    study, pid = request["study"], os.getpid()
-    result = join_and_run_trials(
-        StudyLocation(study["name"], Path(study["folder"]), study["storage"]),
-        Slot("cpu", 1),
-        threading.Event(),
-        WorkerOptions(program=stub_training.__name__),
-        on_event=lambda message: print(pid, message, flush=True),
-    )
-    print(pid, result, flush=True)
-    return 0
+    if "faketime" in os.environ.get("LD_PRELOAD", ""):
+        # libfaketime 0.9.10 refuses absolute times of the monotonic clock, which Python uses.
+        time.sleep = lambda seconds: threading.Event().wait(seconds) and None
+    loop.WorkerOptions = partial(loop.WorkerOptions, program=stub_training.__name__)
+    if request["setup"]:
+        module, function = request["setup"].split(":")
+        getattr(importlib.import_module(module), function)()
+    cli.app(request["args"])
 
 
 if __name__ == "__main__":

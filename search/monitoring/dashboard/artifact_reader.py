@@ -21,7 +21,6 @@ from typing import BinaryIO
 from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.storages import BaseStorage
 
-from lesionseg.errors import InputError
 from search.storage.artifact_ids import CURVES, ArtifactAddress, parse_artifact_id
 from search.storage.artifact_store import (
     ArtifactStore,
@@ -65,7 +64,7 @@ class ArtifactReader:
                     if artifact.file.name == CURVES:
                         return io.BytesIO(draw_curves(path.read_text(encoding="utf-8")))
                     return path.open("rb")
-        except (OSError, ValueError, InputError, ArtifactStoreUnavailable):
+        except (OSError, ValueError, csv.Error, ArtifactStoreUnavailable):
             pass
         raise ArtifactNotFound("not found")
 
@@ -104,7 +103,7 @@ def draw_curves(history: str) -> bytes:
         A PNG file.
 
     Raises:
-        ValueError: ``history`` is not a table of epochs.
+        ValueError, csv.Error: ``history`` is not a table of epochs.
     """
     import matplotlib as mpl  # slow to import
     from matplotlib.figure import Figure

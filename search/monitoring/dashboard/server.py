@@ -23,12 +23,14 @@ from search.monitoring.dashboard.access import (
 )
 from search.monitoring.dashboard.artifact_reader import ArtifactReader
 from search.monitoring.dashboard.study_api import StudyDetailPlugin
-from search.monitoring.status import find_run, list_runs
 from search.signals import SignalHandler
 from search.storage import database
 from search.storage.optuna_internals import CachedStorage, FrozenStudy, study_id
 from search.storage.retrying_storage import RetryingStorage, backend_of
+from search.storage.study_dir import default_folder
+from search.storage.transient_errors import STORAGE_ERRORS, describe_error
 from search.storage.trial_records import StudyAttr
+from search.study.location import find_run, list_runs
 from search.study.opening import find_study, is_missing_file
 
 #: Seconds between two updates of notes and figures.
@@ -59,8 +61,8 @@ class DashboardStorage(CachedStorage):
         return [s for s in studies if self.only is None or s.study_name == self.only]
 
     def folder_of(self, name: str) -> Path:
-        """Return the folder of a study; it need not exist on this host."""
-        return self.folder or Path("runs") / name
+        """Return the folder of a study, which need not exist on this host; or InputError."""
+        return self.folder or default_folder(name)
 
 
 def find_source(
@@ -95,7 +97,7 @@ def find_source(
     except InputError:
         if not url or name is None:
             raise
-        run = folder or Path("runs") / name
+        run = folder or default_folder(name)
     study = find_study(name or run.name, run, storage)
     return DashboardStorage(backend_of(study), study.study_name, run)
 
@@ -125,7 +127,7 @@ class Dashboard:
         self._reported: set[str] = set()
 
     def serve(self, on_ready: Callable[[str], None]) -> None:
-        """Serve until SIGTERM, or until Ctrl-C, which raises KeyboardInterrupt.
+        """Serve until SIGTERM or SIGHUP, or until Ctrl-C, which raises KeyboardInterrupt.
 
         on_ready: called with the URL. InputError if the address is not available.
         """
@@ -141,7 +143,7 @@ class Dashboard:
                 server.run()  # returns on KeyboardInterrupt
             finally:
                 server.close()
-        if signals.signal_number != signal.SIGTERM:
+        if signals.signal_number == signal.SIGINT:
             raise KeyboardInterrupt
 
     def refresh(self) -> None:
@@ -162,13 +164,17 @@ class Dashboard:
         while True:
             try:
                 self.refresh()
+            except STORAGE_ERRORS as error:  # as of a read-only database
+                self._report(describe_error(error, self.storage.writer.redact))
             except Exception as error:  # the dashboard works without them
-                reason = one_line(error)
-                if reason not in self._reported:
-                    self._reported.add(reason)
-                    self.on_event(f"notes and figures were not updated: {reason}")
+                self._report(one_line(error))
             if stop_event.wait(REFRESH_PERIOD_S):
                 return
+
+    def _report(self, reason: str) -> None:
+        if reason not in self._reported:
+            self._reported.add(reason)
+            self.on_event(f"notes and figures were not updated: {reason}")
 
     def create_server(self) -> Any:
         """Return a waitress server that listens; InputError if the address is not available."""

@@ -29,12 +29,14 @@ from search.storage import artifact_ids, trial_records
 from search.storage.note_attrs import group_notes, version_key
 from search.storage.optuna_internals import FrozenStudy, study_id, trial_id
 from search.storage.retention import trials_with_pictures
+from search.storage.trial_records import TrialAttr
 
 #: Route of optuna-dashboard's API that returns a study with its trials.
 DETAIL_ROUTE = "/api/studies/<study_id:int>"
 #: User attributes that the list of trials omits; the notes contain them.
 OMITTED_ATTRS = frozenset(
     {"config", "owner", "trace", "digest", "attempts", "val", "started_at", "ended_at", "message"}
+    | {TrialAttr.TRAINING_START, TrialAttr.TRAINING_END}
 )
 #: Seconds for which a read of the storage is used: the notes make it large.
 CACHE_S = 5.0

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from lesionseg.errors import InputError
-from lesionseg.runtime.files import atomic_write
+from lesionseg.runtime.files import atomic_write, check_file_name
 
 #: The file that holds the id of the store's study, beside the trials' folders.
 MARKER = ".study"
@@ -155,7 +155,8 @@ class FolderArtifactStore(ArtifactStore):
 
     def _read_marker(self) -> str | None:
         try:
-            return (self.root / "trials" / MARKER).read_text()
+            marker = (self.root / "trials" / MARKER).read_text(encoding="utf-8", errors="replace")
+            return marker.strip() or None
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -187,9 +188,9 @@ def open_artifact_store(
             used.
     """
     folder = folder.resolve()  # also of ".": its name is the study's
-    study = study or folder.name
     if location is None:
         return FolderArtifactStore(folder)
+    study = check_file_name(study or folder.name, "study", "give the study another name")
     if not re.match(r"[A-Za-z0-9+.-]+:/", location):
         return FolderArtifactStore(Path(location).expanduser().resolve() / study)
     scheme, _, rest = location.partition("://")

@@ -78,7 +78,7 @@ class S3ArtifactStore(ArtifactStore):
                 marker = self._client.get_object(Bucket=self.bucket, Key=self._key(MARKER))
             except self._client.exceptions.NoSuchKey:
                 return None
-            return str(marker["Body"].read().decode())
+            return str(marker["Body"].read().decode(errors="replace")).strip() or None
 
     def _write_marker(self, study_id: str) -> None:
         with self._translated_errors():

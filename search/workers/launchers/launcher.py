@@ -82,6 +82,11 @@ class ManagedWorker:
             action = f"given up after {self.failures} failures in a row"
         self.context.on_event(f"{cause}; {action}")
 
+    def give_up(self, cause: str) -> None:
+        """Report that the worker ended and why it is not started again."""
+        self.handle, self.failures = None, self.context.restart_policy.max_failures
+        self.context.on_event(f"{cause}; it is not started again")
+
 
 class Launcher(ABC):
     """Starts workers, restarts those that fail, and stops all of them at the end.

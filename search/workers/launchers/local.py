@@ -6,13 +6,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import psutil
 
 from lesionseg.data.merge import list_roots
 from lesionseg.errors import InputError
+from search.errors import WORKER_BLOCKED
 from search.storage.database import STORAGE_VARIABLE
 from search.study.location import StudyLocation
 from search.trial_process.slot import Slot
@@ -26,7 +29,7 @@ INPUT_ERROR = 2
 WorkerCommand = Callable[[StudyLocation, Slot], list[str]]
 
 
-def worker_command(location: StudyLocation, slot: Slot) -> list[str]:
+def worker_command(location: StudyLocation, slot: Slot, *, keep_going: bool = False) -> list[str]:
     """Return the command of a worker; the storage's password is passed in the environment."""
     # -P: a file of the user must not hide a module of the same name.
     command = [sys.executable, "-P", "-m", "cli", "worker", location.name]
@@ -34,6 +37,8 @@ def worker_command(location: StudyLocation, slot: Slot) -> list[str]:
     command += ["--threads", str(slot.threads), "--share", f"{slot.share}"]
     if slot.memory_gb is not None:
         command += ["--memory-gb", f"{slot.memory_gb:.3f}"]
+    if keep_going:
+        command.append("--keep-going")
     roots = list_roots(location.data) if location.data else ()
     return command + [word for root in roots for word in ("--data", str(root))]
 
@@ -71,7 +76,7 @@ class LocalLauncher(Launcher):
             gpu = _physical_gpu(int(slot.device.removeprefix("cuda:")))
             environment["CUDA_VISIBLE_DEVICES"] = gpu
             slot = replace(slot, device="cuda")
-        with worker.log.open("ab") as log:
+        with _open_log(worker.log) as log:
             worker.handle = psutil.Popen(
                 self.command(location, slot),
                 stdin=subprocess.DEVNULL,
@@ -88,14 +93,18 @@ class LocalLauncher(Launcher):
         if code is None:
             return
         worker.handle = None
-        lines = worker.log.read_text(errors="replace").strip().splitlines()
-        last_line = lines[-1].removeprefix("lesionsearch: ") if lines else "none"
-        if code == INPUT_ERROR:
-            raise InputError(last_line)
         worker.is_done = code == 0
-        if code:
+        if not code:
+            return
+        last_line = _read_last_line(worker.log)
+        # The device of a worker that has failed may be gone: others can go on.
+        if code == INPUT_ERROR and not worker.failures:
+            raise InputError(last_line)
+        self.last_failure = f"last line of one: {last_line}"
+        if code == WORKER_BLOCKED:
+            worker.give_up(f"worker {worker.name} stopped: {last_line}")
+        else:
             cause = f"signal {-code}" if code < 0 else f"exit code {code}"
-            self.last_failure = f"last line of one: {last_line}"
             worker.record_failure(f"worker {worker.name} died ({cause})")
 
     def stop(self) -> None:
@@ -107,6 +116,20 @@ class LocalLauncher(Launcher):
         for process in alive:
             process.kill()
             process.wait()
+
+
+def _open_log(path: Path) -> BinaryIO:
+    try:
+        return path.open("ab")
+    except OSError:  # a full disk: no reason to train nothing
+        return Path(os.devnull).open("ab")
+
+
+def _read_last_line(log: Path) -> str:
+    with suppress(OSError):
+        if lines := log.read_text(errors="replace").strip().splitlines():
+            return lines[-1].removeprefix("lesionsearch: ")
+    return "none"
 
 
 def _physical_gpu(index: int) -> str:

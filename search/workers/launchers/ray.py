@@ -21,6 +21,7 @@ from typing import Any
 
 from lesionseg.data.merge import list_roots
 from lesionseg.errors import InputError
+from search.errors import WorkerBlocked
 from search.storage.database import redact_password, storage_url
 from search.study.location import StudyLocation
 from search.trial_process.slot import Slot
@@ -89,8 +90,8 @@ class WorkerActor:
         """Run the worker; return errors, since Ray would show those that are raised."""
         try:
             return work(location, slot, self.stop_event)
-        except InputError as error:
-            return InputError(str(error))
+        except (InputError, WorkerBlocked) as error:
+            return type(error)(str(error))
         except Exception as error:
             frame = traceback.extract_tb(error.__traceback__)[-1]
             text = f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
@@ -213,7 +214,10 @@ class RayLauncher(Launcher):
                 "install the same lesionsearch on every node"
             )
         self.last_failure = f"the last one, on {host}: {reason}"
-        worker.record_failure(f"{name} failed: {reason}")
+        if isinstance(result, WorkerBlocked):
+            worker.give_up(f"{name} stopped: {reason}")
+        else:
+            worker.record_failure(f"{name} failed: {reason}")
 
     def _check_started(self, worker: ManagedWorker) -> bool:
         """Return whether the worker's actor has started."""

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from lesionseg.errors import InputError
+from search.signals import blocked_in_children
 
 try:
     import ray as _ray
@@ -79,14 +80,17 @@ def _init(address: str, **kwargs: Any) -> None:
     # The command line may contain a password, and Ray's list of jobs would show it.
     get_command_line, utils.get_entrypoint_name = utils.get_entrypoint_name, lambda: "lesionsearch"
     try:
-        ray.init(
-            address,
-            namespace="lesionsearch",
-            include_dashboard=False,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            **kwargs,
-        )
+        # The processes of a new cluster must outlive the closed terminal, so that the workers can
+        # requeue their trials.
+        with blocked_in_children():
+            ray.init(
+                address,
+                namespace="lesionsearch",
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                **kwargs,
+            )
     finally:
         utils.get_entrypoint_name = get_command_line
         if threading.current_thread() is threading.main_thread():

@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from lesionseg.errors import InputError
+from search.errors import WorkerBlocked
 from search.workers.launchers.launcher import LaunchContext, Launcher, ManagedWorker
 from search.workers.launchers.slurm_job import WorkerJob, squeue
 
@@ -114,6 +115,10 @@ class SlurmFleet(Launcher):
         result = job.result()
         if isinstance(result, str):
             raise InputError(result)
+        if isinstance(result, WorkerBlocked):
+            self.last_failure = str(result)
+            worker.give_up(f"slurm: job {job.job_id} stopped: {result}")
+            return
         self.context.on_event(
             f"slurm: job {job.job_id} ended: {result.reason}, {result.trials} trials"
         )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lesionseg.errors import InputError
+from search.errors import WorkerBlocked
 from search.signals import SignalHandler
 from search.storage.database import STORAGE_FILE_VARIABLE, STORAGE_VARIABLE
 from search.study.location import StudyLocation
@@ -33,8 +34,10 @@ class WorkerJob:
     uses_environment: bool = False
     work: Work | None = None
 
-    def __call__(self, index: int) -> WorkerResult | str:
+    def __call__(self, index: int) -> WorkerResult | WorkerBlocked | str:
         """Run the worker; return the text of an InputError, which a traceback would hide.
+
+        WorkerBlocked is returned for the same reason.
 
         Raises SystemExit, which leaves no result, after a signal: SLURM may run the job again.
         """
@@ -47,6 +50,8 @@ class WorkerJob:
                     return self._run(signals.stop_event)
             except InputError as error:
                 return str(error)
+            except WorkerBlocked as error:
+                return WorkerBlocked(str(error))
             except KeyboardInterrupt:  # the trial is requeued; only the job remains to be handled
                 if self.requeue and _is_warned(signals.signal_number):
                     # Some sites do not let a job requeue itself; the launcher then submits another.

@@ -11,8 +11,8 @@ from PIL import Image
 import lesionseg
 from lesionseg.config import TrialConfig
 from lesionseg.data.cache import build_cache
-from lesionseg.data.image_io import read_mask
 from lesionseg.data.index import DatasetIndex
+from lesionseg.data.mask_io import read_mask
 from lesionseg.errors import InputError
 from lesionseg.inference.evaluate import evaluate
 from lesionseg.inference.predictor import Segmenter

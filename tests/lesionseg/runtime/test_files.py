@@ -1,6 +1,7 @@
 """Files that are complete or absent, and their names."""
 
 import json
+import os
 
 import pytest
 
@@ -161,3 +162,13 @@ def test_the_longest_names_can_be_written_atomically(folder):
     with atomic_folder(folder / f"{name}b") as partial:
         (partial / "file").write_text("text")
     assert {p.name for p in folder.iterdir()} == {name, f"{name}b"}
+
+
+def test_a_pipe_is_written_and_not_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    atomic_write(pipe, "text")
+    assert os.read(reader, 10) == b"text"
+    assert pipe.is_fifo()
+    os.close(reader)

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict, replace
-from datetime import datetime
 
 import pytest
 from optuna.trial import TrialState, create_trial
@@ -13,12 +12,10 @@ from search.monitoring.status import (
     StatusReader,
     WorkerStatus,
     estimate_hours_left,
-    find_run,
-    list_runs,
     runs_reader,
 )
 from search.results.final_test import run_final_test
-from search.storage import training_time, trial_records
+from search.storage import trial_records
 from search.storage.lease_types import current_process
 from search.storage.leases import TrialLeases
 from search.storage.optuna_internals import storage_of
@@ -30,7 +27,8 @@ from search.workers.worker import load_claimed_trial
 from tests.search.helpers import SLOT, open_tiny, queue, search
 
 NO_COUNTS = dict.fromkeys(map(str, State), 0)
-NOW = 2_000_000_000.0
+#: Training time after that of other trials.
+OTHERS = 1_000_000.0
 
 
 def read_json(folder):
@@ -145,14 +143,13 @@ def test_all_states_workers_and_the_queue_are_listed(tiny_data, tmp_path):
 
 
 def make_pruned(seconds):
-    attrs = {"started_at": 0.0, "ended_at": seconds}
-    trial = create_trial(state=TrialState.PRUNED, user_attrs=attrs)
-    trial.datetime_start = datetime.now()
-    return trial
+    attrs = {"training_start_s": 0.0, "training_end_s": seconds}
+    return create_trial(state=TrialState.PRUNED, user_attrs=attrs)
 
 
 def make_running(seconds, epochs, device="cpu"):
-    attrs = {"started_at": NOW - seconds, "owner": {"device": device}}
+    attrs = {"training_start_s": OTHERS, "training_end_s": OTHERS + seconds}
+    attrs |= {"owner": {"device": device}}
     values = dict.fromkeys(range(1, epochs + 1), 0.5)
     return create_trial(state=TrialState.RUNNING, user_attrs=attrs, intermediate_values=values)
 
@@ -171,8 +168,7 @@ def make_running(seconds, epochs, device="cpu"):
         ([make_running(3600, 1, "cuda:0")], {"gpu_hours": 3}, 2.0),
     ],
 )
-def test_hours_left_are_the_smallest_of_three_estimates(monkeypatch, trials, budget, hours):
-    monkeypatch.setattr(training_time.time, "time", lambda: NOW)
+def test_hours_left_are_the_smallest_of_three_estimates(trials, budget, hours):
     estimate = estimate_hours_left(trials, {"trials": 10, "epochs": 4} | budget)
     assert estimate == (None if hours is None else pytest.approx(hours, abs=0.01))
 
@@ -193,13 +189,13 @@ def test_a_reader_sees_changes_over_one_connection(tiny_data, tmp_path):
 
 def test_all_runs_are_read_and_new_ones_are_found(tiny_data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    read = runs_reader(None, None)
+    read = runs_reader(None, None, pytest.fail)
     assert read() == []
     open_tiny(tiny_data, tmp_path / "runs" / "b")
     assert [status.study for status in read()] == ["b"]
     open_tiny(tiny_data, tmp_path / "runs" / "a")
     assert [status.study for status in read(measure_disk=False)] == ["a", "b"]
-    assert [status.study for status in runs_reader("b", None)()] == ["b"]
+    assert [status.study for status in runs_reader("b", None, pytest.fail)()] == ["b"]
 
 
 def test_reading_a_status_changes_no_file(tiny_data, tmp_path):
@@ -211,23 +207,6 @@ def test_reading_a_status_changes_no_file(tiny_data, tmp_path):
     before = contents()
     StatusReader(tmp_path / "s").read()
     assert contents() == before
-
-
-def test_runs_are_found_by_path_and_by_name(tiny_data, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert list_runs() == []
-    with pytest.raises(InputError, match=r"\(studies there: none\)"):
-        find_run("x")
-    for name in ("b", "a"):
-        open_tiny(tiny_data, tmp_path / "runs" / name)
-    (tmp_path / "runs" / "no_study").mkdir()
-    assert list_runs() == ["a", "b"]
-    assert find_run("a").samefile(tmp_path / "runs" / "a")
-    assert find_run("runs/a").samefile(tmp_path / "runs" / "a")
-    assert find_run(str(tmp_path / "runs" / "b")) == tmp_path / "runs" / "b"
-    message = r"^no study 'no_study' here or under runs/ \(studies there: a, b\)$"
-    with pytest.raises(InputError, match=message):
-        find_run("no_study")
 
 
 def test_a_folder_without_a_study_has_no_status(tmp_path):

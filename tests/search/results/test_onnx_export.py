@@ -69,7 +69,7 @@ def test_comparison_uses_the_given_images(run, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nowhere", "--out", "m.onnx"], "nowhere: no such file or folder"),
+        (["nowhere", "--out", "m.onnx"], "no model or study 'nowhere'"),
         (["RUN", "--out", "m.pt"], "--out: must be a file that ends in .onnx, got 'm.pt'"),
         (["RUN", "--out", "m.onnx", "--check", "no"], "no: no such file or folder"),
     ],

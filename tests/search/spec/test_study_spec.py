@@ -70,6 +70,22 @@ def test_duplicate_keys_are_errors(path, text, where, key):
     assert refusal(path, text) == f"not YAML: {where}: duplicate key {key}"
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 5000, "nested too deeply"),
+        ("a: 2026-02-30", "a value that cannot be read: day is out of range for month"),
+        ("a: !!bool maybe", "a value that cannot be read: 'maybe'"),
+        ("a: !!int ''", "a value that cannot be read: string index out of range"),
+        ("a: !!timestamp x", "a value that cannot be read: "),
+        (f"seed: {'9' * 5000}", "a value that cannot be read: Exceeds the limit"),
+        (f"seed: 0x{'f' * 5000}", "line 1, column 7: a number that is too large"),
+    ],
+)
+def test_values_that_yaml_cannot_construct_are_errors(path, text, message):
+    assert refusal(path, text).startswith(f"not YAML: {message}")
+
+
 @pytest.mark.parametrize("text", ["{[a]: b}", "? {a: 1}\n: 2"])
 def test_unhashable_keys_are_errors(path, text):
     assert "found unhashable key" in refusal(path, text)

@@ -23,6 +23,7 @@ from search.storage.database import (
     storage_from_environment,
     storage_url,
 )
+from search.storage.optuna_internals import study_id, trial_id
 from tests.postgres import GUARDED, free_port, private_postgres
 
 __all__ = ["private_postgres"]  # a fixture
@@ -167,17 +168,22 @@ def test_an_unknown_host_is_reported(tmp_path):
 
 def test_a_missing_database_is_reported(postgres_url, tmp_path):
     message = rejection(re.sub("/lesionsearch_.*", "/no_such_database", postgres_url), tmp_path)
-    assert message.endswith('FATAL: database "no_such_database" does not exist')
+    assert message.endswith(
+        'FATAL: database "no_such_database" does not exist; '
+        "check the database's name, or restore it from a backup"
+    )
 
 
 def test_an_unusable_sqlite_file_is_reported(tmp_path):
     assert rejection("sqlite:////proc/no/study.db", tmp_path) == (
-        "storage: sqlite:////proc/no/study.db: cannot be used: unable to open database file"
+        "storage: sqlite:////proc/no/study.db: cannot be used: unable to open database file; "
+        "check that the file's folder exists and is writable"
     )
     other = tmp_path / "picture.db"
     other.write_bytes(b"\x89PNG" * 500)
     assert rejection(f"sqlite:///{other}", tmp_path) == (
-        f"storage: sqlite:///{other}: cannot be used: file is not a database"
+        f"storage: sqlite:///{other}: cannot be used: file is not a database; "
+        "restore the file from a backup, or with sqlite3's `.recover`"
     )
     assert other.read_bytes() == b"\x89PNG" * 500
 
@@ -359,6 +365,17 @@ def test_tables_of_another_program_are_not_touched(name, tmp_path):
     url = sqlite_url(tmp_path)
     change(url, f"CREATE TABLE {name} (a INTEGER)", "CREATE TABLE other (b INTEGER)")
     assert f"has a table '{name}' that is not Optuna's" in rejection_of_tables(url)
+
+
+def test_ids_of_deleted_studies_and_trials_are_not_used_again(created):
+    storage = open_storage(created)
+    ids = []
+    for _ in range(2):
+        study = optuna.create_study(study_name="brief", storage=storage)
+        ids.append((study_id(study), trial_id(study.ask())))
+        optuna.delete_study(study_name="brief", storage=storage)
+    (first_study, first_trial), (second_study, second_trial) = ids
+    assert second_study > first_study and second_trial > first_trial
 
 
 def test_unrelated_tables_are_no_obstacle(tmp_path):

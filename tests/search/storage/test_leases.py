@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import math
 import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -15,17 +17,27 @@ import psutil
 import pytest
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from lesionseg.errors import InputError
 from search.storage import trial_records
 from search.storage.database import open_storage, storage_url
-from search.storage.lease_types import Claim, Command, ProcessId, WorkerExpired, current_process
+from search.storage.lease_types import (
+    Claim,
+    Command,
+    ProcessId,
+    WorkerExpired,
+    current_process,
+    start_time_of,
+)
 from search.storage.leases import TrialLeases
-from search.storage.optuna_internals import trial_id
+from search.storage.optuna_internals import study_id, trial_id
+from search.storage.retrying_storage import StudyDeleted, backend_of, bind_storage
 from search.storage.study_rows import MAX_LOSSES, StudyRows
-from search.storage.trial_records import EndReason
+from search.storage.training_time import hours_spent, seconds_of
+from search.storage.trial_records import EndReason, all_trials
 from search.trial_process.slot import Slot
+from tests.search.helpers import LONG_WAIT_S
 
 SLOT = Slot("cpu", 1)
 SPEC = {"budget": {"trials": 3}}
@@ -371,18 +383,9 @@ def test_a_deregistered_worker_cannot_claim(leases):
 
 def exited_process() -> ProcessId:
     process = subprocess.Popen(["true"])
-    start_time = psutil.Process(process.pid).create_time()
+    start_time = start_time_of(process.pid)
     process.wait()
     return replace(current_process(), pid=process.pid, start_time=start_time)
-
-
-def age_heartbeat(leases: TrialLeases, worker, seconds: float) -> None:
-    """Move a worker's latest heartbeat into the past."""
-    with leases.storage.engine.begin() as connection:
-        connection.execute(
-            text("UPDATE lesionsearch_workers SET heartbeat_at = heartbeat_at - :s WHERE id = :i"),
-            {"s": seconds, "i": worker.id},
-        )
 
 
 def test_trials_of_exited_processes_are_requeued_at_once(study, leases):
@@ -399,26 +402,87 @@ def test_trials_of_exited_processes_are_requeued_at_once(study, leases):
     assert leases.reap_expired() == []
 
 
-def test_a_silent_worker_expires_after_the_grace_period(study, leases):
+class Clock:
+    """A clock that a test sets. step: what was added to the clock of the database meanwhile."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.seconds, self.step, real = 1000.0, 0.0, StudyRows.now
+        monkeypatch.setattr(StudyRows, "now", lambda rows: real(rows) + self.step)
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+#: Steps of the clock of the database, which is the host's with SQLite.
+STEPS = pytest.mark.parametrize("step", [-1e6, 0.0, 61.0, 1e6])
+
+
+@STEPS
+def test_a_worker_expires_by_its_silence_alone(study, monkeypatch, step):
+    clock = Clock(monkeypatch)
+    leases = TrialLeases(study, grace_s=60, clock=clock)
     for x in range(2):
         study.enqueue_trial({"x": x})
-    silent, slow = (
+    silent, alive = (
         leases.register_worker(SLOT, replace(current_process(), host=f"h{i}")) for i in range(2)
     )
-    claim = claim_trial(leases, silent)
-    claim_trial(leases, slow)
-    age_heartbeat(leases, silent, 61)
-    age_heartbeat(leases, slow, 55)
-    assert leases.reap_expired() == []  # this process has not been connected for a minute
-    leases.connected_since -= 61
-    assert leases.reap_expired() == [(claim.number, 2)]
-    cut = study.get_trials()[0]
-    assert cut.user_attrs["ended_at"] < time.time() - 55  # its latest heartbeat
+    claim, other = claim_trial(leases, silent), claim_trial(leases, alive)
+    assert leases.reap_expired() == []
+    clock.step = step
+    reaped = []
+    for _ in range(4):
+        clock.seconds += 20
+        leases.heartbeat(alive, other)
+        reaped.append(leases.reap_expired())
+    assert reaped == [[], [], [], [(claim.number, 2)]]
     # When it wakes up it has no lease and must register again.
     assert leases.heartbeat(silent, claim) == ("run", False)
     assert not leases.finish(claim, TrialState.COMPLETE, 1.0)
     with pytest.raises(WorkerExpired):
         leases.claim(silent)
+
+
+def test_a_worker_does_not_expire_while_this_process_was_suspended(study, monkeypatch):
+    clock = Clock(monkeypatch)
+    leases = TrialLeases(study, grace_s=60, clock=clock)
+    study.enqueue_trial({"x": 0})
+    claim = claim_trial(leases, leases.register_worker(SLOT, replace(current_process(), host="h")))
+    leases.reap_expired()
+    reaped = []
+    for seconds in (3600, 20, 20, 25):  # a suspended host suspends all its workers
+        clock.seconds += seconds
+        reaped += leases.reap_expired()
+    assert reaped == [(claim.number, 1)]
+
+
+@STEPS
+def test_training_time_is_that_of_the_workers_monotonic_clocks(study, monkeypatch, step):
+    clock = Clock(monkeypatch)
+    leases = TrialLeases(study, clock=clock)
+    workers = [leases.register_worker(SLOT) for _ in range(2)]
+    for x in range(3):
+        study.enqueue_trial({"x": x})
+    first = claim_trial(leases, workers[0])
+    clock.seconds += 10
+    leases.record_training_time(first)
+    second = claim_trial(leases, workers[1])
+    clock.seconds, clock.step = clock.seconds + 10, step
+    assert leases.finish(first, TrialState.COMPLETE, 0.5)
+    clock.seconds += 10
+    assert leases.finish(second, TrialState.PRUNED)
+    clock.seconds += 1000  # nobody trains
+    third = claim_trial(leases, workers[0])
+    clock.seconds += 5
+    leases.record_training_time(third)
+    clock.seconds += 7  # until it is lost, which is not known
+    study.get_trials()
+    leases.deregister_worker(workers[0])
+    assert leases.reap_expired() == [(third.number, 3)]
+    trials = all_trials(study)
+    assert [seconds_of(trial) for trial in trials] == [20.0, 20.0, 5.0, None]
+    assert hours_spent(trials) * 3600 == pytest.approx(35)
+    leases.record_training_time(first)  # by a thread that comes late
+    assert all_trials(study)[0].user_attrs == trials[0].user_attrs
 
 
 def test_a_running_trial_without_a_worker_is_requeued(study, leases):
@@ -455,13 +519,113 @@ def test_a_process_has_exited_only_where_it_can_be_seen():
     assert not replace(exited_process(), pid_namespace="elsewhere").has_exited()
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the boot's time is in /proc")
+def test_a_step_of_the_clock_ends_no_process(monkeypatch):
+    me, boot_time = current_process(), psutil.boot_time()
+    # The kernel computes the time of the boot from the clock and the time since the boot.
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: boot_time + 3600)
+    assert not me.has_exited()
+
+
+# --- deleted studies ---------------------------------------------------------------------------
+
+
+def count_workers(leases: TrialLeases) -> int:
+    with leases.storage.engine.begin() as connection:
+        return connection.execute(text("SELECT count(*) FROM lesionsearch_workers")).scalar()
+
+
 def test_deleting_a_study_deletes_its_workers(url, study, leases):
     leases.register_worker(SLOT)
     optuna.delete_study(study_name="s", storage=leases.storage)
-    if "postgresql" in url:  # SQLite checks no foreign keys; a study's file goes as a whole
-        with leases.storage.engine.begin() as connection:
-            left = connection.execute(text("SELECT count(*) FROM lesionsearch_workers"))
-            assert left.scalar() == 0
+    if "postgresql" in url:  # SQLite checks no foreign keys
+        assert count_workers(leases) == 0
+    next_study = TrialLeases(new_study(url))
+    with next_study.storage.engine.begin() as connection:
+        connection.execute(text("UPDATE lesionsearch_workers SET study_id = :i"),
+                           {"i": study_id(next_study.study)})  # fmt: skip
+    next_study.study.set_user_attr("spec", None)
+    next_study.initialize_study({"spec": SPEC}, [])
+    assert count_workers(next_study) == 0
+
+
+#: What the worker of a deleted study may still do; each gets its leases, worker, claim and trial.
+OPERATIONS = {
+    "claim": lambda ls, w, c, t: ls.claim(w),
+    "heartbeat": lambda ls, w, c, t: ls.heartbeat(w, c),
+    "register": lambda ls, w, c, t: ls.register_worker(SLOT),
+    "deregister": lambda ls, w, c, t: ls.deregister_worker(w),
+    "training_time": lambda ls, w, c, t: ls.record_training_time(c),
+    "record_config": lambda ls, w, c, t: ls.record_config(c, {"digest": "d"}, "d"),
+    "set_trial_attrs": lambda ls, w, c, t: ls.set_trial_attrs(c, {"a": 1}),
+    "record_epochs": lambda ls, w, c, t: ls.record_epochs(c, {1: 0.5}),
+    "finish": lambda ls, w, c, t: ls.finish(c, TrialState.COMPLETE, 0.5),
+    "requeue": lambda ls, w, c, t: ls.requeue(c, EndReason.INTERRUPTED),
+    "enqueue": lambda ls, w, c, t: ls.enqueue([({"x": 1}, {})]),
+    "reap": lambda ls, w, c, t: ls.reap_expired(),
+    "workers": lambda ls, w, c, t: ls.list_workers(),
+    "read_command": lambda ls, w, c, t: ls.command,
+    "send_command": lambda ls, w, c, t: setattr(ls, "command", Command.STOP),
+    "report": lambda ls, w, c, t: t.report(0.5, 3),
+    "set_user_attr": lambda ls, w, c, t: t.set_user_attr("a", 1),
+    "set_constraint": lambda ls, w, c, t: t.set_constraint("a", 1.0),
+    "suggest": lambda ls, w, c, t: t.suggest_float("y", 0, 1),
+    "trials": lambda ls, w, c, t: ls.study.get_trials(),
+    "ask": lambda ls, w, c, t: ls.study.ask(),
+    "study_attr": lambda ls, w, c, t: ls.study.set_user_attr("a", 1),
+    "study_attrs": lambda ls, w, c, t: ls.study.user_attrs,
+}
+
+
+@pytest.mark.parametrize("tables", ["ours", "optuna's"])
+def test_a_worker_of_a_deleted_study_writes_into_no_other_study(url, tables):
+    if tables == "optuna's":  # without AUTOINCREMENT: SQLite uses the ids again
+        optuna.storages.RDBStorage(url)
+    study = new_study(url)
+    study.set_user_attr("uuid", "first")
+    leases = TrialLeases(bind_storage(study))
+    worker = leases.register_worker(SLOT)
+    claim = claim_trial(leases, worker)
+    all_trials(study)
+    trial = optuna.Trial(study, claim.trial_id)
+    trial.report(0.25, 1)
+
+    def assert_refused() -> None:
+        for name, operation in OPERATIONS.items():
+            with pytest.raises(StudyDeleted) as caught:
+                operation(leases, worker, claim, trial)
+            assert "no longer holds the study 's' that this process opened" in str(caught.value), (
+                name
+            )
+            assert "\n" not in str(caught.value)
+
+    storage = open_storage(storage_url(url, None))
+    optuna.delete_study(study_name="s", storage=storage)
+    assert_refused()
+    other = TrialLeases(new_study(url))
+    other.study.set_user_attr("uuid", "second")
+    others_claim = claim_trial(other)
+    if "sqlite" in url:
+        reused = study_id(other.study) == study_id(study), others_claim.trial_id == claim.trial_id
+        assert reused == (tables == "optuna's",) * 2
+    before = other.study.get_trials(), other.study.user_attrs
+    assert_refused()
+    other = reopen(url)
+    assert (other.study.get_trials(), other.study.user_attrs) == before
+
+
+def test_a_study_that_is_deleted_within_a_write_is_reported_as_deleted(postgres_url):
+    study = new_study(postgres_url)
+    claim = claim_trial(TrialLeases(bind_storage(study)))
+    storage = open_storage(storage_url(postgres_url, None))
+
+    def delete(_) -> None:
+        optuna.delete_study(study_name="s", storage=storage)
+
+    # After the check of the study.
+    event.listen(backend_of(study).engine, "begin", delete, once=True)
+    with pytest.raises(StudyDeleted):
+        backend_of(study).set_trial_user_attr(claim.trial_id, "a", 1)
 
 
 @pytest.mark.parametrize("value", ["soon", "0", "-1", "nan", "inf", ""])
@@ -469,3 +633,28 @@ def test_an_invalid_grace_period_is_rejected(study, monkeypatch, value):
     monkeypatch.setenv("LESIONSEARCH_GRACE", value)
     with pytest.raises(InputError, match="LESIONSEARCH_GRACE: must be seconds above 0, got"):
         TrialLeases(study)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda leases, claim: leases.record_epochs(claim, {1: 0.5}),
+        lambda leases, claim: leases.set_trial_attrs(claim, {"a": 1}),
+        lambda leases, claim: leases.record_training_time(claim),
+    ],
+    ids=["epochs", "attributes", "training time"],
+)
+def test_a_write_that_waits_for_the_end_of_its_trial_is_refused(study, leases, write):
+    claim = claim_trial(leases)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        with backend_of(study).engine.begin() as connection:
+            end = text("UPDATE trials SET state = 'FAIL' WHERE trial_id = :id")
+            connection.execute(end, {"id": claim.trial_id})
+            written = pool.submit(write, leases, claim)
+            assert concurrent.futures.wait([written], 0.5).not_done  # it waits for the other one
+        error = written.exception(LONG_WAIT_S)
+    assert error is None or isinstance(error, UpdateFinishedTrialError)
+    (after,) = TrialLeases(study).study.get_trials()
+    assert after.intermediate_values == {}
+    assert "a" not in after.user_attrs
+    assert after.user_attrs["training_end_s"] == 0.0

@@ -25,8 +25,12 @@ from search.storage.optuna_internals import OptunaStorage, study_id
 from search.storage.retrying_storage import (
     RetryingStorage,
     StorageUnavailable,
+    backend_of,
+    bind_storage,
     retry_transient,
 )
+from search.storage.transient_errors import STORAGE_ERRORS, StorageUnreachable, describe_error
+from search.trial_process.slot import Slot
 from tests.postgres import GUARDED, CommitProxy, private_postgres
 
 __all__ = ["private_postgres"]  # a fixture
@@ -455,28 +459,144 @@ def test_a_dropped_database_is_not_retried(private_postgres, messages):
     )
 
 
-def test_a_read_only_database_is_not_retried(private_postgres, messages):
-    storage = open_storage(storage_url(private_postgres.create("frozen"), None))
-    study = storage.create_new_study(UP, "s")
-    storage.on_wait = messages.append
-    private_postgres.run("ALTER DATABASE frozen SET default_transaction_read_only = on")
+#: By name: a setting of the database that makes writes fail, and the message.
+HURDLES = {
+    "lock_timeout": ("lock_timeout = '20ms'", "canceling statement due to lock timeout"),
+    "statement_timeout": ("statement_timeout = '20ms'", "due to statement timeout"),
+    "cancel": (None, "canceling statement due to user request"),
+    "read_only": ("default_transaction_read_only = on", "in a read-only transaction"),
+}
+
+#: Writes through Optuna's session and through one of ``TrialLeases``.
+WAYS = {
+    "optuna": lambda study: study.set_user_attr("k", 1),
+    "leases": lambda study: TrialLeases(study, on_wait=backend_of(study).on_wait).run(
+        lambda rows: rows.set_study_attrs({"k": 1})
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", HURDLES)
+def test_a_server_that_refuses_writes_for_a_while_is_retried(name, way, private_postgres, messages):
+    (setting, message), db = HURDLES[name], f"hurdle_{name}_{way}"
+    storage = open_storage(storage_url(private_postgres.create(db), None))
+    study = optuna.create_study(study_name="s", storage=storage)
+    if setting:
+        private_postgres.run(f"ALTER DATABASE {db} SET {setting}")
     storage.engine.dispose()
-    message = refused(storage, lambda: storage.set_study_user_attr(study, "k", 1), messages)
-    assert "read-only transaction" in message
+    with sa.create_engine(private_postgres.url(db)).connect() as other:
+        if name != "read_only":
+            other.exec_driver_sql("LOCK TABLE studies IN ACCESS EXCLUSIVE MODE")
+
+        def on_wait(text):
+            messages.append(text)
+            private_postgres.run(f"ALTER DATABASE {db} RESET ALL")
+            other.rollback()
+
+        storage.on_wait, storage.timeout_s = on_wait, 20
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(WAYS[way], study)
+            while name == "cancel" and not messages and not future.done():
+                private_postgres.run(
+                    "SELECT pg_cancel_backend(pid) FROM pg_stat_activity "
+                    f"WHERE datname = '{db}' AND wait_event_type = 'Lock'"
+                )
+            future.result(60)
+    assert study.user_attrs == {"k": 1}
+    assert message in messages[0] and messages[0].endswith("; waiting")
 
 
-@pytest.mark.parametrize(
-    ("pragma", "message"),
-    [("query_only = ON", "readonly database"), ("max_page_count = 1", "disk is full")],
-)
-def test_a_read_only_or_full_sqlite_file_is_not_retried(pragma, message, tmp_path, messages):
+def test_a_transaction_that_was_idle_for_too_long_is_retried(private_postgres, messages):
+    url = private_postgres.create("idle") + "&options=-c idle_in_transaction_session_timeout=500"
+    study = optuna.create_study(study_name="s", storage=open_storage(storage_url(url, None)))
+    attempts = []
+
+    def work(rows):
+        attempts.append(1)
+        rows.study_attr("k")
+        time.sleep(0.8 if len(attempts) == 1 else 0)
+        rows.set_study_attrs({"k": 1})
+
+    TrialLeases(study, on_wait=messages.append).run(work)
+    assert study.user_attrs == {"k": 1}
+    assert len(attempts) == 2
+    assert "idle-in-transaction timeout" in messages[0]
+
+
+def test_a_read_only_sqlite_file_is_not_retried(tmp_path, messages):
     storage = open_storage(sqlite_url(tmp_path))
     study = storage.create_new_study(UP, "s")
     storage.on_wait = messages.append
-    sa.event.listen(storage.engine, "connect", lambda c, _: c.execute(f"PRAGMA {pragma}"))
+    sa.event.listen(storage.engine, "connect", lambda c, _: c.execute("PRAGMA query_only = ON"))
     storage.engine.dispose()
-    operation = lambda: storage.set_study_user_attr(study, "k", "x" * 100_000)  # noqa: E731
-    assert message in refused(storage, operation, messages)
+    operation = lambda: storage.set_study_user_attr(study, "k", 1)  # noqa: E731
+    assert "readonly database" in refused(storage, operation, messages)
+
+
+def test_a_full_disk_under_an_sqlite_file_is_waited_for(tmp_path):
+    storage = open_storage(sqlite_url(tmp_path))
+    study = storage.create_new_study(UP, "s")
+    pages, messages = [1], []
+    sa.event.listen(
+        storage.engine, "connect", lambda c, _: c.execute(f"PRAGMA max_page_count = {pages[0]}")
+    )
+    storage.engine.dispose()
+
+    def on_wait(text):
+        messages.append(text)
+        pages[0] = 10_000
+
+    storage.on_wait = on_wait
+    storage.set_study_user_attr(study, "k", "x" * 100_000)
+    assert messages[0] == "storage lost: database or disk is full; waiting"
+    assert storage.get_study_user_attrs(study) == {"k": "x" * 100_000}
+
+
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        (
+            "DROP TABLE trial_user_attributes",
+            'relation "trial_user_attributes" does not exist; '
+            "a table was dropped; restore the database from a backup",
+        ),
+        (
+            "ALTER TABLE trial_user_attributes DROP COLUMN value_json",
+            "column .*value_json.* does not exist; "
+            "a column was dropped; restore the database from a backup",
+        ),
+        (
+            "REVOKE ALL ON trial_user_attributes FROM PUBLIC, reader",
+            "permission denied for table trial_user_attributes; "
+            "grant the role SELECT, INSERT, UPDATE and DELETE on all tables",
+        ),
+    ],
+)
+def test_an_error_that_stays_ends_with_a_line_that_says_what_to_do(
+    statement, message, private_postgres, messages
+):
+    db = f"broken_{statement.split()[0].lower()}"
+    url = private_postgres.create(db)
+    private_postgres.run(
+        "DO $$ BEGIN CREATE ROLE reader LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$"
+    )
+    study = open_storage(storage_url(url, None)).create_new_study(UP, "s")
+    private_postgres.run("GRANT ALL ON ALL TABLES IN SCHEMA public TO reader", db)
+    private_postgres.run("GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO reader", db)
+    storage = open_storage(storage_url(url.replace("postgres@", "reader@"), None))
+    trial = storage.create_new_trial(study)
+    storage.on_wait = messages.append
+    private_postgres.run(statement, db)
+    for operation in (
+        lambda: storage.get_trial_user_attrs(trial),
+        lambda: storage.set_trial_user_attr(trial, "k", 1),
+        lambda: storage.get_all_trials(study),
+    ):
+        with pytest.raises(STORAGE_ERRORS) as caught:
+            operation()
+        assert re.fullmatch(message, describe_error(caught.value))
+    assert messages == []
 
 
 @pytest.mark.parametrize("statement", ["SELEC 1", "INSERT INTO studies VALUES (1, 's')"])
@@ -498,6 +618,66 @@ def test_an_invalid_statement_is_not_retried(statement, tmp_path, private_postgr
         with pytest.raises(sa.exc.DBAPIError):
             storage.retry_transient(work)
         assert len(attempts) == 1
+
+
+def test_a_first_connection_that_is_refused_for_a_while_is_reported(private_postgres):
+    url = storage_url(private_postgres.create("first"), None)
+    open_storage(url)
+    private_postgres.run("ALTER DATABASE first SET lock_timeout = '20ms'")
+    with sa.create_engine(url).connect() as other:
+        other.exec_driver_sql("LOCK TABLE version_info IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(StorageUnreachable, match="cannot be used: canceling statement due to"):
+            open_storage(url)
+        other.rollback()
+
+
+def test_a_connection_that_breaks_at_its_end_logs_nothing(private_postgres, caplog):
+    storage = open_storage(storage_url(private_postgres.create("breaking"), None))
+    connection = storage.engine.raw_connection()
+    (pid,) = connection.cursor().execute("SELECT pg_backend_pid()").fetchone()
+    private_postgres.run(f"SELECT pg_terminate_backend({pid})")
+    connection.close()  # its rollback fails
+    assert caplog.records == []
+
+
+@pytest.mark.slow
+def test_terminated_connections_reach_no_caller(private_postgres, caplog):
+    url = private_postgres.create("terminated")
+    study = optuna.create_study(study_name="s", storage=open_storage(storage_url(url, None)))
+    study.set_user_attr("spec", {"budget": {"trials": 1_000_000}})
+    until, done = time.monotonic() + 6, []
+
+    def work():
+        opened = retry_transient(lambda: open_storage(storage_url(url, None)))
+        ours = optuna.load_study(study_name="s", storage=opened)
+        leases = TrialLeases(bind_storage(ours))
+        worker = leases.register_worker(Slot("cpu", 1))
+        while time.monotonic() < until:
+            claim = leases.claim(worker)
+            ours.get_trials(deepcopy=False)
+            trial = optuna.Trial(ours, claim.trial_id)
+            trial.report(trial.suggest_float("x", 0, 1), 1)
+            trial.set_user_attr("a", claim.number)
+            leases.heartbeat(worker, claim, 1)
+            leases.record_training_time(claim)
+            assert leases.finish(claim, TrialState.COMPLETE, 0.5)
+            done.append(claim.number)
+
+    with ThreadPoolExecutor(6) as pool:
+        futures = [pool.submit(work) for _ in range(6)]
+        while time.monotonic() < until:
+            private_postgres.run(
+                "SELECT pg_terminate_backend(pid) FROM (SELECT pid FROM pg_stat_activity "
+                "WHERE datname = 'terminated' ORDER BY random() LIMIT 1) x"
+            )
+            time.sleep(0.03)
+        for future in futures:
+            future.result(60)
+    assert len(done) > 10
+    trials = study.get_trials()
+    assert sorted(done) == [t.number for t in trials]
+    assert all(t.state == TrialState.COMPLETE and t.user_attrs["a"] == t.number for t in trials)
+    assert [record for record in caplog.records if record.name.startswith("sqlalchemy")] == []
 
 
 # --- timeout and stop event --------------------------------------------------------------------

@@ -3,31 +3,34 @@
 import pytest
 
 from search.spec.study_spec import BudgetSpec
-from search.storage.training_time import gpu_hours_spent, hours_spent, is_time_over
+from search.storage.training_time import (
+    gpu_hours_spent,
+    hours_spent,
+    is_time_over,
+    seconds_of,
+)
 from search.storage.trial_records import EndReason
-from tests.search.storage.test_trial_records import START, C, F, R, W, trial
+from tests.search.storage.test_trial_records import C, F, R, W, trial
 
 
-def span(number, state, start, ended=None, **attrs):
-    """A trial with times by the database's clock, which override those of its host."""
-    attrs |= {"started_at": start * 3600.0} | (
-        {} if ended is None else {"ended_at": ended * 3600.0}
-    )
-    record = trial(number, state, 0.5, hours=1000, **attrs)
-    if not state.is_finished():
-        record.datetime_complete = None
-    return record
+def span(number, state, start, end, **attrs):
+    """A trial with hours of the study's training time, which override those of clocks."""
+    attrs |= {"training_start_s": start * 3600.0, "training_end_s": end * 3600.0}
+    return trial(number, state, 0.5, hours=1000, started_at=1e9, ended_at=2e9, **attrs)
 
 
-def test_hours_of_consecutive_trials_are_added():
+def test_trials_of_earlier_versions_have_the_hours_of_clocks():
     trials = [
         trial(0, C, 0.5, hours=1),
         trial(1, R),
         trial(2, W),
         # Its process was killed, which was noticed a week later.
-        span(3, F, START.timestamp() / 3600 + 2, START.timestamp() / 3600 + 2.5, reason="lost"),
+        trial(3, F, hours=7 * 24, started_at=1e9, ended_at=1e9 + 1800, reason=EndReason.LOST),
+        trial(4, C, 0.5, hours=-1),  # a clock that was set back
+        span(5, R, 0, 0.25),
     ]
-    assert hours_spent(trials) == pytest.approx(1.5)
+    assert hours_spent(trials) == pytest.approx(1.75)
+    assert [seconds_of(t) for t in trials] == [3600, None, None, 1800, 0, 900]
     assert hours_spent([]) == 0
 
 
@@ -39,18 +42,11 @@ def test_hours_of_consecutive_trials_are_added():
         ([(0, 2), (0, 2), (1, 2)], 2),  # side by side
         ([(0, 4), (1, 2)], 4),  # one within another
         ([(1, 3), (0, 2)], 3),  # overlapping, the later first
-        ([(2, 1)], 0),  # a clock that was set back
     ],
 )
 def test_parallel_trials_count_once(spans, hours):
     trials = [span(i, C, *each) for i, each in enumerate(spans)]
     assert hours_spent(trials) == pytest.approx(hours)
-
-
-def test_a_running_trial_counts_until_now():
-    trials = [span(0, F, 0, 1, reason=EndReason.INTERRUPTED), span(1, R, 2)]
-    assert hours_spent(trials, now=2.5 * 3600) == pytest.approx(1.5)
-    assert hours_spent(trials, now=4 * 3600) == pytest.approx(3)
 
 
 def test_gpu_hours_are_added_and_weighted_by_share():
@@ -59,9 +55,9 @@ def test_gpu_hours_are_added_and_weighted_by_share():
         span(i, C, 0, 2, owner={"device": device, "share": share})
         for i, (device, share) in enumerate(owners)
     ]
-    at_work = span(9, R, 0, owner={"device": "cuda:0", "share": 1.0})
+    at_work = span(9, R, 0, 1, owner={"device": "cuda:0", "share": 1.0})
     assert gpu_hours_spent(trials) == pytest.approx(5)
-    assert gpu_hours_spent([*trials, at_work], now=1 * 3600) == pytest.approx(6)
+    assert gpu_hours_spent([*trials, at_work]) == pytest.approx(6)
     assert gpu_hours_spent([span(0, C, 0, 2)]) == 0  # the device is unknown
 
 

@@ -36,6 +36,7 @@ from search.trial_process.protocol import (
     Trained,
     TrainJob,
 )
+from search.trial_process.slot import Slot
 from tests.conftest import ROOT
 from tests.search import loader_training
 from tests.search.helpers import LONG_WAIT_S, SLOT, is_gone, wait_until
@@ -112,6 +113,22 @@ def test_a_training_on_a_cpu_keeps_freed_memory(job):
 
 
 # --- what a child says -------------------------------------------------------------------------
+
+
+def test_a_training_on_a_cache_that_was_truncated_reports_nothing_more(job, index, tmp_path):
+    cache = build_cache(index, 16, tmp_path)
+    states = tmp_path / "state.pt"
+
+    def truncate(_child, _record):
+        masks = cache.path / "masks.npy"  # the rest of the page then reads as zeros
+        os.truncate(masks, masks.stat().st_size - 300)
+
+    damaged = replace(job, cache=cache.path, state_path=states)
+    _, first, error = run(damaged, on_epoch=truncate)
+    assert first.epoch == 1
+    assert isinstance(error, JobError)
+    assert "masks.npy was truncated to " in error.message
+    assert not states.exists()
 
 
 def test_train_job_sends_model_epochs_and_result(job, tmp_path):
@@ -454,10 +471,13 @@ def test_killed_process_is_reported_with_the_signal(job, number, name, hint):
     assert end == JobError("crash", f"the training process was ended by {name}{hint}")
 
 
-def test_sigint_and_sigterm_are_ignored(job):
+def test_signals_to_the_terminal_and_the_service_are_left_to_the_parent(job):
     def interrupt(child, record):
-        os.kill(child.pid, signal.SIGINT)
-        os.kill(child.pid, signal.SIGTERM)
+        server = psutil.Process(child.pid).parent()
+        assert "multiprocessing.forkserver" in " ".join(server.cmdline())
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(child.pid, number)
+            server.send_signal(number)
 
     *records, end = run(with_settings(job, epochs=3), on_epoch=interrupt)
     assert len(records) == 1 + 3
@@ -477,6 +497,10 @@ def test_sigint_and_sigterm_are_ignored(job):
         (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"), "oom", "RuntimeError: CUBLAS"),
         (FileNotFoundError(2, "No such file"), "data", "FileNotFoundError: "),
         (OSError(28, "No space left on device"), "disk", "OSError: [Errno 28]"),
+        (OSError(5, "Input/output error"), "disk", "OSError: [Errno 5]"),
+        (RuntimeError("CUDA error: no CUDA-capable device is detected\nx"), "device", "RuntimeErr"),
+        (RuntimeError("CUDA error: uncorrectable ECC error encountered"), "device", "RuntimeErr"),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), "crash", "RuntimeE"),
         (PermissionError(13, "Permission denied"), "crash", "PermissionError: "),
     ],
 )
@@ -490,6 +514,11 @@ def test_exceptions_have_a_reason_and_one_line(error, reason, message):
 
 def test_long_message_is_truncated():
     assert len(describe_error(RuntimeError("x" * 10_000), "").message) <= 500
+
+
+def test_device_that_has_gone_is_reported(job):
+    (end,) = run(replace(job, slot=Slot("cuda:63", 1)))
+    assert (end.reason, end.message[:30]) == ("device", "device: 'cuda:63' is not avail")
 
 
 # --- how it ends -------------------------------------------------------------------------------

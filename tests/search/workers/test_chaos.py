@@ -1,14 +1,12 @@
-"""No trial is lost or counted twice, whatever is killed."""
+"""Workers that are stopped, killed or terminated with a stub and with real trainings."""
 
 import contextlib
 import os
-import random
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -17,6 +15,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from bench.faults.audit import fetch_rows
+from bench.faults.run import stub_spec, write_pairs
+from bench.faults.schedule import Shape
 from lesionseg.config import TrialConfig
 from search.monitoring.status import StatusReader
 from search.spec.loading import load_spec
@@ -29,20 +30,12 @@ from search.trial_process.supervisor import StopConditions, supervise
 from tests.conftest import write_folder
 from tests.postgres import private_postgres  # noqa: F401
 from tests.search import stub_training
-from tests.search.chaos import FULL, Plan, stub_spec, survive, write_pairs
-from tests.search.chaos_checks import fetch_rows
 from tests.search.helpers import LONG_WAIT_S, SLOT, tiny_plain, tiny_spec, wait_until, write_study
 from tests.search.worker_processes import WorkerProcesses
 
 pytestmark = pytest.mark.alone
 
 COMMAND = Path(sys.executable).with_name("lesionsearch")
-SMALL = Plan(workers=3, trials=24, kill_workers=4, kill_children=3, kill_servers=1)
-
-SUSPEND_POINT = Plan(
-    8, 60, kill_workers=9, kill_children=5, kill_servers=1, freezes=1, grace=20.0, timeout_s=600
-)
-
 #: Seconds within which a terminated worker exits.
 EXIT_TIMEOUT_S = 10.0
 
@@ -62,53 +55,7 @@ def restartable(request):
     server.run(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-def check(result, verdict, plan: Plan) -> None:
-    assert verdict.violations == []
-    assert result.peak == plan.trials
-    assert result.orphans == []
-    assert result.died == []
-    kinds = (plan.kill_workers, plan.kill_children, plan.kill_servers, plan.freezes, plan.restarts)
-    assert [result.done[k] for k in ("worker", "child", "server", "freeze", "restart")] == [*kinds]
-    assert verdict.crashed <= plan.kill_children + plan.kill_servers
-    assert verdict.requeued > 0
-    # With few kills, all of them may precede the first checkpoint.
-    assert verdict.resumed > 0 or plan.trials < 100
-
-
-# --- the stub training ---------------------------------------------------------------------------
-
-
-def test_killed_workers_and_trainings(worker_processes, tmp_path):
-    check(*survive(worker_processes, tmp_path, SMALL), SMALL)
-
-
-@pytest.mark.slow
-def test_killed_workers_and_trainings_on_postgresql(worker_processes, tmp_path, postgres_url):
-    check(*survive(worker_processes, tmp_path, SMALL, postgres_url), SMALL)
-
-
-@pytest.mark.long
-def test_two_hundred_trials_and_fifty_kills(worker_processes, tmp_path):
-    check(*survive(worker_processes, tmp_path, FULL), FULL)
-
-
-@pytest.mark.parametrize(
-    "plan",
-    [
-        pytest.param(SUSPEND_POINT, marks=pytest.mark.slow),
-        pytest.param(FULL, marks=pytest.mark.long),
-    ],
-    ids=["60 trials", "200 trials"],
-)
-def test_restarted_database_server(worker_processes, tmp_path, restartable, plan):
-    server, url = restartable
-    plan = replace(plan, restarts=2)
-    pauses = random.Random(0)
-
-    def restart() -> None:
-        server.restart(pauses.uniform(1, 3))
-
-    check(*survive(worker_processes, tmp_path, plan, url, restart), plan)
+# --- the stub training; random faults are in bench.faults --------------------------------------
 
 
 def stop_between_writes(worker_processes, worker: int, database: Path) -> None:
@@ -125,8 +72,8 @@ def stop_between_writes(worker_processes, worker: int, database: Path) -> None:
 
 
 def test_worker_that_was_stopped_for_too_long_writes_nothing(worker_processes, tmp_path):
-    plan = Plan(2, 1, 0, 0, 0, epochs=5, grace=2.0)
-    create_or_resume(stub_spec(plan, "s"), write_pairs(tmp_path / "data"), tmp_path / "s")
+    shape = Shape(trials=1, epochs=5)
+    create_or_resume(stub_spec(shape), write_pairs(tmp_path / "data"), tmp_path / "s")
     location, environment = StudyLocation("s", tmp_path / "s"), {"LESIONSEARCH_GRACE": "2"}
     environment[stub_training.SECONDS] = "0.3 0.3"
     sleeper = worker_processes.start(location, tmp_path / "log", environment)
@@ -141,14 +88,14 @@ def test_worker_that_was_stopped_for_too_long_writes_nothing(worker_processes, t
     assert wait_until(lambda: ended.update(worker_processes.ended()) or other in ended, LONG_WAIT_S)
     of_trials = "SELECT * FROM trials", "SELECT * FROM trial_user_attributes ORDER BY 1"
     of_trials += ("SELECT * FROM trial_intermediate_values ORDER BY 1",)
-    before = [fetch_rows(location, query) for query in of_trials]
+    before = [fetch_rows(location.folder / "study.db", query) for query in of_trials]
     log = stub_training.read_log(location.folder)
     assert worker_processes.signal(sleeper, signal.SIGCONT)
     assert wait_until(
         lambda: ended.update(worker_processes.ended()) or sleeper in ended, LONG_WAIT_S
     )
     assert ended == {sleeper: 0, other: 0}
-    assert [fetch_rows(location, query) for query in of_trials] == before
+    assert [fetch_rows(location.folder / "study.db", query) for query in of_trials] == before
     assert stub_training.read_log(location.folder) == log
     trials = trial_records.all_trials(load_study(location.folder))
     assert [trial_records.reason_of(t) for t in trials] == ["lost", None]

@@ -2,17 +2,20 @@
 
 import itertools
 import os
+import shutil
 import sqlite3
 import threading
 from collections import Counter
 from contextlib import closing
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from optuna.trial import TrialState
 
+from lesionseg.data.cache import Cache, build_cache
 from lesionseg.errors import InputError
-from search.errors import JobFailed
+from search.errors import JobFailed, WorkerBlocked
 from search.storage import training_time, trial_records
 from search.storage.lease_types import GRACE_VARIABLE
 from search.storage.leases import TrialLeases
@@ -23,6 +26,7 @@ from search.study.opening import load_study, open_study
 from search.study.samplers import SAMPLERS
 from search.study.suggest import suggest
 from search.trial_process.slot import Slot
+from search.workers.failure_streak import CACHE_DAMAGED
 from search.workers.loop import SKIPPED_BEFORE_EXHAUSTED, WorkerOptions, join_and_run_trials
 from search.workers.worker import KEEP_BEST, load_claimed_trial
 from search.workers.worker_result import WorkerResult
@@ -258,7 +262,9 @@ def test_time_between_a_kill_and_the_next_session_does_not_count(tiny_data, tmp_
         database.execute(
             "UPDATE trial_user_attributes SET value_json = '1577836800' WHERE key = 'started_at'"
         )
-        database.execute("UPDATE lesionsearch_workers SET heartbeat_at = 1577836860")
+        database.execute(
+            "UPDATE trial_user_attributes SET value_json = '60.0' WHERE key = 'training_end_s'"
+        )
     opened = open_tiny(tiny_data, tmp_path / "s", {"budget.trials": 2, "budget.hours": 1})
     assert search(opened, options=QUICK).reason == "done"
     assert states(opened) == {"complete": 2, "closed": 1}
@@ -441,3 +447,104 @@ def test_full_disk_ends_the_worker_without_losing_the_trial(tiny_data, tmp_path)
         search(opened, Full(), options=QUICK)
     assert search(opened).reason == "done"
     assert states(opened) == {"complete": 3, "closed": 1}
+
+
+# --- faults that are not the configuration's -----------------------------------------------------
+
+#: A space whose every configuration crashes.
+CRASHING = {
+    "budget.trials": 8,
+    "search.model": {"unet": {"width": FAILURE_WIDTHS["exits"], "depth": 1}},
+}
+
+
+def test_failures_in_a_row_end_the_worker_before_the_budget_is_spent(tiny_data, tmp_path):
+    opened = open_tiny(tiny_data, tmp_path / "s", CRASHING)
+    with pytest.raises(WorkerBlocked, match=r"^s: 3 trials in a row \(0 1 2\) failed") as caught:
+        search(opened, options=QUICK)
+    assert "crash: the training process ended with exit code 3" in str(caught.value)
+    assert "`lesionsearch trials retry s 0 1 2`" in str(caught.value)
+    assert states(opened) == {"failed": 3}
+    # The next start has a chance again, and --keep-going spends the budget.
+    with pytest.raises(WorkerBlocked, match=r"\(3 4 5\)"):
+        search(opened, options=QUICK)
+    result = search(opened, options=replace(QUICK, keep_going=True))
+    assert (result.reason, states(opened)) == ("done", {"failed": 8})
+
+
+def test_a_lost_device_costs_no_trial(tiny_data, tmp_path):
+    opened = open_tiny(tiny_data, tmp_path / "s")
+    queue(opened, width=FAILURE_WIDTHS["loses the device"])
+    with pytest.raises(JobFailed, match="cpu or its driver fails: CUDA error: no CUDA-capable"):
+        search(opened, options=QUICK)
+    assert states(opened) == {"closed": 1, "waiting": 1}
+    assert "times_lost" not in opened.study.trials[1].user_attrs
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """A cache folder that a test may damage."""
+    monkeypatch.setenv("LESIONSEARCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def truncate(opened) -> None:
+    """Shorten the images in place: reading them kills a process that has them mapped."""
+    os.truncate(opened.cache.path / "images.npy", 500)
+
+
+@pytest.mark.parametrize("rebuilt", [False, True], ids=["by itself", "by another worker"])
+def test_a_cache_that_is_truncated_during_a_training_costs_no_trial(
+    tiny_data, tmp_path, own_cache, rebuilt
+):
+    """The real training, which SIGBUS kills. It goes on from its checkpoint."""
+    opened = open_tiny(tiny_data, tmp_path / "s", {"budget.trials": 1, "budget.epochs": 6})
+
+    def damage():
+        truncate(opened)
+        if rebuilt:
+            build_cache(opened.index, 16)
+
+    events = []
+    listener = CallingListener(0, 2, damage)
+    assert search(opened, listener, on_event=events.append).reason == "done"
+    cut, done = opened.study.trials
+    assert cut.user_attrs["message"] == CACHE_DAMAGED
+    assert states(opened) == {"closed": 1, "complete": 1}
+    assert done.user_attrs["resumed_at"] >= 1
+    assert list(done.intermediate_values) == [1, 2, 3, 4, 5, 6]
+    text = f"cache: {opened.cache.path} was damaged or deleted; it is built again"
+    assert events == ([] if rebuilt else [text])
+
+
+def test_a_cache_that_is_deleted_between_trials_is_built_again(tiny_data, tmp_path, own_cache):
+    opened = open_tiny(tiny_data, tmp_path / "s")
+    pixels = opened.cache.images[:].copy()
+
+    class Deleting(RecordingListener):
+        def trial_ended(self, trial, best):
+            shutil.rmtree(own_cache)
+
+    assert search(opened, Deleting(), options=QUICK).reason == "done"
+    assert states(opened) == {"complete": 3}
+    assert np.array_equal(Cache(opened.cache.path).images, pixels)
+
+
+def test_images_that_are_gone_with_the_cache_end_the_worker_and_cost_no_trial(
+    tiny_data, tmp_path, own_cache
+):
+    shutil.copytree(tiny_data, tmp_path / "data")
+    opened = open_tiny(tmp_path / "data", tmp_path / "s")
+
+    class Losing(RecordingListener):
+        def trial_ended(self, trial, best):
+            shutil.rmtree(own_cache)
+            (tmp_path / "data").rename(tmp_path / "moved")
+
+    text = r"cannot be built again: .*/data/images/im000\.png: No such file .*; restore the images"
+    with pytest.raises(WorkerBlocked, match=text):
+        search(opened, Losing(), options=QUICK)
+    assert states(opened) == {"complete": 1}
+    (tmp_path / "moved").rename(tmp_path / "data")
+    assert search(opened, options=QUICK).reason == "done"
+    assert states(opened) == {"complete": 3}

@@ -10,7 +10,7 @@ import psutil
 import pytest
 import torch
 from optuna.pruners import ThresholdPruner
-from optuna.trial import TrialState
+from optuna.trial import FixedTrial, TrialState
 
 from lesionseg.config import TrialConfig
 from lesionseg.metrics.overlap import METRICS
@@ -159,6 +159,40 @@ def test_trial_is_not_pruned_after_its_last_epoch(tiny_data, tmp_path):
         rival.report(1.0, epoch)
     opened.study.tell(rival, 1.0)
     assert make_worker(opened).run_one().state == TrialState.COMPLETE
+
+
+def test_share_of_the_epochs_is_not_pruned_after_its_own_last_epoch(tiny_data, tmp_path):
+    changes = {"pruner": {"name": "median", "min_epochs": 2, "startup": 1}, "budget.epochs": 4}
+    opened = open_with_perfect_rival(tiny_data, tmp_path / "s", changes)
+    config = suggest(FixedTrial({"model.unet.width": 4, "optimizer.adam.lr": 0.01}),
+                     opened.spec.space)  # fmt: skip
+    whole = config.to_dict() | {"epochs": 2}
+    TrialLeases(opened.study).enqueue([({}, {trial_records.TrialAttr.FIXED_CONFIG: whole})])
+    done = make_worker(opened).run_one()
+    assert (done.state, list(done.intermediate_values)) == (TrialState.COMPLETE, [1, 2])
+
+
+def test_trial_is_not_pruned_at_the_epoch_at_which_it_stops_early(tiny_data, tmp_path):
+    changes = {"budget.epochs": 50, "budget.patience": 1}
+    alone = open_tiny(tiny_data, tmp_path / "alone", changes)
+    queue(alone)
+    last = make_worker(alone).run_one().user_attrs["epochs"]
+    changes["pruner"] = {"name": "median", "min_epochs": last, "startup": 1}
+    opened = open_with_perfect_rival(tiny_data, tmp_path / "s", changes)
+    queue(opened)
+    done = make_worker(opened).run_one()
+    assert (done.state, done.user_attrs["epochs"]) == (TrialState.COMPLETE, last)
+    assert done.user_attrs["reason"] == "early stopping"
+
+
+def open_with_perfect_rival(data, folder, changes):
+    """Open a study in which each other trial is pruned by the median as soon as it may be."""
+    opened = open_tiny(data, folder, changes)
+    rival = opened.study.ask()
+    for epoch in range(1, opened.spec.budget.epochs + 1):
+        rival.report(1.0, epoch)
+    opened.study.tell(rival, 1.0)
+    return opened
 
 
 def test_out_of_time_the_first_trial_is_completed_and_the_second_pruned(tiny_data, tmp_path):

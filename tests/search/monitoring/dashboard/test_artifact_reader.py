@@ -141,7 +141,8 @@ def test_the_store_of_another_study_is_not_read(opened, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "epoch\n", "no,table\n1,2\n", "epoch,dice\n1,x\n", "epoch\n1,2\n"]
+    "text",
+    ["", "epoch\n", "no,table\n1,2\n", "epoch,dice\n1,x\n", "epoch\n1,2\n", 'epoch,"dice\n'],
 )
 def test_an_invalid_history_has_no_curves(opened, tmp_path, text):
     mark = opened.study.user_attrs["uuid"]

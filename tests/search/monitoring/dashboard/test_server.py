@@ -12,6 +12,7 @@ import subprocess
 import optuna
 import optuna_dashboard
 import pytest
+from sqlalchemy import event
 
 from lesionseg.errors import InputError
 from search.monitoring import notes
@@ -22,7 +23,7 @@ from search.storage import artifact_ids
 from search.storage.note_attrs import group_notes, note_attrs
 from search.storage.retention import HISTORY, PICTURE
 from search.study.opening import load_study
-from tests.search.dashboards import COMMAND, serve_in_process, start_dashboard
+from tests.search.dashboards import COMMAND, serve, serve_in_process, start_dashboard
 from tests.search.helpers import make_worker, open_tiny, queue, wait_until
 
 #: The name of the study is HTML.
@@ -213,6 +214,31 @@ def test_only_notes_can_be_edited(editable, opened):
     for method, path in writes():
         if not path.endswith("/note"):
             assert editable.request(path, method, own, {"state": "Fail"}).status == 403
+
+
+# --- read-only databases -----------------------------------------------------------------------
+
+
+def test_a_study_whose_database_cannot_be_written_is_shown(tiny_data, tmp_path, capfd):
+    study = open_tiny(tiny_data, tmp_path / "s")
+    queue(study)
+    make_worker(study).run_one()
+    source, messages = find_source(str(study.folder)), []
+    for storage in (source.writer, source._backend):
+        # As of a file without permission to write: reads need none.
+        event.listen(storage.engine, "connect", lambda c, _: c.execute("PRAGMA query_only = 1"))
+        storage.engine.dispose()
+    with serve(Dashboard(source, ListenAddress(port=0, may_edit=True), messages.append)) as server:
+        id_, trial, _ = ours(study)
+        assert wait_until(lambda: messages, 60)
+        assert len(server.request(f"/api/studies/{id_}").json["trials"]) == 1
+        place = f"/api/studies/{id_}/{trial}/note"
+        answer = server.request(place, "PUT", {}, {"version": 1, "body": "mine"})
+    assert (answer.status, answer.json) == (500, {"reason": "internal server error"})
+    assert len(messages) == 1
+    what = "notes and figures were not updated: attempt to write a readonly database; "
+    assert messages[0].startswith(what) and "INSERT" not in messages[0]
+    assert capfd.readouterr() == ("", "")
 
 
 # --- start and end -----------------------------------------------------------------------------

@@ -288,10 +288,10 @@ def test_unknown_formats_are_refused(text, message):
     assert message in str(caught.value)
 
 
-def test_running_trial_counts_until_now(tmp_path, monkeypatch):
+def test_running_trial_counts_until_its_latest_heartbeat(tmp_path):
     study = make_study(tmp_path)
     trial = study.ask()
-    trial.set_user_attr("started_at", 100.0)
-    monkeypatch.setattr("time.time", lambda: 160.0)
+    trial.set_user_attr("training_start_s", 100.0)
+    trial.set_user_attr("training_end_s", 160.0)
     facts = search_facts(trial_records.all_trials(study))
     assert facts["time"] == [{"state": "running", "trials": 1, "seconds": 60.0}]

@@ -75,6 +75,32 @@ def test_worker_that_keeps_dying_is_given_up(location):
     ]
 
 
+def test_blocked_worker_is_not_restarted(location):
+    events: list[str] = []
+    with pytest.raises(JobFailed, match=r"every worker was given up; last line of one: no way"):
+        run(location, "echo lesionsearch: no way; exit 3", slots=SLOTS[:1], events=events)
+    assert events == ["worker 0 stopped: no way; it is not started again"]
+
+
+def test_device_of_one_worker_may_go(location):
+    """Its worker fails, and then finds no device: a reason to wait, not to end all workers."""
+    script = (
+        'if mkdir "$MARKS/first" 2>/dev/null; then exit 1; fi; '
+        'if mkdir "$MARKS/second" 2>/dev/null; then exit 2; fi'
+    )
+    events = run(location, script, slots=SLOTS[:1])
+    assert [event.partition("; ")[0] for event in events] == [
+        "worker 0 died (exit code 1)",
+        "worker 0 died (exit code 2)",
+    ]
+
+
+def test_full_disk_without_room_for_logs_is_no_reason_to_train_nothing(location):
+    (location.folder / "workers" / "0.log").mkdir(parents=True)  # cannot be opened as a file
+    run(location, 'echo here > "$MARKS/$$"', slots=SLOTS[:1])
+    assert len([path for path in location.folder.iterdir() if path.is_file()]) == 1
+
+
 def test_input_error_of_a_worker_ends_all(location):
     script = (
         'if mkdir "$MARKS/first" 2>/dev/null; then '

@@ -120,6 +120,12 @@ def raise_input_error(location, slot, stop_event):
     raise InputError("data: no images at /nowhere; name the folder with --data")
 
 
+def block(location, slot, stop_event):
+    from search.errors import WorkerBlocked
+
+    raise WorkerBlocked("s: 3 trials in a row failed")
+
+
 def reveal_password(location, slot, stop_event):
     raise RuntimeError(f"cannot reach {location.storage}\nwith {SECRET}")
 
@@ -479,6 +485,15 @@ def test_input_error_of_a_worker_is_raised(cluster, folder):
         drive(folder, work=raise_input_error, address=cluster.address)
     assert type(got.value) is InputError
     assert str(got.value) == "data: no images at /nowhere; name the folder with --data"
+
+
+@pytest.mark.slow
+def test_blocked_worker_is_not_started_again(cluster, folder):
+    from search.errors import JobFailed
+
+    # After ten restarts the workers would be given up too, but not within the test's time.
+    with pytest.raises(JobFailed, match=r"every worker was given up; .* 3 trials in a row failed"):
+        drive(folder, work=block, address=cluster.address, max_workers=1)
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from lesionseg.errors import InputError
+from search.errors import JobFailed, WorkerBlocked
 from search.monitoring.status import StatusReader
 from search.storage.database import STORAGE_FILE_VARIABLE, STORAGE_VARIABLE, storage_url
 from search.study.location import StudyLocation
@@ -29,8 +30,6 @@ from search.workers.launchers.slurm import SlurmSettings, run_on_slurm
 from search.workers.launchers.slurm_job import WorkerJob
 from search.workers.worker_result import StopReason, WorkerResult
 from tests.search.helpers import wait_until, write_study
-
-pytestmark = pytest.mark.alone
 
 submitit = pytest.importorskip("submitit")
 
@@ -94,6 +93,11 @@ def raise_input_error(location, slot, stop_event):
     assert stop_event.wait(60)
     log(location.folder, "stopped")
     return WorkerResult(0, StopReason.STOPPED)
+
+
+def block(location, slot, stop_event):
+    log(location.folder, "began")
+    raise WorkerBlocked("s: 3 trials in a row failed")
 
 
 def crash(location, slot, stop_event):
@@ -178,8 +182,6 @@ def test_killed_worker_is_replaced(folder):
 
 
 def test_unexpected_error_names_the_log(folder, monkeypatch):
-    from search.errors import JobFailed
-
     events = []
     with pytest.raises(JobFailed):
         drive(folder, crash, workers=1, events=events, max_failures=1)
@@ -195,6 +197,13 @@ def test_input_error_of_a_worker_ends_all(folder):
     # The other one may have been stopped before it started.
     assert len(logged(folder, "stopped")) <= 1
     until(lambda: no_process_of(folder))
+
+
+@pytest.mark.slow
+def test_blocked_workers_are_not_replaced(folder):
+    with pytest.raises(JobFailed, match="every worker was given up; s: 3 trials in a row failed"):
+        drive(folder, block)
+    assert len(logged(folder, "began")) == 2
 
 
 def until(condition, seconds=30):
