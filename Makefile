@@ -28,7 +28,7 @@ test-slow-beside: $(READY)
 test-slow-alone: $(READY)
 	$(BIN)/python -m pytest -m "slow and alone and not long and not gpu"
 
-test-long: $(READY)  ## the longest tests: the full chaos test, and SLURM if it is installed
+test-long: $(READY)  ## the longest tests: a long study under random faults, and SLURM if it is installed
 	$(BIN)/python -m pytest -m long
 
 test-gpu: $(READY)  ## tests that need a CUDA GPU; skipped without one

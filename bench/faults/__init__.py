@@ -1,0 +1,1 @@
+"""Studies under faults that are drawn at random; see ``__main__``."""
