@@ -46,7 +46,7 @@ class _OneLineErrors(TyperGroup):
 def _one_line_errors(ctx: Any) -> Iterator[None]:
     try:
         yield
-        sys.stdout.flush()  # what a full disk or a reader that left refuses is refused here
+        sys.stdout.flush()  # raises here if the disk is full or the pipe is closed
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     except Exception as error:
@@ -76,7 +76,7 @@ def _exit_code(error: Exception) -> int | None:
 
 
 def _storage_message(error: Exception) -> str | None:
-    """Return the message of a database's error that no command expected; None for other errors."""
+    """Return the message of a database error; None for other errors."""
     if "sqlalchemy" not in sys.modules:  # it is slow to import
         return None
     from search.storage.transient_errors import STORAGE_ERRORS, describe_error

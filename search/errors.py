@@ -1,7 +1,7 @@
 """Exceptions of the search. Bad input is ``lesionseg.errors.InputError``.
 
 Exit codes of the command line: 0 done; 1 the work failed (``JobFailed``); 2 bad input
-(``InputError`` and usage errors); 3 of a worker: do not start it again (``WorkerBlocked``);
+(``InputError`` and usage errors); 3 a worker cannot train (``WorkerBlocked``);
 130 interrupted.
 """
 
@@ -14,9 +14,9 @@ class JobFailed(RuntimeError):
 
 
 class WorkerBlocked(JobFailed):
-    """A worker cannot train: a new one would fail in the same way until a person mends the cause.
+    """A worker cannot train, and a restart would fail in the same way.
 
-    ``lesionsearch worker`` exits with WORKER_BLOCKED, so that no service manager starts it again.
+    ``lesionsearch worker`` exits with WORKER_BLOCKED, so that service managers do not restart it.
     """
 
 

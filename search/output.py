@@ -1,7 +1,7 @@
-"""Standard output and error that cannot be written to: a full disk, a reader or terminal that left.
+"""Handling of failed writes to standard output and error: full disk, closed pipe or terminal.
 
-Output is never a reason to stop training: within ``tolerant_output`` it is dropped. For a command
-whose result is its output, ``guarded_output`` raises OutputFailed.
+Failed output must not stop a training: within ``tolerant_output`` it is dropped. For commands whose
+result is their output, ``guarded_output`` raises OutputFailed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class GuardedStream:
     def discard_unwritten(self) -> None:
         """Flush; where that fails, send everything from now on to the null device.
 
-        The interpreter flushes at its exit, and would fail there with an exit code of its own.
+        Otherwise the interpreter's flush at exit would fail and change the exit code.
         """
         try:
             self.stream.flush()
@@ -102,13 +102,13 @@ def _unguarded(stream: TextIO) -> TextIO:
 def _open_standard_files() -> None:
     """Open the null device in place of standard files that are closed, as after ``>&-``.
 
-    The next file to be opened, such as a database, would otherwise get the output of libraries.
+    Otherwise the next opened file, such as a database, would receive the output of libraries.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            # It gets the lowest free number: this one.
+            # os.open returns the lowest free descriptor, which is this number.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115

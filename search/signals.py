@@ -9,15 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-#: Sent by service managers and schedulers; when the terminal or the SSH session is closed.
+#: SIGTERM: sent by service managers and schedulers. SIGHUP: sent when a terminal is closed.
 TERMINATING = (signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
 def blocked_in_children() -> Iterator[None]:
-    """Start processes that do not receive TERMINATING signals until they unblock them.
+    """Block the TERMINATING signals in processes that are started within the context.
 
-    Signals that this process receives meanwhile are delivered afterwards, or by another thread.
+    Signals that this process receives meanwhile are delivered later or in another thread.
     """
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, TERMINATING)
     try:
@@ -31,7 +31,7 @@ class SignalHandler:
 
     The interrupt is KeyboardInterrupt. Within ``deferred`` it is raised only at the end, so that
     work that checks ``stop_event`` can save its state first. A second signal has no effect. SIGHUP
-    stays ignored if it is, as under nohup.
+    is not handled if it is ignored, as under nohup.
     """
 
     def __init__(self, *others: signal.Signals) -> None:

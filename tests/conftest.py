@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # Of a shell's background jobs every process ignores Ctrl-C, and so would all that tests start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-# Likewise under nohup, for the tests that close a terminal.
+# The same under nohup, for the tests that close a terminal.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 IN_CI = bool(os.environ.get("LESIONSEARCH_CI"))

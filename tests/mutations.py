@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
-#: Values that a key may hold instead of its own.
+#: Replacement values for keys.
 ODD_VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 3, 10**30, 10**4000, 2**63, -(2**63) - 1, 0.5, -0.0, 1e308, math.nan,
     math.inf, -math.inf, "", "x", "\0", "\ud800", "\udcff", "a\nb", "\x1b[2J", "../../x",

@@ -555,7 +555,7 @@ PLACES = [
     Case(
         "status of a study whose storage is gone",
         lambda here: ["status", without_storage(here)],
-        ("study.db holds no study 'tiny'; was it moved or deleted?",),
+        ("study.db holds no study 'tiny'; it may have been moved or deleted.",),
     ),
     Case(
         "final of a study whose data are gone",

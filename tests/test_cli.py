@@ -442,7 +442,7 @@ def test_the_demo_runs_to_its_report_and_once_more(tmp_path):
 
 
 def test_a_demo_with_other_images_than_there_are_is_refused(tmp_path):
-    """The images of an earlier demo; the default is to use them."""
+    """The images of an earlier demo are used by default."""
     write_dataset(tmp_path / "demo-data", 21, height=32, width=32)
     refused = run("demo", "--out", tmp_path / "demo", "--images", "30", code=2)
     assert refused.stderr == (
@@ -452,7 +452,7 @@ def test_a_demo_with_other_images_than_there_are_is_refused(tmp_path):
     assert refused.stdout == "" and not (tmp_path / "demo").exists()
 
 
-#: Root without the right to ignore permissions, or this user.
+#: Runs a command as root without the capability to ignore permissions, or as this user.
 WITHOUT_RIGHTS = () if os.geteuid() else ("setpriv", "--bounding-set", "-dac_override")
 
 

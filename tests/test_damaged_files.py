@@ -1,4 +1,4 @@
-"""Damaged files of ours: they are read, or refused in one line that names the file; no traceback.
+"""Damaged files of a study are read, or refused in one line that names the file; no traceback.
 
 Each file is damaged at random, in its bytes and in the structure of its JSON.
 """
@@ -291,7 +291,7 @@ def test_damaged_results_of_folds_are_read_or_ignored(tmp_path, damaged, n):
     assert ignored > n / 4
 
 
-# --- what a user sees --------------------------------------------------------------------------
+# --- output of commands --------------------------------------------------------------------------
 
 DAMAGES = {
     "empty": b"", "a list": b"[1, 2]", "binary": bytes(range(256)), "deep": b"[" * 100_000,
@@ -326,7 +326,7 @@ def test_status_shows_the_other_studies_and_one_line(kind):
 
 @pytest.mark.parametrize("kind", DAMAGES)
 @pytest.mark.parametrize(
-    ("name", "mend"),
+    ("name", "remedy"),
     [
         ("run.json", "`lesionsearch run` with"),
         ("final/metrics.json", "`lesionsearch final {} --again` writes it again"),
@@ -336,7 +336,7 @@ def test_status_shows_the_other_studies_and_one_line(kind):
         ("final/history.csv", "`lesionsearch final {} --again` writes it again"),
     ],
 )
-def test_a_report_of_a_damaged_file_is_refused_in_one_line(finished, restored, name, mend, kind):
+def test_a_report_of_a_damaged_file_is_refused_in_one_line(finished, restored, name, remedy, kind):
     path = finished / name
     restored(path)
     damage_whole(path, kind)
@@ -344,7 +344,7 @@ def test_a_report_of_a_damaged_file_is_refused_in_one_line(finished, restored, n
     assert result.exit_code == 2
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"lesionsearch: {path}: ")
-    assert f"; {mend.format(finished)}" in line
+    assert f"; {remedy.format(finished)}" in line
 
 
 def test_run_writes_damaged_files_again(tiny_data):

@@ -1,1 +1,1 @@
-"""Studies under faults that are drawn at random; see ``__main__``."""
+"""Fault injection: studies under random faults; see ``__main__``."""

@@ -1,12 +1,12 @@
-"""Studies under faults that are drawn at random, in the manner of Jepsen.
+"""Fault injection: run studies under random faults and check their invariants, similar to Jepsen.
 
 Each seed is one study of 12 trials with a stub training on SQLite (even seeds) or PostgreSQL (odd
 ones). Three workers run it while processes are killed and stopped, clocks stepped, disks filled,
 files damaged, and the database is restarted, locked or unreachable. Afterwards the study, its
-files, the trainings' log and the database's own audit are compared. A schedule that breaks a rule
-is shrunk to the faults that this needs.
+files, the log of the trainings and the audit table of the database are compared. A failing schedule
+is reduced to the faults that are needed for the failure.
 
-    python -m bench.faults --seeds 0:200          # writes bench/results/faults-cpu.md
+    python -m bench.faults --seeds 0:200 --jobs 3 --out bench/results/faults-cpu.md
     python -m bench.faults --seed 17              # one schedule
     python -m bench.faults --seed 17 --only 0,3   # two of its faults
 """
@@ -31,8 +31,7 @@ from bench.faults.run import FAILING_SHARE, Outcome, Site, run_schedule
 from bench.faults.schedule import LONG, Fault, Schedule, Shape, draw
 from bench.faults.shrink import shrink
 
-RESULTS = Path(__file__).parents[1] / "results" / "faults-cpu.md"
-#: How often a part of a failing schedule is run: whether it fails depends on timing too.
+#: Runs of each part of a failing schedule: failures may depend on timing.
 REPEATS = 2
 
 
@@ -49,7 +48,7 @@ def shrink_schedule(
 
 
 def describe_failure(full: Schedule, minimal: Schedule, violations: Sequence[str]) -> str:
-    """Return what happened, the faults that it needs, and the command that repeats it."""
+    """Return the violations, the minimal faults, and the command that repeats the run."""
     positions = ",".join(str(full.faults.index(fault)) for fault in minimal.faults)
     return "\n".join(
         [
@@ -64,7 +63,7 @@ def describe_failure(full: Schedule, minimal: Schedule, violations: Sequence[str
 
 
 def summarize(outcomes: Sequence[Outcome], lacking: dict[str, str]) -> str:
-    """Return the table of all runs as Markdown, a storage a column."""
+    """Return the results as a Markdown table with one column for each storage."""
     storages = sorted({o.schedule.storage for o in outcomes}, reverse=True)
     columns = [[o for o in outcomes if o.schedule.storage == storage] for storage in storages]
     applied = [sum((o.applied for o in column), Counter[str]()) for column in columns]
@@ -129,7 +128,8 @@ def run_seeds(seeds: Sequence[int], options: argparse.Namespace) -> list[Outcome
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.faults")
-    parser.add_argument("--seeds", help="FIRST:END; writes the results")
+    parser.add_argument("--seeds", help="FIRST:END")
+    parser.add_argument("--out", type=Path, help="file for the table of the results")
     parser.add_argument("--seed", type=int, help="one seed")
     parser.add_argument("--storage", type=Storage, choices=list(Storage))
     parser.add_argument("--only", help="positions of the schedule's faults, or none")
@@ -143,9 +143,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("fork")) as pool:
         results = pool.map(run_seeds, shares, repeat(options))
         outcomes = sorted(chain(*results), key=lambda outcome: outcome.schedule.seed)
-    if options.seeds and not options.storage:
+    if options.out:
         with Site() as site:
-            RESULTS.write_text(summarize(outcomes, site.lacking()))
+            options.out.write_text(summarize(outcomes, site.lacking()))
     return int(any(outcome.violations for outcome in outcomes))
 
 

@@ -1,7 +1,7 @@
-"""The database's own record of every write to trials, and the rules that the writes must obey.
+"""An audit table of all writes to trials, filled by triggers, and checks of these writes.
 
-Triggers note each write with the trial's state and the holder of its lease at that moment. They
-run within the worker's transaction: what is noted is what the database holds.
+The triggers record each write with the trial's state and the holder of its lease. They run in the
+worker's transaction, so that the table agrees with the database.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ for _table, _what, _new in (
         (f"{_what}_{e.lower()}", f"{e} ON {_table}", "", _row) for e in ("INSERT", "UPDATE")
     ]
 
-#: What states of a trial may follow each other; None: it does not exist yet.
+#: Allowed transitions between the states of a trial; None: it does not exist yet.
 _TRANSITIONS = {
     (None, "WAITING"), (None, "RUNNING"), ("WAITING", "RUNNING"),
     ("RUNNING", "COMPLETE"), ("RUNNING", "PRUNED"), ("RUNNING", "FAIL"),
 }  # fmt: skip
 
 _ENDED = {"COMPLETE", "PRUNED", "FAIL"}
-#: Attributes that another worker writes, which closes a lost trial in the same transaction.
+#: Attributes that a worker writes in the transaction in which it closes another's lost trial.
 _OF_REQUEUE = {"reason", "ended_at", "requeued_as", "message"}
 
 
@@ -128,7 +128,7 @@ def find_violations(database: Path | str, budget: int, costs: dict[int, bool]) -
 
 
 def _without_detours(writes: Sequence[Write]) -> Iterator[Write]:
-    """Leave out that Optuna adds a waiting trial as a running one, in one transaction."""
+    """Merge the two writes by which Optuna adds a waiting trial: first as running, then waiting."""
     added: dict[int, Write] = {}
     for write in writes:
         if write.what == "state":

@@ -1,7 +1,7 @@
-"""The rules that a study obeys whatever was done to it.
+"""Check the invariants of a study after faults.
 
-Database, files and the log of the trainings are compared. The log is written by the trainings
-themselves (``tests.search.stub_training``), in a file that no fault reaches.
+Database, files and the log of the trainings are compared. The trainings
+(``tests.search.stub_training``) write the log to a file that is not affected by faults.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WITHOUT_COST = REQUEUED | {"duplicate", "constraint", "config"}
 
 @dataclass
 class Evidence:
-    """A study on which no worker is running, and what is known of it from outside.
+    """A study without running workers, and the data that it is compared with.
 
     database: an SQLite file, or a PostgreSQL URL. killed: process ids of trainings that were
     killed, or whose fork server was. losses: how many faults can have cost a trial an attempt. log:
@@ -48,7 +48,7 @@ class Evidence:
 
     @property
     def database(self) -> Path | str:
-        """Where the study's tables are."""
+        """The database with the study's tables."""
         return self.storage or self.folder / "study.db"
 
 
@@ -134,7 +134,7 @@ def _check_chains(trials: Mapping[int, FrozenTrial]) -> Iterator[str]:
 
 
 def _check_failures(trials: Mapping[int, FrozenTrial], evidence: Evidence) -> Iterator[str]:
-    """Check that trials fail for their own cause, were killed or lost their workers too often."""
+    """Check that each failed trial has a failing configuration, or was killed or lost too often."""
     pids = defaultdict(set)
     for line in evidence.log:
         pids[line.trial].add(line.pid)
@@ -162,7 +162,7 @@ def _check_failures(trials: Mapping[int, FrozenTrial], evidence: Evidence) -> It
 def _check_trainings(
     trials: Mapping[int, FrozenTrial], by_digest: Mapping[str, Sequence[Line]], evidence: Evidence
 ) -> Iterator[str]:
-    """Check that each attempt continues from the last checkpoint, and none runs beside another.
+    """Check that each attempt continues from the last checkpoint, and no two run at the same time.
 
     An attempt that was suspended with its whole host may end the epoch that it was in.
     """
@@ -193,7 +193,7 @@ def _check_trainings(
 def _check_values(
     trials: Mapping[int, FrozenTrial], by_digest: Mapping[str, Sequence[Line]], evidence: Evidence
 ) -> Iterator[str]:
-    """Check that the values are those of an undisturbed training, which really took place."""
+    """Check that the values equal those of a training without faults, and that it took place."""
     for number, trial in trials.items():
         digest, epochs = trial.user_attrs.get("digest", ""), trial.intermediate_values
         truth = {e: stub_training.value(digest, e) for e in range(1, evidence.epochs + 1)}

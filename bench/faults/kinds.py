@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 
 class Storage(StrEnum):
-    """Where a study is."""
+    """The database of a study."""
 
     SQLITE = "sqlite"
     POSTGRESQL = "postgresql"
 
 
 class NoTarget(Exception):
-    """What a fault needs is not there now; it is tried again."""
+    """The target of a fault does not exist now; the fault is tried again later."""
 
 
-#: Ends a fault. It is repeated until it raises nothing.
+#: Ends a fault. It is called until it succeeds.
 Undo = Callable[[], None]
 Begin = Callable[["Run", random.Random], Undo | None]
 BOTH, SQLITE, POSTGRESQL = tuple(Storage), (Storage.SQLITE,), (Storage.POSTGRESQL,)
@@ -134,7 +134,7 @@ def _hang_up(run: Run, rng: random.Random) -> None:
 
 
 def _fill_console(run: Run, rng: random.Random) -> None:
-    """Terminate a worker; its successor cannot write its log lines."""
+    """Terminate a worker; the next worker cannot write to its standard output."""
     _terminate(run, rng)
     run.next_console = "/dev/full"
 
@@ -151,7 +151,7 @@ def _delete_cache(run: Run, rng: random.Random) -> None:
 
 
 def _truncate_cache(run: Run, rng: random.Random) -> None:
-    """Cut off a part of a file of the cache, as a full disk does."""
+    """Truncate a file of the cache."""
     path = rng.choice(sorted(_find_cache(run, rng).iterdir()))
     with contextlib.suppress(FileNotFoundError):
         os.truncate(path, int(path.stat().st_size * rng.uniform(0, 0.9)))
@@ -165,7 +165,7 @@ def _find_cache(run: Run, rng: random.Random) -> Path:
 
 
 def _fill_disk(run: Run, rng: random.Random) -> Undo:
-    """Leave no room in the study's folder."""
+    """Fill the disk of the study's folder."""
     if not run.is_small_disk:
         raise NoTarget
     filler = run.location.folder / "filler"
@@ -254,7 +254,7 @@ def _terminate_backends(run: Run, rng: random.Random) -> None:
 
 
 def _cancel_statements(run: Run, rng: random.Random) -> Undo:
-    """Cancel what the server is doing, again and again."""
+    """Cancel the running statements of the server repeatedly."""
     over = threading.Event()
 
     def cancel() -> None:
@@ -282,7 +282,7 @@ def _signal_backends(run: Run, rng: random.Random, function: str) -> None:
 
 
 def _refuse_connections(run: Run, rng: random.Random) -> Undo:
-    """Terminate all connections; new ones are too many."""
+    """Terminate all connections and refuse new ones."""
 
     def limit(connections: int) -> None:
         with _connect(run) as connection:
@@ -307,7 +307,7 @@ def _stall_network(run: Run, rng: random.Random) -> Undo:
 
 
 def _server(run: Run) -> PrivatePostgres:
-    """Return the server, which runs."""
+    """Return the server; raise NoTarget if it is not running."""
     assert run.postgres is not None
     if not run.postgres.is_running:
         raise NoTarget
@@ -315,7 +315,7 @@ def _server(run: Run) -> PrivatePostgres:
 
 
 def _connect(run: Run) -> psycopg.Connection[Any]:
-    """Connect as an administrator who may write whatever the default is."""
+    """Connect as an administrator with write access."""
     postgres = _server(run)
     try:
         return psycopg.connect(
@@ -324,7 +324,7 @@ def _connect(run: Run) -> psycopg.Connection[Any]:
             autocommit=True,
             options="-c default_transaction_read_only=off",
         )
-    except psycopg.OperationalError:  # it is starting
+    except psycopg.OperationalError:  # the server is starting
         raise NoTarget from None
 
 

@@ -1,4 +1,4 @@
-"""A port in front of a database server, whose network can be cut or stalled."""
+"""A TCP proxy for a database server that can reset or stall connections."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import threading
 
 
 class NetworkProxy:
-    """Passes connections on to a server of this host.
+    """Forwards connections to a server on this host.
 
-    ``cut`` resets connections and, until ``heal``, refuses others; ``stall`` passes nothing on
-    until ``heal``, as a network without a route does.
+    ``cut`` resets connections and refuses new ones until ``heal``; ``stall`` forwards no data
+    until ``heal``, as a network without a route.
     """
 
     def __init__(self, server_port: int) -> None:
@@ -34,11 +34,11 @@ class NetworkProxy:
                 self._reset(pair)
 
     def stall(self) -> None:
-        """Pass nothing on."""
+        """Forward no data."""
         self._flowing.clear()
 
     def heal(self) -> None:
-        """Pass everything on again."""
+        """Forward data and accept connections again."""
         self._is_cut = False
         self._flowing.set()
 

@@ -35,11 +35,11 @@ from tests.postgres import PrivatePostgres, binaries
 from tests.search import stub_training
 from tests.search.worker_processes import WorkerProcesses
 
-#: Share of the configurations whose training fails by itself.
+#: Share of the configurations whose training fails without a fault.
 FAILING_SHARE = 0.15
 #: Seconds that workers have to finish the study when all faults are over, without its trainings.
 FINISH_S = 45.0
-#: Seconds within which processes end whose parent has ended.
+#: Seconds within which processes must end after their parent.
 ORPHAN_S = 10.0
 #: Bytes of the disk that can be filled.
 DISK = 8 * 2**20
@@ -49,7 +49,7 @@ _LIBRARIES = ("/usr/lib/*/faketime/libfaketime.so.1", "/usr/lib*/faketime/libfak
 
 
 class Site:
-    """What all runs share: processes that fork workers, and a PostgreSQL server."""
+    """Resources of all runs: processes that fork workers, and a PostgreSQL server."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="faults-"))
@@ -70,9 +70,9 @@ class Site:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def processes(self, *, has_own_clock: bool) -> WorkerProcesses:
-        """Return the process that forks workers, whose wall clock is that of ``set_clock`` or not.
+        """Return the process that forks workers, with or without the clock of ``set_clock``.
 
-        libfaketime costs a worker seconds of processor time: runs without it are faster.
+        libfaketime adds seconds of processor time to each worker: runs without it are faster.
         """
         if has_own_clock not in self._processes:
             environment = {
@@ -108,7 +108,7 @@ class Site:
         partial.replace(self.clock)
 
     def lacking(self) -> dict[str, str]:
-        """Return the kinds of faults that this machine cannot have, with the reason."""
+        """Return the kinds of faults that cannot be injected on this host, with the reason."""
         lacking = {}
         if self.library is None:
             lacking["clock stepped"] = "libfaketime is not installed (package faketime)"
@@ -135,7 +135,7 @@ def _mount(folder: Path) -> bool:
 
 @dataclass
 class Outcome:
-    """What a run gave. applied: number of faults by kind, of those that found a target."""
+    """The result of a run. applied: number of faults by kind that found a target."""
 
     schedule: Schedule
     verdict: Verdict
@@ -157,7 +157,7 @@ class _WorkerProcess:
 
 
 class Run:
-    """A study, its workers, and the faults that happen to them.
+    """One run of a study with its workers and faults.
 
     folder: of everything. location: of the study. caches: the parent of its cache. database, role:
     names in PostgreSQL. killed_trainings: process ids. next_console: of the next worker.
@@ -365,7 +365,7 @@ class Run:
                 self.missing += len(self.violations) < 10
 
     def _find_problem(self, worker: _WorkerProcess, code: int) -> str | None:
-        """Return what is wrong with the end of a worker."""
+        """Return the problem of how a worker ended; None if there is none."""
         lines = worker.log.read_text(errors="replace").splitlines()
         if "Traceback (most recent call last):" in lines:
             return f"a traceback, which ends in {lines[-1]!r}"
@@ -397,7 +397,7 @@ class Run:
         self._kill_rest()
 
     def _kill_rest(self) -> None:
-        """Kill what still runs; processes that outlive their parents are a violation."""
+        """Kill the remaining processes; orphaned processes are a violation."""
         for pid in self.workers:
             self.processes.signal(pid, signal.SIGKILL)
         until = time.monotonic() + ORPHAN_S

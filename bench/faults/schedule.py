@@ -1,4 +1,4 @@
-"""Which faults a study meets, and when: determined by a seed alone."""
+"""Draw the faults of a study and their times from a seed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Shape:
-    """A study and how much is done to it.
+    """The size of a study and of its fault schedule.
 
     faults: the smallest and the largest number of faults. window_s: they begin within these
     seconds. most_losses: the largest number of faults that can cost each trial an attempt; a trial
@@ -47,7 +47,7 @@ class Shape:
     most_crashes: int = 2
 
 
-#: A study of minutes, with kills throughout.
+#: A long study with many faults.
 LONG = Shape(
     workers=8,
     trials=200,

@@ -1,4 +1,4 @@
-"""Find the few faults of a schedule that a violation needs."""
+"""Delta debugging: minimize a failing list."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def shrink(items: Sequence[T], fails: Callable[[Sequence[T]], bool]) -> list[T]:
-    """Return a part of the items that still fails, of which no single one can be left out.
+    """Return a failing part of the items from which no single item can be removed.
 
     This is delta debugging (Zeller and Hildebrandt, 2002): parts and their complements are tried,
     then smaller parts. Nothing is tried twice.

@@ -36,9 +36,9 @@ VERSION = 5
 
 #: Names of a cache's files.
 IMAGES, MASKS, META = "images.npy", "masks.npy", "meta.json"
-#: Attempts to build a cache in a folder that is being cleaned.
+#: Attempts to build a cache if its parent folder is deleted meanwhile.
 BUILD_ATTEMPTS = 3
-#: What opening a cache raises whose files are gone, truncated or overwritten.
+#: Exceptions raised when a cache with missing, truncated or overwritten files is opened.
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError)
 
 Progress = Callable[[int, int], None]
@@ -85,8 +85,8 @@ class Cache:
         self.areas = np.asarray(meta["areas"], dtype=np.float64)
         self.shapes = [(int(height), int(width)) for height, width in meta["shapes"]]
         self.digests: list[str] = meta["digests"]
-        odd: dict[str, dict[str, Any]] = meta["readings"]
-        self.readings = [MaskReading.from_dict(odd.get(name, {})) for name in self.names]
+        stored: dict[str, dict[str, Any]] = meta["readings"]
+        self.readings = [MaskReading.from_dict(stored.get(name, {})) for name in self.names]
         self.images, self.masks, self._stamps = images, masks, stamps
 
     @property
@@ -95,7 +95,7 @@ class Cache:
         return int(self.images.shape[1])
 
     def is_unchanged(self) -> bool:
-        """Return whether the files are those that were opened; a truncated file is another one."""
+        """Return whether the files have not been replaced or truncated since they were opened."""
         try:
             return self._read_stamps() == self._stamps
         except OSError:
@@ -104,7 +104,7 @@ class Cache:
     def check_size(self) -> None:
         """Raise OSError if a mapped file was truncated since it was opened.
 
-        The rest of its last page then reads as zeros, and what lies behind that ends the process
+        The rest of its last page then reads as zeros, and reading beyond that page ends the process
         (SIGBUS). A deleted file keeps its contents while it is mapped.
         """
         for name, array in ((IMAGES, self.images), (MASKS, self.masks)):
@@ -169,15 +169,15 @@ def build_cache(
 def restore_cache(
     cache: Cache, index: DatasetIndex, on_progress: Progress = lambda done, total: None
 ) -> None:
-    """Open a cache again whose files have changed; build it again if they are damaged or gone.
+    """Reopen a cache whose files have changed; rebuild it if they are damaged or missing.
 
     Raises:
-        InputError: the images are gone or were changed too, or the cache cannot be written.
+        InputError: the images are missing or were changed too, or the cache cannot be written.
     """
     with suppress(*DAMAGE):
         cache.reload()
         return
-    what = f"cache: {cache.path} is damaged or gone and cannot be built again"
+    what = f"cache: {cache.path} is damaged or missing and cannot be built again"
     try:
         built = build_cache(index, cache.image_size, cache.path.parent, on_progress)
     except OSError as error:  # an image cannot be found
@@ -277,9 +277,9 @@ def _write_arrays(
     masks.flush()
     areas, shapes, digests, readings = zip(*rows, strict=True)
     names = [r.name for r in records]
-    odd = {n: r.to_dict() for n, r in zip(names, readings, strict=True) if r != MaskReading()}
+    stored = {n: r.to_dict() for n, r in zip(names, readings, strict=True) if r != MaskReading()}
     meta = {"names": names, "areas": areas, "shapes": shapes, "digests": digests}
-    return meta | {"readings": odd}
+    return meta | {"readings": stored}
 
 
 def map_parallel(

@@ -111,7 +111,7 @@ def load_stored(image: Image.Image) -> tuple[Image.Image, int]:
     image.load()
     remaining = _read_orientation(image)
     if is_tiff and remaining != orientation:  # PIL has turned it upright
-        return turn_upright(image, {6: 8, 8: 6}.get(orientation, orientation)), orientation
+        return turn_back(image, orientation), orientation
     return image, remaining
 
 
@@ -122,6 +122,11 @@ def turn_upright(image: Image.Image, orientation: int) -> Image.Image:
     turned = image.transpose(_TURNS[orientation])
     turned.info = {}  # another call must not turn it again
     return turned
+
+
+def turn_back(image: Image.Image, orientation: int) -> Image.Image:
+    """Return an upright image as its pixels are stored in an EXIF orientation."""
+    return turn_upright(image, {6: 8, 8: 6}.get(orientation, orientation))
 
 
 def turned_shape(shape: tuple[int, int], orientation: int) -> tuple[int, int]:

@@ -25,17 +25,18 @@ from lesionseg.data.image_io import (
     damaged_as_input_error,
     load_stored,
     open_image,
+    turn_back,
     turn_upright,
 )
 from lesionseg.errors import InputError
 
-#: Grey level from which on a pixel of a nearly binary mask is lesion.
+#: Smallest grey level of a lesion pixel in a nearly binary mask.
 MASK_THRESHOLD = 128
 #: A mask is nearly binary if this share of its pixels is within NEAR_LEVELS of black or white.
 NEARLY_BINARY_SHARE = 0.95
 NEAR_LEVELS = 32
-#: With at most so many grey levels, a dark one that is more frequent than all bright ones is a
-#: label: 1 beside 255 for "ignore", or dark red beside the outline of PASCAL VOC.
+#: In a mask of at most this number of grey levels, a dark one that is more frequent than all bright
+#: ones is a label: 1 beside 255 for "ignore", or dark red beside the outline of PASCAL VOC.
 MAX_LABELS = 8
 
 _ADVICE = "save it with 0 for skin and 255 for lesion"
@@ -82,6 +83,8 @@ def read_binary_mask(path: Path, *, inverted: bool = False) -> BinaryMask:
         stored, orientation = load_stored(image)
         if is_deep and len(stored.getbands()) > 1:
             stored = _read_deep(path)
+            if image.format == "TIFF":  # OpenCV turns it upright, others not
+                stored = turn_back(stored, orientation)
     mask = _read_channels(path, stored)._replace(orientation=orientation)
     if inverted:
         return mask._replace(image=mask.image.point(range(255, -1, -1)), area=1 - mask.area)

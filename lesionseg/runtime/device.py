@@ -20,8 +20,8 @@ from lesionseg.errors import InputError
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 #: Batches that a loader process holds: torch's prefetch of two, and the one at work.
 BATCHES_PER_LOADER = 3
-#: Texts of CUDA's errors of a device or driver that fails whatever is computed. An illegal access
-#: or a failed launch is not among them: the network may be the reason.
+#: Texts of CUDA errors that mean a failed device or driver. An illegal memory access or a failed
+#: launch is not among them: the network may be the reason.
 LOST_MESSAGES = (
     "no CUDA-capable device is detected",
     "No CUDA GPUs are available",
@@ -67,7 +67,7 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def is_device_lost(error: BaseException) -> bool:
-    """Return whether an error means that a GPU or its driver fails whatever is computed."""
+    """Return whether an error means that a GPU or its driver has failed."""
     return isinstance(error, RuntimeError) and any(text in str(error) for text in LOST_MESSAGES)
 
 

@@ -1,4 +1,4 @@
-"""Write files and folders so that under their name lies a complete one or none; name files."""
+"""Atomic writing of files and folders, reading of JSON, and safe file names."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from lesionseg.errors import InputError, one_line
 MAX_STEM_BYTES = 120
 #: Characters that separate folders, or that file systems of Windows do not accept.
 _UNSAFE = frozenset('/\\:*?"<>|')
-#: Largest size in bytes of a name that comes from outside: there is room for endings.
+#: Largest size in bytes of a name from a file, a database or an archive; endings may be added.
 MAX_NAME_BYTES = 200
-#: Largest depth of JSON. Deeper data exhaust the stack of what handles them later.
+#: Largest nesting depth of JSON. Deeper data would exhaust the stack of recursive functions.
 MAX_JSON_DEPTH = 32
 
 
 def file_stem(name: str) -> str:
-    """Return a file name, without ending, for something whose name has any length and content.
+    """Return a valid file name, without ending, for any text.
 
     Characters that are unsafe in paths or unprintable become ``_``, and a long name is cut to
     MAX_STEM_BYTES. A changed name ends in a hash, so that different names stay different.
@@ -39,9 +39,9 @@ def file_stem(name: str) -> str:
 def find_name_problem(name: str) -> str | None:
     """Return why a text cannot be the name of a file or folder; None if it can.
 
-    For each name that comes from a file, a database or an archive and becomes a part of a path.
+    Use it for each name from a file, a database or an archive that becomes part of a path.
     """
-    if not name.isprintable():  # so are surrogates, which cannot be encoded
+    if not name.isprintable():  # also surrogates, which cannot be encoded
         return "a name may not have characters that cannot be printed"
     if name in {"", ".", ".."} or not {"/", "\\"}.isdisjoint(name):
         return "a name may not be empty, . or .., or have / or \\"
@@ -51,10 +51,10 @@ def find_name_problem(name: str) -> str | None:
     )
 
 
-def check_file_name(name: str, where: str, mend: str) -> str:
+def check_file_name(name: str, where: str, remedy: str) -> str:
     """Return a name that ``find_name_problem`` accepts; raise InputError for any other."""
     if problem := find_name_problem(name):
-        raise InputError(f"{where}: {name!r:.80} cannot be a file's name: {problem}; {mend}")
+        raise InputError(f"{where}: {name!r:.80} cannot be a file's name: {problem}; {remedy}")
     return name
 
 
@@ -87,7 +87,7 @@ def atomic_path(path: Path, *, unique: bool = False) -> Iterator[Path]:
     """Yield a path beside ``path`` for a new file, which is renamed to it at the end.
 
     After an error the new file is deleted and an existing one stays as it is. A device or pipe,
-    such as /dev/null, is written itself: a rename would replace it, for the whole machine.
+    such as /dev/null, is written directly: a rename would replace it.
 
     Args:
         path: of the file; its folder must exist.

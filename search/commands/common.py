@@ -59,7 +59,7 @@ Overrides = Annotated[
 ]
 KeepGoing = Annotated[
     bool,
-    typer.Option("--keep-going", help="Train on when trials fail in a row for the same reason."),
+    typer.Option("--keep-going", help="Continue when consecutive trials fail for the same reason."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="all cores")]
@@ -68,7 +68,7 @@ Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_de
 def load_study(name: str, storage: str | None) -> optuna.Study:
     """Open the trials of a study, without its images.
 
-    A person waits for the command: an unavailable storage is reported, and given up soon.
+    An unavailable storage is reported and retried for COMMAND_TIMEOUT_S only.
     """
     from search.storage.retrying_storage import backend_of
     from search.study.location import find_run

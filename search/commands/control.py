@@ -27,7 +27,7 @@ def status(
     problems: set[str] = set()
 
     def report(error: Exception) -> None:
-        if str(error) not in problems:  # once while watching
+        if str(error) not in problems:  # print each error once with --watch
             problems.add(str(error))
             print(f"lesionsearch: {error}", file=sys.stderr)
 

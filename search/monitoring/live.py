@@ -93,7 +93,7 @@ def live_view(
             try:
                 if reader is None:
                     reader = open_reader()
-                    backend_of(reader.study).on_wait = None  # the search reports its own waiting
+                    backend_of(reader.study).on_wait = None  # the search reports waiting itself
                 status = reader.read(measure_disk=False)
                 live.update(render_status(status, console.width), refresh=True)
             except Exception:  # noqa: S110

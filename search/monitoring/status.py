@@ -167,7 +167,7 @@ def runs_reader(
 ) -> Callable[..., list[StudyStatus]]:
     """Return a function that reads one study, or all under ``runs/``, as ``StatusReader.read``.
 
-    on_error: called with the error of each of all studies that cannot be read.
+    on_error: called with the error of each study under ``runs/`` that cannot be read.
     """
     open_reader = cache(lambda run: StatusReader(find_run(run), storage))
 

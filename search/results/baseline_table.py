@@ -53,7 +53,7 @@ class Speed(TypedDict):
 
 
 class StoredResult(TypedDict):
-    """What is read of a result.json, which has the keys of metrics.json, too."""
+    """The keys of a result.json that are read; it also has the keys of metrics.json."""
 
     speed: Speed
 
@@ -75,23 +75,25 @@ def read_results(folder: Path) -> dict[int, TestResult]:
     """Return the test results in the folder of a ``baselines run`` by trial number.
 
     Raises:
-        InputError: a file is damaged, or of other images than the first.
+        InputError: a file is damaged, or its images differ from those of the first.
     """
     results: dict[int, TestResult] = {}
     names: list[str] = []
     for path in sorted(folder.glob("results/[0-9]*/result.json")):
         if not path.parent.name.isdecimal():
             continue
-        mend = (
+        remedy = (
             f"delete {path.parent}; `lesionsearch baselines run` tests the trial again, with one "
             "more test evaluation"
         )
-        speed = read_json_file(path, StoredResult, mend)["speed"]
+        speed = read_json_file(path, StoredResult, remedy)["speed"]
         table = path.with_name("per_image.csv")
-        images = read_csv_file(table, ImageRow, mend)
+        images = read_csv_file(table, ImageRow, remedy)
         names = names or [row["name"] for row in images]
         if names != [row["name"] for row in images]:
-            raise InputError(f"{table}: damaged: the images differ from the other results'; {mend}")
+            raise InputError(
+                f"{table}: damaged: the images differ from the other results'; {remedy}"
+            )
         results[int(path.parent.name)] = TestResult(
             {"batch": speed["batch"], "single": speed["single"]}, images
         )

@@ -41,7 +41,7 @@ def run_job(job: Job, outcome_type: type[Outcome], description: str) -> Outcome:
 
 
 def describe_job_error(error: JobError) -> str:
-    """Return reason and message, or the message alone if it says what is wrong with the input."""
+    """Return reason and message; only the message if the reason is bad input."""
     is_complete = error.reason in {ErrorReason.CONFIG, ErrorReason.DEVICE}
     return error.message if is_complete else f"{error.reason}: {error.message}"
 

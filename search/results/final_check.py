@@ -1,4 +1,4 @@
-"""Checks before a final test: nothing that it needs is missing after hours of retraining."""
+"""Checks of the inputs of a final test before the retraining."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from search.errors import JobFailed
 from search.results.evaluation import read_test_records
 from search.study.opening import OpenStudy, check_data, check_storage_writable
 
-#: Room for everything but weights: overlays, tables, report.
+#: Disk space in bytes for everything but weights: overlays, tables, report.
 OTHER_BYTES = 64_000_000
 
 
@@ -35,7 +35,7 @@ def check_final_inputs(
     Raises:
         InputError: a test image or its mask cannot be read or is not the study's, pretrained
             weights are missing, or the storage or the study's folder cannot be written.
-        JobFailed: the disk has too little room.
+        JobFailed: too little disk space.
     """
     _check_images(opened)
     if not opened.cache.is_unchanged():
@@ -71,7 +71,7 @@ def _check_images(opened: OpenStudy) -> None:
             f"cannot be used: restore them, then repeat the command"
         )
     with suppress(FileNotFoundError):  # training images are in the cache
-        check_data(opened.study, opened.index)
+        check_data(opened.study, opened.read_index)
 
 
 def _check_disk(opened: OpenStudy, trial: FrozenTrial, n_models: int) -> None:
@@ -81,8 +81,8 @@ def _check_disk(opened: OpenStudy, trial: FrozenTrial, n_models: int) -> None:
             free = shutil.disk_usage(folder).free
     except OSError as error:
         raise InputError(f"final: {folder}: cannot be written: {error.strerror}") from None
-    # The weights of each retraining, and copies of the selected ones. A training goes on where the
-    # disk has no room for its state.
+    # The weights of each retraining, and copies of the selected ones. States are not counted: a
+    # training continues if its state does not fit on the disk.
     needed = 4 * int(trial.user_attrs["params"]) * (n_models + 2) + OTHER_BYTES
     if free < needed:
         raise JobFailed(

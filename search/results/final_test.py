@@ -62,7 +62,7 @@ def run_final_test(
 
     If the best trial was tested before with the same settings, the stored result is returned. Every
     test evaluation that gives scores is counted, because more than one makes the result optimistic.
-    What is needed is checked before the retraining. The folder ``final/`` is replaced as a whole;
+    All inputs are checked before the retraining. The folder ``final/`` is replaced as a whole;
     after an error it is unchanged. States of interrupted retrainings and weights of finished ones
     are in ``retraining/`` until the test is done, and are used by the next call.
 
@@ -76,7 +76,7 @@ def run_final_test(
         The content of ``final/metrics.json`` (docs/report.md).
 
     Raises:
-        InputError: something that is needed is missing; see ``check_final_inputs``.
+        InputError: an input is missing or unusable; see ``check_final_inputs``.
         JobFailed: there is no complete trial, or the retraining or the evaluation failed.
     """
     trial = best_trial(opened.study)
@@ -95,15 +95,16 @@ def run_final_test(
         )
         for i, each in enumerate(configs)
     ]  # fmt: skip
-    with _weights_kept(opened.folder), atomic_folder(opened.folder / "final", replace=True) as part:
+    final = opened.folder / "final"
+    with _weights_kept(opened.folder, again=again), atomic_folder(final, replace=True) as part:
         report = _test(opened, slot, trial, models, part)
     shutil.rmtree(retrainings, ignore_errors=True)
     return report
 
 
 @contextmanager
-def _weights_kept(folder: Path) -> Iterator[None]:
-    """Raise JobFailed, with the command that goes on, for an error after the retraining."""
+def _weights_kept(folder: Path, *, again: bool) -> Iterator[None]:
+    """Raise JobFailed, with the command that continues, for an error after the retraining."""
     try:
         yield
     except (JobFailed, OSError) as error:
@@ -112,7 +113,7 @@ def _weights_kept(folder: Path) -> Iterator[None]:
             reason = f"{folder / 'final'}: cannot be written: {error.strerror or error}"
         raise JobFailed(
             f"final: {reason}; the retrained weights are kept, `lesionsearch final "
-            f"{shlex.quote(str(folder))}` continues with them"
+            f"{shlex.quote(str(folder))}{' --again' * again}` continues with them"
         ) from error
 
 
@@ -146,7 +147,7 @@ def _test(
     choice = select_inference(opened, slot, trial, weights)
     records, overlays = read_test_records(opened), folder / "overlays"
     tested = evaluate_checkpoint(EvaluateJob(weights, opened.cache.path, records, slot, overlays))
-    # Before a person can see a score. An evaluation without scores has shown nothing.
+    # Before any score is written or printed. An evaluation without scores does not count.
     test_evaluations = record_test_evaluation(opened.study)
     config = TrialConfig.from_dict(trial_records.config_of(trial))
     report: FinalReport = {

@@ -69,7 +69,7 @@ def find_masks(images: Sequence[Path], folder: Path) -> dict[Path, Path]:
 def unique_stems(images: Iterable[Path]) -> list[str]:
     """Return a file name for each image: its own without the ending, numbered to be unique.
 
-    The names are unique on file systems that ignore case, too; see ``file_stem``.
+    The names are also unique on file systems that ignore case; see ``file_stem``.
     """
     names: dict[str, str] = {}  # by their lower case
     repetitions: Counter[str] = Counter()
@@ -84,7 +84,7 @@ def unique_stems(images: Iterable[Path]) -> list[str]:
 
 def _expand(argument: str) -> list[Path]:
     path = Path(argument)
-    if os.path.isdir(path):  # False for names that no file can have, too
+    if os.path.isdir(path):  # also False for invalid names
         if images := list_images(path):
             return images
         raise InputError(

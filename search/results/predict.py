@@ -185,7 +185,7 @@ def _read_true_mask(picture: LoadedImage, path: Path | None) -> Mask | None:
     truth, _ = read_mask(path)
     if truth.shape == picture.shape:
         return truth
-    # It may have been made on the image as stored.
+    # The mask may have been drawn on the image as stored.
     return np.asarray(load_pair(Record("", picture.path, path, ""), 1).mask) > 0
 
 

@@ -52,7 +52,7 @@ class RetrainedModel:
 
 @dataclass(frozen=True)
 class _KeptModel:
-    """A retrained model on disk. origin: what determines it; sha256: of the file of its weights."""
+    """A retrained model on disk. origin: its settings; sha256: checksum of the weights file."""
 
     origin: dict[str, Any]
     sha256: str
@@ -78,7 +78,7 @@ def retrain(
         slot: device and number of threads.
         trial: the trial.
         config: its configuration, possibly with another seed.
-        folder: for the weights, what is known of them, and the state of an unfinished training.
+        folder: for the weights, their metadata, and the state of an unfinished training.
         on_epoch: called with the number of completed epochs.
 
     Raises:

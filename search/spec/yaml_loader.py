@@ -47,7 +47,7 @@ def load_value(text: str) -> Any:
     except RecursionError:
         raise yaml.YAMLError("nested too deeply") from None
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        # of PyYAML's constructors, for scalars such as 2026-02-30 or !!bool maybe
+        # PyYAML's constructors raise these for scalars such as 2026-02-30 or !!bool maybe
         raise yaml.YAMLError(f"a value that cannot be read: {one_line(error)}") from None
 
 
@@ -69,7 +69,7 @@ def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Hashable
 
 def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
     value = loader.construct_yaml_int(node)
-    if value.bit_length() > MAX_INT_BITS:  # messages could not print it
+    if value.bit_length() > MAX_INT_BITS:  # Python refuses to print very large integers
         raise yaml.MarkedYAMLError(None, None, "a number that is too large", node.start_mark)
     return int(value)
 

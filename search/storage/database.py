@@ -126,8 +126,8 @@ def open_storage(url: URL) -> RetryingStorage:
     if url.get_backend_name() != "sqlite":
         connect_args = {key: value for key, value in _CONNECTION.items() if key not in url.query}
         options = {**_POOL, "connect_args": connect_args}
-    # Optuna's messages speak of "studies created in RDB". SQLAlchemy logs a traceback when it gives
-    # up a broken connection, after the error itself was raised.
+    # Optuna's messages speak of "studies created in RDB". SQLAlchemy logs a traceback when it
+    # discards a broken connection, after the error itself was raised.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     masked = mask_password(url)

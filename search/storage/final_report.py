@@ -78,7 +78,7 @@ class Inference(TypedDict):
 
 
 class EvaluationSummary(TypedDict):
-    """What one test evaluation gave."""
+    """The result of one test evaluation."""
 
     test: Annotated[
         dict[str, Count | float],

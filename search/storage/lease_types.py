@@ -57,7 +57,7 @@ class Claim:
 class ProcessId:
     """A process on some host, distinct from a later process with the same pid.
 
-    start_time: seconds; on Linux since the boot, which a step of the clock does not change.
+    start_time: seconds; on Linux since the boot, independent of the wall clock.
     pid_namespace: namespace in which ``pid`` counts, and kernel boot. Containers may share a host
     name without seeing each other's processes.
     """
@@ -88,7 +88,7 @@ def start_time_of(pid: int) -> float:
     """Return when a process was started, as ``ProcessId.start_time``."""
     if not sys.platform.startswith("linux"):
         return psutil.Process(pid).create_time()
-    # psutil adds the time of the boot, which is computed from the clock.
+    # psutil adds the time of the boot, which depends on the wall clock.
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except FileNotFoundError:

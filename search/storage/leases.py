@@ -7,7 +7,7 @@ queueing it again. If a process is killed in between, the database holds the sta
 The study's row is locked during a transaction, as Optuna locks it to number a new trial; SQLite
 locks the whole file. A worker's row holds its lease: the trial that it may write, and its latest
 heartbeat. A worker is dead if another process sees the same heartbeat for the whole grace period of
-its own monotonic clock: no clock that can be set decides, neither a host's nor the database's. A
+its own monotonic clock: the wall clocks of hosts and database have no effect. A
 trial that is requeued is closed and queued under another number. A worker that lost its lease
 without knowing finds the old number closed, and the storage refuses its writes.
 """
@@ -71,9 +71,8 @@ class TrialLeases:
     """The workers, the queue and the leases of one study.
 
     grace_s: seconds without a heartbeat after which a worker counts as dead; all workers of a
-    study should agree on it. on_wait: called when the database goes away and when it is back; None
-    for that of the storage.
-    clock: seconds of a clock that is never set.
+    study should agree on it. on_wait: called when the database becomes unavailable and when it is
+    available again; None for that of the storage. clock: returns monotonic seconds.
     """
 
     def __init__(
@@ -145,10 +144,10 @@ class TrialLeases:
 
     @_in_transaction(lock=False)
     def record_training_time(self, rows: StudyRows, claim: Claim) -> None:
-        """Record how long the study was trained until now; nothing if the trial has ended.
+        """Record the study's training time until now, unless the trial has ended.
 
-        Not in the transaction of a heartbeat, which locks the worker before the trial; ``finish``
-        locks them in the other order.
+        It is not part of the heartbeat's transaction, which would lock the worker before the trial:
+        ``finish`` locks them in the other order.
         """
         with suppress(UpdateFinishedTrialError):
             rows.set_trial_attrs(claim.trial_id, self._training_end(claim))
@@ -171,7 +170,7 @@ class TrialLeases:
         """
         if rows.study_attr(StudyAttr.SPEC) is not None:
             return False
-        # Of a deleted study whose id this one has: SQLite checks no foreign keys.
+        # Workers of a deleted study with the same id: SQLite does not enforce foreign keys.
         rows.session.execute(delete(WorkerRow).where(WorkerRow.study_id == rows.study_id))
         rows.set_study_attrs(attrs)
         for params, trial_attrs in queue:
@@ -187,12 +186,12 @@ class TrialLeases:
     def reap_expired(self, rows: StudyRows) -> list[tuple[int, int | None]]:
         """Requeue the trials of dead workers; return old and new number of each.
 
-        Silence counts as death only if this process has run and has been connected for the whole
-        grace period: after an outage of the database or a suspension of the host every worker was
-        silent. A worker whose process is seen to have exited is expired at once.
+        A missing heartbeat counts only if this process has been running and connected for the whole
+        grace period: during an outage of the database or a suspension of the host no worker sends
+        heartbeats. A worker whose process has exited is expired at once.
         """
         if self.clock() - self._reaped_at > 2 / 3 * self.grace_s:
-            self.connected_since = self.clock()  # this process did not run
+            self.connected_since = self.clock()  # this process was suspended
         self._reaped_at = self.clock()
         now, held, last_heartbeat = rows.now(), set(), {}
         workers = rows.session.scalars(rows.select_workers().with_for_update()).all()
@@ -274,7 +273,7 @@ class TrialLeases:
     @_in_transaction(lock=False)
     def record_epochs(self, rows: StudyRows, claim: Claim, values: Mapping[int, float]) -> None:
         """Write the values of several epochs, over existing ones."""
-        rows.lock_trial(claim.trial_id)  # or it could end between the check and the write
+        rows.lock_trial(claim.trial_id)  # otherwise it could end between check and write
         for epoch, value in values.items():
             self.storage.add_intermediate_value(rows.session, claim.trial_id, epoch, value)
 

@@ -151,14 +151,14 @@ class RetryingStorage(OptunaStorage):
         def attempt() -> T:
             try:
                 return work()
-            except (KeyError, IntegrityError, StaleDataError):  # as after a deletion meanwhile
+            except (KeyError, IntegrityError, StaleDataError):  # the study may have been deleted
                 if self._is_bound:
                     with self.engine.begin():  # raises StudyDeleted
                         pass
                 raise
             except STORAGE_ERRORS as error:
                 if transient_reason(error):
-                    # A server that became a standby stays read-only: connect to its successor.
+                    # A server that became a standby stays read-only: connect to the new primary.
                     self.engine.dispose()
                 raise
 
@@ -173,10 +173,10 @@ class RetryingStorage(OptunaStorage):
     def bind(self, study: optuna.Study) -> None:
         """Let each transaction from now on raise StudyDeleted unless the study still exists.
 
-        A database may give the id of a deleted study, and those of its trials, to other ones, as
-        SQLite does with the tables that Optuna creates. The study's own uuid is never used again.
+        A database may reuse the ids of a deleted study and its trials, as SQLite does with the
+        tables that Optuna creates. The study's uuid is never reused.
         The check is a part of each transaction: in SQLite no other process can write in between,
-        and PostgreSQL uses no id twice.
+        and PostgreSQL does not reuse ids.
         """
         model: Any = models.StudyModel
         attr: Any = models.StudyUserAttributeModel
@@ -252,7 +252,7 @@ class RetryingStorage(OptunaStorage):
     def delete_study(self, study_id: int) -> None:
         """Delete a study and its trials.
 
-        Optuna's does nothing, without an error, if a worker writes meanwhile.
+        Optuna's method silently does nothing if a worker writes at the same time.
         """
         while True:
             super().delete_study(study_id)

@@ -1,6 +1,6 @@
-"""Read the JSON and CSV files of a study. A damaged one is an InputError in one line.
+"""Read the JSON and CSV files of a study; a damaged file raises InputError with one line.
 
-What a file must hold is a type that pydantic checks, such as a TypedDict.
+The content of a file is described by a type that pydantic checks, such as a TypedDict.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _check_text(text: str) -> str:
 Name = InstanceOf[str]
 #: A name without surrogates, which databases do not accept.
 DatabaseName = Annotated[str, AfterValidator(_check_text)]
-#: A number of things or bytes.
+#: A number of objects or bytes.
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 T = TypeVar("T")
@@ -46,13 +46,13 @@ def require_keys(*keys: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def read_json_file(path: Path, content: TypeForm[T], mend: str) -> T:
+def read_json_file(path: Path, content: TypeForm[T], remedy: str) -> T:
     """Read a JSON file; unknown keys are left out.
 
     Args:
         path: The file.
         content: The type of its content.
-        mend: What the user can do if the file is damaged.
+        remedy: What the user can do if the file is damaged.
 
     Raises:
         InputError: The file cannot be read or is damaged.
@@ -60,31 +60,31 @@ def read_json_file(path: Path, content: TypeForm[T], mend: str) -> T:
     try:
         plain = read_json(path)
     except InputError as error:
-        raise InputError(f"{error}; {mend}") from None
-    return check_content(str(path), plain, content, mend)
+        raise InputError(f"{error}; {remedy}") from None
+    return check_content(str(path), plain, content, remedy)
 
 
-def read_csv_file(path: Path, row: TypeForm[T], mend: str) -> list[T]:
+def read_csv_file(path: Path, row: TypeForm[T], remedy: str) -> list[T]:
     """Read a CSV file with at least one row; row: the type of each. See ``read_json_file``."""
     try:
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             rows = list(csv.DictReader(file, strict=True))
     except (OSError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: cannot be read: {reason}; {mend}") from None
+        raise InputError(f"{path}: cannot be read: {reason}; {remedy}") from None
     if not rows:
-        raise InputError(f"{path}: damaged, it has no rows; {mend}")
-    return check_content(str(path), rows, list[row], mend)  # type: ignore[valid-type]
+        raise InputError(f"{path}: damaged, it has no rows; {remedy}")
+    return check_content(str(path), rows, list[row], remedy)  # type: ignore[valid-type]
 
 
-def check_content(where: str, plain: Any, content: TypeForm[T], mend: str) -> T:
+def check_content(where: str, plain: Any, content: TypeForm[T], remedy: str) -> T:
     """Check plain data; see ``read_json_file``. where: their origin, for the message."""
     try:
         return cast(T, _adapter(cast(Hashable, content)).validate_python(plain))
     except ValidationError as error:
-        raise InputError(f"{where}: damaged: {describe_first(error)}; {mend}") from None
+        raise InputError(f"{where}: damaged: {describe_first(error)}; {remedy}") from None
     except UnicodeEncodeError as error:  # of pydantic, for half a pair of surrogates
-        raise InputError(f"{where}: damaged: {error}; {mend}") from None
+        raise InputError(f"{where}: damaged: {error}; {remedy}") from None
 
 
 @cache

@@ -67,7 +67,7 @@ def default_folder(study: str, where: str = "study") -> Path:
 
 def is_study(folder: Path) -> bool:
     """Return whether a study was created in this folder."""
-    return os.path.isfile(folder / "run.json")  # False for names that no file can have, too
+    return os.path.isfile(folder / "run.json")  # also False for invalid names
 
 
 def read_run_info(folder: Path) -> RunInfo:
@@ -84,7 +84,7 @@ def read_metrics(folder: Path) -> FinalReport | None:
 
 
 def rewrite_hint(folder: Path) -> str:
-    """Return how to write the files again that follow from the study's records and images."""
+    """Return how to rewrite the files that are derived from the study's records and images."""
     return (
         f"`lesionsearch run` with the study's file, --data DIR and --out {folder} writes it again"
     )

@@ -59,7 +59,7 @@ class StudyRows:
         self, trial_id: int, attrs: Mapping[str, Any], *, system: bool = False
     ) -> None:
         """Write user or system attributes of a trial that has not ended."""
-        trial = self.lock_trial(trial_id)  # or it could end between the check and the write
+        trial = self.lock_trial(trial_id)  # otherwise it could end between check and write
         self.storage.check_trial_is_updatable(trial_id, trial.state)
         model = models.TrialSystemAttributeModel if system else models.TrialUserAttributeModel
         self._write_attrs(model, {"trial_id": trial_id}, attrs)
@@ -104,8 +104,8 @@ class StudyRows:
     def training_time(self) -> float:
         """Return the seconds in which at least one worker trained, as of the latest heartbeats.
 
-        A claimed trial starts at this time, and a worker adds what its own monotonic clock counts.
-        Trials that are trained side by side so have overlapping spans, whatever hosts' clocks show.
+        A claimed trial starts at this time, and its worker adds the seconds of its own monotonic
+        clock. Trials that are trained in parallel have overlapping spans on any clocks of hosts.
         """
         attr: Any = models.TrialUserAttributeModel
         latest = select(func.max(cast(attr.value_json, Float)))

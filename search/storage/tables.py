@@ -66,7 +66,7 @@ class WorkerRow(_Base):
 
 
 def _optuna_tables() -> MetaData:
-    """Return Optuna's tables, with ids of studies and trials that SQLite does not use again."""
+    """Return Optuna's tables; SQLite does not reuse their ids of studies and trials."""
     tables = MetaData()
     for table in models.BaseModel.metadata.tables.values():
         copied = table.to_metadata(tables)

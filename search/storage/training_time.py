@@ -48,8 +48,8 @@ def is_time_over(trials: Sequence[FrozenTrial], budget: BudgetSpec) -> bool:
 def _spans(trials: Iterable[FrozenTrial]) -> list[tuple[float, float]]:
     """Return start and end of each started trial by the study's training time.
 
-    Trials of other programs and of earlier versions have times of a clock that may have been set;
-    these are no part of the training time and count separately.
+    Trials of other programs and of earlier versions have only wall-clock times; these are not part
+    of the study's training time and are added separately.
     """
     spans = []
     for trial in trials:

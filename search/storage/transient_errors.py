@@ -25,7 +25,7 @@ class StorageUnreachable(InputError):
 
 #: Classes of PostgreSQL's codes (SQLSTATE): connections that break (08), transactions that lost
 #: against another one (40), a full disk, no memory or no free connection, which an administrator
-#: can mend while workers train (53), and a restart, a cancellation or a timeout (57).
+#: can fix while workers train (53), and a restart, a cancellation or a timeout (57).
 _TRANSIENT_CLASSES = frozenset({"08", "40", "53", "57"})
 #: 25006: read-only, as a server is during a failover. 25P02: an earlier statement of the
 #: transaction failed. 25P03, 25P04: timeouts of a transaction. 55P03: a timeout for a lock. 58030:
@@ -64,7 +64,7 @@ def transient_reason(error: BaseException) -> str | None:
     """Return the reason in one line if the error is transient; None for other errors.
 
     The database's error may be wrapped by SQLAlchemy, and that one by Optuna, whose rollback may
-    fail in turn: the first error in the chain of causes that tells decides.
+    fail in turn: the first known error in the chain of causes decides.
     """
     cause: BaseException | None = error
     while cause is not None:

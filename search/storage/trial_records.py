@@ -81,7 +81,7 @@ class TrialAttr:
     #: seconds in which at least one worker trained, by the workers' monotonic clocks.
     TRAINING_START = "training_start_s"
     TRAINING_END = "training_end_s"
-    #: Seconds since 1970 by the database's clock, to be read by people.
+    #: Seconds since 1970 by the database's clock, for display only.
     STARTED_AT = "started_at"
     ENDED_AT = "ended_at"
     REASON = "reason"

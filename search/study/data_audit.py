@@ -96,7 +96,7 @@ class AuditedCluster(TypedDict):
 
 
 class StoredAudit(TypedDict):
-    """What is read of audit.json, which has more keys; docs/data.md describes them."""
+    """The keys of audit.json that are read; docs/data.md describes all keys."""
 
     duplicates: list[AuditedCluster]
     excluded: list[Name]

@@ -42,10 +42,10 @@ def find_run(name: str) -> Path:
 def find_place(name: str, is_wanted: Callable[[Path], bool], what: str) -> Path:
     """Return the path ``name`` or else the name under ``runs/``, if it is wanted.
 
-    A folder of another kind, such as that of the images, does not hide a study of its name.
+    A folder of another kind, such as a folder of images, does not hide a study of the same name.
 
     Raises:
-        InputError: neither of them is wanted; what: the thing that was looked for.
+        InputError: neither of them is wanted. what: the noun for the message.
     """
     places = list(dict.fromkeys((Path(name), RUNS / name)))  # equal if the path is absolute
     for place in places:

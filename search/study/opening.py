@@ -33,9 +33,11 @@ from search.storage.database import (
     storage_from_environment,
     storage_url,
 )
+from search.storage.leases import TrialLeases
 from search.storage.optuna_internals import models, study_id
 from search.storage.retrying_storage import backend_of, bind_storage, retry_transient
 from search.storage.study_dir import create_folder, is_study, read_run_info
+from search.storage.study_rows import StudyRows
 from search.storage.transient_errors import STORAGE_ERRORS, describe_error
 from search.storage.trial_records import StudyAttr
 from search.study.data_summary import write_data_summary
@@ -75,11 +77,16 @@ class TrialData:
 
 @dataclass(frozen=True)
 class OpenStudy:
-    """A study with its data, split and artifact store."""
+    """A study with its data, split and artifact store.
+
+    index: the records with groups merged by near-duplicates. read_index: the records as read; the
+    study's fingerprint is computed from these.
+    """
 
     folder: Path
     spec: StudySpec
     index: DatasetIndex
+    read_index: DatasetIndex
     cache: Cache
     split: Split
     study: optuna.Study
@@ -156,22 +163,24 @@ def load_study(folder: Path, *, storage: str | None = None) -> optuna.Study:
     """Load the Optuna study of a folder without its images; raises InputError without a study."""
     info, url = read_run_info(folder), recorded_url(folder, storage)
     name, masked = info["study"], mask_password(url)
-    mend = "Restore the database, or start a new study in another folder with --out"
+    remedy = "Restore the database, or start a new study in another folder with --out"
     study = _load(
-        url, name, f"{folder}: {masked} holds no study {name!r}; was it moved or deleted? {mend}"
+        url,
+        name,
+        f"{folder}: {masked} holds no study {name!r}; it may have been moved or deleted. {remedy}",
     )
     if info.get("uuid") not in {None, study.user_attrs.get(StudyAttr.UUID)}:
         raise InputError(
             f"{folder}: its study {name!r} was deleted; {masked} holds another study of this name. "
-            f"{mend}"
+            f"{remedy}"
         )
     return study
 
 
 def load_or_recover(folder: Path, storage: str | None) -> tuple[optuna.Study, URL]:
-    """Load the Optuna study of a folder and return the URL of its database, too.
+    """Load the Optuna study of a folder; return it and the URL of its database.
 
-    With a damaged run.json the study is found by the folder's name.
+    If run.json is damaged, the study is found by the folder's name.
     """
     try:
         read_run_info(folder)
@@ -224,8 +233,8 @@ def assemble_study(
     split = Split.from_dict(study.user_attrs[StudyAttr.SPLIT])
     groups = study.user_attrs.get(StudyAttr.GROUPS, {})
     records = apply_groups(cache.apply_readings(index.records), groups)
-    index = replace(index, records=records)
-    return OpenStudy(folder, spec, index, cache, split, study, store)
+    merged = replace(index, records=records)
+    return OpenStudy(folder, spec, merged, index, cache, split, study, store)
 
 
 def check_data(study: optuna.Study, index: DatasetIndex) -> None:
@@ -267,7 +276,7 @@ def _load(url: URL, name: str, missing: str) -> optuna.Study:
 
 
 def check_storage_writable(study: optuna.Study) -> None:
-    """Raise InputError if a study's database cannot be written, as a read-only file."""
+    """Raise InputError if a study's database cannot be written."""
     backend, model = backend_of(study), models.StudyModel
     rename = update(model).where(model.study_id == study_id(study))
 
@@ -289,6 +298,14 @@ def list_test_evaluations(study: optuna.Study) -> list[str]:
 def record_test_evaluation(study: optuna.Study) -> int:
     """Record a test evaluation that gave scores, before they are shown; return how many."""
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    times = [*list_test_evaluations(study), now]
-    study.set_user_attr(StudyAttr.TEST_EVALUATIONS, times)
-    return len(times)
+    counts: list[int] = []  # of this time, by attempt; an acknowledgement may be lost
+
+    def attempt(rows: StudyRows) -> int:
+        times = rows.study_attr(StudyAttr.TEST_EVALUATIONS, [])
+        counts.append(times.count(now))
+        if counts[-1] == counts[0]:
+            times = [*times, now]
+            rows.set_study_attrs({StudyAttr.TEST_EVALUATIONS: times})
+        return len(times)
+
+    return TrialLeases(study).run(attempt)

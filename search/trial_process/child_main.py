@@ -29,7 +29,7 @@ from lesionseg.viz import overlays
 from lesionseg.viz.trial_sheet import select_by_area, write_trial_sheet
 from search.trial_process import protocol
 
-#: Errors of a disk that is full, fails or is gone.
+#: Errors of a disk that is full, failing or disconnected.
 DISK_ERRORS = frozenset(
     {
         errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE,
@@ -98,7 +98,7 @@ def _train(
         raise InputError("stopped before training")
     data = TrainData(Cache(job.cache), job.train, job.val)
 
-    # Nothing is reported or saved that was trained on pixels that are gone.
+    # Do not report or save results of pixels that were truncated.
     def send(record: EpochRecord) -> bool:
         data.cache.check_size()
         return channel.send(record)
@@ -178,6 +178,7 @@ def _select_inference(
         tta=job.tta,
         postprocess=job.postprocess,
     )
+    cache.check_size()
     checkpoint.set_inference(job.weights, choice.inference)
     return protocol.InferenceSelected(choice)
 
@@ -196,6 +197,7 @@ def _evaluate(job: protocol.EvaluateJob, device: torch.device) -> protocol.Evalu
         model, cache, job.records, device=device, inference=inference, amp=config.amp,
         on_image=keep_mask,
     )  # fmt: skip
+    cache.check_size()
     speed = {
         kind: images_per_second(model, config.image_size, device, size, config.amp)
         for kind, size in (("batch", 16), ("single", 1))

@@ -71,8 +71,8 @@ class TrialProcess:
         child_lifeline, self._lifeline = context.Pipe(duplex=False)
         self._process = context.Process(target=_main, args=(child_pipe, child_lifeline, job))
         try:
-            # The fork server must outlive a signal to the process group, of a service manager or
-            # a closed terminal: without it the training counts as dead. It ends with this process.
+            # The fork server must survive a signal to the process group, from a service manager or
+            # a closed terminal: a training is lost with its server. It ends with this process.
             with signals.blocked_in_children():
                 resource_tracker.ensure_running()  # it unblocks SIGTERM
             with _without_main_module(), signals.blocked_in_children():

@@ -27,7 +27,7 @@ CHILD_PROGRAM = "search.trial_process.child_main"
 class ErrorReason(StrEnum):
     """Why a job failed. DATA: an image cannot be read.
 
-    DISK: the disk is full or fails. DEVICE: the GPU is gone, or its driver fails.
+    DISK: the disk is full or failing. DEVICE: the GPU is lost, or its driver fails.
     """
 
     OOM = "oom"

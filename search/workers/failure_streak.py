@@ -1,7 +1,7 @@
-"""Trials that fail one after the other for the same reason, which is then not their configuration.
+"""Detection of consecutive trials that fail for the same reason, independent of the configuration.
 
-A trial counts if it failed by a crash, by missing data or with a damaged cache, within seconds.
-Running out of memory, divergence and time limits belong to the configuration: they do not count.
+A trial counts if it failed within QUICK_S by a crash, by unreadable images or with a damaged cache.
+Out of memory, divergence and time limits depend on the configuration and do not count.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from optuna.trial import FrozenTrial
 from search.storage import trial_records
 from search.storage.trial_records import EndReason, State, TrialAttr
 
-#: Failures in a row that block a worker, and the seconds within which each must happen.
+#: Number of consecutive failures that block a worker; largest duration of each in seconds.
 MAX_FAILURES, QUICK_S = 3, 30.0
-#: Message of a trial that was requeued because the cache of the images changed under it.
+#: Message of a trial that was requeued because the cache changed during its training.
 CACHE_DAMAGED = "the cache of the images was damaged or deleted during the training"
-#: Reasons that the configuration is not likely to have.
+#: Reasons that are unlikely to depend on the configuration.
 _REASONS = frozenset({EndReason.CRASH, EndReason.DATA})
 
 
@@ -33,14 +33,14 @@ class FailureStreak:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the next trial is expected to fail, too."""
+        """Whether the next trial is expected to fail as well."""
         return len(self.numbers) >= MAX_FAILURES
 
     def add(self, trial: FrozenTrial, seconds: float) -> None:
         """Add a trial that the worker held for some seconds."""
         cause = _cause_of(trial)
         if cause is None and trial_records.was_interrupted(trial):
-            return  # it says nothing about the next one
+            return  # neither a failure nor a success
         if cause is None or seconds > QUICK_S:
             self.numbers, self.cause = [], None
             return
@@ -69,5 +69,5 @@ def _cause_of(trial: FrozenTrial) -> str | None:
 
 
 def _without_numbers(cause: str) -> str:
-    """Return a cause without what differs from trial to trial, such as paths and addresses."""
+    """Return a cause without numbers and addresses, which differ from trial to trial."""
     return re.sub(r"0x[0-9a-f]+|\d+", "#", cause)

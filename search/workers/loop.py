@@ -74,7 +74,7 @@ def log(message: str) -> None:
 class WorkerOptions:
     """max_trials: end after this number. forever: wait for more trials when the study is done.
 
-    keep_going: ignore that trials fail one after the other for the same reason.
+    keep_going: continue when consecutive trials fail for the same reason.
     """
 
     max_trials: int | None = None
@@ -97,7 +97,7 @@ def join_and_run_trials(
     Raises:
         InputError: the study, its data or the slot is not usable.
         JobFailed: the work cannot continue, such as on a full disk.
-        WorkerBlocked: nor could that of a new worker.
+        WorkerBlocked: the worker cannot train, and a restart would fail in the same way.
     """
     with tolerant_output():
         return _join_and_run_trials(location, slot, stop_event, options, on_event)

@@ -211,8 +211,8 @@ class StudyMonitor:
             return StopReason.TIME
         if self.leases.command == Command.STOP:
             return StopReason.STOPPED
-        # A finite search space may be exhausted before the budget is spent. What the user queued is
-        # trained in any case.
+        # A finite search space may be exhausted before the budget is spent. Trials that
+        # the user queued are trained in any case.
         tried = len(trial_records.tried_digests(trials))
         is_queued = any(trial.state == TrialState.WAITING for trial in trials)
         is_exhausted = tried >= self.opened.spec.space.size() and not is_queued

@@ -76,7 +76,7 @@ class Heartbeat:
                 self._worker = None
 
     def record_training_time(self) -> None:
-        """Record how long the claimed trial is being trained, if there is one."""
+        """Record the training time of the claimed trial, if there is one."""
         with self._lock:
             claim = self._claim
         if claim is not None:
@@ -132,8 +132,8 @@ class TrialContext:
     """Study, resources and stop conditions of a worker.
 
     stop_event: set when the running trial must be requeued. is_out_of_time: whether the study's
-    time budget is spent. program: module that trains. on_event: called with a line about something
-    unusual. imports: what the fork server imports for the study's models.
+    time budget is spent. program: module that trains. on_event: called with the message of an
+    event. imports: what the fork server imports for the study's models.
     """
 
     opened: OpenStudy
@@ -154,10 +154,10 @@ class TrialContext:
         self.imports = required_imports([*self.spec.space.families["model"], *baselines])
 
     def restore_cache(self) -> None:
-        """Build the cache of the images again if it is damaged or gone.
+        """Rebuild the cache of the images if it is damaged or missing.
 
         Raises:
-            WorkerBlocked: it cannot be built: the images are gone too, or there is no room.
+            WorkerBlocked: it cannot be built: the images are missing, or the disk is full.
             KeyboardInterrupt: ``stop_event`` was set meanwhile.
         """
         cache = self.opened.cache

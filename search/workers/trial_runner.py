@@ -86,15 +86,20 @@ class TrialRunner:
                 self._requeue(None if saved else text)
             case protocol.JobError() if self.stop == StopCause.CONSTRAINT:
                 self._finish(TrialState.PRUNED)
-            # Where the configuration is not the reason, every other trial would fail too.
+            # The configuration is not the reason of these errors: other trials would fail as well.
             case protocol.JobError(protocol.ErrorReason.DISK, message):
                 self._requeue(message)
                 root = self.context.store.root
-                raise JobFailed(f"{message}; make room in {root}, or mend it, and start again")
+                raise JobFailed(
+                    f"{message}; make room in {root}, or repair the disk, and start again"
+                )
             case protocol.JobError(protocol.ErrorReason.DEVICE, message):
                 self._requeue(message)
                 device = self.context.slot.device
-                raise JobFailed(f"{device} or its driver fails: {message}; the trial is queued")
+                raise JobFailed(
+                    f"{device} or its driver fails: {message}; the trial is requeued; "
+                    f"repair the device and start again"
+                )
             case protocol.JobError() if not self.context.opened.cache.is_unchanged():
                 self._requeue(CACHE_DAMAGED)
             case protocol.JobError(reason, message, trace):
@@ -232,7 +237,7 @@ class TrialRunner:
     def _report(self, values: Mapping[int, float]) -> None:
         """Report values by step, over those of an attempt that ran out of memory.
 
-        ``trial.report`` could write to a trial that another worker is closing.
+        ``trial.report`` is not used: it could write to a trial that another worker is closing.
         """
         self.context.leases.record_epochs(self.claim, values)
         cached_trial(self.trial).intermediate_values.update(values)

@@ -73,8 +73,8 @@ class Worker:
         """Run a claimed trial to its end and return its record.
 
         A failed training is recorded and raises nothing. A suspended trial is requeued with its
-        state; so is one that KeyboardInterrupt or an error of disk or network cuts off, which is
-        raised again.
+        state; so is a trial that KeyboardInterrupt or an error of disk or network interrupts, and
+        the exception is raised again.
         """
         try:
             self._run(claim)
@@ -82,7 +82,7 @@ class Worker:
             requeue_trial(self.context, claim)
             raise
         except (OSError, ArtifactStoreUnavailable):
-            with suppress(Exception):  # then it is lost with this worker
+            with suppress(Exception):  # otherwise the trial is requeued when the worker expires
                 requeue_trial(self.context, claim)
             raise
         except (LeaseLost, UpdateFinishedTrialError):

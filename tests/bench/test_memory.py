@@ -51,8 +51,8 @@ def test_growth_and_peak():
 
 def test_of_two_workers_that_join_at_once_one_builds_the_cache_that_both_map(tmp_path):
     # Enough images for the building of the cache to be observed.
-    many = write_images(tmp_path / "many", 3000)
-    seen = observe_sharing(many, tmp_path / "study", tmp_path / "cache", epochs=10)
+    many = write_images(tmp_path / "many", 2000)
+    seen = observe_sharing(many, tmp_path / "study", tmp_path / "cache", epochs=6)
     assert len(seen.builders) == 1
     assert seen.caches == 1
     assert len(seen.trainings) == 2

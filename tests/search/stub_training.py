@@ -2,8 +2,8 @@
 
 It imports no torch, so that its fork server starts at once. It reads the cache in each epoch as a
 training does. Its values depend on the configuration and the epoch alone, and so does whether it
-fails. It writes ``truth.log`` in the study's folder: what really happened, whatever the database
-contains.
+fails. It writes ``truth.log`` in the study's folder: a record of all trainings that is independent
+of the database.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ BEGUN, STARTED, EPOCH, SAVED, DATA = "begun", "started", "epoch", "saved", "data
 
 @dataclass(frozen=True)
 class Line:
-    """What a training did. epoch: for STARTED, the number of epochs in the restored state."""
+    """One event of a training. epoch: for STARTED, the number of epochs in the restored state."""
 
     trial: int
     kind: str
@@ -150,6 +150,7 @@ class _Training:
         self.digest, self.epochs = config.digest(), config.epochs
         self.own_failure = own_failure(self.digest, float(os.environ.get(FAILING_SHARE, "0")))
         self.epoch, self.trial = 0, job.state_path.parent.name
+        self.is_started = False
         self.log_path = Path(os.environ.get(LOG_PATH) or job.state_path.parents[2] / LOG)
         self._log(BEGUN)
         self.cache = Cache(job.cache)
@@ -158,7 +159,8 @@ class _Training:
         try:
             stopped = self._send(ModelBuilt(1_000_000, 1_000_000)) or self._train()
         except _Suspend:
-            self._save()
+            if self.is_started:  # otherwise an existing state has not been restored
+                self._save()
             return Suspended(self.epoch)
         _write(self.weights, f"weights of {self.digest}")
         return Trained(_Deferred(result, self._records(), stopped, self.weights))
@@ -170,6 +172,7 @@ class _Training:
             assert state["digest"] == self.digest
             self.epoch = state["epochs"]
             self.pipe.send(Resumed(self._records()))
+        self.is_started = True
         self._log(STARTED)
         for epoch in range(self.epoch + 1, self.epochs + 1):
             if epoch > 2 and self.own_failure:

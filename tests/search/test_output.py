@@ -1,4 +1,4 @@
-"""Output that cannot be written: dropped by work, reported by commands whose result it is."""
+"""Output that cannot be written: dropped by long commands, an error of other commands."""
 
 import os
 import subprocess
@@ -66,7 +66,7 @@ def test_work_goes_on_without_output_and_keeps_its_exit_code(tmp_path, output):
 
 
 def test_files_do_not_get_the_place_of_closed_output(tmp_path):
-    """Else a database would be overwritten by what a library prints."""
+    """Otherwise output of a library could be written into a database."""
     script = WORK.replace('"worked")', '"worked"); import os; os.write(1, b"from a library")')
     assert run_with(["-c", script, str(tmp_path / "result")], "closed") == 5
     assert (tmp_path / "result").read_text() == "worked"

@@ -177,7 +177,7 @@ def count_trained(folder: Path, epochs: int) -> int:
 def test_a_closed_terminal_requeues_the_trials_with_their_checkpoints(
     tiny_data, tmp_path, workers, rounds
 ):
-    """What the command still prints has nowhere to go."""
+    """Further output of the command cannot be written."""
     args = words(tmp_path, tiny_data, workers, "--no-final", "--set", "budget.epochs=100")
     args += ["--workers", str(workers)] if workers > 1 else []
     folder = tmp_path / "s"

@@ -1,6 +1,6 @@
 """Real worker processes, forked from a process that has imported everything.
 
-A dead worker is so replaced in milliseconds. The forking process also sends the signals: it alone
+A worker is therefore replaced in milliseconds. The forking process also sends the signals: it alone
 can tell that a process id still belongs to its worker. A worker runs the real command; trainings
 are those of ``tests.search.stub_training``.
 """
@@ -78,7 +78,7 @@ class WorkerProcesses:
         the worker calls first.
         """
         args = ["worker", location.name, "--out", str(location.folder)]
-        # Trainings that are killed at random may be three in a row.
+        # Three consecutive trainings may be killed at random.
         args += ["--device", "cpu", "--threads", "1", "--keep-going"]
         args += ["--storage", location.storage] if location.storage else []
         pid: int = self._call(

@@ -167,15 +167,15 @@ class _Fetcher:
 
 def read_rows(path: Path) -> dict[str, dict[str, Any]]:
     """Return the rows of done.json by file name; InputError if it is damaged."""
-    mend = f"delete it and what was unpacked to {path.parent.parent}, and download again"
+    remedy = f"delete it and what was unpacked to {path.parent.parent}, and download again"
     try:
         rows = read_json(path)
     except InputError as error:
-        raise InputError(f"data fetch: {error}; {mend}") from None
+        raise InputError(f"data fetch: {error}; {remedy}") from None
     if not isinstance(rows, dict) or not all(
         isinstance(row, dict) and isinstance(row.get("sha256"), str) for row in rows.values()
     ):
-        raise InputError(f"data fetch: {path}: damaged: needs the SHA-256 of each file; {mend}")
+        raise InputError(f"data fetch: {path}: damaged: needs the SHA-256 of each file; {remedy}")
     return rows
 
 

@@ -17,7 +17,7 @@ MAX_MEMBERS, MAX_DEPTH = 100_000, 16
 
 
 class ArchiveError(Exception):
-    """An archive is damaged, or has what is not unpacked; the message is one line."""
+    """An archive is damaged or has unsafe members; the message is one line."""
 
 
 def extract_archive(archive: Path, root: Path, scratch: Path) -> None:
@@ -36,8 +36,9 @@ def extract_archive(archive: Path, root: Path, scratch: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
     try:
         _extract_members(archive, content)
-        if [path.name for path in content.iterdir()] == [archive.stem]:
-            content /= archive.stem
+        inner = content / archive.stem
+        if list(content.iterdir()) == [inner] and inner.is_dir():
+            content = inner
         if folder.exists():
             os.replace(folder, temporary / "old")
         os.replace(content, folder)
@@ -49,10 +50,10 @@ def _check_members(archive: Path, members: Sequence[zipfile.ZipInfo]) -> None:
     """Check all members before the first is written.
 
     Raises:
-        ArchiveError: too many members; more data than the disk has room for; a member that is not
-            a file or folder; or a path that is absolute, leads out of the folder, has names that
-            file systems do not take, is too deep, or is that of another member for file systems
-            that ignore case.
+        ArchiveError: too many members; more data than free disk space; a member that is not a file
+            or folder; or a path that is absolute, leads out of the folder, has names that file
+            systems do not accept, is too deep, or differs from that of another member only in
+            case.
     """
     if len(members) > MAX_MEMBERS:
         raise ArchiveError(
@@ -69,7 +70,9 @@ def _check_members(archive: Path, members: Sequence[zipfile.ZipInfo]) -> None:
         path = member.orig_filename  # ``filename`` ends at a NUL
         if problem := _find_member_problem(member):
             raise ArchiveError(f"{archive.name}: member {path!r:.80}: {problem}")
-        parts = unicodedata.normalize("NFC", path.rstrip("/")).casefold().split("/")
+        parts = (
+            unicodedata.normalize("NFC", path.rstrip("/")).casefold().removeprefix("./").split("/")
+        )
         parents = {"/".join(parts[:n]) for n in range(1, len(parts))}
         whole = "/".join(parts)
         if whole in files or parents & files or (whole in folders and not member.is_dir()):
@@ -82,7 +85,7 @@ def _find_member_problem(member: zipfile.ZipInfo) -> str | None:
     kind = stat.S_IFMT(member.external_attr >> 16)
     if kind not in {0, stat.S_IFREG, stat.S_IFDIR}:
         return "it is not a file or folder"
-    parts = member.orig_filename.removesuffix("/").split("/")
+    parts = member.orig_filename.removeprefix("./").removesuffix("/").split("/")
     if len(parts) > MAX_DEPTH:
         return f"it is {len(parts)} levels deep, at most {MAX_DEPTH} are unpacked"
     return next(filter(None, map(find_name_problem, parts)), None)
@@ -92,14 +95,17 @@ def _extract_members(archive: Path, target: Path) -> None:
     target.mkdir(parents=True)
     try:
         with zipfile.ZipFile(archive) as zipped:
-            _check_members(archive, zipped.infolist())
-            zipped.extractall(target)  # verifies the CRCs, and writes no more than was declared
+            members = zipped.infolist()
+            # Metadata of macOS, with names that would be refused.
+            members = [m for m in members if not m.orig_filename.startswith("__MACOSX/")]
+            _check_members(archive, members)
+            # Verifies the CRCs, and writes no more than was declared.
+            zipped.extractall(target, members)
     except ArchiveError:
         raise
     except Exception as error:  # zipfile raises many types for a damaged or encrypted archive
         if isinstance(error, OSError) and error.errno is not None:  # of the disk; bz2's has none
             raise
         raise ArchiveError(f"{archive.name}: damaged: {error}") from None
-    shutil.rmtree(target / "__MACOSX", ignore_errors=True)  # metadata of macOS
     if not any(target.iterdir()):
         raise ArchiveError(f"{archive.name}: contains no file")

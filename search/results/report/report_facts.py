@@ -53,7 +53,7 @@ def report_facts(
     final = read_metrics(folder)
     evaluations = len(list_test_evaluations(study))
     test: dict[str, Any] = {
-        # One whose files could not be written has no metrics.json.
+        # An evaluation whose files could not be written has no metrics.json.
         "test_evaluations": max(final["test_evaluations"] if final else 0, evaluations),
         "tolerance": REPRODUCTION_TOLERANCE,
         "metrics": final,
@@ -138,18 +138,18 @@ HistoryRow = Annotated[
 
 
 def _read_scores(folder: Path, final: FinalReport) -> list[ImageScores]:
-    path, mend = folder / "final" / "per_image.csv", retest_hint(folder)
-    rows = read_csv_file(path, Annotated[ImageScores, AfterValidator(_check_pixels)], mend)
+    path, remedy = folder / "final" / "per_image.csv", retest_hint(folder)
+    rows = read_csv_file(path, Annotated[ImageScores, AfterValidator(_check_pixels)], remedy)
     if len(rows) != final["test"]["n"]:
         raise InputError(
-            f"{path}: damaged: {len(rows)} of {final['test']['n']} test images; {mend}"
+            f"{path}: damaged: {len(rows)} of {final['test']['n']} test images; {remedy}"
         )
     return rows
 
 
 def _final_test(folder: Path, final: FinalReport, *, on_train_val: bool) -> dict[str, Any]:
     """Return the part of the section ``test`` that follows from a final test."""
-    # Only another test evaluation could write deleted files again: the report goes without them.
+    # Only another test evaluation can restore deleted files: the report is written without them.
     files = ("per_image.csv", "history.csv")
     missing = [file for file in files if not (folder / "final" / file).is_file()]
     images = [

@@ -97,7 +97,7 @@ class LocalLauncher(Launcher):
         if not code:
             return
         last_line = _read_last_line(worker.log)
-        # The device of a worker that has failed may be gone: others can go on.
+        # After a failure, the device of this worker may be lost; other workers can continue.
         if code == INPUT_ERROR and not worker.failures:
             raise InputError(last_line)
         self.last_failure = f"last line of one: {last_line}"
@@ -121,7 +121,7 @@ class LocalLauncher(Launcher):
 def _open_log(path: Path) -> BinaryIO:
     try:
         return path.open("ab")
-    except OSError:  # a full disk: no reason to train nothing
+    except OSError:  # a full disk must not stop the training
         return Path(os.devnull).open("ab")
 
 

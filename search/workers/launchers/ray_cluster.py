@@ -80,7 +80,7 @@ def _init(address: str, **kwargs: Any) -> None:
     # The command line may contain a password, and Ray's list of jobs would show it.
     get_command_line, utils.get_entrypoint_name = utils.get_entrypoint_name, lambda: "lesionsearch"
     try:
-        # The processes of a new cluster must outlive the closed terminal, so that the workers can
+        # The processes of a new cluster must survive a closed terminal, so that the workers can
         # requeue their trials.
         with blocked_in_children():
             ray.init(

@@ -309,7 +309,7 @@ def test_a_damaged_cache_of_images_that_are_gone_or_changed_is_refused(tmp_path)
     image.rename(tmp_path / "moved.png")
     restore_cache(cache, index)  # the images are not needed
     truncate(cache.path / "images.npy")
-    what = re.escape(f"cache: {cache.path} is damaged or gone and cannot be built again")
+    what = re.escape(f"cache: {cache.path} is damaged or missing and cannot be built again")
     with pytest.raises(InputError, match=rf"{what}: {image}: No such file or directory; restore"):
         restore_cache(cache, index)
     image.write_bytes((tmp_path / "moved.png").read_bytes())

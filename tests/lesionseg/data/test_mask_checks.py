@@ -1,4 +1,4 @@
-"""Masks that are not plausible."""
+"""Checks for implausible masks."""
 
 import numpy as np
 import pytest

@@ -1,5 +1,7 @@
 """Reading masks as editors and annotation tools save them."""
 
+import struct
+
 import cv2
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from lesionseg.data.mask_io import read_binary_mask, read_mask
 from lesionseg.errors import InputError
 from tests.lesionseg.data.test_image_io import (
     HEIGHT,
+    STORED,
     WIDTH,
     lesion,
     refusal,
@@ -115,7 +118,7 @@ def test_nearly_binary_masks_are_thresholded_at_128(tmp_path, shares, lesion_pix
     [
         ({255: 300, 128: 51}, "3 grey levels from 0 to 255"),
         ({100: 500, 200: 500}, "2 grey levels from 100 to 200"),
-        # Labels: all near black, but nobody means a mask without lesion by them.
+        # Labels: all are near black, but the mask is not empty.
         ({1: 500, 2: 500}, "2 grey levels from 1 to 2"),
         ({1: 300, 2: 100}, "3 grey levels from 0 to 2"),
         ({32: 900, 64: 50}, "3 grey levels from 0 to 64"),
@@ -203,13 +206,37 @@ def test_a_cut_out_photograph_is_refused(tmp_path):
 
 
 def test_soft_edges_are_taken_from_the_alpha_channel(tmp_path):
-    """An editor's soft brush: one colour wherever there is any paint."""
+    """A soft brush: constant colour where the alpha channel is not 0."""
     alpha = cv2.GaussianBlur(lesion().astype(np.uint8) * 255, (3, 3), 0.5)
     white = np.where(alpha > 0, 255, 0).astype(np.uint8)
     path = save(tmp_path / "m.png", np.dstack([white, white, white, alpha]))
     mask = read_binary_mask(path)
     assert (mask.from_alpha, mask.thresholded) == (True, True)
     assert np.array_equal(np.asarray(mask.image) == 255, alpha >= 128)
+
+
+def deep_tiff(path, pixels, orientation):
+    """16 bits per channel, which neither PIL nor OpenCV writes with an orientation."""
+    (height, width, _), data = pixels.shape, pixels.astype("<u2").tobytes()
+    entries = [
+        *((256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, 134), (259, 3, 1, 1)),
+        *((262, 3, 1, 2), (273, 4, 1, 140), (274, 3, 1, orientation), (277, 3, 1, 3)),
+        *((278, 3, 1, height), (279, 4, 1, len(data))),
+    ]
+    head = b"II*\0" + struct.pack("<IH", 8, len(entries))
+    head += b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
+    path.write_bytes(head + struct.pack("<3H", 16, 16, 16) + data)
+    return path
+
+
+@pytest.mark.parametrize("orientation", STORED)
+def test_a_deep_tiff_is_turned_once(tmp_path, orientation):
+    pixels = np.repeat(lesion()[..., None] * np.uint16(65535), 3, axis=2)
+    path = deep_tiff(tmp_path / "m.tif", STORED[orientation](pixels), orientation)
+    stored = read_binary_mask(path)
+    assert stored.orientation == orientation
+    assert np.array_equal(np.asarray(stored.image) > 0, STORED[orientation](lesion()))
+    assert np.array_equal(read_mask(path)[0], lesion())
 
 
 @pytest.mark.parametrize("colour", [(1, 0, 0), (0, 0, 1), (0, 0, 255), (0, 3, 0)])

@@ -1,4 +1,4 @@
-"""Files that are complete or absent, and their names."""
+"""Atomic writing of files, and file names."""
 
 import json
 import os
@@ -101,7 +101,7 @@ def test_only_an_empty_folder_is_replaced_unless_requested(folder):
     assert list(folder.iterdir()) == [path]
 
 
-#: Names that file systems accept for images: the longest ones in ASCII and in UTF-8, and odd ones.
+#: Valid names of image files: the longest ones in ASCII and in UTF-8, and unusual ones.
 NAMES = [
     "a" * 251, "a" * 250 + "b", "ä" * 125, "ä" * 124 + "b", "\N{CJK UNIFIED IDEOGRAPH-4E2D}" * 83,
     "lesion: 1?", "lesion_ 1_", "back\\slash", "line\nbreak", "tab\t", "latin\udce9",

@@ -308,7 +308,7 @@ def test_inference_is_selected_with_the_weights_of_the_search_if_val_was_trained
     assert sorted(p.name for p in final.iterdir()) == FILES
 
 
-# --- what the final test needs ---------------------------------------------------------
+# --- inputs of the final test ---------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -367,6 +367,18 @@ def test_resized_pairs_are_not_the_studys_test_images(own):
             run_final_test(own, SLOT)
 
 
+def test_a_study_with_near_duplicates_has_the_data_that_it_was_created_with(tmp_path):
+    """Their merged groups are not those that the fingerprint is of."""
+    data = write_folder(tmp_path / "data", 30)
+    for part in ("images", "masks"):
+        first, *_ = sorted((data / part).iterdir())
+        shutil.copy(first, first.with_name(f"zz_copy{first.suffix}"))
+    opened = open_tiny(data, tmp_path / "s", {"budget.trials": 1})
+    assert opened.index.fingerprint() != opened.study.user_attrs["data"]
+    search(opened)
+    assert run_final_test(opened, SLOT)["test_evaluations"] == 1
+
+
 def test_too_little_disk_space_is_found_before_the_retraining(own, monkeypatch):
     free = shutil.disk_usage(own.folder).free
     monkeypatch.setattr("search.results.final_check.OTHER_BYTES", 2 * free)
@@ -381,13 +393,13 @@ def test_retrained_weights_are_kept_when_an_image_vanishes_during_the_test(own):
     image, epochs = first_test_record(own).image, []
     content = image.read_bytes()
 
-    def vanish(done, total):
+    def delete_image(done, total):
         epochs.append(done)
         if done == total:
             image.unlink(missing_ok=True)
 
     with pytest.raises(JobFailed) as caught:
-        run_final_test(own, SLOT, on_progress=vanish)
+        run_final_test(own, SLOT, on_progress=delete_image)
     assert str(caught.value) == (
         f"final: the test evaluation failed: {image}: no such file; the retrained weights are "
         f"kept, `lesionsearch final {own.folder}` continues with them"
@@ -403,6 +415,16 @@ def test_retrained_weights_are_kept_when_an_image_vanishes_during_the_test(own):
     assert len(rows_of(own.folder / "final" / "history.csv")) == 2
     assert not (own.folder / "retraining").exists()
     assert sorted(p.name for p in (own.folder / "final").iterdir()) == FILES
+
+
+@pytest.mark.parametrize(("again", "option"), [(False, ""), (True, " --again")])
+def test_the_command_that_continues_does_not_return_the_stored_result(tmp_path, again, option):
+    command = f"`lesionsearch final {tmp_path}{option}` continues with them"
+    with (
+        pytest.raises(JobFailed, match=f"^final: full; .*{command}$"),
+        final_test._weights_kept(tmp_path, again=again),
+    ):
+        raise JobFailed("full")
 
 
 @pytest.mark.slow

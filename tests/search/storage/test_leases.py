@@ -403,7 +403,7 @@ def test_trials_of_exited_processes_are_requeued_at_once(study, leases):
 
 
 class Clock:
-    """A clock that a test sets. step: what was added to the clock of the database meanwhile."""
+    """A monotonic clock that a test sets. step: seconds added to the clock of the database."""
 
     def __init__(self, monkeypatch) -> None:
         self.seconds, self.step, real = 1000.0, 0.0, StudyRows.now
@@ -435,7 +435,7 @@ def test_a_worker_expires_by_its_silence_alone(study, monkeypatch, step):
         leases.heartbeat(alive, other)
         reaped.append(leases.reap_expired())
     assert reaped == [[], [], [], [(claim.number, 2)]]
-    # When it wakes up it has no lease and must register again.
+    # The silent worker has lost its lease and must register again.
     assert leases.heartbeat(silent, claim) == ("run", False)
     assert not leases.finish(claim, TrialState.COMPLETE, 1.0)
     with pytest.raises(WorkerExpired):
@@ -470,18 +470,18 @@ def test_training_time_is_that_of_the_workers_monotonic_clocks(study, monkeypatc
     assert leases.finish(first, TrialState.COMPLETE, 0.5)
     clock.seconds += 10
     assert leases.finish(second, TrialState.PRUNED)
-    clock.seconds += 1000  # nobody trains
+    clock.seconds += 1000  # no worker trains
     third = claim_trial(leases, workers[0])
     clock.seconds += 5
     leases.record_training_time(third)
-    clock.seconds += 7  # until it is lost, which is not known
+    clock.seconds += 7  # after its last record, until it is lost
     study.get_trials()
     leases.deregister_worker(workers[0])
     assert leases.reap_expired() == [(third.number, 3)]
     trials = all_trials(study)
     assert [seconds_of(trial) for trial in trials] == [20.0, 20.0, 5.0, None]
     assert hours_spent(trials) * 3600 == pytest.approx(35)
-    leases.record_training_time(first)  # by a thread that comes late
+    leases.record_training_time(first)  # by a delayed heartbeat thread
     assert all_trials(study)[0].user_attrs == trials[0].user_attrs
 
 
@@ -549,7 +549,7 @@ def test_deleting_a_study_deletes_its_workers(url, study, leases):
     assert count_workers(next_study) == 0
 
 
-#: What the worker of a deleted study may still do; each gets its leases, worker, claim and trial.
+#: Operations of the worker of a deleted study; each gets its leases, worker, claim and trial.
 OPERATIONS = {
     "claim": lambda ls, w, c, t: ls.claim(w),
     "heartbeat": lambda ls, w, c, t: ls.heartbeat(w, c),

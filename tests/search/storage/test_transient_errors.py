@@ -1,4 +1,4 @@
-"""Which errors are transient, in every shape that SQLAlchemy and Optuna give them."""
+"""Classification of transient errors, as wrapped by SQLAlchemy and Optuna."""
 
 import sqlite3
 
@@ -65,7 +65,7 @@ DRIVER_ERRORS = [
 
 
 def raised(error, cause=None, context=None):
-    """Return an error with what Python notes when it is raised."""
+    """Return an error with the cause and context of a raised one."""
     error.__cause__, error.__context__ = cause, context or cause
     error.__suppress_context__ = cause is not None
     return error
@@ -76,7 +76,7 @@ def by_sqlalchemy(error):
     return raised(DBAPIError.instance("SELECT 1", {}, error, driver.Error), cause=error)
 
 
-#: What SQLAlchemy and Optuna make of an error.
+#: How SQLAlchemy and Optuna wrap an error.
 WRAPPERS = [
     by_sqlalchemy,
     lambda e: raised(StorageInternalError("during the commit"), cause=e),

@@ -21,7 +21,7 @@ def test_a_missing_database_is_an_error_and_not_created(tiny_data, tmp_path):
         lambda: open_tiny(tiny_data, tmp_path / "s"),
     ):
         message = refusal(call)
-        assert "study.db holds no study 's'; was it moved or deleted?" in message
+        assert "study.db holds no study 's'; it may have been moved or deleted." in message
     assert "study.db" not in tree(tmp_path / "s")
 
 
@@ -64,7 +64,7 @@ def test_a_storage_without_the_study_is_an_error(tiny_data, tmp_path):
     optuna.create_study(storage=url)
     message = refusal(create_or_resume, tiny_spec(), tiny_data, tmp_path / "s", url)
     assert message.endswith(
-        "other.db holds no study 's'; was it moved or deleted? "
+        "other.db holds no study 's'; it may have been moved or deleted. "
         "Restore the database, or start a new study in another folder with --out"
     )
 

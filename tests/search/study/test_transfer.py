@@ -452,7 +452,7 @@ def test_a_file_becomes_a_study_in_a_new_folder(tiny_data, tmp_path):
         import_from_file(path, folder, None, None)
 
 
-#: Names of studies that would leave ``runs/``, or that no file system takes.
+#: Names of studies that would lead out of ``runs/``, or that file systems do not accept.
 BAD_NAMES = ["../x", "/tmp/x", "a/b", "..", ".", "", "a\0b", "a\nb", "a\\b", "n" * 201, "\ud800"]
 
 
@@ -468,7 +468,7 @@ def test_a_name_in_a_file_leads_to_no_other_folder(tiny_data, tmp_path, name):
 
 
 def test_a_study_of_a_database_leads_to_no_other_folder(tmp_path):
-    """Study names in a database are those of anyone who can write to it."""
+    """Anyone with write access to a database can choose the names of its studies."""
     url = f"sqlite:///{tmp_path}/shared.db"
     for name in ("../x", "/tmp/x"):
         study = fill(url, name)

@@ -1,4 +1,4 @@
-"""The wall clock is set while workers train: it costs no trial, no lease and no time."""
+"""Changes of the wall clock during a study cost no trial, no lease and no budgeted time."""
 
 import sqlite3
 from contextlib import closing
@@ -57,12 +57,12 @@ def test_steps_of_the_clock_cost_nothing(clock, tiny_data, tmp_path):
         for _ in range(2):
             location = StudyLocation("s", tmp_path / "s")
             processes.start(location, tmp_path / "log", environment)
-        # Before that the study goes on whatever the time.
+        # Until a trial is complete, the time budget does not end the study.
         assert wait_until(lambda: trial_records.rank_trials(opened.study.get_trials()), LONG_WAIT_S)
         for offset in (DAY_S, -DAY_S):
             clock.write_text(f"{offset:+}\n")
             before = heartbeats()
-            # Both workers run by the clock that was set.
+            # Both workers use the changed clock.
             assert wait_until(lambda before=before: has_ended() or moved(before), LONG_WAIT_S)
         assert wait_until(lambda: has_ended() == 2, LONG_WAIT_S)
     assert set(ended.values()) == {0}, (tmp_path / "log").read_text()

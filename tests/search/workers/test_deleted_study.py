@@ -1,4 +1,4 @@
-"""A study is deleted under a worker, and another one takes its place in the same database."""
+"""A study is deleted while a worker runs, and another one is created in the same database."""
 
 import re
 
@@ -57,5 +57,5 @@ def test_a_worker_of_a_deleted_study_ends_and_leaves_the_next_study_alone(
     assert not [line for line in lines if "Traceback" in line or "storage lost" in line]
     assert opened.study.get_trials() == before
     assert [worker.trial for worker in leases.list_workers()] == [claim.number]
-    with pytest.raises(InputError, match="holds no study 'a'; was it moved"):
+    with pytest.raises(InputError, match="holds no study 'a'; it may have been moved"):
         load_study(tmp_path / "a")

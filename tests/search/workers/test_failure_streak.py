@@ -1,4 +1,4 @@
-"""Which failures in a row are not the fault of the configurations."""
+"""Consecutive failures that do not depend on the configuration."""
 
 import pytest
 from optuna.trial import TrialState, create_trial
@@ -34,7 +34,7 @@ def count(*trials: tuple[str | None, str | None] | tuple[str | None, str | None,
         (3, [("data", "gone"), ("interrupted", None), ("data", "gone"), ("data", "gone")]),
         (3, [("interrupted", CACHE_DAMAGED)] * 3),
         (0, [MISSING, MISSING, (*MISSING, QUICK_S + 1)]),
-        # What belongs to a configuration, and what is closed without cost.
+        # Reasons that depend on the configuration, and trials that are closed without cost.
         (0, [("oom", "out of memory")] * 3),
         (0, [("diverged", "the training loss became nan in epoch 1")] * 3),
         (0, [("timeout", "no step was done")] * 3),

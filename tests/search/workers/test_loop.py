@@ -449,7 +449,7 @@ def test_full_disk_ends_the_worker_without_losing_the_trial(tiny_data, tmp_path)
     assert states(opened) == {"complete": 3, "closed": 1}
 
 
-# --- faults that are not the configuration's -----------------------------------------------------
+# --- faults that are independent of the configuration ------------------------------------------
 
 #: A space whose every configuration crashes.
 CRASHING = {
@@ -465,7 +465,7 @@ def test_failures_in_a_row_end_the_worker_before_the_budget_is_spent(tiny_data, 
     assert "crash: the training process ended with exit code 3" in str(caught.value)
     assert "`lesionsearch trials retry s 0 1 2`" in str(caught.value)
     assert states(opened) == {"failed": 3}
-    # The next start has a chance again, and --keep-going spends the budget.
+    # A new start counts from zero, and --keep-going spends the budget.
     with pytest.raises(WorkerBlocked, match=r"\(3 4 5\)"):
         search(opened, options=QUICK)
     result = search(opened, options=replace(QUICK, keep_going=True))
@@ -497,7 +497,7 @@ def truncate(opened) -> None:
 def test_a_cache_that_is_truncated_during_a_training_costs_no_trial(
     tiny_data, tmp_path, own_cache, rebuilt
 ):
-    """The real training, which SIGBUS kills. It goes on from its checkpoint."""
+    """SIGBUS kills the real training, which then continues from its checkpoint."""
     opened = open_tiny(tiny_data, tmp_path / "s", {"budget.trials": 1, "budget.epochs": 6})
 
     def damage():

@@ -1,4 +1,4 @@
-"""What the supervisor of a worker pool finds out about the study."""
+"""The supervisor's view of the state of a study."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def exhausted(tiny_data, tmp_path):
 
 
 def test_a_queued_retry_is_trained_although_the_space_is_exhausted(exhausted):
-    """Workers elsewhere, on Ray or SLURM run for as long as the monitor sees work."""
+    """Workers on Ray or SLURM run until the monitor finds no more trials."""
     monitor = StudyMonitor(exhausted, RecordingListener(), print)
     assert monitor.is_done()
     (number,) = retry_trials(exhausted.study, [2])

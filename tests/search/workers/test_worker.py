@@ -186,7 +186,7 @@ def test_trial_is_not_pruned_at_the_epoch_at_which_it_stops_early(tiny_data, tmp
 
 
 def open_with_perfect_rival(data, folder, changes):
-    """Open a study in which each other trial is pruned by the median as soon as it may be."""
+    """Open a study in which each other trial is pruned by the median as early as possible."""
     opened = open_tiny(data, folder, changes)
     rival = opened.study.ask()
     for epoch in range(1, opened.spec.budget.epochs + 1):

@@ -134,3 +134,20 @@ def test_names_of_other_systems_are_unpacked_inside_the_folder(tmp_path, scratch
     extract_archive(archive, scratch.parent, scratch)
     files = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
     assert files == ["a/b/.fetch/set.zip", "a/b/set/C:/outside.txt", "a/b/set/Läsion/1 (2).png"]
+
+
+def test_a_file_of_the_archives_name_stays_a_file_in_its_folder(tmp_path, scratch):
+    archive = scratch / "images.zip"
+    archive.write_bytes(make_zip(images=CONTENT))
+    extract_archive(archive, tmp_path, scratch)
+    assert (tmp_path / "images" / "images").read_bytes() == CONTENT
+
+
+def test_metadata_of_macos_and_paths_of_the_current_folder_are_accepted(scratch):
+    archive = scratch / "set.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for name in ("./images/a.png", "./images/b.png", "__MACOSX/Icon\r"):
+            file.writestr(name, b"x")
+    extract_archive(archive, scratch.parent, scratch)
+    unpacked = scratch.parent / "set"
+    assert sorted(p.name for p in unpacked.rglob("*")) == ["a.png", "b.png", "images"]

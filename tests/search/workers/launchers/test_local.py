@@ -83,7 +83,7 @@ def test_blocked_worker_is_not_restarted(location):
 
 
 def test_device_of_one_worker_may_go(location):
-    """Its worker fails, and then finds no device: a reason to wait, not to end all workers."""
+    """A worker fails and then finds no device: it is restarted later, and the others continue."""
     script = (
         'if mkdir "$MARKS/first" 2>/dev/null; then exit 1; fi; '
         'if mkdir "$MARKS/second" 2>/dev/null; then exit 2; fi'

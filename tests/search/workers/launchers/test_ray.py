@@ -298,7 +298,7 @@ def test_every_node_works_and_every_unit_is_done_once(cluster, folder, monkeypat
 @pytest.mark.slow
 def test_study_survives_the_loss_of_a_node(cluster, tiny_data, tmp_path):
     """The real command with real trainings, one of which is lost with its node."""
-    study = write_study(tmp_path / "tiny.yaml", {"budget.epochs": 60, "budget.trials": 10})
+    study = write_study(tmp_path / "tiny.yaml", {"budget.epochs": 60, "budget.trials": 6})
     place = tmp_path / "s"
     command = [COMMAND, "run", study, "--data", tiny_data, "--out", place, "--no-final"]
     command += ["--engine", "ray", "--engine-set", f"address={cluster.address}"]
@@ -323,7 +323,7 @@ def test_study_survives_the_loss_of_a_node(cluster, tiny_data, tmp_path):
                 cluster.add_node(**NODE)
     assert run.returncode == 0, output
     counts = StatusReader(place).read().counts
-    assert counts["complete"] + counts["pruned"] == 10, output
+    assert counts["complete"] + counts["pruned"] == 6, output
     assert counts["running"] == counts["waiting"] == counts["failed"] == 0
     trials = trial_records.all_trials(load_study(place))
     assert len({t.user_attrs["owner"]["worker"] for t in trials if "owner" in t.user_attrs}) >= 3

@@ -354,14 +354,14 @@ def test_no_workers_are_refused(folder, workers):
 @pytest.mark.slow
 def test_study_on_submitted_jobs(tiny_data, tmp_path):
     """The real command with processes instead of SLURM jobs."""
-    study = write_study(tmp_path / "tiny.yaml", {"budget.trials": 6})
+    study = write_study(tmp_path / "tiny.yaml", {"budget.trials": 4})
     command = [COMMAND, "run", study, "--data", tiny_data, "--out", tmp_path / "s"]
     command += ["--engine", "slurm", "--engine-set", "cluster=local", "--workers", "2"]
     command += ["--device", "cpu", "--threads", "1"]
     done_ = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert (done_.returncode, done_.stderr) == (0, ""), done_
     counts = StatusReader(tmp_path / "s").read().counts
-    assert sum(counts.values()) == 6
+    assert sum(counts.values()) == 4
     assert counts["complete"] > 0
     assert counts["failed"] == counts["waiting"] == 0
     assert (tmp_path / "s" / "final" / "metrics.json").is_file()
