@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import shutil
 import signal
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 # The same under nohup, for the tests that close a terminal.
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if threading.current_thread() is threading.main_thread():  # Ray imports this in another one
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 IN_CI = bool(os.environ.get("LESIONSEARCH_CI"))
 ROOT = Path(__file__).resolve().parent.parent

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from contextlib import suppress
 
 import pytest
 
@@ -131,10 +132,18 @@ def ignore_lost_leases() -> None:
     """Let a worker that lost its lease continue to write."""
     from search.storage.leases import TrialLeases
     from search.storage.retrying_storage import RetryingStorage
+    from search.workers.trial_progress import FoldProgress
 
     heartbeat = TrialLeases.heartbeat
     TrialLeases.heartbeat = lambda self, *args: (heartbeat(self, *args)[0], True)
     RetryingStorage.check_trial_is_updatable = lambda self, *args: None
+    write_history = FoldProgress.write_history
+
+    def write_if_possible(self, current):
+        with suppress(FileNotFoundError):  # the next worker has deleted the folder
+            write_history(self, current)
+
+    FoldProgress.write_history = write_if_possible
 
 
 @pytest.mark.slow
