@@ -9,7 +9,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lesionseg.data.cache import restore_cache
 from lesionseg.data.mask_checks import describe_readings, warn_of_inverted
 from lesionseg.data.merge import Roots
 from lesionseg.errors import format_some
@@ -71,8 +70,6 @@ def _test_and_report(
     from search.results.report import write_report  # matplotlib is slow to import
     from search.results.tables import print_final_report
 
-    with progress_bar(console, "reading images") as on_progress:
-        restore_cache(opened.cache, opened.index, on_progress)
     console.print("retraining the best configuration, then evaluating the test images")
     with progress_bar(console, "retraining, epochs") as on_progress:
         final = run_final_test(opened, pool.final_slot, on_progress=on_progress)
