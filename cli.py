@@ -18,6 +18,7 @@ from search.commands import (
     data,
     final,
     options,
+    plan,
     predict,
     run,
     trials,
@@ -119,6 +120,7 @@ def main(
 for _function in (
     run.demo,
     run.run,
+    plan.plan,
     worker.worker,
     control.status,
     control.pause,

@@ -37,7 +37,7 @@ from search.spec.search_space import find_size_errors
 from search.spec.study_spec import StudySpec
 from search.storage import trial_records
 from search.storage.lease_types import Claim
-from search.storage.retention import WEIGHTS
+from search.storage.retention import KEEP_BEST, WEIGHTS
 from search.storage.trial_records import State, TrialAttr
 from search.study.creation import lock_and_open
 from search.study.opening import OpenStudy, record_test_evaluation
@@ -45,7 +45,7 @@ from search.study.samplers import prepare_sampling
 from search.trial_process.protocol import EvaluateJob
 from search.trial_process.resources import default_slot
 from search.workers.trial_context import TrialContext
-from search.workers.worker import KEEP_BEST, Worker
+from search.workers.worker import Worker
 
 #: Keys that ``--set`` accepts.
 SETTABLE_KEYS = ("data", "seed")
@@ -121,7 +121,7 @@ def run_baselines(
         on_event = partial(console.print, markup=False)
         context = TrialContext(opened, slot, listener=TrialLog(console), on_event=on_event)
         view = live_view(console, lambda: StatusReader(opened.folder, options.storage))
-        with Worker(context, keep_best=None, allow_duplicates=True) as worker, view:
+        with Worker(context, keep_all=True, allow_duplicates=True) as worker, view:
             _train_and_test(console, worker, configs)
         return write_table(opened)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -13,7 +14,7 @@ from lesionseg.data.mask_checks import describe_readings, warn_of_inverted
 from lesionseg.data.merge import Roots
 from lesionseg.errors import format_some
 from search.monitoring import notes
-from search.monitoring.console import progress_bar
+from search.monitoring.console import progress_bar, progress_bars
 from search.monitoring.live import TrialLog, live_view
 from search.monitoring.status import StatusReader
 from search.results.final_test import run_final_test
@@ -24,6 +25,8 @@ from search.storage.lease_types import Command
 from search.storage.leases import TrialLeases
 from search.study import data_audit
 from search.study.creation import lock_and_open
+from search.study.deadline import JobClock
+from search.study.encoder_weights import describe_weights
 from search.study.location import StudyLocation
 from search.study.opening import OpenStudy
 from search.study.suggest import ensure_space_weights
@@ -35,14 +38,17 @@ from search.workers.worker_result import StopReason
 def run_study(
     console: Console, spec: StudySpec, data: Roots, folder: Path, pool: WorkerPool,
     *, storage: str | None = None, artifacts: str | None = None, final: bool = True,
+    started_at: float | None = None,
 ) -> None:  # fmt: skip
     """Create or resume a study, run its trials, and test the best configuration.
 
     storage, artifacts: as in ``create_or_resume``. final: whether to retrain and test the best
-    configuration, and to write the report.
+    configuration, and to write the report. started_at: monotonic seconds at which the job began,
+    for ``budget.total_hours``; now by default.
 
     Raises InputError, JobFailed or KeyboardInterrupt; the study can be resumed after each.
     """
+    started_at = time.monotonic() if started_at is None else started_at
     ensure_space_weights(spec.space)
     signals = SignalHandler()
     with ExitStack() as stack:
@@ -54,6 +60,7 @@ def run_study(
                     on_progress=on_progress,
                 )
             )  # fmt: skip
+        stack.enter_context(JobClock(opened, started_at, len(pool.final_slots)))
         TrialLeases(opened.study).command = Command.RUN
         _print_study(console, opened, pool)
         location = StudyLocation(opened.name, folder, storage, data)
@@ -70,11 +77,22 @@ def _test_and_report(
     from search.results.report import write_report  # matplotlib is slow to import
     from search.results.tables import print_final_report
 
-    console.print("retraining the best configuration, then evaluating the test images")
-    with progress_bar(console, "retraining, epochs") as on_progress:
-        final = run_final_test(opened, pool.final_slot, on_progress=on_progress)
+    what = _describe_finalists(opened.spec.final.finalists)
+    console.print(f"retraining {what}, then evaluating the test images")
+    with progress_bars(console) as on_progress:
+        final = run_final_test(
+            opened,
+            *pool.final_slots,
+            on_progress=partial(on_progress, "retraining, epochs"),
+            on_cache=partial(on_progress, "reading images"),
+            on_event=partial(console.print, markup=False),
+        )
     print_final_report(console, final)
     console.print(f"report: {write_report(opened.folder, storage=storage)}", markup=False)
+
+
+def _describe_finalists(number: int) -> str:
+    return "the best configuration" if number == 1 else f"the best {number} configurations"
 
 
 def _print_study(console: Console, opened: OpenStudy, pool: WorkerPool) -> None:
@@ -96,6 +114,8 @@ def _print_study(console: Console, opened: OpenStudy, pool: WorkerPool) -> None:
     audit = data_audit.summarize_audit(opened.folder, split.to_dict())
     if duplicates := data_audit.describe_audit(audit):
         lines.append(duplicates)
+    if weights := describe_weights(opened.spec.encoder_weights):
+        lines.append(weights)
     lines.append(f"study {opened.name} in {opened.folder}, {_describe_pool(pool)}")
     for line in lines:
         console.print(line, markup=False)

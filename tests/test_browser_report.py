@@ -14,6 +14,7 @@ from tests.search.results.report.fake_studies import (
     EVIL,
     add_trial,
     add_trials,
+    ensemble_final,
     make_final,
     make_study,
 )
@@ -23,11 +24,11 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """The report of a finished study."""
+    """The report of a finished study with an ensemble."""
     folder = tmp_path_factory.mktemp("browser") / "run"
     study = make_study(folder)
     add_trials(study, 24)
-    make_final(folder, study)
+    make_final(folder, study, **ensemble_final(study))
     return write_report(folder)
 
 
@@ -76,6 +77,10 @@ def test_report_needs_no_requests_and_renders_in_light_dark_and_print(browser, r
     assert printed.std() > 10
     assert printed.shape != bright.shape or not np.array_equal(printed, bright)
     assert not dark.page.locator("nav").is_visible()
+    # An A4 page without its margins; the key facts are not cut off.
+    dark.page.set_viewport_size({"width": 688, "height": 900})
+    facts = "document.querySelector('.facts')"
+    assert dark.page.evaluate(f"{facts}.scrollWidth <= {facts}.clientWidth")
     pdf = light.page.pdf(format="A4")
     assert pdf.startswith(b"%PDF")
     assert 2 <= pdf.count(b"/Type /Page\n") + pdf.count(b"/Type /Page ") <= 30

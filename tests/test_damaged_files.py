@@ -5,6 +5,7 @@ Each file is damaged at random, in its bytes and in the structure of its JSON.
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import struct
@@ -47,6 +48,7 @@ from tests.search.helpers import refusal, write_study
 from tests.search.results.report.fake_studies import (
     SPEC,
     add_trials,
+    ensemble_final,
     image_names,
     make_baseline_run,
     make_final,
@@ -79,7 +81,7 @@ def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "run"
     study = make_study(folder)
     add_trials(study)
-    make_final(folder, study)
+    make_final(folder, study, **ensemble_final(study))
     study.set_user_attr("uuid", "0" * 32)
     (folder / "audit.json").write_text(json.dumps(AUDIT))
     names = image_names(3)
@@ -216,7 +218,8 @@ def mutate_header(content: bytes, rng: Any) -> bytes:
     """Damage the header of a safetensors file, or the configuration in it."""
     (size,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + size])
-    key = rng.choice(("config", "inference"))
+    keys = ("config", "members", "inference")
+    key = rng.choice([k for k in keys if k in header["__metadata__"]])
     if rng.random() < 0.6:
         inner = mutate_json(header["__metadata__"][key].encode(), rng)
         header["__metadata__"][key] = inner.decode()
@@ -232,11 +235,15 @@ def use_checkpoint(path: Path) -> None:
 
 
 @MANY
-def test_a_damaged_checkpoint_is_loaded_or_refused(tmp_path, damaged, n):
+@pytest.mark.parametrize("members", [1, 2])
+def test_a_damaged_checkpoint_is_loaded_or_refused(tmp_path, damaged, n, members):
     path = tmp_path / "model.safetensors"
     config = TrialConfig.from_dict({"model": {"unet": {"width": 4, "depth": 1}}, "image_size": 16})
     model = build_model(config.model, image_size=16)
-    checkpoint.save(path, model.state_dict(), config)
+    weights = [copy.deepcopy(model.state_dict()) for _ in range(members)]
+    checkpoint.save_ensemble(
+        path, [checkpoint.MemberWeights(each, config, 1 / members) for each in weights]
+    )
     checkpoint.set_inference(path, DEFAULT_INFERENCE)
     use_checkpoint(path)
     kinds = (mutate_bytes, mutate_header, mutate_header, mutate_header)

@@ -26,15 +26,16 @@ from lesionseg.data.image_io import (
     resize_square,
 )
 from lesionseg.errors import InputError
-from lesionseg.inference.postprocess import Probability
 from lesionseg.inference.predictor import Segmenter
+from lesionseg.inference.tta import NetworkOutput
 
 T = TypeVar("T")
 S = TypeVar("S")
 
 #: Batches that are read ahead, and that wait to be processed.
 PREFETCH_BATCHES = 2
-#: Limit on the pixels of images that are at full size at one time: half a gigabyte, 15 bytes each.
+#: Limit on the pixels of images that are at full size at one time: half a gigabyte, 15 bytes each,
+#: 20 for an ensemble.
 FULL_SIZE_PIXELS = 2**25
 #: Limits of the default batch size: pixels and images; 16 images at 256 px.
 BATCH_PIXELS, MAX_BATCH_SIZE = 2**20, 16
@@ -78,7 +79,7 @@ class PixelBudget:
 def predict_files(
     segmenter: Segmenter,
     paths: Iterable[Path],
-    process: Callable[[LoadedImage, Probability], T],
+    process: Callable[[LoadedImage, NetworkOutput], T],
     *,
     preview_px: int = 0,
     batch_size: int | None = None,
@@ -91,7 +92,7 @@ def predict_files(
     Args:
         segmenter: its network runs in the caller's thread.
         paths: image files.
-        process: called in a thread with an image and its probabilities [S, S]. An InputError
+        process: called in a thread with an image and the network's output. An InputError
             is yielded as the image's error; other exceptions are raised.
         preview_px: longest side of the preview in pixels; 0 for none.
         batch_size: images per forward pass; by default ``default_batch_size``.
@@ -113,14 +114,14 @@ def predict_files(
 
     def predict(
         loaded: Iterator[LoadedImage | InputError],
-    ) -> Iterator[tuple[LoadedImage, Probability] | InputError]:
+    ) -> Iterator[tuple[LoadedImage, NetworkOutput] | InputError]:
         while batch := list(islice(loaded, size)):
             inputs = [item.resized for item in batch if isinstance(item, LoadedImage)]
-            outputs = iter(segmenter.predict_probabilities(np.stack(inputs)) if inputs else ())
+            outputs = iter(segmenter.predict_outputs(np.stack(inputs)) if inputs else ())
             for item in batch:
                 yield item if isinstance(item, InputError) else (item, next(outputs))
 
-    def process_or_error(item: tuple[LoadedImage, Probability] | InputError) -> T | InputError:
+    def process_or_error(item: tuple[LoadedImage, NetworkOutput] | InputError) -> T | InputError:
         if isinstance(item, InputError):
             return item
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from lesionseg.inference.postprocess import (
     resize_probability,
 )
 from lesionseg.inference.selection import DEFAULT_INFERENCE, Inference
-from lesionseg.inference.tta import predict_images
+from lesionseg.inference.tta import NetworkOutput, predict_images
 from lesionseg.metrics.curves import probability_histogram
 from lesionseg.metrics.overlap import Floats, count_pixels, score_images
 from lesionseg.metrics.surface import SURFACE_DISTANCES, percent_of_diagonal, surface_distances
@@ -46,6 +46,8 @@ class Evaluation:
     shapes: height and width of each mask.
     surface: float64 [N, 3], the distances of ``SURFACE_DISTANCES`` in pixels.
     histograms: int64 [N, 2, bins] of ``probability_histogram``.
+    disagreement: of the members of an ensemble, float64 [N], see ``ensemble.disagreement``; None
+        for a single network.
     """
 
     records: tuple[Record, ...]
@@ -53,6 +55,7 @@ class Evaluation:
     shapes: tuple[tuple[int, int], ...]
     surface: Floats
     histograms: NDArray[np.int64]
+    disagreement: Floats | None = None
 
     @property
     def scores(self) -> dict[str, Floats]:
@@ -80,7 +83,24 @@ def predict_probabilities(
     inference: Inference = DEFAULT_INFERENCE,
     amp: str = "auto",
 ) -> Iterator[Probability]:
-    """Yield the lesion's probability, float32 [S, S] in [0, 1], for images of a cache.
+    """Yield the lesion's probability, [S, S] in [0, 1]; arguments as ``predict_outputs``."""
+    outputs = predict_outputs(
+        model, cache, members, device=device, batch_size=batch_size, inference=inference, amp=amp
+    )
+    return (output.probability for output in outputs)
+
+
+def predict_outputs(
+    model: nn.Module,
+    cache: Cache,
+    members: NDArray[np.int64],
+    *,
+    device: torch.device,
+    batch_size: int = 16,
+    inference: Inference = DEFAULT_INFERENCE,
+    amp: str = "auto",
+) -> Iterator[NetworkOutput]:
+    """Yield the output, with its refined probability, for images of a cache.
 
     Args:
         model: logits [N, 1, S, S]; is moved to the device and left in evaluation mode.
@@ -94,14 +114,15 @@ def predict_probabilities(
     device = with_index(device)
     model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
-    def predict_batch(part: slice) -> tuple[Pixels, NDArray[np.float32]]:
+    def predict_batch(part: slice) -> tuple[Pixels, list[NetworkOutput]]:
         images = cache.images[members[part]]
         outputs = predict_images(model, images, (inference.tta,), device, amp)
         return images, outputs[inference.tta]
 
-    for images, output in AdaptiveBatcher(batch_size, device)(len(members), predict_batch):
-        for image, probability in zip(images, output, strict=True):
-            yield refine_probability(inference.chain, probability, image)
+    for images, outputs in AdaptiveBatcher(batch_size, device)(len(members), predict_batch):
+        for image, output in zip(images, outputs, strict=True):
+            refined = refine_probability(inference.chain, output.probability, image)
+            yield replace(output, probability=refined)
 
 
 def evaluate(
@@ -126,10 +147,8 @@ def evaluate(
         on_image: called with each record, its predicted and its true mask, bool [H, W] each.
     """
     members = find_positions([r.name for r in records], cache.names)
-    probabilities = predict_probabilities(
-        model, cache, members, device=device, inference=inference, amp=amp
-    )
-    pairs = zip(records, probabilities, strict=True)
+    outputs = predict_outputs(model, cache, members, device=device, inference=inference, amp=amp)
+    pairs = zip(records, outputs, strict=True)
     rows: list[tuple[Any, ...]] = []
     # Surface distances of large masks take a second each and release the GIL.
     with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
@@ -140,22 +159,27 @@ def evaluate(
             rows.append(row)
             if on_image:
                 on_image(record, predicted, truth)
-    counts, shapes, surface, histograms = zip(*rows, strict=True)
+    counts, shapes, surface, histograms, disagreement = zip(*rows, strict=True)
     return Evaluation(
-        tuple(records), np.stack(counts), shapes, np.array(surface), np.stack(histograms)
+        tuple(records),
+        np.stack(counts),
+        shapes,
+        np.array(surface),
+        np.stack(histograms),
+        None if disagreement[0] is None else np.array(disagreement, np.float64),
     )
 
 
 def _evaluate_image(
-    record: Record, probability: Probability, chain: Chain
+    record: Record, output: NetworkOutput, chain: Chain
 ) -> tuple[tuple[Any, ...], Mask, Mask]:
     """Return one image's row of an Evaluation, its predicted and its true mask."""
     truth = read_true_mask(record)
     shape = (truth.shape[0], truth.shape[1])
-    full = resize_probability(probability, shape)
+    full = resize_probability(output.probability, shape)
     predicted = probability_to_mask(chain, full)
     counts = count_pixels(torch.from_numpy(predicted[None]), torch.from_numpy(truth[None]))
     distances = surface_distances(predicted, truth)
     histogram = probability_histogram(full, truth)
-    row = (counts.numpy()[0], shape, list(distances.values()), histogram)
+    row = (counts.numpy()[0], shape, list(distances.values()), histogram, output.disagreement)
     return row, predicted, truth

@@ -1,7 +1,8 @@
 """Export a trained model as an ONNX file that runs without this project.
 
-The file contains normalisation, the network and test-time augmentation. It does not contain the
-resizing before and the postprocessing after it, which its metadata describe.
+The file contains normalisation, the network or all members of an ensemble, and test-time
+augmentation. It does not contain the resizing before and the postprocessing after it, which its
+metadata describe.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,21 +26,22 @@ from torch import Tensor, nn
 from lesionseg.data.image_io import Pixels
 from lesionseg.data.loader import MEAN, STD
 from lesionseg.errors import InputError, one_line
+from lesionseg.inference.ensemble import Ensemble, mean_and_deviation
 from lesionseg.inference.postprocess import DEFAULT_THRESHOLD, Probability
 from lesionseg.inference.predictor import Segmenter
-from lesionseg.inference.tta import TTA
+from lesionseg.inference.tta import TTA, NetworkOutput
 from lesionseg.metrics.overlap import dice_score
 
 #: Format of the metadata; increase the number when a key changes its meaning.
 FORMAT = "lesionsearch-onnx/1"
-#: Names of input and output, and the version of ONNX's operators.
-INPUT, OUTPUT, OPSET = "image", "probability", 20
+#: Names of input and outputs, the second one of an ensemble only; the version of ONNX's operators.
+INPUT, OUTPUTS, OPSET = "image", ("probability", "uncertainty"), 20
 #: Packages that are needed to write and to check the file.
 REQUIRED_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 class PortableModel(nn.Module):
-    """The exported module: images float [N, 3, S, S] in [0, 1] to probabilities [N, 1, S, S]."""
+    """The exported module: images float [N, 3, S, S] in [0, 1] to OUTPUTS, [N, 1, S, S] each."""
 
     mean: Tensor
     scale: Tensor
@@ -50,20 +52,28 @@ class PortableModel(nn.Module):
         self.register_buffer("mean", torch.tensor(MEAN).reshape(1, 3, 1, 1) / 255)
         self.register_buffer("scale", 255 / torch.tensor(STD).reshape(1, 3, 1, 1))
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Return the mean over the views of test-time augmentation."""
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Return the mean over the views; of an ensemble the deviation over its members too."""
         x = (image - self.mean) * self.scale
         # One view after the other, for less memory.
-        outputs = [view.undo(torch.sigmoid(self.model(view.apply(x)))) for view in self.views]
-        return torch.stack(outputs).mean(0) if len(outputs) > 1 else outputs[0]
+        outputs = [view.undo(self._predict(view.apply(x))) for view in self.views]
+        mean = torch.stack(outputs).mean(0) if len(outputs) > 1 else outputs[0]
+        if isinstance(self.model, Ensemble):
+            return mean_and_deviation(mean, self.model.weights)
+        return mean
+
+    def _predict(self, view: Tensor) -> Tensor:
+        if isinstance(self.model, Ensemble):
+            return self.model.member_probabilities(view)
+        return torch.sigmoid(self.model(view))
 
 
 @dataclass(frozen=True)
 class OnnxComparison:
     """Comparison of ONNX Runtime with torch on the same images.
 
-    images is their number, max_difference the largest difference in probability, and mean_dice the
-    mean Dice between the two masks at the network's size.
+    images is their number, max_difference the largest difference in probability (or uncertainty),
+    and mean_dice the mean Dice between the two masks at the network's size.
     """
 
     images: int
@@ -96,7 +106,7 @@ def export_onnx(segmenter: Segmenter, path: Path, about: Mapping[str, str] | Non
                 (torch.rand(2, 3, size, size),),
                 dynamo=True,
                 input_names=[INPUT],
-                output_names=[OUTPUT],
+                output_names=list(output_names(segmenter)),
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
                 opset_version=OPSET,
                 verbose=False,
@@ -110,15 +120,20 @@ def export_onnx(segmenter: Segmenter, path: Path, about: Mapping[str, str] | Non
     onnx.save_model(proto, str(path))
 
 
+def output_names(segmenter: Segmenter) -> tuple[str, ...]:
+    """Return the names of the outputs that a model's file has."""
+    return OUTPUTS if isinstance(segmenter.model, Ensemble) else OUTPUTS[:1]
+
+
 def build_metadata(segmenter: Segmenter) -> dict[str, str]:
     """Return the file's metadata: input, output and the remaining postprocessing."""
     size, chain = segmenter.image_size, segmenter.inference.chain
     thresholds = (step.params["value"] for step in chain if step.name == "threshold")
-    return {
+    return _describe_members(segmenter.model) | {
         "format": FORMAT,
         "model": segmenter.config.model.name,
         "input": f"{INPUT}: float32 [N, 3, {size}, {size}], RGB, 0 to 1; normalised inside",
-        "output": f"{OUTPUT}: float32 [N, 1, {size}, {size}], the lesion's probability, 0 to 1",
+        "output": f"{OUTPUTS[0]}: float32 [N, 1, {size}, {size}], the lesion's probability, 0 to 1",
         "image_size": str(size),
         "channels": "RGB",
         "range": "0 to 1",
@@ -129,6 +144,20 @@ def build_metadata(segmenter: Segmenter) -> dict[str, str]:
         "the threshold are lesion; then apply the other steps of the chain",
         "chain": json.dumps(segmenter.inference.to_dict()["chain"]),
         "config": json.dumps(segmenter.config.to_dict()),
+    }
+
+
+def _describe_members(model: nn.Module) -> dict[str, str]:
+    if not isinstance(model, Ensemble):
+        return {}
+    described = [
+        {"model": config.model.name, "weight": weight, "config": config.to_dict()}
+        for config, weight in zip(model.configs, model.weights.tolist(), strict=True)
+    ]
+    return {
+        "members": json.dumps(described),
+        "uncertainty": f"{OUTPUTS[1]}: float32, shape of the probability, 0 to 0.5: the standard "
+        "deviation of the members' probabilities",
     }
 
 
@@ -155,9 +184,13 @@ class OnnxModel:
 
     def predict_probabilities(self, images: Pixels) -> Probability:
         """Return the lesion's probability [N, S, S] for images uint8 [N, S, S, 3], RGB."""
+        return self.predict_outputs(images)[0]
+
+    def predict_outputs(self, images: Pixels) -> list[Probability]:
+        """Return each output, [N, S, S], for images uint8 [N, S, S, 3], RGB."""
         inputs = images.transpose(0, 3, 1, 2).astype(np.float32) / 255
-        (output,) = self.session.run([OUTPUT], {INPUT: np.ascontiguousarray(inputs)})
-        return np.asarray(output[:, 0], np.float32)
+        outputs = self.session.run(None, {INPUT: np.ascontiguousarray(inputs)})
+        return [np.asarray(output[:, 0], np.float32) for output in outputs]
 
 
 def compare_with_torch(
@@ -169,10 +202,19 @@ def compare_with_torch(
     threshold = float(exported.metadata["threshold"])
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
-        pair = [m.predict_probabilities(batch) for m in (segmenter, exported)]
-        differences.append(float(np.abs(pair[0] - pair[1]).max()))
-        dice += map(dice_score, *(p > threshold for p in pair))
-    return OnnxComparison(len(images), max(differences), float(np.mean(dice)))
+        expected = _stack_outputs(segmenter.predict_outputs(batch))
+        pairs = list(zip(expected, exported.predict_outputs(batch), strict=True))
+        differences += [float(np.abs(ours - theirs).max()) for ours, theirs in pairs]
+        dice += map(dice_score, *(p > threshold for p in pairs[0]))
+    return OnnxComparison(len(images), float(np.max(differences)), float(np.mean(dice)))
+
+
+def _stack_outputs(outputs: Sequence[NetworkOutput]) -> list[Probability]:
+    """Return probabilities and, of an ensemble, uncertainties, [N, S, S] each."""
+    stacks = [np.stack([output.probability for output in outputs])]
+    if uncertainties := [o.uncertainty for o in outputs if o.uncertainty is not None]:
+        stacks.append(np.stack(uncertainties))
+    return stacks
 
 
 def require_onnx() -> None:

@@ -27,6 +27,11 @@ class Prediction:
         account for missed lesions.
     touches_border: the mask reaches the image border, so that the lesion may be cut off.
     has_several_lesions: two or more components have a tenth of the largest one's area.
+    disagreement: 1 minus the weighted mean Dice between the masks of an ensemble's members and of
+        the ensemble, in [0, 1], at the network's size; large where the mask should be looked at.
+        None for a single network.
+    uncertainty: float32 [H, W] in [0, 0.5], the weighted standard deviation of the members'
+        probabilities; None for a single network.
     """
 
     mask: Mask
@@ -37,6 +42,8 @@ class Prediction:
     confidence: float | None
     touches_border: bool
     has_several_lesions: bool
+    disagreement: float | None = None
+    uncertainty: Probability | None = None
 
     @property
     def is_empty(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from lesionseg.inference.postprocess import (
 )
 from lesionseg.inference.prediction import Prediction, measure_mask
 from lesionseg.inference.selection import DEFAULT_INFERENCE, Inference
-from lesionseg.inference.tta import predict_images
+from lesionseg.inference.tta import NetworkOutput, predict_images
 from lesionseg.runtime.device import pick_device, with_index
 from lesionseg.training import checkpoint
 
@@ -40,7 +41,7 @@ class Segmenter:
     """A network with its preprocessing and postprocessing.
 
     model: logits [N, 1, S, S] from normalised images; is moved to the device.
-    config: configuration of its training; ``image_size`` is S.
+    config: configuration of its training, see ``Ensemble.config``; ``image_size`` is S.
     inference: test-time augmentation and postprocessing, as selected by the study.
     """
 
@@ -71,36 +72,40 @@ class Segmenter:
             InputError: not an image, damaged, too large, or an invalid array.
         """
         resized, shape = self._preprocess(picture)
-        probability = self.predict_probabilities(resized[None])[0]
-        return self.build_prediction(resized, probability, shape)
+        return self.build_prediction(resized, self.predict_outputs(resized[None])[0], shape)
 
     def predict_probabilities(self, images: Pixels) -> Probability:
-        """Return the lesion's probability, averaged over the views of test-time augmentation.
+        """Return the lesion's probability, float32 [N, S, S]; see ``predict_outputs``."""
+        return np.stack([output.probability for output in self.predict_outputs(images)])
+
+    def predict_outputs(self, images: Pixels) -> list[NetworkOutput]:
+        """Return the output for each image, averaged over the views of test-time augmentation.
 
         In half precision if the network was trained in it and the device supports it.
 
         Args:
             images: uint8 [N, S, S, 3], RGB.
-
-        Returns:
-            float32 [N, S, S] in [0, 1].
         """
         name = self.inference.tta
         return predict_images(self.model, images, (name,), self.device, self.config.amp)[name]
 
     def build_prediction(
-        self, resized: Pixels, probability: Probability, shape: tuple[int, int]
+        self, resized: Pixels, output: NetworkOutput, shape: tuple[int, int]
     ) -> Prediction:
         """Postprocess the network's output at the image's own size.
 
         Args:
             resized: the network's input, uint8 [S, S, 3].
-            probability: of ``predict_probabilities``, [S, S].
+            output: of ``predict_outputs``.
             shape: height and width of the image.
         """
-        chain = self.inference.chain
-        full = resize_probability(refine_probability(chain, probability, resized), shape)
-        return measure_mask(probability_to_mask(chain, full), full)
+        chain, uncertainty = self.inference.chain, output.uncertainty
+        full = resize_probability(refine_probability(chain, output.probability, resized), shape)
+        return replace(
+            measure_mask(probability_to_mask(chain, full), full),
+            disagreement=output.disagreement,
+            uncertainty=None if uncertainty is None else resize_probability(uncertainty, shape),
+        )
 
     def _preprocess(self, picture: Picture) -> tuple[Pixels, tuple[int, int]]:
         """Return the network's input, uint8 [S, S, 3], and the image's height and width."""

@@ -26,7 +26,7 @@ from lesionseg.inference.postprocess import (
     refine_probability,
     to_mask,
 )
-from lesionseg.inference.tta import TTA, predict_images
+from lesionseg.inference.tta import TTA, NetworkOutput, predict_images
 from lesionseg.metrics.overlap import Floats, dice_score
 from lesionseg.runtime.device import with_index
 from lesionseg.runtime.oom import AdaptiveBatcher
@@ -137,6 +137,7 @@ def select_inference(
     device: torch.device,
     tta: bool = True,
     postprocess: bool = True,
+    scale_free: bool = False,
     batch_size: int = 16,
     amp: str = "auto",
 ) -> InferenceChoice:
@@ -155,6 +156,8 @@ def select_inference(
         device: device of the network; postprocessing runs on the CPU.
         tta: whether to select test-time augmentation.
         postprocess: whether to select postprocessing.
+        scale_free: whether the settings are for a network of another image size. A CRF, which
+            corrects the coarse edges of small images, is not selected then.
         batch_size: images per forward pass; reduced if they do not fit into memory.
         amp: precision of the network's training; see ``predict_images``.
 
@@ -164,13 +167,14 @@ def select_inference(
     if len(images) != len(masks) or not len(images):
         raise ValueError(f"needs a mask for each image, got {len(masks)} for {len(images)}")
     names = tuple(TTA) if tta else ("none",)
-    probabilities = _predict(model, images, names, with_index(device), batch_size, amp)
+    probabilities = predict_validation(model, images, names, device, batch_size, amp)
     search = _GreedySearch(masks > 0, _postprocess(probabilities["none"], images, ()))
     selected = "none"
     for name in names[1:]:
         option = {f"tta {name}": _postprocess(probabilities[name], images, ())}
         selected = name if search.step(option) else selected
-    chain = _select_chain(search, probabilities[selected], images) if postprocess else ()
+    crfs = () if scale_free else CRFS
+    chain = _select_chain(search, probabilities[selected], images, crfs) if postprocess else ()
     return InferenceChoice(
         Inference(selected, chain),
         float(search.dice.mean()),
@@ -202,21 +206,30 @@ class _GreedySearch:
         return best.name
 
     def _compare(self, name: str, dice: Floats) -> Candidate:
-        gain = dice - self.dice
-        error = float(gain.std(ddof=1) / len(gain) ** 0.5) if len(gain) > 1 else None
-        return Candidate(name, float(dice.mean()), float(gain.mean()), error)
+        gain, error = paired_gain(dice, self.dice)
+        return Candidate(name, float(dice.mean()), gain, error)
+
+
+def paired_gain(dice: Floats, reference: Floats) -> tuple[float, float | None]:
+    """Return the mean difference per image, [N], and its standard error (None for one image)."""
+    gain = dice - reference
+    error = float(gain.std(ddof=1) / len(gain) ** 0.5) if len(gain) > 1 else None
+    return float(gain.mean()), error
 
 
 def _select_chain(
-    search: _GreedySearch, probabilities: NDArray[Any], images: NDArray[np.uint8]
+    search: _GreedySearch,
+    probabilities: NDArray[Any],
+    images: NDArray[np.uint8],
+    crfs: Sequence[ComponentConfig],
 ) -> Chain:
     def named(steps: Sequence[ComponentConfig]) -> dict[str, ComponentConfig]:
         return {" ".join([s.name, *(f"{k} {v}" for k, v in s.params.items())]): s for s in steps}
 
     chain: Chain = ()
-    for options in map(named, (THRESHOLDS, CRFS)):
+    for options in map(named, (THRESHOLDS, crfs)):
         masks = {n: _postprocess(probabilities, images, (*chain, s)) for n, s in options.items()}
-        if best := search.step(masks):
+        if masks and (best := search.step(masks)):
             chain = (*chain, options[best])
     selected, options = list(_postprocess(probabilities, images, chain)), named(OPERATIONS)
     while options and (best := search.step({n: _apply(s, selected) for n, s in options.items()})):
@@ -238,25 +251,30 @@ def _postprocess(
         yield to_mask(chain, refine_probability(chain, probability, image), image.shape[:2])
 
 
-def _predict(
+def predict_validation(
     model: nn.Module,
     images: NDArray[np.uint8],
     names: Sequence[str],
     device: torch.device,
-    batch_size: int,
-    amp: str,
+    batch_size: int = 16,
+    amp: str = "auto",
 ) -> dict[str, NDArray[Any]]:
-    """Return the lesion's probability [N, S, S] for each name in TTA."""
+    """Return the lesion's probability for each name in TTA; the arguments as ``select_inference``.
+
+    Returns:
+        float32 [N, S, S] by name; float16 above MAX_FLOAT32_VALUES.
+    """
+    device = with_index(device)
     model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     dtype = np.float16 if images[..., 0].size > MAX_FLOAT32_VALUES else np.float32
     probabilities: dict[str, NDArray[Any]] = {n: np.empty(images.shape[:3], dtype) for n in names}
 
-    def predict_batch(part: slice) -> tuple[slice, dict[str, NDArray[np.float32]]]:
+    def predict_batch(part: slice) -> tuple[slice, dict[str, list[NetworkOutput]]]:
         return part, predict_images(model, images[part], names, device, amp)
 
     for part, outputs in AdaptiveBatcher(batch_size, device)(len(images), predict_batch):
-        for name, output in outputs.items():
-            probabilities[name][part] = output
+        for name, batch in outputs.items():
+            probabilities[name][part] = [output.probability for output in batch]
     return probabilities
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lesionseg.data.loader import normalise
+from lesionseg.inference.ensemble import Ensemble, disagreement, mean_and_deviation
+from lesionseg.inference.postprocess import Probability
 from lesionseg.runtime.device import amp_dtype, autocast
 
 
@@ -43,6 +46,22 @@ TTA: dict[str, tuple[Symmetry, ...]] = {
 }
 
 
+@dataclass(frozen=True, eq=False)
+class NetworkOutput:
+    """Output for one image, averaged over the views of test-time augmentation.
+
+    probability: of the lesion, float32 [S, S] in [0, 1].
+    uncertainty: standard deviation over the members of an ensemble, float32 [S, S] in [0, 0.5];
+        None for a single network.
+    disagreement: of the members' masks, in [0, 1], see ``ensemble.disagreement``; None for a single
+        network.
+    """
+
+    probability: Probability
+    uncertainty: Probability | None = None
+    disagreement: float | None = None
+
+
 @torch.inference_mode()
 def predict_images(
     model: nn.Module,
@@ -50,11 +69,12 @@ def predict_images(
     names: Sequence[str],
     device: torch.device,
     amp: str = "auto",
-) -> dict[str, NDArray[np.float32]]:
-    """Return the lesion's probability for images as they are stored.
+) -> dict[str, list[NetworkOutput]]:
+    """Return the output for images as they are stored.
 
     The selection of inference settings, the test and ``predict`` all use this function, so that
-    they compute the same.
+    they compute the same. The members of an ensemble are averaged over the views before they are
+    compared, so that they do not seem to disagree where a view does.
 
     Args:
         model: logits [N, 1, S, S] from normalised images; on ``device`` and in evaluation mode.
@@ -64,16 +84,21 @@ def predict_images(
         amp: ``off``, or ``auto`` for the half precision of the device's trainings.
 
     Returns:
-        float32 [N, S, S] in [0, 1] by name.
+        The output for each image, by name.
     """
     # require: a copy if the images are a file that is mapped read-only.
     batch = torch.from_numpy(np.require(images, requirements=["C", "W"])).to(device)
     with autocast(device, amp_dtype(device, amp)):
-        outputs = predict_with_ttas(model, normalise(batch), names)
-    return {name: output.squeeze(1).cpu().numpy() for name, output in outputs.items()}
+        if isinstance(model, Ensemble):
+            members = average_views(model.member_probabilities, normalise(batch), names)
+            outputs = {n: _compare_members(each, model.weights) for n, each in members.items()}
+        else:
+            means = predict_with_ttas(model, normalise(batch), names)
+            outputs = {name: (mean.squeeze(1),) for name, mean in means.items()}
+    arrays = {name: [part.cpu().numpy() for part in output] for name, output in outputs.items()}
+    return {name: _split_images(*each) for name, each in arrays.items()}
 
 
-@torch.inference_mode()
 def predict_with_ttas(model: nn.Module, images: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
     """Return the mean probability over the views of each entry of TTA.
 
@@ -85,12 +110,46 @@ def predict_with_ttas(model: nn.Module, images: Tensor, names: Iterable[str]) ->
     Returns:
         float32 [N, 1, S, S] in [0, 1] by name.
     """
+    return average_views(lambda view: model(view).float().sigmoid(), images, names)
+
+
+@torch.inference_mode()
+def average_views(
+    predict: Callable[[Tensor], Tensor], images: Tensor, names: Iterable[str]
+) -> dict[str, Tensor]:
+    """Return the mean of a prediction over the views of each entry of TTA.
+
+    Args:
+        predict: probabilities [..., S, S] from images [N, 3, S, S].
+        images: normalised floats [N, 3, S, S].
+        names: names in TTA; shared views are computed once.
+
+    Returns:
+        The means [..., S, S] by name.
+    """
     views_by_name = {name: TTA[name] for name in names}
     sums: dict[str, Tensor] = {}
     for symmetry in SYMMETRIES:
         users = [name for name, views in views_by_name.items() if symmetry in views]
         if users:
-            view = symmetry.undo(model(symmetry.apply(images)).float().sigmoid())
+            view = symmetry.undo(predict(symmetry.apply(images)))
             for name in users:
                 sums[name] = sums[name] + view if name in sums else view
     return {name: sums[name] / len(views) for name, views in views_by_name.items()}
+
+
+def _compare_members(members: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
+    """Return mean and deviation, [N, S, S] each, and disagreement, [N], of [M, N, 1, S, S]."""
+    mean, deviation = mean_and_deviation(members.squeeze(2), weights)
+    return mean, deviation, disagreement(members.squeeze(2), mean, weights)
+
+
+def _split_images(
+    mean: Probability,
+    deviation: Probability | None = None,
+    disagreement: Probability | None = None,
+) -> list[NetworkOutput]:
+    """Return the output for each image from those of a batch."""
+    if deviation is None or disagreement is None:
+        return list(map(NetworkOutput, mean))
+    return list(map(NetworkOutput, mean, deviation, disagreement.tolist()))

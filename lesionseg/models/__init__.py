@@ -21,7 +21,7 @@ from lesionseg.models.monai import MONAI
 from lesionseg.models.segnet import SEGNET
 from lesionseg.models.smp import SMP
 from lesionseg.models.unet import UNET
-from lesionseg.space import ComponentConfig, RegistryEntry, build, resolve
+from lesionseg.space import ComponentConfig, RegistryEntry, build, lookup, resolve
 
 MODELS: dict[str, RegistryEntry] = {
     "unet": UNET,
@@ -41,12 +41,12 @@ def build_model(
         component: an entry of MODELS and its parameters.
         image_size: side of the square images in pixels.
         load_pretrained: False if the weights are replaced afterwards: pretrained weights that the
-            component names are then not loaded.
+            component names, or has by default, are then not loaded.
 
     Raises:
         InputError: unknown entry, incompatible parameters, or unavailable pretrained weights.
     """
-    if not load_pretrained and "weights" in component.params:
+    if not load_pretrained and "weights" in lookup("model", MODELS, component.name).space:
         component = replace(component, params={**component.params, "weights": "none"})
     model: nn.Module = build("model", MODELS, component, image_size=image_size)
     return model

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from torch.nn import Parameter
@@ -74,30 +75,50 @@ OPTIMIZERS: dict[str, RegistryEntry] = {
     ),
 }
 
-#: Optimizers with a fused CUDA implementation.
+#: Optimizers with a fused implementation for CUDA and CPUs.
 FUSED = (Adam, AdamW, SGD)
 
 
-def build_optimizer(component: ComponentConfig, parameters: Iterable[Parameter]) -> Optimizer:
+def build_optimizer(
+    component: ComponentConfig,
+    parameters: Iterable[Parameter],
+    lr_factors: Mapping[Parameter, float] = MappingProxyType({}),
+) -> Optimizer:
     """Build an optimizer; InputError if the component is not in the table.
 
-    With weight decay there are two parameter groups, which may be empty: weights of two or more
-    dimensions with decay, and biases and weights of norms without. All have the same "lr".
+    Parameters with a factor have groups of their own, after those of the others: torch's fused SGD
+    needs all weights of a group to have their first gradient in the same step. With weight decay
+    there are two groups instead of one, which may be empty: weights of two or more dimensions with
+    decay, and biases and weights of norms without.
+
+    Args:
+        component: an entry of OPTIMIZERS and its parameters.
+        parameters: what to train.
+        lr_factors: factors of the learning rate by parameter.
     """
     decays = "weight_decay" in lookup("optimizer", OPTIMIZERS, component.name).space
-    groups = _decay_groups(parameters) if decays else parameters
-    optimizer: Optimizer = build("optimizer", OPTIMIZERS, component, groups)
-    on_cuda = all(p.is_cuda for group in optimizer.param_groups for p in group["params"])
-    if on_cuda and isinstance(optimizer, FUSED):  # one kernel for all weights
+    by_factor: dict[float | None, list[Parameter]] = {None: []}
+    for parameter in parameters:
+        by_factor.setdefault(lr_factors.get(parameter), []).append(parameter)
+    groups = [
+        (1.0 if factor is None else factor, group)
+        for factor, members in by_factor.items()
+        for group in (_decay_groups(members) if decays else [{"params": members}])
+    ]
+    optimizer: Optimizer = build("optimizer", OPTIMIZERS, component, [group for _, group in groups])
+    for (factor, _), group in zip(groups, optimizer.param_groups, strict=True):
+        group["lr"] *= factor
+    devices = {p.device.type for group in optimizer.param_groups for p in group["params"]}
+    # One kernel for all weights; on a CPU one loop over each.
+    if isinstance(optimizer, FUSED) and devices in ({"cuda"}, {"cpu"}):
         for options in (optimizer.defaults, *optimizer.param_groups):
             options["fused"] = True
     return optimizer
 
 
-def _decay_groups(parameters: Iterable[Parameter]) -> list[dict[str, Any]]:
+def _decay_groups(parameters: list[Parameter]) -> list[dict[str, Any]]:
     # He et al., arXiv:1812.01187, section 3.1: biases and scales of norms are too few to overfit,
     # and decay would suppress their channels.
-    parameters = list(parameters)
     return [
         {"params": [p for p in parameters if p.ndim >= 2]},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},

@@ -2,6 +2,7 @@
 
 Every entry builds a scheduler of torch from the optimizer and the number T of optimizer steps;
 step t of 0 .. T - 1 uses the rate lr(t). The optimizer's own learning rate is the maximum.
+Parameter groups with different rates keep their ratios.
 """
 
 from __future__ import annotations
@@ -106,8 +107,9 @@ SCHEDULES: dict[str, RegistryEntry] = {
     ),
     # By ``factor`` after ``patience`` + 1 epochs without a better Dice.
     "plateau": RegistryEntry(
+        # Without ``eps``, which would keep small rates of single groups as they are.
         lambda optimizer, total, **options: ReduceLROnPlateau(
-            optimizer, "max", threshold=0.0, **options
+            optimizer, "max", threshold=0.0, eps=0.0, **options
         ),
         {"factor": Float(0.1, 0.8, default=0.5), "patience": Int(0, 20, default=3)},
         "lower when the validation Dice stands still",

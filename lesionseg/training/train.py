@@ -99,7 +99,7 @@ class Trainer:
 
     def run_steps(self, epoch: int) -> float:
         """Train the remaining steps of an epoch and return the mean loss of all its steps."""
-        self.train_step.model.train()
+        self.train_step.start_epoch(epoch)
         self.batches.start(epoch, self.step)
         for images, masks in self.batches:
             self.loss_sum += self.train_step(images, masks)

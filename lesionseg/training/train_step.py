@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lesionseg.config import TrialConfig
 from lesionseg.losses import build_loss
+from lesionseg.models.fine_tuning import EncoderFreezing, lr_factors
 from lesionseg.optim import build_optimizer, build_schedule
 from lesionseg.runtime.device import amp_dtype, autocast
 from lesionseg.runtime.oom import run_unless_oom
@@ -25,7 +26,7 @@ class TrainStep:
     and random states; later steps use the larger number of parts at once.
 
     accumulation_steps: parts that a batch is computed in.
-    lr: learning rate of the last step.
+    lr: learning rate of the last step, that of the decoder.
     """
 
     def __init__(
@@ -44,7 +45,10 @@ class TrainStep:
         self._loss = build_loss(config.loss, overlap=config.overlap, **modifiers)
         self.ema = ModelEma(self.model, config.ema) if config.ema else None
         self._snapshot = StepSnapshot(self.model, device)
-        self._optimizer = build_optimizer(config.optimizer, self.model.parameters())
+        self._freezing = EncoderFreezing(self.model)
+        self._optimizer = build_optimizer(
+            config.optimizer, self.model.parameters(), lr_factors(self.model, config.image_size)
+        )
         self.schedule = build_schedule(
             config.schedule, self._optimizer, config.epochs, steps_per_epoch
         )
@@ -56,6 +60,10 @@ class TrainStep:
     def eval_model(self) -> nn.Module:
         """The network to validate and to keep: the averaged one, if there is one."""
         return self.ema.model if self.ema else self.model
+
+    def start_epoch(self, epoch: int) -> None:
+        """Set the network's mode for the training of an epoch, counted from 1."""
+        self._freezing.start_epoch(epoch)
 
     def __call__(self, images: Tensor, masks: Tensor) -> Tensor:
         """Update the weights and return the mean loss, detached, without synchronisation.

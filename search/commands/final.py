@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -21,9 +22,17 @@ def final(
     ] = False,
     device: Device = "auto",
     threads: Threads = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Parallel trainings on the CPU.", show_default="1"),
+    ] = None,
+    gpus: Annotated[str | None, typer.Option(help="GPUs to train on, such as 0,1.")] = None,
 ) -> None:
-    """Retrain a study's best configuration and evaluate it once on the test images."""
-    from search.monitoring.console import make_console, progress_bar
+    """Retrain a study's best configurations and evaluate the result once on the test images.
+
+    The limit `budget.total_hours` applies to `lesionsearch run` only.
+    """
+    from search.monitoring.console import make_console, progress_bars
     from search.results.final_test import run_final_test
     from search.results.report import write_report
     from search.results.tables import print_final_report
@@ -31,14 +40,22 @@ def final(
     from search.storage.study_dir import lock_study
     from search.study.location import find_run
     from search.study.opening import open_study
-    from search.trial_process.resources import default_slot
+    from search.trial_process.resources import local_slots
 
     folder, console = find_run(name), make_console()
+    slots = local_slots(device, threads, workers=workers, gpus=gpus)
     with lock_study(folder), SignalHandler().installed():
         opened = open_study(folder, storage=storage, data=tuple(data or ()) or None)
-        slot = default_slot(device, threads)
-        with progress_bar(console, "retraining, epochs") as on_progress:
-            report = run_final_test(opened, slot, again=again, on_progress=on_progress)
+        with progress_bars(console) as on_progress:
+            report = run_final_test(
+                opened,
+                *slots,
+                again=again,
+                limit_time=False,
+                on_progress=partial(on_progress, "retraining, epochs"),
+                on_cache=partial(on_progress, "reading images"),
+                on_event=partial(console.print, markup=False),
+            )
     print_final_report(console, report)
     console.print(f"report: {write_report(folder, storage=storage)}", markup=False)
 

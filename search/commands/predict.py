@@ -23,6 +23,12 @@ def predict(
         Path | None, typer.Option(help="Folder of true masks, to compute the Dice of each image.")
     ] = None,
     overlays: Annotated[bool, typer.Option(help="Also write images with outlines.")] = True,
+    uncertainty: Annotated[
+        bool,
+        typer.Option(
+            "--uncertainty", help="Also write where the members of an ensemble disagree, as images."
+        ),
+    ] = False,
     batch_size: Annotated[
         int | None,
         typer.Option(min=1, help="Images per batch.", show_default="by their size, at most 16"),
@@ -52,6 +58,7 @@ def predict(
             out,
             masks=mask_paths,
             overlays=overlays,
+            uncertainty=uncertainty,
             batch_size=batch_size,
             threads=n_threads,
             on_image=tick,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +20,12 @@ from search.commands.common import (
 )
 from search.output import tolerant_output
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from search.spec.study_spec import StudySpec
+    from search.workers.pool import WorkerPool
+
 #: What differs from the study ``quick`` in the demo.
 DEMO_OVERRIDES = ["name=demo", "budget.trials=10", "budget.epochs=12", "fixed.batch_size=8"]
 DEMO_IMAGES = 160
@@ -26,7 +33,13 @@ DEMO_IMAGES = 160
 
 @tolerant_output()
 def run(
-    study: Annotated[str, typer.Argument(help="A study file, or the name of a shipped study.")],
+    study: Annotated[
+        str,
+        typer.Argument(
+            help="A study file, the name of a shipped study, or auto for one that is planned for "
+            "the images, this machine and --hours."
+        ),
+    ],
     data: Data,
     out: OutputFolder = None,
     storage: Storage = None,
@@ -39,7 +52,14 @@ def run(
         ),
     ] = None,
     trials: Annotated[int | None, typer.Option(help="Budget: total number of trials.")] = None,
-    hours: Annotated[float | None, typer.Option(help="Budget: total hours.")] = None,
+    hours: Annotated[
+        float | None,
+        typer.Option(help="Budget: total hours; for auto, of the search and the final test."),
+    ] = None,
+    quality: Annotated[
+        str | None,
+        typer.Option(help="For auto: fast, balanced or best.", show_default="balanced"),
+    ] = None,
     gpu_hours: Annotated[
         float | None, typer.Option(help="Budget: total GPU hours of all workers.")
     ] = None,
@@ -65,12 +85,18 @@ def run(
     keep_going: KeepGoing = False,
 ) -> None:
     """Create or resume a study; at the end retrain the best configuration, test it and report."""
+    started_at = time.monotonic()
+    from lesionseg.errors import InputError
     from search.monitoring.console import make_console
     from search.run_study import run_study
     from search.spec.loading import load_spec
     from search.workers.pool import make_worker_pool
 
-    budget = {"trials": trials, "hours": hours, "gpu_hours": gpu_hours}
+    is_auto = study == "auto"
+    if quality is not None and not is_auto:
+        raise InputError("--quality: only `run auto` plans a study; leave it out")
+    limit = "total_hours" if is_auto else "hours"
+    budget = {"trials": trials, limit: hours, "gpu_hours": gpu_hours}
     overrides = list(set_ or [])
     overrides += [f"budget.{key}={value}" for key, value in budget.items() if value is not None]
     pool = make_worker_pool(
@@ -84,13 +110,56 @@ def run(
         keep_going=keep_going,
     )
     console = make_console()
-    spec = load_spec(study, overrides)
-    folder = out or Path("runs") / spec.name
     with resume_hint(console):
+        if is_auto:
+            spec, folder = _plan(
+                console, data, hours, quality or "balanced", overrides, out, storage, pool,
+                started_at,
+            )  # fmt: skip
+        else:
+            spec = load_spec(study, overrides)
+            folder = out or Path("runs") / spec.name
         run_study(
             console, spec, tuple(data), folder, pool,
-            storage=storage, artifacts=artifacts, final=final,
+            storage=storage, artifacts=artifacts, final=final, started_at=started_at,
         )  # fmt: skip
+
+
+def _plan(
+    console: Console,
+    data: list[Path],
+    hours: float | None,
+    quality: str,
+    overrides: list[str],
+    out: Path | None,
+    storage: str | None,
+    pool: WorkerPool,
+    started_at: float,
+) -> tuple[StudySpec, Path]:
+    """Return the study of ``run auto`` and its folder."""
+    from lesionseg.errors import InputError
+    from search.planning.planner import Planned, plan_study
+    from search.planning.resuming import auto_folder, load_or_plan
+
+    if pool.engine != "local" or not pool.slots:
+        raise InputError(
+            "run auto: plans for workers of this machine; for others, write a study with "
+            "`lesionsearch plan -o FILE` on one of them and run that file"
+        )
+    folder = auto_folder(out, overrides)
+
+    def plan() -> Planned:
+        if hours is None:
+            raise InputError("--hours: `run auto` needs the time of the whole job, such as 0.5")
+        return plan_study(
+            tuple(data), hours, quality, pool.slots, started_at=started_at,
+            on_anchor=lambda name: console.print(f"measuring {name} on {pool.slots[0].device}"),
+        )  # fmt: skip
+
+    def show(line: str) -> None:
+        console.print(line, markup=False)
+
+    return load_or_plan(folder, storage, overrides, plan, show), folder
 
 
 @tolerant_output()

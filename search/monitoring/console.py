@@ -38,6 +38,25 @@ def progress_bar(console: Console, title: str) -> Iterator[Callable[[int, int], 
 
 
 @contextmanager
+def progress_bars(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """Show a bar for each kind of work on a terminal, from its first call on.
+
+    Yields a function that takes the title, and the finished and total number.
+    """
+    columns = (_DESCRIPTION, BarColumn(), "{task.completed}/{task.total}")
+    disable = not console.is_terminal
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=console, transient=True, disable=disable) as progress:
+
+        def update(title: str, done: int, total: int) -> None:
+            if title not in tasks:
+                tasks[title] = progress.add_task(title, total=total)
+            progress.update(tasks[title], completed=done, total=total)
+
+        yield update
+
+
+@contextmanager
 def download_bars(console: Console) -> Iterator[Callable[[str, int, int], None]]:
     """Show a bar per file on a terminal, else a line per finished file.
 

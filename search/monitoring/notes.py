@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial
 
 from lesionseg.config import DEFAULT_COMPONENTS
 from lesionseg.data.pairs import SPLITS
-from search.spec.formatting import format_component, format_step
+from search.spec.formatting import format_component, format_encoder_weights, format_step
 from search.storage import training_time, trial_records
 from search.storage.leases import TrialLeases
 from search.storage.note_attrs import find_trials_without_note, note_attrs, split_text, version_key
@@ -147,9 +147,10 @@ def format_study_note(study: optuna.Study, trials: Sequence[FrozenTrial]) -> str
     data_rows: list[TableRow] = [
         *((f"{part} images", len(split[part])) for part in SPLITS if part in split),
         ("image size", f"{spec['data']['image_size']} px"),
+        ("encoder weights", format_encoder_weights(spec.get("encoder_weights") or {})),
         ("fingerprint", attrs.get(StudyAttr.DATA, "")),
     ]
-    parts += ["## Data", markdown_table(("", ""), data_rows)]
+    parts += ["## Data", markdown_table(("", ""), [row for row in data_rows if row[1] != ""])]
     spent: dict[str, object] = {
         "trials": trial_records.count_finished(trials),
         "hours": f"{training_time.hours_spent(trials):.2f}",

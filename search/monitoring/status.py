@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import optuna
 from optuna.trial import FrozenTrial
 
 from lesionseg.errors import InputError
@@ -19,6 +20,7 @@ from search.storage.leases import TrialLeases
 from search.storage.study_dir import read_metrics
 from search.storage.tables import WorkerRow
 from search.storage.trial_records import State, StudyAttr, TrialAttr
+from search.study.deadline import elapsed_s, is_job_running
 from search.study.location import find_run, list_runs
 from search.study.opening import list_test_evaluations, load_study
 
@@ -79,6 +81,15 @@ class WorkerStatus:
 
 
 @dataclass(frozen=True)
+class JobTime:
+    """Hours of a job with ``budget.total_hours``; is_running: whether its process is at work."""
+
+    spent: float
+    total: float
+    is_running: bool
+
+
+@dataclass(frozen=True)
 class StudyStatus:
     """Status of a study at one moment; ``asdict`` gives its JSON.
 
@@ -92,6 +103,8 @@ class StudyStatus:
         budget: limits of ``trials``, ``hours`` and ``gpu_hours``; None for no limit.
         disk_bytes: size of checkpoints and weights; None if it was not measured.
         test: mean test Dice ``dice`` and its interval ``ci95``; None before the final test.
+        encoder_weights: source of the weights by encoder.
+        job: None without ``budget.total_hours``.
     """
 
     study: str
@@ -110,6 +123,8 @@ class StudyStatus:
     disk_bytes: int | None
     test_evaluations: int
     test: dict[str, Any] | None
+    encoder_weights: dict[str, str]
+    job: JobTime | None = None
 
 
 class StatusReader:
@@ -159,6 +174,8 @@ class StatusReader:
             disk_bytes=disk_bytes,
             test_evaluations=len(list_test_evaluations(self.study)),
             test=final and {"dice": final["test"]["dice"], "ci95": final["ci95"]["dice"]},
+            encoder_weights=attrs[StudyAttr.SPEC].get("encoder_weights") or {},
+            job=_job_time(self.study, trials),
         )
 
 
@@ -207,6 +224,13 @@ def estimate_hours_left(trials: Sequence[FrozenTrial], budget: Mapping[str, Any]
     if budget.get("gpu_hours") is not None and gpu_hours:
         estimates.append((budget["gpu_hours"] - gpu_hours) * hours / gpu_hours)
     return round(max(0.0, float(min(estimates))), 6) if estimates else None
+
+
+def _job_time(study: optuna.Study, trials: Sequence[FrozenTrial]) -> JobTime | None:
+    total = study.user_attrs[StudyAttr.SPEC]["budget"].get("total_hours")
+    if total is None:
+        return None
+    return JobTime(round(elapsed_s(study, trials) / 3600, 6), total, is_job_running(study))
 
 
 def _finished_part(trial: FrozenTrial, epochs: int) -> float:

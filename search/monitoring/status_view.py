@@ -12,7 +12,7 @@ from rich.text import Text
 
 from search.monitoring.console import STATE_STYLES
 from search.monitoring.status import Folds, RunningTrial, StudyStatus, WorkerStatus
-from search.spec.formatting import format_config
+from search.spec.formatting import format_config, format_encoder_weights
 from search.storage.lease_types import Command
 
 NO_STUDIES = "no studies under runs/; `lesionsearch demo` creates one"
@@ -48,6 +48,9 @@ def render_status(status: StudyStatus, width: int, *, details: bool = False) -> 
         folds = f" ({format_folds(best.folds)})" if details and best.folds else ""
         dice = f"validation Dice {best.value:.4f}{folds}"
         lines.append(Text(f"best: trial {best.number}, {dice}, {format_config(best.config)}"))
+    if details and status.encoder_weights:
+        weights = format_encoder_weights(status.encoder_weights)
+        lines.append(Text(f"encoder weights: {weights}"))
     if details and status.test:
         low, high = status.test["ci95"]
         lines.append(Text(f"test Dice: {status.test['dice']:.4f} ({low:.4f} .. {high:.4f})"))
@@ -80,16 +83,22 @@ def sparkline(values: Sequence[float | None], top: float, width: int = MAX_SPARK
 def forecast(status: StudyStatus, now: float | None = None) -> str:
     """Return when the search will end; empty if that is unknown or no worker trains.
 
-    now: seconds since 1970; None for the current time.
+    With ``budget.total_hours``, when the whole job will end. now: seconds since 1970; None for the
+    current time.
     """
-    hours = status.hours_left
+    hours, job = status.hours_left, status.job
     is_active = any(w.trial is not None and not w.is_expired for w in status.workers)
-    if not hours or not is_active or status.finished >= status.budget["trials"]:
+    if job is not None:
+        hours = max(0.0, job.total - job.spent)
+        if not job.is_running:
+            return ""
+    elif not hours or not is_active or status.finished >= status.budget["trials"]:
         return ""
     end = time.localtime((time.time() if now is None else now) + hours * 3600)
     clock = time.strftime("%H:%M" if hours < 12 else "%a %H:%M", end)
     duration = f"{hours * 60:.0f} minutes" if hours < 2 else f"{hours:.1f} hours"
-    return f"about {duration} left, until {clock}"
+    what = " of the whole job" if job is not None else ""
+    return f"about {duration}{what} left, until {clock}"
 
 
 def format_folds(folds: Folds) -> str:

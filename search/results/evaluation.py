@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import spearmanr
 
 from lesionseg.data.pairs import Record
 from lesionseg.inference.evaluate import Evaluation
 from lesionseg.metrics import compare, curves
 from search.errors import JobFailed
-from search.storage.final_report import EvaluationSummary
+from search.results.slot_threads import TaskStopped
+from search.storage.final_report import Disagreement, EvaluationSummary
 from search.study.opening import OpenStudy
 from search.trial_process.process import TrialProcess
 from search.trial_process.protocol import ErrorReason, Evaluated, EvaluateJob, Job, JobError
+from search.trial_process.supervisor import POLL_S
 
 Outcome = TypeVar("Outcome")
 
@@ -25,19 +28,32 @@ Outcome = TypeVar("Outcome")
 CURVE_POINTS = 101
 
 
-def run_job(job: Job, outcome_type: type[Outcome], description: str) -> Outcome:
+def run_job(
+    job: Job,
+    outcome_type: type[Outcome],
+    description: str,
+    must_stop: Callable[[], bool] = lambda: False,
+) -> Outcome:
     """Run a job in a process of its own and return its outcome.
+
+    Args:
+        job: what to run.
+        outcome_type: type of the last message.
+        description: of the job, for the error.
+        must_stop: whether to end the process.
 
     Raises:
         JobFailed: the job failed; the message contains the reason.
+        TaskStopped: ``must_stop`` returned True.
     """
     with TrialProcess(job) as process:
-        for message in process.messages():
+        while not must_stop():
+            message = process.receive(POLL_S)
             if isinstance(message, outcome_type):
                 return message
             if isinstance(message, JobError):
                 raise JobFailed(f"{description} failed: {describe_job_error(message)}")
-    raise AssertionError("a process ends with the outcome of its job or with JobError")
+    raise TaskStopped
 
 
 def describe_job_error(error: JobError) -> str:
@@ -97,8 +113,13 @@ def _bins_to_json(values: NDArray[np.floating]) -> list[float | None]:
 
 
 def per_image_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Return one row per image: name, group, size, pixel counts, scores and distances."""
+    """Return one row per image: name, group, size, pixel counts, scores and distances.
+
+    Of an ensemble the disagreement of its members too.
+    """
     columns = evaluation.scores | evaluation.distances
+    if evaluation.disagreement is not None:
+        columns |= {"disagreement": evaluation.disagreement}
     return [
         {"name": record.name, "group": record.group, "height": shape[0], "width": shape[1]}
         | dict(zip(("tp", "fp", "fn", "tn"), counts.tolist(), strict=True))
@@ -107,6 +128,19 @@ def per_image_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
             zip(evaluation.records, evaluation.shapes, evaluation.counts, strict=True)
         )
     ]
+
+
+def describe_disagreement(evaluation: Evaluation) -> Disagreement | None:
+    """Return the rank correlation of Dice and disagreement over images; None of a single network.
+
+    The correlation is None where one of them is the same for all images.
+    """
+    if evaluation.disagreement is None:
+        return None
+    dice = evaluation.scores["dice"]
+    if min(np.ptp(dice), np.ptp(evaluation.disagreement)) == 0:
+        return {"spearman": None}
+    return {"spearman": float(spearmanr(dice, evaluation.disagreement).statistic)}
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""The final test: retrain the best configuration and evaluate it once on the test images."""
+"""The final test: retrain the best configurations and evaluate the result on the test images."""
 
 from __future__ import annotations
 
@@ -6,42 +6,48 @@ import json
 import platform
 import shlex
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import cast
 
-import optuna
 import yaml
 from optuna.trial import FrozenTrial
+from pydantic import ValidationError
 
-from lesionseg.config import TrialConfig
+from lesionseg.data.cache import Progress
 from lesionseg.data.pairs import SPLITS
-from lesionseg.inference.selection import DEFAULT_INFERENCE
+from lesionseg.inference.selection import DEFAULT_INFERENCE, InferenceChoice
 from lesionseg.runtime.device import describe_device
 from lesionseg.runtime.files import atomic_folder
 from search.errors import JobFailed
+from search.results import final_metrics
 from search.results.evaluation import (
+    describe_disagreement,
     evaluate_checkpoint,
     per_image_rows,
     read_test_records,
     summarize_evaluation,
     write_csv,
 )
-from search.results.final_check import check_final_inputs
+from search.results.final_check import prepare_final
+from search.results.final_network import FinalNetwork, build_network, select_inference
+from search.results.final_time import make_schedule, trainable
+from search.results.final_training import FinalSetup, Retrained, train_finalists
+from search.results.finalists import best_trials
 from search.results.model_card import render_model_card
-from search.results.retraining import RetrainedModel, retrain, select_inference
+from search.spec.study_spec import FinalSpec
 from search.storage import trial_records
-from search.storage.final_report import FinalReport, Inference, ValidationDice
+from search.storage.final_report import FinalReport, Inference
 from search.storage.study_dir import read_metrics
+from search.study.deadline import remaining_s
 from search.study.opening import OpenStudy, record_test_evaluation
-from search.trial_process.protocol import EvaluateJob, flatten_record
+from search.trial_process.protocol import Evaluated, EvaluateJob, flatten_record
 from search.trial_process.slot import Slot
 
-#: The largest gap in validation Dice at which the retraining counts as a reproduction.
-REPRODUCTION_TOLERANCE = 0.02
 #: Folder of retrainings until the test is done.
 RETRAININGS = "retraining"
 #: Packages whose versions are recorded.
@@ -53,53 +59,68 @@ PACKAGES = (
 
 def run_final_test(
     opened: OpenStudy,
-    slot: Slot,
-    *,
+    *slots: Slot,
     again: bool = False,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    limit_time: bool = True,
+    on_progress: Progress = lambda done, total: None,
+    on_cache: Progress = lambda done, total: None,
+    on_event: Callable[[str], None] = lambda message: None,
 ) -> FinalReport:
-    """Retrain the best configuration, evaluate it on the test images and write ``final/``.
+    """Retrain the best configurations, evaluate the result on the test images, write ``final/``.
 
-    If the best trial was tested before with the same settings, the stored result is returned. Every
-    test evaluation that gives scores is counted, because more than one makes the result optimistic.
-    All inputs are checked before the retraining. The folder ``final/`` is replaced as a whole;
-    after an error it is unchanged. States of interrupted retrainings and weights of finished ones
-    are in ``retraining/`` until the test is done, and are used by the next call.
+    If the same trials were tested before with the same settings, the stored result is returned.
+    Every test evaluation that gives scores is counted, because more than one makes the result
+    optimistic. All inputs are checked before the retraining. The folder ``final/`` is replaced as a
+    whole; after an error it is unchanged. States of interrupted retrainings and weights of finished
+    ones are in ``retraining/`` until the test is done, and are used by the next call.
 
     Args:
         opened: the study.
-        slot: device and number of threads.
+        slots: device and number of threads, of each training that runs at the same time.
         again: test again even if there is a stored result.
-        on_progress: called with the completed and the total epochs of the retraining.
+        limit_time: whether to fit the trainings to what is left of ``budget.total_hours``.
+        on_progress: called with the completed and the total epochs of the retrainings.
+        on_cache: called with the number of images that were read at the final's image size, and of
+            all images.
+        on_event: called with a message for each retraining that is left out, and for each change of
+            the plan.
 
     Returns:
         The content of ``final/metrics.json`` (docs/report.md).
 
     Raises:
-        InputError: an input is missing or unusable; see ``check_final_inputs``.
-        JobFailed: there is no complete trial, or the retraining or the evaluation failed.
+        InputError: an input is missing or unusable; see ``prepare_final``.
+        JobFailed: there is no complete trial, all retrainings failed, or the evaluation failed.
     """
-    trial = best_trial(opened.study)
+    start = time.monotonic()
+    best = best_trials(opened.study, opened.spec.final.finalists)
+    trials = trainable(best, opened.spec, on_event)
     stored = None if again else read_metrics(opened.folder)
-    settings = opened.spec.final.model_dump()
-    if stored and (stored["trial"], stored["final"]) == (trial.number, settings):
+    if stored and _is_current(stored, opened.spec.final, trials):
         return stored
-    config = TrialConfig.from_dict(trial_records.config_of(trial))
-    configs = [replace(config, seed=config.seed + i) for i in range(opened.spec.final.seeds)]
-    check_final_inputs(opened, trial, configs)
-    retrainings, total = opened.folder / RETRAININGS, config.epochs * len(configs)
-    models = [
-        retrain(
-            opened, slot, trial, each, retrainings,
-            on_epoch=lambda epoch, i=i: on_progress(i * config.epochs + epoch, total),  # type: ignore[misc]
-        )
-        for i, each in enumerate(configs)
-    ]  # fmt: skip
-    final = opened.folder / "final"
+    prepared = prepare_final(opened, trials, on_cache)
+    retrainings, final = opened.folder / RETRAININGS, opened.folder / "final"
+    left_s = remaining_s(opened) if limit_time else None
+    schedule = make_schedule(prepared, trials, slots, retrainings, left_s, on_event)
+    setup = FinalSetup(opened, prepared, trials, slots, schedule, on_event)
+    retrained = train_finalists(setup, retrainings, on_progress)
     with _weights_kept(opened.folder, again=again), atomic_folder(final, replace=True) as part:
-        report = _test(opened, slot, trial, models, part)
+        report = _test(setup, retrained, part, start)
     shutil.rmtree(retrainings, ignore_errors=True)
     return report
+
+
+def _is_current(stored: FinalReport, final: FinalSpec, trials: Sequence[FrozenTrial]) -> bool:
+    """Return whether a result is of these trials and settings.
+
+    Those of earlier versions lack newer settings. They are not repeated for the defaults of these.
+    """
+    try:
+        settings = FinalSpec.model_validate(stored["final"])
+    except ValidationError:  # of another version
+        return False
+    candidates = stored.get("candidates", [stored["trial"]])
+    return settings == final and candidates == [trial.number for trial in trials]
 
 
 @contextmanager
@@ -117,72 +138,30 @@ def _weights_kept(folder: Path, *, again: bool) -> Iterator[None]:
         ) from error
 
 
-def best_trial(study: optuna.Study) -> FrozenTrial:
-    """Return the complete trial with the best validation Dice.
+def _test(setup: FinalSetup, retrained: Retrained, folder: Path, start: float) -> FinalReport:
+    """Write the files of ``final/`` to a folder; return the content of metrics.json.
 
-    Raises:
-        JobFailed: there is none; the message contains the reasons.
+    start: of the final test, by the monotonic clock.
     """
-    trials = trial_records.all_trials(study)
-    ranking = trial_records.rank_trials(trials)
-    if not ranking:
-        counts = trial_records.count_reasons(trials)
-        reasons = ", ".join(f"{reason} {n}" for reason, n in counts.items())
-        raise JobFailed(f"{study.study_name}: no complete trial ({reasons or 'no trial was run'})")
-    return ranking[0]
-
-
-def _test(
-    opened: OpenStudy,
-    slot: Slot,
-    trial: FrozenTrial,
-    models: Sequence[RetrainedModel],
-    folder: Path,
-) -> FinalReport:
-    """Write the files of ``final/`` to a folder; return the content of metrics.json."""
-    # By validation Dice, never by test Dice; of equals the first.
-    selected = max(models, key=lambda model: model.val_dice)
-    weights = folder / "model.safetensors"
-    shutil.copyfile(selected.weights, weights)
-    choice = select_inference(opened, slot, trial, weights)
-    records, overlays = read_test_records(opened), folder / "overlays"
-    tested = evaluate_checkpoint(EvaluateJob(weights, opened.cache.path, records, slot, overlays))
+    opened, weights = setup.search, folder / "model.safetensors"
+    network = build_network(setup, retrained, weights)
+    choice = select_inference(setup, retrained, weights)
+    records, best = read_test_records(opened), network.best_member
+    tested = evaluate_checkpoint(
+        EvaluateJob(
+            weights, setup.final.cache.path, records, setup.slot, folder / "overlays",
+            best_member=best if len(network.members) > 1 else None,
+        )
+    )  # fmt: skip
     # Before any score is written or printed. An evaluation without scores does not count.
-    test_evaluations = record_test_evaluation(opened.study)
-    config = TrialConfig.from_dict(trial_records.config_of(trial))
-    report: FinalReport = {
-        "study": opened.name,
-        "trial": trial.number,
-        "baseline": trial.user_attrs.get(trial_records.TrialAttr.BASELINE),
-        "final": opened.spec.final.model_dump(),
-        **summarize_evaluation(tested.evaluation),
-        "val": _validation_dice(trial, models, held_out=opened.spec.final.fit_on == "train"),
-        "inference": cast(
-            Inference, (choice.inference if choice else DEFAULT_INFERENCE).to_dict()
-        ),
-        "inference_choice": None if choice is None else {
-            "dice": choice.dice,
-            "default_dice": choice.default_dice,
-            "candidates": list(map(asdict, choice.candidates)),
-        },
-        "test_evaluations": test_evaluations,
-        "overlays": list(map(list, tested.overlays)),
-        "seconds": sum(model.result.seconds for model in models),
-        "images_per_second": tested.speed["batch"],
-        "images_per_second_single": tested.speed["single"],
-        "peak_memory": max(model.result.peak_memory for model in models),
-        "params": selected.params,
-        "macs": selected.macs,
-        "seed": selected.seed,
-        "config": replace(config, seed=selected.seed).to_dict(),
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
-        "device": describe_device(slot.device),
-        "threads": slot.threads,
-    }  # fmt: skip
+    evaluations = record_test_evaluation(opened.study)
+    report = _report(setup, retrained, network, choice, tested, evaluations)
+    report["time"] = final_metrics.time_report(setup, time.monotonic() - start)
     (folder / "metrics.json").write_text(json.dumps(report, indent=2))
     (folder / "config.yaml").write_text(yaml.safe_dump(report["config"], sort_keys=False))
     write_csv(folder / "per_image.csv", per_image_rows(tested.evaluation))
-    write_csv(folder / "history.csv", [flatten_record(row) for row in selected.result.history])
+    history = retrained.tested.best_model.result.history
+    write_csv(folder / "history.csv", [flatten_record(row) for row in history])
     card = render_model_card(
         report,
         layout=opened.index.layout,
@@ -194,21 +173,55 @@ def _test(
     return stored
 
 
-def _validation_dice(
-    trial: FrozenTrial, models: Sequence[RetrainedModel], *, held_out: bool
-) -> ValidationDice:
-    """Return the validation Dice of the search and of the retraining.
-
-    ``gap`` compares the first model, which repeats the trial with its seed, with the trial; in a
-    cross-validation with its first fold. If the validation images were trained on, there is none.
-    """
-    folds = trial_records.folds_of(trial)
-    gap = models[0].val_dice - (folds["dice"][0] if folds else float(trial.value or 0.0))
+def _report(
+    setup: FinalSetup,
+    retrained: Retrained,
+    network: FinalNetwork,
+    choice: InferenceChoice | None,
+    tested: Evaluated,
+    test_evaluations: int,
+) -> FinalReport:
+    """Return the content of metrics.json, without its time."""
+    opened, chosen, finalists = setup.search, retrained.chosen, retrained.finalists
+    largest = network.members[0].candidate
     return {
-        "search": trial.value,
-        "retrained": models[0].val_dice if held_out else None,
-        "gap": gap if held_out else None,
-        "reproduced": abs(gap) <= REPRODUCTION_TOLERANCE if held_out else None,
-        "seeds": {str(model.seed): model.val_dice for model in models} if held_out else None,
-        "folds": folds,
-    }
+        "study": opened.name,
+        "trial": chosen.trial.number,
+        "candidates": [trial.number for trial in setup.trials],
+        "baseline": chosen.trial.user_attrs.get(trial_records.TrialAttr.BASELINE),
+        "final": opened.spec.final.model_dump(),
+        **summarize_evaluation(tested.evaluation),
+        "val": final_metrics.validation_dice(
+            chosen, held_out=bool(finalists), is_repetition=setup.is_repetition
+        ),
+        "fidelity": final_metrics.fidelities(setup),
+        "finalists": final_metrics.finalist_reports(finalists, chosen) or None,
+        "optimism": final_metrics.measure_optimism(
+            finalists, setup.trials[0].number, is_repetition=setup.is_repetition
+        ),
+        "ensemble": final_metrics.ensemble_report(network, tested.speed),
+        "disagreement": describe_disagreement(tested.evaluation),
+        "inference": cast(
+            Inference, (choice.inference if choice else DEFAULT_INFERENCE).to_dict()
+        ),
+        "inference_choice": None if choice is None else {
+            "dice": choice.dice,
+            "default_dice": choice.default_dice,
+            "candidates": list(map(asdict, choice.candidates)),
+        },
+        "test_evaluations": test_evaluations,
+        "overlays": list(map(list, tested.overlays)),
+        "seconds": sum(model.result.seconds for model in retrained.models),
+        "images_per_second": tested.speed["batch"],
+        "images_per_second_single": tested.speed["single"],
+        "peak_memory": max(model.result.peak_memory for model in retrained.models),
+        "params": sum(member.candidate.params for member in network.members),
+        "macs": sum(member.candidate.macs for member in network.members),
+        "seed": largest.config["seed"],
+        "config": largest.config,
+        "encoder_weights": final_metrics.encoder_weights(largest.config),
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "device": describe_device(setup.slot.device),
+        "threads": setup.slot.threads,
+        "time": None,
+    }  # fmt: skip

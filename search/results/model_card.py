@@ -9,7 +9,8 @@ import yaml
 
 from search.results.documents import Table, render
 from search.results.formatting import format_inference, metric_scores
-from search.spec.formatting import format_config
+from search.results.selection_tables import costs_table, format_fidelity, members_table
+from search.spec.formatting import format_config, format_weights
 from search.storage.final_report import FinalReport
 
 TAGS = ("skin-lesion-segmentation", "dermoscopy", "image-segmentation", "medical-imaging")
@@ -28,6 +29,8 @@ def render_model_card(
     """
     model, *configuration = format_config(report["config"]).split(" · ")
     scores = metric_scores(report["test"], report["ci95"])
+    weights, ensemble = report.get("encoder_weights"), report.get("ensemble")
+    fidelity = report.get("fidelity")
     values = {
         "header": _header(report, layout, split_sizes["test"]),
         "report": report,
@@ -36,6 +39,12 @@ def render_model_card(
         "fingerprint": fingerprint,
         "model": model,
         "configuration": " · ".join(configuration),
+        "encoder_weights": weights and format_weights(weights),
+        "searched_at": fidelity and format_fidelity(fidelity["search"]),
+        "ensemble": ensemble,
+        "members": ensemble and members_table(ensemble),
+        "costs": ensemble and costs_table(ensemble),
+        "disagreement": report.get("disagreement"),
         "inference": format_inference(report["inference"]),
         "scores": Table(
             "scores",
@@ -44,6 +53,15 @@ def render_model_card(
         ),
     }
     return render("card.md.j2", values)
+
+
+def _network_tags(report: Mapping[str, Any]) -> list[str]:
+    """Return the names of the tested networks, the one of the largest weight first."""
+    ensemble = report.get("ensemble")
+    if not ensemble:
+        return [next(iter(report["config"]["model"]))]
+    names = [next(iter(member["config"]["model"])) for member in ensemble["members"]]
+    return ["ensemble", *dict.fromkeys(names)]
 
 
 def _header(report: Mapping[str, Any], layout: str, n_test: int) -> str:
@@ -62,7 +80,7 @@ def _header(report: Mapping[str, Any], layout: str, n_test: int) -> str:
         "license": "unknown",
         "library_name": "lesionsearch",
         "pipeline_tag": "image-segmentation",
-        "tags": [*TAGS, next(iter(report["config"]["model"]))],
+        "tags": [*TAGS, *_network_tags(report)],
         "metrics": ["dice", "jaccard"],
         "model-index": [{"name": report["study"], "results": [result]}],
     }

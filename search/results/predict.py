@@ -19,8 +19,10 @@ from lesionseg.data.pair_io import load_pair
 from lesionseg.data.pairs import Record
 from lesionseg.errors import InputError
 from lesionseg.inference.batch_predict import LoadedImage, predict_files
+from lesionseg.inference.ensemble import Ensemble
 from lesionseg.inference.postprocess import Mask, Probability
 from lesionseg.inference.predictor import FILE, FOLDER, Segmenter, load
+from lesionseg.inference.tta import NetworkOutput
 from lesionseg.metrics.overlap import dice_score
 from lesionseg.runtime.files import atomic_folder
 from lesionseg.viz.overlays import OVERLAY_SIDE_PX, draw_outlines
@@ -32,8 +34,10 @@ from search.study.location import find_place
 from search.trial_process.resources import count_cores
 
 #: Names in the folder.
-TABLE, MASKS, OVERLAYS = "predictions.csv", "masks", "overlays"
+TABLE, MASKS, OVERLAYS, UNCERTAINTY = "predictions.csv", "masks", "overlays", "uncertainty"
 JPEG_QUALITY = 90
+#: Standard deviation of the members' probabilities that is written as 255, the largest possible.
+MAX_DEVIATION = 0.5
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ def write_predictions(
     *,
     masks: Mapping[Path, Path] | None = None,
     overlays: bool = True,
+    uncertainty: bool = False,
     batch_size: int | None = None,
     threads: int = 2,
     on_image: Callable[[int, int], None] = lambda done, total: None,
@@ -92,25 +97,31 @@ def write_predictions(
         out: a new or empty folder.
         masks: true masks by image; the table then contains Dice.
         overlays: whether to write overlays.
+        uncertainty: whether to write the disagreement of an ensemble's members per pixel.
         batch_size: images per batch; see ``lesionseg.inference.batch_predict.predict_files``.
         threads: threads for reading and writing images.
         on_image: called after each image with the number of finished and of all images.
         on_error: called with the error of each unusable image, which is left out.
 
     Raises:
-        InputError: ``out`` is not empty or not writable.
+        InputError: ``out`` is not empty or not writable, or ``uncertainty`` of a single network.
         JobFailed: no image is usable, or writing failed.
     """
     rows: list[dict[str, Any]] = []
     names = dict(zip(images, unique_stems(images), strict=True))
+    if uncertainty and not isinstance(segmenter.model, Ensemble):
+        raise InputError(
+            "--uncertainty: needs an ensemble, whose members can disagree; the model is a single "
+            "network"
+        )
     check_output_folder(out)
     with _write_errors_as_job_failed(out), atomic_folder(out.absolute()) as folder:
-        for name in (MASKS, OVERLAYS) if overlays else (MASKS,):
+        for name in (MASKS, *[OVERLAYS] * overlays, *[UNCERTAINTY] * uncertainty):
             (folder / name).mkdir()
         results = predict_files(
             segmenter,
             images,
-            partial(_write_image, segmenter, folder, names, masks),
+            partial(_write_image, segmenter, folder, names, masks, uncertainty),
             preview_px=OVERLAY_SIDE_PX if overlays else 0,
             batch_size=batch_size,
             threads=threads,
@@ -142,15 +153,17 @@ def _write_image(
     folder: Path,
     names: Mapping[Path, str],
     true_masks: Mapping[Path, Path] | None,
+    uncertainty: bool,
     picture: LoadedImage,
-    probability: Probability,
+    output: NetworkOutput,
 ) -> dict[str, Any]:
-    """Write an image's mask and, if it has a preview, its overlay; return its row.
+    """Write an image's mask, its overlay if it has a preview, its uncertainty; return its row.
 
-    The row has the column ``dice`` if there are true masks.
+    The row has the column ``disagreement`` if the model is an ensemble, and ``dice`` if there are
+    true masks.
     """
     truth = _read_true_mask(picture, (true_masks or {}).get(picture.path))
-    prediction = segmenter.build_prediction(picture.resized, probability, picture.shape)
+    prediction = segmenter.build_prediction(picture.resized, output, picture.shape)
     name, mask = names[picture.path], prediction.mask
     mask_file = f"{MASKS}/{name}.png"
     Image.fromarray(mask.view(np.uint8) * np.uint8(255)).save(folder / mask_file)
@@ -158,6 +171,8 @@ def _write_image(
         outline = np.zeros((1, 1), np.bool_) if truth is None else truth
         overlay = Image.fromarray(draw_outlines(picture.preview, outline, mask))
         overlay.save(folder / OVERLAYS / f"{name}.jpg", quality=JPEG_QUALITY)
+    if uncertainty and prediction.uncertainty is not None:
+        _to_picture(prediction.uncertainty).save(folder / UNCERTAINTY / f"{name}.png")
     height, width = picture.shape
     x, y = prediction.centre or ("", "")
     row = {
@@ -174,9 +189,17 @@ def _write_image(
         "is_empty": int(prediction.is_empty),
         "has_several_lesions": int(prediction.has_several_lesions),
     }
+    if prediction.disagreement is not None:
+        row["disagreement"] = prediction.disagreement
     if true_masks is not None:
         row["dice"] = "" if truth is None else dice_score(mask, truth)
     return row
+
+
+def _to_picture(deviation: Probability) -> Image.Image:
+    """Return a grey picture of a standard deviation, 255 at MAX_DEVIATION."""
+    scaled = np.clip(deviation * (255 / MAX_DEVIATION), 0, 255)
+    return Image.fromarray(np.round(scaled).astype(np.uint8))
 
 
 def _read_true_mask(picture: LoadedImage, path: Path | None) -> Mask | None:

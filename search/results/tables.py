@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -11,8 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from search.results.baseline_table import COLUMN_TITLES, BaselineResult, format_cells
-from search.results.formatting import format_inference, metric_scores
+from search.results.formatting import format_count, format_inference, metric_scores
 from search.results.predict import MASKS, TABLE, PredictionSummary
+from search.results.selection_tables import describe_gain
 from search.spec.formatting import format_config
 from search.storage.final_report import FinalReport
 
@@ -41,8 +42,32 @@ def print_final_report(console: Console, report: FinalReport) -> None:
             f"validation Dice: search {val['search']:.4f}, retrained {val['retrained']:.4f}, "
             f"gap {val['gap']:+.4f}: {verdict}"
         )
+    for line in _describe_selection(report):
+        console.print(line, markup=False)
     n = report["test_evaluations"]
     console.print(f"test evaluations of this study: {n if n == 1 else f'[yellow]{n}[/]'}")
+
+
+def _describe_selection(report: FinalReport) -> Iterator[str]:
+    """Yield a line about the finalists and one about the ensemble, where there are several."""
+    finalists, ensemble = report.get("finalists") or [], report.get("ensemble")
+    chosen = next((row for row in finalists if row["chosen"]), None)
+    if chosen and (len(finalists) > 1 or len(chosen["dice"]) > 1):
+        deviation = chosen["deviation"]
+        suffix = "" if deviation is None else f", deviation {deviation:.4f}"
+        yield (
+            f"finalists: trial {chosen['trial']} of {len(finalists)} has the best mean validation "
+            f"Dice, {chosen['mean']:.4f} over {format_count(len(chosen['dice']), 'seed')}{suffix}; "
+            f"{chosen['search']:.4f} in the search"
+        )
+    if ensemble:
+        gain = "" if ensemble["gain"] is None else f"; validation Dice {describe_gain(ensemble)}"
+        yield (
+            f"ensemble of {len(ensemble['members'])} networks instead of the best one{gain}; "
+            f"{ensemble['images_per_second']:.0f} images/s instead of "
+            f"{ensemble['best_images_per_second']:.0f}, "
+            f"{ensemble['mb']:.0f} MB instead of {ensemble['best_mb']:.0f}"
+        )
 
 
 def print_baseline_table(console: Console, results: Sequence[BaselineResult]) -> None:

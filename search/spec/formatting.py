@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lesionseg.config import DEFAULT_COMPONENTS, SETTING_DESCRIPTIONS, SETTINGS, TrialConfig
+from lesionseg.errors import format_some
 from lesionseg.inference.postprocess import POSTPROCESS
 from lesionseg.inference.tta import TTA
 from lesionseg.registry import FAMILIES
@@ -40,6 +41,24 @@ def format_step(step: Mapping[str, Any]) -> str:
     name, params = next(iter(step.items()))
     inner = ", ".join(f"{k}={_format_value(v)}" for k, v in params.items())
     return f"{name}({inner})" if inner else name
+
+
+_WEIGHTS = {"imagenet": "ImageNet (hub)", "bundled": "ImageNet (bundled)", "none": "none"}
+
+
+def format_weights(source: str) -> str:
+    """Format where an encoder's weights are from; a source without a name of its own is a file."""
+    return _WEIGHTS.get(source, f"file {source}")
+
+
+def format_encoder_weights(weights: Mapping[str, str]) -> str:
+    """Format a study's encoder weights by source: ``ImageNet (bundled): a, b; none: c``."""
+    encoders: dict[str, list[str]] = {}
+    for encoder, source in sorted(weights.items()):
+        encoders.setdefault(source, []).append(encoder)
+    return "; ".join(
+        f"{format_weights(key)}: {format_some(each)}" for key, each in encoders.items()
+    )
 
 
 def _format_value(value: object) -> str:

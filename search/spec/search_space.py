@@ -19,11 +19,21 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from lesionseg.config import DEFAULT_COMPONENTS, SETTINGS
+from lesionseg.config import DEFAULT_COMPONENTS, SETTINGS, TrialConfig
 from lesionseg.errors import InputError, suggest_name
 from lesionseg.registry import FAMILIES
-from lesionseg.space import Categorical, Domain, Float, Int, RegistryEntry, Scalar, lookup
+from lesionseg.space import (
+    Categorical,
+    ComponentConfig,
+    Domain,
+    Float,
+    Int,
+    RegistryEntry,
+    Scalar,
+    lookup,
+)
 
 #: A parameter is open (a domain) or fixed (a value).
 Param = Domain | Scalar
@@ -39,10 +49,12 @@ class SearchSpace:
 
     families: parameters by family and option.
     settings: numbers of a TrialConfig that belong to no family.
+    encoder_weights: source of the weights by encoder, in place of ``auto``; see StudySpec.
     """
 
     families: Mapping[str, Mapping[str, Params]]
     settings: Params
+    encoder_weights: Mapping[str, str] | None = None
 
     def size(self) -> float:
         """Return the number of configurations; infinity if a range of real numbers is open."""
@@ -52,6 +64,24 @@ class SearchSpace:
     def is_finite(self) -> bool:
         """Return whether a grid can list all configurations."""
         return self.size() < math.inf
+
+    def default_config(self) -> TrialConfig:
+        """Return the first option of each family, with the default of each parameter."""
+        components: dict[str, Any] = {}
+        for family, options in self.families.items():
+            name, params = next(iter(options.items()))
+            components[family] = ComponentConfig(name, _defaults(params))
+        return TrialConfig(**components, **_defaults(self.settings))  # type: ignore[arg-type]
+
+    def auto_encoders(self) -> list[str]:
+        """Return the encoders that a trial may have with the weights ``auto``."""
+        encoders = (
+            str(encoder)
+            for params in self.families["model"].values()
+            if "auto" in possible_values(params.get("weights", "none"))
+            for encoder in possible_values(params["encoder"])
+        )
+        return list(dict.fromkeys(encoders))
 
 
 def parse_space(
@@ -90,6 +120,10 @@ def parse_space(
 def possible_values(param: Param) -> tuple[Scalar, ...]:
     """Return the values of a parameter; of a range, its ends."""
     return param.extremes() if isinstance(param, Domain) else (param,)
+
+
+def _defaults(params: Params) -> dict[str, Scalar]:
+    return {k: p.default if isinstance(p, Domain) else p for k, p in params.items()}
 
 
 class _SpaceParser:
@@ -201,13 +235,16 @@ def _count(param: Param) -> float:
             return 1
 
 
-def find_size_errors(models: Mapping[str, Params], size: Param, owner: str = "") -> list[str]:
+def find_size_errors(
+    models: Mapping[str, Params], size: Param, owner: str = "", key: str = "data.image_size"
+) -> list[str]:
     """Return an error for each model that does not accept the image size.
 
     Args:
         models: Parameters by the model's name; every combination of their ends is checked.
         size: Side of the images in pixels.
         owner: Name of the baseline that the models belong to; empty for the study's own space.
+        key: Key of the image size in the study file.
     """
     errors = []
     for name, params in models.items():
@@ -223,7 +260,7 @@ def find_size_errors(models: Mapping[str, Params], size: Param, owner: str = "")
             valid = [s for s in (below, below + stride) if s >= smallest]
             valid = valid or [-(-smallest // stride) * stride]
             errors.append(
-                f"data.image_size: {f'{owner}: ' if owner else ''}{name} takes multiples of "
+                f"{key}: {f'{owner}: ' if owner else ''}{name} takes multiples of "
                 f"{stride} from {smallest} on, got {size}; "
                 f"the nearest is {min(valid, key=lambda s: abs(s - size))}"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Annotated, Any, Literal
 
@@ -23,6 +24,8 @@ from search.spec.search_space import SearchSpace, find_size_errors, parse_space
 #: The samplers and pruners that ``search.study`` implements.
 SAMPLER_NAMES = ("tpe", "random", "qmc", "grid")
 PRUNER_NAMES = ("halving", "median", "hyperband", "none")
+#: Name in ``warm_start`` of a first trial with the default of every parameter.
+DEFAULTS = "defaults"
 
 
 def _check_name(names: Callable[[], Collection[str]], value: str) -> str:
@@ -119,6 +122,7 @@ class BudgetSpec(_Section):
 
     trials: of the whole study, over all workers.
     hours: wall-clock time with at least one training running, over all sessions.
+    total_hours: wall-clock time of the whole job: search and final test, over all sessions.
     gpu_hours: summed over all GPUs.
     trial_minutes: time limit of one trial.
     stall_minutes: time limit of one step within a trial.
@@ -128,6 +132,7 @@ class BudgetSpec(_Section):
     trials: int = Field(50, ge=1)
     epochs: int = Field(40, ge=1, le=100_000)
     hours: float | None = Field(None, gt=0)
+    total_hours: float | None = Field(None, gt=0)
     gpu_hours: float | None = Field(None, gt=0)
     trial_minutes: float | None = Field(None, gt=0)
     stall_minutes: float | None = Field(15.0, gt=0)
@@ -166,20 +171,34 @@ class ConstraintSpec(_Section):
 
 
 class FinalSpec(_Section):
-    """How the best configuration is trained again before the test.
+    """How the best configurations are trained again before the test.
 
+    image_size, epochs: None for those of the search, ``data.image_size`` and ``budget.epochs``.
+    finalists: number of the search's best configurations that are trained again and compared.
+    seeds: trainings of each of them.
+    ensemble: the largest number of members; 1 for a single network.
     tta, postprocess: whether test-time augmentation and post-processing (threshold, components,
         morphology, CRF) are chosen on the validation images.
     """
 
     fit_on: Literal["train", "train_val"] = "train"
+    image_size: int | None = Field(None, ge=16, le=4096)
+    epochs: int | None = Field(None, ge=1, le=100_000)
+    finalists: int = Field(1, ge=1, le=20)
     seeds: int = Field(1, ge=1, le=100)
+    ensemble: int = Field(5, ge=1, le=20)
     tta: bool = True
     postprocess: bool = True
 
 
 class StudySpec(_Section):
-    """A whole study file."""
+    """A whole study file.
+
+    encoder_weights: source of an encoder's weights (``imagenet``, ``bundled`` or ``none``) where
+        they are ``auto``, by encoder. It is determined when the study is created, so that all
+        workers use the same. A stored study without it is of a version without ``auto`` and has
+        random weights.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     seed: int = Field(0, ge=0, lt=2**31)
@@ -192,18 +211,31 @@ class StudySpec(_Section):
     search: dict[str, Any] = {}
     warm_start: tuple[str, ...] = ()
     final: FinalSpec = FinalSpec()
+    encoder_weights: dict[str, Literal["imagenet", "bundled", "none"]] | None = None
 
     @field_validator("warm_start")
     @classmethod
     def _check_baselines(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for name in value:
-            _check_name(lambda: [baselines.ALL, *baselines.load_baselines()], name)
+            _check_name(lambda: [DEFAULTS, baselines.ALL, *baselines.load_baselines()], name)
         return value
 
     @cached_property
     def space(self) -> SearchSpace:
         """The search space."""
-        return self._parsed_space[0]
+        return replace(self._parsed_space[0], encoder_weights=self.encoder_weights)
+
+    def with_encoder_weights(self, weights: Mapping[str, str] | None) -> StudySpec:
+        """Return this study with other ``encoder_weights``."""
+        return StudySpec.model_validate(self.model_dump() | {"encoder_weights": weights})
+
+    @property
+    def warm_start_names(self) -> list[str]:
+        """``warm_start`` with ``baselines`` replaced by their names, each name once."""
+        names: list[str] = []
+        for name in self.warm_start:
+            names += [name] if name == DEFAULTS else baselines.expand_names([name])
+        return list(dict.fromkeys(names))
 
     @property
     def run_settings(self) -> dict[str, int]:
@@ -214,6 +246,14 @@ class StudySpec(_Section):
             "patience": self.budget.patience,
             "seed": self.seed,
         }
+
+    @property
+    def image_sizes(self) -> dict[str, int]:
+        """The different image sizes of search and final, by their keys."""
+        sizes = {"data.image_size": self.data.image_size}
+        if self.final.image_size not in (None, self.data.image_size):
+            sizes["final.image_size"] = self.final.image_size
+        return sizes
 
     @cached_property
     def _parsed_space(self) -> tuple[SearchSpace, list[str]]:
@@ -229,7 +269,17 @@ class StudySpec(_Section):
                 f"pruner.min_epochs: must be at most budget.epochs ({self.budget.epochs}), "
                 f"got {self.pruner.min_epochs}"
             )
-        for name in baselines.expand_names(self.warm_start):
-            model = baselines.build_config(name, self.data.image_size, self.budget.epochs).model
-            errors += find_size_errors({model.name: model.params}, self.data.image_size, name)
+        return errors + self._find_size_errors()
+
+    def _find_size_errors(self) -> list[str]:
+        """Return errors of image sizes, except for the space's at ``data.image_size``."""
+        errors: list[str] = []
+        for key, size in self.image_sizes.items():
+            are_models_valid = not any(e.startswith("search.model") for e in self._parsed_space[1])
+            if key != "data.image_size" and are_models_valid:
+                errors += find_size_errors(self.space.families["model"], size, key=key)
+            for name in self.warm_start_names:
+                if name != DEFAULTS:
+                    model = baselines.build_config(name, **self.run_settings).model
+                    errors += find_size_errors({model.name: model.params}, size, name, key)
         return errors

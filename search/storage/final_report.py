@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import AfterValidator, Field, FiniteFloat
 from typing_extensions import TypedDict
@@ -89,8 +89,93 @@ class EvaluationSummary(TypedDict):
     curves: Annotated[Curves, AfterValidator(_check_lengths)]
 
 
+class Fidelity(TypedDict):
+    """Image size in pixels, and epochs, of a training."""
+
+    image_size: Count
+    epochs: Count
+
+
+class Fidelities(TypedDict):
+    """What the trials of the search were trained with, and what the networks of the final."""
+
+    search: Fidelity
+    final: Fidelity
+
+
+class Finalist(TypedDict):
+    """A configuration of the search that was trained again.
+
+    search: the trial's value. dice: validation Dice of each seed; mean, deviation: over these, the
+    deviation None for one. seconds: of all its trainings.
+    """
+
+    trial: Count
+    search: FiniteFloat
+    dice: Annotated[list[FiniteFloat], Field(min_length=1)]
+    mean: FiniteFloat
+    deviation: FiniteFloat | None
+    seconds: FiniteFloat
+    chosen: bool
+
+
+class Member(TypedDict):
+    """A member of the ensemble: weights of a trial of the search, or of a training of the final.
+
+    dice: of the member alone on the validation images; None if it was trained on them.
+    """
+
+    kind: Literal["trial", "final"]
+    trial: Count
+    seed: Count
+    weight: FiniteFloat
+    dice: FiniteFloat | None
+    config: Config
+
+
+class EnsembleReport(TypedDict):
+    """The ensemble beside its best member; the Dice values are None without held-out images."""
+
+    members: Annotated[list[Member], Field(min_length=2)]
+    dice: FiniteFloat | None
+    best_dice: FiniteFloat | None
+    gain: FiniteFloat | None
+    standard_error: FiniteFloat | None
+    images_per_second: FiniteFloat
+    best_images_per_second: FiniteFloat
+    mb: FiniteFloat
+    best_mb: FiniteFloat
+
+
+class Optimism(TypedDict):
+    """The winner's curse: how much of the lead of the search's best trial its retraining keeps.
+
+    search_lead, final_lead: its Dice minus the mean of the other finalists, in the search and after
+    the retraining; None without others. gap: its Dice in the search minus the mean of its
+    retrainings; None if these differ in image size or epochs.
+    """
+
+    search_lead: FiniteFloat | None
+    final_lead: FiniteFloat | None
+    gap: FiniteFloat | None
+
+
+class Disagreement(TypedDict):
+    """Over test images: rank correlation of the Dice and the disagreement of the members."""
+
+    spearman: FiniteFloat | None
+
+
+class FinalTime(TypedDict):
+    """Seconds that were left for the final test, of its forecast, and that it took."""
+
+    left_s: FiniteFloat
+    forecast_s: FiniteFloat
+    used_s: FiniteFloat
+
+
 class FinalReport(EvaluationSummary):
-    """The result of the final test."""
+    """The result of the final test. Files of earlier versions lack the optional keys."""
 
     study: str
     trial: Count
@@ -112,3 +197,11 @@ class FinalReport(EvaluationSummary):
     versions: dict[str, str]
     device: str
     threads: Count
+    candidates: NotRequired[list[Count]]
+    encoder_weights: NotRequired[str | None]
+    fidelity: NotRequired[Fidelities]
+    finalists: NotRequired[list[Finalist] | None]
+    ensemble: NotRequired[EnsembleReport | None]
+    optimism: NotRequired[Optimism | None]
+    disagreement: NotRequired[Disagreement | None]
+    time: NotRequired[FinalTime | None]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from optuna.trial import FrozenTrial
 
+from search.spec.study_spec import FinalSpec
 from search.storage import trial_records
 from search.storage.artifact_store import ArtifactStore
 from search.storage.trial_records import State, TrialAttr
@@ -15,10 +16,17 @@ WEIGHTS, STATE, HISTORY = "model.safetensors", "state.pt", "history.csv"
 FOLDS = "folds.json"
 #: Some validation images with outlines.
 PICTURE = "validation.jpg"
+#: Weights are kept for at least this number of the best trials.
+KEEP_BEST = 3
 #: Pictures are kept of the best trials and of the latest ones.
 BEST_PICTURES, LATEST_PICTURES = 16, 16
 #: Trials just behind those whose files are kept that are cleaned up when a trial ends.
 CLEANUP_WINDOW = 8
+
+
+def kept_weights(final: FinalSpec) -> int:
+    """Return for how many of the best trials the weights are kept: at least the finalists."""
+    return max(KEEP_BEST, final.finalists)
 
 
 def trials_with_pictures(trials: Sequence[FrozenTrial]) -> set[int]:

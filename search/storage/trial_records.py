@@ -116,6 +116,8 @@ class StudyAttr:
     TEST_EVALUATIONS = "test_evaluations"
     #: The Command to all workers.
     COMMAND = "command"
+    #: The time of the whole job; see ``search.study.deadline``.
+    CLOCK = "clock"
 
 
 def state_of(trial: FrozenTrial) -> State:

@@ -35,6 +35,7 @@ from search.storage.trial_records import StudyAttr
 from search.study import data_audit
 from search.study.data_audit import StudyAudit, audit_study, write_audit
 from search.study.data_summary import write_data_summary
+from search.study.encoder_weights import choose_weights, take_stored_weights
 from search.study.opening import (
     OpenStudy,
     assemble_study,
@@ -44,6 +45,7 @@ from search.study.opening import (
 )
 from search.study.queue import first_trials
 from search.study.study_files import write_study_files
+from search.study.suggest import ensure_space_weights
 
 #: Called with the number of images that are cached and of all images.
 Progress = Callable[[int, int], None]
@@ -75,7 +77,7 @@ def create_or_resume(
     resume = is_study(folder)
     if resume:
         study, url = load_or_recover(folder, storage)
-        check_resumable(study, spec, index, artifacts)
+        spec = check_resumable(study, spec, index, artifacts)
     else:
         url = storage_url(storage, folder)
         _check_locations(url, folder, artifacts)
@@ -83,19 +85,21 @@ def create_or_resume(
     if not resume or data_audit.is_damaged(folder):
         audit = audit_study(index, cache, spec.data, official=_uses_official_split(spec, index))
     if audit and not resume:
-        split = _split(spec, index, cache, audit)
+        split, created = _split(spec, index, cache, audit), choose_weights(spec)
         attrs = {
             StudyAttr.DATA: index.fingerprint(),
             StudyAttr.SPLIT: split.to_dict(),
             StudyAttr.GROUPS: dict(audit.groups),
             StudyAttr.ARTIFACTS: artifacts,
             StudyAttr.UUID: uuid.uuid4().hex,
-            StudyAttr.SPEC: spec.model_dump(mode="json"),
+            StudyAttr.SPEC: created.model_dump(mode="json"),
         }
         study = _create_study(folder, url)
-        if not TrialLeases(study).initialize_study(attrs, first_trials(spec)):
+        if TrialLeases(study).initialize_study(attrs, first_trials(created)):
+            spec = created
+        else:
             # Another host created it at the same time: its split and data are valid.
-            check_resumable(study, spec, index, artifacts)
+            spec = check_resumable(study, spec, index, artifacts)
             resume = True
         bind_storage(study)
     if resume:
@@ -172,7 +176,7 @@ def lock_and_open(
             yield opened
 
 
-_LIMITS = ("trials", "hours", "gpu_hours", "trial_minutes", "stall_minutes")
+_LIMITS = ("trials", "hours", "total_hours", "gpu_hours", "trial_minutes", "stall_minutes")
 #: Keys that may differ when a study is resumed, as no trial depends on them.
 RESUMABLE_KEYS = frozenset(
     [*(f"budget.{key}" for key in _LIMITS), *(f"final.{key}" for key in FinalSpec.model_fields)]
@@ -181,9 +185,15 @@ RESUMABLE_KEYS = frozenset(
 
 def check_resumable(
     study: optuna.Study, spec: StudySpec, index: DatasetIndex, artifacts: str | None
-) -> None:
-    """Raise InputError if a study cannot be resumed with this spec, data and artifact store."""
+) -> StudySpec:
+    """Return the spec to resume a study with: the given one, with the study's encoder weights.
+
+    Raises:
+        InputError: If the study cannot be resumed with this spec, data and artifact store, or the
+            weights of its encoders are missing here.
+    """
     stored = _update_spec(study.user_attrs[StudyAttr.SPEC])
+    spec = take_stored_weights(spec, stored)
     keys = find_differing_keys(stored, spec.model_dump(mode="json"))
     keys = [key for key in keys if key not in RESUMABLE_KEYS]
     if keys:
@@ -198,6 +208,8 @@ def check_resumable(
             f"--artifacts: study {study.study_name!r} keeps its checkpoints in "
             f"{location or 'its own folder'}, got {artifacts}; leave the option out"
         )
+    ensure_space_weights(spec.space)
+    return spec
 
 
 def _update_spec(stored: dict[str, Any]) -> dict[str, Any]:

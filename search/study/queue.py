@@ -25,10 +25,11 @@ from lesionseg.space import Categorical, Domain, Scalar, format_value
 from search.spec import baselines, yaml_loader
 from search.spec.loading import join_errors
 from search.spec.search_space import Param, SearchSpace, find_size_errors
-from search.spec.study_spec import StudySpec
+from search.spec.study_spec import DEFAULTS, StudySpec
 from search.storage import trial_records
 from search.storage.leases import QueueEntry, TrialLeases
 from search.storage.trial_records import StudyAttr, TrialAttr
+from search.study.encoder_weights import replace_auto
 
 
 def retry_trials(study: optuna.Study, numbers: Sequence[int]) -> list[int]:
@@ -118,7 +119,12 @@ def _parse_item(item: Any, spec: StudySpec) -> tuple[QueueEntry, list[str]]:
             config, attrs = _parse_config(item[kind], spec), {}
     except InputError as error:
         raise InputError(f"{kind}: {error}") from None
-    errors = find_size_errors({config.model.name: config.model.params}, config.image_size)
+    models = {config.model.name: config.model.params}
+    errors = [
+        error
+        for key, size in spec.image_sizes.items()
+        for error in find_size_errors(models, size, key=key)
+    ]
     return queue_entry(config, spec.space, attrs), errors
 
 
@@ -143,9 +149,12 @@ def _parse_config(plain: Any, spec: StudySpec) -> TrialConfig:
 def first_trials(spec: StudySpec) -> list[QueueEntry]:
     """Return parameters and user attributes of the trials that ``warm_start`` names."""
     entries = []
-    for name in baselines.expand_names(spec.warm_start):
-        config = baselines.build_config(name, **spec.run_settings)
-        entries.append(queue_entry(config, spec.space, {TrialAttr.BASELINE: name}))
+    for name in spec.warm_start_names:
+        if name == DEFAULTS:
+            entries.append(queue_entry(spec.space.default_config(), spec.space, {}))
+        else:
+            config = baselines.build_config(name, **spec.run_settings)
+            entries.append(queue_entry(config, spec.space, {TrialAttr.BASELINE: name}))
     return entries
 
 
@@ -154,11 +163,12 @@ def queue_entry(config: TrialConfig, space: SearchSpace, attrs: Mapping[str, Any
 
     A configuration within the search space is queued by its parameters, so that the sampler learns
     from it. Any other is queued as a fixed configuration: it is trained and ranked like any trial,
-    but the sampler ignores it.
+    but the sampler ignores it. Weights that are ``auto`` are replaced by the study's.
     """
     point, errors = find_point(flatten_config(config.to_dict()), space)
     if errors or not point:
-        return {}, {**attrs, TrialAttr.FIXED_CONFIG: config.to_dict()}
+        fixed = replace_auto(config, space.encoder_weights)
+        return {}, {**attrs, TrialAttr.FIXED_CONFIG: fixed.to_dict()}
     return point, attrs
 
 
@@ -195,6 +205,7 @@ def find_point(
         The open parameters, and an error for each value outside the space.
     """
     params = _flatten_space(space)
+    weights = _weights_for_auto(flat_config, space)
     point: dict[str, Scalar] = {}
     errors: list[str] = []
     for key, value in flat_config.items():
@@ -206,7 +217,7 @@ def find_point(
             continue
         param = params[key]
         if not isinstance(param, Domain):
-            if value != param:
+            if value not in (param, weights.get(key)):
                 errors.append(f"{key}: is {format_value(param)} in this study, got {value!r}")
             continue
         try:
@@ -217,6 +228,15 @@ def find_point(
         if len(set(param.extremes())) > 1:
             point[key] = checked
     return point, errors
+
+
+def _weights_for_auto(flat_config: Mapping[str, Any], space: SearchSpace) -> dict[str, str]:
+    """Return the weights that ``auto`` stands for in a configuration, by the parameter's key."""
+    model, weights = f"model.{flat_config.get('model')}", space.encoder_weights
+    if _flatten_space(space).get(f"{model}.weights") != "auto":
+        return {}
+    encoder = flat_config.get(f"{model}.encoder")
+    return {f"{model}.weights": "none" if weights is None else weights.get(str(encoder), "")}
 
 
 def _flatten_space(space: SearchSpace) -> dict[str, Param]:

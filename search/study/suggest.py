@@ -7,16 +7,19 @@ from typing import Any
 import optuna
 
 from lesionseg.config import TrialConfig
+from lesionseg.models.encoders import check_drop_path
 from lesionseg.models.weights import ensure_weights
 from lesionseg.space import Categorical, ComponentConfig, Float, Int, Scalar
 from search.spec.search_space import Param, Params, SearchSpace, possible_values
+from search.study.encoder_weights import replace_auto
 
 
 def suggest(trial: optuna.Trial, space: SearchSpace) -> TrialConfig:
     """Sample a configuration.
 
     The parameter ``gamma`` of the loss ``focal`` is called ``loss.focal.gamma``, so that
-    conditional parameters never collide. A parameter with one value is not suggested.
+    conditional parameters never collide. A parameter with one value is not suggested. Weights that
+    are ``auto`` are replaced by the study's.
     """
     components: dict[str, Any] = {}
     for family, options in space.families.items():
@@ -24,7 +27,8 @@ def suggest(trial: optuna.Trial, space: SearchSpace) -> TrialConfig:
         components[family] = ComponentConfig(
             name, _suggest_all(trial, f"{family}.{name}.", options[name])
         )
-    return TrialConfig(**components, **_suggest_all(trial, "", space.settings))  # type: ignore[arg-type]
+    config = TrialConfig(**components, **_suggest_all(trial, "", space.settings))  # type: ignore[arg-type]
+    return replace_auto(config, space.encoder_weights)
 
 
 def _suggest_all(trial: optuna.Trial, prefix: str, params: Params) -> dict[str, Scalar]:
@@ -52,9 +56,17 @@ def _suggest_choice(trial: optuna.Trial, name: str, choices: tuple[Scalar, ...])
 
 
 def ensure_space_weights(space: SearchSpace) -> None:
-    """Raise InputError, with a remedy, if weights are missing that a trial may need."""
+    """Raise InputError, with a remedy, if an encoder lacks weights or a drop path of a trial.
+
+    ``auto`` is never an error, except for weights that the study found when it was created.
+    """
+    for encoder, weights in (space.encoder_weights or {}).items():
+        ensure_weights(encoder, weights)
     for params in space.families["model"].values():
         if "weights" in params:
-            for weights in possible_values(params["weights"]):
-                for encoder in possible_values(params["encoder"]):
-                    ensure_weights(str(encoder), str(weights))
+            for encoder in map(str, possible_values(params["encoder"])):
+                for rate in possible_values(params["drop_path"]):
+                    check_drop_path(encoder, float(rate))
+                for weights in map(str, possible_values(params["weights"])):
+                    if weights != "auto":
+                        ensure_weights(encoder, weights)

@@ -16,6 +16,8 @@ from lesionseg.config import TrialConfig
 from lesionseg.data.cache import Cache
 from lesionseg.data.pairs import Record
 from lesionseg.errors import InputError
+from lesionseg.inference.ensemble import Ensemble
+from lesionseg.inference.ensemble_selection import MAX_BYTES, select_ensemble
 from lesionseg.inference.evaluate import evaluate
 from lesionseg.inference.selection import select_inference
 from lesionseg.models import build_model, count_params, multiply_adds
@@ -23,6 +25,7 @@ from lesionseg.runtime.device import is_device_lost, pick_device
 from lesionseg.runtime.oom import is_out_of_memory
 from lesionseg.runtime.throughput import images_per_second
 from lesionseg.training import checkpoint
+from lesionseg.training.measure import measure_training
 from lesionseg.training.train import train
 from lesionseg.training.types import Diverged, EpochRecord, Suspended, TrainData, TrainOptions
 from lesionseg.viz import overlays
@@ -38,6 +41,8 @@ DISK_ERRORS = frozenset(
 )  # fmt: skip
 #: Seconds between two StepDone messages, at least.
 STEP_MESSAGE_S = 5.0
+#: Part of a slot's memory for the probabilities of an ensemble's candidates.
+PROBABILITIES_SHARE = 0.25
 
 
 def run_job(job: protocol.Job, pipe: Connection) -> protocol.JobOutcome:
@@ -57,8 +62,12 @@ def run_job(job: protocol.Job, pipe: Connection) -> protocol.JobOutcome:
             return _train(job, device, pipe)
         case protocol.SelectInferenceJob():
             return _select_inference(job, device)
+        case protocol.SelectEnsembleJob():
+            return _select_ensemble(job, device)
         case protocol.EvaluateJob():
             return _evaluate(job, device)
+        case protocol.MeasureJob():
+            return _measure(job, device)
 
 
 def describe_error(error: Exception, trace: str) -> protocol.JobError:
@@ -177,10 +186,32 @@ def _select_inference(
         amp=config.amp,
         tta=job.tta,
         postprocess=job.postprocess,
+        scale_free=job.scale_free,
     )
     cache.check_size()
     checkpoint.set_inference(job.weights, choice.inference)
     return protocol.InferenceSelected(choice)
+
+
+def _select_ensemble(
+    job: protocol.SelectEnsembleJob, device: torch.device
+) -> protocol.EnsembleSelected:
+    cache, memory_gb = Cache(job.cache), job.slot.memory_gb
+    choice = select_ensemble(
+        job.candidates,
+        cache.images[job.val],
+        cache.masks[job.val],
+        limit=job.limit,
+        device=device,
+        max_bytes=MAX_BYTES if memory_gb is None else int(memory_gb * 1e9 * PROBABILITIES_SHARE),
+    )
+    cache.check_size()
+    members = []
+    for member in choice.members:
+        model, config = checkpoint.load(job.candidates[member.index])
+        members.append(checkpoint.MemberWeights(model.state_dict(), config, member.weight))
+    checkpoint.save_ensemble(job.out, members)
+    return protocol.EnsembleSelected(**vars(choice))
 
 
 def _evaluate(job: protocol.EvaluateJob, device: torch.device) -> protocol.Evaluated:
@@ -202,7 +233,22 @@ def _evaluate(job: protocol.EvaluateJob, device: torch.device) -> protocol.Evalu
         kind: images_per_second(model, config.image_size, device, size, config.amp)
         for kind, size in (("batch", 16), ("single", 1))
     }
+    if isinstance(model, Ensemble) and job.best_member is not None:
+        member = model.members[job.best_member]
+        speed["member"] = images_per_second(member, config.image_size, device, 16, config.amp)
     files = job.overlays and overlays.write_overlays(
         model, cache, evaluation, job.overlays, device, inference, config.amp
     )
     return protocol.Evaluated(evaluation, speed, files or (), masks)
+
+
+def _measure(job: protocol.MeasureJob, device: torch.device) -> protocol.Measured:
+    config = TrialConfig.from_dict(job.config)
+    # Random weights: a measurement must not fetch files.
+    model = build_model(config.model, image_size=config.image_size, load_pretrained=False)
+    params, macs = count_params(model), multiply_adds(model, config.image_size)
+    data = TrainData(Cache(job.cache), job.members, job.members)
+    speed = measure_training(config, data, model, device, job.steps)
+    return protocol.Measured(
+        speed.seconds_per_step, speed.seconds_per_val_image, speed.peak_memory, params, macs
+    )

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from search.trial_process.slot import Slot
 
 if TYPE_CHECKING:
+    from lesionseg.inference.ensemble_selection import EnsembleMember
     from lesionseg.inference.evaluate import Evaluation
     from lesionseg.inference.selection import InferenceChoice
     from lesionseg.training.types import EpochRecord, TrainResult
@@ -80,7 +81,10 @@ class TrainJob(JobOptions):
 
 @dataclass(frozen=True)
 class SelectInferenceJob(JobOptions):
-    """Selection of inference steps on validation images, which is written to the checkpoint."""
+    """Selection of inference steps on validation images, which is written to the checkpoint.
+
+    scale_free: whether the steps are for a network of another image size.
+    """
 
     weights: Path
     cache: Path
@@ -88,6 +92,23 @@ class SelectInferenceJob(JobOptions):
     slot: Slot
     tta: bool = True
     postprocess: bool = True
+    scale_free: bool = False
+
+
+@dataclass(frozen=True)
+class SelectEnsembleJob(JobOptions):
+    """Selection of an ensemble's members on validation images; the checkpoint ``out`` is written.
+
+    candidates: checkpoints of single networks of the cache's image size. limit: largest number of
+    members. val: positions in the cache. With one member, ``out`` is a single network.
+    """
+
+    candidates: tuple[Path, ...]
+    out: Path
+    limit: int
+    cache: Path
+    val: NDArray[np.int64]
+    slot: Slot
 
 
 @dataclass(frozen=True)
@@ -96,6 +117,7 @@ class EvaluateJob(JobOptions):
 
     records: ``lesionseg.data.index.Record`` of each image. overlays: the folder for overlays of
     the best, the median and the worst image. show: names of the images whose masks are returned.
+    best_member: position of an ensemble's member whose speed is measured too.
     """
 
     weights: Path
@@ -104,9 +126,25 @@ class EvaluateJob(JobOptions):
     slot: Slot
     overlays: Path | None = None
     show: tuple[str, ...] = ()
+    best_member: int | None = None
 
 
-Job = TrainJob | SelectInferenceJob | EvaluateJob
+@dataclass(frozen=True)
+class MeasureJob(JobOptions):
+    """Measurement of a training's speed with a few steps; nothing is kept.
+
+    config: a ``TrialConfig`` as plain data. members: positions in the cache of the images that are
+    trained on and validated. steps: number of measured steps.
+    """
+
+    config: dict[str, Any]
+    cache: Path
+    members: NDArray[np.int64]
+    slot: Slot
+    steps: int = 3
+
+
+Job = TrainJob | SelectInferenceJob | SelectEnsembleJob | EvaluateJob | MeasureJob
 
 
 @dataclass(frozen=True)
@@ -167,10 +205,25 @@ class InferenceSelected:
 
 
 @dataclass(frozen=True)
+class EnsembleSelected:
+    """Result of a SelectEnsembleJob; the fields are those of ``EnsembleChoice``.
+
+    The index of a member is that of its candidate.
+    """
+
+    members: tuple[EnsembleMember, ...]
+    dice: float
+    best_dice: float
+    gain: float
+    standard_error: float | None
+
+
+@dataclass(frozen=True)
 class Evaluated:
     """Result of an EvaluateJob.
 
-    speed: images per second of the network, by "batch" and "single". overlays: (kind, file name)
+    speed: images per second of the network, by "batch" and "single"; of the best member in batches
+    by "member". overlays: (kind, file name)
     of each overlay. shown: the requested masks by image name.
     """
 
@@ -178,6 +231,20 @@ class Evaluated:
     speed: dict[str, float]
     overlays: tuple[tuple[str, str], ...] = ()
     shown: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Result of a MeasureJob: mean durations, peak memory in bytes, and the network's size.
+
+    peak_memory: of the device for CUDA, else of the process. params, macs: as in ModelBuilt.
+    """
+
+    seconds_per_step: float
+    seconds_per_val_image: float
+    peak_memory: int
+    params: int
+    macs: int
 
 
 @dataclass(frozen=True)
@@ -190,7 +257,9 @@ class JobError:
 
 
 #: The last message of a job.
-JobOutcome = Trained | InferenceSelected | Evaluated | Suspended | JobError
+JobOutcome = (
+    Measured | Trained | InferenceSelected | EnsembleSelected | Evaluated | Suspended | JobError
+)
 
 
 def flatten_record(record: EpochRecord) -> dict[str, Any]:

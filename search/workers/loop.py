@@ -28,9 +28,11 @@ from search.storage.retrying_storage import StorageUnavailable, backend_of, retr
 from search.storage.training_time import is_time_over
 from search.storage.transient_errors import STORAGE_ERRORS
 from search.study.creation import RESUMABLE_KEYS
+from search.study.deadline import has_time_for_trial, is_search_over
 from search.study.location import StudyLocation
 from search.study.opening import OpenStudy, join_study
 from search.study.samplers import SAMPLERS, prepare_sampling
+from search.study.encoder_weights import take_stored_weights
 from search.study.suggest import ensure_space_weights
 from search.trial_process.protocol import CHILD_PROGRAM
 from search.trial_process.slot import Slot
@@ -140,10 +142,11 @@ def run_trials(
     budget = opened.spec.budget
 
     def is_out_of_time() -> bool:
-        if budget.hours is None and budget.gpu_hours is None:
+        if (budget.hours, budget.gpu_hours, budget.total_hours) == (None, None, None):
             return False
         context.heartbeat.record_training_time()
-        return is_time_over(trial_records.all_trials(opened.study), budget)
+        trials = trial_records.all_trials(opened.study)
+        return is_time_over(trials, budget) or is_search_over(opened, trials)
 
     context = TrialContext(
         opened,
@@ -204,7 +207,7 @@ class TrialLoop:
             return StopReason.STOPPED
         if self.options.max_trials is not None and self.finished >= self.options.max_trials:
             return StopReason.MAX_TRIALS
-        is_out_of_time = command != Command.PAUSE and self.context.is_out_of_time()
+        is_out_of_time = command != Command.PAUSE and self._is_out_of_time()
         if is_out_of_time and not self.options.forever:
             return StopReason.TIME
         if command == Command.PAUSE or is_out_of_time:
@@ -226,6 +229,12 @@ class TrialLoop:
         budget = self.opened.study.user_attrs["spec"]["budget"]["trials"]
         is_spent = trial_records.count_finished(trials) >= budget
         return StopReason.EXHAUSTED if is_exhausted and not is_spent else StopReason.DONE
+
+    def _is_out_of_time(self) -> bool:
+        """Return whether the time is spent, or too short for another trial."""
+        if self.context.is_out_of_time():
+            return True
+        return not has_time_for_trial(self.opened, trial_records.all_trials(self.opened.study))
 
     def _run_trial(self, claim: Claim) -> None:
         self._pauses, start = 0, time.monotonic()
@@ -270,8 +279,9 @@ def run_worker(
     KeyboardInterrupt is raised after that. study: a study file that must agree with the study.
     """
     if study is not None:
-        theirs, ours = load_spec(study), join_study(location).spec
-        keys = find_differing_keys(ours.model_dump(mode="json"), theirs.model_dump(mode="json"))
+        ours = join_study(location).spec.model_dump(mode="json")
+        theirs = take_stored_weights(load_spec(study), ours)
+        keys = find_differing_keys(ours, theirs.model_dump(mode="json"))
         if keys := [key for key in keys if key not in RESUMABLE_KEYS]:
             raise InputError(
                 f"--study: {study} is not the study {location.name!r}: {', '.join(keys)} differ"

@@ -16,6 +16,7 @@ from search.storage.lease_types import Command
 from search.storage.leases import TrialLeases
 from search.storage.training_time import is_time_over
 from search.storage.trial_records import StudyAttr
+from search.study.deadline import has_time_for_trial
 from search.study.location import StudyLocation
 from search.study.opening import OpenStudy
 from search.trial_process.resources import count_cores, default_slot, local_slots
@@ -53,15 +54,15 @@ class WorkerPool:
     keep_going: bool = False
 
     @property
-    def final_slot(self) -> Slot:
-        """The slot of the final test: that of the first local worker, or the device of the options.
+    def final_slots(self) -> tuple[Slot, ...]:
+        """The slots of the final test: those of the local workers, or the device of the options.
 
-        A local worker's slot, so that only GPUs are used that the user named, and as many threads
+        Local workers' slots, so that only GPUs are used that the user named, and as many threads
         as in the search, on which the digits of a CPU's results depend.
         """
         if self.engine == "local" and self.slots:
-            return self.slots[0]
-        return default_slot(self.device)
+            return self.slots
+        return (default_slot(self.device),)
 
 
 def make_worker_pool(
@@ -208,6 +209,8 @@ class StudyMonitor:
         if trial_records.count_finished(trials) >= budget:
             return StopReason.DONE
         if is_time_over(trials, self.opened.spec.budget):
+            return StopReason.TIME
+        if not has_time_for_trial(self.opened, trials):
             return StopReason.TIME
         if self.leases.command == Command.STOP:
             return StopReason.STOPPED

@@ -15,7 +15,7 @@ from search.storage import trial_records
 from search.storage.artifact_store import ArtifactStoreUnavailable
 from search.storage.lease_types import Claim, Refusal, WorkerExpired
 from search.storage.optuna_internals import forget_cached_trials
-from search.storage.retention import delete_old_pictures
+from search.storage.retention import delete_old_pictures, kept_weights
 from search.storage.trial_records import EndReason, TrialAttr
 from search.study.suggest import suggest
 from search.trial_process.supervisor import LeaseLost
@@ -28,26 +28,24 @@ from search.workers.trial_progress import (
 )
 from search.workers.trial_runner import TrialRunner
 
-#: Weights are kept for this number of the best trials.
-KEEP_BEST = 3
-
 
 class Worker:
     """Runs trials one after another; use it as a context manager, which starts its heartbeat.
 
-    keep_best: number of the best trials whose weights are kept; None keeps those of all trials,
-    and all pictures. allow_duplicates: train configurations that were already trained.
+    keep_all: keep the weights and pictures of all trials, not only of the best ones.
+    allow_duplicates: train configurations that were already trained.
     """
 
     def __init__(
         self,
         context: TrialContext,
         *,
-        keep_best: int | None = KEEP_BEST,
+        keep_all: bool = False,
         allow_duplicates: bool = False,
     ) -> None:
         self.context, self.leases, self.heartbeat = context, context.leases, context.heartbeat
-        self.keep_best, self.allow_duplicates = keep_best, allow_duplicates
+        self.keep_best = None if keep_all else kept_weights(context.spec.final)
+        self.allow_duplicates = allow_duplicates
 
     def __enter__(self) -> Worker:
         self.heartbeat.__enter__()

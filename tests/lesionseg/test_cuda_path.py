@@ -12,6 +12,7 @@ from lesionseg.augment.mix import MIXES
 from lesionseg.config import TrialConfig
 from lesionseg.data.cache import build_cache
 from lesionseg.data.index import DatasetIndex
+from lesionseg.inference.ensemble import Ensemble
 from lesionseg.inference.evaluate import evaluate
 from lesionseg.inference.selection import select_inference
 from lesionseg.inference.tta import predict_images
@@ -76,8 +77,9 @@ def run_step(config, device, steps=1, epochs=1):
         assert loss.shape == () and loss.dtype == torch.float32 and loss.device.type == "cuda"
         assert all(p.device.type == "cuda" and p.grad is not None for p in step.model.parameters())
         assert not cuda.syncs, cuda.syncs
-        outputs = predict_images(step.eval_model.eval(), pixels, ("none",), device)
-        assert all(o.shape == (n, size, size) and o.dtype == np.float32 for o in outputs.values())
+        outputs = predict_images(step.eval_model.eval(), pixels, ("none",), device)["none"]
+        maps = np.stack([output.probability for output in outputs])
+        assert maps.shape == (n, size, size) and maps.dtype == np.float32
         check_syncs(cuda)
     return step
 
@@ -228,10 +230,13 @@ def test_state_of_a_cpu_is_loaded_on_cuda(optimizer, device):
 # --- after the training ---------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("members", [1, 2])
 @pytest.mark.parametrize("device", DEVICES)
 @in_fork
-def test_selection_evaluation_and_speed(data, device, tiny_data):
+def test_selection_evaluation_and_speed(data, device, tiny_data, members):
     model = build_model(SMALL.model, image_size=32)
+    if members > 1:
+        model = Ensemble([model, copy.deepcopy(model)], [SMALL] * 2, (0.5, 0.5))
     records = DatasetIndex.read(tiny_data).records[:3]
     images, masks = data.cache.images[:6], data.cache.masks[:6]
     with pytest.MonkeyPatch.context() as patch, fake_cuda() as cuda:

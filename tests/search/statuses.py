@@ -39,5 +39,6 @@ def make_status(**changes) -> StudyStatus:
         disk_bytes=12_340_000,
         test_evaluations=1,
         test={"dice": 0.7, "ci95": [0.6, 0.8]},
+        encoder_weights={},
     )
     return replace(status, **changes)

@@ -172,3 +172,22 @@ def size_chart(figure: Figure, shares: Sequence[float], dice: Sequence[float]) -
     empty = len(shares) - len(points)
     excluded = f"; {empty} without lesion are not shown" if empty else ""
     return f"Dice over lesion size of {len(points)} test images{excluded}."
+
+
+def disagreement_chart(figure: Figure, points: svg.Points, marked: int) -> str:
+    """Plot the Dice of the test images by the disagreement of the members.
+
+    points: pairs of disagreement and Dice, the largest disagreement first. marked: number of points
+    that are highlighted, from the first one.
+    """
+    axes = svg.add_axes(figure, "disagreement of the members", "Dice of the image")
+    svg.plot_points(axes, points[marked:], "o", color=svg.BLUE, ms=2.8, mew=0, alpha=0.6)
+    svg.plot_points(
+        axes, points[:marked], "D", color=svg.VERMILION, ms=3.6, mew=0, label="largest disagreement"
+    )
+    axes.set_ylim(top=1.01)
+    svg.add_legend(axes, columns=1)
+    return (
+        f"Dice over the disagreement of the members of {len(points)} test images; the {marked} of "
+        "largest disagreement are highlighted."
+    )

@@ -19,8 +19,8 @@ from lesionseg.runtime.files import atomic_write
 from search.errors import JobFailed
 from search.results.charts.svg import render_chart
 from search.results.documents import render
+from search.results.report.headline import report_headline
 from search.results.report.report_facts import report_facts
-from search.results.report.search_sections import report_headline
 from search.results.report.sections import report_sections
 
 __all__ = ["FORMATS", "parse_formats", "write_report", "write_reports"]

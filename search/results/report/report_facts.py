@@ -8,17 +8,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 
 from optuna.trial import FrozenTrial
-from pydantic import AfterValidator, FiniteFloat
+from pydantic import AfterValidator, BeforeValidator, FiniteFloat
 from typing_extensions import TypedDict
 
 from lesionseg.data.pairs import SPLITS
 from lesionseg.errors import InputError
 from lesionseg.runtime.files import file_stem
 from search.results.baseline_table import BaselineResult, compare_baselines, read_results
-from search.results.final_test import REPRODUCTION_TOLERANCE
+from search.results.final_metrics import REPRODUCTION_TOLERANCE
 from search.results.formatting import format_inference, metric_scores
 from search.results.report.search_facts import search_facts
 from search.storage import trial_records
@@ -80,7 +80,9 @@ def report_facts(
             "summary": read_data_summary(folder),
             "audit": data_audit.summarize_audit(folder, split),
         },
-        "search": search_facts(trials) | {"budget": spec["budget"]},
+        "fidelity": _fidelity(spec, final),
+        "search": search_facts(trials)
+        | {"budget": spec["budget"], "encoder_weights": spec.get("encoder_weights") or {}},
         "selected": selected,
         "test": test,
         "comparison": _comparison(folder, test.get("images", []), against, storage),
@@ -101,8 +103,23 @@ def report_facts(
     return finite
 
 
+def _fidelity(spec: Mapping[str, Any], final: FinalReport | None) -> Mapping[str, Any]:
+    """Return image size and epochs of the search and the final; the planned ones before the test.
+
+    spec: older studies have none of their own for the final.
+    """
+    search = {"image_size": spec["data"]["image_size"], "epochs": spec["budget"]["epochs"]}
+    planned = {key: spec["final"].get(key) or value for key, value in search.items()}
+    stored = final.get("fidelity") if final else None
+    return stored or {"search": search, "final": planned}
+
+
 class ImageScores(TypedDict):
-    """What is read of a row of per_image.csv: pixel counts and Dice of a test image."""
+    """What is read of a row of per_image.csv.
+
+    tp, fp, fn, tn: numbers of pixels. disagreement: of an ensemble's members; empty or absent for a
+    single network.
+    """
 
     name: Name
     group: Name
@@ -111,6 +128,7 @@ class ImageScores(TypedDict):
     fn: Count
     tn: Count
     dice: FiniteFloat
+    disagreement: NotRequired[Annotated[FiniteFloat | None, BeforeValidator(lambda v: v or None)]]
 
 
 def _count_pixels(row: ImageScores) -> int:
@@ -159,6 +177,7 @@ def _final_test(folder: Path, final: FinalReport, *, on_train_val: bool) -> dict
             "dice": row["dice"],
             # the true lesion's share of the pixels
             "lesion_share": (row["tp"] + row["fn"]) / _count_pixels(row),
+            "disagreement": row.get("disagreement"),
         }
         for row in (() if "per_image.csv" in missing else _read_scores(folder, final))
     ]

@@ -1,4 +1,4 @@
-"""The headline of a report, and its sections about the search."""
+"""The sections of a report about the search."""
 
 from __future__ import annotations
 
@@ -13,114 +13,11 @@ from search.results.formatting import (
     MISSING,
     format_count,
     format_duration,
-    format_interval,
     format_number,
 )
 from search.spec.formatting import format_component
 
 Facts = Mapping[str, Any]
-
-
-def report_headline(facts: Facts) -> dict[str, Any]:
-    """Return the result in large type with its caption, a sentence, warnings and key facts."""
-    search, final = facts["search"], facts["test"]["metrics"]
-    best, counts = search["best"], search["counts"]
-    value, caption = MISSING, "no complete trial"
-    if final:
-        value = format_number(final["test"]["dice"])
-        caption = f"test Dice, 95% interval {format_interval(*final['ci95']['dice'])}"
-    elif best:
-        value = format_number(best["dice"])
-        caption = "validation Dice of the best trial; not tested yet"
-    if facts["selected"]:
-        trials = format_count(search["finished"], "trial")
-        sentence = (
-            f"Trial {facts['selected']['trial']} was selected by validation Dice from {trials}"
-        )
-    else:
-        sentence = f"{format_count(search['finished'], 'trial was', 'trials were')} run"
-    closed = f"; {counts['closed']} more closed without cost" if counts["closed"] else ""
-    sentence += (
-        f" ({counts['complete']} complete, {counts['pruned']} pruned, {counts['failed']} failed"
-        f"{closed}) in {format_duration(search['hours'] * 3600)}."
-    )
-    if final:
-        on_train_val = facts["reproduction"]["spec"]["final"]["fit_on"] == "train_val"
-        sentence += (
-            f" It was retrained on the training{' and validation' if on_train_val else ''} images "
-            f"and tested on {format_count(final['test']['n'], 'image')}."
-        )
-    elif best:
-        sentence += " The final test has not been run yet."
-    return {
-        "value": value,
-        "caption": caption,
-        "sentence": sentence,
-        "warnings": list(_warnings(facts)),
-        "key_facts": list(_key_facts(facts)),
-    }
-
-
-def _warnings(facts: Facts) -> Iterator[str]:
-    search, test = facts["search"], facts["test"]
-    best, counts, final = search["best"], search["counts"], test["metrics"]
-    if final and best and final["trial"] != best["number"]:
-        yield (
-            f"The search continued after the test. Trial {best['number']} has since reached a "
-            f"validation Dice of {format_number(best['dice'])}; the tested trial is "
-            f"{final['trial']}."
-        )
-    if test["test_evaluations"] > 1:
-        yield (
-            f"There were {test['test_evaluations']} test evaluations. Changes between them may "
-            "depend on test results, so the scores can be optimistic. Only the first test "
-            "evaluation is unbiased."
-        )
-    if final and final["val"]["reproduced"] is False:
-        yield (
-            "The retraining did not reproduce the search. Its validation Dice differs by "
-            f"{format_number(final['val']['gap'], '+.4f')} from that of trial {final['trial']}; "
-            f"the tolerance is {test['tolerance']}. The tested network is not the one that the "
-            "search found."
-        )
-    if counts["running"] or counts["waiting"]:
-        yield (
-            "The search was not finished when this report was written: "
-            f"{counts['running']} running, {counts['waiting']} waiting."
-        )
-
-
-def _key_facts(facts: Facts) -> Iterator[tuple[str, str, str]]:
-    """Yield name, value and explanation of each key fact."""
-    search, data, final = facts["search"], facts["data"], facts["test"]["metrics"]
-    if final:
-        val, folds = final["val"], final["val"]["folds"]
-        yield "Val. Dice, search", format_number(val["search"]), ""
-        if folds:
-            dice = ", ".join(map(format_number, folds["dice"]))
-            deviation = f"standard deviation {format_number(folds['deviation'])}"
-            yield f"Of {len(folds['dice'])} folds", "", f"{dice}; {deviation}"
-        if val["retrained"] is None:
-            reason = "not comparable: the validation images were trained on"
-            yield "Val. Dice, retrained", "", reason
-        else:
-            yield "Val. Dice, retrained", format_number(val["retrained"]), ""
-            verdict = "reproduced" if val["reproduced"] else "not reproduced"
-            verdict += f" within {facts['test']['tolerance']}"
-            verdict = f"to the first fold, {verdict}" if folds else verdict
-            yield "Gap", format_number(val["gap"], "+.4f"), verdict
-        if val["seeds"] and len(val["seeds"]) > 1:
-            dice = ", ".join(f"seed {s} {format_number(d)}" for s, d in val["seeds"].items())
-            yield (
-                "Retraining", "",
-                f"{len(val['seeds'])} seeds, validation Dice: {dice}. The first one repeats the "
-                f"trial; seed {final['seed']}, the best by validation Dice, was tested.",
-            )  # fmt: skip
-    elif best := search["best"]:
-        yield "Val. Dice, search", format_number(best["dice"]), f"trial {best['number']}"
-    yield "Test evaluations", str(facts["test"]["test_evaluations"]), ""
-    folds = f"in the first of {len(data['folds'])} folds" if data["folds"] else ""
-    yield "Images: train, val, test", ", ".join(map(str, data["split"].values())), folds
 
 
 def missing_file(name: str, consequence: str) -> Text:
@@ -154,7 +51,10 @@ def search_sections(facts: Facts) -> Iterator[Section]:
     if test["metrics"] and "history.csv" in test["missing"]:
         blocks.append(missing_file("history.csv", "the curves of the retraining are not known"))
     elif test["metrics"]:
-        caption = "Training of the tested network. ★ is the epoch whose weights were kept."
+        network = "tested network"
+        if test["metrics"].get("ensemble"):
+            network = "chosen configuration, of its best seed"
+        caption = f"Training of the {network}. ★ is the epoch whose weights were kept."
         if facts["reproduction"]["spec"]["final"]["fit_on"] == "train_val":
             caption += " Its validation images were trained on, so "
             caption += "that curve does not show generalization."

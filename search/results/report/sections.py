@@ -13,11 +13,14 @@ from search.results.formatting import (
     MISSING,
     MetricScore,
     format_count,
+    format_duration,
     format_interval,
     format_number,
     format_p_value,
 )
+from search.results.report.final_sections import final_sections
 from search.results.report.search_sections import missing_file, search_sections
+from search.spec.formatting import format_encoder_weights
 
 Facts = Mapping[str, Any]
 
@@ -25,16 +28,17 @@ Facts = Mapping[str, Any]
 def report_sections(facts: Facts) -> list[Section]:
     """Return the sections of a report that have content. facts: of ``report_facts``."""
     sections = [
-        *_test_sections(facts["test"]),
+        *_test_sections(facts),
         Section("comparison", "Baselines on the same images", list(_comparison(facts))),
-        Section("data", "Data", list(_data(facts["data"]))),
+        Section("data", "Data", list(_data(facts["data"], facts["fidelity"]))),
         *search_sections(facts),
         Section("reproduction", "Reproduction", list(_reproduction(facts))),
     ]
     return [section for section in sections if section.blocks]
 
 
-def _test_sections(test: Facts) -> Iterator[Section]:
+def _test_sections(facts: Facts) -> Iterator[Section]:
+    test = facts["test"]
     if test["metrics"] is None:
         text = (
             "The final test has not been run yet. The command lesionsearch final retrains the best "
@@ -43,6 +47,7 @@ def _test_sections(test: Facts) -> Iterator[Section]:
         yield Section("test", "Final test", [Text(text)])
         return
     yield Section("test", "Final test", list(_scores(test)))
+    yield from final_sections(test, facts["fidelity"])
     yield Section("errors", "Errors", list(_errors(test)))
     blocks: list[Block] = [Text("True outline: sky blue. Predicted outline: orange.")]
     for kind, pictures in groupby(test["overlays"], key=lambda picture: picture["kind"]):
@@ -156,7 +161,7 @@ def _count_images(images: int, groups: int) -> str:
     return f"{format_count(images, 'test image')} of {patients}"
 
 
-def _data(data: Facts) -> Iterator[Block]:
+def _data(data: Facts, fidelity: Facts) -> Iterator[Block]:
     summary, audit = data["summary"], data["audit"]
     if not summary:
         splits = [[split, f"{n:,}"] for split, n in data["split"].items()]
@@ -208,14 +213,16 @@ def _data(data: Facts) -> Iterator[Block]:
     yield Text(f"Masks that were not binary, thresholded at 128: {summary['thresholded']}.")
     yield from (Text(f"{note}.") for note in summary.get("notes", []))
     yield from (Text(f"Warning: {line}.", "warning") for line in summary.get("warnings", []))
-    side, kinds = data["image_size"], format_count(summary["sizes"]["kinds"], "image size")
+    kinds = format_count(summary["sizes"]["kinds"], "image size")
     most = ", ".join(
         f"{size['width']} \N{MULTIPLICATION SIGN} {size['height']} ({size['images']:,})"
         for size in summary["sizes"]["most"][:3]
     )
-    yield Text(
-        f"{kinds}, most often {most}; the network's input is {side} \N{MULTIPLICATION SIGN} {side}."
-    )
+    searched, tested = (fidelity[key]["image_size"] for key in ("search", "final"))
+    side = f"{tested} \N{MULTIPLICATION SIGN} {tested}"
+    if searched != tested:
+        side += f", in the search {searched} \N{MULTIPLICATION SIGN} {searched}"
+    yield Text(f"{kinds}, most often {most}; the network's input is {side}.")
     if any(found and found["leaks"] for _, found, _ in searches):
         yield Text(
             "Some images are in several splits. Training and test images overlap, so the test "
@@ -231,19 +238,28 @@ def _reproduction(facts: Facts) -> Iterator[Block]:
         f"DIR is the folder of the same data (layout {data['layout']}, fingerprint "
         f"{data['fingerprint']}), NEW is a folder for the new study."
     )
+    if weights := facts["search"]["encoder_weights"]:
+        yield Text(f"Weights that the encoders start from: {format_encoder_weights(weights)}.")
     yield Text("Study file", "heading")
     yield Text(dump_yaml(facts["reproduction"]["spec"]), "code", "spec")
+    is_ensemble = final is not None and final.get("ensemble") is not None
+    largest = "of the member with the largest weight"
     if facts["selected"]:
-        yield Text("Selected configuration", "heading")
+        title = f"Configuration {largest}" if is_ensemble else "Selected configuration"
+        yield Text(title, "heading")
         yield Text(dump_yaml(facts["selected"]["config"]), "code", "configuration")
     rows = []
     if final:
         rows = [
             ["Trainable parameters", f"{final['params']:,}"],
-            ["Seed of the tested network", str(final["seed"])],
+            [f"Seed {largest if is_ensemble else 'of the tested network'}", str(final["seed"])],
             ["Retraining", f"{final['seconds']:,.1f} s"],
             ["Prediction, network alone", f"{final['images_per_second']:,.1f} images/s"],
         ]
+        if time := final.get("time"):
+            durations = (format_duration(time[key]) for key in ("left_s", "forecast_s", "used_s"))
+            text = "{} were left, forecast {}, used {}".format(*durations)
+            rows.append(["Time of the final test", text])
     rows.append(["Seed of the study", str(environment["seed"])])
     for row in environment["searched_on"]:
         share = f" x {row['share']:.2g}" if row["share"] < 1 else ""

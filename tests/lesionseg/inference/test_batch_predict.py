@@ -47,8 +47,9 @@ def paths(tmp_path):
     return sorted(tmp_path.glob("*.png"))
 
 
-def grey_of(image, probability):
-    return image.path.name, image.shape, int(image.resized[0, 0, 0]), float(probability[0, 0])
+def grey_of(image, output):
+    grey, probability = image.resized[0, 0, 0], output.probability[0, 0]
+    return image.path.name, image.shape, int(grey), float(probability)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 11, 50, None])
@@ -96,7 +97,7 @@ def test_no_images(segmenter):
 
 
 def test_input_errors_are_yielded_and_others_raised(segmenter, paths):
-    def use(image, probability):
+    def use(image, _):
         if image.path == paths[1]:
             raise InputError("a mask of another size")
         if image.path == paths[8]:

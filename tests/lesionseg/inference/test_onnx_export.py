@@ -13,6 +13,7 @@ from lesionseg.data.loader import MEAN, STD, normalise
 from lesionseg.data.synthetic import render
 from lesionseg.errors import InputError
 from lesionseg.inference import onnx_export
+from lesionseg.inference.ensemble import Ensemble
 from lesionseg.inference.onnx_export import (
     OnnxComparison,
     OnnxModel,
@@ -24,6 +25,8 @@ from lesionseg.inference.predictor import Segmenter
 from lesionseg.inference.selection import DEFAULT_INFERENCE, Inference
 from lesionseg.models import MODELS, build_model
 from lesionseg.space import ComponentConfig
+from lesionseg.training import checkpoint
+from tests.lesionseg.ensembles import write_ensemble
 
 #: One of each kind in the quick tests; all of them in the slow ones.
 QUICK = ("unet", "segnet")
@@ -166,6 +169,43 @@ def test_some_networks_can_be_exported(name, tmp_path):
 @pytest.mark.parametrize("name", [n for n in MODELS if n not in QUICK])
 def test_all_networks_can_be_exported(name, tmp_path):
     check_family(name, tmp_path)
+
+
+@pytest.mark.parametrize("tta", ["none", pytest.param("flips", marks=pytest.mark.slow)])
+def test_an_ensemble_is_one_file_with_two_outputs(tta, tmp_path):
+    whole, _ = write_ensemble(tmp_path)
+    model, config = checkpoint.load(whole)
+    segmenter, path = Segmenter(model, config, Inference(tta)), tmp_path / "model.onnx"
+    export_onnx(segmenter, path)
+    images, exported = lesions(5, 32), OnnxModel(path)
+    wanted = segmenter.predict_outputs(images)
+    probability, uncertainty = exported.predict_outputs(images)
+    assert np.abs(probability - np.stack([o.probability for o in wanted])).max() < 1e-5
+    assert np.abs(uncertainty - np.stack([o.uncertainty for o in wanted])).max() < 1e-5
+    assert uncertainty.shape == (5, 32, 32) and uncertainty.max() > 1e-3
+    assert compare_with_torch(segmenter, path, images, batch_size=2).max_difference < 1e-5
+    assert [o.name for o in onnx.load(path).graph.output] == ["probability", "uncertainty"]
+    members = json.loads(exported.metadata["members"])
+    assert [(m["model"], m["weight"]) for m in members] == [("unet", 0.75), ("segnet", 0.25)]
+    assert [TrialConfig.from_dict(m["config"]) for m in members] == list(model.configs)
+    assert TrialConfig.from_dict(json.loads(exported.metadata["config"])) == config
+
+
+def test_a_difference_in_uncertainty_is_found(tmp_path):
+    """The file of an ensemble of other weights but the same mean: both members are one network."""
+    _, (single, _) = write_ensemble(tmp_path)
+    model, config = checkpoint.load(single)
+    same = Ensemble([model, model], [config] * 2, (0.5, 0.5))
+    export_onnx(Segmenter(same, config), tmp_path / "model.onnx")
+
+    class Apart(Ensemble):
+        def member_probabilities(self, images):
+            shift = torch.tensor([0.01, -0.01]).reshape(2, 1, 1, 1, 1)
+            return super().member_probabilities(images) + shift
+
+    apart = Segmenter(Apart([model, model], [config] * 2, (0.5, 0.5)), config)
+    found = compare_with_torch(apart, tmp_path / "model.onnx", lesions(2, 32))
+    assert found.max_difference == pytest.approx(0.01, abs=1e-4)
 
 
 class Unexportable(torch.nn.Module):

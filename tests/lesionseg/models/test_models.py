@@ -14,6 +14,7 @@ from lesionseg.errors import InputError
 from lesionseg.losses import build_loss
 from lesionseg.metrics import overlap
 from lesionseg.models import MODELS, build_model, count_params, multiply_adds
+from lesionseg.models.smp import FINE_TUNING
 from lesionseg.space import ComponentConfig
 
 
@@ -42,9 +43,9 @@ def build_seeded(name, params=None, size=64):
 
 
 def variations(name):
-    """Each parameter at its extremes; encoders are tested in test_smp."""
+    """Each parameter at its extremes; what concerns encoders is tested in test_smp."""
     for key, domain in MODELS[name].space.items():
-        if key not in {"encoder", "weights"}:
+        if key not in {"encoder", "weights", *FINE_TUNING}:
             for value in domain.extremes():
                 yield name, small_params(name) | {key: value}
 
@@ -91,6 +92,7 @@ def test_every_extreme_of_its_space_trains_and_keeps_the_size(name, params):
     size = min_size(name, params)
     # Wide networks are run on the meta device, without memory for their weights.
     is_large = params.get("width", 0) > 32 or params.get("init_filters", 0) > 16
+    is_large |= params.get("decoder_width", 1) > 1
     with torch.device("meta") if is_large else nullcontext():
         model = build_seeded(name, params, size)
     x = images(size).to(next(model.parameters()).device)

@@ -1,3 +1,4 @@
+import inspect
 import warnings
 
 import pytest
@@ -5,20 +6,33 @@ import segmentation_models_pytorch as smp
 import torch
 
 from lesionseg.errors import InputError
-from lesionseg.models.smp import (
-    ARCHITECTURES,
-    ENCODERS,
-    SMP,
-    TRANSFORMERS,
-    UNSUPPORTED,
-    _drop_unused,
-    _make,
-    build_smp,
-)
+from lesionseg.models.encoders import ENCODERS, TRANSFORMERS, UNSUPPORTED
+from lesionseg.models.fine_tuning import FineTuning
+from lesionseg.models.smp import ARCHITECTURES, SMP, _drop_unused, _make, build_smp
 from lesionseg.space import ComponentConfig, build
 
-#: Encoders of three kinds that are quick to build; the default is tested in test_models.
-QUICK = ("mobilenet_v2", "mit_b0", TRANSFORMERS[0])
+#: Encoders of several kinds that are quick to build; the default is tested in test_models.
+QUICK = ("tu-tf_efficientnet_lite0", "mit_b0", "tu-vit_tiny_patch16_224")
+
+#: Larger encoders, each of a kind that has a smaller one; of these only shapes are tested.
+LARGE = {
+    "resnet34",
+    "efficientnet-b2",
+    "efficientnet-b4",
+    "tu-tf_efficientnet_lite1",
+    "tu-tf_efficientnet_lite2",
+    "tu-mobilenetv4_conv_medium",
+    "mit_b1",
+    "mit_b2",
+    "mit_b3",
+    "tu-convnext_tiny",
+    "tu-convnextv2_nano",
+    "tu-convnextv2_tiny",
+    "tu-pvt_v2_b1",
+    "tu-pvt_v2_b2",
+    "tu-vit_small_patch16_224",
+    "tu-vit_base_patch16_dinov3",
+}
 
 
 def images(size, n=2):
@@ -41,7 +55,8 @@ def shallow(name):
 
 
 def quick(name):
-    return TRANSFORMERS[0] if name == "smp_dpt" else "mobilenet_v2"
+    """A small encoder whose input is not converted."""
+    return "tu-deit_tiny_patch16_224" if name == "smp_dpt" else "mobilenet_v2"
 
 
 def library(name, encoder, params):
@@ -77,7 +92,7 @@ def test_every_parameter_learns_at_the_smallest_size_with_two_images(name):
     for encoder in encoders:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            model = build_seeded(name, encoder=encoder)
+            model = build_seeded(name, encoder=encoder, weights="none")
         learns(model, least(name, encoder=encoder))
 
 
@@ -133,12 +148,85 @@ def test_a_network_built_in_inference_mode_can_still_be_trained():
 
 
 @pytest.mark.parametrize("name", SMP)
-def test_only_the_choice_of_weights_is_settled_and_files_are_taken(name):
+def test_parameters_of_pretraining_are_fixed_by_default_and_files_are_taken(name):
     row = SMP[name]
-    assert row.fixed_by_default == {"weights"}
-    assert row.space["weights"].default == "none"
+    fixed = {"weights", "encoder_lr_factor", "frozen_epochs", "layer_decay", "drop_path"}
+    fixed |= set() if name == "smp_linknet" else {"decoder_width"}
+    assert row.fixed_by_default == fixed
+    assert row.space["weights"].default == "auto"
     assert row.space["weights"].check("./some/file.pth") == "./some/file.pth"
     assert row.space["encoder"].default in row.space["encoder"].choices
+
+
+def test_fine_tuning_is_stated_by_the_network():
+    chosen = {"encoder_lr_factor": 0.1, "frozen_epochs": 2, "layer_decay": 0.7}
+    model = build_seeded("smp_linknet", encoder="mobilenet_v2", **chosen)
+    assert model.fine_tuning == FineTuning(**chosen)
+    # The defaults of the table are those of the class: what an older configuration lacks.
+    assert build_seeded("smp_linknet", encoder="mobilenet_v2").fine_tuning == FineTuning()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_channels_are_the_defaults_of_the_library_and_complete(architecture):
+    row = ARCHITECTURES[architecture]
+    theirs = inspect.signature(getattr(smp, row.name)).parameters
+    sizes = {n: p.default for n, p in theirs.items() if n.endswith("_channels") and n[0] in "dp"}
+    assert sizes == row.channels
+
+
+@pytest.mark.parametrize(
+    ("factor", "attention", "expected"),
+    [
+        (1.0, "none", [256, 128, 64, 32, 16]),
+        (0.5, "none", [128, 64, 32, 16, 8]),
+        (0.25, "none", [64, 32, 16, 8, 8]),
+        (0.25, "scse", [64, 32, 16, 16, 16]),
+        (1.3, "none", [336, 168, 80, 40, 24]),  # 332.8, 166.4, 83.2, 41.6, 20.8
+        (2.0, "none", [512, 256, 128, 64, 32]),
+    ],
+)
+def test_decoder_width_multiplies_the_channels_of_each_stage(factor, attention, expected):
+    with torch.device("meta"):
+        model = build_smp("unet", encoder="mobilenet_v2", attention=attention, decoder_width=factor)
+    assert [b.conv2[0].out_channels for b in model.decoder.blocks] == expected
+
+
+@pytest.mark.parametrize("name", [n for n in SMP if "decoder_width" in SMP[n].space])
+def test_every_decoder_of_another_width_learns(name):
+    params = {"encoder": quick(name), **shallow(name)}
+    narrow = build_seeded(name, **params, decoder_width=0.3)
+    learns(narrow, least(name, **params))
+    with torch.device("meta"):
+        others = [build_seeded(name, **params, decoder_width=factor) for factor in (1.0, 1.9)]
+    counts = [sum(p.numel() for p in m.parameters()) for m in (narrow, *others)]
+    assert counts == sorted(set(counts))
+
+
+@pytest.mark.parametrize("encoder", [e for e in ENCODERS + TRANSFORMERS if e.startswith("tu-")])
+def test_drop_path_rises_to_its_rate_in_every_encoder_of_timm(encoder):
+    with torch.device("meta"):
+        model = _make("dpt" if encoder in TRANSFORMERS else "fpn", encoder, 5, drop_path=0.4)
+    rates = [m.drop_prob for m in model.modules() if hasattr(m, "drop_prob")]
+    assert rates == sorted(rates)
+    assert 0.37 < rates[-1] < 0.4001
+
+
+def test_drop_path_changes_training_alone():
+    torch.manual_seed(0)
+    model = build_seeded("smp_fpn", encoder="tu-convnext_atto", weights="none", drop_path=0.5)
+    plain = build_seeded("smp_fpn", encoder="tu-convnext_atto", weights="none")
+    plain.load_state_dict(model.state_dict())
+    x = images(32)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(x), plain.eval()(x))
+        assert not torch.equal(model.train()(x), model(x))
+
+
+@pytest.mark.parametrize("encoder", [e for e in ENCODERS if not e.startswith("tu-")])
+def test_drop_path_of_an_encoder_that_would_ignore_it_is_refused(encoder):
+    said = rf"^model\.smp_unet: drop_path: only .* got 0\.1 for '{encoder}'; use 0 or"
+    with pytest.raises(InputError, match=said):
+        build_smp("unet", encoder=encoder, drop_path=0.1)
 
 
 @pytest.mark.parametrize(("depth", "stride"), [(3, 8), (4, 16), (5, 32)])
@@ -178,13 +266,19 @@ def offered(name):
     return SMP[name].space["encoder"].choices
 
 
+def test_large_encoders_are_rows():
+    assert set(ENCODERS + TRANSFORMERS) >= LARGE
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "encoder"), [(n, e) for n in SMP for e in offered(n)])
+@pytest.mark.parametrize(
+    ("name", "encoder"), [(n, e) for n in SMP for e in offered(n) if e not in LARGE]
+)
 def test_every_pair_runs_and_nothing_that_it_needs_is_removed(name, encoder):
     params = {"encoder": encoder, **shallow(name)}
     row, size = SMP[name], least(name, **params)
     torch.manual_seed(0)
-    model = _make(name.removeprefix("smp_"), encoder, params.get("encoder_depth", 5), "none")
+    model = _make(name.removeprefix("smp_"), encoder, params.get("encoder_depth", 5))
     with torch.no_grad():
         whole = model.eval()(images(size))
         with torch.enable_grad():
@@ -197,9 +291,13 @@ def test_every_pair_runs_and_nothing_that_it_needs_is_removed(name, encoder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "encoder"), [(n, e) for n in DEEP for e in offered(n)])
-def test_every_pair_runs_at_full_depth(name, encoder):
+@pytest.mark.parametrize(
+    ("name", "encoder"),
+    [(n, e) for n in SMP for e in offered(n) if n in DEEP or e in LARGE],
+)
+def test_every_pair_has_the_right_shape_at_full_depth(name, encoder):
+    size = least(name)
     # Shapes only, where the library does not ask for numbers while it builds.
     with torch.device("cpu" if encoder.startswith("mit_") else "meta"):
-        model = build_seeded(name, encoder=encoder).train()
-        assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 1, 32, 32)
+        model = build_seeded(name, encoder=encoder, weights="none").train()
+        assert model(torch.zeros(2, 3, size, size)).shape == (2, 1, size, size)

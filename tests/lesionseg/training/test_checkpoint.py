@@ -6,6 +6,7 @@ import pickle
 import random
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from safetensors.torch import save_file
 
 from lesionseg.config import TrialConfig
 from lesionseg.errors import InputError
+from lesionseg.inference.ensemble import Ensemble
+from lesionseg.inference.selection import DEFAULT_INFERENCE, Inference
 from lesionseg.models import MODELS, build_model
 from lesionseg.space import ComponentConfig
 from lesionseg.training import checkpoint
@@ -47,6 +50,29 @@ def saved(tmp_path):
     path = tmp_path / "model.safetensors"
     checkpoint.save(path, trained(UNET, 16).state_dict(), UNET)
     return path
+
+
+@pytest.fixture
+def ensemble(tmp_path):
+    """A small checkpoint of an ensemble, in the same place."""
+    path = tmp_path / "model.safetensors"
+    checkpoint.save_ensemble(path, members_of(0.75, 0.25))
+    return path
+
+
+@pytest.fixture(params=["saved", "ensemble"])
+def either(request):
+    return request.getfixturevalue(request.param)
+
+
+def members_of(*weights):
+    """Members of different depth."""
+    configs = [replace(UNET, model=ComponentConfig("unet", {"width": 4, "depth": d}))
+               for d in (2, 1, 3)]  # fmt: skip
+    return [
+        checkpoint.MemberWeights(trained(config, 16).state_dict(), config, weight)
+        for config, weight in zip(configs, weights, strict=False)
+    ]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -162,26 +188,26 @@ def test_pickle_is_refused_without_executing_it(tmp_path, write):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 0.999])
-def test_truncated_file(saved, share):
-    content = saved.read_bytes()
-    saved.write_bytes(content[: int(share * len(content))])
-    assert refusal(saved).startswith("not a safetensors file (")
+def test_truncated_file(either, share):
+    content = either.read_bytes()
+    either.write_bytes(content[: int(share * len(content))])
+    assert refusal(either).startswith("not a safetensors file (")
 
 
-def test_damaged_header_is_refused_or_harmless(saved):
-    content = saved.read_bytes()
+def test_damaged_header_is_refused_or_harmless(either):
+    content = either.read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")
     rng = random.Random(0)
     refused = 0
     for _ in range(60):
         damaged = bytearray(content)
         damaged[rng.randrange(header)] ^= 1 << rng.randrange(8)
-        saved.write_bytes(damaged)
+        either.write_bytes(damaged)
         try:
-            model, config = checkpoint.load(saved)
+            model, config = checkpoint.load(either)
         except InputError as error:
             refused += 1
-            assert "\n" not in str(error) and str(saved) in str(error)
+            assert "\n" not in str(error) and str(either) in str(error)
         else:
             assert config.model.name == "unet" and isinstance(model, torch.nn.Module)
     assert refused > 40
@@ -190,11 +216,11 @@ def test_damaged_header_is_refused_or_harmless(saved):
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        (None, "is not a lesionsearch/1 model, its format is None"),
-        ({"format": "pt"}, "is not a lesionsearch/1 model, its format is 'pt'"),
+        (None, "is not a lesionsearch/1 or lesionsearch/2 model, its format is None"),
+        ({"format": "pt"}, "is not a lesionsearch/1 or lesionsearch/2 model, its format is 'pt'"),
         (
-            {"format": "lesionsearch/2"},
-            "is not a lesionsearch/1 model, its format is 'lesionsearch/2",
+            {"format": "lesionsearch/3"},
+            "is not a lesionsearch/1 or lesionsearch/2 model, its format is 'lesionsearch/3",
         ),
         ({"format": "lesionsearch/1"}, "invalid configuration: "),
         ({"format": "lesionsearch/1", "config": "{"}, "invalid configuration: "),
@@ -247,6 +273,13 @@ def test_malicious_configuration(tmp_path, config, message):
     text = refusal(path)
     assert text.startswith(message)
     assert len(text) < 400
+    # The same of a member, which is named by the header.
+    members = f'[{{"weight": 1.0, "config": {config}}}]'
+    metadata = {"format": "lesionsearch/2", "members": members}
+    save_file({"0.w": torch.zeros(2)}, path, metadata=metadata)
+    text = refusal(path)
+    assert text.startswith(message.replace("invalid configuration", "invalid members"))
+    assert len(text) < 400
 
 
 @pytest.mark.slow
@@ -267,16 +300,16 @@ def test_every_encoder_is_checked_without_allocating_it(name, tmp_path):
 
 
 @pytest.mark.parametrize("noted", ["{", "[]", '{"tta": "d5"}', "[" * 100_000, '{"chain": [3]}'])
-def test_invalid_inference_settings(saved, noted):
-    with safe_open(saved, framework="pt") as file:
+def test_invalid_inference_settings(either, noted):
+    with safe_open(either, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = file.metadata()
-    save_file(tensors, saved, metadata=metadata | {"inference": noted})
+    save_file(tensors, either, metadata=metadata | {"inference": noted})
     with pytest.raises(InputError) as caught:
-        checkpoint.read_inference(saved)
+        checkpoint.read_inference(either)
     text = str(caught.value)
-    assert text.startswith(f"{saved}: invalid inference settings: ")
-    assert "\n" not in text and len(text) < 500 + len(str(saved))
+    assert text.startswith(f"{either}: invalid inference settings: ")
+    assert "\n" not in text and len(text) < 500 + len(str(either))
 
 
 def write_raw(path, header, size):
@@ -302,6 +335,13 @@ def single(shape, end, config):
     return {"__metadata__": metadata_of(config), "w": tensor}
 
 
+def ensemble_header(weights, config):
+    """A header of members of the same configuration, and of one tensor."""
+    members = json.dumps([{"weight": weight, "config": config} for weight in weights])
+    tensor = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+    return {"__metadata__": {"format": "lesionsearch/2", "members": members}, "0.w": tensor}
+
+
 #: Headers of files with four bytes after them, and what is said of each.
 CLAIMS = {
     # A network of 11 GB, and a file that holds next to nothing of it.
@@ -310,6 +350,9 @@ CLAIMS = {
     "tensor": (single([TERA // 4], TERA, {}), "not a safetensors file ("),
     "shape": (single([TERA], 4, {}), "not a safetensors file ("),
     "overflow": (single([2**62, 2**62], 4, {}), "not a safetensors file ("),
+    # 20 members of 11 GB each, and a million members.
+    "members": (ensemble_header([1 / 20] * 20, HUGE), "the weights do not fit unet, member 0: "),
+    "many": (ensemble_header([1e-6] * 10**6, {}), "invalid members: must be a list of 1 to 20"),
     "header": (b" " * (101 * 10**6), "not a safetensors file ("),
 }
 
@@ -319,6 +362,8 @@ import resource, sys
 from pathlib import Path
 from lesionseg.training import checkpoint
 from lesionseg.errors import InputError
+from lesionseg.inference.ensemble import Ensemble
+from lesionseg.inference.selection import DEFAULT_INFERENCE, Inference
 from lesionseg.models import build_model
 from lesionseg.space import ComponentConfig
 pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -408,3 +453,147 @@ def test_configuration_of_another_width(tmp_path):
     checkpoint.save(path, trained(UNET, 16).state_dict(), wider)
     text = refusal(path)
     assert text.startswith("the weights do not fit unet: ") and len(text) < 350
+
+
+# --- ensembles -----------------------------------------------------------------------------------
+
+
+def test_ensemble_is_restored_with_its_configurations_and_weights(ensemble):
+    members = members_of(0.75, 0.25)
+    again, config = checkpoint.load(ensemble)
+    assert isinstance(again, Ensemble) and not again.training
+    assert config == members[0].config == again.config
+    assert again.configs == tuple(member.config for member in members)
+    assert again.weights.tolist() == [0.75, 0.25]
+    for network, member in zip(again.members, members, strict=True):
+        loaded = network.state_dict()
+        assert list(loaded) == list(member.tensors)
+        assert all(torch.equal(loaded[name], value) for name, value in member.tensors.items())
+
+
+def test_header_of_an_ensemble_describes_its_members(ensemble):
+    with safe_open(ensemble, framework="numpy") as file:
+        metadata, names = file.metadata(), set(file.keys())
+    assert metadata["format"] == "lesionsearch/2"
+    members = members_of(0.75, 0.25)
+    assert json.loads(metadata["members"]) == [
+        {"weight": member.weight, "config": member.config.to_dict()} for member in members
+    ]
+    assert names == {f"{i}.{name}" for i, member in enumerate(members) for name in member.tensors}
+
+
+def test_inference_settings_of_either_format_are_kept(either):
+    before = checkpoint.load(either)[0].state_dict()
+    assert checkpoint.read_inference(either) == DEFAULT_INFERENCE
+    inference = Inference("d4", (ComponentConfig("largest"),))
+    checkpoint.set_inference(either, inference)
+    assert checkpoint.read_inference(either) == inference
+    after = checkpoint.load(either)[0].state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_one_member_is_saved_as_a_single_network(tmp_path):
+    alone, single = tmp_path / "alone.safetensors", tmp_path / "single.safetensors"
+    (member,) = members_of(1.0)
+    checkpoint.save_ensemble(alone, [member])
+    checkpoint.save(single, member.tensors, member.config)
+    (ours, header), (theirs, same_header) = map(header_of, (alone, single))
+    assert header == same_header and list(ours) == list(theirs)
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+def test_members_that_cannot_be_an_ensemble_are_not_saved(tmp_path):
+    path, members = tmp_path / "model.safetensors", members_of(0.75, 0.75)
+    with pytest.raises(InputError, match=r"must have the sum 1, got 1\.5"):
+        checkpoint.save_ensemble(path, members)
+    assert not path.exists()
+
+
+def header_of(path):
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return tensors, file.metadata()
+
+
+def without(*keys):
+    return lambda members: [{k: v for k, v in m.items() if k not in keys} for m in members]
+
+
+def first(**changes):
+    return lambda members: [members[0] | changes, *members[1:]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: [], "must be a list of 1 to 20, got '[]'"),
+        (lambda m: {"a": m}, "must be a list of 1 to 20, got "),
+        (lambda m: None, "must be a list of 1 to 20, got 'null'"),
+        (lambda m: m * 11, "must be a list of 1 to 20, got "),
+        (lambda m: [3, 4], "'int' object has no attribute 'get'"),
+        (without("config"), ""),
+        (without("weight"), "the weight of a member must be a positive number, got None"),
+        (first(weight=float("nan")), "the weight of a member must be a positive number, got nan"),
+        (first(weight=-0.75), "the weight of a member must be a positive number, got -0.75"),
+        (first(weight=True), "the weight of a member must be a positive number, got True"),
+        (first(weight=[0.75]), "the weight of a member must be a positive number, got [0.75]"),
+        (first(weight=10**400), ""),
+        (first(weight=0.7), "the weights of the members must have the sum 1, got 0.95"),
+        (
+            first(config={"model": "unett", "image_size": 16}),
+            "unknown model 'unett' (did you mean 'unet'?)",
+        ),
+        (first(config={"amp": "of"}), "amp must be one of "),
+        (first(config={"image_size": 32}), "the members of an ensemble must have one image size"),
+    ],
+)
+def test_invalid_members(ensemble, change, message):
+    tensors, metadata = header_of(ensemble)
+    members = json.dumps(change(json.loads(metadata["members"])))
+    save_file(tensors, ensemble, metadata=metadata | {"members": members})
+    text = refusal(ensemble)
+    assert text.startswith(f"invalid members: {message}") and len(text) < 400
+
+
+@pytest.mark.parametrize("members", [None, "", "{", "3", "[" * 100_000])
+def test_members_that_cannot_be_parsed(ensemble, members):
+    tensors, metadata = header_of(ensemble)
+    del metadata["members"]
+    save_file(tensors, ensemble, metadata=metadata | ({"members": members} if members else {}))
+    assert refusal(ensemble).startswith("invalid members: ")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("1.head.weight"), "the weights do not fit unet, member 1: "),
+        (lambda w: w.update({"0.extra": torch.zeros(1)}), "the weights do not fit unet, member 0"),
+        (lambda w: w.update({"2.w": torch.zeros(1)}), "has weights of no member ('2.w')"),
+        (lambda w: w.update({"00.w": torch.zeros(1)}), "has weights of no member ('00.w')"),
+        (lambda w: w.update({"w": torch.zeros(1)}), "has weights of no member ('w')"),
+        (
+            lambda w: w.update({"1.head.weight": torch.zeros(1, 5, 1, 1)}),
+            "the weights do not fit unet, member 1: ",
+        ),
+        (
+            lambda w: w["1.stem.4.running_var"].fill_(float("nan")),
+            "its weights hold NaN or infinity (stem.4.running_var, member 1); train it again",
+        ),
+        (
+            lambda w: [w.pop(name) for name in list(w) if name.startswith("1.")],
+            "the weights do not fit unet, member 1: ",
+        ),
+        # The members in the other order: each has weights of the other's configuration.
+        (
+            lambda w: w.update(
+                {f"{1 - int(name[0])}{name[1:]}": w.pop(name) for name in list(w)}
+            ),
+            "the weights do not fit unet, member 0: ",
+        ),
+    ],
+)  # fmt: skip
+def test_weights_that_do_not_fit_the_members(ensemble, change, message):
+    tensors, metadata = header_of(ensemble)
+    save_file(changed(tensors, change), ensemble, metadata=metadata)
+    assert refusal(ensemble).startswith(message)

@@ -57,6 +57,7 @@ def test_json_of_a_new_study(tiny_data, tmp_path):
         "disk_bytes": len((tmp_path / "s" / "trials" / ".study").read_bytes()),
         "test_evaluations": 0,
         "test": None,
+        "encoder_weights": {},
     }
 
 

@@ -2,12 +2,13 @@
 
 import io
 import re
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from search.monitoring import status_view
-from search.monitoring.status import BestTrial
+from search.monitoring.status import BestTrial, JobTime
 from search.storage.lease_types import Command
 from tests.search.statuses import CONFIG, make_running_trial, make_status, make_worker_status
 
@@ -46,7 +47,8 @@ def test_live_view_shows_progress_counts_best_trial_and_workers():
 
 
 def test_details_contain_test_result_disk_usage_and_folds():
-    status = make_status(command=Command.PAUSE, best=BestTrial(1, 0.6, CONFIG, FOLDS))
+    best, weights = BestTrial(1, 0.6, CONFIG, FOLDS), {"mit_b0": "bundled"}
+    status = make_status(command=Command.PAUSE, best=best, encoder_weights=weights)
     lines = print_plain(status).splitlines()
     assert lines[0].startswith("skin[bold]: 3 of 12 trials about 90 minutes left, until ")
     assert [line.rstrip() for line in lines[1:3]] == [
@@ -54,12 +56,13 @@ def test_details_contain_test_result_disk_usage_and_folds():
     ]  # fmt: skip
     mean = "(mean of 2 folds: 0.5000, 0.7000; deviation 0.1000)"
     assert lines[3].startswith(f"best: trial 1, validation Dice 0.6000 {mean}, unet")
-    assert [line.rstrip() for line in lines[4:7]] == [
+    assert [line.rstrip() for line in lines[4:8]] == [
+        "encoder weights: ImageNet (bundled): mit_b0",
         "test Dice: 0.7000 (0.6000 .. 0.8000)",
         "test evaluations of this study: 1",
         "checkpoints and weights: 12.3 MB",
     ]
-    assert lines[8].startswith("here[1]:42")
+    assert lines[9].startswith("here[1]:42")
     assert "no studies under runs/" in print_plain()
 
 
@@ -88,6 +91,14 @@ def test_a_new_study_is_shown():
     assert [line.rstrip() for line in render(new)[1:]] == [
         "no trials yet", "command to the workers: pause",
     ]  # fmt: skip
+
+
+def test_forecast_of_a_job_is_its_end_even_between_trials():
+    now, job = 1_700_000_000.0, JobTime(spent=0.25, total=1.0, is_running=True)
+    text = status_view.forecast(make_status(job=job, workers=[], hours_left=None), now)
+    assert re.search(r"^about 45 minutes of the whole job left, until \d\d:\d\d$", text)
+    ended = replace(job, is_running=False)
+    assert status_view.forecast(make_status(job=ended), now) == ""
 
 
 def test_forecast_needs_an_active_worker_and_an_unfinished_study():

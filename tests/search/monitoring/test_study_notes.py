@@ -46,7 +46,7 @@ def test_note_of_a_study_follows_its_trials(opened):
     empty = optuna_dashboard.get_note(opened.study)
     assert empty.startswith("# \\<b\\>bold\n")
     assert "no trials yet" in empty
-    assert "Leaderboard" not in empty
+    assert "Leaderboard" not in empty and "encoder weights" not in empty
     queue(opened)
     trial = make_worker(opened).run_one()
     notes.refresh(opened.study)
@@ -58,6 +58,13 @@ def test_note_of_a_study_follows_its_trials(opened):
     assert {"lesionsearch-cost", "lesionsearch-dice-seconds"} <= read_figures(
         read_attrs(opened)
     ).keys()
+
+
+def test_note_of_a_study_names_the_encoder_weights(opened):
+    spec = opened.study.user_attrs["spec"] | {"encoder_weights": {"mit_b0": "bundled"}}
+    opened.study.set_user_attr("spec", spec)
+    text = notes.format_study_note(opened.study, [])
+    assert r"| encoder weights | ImageNet \(bundled\)\: mit\_b0 |" in text
 
 
 def test_refresh_can_be_repeated_until_a_person_edits_the_note(opened):

@@ -58,6 +58,7 @@ ALL = {
     "recall": lambda: draw(plots.recall_chart, CURVES, 0.9),
     "calibration": lambda: draw(plots.calibration_chart, CURVES, 0.02),
     "size": lambda: draw(plots.size_chart, [0.01, 0.2, 0.0], [0.4, 0.9, 1.0]),
+    "disagreement": lambda: draw(plots.disagreement_chart, [(0.3, 0.5), (0.1, 0.9), (0.0, 1.0)], 2),
     "slices": lambda: draw(parameters.slices_chart, SPACE, NAMES, 1),
     "parallel": lambda: draw(parameters.parallel_chart, SPACE, NAMES, 1),
 }
@@ -194,6 +195,16 @@ def test_size_axis_has_labels_for_similar_and_for_different_sizes():
     assert len([t for t in ticks if 29 <= t <= 33]) >= 2
     different = texts(draw(plots.size_chart, [0.001, 0.9], [0.4, 0.9]))
     assert {"1", "10"} <= set(different)
+
+
+def test_images_of_largest_disagreement_are_highlighted():
+    chart = ALL["disagreement"]()
+    assert "of the members of 3 test images; the 2 of largest disagreement" in alt(chart)
+    styles = [e.get("style") for e in elements(chart) if e.tag == "use"]
+    assert [("--vermilion" in s, "--blue" in s) for s in styles if s].count(
+        (True, False)
+    ) == 3  # with the legend's
+    assert "largest disagreement" in texts(chart)
 
 
 def test_slices_have_one_panel_per_parameter_and_show_categories():

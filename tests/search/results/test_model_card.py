@@ -146,3 +146,66 @@ def test_names_are_shown_literally(name):
     heading = next(line for line in card.text.splitlines() if line.startswith("# "))
     assert heading.endswith(": skin-lesion segmentation")
     assert len(table_cells(card)) == len(table_cells(make_card()))
+
+
+ENSEMBLE = {
+    "members": [
+        {"kind": "final", "trial": 9, "seed": 3, "weight": 0.6, "dice": 0.8901,
+         "config": REPORT["config"]},
+        {"kind": "trial", "trial": 4, "seed": 0, "weight": 0.4, "dice": 0.8855,
+         "config": REPORT["config"] | {"model": {"segnet": {"width": 16}}}},
+    ],
+    "dice": 0.8967, "best_dice": 0.8901, "gain": 0.0066, "standard_error": 0.0021,
+    "images_per_second": 201.5, "best_images_per_second": 386.5, "mb": 9.9, "best_mb": 4.9,
+}  # fmt: skip
+
+
+def test_members_of_an_ensemble_are_listed():
+    disagreement = {"spearman": -0.51234}
+    card = make_card(REPORT | {"ensemble": ENSEMBLE, "disagreement": disagreement})
+    assert card.data.tags[-3:] == ["ensemble", "smp_linknet", "segnet"]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split(" | ")]
+        for line in card.text.splitlines()
+        if line.startswith("| ")
+    ]
+    assert [row[:5] for row in rows if row[0] in {"9", "4"}] == [
+        ["9", "final", "3", "0.600", "0.8901"], ["4", "search", "0", "0.400", "0.8855"],
+    ]  # fmt: skip
+    assert ["Ensemble", "0.8967", "201.5", "9.9"] in rows
+    text = words(card)
+    for phrase in (
+        "retrained the best configurations. The model is an ensemble of 2 networks in one file",
+        "| network | ensemble of 2; the largest weight has smp\\_linknet(",
+        "prediction.disagreement",
+        "with the Dice of the test images is -0.5123.",
+        "The member with the largest weight was trained with bce",
+        "Configuration, epoch, seed, members and inference steps were selected",
+    ):
+        assert phrase in text
+    assert "{{" not in text and "{%" not in text and "None" not in text
+
+
+def test_a_single_network_is_not_called_an_ensemble():
+    keys = dict.fromkeys(("ensemble", "finalists", "optimism", "disagreement", "encoder_weights"))
+    assert make_card(REPORT | keys).text == make_card().text
+    assert "nsemble" not in make_card().text and "disagreement" not in make_card().text
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [("bundled", "ImageNet (bundled)"), ("none", "none"), ("/a|b.pt", r"file /a\|b.pt")],
+)
+def test_encoder_weights_are_named(source, shown):
+    text = make_card(REPORT | {"encoder_weights": source}).text
+    assert f"| encoder weights | {shown} |" in text
+
+
+def test_a_retraining_at_another_fidelity_is_not_called_a_failure():
+    fidelity = {
+        "search": {"image_size": 64, "epochs": 6}, "final": {"image_size": 128, "epochs": 14}
+    }  # fmt: skip
+    val = validation_dice(0.8908, 0.91)
+    text = words(make_card(REPORT | {"val": val, "fidelity": fidelity}))
+    assert "0.9100 retrained (not comparable: the search trained at 64 px, 6 epochs)." in text
+    assert "NOT reproduced" not in text

@@ -28,6 +28,7 @@ from search.results.predict import write_predictions
 from tests.conftest import ROOT, write_pair
 from tests.lesionseg.dark import dark_unet
 from tests.lesionseg.data.test_image_io import STORED, with_orientation
+from tests.lesionseg.ensembles import write_ensemble
 
 CONFIG = TrialConfig(model=ComponentConfig("unet", {"width": 4, "depth": 1}), image_size=16, seed=1)
 HERE = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -288,6 +289,31 @@ def test_command_reports_unusable_files_and_exits_with_1(run, pairs, tmp_path):
     assert errors[1:] == ["lesionsearch: predict: 1 of 9 images are unusable, see above"]
     assert len(rows_of(tmp_path / "o")) == 8
     assert not (tmp_path / "o" / "overlays").exists()
+
+
+def test_an_ensemble_writes_disagreement_and_uncertainty(pairs, tmp_path):
+    whole, singles = write_ensemble(tmp_path)
+    options = ("--masks", pairs / "masks", "--uncertainty", "--no-overlays")
+    out = tmp_path / "out"
+    code, _, errors = invoke("predict", whole, pairs / "images", "--out", out, *options)
+    assert (code, errors) == (0, [])
+    rows, model = rows_of(out), lesionseg.load(whole, "cpu")
+    assert list(rows[0])[-3:] == ["has_several_lesions", "disagreement", "dice"]
+    assert sorted(p.name for p in out.iterdir()) == ["masks", "predictions.csv", "uncertainty"]
+    for row in rows:
+        prediction = model.predict(row["file"])
+        assert float(row["disagreement"]) == pytest.approx(prediction.disagreement, abs=1e-6)
+        with Image.open(out / "uncertainty" / Path(row["mask"]).name) as stored:
+            assert (stored.mode, stored.format) == ("L", "PNG")
+            found = np.asarray(stored).astype(float)
+        assert found.shape == prediction.mask.shape
+        assert np.abs(found / 255 * 0.5 - prediction.uncertainty).max() < 0.5 / 255 / 2 + 1e-5
+    assert found.max() > 0
+    assert len({row["disagreement"] for row in rows}) > 1
+    # A single network has neither.
+    code, _, errors = invoke("predict", singles[0], pairs / "images", "--out", "o", *options)
+    assert (code, len(errors)) == (2, 1) and "--uncertainty: needs an ensemble" in errors[0]
+    assert not Path("o").exists()
 
 
 @pytest.mark.parametrize(

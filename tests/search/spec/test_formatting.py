@@ -2,7 +2,7 @@
 
 from lesionseg.config import DEFAULT_COMPONENTS, TrialConfig
 from lesionseg.space import ComponentConfig
-from search.spec.formatting import format_config
+from search.spec.formatting import format_config, format_encoder_weights
 
 
 def test_line_contains_every_component_and_parameter():
@@ -22,3 +22,11 @@ def test_parameters_fixed_by_default_are_shown_only_if_changed():
     mix = ComponentConfig("cutmix", {"alpha": 1.0})
     line = format_config(TrialConfig(model=ComponentConfig("unet", params), mix=mix))
     assert line.startswith("unet(width=16, depth=3, attention=true) · bce_dice · flips · cutmix(")
+
+
+def test_encoder_weights_are_grouped_by_source():
+    weights = {"b": "none", "a": "bundled", "c": "bundled", "d": "imagenet", "e": "w.pt"}
+    assert format_encoder_weights(weights) == (
+        "ImageNet (bundled): a, c; none: b; ImageNet (hub): d; file w.pt: e"
+    )
+    assert format_encoder_weights({}) == ""

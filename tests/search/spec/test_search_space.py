@@ -331,8 +331,9 @@ def test_samples_are_within_any_narrowed_option(data, seed):
     assert errors == []
     study = in_memory(SAMPLERS["random"](seed, 0))
     for _ in range(3):
-        config = suggest(study.ask(), space)
-        assert lies_in(getattr(config, family).params[key], wanted)
+        value = getattr(suggest(study.ask(), space), family).params[key]
+        # Without a study the weights "auto" are random ones.
+        assert lies_in(value, wanted) or (value == "none" and lies_in("auto", wanted))
 
 
 @settings(deadline=None, max_examples=60)

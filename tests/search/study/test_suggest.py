@@ -165,3 +165,14 @@ def test_missing_weights_of_a_search_space_are_reported():
     spec = tiny_spec({"search.model": choice, "data.image_size": 32})
     with pytest.raises(InputError, match=r"/no/such/file\.safetensors"):
         ensure_space_weights(spec.space)
+
+
+@pytest.mark.parametrize("rate", [0.1, [0, 0.1]])
+def test_drop_path_of_an_encoder_without_it_is_refused_before_the_first_trial(rate):
+    choice = {"smp_fpn": {"encoder": ["tu-convnext_atto", "resnet18"], "drop_path": rate}}
+    spec = tiny_spec({"search.model": choice, "data.image_size": 32})
+    with pytest.raises(InputError, match=r"drop_path: only encoders of timm .* 'resnet18'"):
+        ensure_space_weights(spec.space)
+    choice["smp_fpn"]["encoder"] = ["tu-convnext_atto", "tu-pvt_v2_b0"]
+    spec = tiny_spec({"search.model": choice, "data.image_size": 32})
+    ensure_space_weights(spec.space)

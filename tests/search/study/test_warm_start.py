@@ -89,6 +89,39 @@ def test_every_baseline_is_queued_once_with_its_name():
     assert first_trials(tiny_spec(WIDE)) == []
 
 
+def test_the_first_trial_has_the_defaults(tiny_data, tmp_path):
+    changes = WIDE | {"warm_start": ["defaults", "c-baseline-unet", "defaults"]}
+    changes["budget"] = {"trials": 2, "epochs": 1}
+    expected = {
+        "loss": "bce",
+        "model.unet.width": 32,
+        "model.unet.depth": 4,
+        "augment": "none",
+        "optimizer.adam.lr": 1e-3,
+        "batch_size": 16,
+        "clip_norm": 0.0,  # the first of the study's choices
+    }
+    queued = first_trials(tiny_spec(changes))
+    assert queued[0] == (expected, {}) and len(queued) == 2
+    for _ in range(2):
+        opened = open_tiny(tiny_data, tmp_path / "s", changes)
+        first, _ = trial_records.all_trials(opened.study)
+        assert first.system_attrs["fixed_params"] == expected
+    space = tiny_spec({"search.model": {"unet": {"width": [40, 64], "depth": 1}}}).space
+    assert space.default_config().model.params["width"] == 40  # the nearest value to the default
+
+
+def test_defaults_of_a_space_without_open_parameters():
+    changes = {
+        "warm_start": ["defaults"],
+        "search": {"model": {"unet": {"width": 8, "depth": 1, "dropout": 0}}, "loss": "bce"},
+    }
+    spec = tiny_spec(changes | {"search.augment": "none"})
+    ((params, attrs),) = first_trials(spec)
+    config = attrs[trial_records.TrialAttr.FIXED_CONFIG]
+    assert not params and suggest(in_memory().ask(), spec.space).to_dict() == config
+
+
 def test_baselines_are_queued_once(tiny_data, tmp_path):
     changes = {"warm_start": ["c-baseline-unet", "e-unet-ham-v1"], "data.image_size": 32}
     for _ in range(2):

@@ -16,9 +16,10 @@ import pytest
 import torch
 
 from lesionseg.config import TrialConfig
-from lesionseg.data.cache import build_cache
+from lesionseg.data.cache import Cache, build_cache
 from lesionseg.data.index import DatasetIndex
 from lesionseg.errors import InputError
+from lesionseg.inference.ensemble_selection import select_ensemble
 from lesionseg.inference.selection import DEFAULT_INFERENCE
 from lesionseg.models import build_model, count_params, multiply_adds
 from lesionseg.space import ComponentConfig
@@ -209,6 +210,48 @@ def test_selected_inference_is_stored_in_the_checkpoint(job, tmp_path):
         protocol.SelectInferenceJob(weights, job.cache, job.val, SLOT, tta=False, postprocess=False)
     )
     assert plain.choice.inference == DEFAULT_INFERENCE == checkpoint.read_inference(weights)
+
+
+@pytest.fixture
+def candidates(job, tmp_path):
+    """Weights of three trainings: two seeds, and one that has learnt next to nothing."""
+    paths = tuple(tmp_path / f"{i}.safetensors" for i in range(3))
+    for i, (path, epochs) in enumerate(zip(paths, (8, 8, 1), strict=True)):
+        run(replace(with_settings(job, epochs=epochs, seed=i), weights_path=path))
+    return paths
+
+
+def test_selected_ensemble_is_written(job, index, candidates, tmp_path):
+    out = tmp_path / "final" / "model.safetensors"
+    select = protocol.SelectEnsembleJob(candidates, out, 2, job.cache, job.val, SLOT)
+    (chosen,) = run(select)
+    assert isinstance(chosen, protocol.EnsembleSelected)
+    cache = Cache(job.cache)
+    wanted = select_ensemble(
+        candidates, cache.images[job.val], cache.masks[job.val], limit=2, device=torch.device("cpu")
+    )
+    assert vars(chosen) == vars(wanted)
+    model, config = checkpoint.load(out)
+    stored = model.configs if len(chosen.members) > 1 else [config]
+    configs = [checkpoint.load(path)[1] for path in candidates]
+    assert [configs[member.index] for member in chosen.members] == list(stored)
+    # Of one member a single network.
+    (alone,) = run(replace(select, limit=1))
+    assert len(alone.members) == 1 and alone.dice == chosen.best_dice
+    assert type(checkpoint.load(out)[0]) is type(checkpoint.load(candidates[0])[0])
+
+
+def test_selection_and_evaluation_of_an_ensemble(job, index, candidates, tmp_path):
+    loaded = map(checkpoint.load, candidates[:2])
+    members = [checkpoint.MemberWeights(m.state_dict(), config, 0.5) for m, config in loaded]
+    weights = tmp_path / "model.safetensors"
+    checkpoint.save_ensemble(weights, members)
+    (chosen,) = run(protocol.SelectInferenceJob(weights, job.cache, job.val, SLOT))
+    assert checkpoint.read_inference(weights) == chosen.choice.inference
+    folder = tmp_path / "overlays"
+    (tested,) = run(protocol.EvaluateJob(weights, job.cache, index.records[20:], SLOT, folder))
+    assert tested.evaluation.disagreement.shape == (10,)
+    assert min(tested.speed.values()) > 0 and tested.overlays
 
 
 # --- suspension and resumption -----------------------------------------------------------------

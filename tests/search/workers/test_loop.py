@@ -19,7 +19,7 @@ from search.errors import JobFailed, WorkerBlocked
 from search.storage import training_time, trial_records
 from search.storage.lease_types import GRACE_VARIABLE
 from search.storage.leases import TrialLeases
-from search.storage.retention import HISTORY, WEIGHTS
+from search.storage.retention import HISTORY, KEEP_BEST, WEIGHTS
 from search.study.creation import create_or_resume
 from search.study.location import StudyLocation
 from search.study.opening import load_study, open_study
@@ -28,7 +28,8 @@ from search.study.suggest import suggest
 from search.trial_process.slot import Slot
 from search.workers.failure_streak import CACHE_DAMAGED
 from search.workers.loop import SKIPPED_BEFORE_EXHAUSTED, WorkerOptions, join_and_run_trials
-from search.workers.worker import KEEP_BEST, load_claimed_trial
+from search.workers.pool import StudyMonitor
+from search.workers.worker import load_claimed_trial
 from search.workers.worker_result import WorkerResult
 from tests.postgres import private_postgres  # noqa: F401
 from tests.search import failing_training
@@ -239,6 +240,17 @@ def test_time_budget_prunes_the_running_trial(tiny_data, tmp_path):
     assert counted["complete"] >= 1
     assert counted["complete"] + counted["pruned"] == sum(counted.values())
     assert counted["pruned"] <= 1
+
+
+def test_the_search_ends_when_the_rest_of_the_time_is_needed_for_the_final(tiny_data, tmp_path):
+    """The starts of processes and the report alone take longer than 10 s in the forecast."""
+    changes = {"budget.trials": 50, "budget.total_hours": 10 / 3600}
+    opened = open_tiny(tiny_data, tmp_path / "s", changes)
+    assert search(opened).reason == "time"
+    assert states(opened) == {"complete": 1}
+    assert StudyMonitor(opened, RecordingListener(), print).stop_reason() == "time"
+    opened = open_tiny(tiny_data, tmp_path / "s", changes | {"budget.total_hours": 1.0})
+    assert StudyMonitor(opened, RecordingListener(), print).stop_reason() is None
 
 
 def test_time_of_earlier_sessions_counts(tiny_data, tmp_path):

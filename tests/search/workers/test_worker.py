@@ -19,7 +19,7 @@ from lesionseg.training.types import EpochRecord
 from search.storage import trial_records
 from search.storage.lease_types import Claim, ProcessId, current_process
 from search.storage.leases import TrialLeases
-from search.storage.retention import HISTORY, PICTURE, STATE, WEIGHTS
+from search.storage.retention import HISTORY, KEEP_BEST, PICTURE, STATE, WEIGHTS
 from search.storage.study_rows import MAX_LOSSES
 from search.storage.trial_records import EndReason
 from search.study.opening import open_study
@@ -29,7 +29,7 @@ from search.trial_process import supervisor
 from search.trial_process.protocol import Suspended, Trained
 from search.workers import trial_runner
 from search.workers.trial_progress import StateUploader
-from search.workers.worker import KEEP_BEST, load_claimed_trial
+from search.workers.worker import load_claimed_trial
 from tests.search import failing_training
 from tests.search.failing_training import FAILURE_WIDTHS, SUSPEND_POINT
 from tests.search.helpers import (

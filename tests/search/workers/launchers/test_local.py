@@ -188,12 +188,15 @@ def test_default_pool_is_this_process_alone():
 def test_final_test_runs_on_a_slot_of_the_pool():
     """It takes no GPU that the user did not name."""
     with fake_cuda(count=4):
-        assert make_worker_pool(gpus="2,3", threads=2).final_slot.device == "cuda:2"
-        assert make_worker_pool(device="cpu", workers=2).final_slot.device == "cpu"
-        assert make_worker_pool(device="cpu", workers=0).final_slot.device == "cpu"
-        assert make_worker_pool("slurm", device="cpu").final_slot.device == "cpu"
+        assert [s.device for s in make_worker_pool(gpus="2,3", threads=2).final_slots] == [
+            "cuda:2",
+            "cuda:3",
+        ]
+        assert len(make_worker_pool(device="cpu", workers=2).final_slots) == 2
+        assert len(make_worker_pool(device="cpu", workers=0).final_slots) == 1
+        assert [s.device for s in make_worker_pool("slurm", device="cpu").final_slots] == ["cpu"]
         shared = make_worker_pool(device="cuda", workers_per_gpu=2)
-        assert shared.final_slot == shared.slots[0] and shared.slots[0].share == 0.5
+        assert shared.final_slots == shared.slots and shared.slots[0].share == 0.5
 
 
 def test_threads_of_a_cluster_are_the_cpus_of_a_worker(monkeypatch):

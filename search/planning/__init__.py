@@ -1,0 +1,1 @@
+"""The planner: which study fits the data, the machine and the time."""

@@ -1,0 +1,118 @@
+"""Choose the networks and the final of a plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from search.planning import policy
+from search.planning.policy import LEVELS, TIERS, Tier
+from search.planning.situation import Situation
+from search.planning.space import usable_encoders
+from search.study.forecast import FinalWork, epoch_s, fixed_final_s, forecast_final_s
+
+
+@dataclass(frozen=True)
+class FinalChoice:
+    """A planned final. level: its number in LEVELS. limit: of the training images, if any."""
+
+    level: int
+    work: FinalWork
+    limit: int | None
+    seconds: float
+
+
+def choose_tier(situation: Situation, weights: Mapping[str, str]) -> tuple[Tier, FinalChoice]:
+    """Return the networks and the final: larger networks once the time suffices for large images.
+
+    A larger tier needs an encoder of its own with weights, except for the largest, which has
+    networks without an encoder, too.
+    """
+    for tier in reversed(TIERS[1:]):
+        final = choose_final(situation, tier)
+        own = [e for e in usable_encoders(tier, weights) if e not in TIERS[0].encoders]
+        if final.level >= policy.TIER_LEVEL and (own or tier is TIERS[-1]):
+            return tier, final
+    return TIERS[0], choose_final(situation, TIERS[0])
+
+
+def choose_final(situation: Situation, tier: Tier) -> FinalChoice:
+    """Return the largest final that fits, with as many epochs as fit below the next level."""
+    # More epochs of the largest images are for the largest networks.
+    count = len(LEVELS) if tier is TIERS[-1] else policy.TIER_LEVEL + 1
+    finals = [_final(situation, tier, i) for i in range(count)]
+    seconds, speeds = situation.final_share_s, situation.speeds
+    fitting = [
+        final
+        for final in finals
+        if final.seconds <= seconds and speeds.fits(tier.anchor, final.work.image_size)
+    ]
+    if not fitting:
+        return smallest_final(situation, tier)
+    chosen = fitting[-1]
+    if chosen is finals[-1]:
+        return chosen
+    work, above = chosen.work, finals[chosen.level + 1].work
+    image_s = situation.image_s(tier, work.image_size)
+    spare_s = seconds - fixed_final_s(work, image_s)
+    affordable = int(spare_s / (work.rounds * epoch_s(work, image_s)))
+    most = above.epochs * above.image_size // work.image_size
+    work = replace(work, epochs=max(work.epochs, min(affordable, most)))
+    return replace(chosen, work=work, seconds=_seconds(situation, tier, work))
+
+
+def smallest_final(situation: Situation, tier: Tier) -> FinalChoice:
+    """Return the smallest final, a single training, without what follows it where time is short."""
+    final = _final(situation, tier, 0)
+    work = replace(final.work, trainings=1, members=1)
+    options = [work, replace(work, postprocess=False), replace(work, postprocess=False, tta=False)]
+    seconds = [_seconds(situation, tier, each) for each in options]
+    share_s = situation.final_share_s
+    i = next((i for i, s in enumerate(seconds) if s <= share_s), len(options) - 1)
+    return replace(final, work=options[i], seconds=seconds[i])
+
+
+def scale_epochs(epochs: int, images: int) -> tuple[int, int | None]:
+    """Return a level's epochs for a number of training images, and the limit of the images.
+
+    Few images are repeated more often. Of many images a network needs fewer epochs; if it could not
+    even see them twice, a part of them is used.
+    """
+    if images <= policy.TYPICAL_IMAGES:
+        factor = max(1.0, policy.FEW_IMAGES / images)
+        return min(policy.MAX_EPOCHS, math.ceil(epochs * factor)), None
+    seen = epochs * policy.TYPICAL_IMAGES
+    if seen >= policy.MIN_FINAL_EPOCHS * images:
+        return seen // images, None
+    return policy.MIN_FINAL_EPOCHS, seen // policy.MIN_FINAL_EPOCHS
+
+
+def _final(situation: Situation, tier: Tier, number: int) -> FinalChoice:
+    """Return the final of a level."""
+    level, data, quality = LEVELS[number], situation.data, situation.quality
+    epochs, limit = scale_epochs(level.epochs, data.train)
+    # Trainings on slots that are free anyway cost nothing.
+    trainings = min(quality.finalists * quality.seeds, max(level.trainings, situation.slots))
+    work = FinalWork(
+        fit=limit or data.train,
+        val=data.val,
+        test=data.test,
+        test_megapixels=data.test * data.megapixels,
+        image_size=_clamp_size(level.image_size, data.side),
+        epochs=epochs,
+        trainings=trainings,
+        slots=situation.slots,
+        members=min(quality.ensemble, trainings),
+        reading_s=data.reading_s,
+    )
+    return FinalChoice(number, work, limit, _seconds(situation, tier, work))
+
+
+def _seconds(situation: Situation, tier: Tier, work: FinalWork) -> float:
+    return forecast_final_s(work, situation.image_s(tier, work.image_size))
+
+
+def _clamp_size(size: int, side: int) -> int:
+    """Return the size, but not above the images' own size; a multiple of 32."""
+    return min(size, max(32, side // 32 * 32))
