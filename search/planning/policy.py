@@ -88,8 +88,8 @@ MIN_FINAL_EPOCHS, MAX_EPOCHS = 2, 400
 FINAL_SHARE, SHORT_SHARE, SHORT_IMAGES, SPEED_SIZE = 1 / 2, 1 / 6, 50_000, 128
 #: Part of the time that is not planned, for errors of the forecast.
 MARGIN = 0.04
-#: Seconds for the start of the program and the audit of the images, and per image for the audit.
-START_S, AUDIT_S = 12.0, 0.004
+#: Seconds to create the study, and per image to look for near-duplicates.
+START_S, AUDIT_S = 6.0, 0.008
 #: Post-processing and test-time augmentation are not selected if all that follows the trainings
 #: would take a larger part of the time.
 MAX_SELECTION_SHARE = 0.25

@@ -146,7 +146,7 @@ def make_schedule(
     folder.mkdir(exist_ok=True)
     atomic_write(path, TypeAdapter(_StoredSchedule).dump_json(_StoredSchedule(origin, schedule)))
     if changes := _describe_changes(wanted, schedule.plan):
-        on_event(f"final: {changes}, for the {left_s / 60:.1f} minutes that are left")
+        on_event(f"final: {changes}, for the {max(0.0, left_s) / 60:.1f} minutes that are left")
     return replace(schedule, end=end)
 
 

@@ -29,10 +29,10 @@ from search.storage.training_time import is_time_over
 from search.storage.transient_errors import STORAGE_ERRORS
 from search.study.creation import RESUMABLE_KEYS
 from search.study.deadline import has_time_for_trial, is_search_over
+from search.study.encoder_weights import take_stored_weights
 from search.study.location import StudyLocation
 from search.study.opening import OpenStudy, join_study
 from search.study.samplers import SAMPLERS, prepare_sampling
-from search.study.encoder_weights import take_stored_weights
 from search.study.suggest import ensure_space_weights
 from search.trial_process.protocol import CHILD_PROGRAM
 from search.trial_process.slot import Slot

@@ -140,9 +140,7 @@ def test_peers_of_other_images_are_not_compared(data, tmp_path):
         judge.merge(tmp_path, PEERS)
 
 
-@pytest.mark.parametrize(
-    ("status", "message"), [(0, "not those of the other peers"), (2, "^2$")]
-)
+@pytest.mark.parametrize(("status", "message"), [(0, "not those of the other peers"), (2, "^2$")])
 def test_a_study_that_failed_or_has_other_test_images_is_refused(
     tmp_path, monkeypatch, status, message
 ):

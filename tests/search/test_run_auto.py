@@ -74,8 +74,9 @@ def test_run_auto_ends_in_time_and_keeps_its_plan(tmp_path, monkeypatch):
     monkeypatch.setattr(policy, "CPU_ANCHORS", ("fpn-lite0",))
     monkeypatch.setattr(policy, "CPU_SIZES", (32, 64))
     monkeypatch.setattr(policy, "FEW_IMAGES", 48)
+    monkeypatch.setattr(policy, "START_S", 4.0)
     data = write_folder(tmp_path / "data", 24)
-    hours, start = 0.025, time.monotonic()
+    hours, start = 0.02, time.monotonic()
     words = ("run", "auto", "--data", data, "--device", "cpu", "--threads", 1)
     output = call(*words, "--hours", hours, "--set", "final.postprocess=false")
     took = time.monotonic() - start

@@ -1,6 +1,7 @@
 """Status of a study and its JSON, which other programs read."""
 
 import json
+import time
 from dataclasses import asdict, replace
 
 import pytest
@@ -21,6 +22,7 @@ from search.storage.leases import TrialLeases
 from search.storage.optuna_internals import storage_of
 from search.storage.retention import WEIGHTS
 from search.storage.trial_records import EndReason, State, TrialAttr
+from search.study.deadline import JobClock
 from search.study.suggest import suggest
 from search.trial_process.slot import Slot
 from search.workers.worker import load_claimed_trial
@@ -36,6 +38,14 @@ def read_json(folder):
     plain = asdict(StatusReader(folder).read())
     assert json.loads(json.dumps(plain)) == plain
     return plain
+
+
+def test_the_time_of_a_job_is_read_from_its_clock(tiny_data, tmp_path):
+    opened = open_tiny(tiny_data, tmp_path / "s", {"budget.total_hours": 2})
+    with JobClock(opened, time.monotonic() - 1800):
+        job = read_json(tmp_path / "s")["job"]
+        assert job == {"spent": pytest.approx(0.5, abs=0.01), "total": 2, "is_running": True}
+    assert read_json(tmp_path / "s")["job"]["is_running"] is False
 
 
 def test_json_of_a_new_study(tiny_data, tmp_path):
@@ -58,6 +68,7 @@ def test_json_of_a_new_study(tiny_data, tmp_path):
         "test_evaluations": 0,
         "test": None,
         "encoder_weights": {},
+        "job": None,
     }
 
 

@@ -111,14 +111,17 @@ def test_complete_trial_has_values_attributes_history_and_weights(opened):
     assert listener.ended == [(0, "COMPLETE", 0)]
 
 
-def test_only_the_weights_of_the_best_trials_are_kept(tiny_data, tmp_path):
-    opened = open_tiny(tiny_data, tmp_path / "s", {"budget.epochs": 1})
+@pytest.mark.parametrize(("finalists", "expected"), [(1, KEEP_BEST), (4, 4)])
+def test_only_the_weights_of_the_best_trials_are_kept(tiny_data, tmp_path, finalists, expected):
+    """At least those of the finalists."""
+    changes = {"budget.epochs": 1, "final.finalists": finalists}
+    opened = open_tiny(tiny_data, tmp_path / "s", changes)
     worker = make_worker(opened)
     for i in range(KEEP_BEST + 2):
         queue(opened, lr=0.01 * (i + 1))
         worker.run_one()
     kept = {int(p.parent.name) for p in (opened.folder / "trials").glob("*/model.safetensors")}
-    assert kept == {t.number for t in trial_records.rank_trials(opened.study.trials)[:KEEP_BEST]}
+    assert kept == {t.number for t in trial_records.rank_trials(opened.study.trials)[:expected]}
     assert len(list((opened.folder / "trials").glob("*/history.csv"))) == KEEP_BEST + 2
 
 
