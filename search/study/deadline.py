@@ -24,6 +24,9 @@ from search.study.opening import OpenStudy
 
 #: Seconds between two records of the clock, and records after which its process counts as ended.
 RECORD_S, MISSED_RECORDS = 5.0, 12
+#: Part of the time that is kept for the final at most, whatever its forecast: it then has fewer
+#: epochs, and there still is a search.
+MAX_FINAL_SHARE = 0.75
 #: A trial is started if this part of a typical trial fits before the final.
 MIN_TRIAL_SHARE = 0.5
 
@@ -68,7 +71,9 @@ def remaining_search_s(opened: OpenStudy, trials: Sequence[FrozenTrial]) -> floa
     final_s = forecast_from_trials(
         opened.spec, trials, final_work(opened), len(opened.trial_data.train)
     )
-    return 3600 * total_hours - elapsed_s(opened.study, trials) - (final_s or 0.0)
+    total_s = 3600 * total_hours
+    kept_s = min(final_s or 0.0, MAX_FINAL_SHARE * total_s)
+    return total_s - kept_s - elapsed_s(opened.study, trials)
 
 
 def is_search_over(opened: OpenStudy, trials: Sequence[FrozenTrial]) -> bool:

@@ -93,11 +93,12 @@ def test_the_search_ends_where_the_final_must_begin(opened, monkeypatch):
         monkeypatch.setattr(forecast, name, 0.0)
     monkeypatch.setattr(forecast, "VAL_COST", 0.0)
     train = len(opened.split.train)
-    # Two epochs in 100 s at 16 px: 10 epochs at 32 px take 2000 s. 1600 s are for the search.
+    # Two epochs in 100 s at 16 px: 10 epochs at 32 px take 500 s times 3.48. 1859 s are left for the
+    # search, and another trial takes 100 s.
     trial = trained(0, 0, 100, seconds=100.0, epochs=2)
     assert final_work(opened).fit == train
-    for used, is_over, has_time in ((0, False, True), (1540, False, True), (1560, False, False),
-                                    (1610, True, False)):  # fmt: skip
+    cases = [(0, False, True), (1800, False, True), (1820, False, False), (1870, True, False)]
+    for used, is_over, has_time in cases:
         set_clock(opened, seconds=float(used), training_s=100.0, at=None)
         assert is_search_over(opened, [trial]) is is_over, used
         assert has_time_for_trial(opened, [trial]) is has_time, used
@@ -108,3 +109,10 @@ def test_the_search_ends_where_the_final_must_begin(opened, monkeypatch):
     set_clock(opened, seconds=3600.0, training_s=100.0, at=None)
     assert is_search_over(opened, [pruned])
     assert trial_records.rank_trials([pruned]) == []
+
+
+def test_the_search_has_a_quarter_of_the_time_whatever_the_final_takes(opened):
+    slow = trained(0, 0, 100, seconds=1000.0, epochs=2)
+    for used, is_over in ((880, False), (920, True)):
+        set_clock(opened, seconds=float(used), training_s=100.0, at=None)
+        assert is_search_over(opened, [slow]) is is_over

@@ -243,11 +243,13 @@ def test_time_budget_prunes_the_running_trial(tiny_data, tmp_path):
 
 
 def test_the_search_ends_when_the_rest_of_the_time_is_needed_for_the_final(tiny_data, tmp_path):
-    """The starts of processes and the report alone take longer than 10 s in the forecast."""
-    changes = {"budget.trials": 50, "budget.total_hours": 10 / 3600}
+    """In the forecast, processes and report alone take longer than the time."""
+    changes = {"budget.trials": 500, "budget.total_hours": 4 / 3600}
     opened = open_tiny(tiny_data, tmp_path / "s", changes)
     assert search(opened).reason == "time"
-    assert states(opened) == {"complete": 1}
+    counted = states(opened)
+    assert 1 <= counted["complete"] <= sum(counted.values()) < 50
+    assert training_time.hours_spent(opened.study.trials) >= 0.25 * 4 / 3600
     assert StudyMonitor(opened, RecordingListener(), print).stop_reason() == "time"
     opened = open_tiny(tiny_data, tmp_path / "s", changes | {"budget.total_hours": 1.0})
     assert StudyMonitor(opened, RecordingListener(), print).stop_reason() is None
