@@ -26,8 +26,8 @@ POSTPROCESS_PIXEL_S, SCORE_S = 5e-6, 0.5
 START_S, EPOCH_S = 3.0, 0.2
 #: Seconds of the report, of drawings and of the ends of processes.
 REPORT_S = 8.0
-#: The time of an image grows with this power of its pixels: a part of it is for each image. Measured
-#: on two cores: 3.3 times from 96 to 192 px.
+#: The time of an image grows with this power of its pixels, because a part of it does not depend on
+#: them. Measured on two cores: 3.3 times from 96 to 192 px.
 PIXEL_POWER = 0.9
 #: Pairs that are read to estimate the time of all of them.
 SAMPLE = 12

@@ -93,8 +93,8 @@ def test_the_search_ends_where_the_final_must_begin(opened, monkeypatch):
         monkeypatch.setattr(forecast, name, 0.0)
     monkeypatch.setattr(forecast, "VAL_COST", 0.0)
     train = len(opened.split.train)
-    # Two epochs in 100 s at 16 px: 10 epochs at 32 px take 500 s times 3.48. 1859 s are left for the
-    # search, and another trial takes 100 s.
+    # Two epochs in 100 s at 16 px: 10 epochs at 32 px take 500 s times 3.48. 1859 s are left for
+    # the search, and another trial takes 100 s.
     trial = trained(0, 0, 100, seconds=100.0, epochs=2)
     assert final_work(opened).fit == train
     cases = [(0, False, True), (1800, False, True), (1820, False, False), (1870, True, False)]
