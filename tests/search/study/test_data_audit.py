@@ -191,10 +191,11 @@ def test_inverted_masks_are_warned_of_and_inverted(tmp_path):
         truths[path.stem] = np.asarray(Image.open(path)) > 0
         Image.fromarray(~truths[path.stem]).save(path)
     open_tiny(root, tmp_path / "plain")
-    facts = report_facts(tmp_path / "plain")["data"]
-    (warning,) = facts["summary"]["warnings"]
+    facts = report_facts(tmp_path / "plain")
+    (warning,) = facts["data"]["summary"]["warnings"]
     assert warning.startswith("the masks seem to be inverted: in 12 of 12 images")
-    (found,) = [b for b in _data(facts) if isinstance(b, Text) and b.kind == "warning"]
+    blocks = _data(facts["data"], facts["fidelity"])
+    (found,) = [b for b in blocks if isinstance(b, Text) and b.kind == "warning"]
     assert found.text == f"Warning: {warning}."
     changes = {"data.invert_masks": True}
     assert "data.invert_masks differ" in refusal(open_tiny, root, tmp_path / "plain", changes)
