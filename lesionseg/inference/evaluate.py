@@ -83,7 +83,7 @@ def predict_probabilities(
     inference: Inference = DEFAULT_INFERENCE,
     amp: str = "auto",
 ) -> Iterator[Probability]:
-    """Yield the lesion's probability, [S, S] in [0, 1]; arguments as ``predict_outputs``."""
+    """Yield the lesion's probability, float32 [S, S]; arguments as ``predict_outputs``."""
     outputs = predict_outputs(
         model, cache, members, device=device, batch_size=batch_size, inference=inference, amp=amp
     )

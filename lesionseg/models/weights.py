@@ -31,8 +31,8 @@ MIN_TENSOR_SHARE = 0.9
 #: Prefixes of the names of an encoder's tensors in files.
 PREFIXES = ("", "encoder.", "encoder.model.", "model.", "model.encoder.", "module.", "backbone.")
 
-#: Addresses of hubs that did not answer; this process does not ask them again for ``auto``.
-_silent_hubs: set[str] = set()
+#: Addresses of hubs that could not be reached; ``auto`` does not retry them in this process.
+_unreachable_hubs: set[str] = set()
 
 
 def resolve_weights(encoder: str, weights: str = "auto", *, fetch: bool = False) -> str:
@@ -41,8 +41,8 @@ def resolve_weights(encoder: str, weights: str = "auto", *, fetch: bool = False)
     Args:
         encoder: smp's name of the encoder.
         weights: as in ``ensure_weights``.
-        fetch: download the hub's file if it is not in the cache. A hub that did not answer is not
-            asked again by this process.
+        fetch: download the hub's file if it is not in the cache. A hub that could not be
+            reached is not retried in this process.
 
     Returns:
         ``imagenet``, ``bundled``, ``none`` or the path of a file.
@@ -149,7 +149,7 @@ def _has_imagenet(encoder: str, fetch: bool) -> bool:
 
     try:
         if _in_cache(encoder) is None:
-            if not fetch or constants.ENDPOINT in _silent_hubs:
+            if not fetch or constants.ENDPOINT in _unreachable_hubs:
                 return False
             _from_hub(encoder)
     except InputError:
@@ -178,8 +178,8 @@ def _from_hub(encoder: str) -> Path:
         get_hf_file_metadata(url, timeout=HUB_TIMEOUT_S)
         return Path(hf_hub_download(repository, HUB_FILE, revision=revision))
     except Exception as error:  # the hub's client passes on errors of several libraries
-        if not isinstance(error, HfHubHTTPError):  # which is an answer
-            _silent_hubs.add(constants.ENDPOINT)
+        if not isinstance(error, HfHubHTTPError):  # an HTTP error is a response of the hub
+            _unreachable_hubs.add(constants.ENDPOINT)
         raise InputError(
             f"weights: 'imagenet' of encoder {encoder!r} is not in {constants.HF_HUB_CACHE} and "
             f"cannot be fetched ({one_line(error)}); with a network run `hf download {repository} "

@@ -109,7 +109,8 @@ def build_optimizer(
     for (factor, _), group in zip(groups, optimizer.param_groups, strict=True):
         group["lr"] *= factor
     devices = {p.device.type for group in optimizer.param_groups for p in group["params"]}
-    # One kernel for all weights; on a CPU one loop over each.
+    # One kernel for all weights; on a CPU one loop over each. That loop needs gradients with the
+    # memory format of their weights, which autograd gives them.
     if isinstance(optimizer, FUSED) and devices in ({"cuda"}, {"cpu"}):
         for options in (optimizer.defaults, *optimizer.param_groups):
             options["fused"] = True

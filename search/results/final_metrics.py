@@ -46,8 +46,8 @@ def validation_dice(chosen: Finalist, *, held_out: bool, is_repetition: bool) ->
     trial = chosen.trial
     seed = trial_records.config_of(trial)["seed"]
     first = next((model.val_dice for model in chosen.models if model.seed == seed), None)
-    comparable = held_out and is_repetition and first is not None
-    gap = first - search_dice(trial) if comparable and first is not None else None
+    comparable = first if held_out and is_repetition else None
+    gap = None if comparable is None else comparable - search_dice(trial)
     return {
         "search": trial.value,
         "retrained": first if held_out else None,

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from safetensors.torch import load_file
 
 from lesionseg.config import TrialConfig
+from lesionseg.inference.ensemble_selection import EnsembleChoice
 from lesionseg.inference.selection import InferenceChoice
 from lesionseg.training import checkpoint
 from lesionseg.training.checkpoint import MemberWeights
@@ -66,7 +67,7 @@ class FinalNetwork:
 
     weights: Path
     members: tuple[Member, ...]
-    selection: EnsembleSelected | None = None
+    selection: EnsembleChoice | None = None
 
     @property
     def best_member(self) -> int:
@@ -126,13 +127,13 @@ def _stored_candidates(opened: OpenStudy, retrained: Sequence[RetrainedModel]) -
 
 def _select(
     setup: FinalSetup, candidates: Sequence[Candidate], out: Path, limit: int
-) -> EnsembleSelected | None:
+) -> EnsembleChoice | None:
     """Select an ensemble; None if that fails, which is reported."""
     data = setup.final.trial_data
     paths = tuple(candidate.weights for candidate in candidates)
     job = SelectEnsembleJob(paths, out, limit, data.cache, data.val, setup.slot)
     try:
-        return run_job(job, EnsembleSelected, "the selection of an ensemble")
+        return run_job(job, EnsembleSelected, "the selection of an ensemble").choice
     except JobFailed as error:
         setup.on_event(f"final: {error}; a single network is tested")
         return None

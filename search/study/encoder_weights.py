@@ -75,7 +75,7 @@ def describe_weights(encoder_weights: Mapping[str, str] | None) -> str:
     return (
         f"{line}. Random weights cost accuracy; in a new study, use an encoder with bundled "
         f"weights such as {next(iter(BUNDLED))}{_describe_download(encoder_weights)}; "
-        f"`weights: none` silences this"
+        f"`weights: none` disables this message"
     )
 
 

@@ -211,7 +211,7 @@ def _select_ensemble(
         model, config = checkpoint.load(job.candidates[member.index])
         members.append(checkpoint.MemberWeights(model.state_dict(), config, member.weight))
     checkpoint.save_ensemble(job.out, members)
-    return protocol.EnsembleSelected(**vars(choice))
+    return protocol.EnsembleSelected(choice)
 
 
 def _evaluate(job: protocol.EvaluateJob, device: torch.device) -> protocol.Evaluated:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from search.trial_process.slot import Slot
 
 if TYPE_CHECKING:
-    from lesionseg.inference.ensemble_selection import EnsembleMember
+    from lesionseg.inference.ensemble_selection import EnsembleChoice
     from lesionseg.inference.evaluate import Evaluation
     from lesionseg.inference.selection import InferenceChoice
     from lesionseg.training.types import EpochRecord, TrainResult
@@ -206,16 +206,9 @@ class InferenceSelected:
 
 @dataclass(frozen=True)
 class EnsembleSelected:
-    """Result of a SelectEnsembleJob; the fields are those of ``EnsembleChoice``.
+    """Result of a SelectEnsembleJob."""
 
-    The index of a member is that of its candidate.
-    """
-
-    members: tuple[EnsembleMember, ...]
-    dice: float
-    best_dice: float
-    gain: float
-    standard_error: float | None
+    choice: EnsembleChoice
 
 
 @dataclass(frozen=True)
@@ -223,8 +216,8 @@ class Evaluated:
     """Result of an EvaluateJob.
 
     speed: images per second of the network, by "batch" and "single"; of the best member in batches
-    by "member". overlays: (kind, file name)
-    of each overlay. shown: the requested masks by image name.
+    by "member". overlays: (kind, file name) of each overlay. shown: the requested masks by image
+    name.
     """
 
     evaluation: Evaluation

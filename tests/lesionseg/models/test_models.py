@@ -75,7 +75,7 @@ def test_trains_at_its_smallest_size_and_the_next(built, network):
         model = model or (
             build_seeded(name, size=size) if MODELS[name].needs_image_size else network[0]
         )
-        model.zero_grad()
+        model.to(memory_format=torch.channels_last).zero_grad()  # as in a training
         (logits,) = all_outputs(model.train(), images(size))
         assert logits.shape == (2, 1, size, size)
         assert logits.dtype == torch.float32
@@ -83,6 +83,13 @@ def test_trains_at_its_smallest_size_and_the_next(built, network):
         trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         assert [n for n, p in trainable if p.grad is None] == []
         assert [n for n, p in trainable if not bool(p.grad.isfinite().all())] == []
+        # torch's fused optimizers read both in the order of the memory, without a check.
+        assert [n for n, p in trainable if memory_strides(p) != memory_strides(p.grad)] == []
+
+
+def memory_strides(tensor):
+    """Strides of the dimensions that have more than one element; others have no meaning."""
+    return [s for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1]
 
 
 @pytest.mark.parametrize(

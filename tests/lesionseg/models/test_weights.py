@@ -96,7 +96,7 @@ def cache(tmp_path, monkeypatch):
     """An empty cache of the hub, without a network."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(weights, "_silent_hubs", set())
+    monkeypatch.setattr(weights, "_unreachable_hubs", set())
     return tmp_path / "hub"
 
 

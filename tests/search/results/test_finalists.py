@@ -226,10 +226,10 @@ def test_a_failed_selection_leads_to_a_single_network(tiny_data, tmp_path, monke
 
 
 def test_one_selected_member_is_the_chosen_network(finished, tmp_path, monkeypatch):
-    """Not the luckiest seed of all finalists."""
+    """Not the best seed of all finalists."""
     other = final_network.Candidate("trial", 9, {"seed": 7}, 1, 1, tmp_path / "other")
-    selected = SimpleNamespace(members=(SimpleNamespace(index=1, weight=1.0, dice=0.9),))
-    monkeypatch.setattr(final_network, "run_job", lambda *args: selected)
+    choice = SimpleNamespace(members=(SimpleNamespace(index=1, weight=1.0, dice=0.9),))
+    monkeypatch.setattr(final_network, "run_job", lambda *args: SimpleNamespace(choice=choice))
     monkeypatch.setattr(final_network, "_stored_candidates", lambda *args: [other])
     (tmp_path / "best").write_bytes(b"best")
     best = SimpleNamespace(trial=3, config={"seed": 1}, params=5, macs=6, weights=tmp_path / "best")

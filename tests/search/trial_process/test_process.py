@@ -224,20 +224,21 @@ def candidates(job, tmp_path):
 def test_selected_ensemble_is_written(job, index, candidates, tmp_path):
     out = tmp_path / "final" / "model.safetensors"
     select = protocol.SelectEnsembleJob(candidates, out, 2, job.cache, job.val, SLOT)
-    (chosen,) = run(select)
-    assert isinstance(chosen, protocol.EnsembleSelected)
+    (selected,) = run(select)
+    assert isinstance(selected, protocol.EnsembleSelected)
+    chosen = selected.choice
     cache = Cache(job.cache)
     wanted = select_ensemble(
         candidates, cache.images[job.val], cache.masks[job.val], limit=2, device=torch.device("cpu")
     )
-    assert vars(chosen) == vars(wanted)
+    assert chosen == wanted
     model, config = checkpoint.load(out)
     stored = model.configs if len(chosen.members) > 1 else [config]
     configs = [checkpoint.load(path)[1] for path in candidates]
     assert [configs[member.index] for member in chosen.members] == list(stored)
     # Of one member a single network.
     (alone,) = run(replace(select, limit=1))
-    assert len(alone.members) == 1 and alone.dice == chosen.best_dice
+    assert len(alone.choice.members) == 1 and alone.choice.dice == chosen.best_dice
     assert type(checkpoint.load(out)[0]) is type(checkpoint.load(candidates[0])[0])
 
 
