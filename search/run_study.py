@@ -60,7 +60,7 @@ def run_study(
                     on_progress=on_progress,
                 )
             )  # fmt: skip
-        stack.enter_context(JobClock(opened, started_at, len(pool.final_slots)))
+        stack.enter_context(JobClock(opened, started_at, pool.final_slots))
         TrialLeases(opened.study).command = Command.RUN
         _print_study(console, opened, pool)
         location = StudyLocation(opened.name, folder, storage, data)

@@ -9,24 +9,27 @@ from pathlib import Path
 
 from bench.peers.job import Job, Trained
 from lesionseg.inference.predictor import load
+from search.trial_process.resources import count_cores
 
 
 def train_auto(job: Job) -> Trained:
     """Run ``lesionsearch run auto`` for the time of the job."""
-    return _run(job, "auto", "--hours", str(job.minutes / 60))
+    # With all cores, the number of workers is left to the command.
+    threads = [] if job.threads == count_cores() else ["--threads", str(job.threads)]
+    return _run(job, "auto", "--hours", str(job.minutes / 60), *threads)
 
 
 def train_quick(job: Job) -> Trained:
     """Run the study ``quick`` as it is shipped."""
-    return _run(job, "quick")
+    return _run(job, "quick", "--threads", str(job.threads))
 
 
 def _run(job: Job, study: str, *options: str) -> Trained:
     """Run a study in a folder of its own; its test images must be those that are judged."""
     folder = job.folder / "run"
     command = [str(Path(sys.executable).with_name("lesionsearch")), "run", study, *options]
-    command += ["--data", job.data, "--out", str(folder), "--threads", str(job.threads)]
-    command += ["--device", "cpu", "--set", f"seed={job.seed}"]
+    command += ["--data", job.data, "--out", str(folder), "--device", "cpu"]
+    command += ["--set", f"seed={job.seed}"]
     if job.limit:
         for part in ("train", "val", "test"):
             command += ["--set", f"data.limit.{part}={job.limit}"]

@@ -34,7 +34,7 @@ def plan(
     device: Device = "auto",
     threads: Threads = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Parallel CPU workers.", show_default="1")
+        int | None, typer.Option(min=1, help="Parallel CPU workers.", show_default="up to 4")
     ] = None,
     gpus: Annotated[str | None, typer.Option(help="GPUs to train on, such as 0,1.")] = None,
     workers_per_gpu: Annotated[int, typer.Option(min=1, help="Workers that share a GPU.")] = 1,
@@ -43,8 +43,10 @@ def plan(
     import sys
 
     from search.planning.planner import plan_study
-    from search.trial_process.resources import local_slots
+    from search.trial_process.resources import local_slots, planned_workers
 
+    if workers is None:
+        workers = planned_workers(device, threads, gpus=gpus, workers_per_gpu=workers_per_gpu)
     slots = local_slots(
         device, threads, workers=workers, gpus=gpus, workers_per_gpu=workers_per_gpu
     )
@@ -57,7 +59,8 @@ def plan(
         print(text, end="")
         return
     write_text(output, text)
-    print(f"{output}: run it with `lesionsearch run {output} --data ...`")
+    parallel = "" if workers is None else f" --workers {workers}"
+    print(f"{output}: run it with `lesionsearch run {output} --data ...{parallel}`")
 
 
 def write_text(path: Path, text: str) -> None:

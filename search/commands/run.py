@@ -69,7 +69,9 @@ def run(
     workers: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Parallel CPU workers; 0: only workers started elsewhere.", show_default="1"
+            min=0,
+            help="Parallel CPU workers; 0: only workers started elsewhere.",
+            show_default="1; for auto, up to 4",
         ),
     ] = None,
     gpus: Annotated[str | None, typer.Option(help="GPUs to train on, such as 0,1.")] = None,
@@ -90,6 +92,7 @@ def run(
     from search.monitoring.console import make_console
     from search.run_study import run_study
     from search.spec.loading import load_spec
+    from search.trial_process.resources import planned_workers
     from search.workers.pool import make_worker_pool
 
     is_auto = study == "auto"
@@ -99,6 +102,8 @@ def run(
     budget = {"trials": trials, limit: hours, "gpu_hours": gpu_hours}
     overrides = list(set_ or [])
     overrides += [f"budget.{key}={value}" for key, value in budget.items() if value is not None]
+    if is_auto and workers is None and engine == "local":
+        workers = planned_workers(device, threads, gpus=gpus, workers_per_gpu=workers_per_gpu)
     pool = make_worker_pool(
         engine,
         device=device,

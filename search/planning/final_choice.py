@@ -10,7 +10,7 @@ from search.planning import policy
 from search.planning.policy import LEVELS, TIERS, Tier
 from search.planning.situation import Situation
 from search.planning.space import usable_encoders
-from search.study.forecast import FinalWork, epoch_s, fixed_final_s, forecast_final_s
+from search.study.forecast import FinalWork, final_epoch_s, fixed_final_s, forecast_final_s
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def choose_final(situation: Situation, tier: Tier) -> FinalChoice:
     work, above = chosen.work, finals[chosen.level + 1].work
     image_s = situation.image_s(tier, work.image_size)
     spare_s = seconds - fixed_final_s(work, image_s)
-    affordable = int(spare_s / (work.rounds * epoch_s(work, image_s)))
+    affordable = int(spare_s / final_epoch_s(work, image_s))
     most = above.epochs * above.image_size // work.image_size
     work = replace(work, epochs=max(work.epochs, min(affordable, most)))
     return replace(chosen, work=work, seconds=_seconds(situation, tier, work))
@@ -92,8 +92,9 @@ def _final(situation: Situation, tier: Tier, number: int) -> FinalChoice:
     """Return the final of a level."""
     level, data, quality = LEVELS[number], situation.data, situation.quality
     epochs, limit = scale_epochs(level.epochs, data.train)
-    # Trainings on slots that are free anyway cost nothing.
-    trainings = min(quality.finalists * quality.seeds, max(level.trainings, situation.slots))
+    # Trainings on GPUs that are free anyway cost nothing. On a CPU a single one has all threads.
+    free = 1 if situation.speeds.is_cpu else situation.slots
+    trainings = min(quality.finalists * quality.seeds, max(level.trainings, free))
     work = FinalWork(
         fit=limit or data.train,
         val=data.val,
@@ -105,6 +106,7 @@ def _final(situation: Situation, tier: Tier, number: int) -> FinalChoice:
         slots=situation.slots,
         members=min(quality.ensemble, trainings),
         reading_s=data.reading_s,
+        is_cpu=situation.speeds.is_cpu,
     )
     return FinalChoice(number, work, limit, _seconds(situation, tier, work))
 

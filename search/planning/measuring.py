@@ -82,7 +82,8 @@ def measure_machine(
             if speed is not None:
                 known[name] = speed
                 _write(path, known)
-    return MachineSpeeds({n: known[n] for n in anchors if n in known}, _memory_bytes(slot))
+    speeds = {name: known[name] for name in anchors if name in known}
+    return MachineSpeeds(speeds, _memory_bytes(slot), slot.device == "cpu")
 
 
 def _agrees(known: AnchorSpeed | None, check: Measured, size: int) -> bool:

@@ -75,10 +75,12 @@ class MachineSpeeds:
     """Measurements of one slot.
 
     anchors: by their names in ANCHORS, at least one. memory_bytes: of the slot; None if not known.
+    is_cpu: whether slots share the threads of a CPU.
     """
 
     anchors: Mapping[str, AnchorSpeed]
     memory_bytes: float | None = None
+    is_cpu: bool = False
 
     def of(self, anchor: str) -> AnchorSpeed:
         """Return the speed of an anchor; if it was not measured, from the nearest one's."""

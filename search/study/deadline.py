@@ -21,6 +21,7 @@ from search.storage.training_time import hours_spent, seconds_of
 from search.storage.trial_records import StudyAttr
 from search.study.forecast import FinalWork, estimate_reading_s, forecast_from_trials
 from search.study.opening import OpenStudy
+from search.trial_process.slot import Slot
 
 #: Seconds between two records of the clock, and records after which its process counts as ended.
 RECORD_S, MISSED_RECORDS = 5.0, 12
@@ -119,17 +120,19 @@ def final_work(opened: OpenStudy) -> FinalWork:
         reading_s=clock.get("reading_s", 0.0),
         tta=spec.final.tta,
         postprocess=spec.final.postprocess,
+        is_cpu=clock.get("is_cpu", False),
     )
 
 
 class JobClock:
     """Keeps the clock of a job while it runs; without ``budget.total_hours`` it does nothing.
 
-    started_at: monotonic seconds when the job's process began. slots: trainings of the final that
-    run at once.
+    started_at: monotonic seconds when the job's process began. slots: where the final is trained.
     """
 
-    def __init__(self, opened: OpenStudy, started_at: float, slots: int = 1) -> None:
+    def __init__(
+        self, opened: OpenStudy, started_at: float, slots: Sequence[Slot] = (Slot(),)
+    ) -> None:
         self._study, self._slots = opened.study, slots
         self._started_at = started_at
         self._is_used = opened.spec.budget.total_hours is not None
@@ -148,7 +151,8 @@ class JobClock:
             "seconds": self._earlier_s + time.monotonic() - self._started_at,
             "training_s": 3600 * hours_spent(self._trials()),
             "at": time.time() if is_open else None,
-            "slots": self._slots,
+            "slots": len(self._slots),
+            "is_cpu": all(slot.device == "cpu" for slot in self._slots),
             "reading_s": self._reading_s,
         }
         self._study.set_user_attr(StudyAttr.CLOCK, clock)

@@ -29,6 +29,9 @@ REPORT_S = 8.0
 #: The time of an image grows with this power of its pixels, because a part of it does not depend on
 #: them. Measured on two cores: 3.3 times from 96 to 192 px.
 PIXEL_POWER = 0.9
+#: The speed of a training grows with this power of its CPU threads. From one to two threads it is
+#: 1.15 times as fast at 64 px, 1.3 times at 96 px, 1.45 times from 160 px on.
+THREADS_POWER = 0.5
 #: Pairs that are read to estimate the time of all of them.
 SAMPLE = 12
 
@@ -47,6 +50,7 @@ class FinalWork:
         members: networks that are evaluated together.
         reading_s: seconds to read the images at this size.
         tta, postprocess: whether these are selected.
+        is_cpu: whether slots share the threads of a CPU: a training that runs alone has all.
     """
 
     fit: int
@@ -61,6 +65,11 @@ class FinalWork:
     reading_s: float = 0.0
     tta: bool = True
     postprocess: bool = True
+    is_cpu: bool = False
+
+    def speedup(self, tasks: int) -> float:
+        """Return the speed of each of a number of parallel tasks, relative to that on a slot."""
+        return max(1.0, self.slots / tasks) ** THREADS_POWER if self.is_cpu else 1.0
 
     @property
     def rounds(self) -> int:
@@ -69,12 +78,17 @@ class FinalWork:
 
 
 def forecast_final_s(work: FinalWork, image_s: float) -> float:
-    """Return the seconds of a final. image_s: to train one image at its size."""
-    return fixed_final_s(work, image_s) + work.rounds * work.epochs * epoch_s(work, image_s)
+    """Return the seconds of a final. image_s: to train one image at its size on one slot."""
+    return fixed_final_s(work, image_s) + work.epochs * final_epoch_s(work, image_s)
+
+
+def final_epoch_s(work: FinalWork, image_s: float) -> float:
+    """Return the seconds of one epoch of all trainings, with its validation."""
+    return work.rounds * epoch_s(work, image_s / work.speedup(work.trainings))
 
 
 def epoch_s(work: FinalWork, image_s: float) -> float:
-    """Return the seconds of one epoch of one training, with its validation."""
+    """Return the seconds of one epoch of one training on a slot, with its validation."""
     return EPOCH_S + (work.fit + VAL_COST * work.val) * image_s
 
 
@@ -87,7 +101,8 @@ def fixed_final_s(work: FinalWork, image_s: float) -> float:
     if work.postprocess:
         cpu_s += POSTPROCESS_PIXEL_S * work.image_size**2 * work.val
     start_s = START_S * (work.rounds + 2)  # the selection and the test are processes, too
-    return work.reading_s + start_s + passes * VAL_COST * image_s + cpu_s / count_cores() + REPORT_S
+    predicting_s = passes * VAL_COST * image_s / work.speedup(1)
+    return work.reading_s + start_s + predicting_s + cpu_s / count_cores() + REPORT_S
 
 
 def image_seconds(trial: FrozenTrial, train: int, val: int) -> float | None:

@@ -13,6 +13,10 @@ from search.trial_process.slot import Slot
 
 #: Part of the host's memory that all trainings may use together.
 MEMORY_SHARE = 0.9
+#: Workers of a CPU at most where a plan chooses their number, and memory of each in GB. Small
+#: networks use several threads badly: on two cores, two workers with one thread each train 1.4 to
+#: 1.7 times as many images as one with two threads (bench/results/peers-cpu.md).
+MAX_PLANNED_WORKERS, WORKER_GB = 4, 3.0
 #: Memory limits of containers, cgroups version 2 and 1.
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -72,6 +76,24 @@ def local_slots(
     memory_gb = _host_memory_gb() * MEMORY_SHARE / count
     threads = threads or max(1, count_cores() // count)
     return [Slot(device, threads, share, memory_gb) for device in devices]
+
+
+def planned_workers(
+    device: str = "auto",
+    threads: int | None = None,
+    *,
+    gpus: str | None = None,
+    workers_per_gpu: int = 1,
+) -> int | None:
+    """Return the number of CPU workers for a plan; None for one worker, or for GPUs.
+
+    Arguments as in ``local_slots``; with ``threads`` there is one worker.
+    """
+    if threads or gpus is not None or workers_per_gpu > 1 or pick_device(device).type != "cpu":
+        return None
+    fitting = int(_host_memory_gb() * MEMORY_SHARE / WORKER_GB)
+    workers = min(MAX_PLANNED_WORKERS, count_cores(), fitting)
+    return workers if workers > 1 else None
 
 
 def count_cores() -> int:

@@ -34,8 +34,9 @@ def known_machine(monkeypatch):
 def test_plan_prints_and_writes_a_study_file(known_machine, tiny_data, tmp_path):
     words = ("plan", "--data", tiny_data, "--hours", 0.5, "--device", "cpu")
     printed = tmp_path / "printed.yaml"
-    printed.write_text(call(*words))
-    assert "written.yaml: run it with" in call(*words, "-o", tmp_path / "written.yaml")
+    printed.write_text(call(*words, "--workers", 2))
+    hint = call(*words, "--workers", 2, "-o", tmp_path / "written.yaml")
+    assert "written.yaml: run it with" in hint and "--data ... --workers 2`" in hint
     written = load_spec(str(tmp_path / "written.yaml"))
     assert load_spec(str(printed)) == written
     assert (written.name, written.budget.total_hours) == ("auto", 0.5)

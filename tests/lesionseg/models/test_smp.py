@@ -270,10 +270,17 @@ def test_large_encoders_are_rows():
     assert set(ENCODERS + TRANSFORMERS) >= LARGE
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "encoder"), [(n, e) for n in SMP for e in offered(n) if e not in LARGE]
-)
+def pairs(is_tested):
+    """Pairs of architecture and encoder: a quarter is slow, with each of both; the others long."""
+    return [
+        pytest.param(name, encoder, marks=pytest.mark.long if (i + j) % 4 else pytest.mark.slow)
+        for i, name in enumerate(SMP)
+        for j, encoder in enumerate(offered(name))
+        if is_tested(name, encoder)
+    ]
+
+
+@pytest.mark.parametrize(("name", "encoder"), pairs(lambda name, encoder: encoder not in LARGE))
 def test_every_pair_runs_and_nothing_that_it_needs_is_removed(name, encoder):
     params = {"encoder": encoder, **shallow(name)}
     row, size = SMP[name], least(name, **params)
@@ -290,10 +297,8 @@ def test_every_pair_runs_and_nothing_that_it_needs_is_removed(name, encoder):
             assert model.train()(images(side)).shape == (2, 1, side, side)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "encoder"),
-    [(n, e) for n in SMP for e in offered(n) if n in DEEP or e in LARGE],
+    ("name", "encoder"), pairs(lambda name, encoder: name in DEEP or encoder in LARGE)
 )
 def test_every_pair_has_the_right_shape_at_full_depth(name, encoder):
     size = least(name)

@@ -40,7 +40,9 @@ def speed(images_per_s: float, macs_per_pixel: float) -> AnchorSpeed:
 
 #: Two cores.
 CPU = MachineSpeeds(
-    {"fpn-lite0": speed(31, 15_000), "unet-lite0": speed(16, 44_000)}, memory_bytes=16e9
+    {"fpn-lite0": speed(31, 15_000), "unet-lite0": speed(16, 44_000)},
+    memory_bytes=16e9,
+    is_cpu=True,
 )
 GPU = MachineSpeeds(
     {

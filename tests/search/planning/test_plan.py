@@ -95,6 +95,15 @@ def test_a_slot_is_worth_as_much_time():
     assert two.forecast.trials > 1.5 * one.forecast.trials
 
 
+def test_slots_that_a_single_training_leaves_free():
+    """A GPU trains another network on them; on a CPU the training has their threads."""
+    gpu = plan(0.05, speeds=GPU, slots=2).spec.final
+    one, two = (plan(0.25, slots=slots).spec.final for slots in (1, 2))
+    assert gpu.finalists * gpu.seeds == 2
+    assert one.finalists * one.seeds == two.finalists * two.seeds == 1
+    assert two.image_size * two.epochs > one.image_size * one.epochs
+
+
 def test_larger_networks_need_time_weights_and_memory():
     def encoders(**options):
         return set(plan(speeds=GPU, **options).spec.space.auto_encoders())

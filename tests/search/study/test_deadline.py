@@ -17,6 +17,7 @@ from search.study.deadline import (
     is_search_over,
     remaining_s,
 )
+from search.trial_process.slot import Slot
 from tests.search.helpers import open_tiny
 from tests.search.study.trials import finished_trial
 
@@ -67,10 +68,10 @@ def test_training_after_the_clock_was_recorded_counts(opened):
 
 
 def test_sessions_add_up_without_the_time_between_them(opened):
-    with JobClock(opened, time.monotonic() - 100, slots=3):
+    with JobClock(opened, time.monotonic() - 100, slots=3 * [Slot("cpu")]):
         assert remaining_s(opened) == pytest.approx(3500, abs=2)
         assert is_job_running(opened.study)
-        assert final_work(opened).slots == 3
+        assert final_work(opened).slots == 3 and final_work(opened).is_cpu
         assert final_work(opened).reading_s > 0
     assert not is_job_running(opened.study)
     with JobClock(opened, time.monotonic() - 50):

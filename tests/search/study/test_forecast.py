@@ -39,6 +39,11 @@ def test_epochs_rounds_and_passes_add_up(simple):
     assert forecast_final_s(WORK, 0.1) == pytest.approx(4 * 10 + 1.5)
     three = FinalWork(**{**vars(WORK), "trainings": 3, "slots": 2})
     assert forecast_final_s(three, 0.1) == pytest.approx(2 * 4 * 10 + 1.5)
+    # A task that has all threads of four slots is twice as fast.
+    alone = FinalWork(**{**vars(WORK), "slots": 4, "is_cpu": True})
+    assert forecast_final_s(alone, 0.1) == pytest.approx((4 * 10 + 1.5) / 2)
+    more = FinalWork(**{**vars(alone), "trainings": 4})
+    assert forecast_final_s(more, 0.1) == pytest.approx(4 * 10 + 1.5 / 2)
 
 
 def test_selections_and_members_cost_time():

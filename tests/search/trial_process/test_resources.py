@@ -12,6 +12,7 @@ from search.trial_process.resources import (
     count_cores,
     default_slot,
     local_slots,
+    planned_workers,
 )
 from search.trial_process.slot import Slot
 from tests.fake_cuda import fake_cuda
@@ -78,6 +79,18 @@ def test_cpu_workers_divide_cores_and_memory_evenly(workers, whole):
 
 def test_threads_are_those_of_each_worker():
     assert [s.threads for s in local_slots("cpu", 5, workers=2)] == [5, 5]
+
+
+@pytest.mark.parametrize(
+    ("cores", "memory_gb", "workers"),
+    [(1, 64, None), (2, 8, 2), (3, 64, 3), (64, 256, 4), (8, 4, None)],
+)
+def test_a_plan_has_a_few_cpu_workers_that_fit_the_memory(cores, memory_gb, workers, monkeypatch):
+    monkeypatch.setattr(resources, "count_cores", lambda: cores)
+    monkeypatch.setattr(resources, "_host_memory_gb", lambda: memory_gb)
+    assert planned_workers("cpu") == workers
+    assert planned_workers("cpu", 2) is None
+    assert planned_workers("cpu", gpus="0") is planned_workers("cpu", workers_per_gpu=2) is None
 
 
 def test_no_workers_no_slots():
