@@ -27,7 +27,7 @@ from search.trial_process.slot import Slot
 RECORD_S, MISSED_RECORDS = 5.0, 12
 #: Part of the time that is kept for the final at most, whatever its forecast: it then has fewer
 #: epochs, and there still is a search.
-MAX_FINAL_SHARE = 0.75
+MAX_FINAL_SHARE = 0.8
 #: A trial is started if this part of a typical trial fits before the final.
 MIN_TRIAL_SHARE = 0.5
 
