@@ -46,12 +46,12 @@ def test_most_of_the_time_is_planned(machine):
 @pytest.mark.parametrize(
     ("hours", "machine", "quality", "search", "final"),
     [
-        # 0.25 h: 832 s without start and margin. The final may take 2/3, 540 s, of which about 120
-        # are for the test: 13,000 images of 128 px, 8 epochs. Larger images would be seen less.
-        (0.25, "cpu", "balanced", (64, 2), (128, 8, 1)),
-        (0.25, "cpu", "best", (64, 2), (128, 8, 1)),
-        # 0.1 h: 314 s. The final has 210 s, 100 of them for the test: 4 epochs at 96 px.
-        (0.1, "cpu", "balanced", (64, 1), (96, 4, 1)),
+        # 0.25 h: 832 s without start and margin. The final may take 3/4, 620 s, of which about 120
+        # are for the test: 15,500 images of 128 px, 10 epochs. Larger images would be seen less.
+        (0.25, "cpu", "balanced", (64, 2), (128, 10, 1)),
+        (0.25, "cpu", "best", (64, 2), (128, 10, 1)),
+        # 0.1 h: 314 s. The final has 235 s, 100 of them for the test: 5 epochs at 96 px.
+        (0.1, "cpu", "balanced", (64, 1), (96, 5, 1)),
         # With more time there are several trainings, unless one network is wanted.
         (4, "cpu", "balanced", (160, 4), (224, 15, 3)),
         (4, "cpu", "fast", (192, 8), (256, 30, 1)),

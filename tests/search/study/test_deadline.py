@@ -112,8 +112,8 @@ def test_the_search_ends_where_the_final_must_begin(opened, monkeypatch):
     assert trial_records.rank_trials([pruned]) == []
 
 
-def test_the_search_has_a_quarter_of_the_time_whatever_the_final_takes(opened):
+def test_the_search_has_a_fifth_of_the_time_whatever_the_final_takes(opened):
     slow = trained(0, 0, 100, seconds=1000.0, epochs=2)
-    for used, is_over in ((880, False), (920, True)):
+    for used, is_over in ((700, False), (740, True)):
         set_clock(opened, seconds=float(used), training_s=100.0, at=None)
         assert is_search_over(opened, [slow]) is is_over
