@@ -83,8 +83,8 @@ FEW_IMAGES, TYPICAL_IMAGES = 500, 1750
 #: Least and most epochs of a final. With less than the least, a part of the images is used.
 MIN_FINAL_EPOCHS, MAX_EPOCHS = 2, 400
 #: The final's share of the time, plus its share of the first SHORT_IMAGES, a time in which the
-#: reference network trains this number of images of SPEED_SIZE: three quarters of a short time, half
-#: of a long one. In 15 minutes on two cores, epochs of the final gain more than further trials
+#: reference network trains this number of images of SPEED_SIZE: three quarters of a short time,
+#: half of a long one. In 15 minutes on two cores, epochs of the final gain more than further trials
 #: (bench/results/peers-cpu.md).
 FINAL_SHARE, SHORT_SHARE, SHORT_IMAGES, SPEED_SIZE = 1 / 2, 1 / 4, 50_000, 128
 #: Part of the time that is not planned, for errors of the forecast.
