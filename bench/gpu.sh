@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 OUT="${OUT:-runs/gpu}"
 DEVICE="${DEVICE:-cuda}"
 mkdir -p "$OUT"
-export OMP_WAIT_POLICY=PASSIVE LESIONSEARCH_CACHE="$PWD/.gpu-cache" HF_HUB_OFFLINE=1
+export GOMP_SPINCOUNT=1000 LESIONSEARCH_CACHE="$PWD/.gpu-cache" HF_HUB_OFFLINE=1
 START=$(date +%s)
 
 # stage NAME SECONDS COMMAND...: run a command within a time limit, and append a line to stages.jsonl.

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 # As in the command line; must be set before torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import psutil
 import torch

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # As in the command line; must be set before torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import albumentations as A
 import numpy as np

@@ -80,7 +80,6 @@ def run_peer(letter: str, options: argparse.Namespace, parts: Parts, judged: Par
     # Caches are the peer's own, so that their time is too.
     environment = os.environ | {
         "OMP_NUM_THREADS": str(options.threads),
-        "OMP_WAIT_POLICY": "PASSIVE",
         "LESIONSEARCH_CACHE": str(job.folder / "cache"),
     }
     command = [str(python), "-m", "bench.peers.child", letter, str(job.write())]

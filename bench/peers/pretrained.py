@@ -8,13 +8,9 @@ time.
 from __future__ import annotations
 
 import copy
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-
-# As in the command line; must be set before torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import albumentations as A
 import numpy as np

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 # As in the command line; must be set before torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import torch
 

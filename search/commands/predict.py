@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -37,8 +36,9 @@ def predict(
     threads: Threads = None,
 ) -> None:
     """Segment the lesion in any images: masks, overlays and a table."""
-    # Set before torch is imported: threads that spin while they wait slow down reading and writing.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from lesionseg.runtime.openmp import limit_spinning
+
+    limit_spinning()  # before torch is imported
     from search.errors import JobFailed
     from search.monitoring.console import make_console, progress_bar
     from search.results.image_paths import find_images, find_masks

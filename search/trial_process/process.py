@@ -30,6 +30,7 @@ from typing import Any
 
 import psutil
 
+from lesionseg.runtime.openmp import limit_spinning
 from search import signals
 from search.output import tolerant_output
 from search.trial_process.protocol import ErrorReason, Job, JobError, JobOutcome, Reply
@@ -46,9 +47,7 @@ class TrialProcess:
     """A running job. Read ``messages`` to the end; ``close`` ends the process in any case."""
 
     def __init__(self, job: Job) -> None:
-        # Waiting OpenMP threads sleep instead of spinning. Spinning gains next to nothing on an
-        # idle machine, and made epochs five times as long where cores are shared.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        limit_spinning()
         if job.slot.device == "cpu":
             # glibc keeps freed memory for reuse. Returning each activation to the system, which
             # zeroes it again, took 13% of a U-Net's step at 96 px and a third at 256 px.
