@@ -59,8 +59,15 @@ def plan(
         print(text, end="")
         return
     write_text(output, text)
-    parallel = "" if workers is None else f" --workers {workers}"
-    print(f"{output}: run it with `lesionsearch run {output} --data ...{parallel}`")
+    options = {
+        "device": None if device == "auto" else device,
+        "threads": threads,
+        "workers": workers,
+        "gpus": gpus,
+        "workers-per-gpu": None if workers_per_gpu == 1 else workers_per_gpu,
+    }
+    given = "".join(f" --{name} {value}" for name, value in options.items() if value is not None)
+    print(f"{output}: run it with `lesionsearch run {output} --data ...{given}`")
 
 
 def write_text(path: Path, text: str) -> None:

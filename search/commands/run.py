@@ -145,6 +145,7 @@ def _plan(
     from lesionseg.errors import InputError
     from search.planning.planner import Planned, plan_study
     from search.planning.resuming import auto_folder, load_or_plan
+    from search.spec.loading import apply_overrides, parse_spec
 
     if pool.engine != "local" or not pool.slots:
         raise InputError(
@@ -156,8 +157,11 @@ def _plan(
     def plan() -> Planned:
         if hours is None:
             raise InputError("--hours: `run auto` needs the time of the whole job, such as 0.5")
+        data_overrides = [each for each in overrides if each.startswith("data.")]
+        plain = {"name": "auto", **apply_overrides({}, data_overrides)}
         return plan_study(
-            tuple(data), hours, quality, pool.slots, started_at=started_at,
+            tuple(data), hours, quality, pool.slots,
+            data_spec=parse_spec(plain, "the plan").data, started_at=started_at,
             on_anchor=lambda name: console.print(f"measuring {name} on {pool.slots[0].device}"),
         )  # fmt: skip
 

@@ -94,7 +94,9 @@ def _final(situation: Situation, tier: Tier, number: int) -> FinalChoice:
     epochs, limit = scale_epochs(level.epochs, data.train)
     # Trainings on GPUs that are free anyway cost nothing. On a CPU a single one has all threads.
     free = 1 if situation.speeds.is_cpu else situation.slots
-    trainings = min(quality.finalists * quality.seeds, max(level.trainings, free))
+    most = max(level.trainings, free)
+    finalists = min(quality.finalists, most)
+    trainings = finalists * min(quality.seeds, most // finalists)
     work = FinalWork(
         fit=limit or data.train,
         val=data.val,

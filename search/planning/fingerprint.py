@@ -10,7 +10,8 @@ import numpy as np
 from lesionseg.data.cache import read_pair
 from lesionseg.data.index import DatasetIndex
 from lesionseg.data.split import has_official_split, make_split
-from search.spec.study_spec import SplitSpec
+from lesionseg.errors import InputError
+from search.spec.study_spec import DataSpec
 from search.trial_process.resources import count_cores
 
 #: Pairs that are read, and the size in pixels at which their reading is timed.
@@ -43,16 +44,28 @@ class DataFingerprint:
     reading_s: float
 
 
-def read_fingerprint(index: DatasetIndex) -> DataFingerprint:
+def read_fingerprint(index: DatasetIndex, data: DataSpec) -> DataFingerprint:
     """Read the fingerprint of a data set; only a sample of its images is opened.
 
+    Args:
+        index: the data set.
+        data: how it is split and limited.
+
     Raises:
-        InputError: there are too few images for three parts, or a pair cannot be read.
+        InputError: there are too few images for three parts, a pair cannot be read, or a
+            cross-validation is wanted.
     """
-    records = index.records
-    is_official = has_official_split(records)
-    shares = SplitSpec(mode="auto").shares
-    split = make_split(records, np.zeros(len(records)), shares, official=is_official)
+    if data.split.kfold:
+        raise InputError(
+            "data.split.kfold: no plan is made for a cross-validation; print a plan with "
+            "`lesionsearch plan -o FILE` and set it there"
+        )
+    records, mode = index.records, data.split.mode
+    is_official = mode == "official" or (mode == "auto" and has_official_split(records))
+    split = make_split(
+        records, np.zeros(len(records)), data.split.shares,
+        official=is_official, limits=data.limit.model_dump(),
+    )  # fmt: skip
     sample = records[:: max(1, len(records) // SAMPLE)][:SAMPLE]
     start = time.perf_counter()
     pairs = [read_pair(record, SAMPLE_SIZE) for record in sample]

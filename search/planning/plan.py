@@ -131,7 +131,7 @@ def _final_section(
     # Of few trials only the better half is worth another training.
     finalists = max(1, min(quality.finalists, work.trainings, search.trials // 2))
     return {
-        "fit_on": quality.fit_on,
+        "fit_on": "train",
         "image_size": work.image_size,
         "epochs": work.epochs,
         "finalists": finalists,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lesionseg.data.index import DatasetIndex
 from lesionseg.data.merge import Roots
+from lesionseg.errors import InputError
 from lesionseg.models.weights import resolve_weights
 from search.planning import policy
 from search.planning.fingerprint import DataFingerprint, read_fingerprint
@@ -16,6 +18,7 @@ from search.planning.plan import Plan, candidate_encoders, make_plan
 from search.planning.reasons import summarize
 from search.planning.speeds import MachineSpeeds
 from search.planning.study_file import render_study
+from search.spec.study_spec import DataSpec
 from search.trial_process.slot import Slot
 
 #: The name of the studies that are planned.
@@ -60,6 +63,7 @@ def plan_study(
     quality: str,
     slots: Sequence[Slot],
     *,
+    data_spec: DataSpec | None = None,
     started_at: float | None = None,
     on_anchor: Callable[[str], None] = lambda name: None,
 ) -> Planned:
@@ -70,6 +74,7 @@ def plan_study(
         hours: wall-clock time of the whole job.
         quality: a name in QUALITIES.
         slots: of the trainings, at least one; the first one is measured.
+        data_spec: how the images are read, split and limited; the defaults if None.
         started_at: monotonic seconds at which the job began, if the planning is a part of it.
         on_anchor: called with the name of each network before it is measured.
 
@@ -78,7 +83,11 @@ def plan_study(
             ``make_plan``.
     """
     policy.find_quality(quality)
-    fingerprint = read_fingerprint(DatasetIndex.read(data))
+    if not 0 < hours < math.inf:
+        raise InputError(f"--hours: must be above 0 and finite, got {hours:g}")
+    data_spec = data_spec or DataSpec()
+    index = DatasetIndex.read(data, data_spec.layout, invert_masks=data_spec.invert_masks)
+    fingerprint = read_fingerprint(index, data_spec)
     limit_s = min(policy.MAX_MEASURE_S, policy.MEASURE_SHARE * 3600 * hours)
     speeds = measure_machine(slots[0], limit_s, on_anchor=on_anchor)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from lesionseg.errors import InputError, suggest_name
 
@@ -14,15 +13,11 @@ LITE0 = "tu-tf_efficientnet_lite0"
 
 @dataclass(frozen=True)
 class Quality:
-    """What the user wants: the largest numbers of finalists, of seeds of each, and of members.
-
-    fit_on: as in ``FinalSpec``.
-    """
+    """What the user wants: the largest numbers of finalists, of seeds of each, and of members."""
 
     finalists: int
     seeds: int
     ensemble: int
-    fit_on: Literal["train", "train_val"] = "train"
 
 
 #: fast: one network, which predicts fastest. best: more candidates and a larger ensemble.
@@ -91,9 +86,6 @@ FINAL_SHARE, SHORT_SHARE, SHORT_IMAGES, SPEED_SIZE = 1 / 2, 1 / 4, 50_000, 128
 MARGIN = 0.04
 #: Seconds to create the study, and per image to look for near-duplicates.
 START_S, AUDIT_S = 6.0, 0.008
-#: Post-processing and test-time augmentation are not selected if all that follows the trainings
-#: would take a larger part of the time.
-MAX_SELECTION_SHARE = 0.25
 
 # --- the search --------------------------------------------------------------------------------
 

@@ -62,9 +62,7 @@ def give_reasons(
         "default.",
         "warm_start": "the first trial has the default of every parameter.",
         "final.fit_on": "the validation images choose the epoch, the finalist, the ensemble and "
-        "the inference steps."
-        if final.fit_on == "train"
-        else "more images for the training.",
+        "the inference steps.",
         "final.image_size": f"the largest size at which the network sees enough images in time; "
         f"the images have about {data.side} px. {tier.anchor} trains {rate:.3g} images/s at this "
         "size on this machine.",

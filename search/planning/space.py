@@ -15,7 +15,10 @@ Section = dict[str, Any]
 
 @dataclass(frozen=True)
 class Stage:
-    """What is searched from a number of trials on. The first option of each list is the default."""
+    """What is searched from a number of trials on. The first option of each list is the default.
+
+    has_encoders: whether more than one encoder and one decoder width are searched.
+    """
 
     trials: int
     architectures: tuple[str, ...]
@@ -23,6 +26,7 @@ class Stage:
     augments: Section
     optimizers: Section
     schedules: tuple[str, ...]
+    has_encoders: bool = False
     mix: tuple[str, ...] = ("none",)
     settings: Section | None = None
     model: Section | None = None
@@ -71,6 +75,7 @@ STAGES = (
         augments=_AUGMENTS,
         optimizers={"adamw": {"lr": [2e-4, 5e-3], "weight_decay": [1e-4, 0.1]}},
         schedules=("onecycle", "cosine", "polynomial"),
+        has_encoders=True,
         mix=("none", "cutmix"),
         settings={"batch_size": [8, 32], "ema": {"choices": [0.0, 0.99]}},
     ),
@@ -85,6 +90,7 @@ STAGES = (
             "lion": {"lr": [1e-5, 5e-4]},
         },
         schedules=("onecycle", "cosine", "polynomial", "constant", "plateau"),
+        has_encoders=True,
         mix=("none", "cutmix", "mixup"),
         settings={
             "batch_size": [8, 32],
@@ -94,8 +100,6 @@ STAGES = (
         model={"layer_decay": {"choices": [1.0, 0.85]}},
     ),
 )
-#: Trials from which on more than one encoder is searched.
-ENCODER_TRIALS = 25
 
 
 def stage_for(trials: int) -> Stage:
@@ -118,7 +122,7 @@ def search_section(tier: Tier, trials: int, weights: Mapping[str, str]) -> Secti
     """
     stage = stage_for(trials)
     section = {
-        "model": _models(tier, stage, trials, weights),
+        "model": _models(tier, stage, weights),
         "loss": stage.losses,
         "augment": stage.augments,
         "optimizer": stage.optimizers,
@@ -129,9 +133,9 @@ def search_section(tier: Tier, trials: int, weights: Mapping[str, str]) -> Secti
     return section | (stage.settings or {})
 
 
-def _models(tier: Tier, stage: Stage, trials: int, weights: Mapping[str, str]) -> Section:
+def _models(tier: Tier, stage: Stage, weights: Mapping[str, str]) -> Section:
     encoders = usable_encoders(tier, weights)
-    encoders = encoders if trials >= ENCODER_TRIALS else encoders[:1]
+    encoders = encoders if stage.has_encoders else encoders[:1]
     models: Section = {}
     for name in stage.architectures:
         refused = UNSUPPORTED.get(name.removeprefix("smp_"), frozenset())
@@ -144,7 +148,7 @@ def _models(tier: Tier, stage: Stage, trials: int, weights: Mapping[str, str]) -
             **(stage.model or {}),
         }
         if "decoder_width" in MODELS[name].space:
-            models[name]["decoder_width"] = _decoder_width(tier, trials)
+            models[name]["decoder_width"] = _decoder_width(tier, stage)
     if stage is STAGES[-1] and tier is TIERS[-1]:
         transformers = [e for e in TRANSFORMERS if weights.get(e, "none") != "none"]
         if transformers:
@@ -153,7 +157,7 @@ def _models(tier: Tier, stage: Stage, trials: int, weights: Mapping[str, str]) -
     return models
 
 
-def _decoder_width(tier: Tier, trials: int) -> Any:
+def _decoder_width(tier: Tier, stage: Stage) -> Any:
     """Return the decoder's width; the small tier's encoder is smaller than smp's decoders."""
     width, others = (0.5, [0.25, 1.0]) if tier is TIERS[0] else (1.0, [0.5])
-    return {"choices": [width, *others]} if trials >= ENCODER_TRIALS else width
+    return {"choices": [width, *others]} if stage.has_encoders else width

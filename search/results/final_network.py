@@ -165,10 +165,14 @@ def select_inference(
     trial; if those are of another image size, only steps are selected that do not depend on it.
 
     Returns:
-        The selection; None if the study allows no steps or there is no network to judge.
+        The selection; None if the study allows no steps, too little time is left, or there is no
+        network to judge.
     """
     final = setup.search.spec.final
     if not (final.tta or final.postprocess):
+        return None
+    if not setup.schedule.has_selection:
+        setup.on_event("final: too little time is left to select inference steps")
         return None
     if not setup.is_joint:
         return _select_steps(setup, setup.final, weights)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from search.study.forecast import START_S
 
@@ -13,18 +13,24 @@ from search.study.forecast import START_S
 TIME_SHARE = 0.92
 #: Part of it that predictions of an ensemble with test-time augmentation may take.
 PREDICTION_SHARE = 0.25
+#: Part of it that the selection of post-processing may take; else no inference steps are selected.
+SELECTION_SHARE = 0.25
 #: Epochs and seeds that more time than planned is used for.
 MAX_EPOCHS_FACTOR, MAX_SEEDS = 1.5, 3
 
 
 @dataclass(frozen=True)
 class FinalPlan:
-    """Numbers of finalists, of seeds and epochs of each, and the largest number of members."""
+    """Numbers of finalists, of seeds and epochs of each, and the largest number of members.
+
+    selection: whether inference steps are selected, if the study file has any.
+    """
 
     finalists: int
     seeds: int
     epochs: int
     ensemble: int
+    selection: bool = True
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,8 @@ class FinalCosts:
     joint_epoch_s: an epoch on training and validation images, with its validation.
     judge_s: predictions of a candidate for the validation images, to select the ensemble.
     member_s: predictions of a member for validation and test images, with all views.
-    fixed_s: what does not depend on the plan: choice of steps after the network, scores, report.
+    fixed_s: what does not depend on the plan: scores, report.
+    selection_s: selection of post-processing.
     """
 
     fit_on: Literal["train", "train_val"]
@@ -49,6 +56,7 @@ class FinalCosts:
     judge_s: float
     member_s: float
     fixed_s: float
+    selection_s: float = 0.0
 
     def training_s(self, plan: FinalPlan) -> float:
         """Return the duration of all trainings."""
@@ -63,7 +71,8 @@ class FinalCosts:
         """Return the duration of everything after the trainings."""
         networks = plan.finalists * plan.seeds + self.kept
         members = min(plan.ensemble, networks)
-        return networks * self.judge_s + members * self.member_s + self.fixed_s
+        selection_s = self.selection_s if plan.selection else 0.0
+        return networks * self.judge_s + members * self.member_s + selection_s + self.fixed_s
 
     def forecast_s(self, plan: FinalPlan) -> float:
         """Return the duration of the final test."""
@@ -81,7 +90,8 @@ class FinalCosts:
 def fit_to_time(planned: FinalPlan, left_s: float, costs: FinalCosts) -> FinalPlan:
     """Return the plan for the time that is left.
 
-    The number of members is limited first. With too little time, epochs are reduced down to half of
+    The number of members is limited first, and inference steps are not selected if that would take
+    too large a part of the time. With too little time, epochs are reduced down to half of
     the planned ones, then seeds, then finalists, then epochs further; what the last reduction
     leaves is used for epochs again. With more time than planned, epochs are raised up to
     MAX_EPOCHS_FACTOR times, and then, where an ensemble is allowed, seeds up to MAX_SEEDS.
@@ -92,7 +102,11 @@ def fit_to_time(planned: FinalPlan, left_s: float, costs: FinalCosts) -> FinalPl
         costs: durations on this machine.
     """
     available_s = PREDICTION_SHARE * left_s
-    plan = replace(planned, ensemble=costs.affordable_members(planned.ensemble, available_s))
+    plan = replace(
+        planned,
+        ensemble=costs.affordable_members(planned.ensemble, available_s),
+        selection=costs.selection_s <= SELECTION_SHARE * left_s,
+    )
 
     def fits(plan: FinalPlan) -> bool:
         return costs.forecast_s(plan) <= TIME_SHARE * left_s
@@ -120,10 +134,15 @@ def _largest(
 
     A larger value takes at least as long.
     """
+
+    def with_value(value: int) -> FinalPlan:
+        changes: dict[str, Any] = {field: value}
+        return replace(plan, **changes)
+
     while low < high:
         middle = (low + high + 1) // 2
-        if fits(replace(plan, **{field: middle})):
+        if fits(with_value(middle)):
             low = middle
         else:
             high = middle - 1
-    return replace(plan, **{field: low})
+    return with_value(low)

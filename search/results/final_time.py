@@ -24,15 +24,17 @@ from search.results.final_plan import FinalCosts, FinalPlan, fit_to_time
 from search.results.slot_threads import join_slots, run_on_slots, share_slots
 from search.spec.study_spec import StudySpec
 from search.storage import trial_records
-from search.storage.retention import KEEP_BEST
+from search.storage.retention import kept_weights
 from search.study.fidelity import to_final
-from search.study.forecast import EPOCH_S, POSTPROCESS_PIXEL_S, REPORT_S, SCORE_S, START_S
+from search.study.forecast import EPOCH_S, REPORT_S, SCORE_S, START_S, postprocess_s
 from search.study.opening import OpenStudy
 from search.trial_process.protocol import Measured, MeasureJob
 from search.trial_process.slot import Slot
 
 #: The stored schedule, in the folder of the retrainings.
 SCHEDULE_FILE = "schedule.json"
+#: Part of the time that is kept for what follows the trainings if the speed cannot be measured.
+UNKNOWN_AFTER_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class Schedule:
 
     left_s: that the study had left at the beginning; None without a limit.
     forecast_s: of the whole final test; None if the speed could not be measured.
-    after_s: of what follows the trainings, member_s: the part of each member of an ensemble.
+    after_s: of what follows the trainings; member_s: the part of each member of an ensemble;
+        selection_s: that of the selection of post-processing.
     end: of the study, by the monotonic clock; None for no limit.
     """
 
@@ -50,6 +53,7 @@ class Schedule:
     forecast_s: float | None = None
     after_s: float = 0.0
     member_s: float = 0.0
+    selection_s: float = 0.0
     end: float | None = None
 
     @property
@@ -60,9 +64,19 @@ class Schedule:
     @property
     def member_limit(self) -> int:
         """The largest number of members now: fewer if the trainings took longer than forecast."""
-        late_s = max(0.0, time.monotonic() - self.training_end)
-        members = self.plan.ensemble - math.ceil(late_s / self.member_s if self.member_s else 0.0)
+        members = self.plan.ensemble - math.ceil(
+            self._late_s / self.member_s if self.member_s else 0.0
+        )
         return max(1, members)
+
+    @property
+    def has_selection(self) -> bool:
+        """Whether inference steps are selected now: not if the trainings took much too long."""
+        return self.plan.selection and self._late_s <= self.selection_s
+
+    @property
+    def _late_s(self) -> float:
+        return max(0.0, time.monotonic() - self.training_end)
 
 
 @dataclass(frozen=True)
@@ -139,6 +153,8 @@ def make_schedule(
     }
     path = folder / SCHEDULE_FILE
     if stored := _read_schedule(path, origin):
+        if changes := _describe_changes(wanted, stored.plan):
+            on_event(f"final: continues with {changes}, as it was interrupted")
         return replace(stored, end=end)
     if left_s is None:
         return Schedule(wanted)
@@ -151,12 +167,13 @@ def make_schedule(
 
 
 def _describe_changes(wanted: FinalPlan, plan: FinalPlan) -> str:
-    before, after = asdict(wanted), asdict(plan)
-    return ", ".join(
+    before, after = asdict(wanted), asdict(replace(plan, selection=wanted.selection))
+    changes = [
         f"{key} {value} instead of {before[key]}"
         for key, value in after.items()
         if value != before[key]
-    )
+    ]
+    return ", ".join([*changes, *["no selection of inference steps"] * (not plan.selection)])
 
 
 def _read_schedule(path: Path, origin: dict[str, Any]) -> Schedule | None:
@@ -187,14 +204,14 @@ def _fit(
         try:
             costs = _estimate(opened, config, used)
         except JobFailed as error:
-            on_event(f"final: {error}; the trainings end when the time is spent")
-            return Schedule(wanted, left_s)
+            on_event(f"final: {error}; the trainings end after most of the time that is left")
+            return Schedule(wanted, left_s, after_s=UNKNOWN_AFTER_SHARE * left_s)
         fewest = replace(wanted, finalists=plan.finalists, seeds=plan.seeds)
         plan = fit_to_time(fewest, left_s - (time.monotonic() - start), costs)
         if len(share_slots(slots, plan.finalists * plan.seeds)) >= len(used):
             break
     forecast_s, after_s = costs.forecast_s(plan), costs.after_s(plan)
-    return Schedule(plan, left_s, forecast_s, after_s, costs.member_s)
+    return Schedule(plan, left_s, forecast_s, after_s, costs.member_s, costs.selection_s)
 
 
 def _estimate(opened: OpenStudy, config: TrialConfig, slots: Sequence[Slot]) -> FinalCosts:
@@ -221,12 +238,13 @@ def _estimate(opened: OpenStudy, config: TrialConfig, slots: Sequence[Slot]) -> 
     return FinalCosts(
         fit_on=final.fit_on,
         slots=len(slots),
-        kept=KEEP_BEST if is_same_size and final.fit_on == "train" else 0,
+        kept=kept_weights(final) if is_same_size and final.fit_on == "train" else 0,
         epoch_s=epoch_s(len(data.train)),
         joint_epoch_s=epoch_s(len(data.train_val)),
         judge_s=val_s,
         member_s=(len(SYMMETRIES) if final.tta else 1) * (val_s + test_s),
         fixed_s=_fixed_s(opened, join_slots(slots).threads),
+        selection_s=postprocess_s(len(data.val), config.image_size) if final.postprocess else 0.0,
     )
 
 
@@ -235,9 +253,7 @@ def _epoch_s(images: int, *, step_s: float, val_s: float, batch_size: int) -> fl
 
 
 def _fixed_s(opened: OpenStudy, threads: int) -> float:
-    """Estimate the selection of steps after the network, the scores of the test, and the report."""
+    """Estimate the scores of the test and the report."""
     shapes = dict(zip(opened.cache.names, opened.cache.shapes, strict=True))
     pixels = sum(height * width for height, width in (shapes[n] for n in opened.split.test))
-    selection_s = len(opened.split.val) * opened.cache.image_size**2 * POSTPROCESS_PIXEL_S
-    fixed_s = 3 * START_S + REPORT_S + SCORE_S * pixels / 1e6 / threads
-    return fixed_s + (selection_s if opened.spec.final.postprocess else 0.0)
+    return 3 * START_S + REPORT_S + SCORE_S * pixels / 1e6 / threads

@@ -168,7 +168,12 @@ def retrain(
         return False
 
     memory_bytes = None if slot.memory_gb is None else int(slot.memory_gb * 1e9)
-    conditions = StopConditions(memory_bytes=memory_bytes, suspend=must_suspend)
+    stall = opened.spec.budget.stall_minutes
+    conditions = StopConditions(
+        stall_s=None if stall is None else 60 * stall,
+        memory_bytes=memory_bytes,
+        suspend=must_suspend,
+    )
     match supervise_in_parts(job, on_message, conditions):
         case Trained(result):
             model = RetrainedModel(

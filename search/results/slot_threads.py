@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from queue import SimpleQueue
@@ -61,14 +62,31 @@ def _raise_first(futures: Sequence[Future[Result]]) -> None:
 
 
 def share_slots(slots: Sequence[Slot], tasks: int) -> Sequence[Slot]:
-    """Divide the threads and the memory of CPU slots among fewer tasks; other slots are kept."""
-    if tasks >= len(slots) or any(slot.device != "cpu" for slot in slots):
+    """Divide the threads, the memory and the devices of all slots among fewer tasks.
+
+    Tasks share a device only if there are fewer devices than tasks.
+    """
+    if tasks >= len(slots):
         return slots
+    total: dict[str, float] = defaultdict(float)
+    earlier: list[int] = []  # for each slot, the number of slots before it on its device
+    counts: Counter[str] = Counter()
+    for slot in slots:
+        total[slot.device] += slot.share
+        earlier.append(counts[slot.device])
+        counts[slot.device] += 1
+    order = sorted(range(len(slots)), key=lambda i: earlier[i])  # stable
+    devices = [slots[i].device for i in order[:tasks]]
+    used = Counter(devices)
     limits = [slot.memory_gb for slot in slots if slot.memory_gb is not None]
     memory_gb = sum(limits) / tasks if len(limits) == len(slots) else None
-    return [Slot("cpu", sum(s.threads for s in slots) // tasks, 1.0, memory_gb)] * tasks
+    threads = sum(slot.threads for slot in slots) // tasks
+    return [
+        Slot(device, threads, min(1.0, total[device] / used[device]), memory_gb)
+        for device in devices
+    ]
 
 
 def join_slots(slots: Sequence[Slot]) -> Slot:
-    """Return a slot for a single task: of the CPU all slots together, else the first one."""
+    """Return a slot for a single task, with the threads of all slots."""
     return share_slots(slots, 1)[0]

@@ -29,15 +29,10 @@ from search.spec.study_spec import StudySpec
 _IN_EPOCHS = {"frozen_epochs", "patience"}
 
 
-def to_final(config: TrialConfig, spec: StudySpec, train_images_ratio: float = 1.0) -> TrialConfig:
+def to_final(config: TrialConfig, spec: StudySpec) -> TrialConfig:
     """Return a trial's configuration for the final training.
 
-    With the search's image size, epochs and images, that is the same configuration.
-
-    Args:
-        config: a configuration of the study.
-        spec: the study.
-        train_images_ratio: number of training images of the final over that of the search.
+    With the search's image size and epochs, that is the same configuration.
 
     Raises:
         InputError: If the network does not accept the final's image size.
@@ -56,7 +51,7 @@ def to_final(config: TrialConfig, spec: StudySpec, train_images_ratio: float = 1
         image_size=image_size,
         epochs=epochs,
         patience=_scale_count(config.patience, ratio, SETTINGS["patience"]),
-        ema=_scale_ema(config.ema, ratio * train_images_ratio, SETTINGS["ema"]),
+        ema=_scale_ema(config.ema, ratio, SETTINGS["ema"]),
         model=_scale_component("model", config.model, ratio),
         schedule=_scale_component("schedule", config.schedule, ratio),
     )

@@ -30,8 +30,8 @@ REPORT_S = 8.0
 #: them. Measured on two cores: 3.3 times from 96 to 192 px.
 PIXEL_POWER = 0.9
 #: The speed of a training grows with this power of its CPU threads. From one to two threads it is
-#: 1.15 times as fast at 64 px, 1.3 times at 96 px, 1.45 times from 160 px on.
-THREADS_POWER = 0.5
+#: 1.5 times as fast at 64 and 96 px, 1.6 times at 128 px, 1.7 times from 160 px on.
+THREADS_POWER = 0.7
 #: Pairs that are read to estimate the time of all of them.
 SAMPLE = 12
 
@@ -97,12 +97,16 @@ def fixed_final_s(work: FinalWork, image_s: float) -> float:
     selection_passes = SELECTION_PASSES if work.tta else 1
     test_passes = TEST_PASSES if work.tta else 1
     passes = work.members * (selection_passes * work.val + test_passes * work.test)
-    cpu_s = SCORE_S * work.test_megapixels
-    if work.postprocess:
-        cpu_s += POSTPROCESS_PIXEL_S * work.image_size**2 * work.val
     start_s = START_S * (work.rounds + 2)  # the selection and the test are processes, too
     predicting_s = passes * VAL_COST * image_s / work.speedup(1)
-    return work.reading_s + start_s + predicting_s + cpu_s / count_cores() + REPORT_S
+    selecting_s = postprocess_s(work.val, work.image_size) if work.postprocess else 0.0
+    scoring_s = SCORE_S * work.test_megapixels / count_cores()
+    return work.reading_s + start_s + predicting_s + selecting_s + scoring_s + REPORT_S
+
+
+def postprocess_s(images: int, image_size: int) -> float:
+    """Return the seconds of the selection of post-processing, which uses one thread."""
+    return POSTPROCESS_PIXEL_S * image_size**2 * images
 
 
 def image_seconds(trial: FrozenTrial, train: int, val: int) -> float | None:

@@ -28,7 +28,7 @@ def call(*words, code=0):
 def known_machine(monkeypatch):
     """A machine and a data set that need not be measured."""
     monkeypatch.setattr(planner, "measure_machine", lambda slot, limit_s, on_anchor: CPU)
-    monkeypatch.setattr(planner, "read_fingerprint", lambda index: ISIC)
+    monkeypatch.setattr(planner, "read_fingerprint", lambda index, data: ISIC)
 
 
 def test_plan_prints_and_writes_a_study_file(known_machine, tiny_data, tmp_path):
@@ -36,7 +36,7 @@ def test_plan_prints_and_writes_a_study_file(known_machine, tiny_data, tmp_path)
     printed = tmp_path / "printed.yaml"
     printed.write_text(call(*words, "--workers", 2))
     hint = call(*words, "--workers", 2, "-o", tmp_path / "written.yaml")
-    assert "written.yaml: run it with" in hint and "--data ... --workers 2`" in hint
+    assert "written.yaml: run it with" in hint and "--data ... --device cpu --workers 2`" in hint
     written = load_spec(str(tmp_path / "written.yaml"))
     assert load_spec(str(printed)) == written
     assert (written.name, written.budget.total_hours) == ("auto", 0.5)
@@ -49,6 +49,7 @@ def test_plan_prints_and_writes_a_study_file(known_machine, tiny_data, tmp_path)
         (["auto"], "--hours: `run auto` needs the time"),
         (["auto", "--hours", 1, "--quality", "good"], "--quality: must be one of fast, balanced"),
         (["auto", "--hours", 0.01], "--hours: 0.01 is too short for one training"),
+        (["auto", "--hours", "nan"], "--hours: must be above 0 and finite, got nan"),
         (["auto", "--hours", 1, "--engine", "slurm"], "run auto: plans for workers of this"),
         (["auto", "--hours", 1, "--workers", 0], "run auto: plans for workers of this"),
         (["auto", "--hours", 1, "--set", "budget.epoch=1"], "budget.epoch: unknown key"),

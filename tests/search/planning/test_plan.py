@@ -50,8 +50,9 @@ def test_most_of_the_time_is_planned(machine):
         # are for the test: 15,500 images of 128 px, 10 epochs. Larger images would be seen less.
         (0.25, "cpu", "balanced", (64, 2), (128, 10, 1)),
         (0.25, "cpu", "best", (64, 2), (128, 10, 1)),
-        # 0.1 h: 314 s. The final has 235 s, 100 of them for the test: 5 epochs at 96 px.
-        (0.1, "cpu", "balanced", (64, 1), (96, 5, 1)),
+        # 0.1 h: 314 s. The final has 235 s, 81 of them for selection and test: 4 epochs at 96 px,
+        # 31 s each.
+        (0.1, "cpu", "balanced", (64, 1), (96, 4, 1)),
         # With more time there are several trainings, unless one network is wanted.
         (4, "cpu", "balanced", (160, 4), (224, 15, 3)),
         (4, "cpu", "fast", (192, 8), (256, 30, 1)),
@@ -91,7 +92,8 @@ def test_an_unknown_quality_is_one_line():
 def test_a_slot_is_worth_as_much_time():
     """Twice the slots run twice the trials; a single training of the final is as long."""
     one, two = plan(0.5, "fast", speeds=GPU), plan(0.5, "fast", speeds=GPU, slots=2)
-    assert two.spec.final == one.spec.final
+    assert two.spec.final.image_size == one.spec.final.image_size
+    assert two.spec.final.epochs == pytest.approx(one.spec.final.epochs, rel=0.05)
     assert two.forecast.trials > 1.5 * one.forecast.trials
 
 

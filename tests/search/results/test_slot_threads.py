@@ -79,4 +79,14 @@ def test_fewer_tasks_than_cpu_slots_share_all_threads():
     assert share_slots(slots, 4) == share_slots(slots, 9) == slots
     assert join_slots(slots) == Slot("cpu", 8, 1.0, 32.0)
     gpus = [Slot("cuda:0", 4), Slot("cuda:1", 4)]
-    assert share_slots(gpus, 1) == gpus and join_slots(gpus) == gpus[0]
+    assert share_slots(gpus, 2) == gpus
+    assert share_slots(gpus, 1) == [Slot("cuda:0", 8)]
+
+
+def test_tasks_share_a_gpu_only_if_there_are_more_tasks_than_gpus():
+    slots = [Slot(f"cuda:{i}", 2, 0.5, 8.0) for i in (0, 0, 1, 1)]
+    assert share_slots(slots, 1) == [Slot("cuda:0", 8, 1.0, 32.0)]
+    assert share_slots(slots, 2) == [Slot(f"cuda:{i}", 4, 1.0, 16.0) for i in (0, 1)]
+    three = share_slots(slots, 3)
+    assert [(s.device, s.share) for s in three] == [("cuda:0", 0.5), ("cuda:1", 1), ("cuda:0", 0.5)]
+    assert share_slots(slots, 4) == slots

@@ -32,6 +32,7 @@ def simple(monkeypatch):
     for name in ("START_S", "EPOCH_S", "REPORT_S"):
         monkeypatch.setattr(forecast, name, 0.0)
     monkeypatch.setattr(forecast, "VAL_COST", 0.5)
+    monkeypatch.setattr(forecast, "THREADS_POWER", 0.5)
 
 
 def test_epochs_rounds_and_passes_add_up(simple):
