@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from search.planning import policy
 from search.planning.policy import LEVELS, TIERS, Tier
-from search.planning.situation import Situation
+from search.planning.plan_inputs import PlanInputs
 from search.planning.space import usable_encoders
 from search.study.forecast import FinalWork, final_epoch_s, fixed_final_s, forecast_final_s
 
@@ -23,52 +23,52 @@ class FinalChoice:
     seconds: float
 
 
-def choose_tier(situation: Situation, weights: Mapping[str, str]) -> tuple[Tier, FinalChoice]:
+def choose_tier(inputs: PlanInputs, weights: Mapping[str, str]) -> tuple[Tier, FinalChoice]:
     """Return the networks and the final: larger networks once the time suffices for large images.
 
     A larger tier needs an encoder of its own with weights, except for the largest, which has
     networks without an encoder, too.
     """
     for tier in reversed(TIERS[1:]):
-        final = choose_final(situation, tier)
+        final = choose_final(inputs, tier)
         own = [e for e in usable_encoders(tier, weights) if e not in TIERS[0].encoders]
         if final.level >= policy.TIER_LEVEL and (own or tier is TIERS[-1]):
             return tier, final
-    return TIERS[0], choose_final(situation, TIERS[0])
+    return TIERS[0], choose_final(inputs, TIERS[0])
 
 
-def choose_final(situation: Situation, tier: Tier) -> FinalChoice:
+def choose_final(inputs: PlanInputs, tier: Tier) -> FinalChoice:
     """Return the largest final that fits, with as many epochs as fit below the next level."""
     # More epochs of the largest images are for the largest networks.
     count = len(LEVELS) if tier is TIERS[-1] else policy.TIER_LEVEL + 1
-    finals = [_final(situation, tier, i) for i in range(count)]
-    seconds, speeds = situation.final_share_s, situation.speeds
+    finals = [_final(inputs, tier, i) for i in range(count)]
+    seconds, speeds = inputs.final_share_s, inputs.speeds
     fitting = [
         final
         for final in finals
         if final.seconds <= seconds and speeds.fits(tier.anchor, final.work.image_size)
     ]
     if not fitting:
-        return smallest_final(situation, tier)
+        return smallest_final(inputs, tier)
     chosen = fitting[-1]
     if chosen is finals[-1]:
         return chosen
     work, above = chosen.work, finals[chosen.level + 1].work
-    image_s = situation.image_s(tier, work.image_size)
+    image_s = inputs.image_s(tier, work.image_size)
     spare_s = seconds - fixed_final_s(work, image_s)
     affordable = int(spare_s / final_epoch_s(work, image_s))
     most = above.epochs * above.image_size // work.image_size
     work = replace(work, epochs=max(work.epochs, min(affordable, most)))
-    return replace(chosen, work=work, seconds=_seconds(situation, tier, work))
+    return replace(chosen, work=work, seconds=_seconds(inputs, tier, work))
 
 
-def smallest_final(situation: Situation, tier: Tier) -> FinalChoice:
+def smallest_final(inputs: PlanInputs, tier: Tier) -> FinalChoice:
     """Return the smallest final, a single training, without what follows it where time is short."""
-    final = _final(situation, tier, 0)
+    final = _final(inputs, tier, 0)
     work = replace(final.work, trainings=1, members=1)
     options = [work, replace(work, postprocess=False), replace(work, postprocess=False, tta=False)]
-    seconds = [_seconds(situation, tier, each) for each in options]
-    share_s = situation.final_share_s
+    seconds = [_seconds(inputs, tier, each) for each in options]
+    share_s = inputs.final_share_s
     i = next((i for i, s in enumerate(seconds) if s <= share_s), len(options) - 1)
     return replace(final, work=options[i], seconds=seconds[i])
 
@@ -88,12 +88,12 @@ def scale_epochs(epochs: int, images: int) -> tuple[int, int | None]:
     return policy.MIN_FINAL_EPOCHS, seen // policy.MIN_FINAL_EPOCHS
 
 
-def _final(situation: Situation, tier: Tier, number: int) -> FinalChoice:
+def _final(inputs: PlanInputs, tier: Tier, number: int) -> FinalChoice:
     """Return the final of a level."""
-    level, data, quality = LEVELS[number], situation.data, situation.quality
+    level, data, quality = LEVELS[number], inputs.data, inputs.quality
     epochs, limit = scale_epochs(level.epochs, data.train)
     # Trainings on GPUs that are free anyway cost nothing. On a CPU a single one has all threads.
-    free = 1 if situation.speeds.is_cpu else situation.slots
+    free = 1 if inputs.speeds.is_cpu else inputs.slots
     most = max(level.trainings, free)
     finalists = min(quality.finalists, most)
     trainings = finalists * min(quality.seeds, most // finalists)
@@ -105,16 +105,16 @@ def _final(situation: Situation, tier: Tier, number: int) -> FinalChoice:
         image_size=_clamp_size(level.image_size, data.side),
         epochs=epochs,
         trainings=trainings,
-        slots=situation.slots,
+        slots=inputs.slots,
         members=min(quality.ensemble, trainings),
         reading_s=data.reading_s,
-        is_cpu=situation.speeds.is_cpu,
+        is_cpu=inputs.speeds.is_cpu,
     )
-    return FinalChoice(number, work, limit, _seconds(situation, tier, work))
+    return FinalChoice(number, work, limit, _seconds(inputs, tier, work))
 
 
-def _seconds(situation: Situation, tier: Tier, work: FinalWork) -> float:
-    return forecast_final_s(work, situation.image_s(tier, work.image_size))
+def _seconds(inputs: PlanInputs, tier: Tier, work: FinalWork) -> float:
+    return forecast_final_s(work, inputs.image_s(tier, work.image_size))
 
 
 def _clamp_size(size: int, side: int) -> int:

@@ -14,7 +14,7 @@ from search.planning.fingerprint import DataFingerprint
 from search.planning.policy import ANCHORS, TIERS, Tier
 from search.planning.reasons import give_reasons
 from search.planning.search_choice import SearchChoice, choose_search, only_trial
-from search.planning.situation import Forecast, Situation
+from search.planning.plan_inputs import Forecast, PlanInputs
 from search.planning.space import search_section
 from search.planning.speeds import MachineSpeeds
 from search.spec.loading import parse_spec
@@ -59,10 +59,10 @@ def make_plan(
     """
     start_s = spent_s + policy.START_S + data.reading_s + policy.AUDIT_S * data.images
     available_s = 3600 * hours * (1 - policy.MARGIN) - start_s
-    situation = Situation(data, speeds, slots, available_s, policy.find_quality(quality))
-    _check_time(situation, hours, start_s)
-    tier, final = choose_tier(situation, weights)
-    search = choose_search(situation, tier, final)
+    inputs = PlanInputs(data, speeds, slots, available_s, policy.find_quality(quality))
+    _check_time(inputs, hours, start_s)
+    tier, final = choose_tier(inputs, weights)
+    search = choose_search(inputs, tier, final)
     # Trials are limited in number, too, and then the time is not used up.
     search_s = min(available_s - final.seconds, math.ceil(search.trials / slots) * search.trial_s)
     forecast = Forecast(start_s, search_s, final.seconds, search.trials)
@@ -71,7 +71,7 @@ def make_plan(
             "name": name,
             **_data_and_budget(hours, tier, final, search, forecast),
             **_search_sections(tier, final, search, weights),
-            "final": _final_section(situation, final, search),
+            "final": _final_section(inputs, final, search),
         },
         "the plan",
     )
@@ -84,12 +84,12 @@ def candidate_encoders() -> tuple[str, ...]:
     return tuple(dict.fromkeys([*encoders, *policy.TRANSFORMERS]))
 
 
-def _check_time(situation: Situation, hours: float, start_s: float) -> None:
+def _check_time(inputs: PlanInputs, hours: float, start_s: float) -> None:
     """Raise InputError if the time is too short for a trial and the smallest final."""
     tier = TIERS[0]
-    final = smallest_final(replace(situation, available_s=0.0), tier)
-    needed_s = final.seconds + only_trial(situation, tier, final).trial_s
-    if situation.available_s < needed_s:
+    final = smallest_final(replace(inputs, available_s=0.0), tier)
+    needed_s = final.seconds + only_trial(inputs, tier, final).trial_s
+    if inputs.available_s < needed_s:
         least = (needed_s + start_s) / (1 - policy.MARGIN) / 3600
         raise InputError(
             f"--hours: {hours:g} is too short for one training on these images; this machine needs "
@@ -124,10 +124,8 @@ def _search_sections(
     return {**fixed, "search": section, "warm_start": ["defaults"]}
 
 
-def _final_section(
-    situation: Situation, final: FinalChoice, search: SearchChoice
-) -> dict[str, Any]:
-    work, quality = final.work, situation.quality
+def _final_section(inputs: PlanInputs, final: FinalChoice, search: SearchChoice) -> dict[str, Any]:
+    work, quality = final.work, inputs.quality
     # Of few trials only the better half is worth another training.
     finalists = max(1, min(quality.finalists, work.trainings, search.trials // 2))
     return {

@@ -8,7 +8,7 @@ from lesionseg.errors import format_some
 from search.planning import policy
 from search.planning.fingerprint import DataFingerprint
 from search.planning.policy import Tier
-from search.planning.situation import Forecast
+from search.planning.plan_inputs import Forecast
 from search.planning.speeds import MachineSpeeds
 from search.spec.study_spec import StudySpec
 
@@ -40,8 +40,8 @@ def give_reasons(
     reasons = {
         "data.image_size": f"of the search; the final uses {final_size} px. Small images keep the "
         "ranking of configurations and cost little.",
-        "data.limit": f"in this time not even {policy.MIN_FINAL_EPOCHS} epochs on all "
-        f"{data.train} training images fit.",
+        "data.limit": f"at this image size a network needs fewer images than "
+        f"{policy.MIN_FINAL_EPOCHS} epochs on all {data.train} training images have.",
         "budget.trials": f"about {trials} trials are expected in {format_time(forecast.search_s)}; "
         "the time ends the search, and more trials are run if they are faster."
         if forecast.has_search

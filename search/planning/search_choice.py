@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from search.planning import policy
 from search.planning.final_choice import FinalChoice
 from search.planning.policy import FIDELITIES, Fidelity, Tier
-from search.planning.situation import Situation
+from search.planning.plan_inputs import PlanInputs
 from search.study.forecast import START_S, epoch_s
 
 
@@ -21,34 +21,32 @@ class SearchChoice:
     trial_s: float
 
 
-def choose_search(situation: Situation, tier: Tier, final: FinalChoice) -> SearchChoice:
+def choose_search(inputs: PlanInputs, tier: Tier, final: FinalChoice) -> SearchChoice:
     """Return the search in the time besides the final; a single trial if it is too short."""
     for fidelity in FIDELITIES:
-        search = _search(situation, tier, final, fidelity)
+        search = _search(inputs, tier, final, fidelity)
         if search.trials >= fidelity.trials:
             return search
-    return only_trial(situation, tier, final)
+    return only_trial(inputs, tier, final)
 
 
-def only_trial(situation: Situation, tier: Tier, final: FinalChoice) -> SearchChoice:
+def only_trial(inputs: PlanInputs, tier: Tier, final: FinalChoice) -> SearchChoice:
     """Return the smallest possible trial in place of a search."""
     size = _smaller_size(final.work.image_size, len(policy.SEARCH_SIZES))
-    return SearchChoice(size, 1, 1, _trial_s(situation, tier, final, size, 1))
+    return SearchChoice(size, 1, 1, _trial_s(inputs, tier, final, size, 1))
 
 
-def _search(
-    situation: Situation, tier: Tier, final: FinalChoice, fidelity: Fidelity
-) -> SearchChoice:
+def _search(inputs: PlanInputs, tier: Tier, final: FinalChoice, fidelity: Fidelity) -> SearchChoice:
     size = _smaller_size(final.work.image_size, fidelity.steps)
     epochs = max(1, round(fidelity.share * final.work.epochs))
-    trial_s = _trial_s(situation, tier, final, size, epochs)
-    seconds = situation.available_s - final.seconds
-    trials = min(policy.MAX_TRIALS, situation.slots * int(seconds / trial_s))
+    trial_s = _trial_s(inputs, tier, final, size, epochs)
+    seconds = inputs.available_s - final.seconds
+    trials = min(policy.MAX_TRIALS, inputs.slots * int(seconds / trial_s))
     return SearchChoice(size, epochs, trials, trial_s)
 
 
-def _trial_s(situation: Situation, tier: Tier, final: FinalChoice, size: int, epochs: int) -> float:
-    images_s = epochs * epoch_s(final.work, situation.image_s(tier, size))
+def _trial_s(inputs: PlanInputs, tier: Tier, final: FinalChoice, size: int, epochs: int) -> float:
+    images_s = epochs * epoch_s(final.work, inputs.image_s(tier, size))
     pruned = policy.PRUNED_COST if epochs >= policy.PRUNED_EPOCHS else 1.0
     return START_S + images_s * policy.MEAN_COST * pruned
 

@@ -32,7 +32,7 @@ class Stage:
     model: Section | None = None
 
 
-_HALVES: Section = {
+_FIXED_LOSSES: Section = {
     "bce_dice": {"weight": 0.5},
     "dice": {},
     "focal_dice": {"weight": 0.5, "alpha": 0.5, "gamma": 2.0},
@@ -55,7 +55,7 @@ STAGES = (
     Stage(
         trials=0,
         architectures=("smp_fpn",),
-        losses=_HALVES,
+        losses=_FIXED_LOSSES,
         augments={"geometric": {"strength": 0.5}, "full": {"strength": 0.5}},
         optimizers={"adamw": {"lr": [5e-4, 3e-3], "weight_decay": 0.01}},
         schedules=("onecycle",),
@@ -63,7 +63,7 @@ STAGES = (
     Stage(
         trials=8,
         architectures=("smp_fpn", "smp_segformer", "smp_unet"),
-        losses=_HALVES,
+        losses=_FIXED_LOSSES,
         augments={"geometric": {}, "full": {}, "flips": {}},
         optimizers={"adamw": {"lr": [3e-4, 4e-3], "weight_decay": 0.01}},
         schedules=("onecycle", "cosine"),

@@ -117,9 +117,10 @@ def train_finalists(setup: FinalSetup, folder: Path, on_progress: Progress) -> R
 
 
 def _training_slots(setup: FinalSetup, trainings: int) -> Sequence[Slot]:
-    """Return the slots of the search, on whose threads the digits of a repetition depend.
+    """Return the slots of the trainings, which share all threads.
 
-    Other trainings share all threads.
+    A repetition of the search's training has the slots of the search: on a CPU, results are
+    bit-identical only with the same number of threads.
     """
     if setup.is_repetition and setup.schedule.left_s is None:
         return setup.slots

@@ -25,8 +25,8 @@ from search.trial_process.slot import Slot
 
 #: Seconds between two records of the clock, and records after which its process counts as ended.
 RECORD_S, MISSED_RECORDS = 5.0, 12
-#: Part of the time that is kept for the final at most, whatever its forecast: it then has fewer
-#: epochs, and there still is a search.
+#: Part of the time that is kept for the final at most. If its forecast is longer, it is given fewer
+#: epochs, so that the search keeps some time.
 MAX_FINAL_SHARE = 0.8
 #: A trial is started if this part of a typical trial fits before the final.
 MIN_TRIAL_SHARE = 0.5

@@ -14,7 +14,7 @@ from search.study.deadline import elapsed_s
 from search.study.opening import load_study
 from tests.conftest import write_folder
 from tests.search.helpers import open_tiny
-from tests.search.planning.situations import CPU, ISIC
+from tests.search.planning.machines import CPU, ISIC
 
 
 def call(*words, code=0):

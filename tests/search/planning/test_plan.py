@@ -12,7 +12,7 @@ from search.planning.policy import LEVELS, LITE0, QUALITIES
 from search.planning.speeds import MachineSpeeds
 from search.spec.loading import parse_spec
 from tests.search.helpers import refusal
-from tests.search.planning.situations import CPU, GPU, ISIC, OFFLINE, ONLINE, images, plan, speed
+from tests.search.planning.machines import CPU, GPU, ISIC, OFFLINE, ONLINE, images, plan, speed
 
 MACHINES = {
     "cpu": {"speeds": CPU},

@@ -5,7 +5,7 @@ import pytest
 from search.planning.policy import LITE0, TIERS
 from search.planning.space import STAGES, search_section, usable_encoders
 from search.spec.search_space import parse_space
-from tests.search.planning.situations import OFFLINE, ONLINE
+from tests.search.planning.machines import OFFLINE, ONLINE
 
 SETTINGS = {"image_size": 128, "epochs": 4, "patience": 0, "seed": 0}
 

@@ -5,7 +5,7 @@ import yaml
 
 from search.planning.study_file import WIDTH, render_study
 from tests.search.helpers import read_spec
-from tests.search.planning.situations import GPU, ONLINE, plan
+from tests.search.planning.machines import GPU, ONLINE, plan
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from search.planning.speeds import MachineSpeeds
 
 
 @dataclass(frozen=True)
-class Situation:
-    """Data, machine, time and wish.
+class PlanInputs:
+    """Data, machine, time and quality of a plan.
 
     speeds: of one slot. slots: number of trainings that run at once. available_s: seconds of
     search and final together.
