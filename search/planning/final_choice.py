@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from search.planning import policy
-from search.planning.policy import LEVELS, TIERS, Tier
 from search.planning.plan_inputs import PlanInputs
+from search.planning.policy import LEVELS, TIERS, Tier
 from search.planning.space import usable_encoders
 from search.study.forecast import FinalWork, final_epoch_s, fixed_final_s, forecast_final_s
 

@@ -11,10 +11,10 @@ from lesionseg.errors import InputError
 from search.planning import policy
 from search.planning.final_choice import FinalChoice, choose_tier, smallest_final
 from search.planning.fingerprint import DataFingerprint
+from search.planning.plan_inputs import Forecast, PlanInputs
 from search.planning.policy import ANCHORS, TIERS, Tier
 from search.planning.reasons import give_reasons
 from search.planning.search_choice import SearchChoice, choose_search, only_trial
-from search.planning.plan_inputs import Forecast, PlanInputs
 from search.planning.space import search_section
 from search.planning.speeds import MachineSpeeds
 from search.spec.loading import parse_spec

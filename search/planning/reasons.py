@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from lesionseg.errors import format_some
 from search.planning import policy
 from search.planning.fingerprint import DataFingerprint
-from search.planning.policy import Tier
 from search.planning.plan_inputs import Forecast
+from search.planning.policy import Tier
 from search.planning.speeds import MachineSpeeds
 from search.spec.study_spec import StudySpec
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from search.planning import policy
 from search.planning.final_choice import FinalChoice
-from search.planning.policy import FIDELITIES, Fidelity, Tier
 from search.planning.plan_inputs import PlanInputs
+from search.planning.policy import FIDELITIES, Fidelity, Tier
 from search.study.forecast import START_S, epoch_s
 
 
