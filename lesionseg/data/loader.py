@@ -17,9 +17,8 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import albumentations as A
 import cv2
 import numpy as np
 import torch
@@ -27,8 +26,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lesionseg.augment import reseed
+from lesionseg.augment import reseed  # before albumentations, whose environment it sets
 from lesionseg.data.cache import Cache
+
+if TYPE_CHECKING:
+    import albumentations as A
 
 Batch = tuple[Tensor, Tensor]
 

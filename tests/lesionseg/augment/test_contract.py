@@ -4,6 +4,8 @@ import itertools
 import os
 import pickle
 import random
+import subprocess
+import sys
 
 import albumentations as A
 import numpy as np
@@ -172,8 +174,19 @@ def test_transforms_draw_independent_numbers():
     ]
 
 
-def test_albumentations_update_check_is_disabled():
-    assert os.environ["NO_ALBUMENTATIONS_UPDATE"]
+@pytest.mark.parametrize("module", ["lesionseg.augment", "lesionseg.data.loader"])
+def test_an_import_does_not_look_for_a_newer_albumentations(module):
+    """That check warns where there is no network."""
+    code = (
+        "import urllib.request\n"
+        "def refuse(*args, **kwargs): raise OSError('no network')\n"
+        "urllib.request.OpenerDirector.open = refuse\n"
+        f"import {module}"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "NO_ALBUMENTATIONS_UPDATE"}
+    command = [sys.executable, "-W", "error::UserWarning", "-c", code]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (0, "")
 
 
 def test_an_invalid_component_is_refused():
