@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from search.planning import policy
 from search.planning.plan_inputs import PlanInputs
@@ -15,11 +16,17 @@ from search.study.forecast import FinalWork, final_epoch_s, fixed_final_s, forec
 
 @dataclass(frozen=True)
 class FinalChoice:
-    """A planned final. level: its number in LEVELS. limit: of the training images, if any."""
+    """A planned final.
+
+    level: its number in LEVELS.
+    limit: of the training images, if any.
+    fit_on: as in ``FinalSpec``. A single training needs no validation images to be chosen.
+    """
 
     level: int
     work: FinalWork
     limit: int | None
+    fit_on: Literal["train", "train_val"]
     seconds: float
 
 
@@ -64,8 +71,8 @@ def choose_final(inputs: PlanInputs, tier: Tier) -> FinalChoice:
 
 def smallest_final(inputs: PlanInputs, tier: Tier) -> FinalChoice:
     """Return the smallest final, a single training, without what follows it where time is short."""
-    final = _final(inputs, tier, 0)
-    work = replace(final.work, trainings=1, members=1)
+    final = _final(inputs, tier, 0, most=1)
+    work = final.work
     options = [work, replace(work, postprocess=False), replace(work, postprocess=False, tta=False)]
     seconds = [_seconds(inputs, tier, each) for each in options]
     share_s = inputs.final_share_s
@@ -88,17 +95,22 @@ def scale_epochs(epochs: int, images: int) -> tuple[int, int | None]:
     return policy.MIN_FINAL_EPOCHS, seen // policy.MIN_FINAL_EPOCHS
 
 
-def _final(inputs: PlanInputs, tier: Tier, number: int) -> FinalChoice:
-    """Return the final of a level."""
+def _final(inputs: PlanInputs, tier: Tier, number: int, most: int | None = None) -> FinalChoice:
+    """Return the final of a level, with at most ``most`` trainings."""
     level, data, quality = LEVELS[number], inputs.data, inputs.quality
-    epochs, limit = scale_epochs(level.epochs, data.train)
     # Trainings on GPUs that are free anyway cost nothing. On a CPU a single one has all threads.
     free = 1 if inputs.speeds.is_cpu else inputs.slots
-    most = max(level.trainings, free)
+    most = most or max(level.trainings, free)
     finalists = min(quality.finalists, most)
     trainings = finalists * min(quality.seeds, most // finalists)
+    epochs, limit = scale_epochs(level.epochs, data.train)
+    fit = limit or data.train
+    is_joint = trainings == 1 and limit is None
+    if is_joint:
+        fit += data.val
+        epochs, _ = scale_epochs(level.epochs, fit)
     work = FinalWork(
-        fit=limit or data.train,
+        fit=fit,
         val=data.val,
         test=data.test,
         test_megapixels=data.test * data.megapixels,
@@ -110,7 +122,8 @@ def _final(inputs: PlanInputs, tier: Tier, number: int) -> FinalChoice:
         reading_s=data.reading_s,
         is_cpu=inputs.speeds.is_cpu,
     )
-    return FinalChoice(number, work, limit, _seconds(inputs, tier, work))
+    fit_on: Literal["train", "train_val"] = "train_val" if is_joint else "train"
+    return FinalChoice(number, work, limit, fit_on, _seconds(inputs, tier, work))
 
 
 def _seconds(inputs: PlanInputs, tier: Tier, work: FinalWork) -> float:

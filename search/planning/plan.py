@@ -129,7 +129,7 @@ def _final_section(inputs: PlanInputs, final: FinalChoice, search: SearchChoice)
     # Of few trials only the better half is worth another training.
     finalists = max(1, min(quality.finalists, work.trainings, search.trials // 2))
     return {
-        "fit_on": "train",
+        "fit_on": final.fit_on,
         "image_size": work.image_size,
         "epochs": work.epochs,
         "finalists": finalists,

@@ -62,7 +62,9 @@ def give_reasons(
         "default.",
         "warm_start": "the first trial has the default of every parameter.",
         "final.fit_on": "the validation images choose the epoch, the finalist, the ensemble and "
-        "the inference steps.",
+        "the inference steps."
+        if final.fit_on == "train"
+        else "a single training is not chosen from others: it has the validation images, too.",
         "final.image_size": f"the largest size at which the network sees enough images in time; "
         f"the images have about {data.side} px. {tier.anchor} trains {rate:.3g} images/s at this "
         "size on this machine.",
@@ -83,7 +85,8 @@ def give_reasons(
 
 
 def _fit(spec: StudySpec, data: DataFingerprint) -> int:
-    return spec.data.limit.train or data.train
+    train = spec.data.limit.train or data.train
+    return train + data.val if spec.final.fit_on == "train_val" else train
 
 
 def summarize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from search.planning import policy
 from search.planning.final_choice import FinalChoice
@@ -46,7 +46,8 @@ def _search(inputs: PlanInputs, tier: Tier, final: FinalChoice, fidelity: Fideli
 
 
 def _trial_s(inputs: PlanInputs, tier: Tier, final: FinalChoice, size: int, epochs: int) -> float:
-    images_s = epochs * epoch_s(final.work, inputs.image_s(tier, size))
+    work = replace(final.work, fit=final.limit or inputs.data.train)
+    images_s = epochs * epoch_s(work, inputs.image_s(tier, size))
     pruned = policy.PRUNED_COST if epochs >= policy.PRUNED_EPOCHS else 1.0
     return START_S + images_s * policy.MEAN_COST * pruned
 

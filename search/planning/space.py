@@ -61,7 +61,7 @@ STAGES = (
         schedules=("onecycle",),
     ),
     Stage(
-        trials=8,
+        trials=16,
         architectures=("smp_fpn", "smp_segformer", "smp_unet"),
         losses=_FIXED_LOSSES,
         augments={"geometric": {}, "full": {}, "flips": {}},

@@ -47,9 +47,10 @@ def test_most_of_the_time_is_planned(machine):
     ("hours", "machine", "quality", "search", "final"),
     [
         # 0.25 h: 832 s without start and margin. The final may take 3/4, 620 s, of which about 120
-        # are for the test: 15,500 images of 128 px, 10 epochs. Larger images would be seen less.
-        (0.25, "cpu", "balanced", (64, 2), (128, 10, 1)),
-        (0.25, "cpu", "best", (64, 2), (128, 10, 1)),
+        # are for the test: 15,500 images of 128 px, 8 epochs of the 1,749 images of train and val.
+        # Larger images would be seen less.
+        (0.25, "cpu", "balanced", (64, 1), (128, 8, 1)),
+        (0.25, "cpu", "best", (64, 1), (128, 8, 1)),
         # 0.1 h: 314 s. The final has 235 s, 81 of them for selection and test: 4 epochs at 96 px,
         # 31 s each.
         (0.1, "cpu", "balanced", (64, 1), (96, 4, 1)),
@@ -156,3 +157,14 @@ def test_levels_never_shrink():
 def test_a_slower_machine_gets_a_smaller_final():
     slow = MachineSpeeds({"fpn-lite0": speed(10, 15_000)})
     assert plan(0.5, speeds=slow).spec.final.image_size < plan(0.5).spec.final.image_size
+
+
+def test_a_single_training_has_the_validation_images():
+    """Several trainings are compared on them; of many images a part is enough."""
+    single, several = plan(0.5), plan(4)
+    assert (single.spec.final.fit_on, several.spec.final.fit_on) == ("train_val", "train")
+    assert f"epochs of {1440 + 309} images" in single.reasons["final.epochs"]
+    assert f"epochs of {1440} images" in several.reasons["final.epochs"]
+    many = plan(0.5, data=images(60_000)).spec
+    assert (many.final.finalists, many.final.fit_on) == (1, "train")
+    assert plan(0.06).spec.final.fit_on == "train_val"
