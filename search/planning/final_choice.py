@@ -119,6 +119,8 @@ def _final(inputs: PlanInputs, tier: Tier, number: int, most: int | None = None)
         trainings=trainings,
         slots=inputs.slots,
         members=min(quality.ensemble, trainings),
+        # The weights of the search are used, whose images are smaller by one to three sizes.
+        selection_size=_clamp_size(level.image_size, data.side) // 2 if is_joint else None,
         reading_s=data.reading_s,
         is_cpu=inputs.speeds.is_cpu,
     )

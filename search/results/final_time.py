@@ -26,7 +26,7 @@ from search.spec.study_spec import StudySpec
 from search.storage import trial_records
 from search.storage.retention import kept_weights
 from search.study.fidelity import to_final
-from search.study.forecast import EPOCH_S, REPORT_S, SCORE_S, START_S, postprocess_s
+from search.study.forecast import EPOCH_S, REPORT_S, SCORE_S, START_S, postprocess_s, size_cost
 from search.study.opening import OpenStudy
 from search.trial_process.protocol import Measured, MeasureJob
 from search.trial_process.slot import Slot
@@ -234,17 +234,21 @@ def _estimate(opened: OpenStudy, config: TrialConfig, slots: Sequence[Slot]) -> 
     image_s = max(speed.seconds_per_val_image for speed in speeds)
     val_s, test_s = len(data.val) * image_s, len(opened.split.test) * image_s
     epoch_s = partial(_epoch_s, step_s=step_s, val_s=val_s, batch_size=config.batch_size)
-    is_same_size = config.image_size == opened.spec.data.image_size
+    search_size = opened.spec.data.image_size
+    selection_size = search_size if final.selects_on_search else config.image_size
+    selection_val_s = val_s * size_cost(selection_size, config.image_size)
     return FinalCosts(
         fit_on=final.fit_on,
         slots=len(slots),
-        kept=kept_weights(final) if is_same_size and final.fit_on == "train" else 0,
+        kept=kept_weights(final)
+        if config.image_size == search_size and final.fit_on == "train"
+        else 0,
         epoch_s=epoch_s(len(data.train)),
         joint_epoch_s=epoch_s(len(data.train_val)),
         judge_s=val_s,
-        member_s=(len(SYMMETRIES) if final.tta else 1) * (val_s + test_s),
+        member_s=(len(SYMMETRIES) if final.tta else 1) * (selection_val_s + test_s),
         fixed_s=_fixed_s(opened, join_slots(slots).threads),
-        selection_s=postprocess_s(len(data.val), config.image_size) if final.postprocess else 0.0,
+        selection_s=postprocess_s(len(data.val), selection_size) if final.postprocess else 0.0,
     )
 
 

@@ -190,6 +190,14 @@ class FinalSpec(_Section):
     tta: bool = True
     postprocess: bool = True
 
+    @property
+    def selects_on_search(self) -> bool:
+        """Whether the inference steps are selected with the weights that the search stored.
+
+        A single configuration that is trained on the validation images leaves no other network.
+        """
+        return self.fit_on == "train_val" and self.finalists == 1
+
 
 class StudySpec(_Section):
     """A whole study file.

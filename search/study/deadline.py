@@ -120,6 +120,7 @@ def final_work(opened: OpenStudy) -> FinalWork:
         reading_s=clock.get("reading_s", 0.0),
         tta=spec.final.tta,
         postprocess=spec.final.postprocess,
+        selection_size=spec.data.image_size if spec.final.selects_on_search else None,
         is_cpu=clock.get("is_cpu", False),
     )
 

@@ -50,6 +50,7 @@ class FinalWork:
         members: networks that are evaluated together.
         reading_s: seconds to read the images at this size.
         tta, postprocess: whether these are selected.
+        selection_size: side of the images that they are selected on; None for ``image_size``.
         is_cpu: whether slots share the threads of a CPU: a training that runs alone has all.
     """
 
@@ -65,6 +66,7 @@ class FinalWork:
     reading_s: float = 0.0
     tta: bool = True
     postprocess: bool = True
+    selection_size: int | None = None
     is_cpu: bool = False
 
     def speedup(self, tasks: int) -> float:
@@ -96,12 +98,19 @@ def fixed_final_s(work: FinalWork, image_s: float) -> float:
     """Return the seconds of a final besides its epochs: reading, selections, test and report."""
     selection_passes = SELECTION_PASSES if work.tta else 1
     test_passes = TEST_PASSES if work.tta else 1
-    passes = work.members * (selection_passes * work.val + test_passes * work.test)
+    selection_size = work.selection_size or work.image_size
+    selected = work.val * size_cost(selection_size, work.image_size)
+    passes = work.members * (selection_passes * selected + test_passes * work.test)
     start_s = START_S * (work.rounds + 2)  # the selection and the test are processes, too
     predicting_s = passes * VAL_COST * image_s / work.speedup(1)
-    selecting_s = postprocess_s(work.val, work.image_size) if work.postprocess else 0.0
+    selecting_s = postprocess_s(work.val, selection_size) if work.postprocess else 0.0
     scoring_s = SCORE_S * work.test_megapixels / count_cores()
     return work.reading_s + start_s + predicting_s + selecting_s + scoring_s + REPORT_S
+
+
+def size_cost(image_size: int, reference: int) -> float:
+    """Return the time of an image relative to that of an image of the reference size."""
+    return float((image_size / reference) ** (2 * PIXEL_POWER))
 
 
 def postprocess_s(images: int, image_size: int) -> float:
@@ -135,7 +144,7 @@ def forecast_from_trials(
     speeds = [s for trial in best if (s := image_seconds(trial, train, work.val)) is not None]
     if not speeds:
         return None
-    scale = (work.image_size / spec.data.image_size) ** (2 * PIXEL_POWER)
+    scale = size_cost(work.image_size, spec.data.image_size)
     return forecast_final_s(work, scale * sum(speeds) / len(speeds))
 
 

@@ -47,6 +47,15 @@ def test_epochs_rounds_and_passes_add_up(simple):
     assert forecast_final_s(more, 0.1) == pytest.approx(4 * 10 + 1.5 / 2)
 
 
+def test_a_selection_on_smaller_images_costs_less(simple, monkeypatch):
+    monkeypatch.setattr(forecast, "PIXEL_POWER", 1.0)
+    whole = FinalWork(**{**vars(WORK), "tta": True, "postprocess": True})
+    half = FinalWork(**{**vars(whole), "selection_size": 32})
+    # Nine passes over 20 images at 0.05 s, and 20 images of 64 or 32 px for post-processing.
+    saved_s = 9 * 20 * 0.05 * 3 / 4 + 20 * 64**2 * 3 / 4 * forecast.POSTPROCESS_PIXEL_S
+    assert fixed_final_s(whole, 0.1) - fixed_final_s(half, 0.1) == pytest.approx(saved_s)
+
+
 def test_selections_and_members_cost_time():
     def fixed(**changes):
         return fixed_final_s(FinalWork(**{**vars(WORK), **changes}), 0.1)
