@@ -150,7 +150,7 @@ def build_cache(
         InputError: pairs cannot be used (all are checked before), or the cache cannot be written.
     """
     root = root or default_root()
-    path = root / _key(index, image_size)
+    path = root / cache_key(index, image_size)
     with suppress(*DAMAGE):
         return Cache(path)
     for attempts_left in reversed(range(BUILD_ATTEMPTS)):
@@ -214,7 +214,8 @@ def read_pair(record: Record, size: int) -> Pair:
     return Pair(image, mask, pair.area, pair.shape, reading)
 
 
-def _key(index: DatasetIndex, image_size: int) -> str:
+def cache_key(index: DatasetIndex, image_size: int) -> str:
+    """Return the name of a data set's cache at an image size; other files have another name."""
     digest = hashlib.sha256(f"{VERSION}|{image_size}".encode())
     for r in index.records:
         files = [(str(p.resolve()), p.stat()) for p in (r.image, r.mask)]

@@ -57,7 +57,8 @@ def make_plan(
         InputError: an unknown quality, or the time is too short for one training; the message
             contains the least time.
     """
-    start_s = spent_s + policy.START_S + data.reading_s + policy.AUDIT_S * data.images
+    start_s = spent_s + policy.START_S + policy.READINGS * data.reading_s
+    start_s += policy.AUDIT_S * data.images
     available_s = 3600 * hours * (1 - policy.MARGIN) - start_s
     inputs = PlanInputs(data, speeds, slots, available_s, policy.find_quality(quality))
     _check_time(inputs, hours, start_s)

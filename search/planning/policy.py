@@ -84,8 +84,9 @@ MIN_FINAL_EPOCHS, MAX_EPOCHS = 2, 400
 FINAL_SHARE, SHORT_SHARE, SHORT_IMAGES, SPEED_SIZE = 1 / 2, 1 / 4, 50_000, 128
 #: Part of the time that is not planned, for errors of the forecast.
 MARGIN = 0.04
-#: Seconds to create the study, and per image to look for near-duplicates.
-START_S, AUDIT_S = 6.0, 0.008
+#: Seconds to create the study, and per image to look for near-duplicates. Times that the images are
+#: read before the search: once for it, and once reduced to thumbnails, without masks.
+START_S, AUDIT_S, READINGS = 6.0, 0.008, 1.5
 
 # --- the search --------------------------------------------------------------------------------
 

@@ -15,7 +15,8 @@ from PIL import Image
 from lesionseg.data.cache import Cache, Progress, map_parallel
 from lesionseg.data.duplicates.alignment import THUMB_PX
 from lesionseg.data.duplicates.matching import Fingerprint, fingerprint_image
-from lesionseg.data.image_io import Pixels, read_image, read_image_and_size
+from lesionseg.data.duplicates.thumbnails import load_thumbnails
+from lesionseg.data.image_io import Pixels, read_image
 from lesionseg.data.index import DatasetIndex
 from lesionseg.data.mask_checks import (
     ReadMask,
@@ -159,17 +160,14 @@ def audit_dataset(
 def audit_cache(index: DatasetIndex, cache: Cache) -> DatasetAudit:
     """Audit the images of a cache, whose pairs are all usable.
 
-    Masks are examined at the size of the cache, so that tiny components may be missed. Image files
-    are read only if the cached images are too small to compare, or have no structure.
+    Masks are examined at the size of the cache, so that tiny components may be missed.
+    Near-duplicates do not depend on that size.
     """
     shapes, areas, readings = cache.shapes, cache.areas, cache.readings
+    thumbnails = load_thumbnails(index, cache.path.parent)
 
     def audit_entry(i: int) -> PairAudit:
-        record, small = index.records[i], cache.images[i]
-        if len(small) >= THUMB_PX:
-            image = Image.fromarray(small)
-        else:
-            image, _ = read_image_and_size(record.image, THUMB_PX)
+        record, image = index.records[i], Image.fromarray(thumbnails[i])
         # Images of different shapes differ even if their squares are equal.
         pair = _examine(record, image, f"{shapes[i]}-{cache.digests[i]}", cache.masks[i])
         return replace(pair, shape=shapes[i], area=float(areas[i]), reading=readings[i])

@@ -73,11 +73,16 @@ class DuplicatePair:
     exact: bool  # whether all pixels are equal
 
 
-def fingerprint_image(image: Image.Image, digest: str) -> Fingerprint:
-    """Compute the fingerprint of an RGB image of any size."""
+def thumbnail(image: Image.Image) -> Pixels:
+    """Return a grey thumbnail, uint8 [THUMB_PX, THUMB_PX], of an image of any size."""
     size = (THUMB_PX, THUMB_PX)
     small = image.convert("L").resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0)
-    thumb, hash_size = np.asarray(small), (_HASH_INPUT_PX, _HASH_INPUT_PX)
+    return np.asarray(small)
+
+
+def fingerprint_image(image: Image.Image, digest: str) -> Fingerprint:
+    """Compute the fingerprint of an image of any size, or of its thumbnail."""
+    thumb, hash_size = thumbnail(image), (_HASH_INPUT_PX, _HASH_INPUT_PX)
     hashes = []
     for zoom in ZOOMS:
         # The symmetries of the square commute with the resizing for the hash.

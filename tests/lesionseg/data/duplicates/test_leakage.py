@@ -274,3 +274,21 @@ def test_the_cache_gives_the_same_result_as_the_files(splits, tmp_path, size):
     assert [p.record.name for p in files.pairs if p.thresholded] == ["d"]
     assert [p.components for p in audit.pairs] == [1] * len(files.pairs)
     assert not any(p.touches_border for p in audit.pairs)
+
+
+@pytest.mark.parametrize("size", [16, 64, 96, 200])
+def test_near_duplicates_do_not_depend_on_the_size_of_the_cache(tmp_path, size):
+    """Else the split of a study would depend on its image size."""
+    for k in range(3):
+        put(tmp_path / "data", f"large{k}", texture(k, (960, 720)), ending="jpg")
+    index = DatasetIndex.read(tmp_path / "data")
+    files = audit_dataset(index)
+    for attempt in range(2):  # read from the files, then from the stored thumbnails
+        audit = audit_cache(index, build_cache(index, size, tmp_path / "cache"))
+        for cached, read in zip(audit.pairs, files.pairs, strict=True):
+            assert np.array_equal(cached.fingerprint.thumb, read.fingerprint.thumb), attempt
+            assert np.array_equal(cached.fingerprint.hashes, read.fingerprint.hashes)
+    (kept,) = (tmp_path / "cache").glob("*-thumbnails.npy")
+    kept.write_bytes(b"damaged")
+    audit_cache(index, build_cache(index, size, tmp_path / "cache"))
+    assert np.load(kept).shape == (3, 64, 64)
