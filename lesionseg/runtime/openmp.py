@@ -14,7 +14,7 @@ def limit_spinning() -> None:
     To be called before torch is imported. Variables that the user has set take precedence.
 
     A training step has hundreds of parallel parts. Threads that sleep after each part have to be
-    woken for the next one, which cost a quarter to half of the speed with two threads. Threads that
+    woken for the next one, which cost up to half of the speed with two threads. Threads that
     spin for long, as libgomp lets them, make a training several times slower where it shares its
     cores (bench/results/overhead.md).
     """

@@ -9,9 +9,10 @@ import numpy as np
 
 from lesionseg.data.cache import read_pair
 from lesionseg.data.index import DatasetIndex
-from lesionseg.data.split import has_official_split, make_split
+from lesionseg.data.split import make_split
 from lesionseg.errors import InputError
 from search.spec.study_spec import DataSpec
+from search.study.creation import uses_official_split
 from search.trial_process.resources import count_cores
 
 #: Pairs that are read, and the size in pixels at which their reading is timed.
@@ -60,8 +61,7 @@ def read_fingerprint(index: DatasetIndex, data: DataSpec) -> DataFingerprint:
             "data.split.kfold: no plan is made for a cross-validation; print a plan with "
             "`lesionsearch plan -o FILE` and set it there"
         )
-    records, mode = index.records, data.split.mode
-    is_official = mode == "official" or (mode == "auto" and has_official_split(records))
+    records, is_official = index.records, uses_official_split(data, index)
     split = make_split(
         records, np.zeros(len(records)), data.split.shares,
         official=is_official, limits=data.limit.model_dump(),

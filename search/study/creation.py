@@ -19,7 +19,7 @@ from lesionseg.data.merge import Roots
 from lesionseg.data.split import Split, has_official_split, make_split
 from lesionseg.errors import InputError
 from search.spec.loading import find_differing_keys, parse_spec
-from search.spec.study_spec import FinalSpec, StudySpec
+from search.spec.study_spec import DataSpec, FinalSpec, StudySpec
 from search.storage.artifact_store import open_artifact_store
 from search.storage.database import open_storage, sqlite_url, storage_url
 from search.storage.leases import TrialLeases
@@ -83,7 +83,7 @@ def create_or_resume(
         _check_locations(url, folder, artifacts)
     cache = build_cache(index, spec.data.image_size, on_progress=on_progress)
     if not resume or data_audit.is_damaged(folder):
-        audit = audit_study(index, cache, spec.data, official=_uses_official_split(spec, index))
+        audit = audit_study(index, cache, spec.data, official=uses_official_split(spec.data, index))
     if audit and not resume:
         split, created = _split(spec, index, cache, audit), choose_weights(spec)
         attrs = {
@@ -130,8 +130,9 @@ def _absolute_location(artifacts: str | None) -> str | None:
     return str(Path(artifacts).expanduser().resolve())
 
 
-def _uses_official_split(spec: StudySpec, index: DatasetIndex) -> bool:
-    mode = spec.data.split.mode
+def uses_official_split(data: DataSpec, index: DatasetIndex) -> bool:
+    """Return whether the images are split as the data set defines it."""
+    mode = data.split.mode
     return mode == "official" or (mode == "auto" and has_official_split(index.records))
 
 
@@ -144,7 +145,7 @@ def _split(spec: StudySpec, index: DatasetIndex, cache: Cache, audit: StudyAudit
         cache.areas[used],
         options.shares,
         seed=options.seed,
-        official=_uses_official_split(spec, index),
+        official=uses_official_split(spec.data, index),
         limits=spec.data.limit.model_dump(),
         kfold=options.kfold,
     )

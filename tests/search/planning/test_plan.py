@@ -94,7 +94,8 @@ def test_a_slot_is_worth_as_much_time():
     """Twice the slots run twice the trials; a single training of the final is as long."""
     one, two = plan(0.5, "fast", speeds=GPU), plan(0.5, "fast", speeds=GPU, slots=2)
     assert two.spec.final.image_size == one.spec.final.image_size
-    assert two.spec.final.epochs == pytest.approx(one.spec.final.epochs, rel=0.05)
+    # A short time is shorter with two slots, and the final's share of it smaller.
+    assert 0 <= one.spec.final.epochs - two.spec.final.epochs <= 1
     assert two.forecast.trials > 1.5 * one.forecast.trials
 
 

@@ -1,8 +1,20 @@
 """The fit of the final test's trainings to the time that is left."""
 
+import dataclasses
+import math
+import time
+
 import pytest
 
-from search.results.final_plan import START_S, TIME_SHARE, FinalCosts, FinalPlan, fit_to_time
+from search.results.final_plan import (
+    SELECTION_SHARE,
+    START_S,
+    TIME_SHARE,
+    FinalCosts,
+    FinalPlan,
+    fit_to_time,
+)
+from search.results.final_time import Schedule
 
 #: One slot; an epoch takes 10 s; nothing but trainings takes time.
 COSTS = FinalCosts("train", 1, 0, 10.0, 12.0, 0.0, 0.0, 0.0)
@@ -64,3 +76,26 @@ def test_predictions_limit_the_members():
     assert fit_to_time(PLAN, 1.0, costs).ensemble == 1
     # Two members of two networks, each of which is judged once.
     assert costs.after_s(FinalPlan(1, 2, 20, 5)) == 2 * 1.0 + 2 * 16.0 + 5.0
+
+
+def test_a_selection_that_takes_too_long_is_left_out():
+    """Its time is then the trainings'."""
+    costs = dataclasses.replace(COSTS, selection_s=100.0)
+    short_s, long_s = 0.99 * 100 / SELECTION_SHARE, 1.01 * 100 / SELECTION_SHARE
+    one = FinalPlan(1, 1, 20, 1)
+    assert fit_to_time(one, short_s, costs) == dataclasses.replace(one, epochs=30, selection=False)
+    with_selection = fit_to_time(one, long_s, costs)
+    assert with_selection.selection and with_selection.epochs < 30
+    assert costs.forecast_s(with_selection) <= TIME_SHARE * long_s
+
+
+@pytest.mark.parametrize(
+    ("left_s", "selection", "expected"),
+    [(math.inf, True, True), (math.inf, False, False), (70, True, True), (30, True, False)],
+)
+def test_no_selection_once_the_trainings_are_too_late(left_s, selection, expected):
+    """80 s are planned for what follows the trainings, 40 of them for the selection."""
+    end = None if math.isinf(left_s) else time.monotonic() + left_s
+    plan = FinalPlan(1, 1, 20, 1, selection)
+    schedule = Schedule(plan, after_s=80.0, selection_s=40.0, end=end)
+    assert schedule.has_selection is expected
